@@ -1,0 +1,54 @@
+//! The contracts that hold the consensus libraries together.
+//!
+//! A replicated service is four parts, and this crate defines what each may expect of the others:
+//!
+//! ```text
+//!   your program ── propose / read_barrier ──▶ ConsensusEngine ── apply ──▶ StateMachine (yours)
+//!                                               │          │
+//!                                          LogStorage   NetworkTransport ◀──▶ the other nodes
+//! ```
+//!
+//! * [`StateMachine`] - what you bring: applies commands in log order, gives and takes snapshots.
+//! * [`ConsensusEngine`] - agrees on the order of commands (`consensus-raft`, `consensus-mock`).
+//! * [`NetworkTransport`] - moves [`Message`]s, best effort (`consensus-transport-mem`, `-thrift`).
+//! * [`LogStorage`] - makes the log durable, one batch per call (`consensus-storage-rocksdb`).
+//!
+//! What this crate is *not*: it holds no protocol, no runtime and no I/O, and knows none of its implementers.
+//!
+//! # Order of calls
+//! 1. Build a transport, a log storage and a state machine; hand them to an engine's `start`.
+//! 2. [`ConsensusEngine::propose`] commands; each returns the state machine's response once it is committed.
+//! 3. Before a read that must be current, await [`ConsensusEngine::read_barrier`], then read your own state.
+//! 4. [`ConsensusEngine::shutdown`].
+//!
+//! For commands and responses as plain Rust types see [`typed`]; implementers check themselves with the suites of
+//! `consensus-testkit`.
+
+pub mod codec;
+mod endpoint;
+mod engine;
+mod entry;
+mod log_storage;
+mod membership;
+mod message;
+pub mod record;
+mod state_machine;
+mod transport;
+pub mod typed;
+mod types;
+
+pub use endpoint::{Endpoint, EndpointError};
+pub use engine::{
+    Committed, ConsensusEngine, EngineStatus, Health, PeerStatus, ProposeError, ReadConsistency, ReadError, Role,
+    ShutdownError, SnapshotError,
+};
+pub use entry::{Entry, Payload};
+pub use log_storage::{HardState, LogBatch, LogState, LogStorage, SnapshotMeta, StorageError};
+pub use membership::{Member, MemberKind, Membership};
+pub use message::{
+    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Message, SnapshotAck, SnapshotChunk,
+    SnapshotOutcome, VoteKind, VoteRequest, VoteResponse,
+};
+pub use state_machine::{Snapshot, StateMachine, StateMachineError};
+pub use transport::{MessageHandler, NetworkTransport, Reachability, SendError, TransportError};
+pub use types::{LogId, LogIndex, NodeId, Term};

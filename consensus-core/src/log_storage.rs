@@ -1,0 +1,209 @@
+//! The durable log.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Entry, LogId, LogIndex, Membership, NodeId, Term};
+
+/// Makes the log durable: one call, one batch, on disk when it returns.
+///
+/// # Who calls, and when
+/// An engine calls [`load`](Self::load) once at start, then [`write`](Self::write) from one thread, one call at a time,
+/// and [`read`](Self::read) from any thread at any time. All may block.
+///
+/// # What must be durable on return
+/// Everything in the batch, as one atomic step: after a crash at any moment `load` finds the whole batch or nothing of
+/// it, and if `write` had returned `Ok`, the whole. Engines batch before they call, so an implementation makes exactly
+/// one sync per call and needs no cleverness of its own.
+///
+/// # Errors are final
+/// After `write` returned an error nobody knows what is on disk (a failed fsync drops the pages it could not write). The
+/// engine stops and never calls again; an implementation refuses further writes by itself, with
+/// [`StorageError::Failed`].
+///
+/// # Example
+/// What an engine does in one turn as a follower in a new term, with two entries that replace a conflicting tail:
+/// ```
+/// # use consensus_core::*;
+/// # fn turn(storage: &dyn LogStorage, entries: Vec<Entry>) -> Result<(), StorageError> {
+/// storage.write(LogBatch {
+///     hard_state: Some(HardState { term: Term(3), ..HardState::default() }),
+///     truncate_after: Some(LogIndex(7)),
+///     entries, // 3.8 and 3.9
+///     ..LogBatch::default()
+/// }) // only now may the follower answer
+/// # }
+/// ```
+/// Right: one write batch with one sync. Wrong: writing term and entries in two steps (a crash in between leaves a vote
+/// without its term); returning before the sync; dropping a damaged record in the middle of the log as if it had never
+/// been.
+pub trait LogStorage: Send + Sync + 'static {
+    /// What is there: positions of all entries, hard state, what was purged. Verifies every record's checksum.
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`] with the position of the damage. A torn tail - damage in the last write only, which
+    /// nobody can have been told of - is cut silently.
+    fn load(&self) -> Result<LogState, StorageError>;
+
+    /// Makes `batch` durable. Within the batch the order is: purge, truncate, append, hard state.
+    ///
+    /// # Errors
+    /// Any error is final, see above.
+    fn write(&self, batch: LogBatch) -> Result<(), StorageError>;
+
+    /// The entries in `(after, last]`, in order, fewer if together they would exceed `max_bytes` (by
+    /// [`Entry::size_bytes`]), but at least one. May run beside a `write`; positions that such a write removes may be
+    /// returned or be reported missing.
+    ///
+    /// # Errors
+    /// [`StorageError::Missing`] if `after + 1` is not in the log, [`StorageError::Corrupt`] if a record is damaged.
+    fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError>;
+}
+
+/// What a node must not forget besides the log (figure 2, "persistent state").
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HardState {
+    /// Latest term seen.
+    pub term: Term,
+    /// Candidate voted for in `term`.
+    pub voted_for: Option<NodeId>,
+    /// A snapshot whose installation into the state machine was begun. Set before the machine is touched and cleared in
+    /// the batch that purges the log up to it, so that a restart in between knows what the machine holds.
+    pub installing: Option<SnapshotMeta>,
+}
+
+/// What a snapshot, or the removed head of a log, covers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotMeta {
+    /// Its last entry.
+    pub last: LogId,
+    /// The configuration in force there.
+    pub membership: Membership,
+}
+
+/// One durable step. The default does nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogBatch {
+    /// New hard state.
+    pub hard_state: Option<HardState>,
+    /// Removes the entries up to `purge.last`; it need not be in the log (after a snapshot was installed).
+    pub purge: Option<SnapshotMeta>,
+    /// Removes the entries after this index.
+    pub truncate_after: Option<LogIndex>,
+    /// Appends entries, contiguous with the log as truncated.
+    pub entries: Vec<Entry>,
+}
+
+impl LogBatch {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.hard_state.is_none() && self.purge.is_none() && self.truncate_after.is_none() && self.entries.is_empty()
+    }
+}
+
+/// What [`LogStorage::load`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogState {
+    /// Latest hard state.
+    pub hard_state: HardState,
+    /// What was purged; the log begins after it.
+    pub purged: SnapshotMeta,
+    /// Identity and [size](Entry::size_bytes) of every entry, in order, the first at `purged.last.index + 1`.
+    pub entries: Vec<(LogId, u64)>,
+    /// The membership entries among them.
+    pub memberships: Vec<(LogIndex, Membership)>,
+}
+
+impl LogState {
+    /// Identity of the last entry, or of the last purged one.
+    #[must_use]
+    pub fn last(&self) -> LogId {
+        self.entries.last().map_or(self.purged.last, |(id, _)| *id)
+    }
+
+    /// Takes in an entry that was found after all others.
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`] if it does not follow the last one.
+    pub fn push(&mut self, entry: &Entry) -> Result<(), StorageError> {
+        let last = self.last();
+        if entry.id.index != last.index.next() || entry.id.term < last.term {
+            return Err(StorageError::Corrupt {
+                position: format!("log index {}", last.index.next()),
+                why: format!("entry {} cannot follow {last}", entry.id),
+            });
+        }
+        self.entries.push((entry.id, entry.size_bytes()));
+        if let crate::Payload::Membership(membership) = &entry.payload {
+            self.memberships.push((entry.id.index, membership.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// Why a log storage cannot do as asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// The disk or the file system. Final when it comes from a write.
+    #[error("log storage: {context}: {source}")]
+    Io {
+        /// What was being done, to which file.
+        context: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A record is damaged. The log must be repaired or the node replaced; nothing was dropped.
+    #[error("log storage: damaged at {position}: {why}")]
+    Corrupt {
+        /// Which record, in which file where there are files.
+        position: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The directory belongs to another node or cluster; nothing was changed.
+    #[error("log storage: {path} belongs to node {found}, not to node {expected}; point --data-dir elsewhere, or start the node it belongs to")]
+    ForeignDirectory {
+        /// The directory.
+        path: String,
+        /// Whose it is.
+        found: String,
+        /// Who opened it.
+        expected: String,
+    },
+    /// The directory was written by a newer version; nothing was changed.
+    #[error("log storage: {path} has format {found}, this version reads up to format {supported}; start the newer version")]
+    NewerFormat {
+        /// The directory.
+        path: String,
+        /// Its format.
+        found: u64,
+        /// The newest that this version reads.
+        supported: u64,
+    },
+    /// Another process has the directory open; nothing was changed.
+    #[error("log storage: {path} is in use by another process: {why}")]
+    Locked {
+        /// The directory.
+        path: String,
+        /// The system's own words.
+        why: String,
+    },
+    /// `read` was asked for an entry that is not there.
+    #[error("log storage: there is no entry {index}; the log holds ({purged}, {last}]")]
+    Missing {
+        /// The entry.
+        index: LogIndex,
+        /// Last purged index.
+        purged: LogIndex,
+        /// Last index.
+        last: LogIndex,
+    },
+    /// An earlier write failed; the storage does nothing any more.
+    #[error("log storage: stopped after an earlier failure: {0}")]
+    Failed(String),
+    /// The caller broke the contract, for example with a gap between entries; nothing was written.
+    #[error("log storage: misuse: {0}")]
+    Misuse(String),
+}

@@ -1,0 +1,144 @@
+//! What you bring.
+
+use std::io::{Read, Write};
+
+use bytes::Bytes;
+
+use crate::{Entry, LogId};
+
+/// A deterministic machine that turns the committed log into state and responses.
+///
+/// # Who calls, and when
+/// The engine owns the machine and calls it from one thread of its own, so methods take `&mut self`, may block and
+/// need no locks. Reads do not go through this trait: keep a handle to your state, await
+/// [`ConsensusEngine::read_barrier`](crate::ConsensusEngine::read_barrier), then read.
+///
+/// # Determinism
+/// Two machines given the same entries must end in the same state and give the same responses: no clock, no random
+/// source, no address, no hash-map order. Whatever varies belongs into the command.
+///
+/// # Durability
+/// A machine need not be durable in `apply`: after a crash the engine applies again what lies after
+/// [`applied`](Self::applied). What it must do:
+/// * `applied` is a position that the state *exactly* reflects. A machine on disk writes the position in the same atomic
+///   write as the data; a machine in memory starts at [`LogId::ZERO`].
+/// * [`flush`](Self::flush) makes state durable, and tells up to where. The engine forgets log entries only up to
+///   there. A machine in memory says [`LogId::ZERO`], and its log is kept whole.
+/// * [`restore`](Self::restore) is all or nothing and durable: after a crash at any byte of it the machine opens with
+///   the state from before or the one restored, `applied` telling which.
+///
+/// # Errors and panics
+/// An error or a panic stops the engine of this node (never the process), with the reason in its status. An invalid
+/// *command* is no error: answer it in the response, the same on every node.
+///
+/// # Example
+/// ```
+/// use bytes::Bytes;
+/// use consensus_core::{Entry, LogId, Payload, Snapshot, StateMachine, StateMachineError};
+///
+/// /// Counts the bytes of all commands.
+/// #[derive(Default)]
+/// struct ByteCount { applied: LogId, bytes: u64 }
+///
+/// impl StateMachine for ByteCount {
+///     fn applied(&self) -> LogId { self.applied }
+///
+///     fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
+///         Ok(entries.iter().map(|entry| {
+///             self.applied = entry.id; // for every entry, also those without a command
+///             let Payload::Command(command) = &entry.payload else { return Bytes::new() };
+///             self.bytes += command.len() as u64;
+///             Bytes::copy_from_slice(&self.bytes.to_be_bytes())
+///         }).collect())
+///     }
+///
+///     fn flush(&mut self) -> Result<LogId, StateMachineError> { Ok(LogId::ZERO) }
+///
+///     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
+///         let mut bytes = self.applied.term.0.to_be_bytes().to_vec();
+///         bytes.extend(self.applied.index.0.to_be_bytes());
+///         bytes.extend(self.bytes.to_be_bytes());
+///         Ok(Box::new(bytes))
+///     }
+///
+///     fn restore(&mut self, stream: &mut dyn std::io::Read) -> Result<(), StateMachineError> {
+///         let mut bytes = [0; 24];
+///         stream.read_exact(&mut bytes)?; // nothing is changed before all of it is here
+///         let number = |i: usize| u64::from_be_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap());
+///         self.applied = LogId::new(number(0), number(1));
+///         self.bytes = number(2);
+///         Ok(())
+///     }
+/// }
+/// ```
+/// Wrong: setting `applied` only for commands (the position would not be the one a snapshot claims); answering a bad
+/// command with `Err` (every node would stop at it, again after each restart).
+pub trait StateMachine: Send + 'static {
+    /// Identity of the last entry that the state reflects, [`LogId::ZERO`] if none. Called once, at start.
+    fn applied(&self) -> LogId;
+
+    /// Applies committed entries, contiguous and in log order, the first at the index after [`applied`](Self::applied),
+    /// and returns one response per entry (empty for entries without a command). Batches are cut anywhere: the outcome
+    /// must not depend on where.
+    ///
+    /// # Errors
+    /// Only for what stops the node: a disk that fails, a command that this version cannot read.
+    fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError>;
+
+    /// Makes what was applied durable and returns the position up to which the machine can answer for itself after a
+    /// crash; the log up to there may go. The engine calls it before it compacts the log.
+    ///
+    /// # Errors
+    /// The disk fails.
+    fn flush(&mut self) -> Result<LogId, StateMachineError>;
+
+    /// A picture of the state as it stands. Must be cheap, as it holds up `apply`; the work is in
+    /// [`Snapshot::write_to`], which runs beside later `apply`s and must not see them.
+    ///
+    /// # Errors
+    /// The disk fails.
+    fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError>;
+
+    /// Replaces the state by what a [`Snapshot`] wrote, all or nothing, durably, [`applied`](Self::applied) included.
+    /// The engine has checked the stream against its checksum; a machine still bounds what it allocates.
+    ///
+    /// # Errors
+    /// The stream is not a snapshot of this machine, or the disk fails; the state is the one from before.
+    fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError>;
+}
+
+/// A picture of a state machine's state at one position. Dropped when it is no longer needed, written or not.
+pub trait Snapshot: Send {
+    /// Streams it out, on a thread that may block. Called at most once.
+    ///
+    /// # Errors
+    /// Those of `out` are passed on; of one's own, whatever keeps the picture from being read.
+    fn write_to(&mut self, out: &mut dyn Write) -> std::io::Result<()>;
+}
+
+/// A picture that is already a run of bytes.
+impl Snapshot for Vec<u8> {
+    fn write_to(&mut self, out: &mut dyn Write) -> std::io::Result<()> {
+        out.write_all(self)
+    }
+}
+
+/// Why a state machine cannot go on. It stops the engine of its node.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateMachineError {
+    /// The disk, or the stream of a snapshot.
+    #[error("state machine: {0}")]
+    Io(#[from] std::io::Error),
+    /// A committed command or a snapshot that this version cannot read.
+    #[error("state machine: cannot read {what}: {why}")]
+    Unreadable {
+        /// What was being read.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Something else, in the machine's own words.
+    #[error("state machine: {0}")]
+    Other(String),
+}

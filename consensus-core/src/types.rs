@@ -1,0 +1,113 @@
+//! The numbers of the protocol, each a type of its own so that the compiler keeps them apart.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl From<u64> for $name {
+            fn from(value: u64) -> Self {
+                Self(value)
+            }
+        }
+    };
+}
+
+number! {
+    /// Identity of a node, unique in the life of the cluster.
+    NodeId
+}
+number! {
+    /// A term of Raft (§5.1): grows by one with every election; at most one leader per term. 0 is before any election.
+    Term
+}
+number! {
+    /// Position in the log. The first entry has index 1; 0 is "before the log".
+    LogIndex
+}
+
+impl Term {
+    /// Before any election.
+    pub const ZERO: Self = Self(0);
+
+    /// The following term.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl LogIndex {
+    /// Before the first entry.
+    pub const ZERO: Self = Self(0);
+
+    /// The following position.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// The position before; that of 0 is 0.
+    #[must_use]
+    pub fn prev(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
+    /// Number of entries in `(earlier, self]`, 0 if there are none.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// Identity of a log entry: two entries with the same term and index are the same entry (Log Matching, §5.3).
+///
+/// Ordered by term first and index second, which is exactly the "at least as up-to-date" order of elections (§5.4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LogId {
+    /// Term in which a leader created the entry.
+    pub term: Term,
+    /// Its position.
+    pub index: LogIndex,
+}
+
+impl LogId {
+    /// Before the first entry.
+    pub const ZERO: Self = Self { term: Term::ZERO, index: LogIndex::ZERO };
+
+    /// The entry of `term` at `index`.
+    #[must_use]
+    pub fn new(term: u64, index: u64) -> Self {
+        Self { term: Term(term), index: LogIndex(index) }
+    }
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.term, self.index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn up_to_date_order_is_term_then_index() {
+        // §5.4.1: the later term wins; with equal terms the longer log wins.
+        assert!(LogId::new(2, 1) > LogId::new(1, 9));
+        assert!(LogId::new(2, 3) > LogId::new(2, 2));
+    }
+}

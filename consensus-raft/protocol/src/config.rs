@@ -1,0 +1,84 @@
+//! Settings of one node's protocol.
+
+use std::time::Duration;
+
+use consensus_core::NodeId;
+
+/// Settings of one node's protocol. [`Config::validate`] is called by [`Raft::new`](crate::Raft::new), so that an invalid
+/// one cannot be in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This node.
+    pub id: NodeId,
+    /// A follower that hears nothing for a time drawn from `election_timeout..2 * election_timeout` asks for votes; a
+    /// leader that hears from no quorum for `election_timeout` steps down. Default 500 ms. Shorter finds a dead leader
+    /// sooner, and mistakes a slow one for dead more often.
+    pub election_timeout: Duration,
+    /// A leader says that it is there this often. Default 100 ms; at most half of `election_timeout`.
+    pub heartbeat_interval: Duration,
+    /// Most entries in one message. Default 4096, at least 1.
+    pub append_entries_max: usize,
+    /// Most bytes of entries in one message; one entry always goes. Default 1 MiB.
+    pub append_bytes_max: u64,
+    /// Most messages with entries that a follower may be behind in acknowledging. Default 64, at least 1.
+    pub inflight_messages_max: usize,
+    /// Most bytes of entries that it may be behind; one message always goes. Default 16 MiB.
+    pub inflight_bytes_max: u64,
+    /// Seeds the election timeouts. Different on each node, or they would ask for votes at once again and again.
+    pub seed: u64,
+}
+
+impl Config {
+    /// The defaults for node `id`.
+    #[must_use]
+    pub fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            election_timeout: Duration::from_millis(500),
+            heartbeat_interval: Duration::from_millis(100),
+            append_entries_max: 4096,
+            append_bytes_max: 1 << 20,
+            inflight_messages_max: 64,
+            inflight_bytes_max: 16 << 20,
+            seed: id.0,
+        }
+    }
+
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// Says which setting is wrong, and what it may be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let bad = |key, allowed: &str| Err(ConfigError { key, allowed: allowed.to_owned() });
+        if self.heartbeat_interval.is_zero() {
+            return bad("heartbeat_interval", "more than 0");
+        }
+        if self.heartbeat_interval * 2 > self.election_timeout {
+            return bad("election_timeout", "at least twice heartbeat_interval");
+        }
+        if self.append_entries_max == 0 {
+            return bad("append_entries_max", "at least 1");
+        }
+        if self.inflight_messages_max == 0 {
+            return bad("inflight_messages_max", "at least 1");
+        }
+        Ok(())
+    }
+}
+
+/// A setting is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Which.
+    pub key: &'static str,
+    /// What it may be.
+    pub allowed: String,
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} must be {}", self.key, self.allowed)
+    }
+}
+
+impl std::error::Error for ConfigError {}

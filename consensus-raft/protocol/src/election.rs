@@ -1,0 +1,162 @@
+//! Leader election (§5.2, §5.4.1) with pre-vote (D §9.6), leader stickiness (D §4.2.3) and check-quorum (D §6.2).
+
+use std::{collections::BTreeSet, time::Duration};
+
+use consensus_core::{NodeId, VoteKind, VoteRequest, VoteResponse};
+
+use crate::{
+    EntryInfo, Output, Raft, Reply,
+    persist::Held,
+    progress::Progress,
+    raft::{Leader, Role},
+    reads::Reads,
+};
+
+/// Who is for a candidate; a set, so that a duplicated answer counts once.
+#[derive(Debug, Default)]
+pub(crate) struct Ballots(BTreeSet<NodeId>);
+
+impl Raft {
+    pub(crate) fn reset_election_deadline(&mut self) {
+        let timeout = self.config.election_timeout;
+        let span = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1);
+        self.election_deadline = self.now + timeout + Duration::from_nanos(self.random.next() % span);
+    }
+
+    /// Learners do not stand, nor does a node whose log and state are being replaced.
+    pub(crate) fn may_campaign(&self) -> bool {
+        self.membership().is_voter(self.config.id) && self.hard.installing.is_none()
+    }
+
+    pub(crate) fn campaign(&mut self) {
+        self.reset_election_deadline();
+        self.leader = None;
+        if self.membership().is_only_voter(self.config.id) {
+            self.stand();
+        } else {
+            self.role = Role::PreCandidate(Ballots(BTreeSet::from([self.config.id])));
+            self.ask_for_votes(VoteKind::PreVote);
+        }
+    }
+
+    /// Becomes a candidate: a new term and a vote for itself, which nobody hears of before it is durable (I1).
+    fn stand(&mut self) {
+        self.hard.term = self.hard.term.next();
+        self.hard.voted_for = Some(self.config.id);
+        self.writes.hard_state();
+        self.role = Role::Candidate(Ballots::default());
+        self.reset_election_deadline();
+        let own = VoteResponse { kind: VoteKind::Vote, term: self.hard.term, granted: true };
+        self.when_durable(Held::Send(self.config.id, Reply::VoteResponse(own)));
+        self.ask_for_votes(VoteKind::Vote);
+    }
+
+    fn ask_for_votes(&mut self, kind: VoteKind) {
+        let term = match kind {
+            VoteKind::PreVote => self.hard.term.next(),
+            VoteKind::Vote => self.hard.term,
+        };
+        let request = Reply::VoteRequest(VoteRequest { kind, term, last_log: self.log.last() });
+        let voters: Vec<NodeId> = self.membership().voters().filter(|id| *id != self.config.id).collect();
+        for voter in voters {
+            match kind {
+                VoteKind::PreVote => self.outputs.push(Output::Send(voter, request)),
+                VoteKind::Vote => self.when_durable(Held::Send(voter, request)),
+            }
+        }
+    }
+
+    /// Whether a leader is at work as far as this node can tell; then it lets nobody disturb it (I12).
+    fn has_live_leader(&self) -> bool {
+        let heard = self.leader_heard.is_some_and(|heard| self.now < heard + self.config.election_timeout);
+        matches!(self.role, Role::Leader(_)) || (self.leader.is_some() && heard)
+    }
+
+    pub(crate) fn on_vote_request(&mut self, from: NodeId, request: VoteRequest) {
+        let refuse = |raft: &mut Self| {
+            let response = VoteResponse { kind: request.kind, term: raft.hard.term, granted: false };
+            raft.outputs.push(Output::Send(from, Reply::VoteResponse(response)));
+        };
+        if request.term < self.hard.term || self.has_live_leader() {
+            return refuse(self);
+        }
+        let up_to_date = request.last_log >= self.log.last(); // §5.4.1
+        match request.kind {
+            VoteKind::PreVote if request.term > self.hard.term && up_to_date => {
+                let response = VoteResponse { kind: VoteKind::PreVote, term: request.term, granted: true };
+                self.outputs.push(Output::Send(from, Reply::VoteResponse(response)));
+            }
+            VoteKind::PreVote => refuse(self),
+            VoteKind::Vote => {
+                if request.term > self.hard.term {
+                    self.become_follower(request.term, None);
+                }
+                let free = self.hard.voted_for.is_none_or(|id| id == from) && self.leader.is_none();
+                if !(free && up_to_date && matches!(self.role, Role::Follower)) {
+                    return refuse(self);
+                }
+                if self.hard.voted_for.is_none() {
+                    self.hard.voted_for = Some(from);
+                    self.writes.hard_state();
+                }
+                self.reset_election_deadline();
+                let response = VoteResponse { kind: VoteKind::Vote, term: request.term, granted: true };
+                self.when_durable(Held::Send(from, Reply::VoteResponse(response)));
+            }
+        }
+    }
+
+    pub(crate) fn on_vote_response(&mut self, from: NodeId, response: VoteResponse) {
+        if !response.granted {
+            // A voter that is ahead is heard in a pre-vote too, or two nodes could refuse each other for ever.
+            if response.term > self.hard.term {
+                self.become_follower(response.term, None);
+            }
+            return;
+        }
+        let (term, next) = (self.hard.term, self.hard.term.next());
+        let membership = self.log.membership().clone();
+        match &mut self.role {
+            Role::PreCandidate(ballots) if response.kind == VoteKind::PreVote && response.term == next => {
+                ballots.0.insert(from);
+                if membership.has_quorum(&ballots.0) {
+                    self.stand();
+                }
+            }
+            Role::Candidate(ballots) if response.kind == VoteKind::Vote && response.term == term => {
+                ballots.0.insert(from);
+                if membership.has_quorum(&ballots.0) {
+                    self.become_leader();
+                }
+            }
+            _ => {} // An answer to an earlier question.
+        }
+    }
+
+    fn become_leader(&mut self) {
+        let next = self.log.last().index.next();
+        let peers = self.membership().members().keys().filter(|id| **id != self.config.id);
+        let peers = peers.map(|id| (*id, Progress::new(next, self.now))).collect();
+        self.role = Role::Leader(Leader {
+            peers,
+            heartbeat_deadline: self.now + self.config.heartbeat_interval,
+            round: 0,
+            reads: Reads::new(next),
+        });
+        self.leader = Some(self.config.id);
+        let id = self.log.push(EntryInfo { term: self.hard.term, size_bytes: BLANK_BYTES, membership: None });
+        self.outputs.push(Output::AppendedBlank(id));
+    }
+
+    /// A leader that a quorum does not answer is none (D §6.2): it would keep its clients waiting, and what it says of
+    /// itself would keep a new one from being elected.
+    pub(crate) fn has_active_quorum(&self, leader: &Leader) -> bool {
+        let own = self.config.id;
+        let heard = |id| if id == own { self.now } else { leader.peers.get(&id).map_or(Duration::ZERO, |p| p.heard) };
+        let quorum = self.membership().quorum_value(heard);
+        quorum.is_some_and(|heard| heard + self.config.election_timeout > self.now)
+    }
+}
+
+/// [`Entry::size_bytes`](consensus_core::Entry::size_bytes) of a blank entry.
+const BLANK_BYTES: u64 = 32;

@@ -1,0 +1,146 @@
+//! What goes in and what comes out.
+
+use std::sync::Arc;
+
+use consensus_core::{
+    AppendResponse, LogId, LogIndex, Membership, NodeId, SnapshotMeta, Term, VoteRequest, VoteResponse,
+};
+
+/// Something happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time went by.
+    Tick,
+    /// A peer asks for a vote.
+    VoteRequest(NodeId, VoteRequest),
+    /// A peer answers.
+    VoteResponse(NodeId, VoteResponse),
+    /// A leader sends entries, or none.
+    Append {
+        /// Who.
+        from: NodeId,
+        /// Its message.
+        append: Append,
+        /// What it says of `(append.prev.index, append.last]`, in order.
+        entries: Vec<EntryInfo>,
+    },
+    /// A follower answers.
+    AppendResponse(NodeId, AppendResponse),
+    /// A message to this node could not be sent.
+    SendFailed(NodeId),
+    /// A client brings a command; answered by [`Output::Accepted`] or [`Output::Refused`].
+    Propose {
+        /// Comes back with the answer.
+        token: u64,
+        /// Of the entry.
+        size_bytes: u64,
+    },
+    /// A client wants to read; answered by [`Output::ReadReady`] or [`Output::ReadRefused`].
+    Read {
+        /// Comes back with the answer.
+        token: u64,
+    },
+    /// The write last taken by [`take_persist`](crate::Raft::take_persist) is durable.
+    Persisted,
+    /// The log up to here may go: the state machine answers for it.
+    Compact(LogIndex),
+    /// A whole snapshot arrived; answered by [`Output::Install`] or [`Output::SnapshotSettled`].
+    SnapshotArrived {
+        /// Who sent it.
+        from: NodeId,
+        /// The sender's term.
+        term: Term,
+        /// What it covers.
+        meta: SnapshotMeta,
+    },
+    /// The state machine now holds the snapshot of [`Output::Install`].
+    SnapshotInstalled,
+    /// A snapshot asked for by [`Output::SendSnapshot`] was taken by the peer (with its last index), or was not.
+    SnapshotSent(NodeId, Option<LogIndex>),
+}
+
+/// AppendEntries without its entries: `(prev.index, last]` names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Append {
+    /// The leader's term.
+    pub term: Term,
+    /// The entry before.
+    pub prev: LogId,
+    /// Index of the last entry sent; `prev.index` for none.
+    pub last: LogIndex,
+    /// The leader's commit index.
+    pub commit: LogIndex,
+    /// Heartbeat round.
+    pub round: u64,
+}
+
+/// What the protocol knows of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryInfo {
+    /// Its term.
+    pub term: Term,
+    /// [`Entry::size_bytes`](consensus_core::Entry::size_bytes).
+    pub size_bytes: u64,
+    /// The configuration, if it carries one.
+    pub membership: Option<Arc<Membership>>,
+}
+
+/// Something to be done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a message without entries.
+    Send(NodeId, Reply),
+    /// Send the entries `(append.prev.index, append.last]`.
+    SendAppend(NodeId, Append),
+    /// Send a snapshot, newer than what the log has lost; report by [`Event::SnapshotSent`].
+    SendSnapshot(NodeId),
+    /// This node became leader and appended a blank entry.
+    AppendedBlank(LogId),
+    /// The entries after this index are gone from the log, and those of the [`Event::Append`] in hand that lie after it
+    /// are in their place.
+    Replaced(LogIndex),
+    /// The command is in the log at this place, not yet committed.
+    Accepted(u64, LogId),
+    /// The command is not taken: this node does not lead.
+    Refused(u64),
+    /// A read may be served once the index is applied.
+    ReadReady(u64, LogIndex),
+    /// A read cannot be served: this node does not lead, or no longer.
+    ReadRefused(u64),
+    /// Everything up to here may be applied (I8).
+    Apply(LogIndex),
+    /// Have the state machine restore the snapshot; then step [`Event::SnapshotInstalled`].
+    Install(SnapshotMeta),
+    /// What became of the snapshot that arrived.
+    SnapshotSettled(SnapshotVerdict),
+}
+
+/// A message without entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// RequestVote.
+    VoteRequest(VoteRequest),
+    /// Its answer.
+    VoteResponse(VoteResponse),
+    /// The answer to AppendEntries.
+    AppendResponse(AppendResponse),
+}
+
+impl Reply {
+    pub(crate) fn term(&self) -> Term {
+        match self {
+            Self::VoteRequest(request) => request.term,
+            Self::VoteResponse(response) => response.term,
+            Self::AppendResponse(response) => response.term,
+        }
+    }
+}
+
+/// What became of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotVerdict {
+    /// It is in place, or the node has all that it covers.
+    Held,
+    /// It is of no use: an old term, or another one is being installed.
+    Refused,
+}

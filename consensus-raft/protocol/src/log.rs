@@ -1,0 +1,192 @@
+//! The log as the protocol sees it: terms and sizes by position.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use consensus_core::{LogId, LogIndex, LogState, Membership, SnapshotMeta, Term};
+
+use crate::EntryInfo;
+
+/// Positions `(purged, last]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Log {
+    purged: LogId,
+    entries: VecDeque<Position>,
+    /// Configurations by the index from which they count: the one at `purged`, then those in the log (I10).
+    memberships: VecDeque<(LogIndex, Arc<Membership>)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    term: Term,
+    size_bytes: u64,
+}
+
+impl Log {
+    pub(crate) fn new(state: LogState) -> Self {
+        let first = (state.purged.last.index, state.purged.membership);
+        Self {
+            purged: state.purged.last,
+            entries: state.entries.iter().map(|(id, size)| Position { term: id.term, size_bytes: *size }).collect(),
+            memberships: std::iter::once(first).chain(state.memberships).map(|(i, m)| (i, Arc::new(m))).collect(),
+        }
+    }
+
+    pub(crate) fn purged(&self) -> LogId {
+        self.purged
+    }
+
+    pub(crate) fn last(&self) -> LogId {
+        let term = self.entries.back().map_or(self.purged.term, |position| position.term);
+        LogId { term, index: LogIndex(self.purged.index.0 + self.entries.len() as u64) }
+    }
+
+    fn position(&self, index: LogIndex) -> Option<&Position> {
+        let offset = index.0.checked_sub(self.purged.index.0 + 1)?;
+        self.entries.get(usize::try_from(offset).ok()?)
+    }
+
+    /// Identity of the entry at `index`; known for the last purged one too.
+    pub(crate) fn id_at(&self, index: LogIndex) -> Option<LogId> {
+        if index == self.purged.index {
+            return Some(self.purged);
+        }
+        self.position(index).map(|position| LogId { term: position.term, index })
+    }
+
+    /// Whether the entry `id` is here. Index 0 with term 0 is "before the log", which every log that is whole has.
+    pub(crate) fn contains(&self, id: LogId) -> bool {
+        self.id_at(id.index) == Some(id)
+    }
+
+    /// The last entry with index at most `index` and term at most `term`: where logs may still agree. Terms never
+    /// decrease along a log, so a binary search finds it.
+    pub(crate) fn last_not_after(&self, index: LogIndex, term: Term) -> LogId {
+        let within = index.0.min(self.last().index.0).saturating_sub(self.purged.index.0) as usize;
+        let (front, back) = self.entries.as_slices();
+        let cut = front.len().min(within);
+        let not_after = |run: &[Position]| run.partition_point(|position| position.term <= term);
+        let mut count = not_after(&front[..cut]);
+        if count == cut {
+            count += not_after(&back[..within - cut]);
+        }
+        self.id_at(LogIndex(self.purged.index.0 + count as u64)).unwrap_or(self.purged)
+    }
+
+    /// The end of a run of entries from `after` on, within the limits; one entry always goes. Also its bytes.
+    pub(crate) fn run_after(&self, after: LogIndex, entries_max: usize, bytes_max: u64) -> (LogIndex, u64) {
+        let (mut last, mut bytes) = (after, 0);
+        for _ in 0..entries_max {
+            let Some(position) = self.position(last.next()) else { break };
+            if bytes > 0 && bytes + position.size_bytes > bytes_max {
+                break;
+            }
+            bytes += position.size_bytes;
+            last = last.next();
+        }
+        (last, bytes)
+    }
+
+    pub(crate) fn push(&mut self, entry: EntryInfo) -> LogId {
+        self.entries.push_back(Position { term: entry.term, size_bytes: entry.size_bytes });
+        let id = self.last();
+        if let Some(membership) = entry.membership {
+            self.memberships.push_back((id.index, membership));
+        }
+        id
+    }
+
+    pub(crate) fn truncate_after(&mut self, index: LogIndex) {
+        self.entries.truncate(index.since(self.purged.index) as usize);
+        while self.memberships.len() > 1 && self.memberships.back().is_some_and(|(at, _)| *at > index) {
+            self.memberships.pop_back();
+        }
+    }
+
+    /// Forgets the entries up to `index`, which is in the log.
+    pub(crate) fn purge(&mut self, index: LogIndex) -> Option<SnapshotMeta> {
+        let last = self.id_at(index)?;
+        let membership = self.membership_at(index);
+        self.entries.drain(..index.since(self.purged.index) as usize);
+        self.purged = last;
+        while self.memberships.get(1).is_some_and(|(at, _)| *at <= index) {
+            self.memberships.pop_front();
+        }
+        Some(SnapshotMeta { last, membership: (*membership).clone() })
+    }
+
+    /// Begins anew after a snapshot.
+    pub(crate) fn reset(&mut self, meta: &SnapshotMeta) {
+        *self = Self::new(LogState { purged: meta.clone(), ..LogState::default() });
+    }
+
+    /// The configuration in force: the last one in the log (I10).
+    pub(crate) fn membership(&self) -> &Arc<Membership> {
+        &self.memberships[self.memberships.len() - 1].1
+    }
+
+    pub(crate) fn membership_at(&self, index: LogIndex) -> Arc<Membership> {
+        let at = self.memberships.iter().rev().find(|(at, _)| *at <= index);
+        at.unwrap_or(&self.memberships[0]).1.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn log_of(purged: LogId, terms: &[u64]) -> Log {
+        let mut log = Log::new(LogState {
+            purged: SnapshotMeta { last: purged, ..SnapshotMeta::default() },
+            ..LogState::default()
+        });
+        for term in terms {
+            log.push(EntryInfo { term: Term(*term), size_bytes: 10, membership: None });
+        }
+        log
+    }
+
+    #[test]
+    fn a_configuration_is_rolled_back_with_its_entry() {
+        let mut log = log_of(LogId::ZERO, &[1]);
+        let new = Arc::new(Membership::of_voters([1, 2, 3]));
+        log.push(EntryInfo { term: Term(1), size_bytes: 1, membership: Some(new.clone()) });
+        assert_eq!(*log.membership(), new);
+        log.truncate_after(LogIndex(1));
+        assert_eq!(log.membership().quorum(), 0);
+    }
+
+    #[test]
+    fn a_missing_entry_matches_nothing() {
+        // C15: the term of what is not there must not be 0.
+        let log = log_of(LogId::new(3, 5), &[3, 4]);
+        assert!(!log.contains(LogId::new(0, 9)));
+        assert!(!log.contains(LogId::new(0, 0)));
+        assert!(log.contains(LogId::new(3, 5)));
+    }
+
+    #[test]
+    fn a_run_has_one_entry_at_least() {
+        let log = log_of(LogId::ZERO, &[1, 1, 1]);
+        assert_eq!(log.run_after(LogIndex(0), 10, 1), (LogIndex(1), 10));
+        assert_eq!(log.run_after(LogIndex(0), 10, 20), (LogIndex(2), 20));
+        assert_eq!(log.run_after(LogIndex(3), 10, 20), (LogIndex(3), 0));
+    }
+
+    proptest! {
+        #[test]
+        fn last_not_after_is_what_a_scan_finds(
+            mut terms in proptest::collection::vec(1u64..5, 0..12), index in 0u64..16, term in 0u64..6, split in 0usize..12,
+        ) {
+            terms.sort_unstable();
+            let purged = split.min(terms.len());
+            let base = LogId::new(if purged == 0 { 0 } else { terms[purged - 1] }, purged as u64);
+            let log = log_of(base, &terms[purged..]);
+            let scan = (purged + 1..=terms.len()).rev()
+                .find(|i| *i as u64 <= index && terms[i - 1] <= term)
+                .map_or(base, |i| LogId::new(terms[i - 1], i as u64));
+            prop_assert_eq!(log.last_not_after(LogIndex(index), Term(term)), scan);
+        }
+    }
+}

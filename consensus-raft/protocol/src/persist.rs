@@ -1,0 +1,138 @@
+//! What must reach the disk, and what waits for it (I2).
+//!
+//! Order is data here: a message that depends on a write is inside the write, and comes out when the write is done.
+
+use consensus_core::{HardState, LogIndex, NodeId, SnapshotMeta};
+
+use crate::{Event, Output, Raft, Reply};
+
+/// One write to the log storage; the fields are those of [`LogBatch`](consensus_core::LogBatch).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Persist {
+    /// New hard state.
+    pub hard_state: Option<HardState>,
+    /// Entries up to here go.
+    pub purge: Option<SnapshotMeta>,
+    /// Entries after here go.
+    pub truncate_after: Option<LogIndex>,
+    /// Entries `(after, last]` come.
+    pub append: (LogIndex, LogIndex),
+}
+
+/// What is not yet written, and what is being written.
+#[derive(Debug, Default)]
+pub(crate) struct Writes {
+    hard_state: bool,
+    purge: Option<SnapshotMeta>,
+    truncate_after: Option<LogIndex>,
+    /// Last index handed to the storage (or removed from what was).
+    issued: LogIndex,
+    waiting: Vec<Held>,
+    in_flight: Option<InFlight>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    /// Last index that this write makes durable; goes down when the log is truncated meanwhile.
+    last: LogIndex,
+    held: Vec<Held>,
+}
+
+/// What waits for a write.
+#[derive(Debug)]
+pub(crate) enum Held {
+    Send(NodeId, Reply),
+    Output(Output),
+}
+
+impl Writes {
+    pub(crate) fn new(issued: LogIndex) -> Self {
+        Self { issued, ..Self::default() }
+    }
+
+    pub(crate) fn hard_state(&mut self) {
+        self.hard_state = true;
+    }
+
+    pub(crate) fn purge(&mut self, meta: SnapshotMeta) {
+        self.purge = Some(meta);
+    }
+
+    /// The log was cut after `index`: what was issued beyond will be cut on disk too, and is not durable any more even
+    /// if its write succeeds.
+    pub(crate) fn truncate_after(&mut self, index: LogIndex) {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.last = in_flight.last.min(index);
+        }
+        if self.issued > index {
+            self.issued = index;
+            self.truncate_after = Some(self.truncate_after.map_or(index, |at| at.min(index)));
+        }
+    }
+
+    /// The log begins anew after `index`, whatever the disk holds beyond.
+    pub(crate) fn reset(&mut self, index: LogIndex) {
+        self.truncate_after(index);
+        self.issued = index;
+        self.truncate_after = Some(index);
+    }
+
+    fn is_unwritten(&self, last: LogIndex) -> bool {
+        self.hard_state || self.purge.is_some() || self.truncate_after.is_some() || self.issued < last
+    }
+}
+
+impl Raft {
+    /// The next write, `None` if there is nothing to write or a write is in flight. The caller makes it durable and
+    /// steps [`Event::Persisted`]; meanwhile it goes on stepping, so that the next write gathers.
+    pub fn take_persist(&mut self) -> Option<Persist> {
+        let last = self.log.last().index;
+        if self.writes.in_flight.is_some() || !self.writes.is_unwritten(last) {
+            return None;
+        }
+        let after = std::mem::replace(&mut self.writes.issued, last);
+        let held = std::mem::take(&mut self.writes.waiting);
+        self.writes.in_flight = Some(InFlight { last, held });
+        Some(Persist {
+            hard_state: std::mem::take(&mut self.writes.hard_state).then(|| self.hard.clone()),
+            purge: self.writes.purge.take(),
+            truncate_after: self.writes.truncate_after.take(),
+            append: (after, last),
+        })
+    }
+
+    /// Lets `held` out when all that this node has decided so far is durable; at once if it is.
+    pub(crate) fn when_durable(&mut self, held: Held) {
+        let last = self.log.last().index;
+        if self.writes.is_unwritten(last) {
+            self.writes.waiting.push(held);
+        } else if let Some(in_flight) = &mut self.writes.in_flight {
+            in_flight.held.push(held);
+        } else {
+            self.release(held);
+        }
+    }
+
+    pub(crate) fn on_persisted(&mut self) {
+        let Some(in_flight) = self.writes.in_flight.take() else { return };
+        self.durable = self.durable.max(in_flight.last);
+        for held in in_flight.held {
+            self.release(held);
+        }
+        self.advance_commit();
+        self.apply_committed();
+    }
+
+    fn release(&mut self, held: Held) {
+        match held {
+            // Said in a term that has passed meanwhile; nobody waits for it, and it might speak of entries that are gone.
+            Held::Send(_, reply) if reply.term() < self.hard.term => {}
+            // A candidate's vote for itself counts when it is durable, like anybody's (I1).
+            Held::Send(to, Reply::VoteResponse(response)) if to == self.config.id => {
+                self.handle(Event::VoteResponse(to, response));
+            }
+            Held::Send(to, reply) => self.outputs.push(Output::Send(to, reply)),
+            Held::Output(output) => self.outputs.push(output),
+        }
+    }
+}

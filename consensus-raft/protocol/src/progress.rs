@@ -1,0 +1,106 @@
+//! A leader's view of one follower.
+
+use std::collections::VecDeque;
+
+use consensus_core::LogIndex;
+
+use crate::{Config, Time};
+
+/// What a leader knows of one follower, and how it sends to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
+    /// Known to be durable there (I5); never guessed.
+    pub(crate) matched: LogIndex,
+    /// The next entry to send.
+    pub(crate) next: LogIndex,
+    pub(crate) state: State,
+    /// Latest heartbeat round that it answered.
+    pub(crate) round: u64,
+    /// When it last answered.
+    pub(crate) heard: Time,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum State {
+    /// Where the logs agree is not known: one message at a time.
+    Probe { sent: bool },
+    /// They agree before `next`: messages are sent without waiting.
+    Replicate(Inflight),
+    /// The log it needs is gone: a snapshot is on its way.
+    Snapshot,
+}
+
+/// Messages with entries that were sent and not acknowledged.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inflight {
+    messages: VecDeque<(LogIndex, u64)>,
+    bytes: u64,
+}
+
+impl Inflight {
+    pub(crate) fn push(&mut self, last: LogIndex, bytes: u64) {
+        self.messages.push_back((last, bytes));
+        self.bytes += bytes;
+    }
+
+    fn acknowledged(&mut self, matched: LogIndex) {
+        while let Some((_, bytes)) = self.messages.front().filter(|(last, _)| *last <= matched) {
+            self.bytes -= bytes;
+            self.messages.pop_front();
+        }
+    }
+
+    pub(crate) fn has_room(&self, config: &Config) -> bool {
+        self.messages.len() < config.inflight_messages_max && (self.bytes < config.inflight_bytes_max)
+    }
+}
+
+impl Progress {
+    pub(crate) fn new(next: LogIndex, now: Time) -> Self {
+        Self { matched: LogIndex::ZERO, next, state: State::Probe { sent: false }, round: 0, heard: now }
+    }
+
+    /// The follower has everything up to `matched`, durably.
+    pub(crate) fn accepted(&mut self, matched: LogIndex, purged: LogIndex) {
+        self.matched = self.matched.max(matched);
+        self.next = self.next.max(self.matched.next());
+        match &mut self.state {
+            State::Replicate(inflight) => inflight.acknowledged(matched),
+            State::Probe { .. } => self.state = State::Replicate(Inflight::default()),
+            // An answer to a heartbeat; the log still cannot serve it.
+            State::Snapshot if self.matched < purged => return,
+            State::Snapshot => self.state = State::Replicate(Inflight::default()),
+        }
+    }
+
+    /// Begins to look for the place where the logs agree, from `next` down.
+    pub(crate) fn probe_from(&mut self, next: LogIndex) {
+        self.next = next.max(self.matched.next());
+        self.state = State::Probe { sent: false };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acknowledgements_free_what_is_in_flight() {
+        // C24: the byte counter must come back to zero.
+        let mut inflight = Inflight::default();
+        inflight.push(LogIndex(3), 100);
+        inflight.push(LogIndex(5), 50);
+        inflight.acknowledged(LogIndex(4));
+        assert_eq!((inflight.bytes, inflight.messages.len()), (50, 1));
+        inflight.acknowledged(LogIndex(9));
+        assert_eq!((inflight.bytes, inflight.messages.len()), (0, 0));
+    }
+
+    #[test]
+    fn next_never_falls_to_matched() {
+        let mut progress = Progress::new(LogIndex(9), Time::ZERO);
+        progress.accepted(LogIndex(5), LogIndex::ZERO);
+        progress.probe_from(LogIndex(2));
+        assert_eq!(progress.next, LogIndex(6));
+    }
+}

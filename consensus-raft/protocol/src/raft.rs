@@ -1,0 +1,315 @@
+//! The state of one node and the way events take through it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use consensus_core::{
+    HardState, LogId, LogIndex, LogState, Membership, NodeId, PeerStatus, Role as StatusRole, Term,
+};
+
+use crate::{
+    Config, ConfigError, Event, Output, Time,
+    election::Ballots,
+    log::Log,
+    persist::{Held, Writes},
+    progress::{Progress, State},
+    reads::Reads,
+};
+
+/// One node's protocol state.
+#[derive(Debug)]
+pub struct Raft {
+    pub(crate) config: Config,
+    pub(crate) now: Time,
+    pub(crate) random: Random,
+    pub(crate) hard: HardState,
+    pub(crate) log: Log,
+    pub(crate) writes: Writes,
+    /// Last index on this node's disk.
+    pub(crate) durable: LogIndex,
+    pub(crate) commit: LogIndex,
+    /// Last index let out for application.
+    applying: LogIndex,
+    pub(crate) role: Role,
+    pub(crate) leader: Option<NodeId>,
+    /// When a leader was last heard.
+    pub(crate) leader_heard: Option<Time>,
+    pub(crate) election_deadline: Time,
+    pub(crate) outputs: Vec<Output>,
+}
+
+/// What the node does; each role owns what only it needs.
+#[derive(Debug)]
+pub(crate) enum Role {
+    Follower,
+    PreCandidate(Ballots),
+    Candidate(Ballots),
+    Leader(Leader),
+}
+
+#[derive(Debug)]
+pub(crate) struct Leader {
+    pub(crate) peers: BTreeMap<NodeId, Progress>,
+    pub(crate) heartbeat_deadline: Time,
+    /// Heartbeat round last begun.
+    pub(crate) round: u64,
+    pub(crate) reads: Reads,
+}
+
+/// What a node starts from.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// What the storage loaded.
+    pub log: LogState,
+    /// Last index that the state machine reflects; it was committed.
+    pub applied: LogIndex,
+}
+
+impl Raft {
+    /// A node as it comes up: a follower that knows no leader.
+    ///
+    /// # Errors
+    /// The settings are wrong.
+    pub fn new(config: Config, restored: Restored, now: Time) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let random = Random(config.seed);
+        let hard = restored.log.hard_state.clone();
+        let log = Log::new(restored.log);
+        let (purged, last) = (log.purged().index, log.last().index);
+        let known = restored.applied.clamp(purged, last);
+        let mut raft = Self {
+            config,
+            now,
+            random,
+            hard,
+            log,
+            writes: Writes::new(last),
+            durable: last,
+            commit: known,
+            applying: known,
+            role: Role::Follower,
+            leader: None,
+            leader_heard: None,
+            election_deadline: now,
+            outputs: Vec::new(),
+        };
+        // The one voter need not wait for anybody.
+        if !raft.membership().is_only_voter(raft.config.id) {
+            raft.reset_election_deadline();
+        }
+        Ok(raft)
+    }
+
+    /// Takes one event at `now`, and returns what is to be done.
+    pub fn step(&mut self, now: Time, event: Event) -> Vec<Output> {
+        self.now = self.now.max(now);
+        self.handle(event);
+        self.check_invariants();
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Ends a turn: sends what the events of the turn made ready, at most one run of entries per peer and message limit.
+    pub fn finish_turn(&mut self, now: Time) -> Vec<Output> {
+        self.now = self.now.max(now);
+        self.begin_read_round();
+        self.replicate();
+        self.check_invariants();
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// When [`Event::Tick`] is next of use, if at all.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        match &self.role {
+            Role::Leader(leader) => Some(leader.heartbeat_deadline),
+            _ if self.may_campaign() => Some(self.election_deadline),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn handle(&mut self, event: Event) {
+        match event {
+            Event::Tick => self.on_tick(),
+            Event::VoteRequest(from, request) => self.on_vote_request(from, request),
+            Event::VoteResponse(from, response) => self.on_vote_response(from, response),
+            Event::Append { from, append, entries } => self.on_append(from, append, entries),
+            Event::AppendResponse(from, response) => self.on_append_response(from, response),
+            Event::SendFailed(to) => self.on_send_failed(to),
+            Event::Propose { token, size_bytes } => self.on_propose(token, size_bytes),
+            Event::Read { token } => self.on_read(token),
+            Event::Persisted => self.on_persisted(),
+            Event::Compact(through) => self.on_compact(through),
+            Event::SnapshotArrived { from, term, meta } => self.on_snapshot_arrived(from, term, meta),
+            Event::SnapshotInstalled => self.on_snapshot_installed(),
+            Event::SnapshotSent(to, last) => self.on_snapshot_sent(to, last),
+        }
+    }
+
+    fn on_tick(&mut self) {
+        match &self.role {
+            Role::Leader(_) => self.tick_leader(),
+            _ if self.now >= self.election_deadline && self.may_campaign() => self.campaign(),
+            _ => {}
+        }
+    }
+
+    /// Follows in `term`, at least the node's own. Only a newer term forgets the vote (I1).
+    pub(crate) fn become_follower(&mut self, term: Term, leader: Option<NodeId>) {
+        if term > self.hard.term {
+            self.hard.term = term;
+            self.hard.voted_for = None;
+            self.writes.hard_state();
+        }
+        if let Role::Leader(leader) = std::mem::replace(&mut self.role, Role::Follower) {
+            self.outputs.extend(leader.reads.into_refusals());
+            self.reset_election_deadline();
+        }
+        self.leader = leader;
+    }
+
+    /// Lets out what may be applied (I8).
+    pub(crate) fn apply_committed(&mut self) {
+        let through = self.commit.min(self.durable);
+        if self.hard.installing.is_none() && through > self.applying {
+            self.applying = through;
+            self.outputs.push(Output::Apply(through));
+        }
+    }
+
+    /// The state machine jumped to `index`.
+    pub(crate) fn applied_by_snapshot(&mut self, index: LogIndex) {
+        self.commit = self.commit.max(index);
+        self.applying = self.applying.max(index);
+        self.durable = index;
+    }
+
+    fn on_compact(&mut self, through: LogIndex) {
+        let through = through.min(self.applying);
+        if through <= self.log.purged().index || self.hard.installing.is_some() {
+            return;
+        }
+        if let Some(meta) = self.log.purge(through) {
+            self.writes.purge(meta);
+        }
+    }
+
+    pub(crate) fn output_when_durable(&mut self, output: Output) {
+        self.when_durable(Held::Output(output));
+    }
+
+    /// What must hold after every step, whoever erred; cheap enough for release builds.
+    fn check_invariants(&self) {
+        let (purged, last) = (self.log.purged().index, self.log.last().index);
+        assert!(purged <= self.commit && self.commit <= last, "I7: purged {purged} <= {} <= {last}", self.commit);
+        assert!(self.durable <= last, "I7: durable {} <= last {last}", self.durable);
+        assert!(self.applying <= self.commit.min(self.durable), "I8: applied {} unsafely", self.applying);
+        if let Role::Leader(leader) = &self.role {
+            for (id, peer) in &leader.peers {
+                assert!(peer.matched < peer.next && peer.matched <= last, "node {id}: {peer:?}");
+            }
+        }
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.config.id
+    }
+
+    /// Its term.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.hard.term
+    }
+
+    /// Its term and vote, as last decided (perhaps not yet durable).
+    #[must_use]
+    pub fn hard_state(&self) -> &HardState {
+        &self.hard
+    }
+
+    /// What it does.
+    #[must_use]
+    pub fn role(&self) -> StatusRole {
+        match self.role {
+            Role::Leader(_) => StatusRole::Leader,
+            Role::Candidate(_) => StatusRole::Candidate,
+            Role::PreCandidate(_) => StatusRole::PreCandidate,
+            Role::Follower if self.membership().is_voter(self.config.id) => StatusRole::Follower,
+            Role::Follower => StatusRole::Learner,
+        }
+    }
+
+    /// Who leads, as far as is known.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        self.leader
+    }
+
+    /// Last entry of the log.
+    #[must_use]
+    pub fn last_log(&self) -> LogId {
+        self.log.last()
+    }
+
+    /// The entry at `index`, if the log holds it or ends its purged part with it.
+    #[must_use]
+    pub fn id_at(&self, index: LogIndex) -> Option<LogId> {
+        self.log.id_at(index)
+    }
+
+    /// Last purged entry.
+    #[must_use]
+    pub fn purged(&self) -> LogId {
+        self.log.purged()
+    }
+
+    /// Last index known to be committed.
+    #[must_use]
+    pub fn commit(&self) -> LogIndex {
+        self.commit
+    }
+
+    /// Last index on this node's disk.
+    #[must_use]
+    pub fn durable(&self) -> LogIndex {
+        self.durable
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn membership(&self) -> &Arc<Membership> {
+        self.log.membership()
+    }
+
+    /// The configuration that was in force at `index`.
+    #[must_use]
+    pub fn membership_at(&self, index: LogIndex) -> Arc<Membership> {
+        self.log.membership_at(index)
+    }
+
+    /// On a leader: what it knows of the others.
+    #[must_use]
+    pub fn peers(&self) -> BTreeMap<NodeId, PeerStatus> {
+        let Role::Leader(leader) = &self.role else { return BTreeMap::new() };
+        let status = |peer: &Progress| PeerStatus {
+            matched: peer.matched,
+            snapshot: matches!(peer.state, State::Snapshot),
+            active: peer.heard + self.config.election_timeout > self.now,
+        };
+        leader.peers.iter().map(|(id, peer)| (*id, status(peer))).collect()
+    }
+}
+
+/// SplitMix64 (Steele et al. 2014): all that election timeouts need, and the same on every platform and version.
+#[derive(Debug)]
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+}

@@ -1,0 +1,260 @@
+//! Log replication and commitment (§5.3, §5.4.2).
+
+use consensus_core::{AppendOutcome, AppendResponse, LogId, LogIndex, Membership, NodeId, Term};
+
+use crate::{
+    Append, EntryInfo, Output, Raft, Reply,
+    persist::Held,
+    progress::{Progress, State},
+    raft::{Leader, Role},
+};
+
+// The leader's side.
+impl Raft {
+    pub(crate) fn on_propose(&mut self, token: u64, size_bytes: u64) {
+        if !matches!(self.role, Role::Leader(_)) {
+            self.outputs.push(Output::Refused(token));
+            return;
+        }
+        let id = self.log.push(EntryInfo { term: self.hard.term, size_bytes, membership: None });
+        self.outputs.push(Output::Accepted(token, id));
+    }
+
+    pub(crate) fn tick_leader(&mut self) {
+        let Role::Leader(leader) = &self.role else { return };
+        if self.now < leader.heartbeat_deadline {
+            return;
+        }
+        if !self.has_active_quorum(leader) {
+            self.become_follower(self.hard.term, None);
+            return;
+        }
+        self.broadcast(Send::Heartbeat);
+        if let Role::Leader(leader) = &mut self.role {
+            leader.heartbeat_deadline = self.now + self.config.heartbeat_interval;
+        }
+    }
+
+    /// Sends what is new to those who are ready for it.
+    pub(crate) fn replicate(&mut self) {
+        self.broadcast(Send::IfNew);
+    }
+
+    pub(crate) fn broadcast(&mut self, send: Send) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        // Taken out for the while, so that each peer's progress can change beside the rest.
+        let mut peers = std::mem::take(&mut leader.peers);
+        let round = leader.round;
+        for (id, peer) in &mut peers {
+            self.send_to(*id, peer, round, send);
+        }
+        if let Role::Leader(leader) = &mut self.role {
+            leader.peers = peers;
+        }
+    }
+
+    fn send_to(&mut self, id: NodeId, peer: &mut Progress, round: u64, send: Send) {
+        let purged = self.log.purged();
+        if peer.next <= purged.index && !matches!(peer.state, State::Snapshot) {
+            peer.state = State::Snapshot;
+            self.outputs.push(Output::SendSnapshot(id));
+        }
+        let mut sent = false;
+        match &mut peer.state {
+            State::Snapshot => {}
+            State::Probe { sent: waiting } => {
+                if !*waiting || send == Send::Heartbeat {
+                    *waiting = true;
+                    let (last, _) = self.run_after(peer.next.prev());
+                    self.push_append(id, peer.next.prev(), last, round);
+                    sent = true;
+                }
+            }
+            State::Replicate(inflight) => {
+                while peer.next <= self.log.last().index && inflight.has_room(&self.config) {
+                    let (last, bytes) = self.run_after(peer.next.prev());
+                    inflight.push(last, bytes);
+                    self.push_append(id, peer.next.prev(), last, round);
+                    peer.next = last.next();
+                    sent = true;
+                }
+            }
+        }
+        if !sent && send != Send::IfNew {
+            // Whom only a snapshot helps is told that the leader is there, no more.
+            let prev = if matches!(peer.state, State::Snapshot) { purged.index } else { peer.next.prev() };
+            self.push_append(id, prev, prev, round);
+        }
+    }
+
+    fn run_after(&self, after: LogIndex) -> (LogIndex, u64) {
+        self.log.run_after(after, self.config.append_entries_max, self.config.append_bytes_max)
+    }
+
+    fn push_append(&mut self, to: NodeId, prev: LogIndex, last: LogIndex, round: u64) {
+        let prev = self.log.id_at(prev).expect("a peer whose entries are purged is sent a snapshot instead");
+        let append = Append { term: self.hard.term, prev, last, commit: self.commit, round };
+        self.outputs.push(Output::SendAppend(to, append));
+    }
+
+    pub(crate) fn on_append_response(&mut self, from: NodeId, response: AppendResponse) {
+        if response.term > self.hard.term {
+            self.become_follower(response.term, None);
+            return;
+        }
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(peer) = leader.peers.get_mut(&from) else { return };
+        if response.term < self.hard.term || response.round > leader.round {
+            return; // Of an earlier term, whose acknowledgements mean other entries; or of nobody's.
+        }
+        peer.heard = self.now;
+        peer.round = peer.round.max(response.round);
+        match response.outcome {
+            AppendOutcome::Accepted { matched } if matched <= self.log.last().index => {
+                peer.accepted(matched, self.log.purged().index);
+            }
+            AppendOutcome::Accepted { .. } => {}
+            AppendOutcome::Rejected { prev, hint } => match peer.state {
+                // A message was lost or overtaken: look again from what is known.
+                State::Replicate(_) if prev > peer.matched => peer.probe_from(peer.matched.next()),
+                State::Probe { .. } if prev == peer.next.prev() => {
+                    // The two logs skip over each other's terms, so that each round trip passes a whole term (§5.3).
+                    let agree = self.log.last_not_after(hint.index.min(prev.prev()), hint.term);
+                    peer.probe_from(agree.index.next());
+                }
+                _ => {} // Late: of a state that has passed.
+            },
+        }
+        self.advance_commit();
+        self.apply_committed();
+        self.confirm_reads();
+    }
+
+    pub(crate) fn on_send_failed(&mut self, to: NodeId) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(peer) = leader.peers.get_mut(&to) else { return };
+        if matches!(peer.state, State::Replicate(_)) {
+            peer.probe_from(peer.matched.next());
+            // Not at once again: the next heartbeat asks.
+            peer.state = State::Probe { sent: true };
+        }
+    }
+
+    /// Commits what is durable on a quorum, counting this node's own disk like any other, if it is of this term (I4).
+    pub(crate) fn advance_commit(&mut self) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let (own, durable) = (self.config.id, self.durable);
+        let reached = |id| if id == own { durable } else { leader.peers.get(&id).map_or(LogIndex::ZERO, |p| p.matched) };
+        let Some(index) = self.log.membership().quorum_value(reached) else { return };
+        if index > self.commit && self.log.id_at(index).is_some_and(|id| id.term == self.hard.term) {
+            self.commit = index;
+            leader.reads.committed(index);
+        }
+    }
+}
+
+/// Why one sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Send {
+    /// Entries are new.
+    IfNew,
+    /// A read round begins: at least an empty message.
+    Round,
+    /// The heartbeat is due: at least an empty message, and a probe that was perhaps lost is repeated.
+    Heartbeat,
+}
+
+// The follower's side.
+impl Raft {
+    pub(crate) fn on_append(&mut self, from: NodeId, append: Append, entries: Vec<EntryInfo>) {
+        let rejected = |raft: &Self, hint| AppendResponse {
+            term: raft.hard.term,
+            round: append.round,
+            outcome: AppendOutcome::Rejected { prev: append.prev.index, hint },
+        };
+        if append.term < self.hard.term {
+            let response = rejected(self, self.log.last());
+            self.outputs.push(Output::Send(from, Reply::AppendResponse(response)));
+            return;
+        }
+        if !is_well_formed(&append, &entries) || !self.follow(from, append.term) {
+            return;
+        }
+        let outcome = match self.take_entries(&append, entries) {
+            Ok(matched) => AppendOutcome::Accepted { matched },
+            Err(hint) => AppendOutcome::Rejected { prev: append.prev.index, hint },
+        };
+        let response = AppendResponse { term: self.hard.term, round: append.round, outcome };
+        self.when_durable(Held::Send(from, Reply::AppendResponse(response)));
+        self.apply_committed();
+    }
+
+    /// Acknowledges `from` as the leader of `term`. `false` if this node leads that term itself, which only a peer in
+    /// error can bring about.
+    pub(crate) fn follow(&mut self, from: NodeId, term: Term) -> bool {
+        if term == self.hard.term && matches!(self.role, Role::Leader(_)) {
+            return false;
+        }
+        self.become_follower(term, Some(from));
+        self.leader_heard = Some(self.now);
+        self.reset_election_deadline();
+        true
+    }
+
+    /// Fits the entries into the log; returns up to where it now agrees with the leader's, or the hint of where it may.
+    fn take_entries(&mut self, append: &Append, mut entries: Vec<EntryInfo>) -> Result<LogIndex, LogId> {
+        if self.hard.installing.is_some() {
+            return Err(self.log.purged()); // The log is about to be replaced.
+        }
+        let mut prev = append.prev;
+        if prev.index < self.commit {
+            // What is committed here is the same everywhere (I6); there may be no entries left to compare it with.
+            let known = self.commit.since(prev.index) as usize;
+            if entries.len() <= known {
+                return Ok(self.commit);
+            }
+            entries.drain(..known);
+            prev = self.log.id_at(self.commit).unwrap_or(prev);
+        }
+        if !self.log.contains(prev) {
+            return Err(self.log.last_not_after(prev.index, prev.term));
+        }
+        let matched = LogIndex(prev.index.0 + entries.len() as u64);
+        let mut agreed = prev.index;
+        let mut rest = entries.into_iter().peekable();
+        while let Some(id) = rest.peek().map(|entry| LogId { term: entry.term, index: agreed.next() }) {
+            if !self.log.contains(id) {
+                break;
+            }
+            agreed = agreed.next();
+            rest.next();
+        }
+        // Only a conflict removes anything (§5.3): an old message that ends earlier says nothing of what follows.
+        if rest.peek().is_some() {
+            assert!(agreed >= self.commit, "I6: entry {} is committed and contradicted", agreed.next());
+            self.log.truncate_after(agreed);
+            self.durable = self.durable.min(agreed);
+            self.writes.truncate_after(agreed);
+            for entry in rest {
+                self.log.push(entry);
+            }
+            self.outputs.push(Output::Replaced(agreed));
+        }
+        self.commit = self.commit.max(append.commit.min(matched));
+        Ok(matched)
+    }
+}
+
+/// What any leader's message obeys: as many entries as it says, terms that do not decrease, none after its own.
+fn is_well_formed(append: &Append, entries: &[EntryInfo]) -> bool {
+    let terms = std::iter::once(append.prev.term).chain(entries.iter().map(|entry| entry.term));
+    let terms = terms.chain(std::iter::once(append.term));
+    append.last.0.checked_sub(append.prev.index.0) == Some(entries.len() as u64) && terms.is_sorted()
+}
+
+impl Leader {
+    /// The round that a quorum has answered, counting the leader itself.
+    pub(crate) fn quorum_round(&self, own: NodeId, membership: &Membership) -> Option<u64> {
+        membership.quorum_value(|id| if id == own { self.round } else { self.peers.get(&id).map_or(0, |p| p.round) })
+    }
+}

@@ -1,0 +1,70 @@
+//! Snapshots sent to a follower whose log is gone (§7).
+//!
+//! Installing is told as numbered steps, because a crash may come between any two (I11):
+//! 1. The whole stream is here, checked. Nothing has changed yet.
+//! 2. `installing` is set in the hard state, durably.
+//! 3. The state machine restores, all or nothing.
+//! 4. One write purges the log up to the snapshot and clears `installing`.
+//! 5. Only then does the sender hear that it is installed.
+//!
+//! A restart between 2 and 4 asks the state machine which side of 3 it is on, and finishes or forgets.
+
+use consensus_core::{HardState, LogIndex, NodeId, SnapshotMeta, Term};
+
+use crate::{Output, Raft, SnapshotVerdict, progress::State, raft::Role};
+
+impl Raft {
+    pub(crate) fn on_snapshot_arrived(&mut self, from: NodeId, term: Term, meta: SnapshotMeta) {
+        if term < self.hard.term || !self.follow(from, term) || self.hard.installing.is_some() {
+            self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
+            return;
+        }
+        if meta.last.index <= self.commit || self.log.contains(meta.last) {
+            // Everything it covers is in the log: what a snapshot covers is committed.
+            self.commit = self.commit.max(meta.last.index);
+            self.output_when_durable(Output::SnapshotSettled(SnapshotVerdict::Held));
+            self.apply_committed();
+            return;
+        }
+        self.hard.installing = Some(meta.clone());
+        self.writes.hard_state();
+        self.output_when_durable(Output::Install(meta));
+    }
+
+    pub(crate) fn on_snapshot_installed(&mut self) {
+        let Some(meta) = self.hard.installing.take() else { return };
+        // The log does not have the snapshot's last entry, so what it has beyond is of another history.
+        self.log.reset(&meta);
+        self.writes.reset(meta.last.index);
+        self.writes.hard_state();
+        self.applied_by_snapshot(meta.last.index);
+        self.writes.purge(meta);
+        self.output_when_durable(Output::SnapshotSettled(SnapshotVerdict::Held));
+        self.reset_election_deadline();
+    }
+
+    pub(crate) fn on_snapshot_sent(&mut self, to: NodeId, last: Option<LogIndex>) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(peer) = leader.peers.get_mut(&to).filter(|peer| matches!(peer.state, State::Snapshot)) else { return };
+        // Where the follower's log now ends is its own to say: it is asked, not assumed.
+        peer.probe_from(last.map_or(peer.next, LogIndex::next));
+    }
+
+    /// Called by the driver at start, before the protocol exists: what an interrupted installation needs to be
+    /// finished, given what the state machine holds.
+    #[must_use]
+    pub fn interrupted_install(hard: &HardState, applied: LogIndex) -> Option<InterruptedInstall> {
+        let meta = hard.installing.clone()?;
+        Some(if applied >= meta.last.index { InterruptedInstall::Finish(meta) } else { InterruptedInstall::Forget })
+    }
+}
+
+/// What to do about an installation that a crash interrupted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InterruptedInstall {
+    /// The state machine has it: purge the log up to it.
+    Finish(SnapshotMeta),
+    /// It has not: clear the mark, nothing else was changed.
+    Forget,
+}
+

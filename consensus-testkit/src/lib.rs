@@ -1,1 +1,21 @@
-//! placeholder
+//! What tests of consensus are made of.
+//!
+//! * A conformance suite for each contract: [`log_storage`], [`state_machine`], [`transport`], [`engine`]. Write a
+//!   fixture that makes fresh instances of your implementation, call `run_suite`, and it panics with the rule that is
+//!   broken. Every implementation in this workspace passes the same suites.
+//! * Doubles: [`MemLogStorage`], whose content outlives it as a disk would and which fails on demand, and [`Journal`], a
+//!   state machine that remembers what it applied.
+//!
+//! What this is *not*: it depends on no engine, transport or storage of the workspace.
+
+pub mod engine;
+mod journal;
+pub mod log_storage;
+mod mem_log;
+pub mod state_machine;
+pub mod transport;
+mod wait;
+
+pub use journal::{Journal, JournalReader};
+pub use mem_log::MemLogStorage;
+pub use wait::eventually;

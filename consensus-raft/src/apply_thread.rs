@@ -1,0 +1,148 @@
+//! The thread that owns the state machine.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+};
+
+use consensus_core::{
+    Committed, Entry, LogId, LogIndex, LogStorage, NodeId, ProposeError, Snapshot, StateMachine, StateMachineError,
+};
+
+use crate::{
+    inbox::{Inbox, Input},
+    waiters::Waiter,
+};
+
+/// Work for the state machine, done in order.
+pub(crate) enum Job {
+    /// Apply `(after, last]`; `entries` if they are in memory. Those who wait are told from here, without a detour.
+    Apply { after: LogIndex, last: LogIndex, entries: Option<Vec<Entry>>, waiters: Vec<(LogIndex, Waiter)> },
+    Flush,
+    TakeSnapshot(NodeId),
+    /// Restore from the file; the snapshot's last entry.
+    Install(std::fs::File, LogId),
+}
+
+/// Ends, with a last flush, when the sender is dropped; or at the machine's first error.
+pub(crate) fn spawn(
+    machine: Box<dyn StateMachine>,
+    storage: Arc<dyn LogStorage>,
+    inbox: Inbox,
+) -> std::io::Result<(mpsc::Sender<Job>, JoinHandle<()>)> {
+    let (jobs, queue) = mpsc::channel();
+    let applied = machine.applied();
+    let mut worker = Worker { machine, storage, inbox, applied };
+    let thread = std::thread::Builder::new().name("raft-apply".to_owned()).spawn(move || {
+        for job in queue {
+            if !worker.work(job) {
+                return;
+            }
+        }
+        if let Err(error) = guarded(|| worker.machine.flush()) {
+            tracing::error!(%error, "the last flush failed; the log will be applied again");
+        }
+    })?;
+    Ok((jobs, thread))
+}
+
+struct Worker {
+    machine: Box<dyn StateMachine>,
+    storage: Arc<dyn LogStorage>,
+    inbox: Inbox,
+    applied: LogId,
+}
+
+impl Worker {
+    /// `false` after an error: the machine is not called again.
+    fn work(&mut self, job: Job) -> bool {
+        let (input, sound) = match job {
+            Job::Apply { after, last, entries, waiters } => {
+                let result = self.apply_all(after, last, entries, waiters.into());
+                let sound = result.is_ok();
+                (Input::Applied(result.map(|()| last)), sound)
+            }
+            Job::Flush => {
+                let result = guarded(|| self.machine.flush());
+                let sound = result.is_ok();
+                (Input::Flushed(result), sound)
+            }
+            Job::TakeSnapshot(to) => {
+                let result = guarded(|| self.machine.snapshot()).map(|picture: Box<dyn Snapshot>| (self.applied, picture));
+                let sound = result.is_ok();
+                (Input::SnapshotTaken(to, result), sound)
+            }
+            Job::Install(mut file, last) => {
+                let result = guarded(|| self.machine.restore(&mut file));
+                let sound = result.is_ok();
+                if sound {
+                    self.applied = last;
+                }
+                (Input::Installed(result), sound)
+            }
+        };
+        self.inbox.send(input).is_ok() && sound
+    }
+
+    fn apply_all(
+        &mut self,
+        mut after: LogIndex,
+        last: LogIndex,
+        entries: Option<Vec<Entry>>,
+        mut waiters: VecDeque<(LogIndex, Waiter)>,
+    ) -> Result<(), StateMachineError> {
+        if let Some(entries) = entries {
+            return self.apply(&entries, &mut waiters);
+        }
+        while after < last {
+            let read = self.storage.read(after, last, READ_BYTES);
+            let entries = read.map_err(|error| StateMachineError::Other(error.to_string()))?;
+            self.apply(&entries, &mut waiters)?;
+            after = self.applied.index;
+        }
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        entries: &[Entry],
+        waiters: &mut VecDeque<(LogIndex, Waiter)>,
+    ) -> Result<(), StateMachineError> {
+        let responses = guarded(|| self.machine.apply(entries)).inspect_err(|error| {
+            let why = error.to_string();
+            for (_, waiter) in waiters.drain(..) {
+                waiter.answer(Err(ProposeError::Fatal { why: why.clone() }));
+            }
+        })?;
+        if responses.len() != entries.len() {
+            let why = format!("it gave {} responses to {} entries", responses.len(), entries.len());
+            return Err(StateMachineError::Other(why));
+        }
+        for (entry, response) in entries.iter().zip(responses) {
+            if waiters.front().is_some_and(|(index, _)| *index == entry.id.index)
+                && let Some((_, waiter)) = waiters.pop_front()
+            {
+                waiter.answer(Ok(Committed { log_id: entry.id, response }));
+            }
+            self.applied = entry.id;
+        }
+        Ok(())
+    }
+}
+
+/// A panic of the state machine stops its engine, not the process.
+fn guarded<T>(call: impl FnOnce() -> Result<T, StateMachineError>) -> Result<T, StateMachineError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(StateMachineError::Other(describe(&*panic))))
+}
+
+fn describe(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("it panicked: {}", text.unwrap_or("without a message"))
+}
+
+/// Entries read from disk at once while catching up.
+const READ_BYTES: u64 = 4 << 20;

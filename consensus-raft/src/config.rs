@@ -1,0 +1,77 @@
+//! Settings of one node's engine.
+
+use std::{path::PathBuf, time::Duration};
+
+use consensus_core::{Membership, NodeId};
+use consensus_raft_protocol::{Config, ConfigError};
+
+/// Settings of one node's engine; checked by [`RaftEngine::start`](crate::RaftEngine::start).
+#[derive(Clone, Debug)]
+pub struct RaftConfig {
+    /// Timeouts and limits of the protocol, this node's id among them.
+    pub protocol: Config,
+    /// The first configuration of the cluster, the same on every node; used only where the log is empty. `None` waits
+    /// for a leader to bring it.
+    pub bootstrap: Option<Membership>,
+    /// Largest command. Default 4 MiB.
+    pub command_bytes_max: u64,
+    /// Most proposals in flight; more are refused as overload. Default 65 536.
+    pub proposals_max: u64,
+    /// Most bytes of proposals in flight; more are refused as overload. Default 64 MiB.
+    pub proposal_bytes_max: u64,
+    /// Most reads waiting for a barrier; more are refused as overload. Default 65 536.
+    pub reads_max: u64,
+    /// Most bytes of messages from peers that wait to be handled; more are dropped, as a network would. Default 64 MiB.
+    pub inbox_bytes_max: u64,
+    /// Entries kept in memory for followers that are a little behind; what is older is read from disk. Default 32 MiB.
+    pub cache_bytes_max: u64,
+    /// The log is compacted after this many entries were applied since the last time; 0: never by itself. Default
+    /// 100 000. Lower saves disk, and costs a flush of the state machine each time.
+    pub compact_after_entries: u64,
+    /// Entries that a compaction leaves, so that a follower briefly absent needs no snapshot. Default 10 000.
+    pub compact_keep_entries: u64,
+    /// Piece of a snapshot stream. Default 256 KiB.
+    pub snapshot_chunk_bytes: usize,
+    /// Wait before a failed snapshot transfer is begun anew. Default 1 s.
+    pub snapshot_retry: Duration,
+    /// Where a snapshot is gathered while it arrives (unlinked files; a crash leaves nothing). Default: the system's
+    /// place for temporary files. Needs room for one snapshot.
+    pub snapshot_dir: PathBuf,
+}
+
+impl RaftConfig {
+    /// The defaults for node `id`.
+    #[must_use]
+    pub fn new(id: NodeId) -> Self {
+        Self {
+            protocol: Config::new(id),
+            bootstrap: None,
+            command_bytes_max: 4 << 20,
+            proposals_max: 65_536,
+            proposal_bytes_max: 64 << 20,
+            reads_max: 65_536,
+            inbox_bytes_max: 64 << 20,
+            cache_bytes_max: 32 << 20,
+            compact_after_entries: 100_000,
+            compact_keep_entries: 10_000,
+            snapshot_chunk_bytes: 256 << 10,
+            snapshot_retry: Duration::from_secs(1),
+            snapshot_dir: std::env::temp_dir(),
+        }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        self.protocol.validate()?;
+        let bad = |key, allowed: &str| Err(ConfigError { key, allowed: allowed.to_owned() });
+        if self.proposals_max == 0 {
+            return bad("proposals_max", "at least 1");
+        }
+        if self.command_bytes_max > self.proposal_bytes_max {
+            return bad("proposal_bytes_max", "at least command_bytes_max");
+        }
+        if self.snapshot_chunk_bytes == 0 {
+            return bad("snapshot_chunk_bytes", "at least 1");
+        }
+        Ok(())
+    }
+}

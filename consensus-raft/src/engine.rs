@@ -1,0 +1,246 @@
+//! The engine as its users hold it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use consensus_core::{
+    Committed, ConsensusEngine, EngineStatus, Entry, Health, HardState, LogBatch, LogId, LogIndex, LogState,
+    LogStorage, Membership, Message, MessageHandler, NetworkTransport, NodeId, Payload, ProposeError, ReadConsistency, ReadError,
+    ShutdownError, SnapshotAck, SnapshotChunk, SnapshotError, SnapshotOutcome, StateMachine, StorageError,
+    TransportError,
+};
+use consensus_raft_protocol::{ConfigError, InterruptedInstall, Raft, Restored};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    RaftConfig, apply_thread,
+    admission::Admission,
+    driver::Driver,
+    inbox::{Arrival, Inbox, Input},
+    snapshot_receive::{Received, Receiver},
+    storage_thread,
+    waiters::Waiter,
+};
+
+/// A node's Raft engine. Dropping it stops it without a farewell; [`shutdown`](ConsensusEngine::shutdown) is the orderly
+/// way.
+#[derive(Debug)]
+pub struct RaftEngine {
+    inbox: Inbox,
+    status: watch::Receiver<Arc<EngineStatus>>,
+    proposals: Arc<Admission>,
+    reads: Arc<Admission>,
+    command_bytes_max: u64,
+    task: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+/// Why an engine did not start. Nothing runs then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting is wrong.
+    #[error("raft configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// The log cannot be read or written.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The transport does not start.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Log and state machine are not of one node, or one of them was taken back to an earlier state.
+    #[error("the state machine reflects entry {applied}, the log holds entries ({purged}, {last}]: they do not belong together; restore both, or remove both and let the node fetch its state from the others")]
+    Mismatch {
+        /// Of the state machine.
+        applied: LogId,
+        /// Last purged entry.
+        purged: LogId,
+        /// Last entry.
+        last: LogId,
+    },
+    /// No thread could be had.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The task that loads the log was cancelled: the runtime is going down.
+    #[error("the runtime is shutting down")]
+    Runtime,
+}
+
+impl RaftEngine {
+    /// Starts the engine of one node: loads the log, brings the state machine up to what is known to be committed, and
+    /// takes part in the cluster.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(
+        config: RaftConfig,
+        transport: Arc<dyn NetworkTransport>,
+        storage: Arc<dyn LogStorage>,
+        machine: Box<dyn StateMachine>,
+    ) -> Result<Arc<Self>, StartError> {
+        config.validate()?;
+        let applied = machine.applied();
+        let (loading, bootstrap) = (storage.clone(), config.bootstrap.clone());
+        let load = move || load(&*loading, bootstrap, applied);
+        let log = tokio::task::spawn_blocking(load).await.map_err(|_| StartError::Runtime)??;
+        let restored = Restored { log, applied: applied.index };
+        let raft = Raft::new(config.protocol.clone(), restored, std::time::Duration::ZERO)?;
+
+        let (inbox, inputs) = mpsc::unbounded_channel();
+        let writer = storage_thread::spawn(storage.clone(), inbox.clone())?;
+        let applier = apply_thread::spawn(machine, storage.clone(), inbox.clone())?;
+        let handler = Handler {
+            inbox: inbox.clone(),
+            messages: Admission::new(u64::MAX, config.inbox_bytes_max),
+            snapshots: Arc::new(tokio::sync::Mutex::new(Receiver::new(config.snapshot_dir.clone()))),
+        };
+        let (proposals, reads) = (
+            Admission::new(config.proposals_max, config.proposal_bytes_max),
+            Admission::new(config.reads_max, u64::MAX),
+        );
+        let command_bytes_max = config.command_bytes_max;
+        let (driver, status) = Driver::new(config, raft, applied.index, transport.clone(), storage, inbox.clone(), writer, applier);
+        transport.start(Arc::new(handler)).await?;
+        let task = tokio::spawn(driver.run(inputs));
+        Ok(Arc::new(Self { inbox, status, proposals, reads, command_bytes_max, task: Mutex::new(Some(task)) }))
+    }
+
+    /// What a caller is told who finds nobody at home.
+    fn stopped(&self) -> Option<String> {
+        match &self.status.borrow().health {
+            Health::Fatal(why) => Some(why.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// Loads the log, finishes what a crash interrupted, and writes the first configuration into an empty log.
+fn load(
+    storage: &dyn LogStorage,
+    bootstrap: Option<Membership>,
+    applied: LogId,
+) -> Result<LogState, StartError> {
+    let mut log = storage.load()?;
+    if let Some(todo) = Raft::interrupted_install(&log.hard_state, applied.index) {
+        let hard_state = Some(HardState { installing: None, ..log.hard_state.clone() });
+        storage.write(match todo {
+            InterruptedInstall::Finish(meta) => LogBatch {
+                hard_state,
+                truncate_after: Some(meta.last.index),
+                purge: Some(meta),
+                ..LogBatch::default()
+            },
+            InterruptedInstall::Forget => LogBatch { hard_state, ..LogBatch::default() },
+        })?;
+        log = storage.load()?;
+    }
+    if let (Some(membership), true) = (bootstrap, log == LogState::default()) {
+        // Identical on every node, and of a term before any leader's: as if a leader of term 0 had replicated it.
+        let entry = Entry { id: LogId::new(0, 1), payload: Payload::Membership(membership) };
+        storage.write(LogBatch { entries: vec![entry], ..LogBatch::default() })?;
+        log = storage.load()?;
+    }
+    let (purged, last) = (log.purged.last, log.last());
+    if applied.index < purged.index || applied.index > last.index {
+        return Err(StartError::Mismatch { applied, purged, last });
+    }
+    Ok(log)
+}
+
+#[async_trait]
+impl ConsensusEngine for RaftEngine {
+    async fn propose(&self, command: Bytes) -> Result<Committed, ProposeError> {
+        let (bytes, limit) = (command.len() as u64, self.command_bytes_max);
+        if bytes > limit {
+            return Err(ProposeError::TooLarge { bytes, limit });
+        }
+        let permit = self.proposals.admit(bytes);
+        let permit =
+            permit.map_err(|(in_flight, in_flight_bytes)| ProposeError::Overloaded { in_flight, in_flight_bytes })?;
+        let (reply, answer) = oneshot::channel();
+        // Refused before it was seen by anybody: a stopped engine applies nothing.
+        let refused = || self.stopped().map_or(ProposeError::ShutDown, |why| ProposeError::Fatal { why });
+        self.inbox.send(Input::Propose(command, Waiter { reply, permit })).map_err(|_| refused())?;
+        answer.await.unwrap_or_else(|_| Err(ProposeError::Unknown { why: "the engine stopped meanwhile" }))
+    }
+
+    async fn read_barrier(&self, consistency: ReadConsistency) -> Result<LogIndex, ReadError> {
+        let gone = || self.stopped().map_or(ReadError::ShutDown, |why| ReadError::Fatal { why });
+        if consistency == ReadConsistency::Stale {
+            let status = self.status.borrow();
+            return match &status.health {
+                Health::Running => Ok(status.applied),
+                Health::ShutDown => Err(ReadError::ShutDown),
+                Health::Fatal(why) => Err(ReadError::Fatal { why: why.clone() }),
+            };
+        }
+        let permit = self.reads.admit(0).map_err(|(waiting, _)| ReadError::Overloaded { waiting })?;
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Input::Read(reply, permit)).map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    fn status(&self) -> watch::Receiver<Arc<EngineStatus>> {
+        self.status.clone()
+    }
+
+    async fn compact_log(&self) -> Result<LogIndex, SnapshotError> {
+        let gone = || SnapshotError::NotRunning(self.stopped().unwrap_or_else(|| "it is shut down".to_owned()));
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Input::Compact(reply)).map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    async fn shutdown(&self) -> Result<(), ShutdownError> {
+        let (reply, done) = oneshot::channel();
+        if self.inbox.send(Input::Shutdown(Some(reply))).is_ok() {
+            let _ = done.await; // An engine that stops of an error meanwhile says so below.
+        }
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
+        self.stopped().map_or(Ok(()), |why| Err(ShutdownError(why)))
+    }
+}
+
+impl Drop for RaftEngine {
+    fn drop(&mut self) {
+        let _ = self.inbox.send(Input::Shutdown(None));
+    }
+}
+
+/// The transport's way in.
+struct Handler {
+    inbox: Inbox,
+    messages: Arc<Admission>,
+    snapshots: Arc<tokio::sync::Mutex<Receiver>>,
+}
+
+#[async_trait]
+impl MessageHandler for Handler {
+    fn on_message(&self, from: NodeId, message: Message) {
+        // What does not fit is lost, as on a network; the sender finds out like there.
+        if let Ok(permit) = self.messages.admit(message.size_bytes()) {
+            let _ = self.inbox.send(Input::Message(from, message, permit));
+        }
+    }
+
+    async fn on_snapshot_chunk(&self, from: NodeId, chunk: SnapshotChunk) -> SnapshotAck {
+        let (term, mut receiver) = (chunk.term, self.snapshots.clone().lock_owned().await);
+        let refused = SnapshotAck { term, outcome: SnapshotOutcome::Refused };
+        let received = tokio::task::spawn_blocking(move || receiver.take(from, &chunk)).await;
+        match received {
+            Ok(Received::Answer(outcome)) => SnapshotAck { term, outcome },
+            Ok(Received::Whole(meta, file)) => {
+                let (reply, answer) = oneshot::channel();
+                let arrival = Arrival { from, term, meta, file, reply };
+                if self.inbox.send(Input::SnapshotArrived(arrival)).is_err() {
+                    return refused;
+                }
+                answer.await.unwrap_or(refused)
+            }
+            Err(_) => refused,
+        }
+    }
+}

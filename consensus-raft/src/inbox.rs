@@ -1,0 +1,45 @@
+//! Everything that the engine's task hears, through one queue.
+
+use consensus_core::{
+    Entry, LogId, LogIndex, Message, NodeId, ReadError, Snapshot, SnapshotAck, SnapshotError, SnapshotMeta,
+    StateMachineError, StorageError, Term,
+};
+use consensus_raft_protocol::Append;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{admission::Permit, waiters::Waiter};
+
+/// The queue's writing end. It has no bound of its own: each kind of input is bounded where it comes from - proposals,
+/// reads and messages by permits, the rest by there being one in flight (per peer).
+pub(crate) type Inbox = mpsc::UnboundedSender<Input>;
+
+/// Something for the engine's task.
+pub(crate) enum Input {
+    Message(NodeId, Message, Permit),
+    Propose(bytes::Bytes, Waiter),
+    Read(oneshot::Sender<Result<LogIndex, ReadError>>, Permit),
+    /// From the storage thread.
+    Persisted(Result<(), StorageError>),
+    /// From the apply thread: everything up to here is applied.
+    Applied(Result<LogIndex, StateMachineError>),
+    /// From the apply thread: durable in the state machine up to here.
+    Flushed(Result<LogId, StateMachineError>),
+    Installed(Result<(), StateMachineError>),
+    SnapshotTaken(NodeId, Result<(LogId, Box<dyn Snapshot>), StateMachineError>),
+    SnapshotSent(NodeId, Option<LogIndex>),
+    SnapshotArrived(Arrival),
+    /// Entries that were no longer in memory, for an append that waits for them.
+    Loaded(NodeId, Append, Result<Vec<Entry>, StorageError>),
+    Compact(oneshot::Sender<Result<LogIndex, SnapshotError>>),
+    /// Stop; with whom to tell.
+    Shutdown(Option<oneshot::Sender<()>>),
+}
+
+/// A whole snapshot, in a file.
+pub(crate) struct Arrival {
+    pub(crate) from: NodeId,
+    pub(crate) term: Term,
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) file: std::fs::File,
+    pub(crate) reply: oneshot::Sender<SnapshotAck>,
+}

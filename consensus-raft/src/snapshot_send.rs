@@ -1,0 +1,130 @@
+//! Streams a snapshot to a follower, beside the messages.
+
+use std::{io::Write, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use consensus_core::{
+    LogIndex, NetworkTransport, NodeId, Snapshot, SnapshotChunk, SnapshotMeta, SnapshotOutcome, Term,
+};
+use tokio::sync::mpsc;
+
+/// One transfer.
+pub(crate) struct Transfer {
+    pub(crate) transport: Arc<dyn NetworkTransport>,
+    pub(crate) to: NodeId,
+    pub(crate) term: Term,
+    /// Not used by this node before.
+    pub(crate) number: u64,
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) chunk_bytes: usize,
+    pub(crate) retry: Duration,
+}
+
+impl Transfer {
+    /// Sends `picture`; the snapshot's last index once the follower has it, `None` (after the wait before a new attempt)
+    /// if it has not.
+    pub(crate) async fn run(self, picture: Box<dyn Snapshot>) -> Option<LogIndex> {
+        let last = self.meta.last.index;
+        match self.stream(picture).await {
+            Ok(()) => Some(last),
+            Err(why) => {
+                tracing::warn!(to = %self.to, %last, why, "snapshot not sent; trying again");
+                tokio::time::sleep(self.retry).await;
+                None
+            }
+        }
+    }
+
+    async fn stream(&self, picture: Box<dyn Snapshot>) -> Result<(), String> {
+        let mut chunks = chunks_of(picture, self.chunk_bytes);
+        let (mut offset, mut sum) = (0, 0);
+        loop {
+            let data = match chunks.recv().await {
+                Some(Piece::Data(data)) => data,
+                Some(Piece::End) => {
+                    return match self.send(offset, Bytes::new(), Some(sum)).await? {
+                        SnapshotOutcome::Installed => Ok(()),
+                        other => Err(format!("the follower answered {other:?} to the last chunk")),
+                    };
+                }
+                Some(Piece::Failed(error)) => return Err(format!("the snapshot cannot be read: {error}")),
+                None => return Err("the snapshot's thread ended early".to_owned()),
+            };
+            sum = crc32c::crc32c_append(sum, &data);
+            let next = offset + data.len() as u64;
+            match self.send(offset, data, None).await? {
+                SnapshotOutcome::Continue { offset } if offset == next => {}
+                // A repeated chunk was already there; anything else cannot be resumed from a stream.
+                other => return Err(format!("the follower answered {other:?} to the chunk at {offset}")),
+            }
+            offset = next;
+        }
+    }
+
+    /// One chunk, repeated with the same offset while the network fails; the receiver takes it once.
+    async fn send(&self, offset: u64, data: Bytes, last: Option<u32>) -> Result<SnapshotOutcome, String> {
+        let mut attempt = 0;
+        loop {
+            let (term, transfer, meta) = (self.term, self.number, self.meta.clone());
+            let chunk = SnapshotChunk { term, transfer, meta, offset, data: data.clone(), last };
+            match self.transport.send_snapshot_chunk(self.to, chunk).await {
+                Ok(ack) => return Ok(ack.outcome),
+                Err(error) if attempt == CHUNK_ATTEMPTS => return Err(error.to_string()),
+                Err(_) => {
+                    attempt += 1;
+                    tokio::time::sleep(self.retry).await;
+                }
+            }
+        }
+    }
+}
+
+enum Piece {
+    Data(Bytes),
+    End,
+    Failed(std::io::Error),
+}
+
+/// Runs the picture's writer on a thread that may block; two chunks ahead of the network at most.
+fn chunks_of(mut picture: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc::Receiver<Piece> {
+    let (pieces, receiver) = mpsc::channel(2);
+    tokio::task::spawn_blocking(move || {
+        let mut writer = ChunkWriter { buffer: BytesMut::with_capacity(chunk_bytes), chunk_bytes, pieces };
+        let last = match picture.write_to(&mut writer).and_then(|()| writer.flush()) {
+            Ok(()) => Piece::End,
+            Err(error) => Piece::Failed(error),
+        };
+        let _ = writer.pieces.blocking_send(last);
+    });
+    receiver
+}
+
+struct ChunkWriter {
+    buffer: BytesMut,
+    chunk_bytes: usize,
+    pieces: mpsc::Sender<Piece>,
+}
+
+impl Write for ChunkWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let take = bytes.len().min(self.chunk_bytes - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..take]);
+        if self.buffer.len() == self.chunk_bytes {
+            self.flush()?;
+        }
+        Ok(take)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let data = self.buffer.split().freeze();
+        self.buffer.reserve(self.chunk_bytes);
+        let stopped = |_| std::io::Error::new(std::io::ErrorKind::BrokenPipe, "the transfer was stopped");
+        self.pieces.blocking_send(Piece::Data(data)).map_err(stopped)
+    }
+}
+
+/// Attempts for one chunk before the transfer is given up; one `snapshot_retry` apart.
+const CHUNK_ATTEMPTS: u32 = 5;

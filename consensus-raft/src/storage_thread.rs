@@ -1,0 +1,29 @@
+//! The thread that writes the log.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+};
+
+use consensus_core::{LogBatch, LogStorage};
+
+use crate::inbox::{Inbox, Input};
+
+/// One write at a time; ends when the sender is dropped.
+pub(crate) fn spawn(
+    storage: Arc<dyn LogStorage>,
+    inbox: Inbox,
+) -> std::io::Result<(mpsc::Sender<LogBatch>, JoinHandle<()>)> {
+    let (batches, queue) = mpsc::channel::<LogBatch>();
+    let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || {
+        for batch in queue {
+            let result = storage.write(batch);
+            // After a failed write nobody knows what is on disk: the engine stops, and so does this.
+            let failed = result.is_err();
+            if inbox.send(Input::Persisted(result)).is_err() || failed {
+                return;
+            }
+        }
+    })?;
+    Ok((batches, thread))
+}

@@ -1,0 +1,120 @@
+//! Clients that wait for their command. Each gets an answer, matched by index *and* term (known bug K1).
+
+use std::{collections::VecDeque, time::Duration};
+
+use consensus_core::{Committed, LogId, LogIndex, NodeId, ProposeError, Term};
+use tokio::sync::oneshot;
+
+use crate::admission::Permit;
+
+/// One client's wait.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    pub(crate) reply: oneshot::Sender<Result<Committed, ProposeError>>,
+    /// Held until the answer is given: what bounds the proposals in flight.
+    pub(crate) permit: Permit,
+}
+
+impl Waiter {
+    pub(crate) fn answer(self, result: Result<Committed, ProposeError>) {
+        drop(self.permit);
+        let _ = self.reply.send(result); // A client that went away needs no answer.
+    }
+}
+
+/// All waits of this node.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    /// For the entries of the leader that this node is, in log order.
+    leading: VecDeque<(LogId, Waiter)>,
+    /// For entries of terms in which it led before. They may still be committed by another leader, or be replaced; this
+    /// waits a while for the truth. With the time at which it stops waiting.
+    orphaned: Vec<(LogId, Duration, Waiter)>,
+}
+
+impl Waiters {
+    pub(crate) fn push(&mut self, id: LogId, waiter: Waiter) {
+        self.leading.push_back((id, waiter));
+    }
+
+    /// The node no longer leads.
+    pub(crate) fn orphan(&mut self, until: Duration) {
+        self.orphaned.extend(self.leading.drain(..).map(|(id, waiter)| (id, until, waiter)));
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+        self.orphaned.iter().map(|(_, until, _)| *until).min()
+    }
+
+    /// Those whose time is over learn that nobody knows.
+    pub(crate) fn expire(&mut self, now: Duration) {
+        for (_, _, waiter) in self.orphaned.extract_if(.., |(_, until, _)| *until <= now) {
+            waiter.answer(Err(ProposeError::Unknown { why: "this node lost leadership before it was committed" }));
+        }
+    }
+
+    /// Takes out those for `(after, last]`, which is about to be applied, in log order. `committed_term` tells the term
+    /// of each entry; a waiter for another one at that index learns that its command is certainly not applied.
+    pub(crate) fn take(
+        &mut self,
+        last: LogIndex,
+        leader: Option<NodeId>,
+        committed_term: impl Fn(LogIndex) -> Option<Term>,
+    ) -> Vec<(LogIndex, Waiter)> {
+        let mut due: Vec<(LogId, Waiter)> =
+            self.orphaned.extract_if(.., |(id, ..)| id.index <= last).map(|(id, _, waiter)| (id, waiter)).collect();
+        due.sort_by_key(|(id, _)| id.index);
+        while self.leading.front().is_some_and(|(id, _)| id.index <= last) {
+            due.extend(self.leading.pop_front());
+        }
+        let mut matching = Vec::with_capacity(due.len());
+        for (id, waiter) in due {
+            match committed_term(id.index) {
+                Some(term) if term == id.term => matching.push((id.index, waiter)),
+                Some(_) => waiter.answer(Err(ProposeError::NotLeader { leader })),
+                None => waiter.answer(Err(ProposeError::Unknown { why: "the log was replaced by a snapshot" })),
+            }
+        }
+        matching.sort_by_key(|(index, _)| *index);
+        matching
+    }
+
+    pub(crate) fn fail_all(&mut self, error: &ProposeError) {
+        let orphaned = self.orphaned.drain(..).map(|(_, _, waiter)| waiter);
+        for waiter in self.leading.drain(..).map(|(_, waiter)| waiter).chain(orphaned) {
+            waiter.answer(Err(error.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Admission;
+
+    #[test]
+    fn an_entry_replaced_by_another_term_is_certainly_not_applied() {
+        let admission = Admission::new(9, 99);
+        let mut waiters = Waiters::default();
+        let wait = |waiters: &mut Waiters, id| {
+            let (reply, answer) = oneshot::channel();
+            waiters.push(id, Waiter { reply, permit: admission.admit(1).unwrap() });
+            answer
+        };
+        let mut kept = wait(&mut waiters, LogId::new(1, 5));
+        let mut replaced = wait(&mut waiters, LogId::new(1, 6));
+        let mut late = wait(&mut waiters, LogId::new(1, 7));
+        waiters.orphan(Duration::from_secs(1));
+        let mut again = wait(&mut waiters, LogId::new(3, 6));
+
+        let due = waiters.take(LogIndex(6), Some(NodeId(2)), |i| Some(Term(if i.0 == 5 { 1 } else { 3 })));
+        assert_eq!(due.iter().map(|(index, _)| index.0).collect::<Vec<_>>(), [5, 6]);
+        assert_eq!(replaced.try_recv().unwrap(), Err(ProposeError::NotLeader { leader: Some(NodeId(2)) }));
+        assert!(kept.try_recv().is_err() && again.try_recv().is_err(), "answered by the apply thread");
+
+        waiters.expire(Duration::from_millis(999));
+        assert!(late.try_recv().is_err());
+        waiters.expire(Duration::from_secs(1));
+        assert!(late.try_recv().unwrap().unwrap_err().maybe_applied());
+    }
+}

@@ -1,0 +1,285 @@
+//! The driver over the in-memory transport: conformance, failover, restart, snapshots, faults.
+
+use std::{sync::Arc, time::Duration};
+
+use consensus_core::{
+    Health, LogIndex, Membership, NodeId, ProposeError, ReadConsistency, ReadError, Role,
+};
+use consensus_raft::{RaftConfig, RaftEngine, StartError};
+use consensus_testkit::{
+    Journal, JournalReader, MemLogStorage,
+    engine::{self, Node, converged, leader},
+    eventually,
+};
+use consensus_transport_mem::{Link, MemNetwork};
+
+/// A cluster whose nodes can be stopped without a farewell and started again on their disks.
+struct Cluster {
+    network: MemNetwork,
+    size: u64,
+    storages: Vec<MemLogStorage>,
+    nodes: Vec<Node>,
+    configure: fn(&mut RaftConfig),
+}
+
+impl Cluster {
+    async fn start(size: u64, configure: fn(&mut RaftConfig)) -> Self {
+        let network = MemNetwork::new(size);
+        let storages = (0..size).map(|_| MemLogStorage::new()).collect();
+        let mut cluster = Self { network, size, storages, nodes: Vec::new(), configure };
+        for id in 0..size {
+            let node = cluster.open(id, Journal::new()).await.unwrap();
+            cluster.nodes.push(node);
+        }
+        cluster
+    }
+
+    async fn open(&self, id: u64, journal: Journal) -> Result<Node, StartError> {
+        let mut config = RaftConfig::new(NodeId(id));
+        config.bootstrap = Some(Membership::of_voters(0..self.size));
+        config.protocol.heartbeat_interval = Duration::from_millis(20);
+        config.protocol.election_timeout = Duration::from_millis(150);
+        config.snapshot_retry = Duration::from_millis(50);
+        (self.configure)(&mut config);
+        let reader = journal.reader();
+        let transport = self.network.transport(NodeId(id));
+        let storage = Arc::new(self.storages[id as usize].clone());
+        let engine = RaftEngine::start(config, transport, storage, Box::new(journal)).await?;
+        Ok(Node { engine, journal: reader })
+    }
+
+    /// Power off and on: memory is lost, the disk is not.
+    async fn restart(&mut self, id: usize) {
+        let reader: JournalReader = self.nodes[id].journal.clone();
+        self.nodes[id].engine.shutdown().await.ok();
+        self.nodes[id] = self.open(id as u64, Journal::reopen(&reader)).await.unwrap();
+    }
+
+    fn index_of(&self, node: &Node) -> usize {
+        node.engine.status().borrow().node_id.0 as usize
+    }
+
+    async fn leader(&self) -> usize {
+        self.index_of(leader(&self.nodes).await)
+    }
+
+    fn isolate(&self, id: usize) {
+        let others: Vec<NodeId> = (0..self.size).filter(|n| *n != id as u64).map(NodeId).collect();
+        self.network.partition(&[&[NodeId(id as u64)], &others]);
+    }
+
+    async fn leader_other_than(&self, id: usize) -> usize {
+        eventually("another leader", || {
+            let leads = |n: &Node| n.engine.status().borrow().role == Role::Leader;
+            self.nodes.iter().position(|n| leads(n) && self.index_of(n) != id).ok_or("none")
+        })
+        .await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passes_the_suite() {
+    engine::run_suite(&[1, 2, 3, 5], |size| async move { Cluster::start(size, |_| {}).await.nodes }).await;
+}
+
+#[tokio::test]
+async fn passes_the_suite_on_one_thread() {
+    engine::run_suite(&[3], |size| async move { Cluster::start(size, |_| {}).await.nodes }).await;
+}
+
+#[tokio::test]
+async fn a_single_voter_commits_at_once_and_survives_restarts() {
+    let mut cluster = Cluster::start(1, |_| {}).await;
+    for round in 1..=3 {
+        cluster.leader().await;
+        cluster.nodes[0].engine.propose(format!("{round}").into()).await.unwrap();
+        assert_eq!(cluster.nodes[0].journal.commands().len(), round);
+        cluster.restart(0).await;
+    }
+    converged(&cluster.nodes, 3).await;
+}
+
+#[tokio::test]
+async fn the_cluster_survives_its_leader_and_takes_it_back() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    let old = cluster.leader().await;
+    cluster.nodes[old].engine.propose("before".into()).await.unwrap();
+    cluster.isolate(old);
+    let new = cluster.leader_other_than(old).await;
+    cluster.nodes[new].engine.propose("after".into()).await.unwrap();
+    // Cut off from its quorum, the old one neither commits nor serves reads, and its callers are told.
+    let stale = cluster.nodes[old].engine.clone();
+    let (write, read) =
+        tokio::join!(stale.propose("lost".into()), stale.read_barrier(ReadConsistency::Linearizable));
+    assert!(matches!(write, Err(ProposeError::Unknown { .. } | ProposeError::NotLeader { .. })), "{write:?}");
+    assert!(matches!(read, Err(ReadError::NotLeader { .. })), "{read:?}");
+    cluster.network.heal();
+    let commands = converged(&cluster.nodes, 2).await;
+    assert_eq!(commands.iter().map(|(_, c)| c.clone()).collect::<Vec<_>>(), ["before", "after"]);
+}
+
+#[tokio::test]
+async fn a_rejoining_node_does_not_depose_the_leader() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    let leading = cluster.leader().await;
+    let term = cluster.nodes[leading].engine.status().borrow().term;
+    let away = (leading + 1) % 3;
+    cluster.isolate(away);
+    let mut status = cluster.nodes[away].engine.status();
+    status.wait_for(|status| status.role == Role::PreCandidate).await.unwrap();
+    cluster.network.heal();
+    status.wait_for(|status| status.leader == Some(NodeId(leading as u64))).await.unwrap();
+    assert_eq!(cluster.nodes[leading].engine.status().borrow().term, term);
+}
+
+#[tokio::test]
+async fn all_nodes_restart_and_nothing_is_lost() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    for round in 0..3 {
+        let leading = cluster.leader().await;
+        for n in 0..20 {
+            cluster.nodes[leading].engine.propose(format!("{round}/{n}").into()).await.unwrap();
+        }
+        for id in 0..3 {
+            cluster.restart(id).await;
+        }
+    }
+    cluster.leader().await;
+    converged(&cluster.nodes, 60).await;
+}
+
+#[tokio::test]
+async fn a_follower_whose_log_is_gone_gets_a_snapshot() {
+    let mut cluster = Cluster::start(3, |config| {
+        config.compact_after_entries = 50;
+        config.compact_keep_entries = 10;
+        config.snapshot_chunk_bytes = 100;
+    })
+    .await;
+    let leading = cluster.leader().await;
+    let away = (leading + 1) % 3;
+    cluster.isolate(away);
+    for n in 0..300 {
+        cluster.nodes[leading].engine.propose(format!("{n}").into()).await.unwrap();
+    }
+    let first = cluster.nodes[leading].engine.status().borrow().first_index;
+    assert!(first > LogIndex(200), "the log was compacted, it begins at {first}");
+    cluster.network.heal();
+    converged(&cluster.nodes, 300).await;
+    assert!(cluster.nodes[away].engine.status().borrow().first_index > LogIndex(100), "it came by snapshot");
+    // And what was installed is there after a restart, on the node itself and as a basis for more.
+    cluster.restart(away).await;
+    let leading = cluster.leader().await;
+    cluster.nodes[leading].engine.propose("more".into()).await.unwrap();
+    converged(&cluster.nodes, 301).await;
+}
+
+#[tokio::test]
+async fn a_follower_far_behind_is_served_from_disk() {
+    let cluster = Cluster::start(3, |config| config.cache_bytes_max = 1000).await;
+    let leading = cluster.leader().await;
+    cluster.isolate((leading + 1) % 3);
+    for n in 0..500 {
+        cluster.nodes[leading].engine.propose(format!("{n}").into()).await.unwrap();
+    }
+    cluster.network.heal();
+    converged(&cluster.nodes, 500).await;
+}
+
+#[tokio::test]
+async fn a_bad_network_slows_but_does_not_break() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    let latency = (Duration::ZERO, Duration::from_millis(8));
+    cluster.network.set_all_links(&Link { latency, loss: 0.1, duplication: 0.1, reordering: true, cut: false });
+    let mut acknowledged = 0;
+    while acknowledged < 100 {
+        let leading = cluster.leader().await;
+        acknowledged += usize::from(cluster.nodes[leading].engine.propose("x".into()).await.is_ok());
+    }
+    cluster.network.set_all_links(&Link::default());
+    let commands = eventually("all nodes converge", || {
+        let all: Vec<_> = cluster.nodes.iter().map(|node| node.journal.commands()).collect();
+        if all.iter().all(|c| *c == all[0] && c.len() >= 100) { Ok(all[0].clone()) } else { Err("differ") }
+    })
+    .await;
+    assert!(commands.len() >= acknowledged);
+}
+
+#[tokio::test]
+async fn writes_are_batched_under_load() {
+    let cluster = Cluster::start(1, |_| {}).await;
+    let engine = cluster.nodes[cluster.leader().await].engine.clone();
+    let (before, _) = cluster.storages[0].written();
+    let load: Vec<_> = (0..1000)
+        .map(|n| {
+            let engine = engine.clone();
+            tokio::spawn(async move { engine.propose(format!("{n}").into()).await })
+        })
+        .collect();
+    for proposal in load {
+        proposal.await.unwrap().unwrap();
+    }
+    let (after, _) = cluster.storages[0].written();
+    assert!(after - before < 200, "{} writes for 1000 proposals", after - before);
+}
+
+#[tokio::test]
+async fn a_failed_log_write_stops_the_node_and_acknowledges_nothing() {
+    let cluster = Cluster::start(1, |_| {}).await;
+    cluster.leader().await;
+    cluster.storages[0].fail_writes(true);
+    let engine = &cluster.nodes[0].engine;
+    let answer = engine.propose("x".into()).await;
+    assert!(matches!(&answer, Err(ProposeError::Fatal { why }) if why.contains("took the disk away")), "{answer:?}");
+    assert!(cluster.nodes[0].journal.commands().is_empty());
+    assert!(matches!(engine.status().borrow().health, Health::Fatal(_)));
+    assert!(engine.shutdown().await.is_err());
+}
+
+#[tokio::test]
+async fn a_panic_of_the_state_machine_stops_its_engine_only() {
+    let cluster = Cluster::start(1, |_| {}).await;
+    cluster.leader().await;
+    let engine = &cluster.nodes[0].engine;
+    let answer = engine.propose("panic!".into()).await;
+    assert!(matches!(&answer, Err(ProposeError::Fatal { why }) if why.contains("as the command says")), "{answer:?}");
+    let again = engine.propose("x".into()).await;
+    assert!(matches!(again, Err(ProposeError::Fatal { .. })), "{again:?}");
+}
+
+#[tokio::test]
+async fn overload_is_refused_at_once() {
+    let cluster = Cluster::start(2, |config| config.proposals_max = 10).await;
+    let leading = cluster.leader().await;
+    cluster.isolate(leading);
+    let engine = cluster.nodes[leading].engine.clone();
+    let waiting: Vec<_> = (0..10)
+        .map(|_| {
+            let engine = engine.clone();
+            tokio::spawn(async move { engine.propose("x".into()).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    assert!(matches!(engine.propose("x".into()).await, Err(ProposeError::Overloaded { in_flight: 10, .. })));
+    for proposal in waiting {
+        assert!(proposal.await.unwrap().unwrap_err().maybe_applied());
+    }
+    let too_large = engine.propose(vec![0; 5 << 20].into()).await;
+    assert!(matches!(too_large, Err(ProposeError::TooLarge { limit, .. }) if limit == 4 << 20), "{too_large:?}");
+}
+
+#[tokio::test]
+async fn a_log_without_its_state_machine_is_refused() {
+    let mut cluster = Cluster::start(1, |_| {}).await;
+    cluster.leader().await;
+    for n in 0..5 {
+        cluster.nodes[0].engine.propose(format!("{n}").into()).await.unwrap();
+    }
+    let purged = cluster.nodes[0].engine.compact_log().await.unwrap();
+    assert!(purged >= LogIndex(5), "{purged}");
+    cluster.nodes[0].engine.shutdown().await.unwrap();
+    let refused = cluster.open(0, Journal::new()).await;
+    assert!(matches!(refused, Err(StartError::Mismatch { .. })));
+    cluster.restart(0).await;
+    converged(&cluster.nodes, 5).await;
+}

@@ -1,0 +1,111 @@
+//! Conformance of a [`ConsensusEngine`].
+
+use std::{future::Future, sync::Arc};
+
+use bytes::Bytes;
+use consensus_core::{ConsensusEngine, Health, LogId, ProposeError, ReadConsistency, ReadError};
+
+use crate::{JournalReader, eventually};
+
+/// One node: its engine and a look into its state machine, a [`Journal`](crate::Journal).
+pub struct Node {
+    /// The engine.
+    pub engine: Arc<dyn ConsensusEngine>,
+    /// What it applied.
+    pub journal: JournalReader,
+}
+
+/// Checks an implementation: `cluster(n)` starts n nodes over a network that is whole.
+///
+/// # Panics
+/// A rule is broken; the output names it.
+pub async fn run_suite<F: Future<Output = Vec<Node>>>(sizes: &[u64], cluster: impl Fn(u64) -> F) {
+    for size in sizes {
+        println!("engine: {size} nodes agree on one order, and answer with the machine's response");
+        agreement(cluster(*size).await).await;
+        println!("engine: {size} nodes, a read barrier lets a read see what was acknowledged");
+        reads(cluster(*size).await).await;
+        println!("engine: {size} nodes, who does not lead says so; who is shut down says so");
+        refusals(cluster(*size).await).await;
+    }
+}
+
+/// The node that leads, once there is one.
+pub async fn leader(nodes: &[Node]) -> &Node {
+    let leads = |node: &&Node| {
+        let status = node.engine.status().borrow().clone();
+        status.health == Health::Running && status.leader == Some(status.node_id)
+    };
+    eventually("a leader is elected", || nodes.iter().find(leads).ok_or("no node leads")).await
+}
+
+/// Waits until all journals are equal and `count` commands long, and returns them.
+pub async fn converged(nodes: &[Node], count: usize) -> Vec<(LogId, Bytes)> {
+    eventually("all nodes converge", || {
+        let journals: Vec<_> = nodes.iter().map(|node| node.journal.commands()).collect();
+        let same = journals.iter().all(|journal| *journal == journals[0] && journal.len() == count);
+        if same { Ok(journals[0].clone()) } else { Err(journals.iter().map(Vec::len).collect::<Vec<_>>()) }
+    })
+    .await
+}
+
+async fn stop(nodes: &[Node]) {
+    for node in nodes {
+        node.engine.shutdown().await.unwrap();
+    }
+}
+
+async fn agreement(nodes: Vec<Node>) {
+    let engine = leader(&nodes).await.engine.clone();
+    let proposals: Vec<_> = (0..200u32)
+        .map(|n| {
+            let engine = engine.clone();
+            tokio::spawn(async move { (n, engine.propose(n.to_string().into()).await) })
+        })
+        .collect();
+    let mut acknowledged = Vec::new();
+    for proposal in proposals {
+        let (n, result) = proposal.await.unwrap();
+        acknowledged.push((n, result.expect("nothing stands in the way of a proposal")));
+    }
+    let order = converged(&nodes, 200).await;
+    for (n, committed) in acknowledged {
+        let place = order.iter().position(|(id, _)| *id == committed.log_id).expect("acknowledged is applied");
+        assert_eq!(order[place].1, n.to_string(), "the position is that of the command");
+        assert_eq!(committed.response, (place + 1).to_string(), "the response is that of the command");
+    }
+    stop(&nodes).await;
+}
+
+async fn reads(nodes: Vec<Node>) {
+    let leading = leader(&nodes).await;
+    for n in 1..=20 {
+        let committed = leading.engine.propose(format!("{n}").into()).await.unwrap();
+        let applied = leading.engine.read_barrier(ReadConsistency::Linearizable).await.unwrap();
+        assert!(applied >= committed.log_id.index, "barrier at {applied}, acknowledged at {}", committed.log_id);
+        assert!(leading.journal.commands().len() >= n);
+    }
+    leading.engine.read_barrier(ReadConsistency::Stale).await.unwrap();
+    stop(&nodes).await;
+}
+
+async fn refusals(nodes: Vec<Node>) {
+    let leading = leader(&nodes).await.engine.clone();
+    let own = leading.status().borrow().node_id;
+    for node in nodes.iter().filter(|node| node.engine.status().borrow().node_id != own) {
+        let engine = &node.engine;
+        let mut status = engine.status();
+        let known = status.wait_for(|status| status.leader == Some(own));
+        tokio::time::timeout(std::time::Duration::from_secs(30), known).await.expect("followers learn who leads").unwrap();
+        let hint = Some(own);
+        assert_eq!(engine.propose("x".into()).await, Err(ProposeError::NotLeader { leader: hint }));
+        let read = engine.read_barrier(ReadConsistency::Linearizable).await;
+        assert_eq!(read, Err(ReadError::NotLeader { leader: hint }));
+    }
+    leading.shutdown().await.unwrap();
+    assert_eq!(leading.propose("x".into()).await, Err(ProposeError::ShutDown));
+    assert_eq!(leading.read_barrier(ReadConsistency::Linearizable).await, Err(ReadError::ShutDown));
+    assert_eq!(leading.status().borrow().health, Health::ShutDown);
+    leading.shutdown().await.unwrap();
+    stop(&nodes).await;
+}

@@ -1,0 +1,137 @@
+//! A state machine that remembers what it applied.
+
+use std::{
+    io::Read,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use consensus_core::{Entry, LogId, Payload, Snapshot, StateMachine, StateMachineError, codec};
+
+/// Keeps every command with its place, and answers with the number of commands so far. What it flushed outlives it, as on
+/// a disk; see [`Journal::reopen`]. The command `panic!` makes it panic.
+#[derive(Debug, Default)]
+pub struct Journal {
+    state: Arc<Mutex<State>>,
+    disk: Arc<Mutex<State>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct State {
+    applied: LogId,
+    commands: Vec<(LogId, Bytes)>,
+}
+
+/// Looks into a [`Journal`], while and after an engine owns it.
+#[derive(Clone, Debug)]
+pub struct JournalReader {
+    state: Arc<Mutex<State>>,
+    disk: Arc<Mutex<State>>,
+}
+
+impl Journal {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A handle to look into it.
+    #[must_use]
+    pub fn reader(&self) -> JournalReader {
+        JournalReader { state: self.state.clone(), disk: self.disk.clone() }
+    }
+
+    /// The journal as it comes up after a crash: with what was flushed.
+    #[must_use]
+    pub fn reopen(reader: &JournalReader) -> Self {
+        let state = Arc::new(Mutex::new(lock(&reader.disk).clone()));
+        Self { state, disk: reader.disk.clone() }
+    }
+}
+
+impl JournalReader {
+    /// What was applied so far, in order.
+    #[must_use]
+    pub fn commands(&self) -> Vec<(LogId, Bytes)> {
+        lock(&self.state).commands.clone()
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl StateMachine for Journal {
+    fn applied(&self) -> LogId {
+        lock(&self.state).applied
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
+        let mut state = lock(&self.state);
+        let mut responses = Vec::with_capacity(entries.len());
+        for entry in entries {
+            assert_eq!(entry.id.index, state.applied.index.next(), "entries come in order, each once");
+            state.applied = entry.id;
+            let Payload::Command(command) = &entry.payload else {
+                responses.push(Bytes::new());
+                continue;
+            };
+            assert_ne!(command, "panic!", "as the command says");
+            state.commands.push((entry.id, command.clone()));
+            responses.push(state.commands.len().to_string().into());
+        }
+        Ok(responses)
+    }
+
+    fn flush(&mut self) -> Result<LogId, StateMachineError> {
+        let state = lock(&self.state).clone();
+        let applied = state.applied;
+        *lock(&self.disk) = state;
+        Ok(applied)
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
+        let state = lock(&self.state);
+        Ok(Box::new(codec::encode(1, &(state.applied, &state.commands))))
+    }
+
+    fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes)?;
+        let (applied, commands) = codec::decode("journal", 1, &bytes)?;
+        *lock(&self.state) = State { applied, commands };
+        self.flush().map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state_machine::Fixture;
+
+    struct JournalFixture(JournalReader);
+
+    impl Fixture for JournalFixture {
+        type Machine = Journal;
+
+        fn open(&mut self) -> Journal {
+            let journal = Journal::reopen(&self.0);
+            self.0 = journal.reader();
+            journal
+        }
+
+        fn command(&self, n: u64) -> Bytes {
+            n.to_string().into()
+        }
+
+        fn digest(&self, machine: &mut Journal) -> Vec<u8> {
+            format!("{:?}", lock(&machine.state)).into()
+        }
+    }
+
+    #[test]
+    fn passes_the_suite() {
+        crate::state_machine::run_suite(|| JournalFixture(Journal::new().reader()));
+    }
+}

@@ -1,0 +1,18 @@
+//! Waiting for conditions, not for time.
+
+use std::{fmt::Debug, time::Duration};
+
+/// Awaits until `condition` holds, at most 30 s; then panics with `what` and what `condition` last returned.
+///
+/// # Panics
+/// The condition did not come to hold.
+pub async fn eventually<T, E: Debug>(what: &str, mut condition: impl FnMut() -> Result<T, E>) -> T {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        match condition() {
+            Ok(value) => return value,
+            Err(state) if tokio::time::Instant::now() > deadline => panic!("{what}: not within 30 s; last: {state:?}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}

@@ -94,6 +94,9 @@ pub enum SendError {
     /// No endpoint is set for the node.
     #[error("no endpoint is known for node {0}")]
     UnknownNode(NodeId),
+    /// No connection stands; attempts are being made.
+    #[error("node {0} is not connected")]
+    Unreachable(NodeId),
     /// The queue to the node is full; older messages are still on their way.
     #[error("the send queue to node {0} is full")]
     QueueFull(NodeId),

@@ -1,0 +1,209 @@
+//! Replication from a fixed leader.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use consensus_core::{
+    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, EngineStatus, Entry, LogId, LogIndex,
+    Membership, Message, MessageHandler, NetworkTransport, NodeId, SnapshotAck, SnapshotChunk, SnapshotOutcome,
+    TransportError,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::machine::{Jobs, Reply, TERM};
+
+#[derive(Debug)]
+pub(crate) enum Input {
+    Message(NodeId, Message),
+    Propose(Bytes, Reply),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// One node's part.
+pub(crate) struct Replication {
+    node: NodeId,
+    leader: NodeId,
+    membership: Membership,
+    transport: Arc<dyn NetworkTransport>,
+    machine: Jobs,
+    /// The whole history: what a member missed is sent from here.
+    log: Vec<Entry>,
+    commit: LogIndex,
+    /// On the leader: what each other member has acknowledged.
+    matched: BTreeMap<NodeId, LogIndex>,
+    replies: VecDeque<(LogIndex, Reply)>,
+}
+
+struct Handler(mpsc::Sender<Input>);
+
+#[async_trait]
+impl MessageHandler for Handler {
+    fn on_message(&self, from: NodeId, message: Message) {
+        // What does not fit is lost, as on a network, and sent again.
+        let _ = self.0.try_send(Input::Message(from, message));
+    }
+
+    async fn on_snapshot_chunk(&self, _: NodeId, chunk: SnapshotChunk) -> SnapshotAck {
+        SnapshotAck { term: chunk.term, outcome: SnapshotOutcome::Refused }
+    }
+}
+
+impl Replication {
+    pub(crate) async fn start(
+        node: NodeId,
+        leader: NodeId,
+        members: Vec<NodeId>,
+        transport: Arc<dyn NetworkTransport>,
+        machine: Jobs,
+        status: watch::Receiver<Arc<EngineStatus>>,
+    ) -> Result<mpsc::Sender<Input>, TransportError> {
+        let (inputs, queue) = mpsc::channel(INPUTS_MAX);
+        transport.start(Arc::new(Handler(inputs.clone()))).await?;
+        let others = members.iter().filter(|id| **id != node).map(|id| (*id, LogIndex::ZERO)).collect();
+        let replication = Self {
+            node,
+            leader,
+            membership: Membership::of_voters(members.iter().map(|id| id.0)),
+            transport,
+            machine,
+            log: Vec::new(),
+            commit: status.borrow().applied,
+            matched: others,
+            replies: VecDeque::new(),
+        };
+        tokio::spawn(replication.run(queue));
+        Ok(inputs)
+    }
+
+    async fn run(mut self, mut queue: mpsc::Receiver<Input>) {
+        let mut resend = tokio::time::interval(RESEND_INTERVAL);
+        resend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                input = queue.recv() => match input {
+                    Some(Input::Message(from, message)) => self.on_message(from, message),
+                    Some(Input::Propose(command, reply)) => self.on_propose(command, reply),
+                    Some(Input::Shutdown(done)) => {
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return,
+                },
+                _ = resend.tick() => self.resend(),
+            }
+        }
+    }
+
+    fn last(&self) -> LogIndex {
+        LogIndex(self.log.len() as u64)
+    }
+
+    fn id_at(&self, index: LogIndex) -> LogId {
+        if index == LogIndex::ZERO { LogId::ZERO } else { LogId { term: TERM, index } }
+    }
+
+    fn others(&self) -> Vec<NodeId> {
+        self.matched.keys().copied().collect()
+    }
+
+    fn on_propose(&mut self, command: Bytes, reply: Reply) {
+        let id = LogId { term: TERM, index: self.last().next() };
+        self.log.push(Entry::command(id, command));
+        self.replies.push_back((id.index, reply));
+        for to in self.others() {
+            self.append(to, id.index.prev());
+        }
+        self.advance();
+    }
+
+    /// Sends `to` what follows `after`.
+    fn append(&self, to: NodeId, after: LogIndex) {
+        let (prev, commit) = (self.id_at(after), self.commit);
+        let entries = self.log[after.0 as usize..].iter().take(APPEND_ENTRIES_MAX).cloned().collect();
+        // Best effort: what is lost is sent again.
+        let _ = self.transport.send(to, Message::AppendEntries(AppendEntries { term: TERM, prev, entries, commit, round: 0 }));
+    }
+
+    fn resend(&self) {
+        if self.node != self.leader {
+            return;
+        }
+        for (to, matched) in &self.matched {
+            if *matched < self.last() {
+                self.append(*to, *matched);
+            }
+            self.notify(*to);
+        }
+    }
+
+    fn notify(&self, to: NodeId) {
+        let _ = self.transport.send(to, Message::CommitNotification(CommitNotification { term: TERM, commit: self.commit }));
+    }
+
+    /// Commits, on the leader, what a majority has.
+    fn advance(&mut self) {
+        let last = self.last();
+        let reached = |id| self.matched.get(&id).copied().unwrap_or(last);
+        let commit = self.membership.quorum_value(reached).unwrap_or_default();
+        if commit > self.commit {
+            self.apply(commit);
+            self.others().into_iter().for_each(|to| self.notify(to));
+        }
+    }
+
+    fn apply(&mut self, commit: LogIndex) {
+        let commit = commit.min(self.last());
+        while self.commit < commit {
+            let entry = self.log[self.commit.0 as usize].clone();
+            self.commit = entry.id.index;
+            let waits = self.replies.front().is_some_and(|(index, _)| *index == entry.id.index);
+            let reply = if waits { self.replies.pop_front().map(|(_, reply)| reply) } else { None };
+            self.machine.apply(entry, reply);
+        }
+    }
+
+    fn on_message(&mut self, from: NodeId, message: Message) {
+        let leading = self.node == self.leader;
+        match message {
+            Message::AppendEntries(append) if from == self.leader => self.on_append(append),
+            Message::CommitNotification(notification) if from == self.leader => self.apply(notification.commit),
+            Message::AppendResponse(AppendResponse { outcome, .. }) if leading => {
+                let Some(matched) = self.matched.get_mut(&from) else { return };
+                match outcome {
+                    AppendOutcome::Accepted { matched: index } => *matched = index.max(*matched),
+                    // It lacks what came before; the next resend begins where it ends.
+                    AppendOutcome::Rejected { hint, .. } => *matched = hint.index.min(*matched),
+                }
+                self.advance();
+            }
+            other => tracing::debug!(%from, ?other, "not for this node; ignored"),
+        }
+    }
+
+    fn on_append(&mut self, append: AppendEntries) {
+        let prev = append.prev.index;
+        let outcome = if prev > self.last() {
+            AppendOutcome::Rejected { prev, hint: self.id_at(self.last()) }
+        } else {
+            let matched = LogIndex(prev.0 + append.entries.len() as u64);
+            let known = self.last().since(prev) as usize;
+            self.log.extend(append.entries.into_iter().skip(known));
+            AppendOutcome::Accepted { matched }
+        };
+        let response = AppendResponse { term: TERM, round: append.round, outcome };
+        let _ = self.transport.send(self.leader, Message::AppendResponse(response));
+        self.apply(append.commit);
+    }
+}
+
+/// What was not acknowledged is sent again this often.
+const RESEND_INTERVAL: Duration = Duration::from_millis(50);
+/// Entries in one message.
+const APPEND_ENTRIES_MAX: usize = 1024;
+/// Messages and proposals that wait to be handled.
+pub(crate) const INPUTS_MAX: usize = 65_536;

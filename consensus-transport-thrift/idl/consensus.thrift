@@ -1,0 +1,126 @@
+/**
+ * What the nodes of a cluster say to each other: framed transport, strict binary protocol. Unsigned numbers travel in the
+ * i64 of the same bits.
+ */
+namespace rs consensus
+
+/** Identity of a log entry. */
+struct LogId {
+  1: required i64 term
+  2: required i64 index
+}
+
+enum MemberKind { VOTER = 1, LEARNER = 2 }
+
+struct Member {
+  1: required i64 node_id
+  2: required MemberKind kind
+  /** host:port */
+  3: optional string endpoint
+}
+
+struct Membership {
+  1: required list<Member> members
+}
+
+/** Neither a command nor a membership: a blank entry. */
+struct Entry {
+  1: required LogId id
+  2: optional binary command
+  3: optional Membership membership
+}
+
+enum VoteKind { PRE_VOTE = 1, VOTE = 2 }
+
+struct VoteRequest {
+  1: required VoteKind kind
+  2: required i64 term
+  3: required LogId last_log
+}
+
+struct VoteResponse {
+  1: required VoteKind kind
+  2: required i64 term
+  3: required bool granted
+}
+
+struct AppendEntries {
+  1: required i64 term
+  2: required LogId prev
+  3: required list<Entry> entries
+  4: required i64 commit
+  5: required i64 round
+}
+
+struct Rejection {
+  1: required i64 prev
+  2: required LogId hint
+}
+
+union AppendOutcome {
+  /** Index up to which the logs agree. */
+  1: i64 matched
+  2: Rejection rejected
+}
+
+struct AppendResponse {
+  1: required i64 term
+  2: required i64 round
+  3: required AppendOutcome outcome
+}
+
+struct CommitNotification {
+  1: required i64 term
+  2: required i64 commit
+}
+
+union Message {
+  1: VoteRequest vote_request
+  2: VoteResponse vote_response
+  3: AppendEntries append_entries
+  4: AppendResponse append_response
+  5: CommitNotification commit_notification
+  6: binary extension
+}
+
+struct SnapshotChunk {
+  1: required i64 term
+  2: required i64 transfer
+  3: required LogId last
+  4: required Membership membership
+  5: required i64 offset
+  6: required binary data
+  /** CRC-32C of the whole stream, in the last chunk. */
+  7: optional i64 checksum
+}
+
+enum SnapshotOutcome { CONTINUE = 1, INSTALLED = 2, REFUSED = 3 }
+
+struct SnapshotAck {
+  1: required i64 term
+  2: required SnapshotOutcome outcome
+  /** For CONTINUE. */
+  3: optional i64 offset
+}
+
+/** The first call on every connection. */
+struct Hello {
+  /** Version of this vocabulary. */
+  1: required i32 format
+  2: required string cluster
+  /** Who calls. */
+  3: required i64 node_id
+  /** Whom it means to call. */
+  4: required i64 callee
+}
+
+/** The callee does not want the connection and closes it. */
+exception Refused {
+  1: required string message
+}
+
+service Consensus {
+  void hello(1: Hello hello) throws (1: Refused refused),
+  oneway void deliver(1: Message message),
+  SnapshotAck snapshot_chunk(1: SnapshotChunk chunk),
+}

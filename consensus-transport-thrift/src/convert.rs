@@ -1,0 +1,241 @@
+//! Between the vocabulary of `consensus-core` and that of the IDL. Nothing that a peer can send fails otherwise than by
+//! an error.
+
+use consensus_core::{
+    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Endpoint, Entry, LogId, LogIndex, Member,
+    MemberKind, Membership, Message, NodeId, Payload, SnapshotAck, SnapshotChunk, SnapshotMeta, SnapshotOutcome, Term,
+    VoteKind, VoteRequest, VoteResponse,
+};
+
+use crate::generated as wire;
+
+type Result<T> = std::result::Result<T, String>;
+
+pub(crate) fn message_to_wire(message: Message) -> Result<wire::Message> {
+    Ok(match message {
+        Message::VoteRequest(VoteRequest { kind, term, last_log }) => wire::Message::VoteRequest(wire::VoteRequest {
+            kind: kind_to_wire(kind),
+            term: signed(term.0),
+            last_log: id_to_wire(last_log),
+        }),
+        Message::VoteResponse(VoteResponse { kind, term, granted }) => {
+            wire::Message::VoteResponse(wire::VoteResponse { kind: kind_to_wire(kind), term: signed(term.0), granted })
+        }
+        Message::AppendEntries(append) => wire::Message::AppendEntries(wire::AppendEntries {
+            term: signed(append.term.0),
+            prev: id_to_wire(append.prev),
+            entries: append.entries.into_iter().map(entry_to_wire).collect(),
+            commit: signed(append.commit.0),
+            round: signed(append.round),
+        }),
+        Message::AppendResponse(AppendResponse { term, round, outcome }) => {
+            let outcome = match outcome {
+                AppendOutcome::Accepted { matched } => wire::AppendOutcome::Matched(signed(matched.0)),
+                AppendOutcome::Rejected { prev, hint } => {
+                    let (prev, hint) = (signed(prev.0), id_to_wire(hint));
+                    wire::AppendOutcome::Rejected(wire::Rejection { prev, hint })
+                }
+            };
+            let (term, round) = (signed(term.0), signed(round));
+            wire::Message::AppendResponse(wire::AppendResponse { term, round, outcome })
+        }
+        Message::CommitNotification(CommitNotification { term, commit }) => {
+            let (term, commit) = (signed(term.0), signed(commit.0));
+            wire::Message::CommitNotification(wire::CommitNotification { term, commit })
+        }
+        Message::Extension(bytes) => wire::Message::Extension(bytes.into()),
+        other => return Err(format!("this version has no place for {other:?}")),
+    })
+}
+
+pub(crate) fn message_from_wire(message: wire::Message) -> Result<Message> {
+    Ok(match message {
+        wire::Message::VoteRequest(request) => Message::VoteRequest(VoteRequest {
+            kind: kind_from_wire(request.kind)?,
+            term: term(request.term),
+            last_log: id_from_wire(&request.last_log),
+        }),
+        wire::Message::VoteResponse(response) => Message::VoteResponse(VoteResponse {
+            kind: kind_from_wire(response.kind)?,
+            term: term(response.term),
+            granted: response.granted,
+        }),
+        wire::Message::AppendEntries(append) => Message::AppendEntries(AppendEntries {
+            term: term(append.term),
+            prev: id_from_wire(&append.prev),
+            entries: append.entries.into_iter().map(entry_from_wire).collect::<Result<_>>()?,
+            commit: index(append.commit),
+            round: unsigned(append.round),
+        }),
+        wire::Message::AppendResponse(response) => Message::AppendResponse(AppendResponse {
+            term: term(response.term),
+            round: unsigned(response.round),
+            outcome: match response.outcome {
+                wire::AppendOutcome::Matched(matched) => AppendOutcome::Accepted { matched: index(matched) },
+                wire::AppendOutcome::Rejected(rejection) => {
+                    let (prev, hint) = (index(rejection.prev), id_from_wire(&rejection.hint));
+                    AppendOutcome::Rejected { prev, hint }
+                }
+            },
+        }),
+        wire::Message::CommitNotification(notification) => {
+            let (term, commit) = (term(notification.term), index(notification.commit));
+            Message::CommitNotification(CommitNotification { term, commit })
+        }
+        wire::Message::Extension(bytes) => Message::Extension(bytes.into()),
+    })
+}
+
+pub(crate) fn chunk_to_wire(chunk: SnapshotChunk) -> wire::SnapshotChunk {
+    wire::SnapshotChunk {
+        term: signed(chunk.term.0),
+        transfer: signed(chunk.transfer),
+        last: id_to_wire(chunk.meta.last),
+        membership: membership_to_wire(&chunk.meta.membership),
+        offset: signed(chunk.offset),
+        data: chunk.data.into(),
+        checksum: chunk.last.map(i64::from),
+    }
+}
+
+pub(crate) fn chunk_from_wire(chunk: wire::SnapshotChunk) -> Result<SnapshotChunk> {
+    let membership = membership_from_wire(chunk.membership)?;
+    let checksum = chunk.checksum.map(u32::try_from).transpose();
+    Ok(SnapshotChunk {
+        term: term(chunk.term),
+        transfer: unsigned(chunk.transfer),
+        meta: SnapshotMeta { last: id_from_wire(&chunk.last), membership },
+        offset: unsigned(chunk.offset),
+        data: chunk.data.into(),
+        last: checksum.map_err(|_| "a checksum has 32 bits".to_owned())?,
+    })
+}
+
+pub(crate) fn ack_to_wire(ack: SnapshotAck) -> wire::SnapshotAck {
+    let (outcome, offset) = match ack.outcome {
+        SnapshotOutcome::Continue { offset } => (wire::SnapshotOutcome::CONTINUE, Some(signed(offset))),
+        SnapshotOutcome::Installed => (wire::SnapshotOutcome::INSTALLED, None),
+        SnapshotOutcome::Refused => (wire::SnapshotOutcome::REFUSED, None),
+    };
+    wire::SnapshotAck { term: signed(ack.term.0), outcome, offset }
+}
+
+pub(crate) fn ack_from_wire(ack: wire::SnapshotAck) -> Result<SnapshotAck> {
+    let outcome = match (ack.outcome, ack.offset) {
+        (wire::SnapshotOutcome::CONTINUE, Some(offset)) => SnapshotOutcome::Continue { offset: unsigned(offset) },
+        (wire::SnapshotOutcome::INSTALLED, _) => SnapshotOutcome::Installed,
+        (wire::SnapshotOutcome::REFUSED, _) => SnapshotOutcome::Refused,
+        other => return Err(format!("{other:?} is no answer to a snapshot chunk")),
+    };
+    Ok(SnapshotAck { term: term(ack.term), outcome })
+}
+
+fn entry_to_wire(entry: Entry) -> wire::Entry {
+    let (command, membership) = match entry.payload {
+        Payload::Blank => (None, None),
+        Payload::Command(command) => (Some(command.into()), None),
+        Payload::Membership(membership) => (None, Some(membership_to_wire(&membership))),
+    };
+    wire::Entry { id: id_to_wire(entry.id), command, membership }
+}
+
+fn entry_from_wire(entry: wire::Entry) -> Result<Entry> {
+    let payload = match (entry.command, entry.membership) {
+        (None, None) => Payload::Blank,
+        (Some(command), None) => Payload::Command(command.into()),
+        (None, Some(membership)) => Payload::Membership(membership_from_wire(membership)?),
+        (Some(_), Some(_)) => return Err("an entry is a command or a membership, not both".to_owned()),
+    };
+    Ok(Entry { id: id_from_wire(&entry.id), payload })
+}
+
+fn membership_to_wire(membership: &Membership) -> wire::Membership {
+    let member = |(id, member): (&NodeId, &Member)| wire::Member {
+        node_id: signed(id.0),
+        kind: match member.kind {
+            MemberKind::Voter => wire::MemberKind::VOTER,
+            _ => wire::MemberKind::LEARNER,
+        },
+        endpoint: member.endpoint.as_ref().map(Endpoint::to_string),
+    };
+    wire::Membership { members: membership.members().iter().map(member).collect() }
+}
+
+fn membership_from_wire(membership: wire::Membership) -> Result<Membership> {
+    let member = |member: wire::Member| {
+        let kind = match member.kind {
+            wire::MemberKind::VOTER => MemberKind::Voter,
+            wire::MemberKind::LEARNER => MemberKind::Learner,
+            other => return Err(format!("{other:?} is no kind of member")),
+        };
+        let endpoint = member.endpoint.map(|text| text.parse()).transpose();
+        let endpoint = endpoint.map_err(|error: consensus_core::EndpointError| error.to_string())?;
+        Ok((NodeId(unsigned(member.node_id)), Member { kind, endpoint }))
+    };
+    Ok(Membership::new(membership.members.into_iter().map(member).collect::<Result<_>>()?))
+}
+
+fn kind_to_wire(kind: VoteKind) -> wire::VoteKind {
+    match kind {
+        VoteKind::PreVote => wire::VoteKind::PRE_VOTE,
+        VoteKind::Vote => wire::VoteKind::VOTE,
+    }
+}
+
+fn kind_from_wire(kind: wire::VoteKind) -> Result<VoteKind> {
+    match kind {
+        wire::VoteKind::PRE_VOTE => Ok(VoteKind::PreVote),
+        wire::VoteKind::VOTE => Ok(VoteKind::Vote),
+        other => Err(format!("{other:?} is no kind of vote")),
+    }
+}
+
+fn id_to_wire(id: LogId) -> wire::LogId {
+    wire::LogId { term: signed(id.term.0), index: signed(id.index.0) }
+}
+
+fn id_from_wire(id: &wire::LogId) -> LogId {
+    LogId { term: term(id.term), index: index(id.index) }
+}
+
+fn term(value: i64) -> Term {
+    Term(unsigned(value))
+}
+
+fn index(value: i64) -> LogIndex {
+    LogIndex(unsigned(value))
+}
+
+/// The same 64 bits, as the IDL has it.
+pub(crate) fn signed(value: u64) -> i64 {
+    i64::from_ne_bytes(value.to_ne_bytes())
+}
+
+pub(crate) fn unsigned(value: i64) -> u64 {
+    u64::from_ne_bytes(value.to_ne_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_comes_back() {
+        for message in consensus_testkit::transport::samples() {
+            assert_eq!(message_from_wire(message_to_wire(message.clone()).unwrap()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn what_has_no_meaning_is_an_error() {
+        let entry = wire::Entry {
+            id: wire::LogId { term: 1, index: 1 },
+            command: Some(vec![]),
+            membership: Some(wire::Membership { members: vec![] }),
+        };
+        assert!(entry_from_wire(entry).is_err());
+        assert!(kind_from_wire(wire::VoteKind(7)).is_err());
+        let outcome = wire::SnapshotOutcome::CONTINUE;
+        assert!(ack_from_wire(wire::SnapshotAck { term: 1, outcome, offset: None }).is_err());
+    }
+}

@@ -1,0 +1,174 @@
+//! Thrift messages in frames, with bounds; of use to other services too (`kv-client`, `kv-server`).
+//!
+//! A frame is a length (4 bytes, big-endian) and that many bytes: one message of the strict binary protocol.
+
+use bytes::{Bytes, BytesMut};
+use thrift::{
+    TConfiguration,
+    protocol::{
+        TBinaryInputProtocol, TBinaryOutputProtocol, TInputProtocol, TMessageIdentifier, TMessageType, TOutputProtocol,
+    },
+};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+
+/// Reads frames of at most `frame_bytes_max`; a longer one is an error before it is allocated.
+pub fn reader<R: AsyncRead>(io: R, frame_bytes_max: usize) -> FramedRead<R, LengthDelimitedCodec> {
+    let codec = LengthDelimitedCodec::builder().length_field_length(4).max_frame_length(frame_bytes_max).new_codec();
+    FramedRead::new(io, codec)
+}
+
+/// One message as a frame, length included.
+///
+/// # Errors
+/// `write` failed, or the message is longer than a frame can say.
+pub fn encode(
+    name: &str,
+    kind: TMessageType,
+    sequence: i32,
+    write: impl FnOnce(&mut dyn TOutputProtocol) -> thrift::Result<()>,
+) -> thrift::Result<Bytes> {
+    let mut frame = vec![0; 4];
+    let mut protocol = TBinaryOutputProtocol::new(&mut frame, true);
+    protocol.write_message_begin(&TMessageIdentifier::new(name, kind, sequence))?;
+    write(&mut protocol)?;
+    protocol.write_message_end()?;
+    let length = i32::try_from(frame.len() - 4).map_err(|_| {
+        thrift::Error::Protocol(thrift::ProtocolError::new(
+            thrift::ProtocolErrorKind::SizeLimit,
+            "the message is longer than a frame",
+        ))
+    })?;
+    frame[..4].copy_from_slice(&length.to_be_bytes());
+    Ok(frame.into())
+}
+
+/// Opens a frame: who is called, and the protocol that reads the arguments.
+///
+/// Decoding allocates in proportion to the frame, whatever lengths it claims: no string is longer than the frame and no
+/// list has more elements than the frame has bytes (or than 65 536).
+///
+/// # Errors
+/// The frame does not begin with a message of the strict binary protocol.
+pub fn open(frame: &[u8]) -> thrift::Result<(TMessageIdentifier, TBinaryInputProtocol<&[u8]>)> {
+    let config = TConfiguration::builder()
+        .max_message_size(Some(frame.len()))
+        .max_frame_size(Some(frame.len()))
+        .max_string_size(Some(frame.len()))
+        .max_container_size(Some(frame.len().min(CONTAINER_MAX)))
+        .max_recursion_depth(Some(RECURSION_MAX))
+        .build()?;
+    let mut protocol = TBinaryInputProtocol::with_config(frame, true, config);
+    let identifier = protocol.read_message_begin()?;
+    Ok((identifier, protocol))
+}
+
+/// Answers a call with an error of the protocol itself (unknown method, arguments that cannot be read).
+///
+/// # Errors
+/// The message is longer than a frame can say.
+pub fn encode_application_error(
+    name: &str,
+    sequence: i32,
+    kind: thrift::ApplicationErrorKind,
+    message: &str,
+) -> thrift::Result<Bytes> {
+    let error = thrift::ApplicationError::new(kind, message);
+    encode(name, TMessageType::Exception, sequence, |out| {
+        thrift::Error::write_application_error_to_out_protocol(&error, out)
+    })
+}
+
+/// An error of the Thrift library in words; its own `Display` leaves some out.
+#[must_use]
+pub fn describe(error: &thrift::Error) -> String {
+    match error {
+        thrift::Error::User(inner) => format!("refused: {inner}"),
+        thrift::Error::Protocol(inner) => inner.message.clone(),
+        thrift::Error::Application(inner) => inner.message.clone(),
+        thrift::Error::Transport(inner) => inner.message.clone(),
+    }
+}
+
+/// Writes frames as they come, as many as wait in one write; ends when the senders are gone or the connection fails.
+///
+/// # Errors
+/// Those of the connection.
+pub async fn write_all<W: AsyncWrite + Unpin>(
+    mut io: W,
+    mut frames: mpsc::Receiver<Bytes>,
+    mut written: impl FnMut(usize),
+) -> std::io::Result<()> {
+    let (mut batch, mut buffer) = (Vec::new(), BytesMut::new());
+    while frames.recv_many(&mut batch, BATCH_FRAMES_MAX).await > 0 {
+        for frame in batch.drain(..) {
+            if buffer.len() + frame.len() > BUFFER_BYTES {
+                io.write_all_buf(&mut buffer).await?;
+            }
+            if frame.len() > BUFFER_BYTES {
+                io.write_all(&frame).await?;
+            } else {
+                buffer.extend_from_slice(&frame);
+            }
+            written(frame.len());
+        }
+        io.write_all_buf(&mut buffer).await?;
+    }
+    io.shutdown().await
+}
+
+/// Elements that a list may claim to have; they are allocated at once, before they are read.
+pub(crate) const CONTAINER_MAX: usize = 65_536;
+/// Structs within structs; the vocabularies of the workspace need six.
+const RECURSION_MAX: usize = 32;
+/// Frames taken from the queue at once.
+const BATCH_FRAMES_MAX: usize = 256;
+/// Small frames are gathered up to here into one write.
+const BUFFER_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn call(body: &[u8]) -> Vec<u8> {
+        let frame = encode("m", TMessageType::Call, 7, |_| Ok(())).unwrap();
+        [&frame[4..], body].concat()
+    }
+
+    #[test]
+    fn a_message_comes_back() {
+        let frame = encode("put", TMessageType::Call, 42, |out| out.write_i32(5)).unwrap();
+        let (identifier, mut protocol) = open(&frame[4..]).unwrap();
+        assert_eq!((identifier.name.as_str(), identifier.sequence_number), ("put", 42));
+        assert_eq!(protocol.read_i32().unwrap(), 5);
+    }
+
+    #[test]
+    fn hostile_lengths_are_refused_before_they_allocate() {
+        for length in [i32::MAX, 1 << 24, 100, -1] {
+            let frame = call(&length.to_be_bytes());
+            assert!(open(&frame).unwrap().1.read_bytes().is_err(), "a string of {length} bytes");
+            let frame = call(&[&[12][..], &length.to_be_bytes()].concat());
+            assert!(open(&frame).unwrap().1.read_list_begin().is_err(), "a list of {length} structs");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_frame_is_refused_by_its_length_alone() {
+        use futures::StreamExt;
+        let mut frames = reader(&[0x7f, 0xff, 0xff, 0xff, 1][..], 1000);
+        assert_eq!(frames.next().await.unwrap().unwrap_err().kind(), std::io::ErrorKind::InvalidData);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok((_, mut protocol)) = open(&bytes) {
+                let _ = protocol.skip(thrift::protocol::TType::Struct);
+            }
+        }
+    }
+}

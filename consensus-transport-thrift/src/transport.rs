@@ -1,0 +1,201 @@
+//! The transport as its users hold it.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use consensus_core::{
+    Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError, SnapshotAck, SnapshotChunk,
+    TransportError,
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+use crate::{
+    calls,
+    convert::message_to_wire,
+    framing,
+    peer::{Peer, RECONNECT_FLOOR},
+    server,
+};
+
+/// Settings of a [`ThriftTransport`].
+#[derive(Clone, Debug)]
+pub struct ThriftConfig {
+    /// This node.
+    pub node: NodeId,
+    /// Where it listens; port 0 takes a free one.
+    pub listen: Endpoint,
+    /// Nodes of another cluster are refused. Default "default".
+    pub cluster: String,
+    /// Longest frame sent or taken. Default 64 MiB; must hold an `AppendEntries` or a snapshot chunk.
+    pub frame_bytes_max: usize,
+    /// Most bytes queued to one node. Default 64 MiB.
+    pub queue_bytes_max: u64,
+    /// For connecting and greeting. Default 2 s.
+    pub connect_timeout: Duration,
+    /// First wait before connecting again; it doubles up to `reconnect_max`. Default 20 ms.
+    pub reconnect_min: Duration,
+    /// Longest such wait. Default 500 ms: a restarted node is found again within that time.
+    pub reconnect_max: Duration,
+    /// For the answer to a snapshot chunk. Default 30 s.
+    pub chunk_timeout: Duration,
+    /// For the answer to the last chunk, which comes when the snapshot is installed. Default 30 min.
+    pub install_timeout: Duration,
+}
+
+impl ThriftConfig {
+    /// The defaults for `node`, listening at `listen`.
+    #[must_use]
+    pub fn new(node: NodeId, listen: Endpoint) -> Self {
+        Self {
+            node,
+            listen,
+            cluster: "default".to_owned(),
+            frame_bytes_max: 64 << 20,
+            queue_bytes_max: 64 << 20,
+            connect_timeout: Duration::from_secs(2),
+            reconnect_min: Duration::from_millis(20),
+            reconnect_max: Duration::from_millis(500),
+            chunk_timeout: Duration::from_secs(30),
+            install_timeout: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+/// A node's end of a network of Thrift over TCP.
+#[derive(Debug)]
+pub struct ThriftTransport {
+    config: Arc<ThriftConfig>,
+    local: Endpoint,
+    listener: Mutex<Option<Arc<TcpListener>>>,
+    accepting: Mutex<Option<JoinHandle<()>>>,
+    /// `None` after shutdown.
+    peers: Mutex<Option<BTreeMap<NodeId, Arc<Peer>>>>,
+    reachability: Arc<watch::Sender<BTreeMap<NodeId, Reachability>>>,
+}
+
+impl ThriftTransport {
+    /// Listens at the configured place. Connections are accepted from [`start`](NetworkTransport::start) on.
+    ///
+    /// # Errors
+    /// The place cannot be listened at; the error names it.
+    pub async fn bind(config: ThriftConfig) -> Result<Self, TransportError> {
+        let listen = &config.listen;
+        let error = |source| TransportError::Io { context: format!("listening at {listen}"), source };
+        let listener = TcpListener::bind((listen.host(), listen.port())).await.map_err(error)?;
+        let port = listener.local_addr().map_err(error)?.port();
+        let local = Endpoint::new(listen.host(), port).map_err(|bad| error(io::Error::other(bad)))?;
+        let config = ThriftConfig { reconnect_min: config.reconnect_min.max(RECONNECT_FLOOR), ..config };
+        Ok(Self {
+            config: Arc::new(config),
+            local,
+            listener: Mutex::new(Some(Arc::new(listener))),
+            accepting: Mutex::new(None),
+            peers: Mutex::new(Some(BTreeMap::new())),
+            reachability: Arc::new(watch::channel(BTreeMap::new()).0),
+        })
+    }
+
+    /// Where it listens, the port as taken.
+    #[must_use]
+    pub fn local_endpoint(&self) -> &Endpoint {
+        &self.local
+    }
+
+    fn peer(&self, node: NodeId) -> Result<Arc<Peer>, SendError> {
+        let peers = lock(&self.peers);
+        let peers = peers.as_ref().ok_or(SendError::Closed)?;
+        peers.get(&node).cloned().ok_or(SendError::UnknownNode(node))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[async_trait]
+impl NetworkTransport for ThriftTransport {
+    fn local(&self) -> NodeId {
+        self.config.node
+    }
+
+    async fn start(&self, handler: Arc<dyn MessageHandler>) -> Result<(), TransportError> {
+        let mut accepting = lock(&self.accepting);
+        if accepting.is_some() {
+            return Err(TransportError::Misuse("it was started before"));
+        }
+        let listener = lock(&self.listener).clone().ok_or(SendError::Closed)?;
+        *accepting = Some(tokio::spawn(server::accept(listener, self.config.clone(), handler)));
+        Ok(())
+    }
+
+    fn send(&self, to: NodeId, message: Message) -> Result<(), SendError> {
+        let peer = self.peer(to)?;
+        let (bytes, limit) = (message.size_bytes(), self.config.frame_bytes_max as u64);
+        let too_large = SendError::TooLarge { bytes, limit };
+        if bytes > limit {
+            return Err(too_large);
+        }
+        let message = message_to_wire(message).map_err(|why| {
+            tracing::error!(why, "a message that cannot be sent");
+            too_large.clone()
+        })?;
+        let frame = calls::deliver(message).map_err(|_| too_large.clone())?;
+        // The limit is on the frame's body.
+        if frame.len() - 4 > self.config.frame_bytes_max {
+            return Err(too_large);
+        }
+        peer.send(frame)
+    }
+
+    async fn send_snapshot_chunk(&self, to: NodeId, chunk: SnapshotChunk) -> Result<SnapshotAck, TransportError> {
+        self.peer(to)?.send_chunk(chunk).await
+    }
+
+    fn set_endpoint(&self, node: NodeId, endpoint: Endpoint) {
+        let reachability = self.reachability.clone();
+        let report = move |state| {
+            reachability.send_if_modified(|all| all.insert(node, state) != Some(state));
+        };
+        if let Some(peers) = lock(&self.peers).as_mut() {
+            report(Reachability::Unknown);
+            peers.insert(node, Arc::new(Peer::start(node, endpoint, self.config.clone(), report)));
+        }
+    }
+
+    fn remove_endpoint(&self, node: NodeId) {
+        if let Some(peers) = lock(&self.peers).as_mut() {
+            peers.remove(&node);
+        }
+        self.reachability.send_if_modified(|all| all.remove(&node).is_some());
+    }
+
+    fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>> {
+        self.reachability.subscribe()
+    }
+
+    async fn shutdown(&self) {
+        lock(&self.peers).take();
+        lock(&self.listener).take();
+        let accepting = lock(&self.accepting).take();
+        if let Some(task) = accepting {
+            task.abort();
+            let _ = task.await; // Cancelled, as asked; its connections went with it.
+        }
+    }
+}
+
+impl Drop for ThriftTransport {
+    fn drop(&mut self) {
+        if let Some(task) = lock(&self.accepting).take() {
+            task.abort();
+        }
+    }
+}
+
+/// A bad frame limit would be noticed only by a message that does not fit.
+const _: () = assert!(framing::CONTAINER_MAX >= 4096, "an AppendEntries has up to 4096 entries");

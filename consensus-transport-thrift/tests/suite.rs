@@ -1,0 +1,137 @@
+//! Conformance, and what TCP adds: reconnection, changed endpoints, strangers.
+
+use std::{io::Write, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use consensus_core::{
+    Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SnapshotAck, SnapshotChunk,
+    SnapshotOutcome, TransportError,
+};
+use consensus_testkit::{eventually, transport::run_suite};
+use consensus_transport_thrift::{ThriftConfig, ThriftTransport, testing::loopback_cluster};
+use tokio::sync::mpsc;
+
+#[tokio::test]
+async fn passes_the_suite() {
+    run_suite(loopback_cluster).await;
+}
+
+struct Forward(mpsc::UnboundedSender<(NodeId, Message)>);
+
+#[async_trait]
+impl MessageHandler for Forward {
+    fn on_message(&self, from: NodeId, message: Message) {
+        let _ = self.0.send((from, message));
+    }
+
+    async fn on_snapshot_chunk(&self, _: NodeId, chunk: SnapshotChunk) -> SnapshotAck {
+        SnapshotAck { term: chunk.term, outcome: SnapshotOutcome::Refused }
+    }
+}
+
+async fn node(id: u64, listen: &Endpoint) -> (ThriftTransport, mpsc::UnboundedReceiver<(NodeId, Message)>) {
+    let config = ThriftConfig::new(NodeId(id), listen.clone());
+    let transport = ThriftTransport::bind(config).await.unwrap();
+    let (sender, arrived) = mpsc::unbounded_channel();
+    transport.start(Arc::new(Forward(sender))).await.unwrap();
+    (transport, arrived)
+}
+
+fn anywhere() -> Endpoint {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn message(n: u8) -> Message {
+    Message::Extension(vec![n].into())
+}
+
+async fn arrives(from: &ThriftTransport, to: u64, arrived: &mut mpsc::UnboundedReceiver<(NodeId, Message)>, n: u8) {
+    eventually("a message arrives", || {
+        let sent = from.send(NodeId(to), message(n));
+        match arrived.try_recv() {
+            Ok((_, got)) if got == message(n) => Ok(()),
+            _ => Err(sent),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_is_found_again_and_reported() {
+    let (a, _at_a) = node(1, &anywhere()).await;
+    let (b, mut at_b) = node(2, &anywhere()).await;
+    let place = b.local_endpoint().clone();
+    a.set_endpoint(NodeId(2), place.clone());
+    arrives(&a, 2, &mut at_b, 1).await;
+    let mut reachability = a.reachability();
+    reachability.wait_for(|all| all[&NodeId(2)] == Reachability::Reachable).await.unwrap();
+
+    b.shutdown().await;
+    drop(b);
+    reachability.wait_for(|all| all[&NodeId(2)] == Reachability::Unreachable).await.unwrap();
+    let (b, mut at_b) = node(2, &place).await;
+    arrives(&a, 2, &mut at_b, 2).await;
+
+    // And at another place.
+    b.shutdown().await;
+    let (b, mut at_b) = node(2, &anywhere()).await;
+    a.set_endpoint(NodeId(2), b.local_endpoint().clone());
+    arrives(&a, 2, &mut at_b, 3).await;
+}
+
+#[tokio::test]
+async fn wrong_nodes_are_refused_with_the_reason() {
+    let (b, _at_b) = node(2, &anywhere()).await;
+    let place = b.local_endpoint().clone();
+    let cases = [
+        (NodeId(3), "default", "this is node 2, not node 3"),
+        (NodeId(2), "another", "of cluster \"default\", not \"another\""),
+    ];
+    for (callee, cluster, why) in cases {
+        let mut config = ThriftConfig::new(NodeId(1), anywhere());
+        config.cluster = cluster.to_owned();
+        let a = ThriftTransport::bind(config).await.unwrap();
+        a.set_endpoint(callee, place.clone());
+        let meta = consensus_core::SnapshotMeta::default();
+        let term = consensus_core::Term(1);
+        let chunk = SnapshotChunk { term, transfer: 1, meta, offset: 0, data: "x".into(), last: None };
+        let error = a.send_snapshot_chunk(callee, chunk).await.unwrap_err();
+        assert!(matches!(error, TransportError::Protocol { .. }) && error.to_string().contains(why), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn strangers_do_no_harm() {
+    let (b, mut at_b) = node(2, &anywhere()).await;
+    let place = b.local_endpoint().to_string();
+    let garbage: [&[u8]; 5] = [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        &[0x7f, 0xff, 0xff, 0xff, 0x80, 1, 0, 1],
+        &[0, 0, 0, 4, 0x80, 1, 0, 1],
+        &[0, 0, 0, 0],
+        &[0; 4096],
+    ];
+    for bytes in garbage {
+        let mut stream = std::net::TcpStream::connect(&place).unwrap();
+        stream.write_all(bytes).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let end = tokio::task::spawn_blocking(move || std::io::Read::read(&mut stream, &mut [0; 10])).await.unwrap();
+        assert!(!matches!(end, Ok(1..)), "nothing is answered to {bytes:?}");
+    }
+    let (a, _at_a) = node(1, &anywhere()).await;
+    a.set_endpoint(NodeId(2), b.local_endpoint().clone());
+    arrives(&a, 2, &mut at_b, 9).await;
+}
+
+#[test]
+fn the_generated_code_is_current() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    match std::process::Command::new("thrift").arg("--version").output() {
+        Ok(output) if String::from_utf8_lossy(&output.stdout).contains("0.17") => {}
+        // Another compiler writes other code; CI has the right one.
+        other if std::env::var_os("CI").is_none() => return eprintln!("skipped: needs thrift 0.17, found {other:?}"),
+        other => panic!("CI needs the Thrift compiler 0.17 (Debian: thrift-compiler): {other:?}"),
+    }
+    let check = std::process::Command::new("scripts/generate-thrift").arg("--check").current_dir(root).output().unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+}

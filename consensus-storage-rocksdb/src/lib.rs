@@ -1,1 +1,23 @@
-//! placeholder
+//! A durable [`LogStorage`](consensus_core::LogStorage) on RocksDB.
+//!
+//! Each call is one RocksDB write batch with one sync. Records carry their own checksums
+//! ([`consensus_core::record`]) besides RocksDB's. A directory says whose it is ([`DataDir`]), and is refused to anybody
+//! else. What this is *not*: the fastest possible log - RocksDB writes it twice, once to its own log and later to a
+//! table.
+//!
+//! ```no_run
+//! # fn open() -> Result<(), consensus_core::StorageError> {
+//! use consensus_core::{LogStorage, NodeId};
+//! use consensus_storage_rocksdb::RocksLogStorage;
+//!
+//! let storage = RocksLogStorage::open("./data/node-1/log".as_ref(), NodeId(1))?;
+//! let state = storage.load()?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod data_dir;
+mod storage;
+
+pub use data_dir::{DataDir, Kind};
+pub use storage::RocksLogStorage;

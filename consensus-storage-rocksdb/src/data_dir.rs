@@ -1,0 +1,108 @@
+//! Directories that know whose they are.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use consensus_core::{NodeId, StorageError};
+
+/// A directory of one node, locked for this process. It holds two small files, `IDENTITY` (text, one `key = value` per
+/// line) and `LOCK`, beside what its owner keeps there.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// The lock goes with it.
+    _lock: File,
+}
+
+/// What a directory is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// A word, for example `raft-log`.
+    pub name: &'static str,
+    /// The newest format that this version writes; it reads all up to there.
+    pub format: u64,
+}
+
+impl DataDir {
+    /// Opens the directory of `node`, making it if it is not there. Nothing in it is changed before it is certain that
+    /// it is the right one.
+    ///
+    /// # Errors
+    /// It is in use, of another node or kind, of a newer format, or cannot be read or made.
+    pub fn open(path: &Path, kind: Kind, node: NodeId) -> Result<Self, StorageError> {
+        let io = |doing: &'static str| {
+            move |source: io::Error| StorageError::Io { context: format!("{doing} {}", path.display()), source }
+        };
+        fs::create_dir_all(path).map_err(io("creating"))?;
+        let lock_path = path.join("LOCK");
+        let lock = File::options().create(true).truncate(false).write(true).open(lock_path).map_err(io("opening"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                StorageError::Locked { path: path.display().to_string(), why: "its LOCK file is locked".to_owned() }
+            }
+            TryLockError::Error(source) => io("locking")(source),
+        })?;
+        let identity = path.join("IDENTITY");
+        match fs::read_to_string(&identity) {
+            Ok(text) => check(path, &text, kind, node)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let text = format!("kind = {}\nformat = {}\nnode = {node}\n", kind.name, kind.format);
+                write_durably(&identity, text.as_bytes()).map_err(io("writing IDENTITY in"))?;
+            }
+            Err(error) => return Err(io("reading IDENTITY in")(error)),
+        }
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces the file `name` in the directory by `content`, all or nothing, durably.
+    ///
+    /// # Errors
+    /// Those of the file system; the old file is as it was.
+    pub fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        write_durably(&self.path.join(name), content)
+    }
+}
+
+fn check(path: &Path, text: &str, kind: Kind, node: NodeId) -> Result<(), StorageError> {
+    let value = |key: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once('='));
+        lines.find(|(k, _)| k.trim() == key).map(|(_, value)| value.trim().to_owned())
+    };
+    let path = path.display().to_string();
+    let (Some(found_kind), Some(Ok(format)), Some(found)) =
+        (value("kind"), value("format").map(|text| text.parse::<u64>()), value("node"))
+    else {
+        let position = format!("{path}/IDENTITY");
+        return Err(StorageError::Corrupt { position, why: "it must have lines for kind, format and node".to_owned() });
+    };
+    if found_kind != kind.name {
+        let why = format!("the directory holds a {found_kind}, not a {}", kind.name);
+        return Err(StorageError::Corrupt { position: path, why });
+    }
+    if format > kind.format {
+        return Err(StorageError::NewerFormat { path, found: format, supported: kind.format });
+    }
+    if found != node.to_string() {
+        return Err(StorageError::ForeignDirectory { path, found, expected: node.to_string() });
+    }
+    Ok(())
+}
+
+/// New content under a temporary name, synced; then renamed; then the directory synced: a crash leaves old or new.
+fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}

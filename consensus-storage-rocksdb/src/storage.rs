@@ -1,0 +1,232 @@
+//! The log in RocksDB.
+//!
+//! ```text
+//! key                      value
+//! "e" index (8, BE)        record of the entry
+//! "h"                      hard state
+//! "p"                      what was purged
+//! ```
+
+use std::{
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use consensus_core::{
+    Entry, LogBatch, LogIndex, LogState, LogStorage, NodeId, StorageError, codec, record,
+};
+use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
+
+use serde::de::DeserializeOwned;
+
+use crate::{DataDir, Kind};
+
+/// A [`LogStorage`] in a directory.
+#[derive(Debug)]
+pub struct RocksLogStorage {
+    db: DB,
+    dir: DataDir,
+    bounds: Mutex<Bounds>,
+}
+
+/// Where the log begins and ends, and whether it can still be written.
+#[derive(Debug, Default)]
+struct Bounds {
+    purged: LogIndex,
+    last: LogIndex,
+    failed: Option<String>,
+}
+
+impl RocksLogStorage {
+    /// Opens the log of `node` in the directory `path`, making it if it is not there.
+    ///
+    /// # Errors
+    /// The directory is another's or in use, RocksDB cannot open it, or a record is damaged.
+    pub fn open(path: &Path, node: NodeId) -> Result<Self, StorageError> {
+        let dir = DataDir::open(path, KIND, node)?;
+        let place = dir.path().join("rocksdb");
+        let db = DB::open(&options(), &place).map_err(|error| opening(&place, &error))?;
+        let storage = Self { db, dir, bounds: Mutex::default() };
+        let state = storage.load()?;
+        *storage.bounds() =
+            Bounds { purged: state.purged.last.index, last: state.last().index, failed: None };
+        Ok(storage)
+    }
+
+    fn bounds(&self) -> MutexGuard<'_, Bounds> {
+        self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn io(&self, doing: &str, error: rocksdb::Error) -> StorageError {
+        let context = format!("{doing} {}", self.dir.path().display());
+        StorageError::Io { context, source: std::io::Error::other(error) }
+    }
+
+    fn corrupt(&self, what: &str, why: impl ToString) -> StorageError {
+        let position = format!("{what} in {}", self.dir.path().display());
+        StorageError::Corrupt { position, why: why.to_string() }
+    }
+
+    /// A small record; the default if it was never written.
+    fn get<T: DeserializeOwned + Default>(&self, key: &[u8], what: &'static str) -> Result<T, StorageError> {
+        let value = self.db.get_pinned(key).map_err(|error| self.io("reading", error))?;
+        let Some(bytes) = value else { return Ok(T::default()) };
+        codec::decode(what, META_VERSION, &bytes).map_err(|error| self.corrupt(what, error))
+    }
+
+    /// Calls `f` with the entries after `after`, in order, until it says `false`.
+    fn scan(
+        &self,
+        after: LogIndex,
+        mut f: impl FnMut(Entry) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
+        let mut read = ReadOptions::default();
+        read.set_iterate_upper_bound(UPPER.to_vec());
+        let from = entry_key(after.next());
+        for item in self.db.iterator_opt(IteratorMode::From(&from, Direction::Forward), read) {
+            let (key, value) = item.map_err(|error| self.io("reading", error))?;
+            let name = || format!("the record of log index {}", index_of(&key).unwrap_or_default());
+            let entry = record::decode(&Bytes::from(value)).map_err(|error| self.corrupt(&name(), error))?;
+            if index_of(&key) != Some(entry.id.index) {
+                return Err(self.corrupt(&name(), format!("it holds entry {}", entry.id)));
+            }
+            if !f(entry)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LogStorage for RocksLogStorage {
+    fn load(&self) -> Result<LogState, StorageError> {
+        let hard_state = self.get(HARD_STATE, "the hard state")?;
+        let purged = self.get(PURGED, "the purged position")?;
+        let mut state = LogState { hard_state, purged, ..LogState::default() };
+        self.scan(LogIndex::ZERO, |entry| state.push(&entry).map(|()| true))?;
+        Ok(state)
+    }
+
+    fn write(&self, batch: LogBatch) -> Result<(), StorageError> {
+        let mut bounds = self.bounds();
+        if let Some(why) = &bounds.failed {
+            return Err(StorageError::Failed(why.clone()));
+        }
+        let (write, purged, last) = prepare(&bounds, &batch)?;
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        if let Err(error) = self.db.write_opt(write, &options) {
+            bounds.failed = Some(error.to_string());
+            return Err(self.io("writing", error));
+        }
+        (bounds.purged, bounds.last) = (purged, last);
+        Ok(())
+    }
+
+    fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError> {
+        let (mut entries, mut bytes, mut next) = (Vec::new(), 0, after.next());
+        if after >= last {
+            return Ok(entries);
+        }
+        let mut gap = false;
+        self.scan(after, |entry| {
+            gap = entry.id.index != next;
+            bytes += entry.size_bytes();
+            if gap || entry.id.index > last || (!entries.is_empty() && bytes > max_bytes) {
+                return Ok(false);
+            }
+            next = next.next();
+            entries.push(entry);
+            Ok(true)
+        })?;
+        if entries.is_empty() {
+            let bounds = self.bounds();
+            return Err(StorageError::Missing { index: after.next(), purged: bounds.purged, last: bounds.last });
+        }
+        Ok(entries)
+    }
+}
+
+/// The batch in RocksDB's terms, and where the log begins and ends after it.
+fn prepare(bounds: &Bounds, batch: &LogBatch) -> Result<(WriteBatch, LogIndex, LogIndex), StorageError> {
+    let mut write = WriteBatch::default();
+    let (mut purged, mut last) = (bounds.purged, bounds.last);
+    if let Some(meta) = &batch.purge {
+        if meta.last.index < purged {
+            let why = format!("a purge up to {}, after one up to {purged}", meta.last.index);
+            return Err(StorageError::Misuse(why));
+        }
+        write.delete_range(entry_key(purged.next()), entry_key(meta.last.index.next()));
+        write.put(PURGED, codec::encode(META_VERSION, meta));
+        purged = meta.last.index;
+        last = last.max(purged);
+    }
+    if let Some(after) = batch.truncate_after {
+        let after = after.max(purged);
+        if after < last {
+            write.delete_range(entry_key(after.next()), entry_key(last.next()));
+            last = after;
+        }
+    }
+    let mut buffer = Vec::new();
+    for entry in &batch.entries {
+        if entry.id.index != last.next() {
+            return Err(StorageError::Misuse(format!("entry {} does not follow index {last}", entry.id)));
+        }
+        buffer.clear();
+        record::encode(entry, &mut buffer);
+        write.put(entry_key(entry.id.index), &buffer);
+        last = entry.id.index;
+    }
+    if let Some(hard_state) = &batch.hard_state {
+        write.put(HARD_STATE, codec::encode(META_VERSION, hard_state));
+    }
+    Ok((write, purged, last))
+}
+
+fn opening(place: &Path, error: &rocksdb::Error) -> StorageError {
+    match error.kind() {
+        rocksdb::ErrorKind::Corruption => {
+            StorageError::Corrupt { position: place.display().to_string(), why: error.to_string() }
+        }
+        _ => {
+            let context = format!("opening {}", place.display());
+            StorageError::Io { context, source: std::io::Error::other(error.to_string()) }
+        }
+    }
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    // A torn tail is a write that nobody was told of; anything else that is damaged is reported, not skipped.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_paranoid_checks(true);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_max_write_buffer_number(3);
+    options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+    options.set_keep_log_file_num(3);
+    options.set_max_log_file_size(4 << 20);
+    options
+}
+
+fn entry_key(index: LogIndex) -> [u8; 9] {
+    let mut key = [ENTRY; 9];
+    key[1..].copy_from_slice(&index.0.to_be_bytes());
+    key
+}
+
+fn index_of(key: &[u8]) -> Option<LogIndex> {
+    key.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(|bytes| LogIndex(u64::from_be_bytes(bytes)))
+}
+
+const KIND: Kind = Kind { name: "raft-log", format: 1 };
+const META_VERSION: u8 = 1;
+const ENTRY: u8 = b'e';
+/// After the last possible entry.
+const UPPER: &[u8] = b"f";
+const HARD_STATE: &[u8] = b"h";
+const PURGED: &[u8] = b"p";
+/// Most of the log is purged before it would leave memory.
+const WRITE_BUFFER_BYTES: usize = 64 << 20;

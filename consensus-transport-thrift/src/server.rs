@@ -103,7 +103,6 @@ async fn reply(writer: &mut OwnedWriteHalf, frame: thrift::Result<Bytes>) -> io:
     writer.write_all(&frame.map_err(invalid)?).await
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn invalid(error: thrift::Error) -> io::Error {
     invalid_text(framing::describe(&error))
 }

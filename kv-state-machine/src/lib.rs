@@ -1,1 +1,63 @@
-//! placeholder
+//! A multi-version key-value store as a replicated state machine.
+//!
+//! ```text
+//!  KvOperation ─▶ ConsensusKvDatabase ─▶ ConsensusEngine ─▶ KvStateMachine ─▶ KvStoreExecutor ─▶ RocksDB
+//!                        └── reads: barrier, then ────────────────────────────────┘
+//! ```
+//!
+//! * [`KvOperation`], [`KvResult`]: what can be asked, what comes back.
+//! * [`KvStateMachine`]: applies committed operations, each batch one atomic RocksDB write that carries the applied
+//!   position; takes snapshots as checkpoints.
+//! * [`KvStoreExecutor`]: a handle for reads of the same store, from any thread.
+//! * [`ConsensusKvDatabase`]: an engine and an executor together - the database as a program embeds it.
+//!
+//! # The model
+//! The store has a *revision*: 1 when empty, one more with every operation that writes. A key keeps its versions; each
+//! knows the revision at which the key came into being (`create_revision`), at which it was written (`mod_revision`), and
+//! how many writes that makes (`version`). Any revision can be read until it is compacted. It is etcd's model, and names
+//! follow it.
+//!
+//! What this is *not*: it has no leases yet (a lease id other than 0 is refused) and no watches.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! use consensus_core::NodeId;
+//! use kv_state_machine::{ConsensusKvDatabase, KvOperation, KvResult, Put, Range};
+//!
+//! let database = ConsensusKvDatabase::new_with_mock(NodeId(0), dir.path())?;
+//! database.start().await?;
+//! let put = Put { key: "k".into(), value: "v".into(), ..Put::default() };
+//! let answer = database.execute_operation(KvOperation::Put(put)).await?;
+//! assert_eq!(answer.revision, 2);
+//! let range = Range { key: "k".into(), ..Range::default() };
+//! let KvResult::Range(found) = database.execute_operation(KvOperation::Range(range)).await?.result else { panic!() };
+//! assert_eq!(found.kvs[0].value, "v");
+//! # database.shutdown().await?;
+//! # Ok(()) }
+//! ```
+
+mod check;
+mod collect;
+mod database;
+mod execute;
+mod executor;
+mod hash;
+mod keys;
+mod machine;
+mod operation;
+mod session;
+mod snapshot;
+mod store;
+mod view;
+
+pub use check::{KEY_BYTES_MAX, OPERATIONS_MAX, VALUE_BYTES_MAX};
+pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError};
+pub use execute::{REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX};
+pub use executor::KvStoreExecutor;
+pub use hash::StateHash;
+pub use machine::{Durability, KvStateMachine};
+pub use operation::{
+    Compare, CompareResult, CompareTarget, Deleted, Delete, Found, KeyRange, KeyValue, KvAnswer, KvCommand,
+    KvOperation, KvRejection, KvResult, Put, PutDone, Range, Session, Txn, TxnDone, Versionstamp,
+};

@@ -1,0 +1,130 @@
+//! Removes history that was compacted away, beside the work of the store.
+//!
+//! The compaction itself is a number in the replicated state. What it makes unreadable is garbage: invisible to reads and
+//! to the state hash at once, and removed from disk whenever this comes to it. So nodes may collect at their own pace.
+
+use std::{
+    ops::ControlFlow::{Break, Continue},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use bytes::Bytes;
+use rocksdb::{WriteBatch, WriteOptions};
+
+use crate::{
+    keys::{self, Record},
+    store::Generation,
+    view::{Failure, Overlay, Version, View, disk},
+};
+
+/// Tells garbage from history, over versions in the order of their places.
+#[derive(Debug)]
+pub(crate) struct Sieve {
+    compacted: u64,
+    key: Option<Bytes>,
+    /// The version of `key` in force at `compacted` was met.
+    met: bool,
+}
+
+impl Sieve {
+    pub(crate) fn new(compacted: u64) -> Self {
+        Self { compacted, key: None, met: false }
+    }
+
+    pub(crate) fn is_garbage(&mut self, version: &Version) -> bool {
+        if self.key.as_ref() != Some(&version.key) {
+            (self.key, self.met) = (Some(version.key.clone()), false);
+        }
+        if version.revision > self.compacted {
+            return false;
+        }
+        // Newest first: the first old one is in force at the compaction; a deletion in force is nothing.
+        let first = !std::mem::replace(&mut self.met, true);
+        !first || version.record == Record::Deleted
+    }
+}
+
+/// Collects on a thread; one at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Collector {
+    running: Option<(JoinHandle<()>, Arc<AtomicBool>)>,
+}
+
+impl Collector {
+    /// Begins to collect what `compacted` left. One that is still at an earlier compaction is stopped.
+    pub(crate) fn start(&mut self, generation: Arc<Generation>, compacted: u64) {
+        self.stop();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = stop.clone();
+        let work = move || {
+            if let Err(error) = collect(&generation, compacted, &stopping) {
+                tracing::warn!(%error, "compacted history stays on disk for now");
+            }
+        };
+        match std::thread::Builder::new().name("kv-collect".to_owned()).spawn(work) {
+            Ok(thread) => self.running = Some((thread, stop)),
+            Err(error) => tracing::warn!(%error, "compacted history stays on disk for now"),
+        }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        if let Some((thread, stop)) = self.running.take() {
+            stop.store(true, Ordering::Relaxed);
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result<(), Failure> {
+    let db = generation.db();
+    let (snapshot, overlay) = (db.snapshot(), Overlay::new());
+    let view = View { source: &snapshot, overlay: &overlay };
+    let mut sieve = Sieve::new(compacted);
+    let (mut write, mut key, mut failed) = (WriteBatch::default(), Bytes::new(), None);
+    view.versions(keys::all(), false, |version| {
+        // All garbage of a key goes in one write: a deletion must not go before what it hides.
+        if version.key != key && write.len() >= WRITE_LEN {
+            failed = flush(db, std::mem::take(&mut write)).err();
+        }
+        if failed.is_some() || stop.load(Ordering::Relaxed) {
+            return Break(());
+        }
+        if sieve.is_garbage(&version) {
+            write.delete(keys::version(&version.key, version.revision));
+        }
+        key = version.key;
+        Continue(())
+    })?;
+    if stop.load(Ordering::Relaxed) {
+        return Ok(()); // The last key may be incomplete.
+    }
+    failed.map_or(Ok(()), Err)?;
+    write.put(keys::COLLECTED, compacted.to_be_bytes());
+    flush(db, write)
+}
+
+fn flush(db: &rocksdb::DB, write: WriteBatch) -> Result<(), Failure> {
+    // Losing it costs doing it again.
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    db.write_opt(write, &options).map_err(disk)
+}
+
+/// The compaction whose garbage is gone.
+pub(crate) fn collected(db: &rocksdb::DB) -> Result<u64, Failure> {
+    let bytes = db.get(keys::COLLECTED).map_err(disk)?;
+    Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes))
+}
+
+/// Deletions gathered into one write.
+const WRITE_LEN: usize = 1000;

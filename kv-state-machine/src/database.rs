@@ -1,0 +1,221 @@
+//! An engine and a store together.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use consensus_core::{
+    ConsensusEngine, EngineStatus, Health, NodeId, ProposeError, ReadConsistency, ReadError, ShutdownError, StorageError,
+    codec,
+};
+use consensus_mock::MockConsensusEngine;
+use tokio::sync::watch;
+
+use crate::{
+    Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine, KvStoreExecutor, Session, StateHash, check,
+    machine::{ANSWER_VERSION, COMMAND_VERSION},
+};
+
+/// The database as a program embeds it: operations in, answers out.
+#[derive(Clone)]
+pub struct ConsensusKvDatabase {
+    engine: Arc<dyn ConsensusEngine>,
+    executor: KvStoreExecutor,
+    serving: Arc<AtomicBool>,
+}
+
+/// How current a read must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// Sees every write acknowledged before it began.
+    #[default]
+    Linearizable,
+    /// What this node has applied, at once.
+    Stale,
+}
+
+/// Why an operation has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KvError {
+    /// The store did not do it.
+    #[error(transparent)]
+    Rejected(#[from] KvRejection),
+    /// This node does not lead. Nothing was done.
+    #[error("node does not lead")]
+    NotLeader {
+        /// Who does, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// The node cannot serve it, or does not know what became of it.
+    #[error("{why}")]
+    Unavailable {
+        /// Why.
+        why: String,
+        /// Whether it may have been done; if so, repeat it only under the same session number.
+        maybe_applied: bool,
+    },
+}
+
+/// Why a database did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KvStartError {
+    /// The directory.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// No thread could be had.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The engine is not running.
+    #[error("the engine is not running: {0}")]
+    Engine(String),
+}
+
+impl ConsensusKvDatabase {
+    /// A database of one node without consensus: each write is applied at once and is on disk when it is acknowledged.
+    ///
+    /// # Errors
+    /// The directory `path` cannot be opened as `node`'s store.
+    pub fn new_with_mock(node: NodeId, path: &Path) -> Result<Self, KvStartError> {
+        let machine = KvStateMachine::open(path, node, Durability::EachBatch)?;
+        let executor = machine.executor();
+        let engine = MockConsensusEngine::new(node, Box::new(machine))?;
+        Ok(Self::new(Arc::new(engine), executor))
+    }
+
+    /// A database on an engine that owns the state machine of which `executor` is the handle.
+    #[must_use]
+    pub fn new(engine: Arc<dyn ConsensusEngine>, executor: KvStoreExecutor) -> Self {
+        Self { engine, executor, serving: Arc::new(AtomicBool::new(false)) }
+    }
+
+    /// Begins to serve; until then operations are refused.
+    ///
+    /// # Errors
+    /// The engine is not running.
+    #[allow(clippy::unused_async, reason = "an engine that must be waited for will need it")]
+    pub async fn start(&self) -> Result<(), KvStartError> {
+        match &self.engine.status().borrow().health {
+            Health::Running => {}
+            Health::ShutDown => return Err(KvStartError::Engine("it was shut down".to_owned())),
+            Health::Fatal(why) => return Err(KvStartError::Engine(why.clone())),
+        }
+        self.serving.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Executes an operation; reads are linearizable.
+    ///
+    /// # Errors
+    /// See [`KvError`]: each says whether it may have been done.
+    pub async fn execute_operation(&self, operation: KvOperation) -> Result<KvAnswer, KvError> {
+        self.execute(operation, None, Consistency::Linearizable).await
+    }
+
+    /// Executes an operation, a write in `session` exactly once, a read with `consistency`.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn execute(
+        &self,
+        operation: KvOperation,
+        session: Option<Session>,
+        consistency: Consistency,
+    ) -> Result<KvAnswer, KvError> {
+        if !self.serving.load(Ordering::Acquire) {
+            return Err(KvError::Unavailable { why: "not started yet".to_owned(), maybe_applied: false });
+        }
+        check::command(session.as_ref(), &operation)?;
+        // In a session even a read goes through the log: its answer is kept like any other.
+        if operation.is_read_only() && session.is_none() {
+            return self.read(operation, consistency).await;
+        }
+        let command = codec::encode(COMMAND_VERSION, &KvCommand { session, operation });
+        let committed = self.engine.propose(command.into()).await.map_err(propose_error)?;
+        let answer: Result<KvAnswer, KvRejection> = codec::decode("answer", ANSWER_VERSION, &committed.response)
+            .map_err(|error| KvError::Unavailable { why: error.to_string(), maybe_applied: true })?;
+        Ok(answer?)
+    }
+
+    async fn read(&self, operation: KvOperation, consistency: Consistency) -> Result<KvAnswer, KvError> {
+        let consistency = match consistency {
+            Consistency::Linearizable => ReadConsistency::Linearizable,
+            Consistency::Stale => ReadConsistency::Stale,
+        };
+        self.engine.read_barrier(consistency).await.map_err(read_error)?;
+        let executor = self.executor.clone();
+        Ok(blocking(move || executor.read(&operation)).await??)
+    }
+
+    /// A checksum over this node's own state, as it is now.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub async fn hash(&self) -> Result<StateHash, KvError> {
+        let executor = self.executor.clone();
+        blocking(move || executor.hash()).await
+    }
+
+    /// The store's revision on this node.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn revision(&self) -> Result<u64, KvError> {
+        self.executor.revision().map_err(failure)
+    }
+
+    /// The engine's state, now and at every change.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Arc<EngineStatus>> {
+        self.engine.status()
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<dyn ConsensusEngine> {
+        &self.engine
+    }
+
+    /// Stops serving and stops the engine.
+    ///
+    /// # Errors
+    /// The engine had stopped before of an error of its own.
+    pub async fn shutdown(&self) -> Result<(), ShutdownError> {
+        self.serving.store(false, Ordering::Release);
+        self.engine.shutdown().await
+    }
+}
+
+/// Reads of the disk do not hold up the runtime.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, consensus_core::StateMachineError> + Send + 'static,
+) -> Result<T, KvError> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(result) => result.map_err(failure),
+        Err(error) => Err(KvError::Unavailable { why: format!("the read was cancelled: {error}"), maybe_applied: false }),
+    }
+}
+
+fn failure(error: consensus_core::StateMachineError) -> KvError {
+    KvError::Unavailable { why: error.to_string(), maybe_applied: false }
+}
+
+fn propose_error(error: ProposeError) -> KvError {
+    match error {
+        ProposeError::NotLeader { leader } => KvError::NotLeader { leader },
+        ProposeError::TooLarge { .. } => KvRejection::Invalid(error.to_string()).into(),
+        _ => KvError::Unavailable { why: error.to_string(), maybe_applied: error.maybe_applied() },
+    }
+}
+
+fn read_error(error: ReadError) -> KvError {
+    match error {
+        ReadError::NotLeader { leader } => KvError::NotLeader { leader },
+        _ => KvError::Unavailable { why: error.to_string(), maybe_applied: false },
+    }
+}

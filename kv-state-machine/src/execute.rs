@@ -1,0 +1,309 @@
+//! Executes one operation on a [`View`], all of it or nothing.
+
+use std::{
+    cmp::Ordering,
+    ops::ControlFlow::{Break, Continue},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::{
+    Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvOperation, KvRejection,
+    KvResult, Put, PutDone, Range, Txn, TxnDone, Versionstamp,
+    keys::{self, Record},
+    view::{Failure, Overlay, Source, View},
+};
+
+/// Most bytes of pairs in one answer; a range that has more says `more`. The same on every node, since answers are part of
+/// the replicated state.
+pub const REPLY_BYTES_MAX: usize = 4 << 20;
+/// The same in a session, where the last answer is kept.
+pub const SESSION_REPLY_BYTES_MAX: usize = 64 << 10;
+
+/// Why an operation was not executed.
+pub(crate) enum Halt {
+    Rejected(KvRejection),
+    Failed(Failure),
+}
+
+impl From<KvRejection> for Halt {
+    fn from(rejection: KvRejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+impl From<Failure> for Halt {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Where the store's history stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct History {
+    pub(crate) revision: u64,
+    pub(crate) compacted: u64,
+}
+
+/// The execution of one operation.
+pub(crate) struct Execution<'a> {
+    source: &'a dyn Source,
+    overlay: &'a mut Overlay,
+    history: History,
+    /// What the operation replaced in the overlay, to be put back if it is rejected half-way.
+    undo: Vec<(Vec<u8>, Option<Bytes>)>,
+    /// Puts with a versionstamp so far.
+    stamps: u16,
+    /// Bytes of pairs that the answer may still hold.
+    room: usize,
+}
+
+impl<'a> Execution<'a> {
+    pub(crate) fn new(source: &'a dyn Source, overlay: &'a mut Overlay, history: History, room: usize) -> Self {
+        Self { source, overlay, history, undo: Vec::new(), stamps: 0, room }
+    }
+
+    /// The result, and the revision and compaction afterwards.
+    pub(crate) fn run(mut self, operation: &KvOperation) -> Result<(KvResult, History), Halt> {
+        let result = match operation {
+            KvOperation::Txn(txn) => self.txn(txn).map(KvResult::Txn),
+            KvOperation::Compact { revision } => self.compact(*revision),
+            simple => self.simple(simple),
+        };
+        match result {
+            Ok(result) => {
+                let revision = self.history.revision + u64::from(!self.undo.is_empty());
+                Ok((result, History { revision, ..self.history }))
+            }
+            Err(halt) => {
+                for (place, before) in self.undo.into_iter().rev() {
+                    match before {
+                        Some(bytes) => self.overlay.insert(place, bytes),
+                        None => self.overlay.remove(&place),
+                    };
+                }
+                Err(halt)
+            }
+        }
+    }
+
+    fn simple(&mut self, operation: &KvOperation) -> Result<KvResult, Halt> {
+        match operation {
+            KvOperation::Put(put) => self.put(put).map(KvResult::Put),
+            KvOperation::Delete(delete) => self.delete(delete).map(KvResult::Delete),
+            KvOperation::Range(range) => self.range(range).map(KvResult::Range),
+            _ => Err(KvRejection::invalid("not an operation on keys").into()),
+        }
+    }
+
+    fn view(&self) -> View<'_> {
+        View { source: self.source, overlay: self.overlay }
+    }
+
+    /// The revision that this operation writes at.
+    fn next_revision(&self) -> u64 {
+        self.history.revision + 1
+    }
+
+    fn write(&mut self, key: &[u8], record: &Record) {
+        let place = keys::version(key, self.next_revision());
+        let before = self.overlay.insert(place.clone(), record.encode().into());
+        self.undo.push((place, before));
+    }
+
+    fn put(&mut self, put: &Put) -> Result<PutDone, Halt> {
+        let (key, value) = self.stamped(put);
+        let stamped = match put.versionstamp {
+            Versionstamp::None => None,
+            Versionstamp::KeySuffix => Some(key.clone()),
+            Versionstamp::ValueSuffix => Some(value.clone()),
+        };
+        let previous = self.view().newest(&key)?.and_then(|version| live(version.record));
+        let revision = self.next_revision();
+        let (create_revision, version) = previous.as_ref().map_or((revision, 1), |kv| (kv.create_revision, kv.version + 1));
+        let lease_id = put.lease_id;
+        let kv = KeyValue { key: key.clone(), value, create_revision, mod_revision: revision, version, lease_id };
+        let previous = previous.filter(|_| put.return_previous);
+        if let Some(kv) = &previous {
+            self.take_room(size_of(kv))?;
+        }
+        self.write(&key, &Record::Live(kv));
+        Ok(PutDone { previous, stamped })
+    }
+
+    fn stamped(&mut self, put: &Put) -> (Bytes, Bytes) {
+        let (mut key, mut value) = (put.key.clone(), put.value.clone());
+        let target = match put.versionstamp {
+            Versionstamp::None => return (key, value),
+            Versionstamp::KeySuffix => &mut key,
+            Versionstamp::ValueSuffix => &mut value,
+        };
+        let mut bytes = BytesMut::from(&target[..]);
+        bytes.put_u64(self.next_revision());
+        bytes.put_u16(self.stamps);
+        self.stamps += 1;
+        *target = bytes.freeze();
+        (key, value)
+    }
+
+    fn delete(&mut self, delete: &Delete) -> Result<Deleted, Halt> {
+        let range = KeyRange { key: delete.key.clone(), range_end: delete.range_end.clone() };
+        let mut found = Vec::new();
+        self.view().at(&range, u64::MAX, false, |version| {
+            if let Record::Live(mut kv) = version.record {
+                if !delete.return_previous {
+                    kv.value = Bytes::new();
+                }
+                found.push(kv);
+            }
+            Continue(())
+        })?;
+        if delete.return_previous {
+            self.take_room(found.iter().map(size_of).sum())?;
+        }
+        for kv in &found {
+            self.write(&kv.key, &Record::Deleted);
+        }
+        let deleted = found.len() as u64;
+        Ok(Deleted { deleted, previous: delete.return_previous.then_some(found) })
+    }
+
+    /// What was there is asked for and does not fit: better nothing is done than that it is lost.
+    fn take_room(&mut self, bytes: usize) -> Result<(), KvRejection> {
+        let why = || format!("the previous values have {bytes} bytes, the answer has room for {}; ask without them", self.room);
+        self.room = self.room.checked_sub(bytes).ok_or_else(|| KvRejection::invalid(why()))?;
+        Ok(())
+    }
+
+    fn range(&mut self, range: &Range) -> Result<Found, Halt> {
+        let revision = match range.revision {
+            0 => u64::MAX,
+            revision => self.readable(revision)?,
+        };
+        let keys = KeyRange { key: range.key.clone(), range_end: range.range_end.clone() };
+        let limit = if range.limit == 0 { u64::MAX } else { range.limit };
+        let (mut found, mut room) = (Found::default(), self.room);
+        self.view().at(&keys, revision, range.descending, |version| {
+            let Record::Live(mut kv) = version.record else { return Continue(()) };
+            found.count += 1;
+            if range.count_only {
+                return Continue(());
+            }
+            if range.keys_only {
+                kv.value = Bytes::new();
+            }
+            match room.checked_sub(size_of(&kv)) {
+                Some(rest) if !found.more && (found.kvs.len() as u64) < limit => {
+                    room = rest;
+                    found.kvs.push(kv);
+                }
+                _ => found.more = true,
+            }
+            Continue(())
+        })?;
+        self.room = room;
+        Ok(found)
+    }
+
+    /// `revision` if it lies between compaction and the present.
+    fn readable(&self, revision: u64) -> Result<u64, KvRejection> {
+        let History { revision: current, compacted } = self.history;
+        if revision > current {
+            return Err(KvRejection::invalid(format!("revision {revision} is in the future; the store is at {current}")));
+        }
+        if revision < compacted {
+            return Err(KvRejection::Compacted { compacted });
+        }
+        Ok(revision)
+    }
+
+    fn txn(&mut self, txn: &Txn) -> Result<TxnDone, Halt> {
+        self.check_reads(txn)?;
+        let mut succeeded = true;
+        for compare in &txn.compare {
+            succeeded = succeeded && self.holds(compare)?;
+        }
+        let branch = if succeeded { &txn.success } else { &txn.failure };
+        let responses = branch.iter().map(|operation| self.simple(operation)).collect::<Result<_, _>>()?;
+        Ok(TxnDone { succeeded, responses })
+    }
+
+    /// Nothing that the transaction read was written, deleted or added since.
+    fn check_reads(&self, txn: &Txn) -> Result<(), Halt> {
+        if txn.read_revision == 0 {
+            return Ok(());
+        }
+        let read = self.readable(txn.read_revision)?;
+        for range in &txn.read_ranges {
+            let mut conflict = None;
+            self.view().at(range, u64::MAX, false, |version| {
+                if version.revision <= read {
+                    return Continue(());
+                }
+                conflict = Some(KvRejection::Conflict { key: version.key, mod_revision: version.revision });
+                Break(())
+            })?;
+            if let Some(conflict) = conflict {
+                return Err(conflict.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn holds(&self, compare: &Compare) -> Result<bool, Failure> {
+        let (mut all, mut any) = (true, false);
+        self.view().at(&compare.keys, u64::MAX, false, |version| {
+            let Record::Live(kv) = version.record else { return Continue(()) };
+            any = true;
+            all = compares(&compare.target, compare.result, Some(&kv));
+            if all { Continue(()) } else { Break(()) }
+        })?;
+        Ok(if any { all } else { compares(&compare.target, compare.result, None) })
+    }
+
+    fn compact(&mut self, revision: u64) -> Result<KvResult, Halt> {
+        let compacted = self.history.compacted;
+        if revision <= compacted {
+            return Err(KvRejection::Compacted { compacted }.into());
+        }
+        self.history.compacted = self.readable(revision)?;
+        Ok(KvResult::Compact)
+    }
+}
+
+fn live(record: Record) -> Option<KeyValue> {
+    match record {
+        Record::Live(kv) => Some(kv),
+        Record::Deleted => None,
+    }
+}
+
+fn size_of(kv: &KeyValue) -> usize {
+    kv.key.len() + kv.value.len() + PAIR_BYTES
+}
+
+fn compares(target: &CompareTarget, result: CompareResult, kv: Option<&KeyValue>) -> bool {
+    let number = |of: fn(&KeyValue) -> u64, with: &i64| {
+        let value = kv.map_or(0, of);
+        i64::try_from(value).map_or(Ordering::Greater, |value| value.cmp(with))
+    };
+    let ordering = match target {
+        CompareTarget::Version(with) => number(|kv| kv.version, with),
+        CompareTarget::CreateRevision(with) => number(|kv| kv.create_revision, with),
+        CompareTarget::ModRevision(with) => number(|kv| kv.mod_revision, with),
+        CompareTarget::Lease(with) => kv.map_or(0, |kv| kv.lease_id).cmp(with),
+        CompareTarget::Value(with) => match kv {
+            Some(kv) => kv.value.cmp(with),
+            None => return false,
+        },
+    };
+    match result {
+        CompareResult::Equal => ordering.is_eq(),
+        CompareResult::Greater => ordering.is_gt(),
+        CompareResult::Less => ordering.is_lt(),
+        CompareResult::NotEqual => ordering.is_ne(),
+    }
+}
+
+/// What a pair counts for in an answer beyond key and value.
+const PAIR_BYTES: usize = 48;

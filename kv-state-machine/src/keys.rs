@@ -1,0 +1,174 @@
+//! How the store lies in RocksDB, in one column family so that every flush takes a consistent prefix of history.
+//!
+//! ```text
+//! key                                              value
+//! "d" escaped-key 00 01 revision (8, inverted)     record of that version: newest first
+//! "m"                                              meta: applied position, revision, ...
+//! "s" client id (8)                                session: last sequence and its answer
+//! "g"                                              revision up to which garbage was collected
+//! ```
+//! In an escaped key 00 becomes 00 FF, so that no key is a prefix of another and their order is kept.
+
+use std::ops::Range;
+
+use bytes::{BufMut, Bytes};
+use consensus_core::codec::CodecError;
+
+use crate::{KeyRange, KeyValue};
+
+pub(crate) const META: &[u8] = b"m";
+pub(crate) const COLLECTED: &[u8] = b"g";
+const DATA: u8 = b'd';
+const SESSION: u8 = b's';
+/// After all data.
+const DATA_END: &[u8] = b"e";
+/// The range of all sessions.
+pub(crate) const SESSIONS: Range<&[u8]> = b"s"..b"t";
+
+pub(crate) fn session(client_id: u64) -> Vec<u8> {
+    [&[SESSION][..], &client_id.to_be_bytes()].concat()
+}
+
+/// Where the versions of `key` begin.
+fn prefix(key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(key.len() + 12);
+    out.push(DATA);
+    for byte in key {
+        out.push(*byte);
+        if *byte == 0 {
+            out.push(0xFF);
+        }
+    }
+    out.extend([0, 1]);
+    out
+}
+
+/// The place of a version.
+pub(crate) fn version(key: &[u8], revision: u64) -> Vec<u8> {
+    let mut out = prefix(key);
+    out.put_u64(!revision);
+    out
+}
+
+/// The places of all versions of the keys in a range.
+pub(crate) fn bounds(range: &KeyRange) -> Range<Vec<u8>> {
+    let start = prefix(&range.key);
+    let end = match range.range_end.as_deref() {
+        None => {
+            let mut end = start.clone();
+            *end.last_mut().expect("a prefix ends in 00 01") = 2;
+            end
+        }
+        Some([0]) => DATA_END.to_vec(),
+        Some(end) => prefix(end),
+    };
+    let end = end.max(start.clone()); // An end before the start: nothing.
+    start..end
+}
+
+/// The places of all data.
+pub(crate) fn all() -> Range<Vec<u8>> {
+    vec![DATA]..DATA_END.to_vec()
+}
+
+/// The key and revision of a place.
+pub(crate) fn split(place: &[u8]) -> Result<(Bytes, u64), CodecError> {
+    let bad = || CodecError::Malformed { what: "data key", why: format!("{place:02x?}") };
+    let (escaped, revision) = place.split_last_chunk::<8>().ok_or_else(bad)?;
+    let escaped = escaped.strip_prefix(&[DATA]).and_then(|e| e.strip_suffix(&[0, 1])).ok_or_else(bad)?;
+    let mut key = Vec::with_capacity(escaped.len());
+    let mut bytes = escaped.iter();
+    while let Some(byte) = bytes.next() {
+        key.push(*byte);
+        if *byte == 0 && bytes.next() != Some(&0xFF) {
+            return Err(bad());
+        }
+    }
+    Ok((key.into(), !u64::from_be_bytes(*revision)))
+}
+
+/// A version of a key: its value, or that it was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    Deleted,
+    Live(KeyValue),
+}
+
+impl Record {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let Self::Live(kv) = self else { return vec![RECORD_VERSION, DELETED] };
+        let mut out = Vec::with_capacity(kv.value.len() + 26);
+        out.extend([RECORD_VERSION, LIVE]);
+        out.put_u64(kv.create_revision);
+        out.put_u64(kv.version);
+        out.put_i64(kv.lease_id);
+        out.extend_from_slice(&kv.value);
+        out
+    }
+
+    /// `bytes` of the version of `key` written at `mod_revision`.
+    pub(crate) fn decode(key: Bytes, mod_revision: u64, bytes: &Bytes) -> Result<Self, CodecError> {
+        let what = "data record";
+        match bytes.get(..2) {
+            Some([RECORD_VERSION, DELETED]) if bytes.len() == 2 => Ok(Self::Deleted),
+            Some([RECORD_VERSION, LIVE]) if bytes.len() >= 26 => {
+                let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
+                let lease_id = i64::from_ne_bytes(number(18).to_ne_bytes());
+                let (create_revision, version, value) = (number(2), number(10), bytes.slice(26..));
+                Ok(Self::Live(KeyValue { key, value, create_revision, mod_revision, version, lease_id }))
+            }
+            Some([found, _]) if *found != RECORD_VERSION => {
+                Err(CodecError::Version { what, found: *found, supported: RECORD_VERSION })
+            }
+            _ => Err(CodecError::Malformed { what, why: "it is cut short or of an unknown kind".to_owned() }),
+        }
+    }
+}
+
+const RECORD_VERSION: u8 = 1;
+const DELETED: u8 = 0;
+const LIVE: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn golden_bytes_of_version_1() {
+        assert_eq!(version(b"a\0b", 2), [&b"da\0\xffb\0\x01"[..], &[255, 255, 255, 255, 255, 255, 255, 253]].concat());
+        let (key, value) = ("k".into(), "v".into());
+        let live = Record::Live(KeyValue { key, value, create_revision: 2, mod_revision: 5, version: 3, lease_id: -1 });
+        let golden = [&[1, 1][..], &[0, 0, 0, 0, 0, 0, 0, 2], &[0, 0, 0, 0, 0, 0, 0, 3], &[255; 8], b"v"].concat();
+        assert_eq!(live.encode(), golden);
+        assert_eq!(Record::Deleted.encode(), [1, 0]);
+    }
+
+    fn key() -> impl Strategy<Value = Vec<u8>> {
+        // Few byte values, so that prefixes and zeros abound.
+        proptest::collection::vec(prop_oneof![Just(0u8), Just(1), Just(2), Just(254), Just(255)], 0..5)
+    }
+
+    proptest! {
+        #[test]
+        fn places_keep_the_order_of_keys_and_put_the_newest_first(a in key(), b in key(), x in 1u64..9, y in 1u64..9) {
+            let expected = a.cmp(&b).then(y.cmp(&x));
+            prop_assert_eq!(version(&a, x).cmp(&version(&b, y)), expected);
+            prop_assert_eq!(split(&version(&a, x)), Ok((a.into(), x)));
+        }
+
+        #[test]
+        fn bounds_hold_the_keys_of_the_range(a in key(), b in key(), k in key(), one: bool) {
+            let range = KeyRange { key: a.clone().into(), range_end: (!one).then(|| b.clone().into()) };
+            let inside = if one { k == a } else { a <= k && (b == [0] || k < b) };
+            prop_assert_eq!(bounds(&range).contains(&version(&k, 3)), inside);
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let _ = split(&bytes);
+            let _ = Record::decode(Bytes::new(), 1, &bytes.into());
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The store as a [`StateMachine`].
+
+use std::{io::Read, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use consensus_core::{
+    Entry, LogId, NodeId, Payload, Snapshot, StateMachine, StateMachineError, StorageError, codec,
+};
+use rocksdb::{DB, WriteBatch, WriteOptions};
+
+use crate::{
+    KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStoreExecutor, REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX,
+    check,
+    collect::{self, Collector},
+    execute::{Execution, Halt, History},
+    keys,
+    session::{Sessions, Verdict},
+    snapshot,
+    store::{META_VERSION, Meta, Store, load_meta},
+    view::{Failure, Overlay, disk},
+};
+
+/// A multi-version key-value store in a directory.
+#[derive(Debug)]
+pub struct KvStateMachine {
+    store: Arc<Store>,
+    durability: Durability,
+    meta: Meta,
+    sessions: Sessions,
+    collector: Collector,
+}
+
+/// What a batch is when `apply` returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// In memory: the engine's log brings back what a crash takes. For engines with a durable log.
+    FromLog,
+    /// On disk: each batch is synced. For engines without a log.
+    EachBatch,
+}
+
+impl KvStateMachine {
+    /// Opens the store of `node` in the directory `path`, making it if it is not there.
+    ///
+    /// # Errors
+    /// The directory is another's or in use, or what lies there cannot be read.
+    pub fn open(path: &Path, node: NodeId, durability: Durability) -> Result<Self, StorageError> {
+        let store = Arc::new(Store::open(path, node)?);
+        let position = path.display().to_string();
+        let unreadable = |error: Failure| StorageError::Corrupt { position: position.clone(), why: error.to_string() };
+        let mut machine = Self {
+            store,
+            durability,
+            meta: Meta::default(),
+            sessions: Sessions::default(),
+            collector: Collector::default(),
+        };
+        machine.load().map_err(unreadable)?;
+        Ok(machine)
+    }
+
+    /// Takes over what the current generation holds.
+    fn load(&mut self) -> Result<(), Failure> {
+        let generation = self.store.current();
+        let (meta, sessions) = (load_meta(generation.db())?, Sessions::load(generation.db())?);
+        (self.meta, self.sessions) = (meta, sessions);
+        if collect::collected(generation.db())? < self.meta.compacted {
+            self.collector.start(generation, self.meta.compacted);
+        }
+        Ok(())
+    }
+
+    /// A handle for reads.
+    #[must_use]
+    pub fn executor(&self) -> KvStoreExecutor {
+        KvStoreExecutor::new(self.store.clone())
+    }
+
+    /// Executes one command; what it writes goes to `overlay`. Returns the encoded answer.
+    fn command(&mut self, db: &DB, overlay: &mut Overlay, id: LogId, bytes: &[u8]) -> Result<Vec<u8>, Failure> {
+        let command: KvCommand = codec::decode("command", COMMAND_VERSION, bytes)?;
+        let KvCommand { session, operation } = command;
+        let verdict = match (check::command(session.as_ref(), &operation), session) {
+            (Err(rejection), _) => Verdict::Refused(rejection),
+            (Ok(()), Some(session)) => self.sessions.look(db, session, id.index.0)?,
+            (Ok(()), None) => Verdict::Execute,
+        };
+        let answer = match verdict {
+            Verdict::Answered(answer) => return Ok(answer),
+            Verdict::Refused(rejection) => return Ok(codec::encode(ANSWER_VERSION, &Err::<KvAnswer, _>(rejection))),
+            Verdict::Execute => self.execute(db, overlay, id, &operation, session.is_some())?,
+        };
+        let answer = codec::encode(ANSWER_VERSION, &answer);
+        if let Some(session) = session {
+            self.sessions.record(session, id.index.0, answer.clone());
+        }
+        Ok(answer)
+    }
+
+    fn execute(
+        &mut self,
+        db: &DB,
+        overlay: &mut Overlay,
+        id: LogId,
+        operation: &KvOperation,
+        in_session: bool,
+    ) -> Result<Result<KvAnswer, KvRejection>, Failure> {
+        let result = if let KvOperation::OpenSession { sessions_max } = operation {
+            self.meta.last_client_id += 1;
+            self.sessions.open(self.meta.last_client_id, id.index.0, *sessions_max);
+            KvResult::OpenSession(self.meta.last_client_id)
+        } else {
+            let history = History { revision: self.meta.revision, compacted: self.meta.compacted };
+            let room = if in_session { SESSION_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
+            match Execution::new(db, overlay, history, room).run(operation) {
+                Ok((result, after)) => {
+                    (self.meta.revision, self.meta.compacted) = (after.revision, after.compacted);
+                    result
+                }
+                Err(Halt::Rejected(rejection)) => return Ok(Err(rejection)),
+                Err(Halt::Failed(failure)) => return Err(failure),
+            }
+        };
+        let (applied_index, term) = (id.index.0, id.term.0);
+        Ok(Ok(KvAnswer { revision: self.meta.revision, applied_index, term, result }))
+    }
+
+    fn commit(&mut self, db: &DB, overlay: &Overlay) -> Result<(), Failure> {
+        let mut write = WriteBatch::default();
+        for (place, record) in overlay {
+            write.put(place, record);
+        }
+        self.sessions.write(&mut write);
+        write.put(keys::META, codec::encode(META_VERSION, &self.meta));
+        let mut options = WriteOptions::default();
+        match self.durability {
+            Durability::FromLog => options.disable_wal(true),
+            Durability::EachBatch => options.set_sync(true),
+        }
+        db.write_opt(write, &options).map_err(disk)
+    }
+}
+
+impl StateMachine for KvStateMachine {
+    fn applied(&self) -> LogId {
+        self.meta.applied
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
+        let generation = self.store.current();
+        let compacted = self.meta.compacted;
+        let (mut overlay, mut responses) = (Overlay::new(), Vec::with_capacity(entries.len()));
+        for entry in entries {
+            responses.push(match &entry.payload {
+                Payload::Command(bytes) => self.command(generation.db(), &mut overlay, entry.id, bytes)?.into(),
+                _ => Bytes::new(),
+            });
+            self.meta.applied = entry.id;
+        }
+        self.commit(generation.db(), &overlay)?;
+        if self.meta.compacted > compacted {
+            self.collector.start(generation, self.meta.compacted);
+        }
+        Ok(responses)
+    }
+
+    fn flush(&mut self) -> Result<LogId, StateMachineError> {
+        if self.durability == Durability::FromLog {
+            self.store.current().db().flush().map_err(disk)?;
+        }
+        Ok(self.meta.applied)
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
+        snapshot::take(&self.store)
+    }
+
+    fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
+        self.collector.stop();
+        snapshot::restore(&self.store, stream)?;
+        self.load()
+    }
+}
+
+/// Format of commands in the log.
+pub(crate) const COMMAND_VERSION: u8 = 1;
+/// Format of the answers to them.
+pub(crate) const ANSWER_VERSION: u8 = 1;

@@ -1,0 +1,293 @@
+//! What can be asked of the store, and what comes back.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// An operation. Field by field what the client-facing IDL (`kv.thrift`) has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvOperation {
+    /// Writes a key.
+    Put(Put),
+    /// Removes keys.
+    Delete(Delete),
+    /// Reads keys.
+    Range(Range),
+    /// Compares, then does the one or the other, all at one revision.
+    Txn(Txn),
+    /// Forgets history older than a revision.
+    Compact {
+        /// The oldest revision that can still be read afterwards.
+        revision: u64,
+    },
+    /// Makes a client id for [`Session`].
+    OpenSession {
+        /// Sessions kept; beyond, the one idle longest is forgotten. Part of the command, so that all nodes forget the
+        /// same one.
+        sessions_max: u64,
+    },
+}
+
+/// An operation as it travels through the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvCommand {
+    /// Makes it exactly-once.
+    pub session: Option<Session>,
+    /// What to do.
+    pub operation: KvOperation,
+}
+
+/// Makes a write exactly-once: one (client id, sequence) is applied once, and a repetition is answered with the first
+/// answer. Numbers only go up; a number below the last one is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// From [`KvOperation::OpenSession`].
+    pub client_id: u64,
+    /// From 1.
+    pub sequence: u64,
+}
+
+/// Writes a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Put {
+    /// Which; not empty.
+    pub key: Bytes,
+    /// What.
+    pub value: Bytes,
+    /// Lease that the key goes with; 0 for none. There are no leases yet.
+    pub lease_id: i64,
+    /// Answer with what was there.
+    pub return_previous: bool,
+    /// Append a versionstamp.
+    pub versionstamp: Versionstamp,
+}
+
+/// Where a versionstamp is appended: 8 bytes of revision, 2 bytes of order within the transaction, big-endian.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Versionstamp {
+    /// Nowhere.
+    #[default]
+    None,
+    /// To the key.
+    KeySuffix,
+    /// To the value.
+    ValueSuffix,
+}
+
+/// Removes the keys in `[key, range_end)`; see [`KeyRange`] for the bounds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delete {
+    /// From here.
+    pub key: Bytes,
+    /// To here; see [`KeyRange`].
+    pub range_end: Option<Bytes>,
+    /// Answer with what was there.
+    pub return_previous: bool,
+}
+
+/// Reads the keys in `[key, range_end)`; see [`KeyRange`] for the bounds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// From here.
+    pub key: Bytes,
+    /// To here; see [`KeyRange`].
+    pub range_end: Option<Bytes>,
+    /// At most so many pairs; 0: as many as fit a reply.
+    pub limit: u64,
+    /// As of this revision; 0: the newest.
+    pub revision: u64,
+    /// From the end.
+    pub descending: bool,
+    /// Without values.
+    pub keys_only: bool,
+    /// Only their number.
+    pub count_only: bool,
+}
+
+/// Keys in `[key, range_end)`. Without `range_end`: the one key. `range_end` of one zero byte: every key from `key` on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRange {
+    /// From here; not empty (one zero byte is before every key).
+    pub key: Bytes,
+    /// To here, exclusive.
+    pub range_end: Option<Bytes>,
+}
+
+/// If every compare holds, `success` is done, else `failure`; each operation sees what those before it did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Txn {
+    /// All must hold.
+    pub compare: Vec<Compare>,
+    /// Done then; puts, deletes and ranges only.
+    pub success: Vec<KvOperation>,
+    /// Done otherwise.
+    pub failure: Vec<KvOperation>,
+    /// Optimistic: if a key in `read_ranges` was written or deleted after this revision, nothing is done. 0: not so.
+    pub read_revision: u64,
+    /// What was read at `read_revision`.
+    pub read_ranges: Vec<KeyRange>,
+}
+
+/// A condition on a key, or on every key of a range. A key that is not there, or a range without
+/// keys, has version, revisions and lease 0, and no value: no comparison of its value holds (as in etcd).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compare {
+    /// Which keys.
+    pub keys: KeyRange,
+    /// What of them, with what.
+    pub target: CompareTarget,
+    /// How it must compare.
+    pub result: CompareResult,
+}
+
+/// What of a key is compared, and with what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CompareTarget {
+    /// Number of writes since it came into being.
+    Version(i64),
+    /// Revision at which it came into being.
+    CreateRevision(i64),
+    /// Revision of its last write.
+    ModRevision(i64),
+    /// Its value.
+    Value(Bytes),
+    /// Its lease.
+    Lease(i64),
+}
+
+/// How a compare must turn out: the key's side on the left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CompareResult {
+    /// `=`
+    Equal,
+    /// `>`
+    Greater,
+    /// `<`
+    Less,
+    /// `!=`
+    NotEqual,
+}
+
+/// A key and its value at some revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyValue {
+    /// The key.
+    pub key: Bytes,
+    /// Its value; empty if only keys were asked for.
+    pub value: Bytes,
+    /// Revision at which it came into being (again, after a delete).
+    pub create_revision: u64,
+    /// Revision of its last write.
+    pub mod_revision: u64,
+    /// Number of writes since it came into being.
+    pub version: u64,
+    /// Its lease, or 0.
+    pub lease_id: i64,
+}
+
+/// What an operation came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvResult {
+    /// Of a put.
+    Put(PutDone),
+    /// Of a delete.
+    Delete(Deleted),
+    /// Of a range.
+    Range(Found),
+    /// Of a transaction.
+    Txn(TxnDone),
+    /// History was compacted.
+    Compact,
+    /// The client id of a new session.
+    OpenSession(u64),
+}
+
+/// A key was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutDone {
+    /// What was there, if that was asked for.
+    pub previous: Option<KeyValue>,
+    /// The key or value as written, if it was stamped.
+    pub stamped: Option<Bytes>,
+}
+
+/// Keys were removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// How many.
+    pub deleted: u64,
+    /// What they were, if that was asked for.
+    pub previous: Option<Vec<KeyValue>>,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// The pairs.
+    pub kvs: Vec<KeyValue>,
+    /// There are more in the range than these.
+    pub more: bool,
+    /// Number of pairs in the whole range.
+    pub count: u64,
+}
+
+/// A transaction was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TxnDone {
+    /// All compares held.
+    pub succeeded: bool,
+    /// Of each operation of the branch taken.
+    pub responses: Vec<KvResult>,
+}
+
+/// A result and the state it was reached in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvAnswer {
+    /// Revision of the store afterwards (for a read: at which it was answered).
+    pub revision: u64,
+    /// Log index applied when it was answered.
+    pub applied_index: u64,
+    /// Term of the entry applied then.
+    pub term: u64,
+    /// What it came to.
+    pub result: KvResult,
+}
+
+/// Why the store did not do it. Nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum KvRejection {
+    /// The request itself is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The revision asked for is gone.
+    #[error("revisions below {compacted} were compacted away")]
+    Compacted {
+        /// The oldest that can be read.
+        compacted: u64,
+    },
+    /// A key that the transaction had read was changed since.
+    #[error("key {key:?} was changed at revision {mod_revision}, after the transaction's read revision")]
+    Conflict {
+        /// The key.
+        key: Bytes,
+        /// When it was changed.
+        mod_revision: u64,
+    },
+}
+
+impl KvOperation {
+    /// Whether it only reads.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        match self {
+            Self::Range(_) => true,
+            Self::Txn(txn) => txn.success.iter().chain(&txn.failure).all(Self::is_read_only),
+            _ => false,
+        }
+    }
+}
+
+impl KvRejection {
+    pub(crate) fn invalid(why: impl Into<String>) -> Self {
+        Self::Invalid(why.into())
+    }
+}

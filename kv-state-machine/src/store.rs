@@ -1,0 +1,189 @@
+//! The directory of a store and the RocksDB in it.
+//!
+//! ```text
+//! IDENTITY, LOCK     whose it is
+//! CURRENT            name of the generation in use
+//! gen-7/             a RocksDB; a restored snapshot is a new generation
+//! checkpoint-3/      a snapshot being sent
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use consensus_core::{LogId, NodeId, StorageError, codec};
+use consensus_storage_rocksdb::{DataDir, Kind};
+use rocksdb::{DB, DBRecoveryMode, Options};
+use serde::{Deserialize, Serialize};
+
+use crate::{keys, view::Failure};
+
+/// What the store knows of itself; written with every batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    pub(crate) applied: LogId,
+    pub(crate) revision: u64,
+    pub(crate) compacted: u64,
+    pub(crate) last_client_id: u64,
+}
+
+impl Default for Meta {
+    fn default() -> Self {
+        Self { applied: LogId::ZERO, revision: 1, compacted: 0, last_client_id: 0 }
+    }
+}
+
+pub(crate) const META_VERSION: u8 = 1;
+
+/// Shared by the state machine, its readers and its snapshots.
+#[derive(Debug)]
+pub(crate) struct Store {
+    dir: DataDir,
+    current: RwLock<Arc<Generation>>,
+    checkpoints: AtomicU64,
+}
+
+/// One RocksDB. Removed from disk when it is obsolete and nobody reads it any more.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    /// `None` only while it is dropped.
+    db: Option<DB>,
+    path: PathBuf,
+    obsolete: AtomicBool,
+}
+
+impl Generation {
+    /// Opens a RocksDB.
+    pub(crate) fn open(path: PathBuf) -> Result<Self, rocksdb::Error> {
+        let db = Some(DB::open(&options(), &path)?);
+        Ok(Self { db, path, obsolete: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn db(&self) -> &DB {
+        self.db.as_ref().expect("a generation has its database until it is dropped")
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.db = None;
+        if self.obsolete.load(Ordering::Acquire)
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove an old generation; the next start will");
+        }
+    }
+}
+
+impl Store {
+    pub(crate) fn open(path: &Path, node: NodeId) -> Result<Self, StorageError> {
+        let dir = DataDir::open(path, KIND, node)?;
+        let io = |doing: &str, source: io::Error| StorageError::Io { context: format!("{doing} {}", path.display()), source };
+        let name = match fs::read_to_string(dir.path().join(CURRENT)) {
+            Ok(text) => text.trim().to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                dir.replace(CURRENT, b"gen-1\n").map_err(|error| io("writing CURRENT in", error))?;
+                "gen-1".to_owned()
+            }
+            Err(error) => return Err(io("reading CURRENT in", error)),
+        };
+        if number_of(&name).is_none() {
+            let position = format!("{}/{CURRENT}", path.display());
+            return Err(StorageError::Corrupt { position, why: format!("{name:?} is not the name of a generation") });
+        }
+        remove_leftovers(dir.path(), &name).map_err(|error| io("tidying", error))?;
+        let place = dir.path().join(&name);
+        let generation = Generation::open(place.clone()).map_err(|error| match error.kind() {
+            rocksdb::ErrorKind::Corruption => {
+                StorageError::Corrupt { position: place.display().to_string(), why: error.to_string() }
+            }
+            _ => io("opening", io::Error::other(error.to_string())),
+        })?;
+        Ok(Self { dir, current: RwLock::new(Arc::new(generation)), checkpoints: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn current(&self) -> Arc<Generation> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A place for a checkpoint, unused.
+    pub(crate) fn checkpoint_path(&self) -> PathBuf {
+        let number = self.checkpoints.fetch_add(1, Ordering::Relaxed);
+        self.dir.path().join(format!("checkpoint-{number}"))
+    }
+
+    /// A place for a new generation, empty.
+    pub(crate) fn next_generation_path(&self) -> io::Result<PathBuf> {
+        let current = self.current();
+        let name = current.path.file_name().and_then(|name| name.to_str()).and_then(number_of).unwrap_or(0);
+        let path = self.dir.path().join(format!("gen-{}", name + 1));
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => fs::create_dir(&path)?,
+        }
+        Ok(path)
+    }
+
+    /// Makes `generation`, whose files are on disk, the one in use. The rename of `CURRENT` is the moment.
+    pub(crate) fn switch(&self, generation: Generation) -> io::Result<()> {
+        let name = generation.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        self.dir.replace(CURRENT, format!("{name}\n").as_bytes())?;
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *current, Arc::new(generation));
+        old.obsolete.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// Reads a store's meta record from a database or a snapshot of one.
+pub(crate) fn read_meta(bytes: Option<Vec<u8>>) -> Result<Meta, Failure> {
+    bytes.map_or_else(|| Ok(Meta::default()), |bytes| Ok(codec::decode("meta record", META_VERSION, &bytes)?))
+}
+
+pub(crate) fn load_meta(db: &DB) -> Result<Meta, Failure> {
+    read_meta(db.get(keys::META).map_err(crate::view::disk)?)
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    name.strip_prefix("gen-").and_then(|number| number.parse().ok())
+}
+
+/// What a crash left: half-received snapshots, checkpoints, generations no longer in use.
+fn remove_leftovers(dir: &Path, current: &str) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("checkpoint-") || (number_of(&name).is_some() && name != current) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_paranoid_checks(true);
+    options.set_write_buffer_size(64 << 20);
+    options.set_max_write_buffer_number(4);
+    options.set_max_background_jobs(2);
+    options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+    options.set_keep_log_file_num(3);
+    options.set_max_log_file_size(4 << 20);
+    let mut table = rocksdb::BlockBasedOptions::default();
+    table.set_block_cache(&rocksdb::Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    table.set_format_version(5);
+    options.set_block_based_table_factory(&table);
+    options
+}
+
+const KIND: Kind = Kind { name: "kv-state", format: 1 };
+const CURRENT: &str = "CURRENT";
+const BLOCK_CACHE_BYTES: usize = 128 << 20;

@@ -1,0 +1,160 @@
+//! Conformance of the state machine, and its sessions.
+
+use bytes::Bytes;
+use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
+use consensus_testkit::state_machine::{Fixture, run_suite};
+use kv_state_machine::{
+    Delete, Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStateMachine, Put, Range, Session,
+};
+use tempfile::TempDir;
+
+struct Place(TempDir, Durability);
+
+impl Fixture for Place {
+    type Machine = KvStateMachine;
+
+    fn open(&mut self) -> KvStateMachine {
+        KvStateMachine::open(self.0.path(), NodeId(1), self.1).unwrap()
+    }
+
+    fn command(&self, n: u64) -> Bytes {
+        let key = Bytes::from(format!("key {}", n % 3));
+        let operation = match n % 7 {
+            0 => KvOperation::OpenSession { sessions_max: 2 },
+            4 => KvOperation::Delete(Delete { key, ..Delete::default() }),
+            _ => KvOperation::Put(Put { key, value: format!("value {n}").into(), ..Put::default() }),
+        };
+        codec::encode(1, &KvCommand { session: None, operation }).into()
+    }
+
+    fn digest(&self, machine: &mut KvStateMachine) -> Vec<u8> {
+        format!("{:?} {:?}", machine.applied(), machine.executor().hash().unwrap()).into()
+    }
+}
+
+#[test]
+fn passes_the_suite_with_a_log() {
+    run_suite(|| Place(tempfile::tempdir().unwrap(), Durability::FromLog));
+}
+
+#[test]
+fn passes_the_suite_without_a_log() {
+    run_suite(|| Place(tempfile::tempdir().unwrap(), Durability::EachBatch));
+}
+
+/// A machine and the log that it is fed.
+struct Fed {
+    machine: KvStateMachine,
+    last: u64,
+}
+
+type Answer = Result<KvAnswer, KvRejection>;
+
+impl Fed {
+    fn new(dir: &TempDir) -> Self {
+        let machine = KvStateMachine::open(dir.path(), NodeId(1), Durability::FromLog).unwrap();
+        let last = machine.applied().index.0;
+        Self { machine, last }
+    }
+
+    fn apply(&mut self, session: Option<Session>, operation: KvOperation) -> Answer {
+        self.last += 1;
+        let command = codec::encode(1, &KvCommand { session, operation });
+        let entry = Entry::command(LogId::new(1, self.last), command);
+        codec::decode("answer", 1, &self.machine.apply(&[entry]).unwrap()[0]).unwrap()
+    }
+
+    fn open_session(&mut self, sessions_max: u64) -> u64 {
+        match self.apply(None, KvOperation::OpenSession { sessions_max }).unwrap().result {
+            KvResult::OpenSession(id) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn put(&mut self, client_id: u64, sequence: u64, value: &str) -> Answer {
+        let put = Put { key: "k".into(), value: value.to_owned().into(), return_previous: true, ..Put::default() };
+        self.apply(Some(Session { client_id, sequence }), KvOperation::Put(put))
+    }
+
+    fn value(&self) -> Option<Bytes> {
+        let read = KvOperation::Range(Range { key: "k".into(), ..Range::default() });
+        let KvResult::Range(found) = self.machine.executor().read(&read).unwrap().unwrap().result else { panic!() };
+        found.kvs.first().map(|kv| kv.value.clone())
+    }
+}
+
+#[test]
+fn a_repeated_write_is_applied_once_and_answered_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fed = Fed::new(&dir);
+    let id = fed.open_session(10);
+    let first = fed.put(id, 1, "one");
+    let second = fed.put(id, 2, "two");
+    assert_eq!(fed.put(id, 2, "two"), second);
+    // Also after a restart, and after a snapshot.
+    fed.machine.flush().unwrap();
+    drop(fed);
+    let mut fed = Fed::new(&dir);
+    assert_eq!(fed.put(id, 2, "two"), second);
+    let mut stream = Vec::new();
+    fed.machine.snapshot().unwrap().write_to(&mut stream).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let mut restored = Fed::new(&other);
+    restored.machine.restore(&mut &stream[..]).unwrap();
+    restored.last = fed.last;
+    assert_eq!(restored.put(id, 2, "two"), second);
+    // What is over is refused, and changes nothing.
+    assert_ne!(restored.put(id, 1, "one"), first);
+    assert_eq!(restored.value().unwrap(), "two");
+}
+
+#[test]
+fn a_rejected_write_uses_its_number_too() {
+    // Else a late duplicate of it could be executed after the client has gone on.
+    let dir = tempfile::tempdir().unwrap();
+    let mut fed = Fed::new(&dir);
+    let client_id = fed.open_session(10);
+    let session = Some(Session { client_id, sequence: 1 });
+    let future = KvOperation::Compact { revision: 99 };
+    let rejected = fed.apply(session, future.clone());
+    assert!(matches!(rejected, Err(KvRejection::Invalid(_))), "{rejected:?}");
+    assert_eq!(fed.put(client_id, 1, "late"), rejected);
+    assert_eq!(fed.value(), None);
+}
+
+#[test]
+fn the_session_idle_longest_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fed = Fed::new(&dir);
+    let (a, b) = (fed.open_session(2), fed.open_session(2));
+    fed.put(a, 1, "used").unwrap();
+    let c = fed.open_session(2);
+    assert!(matches!(fed.put(b, 1, "x"), Err(KvRejection::Invalid(why)) if why.contains("no session")));
+    fed.put(a, 2, "x").unwrap();
+    fed.put(c, 1, "x").unwrap();
+    // The same after a restart from disk.
+    fed.machine.flush().unwrap();
+    drop(fed);
+    let mut fed = Fed::new(&dir);
+    fed.open_session(2);
+    assert!(fed.put(a, 3, "x").is_err());
+    fed.put(c, 2, "x").unwrap();
+}
+
+#[test]
+fn compacted_history_leaves_the_disk_and_not_the_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fed = Fed::new(&dir);
+    for n in 0..50 {
+        let put = Put { key: format!("k{}", n % 5).into(), value: format!("{n}").into(), ..Put::default() };
+        fed.apply(None, KvOperation::Put(put)).unwrap();
+    }
+    fed.apply(None, KvOperation::Compact { revision: 40 }).unwrap();
+    let before = fed.machine.executor().hash().unwrap();
+    fed.machine.flush().unwrap();
+    drop(fed); // Stops the collector, wherever it is.
+    let fed = Fed::new(&dir); // And this one begins anew.
+    assert_eq!(fed.machine.executor().hash().unwrap(), before);
+    let old = KvOperation::Range(Range { key: "k1".into(), revision: 39, ..Range::default() });
+    assert_eq!(fed.machine.executor().read(&old).unwrap(), Err(KvRejection::Compacted { compacted: 40 }));
+}

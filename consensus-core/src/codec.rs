@@ -71,7 +71,8 @@ mod tests {
     use crate::{HardState, Membership, SnapshotMeta};
 
     fn sample() -> HardState {
-        let meta = SnapshotMeta { last: crate::LogId::new(3, 9), membership: Membership::of_voters([1, 2, 300]) };
+        let meta =
+            SnapshotMeta { last: crate::LogId::new(3, 9), membership: Membership::of_voters([1, 2, 300]) };
         HardState { term: crate::Term(7), voted_for: Some(crate::NodeId(2)), installing: Some(meta) }
     }
 

@@ -39,8 +39,8 @@ mod types;
 
 pub use endpoint::{Endpoint, EndpointError};
 pub use engine::{
-    Committed, ConsensusEngine, EngineStatus, Health, PeerStatus, ProposeError, ReadConsistency, ReadError, Role,
-    ShutdownError, SnapshotError,
+    Committed, ConsensusEngine, EngineStatus, Health, PeerStatus, ProposeError, ReadConsistency, ReadError,
+    Role, ShutdownError, SnapshotError,
 };
 pub use entry::{Entry, Payload};
 pub use log_storage::{HardState, LogBatch, LogState, LogStorage, SnapshotMeta, StorageError};

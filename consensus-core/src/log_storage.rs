@@ -97,7 +97,10 @@ impl LogBatch {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.hard_state.is_none() && self.purge.is_none() && self.truncate_after.is_none() && self.entries.is_empty()
+        self.hard_state.is_none()
+            && self.purge.is_none()
+            && self.truncate_after.is_none()
+            && self.entries.is_empty()
     }
 }
 
@@ -163,7 +166,9 @@ pub enum StorageError {
         why: String,
     },
     /// The directory belongs to another node or cluster; nothing was changed.
-    #[error("log storage: {path} belongs to node {found}, not to node {expected}; point --data-dir elsewhere, or start the node it belongs to")]
+    #[error(
+        "log storage: {path} belongs to node {found}, not to node {expected}; point --data-dir elsewhere, or start the node it belongs to"
+    )]
     ForeignDirectory {
         /// The directory.
         path: String,
@@ -173,7 +178,9 @@ pub enum StorageError {
         expected: String,
     },
     /// The directory was written by a newer version; nothing was changed.
-    #[error("log storage: {path} has format {found}, this version reads up to format {supported}; start the newer version")]
+    #[error(
+        "log storage: {path} has format {found}, this version reads up to format {supported}; start the newer version"
+    )]
     NewerFormat {
         /// The directory.
         path: String,

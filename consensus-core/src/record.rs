@@ -88,7 +88,8 @@ mod tests {
     fn golden_bytes_of_version_1() {
         let record = encoded(&Entry::command(LogId::new(2, 3), "hi"));
         let golden =
-            [&[1, 201, 117, 212, 170, 1][..], &[0, 0, 0, 0, 0, 0, 0, 2], &[0, 0, 0, 0, 0, 0, 0, 3], b"hi"].concat();
+            [&[1, 201, 117, 212, 170, 1][..], &[0, 0, 0, 0, 0, 0, 0, 2], &[0, 0, 0, 0, 0, 0, 0, 3], b"hi"]
+                .concat();
         assert_eq!(record, golden);
     }
 

@@ -51,7 +51,11 @@ pub trait NetworkTransport: Send + Sync + 'static {
     ///
     /// # Errors
     /// There is no answer. The chunk may have arrived; send it again, with the same offset.
-    async fn send_snapshot_chunk(&self, to: NodeId, chunk: SnapshotChunk) -> Result<SnapshotAck, TransportError>;
+    async fn send_snapshot_chunk(
+        &self,
+        to: NodeId,
+        chunk: SnapshotChunk,
+    ) -> Result<SnapshotAck, TransportError>;
 
     /// Adds a node or changes where it listens. Messages queued for the old place may be lost.
     fn set_endpoint(&self, node: NodeId, endpoint: Endpoint);

@@ -46,7 +46,8 @@ impl MockConsensusEngine {
     /// # Errors
     /// No thread can be had.
     pub fn new(node_id: NodeId, state_machine: Box<dyn StateMachine>) -> std::io::Result<Self> {
-        let (machine, status) = MachineThread::spawn(node_id, state_machine, Role::Standalone, Some(node_id))?;
+        let (machine, status) =
+            MachineThread::spawn(node_id, state_machine, Role::Standalone, Some(node_id))?;
         Ok(Self { node: node_id, machine: Mutex::new(Some(machine)), replication: None, status })
     }
 
@@ -65,7 +66,8 @@ impl MockConsensusEngine {
         let spawned = MachineThread::spawn(node_id, state_machine, role, Some(leader));
         let thread = |source| TransportError::Io { context: "starting a thread".to_owned(), source };
         let (machine, status) = spawned.map_err(thread)?;
-        let replication = Replication::start(node_id, leader, members, transport, machine.jobs(), status.clone()).await?;
+        let replication =
+            Replication::start(node_id, leader, members, transport, machine.jobs(), status.clone()).await?;
         Ok(Self { node: node_id, machine: Mutex::new(Some(machine)), replication: Some(replication), status })
     }
 
@@ -98,7 +100,10 @@ impl ConsensusEngine for MockConsensusEngine {
             None => jobs.propose(command, reply, PROPOSALS_MAX)?,
             Some(replication) => match replication.try_send(Input::Propose(command, reply)) {
                 Err(mpsc::error::TrySendError::Full(_)) => {
-                    return Err(ProposeError::Overloaded { in_flight: INPUTS_MAX as u64, in_flight_bytes: 0 });
+                    return Err(ProposeError::Overloaded {
+                        in_flight: INPUTS_MAX as u64,
+                        in_flight_bytes: 0,
+                    });
                 }
                 sent => sent.is_ok(),
             },

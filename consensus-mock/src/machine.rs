@@ -84,7 +84,8 @@ impl MachineThread {
             peers: std::collections::BTreeMap::new(),
         }));
         let worker = Worker { machine, applied, waiting: waiting.clone(), status: status.0 };
-        let thread = std::thread::Builder::new().name("mock-apply".to_owned()).spawn(move || worker.run(&jobs))?;
+        let thread =
+            std::thread::Builder::new().name("mock-apply".to_owned()).spawn(move || worker.run(&jobs))?;
         Ok((Self { jobs: Jobs { queue, waiting }, thread }, status.1))
     }
 
@@ -150,10 +151,15 @@ impl Worker {
         let result = result.unwrap_or_else(|_| Err(StateMachineError::Other("it panicked".to_owned())));
         let answers: Vec<ProposeReply> = match &result {
             Ok(responses) => {
-                let answer = |(entry, response): (&Entry, &Bytes)| Committed { log_id: entry.id, response: response.clone() };
+                let answer = |(entry, response): (&Entry, &Bytes)| Committed {
+                    log_id: entry.id,
+                    response: response.clone(),
+                };
                 entries.iter().zip(responses).map(answer).map(Ok).collect()
             }
-            Err(error) => entries.iter().map(|_| Err(ProposeError::Fatal { why: error.to_string() })).collect(),
+            Err(error) => {
+                entries.iter().map(|_| Err(ProposeError::Fatal { why: error.to_string() })).collect()
+            }
         };
         if result.is_ok() {
             self.applied = last;

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use consensus_core::{
     AppendEntries, AppendOutcome, AppendResponse, CommitNotification, EngineStatus, Entry, LogId, LogIndex,
-    Membership, Message, MessageHandler, NetworkTransport, NodeId, SnapshotAck, SnapshotChunk, SnapshotOutcome,
-    TransportError,
+    Membership, Message, MessageHandler, NetworkTransport, NodeId, SnapshotAck, SnapshotChunk,
+    SnapshotOutcome, TransportError,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -126,7 +126,9 @@ impl Replication {
         let (prev, commit) = (self.id_at(after), self.commit);
         let entries = self.log[after.0 as usize..].iter().take(APPEND_ENTRIES_MAX).cloned().collect();
         // Best effort: what is lost is sent again.
-        let _ = self.transport.send(to, Message::AppendEntries(AppendEntries { term: TERM, prev, entries, commit, round: 0 }));
+        let _ = self
+            .transport
+            .send(to, Message::AppendEntries(AppendEntries { term: TERM, prev, entries, commit, round: 0 }));
     }
 
     fn resend(&self) {
@@ -142,7 +144,9 @@ impl Replication {
     }
 
     fn notify(&self, to: NodeId) {
-        let _ = self.transport.send(to, Message::CommitNotification(CommitNotification { term: TERM, commit: self.commit }));
+        let _ = self
+            .transport
+            .send(to, Message::CommitNotification(CommitNotification { term: TERM, commit: self.commit }));
     }
 
     /// Commits, on the leader, what a majority has.
@@ -171,7 +175,9 @@ impl Replication {
         let leading = self.node == self.leader;
         match message {
             Message::AppendEntries(append) if from == self.leader => self.on_append(append),
-            Message::CommitNotification(notification) if from == self.leader => self.apply(notification.commit),
+            Message::CommitNotification(notification) if from == self.leader => {
+                self.apply(notification.commit);
+            }
             Message::AppendResponse(AppendResponse { outcome, .. }) if leading => {
                 let Some(matched) = self.matched.get_mut(&from) else { return };
                 match outcome {

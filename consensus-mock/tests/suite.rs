@@ -13,7 +13,10 @@ use consensus_transport_mem::{Link, MemNetwork};
 fn alone() -> Node {
     let journal = Journal::new();
     let reader = journal.reader();
-    Node { engine: Arc::new(MockConsensusEngine::new(NodeId(0), Box::new(journal)).unwrap()), journal: reader }
+    Node {
+        engine: Arc::new(MockConsensusEngine::new(NodeId(0), Box::new(journal)).unwrap()),
+        journal: reader,
+    }
 }
 
 async fn over(transports: Vec<Arc<dyn NetworkTransport>>) -> Vec<Node> {
@@ -25,7 +28,9 @@ async fn over(transports: Vec<Arc<dyn NetworkTransport>>) -> Vec<Node> {
         let (node, leader) = (transport.local(), members[0]);
         let machine = Box::new(journal);
         let engine =
-            MockConsensusEngine::new_with_transport(node, machine, transport, leader, members.clone()).await.unwrap();
+            MockConsensusEngine::new_with_transport(node, machine, transport, leader, members.clone())
+                .await
+                .unwrap();
         nodes.push(Node { engine: Arc::new(engine), journal: reader });
     }
     nodes

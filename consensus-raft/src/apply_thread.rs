@@ -9,7 +9,8 @@ use std::{
 };
 
 use consensus_core::{
-    Committed, Entry, LogId, LogIndex, LogStorage, NodeId, ProposeError, Snapshot, StateMachine, StateMachineError,
+    Committed, Entry, LogId, LogIndex, LogStorage, NodeId, ProposeError, Snapshot, StateMachine,
+    StateMachineError,
 };
 
 use crate::{
@@ -20,7 +21,12 @@ use crate::{
 /// Work for the state machine, done in order.
 pub(crate) enum Job {
     /// Apply `(after, last]`; `entries` if they are in memory. Those who wait are told from here, without a detour.
-    Apply { after: LogIndex, last: LogIndex, entries: Option<Vec<Entry>>, waiters: Vec<(LogIndex, Waiter)> },
+    Apply {
+        after: LogIndex,
+        last: LogIndex,
+        entries: Option<Vec<Entry>>,
+        waiters: Vec<(LogIndex, Waiter)>,
+    },
     Flush,
     TakeSnapshot(NodeId),
     /// Restore from the file; the snapshot's last entry.
@@ -71,7 +77,8 @@ impl Worker {
                 (Input::Flushed(result), sound)
             }
             Job::TakeSnapshot(to) => {
-                let result = guarded(|| self.machine.snapshot()).map(|picture: Box<dyn Snapshot>| (self.applied, picture));
+                let result = guarded(|| self.machine.snapshot())
+                    .map(|picture: Box<dyn Snapshot>| (self.applied, picture));
                 let sound = result.is_ok();
                 (Input::SnapshotTaken(to, result), sound)
             }
@@ -135,7 +142,8 @@ impl Worker {
 
 /// A panic of the state machine stops its engine, not the process.
 fn guarded<T>(call: impl FnOnce() -> Result<T, StateMachineError>) -> Result<T, StateMachineError> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(StateMachineError::Other(describe(&*panic))))
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|panic| Err(StateMachineError::Other(describe(&*panic))))
 }
 
 fn describe(panic: &(dyn Any + Send)) -> String {

@@ -43,7 +43,12 @@ impl EntryCache {
         if after < self.base || last > self.last() {
             return None;
         }
-        Some(self.entries.range(after.since(self.base) as usize..last.since(self.base) as usize).cloned().collect())
+        Some(
+            self.entries
+                .range(after.since(self.base) as usize..last.since(self.base) as usize)
+                .cloned()
+                .collect(),
+        )
     }
 
     /// Drops the oldest entries down to `bytes_max`, but none after `needed_after`.
@@ -70,7 +75,8 @@ mod tests {
         }
         cache.truncate_after(LogIndex(6));
         cache.push(Entry::command(LogId::new(2, 7), "new"));
-        let terms: Vec<u64> = cache.get(LogIndex(4), LogIndex(7)).unwrap().iter().map(|e| e.id.term.0).collect();
+        let terms: Vec<u64> =
+            cache.get(LogIndex(4), LogIndex(7)).unwrap().iter().map(|e| e.id.term.0).collect();
         assert_eq!(terms, [1, 1, 2]);
         assert_eq!(cache.get(LogIndex(4), LogIndex(8)), None);
         assert_eq!(cache.get(LogIndex(3), LogIndex(7)), None);

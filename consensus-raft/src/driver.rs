@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use consensus_core::{
     AppendEntries, EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage, Membership, Message,
-    NetworkTransport, NodeId, Payload, ProposeError, ReadError, Role, Snapshot, SnapshotAck, SnapshotError, SnapshotMeta,
-    SnapshotOutcome, StorageError,
+    NetworkTransport, NodeId, Payload, ProposeError, ReadError, Role, Snapshot, SnapshotAck, SnapshotError,
+    SnapshotMeta, SnapshotOutcome, StorageError,
 };
 use consensus_raft_protocol::{Append, EntryInfo, Event, Output, Raft, Reply, SnapshotVerdict};
 use tokio::{
@@ -133,7 +133,8 @@ impl Driver {
         self.step(Event::Tick); // The only voter of a cluster leads at once.
         self.end_turn();
         while self.stop.is_none() {
-            let deadline = [self.raft.next_deadline(), self.waiters.next_deadline()].into_iter().flatten().min();
+            let deadline =
+                [self.raft.next_deadline(), self.waiters.next_deadline()].into_iter().flatten().min();
             let deadline = deadline.map(|at| self.started + at);
             tokio::select! {
                 _ = inputs.recv_many(&mut turn, TURN_INPUTS_MAX) => {}
@@ -192,8 +193,11 @@ impl Driver {
                 self.step(Event::SnapshotSent(to, last));
             }
             Input::SnapshotArrived(arrival) => {
-                let event =
-                    Event::SnapshotArrived { from: arrival.from, term: arrival.term, meta: arrival.meta.clone() };
+                let event = Event::SnapshotArrived {
+                    from: arrival.from,
+                    term: arrival.term,
+                    meta: arrival.meta.clone(),
+                };
                 self.arrivals.push_back(arrival);
                 self.step(event);
             }
@@ -246,7 +250,8 @@ impl Driver {
             Output::AppendedBlank(id) => self.cache.push(Entry { id, payload: Payload::Blank }),
             Output::Replaced(after) => {
                 self.cache.truncate_after(after);
-                let new = std::mem::take(&mut self.incoming).into_iter().filter(|entry| entry.id.index > after);
+                let new =
+                    std::mem::take(&mut self.incoming).into_iter().filter(|entry| entry.id.index > after);
                 new.for_each(|entry| self.cache.push(entry));
             }
             Output::Accepted(_, id) => {
@@ -273,7 +278,9 @@ impl Driver {
             Output::Apply(through) => self.apply.target = through,
             Output::Install(meta) => self.install(&meta),
             Output::SnapshotSettled(verdict) => self.settle_arrival(verdict),
-            Output::Send(..) | Output::SendAppend(..) | Output::SendSnapshot(..) => unreachable!("carried out above"),
+            Output::Send(..) | Output::SendAppend(..) | Output::SendSnapshot(..) => {
+                unreachable!("carried out above")
+            }
         }
     }
 
@@ -435,7 +442,8 @@ impl Driver {
 
     fn on_append(&mut self, from: NodeId, message: AppendEntries) {
         let AppendEntries { term, prev, entries, commit, round } = message;
-        let contiguous = (1..).zip(&entries).all(|(n, entry)| Some(entry.id.index.0) == prev.index.0.checked_add(n));
+        let contiguous =
+            (1..).zip(&entries).all(|(n, entry)| Some(entry.id.index.0) == prev.index.0.checked_add(n));
         if !contiguous {
             tracing::warn!(%from, %prev, "a message with a gap between its entries; ignored");
             return;
@@ -539,7 +547,9 @@ impl Driver {
     }
 
     fn on_installed(&mut self) {
-        let Some(last) = self.raft.hard_state().installing.as_ref().map(|meta| meta.last.index) else { return };
+        let Some(last) = self.raft.hard_state().installing.as_ref().map(|meta| meta.last.index) else {
+            return;
+        };
         self.cache = EntryCache::new(last);
         self.apply = Apply { done: last, handed: last, target: last };
         self.compaction.last_at = last;

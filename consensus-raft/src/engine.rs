@@ -5,17 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use consensus_core::{
-    Committed, ConsensusEngine, EngineStatus, Entry, Health, HardState, LogBatch, LogId, LogIndex, LogState,
-    LogStorage, Membership, Message, MessageHandler, NetworkTransport, NodeId, Payload, ProposeError, ReadConsistency, ReadError,
-    ShutdownError, SnapshotAck, SnapshotChunk, SnapshotError, SnapshotOutcome, StateMachine, StorageError,
-    TransportError,
+    Committed, ConsensusEngine, EngineStatus, Entry, HardState, Health, LogBatch, LogId, LogIndex, LogState,
+    LogStorage, Membership, Message, MessageHandler, NetworkTransport, NodeId, Payload, ProposeError,
+    ReadConsistency, ReadError, ShutdownError, SnapshotAck, SnapshotChunk, SnapshotError, SnapshotOutcome,
+    StateMachine, StorageError, TransportError,
 };
 use consensus_raft_protocol::{ConfigError, InterruptedInstall, Raft, Restored};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    RaftConfig, apply_thread,
+    RaftConfig,
     admission::Admission,
+    apply_thread,
     driver::Driver,
     inbox::{Arrival, Inbox, Input},
     snapshot_receive::{Received, Receiver},
@@ -49,7 +50,9 @@ pub enum StartError {
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// Log and state machine are not of one node, or one of them was taken back to an earlier state.
-    #[error("the state machine reflects entry {applied}, the log holds entries ({purged}, {last}]: they do not belong together; restore both, or remove both and let the node fetch its state from the others")]
+    #[error(
+        "the state machine reflects entry {applied}, the log holds entries ({purged}, {last}]: they do not belong together; restore both, or remove both and let the node fetch its state from the others"
+    )]
     Mismatch {
         /// Of the state machine.
         applied: LogId,
@@ -99,10 +102,26 @@ impl RaftEngine {
             Admission::new(config.reads_max, u64::MAX),
         );
         let command_bytes_max = config.command_bytes_max;
-        let (driver, status) = Driver::new(config, raft, applied.index, transport.clone(), storage, inbox.clone(), writer, applier);
+        let (driver, status) = Driver::new(
+            config,
+            raft,
+            applied.index,
+            transport.clone(),
+            storage,
+            inbox.clone(),
+            writer,
+            applier,
+        );
         transport.start(Arc::new(handler)).await?;
         let task = tokio::spawn(driver.run(inputs));
-        Ok(Arc::new(Self { inbox, status, proposals, reads, command_bytes_max, task: Mutex::new(Some(task)) }))
+        Ok(Arc::new(Self {
+            inbox,
+            status,
+            proposals,
+            reads,
+            command_bytes_max,
+            task: Mutex::new(Some(task)),
+        }))
     }
 
     /// What a caller is told who finds nobody at home.
@@ -155,8 +174,10 @@ impl ConsensusEngine for RaftEngine {
             return Err(ProposeError::TooLarge { bytes, limit });
         }
         let permit = self.proposals.admit(bytes);
-        let permit =
-            permit.map_err(|(in_flight, in_flight_bytes)| ProposeError::Overloaded { in_flight, in_flight_bytes })?;
+        let permit = permit.map_err(|(in_flight, in_flight_bytes)| ProposeError::Overloaded {
+            in_flight,
+            in_flight_bytes,
+        })?;
         let (reply, answer) = oneshot::channel();
         // Refused before it was seen by anybody: a stopped engine applies nothing.
         let refused = || self.stopped().map_or(ProposeError::ShutDown, |why| ProposeError::Fatal { why });
@@ -185,7 +206,8 @@ impl ConsensusEngine for RaftEngine {
     }
 
     async fn compact_log(&self) -> Result<LogIndex, SnapshotError> {
-        let gone = || SnapshotError::NotRunning(self.stopped().unwrap_or_else(|| "it is shut down".to_owned()));
+        let gone =
+            || SnapshotError::NotRunning(self.stopped().unwrap_or_else(|| "it is shut down".to_owned()));
         let (reply, answer) = oneshot::channel();
         self.inbox.send(Input::Compact(reply)).map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))

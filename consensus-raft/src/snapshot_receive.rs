@@ -130,6 +130,9 @@ mod tests {
     #[test]
     fn a_wrong_checksum_is_refused() {
         let mut receiver = Receiver::new(std::env::temp_dir());
-        assert_eq!(outcome(receiver.take(NodeId(1), &chunk(7, 0, "hello", Some(1)))), SnapshotOutcome::Refused);
+        assert_eq!(
+            outcome(receiver.take(NodeId(1), &chunk(7, 0, "hello", Some(1)))),
+            SnapshotOutcome::Refused
+        );
     }
 }

@@ -49,7 +49,9 @@ impl Waiters {
     /// Those whose time is over learn that nobody knows.
     pub(crate) fn expire(&mut self, now: Duration) {
         for (_, _, waiter) in self.orphaned.extract_if(.., |(_, until, _)| *until <= now) {
-            waiter.answer(Err(ProposeError::Unknown { why: "this node lost leadership before it was committed" }));
+            waiter.answer(Err(ProposeError::Unknown {
+                why: "this node lost leadership before it was committed",
+            }));
         }
     }
 
@@ -61,8 +63,11 @@ impl Waiters {
         leader: Option<NodeId>,
         committed_term: impl Fn(LogIndex) -> Option<Term>,
     ) -> Vec<(LogIndex, Waiter)> {
-        let mut due: Vec<(LogId, Waiter)> =
-            self.orphaned.extract_if(.., |(id, ..)| id.index <= last).map(|(id, _, waiter)| (id, waiter)).collect();
+        let mut due: Vec<(LogId, Waiter)> = self
+            .orphaned
+            .extract_if(.., |(id, ..)| id.index <= last)
+            .map(|(id, _, waiter)| (id, waiter))
+            .collect();
         due.sort_by_key(|(id, _)| id.index);
         while self.leading.front().is_some_and(|(id, _)| id.index <= last) {
             due.extend(self.leading.pop_front());
@@ -72,7 +77,9 @@ impl Waiters {
             match committed_term(id.index) {
                 Some(term) if term == id.term => matching.push((id.index, waiter)),
                 Some(_) => waiter.answer(Err(ProposeError::NotLeader { leader })),
-                None => waiter.answer(Err(ProposeError::Unknown { why: "the log was replaced by a snapshot" })),
+                None => {
+                    waiter.answer(Err(ProposeError::Unknown { why: "the log was replaced by a snapshot" }));
+                }
             }
         }
         matching.sort_by_key(|(index, _)| *index);

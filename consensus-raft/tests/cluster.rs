@@ -2,9 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use consensus_core::{
-    Health, LogIndex, Membership, NodeId, ProposeError, ReadConsistency, ReadError, Role,
-};
+use consensus_core::{Health, LogIndex, Membership, NodeId, ProposeError, ReadConsistency, ReadError, Role};
 use consensus_raft::{RaftConfig, RaftEngine, StartError};
 use consensus_testkit::{
     Journal, JournalReader, MemLogStorage,
@@ -190,7 +188,13 @@ async fn a_follower_far_behind_is_served_from_disk() {
 async fn a_bad_network_slows_but_does_not_break() {
     let cluster = Cluster::start(3, |_| {}).await;
     let latency = (Duration::ZERO, Duration::from_millis(8));
-    cluster.network.set_all_links(&Link { latency, loss: 0.1, duplication: 0.1, reordering: true, cut: false });
+    cluster.network.set_all_links(&Link {
+        latency,
+        loss: 0.1,
+        duplication: 0.1,
+        reordering: true,
+        cut: false,
+    });
     let mut acknowledged = 0;
     while acknowledged < 100 {
         let leading = cluster.leader().await;
@@ -230,7 +234,10 @@ async fn a_failed_log_write_stops_the_node_and_acknowledges_nothing() {
     cluster.storages[0].fail_writes(true);
     let engine = &cluster.nodes[0].engine;
     let answer = engine.propose("x".into()).await;
-    assert!(matches!(&answer, Err(ProposeError::Fatal { why }) if why.contains("took the disk away")), "{answer:?}");
+    assert!(
+        matches!(&answer, Err(ProposeError::Fatal { why }) if why.contains("took the disk away")),
+        "{answer:?}"
+    );
     assert!(cluster.nodes[0].journal.commands().is_empty());
     assert!(matches!(engine.status().borrow().health, Health::Fatal(_)));
     assert!(engine.shutdown().await.is_err());
@@ -242,7 +249,10 @@ async fn a_panic_of_the_state_machine_stops_its_engine_only() {
     cluster.leader().await;
     let engine = &cluster.nodes[0].engine;
     let answer = engine.propose("panic!".into()).await;
-    assert!(matches!(&answer, Err(ProposeError::Fatal { why }) if why.contains("as the command says")), "{answer:?}");
+    assert!(
+        matches!(&answer, Err(ProposeError::Fatal { why }) if why.contains("as the command says")),
+        "{answer:?}"
+    );
     let again = engine.propose("x".into()).await;
     assert!(matches!(again, Err(ProposeError::Fatal { .. })), "{again:?}");
 }
@@ -265,7 +275,10 @@ async fn overload_is_refused_at_once() {
         assert!(proposal.await.unwrap().unwrap_err().maybe_applied());
     }
     let too_large = engine.propose(vec![0; 5 << 20].into()).await;
-    assert!(matches!(too_large, Err(ProposeError::TooLarge { limit, .. }) if limit == 4 << 20), "{too_large:?}");
+    assert!(
+        matches!(too_large, Err(ProposeError::TooLarge { limit, .. }) if limit == 4 << 20),
+        "{too_large:?}"
+    );
 }
 
 #[tokio::test]

@@ -34,15 +34,24 @@ impl DataDir {
     /// It is in use, of another node or kind, of a newer format, or cannot be read or made.
     pub fn open(path: &Path, kind: Kind, node: NodeId) -> Result<Self, StorageError> {
         let io = |doing: &'static str| {
-            move |source: io::Error| StorageError::Io { context: format!("{doing} {}", path.display()), source }
+            move |source: io::Error| StorageError::Io {
+                context: format!("{doing} {}", path.display()),
+                source,
+            }
         };
         fs::create_dir_all(path).map_err(io("creating"))?;
         let lock_path = path.join("LOCK");
-        let lock = File::options().create(true).truncate(false).write(true).open(lock_path).map_err(io("opening"))?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(lock_path)
+            .map_err(io("opening"))?;
         lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => {
-                StorageError::Locked { path: path.display().to_string(), why: "its LOCK file is locked".to_owned() }
-            }
+            TryLockError::WouldBlock => StorageError::Locked {
+                path: path.display().to_string(),
+                why: "its LOCK file is locked".to_owned(),
+            },
             TryLockError::Error(source) => io("locking")(source),
         })?;
         let identity = path.join("IDENTITY");
@@ -82,7 +91,10 @@ fn check(path: &Path, text: &str, kind: Kind, node: NodeId) -> Result<(), Storag
         (value("kind"), value("format").map(|text| text.parse::<u64>()), value("node"))
     else {
         let position = format!("{path}/IDENTITY");
-        return Err(StorageError::Corrupt { position, why: "it must have lines for kind, format and node".to_owned() });
+        return Err(StorageError::Corrupt {
+            position,
+            why: "it must have lines for kind, format and node".to_owned(),
+        });
     };
     if found_kind != kind.name {
         let why = format!("the directory holds a {found_kind}, not a {}", kind.name);

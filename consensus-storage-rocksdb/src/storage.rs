@@ -13,9 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::{
-    Entry, LogBatch, LogIndex, LogState, LogStorage, NodeId, StorageError, codec, record,
-};
+use consensus_core::{Entry, LogBatch, LogIndex, LogState, LogStorage, NodeId, StorageError, codec, record};
 use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
 
 use serde::de::DeserializeOwned;
@@ -142,7 +140,11 @@ impl LogStorage for RocksLogStorage {
         })?;
         if entries.is_empty() {
             let bounds = self.bounds();
-            return Err(StorageError::Missing { index: after.next(), purged: bounds.purged, last: bounds.last });
+            return Err(StorageError::Missing {
+                index: after.next(),
+                purged: bounds.purged,
+                last: bounds.last,
+            });
         }
         Ok(entries)
     }

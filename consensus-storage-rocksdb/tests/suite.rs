@@ -36,7 +36,10 @@ fn a_directory_is_refused_to_others_unchanged() {
 
     fs::write(&identity, "nonsense").unwrap();
     let error = RocksLogStorage::open(dir.path(), NodeId(1)).unwrap_err();
-    assert!(matches!(error, StorageError::Corrupt { .. }) && error.to_string().contains("IDENTITY"), "{error}");
+    assert!(
+        matches!(error, StorageError::Corrupt { .. }) && error.to_string().contains("IDENTITY"),
+        "{error}"
+    );
 
     fs::write(&identity, text).unwrap();
     let storage = RocksLogStorage::open(dir.path(), NodeId(1)).unwrap();

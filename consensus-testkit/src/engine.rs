@@ -70,7 +70,8 @@ async fn agreement(nodes: Vec<Node>) {
     }
     let order = converged(&nodes, 200).await;
     for (n, committed) in acknowledged {
-        let place = order.iter().position(|(id, _)| *id == committed.log_id).expect("acknowledged is applied");
+        let place =
+            order.iter().position(|(id, _)| *id == committed.log_id).expect("acknowledged is applied");
         assert_eq!(order[place].1, n.to_string(), "the position is that of the command");
         assert_eq!(committed.response, (place + 1).to_string(), "the response is that of the command");
     }
@@ -82,7 +83,11 @@ async fn reads(nodes: Vec<Node>) {
     for n in 1..=20 {
         let committed = leading.engine.propose(format!("{n}").into()).await.unwrap();
         let applied = leading.engine.read_barrier(ReadConsistency::Linearizable).await.unwrap();
-        assert!(applied >= committed.log_id.index, "barrier at {applied}, acknowledged at {}", committed.log_id);
+        assert!(
+            applied >= committed.log_id.index,
+            "barrier at {applied}, acknowledged at {}",
+            committed.log_id
+        );
         assert!(leading.journal.commands().len() >= n);
     }
     leading.engine.read_barrier(ReadConsistency::Stale).await.unwrap();
@@ -96,7 +101,10 @@ async fn refusals(nodes: Vec<Node>) {
         let engine = &node.engine;
         let mut status = engine.status();
         let known = status.wait_for(|status| status.leader == Some(own));
-        tokio::time::timeout(std::time::Duration::from_secs(30), known).await.expect("followers learn who leads").unwrap();
+        tokio::time::timeout(std::time::Duration::from_secs(30), known)
+            .await
+            .expect("followers learn who leads")
+            .unwrap();
         let hint = Some(own);
         assert_eq!(engine.propose("x".into()).await, Err(ProposeError::NotLeader { leader: hint }));
         let read = engine.read_barrier(ReadConsistency::Linearizable).await;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use consensus_core::{
-    Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, Membership, NodeId, Payload, SnapshotMeta,
-    StorageError, Term,
+    Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, Membership, NodeId, Payload,
+    SnapshotMeta, StorageError, Term,
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -68,7 +68,8 @@ fn durable<S: LogStorage>(place: &Place<'_, S>) {
     let blank = Entry { id: LogId::new(3, 3), payload: Payload::Blank };
     let entries = vec![command(1, 1), change, blank];
     let storage = place.open();
-    let batch = LogBatch { hard_state: Some(hard_state.clone()), entries: entries.clone(), ..LogBatch::default() };
+    let batch =
+        LogBatch { hard_state: Some(hard_state.clone()), entries: entries.clone(), ..LogBatch::default() };
     storage.write(batch).unwrap();
     drop(storage);
     let storage = place.open();
@@ -187,7 +188,8 @@ fn random_batch(random: &mut SmallRng, model: &Model) -> LogBatch {
     let mut batch = LogBatch::default();
     if random.random_bool(0.3) {
         let term = Term(model.hard_state.term.0 + 1);
-        batch.hard_state = Some(HardState { term, voted_for: Some(NodeId(random.random_range(0..3))), installing: None });
+        batch.hard_state =
+            Some(HardState { term, voted_for: Some(NodeId(random.random_range(0..3))), installing: None });
     }
     if random.random_bool(0.2) && last.index > purged.index {
         let index = random.random_range(purged.index.0 + 1..=last.index.0);

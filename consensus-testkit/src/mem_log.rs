@@ -5,7 +5,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use consensus_core::{Entry, HardState, LogBatch, LogIndex, LogState, LogStorage, SnapshotMeta, StorageError};
+use consensus_core::{
+    Entry, HardState, LogBatch, LogIndex, LogState, LogStorage, SnapshotMeta, StorageError,
+};
 
 /// A [`LogStorage`] in memory. Clones share one "disk", which outlives them: dropping a node and starting it again with a
 /// clone is a restart.

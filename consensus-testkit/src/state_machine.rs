@@ -58,8 +58,10 @@ fn one_response_per_entry<F: Fixture>(mut a: F, _: F) {
         let responses = machine.apply(&entries).unwrap();
         assert_eq!(responses.len(), entries.len());
         assert_eq!(Some(machine.applied()), entries.last().map(|entry| entry.id));
-        let silent = entries.iter().zip(responses).filter(|(entry, _)| !matches!(entry.payload, Payload::Command(_)));
-        silent.for_each(|(entry, response)| assert!(response.is_empty(), "{entry:?} has no command to answer"));
+        let silent =
+            entries.iter().zip(responses).filter(|(entry, _)| !matches!(entry.payload, Payload::Command(_)));
+        silent
+            .for_each(|(entry, response)| assert!(response.is_empty(), "{entry:?} has no command to answer"));
     }
 }
 

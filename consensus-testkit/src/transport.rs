@@ -8,9 +8,10 @@ use std::{
 
 use async_trait::async_trait;
 use consensus_core::{
-    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Entry, LogId, LogIndex, Member, MemberKind,
-    Membership, Message, MessageHandler, NetworkTransport, NodeId, Payload, SendError, SnapshotAck, SnapshotChunk,
-    SnapshotMeta, SnapshotOutcome, Term, TransportError, VoteKind, VoteRequest, VoteResponse,
+    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Entry, LogId, LogIndex, Member,
+    MemberKind, Membership, Message, MessageHandler, NetworkTransport, NodeId, Payload, SendError,
+    SnapshotAck, SnapshotChunk, SnapshotMeta, SnapshotOutcome, Term, TransportError, VoteKind, VoteRequest,
+    VoteResponse,
 };
 
 use crate::eventually;

@@ -11,7 +11,9 @@ pub async fn eventually<T, E: Debug>(what: &str, mut condition: impl FnMut() -> 
     loop {
         match condition() {
             Ok(value) => return value,
-            Err(state) if tokio::time::Instant::now() > deadline => panic!("{what}: not within 30 s; last: {state:?}"),
+            Err(state) if tokio::time::Instant::now() > deadline => {
+                panic!("{what}: not within 30 s; last: {state:?}")
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     }

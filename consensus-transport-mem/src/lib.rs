@@ -28,8 +28,8 @@ use std::{
 
 use async_trait::async_trait;
 use consensus_core::{
-    Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError, SnapshotAck, SnapshotChunk,
-    TransportError,
+    Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError, SnapshotAck,
+    SnapshotChunk, TransportError,
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::{
@@ -108,8 +108,13 @@ impl MemNetwork {
         let mut shared = self.lock();
         let generation = shared.nodes.get(&node).map_or(0, |old| old.generation + 1);
         let (reachability, reachable) = watch::channel(BTreeMap::new());
-        let new =
-            Node { inbox, generation, handler: None, queued_bytes: Arc::new(AtomicU64::new(0)), reachability };
+        let new = Node {
+            inbox,
+            generation,
+            handler: None,
+            queued_bytes: Arc::new(AtomicU64::new(0)),
+            reachability,
+        };
         shared.nodes.insert(node, new);
         let peers = Mutex::new(BTreeMap::new());
         let deliveries = Mutex::new(Some(deliveries));
@@ -244,7 +249,11 @@ impl NetworkTransport for MemTransport {
         Ok(())
     }
 
-    async fn send_snapshot_chunk(&self, to: NodeId, chunk: SnapshotChunk) -> Result<SnapshotAck, TransportError> {
+    async fn send_snapshot_chunk(
+        &self,
+        to: NodeId,
+        chunk: SnapshotChunk,
+    ) -> Result<SnapshotAck, TransportError> {
         let lost = || TransportError::Io {
             context: format!("snapshot chunk to node {to}"),
             source: std::io::ErrorKind::TimedOut.into(),
@@ -282,7 +291,9 @@ impl NetworkTransport for MemTransport {
             let (reachability, _) = watch::channel(BTreeMap::new());
             let queued_bytes = Arc::new(AtomicU64::new(0));
             let generation = self.generation + 1;
-            shared.nodes.insert(self.node, Node { inbox, generation, handler: None, queued_bytes, reachability });
+            shared
+                .nodes
+                .insert(self.node, Node { inbox, generation, handler: None, queued_bytes, reachability });
         }
     }
 }
@@ -295,7 +306,9 @@ impl std::fmt::Debug for MemTransport {
 
 impl std::fmt::Debug for MemNetwork {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MemNetwork").field("nodes", &self.lock().nodes.keys().collect::<BTreeSet<_>>()).finish()
+        f.debug_struct("MemNetwork")
+            .field("nodes", &self.lock().nodes.keys().collect::<BTreeSet<_>>())
+            .finish()
     }
 }
 

@@ -21,7 +21,9 @@ pub(crate) enum Call {
 }
 
 pub(crate) fn hello(hello: Hello) -> thrift::Result<Bytes> {
-    framing::encode("hello", TMessageType::Call, 0, |out| ConsensusHelloArgs { hello }.write_to_out_protocol(out))
+    framing::encode("hello", TMessageType::Call, 0, |out| {
+        ConsensusHelloArgs { hello }.write_to_out_protocol(out)
+    })
 }
 
 pub(crate) fn deliver(message: Message) -> thrift::Result<Bytes> {
@@ -40,7 +42,9 @@ pub(crate) fn read_call(frame: &[u8]) -> thrift::Result<(i32, Call)> {
     let call = match identifier.name.as_str() {
         "hello" => Call::Hello(ConsensusHelloArgs::read_from_in_protocol(&mut protocol)?.hello),
         "deliver" => Call::Deliver(ConsensusDeliverArgs::read_from_in_protocol(&mut protocol)?.message),
-        "snapshot_chunk" => Call::SnapshotChunk(ConsensusSnapshotChunkArgs::read_from_in_protocol(&mut protocol)?.chunk),
+        "snapshot_chunk" => {
+            Call::SnapshotChunk(ConsensusSnapshotChunkArgs::read_from_in_protocol(&mut protocol)?.chunk)
+        }
         _ => Call::Unknown(identifier.name),
     };
     Ok((identifier.sequence_number, call))
@@ -60,9 +64,10 @@ pub(crate) fn read_hello_answer(frame: &[u8]) -> thrift::Result<()> {
     let (identifier, mut protocol) = framing::open(frame)?;
     raise(identifier.message_type, &mut protocol)?;
     match ConsensusHelloResult::read_from_in_protocol(&mut protocol)?.refused {
-        Some(Refused { message }) => {
-            Err(thrift::new_application_error(thrift::ApplicationErrorKind::Unknown, format!("refused: {message}")))
-        }
+        Some(Refused { message }) => Err(thrift::new_application_error(
+            thrift::ApplicationErrorKind::Unknown,
+            format!("refused: {message}"),
+        )),
         None => Ok(()),
     }
 }

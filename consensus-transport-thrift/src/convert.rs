@@ -2,9 +2,9 @@
 //! an error.
 
 use consensus_core::{
-    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Endpoint, Entry, LogId, LogIndex, Member,
-    MemberKind, Membership, Message, NodeId, Payload, SnapshotAck, SnapshotChunk, SnapshotMeta, SnapshotOutcome, Term,
-    VoteKind, VoteRequest, VoteResponse,
+    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Endpoint, Entry, LogId, LogIndex,
+    Member, MemberKind, Membership, Message, NodeId, Payload, SnapshotAck, SnapshotChunk, SnapshotMeta,
+    SnapshotOutcome, Term, VoteKind, VoteRequest, VoteResponse,
 };
 
 use crate::generated as wire;
@@ -13,13 +13,19 @@ type Result<T> = std::result::Result<T, String>;
 
 pub(crate) fn message_to_wire(message: Message) -> Result<wire::Message> {
     Ok(match message {
-        Message::VoteRequest(VoteRequest { kind, term, last_log }) => wire::Message::VoteRequest(wire::VoteRequest {
-            kind: kind_to_wire(kind),
-            term: signed(term.0),
-            last_log: id_to_wire(last_log),
-        }),
+        Message::VoteRequest(VoteRequest { kind, term, last_log }) => {
+            wire::Message::VoteRequest(wire::VoteRequest {
+                kind: kind_to_wire(kind),
+                term: signed(term.0),
+                last_log: id_to_wire(last_log),
+            })
+        }
         Message::VoteResponse(VoteResponse { kind, term, granted }) => {
-            wire::Message::VoteResponse(wire::VoteResponse { kind: kind_to_wire(kind), term: signed(term.0), granted })
+            wire::Message::VoteResponse(wire::VoteResponse {
+                kind: kind_to_wire(kind),
+                term: signed(term.0),
+                granted,
+            })
         }
         Message::AppendEntries(append) => wire::Message::AppendEntries(wire::AppendEntries {
             term: signed(append.term.0),
@@ -122,7 +128,9 @@ pub(crate) fn ack_to_wire(ack: SnapshotAck) -> wire::SnapshotAck {
 
 pub(crate) fn ack_from_wire(ack: wire::SnapshotAck) -> Result<SnapshotAck> {
     let outcome = match (ack.outcome, ack.offset) {
-        (wire::SnapshotOutcome::CONTINUE, Some(offset)) => SnapshotOutcome::Continue { offset: unsigned(offset) },
+        (wire::SnapshotOutcome::CONTINUE, Some(offset)) => {
+            SnapshotOutcome::Continue { offset: unsigned(offset) }
+        }
         (wire::SnapshotOutcome::INSTALLED, _) => SnapshotOutcome::Installed,
         (wire::SnapshotOutcome::REFUSED, _) => SnapshotOutcome::Refused,
         other => return Err(format!("{other:?} is no answer to a snapshot chunk")),

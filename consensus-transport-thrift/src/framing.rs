@@ -6,7 +6,8 @@ use bytes::{Bytes, BytesMut};
 use thrift::{
     TConfiguration,
     protocol::{
-        TBinaryInputProtocol, TBinaryOutputProtocol, TInputProtocol, TMessageIdentifier, TMessageType, TOutputProtocol,
+        TBinaryInputProtocol, TBinaryOutputProtocol, TInputProtocol, TMessageIdentifier, TMessageType,
+        TOutputProtocol,
     },
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -15,7 +16,8 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
 /// Reads frames of at most `frame_bytes_max`; a longer one is an error before it is allocated.
 pub fn reader<R: AsyncRead>(io: R, frame_bytes_max: usize) -> FramedRead<R, LengthDelimitedCodec> {
-    let codec = LengthDelimitedCodec::builder().length_field_length(4).max_frame_length(frame_bytes_max).new_codec();
+    let codec =
+        LengthDelimitedCodec::builder().length_field_length(4).max_frame_length(frame_bytes_max).new_codec();
     FramedRead::new(io, codec)
 }
 

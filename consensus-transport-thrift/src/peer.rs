@@ -97,14 +97,21 @@ impl Peer {
         let mut connection = match bulk.take() {
             Some(connection) => connection,
             None => {
-                let stream = self.link.connect().await.map_err(|source| self.link.io("connecting", source))?;
+                let stream =
+                    self.link.connect().await.map_err(|source| self.link.io("connecting", source))?;
                 let (reader, writer) = self.link.greet(stream).await?;
                 Bulk { reader, writer, sequence: 0 }
             }
         };
-        let wait = if chunk.last.is_some() { self.link.config.install_timeout } else { self.link.config.chunk_timeout };
-        let timed_out = |_| self.link.io("waiting for the answer to a snapshot chunk", io::ErrorKind::TimedOut.into());
-        let ack = tokio::time::timeout(wait, connection.call(&self.link, chunk)).await.map_err(timed_out)??;
+        let wait = if chunk.last.is_some() {
+            self.link.config.install_timeout
+        } else {
+            self.link.config.chunk_timeout
+        };
+        let timed_out =
+            |_| self.link.io("waiting for the answer to a snapshot chunk", io::ErrorKind::TimedOut.into());
+        let ack =
+            tokio::time::timeout(wait, connection.call(&self.link, chunk)).await.map_err(timed_out)??;
         *bulk = Some(connection);
         ack_from_wire(ack).map_err(|why| TransportError::Protocol { node: self.link.node, why })
     }
@@ -117,11 +124,17 @@ impl Drop for Peer {
 }
 
 impl Bulk {
-    async fn call(&mut self, link: &Link, chunk: consensus_core::SnapshotChunk) -> Result<SnapshotAck, TransportError> {
+    async fn call(
+        &mut self,
+        link: &Link,
+        chunk: consensus_core::SnapshotChunk,
+    ) -> Result<SnapshotAck, TransportError> {
         self.sequence = self.sequence.wrapping_add(1);
-        let frame = calls::snapshot_chunk(self.sequence, chunk_to_wire(chunk)).map_err(|error| link.thrift(&error))?;
+        let frame = calls::snapshot_chunk(self.sequence, chunk_to_wire(chunk))
+            .map_err(|error| link.thrift(&error))?;
         self.writer.write_all(&frame).await.map_err(|source| link.io("sending a snapshot chunk", source))?;
-        let answer = next_frame(&mut self.reader).await.map_err(|source| link.io("reading an answer", source))?;
+        let answer =
+            next_frame(&mut self.reader).await.map_err(|source| link.io("reading an answer", source))?;
         let (sequence, ack) = calls::read_chunk_answer(&answer).map_err(|error| link.thrift(&error))?;
         if sequence != self.sequence {
             let why = format!("answer {sequence} to call {}", self.sequence);
@@ -167,8 +180,10 @@ impl Link {
 
     async fn connect_for_messages(
         &self,
-    ) -> Result<(FramedRead<OwnedReadHalf, LengthDelimitedCodec>, OwnedWriteHalf, mpsc::Receiver<Bytes>), TransportError>
-    {
+    ) -> Result<
+        (FramedRead<OwnedReadHalf, LengthDelimitedCodec>, OwnedWriteHalf, mpsc::Receiver<Bytes>),
+        TransportError,
+    > {
         let stream = self.connect().await.map_err(|source| self.io("connecting", source))?;
         let (reader, writer) = self.greet(stream).await?;
         let (queue, frames) = mpsc::channel(QUEUE_FRAMES_MAX);

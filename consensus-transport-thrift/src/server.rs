@@ -23,7 +23,11 @@ use crate::{
 };
 
 /// Accepts connections until it is cancelled; they end with it.
-pub(crate) async fn accept(listener: Arc<TcpListener>, config: Arc<ThriftConfig>, handler: Arc<dyn MessageHandler>) {
+pub(crate) async fn accept(
+    listener: Arc<TcpListener>,
+    config: Arc<ThriftConfig>,
+    handler: Arc<dyn MessageHandler>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -68,7 +72,9 @@ async fn serve(stream: TcpStream, config: &ThriftConfig, handler: &dyn MessageHa
     while let Some(frame) = reader.next().await {
         let (sequence, call) = calls::read_call(&frame?).map_err(invalid)?;
         match call {
-            Call::Deliver(message) => handler.on_message(from, message_from_wire(message).map_err(invalid_text)?),
+            Call::Deliver(message) => {
+                handler.on_message(from, message_from_wire(message).map_err(invalid_text)?);
+            }
             Call::SnapshotChunk(chunk) => {
                 let chunk = chunk_from_wire(chunk).map_err(invalid_text)?;
                 let ack = handler.on_snapshot_chunk(from, chunk).await;
@@ -78,7 +84,8 @@ async fn serve(stream: TcpStream, config: &ThriftConfig, handler: &dyn MessageHa
             Call::Unknown(name) => {
                 let kind = thrift::ApplicationErrorKind::UnknownMethod;
                 let message = format!("there is no method {name:?}");
-                reply(&mut writer, framing::encode_application_error(&name, sequence, kind, &message)).await?;
+                reply(&mut writer, framing::encode_application_error(&name, sequence, kind, &message))
+                    .await?;
             }
         }
     }
@@ -88,10 +95,16 @@ async fn serve(stream: TcpStream, config: &ThriftConfig, handler: &dyn MessageHa
 /// Why this node does not want to talk to that one.
 fn objection(hello: &Hello, config: &ThriftConfig) -> Option<String> {
     if hello.format != FORMAT {
-        return Some(format!("message format {} is not {FORMAT}, which node {} speaks", hello.format, config.node));
+        return Some(format!(
+            "message format {} is not {FORMAT}, which node {} speaks",
+            hello.format, config.node
+        ));
     }
     if hello.cluster != config.cluster {
-        return Some(format!("node {} is of cluster {:?}, not {:?}", config.node, config.cluster, hello.cluster));
+        return Some(format!(
+            "node {} is of cluster {:?}, not {:?}",
+            config.node, config.cluster, hello.cluster
+        ));
     }
     if unsigned(hello.callee) != config.node.0 {
         return Some(format!("this is node {}, not node {}: check the endpoints", config.node, hello.callee));

@@ -9,8 +9,8 @@ use std::{
 
 use async_trait::async_trait;
 use consensus_core::{
-    Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError, SnapshotAck, SnapshotChunk,
-    TransportError,
+    Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError, SnapshotAck,
+    SnapshotChunk, TransportError,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
@@ -152,7 +152,11 @@ impl NetworkTransport for ThriftTransport {
         peer.send(frame)
     }
 
-    async fn send_snapshot_chunk(&self, to: NodeId, chunk: SnapshotChunk) -> Result<SnapshotAck, TransportError> {
+    async fn send_snapshot_chunk(
+        &self,
+        to: NodeId,
+        chunk: SnapshotChunk,
+    ) -> Result<SnapshotAck, TransportError> {
         self.peer(to)?.send_chunk(chunk).await
     }
 

@@ -45,7 +45,12 @@ fn message(n: u8) -> Message {
     Message::Extension(vec![n].into())
 }
 
-async fn arrives(from: &ThriftTransport, to: u64, arrived: &mut mpsc::UnboundedReceiver<(NodeId, Message)>, n: u8) {
+async fn arrives(
+    from: &ThriftTransport,
+    to: u64,
+    arrived: &mut mpsc::UnboundedReceiver<(NodeId, Message)>,
+    n: u8,
+) {
     eventually("a message arrives", || {
         let sent = from.send(NodeId(to), message(n));
         match arrived.try_recv() {
@@ -96,7 +101,10 @@ async fn wrong_nodes_are_refused_with_the_reason() {
         let term = consensus_core::Term(1);
         let chunk = SnapshotChunk { term, transfer: 1, meta, offset: 0, data: "x".into(), last: None };
         let error = a.send_snapshot_chunk(callee, chunk).await.unwrap_err();
-        assert!(matches!(error, TransportError::Protocol { .. }) && error.to_string().contains(why), "{error}");
+        assert!(
+            matches!(error, TransportError::Protocol { .. }) && error.to_string().contains(why),
+            "{error}"
+        );
     }
 }
 
@@ -115,7 +123,9 @@ async fn strangers_do_no_harm() {
         let mut stream = std::net::TcpStream::connect(&place).unwrap();
         stream.write_all(bytes).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let end = tokio::task::spawn_blocking(move || std::io::Read::read(&mut stream, &mut [0; 10])).await.unwrap();
+        let end = tokio::task::spawn_blocking(move || std::io::Read::read(&mut stream, &mut [0; 10]))
+            .await
+            .unwrap();
         assert!(!matches!(end, Ok(1..)), "nothing is answered to {bytes:?}");
     }
     let (a, _at_a) = node(1, &anywhere()).await;
@@ -129,9 +139,15 @@ fn the_generated_code_is_current() {
     match std::process::Command::new("thrift").arg("--version").output() {
         Ok(output) if String::from_utf8_lossy(&output.stdout).contains("0.17") => {}
         // Another compiler writes other code; CI has the right one.
-        other if std::env::var_os("CI").is_none() => return eprintln!("skipped: needs thrift 0.17, found {other:?}"),
+        other if std::env::var_os("CI").is_none() => {
+            return eprintln!("skipped: needs thrift 0.17, found {other:?}");
+        }
         other => panic!("CI needs the Thrift compiler 0.17 (Debian: thrift-compiler): {other:?}"),
     }
-    let check = std::process::Command::new("scripts/generate-thrift").arg("--check").current_dir(root).output().unwrap();
+    let check = std::process::Command::new("scripts/generate-thrift")
+        .arg("--check")
+        .current_dir(root)
+        .output()
+        .unwrap();
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
 }

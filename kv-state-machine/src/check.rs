@@ -15,7 +15,9 @@ type Check = Result<(), KvRejection>;
 pub(crate) fn command(session: Option<&Session>, operation: &KvOperation) -> Check {
     if let Some(session) = session {
         if session.client_id == 0 || session.sequence == 0 {
-            return Err(KvRejection::invalid("a session has a client id from open_session and counts from 1"));
+            return Err(KvRejection::invalid(
+                "a session has a client id from open_session and counts from 1",
+            ));
         }
         if matches!(operation, KvOperation::OpenSession { .. }) {
             return Err(KvRejection::invalid("open_session cannot itself be in a session"));
@@ -27,12 +29,15 @@ pub(crate) fn command(session: Option<&Session>, operation: &KvOperation) -> Che
 fn operation(operation: &KvOperation) -> Check {
     match operation {
         KvOperation::Put(operation) => put(operation),
-        KvOperation::Delete(Delete { key, range_end, .. }) | KvOperation::Range(Range { key, range_end, .. }) => {
-            keys(key, range_end.as_deref())
-        }
+        KvOperation::Delete(Delete { key, range_end, .. })
+        | KvOperation::Range(Range { key, range_end, .. }) => keys(key, range_end.as_deref()),
         KvOperation::Txn(operation) => txn(operation),
-        KvOperation::Compact { revision: 0 } => Err(KvRejection::invalid("revision 0 cannot be compacted to")),
-        KvOperation::OpenSession { sessions_max: 0 } => Err(KvRejection::invalid("sessions_max must be at least 1")),
+        KvOperation::Compact { revision: 0 } => {
+            Err(KvRejection::invalid("revision 0 cannot be compacted to"))
+        }
+        KvOperation::OpenSession { sessions_max: 0 } => {
+            Err(KvRejection::invalid("sessions_max must be at least 1"))
+        }
         KvOperation::Compact { .. } | KvOperation::OpenSession { .. } => Ok(()),
     }
 }
@@ -42,7 +47,9 @@ fn put(put: &Put) -> Check {
     key(&put.key, stamp)?;
     if put.value.len() > VALUE_BYTES_MAX {
         let bytes = put.value.len();
-        return Err(KvRejection::invalid(format!("a value of {bytes} bytes; at most {VALUE_BYTES_MAX} are allowed")));
+        return Err(KvRejection::invalid(format!(
+            "a value of {bytes} bytes; at most {VALUE_BYTES_MAX} are allowed"
+        )));
     }
     if put.lease_id != 0 {
         return Err(KvRejection::invalid(format!("there is no lease {}", put.lease_id)));
@@ -54,10 +61,14 @@ fn txn(txn: &Txn) -> Check {
     let operations = txn.success.len() + txn.failure.len();
     let total = operations + txn.compare.len() + txn.read_ranges.len();
     if total > OPERATIONS_MAX {
-        return Err(KvRejection::invalid(format!("a transaction of {total} parts; at most {OPERATIONS_MAX} are allowed")));
+        return Err(KvRejection::invalid(format!(
+            "a transaction of {total} parts; at most {OPERATIONS_MAX} are allowed"
+        )));
     }
     let compared = txn.compare.iter().map(|compare| &compare.keys);
-    compared.chain(&txn.read_ranges).try_for_each(|KeyRange { key, range_end }| keys(key, range_end.as_deref()))?;
+    compared
+        .chain(&txn.read_ranges)
+        .try_for_each(|KeyRange { key, range_end }| keys(key, range_end.as_deref()))?;
     if txn.read_revision == 0 && !txn.read_ranges.is_empty() {
         return Err(KvRejection::invalid("read_ranges need the read_revision at which they were read"));
     }
@@ -73,7 +84,9 @@ fn txn(txn: &Txn) -> Check {
 fn keys(start: &[u8], end: Option<&[u8]>) -> Check {
     key(start, 0)?;
     end.map_or(Ok(()), |end| match end {
-        [] => Err(KvRejection::invalid("range_end is empty; leave it out for one key, \\0 stands for the end")),
+        [] => {
+            Err(KvRejection::invalid("range_end is empty; leave it out for one key, \\0 stands for the end"))
+        }
         _ => key(end, 0),
     })
 }
@@ -84,7 +97,9 @@ fn key(key: &[u8], stamp: usize) -> Check {
     }
     let bytes = key.len() + stamp;
     if bytes > KEY_BYTES_MAX {
-        return Err(KvRejection::invalid(format!("a key of {bytes} bytes; at most {KEY_BYTES_MAX} are allowed")));
+        return Err(KvRejection::invalid(format!(
+            "a key of {bytes} bytes; at most {KEY_BYTES_MAX} are allowed"
+        )));
     }
     Ok(())
 }

@@ -9,14 +9,15 @@ use std::{
 };
 
 use consensus_core::{
-    ConsensusEngine, EngineStatus, Health, NodeId, ProposeError, ReadConsistency, ReadError, ShutdownError, StorageError,
-    codec,
+    ConsensusEngine, EngineStatus, Health, NodeId, ProposeError, ReadConsistency, ReadError, ShutdownError,
+    StorageError, codec,
 };
 use consensus_mock::MockConsensusEngine;
 use tokio::sync::watch;
 
 use crate::{
-    Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine, KvStoreExecutor, Session, StateHash, check,
+    Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine, KvStoreExecutor, Session,
+    StateHash, check,
     machine::{ANSWER_VERSION, COMMAND_VERSION},
 };
 
@@ -137,8 +138,9 @@ impl ConsensusKvDatabase {
         }
         let command = codec::encode(COMMAND_VERSION, &KvCommand { session, operation });
         let committed = self.engine.propose(command.into()).await.map_err(propose_error)?;
-        let answer: Result<KvAnswer, KvRejection> = codec::decode("answer", ANSWER_VERSION, &committed.response)
-            .map_err(|error| KvError::Unavailable { why: error.to_string(), maybe_applied: true })?;
+        let answer: Result<KvAnswer, KvRejection> =
+            codec::decode("answer", ANSWER_VERSION, &committed.response)
+                .map_err(|error| KvError::Unavailable { why: error.to_string(), maybe_applied: true })?;
         Ok(answer?)
     }
 
@@ -197,7 +199,10 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, KvError> {
     match tokio::task::spawn_blocking(read).await {
         Ok(result) => result.map_err(failure),
-        Err(error) => Err(KvError::Unavailable { why: format!("the read was cancelled: {error}"), maybe_applied: false }),
+        Err(error) => Err(KvError::Unavailable {
+            why: format!("the read was cancelled: {error}"),
+            maybe_applied: false,
+        }),
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
-    Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvOperation, KvRejection,
-    KvResult, Put, PutDone, Range, Txn, TxnDone, Versionstamp,
+    Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvOperation,
+    KvRejection, KvResult, Put, PutDone, Range, Txn, TxnDone, Versionstamp,
     keys::{self, Record},
     view::{Failure, Overlay, Source, View},
 };
@@ -59,7 +59,12 @@ pub(crate) struct Execution<'a> {
 }
 
 impl<'a> Execution<'a> {
-    pub(crate) fn new(source: &'a dyn Source, overlay: &'a mut Overlay, history: History, room: usize) -> Self {
+    pub(crate) fn new(
+        source: &'a dyn Source,
+        overlay: &'a mut Overlay,
+        history: History,
+        room: usize,
+    ) -> Self {
         Self { source, overlay, history, undo: Vec::new(), stamps: 0, room }
     }
 
@@ -120,9 +125,11 @@ impl<'a> Execution<'a> {
         };
         let previous = self.view().newest(&key)?.and_then(|version| live(version.record));
         let revision = self.next_revision();
-        let (create_revision, version) = previous.as_ref().map_or((revision, 1), |kv| (kv.create_revision, kv.version + 1));
+        let (create_revision, version) =
+            previous.as_ref().map_or((revision, 1), |kv| (kv.create_revision, kv.version + 1));
         let lease_id = put.lease_id;
-        let kv = KeyValue { key: key.clone(), value, create_revision, mod_revision: revision, version, lease_id };
+        let kv =
+            KeyValue { key: key.clone(), value, create_revision, mod_revision: revision, version, lease_id };
         let previous = previous.filter(|_| put.return_previous);
         if let Some(kv) = &previous {
             self.take_room(size_of(kv))?;
@@ -170,7 +177,12 @@ impl<'a> Execution<'a> {
 
     /// What was there is asked for and does not fit: better nothing is done than that it is lost.
     fn take_room(&mut self, bytes: usize) -> Result<(), KvRejection> {
-        let why = || format!("the previous values have {bytes} bytes, the answer has room for {}; ask without them", self.room);
+        let why = || {
+            format!(
+                "the previous values have {bytes} bytes, the answer has room for {}; ask without them",
+                self.room
+            )
+        };
         self.room = self.room.checked_sub(bytes).ok_or_else(|| KvRejection::invalid(why()))?;
         Ok(())
     }
@@ -209,7 +221,9 @@ impl<'a> Execution<'a> {
     fn readable(&self, revision: u64) -> Result<u64, KvRejection> {
         let History { revision: current, compacted } = self.history;
         if revision > current {
-            return Err(KvRejection::invalid(format!("revision {revision} is in the future; the store is at {current}")));
+            return Err(KvRejection::invalid(format!(
+                "revision {revision} is in the future; the store is at {current}"
+            )));
         }
         if revision < compacted {
             return Err(KvRejection::Compacted { compacted });

@@ -137,10 +137,21 @@ mod tests {
 
     #[test]
     fn golden_bytes_of_version_1() {
-        assert_eq!(version(b"a\0b", 2), [&b"da\0\xffb\0\x01"[..], &[255, 255, 255, 255, 255, 255, 255, 253]].concat());
+        assert_eq!(
+            version(b"a\0b", 2),
+            [&b"da\0\xffb\0\x01"[..], &[255, 255, 255, 255, 255, 255, 255, 253]].concat()
+        );
         let (key, value) = ("k".into(), "v".into());
-        let live = Record::Live(KeyValue { key, value, create_revision: 2, mod_revision: 5, version: 3, lease_id: -1 });
-        let golden = [&[1, 1][..], &[0, 0, 0, 0, 0, 0, 0, 2], &[0, 0, 0, 0, 0, 0, 0, 3], &[255; 8], b"v"].concat();
+        let live = Record::Live(KeyValue {
+            key,
+            value,
+            create_revision: 2,
+            mod_revision: 5,
+            version: 3,
+            lease_id: -1,
+        });
+        let golden =
+            [&[1, 1][..], &[0, 0, 0, 0, 0, 0, 0, 2], &[0, 0, 0, 0, 0, 0, 0, 3], &[255; 8], b"v"].concat();
         assert_eq!(live.encode(), golden);
         assert_eq!(Record::Deleted.encode(), [1, 0]);
     }

@@ -58,6 +58,6 @@ pub use executor::KvStoreExecutor;
 pub use hash::StateHash;
 pub use machine::{Durability, KvStateMachine};
 pub use operation::{
-    Compare, CompareResult, CompareTarget, Deleted, Delete, Found, KeyRange, KeyValue, KvAnswer, KvCommand,
+    Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer, KvCommand,
     KvOperation, KvRejection, KvResult, Put, PutDone, Range, Session, Txn, TxnDone, Versionstamp,
 };

@@ -9,8 +9,8 @@ use consensus_core::{
 use rocksdb::{DB, WriteBatch, WriteOptions};
 
 use crate::{
-    KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStoreExecutor, REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX,
-    check,
+    KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStoreExecutor, REPLY_BYTES_MAX,
+    SESSION_REPLY_BYTES_MAX, check,
     collect::{self, Collector},
     execute::{Execution, Halt, History},
     keys,
@@ -47,7 +47,8 @@ impl KvStateMachine {
     pub fn open(path: &Path, node: NodeId, durability: Durability) -> Result<Self, StorageError> {
         let store = Arc::new(Store::open(path, node)?);
         let position = path.display().to_string();
-        let unreadable = |error: Failure| StorageError::Corrupt { position: position.clone(), why: error.to_string() };
+        let unreadable =
+            |error: Failure| StorageError::Corrupt { position: position.clone(), why: error.to_string() };
         let mut machine = Self {
             store,
             durability,
@@ -77,7 +78,13 @@ impl KvStateMachine {
     }
 
     /// Executes one command; what it writes goes to `overlay`. Returns the encoded answer.
-    fn command(&mut self, db: &DB, overlay: &mut Overlay, id: LogId, bytes: &[u8]) -> Result<Vec<u8>, Failure> {
+    fn command(
+        &mut self,
+        db: &DB,
+        overlay: &mut Overlay,
+        id: LogId,
+        bytes: &[u8],
+    ) -> Result<Vec<u8>, Failure> {
         let command: KvCommand = codec::decode("command", COMMAND_VERSION, bytes)?;
         let KvCommand { session, operation } = command;
         let verdict = match (check::command(session.as_ref(), &operation), session) {
@@ -87,7 +94,9 @@ impl KvStateMachine {
         };
         let answer = match verdict {
             Verdict::Answered(answer) => return Ok(answer),
-            Verdict::Refused(rejection) => return Ok(codec::encode(ANSWER_VERSION, &Err::<KvAnswer, _>(rejection))),
+            Verdict::Refused(rejection) => {
+                return Ok(codec::encode(ANSWER_VERSION, &Err::<KvAnswer, _>(rejection)));
+            }
             Verdict::Execute => self.execute(db, overlay, id, &operation, session.is_some())?,
         };
         let answer = codec::encode(ANSWER_VERSION, &answer);
@@ -152,7 +161,9 @@ impl StateMachine for KvStateMachine {
         let (mut overlay, mut responses) = (Overlay::new(), Vec::with_capacity(entries.len()));
         for entry in entries {
             responses.push(match &entry.payload {
-                Payload::Command(bytes) => self.command(generation.db(), &mut overlay, entry.id, bytes)?.into(),
+                Payload::Command(bytes) => {
+                    self.command(generation.db(), &mut overlay, entry.id, bytes)?.into()
+                }
                 _ => Bytes::new(),
             });
             self.meta.applied = entry.id;

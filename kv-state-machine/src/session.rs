@@ -54,7 +54,8 @@ impl Sessions {
         for item in db.iterator_opt(IteratorMode::Start, read) {
             let (key, bytes) = item.map_err(disk)?;
             let id = key[1..].try_into().map(u64::from_be_bytes);
-            let id = id.map_err(|_| StateMachineError::Other(format!("session key {key:02x?} is damaged")))?;
+            let id =
+                id.map_err(|_| StateMachineError::Other(format!("session key {key:02x?} is damaged")))?;
             let stored: Stored = codec::decode("session", VERSION, &bytes)?;
             sessions.put_numbers(id, Numbers { sequence: stored.sequence, used: stored.used });
         }
@@ -87,7 +88,10 @@ impl Sessions {
             return Ok(Verdict::Refused(KvRejection::Invalid(why)));
         };
         if sequence < numbers.sequence {
-            let why = format!("sequence {sequence} of session {client_id} is over; the last was {}", numbers.sequence);
+            let why = format!(
+                "sequence {sequence} of session {client_id} is over; the last was {}",
+                numbers.sequence
+            );
             return Ok(Verdict::Refused(KvRejection::Invalid(why)));
         }
         if sequence > numbers.sequence {
@@ -103,7 +107,8 @@ impl Sessions {
             return Ok(stored.answer.clone());
         }
         let bytes = db.get(keys::session(id)).map_err(disk)?;
-        let bytes = bytes.ok_or_else(|| StateMachineError::Other(format!("session {id} is not in the store")))?;
+        let bytes =
+            bytes.ok_or_else(|| StateMachineError::Other(format!("session {id} is not in the store")))?;
         Ok(codec::decode::<Stored>("session", VERSION, &bytes)?.answer)
     }
 

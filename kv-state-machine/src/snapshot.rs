@@ -34,7 +34,8 @@ pub(crate) fn take(store: &Store) -> Result<Box<dyn Snapshot>, Failure> {
 
 impl Snapshot for Checkpoint {
     fn write_to(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        let mut files: Vec<_> = fs::read_dir(&self.path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+        let mut files: Vec<_> =
+            fs::read_dir(&self.path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
         files.sort();
         out.write_all(MAGIC)?;
         for path in &files {
@@ -127,7 +128,8 @@ fn receive_file(dir: &Path, stream: &mut dyn Read) -> Result<bool, Failure> {
     let mut name = vec![0; usize::from(length.min(NAME_MAX))];
     stream.read_exact(&mut name)?;
     let is_plain = |name: &str| {
-        name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) && !name.starts_with('.')
+        name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+            && !name.starts_with('.')
     };
     let name = std::str::from_utf8(&name).ok().filter(|name| length <= NAME_MAX && is_plain(name));
     let name = name.ok_or_else(|| bad("a file has an impossible name"))?;

@@ -83,7 +83,10 @@ impl Drop for Generation {
 impl Store {
     pub(crate) fn open(path: &Path, node: NodeId) -> Result<Self, StorageError> {
         let dir = DataDir::open(path, KIND, node)?;
-        let io = |doing: &str, source: io::Error| StorageError::Io { context: format!("{doing} {}", path.display()), source };
+        let io = |doing: &str, source: io::Error| StorageError::Io {
+            context: format!("{doing} {}", path.display()),
+            source,
+        };
         let name = match fs::read_to_string(dir.path().join(CURRENT)) {
             Ok(text) => text.trim().to_owned(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -94,7 +97,10 @@ impl Store {
         };
         if number_of(&name).is_none() {
             let position = format!("{}/{CURRENT}", path.display());
-            return Err(StorageError::Corrupt { position, why: format!("{name:?} is not the name of a generation") });
+            return Err(StorageError::Corrupt {
+                position,
+                why: format!("{name:?} is not the name of a generation"),
+            });
         }
         remove_leftovers(dir.path(), &name).map_err(|error| io("tidying", error))?;
         let place = dir.path().join(&name);

@@ -71,7 +71,8 @@ impl View<'_> {
         let stored = self.source.iterate(mode, read);
         let stored = stored.map(|item| item.map(|(place, bytes)| (Vec::from(place), Bytes::from(bytes))));
         let added = self.overlay.range(range).map(|(place, bytes)| Ok((place.clone(), bytes.clone())));
-        let added: Box<dyn Iterator<Item = Item>> = if descending { Box::new(added.rev()) } else { Box::new(added) };
+        let added: Box<dyn Iterator<Item = Item>> =
+            if descending { Box::new(added.rev()) } else { Box::new(added) };
         let merged = Merge { stored: stored.peekable(), added: added.peekable(), descending };
         for item in merged {
             let (place, bytes) = item.map_err(disk)?;

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
 use kv_state_machine::{
-    Compare, CompareResult, CompareTarget, Delete, Deleted, Durability, Found, KeyRange, KeyValue, KvAnswer, KvCommand,
-    KvOperation, KvRejection, KvResult, KvStateMachine, Put, PutDone, Range, Txn, TxnDone, Versionstamp,
+    Compare, CompareResult, CompareTarget, Delete, Deleted, Durability, Found, KeyRange, KeyValue, KvAnswer,
+    KvCommand, KvOperation, KvRejection, KvResult, KvStateMachine, Put, PutDone, Range, Txn, TxnDone,
+    Versionstamp,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -106,7 +107,8 @@ impl Model {
             }
             KvOperation::Delete(delete) => {
                 let range = KeyRange { key: delete.key.clone(), range_end: delete.range_end.clone() };
-                let gone: Vec<KeyValue> = work.state.values().filter(|kv| inside(&range, &kv.key)).cloned().collect();
+                let gone: Vec<KeyValue> =
+                    work.state.values().filter(|kv| inside(&range, &kv.key)).cloned().collect();
                 for kv in &gone {
                     work.state.remove(&kv.key);
                     work.touched.insert(kv.key.clone(), revision);
@@ -140,7 +142,8 @@ impl Model {
         }
         let succeeded = txn.compare.iter().all(|compare| holds(&work.state, compare));
         let branch = if succeeded { &txn.success } else { &txn.failure };
-        let responses = branch.iter().map(|operation| self.simple(work, operation)).collect::<Result<_, _>>()?;
+        let responses =
+            branch.iter().map(|operation| self.simple(work, operation)).collect::<Result<_, _>>()?;
         Ok(TxnDone { succeeded, responses })
     }
 }
@@ -255,7 +258,8 @@ enum Step {
 }
 
 fn key() -> impl Strategy<Value = Bytes> {
-    prop_oneof![Just("a"), Just("a\0"), Just("ab"), Just("b"), Just("c"), Just("\u{7f}")].prop_map(Bytes::from)
+    prop_oneof![Just("a"), Just("a\0"), Just("ab"), Just("b"), Just("c"), Just("\u{7f}")]
+        .prop_map(Bytes::from)
 }
 
 fn end() -> impl Strategy<Value = Option<Bytes>> {
@@ -267,19 +271,19 @@ fn key_range() -> impl Strategy<Value = KeyRange> {
 }
 
 fn simple() -> impl Strategy<Value = KvOperation> {
-    let stamp =
-        prop_oneof![6 => Just(Versionstamp::None), 1 => Just(Versionstamp::KeySuffix), 1 => Just(Versionstamp::ValueSuffix)];
-    let put = (key(), "[a-z]{0,3}", any::<bool>(), stamp).prop_map(|(key, value, return_previous, versionstamp)| {
-        KvOperation::Put(Put { key, value: value.into(), return_previous, versionstamp, lease_id: 0 })
-    });
+    let stamp = prop_oneof![6 => Just(Versionstamp::None), 1 => Just(Versionstamp::KeySuffix), 1 => Just(Versionstamp::ValueSuffix)];
+    let put = (key(), "[a-z]{0,3}", any::<bool>(), stamp).prop_map(
+        |(key, value, return_previous, versionstamp)| {
+            KvOperation::Put(Put { key, value: value.into(), return_previous, versionstamp, lease_id: 0 })
+        },
+    );
     let delete = (key_range(), any::<bool>()).prop_map(|(KeyRange { key, range_end }, return_previous)| {
         KvOperation::Delete(Delete { key, range_end, return_previous })
     });
-    let range = (key_range(), 0u64..4, prop_oneof![2 => Just(0), 1 => 1u64..20], any::<(bool, bool, bool)>()).prop_map(
-        |(KeyRange { key, range_end }, limit, revision, (descending, keys_only, count_only))| {
+    let range = (key_range(), 0u64..4, prop_oneof![2 => Just(0), 1 => 1u64..20], any::<(bool, bool, bool)>())
+        .prop_map(|(KeyRange { key, range_end }, limit, revision, (descending, keys_only, count_only))| {
             KvOperation::Range(Range { key, range_end, limit, revision, descending, keys_only, count_only })
-        },
-    );
+        });
     prop_oneof![4 => put, 2 => delete, 2 => range]
 }
 
@@ -302,10 +306,8 @@ fn compare() -> impl Strategy<Value = Compare> {
 
 fn operation() -> impl Strategy<Value = KvOperation> {
     let list = || proptest::collection::vec(simple(), 0..4);
-    let optimistic = prop_oneof![
-        Just((0, vec![])),
-        (1u64..20, proptest::collection::vec(key_range(), 0..3)),
-    ];
+    let optimistic =
+        prop_oneof![Just((0, vec![])), (1u64..20, proptest::collection::vec(key_range(), 0..3)),];
     let txn = (proptest::collection::vec(compare(), 0..3), list(), list(), optimistic).prop_map(
         |(compare, success, failure, (read_revision, read_ranges))| {
             KvOperation::Txn(Txn { compare, success, failure, read_revision, read_ranges })

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
 use consensus_testkit::state_machine::{Fixture, run_suite};
 use kv_state_machine::{
-    Delete, Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStateMachine, Put, Range, Session,
+    Delete, Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStateMachine, Put, Range,
+    Session,
 };
 use tempfile::TempDir;
 
@@ -72,13 +73,16 @@ impl Fed {
     }
 
     fn put(&mut self, client_id: u64, sequence: u64, value: &str) -> Answer {
-        let put = Put { key: "k".into(), value: value.to_owned().into(), return_previous: true, ..Put::default() };
+        let put =
+            Put { key: "k".into(), value: value.to_owned().into(), return_previous: true, ..Put::default() };
         self.apply(Some(Session { client_id, sequence }), KvOperation::Put(put))
     }
 
     fn value(&self) -> Option<Bytes> {
         let read = KvOperation::Range(Range { key: "k".into(), ..Range::default() });
-        let KvResult::Range(found) = self.machine.executor().read(&read).unwrap().unwrap().result else { panic!() };
+        let KvResult::Range(found) = self.machine.executor().read(&read).unwrap().unwrap().result else {
+            panic!()
+        };
         found.kvs.first().map(|kv| kv.value.clone())
     }
 }

@@ -152,7 +152,8 @@ impl Raft {
     /// itself would keep a new one from being elected.
     pub(crate) fn has_active_quorum(&self, leader: &Leader) -> bool {
         let own = self.config.id;
-        let heard = |id| if id == own { self.now } else { leader.peers.get(&id).map_or(Duration::ZERO, |p| p.heard) };
+        let heard =
+            |id| if id == own { self.now } else { leader.peers.get(&id).map_or(Duration::ZERO, |p| p.heard) };
         let quorum = self.membership().quorum_value(heard);
         quorum.is_some_and(|heard| heard + self.config.election_timeout > self.now)
     }

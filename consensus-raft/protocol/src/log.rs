@@ -26,8 +26,15 @@ impl Log {
         let first = (state.purged.last.index, state.purged.membership);
         Self {
             purged: state.purged.last,
-            entries: state.entries.iter().map(|(id, size)| Position { term: id.term, size_bytes: *size }).collect(),
-            memberships: std::iter::once(first).chain(state.memberships).map(|(i, m)| (i, Arc::new(m))).collect(),
+            entries: state
+                .entries
+                .iter()
+                .map(|(id, size)| Position { term: id.term, size_bytes: *size })
+                .collect(),
+            memberships: std::iter::once(first)
+                .chain(state.memberships)
+                .map(|(i, m)| (i, Arc::new(m)))
+                .collect(),
         }
     }
 

@@ -68,7 +68,7 @@ impl Progress {
             State::Replicate(inflight) => inflight.acknowledged(matched),
             State::Probe { .. } => self.state = State::Replicate(Inflight::default()),
             // An answer to a heartbeat; the log still cannot serve it.
-            State::Snapshot if self.matched < purged => return,
+            State::Snapshot if self.matched < purged => (),
             State::Snapshot => self.state = State::Replicate(Inflight::default()),
         }
     }

@@ -199,7 +199,11 @@ impl Raft {
     /// What must hold after every step, whoever erred; cheap enough for release builds.
     fn check_invariants(&self) {
         let (purged, last) = (self.log.purged().index, self.log.last().index);
-        assert!(purged <= self.commit && self.commit <= last, "I7: purged {purged} <= {} <= {last}", self.commit);
+        assert!(
+            purged <= self.commit && self.commit <= last,
+            "I7: purged {purged} <= {} <= {last}",
+            self.commit
+        );
         assert!(self.durable <= last, "I7: durable {} <= last {last}", self.durable);
         assert!(self.applying <= self.commit.min(self.durable), "I8: applied {} unsafely", self.applying);
         if let Role::Leader(leader) = &self.role {

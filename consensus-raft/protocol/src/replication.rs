@@ -144,7 +144,9 @@ impl Raft {
     pub(crate) fn advance_commit(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return };
         let (own, durable) = (self.config.id, self.durable);
-        let reached = |id| if id == own { durable } else { leader.peers.get(&id).map_or(LogIndex::ZERO, |p| p.matched) };
+        let reached = |id| {
+            if id == own { durable } else { leader.peers.get(&id).map_or(LogIndex::ZERO, |p| p.matched) }
+        };
         let Some(index) = self.log.membership().quorum_value(reached) else { return };
         if index > self.commit && self.log.id_at(index).is_some_and(|id| id.term == self.hard.term) {
             self.commit = index;
@@ -255,6 +257,8 @@ fn is_well_formed(append: &Append, entries: &[EntryInfo]) -> bool {
 impl Leader {
     /// The round that a quorum has answered, counting the leader itself.
     pub(crate) fn quorum_round(&self, own: NodeId, membership: &Membership) -> Option<u64> {
-        membership.quorum_value(|id| if id == own { self.round } else { self.peers.get(&id).map_or(0, |p| p.round) })
+        membership.quorum_value(|id| {
+            if id == own { self.round } else { self.peers.get(&id).map_or(0, |p| p.round) }
+        })
     }
 }

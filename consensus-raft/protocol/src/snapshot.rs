@@ -45,7 +45,10 @@ impl Raft {
 
     pub(crate) fn on_snapshot_sent(&mut self, to: NodeId, last: Option<LogIndex>) {
         let Role::Leader(leader) = &mut self.role else { return };
-        let Some(peer) = leader.peers.get_mut(&to).filter(|peer| matches!(peer.state, State::Snapshot)) else { return };
+        let Some(peer) = leader.peers.get_mut(&to).filter(|peer| matches!(peer.state, State::Snapshot))
+        else {
+            return;
+        };
         // Where the follower's log now ends is its own to say: it is asked, not assumed.
         peer.probe_from(last.map_or(peer.next, LogIndex::next));
     }
@@ -55,7 +58,11 @@ impl Raft {
     #[must_use]
     pub fn interrupted_install(hard: &HardState, applied: LogIndex) -> Option<InterruptedInstall> {
         let meta = hard.installing.clone()?;
-        Some(if applied >= meta.last.index { InterruptedInstall::Finish(meta) } else { InterruptedInstall::Forget })
+        Some(if applied >= meta.last.index {
+            InterruptedInstall::Finish(meta)
+        } else {
+            InterruptedInstall::Forget
+        })
     }
 }
 
@@ -67,4 +74,3 @@ pub enum InterruptedInstall {
     /// It has not: clear the mark, nothing else was changed.
     Forget,
 }
-

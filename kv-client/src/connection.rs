@@ -1,0 +1,165 @@
+//! One connection to a server, many calls in flight.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use consensus_core::Endpoint;
+use consensus_transport_thrift::{connect, framing};
+use futures::StreamExt;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::protocol::{self, Call, Fault, Reply};
+
+/// A connection. Calls from any number of tasks share it; each is answered by its sequence number. It ends when it is
+/// dropped, or at its first error, and is not made again.
+#[derive(Debug)]
+pub struct Connection {
+    endpoint: Endpoint,
+    frames: mpsc::Sender<Bytes>,
+    pending: Arc<Mutex<Pending>>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    next: i32,
+    waiting: HashMap<i32, oneshot::Sender<Result<Reply, Fault>>>,
+    /// Why the connection ended.
+    ended: Option<String>,
+}
+
+/// Why a call has no outcome.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CallError {
+    /// It was not sent.
+    #[error("{endpoint}: not sent: {why}")]
+    NotSent {
+        /// To whom.
+        endpoint: Endpoint,
+        /// Why.
+        why: String,
+    },
+    /// It was sent, and the connection ended before the answer came: it may have been executed.
+    #[error("{endpoint}: no answer: {why}")]
+    NoAnswer {
+        /// From whom.
+        endpoint: Endpoint,
+        /// Why.
+        why: String,
+    },
+}
+
+impl Connection {
+    /// Connects within `timeout`.
+    ///
+    /// # Errors
+    /// It cannot; the error names the endpoint.
+    pub async fn open(endpoint: &Endpoint, timeout: Duration) -> io::Result<Self> {
+        let (reader, writer) = connect(endpoint, timeout).await?.into_split();
+        let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
+        let pending = Arc::new(Mutex::new(Pending::default()));
+        let shared = pending.clone();
+        // One task for both directions: whichever ends, the connection has ended.
+        let reader = tokio::spawn(async move {
+            let mut replies = framing::reader(reader, FRAME_BYTES_MAX);
+            let receive = async {
+                while let Some(frame) = replies.next().await {
+                    let (sequence, outcome) = protocol::read_reply(&frame?).map_err(|error| {
+                        io::Error::new(io::ErrorKind::InvalidData, framing::describe(&error))
+                    })?;
+                    if let Some(waiting) = lock(&shared).waiting.remove(&sequence) {
+                        let _ = waiting.send(outcome); // A caller that went away needs none.
+                    }
+                }
+                Ok::<(), io::Error>(())
+            };
+            let result = tokio::select! {
+                result = receive => result,
+                result = framing::write_all(writer, queue, |_| ()) => result,
+            };
+            let why = result
+                .err()
+                .map_or_else(|| "the connection was closed".to_owned(), |error| error.to_string());
+            let mut pending = lock(&shared);
+            pending.ended = Some(why);
+            pending.waiting.clear();
+        });
+        Ok(Self { endpoint: endpoint.clone(), frames, pending, reader })
+    }
+
+    /// Where it goes.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Whether it still stands, as far as is known.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        lock(&self.pending).ended.is_none()
+    }
+
+    /// Calls, and awaits the outcome as long as the caller likes to.
+    ///
+    /// # Errors
+    /// There is none; the error says whether the call may have been executed.
+    pub async fn call(&self, call: Call) -> Result<Result<Reply, Fault>, CallError> {
+        let not_sent = |why: String| CallError::NotSent { endpoint: self.endpoint.clone(), why };
+        let (waiting, outcome) = oneshot::channel();
+        let sequence = {
+            let mut pending = lock(&self.pending);
+            if let Some(why) = &pending.ended {
+                return Err(not_sent(why.clone()));
+            }
+            pending.next = pending.next.wrapping_add(1);
+            let sequence = pending.next;
+            pending.waiting.insert(sequence, waiting);
+            sequence
+        };
+        // Forgotten again if the caller goes away.
+        let _forget = Forget { pending: &self.pending, sequence };
+        let frame = call.encode(sequence).map_err(|error| not_sent(framing::describe(&error)))?;
+        if frame.len() - 4 > FRAME_BYTES_MAX {
+            return Err(not_sent(format!(
+                "a request of {} bytes; at most {FRAME_BYTES_MAX} are allowed",
+                frame.len() - 4
+            )));
+        }
+        self.frames.send(frame).await.map_err(|_| not_sent("the connection has ended".to_owned()))?;
+        outcome.await.map_err(|_| {
+            let why = lock(&self.pending).ended.clone().unwrap_or_default();
+            CallError::NoAnswer { endpoint: self.endpoint.clone(), why }
+        })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+struct Forget<'a> {
+    pending: &'a Mutex<Pending>,
+    sequence: i32,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        lock(self.pending).waiting.remove(&self.sequence);
+    }
+}
+
+fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Longest request and longest reply.
+pub(crate) const FRAME_BYTES_MAX: usize = 16 << 20;
+/// Requests queued to be written.
+const QUEUE_FRAMES: usize = 1024;

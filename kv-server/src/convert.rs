@@ -1,0 +1,229 @@
+//! Between the IDL's types and those of the store. Where the IDL can say what the store cannot take (a negative limit, a
+//! compare without its operand), the answer is InvalidRequest.
+
+use consensus_core::NodeId;
+use kv_client::{
+    idl,
+    protocol::{Fault, Reply},
+};
+use kv_state_machine::{
+    Compare, CompareResult, CompareTarget, Consistency, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer,
+    KvError, KvOperation, KvRejection, KvResult, Put, PutDone, Range, Session, StateHash, Txn, Versionstamp,
+};
+
+type Result<T> = std::result::Result<T, Fault>;
+
+pub(crate) fn invalid(message: impl Into<String>) -> Fault {
+    Fault::Invalid(idl::InvalidRequest { message: message.into() })
+}
+
+fn natural(what: &str, value: Option<i64>) -> Result<u64> {
+    let value = value.unwrap_or(0);
+    u64::try_from(value).map_err(|_| invalid(format!("{what} is {value}; it cannot be negative")))
+}
+
+/// Numbers of the store stay far below 2^63; one that does not is shown as the greatest.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn session(session: Option<idl::Session>) -> Result<Option<Session>> {
+    let Some(session) = session else { return Ok(None) };
+    let client_id = natural("session.client_id", Some(session.client_id))?;
+    Ok(Some(Session { client_id, sequence: natural("session.sequence", Some(session.sequence))? }))
+}
+
+pub(crate) fn put(request: idl::PutRequest) -> Result<KvOperation> {
+    Ok(KvOperation::Put(Put {
+        key: request.key.into(),
+        value: request.value.into(),
+        lease_id: request.lease_id.unwrap_or(0),
+        return_previous: request.return_previous.unwrap_or(false),
+        versionstamp: match request.versionstamp {
+            None | Some(idl::Versionstamp::NONE) => Versionstamp::None,
+            Some(idl::Versionstamp::KEY_SUFFIX) => Versionstamp::KeySuffix,
+            Some(idl::Versionstamp::VALUE_SUFFIX) => Versionstamp::ValueSuffix,
+            Some(other) => return Err(invalid(format!("versionstamp {} is not 0, 1 or 2", other.0))),
+        },
+    }))
+}
+
+pub(crate) fn delete(request: idl::DeleteRequest) -> KvOperation {
+    KvOperation::Delete(Delete {
+        key: request.key.into(),
+        range_end: request.range_end.map(Into::into),
+        return_previous: request.return_previous.unwrap_or(false),
+    })
+}
+
+pub(crate) fn range(request: idl::RangeRequest) -> Result<KvOperation> {
+    Ok(KvOperation::Range(Range {
+        key: request.key.into(),
+        range_end: request.range_end.map(Into::into),
+        limit: natural("limit", request.limit)?,
+        revision: natural("revision", request.revision)?,
+        descending: request.descending.unwrap_or(false),
+        keys_only: request.keys_only.unwrap_or(false),
+        count_only: request.count_only.unwrap_or(false),
+    }))
+}
+
+/// There are no leases yet: who is content with one gets the stronger promise.
+pub(crate) fn consistency(consistency: Option<idl::Consistency>) -> Result<Consistency> {
+    match consistency {
+        None | Some(idl::Consistency::LINEARIZABLE | idl::Consistency::LEASE) => {
+            Ok(Consistency::Linearizable)
+        }
+        Some(idl::Consistency::STALE) => Ok(Consistency::Stale),
+        Some(other) => Err(invalid(format!("consistency {} is not 0, 1 or 2", other.0))),
+    }
+}
+
+pub(crate) fn compact(revision: i64) -> Result<KvOperation> {
+    Ok(KvOperation::Compact { revision: natural("revision", Some(revision))? })
+}
+
+pub(crate) fn txn(request: idl::TxnRequest) -> Result<KvOperation> {
+    let operations = |list: Vec<idl::Operation>| list.into_iter().map(operation).collect::<Result<_>>();
+    let read_ranges = request.read_ranges.unwrap_or_default().into_iter();
+    let key_range =
+        |range: idl::KeyRange| KeyRange { key: range.key.into(), range_end: range.range_end.map(Into::into) };
+    Ok(KvOperation::Txn(Txn {
+        compare: request.compare.into_iter().map(compare).collect::<Result<_>>()?,
+        success: operations(request.success)?,
+        failure: operations(request.failure)?,
+        read_revision: natural("read_revision", request.read_revision)?,
+        read_ranges: read_ranges.map(key_range).collect(),
+    }))
+}
+
+fn operation(operation: idl::Operation) -> Result<KvOperation> {
+    let no_session = |session: &Option<idl::Session>| match session {
+        Some(_) => Err(invalid("within a transaction the session is that of the transaction")),
+        None => Ok(()),
+    };
+    match operation {
+        idl::Operation::Put(request) => {
+            no_session(&request.session)?;
+            put(request)
+        }
+        idl::Operation::DeleteRange(request) => {
+            no_session(&request.session)?;
+            Ok(delete(request))
+        }
+        idl::Operation::Range(request) => range(request),
+    }
+}
+
+fn compare(compare: idl::Compare) -> Result<Compare> {
+    let number = || compare.number.ok_or_else(|| invalid("a compare of this target needs its number"));
+    let target = match compare.target {
+        idl::CompareTarget::VERSION => CompareTarget::Version(number()?),
+        idl::CompareTarget::CREATE_REVISION => CompareTarget::CreateRevision(number()?),
+        idl::CompareTarget::MOD_REVISION => CompareTarget::ModRevision(number()?),
+        idl::CompareTarget::LEASE => CompareTarget::Lease(number()?),
+        idl::CompareTarget::VALUE => {
+            let value = compare.value.ok_or_else(|| invalid("a compare of the value needs a value"))?;
+            CompareTarget::Value(value.into())
+        }
+        other => return Err(invalid(format!("compare target {} is unknown", other.0))),
+    };
+    let result = match compare.result {
+        idl::CompareResult::EQUAL => CompareResult::Equal,
+        idl::CompareResult::GREATER => CompareResult::Greater,
+        idl::CompareResult::LESS => CompareResult::Less,
+        idl::CompareResult::NOT_EQUAL => CompareResult::NotEqual,
+        other => return Err(invalid(format!("compare result {} is unknown", other.0))),
+    };
+    let keys = KeyRange { key: compare.key.into(), range_end: compare.range_end.map(Into::into) };
+    Ok(Compare { keys, target, result })
+}
+
+pub(crate) fn reply(node: NodeId, answer: KvAnswer) -> Reply {
+    let header = idl::ResponseHeader {
+        revision: signed(answer.revision),
+        node_id: signed(node.0),
+        term: signed(answer.term),
+        applied_index: signed(answer.applied_index),
+    };
+    match answer.result {
+        KvResult::Put(done) => Reply::Put(put_done(header, done)),
+        KvResult::Delete(deleted) => Reply::DeleteRange(delete_done(header, deleted)),
+        KvResult::Range(found) => Reply::Range(range_done(header, found)),
+        KvResult::Compact => Reply::Compact(header),
+        KvResult::OpenSession(id) => Reply::OpenSession(signed(id)),
+        KvResult::Txn(done) => {
+            let responses = done.responses.into_iter().filter_map(|result| match result {
+                KvResult::Put(done) => Some(idl::OperationResponse::Put(put_done(header.clone(), done))),
+                KvResult::Delete(deleted) => {
+                    Some(idl::OperationResponse::DeleteRange(delete_done(header.clone(), deleted)))
+                }
+                KvResult::Range(found) => {
+                    Some(idl::OperationResponse::Range(range_done(header.clone(), found)))
+                }
+                _ => None, // Not within a transaction.
+            });
+            let responses = responses.collect();
+            Reply::Txn(idl::TxnResponse { header, succeeded: done.succeeded, responses })
+        }
+    }
+}
+
+fn put_done(header: idl::ResponseHeader, done: PutDone) -> idl::PutResponse {
+    idl::PutResponse { header, previous: done.previous.map(key_value), stamped: done.stamped.map(Into::into) }
+}
+
+fn delete_done(header: idl::ResponseHeader, deleted: Deleted) -> idl::DeleteResponse {
+    let previous = deleted.previous.map(|kvs| kvs.into_iter().map(key_value).collect());
+    idl::DeleteResponse { header, deleted: signed(deleted.deleted), previous }
+}
+
+fn range_done(header: idl::ResponseHeader, found: Found) -> idl::RangeResponse {
+    let kvs = found.kvs.into_iter().map(key_value).collect();
+    idl::RangeResponse { header, kvs, more: found.more, count: signed(found.count) }
+}
+
+fn key_value(kv: KeyValue) -> idl::KeyValue {
+    idl::KeyValue {
+        key: kv.key.into(),
+        value: kv.value.into(),
+        create_revision: signed(kv.create_revision),
+        mod_revision: signed(kv.mod_revision),
+        version: signed(kv.version),
+        lease_id: kv.lease_id,
+    }
+}
+
+pub(crate) fn hash(node: NodeId, hash: &StateHash) -> Reply {
+    let (revision, node_id) = (signed(hash.revision), signed(node.0));
+    let header = idl::ResponseHeader {
+        revision,
+        node_id,
+        term: signed(hash.term),
+        applied_index: signed(hash.applied_index),
+    };
+    Reply::Hash(idl::HashResponse { header, hash: i64::from(hash.hash) })
+}
+
+/// All but NotLeader, of which the router knows more.
+pub(crate) fn fault(error: KvError) -> Fault {
+    match error {
+        KvError::Rejected(KvRejection::Invalid(message)) => invalid(message),
+        KvError::Rejected(KvRejection::Compacted { compacted }) => {
+            Fault::Compacted(idl::Compacted { compacted_revision: signed(compacted) })
+        }
+        KvError::Rejected(KvRejection::Conflict { key, mod_revision }) => {
+            Fault::Conflict(idl::Conflict { key: key.into(), mod_revision: signed(mod_revision) })
+        }
+        KvError::Unavailable { why, maybe_applied } => unavailable(why, maybe_applied),
+        other => unavailable(other.to_string(), false),
+    }
+}
+
+pub(crate) fn unavailable(message: impl Into<String>, maybe_applied: bool) -> Fault {
+    let retry_after_ms = (!maybe_applied).then_some(RETRY_AFTER_MS);
+    Fault::Unavailable(idl::Unavailable { message: message.into(), maybe_applied, retry_after_ms })
+}
+
+/// About what an election or an overload takes.
+const RETRY_AFTER_MS: i64 = 100;

@@ -1,0 +1,79 @@
+//! The replicated key-value server.
+//!
+//! It composes and owns no logic: [`config`] says what to start, [`node`] puts engine, transport, storage and state
+//! machine together, [`frontend`] speaks Thrift with clients, [`routing`] decides where each operation is executed, and
+//! [`cluster`] knows who is there.
+
+mod cluster;
+mod config;
+mod convert;
+mod frontend;
+mod node;
+mod routing;
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Arguments, Settings};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&arguments.log))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    let settings = match Settings::from_arguments(arguments) {
+        Ok(settings) => settings,
+        Err(error) => {
+            eprintln!("kv-server: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("kv-server: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(serve(settings));
+    // Reads of a large range may still run on their own threads; they are not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    code
+}
+
+async fn serve(settings: Settings) -> ExitCode {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        eprintln!("kv-server: cannot listen for signals");
+        return ExitCode::FAILURE;
+    };
+    let node = match node::Node::start(settings).await {
+        Ok(node) => node,
+        Err(error) => {
+            eprintln!("kv-server: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let fatal = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        why = node.failed() => Some(why),
+    };
+    if let Some(why) = &fatal {
+        eprintln!("kv-server: stopping: {why}");
+    } else {
+        tracing::info!("stopping");
+    }
+    if tokio::time::timeout(SHUTDOWN_MAX, node.shutdown()).await.is_err() {
+        tracing::warn!("not everything ended in time; what is acknowledged is on disk");
+    }
+    if fatal.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// An orderly end takes no longer than this.
+const SHUTDOWN_MAX: Duration = Duration::from_millis(4500);

@@ -1,0 +1,163 @@
+//! Puts a node together, and takes it apart again.
+
+use std::{collections::BTreeMap, io, sync::Arc};
+
+use consensus_core::{
+    ConsensusEngine, Health, Member, MemberKind, Membership, NetworkTransport, StorageError, TransportError,
+};
+use consensus_raft::{RaftConfig, RaftEngine, StartError};
+use consensus_storage_rocksdb::RocksLogStorage;
+use consensus_transport_thrift::{ThriftConfig, ThriftTransport};
+use kv_state_machine::{ConsensusKvDatabase, Durability, KvStartError, KvStateMachine};
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::{
+    cluster::ClusterManager,
+    config::{ClusterSettings, Routing, Settings},
+    frontend::Frontend,
+    routing::RoutingManager,
+};
+
+/// A running node.
+pub(crate) struct Node {
+    database: ConsensusKvDatabase,
+    /// `None` standing alone.
+    transport: Option<Arc<ThriftTransport>>,
+    frontend: JoinHandle<()>,
+    stop: watch::Sender<bool>,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error(transparent)]
+    Engine(#[from] StartError),
+    #[error(transparent)]
+    Database(#[from] KvStartError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("{path} holds the data of {found}; {hint}")]
+    OtherMode { path: String, found: &'static str, hint: &'static str },
+}
+
+impl Node {
+    pub(crate) async fn start(settings: Settings) -> Result<Self, NodeError> {
+        refuse_other_mode(&settings)?;
+        let (database, transport, cluster) = match &settings.cluster {
+            None => (
+                ConsensusKvDatabase::new_with_mock(settings.node, &settings.data_dir.join(STATE))?,
+                None,
+                None,
+            ),
+            Some(cluster) => {
+                let (database, transport) = replicated(&settings, cluster).await?;
+                let manager = ClusterManager::start(settings.node, cluster, database.status());
+                (database, Some(transport), Some(manager))
+            }
+        };
+        let routing = settings.cluster.as_ref().map_or(Routing::Forward, |cluster| cluster.routing);
+        let router =
+            RoutingManager::new(settings.node, database.clone(), cluster, routing, settings.sessions_max);
+        let frontend = Frontend::bind(&settings.client_listen, Arc::new(router)).await?;
+        database.start().await?;
+        let (stop, stopping) = watch::channel(false);
+        let frontend = tokio::spawn(frontend.run(stopping));
+        let mode = if settings.cluster.is_some() { "replicated" } else { "standalone" };
+        tracing::info!(node = %settings.node, mode, clients = %settings.client_listen, data = %settings.data_dir.display(), "ready");
+        Ok(Self { database, transport, frontend, stop })
+    }
+
+    /// Ends when the engine has stopped of an error.
+    pub(crate) async fn failed(&self) -> String {
+        let mut status = self.database.status();
+        let failed = status.wait_for(|status| matches!(status.health, Health::Fatal(_))).await;
+        match failed.map(|status| status.health.clone()) {
+            Ok(Health::Fatal(why)) => why,
+            _ => "the engine is gone".to_owned(),
+        }
+    }
+
+    /// Takes no more calls, finishes those in hand, stops the engine, closes the connections.
+    pub(crate) async fn shutdown(mut self) {
+        let _ = self.stop.send(true);
+        // What waits for a quorum that does not come is not waited for.
+        if tokio::time::timeout(CALLS_MAX, &mut self.frontend).await.is_err() {
+            tracing::warn!("some calls are left unanswered");
+            self.frontend.abort();
+        }
+        if let Err(error) = self.database.shutdown().await {
+            tracing::warn!(%error);
+        }
+        if let Some(transport) = &self.transport {
+            transport.shutdown().await;
+        }
+    }
+}
+
+async fn replicated(
+    settings: &Settings,
+    cluster: &ClusterSettings,
+) -> Result<(ConsensusKvDatabase, Arc<ThriftTransport>), NodeError> {
+    let storage = RocksLogStorage::open(&settings.data_dir.join(LOG), settings.node)?;
+    let machine = KvStateMachine::open(&settings.data_dir.join(STATE), settings.node, Durability::FromLog)?;
+    let executor = machine.executor();
+    let mut thrift = ThriftConfig::new(settings.node, cluster.consensus_listen.clone());
+    thrift.cluster.clone_from(&cluster.name);
+    let transport = Arc::new(ThriftTransport::bind(thrift).await?);
+    let mut members = BTreeMap::new();
+    for (id, endpoints) in &cluster.nodes {
+        members.insert(*id, Member { kind: MemberKind::Voter, endpoint: Some(endpoints.consensus.clone()) });
+        if *id != settings.node {
+            transport.set_endpoint(*id, endpoints.consensus.clone());
+        }
+    }
+    let engine = RaftEngine::start(
+        raft_config(settings, cluster, Membership::new(members)),
+        transport.clone(),
+        Arc::new(storage),
+        Box::new(machine),
+    );
+    let engine: Arc<dyn ConsensusEngine> = engine.await?;
+    Ok((ConsensusKvDatabase::new(engine, executor), transport))
+}
+
+fn raft_config(settings: &Settings, cluster: &ClusterSettings, membership: Membership) -> RaftConfig {
+    let mut config = RaftConfig::new(settings.node);
+    config.bootstrap = Some(membership);
+    config.protocol.election_timeout = cluster.election_timeout;
+    config.protocol.heartbeat_interval = cluster.heartbeat_interval;
+    // Different at every start: two nodes that once drew the same timeouts do not go on to.
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    config.protocol.seed = settings.node.0 ^ clock.as_nanos() as u64;
+    config.compact_after_entries = cluster.compact_after_entries;
+    config.compact_keep_entries = cluster.compact_keep_entries;
+    config.snapshot_dir.clone_from(&settings.data_dir);
+    config
+}
+
+/// Data written with consensus is not served without, nor the other way round: the two would part.
+fn refuse_other_mode(settings: &Settings) -> Result<(), NodeError> {
+    let (has_log, has_state) = (settings.data_dir.join(LOG).exists(), settings.data_dir.join(STATE).exists());
+    let path = settings.data_dir.display().to_string();
+    match settings.cluster {
+        None if has_log => {
+            let hint = "start it with the cluster's --config, or choose another --data-dir";
+            Err(NodeError::OtherMode { path, found: "a replicated node", hint })
+        }
+        Some(_) if has_state && !has_log => {
+            let hint = "start it without --config, or choose another --data-dir";
+            Err(NodeError::OtherMode { path, found: "a standalone server", hint })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Directories within the data directory.
+const LOG: &str = "log";
+const STATE: &str = "state";
+/// Calls in hand get this long at shutdown.
+const CALLS_MAX: std::time::Duration = std::time::Duration::from_secs(2);

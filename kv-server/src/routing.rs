@@ -1,0 +1,193 @@
+//! Where each operation is executed: here, or at the leader.
+
+use std::{sync::Arc, time::Duration};
+
+use consensus_core::{Endpoint, NodeId};
+use kv_client::{
+    CallError, Connection, idl,
+    protocol::{Call, Fault, Reply},
+};
+use kv_state_machine::{ConsensusKvDatabase, Consistency, KvError, KvOperation, Session};
+use tokio::{sync::Mutex, time::Instant};
+
+use crate::{
+    cluster::{ClusterManager, role_name},
+    config::Routing,
+    convert,
+};
+
+/// Executes calls on the database; what only the leader can do goes there, or the caller is told where.
+pub(crate) struct RoutingManager {
+    node: NodeId,
+    database: ConsensusKvDatabase,
+    /// `None` standing alone.
+    cluster: Option<Arc<ClusterManager>>,
+    routing: Routing,
+    sessions_max: u64,
+    /// To the leader, made when it is first needed.
+    to_leader: Mutex<Option<Arc<Connection>>>,
+}
+
+/// An operation as the database takes it.
+struct Request {
+    operation: KvOperation,
+    session: Option<Session>,
+    consistency: Consistency,
+}
+
+impl RoutingManager {
+    pub(crate) fn new(
+        node: NodeId,
+        database: ConsensusKvDatabase,
+        cluster: Option<Arc<ClusterManager>>,
+        routing: Routing,
+        sessions_max: u64,
+    ) -> Self {
+        Self { node, database, cluster, routing, sessions_max, to_leader: Mutex::new(None) }
+    }
+
+    /// Executes one call. `may_forward`: the caller did not ask to be told who leads instead.
+    pub(crate) async fn execute(&self, call: Call, may_forward: bool) -> Result<Reply, Fault> {
+        match call {
+            Call::Status => return self.status(),
+            Call::Hash => {
+                let hash = self.database.hash().await.map_err(convert::fault)?;
+                return Ok(convert::hash(self.node, &hash));
+            }
+            _ => {}
+        }
+        let request = self.request(call.clone())?;
+        let deadline = Instant::now() + LEADER_WAIT;
+        let may_forward = may_forward && self.routing == Routing::Forward;
+        loop {
+            let Request { operation, session, consistency } = &request;
+            let leader = match self.database.execute(operation.clone(), *session, *consistency).await {
+                Ok(answer) => return Ok(convert::reply(self.node, answer)),
+                Err(KvError::NotLeader { leader }) => leader,
+                Err(error) => return Err(convert::fault(error)),
+            };
+            let Some(cluster) = &self.cluster else { return Err(self.not_leader(None)) };
+            // During an election it is kinder to wait a moment than to have every client ask again.
+            let leader = match leader {
+                None => cluster.leader_within(deadline.saturating_duration_since(Instant::now())).await,
+                known => known,
+            };
+            match leader {
+                Some(leader) if leader == self.node && Instant::now() < deadline => {} // It is this node now.
+                Some(leader) if may_forward && leader != self.node => {
+                    return self.forward(leader, call).await;
+                }
+                Some(leader) if leader != self.node => return Err(self.not_leader(Some(leader))),
+                _ => {
+                    return Err(convert::unavailable(
+                        "there is no leader: a majority of the nodes is needed",
+                        false,
+                    ));
+                }
+            }
+        }
+    }
+
+    fn request(&self, call: Call) -> Result<Request, Fault> {
+        let (mut session, mut consistency) = (None, Consistency::Linearizable);
+        let operation = match call {
+            Call::Put(mut request) => {
+                session = convert::session(request.session.take())?;
+                convert::put(request)?
+            }
+            Call::DeleteRange(mut request) => {
+                session = convert::session(request.session.take())?;
+                convert::delete(request)
+            }
+            Call::Txn(mut request) => {
+                session = convert::session(request.session.take())?;
+                convert::txn(request)?
+            }
+            Call::Range(request) => {
+                consistency = convert::consistency(request.consistency)?;
+                convert::range(request)?
+            }
+            Call::Compact(revision) => convert::compact(revision)?,
+            Call::OpenSession => KvOperation::OpenSession { sessions_max: self.sessions_max },
+            Call::Status | Call::Hash | Call::NoForwarding => {
+                return Err(convert::invalid("not an operation"));
+            }
+        };
+        Ok(Request { operation, session, consistency })
+    }
+
+    fn endpoint_of(&self, leader: NodeId) -> Option<Endpoint> {
+        self.cluster.as_ref()?.client_endpoint(leader).cloned()
+    }
+
+    fn not_leader(&self, leader: Option<NodeId>) -> Fault {
+        Fault::NotLeader(idl::NotLeader {
+            leader_id: leader.and_then(|id| i64::try_from(id.0).ok()),
+            leader_endpoint: leader.and_then(|id| self.endpoint_of(id)).map(|endpoint| endpoint.to_string()),
+        })
+    }
+
+    /// Has the leader execute the call; its answer is the answer. Never sent twice: whether it was executed is for the
+    /// caller to find out, with its session.
+    async fn forward(&self, leader: NodeId, call: Call) -> Result<Reply, Fault> {
+        let connection = self.connection_to(leader).await?;
+        match tokio::time::timeout(FORWARD_TIMEOUT, connection.call(call)).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error @ CallError::NotSent { .. })) => Err(convert::unavailable(error.to_string(), false)),
+            Ok(Err(error)) => Err(convert::unavailable(error.to_string(), true)),
+            Err(_) => {
+                Err(convert::unavailable(format!("the leader, node {leader}, did not answer in time"), true))
+            }
+        }
+    }
+
+    async fn connection_to(&self, leader: NodeId) -> Result<Arc<Connection>, Fault> {
+        let unreachable =
+            |why: String| convert::unavailable(format!("the leader, node {leader}: {why}"), false);
+        let endpoint =
+            self.endpoint_of(leader).ok_or_else(|| unreachable("its endpoint is unknown".to_owned()))?;
+        let mut current = self.to_leader.lock().await;
+        if let Some(connection) = current.as_ref().filter(|c| c.is_open() && *c.endpoint() == endpoint) {
+            return Ok(connection.clone());
+        }
+        let connection =
+            Connection::open(&endpoint, CONNECT_TIMEOUT).await.map_err(|e| unreachable(e.to_string()))?;
+        // What is forwarded is not forwarded again, should the leader have changed meanwhile.
+        let asked = tokio::time::timeout(CONNECT_TIMEOUT, connection.call(Call::NoForwarding)).await;
+        match asked {
+            Ok(Ok(Ok(Reply::NoForwarding))) => {}
+            other => return Err(unreachable(format!("{other:?}"))),
+        }
+        let connection = Arc::new(connection);
+        *current = Some(connection.clone());
+        Ok(connection)
+    }
+
+    fn status(&self) -> Result<Reply, Fault> {
+        let engine = self.database.status().borrow().clone();
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let revision = self.database.revision().map_err(convert::fault)?;
+        let header = idl::ResponseHeader {
+            revision: number(revision),
+            node_id: number(self.node.0),
+            term: number(engine.term.0),
+            applied_index: number(engine.applied.0),
+        };
+        Ok(Reply::Status(idl::StatusResponse {
+            header,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: role_name(engine.role),
+            leader_id: engine.leader.map(|id| number(id.0)),
+            commit_index: number(engine.commit.0),
+            last_log_index: number(engine.last_log.index.0),
+            first_log_index: number(engine.first_index.0),
+            members: self.cluster.as_ref().map_or_else(Vec::new, |cluster| cluster.members()),
+        }))
+    }
+}
+
+/// How long a call waits for an election to end.
+const LEADER_WAIT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longer than the leader itself takes to say that it does not know.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);

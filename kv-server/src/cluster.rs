@@ -56,7 +56,8 @@ impl ClusterManager {
                 nodes: settings.nodes.clone(),
                 status,
                 node_timeout: settings.node_timeout,
-                seen: Mutex::new(BTreeMap::new()),
+                // Everybody gets the benefit of the doubt for one node_timeout.
+                seen: Mutex::new(settings.nodes.keys().map(|id| (*id, Instant::now())).collect()),
                 _checks: checks,
             }
         })

@@ -1,0 +1,192 @@
+//! Real servers for tests: processes of their own, on free ports, killed when the test ends.
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
+
+use std::{
+    fs::File,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use kv_client::{ClientConfig, KvClient, idl::StatusResponse};
+use tempfile::TempDir;
+
+/// One server process and its place.
+pub struct Server {
+    child: Option<Child>,
+    arguments: Vec<String>,
+    pub port: u16,
+    log: PathBuf,
+}
+
+impl Server {
+    fn new(dir: &Path, name: &str, port: u16, arguments: Vec<String>) -> Self {
+        Self { child: None, arguments, port, log: dir.join(format!("{name}.log")) }
+    }
+
+    /// A standalone server with its data in `dir`, running.
+    pub fn standalone(dir: &Path) -> Self {
+        let port = free_port();
+        let data = dir.join("data").display().to_string();
+        let mut server = Self::new(dir, "standalone", port, vec!["--data-dir".into(), data]);
+        server.arguments.extend(["--port".into(), port.to_string()]);
+        server.start();
+        server
+    }
+
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kv-server"));
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM; the exit code, and how long it took.
+    pub fn terminate(&mut self) -> (Option<i32>, Duration) {
+        let mut child = self.child.take().unwrap();
+        let start = Instant::now();
+        assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+        let code = child.wait().unwrap().code();
+        (code, start.elapsed())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn client(&self) -> KvClient {
+        client(&[self.port])
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.log.display(), self.log());
+        }
+    }
+}
+
+pub fn client(ports: &[u16]) -> KvClient {
+    let endpoints = ports.iter().map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
+    KvClient::new(ClientConfig::new(endpoints)).unwrap()
+}
+
+/// A cluster of processes.
+pub struct Cluster {
+    pub servers: Vec<Server>,
+    pub dir: TempDir,
+}
+
+impl Cluster {
+    /// `size` nodes, running; `more` is added to the file.
+    pub fn start(size: usize, deployment: &str, more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
+        let endpoints: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+        let config = dir.path().join("cluster.toml");
+        let text = format!(
+            "[deployment]\nmode = \"replicated\"\nreplica_endpoints = [{}]\n{deployment}\n[cluster]\n\
+             health_check_interval_ms = 200\nnode_timeout_ms = 1000\n{more}",
+            endpoints.join(", ")
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut servers = Vec::new();
+        for (id, port) in ports.iter().enumerate() {
+            let data = dir.path().join(format!("node-{id}")).display().to_string();
+            let (config, id) = (config.display().to_string(), id.to_string());
+            let name = format!("node-{id}");
+            let arguments =
+                ["--config", &config, "--node-id", &id, "--data-dir", &data].map(str::to_owned).to_vec();
+            let mut server = Server::new(dir.path(), &name, *port, arguments);
+            server.start();
+            servers.push(server);
+        }
+        Self { servers, dir }
+    }
+
+    pub fn ports(&self) -> Vec<u16> {
+        self.servers.iter().map(|server| server.port).collect()
+    }
+
+    pub fn client(&self) -> KvClient {
+        client(&self.ports())
+    }
+
+    /// What node `id` says of itself, if it answers.
+    pub async fn status(&self, id: usize) -> Option<StatusResponse> {
+        let endpoint = format!("127.0.0.1:{}", self.servers[id].port).parse().unwrap();
+        self.client().status_of(&endpoint).await.ok()
+    }
+
+    pub async fn leader(&self) -> usize {
+        self.eventually("there is a leader", async |cluster| {
+            for id in 0..cluster.servers.len() {
+                if cluster.status(id).await.is_some_and(|status| status.role == "leader") {
+                    return Some(id);
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    pub async fn eventually<T>(&self, what: &str, mut condition: impl AsyncFnMut(&Self) -> Option<T>) -> T {
+        let start = Instant::now();
+        loop {
+            if let Some(value) = condition(self).await {
+                return value;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "{what}: not within 60 s");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until all nodes have the same hash at the same place; returns it.
+    pub async fn same_hash(&self) -> i64 {
+        self.eventually("all hashes agree", async |cluster| {
+            let mut hashes = Vec::new();
+            for server in &cluster.servers {
+                let endpoint = format!("127.0.0.1:{}", server.port).parse().unwrap();
+                let hash = cluster.client().hash_of(&endpoint).await.ok()?;
+                hashes.push((hash.hash, hash.header.revision, hash.header.applied_index));
+            }
+            hashes.iter().all(|hash| *hash == hashes[0]).then_some(hashes[0].0)
+        })
+        .await
+    }
+}
+
+/// A port that is free, the port 1000 above it too. Each test process looks in a part of its own, so that those that run
+/// at once do not find the same.
+fn free_port() -> u16 {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % 180) as u16 * 100;
+    for _ in 0..2000 {
+        let offset = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 12_000 + (start + offset) % 18_000;
+        let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if free(port) && free(port + 1000) {
+            return port;
+        }
+    }
+    panic!("no free port");
+}

@@ -1,0 +1,248 @@
+//! Real processes, killed and restarted.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use common::{Cluster, Server};
+use kv_client::{ClientError, KvClient, idl::RangeRequest};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+/// Clients that write all the while, each key once, and remember what was acknowledged.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<BTreeMap<String, String>>>,
+    last: Arc<Mutex<Instant>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Writers {
+    fn start(client: &KvClient, count: usize) -> Self {
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(BTreeMap::new())));
+        let last = Arc::new(Mutex::new(Instant::now()));
+        let writer = |id: usize| {
+            let (client, stop, acknowledged, last) =
+                (client.clone(), stop.clone(), acknowledged.clone(), last.clone());
+            tokio::spawn(async move {
+                for n in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let (key, value) = (format!("writer-{id}/{n:06}"), format!("value {n} of {id}"));
+                    match client.put(key.clone(), value.clone()).await {
+                        Ok(_) => {
+                            acknowledged.lock().unwrap().insert(key, value);
+                            *last.lock().unwrap() = Instant::now();
+                        }
+                        // Neither counts for anything but the session's own promise: at most once.
+                        Err(ClientError::Unknown(_) | ClientError::Unavailable(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            })
+        };
+        let tasks = (0..count).map(writer).collect();
+        Self { stop, acknowledged, last, tasks }
+    }
+
+    fn count(&self) -> usize {
+        self.acknowledged.lock().unwrap().len()
+    }
+
+    /// Waits for an acknowledgement of a write begun after now; says how long after `since` it came.
+    async fn acknowledged_again(&self, since: Instant) -> Duration {
+        let before = self.count();
+        // One more per writer than what may have been on its way.
+        while self.count() < before + self.tasks.len() + 1 {
+            assert!(since.elapsed() < Duration::from_secs(30), "no write was acknowledged for 30 s");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.last.lock().unwrap().duration_since(since)
+    }
+
+    async fn stop(self) -> BTreeMap<String, String> {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        Arc::try_unwrap(self.acknowledged).unwrap().into_inner().unwrap()
+    }
+}
+
+/// Every acknowledged write is there, and no write was applied twice.
+async fn check(client: &KvClient, acknowledged: &BTreeMap<String, String>) {
+    let mut found = BTreeMap::new();
+    let mut from = b"writer-".to_vec();
+    loop {
+        let request = RangeRequest::new(from, b"writer.".to_vec(), 1000, None, None, None, None, None);
+        let response = client.range(request).await.unwrap();
+        for kv in &response.kvs {
+            let (key, value) =
+                (String::from_utf8(kv.key.clone()).unwrap(), String::from_utf8(kv.value.clone()).unwrap());
+            assert_eq!(kv.version, 1, "{key} was written once and applied {} times", kv.version);
+            found.insert(key, value);
+        }
+        match response.kvs.last() {
+            Some(last) if response.more => from = [&last.key[..], &[0]].concat(),
+            _ => break,
+        }
+    }
+    let lost: Vec<&String> =
+        acknowledged.iter().filter(|(key, value)| found.get(*key) != Some(value)).map(|(k, _)| k).collect();
+    assert!(lost.is_empty(), "acknowledged and not there: {lost:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_kills_lose_nothing_and_apply_nothing_twice() {
+    let seed = std::env::var("KV_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_124);
+    println!("replay with KV_TEST_SEED={seed}");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut cluster =
+        Cluster::start(3, "", "[log]\ncompact_after_entries = 200\ncompact_keep_entries = 20\n");
+    cluster.leader().await;
+    let client = cluster.client();
+    let writers = Writers::start(&client, 4);
+    writers.acknowledged_again(Instant::now()).await;
+    let mut failovers = Vec::new();
+    for round in 0..20 {
+        let leader = cluster.leader().await;
+        // The leader every other time, anybody the others.
+        let victim = if round % 2 == 0 { leader } else { random.random_range(0..3) };
+        let killed = Instant::now();
+        cluster.servers[victim].kill();
+        let outage = writers.acknowledged_again(killed).await;
+        if victim == leader {
+            failovers.push(outage);
+            assert!(outage < Duration::from_secs(2), "round {round}: writes stood still for {outage:?}");
+        }
+        // Every fourth time it stays away until its log is gone at the others.
+        if round % 4 == 3 {
+            let enough = writers.count() + 500;
+            cluster.eventually("many writes", async |_| (writers.count() >= enough).then_some(())).await;
+        }
+        cluster.servers[victim].start();
+        let behind = cluster.status(cluster.leader().await).await.unwrap().commit_index;
+        let caught_up = async |cluster: &Cluster| {
+            cluster.status(victim).await.filter(|status| status.header.applied_index >= behind).map(|_| ())
+        };
+        cluster.eventually("the killed node catches up", caught_up).await;
+    }
+    let acknowledged = writers.stop().await;
+    failovers.sort();
+    let median = failovers[failovers.len() / 2];
+    println!(
+        "{} writes acknowledged; failover median {median:?}, worst {:?}",
+        acknowledged.len(),
+        failovers.last()
+    );
+    check(&client, &acknowledged).await;
+    cluster.same_hash().await;
+    let snapshots: usize =
+        cluster.servers.iter().map(|server| server.log().matches("installing a snapshot").count()).sum();
+    assert!(snapshots > 0, "no node came back by snapshot");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_killed_at_once_lose_nothing() {
+    let mut cluster = Cluster::start(3, "", "");
+    cluster.leader().await;
+    let client = cluster.client();
+    let writers = Writers::start(&client, 4);
+    while writers.count() < 200 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cluster.servers.iter_mut().for_each(Server::kill);
+    cluster.servers.iter_mut().for_each(Server::start);
+    writers.acknowledged_again(Instant::now()).await;
+    let acknowledged = writers.stop().await;
+    check(&client, &acknowledged).await;
+    cluster.same_hash().await;
+}
+
+async fn killed_again_and_again(mut restart: impl FnMut(), client: KvClient) {
+    let writers = Writers::start(&client, 4);
+    for _ in 0..4 {
+        let enough = writers.count() + 100;
+        while writers.count() < enough {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        restart();
+    }
+    writers.acknowledged_again(Instant::now()).await;
+    let acknowledged = writers.stop().await;
+    check(&client, &acknowledged).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standalone_server_survives_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::standalone(dir.path());
+    let client = server.client();
+    let restart = || {
+        server.kill();
+        server.start();
+    };
+    killed_again_and_again(restart, client).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_one_survives_kill_9() {
+    let mut cluster =
+        Cluster::start(1, "", "[log]\ncompact_after_entries = 150\ncompact_keep_entries = 10\n");
+    let client = cluster.client();
+    let restart = || {
+        cluster.servers[0].kill();
+        cluster.servers[0].start();
+    };
+    killed_again_and_again(restart, client).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_ends_a_busy_node_in_time_and_in_order() {
+    let mut cluster = Cluster::start(3, "", "");
+    cluster.leader().await;
+    let client = cluster.client();
+    let writers = Writers::start(&client, 8);
+    writers.acknowledged_again(Instant::now()).await;
+    for id in 0..3 {
+        let (code, took) = cluster.servers[id].terminate();
+        assert_eq!(code, Some(0), "{}", cluster.servers[id].log());
+        assert!(took < Duration::from_secs(5), "it took {took:?}");
+        cluster.servers[id].start();
+        writers.acknowledged_again(Instant::now()).await;
+    }
+    let acknowledged = writers.stop().await;
+    check(&client, &acknowledged).await;
+    cluster.same_hash().await;
+}
+
+#[tokio::test]
+async fn a_data_directory_is_not_served_in_the_other_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut standalone = Server::standalone(dir.path());
+    let data = dir.path().join("data");
+    standalone.client().put("k", "v").await.unwrap();
+    let start = |arguments: &[&str]| {
+        let output =
+            std::process::Command::new(env!("CARGO_BIN_EXE_kv-server")).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let data = data.to_str().unwrap();
+    let (code, error) = start(&["--port", "1", "--data-dir", data]);
+    assert!(code == Some(1) && error.contains("in use by another process"), "{error}");
+    standalone.terminate();
+    let (code, error) = start(&["--replica-endpoints", "127.0.0.1:1", "--data-dir", data]);
+    assert!(code == Some(1) && error.contains("holds the data of a standalone server"), "{error}");
+    let (code, error) = start(&["--port", "1", "--node-id", "3", "--data-dir", data]);
+    assert!(code == Some(1) && error.contains("belongs to node 0, not to node 3"), "{error}");
+    let (code, error) = start(&["--config", "/nowhere.toml"]);
+    assert!(code == Some(2) && error.contains("/nowhere.toml: cannot be read"), "{error}");
+}

@@ -1,0 +1,165 @@
+"""Every call of kv.thrift, errors included, from a stock Thrift client.
+
+Usage: python_client.py kv.thrift STANDALONE_PORT FOLLOWER_PORT LEADER_ENDPOINT LONELY_PORT
+
+FOLLOWER_PORT: a follower with routing = "redirect", whose leader is at LEADER_ENDPOINT. LONELY_PORT: a node without
+a quorum.
+"""
+import struct
+import sys
+
+import thriftpy2
+from thriftpy2.protocol import TBinaryProtocolFactory
+from thriftpy2.rpc import make_client
+from thriftpy2.thrift import TApplicationException
+from thriftpy2.transport import TFramedTransportFactory
+
+kv = thriftpy2.load(sys.argv[1], module_name="kv_thrift")
+
+
+def connect(port):
+    return make_client(kv.Kv, "127.0.0.1", int(port), proto_factory=TBinaryProtocolFactory(),
+                       trans_factory=TFramedTransportFactory(), timeout=30_000)
+
+
+def raises(exception, call, *args):
+    try:
+        result = call(*args)
+    except exception as error:
+        return error
+    raise AssertionError(f"expected {exception.__name__}, got {result}")
+
+
+def put(key, value, **more):
+    return kv.PutRequest(key=key, value=value, **more)
+
+
+def values(response):
+    return [(pair.key, pair.value) for pair in response.kvs]
+
+
+def standalone(port):
+    client = connect(port)
+    # status, hash
+    status = client.status()
+    assert status.role == "standalone" and status.leader_id == 0 and status.members == [], status
+    empty = client.hash()
+    assert empty.header.revision == 1, empty
+    # put: revisions, previous, bytes of all kinds
+    first = client.put(put(b"a", b"\x00\xff"))
+    assert first.header.revision == 2 and first.previous is None, first
+    second = client.put(put(b"a", b"2", return_previous=True))
+    assert (second.previous.value, second.previous.version, second.previous.create_revision) == (b"\x00\xff", 1, 2), second
+    assert client.hash().hash != empty.hash
+    # versionstamps: 8 bytes of revision, 2 of order
+    stamp = struct.pack(">qh", 4, 0)
+    assert client.put(put(b"log/", b"x", versionstamp=kv.Versionstamp.KEY_SUFFIX)).stamped == b"log/" + stamp
+    stamp = struct.pack(">qh", 5, 0)
+    assert client.put(put(b"at", b"", versionstamp=kv.Versionstamp.VALUE_SUFFIX)).stamped == stamp
+    # range: one key, range, limit, order, past revision, keys only, count only, consistency
+    for key in (b"r1", b"r2", b"r3"):
+        client.put(put(key, key.upper()))
+    ask = lambda **more: client.range(kv.RangeRequest(key=b"r", range_end=b"s", **more))
+    assert values(ask()) == [(b"r1", b"R1"), (b"r2", b"R2"), (b"r3", b"R3")]
+    page = ask(limit=2, descending=True)
+    assert values(page) == [(b"r3", b"R3"), (b"r2", b"R2")] and page.more and page.count == 3, page
+    assert values(ask(keys_only=True, limit=1)) == [(b"r1", b"")]
+    assert (ask(count_only=True).count, ask(count_only=True).kvs) == (3, [])
+    assert values(client.range(kv.RangeRequest(key=b"a", revision=2))) == [(b"a", b"\x00\xff")]
+    for consistency in (kv.Consistency.LINEARIZABLE, kv.Consistency.LEASE, kv.Consistency.STALE):
+        assert values(client.range(kv.RangeRequest(key=b"a", consistency=consistency))) == [(b"a", b"2")]
+    assert client.range(kv.RangeRequest(key=b"\x00", range_end=b"\x00", count_only=True)).count == 6
+    # delete_range
+    gone = client.delete_range(kv.DeleteRequest(key=b"r2", return_previous=True))
+    assert gone.deleted == 1 and gone.previous[0].value == b"R2", gone
+    assert client.delete_range(kv.DeleteRequest(key=b"r2")).deleted == 0
+    # txn: compare/then/else, every kind of operation
+    equal = lambda key, value: kv.Compare(key=key, target=kv.CompareTarget.VALUE, result=kv.CompareResult.EQUAL, value=value)
+    done = client.txn(kv.TxnRequest(
+        compare=[equal(b"a", b"2"),
+                 kv.Compare(key=b"r1", target=kv.CompareTarget.VERSION, result=kv.CompareResult.GREATER, number=0)],
+        success=[kv.Operation(put=put(b"t", b"1")), kv.Operation(range=kv.RangeRequest(key=b"t")),
+                 kv.Operation(delete_range=kv.DeleteRequest(key=b"r3"))],
+        failure=[]))
+    assert done.succeeded and done.responses[0].put is not None, done
+    assert values(done.responses[1].range) == [(b"t", b"1")] and done.responses[2].delete_range.deleted == 1, done
+    other = client.txn(kv.TxnRequest(compare=[equal(b"a", b"no")], success=[],
+                                     failure=[kv.Operation(range=kv.RangeRequest(key=b"a"))]))
+    assert not other.succeeded and values(other.responses[0].range) == [(b"a", b"2")], other
+    # txn, optimistic: a conflict by a write, a delete, a new key; then none
+    read = client.range(kv.RangeRequest(key=b"r", range_end=b"s"))
+    optimistic = lambda revision: kv.TxnRequest(compare=[], success=[kv.Operation(put=put(b"o", b"1"))], failure=[],
+                                                read_revision=revision, read_ranges=[kv.KeyRange(key=b"r", range_end=b"s")])
+    client.put(put(b"r9", b"phantom"))
+    conflict = raises(kv.Conflict, client.txn, optimistic(read.header.revision))
+    assert conflict.key == b"r9" and conflict.mod_revision == read.header.revision + 1, conflict
+    client.delete_range(kv.DeleteRequest(key=b"r9"))
+    assert raises(kv.Conflict, client.txn, optimistic(read.header.revision + 1)).key == b"r9"
+    assert client.txn(optimistic(read.header.revision + 2)).succeeded
+    # open_session: the same number is the same write
+    session = kv.Session(client_id=client.open_session(), sequence=1)
+    once = client.put(put(b"s", b"1", session=session))
+    again = client.put(put(b"s", b"1", session=session))
+    assert again.header.revision == once.header.revision
+    assert client.range(kv.RangeRequest(key=b"s")).kvs[0].version == 1
+    # compact, and what is gone
+    header = client.compact(once.header.revision)
+    assert header.revision == once.header.revision, header
+    assert raises(kv.Compacted, client.range, kv.RangeRequest(key=b"a", revision=2)).compacted_revision == once.header.revision
+    raises(kv.Compacted, client.compact, 3)
+    raises(kv.Compacted, client.txn, optimistic(3))
+    # InvalidRequest, from every call that has it
+    assert "empty" in raises(kv.InvalidRequest, client.put, put(b"", b"x")).message
+    assert "lease" in raises(kv.InvalidRequest, client.put, put(b"x", b"x", lease_id=7)).message
+    raises(kv.InvalidRequest, client.put, put(b"x", b"x" * (2 << 20) + b"x"))
+    raises(kv.InvalidRequest, client.delete_range, kv.DeleteRequest(key=b""))
+    assert "future" in raises(kv.InvalidRequest, client.range, kv.RangeRequest(key=b"a", revision=10_000)).message
+    assert "negative" in raises(kv.InvalidRequest, client.range, kv.RangeRequest(key=b"a", limit=-1)).message
+    bad = kv.Compare(key=b"a", target=kv.CompareTarget.VERSION, result=kv.CompareResult.EQUAL)
+    assert "number" in raises(kv.InvalidRequest, client.txn, kv.TxnRequest(compare=[bad], success=[], failure=[])).message
+    raises(kv.InvalidRequest, client.compact, 10_000)
+    raises(kv.InvalidRequest, client.put, put(b"x", b"x", session=kv.Session(client_id=999, sequence=1)))
+    assert client.status().role == "standalone"
+
+
+def unknown_method(port):
+    """By hand: thriftpy2 does not call what the IDL does not have."""
+    import socket
+    name = b"drop_everything"
+    message = struct.pack(">Ii", 0x80010001, len(name)) + name + struct.pack(">i", 5) + b"\x00"
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=30) as connection:
+        connection.sendall(struct.pack(">i", len(message)) + message)
+        length, = struct.unpack(">i", connection.recv(4, socket.MSG_WAITALL))
+        answer = connection.recv(length, socket.MSG_WAITALL)
+    assert answer[:4] == b"\x80\x01\x00\x03" and b"drop_everything" in answer, answer
+
+
+def follower(port, leader_endpoint):
+    client = connect(port)
+    for call, argument in [(client.put, put(b"k", b"v")), (client.delete_range, kv.DeleteRequest(key=b"k")),
+                           (client.range, kv.RangeRequest(key=b"k")), (client.compact, 1),
+                           (client.txn, kv.TxnRequest(compare=[], success=[kv.Operation(put=put(b"k", b"v"))], failure=[]))]:
+        error = raises(kv.NotLeader, call, argument)
+        assert error.leader_endpoint == leader_endpoint, error
+    raises(kv.NotLeader, client.open_session)
+    assert client.range(kv.RangeRequest(key=b"k", consistency=kv.Consistency.STALE)).kvs == []
+    status = client.status()
+    assert status.role == "follower" and len(status.members) == 3, status
+    assert {member.kind for member in status.members} == {"voter"} and all(member.healthy for member in status.members), status
+    leader = connect(leader_endpoint.split(":")[1])
+    assert leader.put(put(b"k", b"v")).header.node_id == status.leader_id
+
+
+def lonely(port):
+    client = connect(port)
+    for call, *arguments in [(client.put, put(b"k", b"v")), (client.range, kv.RangeRequest(key=b"k")), (client.open_session,)]:
+        error = raises(kv.Unavailable, call, *arguments)
+        assert error.maybe_applied is False and error.retry_after_ms > 0 and "majority" in error.message, error
+    assert client.status().leader_id is None
+
+
+standalone(sys.argv[2])
+unknown_method(sys.argv[2])
+follower(sys.argv[3], sys.argv[4])
+lonely(sys.argv[5])
+print("every call of the IDL answered as it says")

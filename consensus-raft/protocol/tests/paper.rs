@@ -1,0 +1,326 @@
+//! Sentences of the papers as tests: Ongaro & Ousterhout 2014 by section, "D" the dissertation.
+
+use std::time::Duration;
+
+use consensus_core::{
+    AppendOutcome, AppendResponse, HardState, LogId, LogIndex, LogState, Membership, NodeId, Role,
+    SnapshotMeta, Term, VoteKind, VoteRequest, VoteResponse,
+};
+use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Output, Raft, Reply, Restored, Time};
+
+const SECOND: Time = Duration::from_secs(1);
+
+/// Node 0 of `voters`, with a log of these terms after the bootstrap entry.
+fn node(voters: u64, term: u64, terms: &[u64]) -> Raft {
+    let mut log = LogState {
+        hard_state: HardState { term: Term(term), ..HardState::default() },
+        ..LogState::default()
+    };
+    log.entries = std::iter::once(&0)
+        .chain(terms)
+        .zip(1..)
+        .map(|(term, index)| (LogId::new(*term, index), 100))
+        .collect();
+    log.memberships = vec![(LogIndex(1), Membership::of_voters(0..voters))];
+    Raft::new(Config::new(NodeId(0)), Restored { log, applied: LogIndex(0) }, Time::ZERO).unwrap()
+}
+
+/// All that comes out, the disk being at once.
+fn step(raft: &mut Raft, now: Time, event: Event) -> Vec<Output> {
+    let mut outputs = raft.step(now, event);
+    loop {
+        outputs.extend(raft.finish_turn(now));
+        if raft.take_persist().is_none() {
+            return outputs;
+        }
+        outputs.extend(raft.step(now, Event::Persisted));
+    }
+}
+
+fn vote(kind: VoteKind, term: u64) -> VoteResponse {
+    VoteResponse { kind, term: Term(term), granted: true }
+}
+
+/// Makes node 0 the leader of `term`, by the votes of the others.
+fn lead(raft: &mut Raft, now: Time) {
+    step(raft, now, Event::Tick);
+    let term = raft.term().0;
+    let others: Vec<NodeId> = raft.membership().voters().filter(|id| *id != NodeId(0)).collect();
+    for kind in [VoteKind::PreVote, VoteKind::Vote] {
+        for other in &others {
+            step(raft, now, Event::VoteResponse(*other, vote(kind, term + 1)));
+        }
+    }
+    assert_eq!(raft.role(), Role::Leader);
+}
+
+fn accepted(term: u64, matched: u64) -> AppendResponse {
+    AppendResponse {
+        term: Term(term),
+        round: 0,
+        outcome: AppendOutcome::Accepted { matched: LogIndex(matched) },
+    }
+}
+
+fn append(term: u64, prev: LogId, terms: &[u64], commit: u64) -> Event {
+    let last = LogIndex(prev.index.0 + terms.len() as u64);
+    let append = Append { term: Term(term), prev, last, commit: LogIndex(commit), round: 0 };
+    let entries =
+        terms.iter().map(|t| EntryInfo { term: Term(*t), size_bytes: 100, membership: None }).collect();
+    Event::Append { from: NodeId(1), append, entries }
+}
+
+fn answer(outputs: &[Output]) -> Option<AppendOutcome> {
+    outputs.iter().find_map(|output| match output {
+        Output::Send(_, Reply::AppendResponse(response)) => Some(response.outcome),
+        _ => None,
+    })
+}
+
+fn granted(outputs: &[Output]) -> Option<bool> {
+    outputs.iter().find_map(|output| match output {
+        Output::Send(_, Reply::VoteResponse(response)) => Some(response.granted),
+        _ => None,
+    })
+}
+
+fn ask(raft: &mut Raft, from: u64, kind: VoteKind, term: u64, last_log: LogId) -> Option<bool> {
+    let request = VoteRequest { kind, term: Term(term), last_log };
+    granted(&step(raft, raft_time(), Event::VoteRequest(NodeId(from), request)))
+}
+
+fn raft_time() -> Time {
+    SECOND * 10
+}
+
+#[test]
+fn figure_2_persistent_state_is_updated_on_stable_storage_before_responding() {
+    let mut raft = node(3, 0, &[]);
+    let request = VoteRequest { kind: VoteKind::Vote, term: Term(1), last_log: LogId::new(0, 1) };
+    let early = raft.step(SECOND, Event::VoteRequest(NodeId(1), request));
+    assert_eq!(granted(&early), None, "no answer before the vote is durable");
+    let persist = raft.take_persist().unwrap();
+    assert_eq!(persist.hard_state.unwrap().voted_for, Some(NodeId(1)), "term and vote in one write");
+    assert_eq!(granted(&raft.step(SECOND, Event::Persisted)), Some(true));
+}
+
+#[test]
+fn section_5_2_each_server_votes_for_at_most_one_candidate_in_a_term() {
+    let mut raft = node(3, 0, &[]);
+    let last = LogId::new(0, 1);
+    assert_eq!(ask(&mut raft, 1, VoteKind::Vote, 1, last), Some(true));
+    assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 1, last), Some(false));
+    assert_eq!(
+        ask(&mut raft, 1, VoteKind::Vote, 1, last),
+        Some(true),
+        "the same candidate is answered the same"
+    );
+    assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 2, last), Some(true), "another term is another vote");
+}
+
+#[test]
+fn section_5_2_a_duplicated_vote_counts_once() {
+    let mut raft = node(5, 0, &[]);
+    step(&mut raft, SECOND, Event::Tick);
+    for _ in 0..5 {
+        step(&mut raft, SECOND, Event::VoteResponse(NodeId(1), vote(VoteKind::PreVote, 1)));
+    }
+    assert_eq!(raft.role(), Role::PreCandidate);
+    // Nor does one of somebody who has no vote.
+    step(&mut raft, SECOND, Event::VoteResponse(NodeId(77), vote(VoteKind::PreVote, 1)));
+    assert_eq!(raft.role(), Role::PreCandidate);
+}
+
+#[test]
+fn section_5_4_1_a_voter_denies_its_vote_if_its_own_log_is_more_up_to_date() {
+    for (last_log, expected) in [
+        (LogId::new(3, 1), true),  // a later term, though shorter
+        (LogId::new(2, 3), true),  // the same
+        (LogId::new(2, 2), false), // shorter
+        (LogId::new(1, 9), false), // longer, of an earlier term
+    ] {
+        let mut raft = node(3, 2, &[1, 2]);
+        assert_eq!(ask(&mut raft, 1, VoteKind::Vote, 5, last_log), Some(expected), "{last_log}");
+    }
+}
+
+#[test]
+fn section_5_3_the_consistency_check_and_the_conflicting_suffix() {
+    let mut raft = node(3, 3, &[1, 1, 2]);
+    // No entry `prev`: rejected, with a hint that passes over the whole term.
+    let outputs = step(&mut raft, SECOND, append(4, LogId::new(3, 4), &[4], 0));
+    let hint = LogId::new(2, 4);
+    assert_eq!(answer(&outputs), Some(AppendOutcome::Rejected { prev: LogIndex(4), hint }));
+    // A conflict removes the entry and all that follow it.
+    let outputs = step(&mut raft, SECOND, append(4, LogId::new(1, 2), &[4, 4], 0));
+    assert_eq!(answer(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(4) }));
+    assert_eq!(raft.last_log(), LogId::new(4, 4));
+    // An old message that ends earlier removes nothing, and is answered for what it said only (I5).
+    let outputs = step(&mut raft, SECOND, append(4, LogId::new(1, 2), &[4], 0));
+    assert_eq!(answer(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(3) }));
+    assert_eq!(raft.last_log(), LogId::new(4, 4));
+}
+
+#[test]
+fn section_5_3_a_follower_commits_no_further_than_the_entries_it_was_sent() {
+    let mut raft = node(3, 1, &[1, 1, 1]);
+    step(&mut raft, SECOND, append(2, LogId::new(0, 1), &[1], 4));
+    assert_eq!(raft.commit(), LogIndex(2));
+}
+
+#[test]
+fn figure_8_an_entry_of_an_earlier_term_is_not_committed_by_counting() {
+    // (c): node 0 leads term 4; the entry of term 2 reaches a majority.
+    let mut raft = node(5, 3, &[1, 2]);
+    lead(&mut raft, SECOND);
+    assert_eq!(raft.last_log(), LogId::new(4, 4), "a blank entry of its own term follows");
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(4, 3)));
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(4, 3)));
+    assert_eq!(raft.commit(), LogIndex(0));
+    // (e): with an entry of term 4 on a majority, the earlier ones are committed too.
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(4, 4)));
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(4, 4)));
+    assert_eq!(raft.commit(), LogIndex(4));
+}
+
+#[test]
+fn a_leader_counts_its_own_disk_like_any_other() {
+    // Two of three others have it, the leader's own write is still under way.
+    let mut raft = node(2, 0, &[]);
+    lead(&mut raft, SECOND);
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
+    assert_eq!(raft.commit(), LogIndex(2));
+    raft.step(SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    raft.finish_turn(SECOND);
+    assert!(raft.take_persist().is_some());
+    raft.step(SECOND, Event::AppendResponse(NodeId(1), accepted(1, 3)));
+    assert_eq!(raft.commit(), LogIndex(2), "one of two disks is no majority");
+    raft.step(SECOND, Event::Persisted);
+    assert_eq!(raft.commit(), LogIndex(3));
+}
+
+#[test]
+fn an_acknowledgement_of_an_earlier_term_means_other_entries() {
+    let mut raft = node(3, 1, &[1, 1]);
+    lead(&mut raft, SECOND);
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 4)));
+    assert_eq!(raft.commit(), LogIndex(0));
+}
+
+#[test]
+fn d_9_6_a_pre_vote_changes_nobodys_term_and_nobodys_vote() {
+    let mut raft = node(3, 1, &[1]);
+    assert_eq!(ask(&mut raft, 1, VoteKind::PreVote, 9, LogId::new(1, 2)), Some(true));
+    assert_eq!((raft.term(), raft.hard_state().voted_for), (Term(1), None));
+    // Nor the own one: without a majority the term stays.
+    for second in 11..20 {
+        step(&mut raft, SECOND * second, Event::Tick);
+    }
+    assert_eq!((raft.role(), raft.term()), (Role::PreCandidate, Term(1)));
+}
+
+#[test]
+fn d_4_2_3_a_node_in_touch_with_a_leader_does_not_vote() {
+    let mut raft = node(3, 1, &[1]);
+    let now = raft_time();
+    step(&mut raft, now, append(1, LogId::new(1, 2), &[], 0));
+    for kind in [VoteKind::PreVote, VoteKind::Vote] {
+        let request = VoteRequest { kind, term: Term(2), last_log: LogId::new(1, 9) };
+        assert_eq!(granted(&step(&mut raft, now, Event::VoteRequest(NodeId(2), request))), Some(false));
+        assert_eq!(raft.term(), Term(1));
+    }
+    // When the leader has been silent for an election timeout, it does.
+    let request = VoteRequest { kind: VoteKind::Vote, term: Term(2), last_log: LogId::new(1, 9) };
+    let later = now + Duration::from_millis(500);
+    assert_eq!(granted(&step(&mut raft, later, Event::VoteRequest(NodeId(2), request))), Some(true));
+}
+
+#[test]
+fn a_rejected_pre_vote_of_a_higher_term_is_heard() {
+    // Else two nodes could refuse each other for ever.
+    let mut raft = node(3, 1, &[1]);
+    step(&mut raft, SECOND, Event::Tick);
+    let refused = VoteResponse { kind: VoteKind::PreVote, term: Term(6), granted: false };
+    step(&mut raft, SECOND, Event::VoteResponse(NodeId(1), refused));
+    assert_eq!((raft.role(), raft.term()), (Role::Follower, Term(6)));
+}
+
+#[test]
+fn d_6_2_a_leader_without_a_quorum_steps_down_and_refuses_its_reads() {
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    step(&mut raft, SECOND, Event::Read { token: 7 });
+    let outputs = step(&mut raft, SECOND * 2, Event::Tick);
+    assert_eq!(raft.role(), Role::Follower);
+    assert!(outputs.contains(&Output::ReadRefused(7)), "{outputs:?}");
+}
+
+#[test]
+fn d_6_4_a_read_waits_for_an_entry_of_the_term_and_for_a_quorum_after_it() {
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    let outputs = step(&mut raft, SECOND, Event::Read { token: 7 });
+    assert!(!outputs.iter().any(|output| matches!(output, Output::ReadReady(..))));
+    // The blank entry is committed: the index is noted, a round begins.
+    let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
+    assert!(
+        outputs.iter().any(|output| matches!(output, Output::SendAppend(_, Append { round: 1, .. }))),
+        "{outputs:?}"
+    );
+    assert!(!outputs.iter().any(|output| matches!(output, Output::ReadReady(..))));
+    // An answer to an earlier round says nothing of this one.
+    let late = step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(1, 2)));
+    assert!(!late.iter().any(|output| matches!(output, Output::ReadReady(..))));
+    let outcome = AppendOutcome::Accepted { matched: LogIndex(2) };
+    let response = AppendResponse { term: Term(1), round: 1, outcome };
+    let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), response));
+    assert!(outputs.contains(&Output::ReadReady(7, LogIndex(2))), "{outputs:?}");
+}
+
+#[test]
+fn a_single_voter_commits_when_it_is_on_its_disk_and_not_before() {
+    let mut raft = node(1, 0, &[]);
+    step(&mut raft, Time::ZERO, Event::Tick);
+    assert_eq!((raft.role(), raft.commit()), (Role::Leader, LogIndex(2)));
+    raft.step(SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    assert_eq!(raft.commit(), LogIndex(2));
+    assert!(raft.take_persist().is_some());
+    let outputs = raft.step(SECOND, Event::Persisted);
+    assert!(outputs.contains(&Output::Apply(LogIndex(3))), "{outputs:?}");
+}
+
+#[test]
+fn section_7_a_snapshot_replaces_a_log_that_does_not_have_its_last_entry() {
+    let mut raft = node(3, 1, &[1, 1, 1]);
+    let meta = SnapshotMeta { last: LogId::new(2, 3), membership: Membership::of_voters(0..3) };
+    let arrived = Event::SnapshotArrived { from: NodeId(1), term: Term(2), meta: meta.clone() };
+    let outputs = raft.step(SECOND, arrived);
+    assert!(
+        !outputs.iter().any(|o| matches!(o, Output::Install(_))),
+        "the mark is durable before the machine is touched"
+    );
+    assert_eq!(raft.take_persist().unwrap().hard_state.unwrap().installing, Some(meta.clone()));
+    let outputs = raft.step(SECOND, Event::Persisted);
+    assert!(outputs.contains(&Output::Install(meta.clone())));
+    raft.step(SECOND, Event::SnapshotInstalled);
+    let persist = raft.take_persist().unwrap();
+    assert_eq!(
+        (persist.purge, persist.truncate_after),
+        (Some(meta), Some(LogIndex(3))),
+        "the conflicting tail goes"
+    );
+    assert_eq!(persist.hard_state.unwrap().installing, None);
+    assert_eq!(raft.last_log(), LogId::new(2, 3));
+    // And the node takes what follows.
+    raft.step(SECOND, Event::Persisted);
+    let outputs = step(&mut raft, SECOND, append(2, LogId::new(2, 3), &[2], 4));
+    assert_eq!(answer(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(4) }));
+}
+
+#[test]
+fn section_7_a_snapshot_of_what_the_log_has_keeps_what_follows() {
+    let mut raft = node(3, 1, &[1, 1, 1]);
+    let meta = SnapshotMeta { last: LogId::new(1, 3), membership: Membership::of_voters(0..3) };
+    step(&mut raft, SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(1), meta });
+    assert_eq!((raft.last_log(), raft.commit()), (LogId::new(1, 4), LogIndex(3)));
+}

@@ -1,0 +1,546 @@
+//! Whole clusters of the protocol in simulated time, from a seed: loss, delay, duplication, reordering, partitions, crashes
+//! between any two effects, snapshots and compaction, with the properties of the paper's figure 3 checked at every step;
+//! then all faults stop, and the cluster must converge and serve.
+//!
+//! `SIM_SEED=n` runs one seed, `SIM_SEEDS=n` that many.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    sync::Arc,
+    time::Duration,
+};
+
+use consensus_core::{HardState, LogId, LogIndex, LogState, Membership, NodeId, Role, SnapshotMeta, Term};
+use consensus_raft_protocol::{
+    Append, Config, EntryInfo, Event, InterruptedInstall, Output, Persist, Raft, Reply, Restored,
+    SnapshotVerdict, Time,
+};
+
+#[test]
+fn random_faults_break_no_property() {
+    let seed = std::env::var("SIM_SEED").ok().and_then(|text| text.parse().ok());
+    let count = std::env::var("SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
+    let seeds = seed.map_or(0..count, |seed| seed..seed + 1);
+    let mut reached = BTreeMap::new();
+    let mut simulated = Duration::ZERO;
+    for seed in seeds {
+        println!("replay: SIM_SEED={seed} cargo test -p consensus-raft-protocol --test simulation");
+        let mut simulation = Simulation::new(seed);
+        simulation.run();
+        simulated += simulation.now;
+        for (event, count) in simulation.reached {
+            *reached.entry(event).or_insert(0u64) += count;
+        }
+    }
+    println!("{simulated:?} simulated; reached: {reached:#?}");
+    if seed.is_none() && count >= 400 {
+        for rare in [
+            "leader",
+            "crash",
+            "conflict",
+            "snapshot installed",
+            "install interrupted",
+            "read",
+            "step-down",
+            "partition",
+        ] {
+            assert!(
+                reached.get(rare).is_some_and(|count| *count > 10),
+                "{rare} was hardly reached: {reached:?}"
+            );
+        }
+    }
+}
+
+/// What lies on a node's disk: the log, and the state machine's applied position.
+#[derive(Clone, Debug, Default)]
+struct Disk {
+    hard: HardState,
+    purged: SnapshotMeta,
+    entries: BTreeMap<u64, LogId>,
+    machine: LogIndex,
+}
+
+impl Disk {
+    fn holds(&self, id: LogId) -> bool {
+        id.index <= self.purged.last.index || self.entries.get(&id.index.0) == Some(&id)
+    }
+
+    fn write(&mut self, persist: &Persist, ids: &[LogId]) {
+        if let Some(meta) = &persist.purge {
+            self.entries.retain(|index, _| *index > meta.last.index.0);
+            self.purged = meta.clone();
+        }
+        if let Some(after) = persist.truncate_after {
+            self.entries.retain(|index, _| *index <= after.0);
+        }
+        for id in ids {
+            self.entries.insert(id.index.0, *id);
+        }
+        if let Some(hard) = &persist.hard_state {
+            assert!(hard.term >= self.hard.term, "I7: the durable term went back");
+            let changed_vote = self.hard.voted_for.is_some() && hard.voted_for != self.hard.voted_for;
+            assert!(hard.term > self.hard.term || !changed_vote, "I1: a second vote in term {}", hard.term);
+            self.hard = hard.clone();
+        }
+    }
+
+    fn load(&self, size: u64) -> LogState {
+        let mut state =
+            LogState { hard_state: self.hard.clone(), purged: self.purged.clone(), ..LogState::default() };
+        state.entries = self.entries.values().map(|id| (*id, 100)).collect();
+        if self.entries.get(&1) == Some(&BOOTSTRAP) {
+            state.memberships.push((LogIndex(1), membership(size)));
+        }
+        state
+    }
+}
+
+struct Node {
+    disk: Disk,
+    /// `None` while it is down.
+    raft: Option<Raft>,
+    writing: Option<(Persist, Vec<LogId>)>,
+    applied: LogIndex,
+    /// Reads by token: what had been acknowledged when they began.
+    reads: BTreeMap<u64, LogIndex>,
+    /// Who sent the snapshot being installed.
+    installing_from: Option<NodeId>,
+    /// Counts restarts, so that what was scheduled for an earlier life is dropped.
+    life: u64,
+    /// For which deadline it will be woken.
+    wake: Option<Time>,
+}
+
+/// Something scheduled.
+#[derive(Debug)]
+enum Due {
+    Deliver(NodeId, NodeId, Packet),
+    Written(NodeId, u64),
+    Installed(NodeId, u64),
+    Wake(NodeId, u64),
+    Restart(NodeId),
+    Disturb,
+}
+
+#[derive(Clone, Debug)]
+enum Packet {
+    Reply(Reply),
+    Append(Append, Vec<EntryInfo>),
+    Snapshot(Term, SnapshotMeta),
+    SnapshotAck(Option<LogIndex>),
+}
+
+struct Simulation {
+    /// Voters.
+    size: u64,
+    random: u64,
+    now: Time,
+    nodes: BTreeMap<NodeId, Node>,
+    queue: BinaryHeap<Reverse<(Time, u64)>>,
+    scheduled: BTreeMap<u64, Due>,
+    count: u64,
+    faults: bool,
+    loss: u64,
+    cut: Vec<NodeId>,
+    /// What was committed, by index.
+    committed: BTreeMap<u64, LogId>,
+    /// Highest index that a client was told of.
+    acknowledged: LogIndex,
+    leaders: BTreeMap<Term, NodeId>,
+    tokens: u64,
+    reached: BTreeMap<&'static str, u64>,
+}
+
+/// What every log begins with.
+const BOOTSTRAP: LogId = LogId { term: Term(0), index: LogIndex(1) };
+
+fn membership(size: u64) -> Membership {
+    Membership::of_voters(0..size)
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        let size = 3 + seed % 3;
+        let mut simulation = Self {
+            size,
+            random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xABCD,
+            now: Time::ZERO,
+            nodes: BTreeMap::new(),
+            queue: BinaryHeap::new(),
+            scheduled: BTreeMap::new(),
+            count: 0,
+            faults: true,
+            loss: 0,
+            cut: Vec::new(),
+            committed: BTreeMap::new(),
+            acknowledged: LogIndex::ZERO,
+            leaders: BTreeMap::new(),
+            tokens: 0,
+            reached: BTreeMap::new(),
+        };
+        // Swarm: each seed has some kinds of fault and not others.
+        simulation.loss = [0, 5, 25][simulation.pick(3) as usize];
+        for id in (0..size).map(NodeId) {
+            let mut disk = Disk::default();
+            disk.entries.insert(1, BOOTSTRAP);
+            let node = Node {
+                disk,
+                raft: None,
+                writing: None,
+                applied: LogIndex::ZERO,
+                reads: BTreeMap::new(),
+                installing_from: None,
+                life: 0,
+                wake: None,
+            };
+            simulation.nodes.insert(id, node);
+            simulation.restart(id);
+        }
+        simulation.schedule(ms(1), Due::Disturb);
+        simulation
+    }
+
+    fn pick(&mut self, below: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % below
+    }
+
+    fn reach(&mut self, event: &'static str) {
+        *self.reached.entry(event).or_insert(0) += 1;
+    }
+
+    fn schedule(&mut self, after: Duration, due: Due) {
+        self.count += 1;
+        self.queue.push(Reverse((self.now + after, self.count)));
+        self.scheduled.insert(self.count, due);
+    }
+
+    fn run(&mut self) {
+        self.run_until(ms(20_000));
+        self.faults = false;
+        self.loss = 0;
+        self.cut.clear();
+        for id in (0..self.size).map(NodeId) {
+            if self.nodes[&id].raft.is_none() {
+                self.restart(id);
+            }
+        }
+        let before = self.acknowledged;
+        self.run_until(self.now + ms(20_000));
+        assert!(self.acknowledged > before, "liveness: nothing was committed after all faults stopped");
+        let states: Vec<_> =
+            self.nodes.values().map(|n| n.raft.as_ref().map(|r| (r.term(), r.leader()))).collect();
+        assert!(states.iter().all(|state| *state == states[0]), "liveness: {states:?}");
+        let behind = |node: &Node| node.applied.0 + 50 < self.acknowledged.0;
+        assert!(
+            !self.nodes.values().any(behind),
+            "liveness: a node does not catch up with {}",
+            self.acknowledged
+        );
+        for id in self.committed.values() {
+            let held = self.nodes.values().filter(|node| node.disk.holds(*id)).count() as u64;
+            assert!(held > self.size / 2, "committed {id} is on {held} disks at the end");
+        }
+    }
+
+    fn run_until(&mut self, end: Time) {
+        while let Some(Reverse((at, number))) = self.queue.pop() {
+            if at > end {
+                self.queue.push(Reverse((at, number)));
+                self.now = end;
+                return;
+            }
+            self.now = at;
+            if let Some(due) = self.scheduled.remove(&number) {
+                self.happen(due);
+            }
+        }
+    }
+
+    fn happen(&mut self, due: Due) {
+        match due {
+            Due::Deliver(from, to, packet) => self.deliver(from, to, packet),
+            Due::Written(id, life) => self.written(id, life),
+            Due::Installed(id, life) if self.nodes[&id].life == life => {
+                let node = self.nodes.get_mut(&id).unwrap();
+                let meta = node.raft.as_ref().and_then(|raft| raft.hard_state().installing.clone()).unwrap();
+                (node.applied, node.disk.machine) = (meta.last.index, meta.last.index);
+                self.reach("snapshot installed");
+                self.step(id, Event::SnapshotInstalled);
+            }
+            Due::Wake(id, life) if self.nodes[&id].life == life => self.step(id, Event::Tick),
+            Due::Restart(id) if self.nodes[&id].raft.is_none() => self.restart(id),
+            Due::Disturb => self.disturb(),
+            _ => {}
+        }
+    }
+
+    /// Clients and faults.
+    fn disturb(&mut self) {
+        let id = NodeId(self.pick(self.size));
+        match self.pick(100) {
+            0..60 => {
+                self.tokens += 1;
+                self.step(id, Event::Propose { token: self.tokens, size_bytes: 100 });
+            }
+            60..75 => {
+                self.tokens += 1;
+                let acknowledged = self.acknowledged;
+                self.nodes.get_mut(&id).unwrap().reads.insert(self.tokens, acknowledged);
+                self.step(id, Event::Read { token: self.tokens });
+            }
+            75..82 => {
+                // The machine flushes, and the log up to somewhere there goes.
+                let node = self.nodes.get_mut(&id).unwrap();
+                node.disk.machine = node.applied;
+                let through = LogIndex(node.applied.0 - node.applied.0.min(self.random % 4));
+                self.step(id, Event::Compact(through));
+            }
+            82..85 if self.faults => self.crash(id),
+            85..88 if self.faults => {
+                self.cut = vec![id];
+                self.reach("partition");
+            }
+            88..93 => self.cut.clear(),
+            _ => {}
+        }
+        let pause = self.pick(40);
+        self.schedule(ms(pause), Due::Disturb);
+    }
+
+    fn crash(&mut self, id: NodeId) {
+        let whole = self.pick(2) == 0;
+        let restored = self.pick(2) == 0;
+        let node = self.nodes.get_mut(&id).unwrap();
+        let Some(_) = node.raft.take() else { return };
+        // A write in flight is on disk as a whole or not at all.
+        if let Some((persist, ids)) = node.writing.take().filter(|_| whole) {
+            node.disk.write(&persist, &ids);
+        }
+        // A restore in flight was finished or not, whichever.
+        if let Some(meta) = node.disk.hard.installing.clone().filter(|_| restored) {
+            node.disk.machine = node.disk.machine.max(meta.last.index);
+        }
+        node.life += 1;
+        node.wake = None;
+        node.reads.clear();
+        self.reach("crash");
+        let down = self.pick(1500);
+        self.schedule(ms(down), Due::Restart(id));
+    }
+
+    fn restart(&mut self, id: NodeId) {
+        let size = self.size;
+        let seed = self.pick(u64::MAX);
+        let now = self.now;
+        let node = self.nodes.get_mut(&id).unwrap();
+        let interrupted = Raft::interrupted_install(&node.disk.hard, node.disk.machine);
+        if let Some(todo) = &interrupted {
+            if let InterruptedInstall::Finish(meta) = todo {
+                node.disk.entries.clear();
+                node.disk.purged = meta.clone();
+            }
+            node.disk.hard.installing = None;
+        }
+        // What the machine had not flushed is applied again.
+        node.applied = node.disk.machine;
+        let mut config = Config::new(id);
+        (config.seed, config.append_entries_max, config.inflight_messages_max) = (seed, 5, 4);
+        let restored = Restored { log: node.disk.load(size), applied: node.applied };
+        node.raft = Some(Raft::new(config, restored, now).unwrap());
+        if interrupted.is_some() {
+            self.reach("install interrupted");
+        }
+        self.step(id, Event::Tick);
+    }
+
+    fn written(&mut self, id: NodeId, life: u64) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        if node.life != life {
+            return;
+        }
+        let Some((persist, ids)) = node.writing.take() else { return };
+        node.disk.write(&persist, &ids);
+        self.step(id, Event::Persisted);
+    }
+
+    fn step(&mut self, id: NodeId, event: Event) {
+        let now = self.now;
+        let Some(raft) = self.nodes.get_mut(&id).unwrap().raft.as_mut() else { return };
+        let (role, commit) = (raft.role(), raft.commit());
+        let mut outputs = raft.step(now, event);
+        outputs.extend(raft.finish_turn(now));
+        let (new_role, new_commit, term) = (raft.role(), raft.commit(), raft.term());
+        assert!(new_commit >= commit, "I7: the commit index went back");
+        if new_role == Role::Leader && role != Role::Leader {
+            self.elected(id, term);
+        }
+        if role == Role::Leader && new_role != Role::Leader {
+            self.reach("step-down");
+        }
+        self.check_commit(id, commit, new_commit);
+        for output in outputs {
+            self.carry_out(id, output);
+        }
+        self.persist(id);
+        let node = &self.nodes[&id];
+        if let Some(at) = node.raft.as_ref().and_then(Raft::next_deadline).filter(|at| node.wake != Some(*at))
+        {
+            let (after, life) = (at.saturating_sub(now), node.life);
+            self.nodes.get_mut(&id).unwrap().wake = Some(at);
+            self.schedule(after, Due::Wake(id, life));
+        }
+    }
+
+    /// Election Safety and Leader Completeness.
+    fn elected(&mut self, id: NodeId, term: Term) {
+        self.reach("leader");
+        let other = self.leaders.insert(term, id);
+        assert!(other.is_none_or(|other| other == id), "two leaders in term {term}: {id} and {other:?}");
+        let raft = self.nodes[&id].raft.as_ref().unwrap();
+        for committed in self.committed.values().filter(|c| c.index > raft.purged().index) {
+            let held = raft.id_at(committed.index);
+            assert_eq!(held, Some(*committed), "the leader of term {term} lacks a committed entry");
+        }
+    }
+
+    /// State Machine Safety; and what is committed is durable on a quorum (I2, I4).
+    fn check_commit(&mut self, id: NodeId, from: LogIndex, to: LogIndex) {
+        for index in from.0 + 1..=to.0 {
+            let Some(entry) = self.nodes[&id].raft.as_ref().and_then(|raft| raft.id_at(LogIndex(index)))
+            else {
+                continue;
+            };
+            match self.committed.get(&index) {
+                Some(known) => assert_eq!(*known, entry, "two entries committed at {index}"),
+                None => {
+                    let durable = self.nodes.values().filter(|node| node.disk.holds(entry)).count() as u64;
+                    assert!(durable > self.size / 2, "{entry} is committed and on {durable} disks");
+                    self.committed.insert(index, entry);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, id: NodeId, output: Output) {
+        match output {
+            Output::Send(to, reply) => self.send(id, to, Packet::Reply(reply)),
+            Output::SendAppend(to, append) => {
+                let (raft, size) = (self.nodes[&id].raft.as_ref().unwrap(), self.size);
+                let entry = |index| {
+                    let term = raft.id_at(LogIndex(index)).expect("what is sent is in the log").term;
+                    let membership = (index == 1).then(|| Arc::new(membership(size)));
+                    EntryInfo { term, size_bytes: 100, membership }
+                };
+                let entries = (append.prev.index.0 + 1..=append.last.0).map(entry).collect();
+                self.send(id, to, Packet::Append(append, entries));
+            }
+            Output::SendSnapshot(to) => {
+                let node = &self.nodes[&id];
+                let raft = node.raft.as_ref().unwrap();
+                let last = raft.id_at(node.applied).expect("what is applied is in the log or purged last");
+                let meta = SnapshotMeta { last, membership: (*raft.membership_at(last.index)).clone() };
+                let packet = Packet::Snapshot(raft.term(), meta);
+                self.send(id, to, packet);
+                // If nothing is heard of it.
+                self.schedule(ms(3000), Due::Deliver(to, id, Packet::SnapshotAck(None)));
+            }
+            Output::Apply(through) => {
+                let node = self.nodes.get_mut(&id).unwrap();
+                assert!(through > node.applied || through <= node.disk.machine, "I8: applied went back");
+                let raft = node.raft.as_ref().unwrap();
+                for index in node.applied.0 + 1..=through.0 {
+                    let entry = raft.id_at(LogIndex(index)).expect("what is applied is in the log");
+                    assert_eq!(self.committed.get(&index), Some(&entry), "applied what is not committed");
+                    assert!(node.disk.holds(entry), "I8: applied what is not on this disk");
+                }
+                node.applied = node.applied.max(through);
+                if raft.role() == Role::Leader {
+                    self.acknowledged = self.acknowledged.max(through);
+                }
+            }
+            Output::ReadReady(token, index) => {
+                let began = self.nodes.get_mut(&id).unwrap().reads.remove(&token).unwrap();
+                assert!(
+                    index >= began,
+                    "I9: a read at {index} does not see what was acknowledged at {began}"
+                );
+                self.reach("read");
+            }
+            Output::ReadRefused(token) => {
+                self.nodes.get_mut(&id).unwrap().reads.remove(&token);
+            }
+            Output::Install(_) => {
+                let (after, life) = (self.pick(600), self.nodes[&id].life);
+                self.schedule(ms(after), Due::Installed(id, life));
+            }
+            Output::SnapshotSettled(SnapshotVerdict::Held) => {
+                let node = self.nodes.get_mut(&id).unwrap();
+                let last = node.applied;
+                if let Some(from) = node.installing_from.take() {
+                    self.send(id, from, Packet::SnapshotAck(Some(last)));
+                }
+            }
+            Output::Replaced(after) => {
+                if self.nodes[&id].disk.entries.keys().next_back().is_some_and(|last| *last > after.0) {
+                    self.reach("conflict");
+                }
+            }
+            Output::SnapshotSettled(SnapshotVerdict::Refused)
+            | Output::AppendedBlank(_)
+            | Output::Accepted(..)
+            | Output::Refused(_) => {}
+        }
+    }
+
+    fn persist(&mut self, id: NodeId) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        let Some(raft) = node.raft.as_mut() else { return };
+        let Some(persist) = raft.take_persist() else { return };
+        assert!(node.writing.is_none(), "one write at a time");
+        let (after, last) = persist.append;
+        let ids =
+            (after.0 + 1..=last.0).map(|i| raft.id_at(LogIndex(i)).expect("what is written is in the log"));
+        node.writing = Some((persist.clone(), ids.collect()));
+        let (delay, life) = (self.pick(20), self.nodes[&id].life);
+        self.schedule(ms(delay), Due::Written(id, life));
+    }
+
+    fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
+        let lost = self.pick(100) < self.loss || self.cut.contains(&from) != self.cut.contains(&to);
+        let copies = if lost { 0 } else { 1 + u64::from(self.loss > 0 && self.pick(10) == 0) };
+        for _ in 0..copies {
+            let delay = if self.loss > 0 { self.pick(60) } else { 1 + self.pick(5) };
+            self.schedule(ms(delay), Due::Deliver(from, to, packet.clone()));
+        }
+    }
+
+    fn deliver(&mut self, from: NodeId, to: NodeId, packet: Packet) {
+        let event = match packet {
+            Packet::Reply(Reply::VoteRequest(request)) => Event::VoteRequest(from, request),
+            Packet::Reply(Reply::VoteResponse(response)) => Event::VoteResponse(from, response),
+            Packet::Reply(Reply::AppendResponse(response)) => Event::AppendResponse(from, response),
+            Packet::Append(append, entries) => Event::Append { from, append, entries },
+            Packet::SnapshotAck(last) => Event::SnapshotSent(from, last),
+            Packet::Snapshot(term, meta) => {
+                let node = self.nodes.get_mut(&to).unwrap();
+                if node.installing_from.is_some()
+                    && node.raft.as_ref().is_some_and(|r| r.hard_state().installing.is_some())
+                {
+                    return; // One at a time, as the driver has it.
+                }
+                node.installing_from = Some(from);
+                Event::SnapshotArrived { from, term, meta }
+            }
+        };
+        self.step(to, event);
+    }
+}

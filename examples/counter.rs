@@ -1,0 +1,59 @@
+//! A replicated counter: three nodes in one process, each with its own log, agreeing on every increment.
+
+use std::sync::Arc;
+
+use consensus_core::{
+    ConsensusEngine, Membership, NodeId, ReadConsistency,
+    typed::{Application, InMemory, propose},
+};
+use consensus_raft::{RaftConfig, RaftEngine};
+use consensus_testkit::MemLogStorage;
+use consensus_transport_mem::MemNetwork;
+use serde::{Deserialize, Serialize};
+
+#[derive(Default, Serialize, Deserialize)]
+struct Counter(i64);
+
+#[derive(Serialize, Deserialize)]
+enum Command {
+    Add(i64),
+}
+
+impl Application for Counter {
+    type Command = Command;
+    type Response = i64;
+
+    fn apply(&mut self, Command::Add(n): Command) -> i64 {
+        self.0 += n;
+        self.0
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let network = MemNetwork::new(1);
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        let machine = InMemory::new(Counter::default());
+        let reader = machine.reader();
+        let mut config = RaftConfig::new(NodeId(id));
+        config.bootstrap = Some(Membership::of_voters(1..=3));
+        let (transport, storage) = (network.transport(NodeId(id)), Arc::new(MemLogStorage::new()));
+        nodes.push((RaftEngine::start(config, transport, storage, Box::new(machine)).await?, reader));
+    }
+    let mut status = nodes[0].0.status();
+    let leader = status.wait_for(|status| status.leader.is_some()).await?.leader.ok_or("no leader")?;
+    println!("node {leader} leads");
+
+    let (engine, reader) = &nodes[leader.0 as usize - 1];
+    for n in [1, 10, 100] {
+        println!("add {n}: the counter is {}", propose::<Counter>(&**engine, &Command::Add(n)).await?);
+    }
+    engine.read_barrier(ReadConsistency::Linearizable).await?;
+    println!("a linearizable read: {}", reader.read(|counter| counter.0));
+    assert_eq!(reader.read(|counter| counter.0), 111);
+    for (engine, _) in &nodes {
+        engine.shutdown().await?;
+    }
+    Ok(())
+}

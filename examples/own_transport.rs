@@ -1,0 +1,135 @@
+//! A transport of one's own: tokio channels within a process. It passes the conformance suite, and Raft runs on it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use consensus_core::{
+    ConsensusEngine, Endpoint, Membership, Message, MessageHandler, NetworkTransport, NodeId, Reachability,
+    SendError, SnapshotAck, SnapshotChunk, TransportError,
+};
+use consensus_raft::{RaftConfig, RaftEngine};
+use consensus_testkit::{Journal, MemLogStorage, transport::run_suite};
+use tokio::sync::{mpsc, watch};
+
+type Inbox = mpsc::Sender<(NodeId, Message)>;
+
+/// Who is there: a queue for messages, and a handler to ask directly about snapshots.
+#[derive(Default)]
+struct Hub(Mutex<BTreeMap<NodeId, (Inbox, Option<Arc<dyn MessageHandler>>)>>);
+
+struct ChannelTransport {
+    node: NodeId,
+    hub: Arc<Hub>,
+    queue: Mutex<Option<mpsc::Receiver<(NodeId, Message)>>>,
+    removed: Mutex<Vec<NodeId>>,
+    reachability: watch::Sender<BTreeMap<NodeId, Reachability>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ChannelTransport {
+    fn new(node: NodeId, hub: Arc<Hub>) -> Arc<Self> {
+        let (inbox, queue) = mpsc::channel(1024); // Bounded, as the contract asks.
+        lock(&hub.0).insert(node, (inbox, None));
+        let (queue, removed) = (Mutex::new(Some(queue)), Mutex::default());
+        Arc::new(Self { node, hub, queue, removed, reachability: watch::channel(BTreeMap::new()).0 })
+    }
+
+    fn peer(&self, to: NodeId) -> Result<(Inbox, Option<Arc<dyn MessageHandler>>), SendError> {
+        let hub = lock(&self.hub.0);
+        if !hub.contains_key(&self.node) {
+            return Err(SendError::Closed);
+        }
+        let known = hub.get(&to).filter(|_| !lock(&self.removed).contains(&to));
+        known.cloned().ok_or(SendError::UnknownNode(to))
+    }
+}
+
+#[async_trait]
+impl NetworkTransport for ChannelTransport {
+    fn local(&self) -> NodeId {
+        self.node
+    }
+
+    async fn start(&self, handler: Arc<dyn MessageHandler>) -> Result<(), TransportError> {
+        let mut queue = lock(&self.queue).take().ok_or(TransportError::Misuse("it was started before"))?;
+        if let Some(own) = lock(&self.hub.0).get_mut(&self.node) {
+            own.1 = Some(handler.clone());
+        }
+        tokio::spawn(async move {
+            while let Some((from, message)) = queue.recv().await {
+                handler.on_message(from, message);
+            }
+        });
+        Ok(())
+    }
+
+    fn send(&self, to: NodeId, message: Message) -> Result<(), SendError> {
+        match self.peer(to)?.0.try_send((self.node, message)) {
+            Err(mpsc::error::TrySendError::Full(_)) => Err(SendError::QueueFull(to)),
+            _ => Ok(()), // Sent, or the other node is gone: best effort.
+        }
+    }
+
+    async fn send_snapshot_chunk(
+        &self,
+        to: NodeId,
+        chunk: SnapshotChunk,
+    ) -> Result<SnapshotAck, TransportError> {
+        let handler = self.peer(to)?.1.ok_or(SendError::Unreachable(to))?;
+        Ok(handler.on_snapshot_chunk(self.node, chunk).await)
+    }
+
+    fn set_endpoint(&self, node: NodeId, _: Endpoint) {
+        lock(&self.removed).retain(|removed| *removed != node);
+    }
+
+    fn remove_endpoint(&self, node: NodeId) {
+        lock(&self.removed).push(node);
+    }
+
+    fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>> {
+        self.reachability.subscribe()
+    }
+
+    async fn shutdown(&self) {
+        lock(&self.hub.0).remove(&self.node);
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    run_suite(|size| async move {
+        let hub = Arc::new(Hub::default());
+        (0..size)
+            .map(|id| ChannelTransport::new(NodeId(id), hub.clone()) as Arc<dyn NetworkTransport>)
+            .collect()
+    })
+    .await;
+    println!("the transport passes the conformance suite");
+
+    let hub = Arc::new(Hub::default());
+    let mut engines = Vec::new();
+    for id in 0..3 {
+        let mut config = RaftConfig::new(NodeId(id));
+        config.bootstrap = Some(Membership::of_voters(0..3));
+        let transport = ChannelTransport::new(NodeId(id), hub.clone());
+        engines.push(
+            RaftEngine::start(config, transport, Arc::new(MemLogStorage::new()), Box::new(Journal::new()))
+                .await?,
+        );
+    }
+    let mut status = engines[0].status();
+    let leader = status.wait_for(|status| status.leader.is_some()).await?.leader.ok_or("no leader")?;
+    let committed = engines[leader.0 as usize].propose("hello".into()).await?;
+    println!("Raft runs on it: node {leader} committed {}", committed.log_id);
+    for engine in &engines {
+        engine.shutdown().await?;
+    }
+    Ok(())
+}

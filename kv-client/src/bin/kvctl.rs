@@ -1,6 +1,10 @@
 //! `kvctl`: the key-value store from a shell.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use consensus_core::Endpoint;
@@ -122,6 +126,18 @@ enum Command {
     Status,
     /// Asks every endpoint for the checksum of its state.
     Hash,
+    /// Writes random keys for a while and prints writes per second and latencies. It leaves its keys (`bench/...`).
+    Bench {
+        /// Clients, each with one write in flight.
+        #[arg(long, default_value_t = 1)]
+        clients: usize,
+        /// For how long.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// Size of a value.
+        #[arg(long, default_value_t = 128)]
+        value_bytes: usize,
+    },
 }
 
 #[derive(Deserialize)]
@@ -279,7 +295,50 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         }
         Command::Status => status(&client, &arguments.endpoints, &show).await,
         Command::Hash => hash(&client, &arguments.endpoints, &show).await,
+        Command::Bench { clients, seconds, value_bytes } => {
+            bench(&client, *clients, Duration::from_secs(*seconds), *value_bytes, &show).await
+        }
     }
+}
+
+async fn bench(
+    client: &KvClient,
+    clients: usize,
+    time: Duration,
+    value_bytes: usize,
+    show: &Show,
+) -> Result<u8, Failure> {
+    // Sessions and connection first: they are made once in the life of a client.
+    let warm_up = (0..clients).map(|id| client.put(format!("bench/warm-up/{id}"), "x"));
+    futures::future::try_join_all(warm_up).await?;
+    let (start, value) = (Instant::now(), vec![b'x'; value_bytes]);
+    let writer = || {
+        let (client, value) = (client.clone(), value.clone());
+        tokio::spawn(async move {
+            let mut latencies = Vec::new();
+            while start.elapsed() < time {
+                let key = format!("bench/{:016x}", rand::random::<u64>());
+                let began = Instant::now();
+                client.put(key, value.clone()).await?;
+                latencies.push(began.elapsed());
+            }
+            Ok::<_, ClientError>(latencies)
+        })
+    };
+    let writers: Vec<_> = (0..clients).map(|_| writer()).collect();
+    let mut latencies = Vec::new();
+    for writer in writers {
+        latencies.extend(writer.await.map_err(|error| Failure::Usage(error.to_string()))??);
+    }
+    let rate = latencies.len() as f64 / start.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    let at = |part: f64| latencies.get((latencies.len() as f64 * part) as usize).copied().unwrap_or_default();
+    let ms = |latency: Duration| (latency.as_secs_f64() * 1e5).round() / 100.0;
+    let (p50, p99, worst) = (ms(at(0.5)), ms(at(0.99)), ms(latencies.last().copied().unwrap_or_default()));
+    show.either(&format!("{clients} clients: {rate:.0} writes/s, p50 {p50} ms, p99 {p99} ms, worst {worst} ms"), || {
+        json!({ "clients": clients, "writes_per_s": rate, "p50_ms": p50, "p99_ms": p99, "worst_ms": worst })
+    });
+    Ok(0)
 }
 
 async fn txn(client: &KvClient, file: &PathBuf, show: &Show) -> Result<u8, Failure> {

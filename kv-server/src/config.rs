@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
     /// Which node of the file this is. Default: instance_id in the file.
     #[arg(long, alias = "node_id", env = "KV_NODE_ID")]
     node_id: Option<u64>,
-    /// Where the node keeps its data. Default: ./data/node-<id>.
+    /// Where the node keeps its data. Default: ./data/node-N, where N is the node id.
     #[arg(long, env = "KV_DATA_DIR")]
     data_dir: Option<PathBuf>,
     /// "standalone" or "replicated".

@@ -29,9 +29,9 @@ format:
 	cargo fmt --all --check
 
 lint:
-	cargo clippy --workspace --all-targets -- -D warnings
-	@if cargo tree -e normal,build,dev -p consensus-core -p consensus-raft | grep -q rocksdb; then \
-	  echo "consensus-core and consensus-raft must not build RocksDB"; exit 1; fi
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	@if cargo tree -e normal,build,dev -p consensus-core -p consensus-raft -p examples | grep -q rocksdb; then \
+	  echo "consensus-core, consensus-raft and the examples must not build RocksDB"; exit 1; fi
 
 # nextest where it is there: it runs the tests of all crates side by side.
 unit:
@@ -43,7 +43,7 @@ doc:
 
 examples:
 	@for example in counter embedded_kv partition own_transport swap_engine; do \
-	  echo "== example $$example"; cargo run --quiet -p examples --example $$example || exit 1; done
+	  echo "== example $$example"; cargo run --quiet -p examples --all-features --example $$example || exit 1; done
 
 .PHONY: python
 python: $(VENV)/thriftpy2

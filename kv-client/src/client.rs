@@ -365,7 +365,8 @@ fn expect<T>(reply: Reply, take: impl FnOnce(Reply) -> Option<T>) -> Result<T, C
     take(reply).ok_or_else(|| ClientError::Unknown("the server answered another call".to_owned()))
 }
 
-/// How the store begins to say that it does not know a session (`kv_state_machine`; a test holds them together).
+/// How the store begins to say that it does not know a session (`kv_state_machine`; kv-server/tests/processes.rs holds
+/// them together).
 const NO_SESSION: &str = "there is no session";
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);

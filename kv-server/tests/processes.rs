@@ -205,6 +205,21 @@ async fn a_cluster_of_one_survives_kill_9() {
     killed_again_and_again(restart, client).await;
 }
 
+/// Holds the client's idea of a forgotten session and the store's words for it together.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_session_was_forgotten_goes_on_with_another() {
+    let cluster = Cluster::start(1, "sessions_max = 1", "");
+    let (first, second) = (cluster.client(), cluster.client());
+    for round in 0..3 {
+        first.put("first", round.to_string()).await.unwrap();
+        second.put("second", round.to_string()).await.unwrap();
+    }
+    let everything = RangeRequest::new(b"a".to_vec(), b"z".to_vec(), None, None, None, None, None, None);
+    let found = first.range(everything).await.unwrap();
+    let versions: Vec<i64> = found.kvs.iter().map(|kv| kv.version).collect();
+    assert_eq!(versions, [3, 3], "each write applied once");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_ends_a_busy_node_in_time_and_in_order() {
     let mut cluster = Cluster::start(3, "", "");

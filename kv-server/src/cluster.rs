@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use consensus_core::{EngineStatus, MemberKind, NodeId, Role};
+use consensus_core::{Endpoint, EngineStatus, MemberKind, NodeId, Role};
 use kv_client::{
     Connection, idl,
     protocol::{Call, Reply},
@@ -18,12 +18,9 @@ use crate::config::{ClusterSettings, NodeEndpoints};
 /// Knows the members, tracks the leader, and asks the others regularly how they are.
 #[derive(Debug)]
 pub(crate) struct ClusterManager {
-    node: NodeId,
     nodes: BTreeMap<NodeId, NodeEndpoints>,
     status: watch::Receiver<Arc<EngineStatus>>,
-    node_timeout: Duration,
-    /// When each other node last answered.
-    seen: Mutex<BTreeMap<NodeId, Instant>>,
+    seen: Arc<Seen>,
     _checks: JoinSet<()>,
 }
 
@@ -34,46 +31,22 @@ impl ClusterManager {
         settings: &ClusterSettings,
         status: watch::Receiver<Arc<EngineStatus>>,
     ) -> Arc<Self> {
-        Arc::new_cyclic(|manager| {
-            let mut checks = JoinSet::new();
-            for (id, endpoints) in settings.nodes.iter().filter(|(id, _)| **id != node) {
-                let (manager, id, endpoints) = (manager.clone(), *id, endpoints.clone());
-                let interval = settings.health_check_interval;
-                checks.spawn(async move {
-                    let mut health = Health { id, endpoints, connection: None, well: None };
-                    let mut ticks = tokio::time::interval(interval);
-                    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-                    loop {
-                        ticks.tick().await;
-                        let answered = health.answers(interval).await;
-                        let Some(manager) = manager.upgrade() else { return };
-                        health.note(&manager, answered);
-                    }
-                });
-            }
-            Self {
-                node,
-                nodes: settings.nodes.clone(),
-                status,
-                node_timeout: settings.node_timeout,
-                // Everybody gets the benefit of the doubt for one node_timeout.
-                seen: Mutex::new(settings.nodes.keys().map(|id| (*id, Instant::now())).collect()),
-                _checks: checks,
-            }
-        })
-    }
-
-    fn seen(&self) -> MutexGuard<'_, BTreeMap<NodeId, Instant>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether `node` was seen within the failure-detection time.
-    pub(crate) fn is_healthy(&self, node: NodeId) -> bool {
-        node == self.node || self.seen().get(&node).is_some_and(|seen| seen.elapsed() < self.node_timeout)
+        let others = settings.nodes.iter().filter(|(id, _)| **id != node);
+        let seen = Arc::new(Seen {
+            timeout: settings.node_timeout,
+            last: Mutex::new(others.clone().map(|(id, _)| (*id, Instant::now())).collect()),
+        });
+        let mut checks = JoinSet::new();
+        for (id, endpoints) in others {
+            let endpoint = endpoints.client.clone();
+            let health = HealthCheck { id: *id, endpoint, connection: None, well: None, seen: seen.clone() };
+            checks.spawn(health.run(settings.health_check_interval));
+        }
+        Arc::new(Self { nodes: settings.nodes.clone(), status, seen, _checks: checks })
     }
 
     /// Where the clients of `node` go.
-    pub(crate) fn client_endpoint(&self, node: NodeId) -> Option<&consensus_core::Endpoint> {
+    pub(crate) fn client_endpoint(&self, node: NodeId) -> Option<&Endpoint> {
         self.nodes.get(&node).map(|endpoints| &endpoints.client)
     }
 
@@ -84,6 +57,16 @@ impl ClusterManager {
         match tokio::time::timeout(wait, known).await {
             Ok(Ok(status)) => status.leader,
             _ => None,
+        }
+    }
+
+    /// Awaits that another node leads than `leader`.
+    pub(crate) async fn superseded(&self, leader: NodeId) {
+        let mut status = self.status.clone();
+        let superseded =
+            status.wait_for(|status| status.leader.is_some_and(|now| now != leader)).await.is_ok();
+        if !superseded {
+            std::future::pending::<()>().await; // The engine is gone, and will not say.
         }
     }
 
@@ -100,25 +83,56 @@ impl ClusterManager {
             consensus_endpoint: endpoints.consensus.to_string(),
             client_endpoint: endpoints.client.to_string(),
             kind: kind(*id).to_owned(),
-            healthy: self.is_healthy(*id),
+            healthy: self.seen.is_healthy(*id),
         };
         self.nodes.iter().map(member).collect()
     }
 }
 
-/// The health check of one other node: asks for its status over a connection of its own.
-struct Health {
-    id: NodeId,
-    endpoints: NodeEndpoints,
-    connection: Option<Connection>,
-    well: Option<bool>,
+/// When each other node last answered; everybody gets the benefit of the doubt at first.
+#[derive(Debug)]
+struct Seen {
+    timeout: Duration,
+    last: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
-impl Health {
+impl Seen {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Instant>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `node` was seen within the failure-detection time; this node, which is not among them, always is.
+    fn is_healthy(&self, node: NodeId) -> bool {
+        self.lock().get(&node).is_none_or(|seen| seen.elapsed() < self.timeout)
+    }
+}
+
+/// The health check of one other node: asks for its status over a connection of its own.
+struct HealthCheck {
+    id: NodeId,
+    endpoint: Endpoint,
+    connection: Option<Connection>,
+    well: Option<bool>,
+    seen: Arc<Seen>,
+}
+
+impl HealthCheck {
+    async fn run(mut self, interval: Duration) {
+        let mut ticks = tokio::time::interval(interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.answers(interval).await {
+                self.seen.lock().insert(self.id, Instant::now());
+            }
+            self.tell();
+        }
+    }
+
     async fn answers(&mut self, within: Duration) -> bool {
         let ask = async {
             if self.connection.as_ref().is_none_or(|connection| !connection.is_open()) {
-                self.connection = Connection::open(&self.endpoints.client, within).await.ok();
+                self.connection = Connection::open(&self.endpoint, within).await.ok();
             }
             let connection = self.connection.as_ref()?;
             connection.call(Call::Status).await.ok()?.ok().filter(|reply| matches!(reply, Reply::Status(_)))
@@ -130,17 +144,15 @@ impl Health {
         answered
     }
 
-    fn note(&mut self, manager: &ClusterManager, answered: bool) {
-        if answered {
-            manager.seen().insert(self.id, Instant::now());
+    fn tell(&mut self) {
+        let well = self.seen.is_healthy(self.id);
+        if self.well.replace(well) == Some(well) {
+            return;
         }
-        let well = manager.is_healthy(self.id);
-        if self.well.replace(well) != Some(well) {
-            match well {
-                true => tracing::info!(node = %self.id, "seen"),
-                false => {
-                    tracing::warn!(node = %self.id, endpoint = %self.endpoints.client, "not seen within node_timeout_ms");
-                }
+        match well {
+            true => tracing::info!(node = %self.id, "seen"),
+            false => {
+                tracing::warn!(node = %self.id, endpoint = %self.endpoint, "not seen within node_timeout_ms");
             }
         }
     }

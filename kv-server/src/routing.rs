@@ -75,7 +75,7 @@ impl RoutingManager {
             match leader {
                 Some(leader) if leader == self.node && Instant::now() < deadline => {} // It is this node now.
                 Some(leader) if may_forward && leader != self.node => {
-                    return self.forward(leader, call).await;
+                    return self.forward(cluster, leader, call).await;
                 }
                 Some(leader) if leader != self.node => return Err(self.not_leader(Some(leader))),
                 _ => {
@@ -129,9 +129,16 @@ impl RoutingManager {
 
     /// Has the leader execute the call; its answer is the answer. Never sent twice: whether it was executed is for the
     /// caller to find out, with its session.
-    async fn forward(&self, leader: NodeId, call: Call) -> Result<Reply, Fault> {
+    async fn forward(&self, cluster: &ClusterManager, leader: NodeId, call: Call) -> Result<Reply, Fault> {
         let connection = self.connection_to(leader).await?;
-        match tokio::time::timeout(FORWARD_TIMEOUT, connection.call(call)).await {
+        let answer = tokio::select! {
+            answer = tokio::time::timeout(FORWARD_TIMEOUT, connection.call(call)) => answer,
+            // It hangs, perhaps for long; what it was to do may yet be done.
+            () = cluster.superseded(leader) => {
+                return Err(convert::unavailable(format!("the leader, node {leader}, was replaced"), true));
+            }
+        };
+        match answer {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error @ CallError::NotSent { .. })) => Err(convert::unavailable(error.to_string(), false)),
             Ok(Err(error)) => Err(convert::unavailable(error.to_string(), true)),

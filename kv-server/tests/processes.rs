@@ -12,7 +12,11 @@ use std::{
 };
 
 use common::{Cluster, Server};
-use kv_client::{ClientError, KvClient, idl::RangeRequest};
+use kv_client::{
+    ClientError, Connection, KvClient,
+    idl::{PutRequest, RangeRequest},
+    protocol::{Call, Fault, Reply},
+};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 /// Clients that write all the while, each key once, and remember what was acknowledged.
@@ -218,6 +222,34 @@ async fn a_client_whose_session_was_forgotten_goes_on_with_another() {
     let found = first.range(everything).await.unwrap();
     let versions: Vec<i64> = found.kvs.iter().map(|kv| kv.version).collect();
     assert_eq!(versions, [3, 3], "each write applied once");
+}
+
+/// What a follower forwarded to a leader that hangs is not waited for once there is another leader, and everybody sees
+/// who does not answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_hangs_is_replaced_and_seen_as_failed_until_it_is_back() {
+    let cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    let endpoint = format!("127.0.0.1:{}", cluster.servers[follower].port).parse().unwrap();
+    let connection = Connection::open(&endpoint, Duration::from_secs(1)).await.unwrap();
+    let put = || {
+        let request = PutRequest::new(b"k".to_vec(), b"v".to_vec(), None, None, None, None);
+        tokio::time::timeout(Duration::from_secs(5), connection.call(Call::Put(request)))
+    };
+    assert!(matches!(put().await, Ok(Ok(Ok(Reply::Put(_))))), "forwarded");
+    cluster.servers[leader].signal("-STOP");
+    let outcome = put().await.expect("an answer long before the leader is given up").unwrap();
+    assert!(matches!(&outcome, Err(Fault::Unavailable(why)) if why.maybe_applied), "{outcome:?}");
+    assert!(matches!(put().await, Ok(Ok(Ok(Reply::Put(_))))), "the next leader does it");
+    let is_healthy = async |cluster: &Cluster| {
+        let members = cluster.status(follower).await?.members;
+        Some(members.iter().find(|member| member.node_id == leader as i64)?.healthy)
+    };
+    cluster.eventually("it is seen as failed", async |c| (!is_healthy(c).await?).then_some(())).await;
+    cluster.servers[leader].signal("-CONT");
+    cluster.eventually("it is seen as well", async |c| is_healthy(c).await?.then_some(())).await;
+    cluster.same_hash().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -56,11 +56,15 @@ impl Server {
 
     /// SIGTERM; the exit code, and how long it took.
     pub fn terminate(&mut self) -> (Option<i32>, Duration) {
-        let mut child = self.child.take().unwrap();
         let start = Instant::now();
-        assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+        self.signal("-TERM");
+        let mut child = self.child.take().unwrap();
         let code = child.wait().unwrap().code();
         (code, start.elapsed())
+    }
+
+    pub fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap().success());
     }
 
     pub fn log(&self) -> String {

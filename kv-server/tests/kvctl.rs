@@ -1,0 +1,94 @@
+//! `kvctl` as scripts use it: what it prints, and its exit codes.
+
+mod common;
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use common::Server;
+
+struct Kvctl {
+    program: PathBuf,
+    endpoint: String,
+}
+
+impl Kvctl {
+    fn new(endpoint: String) -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_kv-server")).with_file_name("kvctl");
+        let built = Command::new(env!("CARGO")).args(["build", "-q", "-p", "kv-client"]).status().unwrap();
+        assert!(built.success());
+        Self { program, endpoint }
+    }
+
+    /// Exit code, standard output, standard error.
+    fn run(&self, arguments: &[&str], input: &str) -> (i32, String, String) {
+        let mut command = Command::new(&self.program);
+        command.args(["--endpoints", &self.endpoint]).args(arguments);
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = pipes.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap().trim_end().to_owned();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    fn says(&self, arguments: &[&str], code: i32, expected: &str) {
+        self.says_to("", arguments, code, expected);
+    }
+
+    /// `expected` is the whole of standard output, or a part of standard error.
+    fn says_to(&self, input: &str, arguments: &[&str], code: i32, expected: &str) {
+        let (found, out, error) = self.run(arguments, input);
+        let as_expected = if code > 1 { error.contains(expected) } else { out == expected };
+        assert!(found == code && as_expected, "{arguments:?}: code {found}\n{out}\n{error}");
+    }
+}
+
+#[test]
+fn every_command_prints_what_came_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::standalone(dir.path());
+    let kvctl = Kvctl::new(format!("127.0.0.1:{}", server.port));
+    kvctl.says(&["put", "a", "1"], 0, "revision 2");
+    kvctl.says(&["put", "b", "2"], 0, "revision 3");
+    kvctl.says(&["get", "a"], 0, "1");
+    kvctl.says(&["get", "a", "--stale", "--revision", "2"], 0, "1");
+    kvctl.says(&["get", "c"], 1, "");
+    kvctl.says(&["range", ""], 0, "a\t1\nb\t2");
+    kvctl.says(&["range", "b", "--prefix", "--keys-only"], 0, "b");
+    kvctl.says(&["range", "", "--limit", "1", "--descending"], 0, "b\t2\n(1 of 2)");
+    kvctl.says(&["range", "a", "b", "--count-only"], 0, "1");
+    let found = r#"{"create_revision":2,"key":"a","mod_revision":2,"value":"1","version":1}"#;
+    kvctl.says(&["--output", "json", "get", "a"], 0, found);
+    let transaction = r#"{"compare": [{"key": "a", "target": "value", "result": "=", "value": "1"}],
+        "success": [{"put": {"key": "a", "value": "3"}}], "failure": [{"del": {"key": "a"}}]}"#;
+    kvctl.says_to(transaction, &["txn", "-"], 0, "succeeded\n{\"put\":{}}");
+    kvctl.says_to(transaction, &["txn", "-"], 1, "compares do not hold\n{\"del\":1}");
+    kvctl.says(&["compact", "4"], 0, "compacted to revision 4");
+    kvctl.says(&["del", "b"], 0, "1 deleted");
+    kvctl.says(&["del", "b"], 1, "0 deleted");
+    let (code, status, _) = kvctl.run(&["status"], "");
+    assert!(code == 0 && status.contains("standalone") && status.contains("revision 6"), "{status}");
+    let (code, hash, _) = kvctl.run(&["--output", "json", "hash"], "");
+    assert!(code == 0 && hash.contains(r#""revision":6"#), "{hash}");
+    let (code, bench, _) = kvctl.run(&["bench", "--seconds", "0", "--clients", "2"], "");
+    assert!(code == 0 && bench.starts_with("2 clients: "), "{bench}");
+}
+
+#[test]
+fn exit_codes_tell_failures_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::standalone(dir.path());
+    let kvctl = Kvctl::new(format!("127.0.0.1:{}", server.port));
+    kvctl.says(&["put", "a"], 2, "Usage");
+    kvctl.says_to("{\"succes\": []}", &["txn", "-"], 2, "unknown field `succes`");
+    kvctl.says(&["txn", "no-such-file"], 2, "no-such-file: No such file");
+    kvctl.says(&["put", "", "1"], 3, "key");
+    kvctl.says(&["get", "a", "--revision", "99"], 3, "99");
+    server.terminate();
+    kvctl.says(&["--timeout-ms", "300", "get", "a"], 4, "unavailable");
+    kvctl.says(&["--timeout-ms", "300", "status"], 4, "");
+}

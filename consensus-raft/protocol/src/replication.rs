@@ -117,10 +117,15 @@ impl Raft {
             AppendOutcome::Rejected { prev, hint } => match peer.state {
                 // A message was lost or overtaken: look again from what is known.
                 State::Replicate(_) if prev > peer.matched => peer.probe_from(peer.matched.next()),
-                State::Probe { .. } if prev == peer.next.prev() => {
-                    // The two logs skip over each other's terms, so that each round trip passes a whole term (§5.3).
-                    let agree = self.log.last_not_after(hint.index.min(prev.prev()), hint.term);
-                    peer.probe_from(agree.index.next());
+                State::Probe { .. } if prev == peer.next.prev() && prev > peer.matched => {
+                    let purged = self.log.purged().index;
+                    // Not even where this log begins do the two agree: only a snapshot helps (§7). Otherwise they skip
+                    // over each other's terms, so that each round trip passes a whole term (§5.3).
+                    peer.probe_from(if prev <= purged {
+                        purged
+                    } else {
+                        self.log.last_not_after(hint.index.min(prev.prev()), hint.term).index.next()
+                    });
                 }
                 _ => {} // Late: of a state that has passed.
             },

@@ -317,6 +317,39 @@ fn section_7_a_snapshot_replaces_a_log_that_does_not_have_its_last_entry() {
     assert_eq!(answer(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(4) }));
 }
 
+/// A new leader, which knows nothing of the follower, finds by probing that its own log does not reach far enough back.
+#[test]
+fn section_7_a_follower_behind_the_purged_log_is_sent_a_snapshot() {
+    let log = LogState {
+        hard_state: HardState { term: Term(2), ..HardState::default() },
+        purged: SnapshotMeta { last: LogId::new(2, 100), membership: Membership::of_voters(0..3) },
+        entries: vec![(LogId::new(2, 101), 100), (LogId::new(2, 102), 100)],
+        ..LogState::default()
+    };
+    // Logs that end before the purged part, and one that reaches beyond it with another history.
+    for hint in [LogId::new(0, 0), LogId::new(1, 7), LogId::new(1, 100)] {
+        let restored = Restored { log: log.clone(), applied: LogIndex(100) };
+        let mut raft = Raft::new(Config::new(NodeId(0)), restored, Time::ZERO).unwrap();
+        lead(&mut raft, SECOND);
+        let mut prev = LogIndex(102);
+        let mut probes = 0;
+        let outputs = loop {
+            let outcome = AppendOutcome::Rejected { prev, hint };
+            let response = AppendResponse { term: raft.term(), round: 0, outcome };
+            let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), response));
+            let next = outputs.iter().find_map(|output| match output {
+                Output::SendAppend(NodeId(1), append) => Some(append.prev.index),
+                _ => None,
+            });
+            let Some(next) = next else { break outputs };
+            probes += 1;
+            assert!(next < prev && probes < 3, "{prev} was rejected, {next} is tried");
+            prev = next;
+        };
+        assert!(outputs.contains(&Output::SendSnapshot(NodeId(1))), "{hint}: {outputs:?}");
+    }
+}
+
 #[test]
 fn section_7_a_snapshot_of_what_the_log_has_keeps_what_follows() {
     let mut raft = node(3, 1, &[1, 1, 1]);

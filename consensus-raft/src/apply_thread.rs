@@ -108,6 +108,9 @@ impl Worker {
             let read = self.storage.read(after, last, READ_BYTES);
             let entries = read.map_err(|error| StateMachineError::Other(error.to_string()))?;
             self.apply(&entries, &mut waiters)?;
+            if self.applied.index <= after {
+                return Err(StateMachineError::Other(format!("the log gave no entry after {after}")));
+            }
             after = self.applied.index;
         }
         Ok(())

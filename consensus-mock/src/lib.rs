@@ -17,8 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use consensus_core::{
-    Committed, ConsensusEngine, EngineStatus, Health, LogIndex, NetworkTransport, NodeId, ProposeError,
-    ReadConsistency, ReadError, Role, ShutdownError, SnapshotError, StateMachine, TransportError,
+    ChangeError, Committed, ConsensusEngine, EngineStatus, Health, LogIndex, MemberChange, Membership,
+    NetworkTransport, NodeId, ProposeError, ReadConsistency, ReadError, Role, ShutdownError, SnapshotError,
+    StateMachine, TransferError, TransportError,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -122,7 +123,7 @@ impl ConsensusEngine for MockConsensusEngine {
             Health::Fatal(why) => return Err(ReadError::Fatal { why: why.clone() }),
         }
         match self.leader_hint() {
-            Some(leader) if consistency == ReadConsistency::Linearizable => {
+            Some(leader) if !matches!(consistency, ReadConsistency::Stale) => {
                 Err(ReadError::NotLeader { leader: Some(leader) })
             }
             // There is one leader for ever, and it acknowledges what it has applied.
@@ -132,6 +133,14 @@ impl ConsensusEngine for MockConsensusEngine {
 
     fn status(&self) -> watch::Receiver<Arc<EngineStatus>> {
         self.status.clone()
+    }
+
+    async fn change_membership(&self, _changes: Vec<MemberChange>) -> Result<Arc<Membership>, ChangeError> {
+        Err(ChangeError::Unsupported)
+    }
+
+    async fn transfer_leadership(&self, _to: Option<NodeId>) -> Result<NodeId, TransferError> {
+        Err(TransferError::Unsupported)
     }
 
     async fn compact_log(&self) -> Result<LogIndex, SnapshotError> {

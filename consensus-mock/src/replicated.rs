@@ -11,7 +11,7 @@ use bytes::Bytes;
 use consensus_core::{
     AppendEntries, AppendOutcome, AppendResponse, CommitNotification, EngineStatus, Entry, LogId, LogIndex,
     Membership, Message, MessageHandler, NetworkTransport, NodeId, SnapshotAck, SnapshotChunk,
-    SnapshotOutcome, TransportError,
+    SnapshotOutcome, StorageId, TransportError,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -201,7 +201,8 @@ impl Replication {
             self.log.extend(append.entries.into_iter().skip(known));
             AppendOutcome::Accepted { matched }
         };
-        let response = AppendResponse { term: TERM, round: append.round, outcome };
+        let response =
+            AppendResponse { term: TERM, round: append.round, outcome, storage: StorageId::default() };
         let _ = self.transport.send(self.leader, Message::AppendResponse(response));
         self.apply(append.commit);
     }

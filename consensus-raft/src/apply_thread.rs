@@ -9,7 +9,7 @@ use std::{
 };
 
 use consensus_core::{
-    Committed, Entry, LogId, LogIndex, LogStorage, NodeId, ProposeError, Snapshot, StateMachine,
+    Committed, Entry, LogId, LogIndex, LogStorage, NodeId, Payload, ProposeError, Snapshot, StateMachine,
     StateMachineError,
 };
 
@@ -36,12 +36,13 @@ pub(crate) enum Job {
 /// Ends, with a last flush, when the sender is dropped; or at the machine's first error.
 pub(crate) fn spawn(
     machine: Box<dyn StateMachine>,
+    witness: bool,
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
 ) -> std::io::Result<(mpsc::Sender<Job>, JoinHandle<()>)> {
     let (jobs, queue) = mpsc::channel();
     let applied = machine.applied();
-    let mut worker = Worker { machine, storage, inbox, applied };
+    let mut worker = Worker { machine, witness, storage, inbox, applied };
     let thread = std::thread::Builder::new().name("raft-apply".to_owned()).spawn(move || {
         for job in queue {
             if !worker.work(job) {
@@ -57,6 +58,8 @@ pub(crate) fn spawn(
 
 struct Worker {
     machine: Box<dyn StateMachine>,
+    /// There need not be commands in the log.
+    witness: bool,
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
     applied: LogId,
@@ -121,6 +124,13 @@ impl Worker {
         entries: &[Entry],
         waiters: &mut VecDeque<(LogIndex, Waiter)>,
     ) -> Result<(), StateMachineError> {
+        let withheld = entries.iter().find(|entry| entry.payload == Payload::Withheld);
+        if let Some(entry) = withheld.filter(|_| !self.witness) {
+            return Err(StateMachineError::Other(format!(
+                "the log is a witness's, without the command of entry {}: start this node as a witness, or empty its disk and add it again",
+                entry.id
+            )));
+        }
         let responses = guarded(|| self.machine.apply(entries)).inspect_err(|error| {
             let why = error.to_string();
             for (_, waiter) in waiters.drain(..) {

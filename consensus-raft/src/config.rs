@@ -40,11 +40,13 @@ pub struct RaftConfig {
 }
 
 impl RaftConfig {
-    /// The defaults for node `id`.
+    /// The defaults for node `id`, with a seed that was not there before.
     #[must_use]
     pub fn new(id: NodeId) -> Self {
+        let mut protocol = Config::new(id);
+        protocol.seed = id.0 ^ entropy();
         Self {
-            protocol: Config::new(id),
+            protocol,
             bootstrap: None,
             command_bytes_max: 4 << 20,
             proposals_max: 65_536,
@@ -60,7 +62,11 @@ impl RaftConfig {
         }
     }
 
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// Says which setting is wrong, and what it may be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         self.protocol.validate()?;
         let bad = |key, allowed: &str| Err(ConfigError { key, allowed: allowed.to_owned() });
         if self.proposals_max == 0 {
@@ -74,4 +80,10 @@ impl RaftConfig {
         }
         Ok(())
     }
+}
+
+/// What the standard library draws for its hash maps.
+fn entropy() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
 }

@@ -1,7 +1,7 @@
 //! The task that owns the protocol: feeds it events, carries out what it says.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, mpsc as threads},
     thread::JoinHandle,
     time::Duration,
@@ -9,11 +9,12 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{
-    AppendEntries, EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage, Membership, Message,
-    NetworkTransport, NodeId, Payload, ProposeError, ReadError, Role, Snapshot, SnapshotAck, SnapshotError,
-    SnapshotMeta, SnapshotOutcome, StorageError,
+    AppendEntries, ChangeError, EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage,
+    MemberKind, Membership, Message, NetworkTransport, NodeId, Payload, ProposeError, ReadConsistency,
+    ReadError, Role, Snapshot, SnapshotAck, SnapshotError, SnapshotMeta, SnapshotOutcome, StorageError,
+    TransferError,
 };
-use consensus_raft_protocol::{Append, EntryInfo, Event, Output, Raft, Reply, SnapshotVerdict};
+use consensus_raft_protocol::{Append, EntryInfo, Event, Output, Raft, Refusal, Reply, SnapshotVerdict};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -24,9 +25,10 @@ use crate::{
     admission::Permit,
     apply_thread::Job,
     cache::EntryCache,
-    inbox::{Arrival, Inbox, Input},
+    inbox::{Arrival, ChangeReply, Inbox, Input, TransferReply},
     snapshot_send::Transfer,
     waiters::{Waiter, Waiters},
+    witness::NoCommands,
 };
 
 type ReadReply = oneshot::Sender<Result<LogIndex, ReadError>>;
@@ -51,6 +53,13 @@ pub(crate) struct Driver {
     proposal: Option<(Bytes, Waiter)>,
     waiters: Waiters,
     reads: Reads,
+    asked: Asked,
+    /// Since when this node is leaving, and who waits for it.
+    leaving: Option<(Duration, Option<oneshot::Sender<()>>)>,
+    /// For which configuration the transport has the endpoints, and who left with it.
+    addressed: Arc<Membership>,
+    retired: BTreeSet<NodeId>,
+    freshness: Freshness,
     apply: Apply,
     compaction: Compaction,
     /// Appends that wait for entries from disk, in order, per peer; the first of each is being loaded.
@@ -83,10 +92,36 @@ struct Compaction {
     asked: Vec<oneshot::Sender<Result<LogIndex, SnapshotError>>>,
 }
 
+/// Changes of the membership and transfers on their way through the protocol, by token.
+#[derive(Default)]
+struct Asked {
+    next_token: u64,
+    changes: BTreeMap<u64, ChangeReply>,
+    transfers: BTreeMap<u64, TransferReply>,
+    /// Transfers that ended with the loss of the lead: until when they wait to hear who has it.
+    ended: Vec<(Duration, TransferReply)>,
+}
+
+/// How old what is applied here may be.
+#[derive(Default)]
+struct Freshness {
+    /// What was committed, and when that was heard.
+    heard: Option<(LogIndex, Duration)>,
+    /// The latest such moment that is applied.
+    at: Option<Duration>,
+}
+
 /// Why the task ends.
 enum Stop {
     Asked(Option<oneshot::Sender<()>>),
     Fatal(String),
+}
+
+impl Asked {
+    fn token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
 }
 
 impl Driver {
@@ -116,6 +151,11 @@ impl Driver {
             proposal: None,
             waiters: Waiters::default(),
             reads: Reads::default(),
+            asked: Asked::default(),
+            leaving: None,
+            addressed: Arc::default(),
+            retired: BTreeSet::new(),
+            freshness: Freshness::default(),
             apply: Apply { done: applied, handed: applied, target: raft.commit() },
             compaction: Compaction { last_at: applied, ..Compaction::default() },
             loading: BTreeMap::new(),
@@ -133,9 +173,7 @@ impl Driver {
         self.step(Event::Tick); // The only voter of a cluster leads at once.
         self.end_turn();
         while self.stop.is_none() {
-            let deadline =
-                [self.raft.next_deadline(), self.waiters.next_deadline()].into_iter().flatten().min();
-            let deadline = deadline.map(|at| self.started + at);
+            let deadline = self.next_deadline().map(|at| self.started + at);
             tokio::select! {
                 _ = inputs.recv_many(&mut turn, TURN_INPUTS_MAX) => {}
                 () = sleep_until(deadline) => {}
@@ -149,9 +187,19 @@ impl Driver {
             let now = self.now();
             self.waiters.expire(now);
             self.end_turn();
+            self.conclude(now);
         }
         inputs.close();
         self.farewell(inputs).await;
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let leaving = self.leaving.as_ref().map(|(until, _)| *until);
+        let transfers = self.asked.ended.iter().map(|(until, _)| *until).min();
+        [self.raft.next_deadline(), self.waiters.next_deadline(), leaving, transfers]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn now(&self) -> Duration {
@@ -172,11 +220,16 @@ impl Driver {
                 self.proposal = Some((command, waiter));
                 self.step(Event::Propose { token: 0, size_bytes });
             }
-            Input::Read(reply, permit) => {
-                let token = self.reads.next_token;
-                self.reads.next_token += 1;
-                self.reads.asked.insert(token, (reply, permit));
-                self.step(Event::Read { token });
+            Input::Read(consistency, reply, permit) => self.read(consistency, reply, permit),
+            Input::ChangeMembership(changes, reply) => {
+                let token = self.asked.token();
+                self.asked.changes.insert(token, reply);
+                self.step(Event::ChangeMembership { token, changes });
+            }
+            Input::Transfer(to, reply) => {
+                let token = self.asked.token();
+                self.asked.transfers.insert(token, reply);
+                self.step(Event::Transfer { token, to });
             }
             Input::Persisted(Ok(())) => self.step(Event::Persisted),
             Input::Persisted(Err(error)) => self.fail(error.to_string()),
@@ -206,8 +259,117 @@ impl Driver {
                 self.compaction.asked.push(reply);
                 self.flush_machine();
             }
-            Input::Shutdown(reply) => self.stop = Some(Stop::Asked(reply)),
+            Input::Shutdown(reply) => self.leave(reply),
         }
+    }
+
+    fn read(&mut self, consistency: ReadConsistency, reply: ReadReply, permit: Permit) {
+        if let ReadConsistency::StaleWithin(max) = consistency {
+            let _ = reply.send(self.stale_read(max));
+            return;
+        }
+        let token = self.reads.next_token;
+        self.reads.next_token += 1;
+        self.reads.asked.insert(token, (reply, permit));
+        self.step(Event::Read { token, lease: consistency == ReadConsistency::Lease });
+    }
+
+    fn stale_read(&mut self, max: Duration) -> Result<LogIndex, ReadError> {
+        self.note_freshness();
+        let age = self.freshness.at.map(|at| self.now().saturating_sub(at));
+        if age.is_some_and(|age| age <= max) {
+            return Ok(self.apply.done);
+        }
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Err(ReadError::TooStale { age_ms: age.map(ms), max_ms: ms(max) })
+    }
+
+    /// A leader knows what is committed from when a quorum last confirmed that it leads, a follower from when it last
+    /// heard from it.
+    fn note_freshness(&mut self) {
+        if let Some(at) = self.raft.confirmed_at() {
+            self.freshness.heard = Some((self.raft.commit(), at));
+        }
+        if let Some((_, at)) = self.freshness.heard.take_if(|(commit, _)| *commit <= self.apply.done) {
+            self.freshness.at = Some(at);
+        }
+    }
+
+    /// Stops; a leader first sees to it that there is another, so that nobody waits for an election timeout.
+    fn leave(&mut self, reply: Option<oneshot::Sender<()>>) {
+        if self.raft.role() != Role::Leader || self.leaving.is_some() {
+            self.stop = Some(Stop::Asked(reply));
+            return;
+        }
+        self.leaving = Some((self.now() + self.config.protocol.election_timeout, reply));
+        let token = self.asked.token();
+        self.step(Event::Transfer { token, to: None });
+    }
+
+    /// Ends what waited for another leader to show.
+    fn conclude(&mut self, now: Duration) {
+        let successor = self.raft.leader().filter(|leader| *leader != self.raft.id());
+        for (_, reply) in self.asked.ended.extract_if(.., |(until, _)| successor.is_some() || *until <= now) {
+            let _ = reply.send(successor.ok_or(TransferError::Unknown));
+        }
+        let has_left = |(until, _): &mut (Duration, _)| {
+            successor.is_some()
+                || *until <= now
+                || (self.raft.role() == Role::Leader && self.raft.transferring_to().is_none())
+        };
+        if let Some((_, reply)) = self.leaving.take_if(has_left) {
+            self.stop.get_or_insert(Stop::Asked(reply));
+        }
+    }
+
+    fn end_transfer(&mut self, token: u64, result: Result<(), Refusal>) {
+        let Some(reply) = self.asked.transfers.remove(&token) else { return };
+        let error = match result {
+            Ok(()) => {
+                let until = self.now() + 2 * self.config.protocol.election_timeout;
+                return self.asked.ended.push((until, reply));
+            }
+            Err(Refusal::Busy) => TransferError::Busy,
+            Err(Refusal::CannotLead(id)) => TransferError::CannotLead(id),
+            Err(Refusal::NoSuccessor) => TransferError::NoSuccessor,
+            Err(Refusal::TimedOut) => TransferError::TimedOut,
+            Err(_) => TransferError::NotLeader { leader: self.raft.leader() },
+        };
+        let _ = reply.send(Err(error));
+    }
+
+    fn refuse_change(&mut self, token: u64, refusal: Refusal) {
+        let Some(reply) = self.asked.changes.remove(&token) else { return };
+        let _ = reply.send(Err(match refusal {
+            Refusal::Invalid(why) => ChangeError::Invalid(why),
+            Refusal::LostLead => {
+                ChangeError::Unknown { why: "this node lost the lead before it was committed" }
+            }
+            Refusal::NotLeader => ChangeError::NotLeader { leader: self.raft.leader() },
+            _ => ChangeError::Busy,
+        }));
+    }
+
+    /// Tells the transport where everybody is. Who is no longer a member may still have to hear so; its endpoint goes
+    /// with the next change.
+    fn address_members(&mut self) {
+        let membership = self.raft.membership().clone();
+        if Arc::ptr_eq(&membership, &self.addressed) {
+            return;
+        }
+        let own = self.raft.id();
+        for (id, member) in membership.everybody().filter(|(id, _)| *id != own) {
+            let known = self.addressed.get(id).and_then(|member| member.endpoint.as_ref());
+            if let Some(endpoint) = member.endpoint.as_ref().filter(|endpoint| Some(*endpoint) != known) {
+                self.transport.set_endpoint(id, endpoint.clone());
+            }
+        }
+        let before: BTreeSet<NodeId> = self.addressed.everybody().map(|(id, _)| id).collect();
+        for gone in self.retired.iter().filter(|id| membership.get(**id).is_none()) {
+            self.transport.remove_endpoint(*gone);
+        }
+        self.retired = before.into_iter().filter(|id| *id != own && membership.get(*id).is_none()).collect();
+        self.addressed = membership;
     }
 
     /// Steps the protocol and does what it says, in order; what that brings about is stepped too.
@@ -248,6 +410,18 @@ impl Driver {
     fn carry_out_locally(&mut self, output: Output) {
         match output {
             Output::AppendedBlank(id) => self.cache.push(Entry { id, payload: Payload::Blank }),
+            Output::AppendedMembership(id, membership) => {
+                tracing::info!(node = %self.raft.id(), %id, members = %membership, "membership");
+                let payload = Payload::Membership(Membership::clone(&membership));
+                self.cache.push(Entry { id, payload });
+            }
+            Output::Changed(token, _) => {
+                if let Some(reply) = self.asked.changes.remove(&token) {
+                    let _ = reply.send(Ok(self.raft.membership().clone()));
+                }
+            }
+            Output::ChangeRefused(token, refusal) => self.refuse_change(token, refusal),
+            Output::TransferEnded(token, result) => self.end_transfer(token, result),
             Output::Replaced(after) => {
                 self.cache.truncate_after(after);
                 let new =
@@ -262,7 +436,10 @@ impl Driver {
             }
             Output::Refused(_) => {
                 if let Some((_, waiter)) = self.proposal.take() {
-                    waiter.answer(Err(ProposeError::NotLeader { leader: self.raft.leader() }));
+                    waiter.answer(Err(match self.raft.transferring_to() {
+                        Some(to) => ProposeError::HandingOver { to },
+                        None => ProposeError::NotLeader { leader: self.raft.leader() },
+                    }));
                 }
             }
             Output::ReadReady(token, index) => {
@@ -287,6 +464,7 @@ impl Driver {
     fn end_turn(&mut self) {
         let outputs = self.raft.finish_turn(self.now());
         self.carry_out(outputs.into());
+        self.address_members();
         self.answer_reads();
         self.start_write();
         self.start_apply();
@@ -391,6 +569,7 @@ impl Driver {
             Some(Stop::Asked(reply)) => (Health::ShutDown, reply.take()),
             None => (Health::ShutDown, None),
         };
+        let reply = reply.into_iter().chain(self.leaving.take().and_then(|(_, reply)| reply));
         let status = self.current_status(health.clone());
         self.status.send_replace(Arc::new(status));
         self.waiters.fail_all(&match health {
@@ -399,6 +578,7 @@ impl Driver {
         });
         // Dropping a read's sender tells its caller to look at the status.
         self.reads = Reads::default();
+        self.asked = Asked::default();
         while let Ok(input) = inputs.try_recv() {
             self.refuse(input);
         }
@@ -408,7 +588,7 @@ impl Driver {
         if let Ok((Err(_), _) | (_, Err(_))) = tokio::task::spawn_blocking(join).await {
             tracing::error!("a thread of the engine panicked");
         }
-        if let Some(reply) = reply {
+        for reply in reply {
             let _ = reply.send(());
         }
     }
@@ -436,6 +616,9 @@ impl Driver {
             Message::VoteResponse(response) => self.step(Event::VoteResponse(from, response)),
             Message::AppendResponse(response) => self.step(Event::AppendResponse(from, response)),
             Message::AppendEntries(append) => self.on_append(from, append),
+            Message::TimeoutNow(request) => self.step(Event::TimeoutNow(from, request)),
+            Message::ReadIndexRequest(request) => self.step(Event::ReadIndexRequest(from, request)),
+            Message::ReadIndexResponse(response) => self.step(Event::ReadIndexResponse(from, response)),
             other => tracing::debug!(%from, ?other, "not a message of Raft; ignored"),
         }
     }
@@ -453,6 +636,11 @@ impl Driver {
         self.incoming = entries;
         self.step(Event::Append { from, append: Append { term, prev, last, commit, round }, entries: infos });
         self.incoming = Vec::new();
+        if self.raft.leader() == Some(from) && self.raft.term() == term {
+            self.note_freshness(); // What was heard before, if it is applied by now.
+            let now = self.now();
+            self.freshness.heard.get_or_insert((commit, now));
+        }
     }
 
     /// Returns the peer if the message was not taken.
@@ -476,11 +664,23 @@ impl Driver {
             return self.send(to, Message::AppendEntries(with_entries(append, Vec::new())));
         }
         if let Some(entries) = self.cache.get(after, last) {
-            return self.send(to, Message::AppendEntries(with_entries(append, entries)));
+            return self.send_entries(to, append, entries);
         }
         self.loading.insert(to, VecDeque::new());
         self.load(to, append);
         None
+    }
+
+    /// A witness is not told the commands.
+    fn send_entries(&mut self, to: NodeId, append: Append, mut entries: Vec<Entry>) -> Option<NodeId> {
+        if is_witness(self.raft.membership(), to) {
+            for entry in &mut entries {
+                if matches!(entry.payload, Payload::Command(_)) {
+                    entry.payload = Payload::Withheld;
+                }
+            }
+        }
+        self.send(to, Message::AppendEntries(with_entries(append, entries)))
     }
 
     fn load(&mut self, to: NodeId, append: Append) {
@@ -496,7 +696,7 @@ impl Driver {
         let Some(queue) = self.loading.remove(&to) else { return };
         let failed = match entries {
             _ if append.term != self.raft.term() => None,
-            Ok(entries) => self.send(to, Message::AppendEntries(with_entries(append, entries))),
+            Ok(entries) => self.send_entries(to, append, entries),
             Err(StorageError::Missing { .. }) => Some(to),
             Err(error) => return self.fail(error.to_string()),
         };
@@ -516,6 +716,8 @@ impl Driver {
             return;
         }
         let membership = Membership::clone(&self.raft.membership_at(last.index));
+        // Of a snapshot a witness needs only what it covers.
+        let picture = if is_witness(&membership, to) { Box::new(NoCommands) } else { picture };
         self.transfers_begun += 1;
         // Distinct among the transfers of this process by count, from those of an earlier one by term: a node that leads
         // again after a restart does so in a later term.
@@ -589,12 +791,19 @@ fn message_of(reply: Reply) -> Message {
         Reply::VoteRequest(request) => Message::VoteRequest(request),
         Reply::VoteResponse(response) => Message::VoteResponse(response),
         Reply::AppendResponse(response) => Message::AppendResponse(response),
+        Reply::TimeoutNow(request) => Message::TimeoutNow(request),
+        Reply::ReadIndexRequest(request) => Message::ReadIndexRequest(request),
+        Reply::ReadIndexResponse(response) => Message::ReadIndexResponse(response),
     }
 }
 
 fn with_entries(append: Append, entries: Vec<Entry>) -> AppendEntries {
     let Append { term, prev, commit, round, .. } = append;
     AppendEntries { term, prev, entries, commit, round }
+}
+
+fn is_witness(membership: &Membership, node: NodeId) -> bool {
+    membership.get(node).is_some_and(|member| member.kind == MemberKind::Witness)
 }
 
 fn info_of(entry: &Entry) -> EntryInfo {

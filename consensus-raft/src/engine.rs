@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use consensus_core::{
-    Committed, ConsensusEngine, EngineStatus, Entry, HardState, Health, LogBatch, LogId, LogIndex, LogState,
-    LogStorage, Membership, Message, MessageHandler, NetworkTransport, NodeId, Payload, ProposeError,
-    ReadConsistency, ReadError, ShutdownError, SnapshotAck, SnapshotChunk, SnapshotError, SnapshotOutcome,
-    StateMachine, StorageError, TransportError,
+    ChangeError, Committed, ConsensusEngine, EngineStatus, Entry, HardState, Health, LogBatch, LogId,
+    LogIndex, LogState, LogStorage, MemberChange, Membership, Message, MessageHandler, NetworkTransport,
+    NodeId, Payload, ProposeError, ReadConsistency, ReadError, ShutdownError, SnapshotAck, SnapshotChunk,
+    SnapshotError, SnapshotOutcome, StateMachine, StorageError, TransferError, TransportError,
 };
 use consensus_raft_protocol::{ConfigError, InterruptedInstall, Raft, Restored};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,6 +22,7 @@ use crate::{
     snapshot_receive::{Received, Receiver},
     storage_thread,
     waiters::Waiter,
+    witness::WitnessMachine,
 };
 
 /// A node's Raft engine. Dropping it stops it without a farewell; [`shutdown`](ConsensusEngine::shutdown) is the orderly
@@ -86,12 +87,44 @@ impl RaftEngine {
         let (loading, bootstrap) = (storage.clone(), config.bootstrap.clone());
         let load = move || load(&*loading, bootstrap, applied);
         let log = tokio::task::spawn_blocking(load).await.map_err(|_| StartError::Runtime)??;
+        Self::run(config, transport, storage, machine, log, applied).await
+    }
+
+    /// Starts a [witness](consensus_core::MemberKind::Witness): it votes and counts, keeps a log without commands and has
+    /// no state machine.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_witness(
+        mut config: RaftConfig,
+        transport: Arc<dyn NetworkTransport>,
+        storage: Arc<dyn LogStorage>,
+    ) -> Result<Arc<Self>, StartError> {
+        config.validate()?;
+        config.protocol.witness = true;
+        let (loading, bootstrap) = (storage.clone(), config.bootstrap.clone());
+        // Without a state there is nothing that a snapshot could have left half done.
+        let load = move || load_witness(&*loading, bootstrap);
+        let log = tokio::task::spawn_blocking(load).await.map_err(|_| StartError::Runtime)??;
+        let applied = log.purged.last;
+        Self::run(config, transport, storage, Box::new(WitnessMachine(applied)), log, applied).await
+    }
+
+    async fn run(
+        config: RaftConfig,
+        transport: Arc<dyn NetworkTransport>,
+        storage: Arc<dyn LogStorage>,
+        machine: Box<dyn StateMachine>,
+        log: LogState,
+        applied: LogId,
+    ) -> Result<Arc<Self>, StartError> {
         let restored = Restored { log, applied: applied.index };
         let raft = Raft::new(config.protocol.clone(), restored, std::time::Duration::ZERO)?;
 
         let (inbox, inputs) = mpsc::unbounded_channel();
         let writer = storage_thread::spawn(storage.clone(), inbox.clone())?;
-        let applier = apply_thread::spawn(machine, storage.clone(), inbox.clone())?;
+        let witness = config.protocol.witness;
+        let applier = apply_thread::spawn(machine, witness, storage.clone(), inbox.clone())?;
         let handler = Handler {
             inbox: inbox.clone(),
             messages: Admission::new(u64::MAX, config.inbox_bytes_max),
@@ -131,6 +164,10 @@ impl RaftEngine {
             _ => None,
         }
     }
+
+    fn why_stopped(&self) -> String {
+        self.stopped().unwrap_or_else(|| "it is shut down".to_owned())
+    }
 }
 
 /// Loads the log, finishes what a crash interrupted, and writes the first configuration into an empty log.
@@ -153,7 +190,7 @@ fn load(
         })?;
         log = storage.load()?;
     }
-    if let (Some(membership), true) = (bootstrap, log == LogState::default()) {
+    if let (Some(membership), true) = (bootstrap, log.is_new()) {
         // Identical on every node, and of a term before any leader's: as if a leader of term 0 had replicated it.
         let entry = Entry { id: LogId::new(0, 1), payload: Payload::Membership(membership) };
         storage.write(LogBatch { entries: vec![entry], ..LogBatch::default() })?;
@@ -164,6 +201,12 @@ fn load(
         return Err(StartError::Mismatch { applied, purged, last });
     }
     Ok(log)
+}
+
+fn load_witness(storage: &dyn LogStorage, bootstrap: Option<Membership>) -> Result<LogState, StartError> {
+    let state = storage.load()?;
+    let installing = state.hard_state.installing.map(|meta| meta.last);
+    load(storage, bootstrap, installing.unwrap_or(state.purged.last))
 }
 
 #[async_trait]
@@ -187,6 +230,7 @@ impl ConsensusEngine for RaftEngine {
 
     async fn read_barrier(&self, consistency: ReadConsistency) -> Result<LogIndex, ReadError> {
         let gone = || self.stopped().map_or(ReadError::ShutDown, |why| ReadError::Fatal { why });
+        // What goes by the time asks the task, which has the clock.
         if consistency == ReadConsistency::Stale {
             let status = self.status.borrow();
             return match &status.health {
@@ -197,7 +241,7 @@ impl ConsensusEngine for RaftEngine {
         }
         let permit = self.reads.admit(0).map_err(|(waiting, _)| ReadError::Overloaded { waiting })?;
         let (reply, answer) = oneshot::channel();
-        self.inbox.send(Input::Read(reply, permit)).map_err(|_| gone())?;
+        self.inbox.send(Input::Read(consistency, reply, permit)).map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -205,9 +249,22 @@ impl ConsensusEngine for RaftEngine {
         self.status.clone()
     }
 
+    async fn change_membership(&self, changes: Vec<MemberChange>) -> Result<Arc<Membership>, ChangeError> {
+        let gone = || ChangeError::NotRunning { why: self.why_stopped() };
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Input::ChangeMembership(changes, reply)).map_err(|_| gone())?;
+        answer.await.unwrap_or(Err(ChangeError::Unknown { why: "the engine stopped meanwhile" }))
+    }
+
+    async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+        let gone = || TransferError::NotRunning { why: self.why_stopped() };
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Input::Transfer(to, reply)).map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
     async fn compact_log(&self) -> Result<LogIndex, SnapshotError> {
-        let gone =
-            || SnapshotError::NotRunning(self.stopped().unwrap_or_else(|| "it is shut down".to_owned()));
+        let gone = || SnapshotError::NotRunning(self.why_stopped());
         let (reply, answer) = oneshot::channel();
         self.inbox.send(Input::Compact(reply)).map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))

@@ -1,8 +1,11 @@
 //! Everything that the engine's task hears, through one queue.
 
+use std::sync::Arc;
+
 use consensus_core::{
-    Entry, LogId, LogIndex, Message, NodeId, ReadError, Snapshot, SnapshotAck, SnapshotError, SnapshotMeta,
-    StateMachineError, StorageError, Term,
+    ChangeError, Entry, LogId, LogIndex, MemberChange, Membership, Message, NodeId, ReadConsistency,
+    ReadError, Snapshot, SnapshotAck, SnapshotError, SnapshotMeta, StateMachineError, StorageError, Term,
+    TransferError,
 };
 use consensus_raft_protocol::Append;
 use tokio::sync::{mpsc, oneshot};
@@ -13,11 +16,16 @@ use crate::{admission::Permit, waiters::Waiter};
 /// reads and messages by permits, the rest by there being one in flight (per peer).
 pub(crate) type Inbox = mpsc::UnboundedSender<Input>;
 
+pub(crate) type ChangeReply = oneshot::Sender<Result<Arc<Membership>, ChangeError>>;
+pub(crate) type TransferReply = oneshot::Sender<Result<NodeId, TransferError>>;
+
 /// Something for the engine's task.
 pub(crate) enum Input {
     Message(NodeId, Message, Permit),
     Propose(bytes::Bytes, Waiter),
-    Read(oneshot::Sender<Result<LogIndex, ReadError>>, Permit),
+    Read(ReadConsistency, oneshot::Sender<Result<LogIndex, ReadError>>, Permit),
+    ChangeMembership(Vec<MemberChange>, ChangeReply),
+    Transfer(Option<NodeId>, TransferReply),
     /// From the storage thread.
     Persisted(Result<(), StorageError>),
     /// From the apply thread: everything up to here is applied.

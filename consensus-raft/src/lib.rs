@@ -42,6 +42,7 @@ mod snapshot_receive;
 mod snapshot_send;
 mod storage_thread;
 mod waiters;
+mod witness;
 
 pub use config::RaftConfig;
 pub use engine::{RaftEngine, StartError};

@@ -1,79 +1,19 @@
 //! The driver over the in-memory transport: conformance, failover, restart, snapshots, faults.
 
-use std::{sync::Arc, time::Duration};
+mod common;
 
-use consensus_core::{Health, LogIndex, Membership, NodeId, ProposeError, ReadConsistency, ReadError, Role};
-use consensus_raft::{RaftConfig, RaftEngine, StartError};
+use std::time::Duration;
+
+use common::Cluster;
+
+use consensus_core::{Health, LogIndex, NodeId, ProposeError, ReadConsistency, ReadError, Role};
+use consensus_raft::StartError;
 use consensus_testkit::{
-    Journal, JournalReader, MemLogStorage,
-    engine::{self, Node, converged, leader},
+    Journal,
+    engine::{self, converged},
     eventually,
 };
-use consensus_transport_mem::{Link, MemNetwork};
-
-/// A cluster whose nodes can be stopped without a farewell and started again on their disks.
-struct Cluster {
-    network: MemNetwork,
-    size: u64,
-    storages: Vec<MemLogStorage>,
-    nodes: Vec<Node>,
-    configure: fn(&mut RaftConfig),
-}
-
-impl Cluster {
-    async fn start(size: u64, configure: fn(&mut RaftConfig)) -> Self {
-        let network = MemNetwork::new(size);
-        let storages = (0..size).map(|_| MemLogStorage::new()).collect();
-        let mut cluster = Self { network, size, storages, nodes: Vec::new(), configure };
-        for id in 0..size {
-            let node = cluster.open(id, Journal::new()).await.unwrap();
-            cluster.nodes.push(node);
-        }
-        cluster
-    }
-
-    async fn open(&self, id: u64, journal: Journal) -> Result<Node, StartError> {
-        let mut config = RaftConfig::new(NodeId(id));
-        config.bootstrap = Some(Membership::of_voters(0..self.size));
-        config.protocol.heartbeat_interval = Duration::from_millis(20);
-        config.protocol.election_timeout = Duration::from_millis(150);
-        config.snapshot_retry = Duration::from_millis(50);
-        (self.configure)(&mut config);
-        let reader = journal.reader();
-        let transport = self.network.transport(NodeId(id));
-        let storage = Arc::new(self.storages[id as usize].clone());
-        let engine = RaftEngine::start(config, transport, storage, Box::new(journal)).await?;
-        Ok(Node { engine, journal: reader })
-    }
-
-    /// Power off and on: memory is lost, the disk is not.
-    async fn restart(&mut self, id: usize) {
-        let reader: JournalReader = self.nodes[id].journal.clone();
-        self.nodes[id].engine.shutdown().await.ok();
-        self.nodes[id] = self.open(id as u64, Journal::reopen(&reader)).await.unwrap();
-    }
-
-    fn index_of(&self, node: &Node) -> usize {
-        node.engine.status().borrow().node_id.0 as usize
-    }
-
-    async fn leader(&self) -> usize {
-        self.index_of(leader(&self.nodes).await)
-    }
-
-    fn isolate(&self, id: usize) {
-        let others: Vec<NodeId> = (0..self.size).filter(|n| *n != id as u64).map(NodeId).collect();
-        self.network.partition(&[&[NodeId(id as u64)], &others]);
-    }
-
-    async fn leader_other_than(&self, id: usize) -> usize {
-        eventually("another leader", || {
-            let leads = |n: &Node| n.engine.status().borrow().role == Role::Leader;
-            self.nodes.iter().position(|n| leads(n) && self.index_of(n) != id).ok_or("none")
-        })
-        .await
-    }
-}
+use consensus_transport_mem::Link;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn passes_the_suite() {

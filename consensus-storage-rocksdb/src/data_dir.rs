@@ -6,13 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use consensus_core::{NodeId, StorageError};
+use consensus_core::{NodeId, StorageError, StorageId};
 
 /// A directory of one node, locked for this process. It holds two small files, `IDENTITY` (text, one `key = value` per
 /// line) and `LOCK`, beside what its owner keeps there.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
+    storage: StorageId,
     /// The lock goes with it.
     _lock: File,
 }
@@ -55,15 +56,24 @@ impl DataDir {
             TryLockError::Error(source) => io("locking")(source),
         })?;
         let identity = path.join("IDENTITY");
-        match fs::read_to_string(&identity) {
+        let storage = match fs::read_to_string(&identity) {
             Ok(text) => check(path, &text, kind, node)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let text = format!("kind = {}\nformat = {}\nnode = {node}\n", kind.name, kind.format);
+                let storage = StorageId(rand::random_range(1..=u64::MAX));
+                let Kind { name, format } = kind;
+                let text = format!("kind = {name}\nformat = {format}\nnode = {node}\nstorage = {storage}\n");
                 write_durably(&identity, text.as_bytes()).map_err(io("writing IDENTITY in"))?;
+                storage
             }
             Err(error) => return Err(io("reading IDENTITY in")(error)),
-        }
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        };
+        Ok(Self { path: path.to_owned(), storage, _lock: lock })
+    }
+
+    /// The directory's own identity, drawn when it was made.
+    #[must_use]
+    pub fn storage(&self) -> StorageId {
+        self.storage
     }
 
     /// Where it is.
@@ -81,19 +91,21 @@ impl DataDir {
     }
 }
 
-fn check(path: &Path, text: &str, kind: Kind, node: NodeId) -> Result<(), StorageError> {
+/// Returns the storage that `text` names.
+fn check(path: &Path, text: &str, kind: Kind, node: NodeId) -> Result<StorageId, StorageError> {
     let value = |key: &str| {
         let mut lines = text.lines().filter_map(|line| line.split_once('='));
         lines.find(|(k, _)| k.trim() == key).map(|(_, value)| value.trim().to_owned())
     };
     let path = path.display().to_string();
-    let (Some(found_kind), Some(Ok(format)), Some(found)) =
-        (value("kind"), value("format").map(|text| text.parse::<u64>()), value("node"))
+    let number = |key: &str| value(key).and_then(|text| text.parse::<u64>().ok());
+    let (Some(found_kind), Some(format), Some(found), Some(storage)) =
+        (value("kind"), number("format"), value("node"), number("storage"))
     else {
         let position = format!("{path}/IDENTITY");
         return Err(StorageError::Corrupt {
             position,
-            why: "it must have lines for kind, format and node".to_owned(),
+            why: "it must have lines for kind, format, node and storage".to_owned(),
         });
     };
     if found_kind != kind.name {
@@ -106,7 +118,7 @@ fn check(path: &Path, text: &str, kind: Kind, node: NodeId) -> Result<(), Storag
     if found != node.to_string() {
         return Err(StorageError::ForeignDirectory { path, found, expected: node.to_string() });
     }
-    Ok(())
+    Ok(StorageId(storage))
 }
 
 /// New content under a temporary name, synced; then renamed; then the directory synced: a crash leaves old or new.

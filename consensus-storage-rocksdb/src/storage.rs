@@ -101,7 +101,7 @@ impl LogStorage for RocksLogStorage {
     fn load(&self) -> Result<LogState, StorageError> {
         let hard_state = self.get(HARD_STATE, "the hard state")?;
         let purged = self.get(PURGED, "the purged position")?;
-        let mut state = LogState { hard_state, purged, ..LogState::default() };
+        let mut state = LogState { storage: self.dir.storage(), hard_state, purged, ..LogState::default() };
         self.scan(LogIndex::ZERO, |entry| state.push(&entry).map(|()| true))?;
         Ok(state)
     }

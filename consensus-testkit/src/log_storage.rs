@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use consensus_core::{
     Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, Membership, NodeId, Payload,
-    SnapshotMeta, StorageError, Term,
+    SnapshotMeta, StorageError, StorageId, Term,
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -48,6 +48,11 @@ impl<S> Place<'_, S> {
     }
 }
 
+/// What is there, but for the storage's own identity.
+fn load(storage: &impl LogStorage) -> LogState {
+    LogState { storage: StorageId::default(), ..storage.load().unwrap() }
+}
+
 fn command(term: u64, index: u64) -> Entry {
     Entry::command(LogId::new(term, index), format!("command {term}.{index}"))
 }
@@ -57,8 +62,8 @@ fn append(entries: impl IntoIterator<Item = Entry>) -> LogBatch {
 }
 
 fn empty<S: LogStorage>(place: &Place<'_, S>) {
-    assert_eq!(place.open().load().unwrap(), LogState::default());
-    assert_eq!(place.open().load().unwrap(), LogState::default(), "opened again");
+    assert_eq!(load(&place.open()), LogState::default());
+    assert_eq!(load(&place.open()), LogState::default(), "opened again");
 }
 
 fn durable<S: LogStorage>(place: &Place<'_, S>) {
@@ -66,19 +71,20 @@ fn durable<S: LogStorage>(place: &Place<'_, S>) {
     let hard_state = HardState { term: Term(4), voted_for: Some(NodeId(2)), installing: None };
     let change = Entry { id: LogId::new(3, 2), payload: Payload::Membership(membership.clone()) };
     let blank = Entry { id: LogId::new(3, 3), payload: Payload::Blank };
-    let entries = vec![command(1, 1), change, blank];
+    let withheld = Entry { id: LogId::new(3, 4), payload: Payload::Withheld };
+    let entries = vec![command(1, 1), change, blank, withheld];
     let storage = place.open();
     let batch =
         LogBatch { hard_state: Some(hard_state.clone()), entries: entries.clone(), ..LogBatch::default() };
     storage.write(batch).unwrap();
     drop(storage);
     let storage = place.open();
-    let state = storage.load().unwrap();
+    let state = load(&storage);
     assert_eq!(state.hard_state, hard_state);
     assert_eq!(state.memberships, [(LogIndex(2), membership)]);
     let ids: Vec<_> = entries.iter().map(|entry| (entry.id, entry.size_bytes())).collect();
     assert_eq!(state.entries, ids);
-    assert_eq!(storage.read(LogIndex(0), LogIndex(3), u64::MAX).unwrap(), entries);
+    assert_eq!(storage.read(LogIndex(0), LogIndex(4), u64::MAX).unwrap(), entries);
 }
 
 fn replace_tail<S: LogStorage>(place: &Place<'_, S>) {
@@ -88,7 +94,7 @@ fn replace_tail<S: LogStorage>(place: &Place<'_, S>) {
     storage.write(replace).unwrap();
     drop(storage);
     let storage = place.open();
-    assert_eq!(storage.load().unwrap().last(), LogId::new(2, 3));
+    assert_eq!(load(&storage).last(), LogId::new(2, 3));
     assert_eq!(storage.read(LogIndex(1), LogIndex(3), u64::MAX).unwrap(), [command(1, 2), command(2, 3)]);
 }
 
@@ -99,7 +105,7 @@ fn purge<S: LogStorage>(place: &Place<'_, S>) {
     storage.write(LogBatch { purge: Some(meta.clone()), ..LogBatch::default() }).unwrap();
     drop(storage);
     let storage = place.open();
-    let state = storage.load().unwrap();
+    let state = load(&storage);
     assert_eq!((state.purged, state.entries.len()), (meta, 2));
     let missing = storage.read(LogIndex(2), LogIndex(5), u64::MAX);
     assert!(matches!(missing, Err(StorageError::Missing { index: LogIndex(3), .. })), "{missing:?}");
@@ -113,7 +119,7 @@ fn purge_beyond<S: LogStorage>(place: &Place<'_, S>) {
     let purge = Some(meta.clone());
     storage.write(LogBatch { purge, truncate_after: Some(LogIndex(9)), ..append([command(4, 10)]) }).unwrap();
     drop(storage);
-    let state = place.open().load().unwrap();
+    let state = load(&place.open());
     assert_eq!((state.purged.clone(), state.last(), state.entries.len()), (meta, LogId::new(4, 10), 1));
 }
 
@@ -133,7 +139,7 @@ fn gap<S: LogStorage>(place: &Place<'_, S>) {
     let refused = storage.write(LogBatch { hard_state, ..append([command(1, 3)]) });
     assert!(matches!(refused, Err(StorageError::Misuse(_))), "{refused:?}");
     drop(storage);
-    let state = place.open().load().unwrap();
+    let state = load(&place.open());
     assert_eq!((state.last(), state.hard_state.term), (LogId::new(1, 1), Term(0)));
 }
 
@@ -174,7 +180,7 @@ fn random_batches<S: LogStorage>(place: &Place<'_, S>, seed: u64) {
             drop(storage);
             storage = place.open();
         }
-        let state = storage.load().unwrap();
+        let state = load(&storage);
         let ids: Vec<_> = model.entries.values().map(|entry| (entry.id, entry.size_bytes())).collect();
         assert_eq!((&state.hard_state, &state.purged), (&model.hard_state, &model.purged));
         assert_eq!(state.entries, ids);

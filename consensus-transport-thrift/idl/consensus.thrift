@@ -10,38 +10,49 @@ struct LogId {
   2: required i64 index
 }
 
-enum MemberKind { VOTER = 1, LEARNER = 2 }
+enum MemberKind { VOTER = 1, LEARNER = 2, JOINING = 3, WITNESS = 4 }
 
 struct Member {
   1: required i64 node_id
   2: required MemberKind kind
   /** host:port */
   3: optional string endpoint
+  /** host:port */
+  4: optional string client_endpoint
+  /** Identity of its log storage, where it is known. */
+  5: optional i64 storage
+  6: required i32 priority
 }
 
 struct Membership {
   1: required list<Member> members
+  /** In a joint configuration the voters as they were. */
+  2: required list<Member> outgoing
 }
 
-/** Neither a command nor a membership: a blank entry. */
+/** Neither a command nor a membership, and nothing withheld: a blank entry. */
 struct Entry {
   1: required LogId id
   2: optional binary command
   3: optional Membership membership
+  /** There is a command, which a witness is not told. */
+  4: optional bool withheld
 }
 
-enum VoteKind { PRE_VOTE = 1, VOTE = 2 }
+enum VoteKind { PRE_VOTE = 1, VOTE = 2, TRANSFER = 3 }
 
 struct VoteRequest {
   1: required VoteKind kind
   2: required i64 term
   3: required LogId last_log
+  4: required i64 storage
 }
 
 struct VoteResponse {
   1: required VoteKind kind
   2: required i64 term
   3: required bool granted
+  4: required i64 storage
 }
 
 struct AppendEntries {
@@ -67,6 +78,23 @@ struct AppendResponse {
   1: required i64 term
   2: required i64 round
   3: required AppendOutcome outcome
+  4: required i64 storage
+}
+
+struct TimeoutNow {
+  1: required i64 term
+}
+
+struct ReadIndexRequest {
+  1: required i64 term
+  2: required i64 id
+}
+
+struct ReadIndexResponse {
+  1: required i64 term
+  2: required i64 id
+  /** Not set by a node that does not lead. */
+  3: optional i64 index
 }
 
 struct CommitNotification {
@@ -81,6 +109,9 @@ union Message {
   4: AppendResponse append_response
   5: CommitNotification commit_notification
   6: binary extension
+  7: TimeoutNow timeout_now
+  8: ReadIndexRequest read_index_request
+  9: ReadIndexResponse read_index_response
 }
 
 struct SnapshotChunk {

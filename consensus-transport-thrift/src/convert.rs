@@ -1,10 +1,13 @@
 //! Between the vocabulary of `consensus-core` and that of the IDL. Nothing that a peer can send fails otherwise than by
 //! an error.
 
+use std::collections::BTreeMap;
+
 use consensus_core::{
-    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Endpoint, Entry, LogId, LogIndex,
-    Member, MemberKind, Membership, Message, NodeId, Payload, SnapshotAck, SnapshotChunk, SnapshotMeta,
-    SnapshotOutcome, Term, VoteKind, VoteRequest, VoteResponse,
+    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Endpoint, EndpointError, Entry, LogId,
+    LogIndex, Member, MemberKind, Membership, Message, NodeId, Payload, ReadIndexRequest, ReadIndexResponse,
+    SnapshotAck, SnapshotChunk, SnapshotMeta, SnapshotOutcome, StorageId, Term, TimeoutNow, VoteKind,
+    VoteRequest, VoteResponse,
 };
 
 use crate::generated as wire;
@@ -13,18 +16,20 @@ type Result<T> = std::result::Result<T, String>;
 
 pub(crate) fn message_to_wire(message: Message) -> Result<wire::Message> {
     Ok(match message {
-        Message::VoteRequest(VoteRequest { kind, term, last_log }) => {
+        Message::VoteRequest(VoteRequest { kind, term, last_log, storage }) => {
             wire::Message::VoteRequest(wire::VoteRequest {
                 kind: kind_to_wire(kind),
                 term: signed(term.0),
                 last_log: id_to_wire(last_log),
+                storage: signed(storage.0),
             })
         }
-        Message::VoteResponse(VoteResponse { kind, term, granted }) => {
+        Message::VoteResponse(VoteResponse { kind, term, granted, storage }) => {
             wire::Message::VoteResponse(wire::VoteResponse {
                 kind: kind_to_wire(kind),
                 term: signed(term.0),
                 granted,
+                storage: signed(storage.0),
             })
         }
         Message::AppendEntries(append) => wire::Message::AppendEntries(wire::AppendEntries {
@@ -34,7 +39,7 @@ pub(crate) fn message_to_wire(message: Message) -> Result<wire::Message> {
             commit: signed(append.commit.0),
             round: signed(append.round),
         }),
-        Message::AppendResponse(AppendResponse { term, round, outcome }) => {
+        Message::AppendResponse(AppendResponse { term, round, outcome, storage }) => {
             let outcome = match outcome {
                 AppendOutcome::Accepted { matched } => wire::AppendOutcome::Matched(signed(matched.0)),
                 AppendOutcome::Rejected { prev, hint } => {
@@ -42,8 +47,19 @@ pub(crate) fn message_to_wire(message: Message) -> Result<wire::Message> {
                     wire::AppendOutcome::Rejected(wire::Rejection { prev, hint })
                 }
             };
-            let (term, round) = (signed(term.0), signed(round));
-            wire::Message::AppendResponse(wire::AppendResponse { term, round, outcome })
+            let (term, round, storage) = (signed(term.0), signed(round), signed(storage.0));
+            wire::Message::AppendResponse(wire::AppendResponse { term, round, outcome, storage })
+        }
+        Message::TimeoutNow(TimeoutNow { term }) => {
+            wire::Message::TimeoutNow(wire::TimeoutNow { term: signed(term.0) })
+        }
+        Message::ReadIndexRequest(ReadIndexRequest { term, id }) => {
+            let (term, id) = (signed(term.0), signed(id));
+            wire::Message::ReadIndexRequest(wire::ReadIndexRequest { term, id })
+        }
+        Message::ReadIndexResponse(ReadIndexResponse { term, id, index }) => {
+            let (term, id, index) = (signed(term.0), signed(id), index.map(|index| signed(index.0)));
+            wire::Message::ReadIndexResponse(wire::ReadIndexResponse { term, id, index })
         }
         Message::CommitNotification(CommitNotification { term, commit }) => {
             let (term, commit) = (signed(term.0), signed(commit.0));
@@ -60,11 +76,13 @@ pub(crate) fn message_from_wire(message: wire::Message) -> Result<Message> {
             kind: kind_from_wire(request.kind)?,
             term: term(request.term),
             last_log: id_from_wire(&request.last_log),
+            storage: storage(request.storage),
         }),
         wire::Message::VoteResponse(response) => Message::VoteResponse(VoteResponse {
             kind: kind_from_wire(response.kind)?,
             term: term(response.term),
             granted: response.granted,
+            storage: storage(response.storage),
         }),
         wire::Message::AppendEntries(append) => Message::AppendEntries(AppendEntries {
             term: term(append.term),
@@ -83,7 +101,17 @@ pub(crate) fn message_from_wire(message: wire::Message) -> Result<Message> {
                     AppendOutcome::Rejected { prev, hint }
                 }
             },
+            storage: storage(response.storage),
         }),
+        wire::Message::TimeoutNow(request) => Message::TimeoutNow(TimeoutNow { term: term(request.term) }),
+        wire::Message::ReadIndexRequest(request) => {
+            let (term, id) = (term(request.term), unsigned(request.id));
+            Message::ReadIndexRequest(ReadIndexRequest { term, id })
+        }
+        wire::Message::ReadIndexResponse(response) => {
+            let (term, id, index) = (term(response.term), unsigned(response.id), response.index.map(index));
+            Message::ReadIndexResponse(ReadIndexResponse { term, id, index })
+        }
         wire::Message::CommitNotification(notification) => {
             let (term, commit) = (term(notification.term), index(notification.commit));
             Message::CommitNotification(CommitNotification { term, commit })
@@ -139,54 +167,80 @@ pub(crate) fn ack_from_wire(ack: wire::SnapshotAck) -> Result<SnapshotAck> {
 }
 
 fn entry_to_wire(entry: Entry) -> wire::Entry {
-    let (command, membership) = match entry.payload {
-        Payload::Blank => (None, None),
-        Payload::Command(command) => (Some(command.into()), None),
-        Payload::Membership(membership) => (None, Some(membership_to_wire(&membership))),
+    let (command, membership, withheld) = match entry.payload {
+        Payload::Blank => (None, None, None),
+        Payload::Command(command) => (Some(command.into()), None, None),
+        Payload::Membership(membership) => (None, Some(membership_to_wire(&membership)), None),
+        Payload::Withheld => (None, None, Some(true)),
     };
-    wire::Entry { id: id_to_wire(entry.id), command, membership }
+    wire::Entry { id: id_to_wire(entry.id), command, membership, withheld }
 }
 
 fn entry_from_wire(entry: wire::Entry) -> Result<Entry> {
-    let payload = match (entry.command, entry.membership) {
-        (None, None) => Payload::Blank,
-        (Some(command), None) => Payload::Command(command.into()),
-        (None, Some(membership)) => Payload::Membership(membership_from_wire(membership)?),
-        (Some(_), Some(_)) => return Err("an entry is a command or a membership, not both".to_owned()),
+    let payload = match (entry.command, entry.membership, entry.withheld.unwrap_or(false)) {
+        (None, None, false) => Payload::Blank,
+        (Some(command), None, false) => Payload::Command(command.into()),
+        (None, Some(membership), false) => Payload::Membership(membership_from_wire(membership)?),
+        (None, None, true) => Payload::Withheld,
+        _ => return Err("an entry is a command, a membership, or withheld: one of them".to_owned()),
     };
     Ok(Entry { id: id_from_wire(&entry.id), payload })
 }
 
 fn membership_to_wire(membership: &Membership) -> wire::Membership {
-    let member = |(id, member): (&NodeId, &Member)| wire::Member {
+    let members = |members: &BTreeMap<NodeId, Member>| members.iter().map(member_to_wire).collect();
+    wire::Membership { members: members(membership.members()), outgoing: members(membership.outgoing()) }
+}
+
+fn member_to_wire((id, member): (&NodeId, &Member)) -> wire::Member {
+    wire::Member {
         node_id: signed(id.0),
         kind: match member.kind {
             MemberKind::Voter => wire::MemberKind::VOTER,
+            MemberKind::Joining => wire::MemberKind::JOINING,
+            MemberKind::Witness => wire::MemberKind::WITNESS,
             _ => wire::MemberKind::LEARNER,
         },
         endpoint: member.endpoint.as_ref().map(Endpoint::to_string),
-    };
-    wire::Membership { members: membership.members().iter().map(member).collect() }
+        client_endpoint: member.client_endpoint.as_ref().map(Endpoint::to_string),
+        storage: member.storage.map(|storage| signed(storage.0)),
+        priority: i32::from_ne_bytes(member.priority.to_ne_bytes()),
+    }
 }
 
 fn membership_from_wire(membership: wire::Membership) -> Result<Membership> {
-    let member = |member: wire::Member| {
-        let kind = match member.kind {
-            wire::MemberKind::VOTER => MemberKind::Voter,
-            wire::MemberKind::LEARNER => MemberKind::Learner,
-            other => return Err(format!("{other:?} is no kind of member")),
-        };
-        let endpoint = member.endpoint.map(|text| text.parse()).transpose();
-        let endpoint = endpoint.map_err(|error: consensus_core::EndpointError| error.to_string())?;
-        Ok((NodeId(unsigned(member.node_id)), Member { kind, endpoint }))
+    let members = |members: Vec<wire::Member>| -> Result<BTreeMap<NodeId, Member>> {
+        members.into_iter().map(member_from_wire).collect()
     };
-    Ok(Membership::new(membership.members.into_iter().map(member).collect::<Result<_>>()?))
+    Ok(Membership::joint(members(membership.members)?, members(membership.outgoing)?))
+}
+
+fn member_from_wire(member: wire::Member) -> Result<(NodeId, Member)> {
+    let kind = match member.kind {
+        wire::MemberKind::VOTER => MemberKind::Voter,
+        wire::MemberKind::LEARNER => MemberKind::Learner,
+        wire::MemberKind::JOINING => MemberKind::Joining,
+        wire::MemberKind::WITNESS => MemberKind::Witness,
+        other => return Err(format!("{other:?} is no kind of member")),
+    };
+    let endpoint = |text: Option<String>| {
+        text.map(|text| text.parse()).transpose().map_err(|error: EndpointError| error.to_string())
+    };
+    let (endpoint, client_endpoint) = (endpoint(member.endpoint)?, endpoint(member.client_endpoint)?);
+    let priority = u32::from_ne_bytes(member.priority.to_ne_bytes());
+    let storage = member.storage.map(storage);
+    Ok((NodeId(unsigned(member.node_id)), Member { kind, endpoint, priority, client_endpoint, storage }))
+}
+
+fn storage(value: i64) -> StorageId {
+    StorageId(unsigned(value))
 }
 
 fn kind_to_wire(kind: VoteKind) -> wire::VoteKind {
     match kind {
         VoteKind::PreVote => wire::VoteKind::PRE_VOTE,
         VoteKind::Vote => wire::VoteKind::VOTE,
+        VoteKind::Transfer => wire::VoteKind::TRANSFER,
     }
 }
 
@@ -194,6 +248,7 @@ fn kind_from_wire(kind: wire::VoteKind) -> Result<VoteKind> {
     match kind {
         wire::VoteKind::PRE_VOTE => Ok(VoteKind::PreVote),
         wire::VoteKind::VOTE => Ok(VoteKind::Vote),
+        wire::VoteKind::TRANSFER => Ok(VoteKind::Transfer),
         other => Err(format!("{other:?} is no kind of vote")),
     }
 }
@@ -239,7 +294,8 @@ mod tests {
         let entry = wire::Entry {
             id: wire::LogId { term: 1, index: 1 },
             command: Some(vec![]),
-            membership: Some(wire::Membership { members: vec![] }),
+            membership: Some(wire::Membership { members: vec![], outgoing: vec![] }),
+            withheld: None,
         };
         assert!(entry_from_wire(entry).is_err());
         assert!(kind_from_wire(wire::VoteKind(7)).is_err());

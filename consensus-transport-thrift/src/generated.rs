@@ -31,9 +31,13 @@ pub struct MemberKind(pub i32);
 impl MemberKind {
   pub const VOTER: MemberKind = MemberKind(1);
   pub const LEARNER: MemberKind = MemberKind(2);
+  pub const JOINING: MemberKind = MemberKind(3);
+  pub const WITNESS: MemberKind = MemberKind(4);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::VOTER,
     Self::LEARNER,
+    Self::JOINING,
+    Self::WITNESS,
   ];
 }
 
@@ -53,6 +57,8 @@ impl From<i32> for MemberKind {
     match i {
       1 => MemberKind::VOTER,
       2 => MemberKind::LEARNER,
+      3 => MemberKind::JOINING,
+      4 => MemberKind::WITNESS,
       _ => MemberKind(i)
     }
   }
@@ -82,9 +88,11 @@ pub struct VoteKind(pub i32);
 impl VoteKind {
   pub const PRE_VOTE: VoteKind = VoteKind(1);
   pub const VOTE: VoteKind = VoteKind(2);
+  pub const TRANSFER: VoteKind = VoteKind(3);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::PRE_VOTE,
     Self::VOTE,
+    Self::TRANSFER,
   ];
 }
 
@@ -104,6 +112,7 @@ impl From<i32> for VoteKind {
     match i {
       1 => VoteKind::PRE_VOTE,
       2 => VoteKind::VOTE,
+      3 => VoteKind::TRANSFER,
       _ => VoteKind(i)
     }
   }
@@ -260,14 +269,22 @@ pub struct Member {
   pub kind: MemberKind,
   /// host:port
   pub endpoint: Option<String>,
+  /// host:port
+  pub client_endpoint: Option<String>,
+  /// Identity of its log storage, where it is known.
+  pub storage: Option<i64>,
+  pub priority: i32,
 }
 
 impl Member {
-  pub fn new<F3>(node_id: i64, kind: MemberKind, endpoint: F3) -> Member where F3: Into<Option<String>> {
+  pub fn new<F3, F4, F5>(node_id: i64, kind: MemberKind, endpoint: F3, client_endpoint: F4, storage: F5, priority: i32) -> Member where F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<i64>> {
     Member {
       node_id,
       kind,
       endpoint: endpoint.into(),
+      client_endpoint: client_endpoint.into(),
+      storage: storage.into(),
+      priority,
     }
   }
 }
@@ -278,6 +295,9 @@ impl TSerializable for Member {
     let mut f_1: Option<i64> = None;
     let mut f_2: Option<MemberKind> = None;
     let mut f_3: Option<String> = None;
+    let mut f_4: Option<String> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<i32> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -297,6 +317,18 @@ impl TSerializable for Member {
           let val = i_prot.read_string()?;
           f_3 = Some(val);
         },
+        4 => {
+          let val = i_prot.read_string()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i32()?;
+          f_6 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -306,10 +338,14 @@ impl TSerializable for Member {
     i_prot.read_struct_end()?;
     verify_required_field_exists("Member.node_id", &f_1)?;
     verify_required_field_exists("Member.kind", &f_2)?;
+    verify_required_field_exists("Member.priority", &f_6)?;
     let ret = Member {
       node_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
       kind: f_2.expect("auto-generated code should have checked for presence of required fields"),
       endpoint: f_3,
+      client_endpoint: f_4,
+      storage: f_5,
+      priority: f_6.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -327,6 +363,19 @@ impl TSerializable for Member {
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.client_endpoint {
+      o_prot.write_field_begin(&TFieldIdentifier::new("client_endpoint", TType::String, 4))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.storage {
+      o_prot.write_field_begin(&TFieldIdentifier::new("storage", TType::I64, 5))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_begin(&TFieldIdentifier::new("priority", TType::I32, 6))?;
+    o_prot.write_i32(self.priority)?;
+    o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -339,12 +388,15 @@ impl TSerializable for Member {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Membership {
   pub members: Vec<Member>,
+  /// In a joint configuration the voters as they were.
+  pub outgoing: Vec<Member>,
 }
 
 impl Membership {
-  pub fn new(members: Vec<Member>) -> Membership {
+  pub fn new(members: Vec<Member>, outgoing: Vec<Member>) -> Membership {
     Membership {
       members,
+      outgoing,
     }
   }
 }
@@ -353,6 +405,7 @@ impl TSerializable for Membership {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Membership> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Vec<Member>> = None;
+    let mut f_2: Option<Vec<Member>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -370,6 +423,16 @@ impl TSerializable for Membership {
           i_prot.read_list_end()?;
           f_1 = Some(val);
         },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Member> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_1 = Member::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_1);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -378,8 +441,10 @@ impl TSerializable for Membership {
     }
     i_prot.read_struct_end()?;
     verify_required_field_exists("Membership.members", &f_1)?;
+    verify_required_field_exists("Membership.outgoing", &f_2)?;
     let ret = Membership {
       members: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      outgoing: f_2.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -393,6 +458,13 @@ impl TSerializable for Membership {
     }
     o_prot.write_list_end()?;
     o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("outgoing", TType::List, 2))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.outgoing.len() as i32))?;
+    for e in &self.outgoing {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -402,20 +474,23 @@ impl TSerializable for Membership {
 // Entry
 //
 
-/// Neither a command nor a membership: a blank entry.
+/// Neither a command nor a membership, and nothing withheld: a blank entry.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Entry {
   pub id: LogId,
   pub command: Option<Vec<u8>>,
   pub membership: Option<Membership>,
+  /// There is a command, which a witness is not told.
+  pub withheld: Option<bool>,
 }
 
 impl Entry {
-  pub fn new<F2, F3>(id: LogId, command: F2, membership: F3) -> Entry where F2: Into<Option<Vec<u8>>>, F3: Into<Option<Membership>> {
+  pub fn new<F2, F3, F4>(id: LogId, command: F2, membership: F3, withheld: F4) -> Entry where F2: Into<Option<Vec<u8>>>, F3: Into<Option<Membership>>, F4: Into<Option<bool>> {
     Entry {
       id,
       command: command.into(),
       membership: membership.into(),
+      withheld: withheld.into(),
     }
   }
 }
@@ -426,6 +501,7 @@ impl TSerializable for Entry {
     let mut f_1: Option<LogId> = None;
     let mut f_2: Option<Vec<u8>> = None;
     let mut f_3: Option<Membership> = None;
+    let mut f_4: Option<bool> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -445,6 +521,10 @@ impl TSerializable for Entry {
           let val = Membership::read_from_in_protocol(i_prot)?;
           f_3 = Some(val);
         },
+        4 => {
+          let val = i_prot.read_bool()?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -457,6 +537,7 @@ impl TSerializable for Entry {
       id: f_1.expect("auto-generated code should have checked for presence of required fields"),
       command: f_2,
       membership: f_3,
+      withheld: f_4,
     };
     Ok(ret)
   }
@@ -476,6 +557,11 @@ impl TSerializable for Entry {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(fld_var) = self.withheld {
+      o_prot.write_field_begin(&TFieldIdentifier::new("withheld", TType::Bool, 4))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -490,14 +576,16 @@ pub struct VoteRequest {
   pub kind: VoteKind,
   pub term: i64,
   pub last_log: LogId,
+  pub storage: i64,
 }
 
 impl VoteRequest {
-  pub fn new(kind: VoteKind, term: i64, last_log: LogId) -> VoteRequest {
+  pub fn new(kind: VoteKind, term: i64, last_log: LogId, storage: i64) -> VoteRequest {
     VoteRequest {
       kind,
       term,
       last_log,
+      storage,
     }
   }
 }
@@ -508,6 +596,7 @@ impl TSerializable for VoteRequest {
     let mut f_1: Option<VoteKind> = None;
     let mut f_2: Option<i64> = None;
     let mut f_3: Option<LogId> = None;
+    let mut f_4: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -527,6 +616,10 @@ impl TSerializable for VoteRequest {
           let val = LogId::read_from_in_protocol(i_prot)?;
           f_3 = Some(val);
         },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -537,10 +630,12 @@ impl TSerializable for VoteRequest {
     verify_required_field_exists("VoteRequest.kind", &f_1)?;
     verify_required_field_exists("VoteRequest.term", &f_2)?;
     verify_required_field_exists("VoteRequest.last_log", &f_3)?;
+    verify_required_field_exists("VoteRequest.storage", &f_4)?;
     let ret = VoteRequest {
       kind: f_1.expect("auto-generated code should have checked for presence of required fields"),
       term: f_2.expect("auto-generated code should have checked for presence of required fields"),
       last_log: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      storage: f_4.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -556,6 +651,9 @@ impl TSerializable for VoteRequest {
     o_prot.write_field_begin(&TFieldIdentifier::new("last_log", TType::Struct, 3))?;
     self.last_log.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("storage", TType::I64, 4))?;
+    o_prot.write_i64(self.storage)?;
+    o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -570,14 +668,16 @@ pub struct VoteResponse {
   pub kind: VoteKind,
   pub term: i64,
   pub granted: bool,
+  pub storage: i64,
 }
 
 impl VoteResponse {
-  pub fn new(kind: VoteKind, term: i64, granted: bool) -> VoteResponse {
+  pub fn new(kind: VoteKind, term: i64, granted: bool, storage: i64) -> VoteResponse {
     VoteResponse {
       kind,
       term,
       granted,
+      storage,
     }
   }
 }
@@ -588,6 +688,7 @@ impl TSerializable for VoteResponse {
     let mut f_1: Option<VoteKind> = None;
     let mut f_2: Option<i64> = None;
     let mut f_3: Option<bool> = None;
+    let mut f_4: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -607,6 +708,10 @@ impl TSerializable for VoteResponse {
           let val = i_prot.read_bool()?;
           f_3 = Some(val);
         },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -617,10 +722,12 @@ impl TSerializable for VoteResponse {
     verify_required_field_exists("VoteResponse.kind", &f_1)?;
     verify_required_field_exists("VoteResponse.term", &f_2)?;
     verify_required_field_exists("VoteResponse.granted", &f_3)?;
+    verify_required_field_exists("VoteResponse.storage", &f_4)?;
     let ret = VoteResponse {
       kind: f_1.expect("auto-generated code should have checked for presence of required fields"),
       term: f_2.expect("auto-generated code should have checked for presence of required fields"),
       granted: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      storage: f_4.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -635,6 +742,9 @@ impl TSerializable for VoteResponse {
     o_prot.write_field_end()?;
     o_prot.write_field_begin(&TFieldIdentifier::new("granted", TType::Bool, 3))?;
     o_prot.write_bool(self.granted)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("storage", TType::I64, 4))?;
+    o_prot.write_i64(self.storage)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -693,8 +803,8 @@ impl TSerializable for AppendEntries {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Entry> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_1 = Entry::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_1);
+            let list_elem_2 = Entry::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_2);
           }
           i_prot.read_list_end()?;
           f_3 = Some(val);
@@ -918,14 +1028,16 @@ pub struct AppendResponse {
   pub term: i64,
   pub round: i64,
   pub outcome: AppendOutcome,
+  pub storage: i64,
 }
 
 impl AppendResponse {
-  pub fn new(term: i64, round: i64, outcome: AppendOutcome) -> AppendResponse {
+  pub fn new(term: i64, round: i64, outcome: AppendOutcome, storage: i64) -> AppendResponse {
     AppendResponse {
       term,
       round,
       outcome,
+      storage,
     }
   }
 }
@@ -936,6 +1048,7 @@ impl TSerializable for AppendResponse {
     let mut f_1: Option<i64> = None;
     let mut f_2: Option<i64> = None;
     let mut f_3: Option<AppendOutcome> = None;
+    let mut f_4: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -955,6 +1068,10 @@ impl TSerializable for AppendResponse {
           let val = AppendOutcome::read_from_in_protocol(i_prot)?;
           f_3 = Some(val);
         },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -965,10 +1082,12 @@ impl TSerializable for AppendResponse {
     verify_required_field_exists("AppendResponse.term", &f_1)?;
     verify_required_field_exists("AppendResponse.round", &f_2)?;
     verify_required_field_exists("AppendResponse.outcome", &f_3)?;
+    verify_required_field_exists("AppendResponse.storage", &f_4)?;
     let ret = AppendResponse {
       term: f_1.expect("auto-generated code should have checked for presence of required fields"),
       round: f_2.expect("auto-generated code should have checked for presence of required fields"),
       outcome: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      storage: f_4.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -984,6 +1103,215 @@ impl TSerializable for AppendResponse {
     o_prot.write_field_begin(&TFieldIdentifier::new("outcome", TType::Struct, 3))?;
     self.outcome.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("storage", TType::I64, 4))?;
+    o_prot.write_i64(self.storage)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// TimeoutNow
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct TimeoutNow {
+  pub term: i64,
+}
+
+impl TimeoutNow {
+  pub fn new(term: i64) -> TimeoutNow {
+    TimeoutNow {
+      term,
+    }
+  }
+}
+
+impl TSerializable for TimeoutNow {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<TimeoutNow> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("TimeoutNow.term", &f_1)?;
+    let ret = TimeoutNow {
+      term: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("TimeoutNow");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("term", TType::I64, 1))?;
+    o_prot.write_i64(self.term)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// ReadIndexRequest
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ReadIndexRequest {
+  pub term: i64,
+  pub id: i64,
+}
+
+impl ReadIndexRequest {
+  pub fn new(term: i64, id: i64) -> ReadIndexRequest {
+    ReadIndexRequest {
+      term,
+      id,
+    }
+  }
+}
+
+impl TSerializable for ReadIndexRequest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ReadIndexRequest> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("ReadIndexRequest.term", &f_1)?;
+    verify_required_field_exists("ReadIndexRequest.id", &f_2)?;
+    let ret = ReadIndexRequest {
+      term: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      id: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("ReadIndexRequest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("term", TType::I64, 1))?;
+    o_prot.write_i64(self.term)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::I64, 2))?;
+    o_prot.write_i64(self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// ReadIndexResponse
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ReadIndexResponse {
+  pub term: i64,
+  pub id: i64,
+  /// Not set by a node that does not lead.
+  pub index: Option<i64>,
+}
+
+impl ReadIndexResponse {
+  pub fn new<F3>(term: i64, id: i64, index: F3) -> ReadIndexResponse where F3: Into<Option<i64>> {
+    ReadIndexResponse {
+      term,
+      id,
+      index: index.into(),
+    }
+  }
+}
+
+impl TSerializable for ReadIndexResponse {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ReadIndexResponse> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("ReadIndexResponse.term", &f_1)?;
+    verify_required_field_exists("ReadIndexResponse.id", &f_2)?;
+    let ret = ReadIndexResponse {
+      term: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      id: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      index: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("ReadIndexResponse");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("term", TType::I64, 1))?;
+    o_prot.write_i64(self.term)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::I64, 2))?;
+    o_prot.write_i64(self.id)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.index {
+      o_prot.write_field_begin(&TFieldIdentifier::new("index", TType::I64, 3))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -1069,6 +1397,9 @@ pub enum Message {
   AppendResponse(AppendResponse),
   CommitNotification(CommitNotification),
   Extension(Vec<u8>),
+  TimeoutNow(TimeoutNow),
+  ReadIndexRequest(ReadIndexRequest),
+  ReadIndexResponse(ReadIndexResponse),
 }
 
 impl TSerializable for Message {
@@ -1122,6 +1453,27 @@ impl TSerializable for Message {
           let val = i_prot.read_bytes()?;
           if ret.is_none() {
             ret = Some(Message::Extension(val));
+          }
+          received_field_count += 1;
+        },
+        7 => {
+          let val = TimeoutNow::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(Message::TimeoutNow(val));
+          }
+          received_field_count += 1;
+        },
+        8 => {
+          let val = ReadIndexRequest::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(Message::ReadIndexRequest(val));
+          }
+          received_field_count += 1;
+        },
+        9 => {
+          let val = ReadIndexResponse::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(Message::ReadIndexResponse(val));
           }
           received_field_count += 1;
         },
@@ -1187,6 +1539,21 @@ impl TSerializable for Message {
       Message::Extension(ref f) => {
         o_prot.write_field_begin(&TFieldIdentifier::new("extension", TType::String, 6))?;
         o_prot.write_bytes(f)?;
+        o_prot.write_field_end()?;
+      },
+      Message::TimeoutNow(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("timeout_now", TType::Struct, 7))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      Message::ReadIndexRequest(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("read_index_request", TType::Struct, 8))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      Message::ReadIndexResponse(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("read_index_response", TType::Struct, 9))?;
+        f.write_to_out_protocol(o_prot)?;
         o_prot.write_field_end()?;
       },
     }

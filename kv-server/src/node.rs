@@ -110,7 +110,9 @@ async fn replicated(
     let transport = Arc::new(ThriftTransport::bind(thrift).await?);
     let mut members = BTreeMap::new();
     for (id, endpoints) in &cluster.nodes {
-        members.insert(*id, Member { kind: MemberKind::Voter, endpoint: Some(endpoints.consensus.clone()) });
+        let (endpoint, client_endpoint) = (Some(endpoints.consensus.clone()), Some(endpoints.client.clone()));
+        let voter = Member::new(MemberKind::Voter);
+        members.insert(*id, Member { endpoint, client_endpoint, ..voter });
         if *id != settings.node {
             transport.set_endpoint(*id, endpoints.consensus.clone());
         }
@@ -130,9 +132,6 @@ fn raft_config(settings: &Settings, cluster: &ClusterSettings, membership: Membe
     config.bootstrap = Some(membership);
     config.protocol.election_timeout = cluster.election_timeout;
     config.protocol.heartbeat_interval = cluster.heartbeat_interval;
-    // Different at every start: two nodes that once drew the same timeouts do not go on to.
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    config.protocol.seed = settings.node.0 ^ clock.as_nanos() as u64;
     config.compact_after_entries = cluster.compact_after_entries;
     config.compact_keep_entries = cluster.compact_keep_entries;
     config.snapshot_dir.clone_from(&settings.data_dir);

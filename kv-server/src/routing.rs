@@ -7,7 +7,7 @@ use kv_client::{
     CallError, Connection, idl,
     protocol::{Call, Fault, Reply},
 };
-use kv_state_machine::{ConsensusKvDatabase, Consistency, KvError, KvOperation, Session};
+use kv_state_machine::{ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Session};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
@@ -60,8 +60,7 @@ impl RoutingManager {
         let deadline = Instant::now() + LEADER_WAIT;
         let may_forward = may_forward && self.routing == Routing::Forward;
         loop {
-            let Request { operation, session, consistency } = &request;
-            let leader = match self.database.execute(operation.clone(), *session, *consistency).await {
+            let leader = match self.execute_here(&request, may_forward).await {
                 Ok(answer) => return Ok(convert::reply(self.node, answer)),
                 Err(KvError::NotLeader { leader }) => leader,
                 Err(error) => return Err(convert::fault(error)),
@@ -86,6 +85,16 @@ impl RoutingManager {
                 }
             }
         }
+    }
+
+    /// On this node. Who wants to be told who leads is told so for reads too, though a follower could serve them.
+    async fn execute_here(&self, request: &Request, may_forward: bool) -> Result<KvAnswer, KvError> {
+        let Request { operation, session, consistency } = request;
+        let leader = self.database.status().borrow().leader;
+        if !may_forward && *consistency == Consistency::Linearizable && leader != Some(self.node) {
+            return Err(KvError::NotLeader { leader });
+        }
+        self.database.execute(operation.clone(), *session, *consistency).await
     }
 
     fn request(&self, call: Call) -> Result<Request, Fault> {

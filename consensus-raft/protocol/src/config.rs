@@ -24,7 +24,16 @@ pub struct Config {
     pub inflight_messages_max: usize,
     /// Most bytes of entries that it may be behind; one message always goes. Default 16 MiB.
     pub inflight_bytes_max: u64,
-    /// Seeds the election timeouts. Different on each node, or they would ask for votes at once again and again.
+    /// How far the log of a joining member may lag when it becomes a voter, in entries. Default 1000: what a leader
+    /// sends in a moment.
+    pub promote_lag_entries: u64,
+    /// By how much the clock of one node may run faster than that of another, in percent, at most 50. 0, the default:
+    /// not known, and reads by lease ask for a read index instead. The same on every node.
+    pub lease_drift_percent: u32,
+    /// This node keeps no commands, whatever its membership says of it: it never stands for election.
+    pub witness: bool,
+    /// Seeds the election timeouts, different on each node, or they would ask for votes at once again and again; and the
+    /// ids of questions, different at each start, or an answer from before could be taken for one to a new question.
     pub seed: u64,
 }
 
@@ -40,6 +49,9 @@ impl Config {
             append_bytes_max: 1 << 20,
             inflight_messages_max: 64,
             inflight_bytes_max: 16 << 20,
+            promote_lag_entries: 1000,
+            lease_drift_percent: 0,
+            witness: false,
             seed: id.0,
         }
     }
@@ -55,6 +67,9 @@ impl Config {
         }
         if self.heartbeat_interval * 2 > self.election_timeout {
             return bad("election_timeout", "at least twice heartbeat_interval");
+        }
+        if self.lease_drift_percent > 50 {
+            return bad("lease_drift_percent", "at most 50");
         }
         if self.append_entries_max == 0 {
             return bad("append_entries_max", "at least 1");

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use consensus_core::{NodeId, VoteKind, VoteRequest, VoteResponse};
+use consensus_core::{NodeId, Term, VoteKind, VoteRequest, VoteResponse};
 
 use crate::{
     EntryInfo, Output, Raft, Reply,
@@ -23,16 +23,21 @@ impl Raft {
         self.election_deadline = self.now + timeout + Duration::from_nanos(self.random.next() % span);
     }
 
-    /// Learners do not stand, nor does a node whose log and state are being replaced.
+    /// Learners and witnesses do not stand, nor does a node whose log and state are being replaced. Who is to leave does
+    /// while that is not committed: it may be the only one that has all that is (D §4.2.2).
     pub(crate) fn may_campaign(&self) -> bool {
-        self.membership().is_voter(self.config.id) && self.hard.installing.is_none()
+        let own = self.config.id;
+        let (at, membership) = self.log.newest_membership();
+        let may =
+            membership.can_lead(own) || (at > self.commit && self.log.membership_at(at.prev()).can_lead(own));
+        may && !self.config.witness && self.hard.installing.is_none()
     }
 
     pub(crate) fn campaign(&mut self) {
         self.reset_election_deadline();
-        self.leader = None;
+        self.set_leader(None);
         if self.membership().is_only_voter(self.config.id) {
-            self.stand();
+            self.stand(VoteKind::Vote);
         } else {
             self.role = Role::PreCandidate(Ballots(BTreeSet::from([self.config.id])));
             self.ask_for_votes(VoteKind::PreVote);
@@ -40,28 +45,34 @@ impl Raft {
     }
 
     /// Becomes a candidate: a new term and a vote for itself, which nobody hears of before it is durable (I1).
-    fn stand(&mut self) {
+    pub(crate) fn stand(&mut self, kind: VoteKind) {
+        self.set_leader(None);
         self.hard.term = self.hard.term.next();
         self.hard.voted_for = Some(self.config.id);
         self.writes.hard_state();
         self.role = Role::Candidate(Ballots::default());
         self.reset_election_deadline();
-        let own = VoteResponse { kind: VoteKind::Vote, term: self.hard.term, granted: true };
-        self.when_durable(Held::Send(self.config.id, Reply::VoteResponse(own)));
-        self.ask_for_votes(VoteKind::Vote);
+        let own = self.vote(VoteKind::Vote, self.hard.term, true);
+        self.when_durable(Held::Send(self.config.id, own));
+        self.ask_for_votes(kind);
+    }
+
+    fn vote(&self, kind: VoteKind, term: Term, granted: bool) -> Reply {
+        Reply::VoteResponse(VoteResponse { kind, term, granted, storage: self.storage })
     }
 
     fn ask_for_votes(&mut self, kind: VoteKind) {
         let term = match kind {
             VoteKind::PreVote => self.hard.term.next(),
-            VoteKind::Vote => self.hard.term,
+            VoteKind::Vote | VoteKind::Transfer => self.hard.term,
         };
-        let request = Reply::VoteRequest(VoteRequest { kind, term, last_log: self.log.last() });
+        let (last_log, storage) = (self.log.last(), self.storage);
+        let request = Reply::VoteRequest(VoteRequest { kind, term, last_log, storage });
         let voters: Vec<NodeId> = self.membership().voters().filter(|id| *id != self.config.id).collect();
         for voter in voters {
             match kind {
                 VoteKind::PreVote => self.outputs.push(Output::Send(voter, request)),
-                VoteKind::Vote => self.when_durable(Held::Send(voter, request)),
+                VoteKind::Vote | VoteKind::Transfer => self.when_durable(Held::Send(voter, request)),
             }
         }
     }
@@ -69,25 +80,32 @@ impl Raft {
     /// Whether a leader is at work as far as this node can tell; then it lets nobody disturb it (I12).
     fn has_live_leader(&self) -> bool {
         let heard = self.leader_heard.is_some_and(|heard| self.now < heard + self.config.election_timeout);
-        matches!(self.role, Role::Leader(_)) || (self.leader.is_some() && heard)
+        // Leases count on this patience even if the leader was lost sight of (I15).
+        let patient = self.leader.is_some() || self.config.lease_drift_percent > 0;
+        matches!(self.role, Role::Leader(_)) || (patient && heard)
     }
 
     pub(crate) fn on_vote_request(&mut self, from: NodeId, request: VoteRequest) {
         let refuse = |raft: &mut Self| {
-            let response = VoteResponse { kind: request.kind, term: raft.hard.term, granted: false };
-            raft.outputs.push(Output::Send(from, Reply::VoteResponse(response)));
+            let response = raft.vote(request.kind, raft.hard.term, false);
+            raft.outputs.push(Output::Send(from, response));
         };
-        if request.term < self.hard.term || self.has_live_leader() {
+        // The leader itself wants a candidate of a transfer to be heard (D §4.2.3).
+        let undisturbed = self.has_live_leader() || self.now < self.patient_until;
+        if request.term < self.hard.term || (undisturbed && request.kind != VoteKind::Transfer) {
             return refuse(self);
+        }
+        if !self.log.membership().trusts(from, request.storage) {
+            return refuse(self); // I14
         }
         let up_to_date = request.last_log >= self.log.last(); // §5.4.1
         match request.kind {
             VoteKind::PreVote if request.term > self.hard.term && up_to_date => {
-                let response = VoteResponse { kind: VoteKind::PreVote, term: request.term, granted: true };
-                self.outputs.push(Output::Send(from, Reply::VoteResponse(response)));
+                let response = self.vote(VoteKind::PreVote, request.term, true);
+                self.outputs.push(Output::Send(from, response));
             }
             VoteKind::PreVote => refuse(self),
-            VoteKind::Vote => {
+            VoteKind::Vote | VoteKind::Transfer => {
                 if request.term > self.hard.term {
                     self.become_follower(request.term, None);
                 }
@@ -100,13 +118,16 @@ impl Raft {
                     self.writes.hard_state();
                 }
                 self.reset_election_deadline();
-                let response = VoteResponse { kind: VoteKind::Vote, term: request.term, granted: true };
-                self.when_durable(Held::Send(from, Reply::VoteResponse(response)));
+                let response = self.vote(VoteKind::Vote, request.term, true);
+                self.when_durable(Held::Send(from, response));
             }
         }
     }
 
     pub(crate) fn on_vote_response(&mut self, from: NodeId, response: VoteResponse) {
+        if !self.log.membership().trusts(from, response.storage) {
+            return; // I14
+        }
         if !response.granted {
             // A voter that is ahead is heard in a pre-vote too, or two nodes could refuse each other for ever.
             if response.term > self.hard.term {
@@ -120,7 +141,7 @@ impl Raft {
             Role::PreCandidate(ballots) if response.kind == VoteKind::PreVote && response.term == next => {
                 ballots.0.insert(from);
                 if membership.has_quorum(&ballots.0) {
-                    self.stand();
+                    self.stand(VoteKind::Vote);
                 }
             }
             Role::Candidate(ballots) if response.kind == VoteKind::Vote && response.term == term => {
@@ -135,15 +156,19 @@ impl Raft {
 
     fn become_leader(&mut self) {
         let next = self.log.last().index.next();
-        let peers = self.membership().members().keys().filter(|id| **id != self.config.id);
-        let peers = peers.map(|id| (*id, Progress::new(next, self.now))).collect();
-        self.role = Role::Leader(Leader {
+        let peers = self.membership().everybody().filter(|(id, _)| *id != self.config.id);
+        let peers = peers.map(|(id, _)| (id, Progress::new(next, self.now))).collect();
+        self.role = Role::Leader(Box::new(Leader {
             peers,
             heartbeat_deadline: self.now + self.config.heartbeat_interval,
             round: 0,
             reads: Reads::new(next),
-        });
-        self.leader = Some(self.config.id);
+            change: None,
+            transfer: None,
+            next_transfer: self.now,
+            lease_void: false,
+        }));
+        self.set_leader(Some(self.config.id));
         let id = self.log.push(EntryInfo { term: self.hard.term, size_bytes: BLANK_BYTES, membership: None });
         self.outputs.push(Output::AppendedBlank(id));
     }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use consensus_core::{
-    AppendResponse, LogId, LogIndex, Membership, NodeId, SnapshotMeta, Term, VoteRequest, VoteResponse,
+    AppendResponse, InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId, ReadIndexRequest,
+    ReadIndexResponse, SnapshotMeta, Term, TimeoutNow, VoteRequest, VoteResponse,
 };
 
 /// Something happened.
@@ -39,7 +40,29 @@ pub enum Event {
     Read {
         /// Comes back with the answer.
         token: u64,
+        /// The leader's lease is enough, while it has one.
+        lease: bool,
     },
+    /// A follower asks for a read index.
+    ReadIndexRequest(NodeId, ReadIndexRequest),
+    /// A leader answers.
+    ReadIndexResponse(NodeId, ReadIndexResponse),
+    /// Somebody wants another configuration; answered by [`Output::Changed`] or [`Output::ChangeRefused`].
+    ChangeMembership {
+        /// Comes back with the answer.
+        token: u64,
+        /// All in one step.
+        changes: Vec<MemberChange>,
+    },
+    /// Somebody wants another leader; answered by [`Output::TransferEnded`].
+    Transfer {
+        /// Comes back with the answer.
+        token: u64,
+        /// Whom; `None` for whoever is fit.
+        to: Option<NodeId>,
+    },
+    /// The leader asks this node to stand for election.
+    TimeoutNow(NodeId, TimeoutNow),
     /// The write last taken by [`take_persist`](crate::Raft::take_persist) is durable.
     Persisted,
     /// The log up to here may go: the state machine answers for it.
@@ -99,9 +122,17 @@ pub enum Output {
     /// The entries after this index are gone from the log, and those of the [`Event::Append`] in hand that lie after it
     /// are in their place.
     Replaced(LogIndex),
+    /// The leader appended a configuration, which counts from now on.
+    AppendedMembership(LogId, Arc<Membership>),
+    /// The configuration asked for is committed, by the entry at this index at the latest.
+    Changed(u64, LogIndex),
+    /// It is not to be, or not known ([`Refusal::LostLead`]).
+    ChangeRefused(u64, Refusal),
+    /// A transfer ended: this node leads no longer, or (with the reason) it leads still.
+    TransferEnded(u64, Result<(), Refusal>),
     /// The command is in the log at this place, not yet committed.
     Accepted(u64, LogId),
-    /// The command is not taken: this node does not lead.
+    /// The command is not taken: this node does not lead, or is [handing over](crate::Raft::transferring_to).
     Refused(u64),
     /// A read may be served once the index is applied.
     ReadReady(u64, LogIndex),
@@ -124,6 +155,31 @@ pub enum Reply {
     VoteResponse(VoteResponse),
     /// The answer to AppendEntries.
     AppendResponse(AppendResponse),
+    /// TimeoutNow.
+    TimeoutNow(TimeoutNow),
+    /// A follower's question for a read index.
+    ReadIndexRequest(ReadIndexRequest),
+    /// Its answer.
+    ReadIndexResponse(ReadIndexResponse),
+}
+
+/// Why something was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// This node does not lead.
+    NotLeader,
+    /// Another change, or a transfer, is under way.
+    Busy,
+    /// The configuration makes no sense.
+    Invalid(InvalidMembership),
+    /// The lead was lost before the change was committed: the next leader may yet commit it.
+    LostLead,
+    /// This node cannot lead: it is no voter, a witness, or leads already.
+    CannotLead(NodeId),
+    /// Nobody else can lead.
+    NoSuccessor,
+    /// The successor did not take over in time.
+    TimedOut,
 }
 
 impl Reply {
@@ -132,6 +188,9 @@ impl Reply {
             Self::VoteRequest(request) => request.term,
             Self::VoteResponse(response) => response.term,
             Self::AppendResponse(response) => response.term,
+            Self::TimeoutNow(request) => request.term,
+            Self::ReadIndexRequest(request) => request.term,
+            Self::ReadIndexResponse(response) => response.term,
         }
     }
 }

@@ -35,6 +35,12 @@
 //!   afterwards (D §6.4).
 //! * **I10** A configuration counts from its append and is rolled back with its entry (D §4.1).
 //! * **I11** The log is replaced by a snapshot only after the state machine holds it (§7).
+//! * **I13** There is one change of the configuration at a time, begun by a leader that has committed in its term, and a
+//!   joint configuration is left once it is committed, by whoever leads then (§6, D §4.3).
+//! * **I14** Votes and acknowledgements count only from the storage that the configuration knows for the node: an emptied
+//!   disk has forgotten what it promised.
+//! * **I15** A lease ends before any voter's patience with its leader does, whatever the drift of clocks that is allowed
+//!   for, and no lease survives the begin of a transfer (D §6.4.1).
 //! * **I12** A pre-vote changes nobody's term and nobody's vote (D §9.6); a node in touch with a leader grants neither
 //!   (D §4.2.3).
 
@@ -42,15 +48,17 @@ mod config;
 mod election;
 mod event;
 mod log;
+mod membership;
 mod persist;
 mod progress;
 mod raft;
 mod reads;
 mod replication;
 mod snapshot;
+mod transfer;
 
 pub use config::{Config, ConfigError};
-pub use event::{Append, EntryInfo, Event, Output, Reply, SnapshotVerdict};
+pub use event::{Append, EntryInfo, Event, Output, Refusal, Reply, SnapshotVerdict};
 pub use persist::Persist;
 pub use raft::{Raft, Restored};
 pub use snapshot::InterruptedInstall;

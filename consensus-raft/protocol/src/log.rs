@@ -131,6 +131,12 @@ impl Log {
         &self.memberships[self.memberships.len() - 1].1
     }
 
+    /// The same, with the index from which it counts.
+    pub(crate) fn newest_membership(&self) -> (LogIndex, &Arc<Membership>) {
+        let (at, membership) = &self.memberships[self.memberships.len() - 1];
+        (*at, membership)
+    }
+
     pub(crate) fn membership_at(&self, index: LogIndex) -> Arc<Membership> {
         let at = self.memberships.iter().rev().find(|(at, _)| *at <= index);
         at.unwrap_or(&self.memberships[0]).1.clone()
@@ -161,7 +167,7 @@ mod tests {
         log.push(EntryInfo { term: Term(1), size_bytes: 1, membership: Some(new.clone()) });
         assert_eq!(*log.membership(), new);
         log.truncate_after(LogIndex(1));
-        assert_eq!(log.membership().quorum(), 0);
+        assert_eq!(**log.membership(), Membership::default());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use consensus_core::LogIndex;
+use consensus_core::{LogIndex, StorageId};
 
 use crate::{Config, Time};
 
@@ -18,6 +18,8 @@ pub(crate) struct Progress {
     pub(crate) round: u64,
     /// When it last answered.
     pub(crate) heard: Time,
+    /// From which storage.
+    pub(crate) storage: StorageId,
 }
 
 #[derive(Clone, Debug)]
@@ -57,7 +59,8 @@ impl Inflight {
 
 impl Progress {
     pub(crate) fn new(next: LogIndex, now: Time) -> Self {
-        Self { matched: LogIndex::ZERO, next, state: State::Probe { sent: false }, round: 0, heard: now }
+        let (matched, state, storage) = (LogIndex::ZERO, State::Probe { sent: false }, StorageId::default());
+        Self { matched, next, state, round: 0, heard: now, storage }
     }
 
     /// The follower has everything up to `matched`, durably.

@@ -3,16 +3,18 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use consensus_core::{
-    HardState, LogId, LogIndex, LogState, Membership, NodeId, PeerStatus, Role as StatusRole, Term,
+    HardState, LogId, LogIndex, LogState, Membership, NodeId, PeerStatus, Role as StatusRole, StorageId, Term,
 };
 
 use crate::{
-    Config, ConfigError, Event, Output, Time,
+    Config, ConfigError, Event, Output, Refusal, Time,
     election::Ballots,
     log::Log,
+    membership::Change,
     persist::{Held, Writes},
     progress::{Progress, State},
-    reads::Reads,
+    reads::{Asking, Reads},
+    transfer::Transfer,
 };
 
 /// One node's protocol state.
@@ -22,6 +24,8 @@ pub struct Raft {
     pub(crate) now: Time,
     pub(crate) random: Random,
     pub(crate) hard: HardState,
+    /// This node's storage.
+    pub(crate) storage: StorageId,
     pub(crate) log: Log,
     pub(crate) writes: Writes,
     /// Last index on this node's disk.
@@ -33,7 +37,13 @@ pub struct Raft {
     pub(crate) leader: Option<NodeId>,
     /// When a leader was last heard.
     pub(crate) leader_heard: Option<Time>,
+    /// With leases a node that comes up may have promised a leader its patience: it gives no vote before this.
+    pub(crate) patient_until: Time,
+    /// Reads that this node, as a follower, asks the leader about.
+    pub(crate) asking: Asking,
     pub(crate) election_deadline: Time,
+    /// Latest heartbeat round that this node answered, with its term.
+    pub(crate) answered_round: (Term, u64),
     pub(crate) outputs: Vec<Output>,
 }
 
@@ -43,7 +53,7 @@ pub(crate) enum Role {
     Follower,
     PreCandidate(Ballots),
     Candidate(Ballots),
-    Leader(Leader),
+    Leader(Box<Leader>),
 }
 
 #[derive(Debug)]
@@ -53,6 +63,12 @@ pub(crate) struct Leader {
     /// Heartbeat round last begun.
     pub(crate) round: u64,
     pub(crate) reads: Reads,
+    pub(crate) change: Option<Change>,
+    pub(crate) transfer: Option<Transfer>,
+    /// From when on the leader may think of a transfer by itself.
+    pub(crate) next_transfer: Time,
+    /// No lease reads in this term any more.
+    pub(crate) lease_void: bool,
 }
 
 /// What a node starts from.
@@ -73,6 +89,8 @@ impl Raft {
         config.validate()?;
         let random = Random(config.seed);
         let hard = restored.log.hard_state.clone();
+        let storage = restored.log.storage;
+        let patience = if config.lease_drift_percent > 0 { config.election_timeout } else { Time::ZERO };
         let log = Log::new(restored.log);
         let (purged, last) = (log.purged().index, log.last().index);
         let known = restored.applied.clamp(purged, last);
@@ -81,6 +99,7 @@ impl Raft {
             now,
             random,
             hard,
+            storage,
             log,
             writes: Writes::new(last),
             durable: last,
@@ -89,7 +108,10 @@ impl Raft {
             role: Role::Follower,
             leader: None,
             leader_heard: None,
+            patient_until: now + patience,
+            asking: Asking::default(),
             election_deadline: now,
+            answered_round: (Term::ZERO, 0),
             outputs: Vec::new(),
         };
         // The one voter need not wait for anybody.
@@ -119,11 +141,12 @@ impl Raft {
     /// When [`Event::Tick`] is next of use, if at all.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        match &self.role {
+        let own = match &self.role {
             Role::Leader(leader) => Some(leader.heartbeat_deadline),
             _ if self.may_campaign() => Some(self.election_deadline),
             _ => None,
-        }
+        };
+        own.into_iter().chain(self.asking.deadline()).min()
     }
 
     pub(crate) fn handle(&mut self, event: Event) {
@@ -135,7 +158,12 @@ impl Raft {
             Event::AppendResponse(from, response) => self.on_append_response(from, response),
             Event::SendFailed(to) => self.on_send_failed(to),
             Event::Propose { token, size_bytes } => self.on_propose(token, size_bytes),
-            Event::Read { token } => self.on_read(token),
+            Event::Read { token, lease } => self.on_read(token, lease),
+            Event::ReadIndexRequest(from, request) => self.on_read_index_request(from, request),
+            Event::ReadIndexResponse(from, response) => self.on_read_index_response(from, response),
+            Event::ChangeMembership { token, changes } => self.on_change(token, changes),
+            Event::Transfer { token, to } => self.on_transfer(token, to),
+            Event::TimeoutNow(from, request) => self.on_timeout_now(from, request),
             Event::Persisted => self.on_persisted(),
             Event::Compact(through) => self.on_compact(through),
             Event::SnapshotArrived { from, term, meta } => self.on_snapshot_arrived(from, term, meta),
@@ -145,6 +173,7 @@ impl Raft {
     }
 
     fn on_tick(&mut self) {
+        self.expire_questions();
         match &self.role {
             Role::Leader(_) => self.tick_leader(),
             _ if self.now >= self.election_deadline && self.may_campaign() => self.campaign(),
@@ -160,10 +189,22 @@ impl Raft {
             self.writes.hard_state();
         }
         if let Role::Leader(leader) = std::mem::replace(&mut self.role, Role::Follower) {
-            self.outputs.extend(leader.reads.into_refusals());
+            self.outputs.extend(leader.reads.into_refusals(self.hard.term));
+            if let Some(Change { token, .. }) = leader.change {
+                self.outputs.push(Output::ChangeRefused(token, Refusal::LostLead));
+            }
+            self.end_transfer(leader.transfer);
             self.reset_election_deadline();
         }
-        self.leader = leader;
+        self.set_leader(leader);
+    }
+
+    /// Another leader, or none: what the last one was asked it need not answer any more.
+    pub(crate) fn set_leader(&mut self, leader: Option<NodeId>) {
+        if self.leader != leader {
+            self.leader = leader;
+            self.drop_questions();
+        }
     }
 
     /// Lets out what may be applied (I8).
@@ -241,6 +282,21 @@ impl Raft {
             Role::Follower if self.membership().is_voter(self.config.id) => StatusRole::Follower,
             Role::Follower => StatusRole::Learner,
         }
+    }
+
+    /// On a leader: to whom it is handing over.
+    #[must_use]
+    pub fn transferring_to(&self) -> Option<NodeId> {
+        match &self.role {
+            Role::Leader(leader) => leader.transfer.as_ref().map(|transfer| transfer.to),
+            _ => None,
+        }
+    }
+
+    /// This node's storage.
+    #[must_use]
+    pub fn storage(&self) -> StorageId {
+        self.storage
     }
 
     /// Who leads, as far as is known.

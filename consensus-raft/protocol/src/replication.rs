@@ -1,6 +1,6 @@
 //! Log replication and commitment (§5.3, §5.4.2).
 
-use consensus_core::{AppendOutcome, AppendResponse, LogId, LogIndex, Membership, NodeId, Term};
+use consensus_core::{AppendOutcome, AppendResponse, LogId, LogIndex, MemberKind, Membership, NodeId, Term};
 
 use crate::{
     Append, EntryInfo, Output, Raft, Reply,
@@ -12,7 +12,7 @@ use crate::{
 // The leader's side.
 impl Raft {
     pub(crate) fn on_propose(&mut self, token: u64, size_bytes: u64) {
-        if !matches!(self.role, Role::Leader(_)) {
+        if !matches!(&self.role, Role::Leader(leader) if leader.transfer.is_none()) {
             self.outputs.push(Output::Refused(token));
             return;
         }
@@ -29,10 +29,15 @@ impl Raft {
             self.become_follower(self.hard.term, None);
             return;
         }
-        self.broadcast(Send::Heartbeat);
         if let Role::Leader(leader) = &mut self.role {
             leader.heartbeat_deadline = self.now + self.config.heartbeat_interval;
+            leader.begin_round(self.now);
         }
+        self.broadcast(Send::Heartbeat);
+        self.confirm_reads();
+        self.drive_transfer();
+        self.improve_membership();
+        self.prefer_heir();
     }
 
     /// Sends what is new to those who are ready for it.
@@ -59,20 +64,24 @@ impl Raft {
             peer.state = State::Snapshot;
             self.outputs.push(Output::SendSnapshot(id));
         }
+        // A witness that had an entry which this node's crash takes back would refuse its vote to all who lack it, and
+        // nobody could ever lead with it.
+        let witness = self.log.membership().get(id).is_some_and(|member| member.kind == MemberKind::Witness);
+        let end = if witness { self.durable } else { self.log.last().index };
         let mut sent = false;
         match &mut peer.state {
             State::Snapshot => {}
             State::Probe { sent: waiting } => {
                 if !*waiting || send == Send::Heartbeat {
                     *waiting = true;
-                    let (last, _) = self.run_after(peer.next.prev());
+                    let (last, _) = self.run_after(peer.next.prev(), end);
                     self.push_append(id, peer.next.prev(), last, round);
                     sent = true;
                 }
             }
             State::Replicate(inflight) => {
-                while peer.next <= self.log.last().index && inflight.has_room(&self.config) {
-                    let (last, bytes) = self.run_after(peer.next.prev());
+                while peer.next <= end && inflight.has_room(&self.config) {
+                    let (last, bytes) = self.run_after(peer.next.prev(), end);
                     inflight.push(last, bytes);
                     self.push_append(id, peer.next.prev(), last, round);
                     peer.next = last.next();
@@ -87,8 +96,10 @@ impl Raft {
         }
     }
 
-    fn run_after(&self, after: LogIndex) -> (LogIndex, u64) {
-        self.log.run_after(after, self.config.append_entries_max, self.config.append_bytes_max)
+    /// The entries after `after` that go into one message, up to `end` at most.
+    fn run_after(&self, after: LogIndex, end: LogIndex) -> (LogIndex, u64) {
+        let entries_max = self.config.append_entries_max.min(end.since(after) as usize);
+        self.log.run_after(after, entries_max, self.config.append_bytes_max)
     }
 
     fn push_append(&mut self, to: NodeId, prev: LogIndex, last: LogIndex, round: u64) {
@@ -98,6 +109,9 @@ impl Raft {
     }
 
     pub(crate) fn on_append_response(&mut self, from: NodeId, response: AppendResponse) {
+        if !self.log.membership().trusts(from, response.storage) {
+            return; // I14
+        }
         if response.term > self.hard.term {
             self.become_follower(response.term, None);
             return;
@@ -108,6 +122,7 @@ impl Raft {
             return; // Of an earlier term, whose acknowledgements mean other entries; or of nobody's.
         }
         peer.heard = self.now;
+        peer.storage = response.storage;
         peer.round = peer.round.max(response.round);
         match response.outcome {
             AppendOutcome::Accepted { matched } if matched <= self.log.last().index => {
@@ -133,6 +148,7 @@ impl Raft {
         self.advance_commit();
         self.apply_committed();
         self.confirm_reads();
+        self.drive_transfer();
     }
 
     pub(crate) fn on_send_failed(&mut self, to: NodeId) {
@@ -156,6 +172,7 @@ impl Raft {
         if index > self.commit && self.log.id_at(index).is_some_and(|id| id.term == self.hard.term) {
             self.commit = index;
             leader.reads.committed(index);
+            self.drive_change();
         }
     }
 }
@@ -174,25 +191,37 @@ pub(crate) enum Send {
 // The follower's side.
 impl Raft {
     pub(crate) fn on_append(&mut self, from: NodeId, append: Append, entries: Vec<EntryInfo>) {
-        let rejected = |raft: &Self, hint| AppendResponse {
-            term: raft.hard.term,
-            round: append.round,
-            outcome: AppendOutcome::Rejected { prev: append.prev.index, hint },
+        let answer = |raft: &Self, outcome| {
+            let (term, round, storage) = (raft.hard.term, append.round, raft.storage);
+            Reply::AppendResponse(AppendResponse { term, round, outcome, storage })
         };
+        let rejected = |hint| AppendOutcome::Rejected { prev: append.prev.index, hint };
         if append.term < self.hard.term {
-            let response = rejected(self, self.log.last());
-            self.outputs.push(Output::Send(from, Reply::AppendResponse(response)));
+            let response = answer(self, rejected(self.log.last()));
+            self.outputs.push(Output::Send(from, response));
             return;
         }
         if !is_well_formed(&append, &entries) || !self.follow(from, append.term) {
             return;
         }
-        let outcome = match self.take_entries(&append, entries) {
-            Ok(matched) => AppendOutcome::Accepted { matched },
-            Err(hint) => AppendOutcome::Rejected { prev: append.prev.index, hint },
-        };
-        let response = AppendResponse { term: self.hard.term, round: append.round, outcome };
-        self.when_durable(Held::Send(from, Reply::AppendResponse(response)));
+        // A heartbeat, or the first message of a round: the leader waits to hear that it leads still, not for a disk.
+        let round = (append.term, append.round);
+        let at_once = entries.is_empty() || round > self.answered_round;
+        self.answered_round = self.answered_round.max(round);
+        match self.take_entries(&append, entries) {
+            Ok(matched) if matched <= self.durable || at_once => {
+                let durable = AppendOutcome::Accepted { matched: matched.min(self.durable) };
+                let response = answer(self, durable);
+                self.outputs.push(Output::Send(from, response));
+                if matched > self.durable && append.last > append.prev.index {
+                    self.when_durable(Held::Send(from, answer(self, AppendOutcome::Accepted { matched })));
+                }
+            }
+            Ok(matched) => {
+                self.when_durable(Held::Send(from, answer(self, AppendOutcome::Accepted { matched })));
+            }
+            Err(hint) => self.outputs.push(Output::Send(from, answer(self, rejected(hint)))),
+        }
         self.apply_committed();
     }
 

@@ -1,81 +1,15 @@
 //! Sentences of the papers as tests: Ongaro & Ousterhout 2014 by section, "D" the dissertation.
 
+mod common;
+
 use std::time::Duration;
 
+use common::{SECOND, accepted, append, lead, node, outcome, step, vote};
 use consensus_core::{
     AppendOutcome, AppendResponse, HardState, LogId, LogIndex, LogState, Membership, NodeId, Role,
-    SnapshotMeta, Term, VoteKind, VoteRequest, VoteResponse,
+    SnapshotMeta, StorageId, Term, VoteKind, VoteRequest, VoteResponse,
 };
-use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Output, Raft, Reply, Restored, Time};
-
-const SECOND: Time = Duration::from_secs(1);
-
-/// Node 0 of `voters`, with a log of these terms after the bootstrap entry.
-fn node(voters: u64, term: u64, terms: &[u64]) -> Raft {
-    let mut log = LogState {
-        hard_state: HardState { term: Term(term), ..HardState::default() },
-        ..LogState::default()
-    };
-    log.entries = std::iter::once(&0)
-        .chain(terms)
-        .zip(1..)
-        .map(|(term, index)| (LogId::new(*term, index), 100))
-        .collect();
-    log.memberships = vec![(LogIndex(1), Membership::of_voters(0..voters))];
-    Raft::new(Config::new(NodeId(0)), Restored { log, applied: LogIndex(0) }, Time::ZERO).unwrap()
-}
-
-/// All that comes out, the disk being at once.
-fn step(raft: &mut Raft, now: Time, event: Event) -> Vec<Output> {
-    let mut outputs = raft.step(now, event);
-    loop {
-        outputs.extend(raft.finish_turn(now));
-        if raft.take_persist().is_none() {
-            return outputs;
-        }
-        outputs.extend(raft.step(now, Event::Persisted));
-    }
-}
-
-fn vote(kind: VoteKind, term: u64) -> VoteResponse {
-    VoteResponse { kind, term: Term(term), granted: true }
-}
-
-/// Makes node 0 the leader of `term`, by the votes of the others.
-fn lead(raft: &mut Raft, now: Time) {
-    step(raft, now, Event::Tick);
-    let term = raft.term().0;
-    let others: Vec<NodeId> = raft.membership().voters().filter(|id| *id != NodeId(0)).collect();
-    for kind in [VoteKind::PreVote, VoteKind::Vote] {
-        for other in &others {
-            step(raft, now, Event::VoteResponse(*other, vote(kind, term + 1)));
-        }
-    }
-    assert_eq!(raft.role(), Role::Leader);
-}
-
-fn accepted(term: u64, matched: u64) -> AppendResponse {
-    AppendResponse {
-        term: Term(term),
-        round: 0,
-        outcome: AppendOutcome::Accepted { matched: LogIndex(matched) },
-    }
-}
-
-fn append(term: u64, prev: LogId, terms: &[u64], commit: u64) -> Event {
-    let last = LogIndex(prev.index.0 + terms.len() as u64);
-    let append = Append { term: Term(term), prev, last, commit: LogIndex(commit), round: 0 };
-    let entries =
-        terms.iter().map(|t| EntryInfo { term: Term(*t), size_bytes: 100, membership: None }).collect();
-    Event::Append { from: NodeId(1), append, entries }
-}
-
-fn answer(outputs: &[Output]) -> Option<AppendOutcome> {
-    outputs.iter().find_map(|output| match output {
-        Output::Send(_, Reply::AppendResponse(response)) => Some(response.outcome),
-        _ => None,
-    })
-}
+use consensus_raft_protocol::{Append, Config, Event, Output, Raft, Reply, Restored, Time};
 
 fn granted(outputs: &[Output]) -> Option<bool> {
     outputs.iter().find_map(|output| match output {
@@ -85,7 +19,7 @@ fn granted(outputs: &[Output]) -> Option<bool> {
 }
 
 fn ask(raft: &mut Raft, from: u64, kind: VoteKind, term: u64, last_log: LogId) -> Option<bool> {
-    let request = VoteRequest { kind, term: Term(term), last_log };
+    let request = VoteRequest { kind, term: Term(term), last_log, storage: StorageId(0) };
     granted(&step(raft, raft_time(), Event::VoteRequest(NodeId(from), request)))
 }
 
@@ -96,7 +30,12 @@ fn raft_time() -> Time {
 #[test]
 fn figure_2_persistent_state_is_updated_on_stable_storage_before_responding() {
     let mut raft = node(3, 0, &[]);
-    let request = VoteRequest { kind: VoteKind::Vote, term: Term(1), last_log: LogId::new(0, 1) };
+    let request = VoteRequest {
+        kind: VoteKind::Vote,
+        term: Term(1),
+        last_log: LogId::new(0, 1),
+        storage: StorageId(0),
+    };
     let early = raft.step(SECOND, Event::VoteRequest(NodeId(1), request));
     assert_eq!(granted(&early), None, "no answer before the vote is durable");
     let persist = raft.take_persist().unwrap();
@@ -150,14 +89,14 @@ fn section_5_3_the_consistency_check_and_the_conflicting_suffix() {
     // No entry `prev`: rejected, with a hint that passes over the whole term.
     let outputs = step(&mut raft, SECOND, append(4, LogId::new(3, 4), &[4], 0));
     let hint = LogId::new(2, 4);
-    assert_eq!(answer(&outputs), Some(AppendOutcome::Rejected { prev: LogIndex(4), hint }));
+    assert_eq!(outcome(&outputs), Some(AppendOutcome::Rejected { prev: LogIndex(4), hint }));
     // A conflict removes the entry and all that follow it.
     let outputs = step(&mut raft, SECOND, append(4, LogId::new(1, 2), &[4, 4], 0));
-    assert_eq!(answer(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(4) }));
+    assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(4) }));
     assert_eq!(raft.last_log(), LogId::new(4, 4));
     // An old message that ends earlier removes nothing, and is answered for what it said only (I5).
     let outputs = step(&mut raft, SECOND, append(4, LogId::new(1, 2), &[4], 0));
-    assert_eq!(answer(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(3) }));
+    assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(3) }));
     assert_eq!(raft.last_log(), LogId::new(4, 4));
 }
 
@@ -225,12 +164,17 @@ fn d_4_2_3_a_node_in_touch_with_a_leader_does_not_vote() {
     let now = raft_time();
     step(&mut raft, now, append(1, LogId::new(1, 2), &[], 0));
     for kind in [VoteKind::PreVote, VoteKind::Vote] {
-        let request = VoteRequest { kind, term: Term(2), last_log: LogId::new(1, 9) };
+        let request = VoteRequest { kind, term: Term(2), last_log: LogId::new(1, 9), storage: StorageId(0) };
         assert_eq!(granted(&step(&mut raft, now, Event::VoteRequest(NodeId(2), request))), Some(false));
         assert_eq!(raft.term(), Term(1));
     }
     // When the leader has been silent for an election timeout, it does.
-    let request = VoteRequest { kind: VoteKind::Vote, term: Term(2), last_log: LogId::new(1, 9) };
+    let request = VoteRequest {
+        kind: VoteKind::Vote,
+        term: Term(2),
+        last_log: LogId::new(1, 9),
+        storage: StorageId(0),
+    };
     let later = now + Duration::from_millis(500);
     assert_eq!(granted(&step(&mut raft, later, Event::VoteRequest(NodeId(2), request))), Some(true));
 }
@@ -240,7 +184,7 @@ fn a_rejected_pre_vote_of_a_higher_term_is_heard() {
     // Else two nodes could refuse each other for ever.
     let mut raft = node(3, 1, &[1]);
     step(&mut raft, SECOND, Event::Tick);
-    let refused = VoteResponse { kind: VoteKind::PreVote, term: Term(6), granted: false };
+    let refused = VoteResponse { granted: false, ..vote(VoteKind::PreVote, 6) };
     step(&mut raft, SECOND, Event::VoteResponse(NodeId(1), refused));
     assert_eq!((raft.role(), raft.term()), (Role::Follower, Term(6)));
 }
@@ -249,7 +193,7 @@ fn a_rejected_pre_vote_of_a_higher_term_is_heard() {
 fn d_6_2_a_leader_without_a_quorum_steps_down_and_refuses_its_reads() {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
-    step(&mut raft, SECOND, Event::Read { token: 7 });
+    step(&mut raft, SECOND, Event::Read { lease: false, token: 7 });
     let outputs = step(&mut raft, SECOND * 2, Event::Tick);
     assert_eq!(raft.role(), Role::Follower);
     assert!(outputs.contains(&Output::ReadRefused(7)), "{outputs:?}");
@@ -259,7 +203,7 @@ fn d_6_2_a_leader_without_a_quorum_steps_down_and_refuses_its_reads() {
 fn d_6_4_a_read_waits_for_an_entry_of_the_term_and_for_a_quorum_after_it() {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
-    let outputs = step(&mut raft, SECOND, Event::Read { token: 7 });
+    let outputs = step(&mut raft, SECOND, Event::Read { lease: false, token: 7 });
     assert!(!outputs.iter().any(|output| matches!(output, Output::ReadReady(..))));
     // The blank entry is committed: the index is noted, a round begins.
     let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
@@ -272,7 +216,7 @@ fn d_6_4_a_read_waits_for_an_entry_of_the_term_and_for_a_quorum_after_it() {
     let late = step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(1, 2)));
     assert!(!late.iter().any(|output| matches!(output, Output::ReadReady(..))));
     let outcome = AppendOutcome::Accepted { matched: LogIndex(2) };
-    let response = AppendResponse { term: Term(1), round: 1, outcome };
+    let response = AppendResponse { term: Term(1), round: 1, outcome, storage: StorageId(0) };
     let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), response));
     assert!(outputs.contains(&Output::ReadReady(7, LogIndex(2))), "{outputs:?}");
 }
@@ -314,7 +258,7 @@ fn section_7_a_snapshot_replaces_a_log_that_does_not_have_its_last_entry() {
     // And the node takes what follows.
     raft.step(SECOND, Event::Persisted);
     let outputs = step(&mut raft, SECOND, append(2, LogId::new(2, 3), &[2], 4));
-    assert_eq!(answer(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(4) }));
+    assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(4) }));
 }
 
 /// A new leader, which knows nothing of the follower, finds by probing that its own log does not reach far enough back.
@@ -335,7 +279,7 @@ fn section_7_a_follower_behind_the_purged_log_is_sent_a_snapshot() {
         let mut probes = 0;
         let outputs = loop {
             let outcome = AppendOutcome::Rejected { prev, hint };
-            let response = AppendResponse { term: raft.term(), round: 0, outcome };
+            let response = AppendResponse { term: raft.term(), round: 0, outcome, storage: StorageId(0) };
             let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), response));
             let next = outputs.iter().find_map(|output| match output {
                 Output::SendAppend(NodeId(1), append) => Some(append.prev.index),

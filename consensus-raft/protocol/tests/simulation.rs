@@ -1,5 +1,6 @@
 //! Whole clusters of the protocol in simulated time, from a seed: loss, delay, duplication, reordering, partitions, crashes
-//! between any two effects, snapshots and compaction, with the properties of the paper's figure 3 checked at every step;
+//! between any two effects, snapshots and compaction, changes of the configuration, transfers, an emptied disk, clocks that
+//! drift within the bound of the leases, with the properties of the paper's figure 3 checked at every step;
 //! then all faults stop and nobody asks for anything, and the cluster must converge completely; then it must serve.
 //!
 //! `SIM_SEED=n` runs one seed, `SIM_SEEDS=n` that many.
@@ -11,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use consensus_core::{HardState, LogId, LogIndex, LogState, Membership, NodeId, Role, SnapshotMeta, Term};
+use consensus_core::{
+    HardState, LogId, LogIndex, LogState, Member, MemberChange, MemberKind, Membership, NodeId, Role,
+    SnapshotMeta, StorageId, Term,
+};
 use consensus_raft_protocol::{
     Append, Config, EntryInfo, Event, InterruptedInstall, Output, Persist, Raft, Reply, Restored,
     SnapshotVerdict, Time,
@@ -44,6 +48,15 @@ fn random_faults_break_no_property() {
             "read",
             "step-down",
             "partition",
+            "joint",
+            "leader change in a joint configuration",
+            "leader removed",
+            "promoted",
+            "change done",
+            "transfer",
+            "lease read",
+            "read on a follower",
+            "disk emptied",
         ] {
             assert!(
                 reached.get(rare).is_some_and(|count| *count > 10),
@@ -56,6 +69,7 @@ fn random_faults_break_no_property() {
 /// What lies on a node's disk: the log, and the state machine's applied position.
 #[derive(Clone, Debug, Default)]
 struct Disk {
+    storage: StorageId,
     hard: HardState,
     purged: SnapshotMeta,
     entries: BTreeMap<u64, LogId>,
@@ -86,14 +100,15 @@ impl Disk {
         }
     }
 
-    fn load(&self, size: u64) -> LogState {
-        let mut state =
-            LogState { hard_state: self.hard.clone(), purged: self.purged.clone(), ..LogState::default() };
-        state.entries = self.entries.values().map(|id| (*id, 100)).collect();
-        if self.entries.get(&1) == Some(&BOOTSTRAP) {
-            state.memberships.push((LogIndex(1), membership(size)));
+    fn load(&self, configurations: &BTreeMap<LogId, Arc<Membership>>) -> LogState {
+        let configuration = |id: &LogId| Some((id.index, Membership::clone(configurations.get(id)?)));
+        LogState {
+            storage: self.storage,
+            hard_state: self.hard.clone(),
+            purged: self.purged.clone(),
+            entries: self.entries.values().map(|id| (*id, 100)).collect(),
+            memberships: self.entries.values().filter_map(configuration).collect(),
         }
-        state
     }
 }
 
@@ -103,14 +118,16 @@ struct Node {
     raft: Option<Raft>,
     writing: Option<(Persist, Vec<LogId>)>,
     applied: LogIndex,
-    /// Reads by token: what had been acknowledged when they began.
-    reads: BTreeMap<u64, LogIndex>,
+    /// Reads by token: what had been acknowledged when they began, and whether the lease was enough.
+    reads: BTreeMap<u64, (LogIndex, bool)>,
     /// Who sent the snapshot being installed.
     installing_from: Option<NodeId>,
     /// Counts restarts, so that what was scheduled for an earlier life is dropped.
     life: u64,
     /// For which deadline it will be woken.
     wake: Option<Time>,
+    /// Percent of real time that its clock shows.
+    clock: u32,
 }
 
 /// Something scheduled.
@@ -133,8 +150,12 @@ enum Packet {
 }
 
 struct Simulation {
-    /// Voters.
+    /// Nodes, those who are no members included.
     size: u64,
+    /// What is said by the entries that say who takes part.
+    configurations: BTreeMap<LogId, Arc<Membership>>,
+    /// Whose disk was emptied; one in a run, as a quorum must remain.
+    emptied: Option<NodeId>,
     random: u64,
     now: Time,
     nodes: BTreeMap<NodeId, Node>,
@@ -159,9 +180,8 @@ struct Simulation {
 /// What every log begins with.
 const BOOTSTRAP: LogId = LogId { term: Term(0), index: LogIndex(1) };
 
-fn membership(size: u64) -> Membership {
-    Membership::of_voters(0..size)
-}
+/// Percent by which one clock may run faster than another; the clocks here keep to it.
+const DRIFT_PERCENT: u32 = 10;
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -169,9 +189,12 @@ fn ms(ms: u64) -> Duration {
 
 impl Simulation {
     fn new(seed: u64) -> Self {
-        let size = 3 + seed % 3;
+        let voters = 3 + seed % 3;
+        let size = voters + 2;
         let mut simulation = Self {
             size,
+            configurations: BTreeMap::from([(BOOTSTRAP, Arc::new(Membership::of_voters(0..voters)))]),
+            emptied: None,
             random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xABCD,
             now: Time::ZERO,
             nodes: BTreeMap::new(),
@@ -192,8 +215,11 @@ impl Simulation {
         // Swarm: each seed has some kinds of fault and not others.
         simulation.loss = [0, 5, 25][simulation.pick(3) as usize];
         for id in (0..size).map(NodeId) {
-            let mut disk = Disk::default();
-            disk.entries.insert(1, BOOTSTRAP);
+            let mut disk = Disk { storage: StorageId(id.0 + 1), ..Disk::default() };
+            if id.0 < voters {
+                disk.entries.insert(1, BOOTSTRAP);
+            }
+            let clock = 96 + simulation.pick(10) as u32;
             let node = Node {
                 disk,
                 raft: None,
@@ -203,6 +229,7 @@ impl Simulation {
                 installing_from: None,
                 life: 0,
                 wake: None,
+                clock,
             };
             simulation.nodes.insert(id, node);
             simulation.restart(id);
@@ -243,27 +270,66 @@ impl Simulation {
         self.run_until(self.now + ms(10_000));
         self.check_converged();
         let heartbeats = 2 * 10_000 / 100 * (self.size - 1);
-        assert!(self.delivered < 3 * heartbeats, "{} messages while nothing happened", self.delivered);
+        assert!(self.delivered < 4 * heartbeats, "{} messages while nothing happened", self.delivered);
         self.quiet = false;
         let before = self.acknowledged;
         self.run_until(self.now + ms(10_000));
         assert!(self.acknowledged > before, "liveness: nothing was committed after all faults stopped");
+        let membership = self.newest_membership();
         for id in self.committed.values() {
-            let held = self.nodes.values().filter(|node| node.disk.holds(*id)).count() as u64;
-            assert!(held > self.size / 2, "committed {id} is on {held} disks at the end");
+            assert!(self.is_on_quorum(*id, &membership), "committed {id} is lost at the end");
         }
+    }
+
+    fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[&id]
+    }
+
+    fn is_on_quorum(&self, id: LogId, membership: &Membership) -> bool {
+        membership.quorum_value(|voter| self.node(voter).disk.holds(id)) == Some(true)
+    }
+
+    /// In force on each node, in short.
+    fn memberships(&self) -> Vec<String> {
+        let short = |member: &Member| format!("{:?} {:?}", member.kind, member.storage.map(|id| id.0));
+        let of = |(id, node): (&NodeId, &Node)| {
+            let raft = node.raft.as_ref()?;
+            let membership = raft.membership();
+            let members: Vec<_> = membership.members().iter().map(|(id, m)| (id.0, short(m))).collect();
+            let outgoing: Vec<_> = membership.outgoing().keys().map(|id| id.0).collect();
+            let (role, term, leader) = (raft.role(), raft.term(), raft.leader().map(|id| id.0));
+            let (last, commit) = (raft.last_log(), raft.commit());
+            Some(format!("{id}: {role} {term} of {leader:?}, {last} {commit} {members:?} out {outgoing:?}"))
+        };
+        self.nodes.iter().filter_map(of).collect()
+    }
+
+    /// The committed configuration with the greatest index.
+    fn newest_membership(&self) -> Arc<Membership> {
+        let committed = |id: &LogId| self.committed.get(&id.index.0) == Some(id);
+        let newest =
+            self.configurations.iter().filter(|(id, _)| committed(id)).max_by_key(|(id, _)| id.index);
+        newest.map_or_else(|| self.configurations[&BOOTSTRAP].clone(), |(_, membership)| membership.clone())
     }
 
     /// One leader in one term, and the same log, committed and applied to its end, on every node.
     fn check_converged(&self) {
+        let membership = self.newest_membership();
         let state = |node: &Node| {
             let raft = node.raft.as_ref().unwrap();
             (raft.term(), raft.leader(), raft.last_log(), raft.commit(), node.applied)
         };
-        let states: Vec<_> = self.nodes.values().map(state).collect();
+        let members = membership.members().keys().map(|id| (*id, self.node(*id)));
+        let trusted = members.filter(|(id, node)| membership.trusts(*id, node.disk.storage));
+        let states: Vec<_> = trusted.map(|(_, node)| state(node)).collect();
         let (_, leader, last, commit, applied) = states[0];
-        let done = leader.is_some() && last.index == commit && commit == applied;
-        assert!(done && states.iter().all(|other| *other == states[0]), "liveness: {states:?}");
+        let done = !membership.is_joint() && leader.is_some() && last.index == commit && commit == applied;
+        assert!(
+            done && states.iter().all(|other| *other == states[0]),
+            "liveness: emptied {:?}, {:#?}",
+            self.emptied,
+            self.memberships()
+        );
     }
 
     fn run_until(&mut self, end: Time) {
@@ -310,8 +376,9 @@ impl Simulation {
             60..75 => {
                 self.tokens += 1;
                 let acknowledged = self.acknowledged;
-                self.nodes.get_mut(&id).unwrap().reads.insert(self.tokens, acknowledged);
-                self.step(id, Event::Read { token: self.tokens });
+                let lease = self.pick(2) == 0;
+                self.nodes.get_mut(&id).unwrap().reads.insert(self.tokens, (acknowledged, lease));
+                self.step(id, Event::Read { token: self.tokens, lease });
             }
             75..82 => {
                 // The machine flushes, and the log up to somewhere there goes.
@@ -326,10 +393,77 @@ impl Simulation {
                 self.reach("partition");
             }
             88..93 => self.cut.clear(),
+            93..96 => {
+                self.tokens += 1;
+                let changes = self.some_changes();
+                self.step(id, Event::ChangeMembership { token: self.tokens, changes });
+            }
+            96..98 => {
+                self.tokens += 1;
+                let to = Some(NodeId(self.pick(self.size))).filter(|_| self.tokens.is_multiple_of(2));
+                self.step(id, Event::Transfer { token: self.tokens, to });
+            }
+            98 if self.faults => self.empty_disk(id),
             _ => {}
         }
         let pause = self.pick(40);
         self.schedule(ms(pause), Due::Disturb);
+    }
+
+    /// Adds, alters and removes a few members at once; at least two nodes that can lead stay.
+    fn some_changes(&mut self) -> Vec<MemberChange> {
+        let mut changes = Vec::new();
+        for _ in 0..=self.pick(3) {
+            let id = NodeId(self.pick(self.size));
+            let kinds = [MemberKind::Voter, MemberKind::Joining, MemberKind::Learner, MemberKind::Witness];
+            let mut member = Member::new(kinds[self.pick(4) as usize]);
+            member.priority = self.pick(2) as u32;
+            let emptied = self.emptied == Some(id);
+            changes.push(match self.pick(3) {
+                0 => MemberChange::Remove(id),
+                // What was emptied comes back only by being removed and added; see `empty_disk`.
+                _ if emptied => continue,
+                _ => MemberChange::Set(id, member),
+            });
+        }
+        let Ok(target) = self.newest_membership().left().changed(&changes) else { return changes };
+        let leaders =
+            target.members().keys().filter(|id| target.can_lead(**id) && self.emptied != Some(**id));
+        if leaders.count() < 2 { Vec::new() } else { changes }
+    }
+
+    /// A node loses its disk. Once in a run, of a node that nobody who may lead would take for what it was, and only if
+    /// without it there is a quorum still.
+    fn empty_disk(&mut self, id: NodeId) {
+        let (storage, membership) = (StorageId(1000 + id.0), self.newest_membership());
+        let known = self.nodes.values().filter_map(|node| node.raft.as_ref());
+        let known = known.filter(|raft| raft.membership().can_lead(raft.id()));
+        let mut untrusted =
+            known.map(|raft| raft.membership().is_voter(id) && !raft.membership().trusts(id, storage));
+        let all_up = self.nodes.values().all(|node| node.raft.is_some());
+        let quorum = membership.quorum_value(|voter| voter != id) == Some(true);
+        // A crash could bring back a log without what was not yet written.
+        let settled = self.nodes.values().all(|node| node.writing.is_none());
+        // Nor may a change be under way, which could need it.
+        let rafts = || self.nodes.values().filter_map(|node| node.raft.as_ref());
+        let leads = rafts().any(|raft| raft.role() == Role::Leader && raft.commit() == raft.last_log().index);
+        let members = rafts().filter(|raft| membership.get(raft.id()).is_some());
+        let unchanging = leads && members.into_iter().all(|raft| *raft.membership() == membership);
+        // Where a witness is part of the quorum, one who can lead must have all that it has.
+        let longest = rafts().map(Raft::last_log).max();
+        let heir = rafts().any(|raft| {
+            raft.id() != id && membership.can_lead(raft.id()) && Some(raft.last_log()) == longest
+        });
+        let calm = all_up && settled && unchanging && heir;
+        if self.emptied.is_some() || !calm || !quorum || !untrusted.all(|untrusted| untrusted) {
+            return;
+        }
+        self.crash(id);
+        let node = self.nodes.get_mut(&id).unwrap();
+        node.disk = Disk { storage, ..Disk::default() };
+        node.disk.entries.insert(1, BOOTSTRAP);
+        self.emptied = Some(id);
+        self.reach("disk emptied");
     }
 
     fn crash(&mut self, id: NodeId) {
@@ -354,9 +488,8 @@ impl Simulation {
     }
 
     fn restart(&mut self, id: NodeId) {
-        let size = self.size;
         let seed = self.pick(u64::MAX);
-        let now = self.now;
+        let now = self.local_time(id);
         let node = self.nodes.get_mut(&id).unwrap();
         let interrupted = Raft::interrupted_install(&node.disk.hard, node.disk.machine);
         if let Some(todo) = &interrupted {
@@ -370,7 +503,8 @@ impl Simulation {
         node.applied = node.disk.machine;
         let mut config = Config::new(id);
         (config.seed, config.append_entries_max, config.inflight_messages_max) = (seed, 5, 4);
-        let restored = Restored { log: node.disk.load(size), applied: node.applied };
+        (config.lease_drift_percent, config.promote_lag_entries) = (DRIFT_PERCENT, 3);
+        let restored = Restored { log: node.disk.load(&self.configurations), applied: node.applied };
         node.raft = Some(Raft::new(config, restored, now).unwrap());
         if interrupted.is_some() {
             self.reach("install interrupted");
@@ -388,10 +522,15 @@ impl Simulation {
         self.step(id, Event::Persisted);
     }
 
+    /// What the node's clock shows.
+    fn local_time(&self, id: NodeId) -> Time {
+        self.now * self.node(id).clock / 100
+    }
+
     fn step(&mut self, id: NodeId, event: Event) {
-        let now = self.now;
+        let (now, clock) = (self.local_time(id), self.node(id).clock);
         let Some(raft) = self.nodes.get_mut(&id).unwrap().raft.as_mut() else { return };
-        let (role, commit) = (raft.role(), raft.commit());
+        let (role, commit, membership) = (raft.role(), raft.commit(), raft.membership().clone());
         let mut outputs = raft.step(now, event);
         outputs.extend(raft.finish_turn(now));
         let (new_role, new_commit, term) = (raft.role(), raft.commit(), raft.term());
@@ -401,8 +540,14 @@ impl Simulation {
         }
         if role == Role::Leader && new_role != Role::Leader {
             self.reach("step-down");
+            let can_lead = membership.can_lead(id);
+            match (can_lead, membership.is_joint()) {
+                (true, true) => self.reach("leader change in a joint configuration"),
+                (false, _) => self.reach("leader removed"),
+                _ => {}
+            }
         }
-        self.check_commit(id, commit, new_commit);
+        self.check_commit(id, commit, new_commit, &membership);
         for output in outputs {
             self.carry_out(id, output);
         }
@@ -410,7 +555,7 @@ impl Simulation {
         let node = &self.nodes[&id];
         if let Some(at) = node.raft.as_ref().and_then(Raft::next_deadline).filter(|at| node.wake != Some(*at))
         {
-            let (after, life) = (at.saturating_sub(now), node.life);
+            let (after, life) = (at.saturating_sub(now) * 100 / clock + ms(1), node.life);
             self.nodes.get_mut(&id).unwrap().wake = Some(at);
             self.schedule(after, Due::Wake(id, life));
         }
@@ -429,7 +574,7 @@ impl Simulation {
     }
 
     /// State Machine Safety; and what is committed is durable on a quorum (I2, I4).
-    fn check_commit(&mut self, id: NodeId, from: LogIndex, to: LogIndex) {
+    fn check_commit(&mut self, id: NodeId, from: LogIndex, to: LogIndex, membership: &Membership) {
         for index in from.0 + 1..=to.0 {
             let Some(entry) = self.nodes[&id].raft.as_ref().and_then(|raft| raft.id_at(LogIndex(index)))
             else {
@@ -438,8 +583,10 @@ impl Simulation {
             match self.committed.get(&index) {
                 Some(known) => assert_eq!(*known, entry, "two entries committed at {index}"),
                 None => {
-                    let durable = self.nodes.values().filter(|node| node.disk.holds(entry)).count() as u64;
-                    assert!(durable > self.size / 2, "{entry} is committed and on {durable} disks");
+                    // A step may commit by the configuration that it found, and by the one that it appended.
+                    let now = self.node(id).raft.as_ref().unwrap().membership().clone();
+                    let durable = [membership, &now].iter().any(|by| self.is_on_quorum(entry, by));
+                    assert!(durable, "{entry} is committed and on no quorum of {:?}", self.memberships());
                     self.committed.insert(index, entry);
                 }
             }
@@ -450,11 +597,11 @@ impl Simulation {
         match output {
             Output::Send(to, reply) => self.send(id, to, Packet::Reply(reply)),
             Output::SendAppend(to, append) => {
-                let (raft, size) = (self.nodes[&id].raft.as_ref().unwrap(), self.size);
+                let raft = self.nodes[&id].raft.as_ref().unwrap();
                 let entry = |index| {
-                    let term = raft.id_at(LogIndex(index)).expect("what is sent is in the log").term;
-                    let membership = (index == 1).then(|| Arc::new(membership(size)));
-                    EntryInfo { term, size_bytes: 100, membership }
+                    let id = raft.id_at(LogIndex(index)).expect("what is sent is in the log");
+                    let membership = self.configurations.get(&id).cloned();
+                    EntryInfo { term: id.term, size_bytes: 100, membership }
                 };
                 let entries = (append.prev.index.0 + 1..=append.last.0).map(entry).collect();
                 self.send(id, to, Packet::Append(append, entries));
@@ -484,10 +631,16 @@ impl Simulation {
                 }
             }
             Output::ReadReady(token, index) => {
-                let began = self.nodes.get_mut(&id).unwrap().reads.remove(&token).unwrap();
+                let role = self.node(id).raft.as_ref().unwrap().role();
+                let (began, lease) = self.nodes.get_mut(&id).unwrap().reads.remove(&token).unwrap();
+                match role {
+                    Role::Leader if lease => self.reach("lease read"),
+                    Role::Leader => {}
+                    _ => self.reach("read on a follower"),
+                }
                 assert!(
                     index >= began,
-                    "I9: a read at {index} does not see what was acknowledged at {began}"
+                    "I9: a read at {index} by {id} ({role}, lease {lease}) does not see what was acknowledged at {began}"
                 );
                 self.reach("read");
             }
@@ -510,7 +663,25 @@ impl Simulation {
                     self.reach("conflict");
                 }
             }
+            Output::AppendedMembership(at, membership) => {
+                let promoted = |(id, member): (&NodeId, &Member)| {
+                    member.kind == MemberKind::Voter
+                        && membership.outgoing().get(id).is_none()
+                        && membership.is_joint()
+                };
+                if membership.is_joint() {
+                    self.reach("joint");
+                }
+                if membership.members().iter().any(promoted) {
+                    self.reach("promoted");
+                }
+                self.configurations.insert(at, membership);
+            }
+            Output::Changed(..) => self.reach("change done"),
+            Output::TransferEnded(_, Ok(())) => self.reach("transfer"),
             Output::SnapshotSettled(SnapshotVerdict::Refused)
+            | Output::ChangeRefused(..)
+            | Output::TransferEnded(..)
             | Output::AppendedBlank(_)
             | Output::Accepted(..)
             | Output::Refused(_) => {}
@@ -545,6 +716,9 @@ impl Simulation {
             Packet::Reply(Reply::VoteRequest(request)) => Event::VoteRequest(from, request),
             Packet::Reply(Reply::VoteResponse(response)) => Event::VoteResponse(from, response),
             Packet::Reply(Reply::AppendResponse(response)) => Event::AppendResponse(from, response),
+            Packet::Reply(Reply::TimeoutNow(request)) => Event::TimeoutNow(from, request),
+            Packet::Reply(Reply::ReadIndexRequest(request)) => Event::ReadIndexRequest(from, request),
+            Packet::Reply(Reply::ReadIndexResponse(response)) => Event::ReadIndexResponse(from, response),
             Packet::Append(append, entries) => Event::Append { from, append, entries },
             Packet::SnapshotAck(last) => Event::SnapshotSent(from, last),
             Packet::Snapshot(term, meta) => {

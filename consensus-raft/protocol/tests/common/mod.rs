@@ -1,0 +1,92 @@
+//! A node to try sentences on.
+
+#![allow(dead_code, reason = "each test uses some of it")]
+
+use std::time::Duration;
+
+use consensus_core::{
+    AppendOutcome, AppendResponse, HardState, LogId, LogIndex, LogState, Membership, NodeId, Role, StorageId,
+    Term, VoteKind, VoteResponse,
+};
+use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Output, Raft, Reply, Restored, Time};
+
+pub(crate) const SECOND: Time = Duration::from_secs(1);
+
+/// What every log begins with.
+pub(crate) const LOG_1: LogId = LogId { term: Term(0), index: LogIndex(1) };
+
+/// Node 0 of `voters`, with a log of these terms after the bootstrap entry.
+pub(crate) fn node(voters: u64, term: u64, terms: &[u64]) -> Raft {
+    configured(voters, term, terms, |_| ())
+}
+
+/// The same, with other settings.
+pub(crate) fn configured(voters: u64, term: u64, terms: &[u64], configure: impl FnOnce(&mut Config)) -> Raft {
+    let mut config = Config::new(NodeId(0));
+    configure(&mut config);
+    let mut log = LogState {
+        hard_state: HardState { term: Term(term), ..HardState::default() },
+        ..LogState::default()
+    };
+    log.entries = std::iter::once(&0)
+        .chain(terms)
+        .zip(1..)
+        .map(|(term, index)| (LogId::new(*term, index), 100))
+        .collect();
+    log.memberships = vec![(LogIndex(1), Membership::of_voters(0..voters))];
+    Raft::new(config, Restored { log, applied: LogIndex(0) }, Time::ZERO).unwrap()
+}
+
+/// All that comes out, the disk being at once.
+pub(crate) fn step(raft: &mut Raft, now: Time, event: Event) -> Vec<Output> {
+    let mut outputs = raft.step(now, event);
+    loop {
+        outputs.extend(raft.finish_turn(now));
+        if raft.take_persist().is_none() {
+            return outputs;
+        }
+        outputs.extend(raft.step(now, Event::Persisted));
+    }
+}
+
+pub(crate) fn vote(kind: VoteKind, term: u64) -> VoteResponse {
+    VoteResponse { kind, term: Term(term), granted: true, storage: StorageId(0) }
+}
+
+/// Makes node 0 the leader of `term`, by the votes of the others.
+pub(crate) fn lead(raft: &mut Raft, now: Time) {
+    step(raft, now, Event::Tick);
+    let term = raft.term().0;
+    let others: Vec<NodeId> = raft.membership().voters().filter(|id| *id != NodeId(0)).collect();
+    for kind in [VoteKind::PreVote, VoteKind::Vote] {
+        for other in &others {
+            step(raft, now, Event::VoteResponse(*other, vote(kind, term + 1)));
+        }
+    }
+    assert_eq!(raft.role(), Role::Leader);
+}
+
+pub(crate) fn accepted(term: u64, matched: u64) -> AppendResponse {
+    AppendResponse {
+        term: Term(term),
+        round: 0,
+        outcome: AppendOutcome::Accepted { matched: LogIndex(matched) },
+        storage: StorageId(0),
+    }
+}
+
+pub(crate) fn append(term: u64, prev: LogId, terms: &[u64], commit: u64) -> Event {
+    let last = LogIndex(prev.index.0 + terms.len() as u64);
+    let append = Append { term: Term(term), prev, last, commit: LogIndex(commit), round: 0 };
+    let entries =
+        terms.iter().map(|t| EntryInfo { term: Term(*t), size_bytes: 100, membership: None }).collect();
+    Event::Append { from: NodeId(1), append, entries }
+}
+
+/// The last one: what is durable already may have been acknowledged before.
+pub(crate) fn outcome(outputs: &[Output]) -> Option<AppendOutcome> {
+    outputs.iter().rev().find_map(|output| match output {
+        Output::Send(_, Reply::AppendResponse(response)) => Some(response.outcome),
+        _ => None,
+    })
+}

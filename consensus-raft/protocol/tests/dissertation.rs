@@ -1,0 +1,364 @@
+//! Sentences of the dissertation ("D") on configurations, transfers and reads, as tests.
+
+mod common;
+
+use common::{LOG_1, SECOND, accepted, append, lead, node, outcome, step, vote};
+use consensus_core::{
+    LogId, LogIndex, Member, MemberChange, MemberKind, Membership, NodeId, Role, StorageId, Term, TimeoutNow,
+    VoteKind, VoteRequest,
+};
+use consensus_raft_protocol::{Append, Event, Output, Raft, Refusal, Reply, Time};
+
+fn set(id: u64, kind: MemberKind) -> MemberChange {
+    MemberChange::Set(NodeId(id), Member::new(kind))
+}
+
+fn change(raft: &mut Raft, now: Time, changes: Vec<MemberChange>) -> Vec<Output> {
+    step(raft, now, Event::ChangeMembership { token: 7, changes })
+}
+
+fn appended(outputs: &[Output]) -> Option<&Membership> {
+    outputs.iter().find_map(|output| match output {
+        Output::AppendedMembership(_, membership) => Some(&**membership),
+        _ => None,
+    })
+}
+
+fn acknowledge(raft: &mut Raft, now: Time, from: u64, matched: u64) -> Vec<Output> {
+    let response = accepted(raft.term().0, matched);
+    step(raft, now, Event::AppendResponse(NodeId(from), response))
+}
+
+/// Node 0, which leads three voters in term 1 and has committed entry 2 in it.
+fn leader() -> Raft {
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    acknowledge(&mut raft, SECOND, 1, 2);
+    assert_eq!(raft.commit(), LogIndex(2));
+    raft
+}
+
+#[test]
+fn d_4_3_voters_change_through_a_joint_configuration_that_is_left_when_it_is_committed() {
+    let mut raft = leader();
+    let outputs = change(&mut raft, SECOND, vec![set(3, MemberKind::Voter), MemberChange::Remove(NodeId(2))]);
+    assert!(appended(&outputs).is_some_and(Membership::is_joint), "in force from its append");
+    assert!(raft.membership().is_joint());
+    // 0 and 3 are two of the three new voters, and one of the old ones.
+    assert_eq!(appended(&acknowledge(&mut raft, SECOND, 3, 3)), None, "not by the new voters alone");
+    let outputs = acknowledge(&mut raft, SECOND, 1, 3);
+    assert_eq!(appended(&outputs).map(Membership::is_joint), Some(false), "left");
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Changed(..))), "not done yet");
+    let outputs = acknowledge(&mut raft, SECOND, 1, 4);
+    assert!(outputs.contains(&Output::Changed(7, LogIndex(4))), "{outputs:?}");
+    assert_eq!(raft.membership().voters().collect::<Vec<_>>(), [0, 1, 3].map(NodeId));
+    assert!(!raft.peers().contains_key(&NodeId(2)), "who left is forgotten");
+}
+
+#[test]
+fn d_4_1_there_is_one_change_at_a_time_and_none_before_the_leader_committed_in_its_term() {
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    let outputs = change(&mut raft, SECOND, vec![set(3, MemberKind::Voter)]);
+    assert_eq!(appended(&outputs), None, "M1");
+    assert!(appended(&acknowledge(&mut raft, SECOND, 1, 2)).is_some(), "it waited");
+    let outputs = step(&mut raft, SECOND, Event::ChangeMembership { token: 8, changes: vec![] });
+    assert!(outputs.contains(&Output::ChangeRefused(8, Refusal::Busy)), "M10");
+}
+
+#[test]
+fn a_new_leader_leaves_the_joint_configuration_that_it_finds() {
+    let mut raft = leader();
+    change(&mut raft, SECOND, vec![set(3, MemberKind::Voter)]);
+    let (later, joint) = (SECOND * 2, raft.membership().clone());
+    // Another leader comes, and goes; node 0 leads again, in a joint configuration.
+    let outputs = step(&mut raft, later, append(2, LogId::new(1, 3), &[2], 2));
+    assert!(outputs.contains(&Output::ChangeRefused(7, Refusal::LostLead)), "{outputs:?}");
+    lead(&mut raft, later * 2);
+    assert_eq!(*raft.membership(), joint);
+    assert_eq!(appended(&acknowledge(&mut raft, later * 2, 1, 5)), None, "M3: a quorum of 0, 1, 2 alone");
+    assert!(appended(&acknowledge(&mut raft, later * 2, 3, 5)).is_some_and(|now| !now.is_joint()), "M4");
+}
+
+#[test]
+fn d_4_1_a_configuration_is_rolled_back_when_its_entry_is() {
+    let mut raft = leader();
+    let before = raft.membership().clone();
+    change(&mut raft, SECOND, vec![set(3, MemberKind::Learner)]);
+    assert_ne!(*raft.membership(), before);
+    step(&mut raft, SECOND, append(2, LogId::new(1, 2), &[2], 2));
+    assert_eq!(*raft.membership(), before, "M6");
+}
+
+#[test]
+fn d_4_2_2_a_leader_that_is_removed_leads_until_that_is_committed() {
+    let mut raft = leader();
+    acknowledge(&mut raft, SECOND, 2, 2);
+    change(&mut raft, SECOND, vec![MemberChange::Remove(NodeId(0))]);
+    acknowledge(&mut raft, SECOND, 1, 3);
+    acknowledge(&mut raft, SECOND, 2, 3); // Joint, committed: the new one is appended.
+    assert_eq!((raft.role(), raft.membership().is_joint()), (Role::Leader, false), "M11: not too early");
+    acknowledge(&mut raft, SECOND, 1, 4);
+    assert_eq!(raft.commit(), LogIndex(3), "its own disk counts no more");
+    let outputs = acknowledge(&mut raft, SECOND, 2, 4);
+    assert!(outputs.contains(&Output::Changed(7, LogIndex(4))));
+    let asked = Output::Send(NodeId(2), Reply::TimeoutNow(TimeoutNow { term: Term(1) }));
+    assert!(outputs.contains(&asked), "a successor need not wait for a timeout: {outputs:?}");
+}
+
+#[test]
+fn d_4_2_2_a_removed_leader_stands_again_while_its_removal_is_not_committed() {
+    let mut raft = leader();
+    change(&mut raft, SECOND, vec![MemberChange::Remove(NodeId(0))]);
+    acknowledge(&mut raft, SECOND, 1, 3);
+    acknowledge(&mut raft, SECOND, 2, 3);
+    assert!(raft.membership().get(NodeId(0)).is_none());
+    step(&mut raft, SECOND * 5, Event::Tick); // No quorum answers.
+    assert_eq!(raft.role(), Role::Learner);
+    lead(&mut raft, SECOND * 10);
+    assert_eq!(raft.role(), Role::Leader, "it may be the only one that has the change");
+}
+
+#[test]
+fn d_4_2_1_who_joins_becomes_a_voter_when_it_has_caught_up() {
+    let mut raft = leader();
+    change(&mut raft, SECOND, vec![set(3, MemberKind::Joining)]);
+    acknowledge(&mut raft, SECOND, 1, 3);
+    let kind = |raft: &Raft| raft.membership().get(NodeId(3)).map(|member| member.kind);
+    let tick = |raft: &mut Raft, now| {
+        acknowledge(raft, now, 1, 3);
+        step(raft, now, Event::Tick);
+    };
+    tick(&mut raft, SECOND + SECOND / 5);
+    assert_eq!(kind(&raft), Some(MemberKind::Joining), "not heard of yet");
+    acknowledge(&mut raft, SECOND, 3, 3);
+    tick(&mut raft, SECOND + SECOND / 2);
+    assert_eq!(kind(&raft), Some(MemberKind::Voter));
+    assert!(raft.membership().is_joint());
+}
+
+#[test]
+fn an_emptied_disk_counts_no_more() {
+    let mut raft = leader();
+    let from = |raft: &Raft, storage, matched| {
+        let storage = StorageId(storage);
+        Event::AppendResponse(
+            NodeId(1),
+            consensus_core::AppendResponse { storage, ..accepted(raft.term().0, matched) },
+        )
+    };
+    let heard = from(&raft, 11, 2);
+    step(&mut raft, SECOND, heard);
+    let later = SECOND + SECOND / 5;
+    step(&mut raft, later, Event::Tick);
+    acknowledge(&mut raft, later, 2, 3);
+    assert_eq!(raft.membership().get(NodeId(1)).unwrap().storage, Some(StorageId(11)));
+    let commit = raft.commit();
+    step(&mut raft, later, Event::Propose { token: 1, size_bytes: 100 });
+    let emptied = from(&raft, 12, 4);
+    step(&mut raft, later, emptied);
+    assert_eq!(raft.commit(), commit, "I14");
+    let request = VoteRequest {
+        kind: VoteKind::Transfer,
+        term: Term(9),
+        last_log: LogId::new(9, 9),
+        storage: StorageId(12),
+    };
+    step(&mut raft, later, Event::VoteRequest(NodeId(1), request));
+    assert_eq!((raft.term(), raft.role()), (Term(1), Role::Leader), "I14: nor is it heard as a candidate");
+}
+
+#[test]
+fn d_3_10_a_transfer_takes_no_proposals_and_waits_until_the_target_has_all() {
+    let mut raft = leader();
+    let asked = Output::Send(NodeId(1), Reply::TimeoutNow(TimeoutNow { term: Term(1) }));
+    step(&mut raft, SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    let outputs = step(&mut raft, SECOND, Event::Transfer { token: 9, to: Some(NodeId(1)) });
+    assert!(!outputs.contains(&asked), "T2: it lacks entry 3");
+    let outputs = step(&mut raft, SECOND, Event::Propose { token: 2, size_bytes: 100 });
+    assert!(outputs.contains(&Output::Refused(2)), "T2");
+    assert!(acknowledge(&mut raft, SECOND, 1, 3).contains(&asked));
+    let request = VoteRequest {
+        kind: VoteKind::Transfer,
+        term: Term(2),
+        last_log: LogId::new(1, 3),
+        storage: StorageId(0),
+    };
+    let outputs = step(&mut raft, SECOND, Event::VoteRequest(NodeId(1), request));
+    assert!(outputs.contains(&Output::TransferEnded(9, Ok(()))), "{outputs:?}");
+    assert!(outputs.contains(&Output::Send(NodeId(1), Reply::VoteResponse(vote(VoteKind::Vote, 2)))));
+}
+
+#[test]
+fn d_3_10_a_transfer_that_does_not_end_is_given_up() {
+    let mut raft = leader();
+    step(&mut raft, SECOND, Event::Transfer { token: 9, to: Some(NodeId(1)) });
+    for tenth in 1..=6 {
+        let now = SECOND + SECOND * tenth / 10;
+        let mut outputs = acknowledge(&mut raft, now, 2, 2);
+        outputs.extend(step(&mut raft, now, Event::Tick));
+        let ended = outputs.contains(&Output::TransferEnded(9, Err(Refusal::TimedOut)));
+        assert_eq!(ended, tenth == 5, "T1, after {tenth} tenths of a second");
+    }
+    let outputs = step(&mut raft, SECOND * 2, Event::Propose { token: 2, size_bytes: 100 });
+    assert!(
+        outputs.iter().any(|output| matches!(output, Output::Accepted(2, _))),
+        "proposals are taken again"
+    );
+}
+
+#[test]
+fn d_3_10_who_is_asked_by_its_leader_stands_at_once_and_no_other() {
+    let mut raft = node(3, 1, &[]);
+    step(&mut raft, SECOND, append(1, LOG_1, &[1], 1));
+    let ask = |raft: &mut Raft, from, term| {
+        step(raft, SECOND, Event::TimeoutNow(NodeId(from), TimeoutNow { term: Term(term) }));
+        raft.role()
+    };
+    assert_eq!(ask(&mut raft, 2, 1), Role::Follower, "not its leader");
+    assert_eq!(ask(&mut raft, 1, 0), Role::Follower, "of another term");
+    assert_eq!((ask(&mut raft, 1, 1), raft.term()), (Role::Candidate, Term(2)), "without a pre-vote");
+}
+
+#[test]
+fn the_lead_goes_to_whom_it_is_due_when_it_has_caught_up() {
+    let mut raft = leader();
+    let preferred = Member { priority: 1, ..Member::new(MemberKind::Voter) };
+    change(&mut raft, SECOND, vec![MemberChange::Set(NodeId(2), preferred)]);
+    acknowledge(&mut raft, SECOND, 1, 3);
+    let later = SECOND + SECOND / 5;
+    step(&mut raft, later, Event::Tick);
+    assert_eq!(raft.transferring_to(), None, "node 2 was never heard");
+    acknowledge(&mut raft, later, 2, 3);
+    acknowledge(&mut raft, later, 1, 3);
+    step(&mut raft, later + SECOND / 10, Event::Tick);
+    assert_eq!(raft.transferring_to(), Some(NodeId(2)));
+}
+
+fn lease_of(raft: &mut Raft, now: Time) -> bool {
+    let outputs = raft.step(now, Event::Read { token: 3, lease: true });
+    outputs.contains(&Output::ReadReady(3, raft.commit()))
+}
+
+/// A leader whose lease began at `SECOND`.
+fn leader_with_lease(drift_percent: u32) -> Raft {
+    let mut raft = common::configured(3, 0, &[], |config| config.lease_drift_percent = drift_percent);
+    lead(&mut raft, SECOND);
+    acknowledge(&mut raft, SECOND, 1, 2);
+    step(&mut raft, SECOND, Event::Read { token: 1, lease: false });
+    let answered = consensus_core::AppendResponse { round: 1, ..accepted(1, 2) };
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), answered));
+    raft
+}
+
+#[test]
+fn d_6_4_1_a_lease_counts_from_the_begin_of_a_round_and_allows_for_drift() {
+    let ms = Time::from_millis;
+    let mut raft = leader_with_lease(25);
+    // 500 ms by a clock that is 25 percent faster, as one that is 25 percent slower counts them: 300 ms.
+    assert!(lease_of(&mut raft, SECOND + ms(299)));
+    assert!(!lease_of(&mut raft, SECOND + ms(300)), "I15");
+    assert!(!lease_of(&mut leader_with_lease(0), SECOND), "without a bound there is no lease");
+}
+
+#[test]
+fn a_lease_does_not_survive_the_begin_of_a_transfer() {
+    let mut raft = leader_with_lease(10);
+    assert!(lease_of(&mut raft, SECOND));
+    step(&mut raft, SECOND, Event::Transfer { token: 9, to: Some(NodeId(2)) });
+    assert!(!lease_of(&mut raft, SECOND), "R5");
+}
+
+#[test]
+fn with_leases_a_voter_is_patient_whatever_it_lost_sight_of() {
+    let ms = Time::from_millis;
+    let ask = |raft: &mut Raft, now| {
+        let (last_log, storage) = (LogId::new(9, 9), StorageId(0));
+        let request = VoteRequest { kind: VoteKind::Vote, term: Term(9), last_log, storage };
+        step(raft, now, Event::VoteRequest(NodeId(2), request));
+        raft.hard_state().voted_for.is_some()
+    };
+    // It comes up: it may have promised something before.
+    let restarted = || common::configured(3, 0, &[], |config| config.lease_drift_percent = 10);
+    assert!(!ask(&mut restarted(), ms(499)));
+    assert!(ask(&mut restarted(), ms(500)));
+    // It heard a leader, and then of a later term.
+    let mut raft = restarted();
+    step(&mut raft, SECOND, append(1, LOG_1, &[1], 1));
+    let later_term = consensus_core::VoteResponse { granted: false, ..vote(VoteKind::PreVote, 5) };
+    step(&mut raft, SECOND, Event::VoteResponse(NodeId(1), later_term));
+    assert_eq!((raft.term(), raft.leader()), (Term(5), None));
+    assert!(!ask(&mut raft, SECOND + ms(499)), "I15");
+    assert!(ask(&mut raft, SECOND + ms(500)));
+}
+
+#[test]
+fn d_6_4_a_follower_asks_the_leader_and_the_question_ends_with_an_answer_or_without() {
+    let mut raft = node(3, 0, &[]);
+    step(&mut raft, SECOND, append(1, LOG_1, &[1], 1));
+    let question = |outputs: &[Output]| {
+        outputs.iter().find_map(|output| match output {
+            Output::Send(NodeId(1), Reply::ReadIndexRequest(request)) => Some(request.id),
+            _ => None,
+        })
+    };
+    let answer = |id, index| consensus_core::ReadIndexResponse { term: Term(1), id, index };
+    let outputs = step(&mut raft, SECOND, Event::Read { token: 5, lease: false });
+    let id = question(&outputs).unwrap();
+    let stale = Event::ReadIndexResponse(NodeId(1), answer(id ^ 1, Some(LogIndex(1))));
+    assert_eq!(step(&mut raft, SECOND, stale), [], "of another question");
+    let outputs = step(&mut raft, SECOND, Event::ReadIndexResponse(NodeId(1), answer(id, Some(LogIndex(2)))));
+    assert_eq!(outputs, [Output::ReadReady(5, LogIndex(2))]);
+    step(&mut raft, SECOND, Event::Read { token: 6, lease: false });
+    let expired = step(&mut raft, SECOND + SECOND / 2, Event::Tick);
+    assert!(expired.contains(&Output::ReadRefused(6)), "{expired:?}");
+    step(&mut raft, SECOND, Event::Read { token: 7, lease: false });
+    let outputs = step(&mut raft, SECOND, append(2, LogId::new(1, 2), &[2], 1));
+    let other_leader = Event::Append {
+        from: NodeId(2),
+        append: Append {
+            term: Term(3),
+            prev: LogId::new(2, 3),
+            last: LogIndex(3),
+            commit: LogIndex(1),
+            round: 0,
+        },
+        entries: vec![],
+    };
+    assert!(!outputs.contains(&Output::ReadRefused(7)), "the same leader, in a later term, may answer yet");
+    assert!(step(&mut raft, SECOND, other_leader).contains(&Output::ReadRefused(7)));
+}
+
+#[test]
+fn a_heartbeat_is_answered_while_the_disk_works() {
+    let mut raft = node(3, 1, &[]);
+    let entry = raft.step(SECOND, append(1, LOG_1, &[1], 1));
+    assert_eq!(outcome(&entry), Some(accepted(1, 1).outcome), "what is durable, at once");
+    assert!(raft.take_persist().is_some());
+    let heartbeat = raft.step(SECOND, append(1, LogId::new(1, 2), &[], 1));
+    assert_eq!(outcome(&heartbeat), Some(accepted(1, 1).outcome), "no more than is durable (I2)");
+    let written = raft.step(SECOND, Event::Persisted);
+    assert_eq!(outcome(&written), Some(accepted(1, 2).outcome));
+}
+
+#[test]
+fn a_witness_is_sent_what_is_on_the_leaders_disk() {
+    let mut raft = node(2, 0, &[]);
+    lead(&mut raft, SECOND);
+    acknowledge(&mut raft, SECOND, 1, 2);
+    change(&mut raft, SECOND, vec![set(2, MemberKind::Witness)]);
+    acknowledge(&mut raft, SECOND, 1, 3);
+    acknowledge(&mut raft, SECOND, 2, 3);
+    acknowledge(&mut raft, SECOND, 1, 4);
+    acknowledge(&mut raft, SECOND, 2, 4);
+    let to_witness = |outputs: &[Output]| {
+        outputs
+            .iter()
+            .any(|output| matches!(output, Output::SendAppend(NodeId(2), sent) if sent.last == LogIndex(5)))
+    };
+    raft.step(SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    assert!(!to_witness(&raft.finish_turn(SECOND)), "a crash could take it back here, and not there");
+    assert!(raft.take_persist().is_some());
+    raft.step(SECOND, Event::Persisted);
+    assert!(to_witness(&raft.finish_turn(SECOND)));
+}

@@ -1,5 +1,10 @@
 //! The task that owns the protocol: feeds it events, carries out what it says.
 
+mod members;
+mod messages;
+mod reads;
+mod snapshots;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, mpsc as threads},
@@ -9,12 +14,13 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{
-    AppendEntries, ChangeError, EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage,
-    MemberKind, Membership, Message, NetworkTransport, NodeId, Payload, ProposeError, ReadConsistency,
-    ReadError, Role, Snapshot, SnapshotAck, SnapshotError, SnapshotMeta, SnapshotOutcome, StorageError,
-    TransferError,
+    EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage, Membership, NetworkTransport, NodeId,
+    Payload, ProposeError, ReadError, Role, SnapshotError,
 };
-use consensus_raft_protocol::{Append, EntryInfo, Event, Output, Raft, Refusal, Reply, SnapshotVerdict};
+use consensus_raft_protocol::{Append, Event, Output, Raft};
+use members::Asked;
+use messages::message_of;
+use reads::{Freshness, Reads};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -22,16 +28,11 @@ use tokio::{
 
 use crate::{
     RaftConfig,
-    admission::Permit,
     apply_thread::Job,
     cache::EntryCache,
-    inbox::{Arrival, ChangeReply, Inbox, Input, TransferReply},
-    snapshot_send::Transfer,
+    inbox::{Arrival, Inbox, Input},
     waiters::{Waiter, Waiters},
-    witness::NoCommands,
 };
-
-type ReadReply = oneshot::Sender<Result<LogIndex, ReadError>>;
 
 /// A thread and the way to it.
 type Worker<T> = (threads::Sender<T>, JoinHandle<()>);
@@ -70,14 +71,6 @@ pub(crate) struct Driver {
     stop: Option<Stop>,
 }
 
-/// Reads on their way: at the protocol by token, then waiting for an index to be applied.
-#[derive(Default)]
-struct Reads {
-    next_token: u64,
-    asked: BTreeMap<u64, (ReadReply, Permit)>,
-    ready: Vec<(LogIndex, ReadReply, Permit)>,
-}
-
 /// What the apply thread has done, does and is to do.
 struct Apply {
     done: LogIndex,
@@ -92,36 +85,10 @@ struct Compaction {
     asked: Vec<oneshot::Sender<Result<LogIndex, SnapshotError>>>,
 }
 
-/// Changes of the membership and transfers on their way through the protocol, by token.
-#[derive(Default)]
-struct Asked {
-    next_token: u64,
-    changes: BTreeMap<u64, ChangeReply>,
-    transfers: BTreeMap<u64, TransferReply>,
-    /// Transfers that ended with the loss of the lead: until when they wait to hear who has it.
-    ended: Vec<(Duration, TransferReply)>,
-}
-
-/// How old what is applied here may be.
-#[derive(Default)]
-struct Freshness {
-    /// What was committed, and when that was heard.
-    heard: Option<(LogIndex, Duration)>,
-    /// The latest such moment that is applied.
-    at: Option<Duration>,
-}
-
 /// Why the task ends.
 enum Stop {
     Asked(Option<oneshot::Sender<()>>),
     Fatal(String),
-}
-
-impl Asked {
-    fn token(&mut self) -> u64 {
-        self.next_token += 1;
-        self.next_token
-    }
 }
 
 impl Driver {
@@ -263,115 +230,6 @@ impl Driver {
         }
     }
 
-    fn read(&mut self, consistency: ReadConsistency, reply: ReadReply, permit: Permit) {
-        if let ReadConsistency::StaleWithin(max) = consistency {
-            let _ = reply.send(self.stale_read(max));
-            return;
-        }
-        let token = self.reads.next_token;
-        self.reads.next_token += 1;
-        self.reads.asked.insert(token, (reply, permit));
-        self.step(Event::Read { token, lease: consistency == ReadConsistency::Lease });
-    }
-
-    fn stale_read(&mut self, max: Duration) -> Result<LogIndex, ReadError> {
-        self.note_freshness();
-        let age = self.freshness.at.map(|at| self.now().saturating_sub(at));
-        if age.is_some_and(|age| age <= max) {
-            return Ok(self.apply.done);
-        }
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        Err(ReadError::TooStale { age_ms: age.map(ms), max_ms: ms(max) })
-    }
-
-    /// A leader knows what is committed from when a quorum last confirmed that it leads, a follower from when it last
-    /// heard from it.
-    fn note_freshness(&mut self) {
-        if let Some(at) = self.raft.confirmed_at() {
-            self.freshness.heard = Some((self.raft.commit(), at));
-        }
-        if let Some((_, at)) = self.freshness.heard.take_if(|(commit, _)| *commit <= self.apply.done) {
-            self.freshness.at = Some(at);
-        }
-    }
-
-    /// Stops; a leader first sees to it that there is another, so that nobody waits for an election timeout.
-    fn leave(&mut self, reply: Option<oneshot::Sender<()>>) {
-        if self.raft.role() != Role::Leader || self.leaving.is_some() {
-            self.stop = Some(Stop::Asked(reply));
-            return;
-        }
-        self.leaving = Some((self.now() + self.config.protocol.election_timeout, reply));
-        let token = self.asked.token();
-        self.step(Event::Transfer { token, to: None });
-    }
-
-    /// Ends what waited for another leader to show.
-    fn conclude(&mut self, now: Duration) {
-        let successor = self.raft.leader().filter(|leader| *leader != self.raft.id());
-        for (_, reply) in self.asked.ended.extract_if(.., |(until, _)| successor.is_some() || *until <= now) {
-            let _ = reply.send(successor.ok_or(TransferError::Unknown));
-        }
-        let has_left = |(until, _): &mut (Duration, _)| {
-            successor.is_some()
-                || *until <= now
-                || (self.raft.role() == Role::Leader && self.raft.transferring_to().is_none())
-        };
-        if let Some((_, reply)) = self.leaving.take_if(has_left) {
-            self.stop.get_or_insert(Stop::Asked(reply));
-        }
-    }
-
-    fn end_transfer(&mut self, token: u64, result: Result<(), Refusal>) {
-        let Some(reply) = self.asked.transfers.remove(&token) else { return };
-        let error = match result {
-            Ok(()) => {
-                let until = self.now() + 2 * self.config.protocol.election_timeout;
-                return self.asked.ended.push((until, reply));
-            }
-            Err(Refusal::Busy) => TransferError::Busy,
-            Err(Refusal::CannotLead(id)) => TransferError::CannotLead(id),
-            Err(Refusal::NoSuccessor) => TransferError::NoSuccessor,
-            Err(Refusal::TimedOut) => TransferError::TimedOut,
-            Err(_) => TransferError::NotLeader { leader: self.raft.leader() },
-        };
-        let _ = reply.send(Err(error));
-    }
-
-    fn refuse_change(&mut self, token: u64, refusal: Refusal) {
-        let Some(reply) = self.asked.changes.remove(&token) else { return };
-        let _ = reply.send(Err(match refusal {
-            Refusal::Invalid(why) => ChangeError::Invalid(why),
-            Refusal::LostLead => {
-                ChangeError::Unknown { why: "this node lost the lead before it was committed" }
-            }
-            Refusal::NotLeader => ChangeError::NotLeader { leader: self.raft.leader() },
-            _ => ChangeError::Busy,
-        }));
-    }
-
-    /// Tells the transport where everybody is. Who is no longer a member may still have to hear so; its endpoint goes
-    /// with the next change.
-    fn address_members(&mut self) {
-        let membership = self.raft.membership().clone();
-        if Arc::ptr_eq(&membership, &self.addressed) {
-            return;
-        }
-        let own = self.raft.id();
-        for (id, member) in membership.everybody().filter(|(id, _)| *id != own) {
-            let known = self.addressed.get(id).and_then(|member| member.endpoint.as_ref());
-            if let Some(endpoint) = member.endpoint.as_ref().filter(|endpoint| Some(*endpoint) != known) {
-                self.transport.set_endpoint(id, endpoint.clone());
-            }
-        }
-        let before: BTreeSet<NodeId> = self.addressed.everybody().map(|(id, _)| id).collect();
-        for gone in self.retired.iter().filter(|id| membership.get(**id).is_none()) {
-            self.transport.remove_endpoint(*gone);
-        }
-        self.retired = before.into_iter().filter(|id| *id != own && membership.get(*id).is_none()).collect();
-        self.addressed = membership;
-    }
-
     /// Steps the protocol and does what it says, in order; what that brings about is stepped too.
     fn step(&mut self, event: Event) {
         let now = self.now();
@@ -505,13 +363,6 @@ impl Driver {
         }
     }
 
-    fn answer_reads(&mut self) {
-        let done = self.apply.done;
-        for (index, reply, _) in self.reads.ready.extract_if(.., |(index, ..)| *index <= done) {
-            let _ = reply.send(Ok(index));
-        }
-    }
-
     fn flush_machine(&mut self) {
         if !self.compaction.flushing {
             self.compaction.flushing = true;
@@ -608,168 +459,6 @@ impl Driver {
     }
 }
 
-// Messages.
-impl Driver {
-    fn on_message(&mut self, from: NodeId, message: Message) {
-        match message {
-            Message::VoteRequest(request) => self.step(Event::VoteRequest(from, request)),
-            Message::VoteResponse(response) => self.step(Event::VoteResponse(from, response)),
-            Message::AppendResponse(response) => self.step(Event::AppendResponse(from, response)),
-            Message::AppendEntries(append) => self.on_append(from, append),
-            Message::TimeoutNow(request) => self.step(Event::TimeoutNow(from, request)),
-            Message::ReadIndexRequest(request) => self.step(Event::ReadIndexRequest(from, request)),
-            Message::ReadIndexResponse(response) => self.step(Event::ReadIndexResponse(from, response)),
-            other => tracing::debug!(%from, ?other, "not a message of Raft; ignored"),
-        }
-    }
-
-    fn on_append(&mut self, from: NodeId, message: AppendEntries) {
-        let AppendEntries { term, prev, entries, commit, round } = message;
-        let contiguous =
-            (1..).zip(&entries).all(|(n, entry)| Some(entry.id.index.0) == prev.index.0.checked_add(n));
-        if !contiguous {
-            tracing::warn!(%from, %prev, "a message with a gap between its entries; ignored");
-            return;
-        }
-        let last = entries.last().map_or(prev.index, |entry| entry.id.index);
-        let infos = entries.iter().map(info_of).collect();
-        self.incoming = entries;
-        self.step(Event::Append { from, append: Append { term, prev, last, commit, round }, entries: infos });
-        self.incoming = Vec::new();
-        if self.raft.leader() == Some(from) && self.raft.term() == term {
-            self.note_freshness(); // What was heard before, if it is applied by now.
-            let now = self.now();
-            self.freshness.heard.get_or_insert((commit, now));
-        }
-    }
-
-    /// Returns the peer if the message was not taken.
-    fn send(&mut self, to: NodeId, message: Message) -> Option<NodeId> {
-        match self.transport.send(to, message) {
-            Ok(()) => None,
-            Err(error) => {
-                tracing::debug!(%to, %error, "not sent");
-                Some(to)
-            }
-        }
-    }
-
-    fn send_append(&mut self, to: NodeId, append: Append) -> Option<NodeId> {
-        if let Some(queue) = self.loading.get_mut(&to) {
-            queue.push_back(append);
-            return None;
-        }
-        let (after, last) = (append.prev.index, append.last);
-        if after == last {
-            return self.send(to, Message::AppendEntries(with_entries(append, Vec::new())));
-        }
-        if let Some(entries) = self.cache.get(after, last) {
-            return self.send_entries(to, append, entries);
-        }
-        self.loading.insert(to, VecDeque::new());
-        self.load(to, append);
-        None
-    }
-
-    /// A witness is not told the commands.
-    fn send_entries(&mut self, to: NodeId, append: Append, mut entries: Vec<Entry>) -> Option<NodeId> {
-        if is_witness(self.raft.membership(), to) {
-            for entry in &mut entries {
-                if matches!(entry.payload, Payload::Command(_)) {
-                    entry.payload = Payload::Withheld;
-                }
-            }
-        }
-        self.send(to, Message::AppendEntries(with_entries(append, entries)))
-    }
-
-    fn load(&mut self, to: NodeId, append: Append) {
-        let (storage, inbox) = (self.storage.clone(), self.inbox.clone());
-        let (after, last) = (append.prev.index, append.last);
-        tokio::task::spawn_blocking(move || {
-            let entries = storage.read(after, last, u64::MAX);
-            let _ = inbox.send(Input::Loaded(to, append, entries));
-        });
-    }
-
-    fn on_loaded(&mut self, to: NodeId, append: Append, entries: Result<Vec<Entry>, StorageError>) {
-        let Some(queue) = self.loading.remove(&to) else { return };
-        let failed = match entries {
-            _ if append.term != self.raft.term() => None,
-            Ok(entries) => self.send_entries(to, append, entries),
-            Err(StorageError::Missing { .. }) => Some(to),
-            Err(error) => return self.fail(error.to_string()),
-        };
-        if let Some(to) = failed {
-            self.step(Event::SendFailed(to));
-        }
-        // In the order in which the protocol said; if one needs the disk again, the rest wait behind it.
-        let outputs = queue.into_iter().map(|append| Output::SendAppend(to, append)).collect();
-        self.carry_out(outputs);
-    }
-}
-
-// Snapshots.
-impl Driver {
-    fn send_snapshot(&mut self, to: NodeId, last: LogId, picture: Box<dyn Snapshot>) {
-        if self.raft.role() != Role::Leader || self.transfers.contains_key(&to) {
-            return;
-        }
-        let membership = Membership::clone(&self.raft.membership_at(last.index));
-        // Of a snapshot a witness needs only what it covers.
-        let picture = if is_witness(&membership, to) { Box::new(NoCommands) } else { picture };
-        self.transfers_begun += 1;
-        // Distinct among the transfers of this process by count, from those of an earlier one by term: a node that leads
-        // again after a restart does so in a later term.
-        let number = (self.raft.term().0 << 32) | self.transfers_begun;
-        let transfer = Transfer {
-            transport: self.transport.clone(),
-            to,
-            term: self.raft.term(),
-            number,
-            meta: SnapshotMeta { last, membership },
-            chunk_bytes: self.config.snapshot_chunk_bytes,
-            retry: self.config.snapshot_retry,
-        };
-        tracing::info!(%to, %last, "sending a snapshot");
-        let inbox = self.inbox.clone();
-        let task = tokio::spawn(async move {
-            let _ = inbox.send(Input::SnapshotSent(to, transfer.run(picture).await));
-        });
-        self.transfers.insert(to, task);
-    }
-
-    fn install(&mut self, meta: &SnapshotMeta) {
-        let Some(arrival) = self.arrivals.front_mut() else { return };
-        tracing::info!(last = %meta.last, "installing a snapshot");
-        match arrival.file.try_clone() {
-            Ok(file) => self.give(Job::Install(file, meta.last)),
-            Err(error) => self.fail(format!("the snapshot that arrived cannot be read: {error}")),
-        }
-    }
-
-    fn on_installed(&mut self) {
-        let Some(last) = self.raft.hard_state().installing.as_ref().map(|meta| meta.last.index) else {
-            return;
-        };
-        self.cache = EntryCache::new(last);
-        self.apply = Apply { done: last, handed: last, target: last };
-        self.compaction.last_at = last;
-        self.step(Event::SnapshotInstalled);
-    }
-
-    /// The newest arrival is the one refused; those that are held are settled in the order of their arrival.
-    fn settle_arrival(&mut self, verdict: SnapshotVerdict) {
-        let (arrival, outcome) = match verdict {
-            SnapshotVerdict::Held => (self.arrivals.pop_front(), SnapshotOutcome::Installed),
-            SnapshotVerdict::Refused => (self.arrivals.pop_back(), SnapshotOutcome::Refused),
-        };
-        if let Some(arrival) = arrival {
-            let _ = arrival.reply.send(SnapshotAck { term: self.raft.term(), outcome });
-        }
-    }
-}
-
 pub(crate) fn initial_status(raft: &Raft, applied: LogIndex) -> EngineStatus {
     EngineStatus {
         node_id: raft.id(),
@@ -784,34 +473,6 @@ pub(crate) fn initial_status(raft: &Raft, applied: LogIndex) -> EngineStatus {
         membership: raft.membership().clone(),
         peers: raft.peers(),
     }
-}
-
-fn message_of(reply: Reply) -> Message {
-    match reply {
-        Reply::VoteRequest(request) => Message::VoteRequest(request),
-        Reply::VoteResponse(response) => Message::VoteResponse(response),
-        Reply::AppendResponse(response) => Message::AppendResponse(response),
-        Reply::TimeoutNow(request) => Message::TimeoutNow(request),
-        Reply::ReadIndexRequest(request) => Message::ReadIndexRequest(request),
-        Reply::ReadIndexResponse(response) => Message::ReadIndexResponse(response),
-    }
-}
-
-fn with_entries(append: Append, entries: Vec<Entry>) -> AppendEntries {
-    let Append { term, prev, commit, round, .. } = append;
-    AppendEntries { term, prev, entries, commit, round }
-}
-
-fn is_witness(membership: &Membership, node: NodeId) -> bool {
-    membership.get(node).is_some_and(|member| member.kind == MemberKind::Witness)
-}
-
-fn info_of(entry: &Entry) -> EntryInfo {
-    let membership = match &entry.payload {
-        Payload::Membership(membership) => Some(Arc::new(membership.clone())),
-        _ => None,
-    };
-    EntryInfo { term: entry.id.term, size_bytes: entry.size_bytes(), membership }
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -1,0 +1,110 @@
+//! Members and leaders that change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use consensus_core::{ChangeError, NodeId, Role, TransferError};
+use consensus_raft_protocol::{Event, Refusal};
+use tokio::sync::oneshot;
+
+use super::{Driver, Stop};
+use crate::inbox::{ChangeReply, TransferReply};
+
+/// Changes of the membership and transfers on their way through the protocol, by token.
+#[derive(Default)]
+pub(super) struct Asked {
+    pub(super) next_token: u64,
+    pub(super) changes: BTreeMap<u64, ChangeReply>,
+    pub(super) transfers: BTreeMap<u64, TransferReply>,
+    /// Transfers that ended with the loss of the lead: until when they wait to hear who has it.
+    pub(super) ended: Vec<(Duration, TransferReply)>,
+}
+
+impl Asked {
+    pub(super) fn token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+}
+
+impl Driver {
+    /// Stops; a leader first sees to it that there is another, so that nobody waits for an election timeout.
+    pub(super) fn leave(&mut self, reply: Option<oneshot::Sender<()>>) {
+        if self.raft.role() != Role::Leader || self.leaving.is_some() {
+            self.stop = Some(Stop::Asked(reply));
+            return;
+        }
+        self.leaving = Some((self.now() + self.config.protocol.election_timeout, reply));
+        let token = self.asked.token();
+        self.step(Event::Transfer { token, to: None });
+    }
+
+    /// Ends what waited for another leader to show.
+    pub(super) fn conclude(&mut self, now: Duration) {
+        let successor = self.raft.leader().filter(|leader| *leader != self.raft.id());
+        for (_, reply) in self.asked.ended.extract_if(.., |(until, _)| successor.is_some() || *until <= now) {
+            let _ = reply.send(successor.ok_or(TransferError::Unknown));
+        }
+        let has_left = |(until, _): &mut (Duration, _)| {
+            successor.is_some()
+                || *until <= now
+                || (self.raft.role() == Role::Leader && self.raft.transferring_to().is_none())
+        };
+        if let Some((_, reply)) = self.leaving.take_if(has_left) {
+            self.stop.get_or_insert(Stop::Asked(reply));
+        }
+    }
+
+    pub(super) fn end_transfer(&mut self, token: u64, result: Result<(), Refusal>) {
+        let Some(reply) = self.asked.transfers.remove(&token) else { return };
+        let error = match result {
+            Ok(()) => {
+                let until = self.now() + 2 * self.config.protocol.election_timeout;
+                return self.asked.ended.push((until, reply));
+            }
+            Err(Refusal::Busy) => TransferError::Busy,
+            Err(Refusal::CannotLead(id)) => TransferError::CannotLead(id),
+            Err(Refusal::NoSuccessor) => TransferError::NoSuccessor,
+            Err(Refusal::TimedOut) => TransferError::TimedOut,
+            Err(_) => TransferError::NotLeader { leader: self.raft.leader() },
+        };
+        let _ = reply.send(Err(error));
+    }
+
+    pub(super) fn refuse_change(&mut self, token: u64, refusal: Refusal) {
+        let Some(reply) = self.asked.changes.remove(&token) else { return };
+        let _ = reply.send(Err(match refusal {
+            Refusal::Invalid(why) => ChangeError::Invalid(why),
+            Refusal::LostLead => {
+                ChangeError::Unknown { why: "this node lost the lead before it was committed" }
+            }
+            Refusal::NotLeader => ChangeError::NotLeader { leader: self.raft.leader() },
+            _ => ChangeError::Busy,
+        }));
+    }
+
+    /// Tells the transport where everybody is. Who is no longer a member may still have to hear so; its endpoint goes
+    /// with the next change.
+    pub(super) fn address_members(&mut self) {
+        let membership = self.raft.membership().clone();
+        if Arc::ptr_eq(&membership, &self.addressed) {
+            return;
+        }
+        let own = self.raft.id();
+        for (id, member) in membership.everybody().filter(|(id, _)| *id != own) {
+            let known = self.addressed.get(id).and_then(|member| member.endpoint.as_ref());
+            if let Some(endpoint) = member.endpoint.as_ref().filter(|endpoint| Some(*endpoint) != known) {
+                self.transport.set_endpoint(id, endpoint.clone());
+            }
+        }
+        let before: BTreeSet<NodeId> = self.addressed.everybody().map(|(id, _)| id).collect();
+        for gone in self.retired.iter().filter(|id| membership.get(**id).is_none()) {
+            self.transport.remove_endpoint(*gone);
+        }
+        self.retired = before.into_iter().filter(|id| *id != own && membership.get(*id).is_none()).collect();
+        self.addressed = membership;
+    }
+}

@@ -1,0 +1,147 @@
+//! Messages between nodes, in and out.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use consensus_core::{AppendEntries, Entry, MemberKind, Membership, Message, NodeId, Payload, StorageError};
+use consensus_raft_protocol::{Append, EntryInfo, Event, Output, Reply};
+
+use super::Driver;
+use crate::inbox::Input;
+
+impl Driver {
+    pub(super) fn on_message(&mut self, from: NodeId, message: Message) {
+        match message {
+            Message::VoteRequest(request) => self.step(Event::VoteRequest(from, request)),
+            Message::VoteResponse(response) => self.step(Event::VoteResponse(from, response)),
+            Message::AppendResponse(response) => self.step(Event::AppendResponse(from, response)),
+            Message::AppendEntries(append) => self.on_append(from, append),
+            Message::TimeoutNow(request) => self.step(Event::TimeoutNow(from, request)),
+            Message::ReadIndexRequest(request) => self.step(Event::ReadIndexRequest(from, request)),
+            Message::ReadIndexResponse(response) => self.step(Event::ReadIndexResponse(from, response)),
+            other => tracing::debug!(%from, ?other, "not a message of Raft; ignored"),
+        }
+    }
+
+    pub(super) fn on_append(&mut self, from: NodeId, message: AppendEntries) {
+        let AppendEntries { term, prev, entries, commit, round } = message;
+        let contiguous =
+            (1..).zip(&entries).all(|(n, entry)| Some(entry.id.index.0) == prev.index.0.checked_add(n));
+        if !contiguous {
+            tracing::warn!(%from, %prev, "a message with a gap between its entries; ignored");
+            return;
+        }
+        let last = entries.last().map_or(prev.index, |entry| entry.id.index);
+        let infos = entries.iter().map(info_of).collect();
+        self.incoming = entries;
+        self.step(Event::Append { from, append: Append { term, prev, last, commit, round }, entries: infos });
+        self.incoming = Vec::new();
+        if self.raft.leader() == Some(from) && self.raft.term() == term {
+            self.note_freshness(); // What was heard before, if it is applied by now.
+            let now = self.now();
+            self.freshness.heard.get_or_insert((commit, now));
+        }
+    }
+
+    /// Returns the peer if the message was not taken.
+    pub(super) fn send(&mut self, to: NodeId, message: Message) -> Option<NodeId> {
+        match self.transport.send(to, message) {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::debug!(%to, %error, "not sent");
+                Some(to)
+            }
+        }
+    }
+
+    pub(super) fn send_append(&mut self, to: NodeId, append: Append) -> Option<NodeId> {
+        if let Some(queue) = self.loading.get_mut(&to) {
+            queue.push_back(append);
+            return None;
+        }
+        let (after, last) = (append.prev.index, append.last);
+        if after == last {
+            return self.send(to, Message::AppendEntries(with_entries(append, Vec::new())));
+        }
+        if let Some(entries) = self.cache.get(after, last) {
+            return self.send_entries(to, append, entries);
+        }
+        self.loading.insert(to, VecDeque::new());
+        self.load(to, append);
+        None
+    }
+
+    /// A witness is not told the commands.
+    pub(super) fn send_entries(
+        &mut self,
+        to: NodeId,
+        append: Append,
+        mut entries: Vec<Entry>,
+    ) -> Option<NodeId> {
+        if is_witness(self.raft.membership(), to) {
+            for entry in &mut entries {
+                if matches!(entry.payload, Payload::Command(_)) {
+                    entry.payload = Payload::Withheld;
+                }
+            }
+        }
+        self.send(to, Message::AppendEntries(with_entries(append, entries)))
+    }
+
+    pub(super) fn load(&mut self, to: NodeId, append: Append) {
+        let (storage, inbox) = (self.storage.clone(), self.inbox.clone());
+        let (after, last) = (append.prev.index, append.last);
+        tokio::task::spawn_blocking(move || {
+            let entries = storage.read(after, last, u64::MAX);
+            let _ = inbox.send(Input::Loaded(to, append, entries));
+        });
+    }
+
+    pub(super) fn on_loaded(
+        &mut self,
+        to: NodeId,
+        append: Append,
+        entries: Result<Vec<Entry>, StorageError>,
+    ) {
+        let Some(queue) = self.loading.remove(&to) else { return };
+        let failed = match entries {
+            _ if append.term != self.raft.term() => None,
+            Ok(entries) => self.send_entries(to, append, entries),
+            Err(StorageError::Missing { .. }) => Some(to),
+            Err(error) => return self.fail(error.to_string()),
+        };
+        if let Some(to) = failed {
+            self.step(Event::SendFailed(to));
+        }
+        // In the order in which the protocol said; if one needs the disk again, the rest wait behind it.
+        let outputs = queue.into_iter().map(|append| Output::SendAppend(to, append)).collect();
+        self.carry_out(outputs);
+    }
+}
+
+pub(super) fn message_of(reply: Reply) -> Message {
+    match reply {
+        Reply::VoteRequest(request) => Message::VoteRequest(request),
+        Reply::VoteResponse(response) => Message::VoteResponse(response),
+        Reply::AppendResponse(response) => Message::AppendResponse(response),
+        Reply::TimeoutNow(request) => Message::TimeoutNow(request),
+        Reply::ReadIndexRequest(request) => Message::ReadIndexRequest(request),
+        Reply::ReadIndexResponse(response) => Message::ReadIndexResponse(response),
+    }
+}
+
+fn with_entries(append: Append, entries: Vec<Entry>) -> AppendEntries {
+    let Append { term, prev, commit, round, .. } = append;
+    AppendEntries { term, prev, entries, commit, round }
+}
+
+pub(super) fn is_witness(membership: &Membership, node: NodeId) -> bool {
+    membership.get(node).is_some_and(|member| member.kind == MemberKind::Witness)
+}
+
+fn info_of(entry: &Entry) -> EntryInfo {
+    let membership = match &entry.payload {
+        Payload::Membership(membership) => Some(Arc::new(membership.clone())),
+        _ => None,
+    };
+    EntryInfo { term: entry.id.term, size_bytes: entry.size_bytes(), membership }
+}

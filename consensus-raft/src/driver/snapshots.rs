@@ -1,0 +1,69 @@
+//! Snapshots, in and out.
+
+use consensus_core::{LogId, Membership, NodeId, Role, Snapshot, SnapshotAck, SnapshotMeta, SnapshotOutcome};
+use consensus_raft_protocol::{Event, SnapshotVerdict};
+
+use super::{Apply, Driver, messages::is_witness};
+use crate::{
+    apply_thread::Job, cache::EntryCache, inbox::Input, snapshot_send::Transfer, witness::NoCommands,
+};
+
+impl Driver {
+    pub(super) fn send_snapshot(&mut self, to: NodeId, last: LogId, picture: Box<dyn Snapshot>) {
+        if self.raft.role() != Role::Leader || self.transfers.contains_key(&to) {
+            return;
+        }
+        let membership = Membership::clone(&self.raft.membership_at(last.index));
+        // Of a snapshot a witness needs only what it covers.
+        let picture = if is_witness(&membership, to) { Box::new(NoCommands) } else { picture };
+        self.transfers_begun += 1;
+        // Distinct among the transfers of this process by count, from those of an earlier one by term: a node that leads
+        // again after a restart does so in a later term.
+        let number = (self.raft.term().0 << 32) | self.transfers_begun;
+        let transfer = Transfer {
+            transport: self.transport.clone(),
+            to,
+            term: self.raft.term(),
+            number,
+            meta: SnapshotMeta { last, membership },
+            chunk_bytes: self.config.snapshot_chunk_bytes,
+            retry: self.config.snapshot_retry,
+        };
+        tracing::info!(%to, %last, "sending a snapshot");
+        let inbox = self.inbox.clone();
+        let task = tokio::spawn(async move {
+            let _ = inbox.send(Input::SnapshotSent(to, transfer.run(picture).await));
+        });
+        self.transfers.insert(to, task);
+    }
+
+    pub(super) fn install(&mut self, meta: &SnapshotMeta) {
+        let Some(arrival) = self.arrivals.front_mut() else { return };
+        tracing::info!(last = %meta.last, "installing a snapshot");
+        match arrival.file.try_clone() {
+            Ok(file) => self.give(Job::Install(file, meta.last)),
+            Err(error) => self.fail(format!("the snapshot that arrived cannot be read: {error}")),
+        }
+    }
+
+    pub(super) fn on_installed(&mut self) {
+        let Some(last) = self.raft.hard_state().installing.as_ref().map(|meta| meta.last.index) else {
+            return;
+        };
+        self.cache = EntryCache::new(last);
+        self.apply = Apply { done: last, handed: last, target: last };
+        self.compaction.last_at = last;
+        self.step(Event::SnapshotInstalled);
+    }
+
+    /// The newest arrival is the one refused; those that are held are settled in the order of their arrival.
+    pub(super) fn settle_arrival(&mut self, verdict: SnapshotVerdict) {
+        let (arrival, outcome) = match verdict {
+            SnapshotVerdict::Held => (self.arrivals.pop_front(), SnapshotOutcome::Installed),
+            SnapshotVerdict::Refused => (self.arrivals.pop_back(), SnapshotOutcome::Refused),
+        };
+        if let Some(arrival) = arrival {
+            let _ = arrival.reply.send(SnapshotAck { term: self.raft.term(), outcome });
+        }
+    }
+}

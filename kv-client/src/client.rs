@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     CallError, Connection,
+    admin::MemberChange,
     idl::{
         DeleteRequest, DeleteResponse, HashResponse, KeyValue, PutRequest, PutResponse, RangeRequest,
         RangeResponse, ResponseHeader, Session, StatusResponse, TxnRequest, TxnResponse,
@@ -198,6 +199,62 @@ impl KvClient {
     pub async fn hash_of(&self, endpoint: &Endpoint) -> Result<HashResponse, ClientError> {
         let reply = self.ask(endpoint, Call::Hash).await?;
         expect(reply, |reply| if let Reply::Hash(response) = reply { Some(response) } else { None })
+    }
+
+    /// Changes who takes part in the cluster, all in one step; retried while that cannot have happened.
+    ///
+    /// # Errors
+    /// It was refused, or it is unknown whether it was done.
+    pub async fn change_members(&self, changes: Vec<MemberChange>) -> Result<(), ClientError> {
+        self.administer(Call::ChangeMembers(changes)).await.map(|_| ())
+    }
+
+    /// Gives the lead to a node, or to whichever is fit; returns who leads.
+    ///
+    /// # Errors
+    /// It was refused, or it is unknown whether it was done.
+    pub async fn transfer_leader(&self, to: Option<i64>) -> Result<i64, ClientError> {
+        let reply = self.administer(Call::TransferLeader(to.unwrap_or(-1))).await?;
+        expect(reply, |reply| if let Reply::TransferLeader(leader) = reply { Some(leader) } else { None })
+    }
+
+    /// What an operator asks for is not for a program to repeat, unless nobody can have heard it.
+    async fn administer(&self, call: Call) -> Result<Reply, ClientError> {
+        let deadline = Instant::now() + self.config.timeout;
+        loop {
+            let not_sent = match self.connection().await {
+                Ok(connection) => match self.administer_over(&connection, call.clone(), deadline).await {
+                    Err(ClientError::Unavailable(why)) => {
+                        self.give_up(&connection);
+                        why
+                    }
+                    outcome => return outcome,
+                },
+                Err(why) => why,
+            };
+            if Instant::now() + PAUSE_MAX >= deadline {
+                return Err(ClientError::Unavailable(not_sent));
+            }
+            tokio::time::sleep(PAUSE_MAX).await;
+        }
+    }
+
+    async fn administer_over(
+        &self,
+        connection: &Connection,
+        call: Call,
+        deadline: Instant,
+    ) -> Result<Reply, ClientError> {
+        match tokio::time::timeout_at(deadline, connection.call(call)).await {
+            Ok(Ok(Ok(reply))) => Ok(reply),
+            Ok(Ok(Err(Fault::Refused(refused)))) if refused.maybe_done => {
+                Err(ClientError::Unknown(refused.message))
+            }
+            Ok(Ok(Err(fault))) => Err(ClientError::Rejected(fault)),
+            Ok(Err(CallError::NotSent { why, .. })) => Err(ClientError::Unavailable(why)),
+            Ok(Err(error)) => Err(ClientError::Unknown(error.to_string())),
+            Err(_) => Err(ClientError::Unknown(format!("{}: no answer in time", connection.endpoint()))),
+        }
     }
 
     async fn ask(&self, endpoint: &Endpoint, call: Call) -> Result<Reply, ClientError> {

@@ -1,8 +1,8 @@
-//! The client's side of the key-value service: `idl/kv.thrift` over framed, binary Thrift.
+//! The client's side of the key-value service: `idl/kv.thrift` and `idl/admin.thrift` over framed, binary Thrift.
 //!
 //! * [`KvClient`] - what programs use: finds the leader, follows it, retries, and never applies a write twice.
 //! * [`Connection`] - one connection, many calls in flight; no retries.
-//! * [`idl`] - the generated types; [`protocol`] - calls and replies as frames, for both sides.
+//! * [`idl`], [`admin`] - the generated types; [`protocol`] - calls and replies as frames, for both sides.
 //!
 //! ```no_run
 //! # async fn f() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,6 +17,8 @@
 
 mod client;
 mod connection;
+#[rustfmt::skip]
+pub mod admin;
 #[rustfmt::skip]
 pub mod idl;
 pub mod protocol;

@@ -7,6 +7,10 @@ use thrift::{
     protocol::{TMessageType, TOutputProtocol},
 };
 
+use crate::admin::{
+    AdminChangeMembersArgs, AdminChangeMembersResult, AdminNoForwardingArgs, AdminNoForwardingResult,
+    AdminTransferLeaderArgs, AdminTransferLeaderResult, MemberChange, Refused,
+};
 use crate::idl::{
     Compacted, Conflict, DeleteRequest, DeleteResponse, HashResponse, InvalidRequest, KvCompactArgs,
     KvCompactResult, KvDeleteRangeArgs, KvDeleteRangeResult, KvHashArgs, KvHashResult, KvOpenSessionArgs,
@@ -27,8 +31,8 @@ pub enum Call {
     OpenSession,
     Status,
     Hash,
-    /// Not in the IDL: asks the server not to forward what comes over this connection, but to say who leads. Servers say
-    /// it to each other, so that a forwarded call is never forwarded again.
+    ChangeMembers(Vec<MemberChange>),
+    TransferLeader(i64),
     NoForwarding,
 }
 
@@ -44,6 +48,8 @@ pub enum Reply {
     OpenSession(i64),
     Status(StatusResponse),
     Hash(HashResponse),
+    ChangeMembers,
+    TransferLeader(i64),
     NoForwarding,
 }
 
@@ -61,6 +67,8 @@ pub enum Fault {
     Compacted(Compacted),
     #[error("a key that was read was changed at revision {}", .0.mod_revision)]
     Conflict(Conflict),
+    #[error("{}", .0.message)]
+    Refused(Refused),
     /// A `TApplicationException`.
     #[error("{message}")]
     Application { kind: ApplicationErrorKind, message: String },
@@ -79,6 +87,8 @@ impl Call {
             Self::OpenSession => "open_session",
             Self::Status => "status",
             Self::Hash => "hash",
+            Self::ChangeMembers(_) => "change_members",
+            Self::TransferLeader(_) => "transfer_leader",
             Self::NoForwarding => "no_forwarding",
         }
     }
@@ -97,7 +107,9 @@ impl Call {
             Self::OpenSession => KvOpenSessionArgs {}.write_to_out_protocol(out),
             Self::Status => KvStatusArgs {}.write_to_out_protocol(out),
             Self::Hash => KvHashArgs {}.write_to_out_protocol(out),
-            Self::NoForwarding => write_empty(out),
+            Self::ChangeMembers(changes) => AdminChangeMembersArgs { changes }.write_to_out_protocol(out),
+            Self::TransferLeader(node_id) => AdminTransferLeaderArgs { node_id }.write_to_out_protocol(out),
+            Self::NoForwarding => AdminNoForwardingArgs {}.write_to_out_protocol(out),
         })
     }
 }
@@ -131,6 +143,11 @@ pub fn read_call(frame: &[u8]) -> thrift::Result<Incoming> {
         "open_session" => Ok(Call::OpenSession),
         "status" => Ok(Call::Status),
         "hash" => Ok(Call::Hash),
+        "change_members" => {
+            AdminChangeMembersArgs::read_from_in_protocol(input).map(|args| Call::ChangeMembers(args.changes))
+        }
+        "transfer_leader" => AdminTransferLeaderArgs::read_from_in_protocol(input)
+            .map(|args| Call::TransferLeader(args.node_id)),
         "no_forwarding" => Ok(Call::NoForwarding),
         name => Err(thrift::new_application_error(
             ApplicationErrorKind::UnknownMethod,
@@ -202,8 +219,17 @@ fn write_result(
         "status" => result_struct!(KvStatusResult, outcome, Status,)
             .write_to_out_protocol(out),
         "hash" => result_struct!(KvHashResult, outcome, Hash,).write_to_out_protocol(out),
+        "transfer_leader" => result_struct!(AdminTransferLeaderResult, outcome, TransferLeader, refused: Refused)
+            .write_to_out_protocol(out),
+        "change_members" => match outcome {
+            Ok(Reply::ChangeMembers) => AdminChangeMembersResult { refused: None }.write_to_out_protocol(out),
+            Err(Fault::Refused(refused)) => {
+                AdminChangeMembersResult { refused: Some(refused) }.write_to_out_protocol(out)
+            }
+            other => undeclared(other),
+        },
         _ => match outcome {
-            Ok(Reply::NoForwarding) => write_empty(out),
+            Ok(Reply::NoForwarding) => AdminNoForwardingResult {}.write_to_out_protocol(out),
             other => undeclared(other),
         },
     }
@@ -265,6 +291,11 @@ fn read_outcome(
             not_leader: NotLeader, unavailable: Unavailable),
         "status" => outcome!(KvStatusResult, input, Status,),
         "hash" => outcome!(KvHashResult, input, Hash,),
+        "transfer_leader" => outcome!(AdminTransferLeaderResult, input, TransferLeader, refused: Refused),
+        "change_members" => match AdminChangeMembersResult::read_from_in_protocol(input)?.refused {
+            Some(refused) => return Ok(Err(Fault::Refused(refused))),
+            None => Some(Reply::ChangeMembers),
+        },
         "no_forwarding" => Some(Reply::NoForwarding),
         _ => None,
     };
@@ -274,13 +305,6 @@ fn read_outcome(
             format!("no result in the reply to {name:?}"),
         )
     })
-}
-
-/// Arguments or a result without fields.
-fn write_empty(out: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    out.write_struct_begin(&thrift::protocol::TStructIdentifier::new("empty"))?;
-    out.write_field_stop()?;
-    out.write_struct_end()
 }
 
 #[cfg(test)]
@@ -296,7 +320,10 @@ mod tests {
     #[test]
     fn calls_and_outcomes_come_back() {
         let put = PutRequest::new(vec![1], vec![2, 0], None, true, None, None);
-        for call in [Call::Put(put), Call::Compact(5), Call::OpenSession, Call::Status, Call::NoForwarding] {
+        let change = MemberChange::new(3, crate::admin::MemberKind::JOINING, "h:1".to_owned(), None, 7);
+        let admin = [Call::ChangeMembers(vec![change]), Call::TransferLeader(-1), Call::NoForwarding];
+        let kv = [Call::Put(put), Call::Compact(5), Call::OpenSession, Call::Status];
+        for call in kv.into_iter().chain(admin) {
             let frame = call.clone().encode(3).unwrap();
             let incoming = read_call(&frame[4..]).unwrap();
             assert_eq!((incoming.sequence, incoming.call), (3, Ok(call)));
@@ -310,6 +337,9 @@ mod tests {
             ("compact", Ok(Reply::Compact(header()))),
             ("hash", Err(internal)),
             ("no_forwarding", Ok(Reply::NoForwarding)),
+            ("change_members", Ok(Reply::ChangeMembers)),
+            ("change_members", Err(Fault::Refused(Refused { message: "m".into(), maybe_done: true }))),
+            ("transfer_leader", Ok(Reply::TransferLeader(2))),
         ];
         for (name, outcome) in outcomes {
             let frame = encode_reply(name, 8, outcome.clone()).unwrap();
@@ -319,7 +349,7 @@ mod tests {
 
     #[test]
     fn an_unknown_method_is_told() {
-        let frame = framing::encode("drop_all", TMessageType::Call, 1, write_empty).unwrap();
+        let frame = framing::encode("drop_all", TMessageType::Call, 1, |_| Ok(())).unwrap();
         let fault = read_call(&frame[4..]).unwrap().call.unwrap_err();
         assert!(
             matches!(fault, Fault::Application { kind: ApplicationErrorKind::UnknownMethod, .. }),

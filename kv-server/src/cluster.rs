@@ -6,22 +6,24 @@ use std::{
     time::Duration,
 };
 
-use consensus_core::{Endpoint, EngineStatus, MemberKind, NodeId, Role};
+use consensus_core::{Endpoint, EngineStatus, Membership, NodeId, Role};
 use kv_client::{
     Connection, idl,
     protocol::{Call, Reply},
 };
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use crate::config::{ClusterSettings, NodeEndpoints};
 
 /// Knows the members, tracks the leader, and asks the others regularly how they are.
 #[derive(Debug)]
 pub(crate) struct ClusterManager {
-    nodes: BTreeMap<NodeId, NodeEndpoints>,
+    node: NodeId,
+    /// As the file has them; counts for those of whom the membership says nothing.
+    configured: BTreeMap<NodeId, NodeEndpoints>,
     status: watch::Receiver<Arc<EngineStatus>>,
     seen: Arc<Seen>,
-    _checks: JoinSet<()>,
+    watching: JoinHandle<()>,
 }
 
 impl ClusterManager {
@@ -31,23 +33,25 @@ impl ClusterManager {
         settings: &ClusterSettings,
         status: watch::Receiver<Arc<EngineStatus>>,
     ) -> Arc<Self> {
-        let others = settings.nodes.iter().filter(|(id, _)| **id != node);
-        let seen = Arc::new(Seen {
-            timeout: settings.node_timeout,
-            last: Mutex::new(others.clone().map(|(id, _)| (*id, Instant::now())).collect()),
-        });
-        let mut checks = JoinSet::new();
-        for (id, endpoints) in others {
-            let endpoint = endpoints.client.clone();
-            let health = HealthCheck { id: *id, endpoint, connection: None, well: None, seen: seen.clone() };
-            checks.spawn(health.run(settings.health_check_interval));
-        }
-        Arc::new(Self { nodes: settings.nodes.clone(), status, seen, _checks: checks })
+        let seen = Arc::new(Seen { timeout: settings.node_timeout, last: Mutex::default() });
+        let configured = settings.nodes.clone();
+        let watching = watch_members(
+            node,
+            configured.clone(),
+            status.clone(),
+            seen.clone(),
+            settings.health_check_interval,
+        );
+        Arc::new(Self { node, configured, status, seen, watching: tokio::spawn(watching) })
     }
 
     /// Where the clients of `node` go.
-    pub(crate) fn client_endpoint(&self, node: NodeId) -> Option<&Endpoint> {
-        self.nodes.get(&node).map(|endpoints| &endpoints.client)
+    pub(crate) fn client_endpoint(&self, node: NodeId) -> Option<Endpoint> {
+        client_endpoints(&self.membership(), &self.configured).remove(&node)
+    }
+
+    pub(crate) fn membership(&self) -> Arc<Membership> {
+        self.status.borrow().membership.clone()
     }
 
     /// Awaits until a leader other than this node is known, or this node leads, at most `wait`.
@@ -70,26 +74,93 @@ impl ClusterManager {
         }
     }
 
-    /// The members, as the IDL shows them.
+    /// The members, as the IDL shows them; before this node has heard of any, those of its file.
     pub(crate) fn members(&self) -> Vec<idl::MemberStatus> {
-        let membership = self.status.borrow().membership.clone();
-        let kind = |id| match membership.members().get(&id).map(|member| member.kind) {
-            Some(MemberKind::Voter) => "voter",
-            Some(_) => "learner",
-            None => "configured",
+        let membership = self.membership();
+        let mut clients = client_endpoints(&membership, &self.configured);
+        let kind = |id| membership.get(id).map_or("configured".to_owned(), |member| member.kind.to_string());
+        let consensus = |id| {
+            let known = membership.get(id).and_then(|member| member.endpoint.as_ref());
+            known
+                .or_else(|| self.configured.get(&id).map(|endpoints| &endpoints.consensus))
+                .map(Endpoint::to_string)
         };
-        let member = |(id, endpoints): (&NodeId, &NodeEndpoints)| idl::MemberStatus {
+        let mut ids: Vec<NodeId> = membership.everybody().map(|(id, _)| id).collect();
+        if ids.is_empty() {
+            ids = self.configured.keys().copied().collect();
+        }
+        let member = |id: NodeId| idl::MemberStatus {
             node_id: i64::try_from(id.0).unwrap_or(i64::MAX),
-            consensus_endpoint: endpoints.consensus.to_string(),
-            client_endpoint: endpoints.client.to_string(),
-            kind: kind(*id).to_owned(),
-            healthy: self.seen.is_healthy(*id),
+            consensus_endpoint: consensus(id).unwrap_or_default(),
+            client_endpoint: clients.remove(&id).map_or_else(String::new, |endpoint| endpoint.to_string()),
+            kind: kind(id),
+            healthy: id == self.node || self.seen.is_healthy(id),
         };
-        self.nodes.iter().map(member).collect()
+        ids.into_iter().map(member).collect()
     }
 }
 
-/// When each other node last answered; everybody gets the benefit of the doubt at first.
+impl Drop for ClusterManager {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
+}
+
+fn client_endpoints(
+    membership: &Membership,
+    configured: &BTreeMap<NodeId, NodeEndpoints>,
+) -> BTreeMap<NodeId, Endpoint> {
+    let configured = configured.iter().map(|(id, endpoints)| (*id, endpoints.client.clone()));
+    let known = membership.everybody().filter_map(|(id, member)| Some((id, member.client_endpoint.clone()?)));
+    configured.chain(known).collect()
+}
+
+/// Has one health check for each other node, whoever they are just now.
+async fn watch_members(
+    node: NodeId,
+    configured: BTreeMap<NodeId, NodeEndpoints>,
+    mut status: watch::Receiver<Arc<EngineStatus>>,
+    seen: Arc<Seen>,
+    interval: Duration,
+) {
+    let mut checks: BTreeMap<NodeId, (Endpoint, Check)> = BTreeMap::new();
+    loop {
+        let membership = status.borrow_and_update().membership.clone();
+        let mut others = client_endpoints(&membership, &configured);
+        others.retain(|id, _| {
+            *id != node && (membership.get(*id).is_some() || *membership == Membership::default())
+        });
+        checks.retain(|id, (endpoint, _)| others.get(id) == Some(endpoint));
+        for (id, endpoint) in others {
+            checks.entry(id).or_insert_with(|| {
+                // Everybody gets the benefit of the doubt at first.
+                seen.lock().entry(id).or_insert_with(Instant::now);
+                let check = HealthCheck {
+                    id,
+                    endpoint: endpoint.clone(),
+                    connection: None,
+                    well: None,
+                    seen: seen.clone(),
+                };
+                (endpoint, Check(tokio::spawn(check.run(interval))))
+            });
+        }
+        if status.wait_for(|status| !Arc::ptr_eq(&status.membership, &membership)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A task that ends with its owner.
+struct Check(JoinHandle<()>);
+
+impl Drop for Check {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// When each other node last answered.
 #[derive(Debug)]
 struct Seen {
     timeout: Duration,
@@ -101,7 +172,7 @@ impl Seen {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether `node` was seen within the failure-detection time; this node, which is not among them, always is.
+    /// Whether `node` was seen within the failure-detection time, or is not asked yet.
     fn is_healthy(&self, node: NodeId) -> bool {
         self.lock().get(&node).is_none_or(|seen| seen.elapsed() < self.timeout)
     }

@@ -27,6 +27,9 @@ pub(crate) struct Arguments {
     /// Which node of the file this is. Default: instance_id in the file.
     #[arg(long, alias = "node_id", env = "KV_NODE_ID")]
     node_id: Option<u64>,
+    /// The node joins a running cluster: it waits to be added by `kvctl member add`.
+    #[arg(long, env = "KV_JOIN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    join: Option<bool>,
     /// Where the node keeps its data. Default: ./data/node-N, where N is the node id.
     #[arg(long, env = "KV_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -57,6 +60,9 @@ pub(crate) struct Arguments {
     /// The log is compacted after so many entries; 0: never.
     #[arg(long, env = "KV_COMPACT_AFTER_ENTRIES")]
     compact_after_entries: Option<u64>,
+    /// By how much one node's clock may run faster than another's, in percent; 0: not known, no lease reads.
+    #[arg(long, env = "KV_LEASE_DRIFT_PERCENT")]
+    lease_drift_percent: Option<u32>,
     /// Entries that a compaction leaves.
     #[arg(long, env = "KV_COMPACT_KEEP_ENTRIES")]
     compact_keep_entries: Option<u64>,
@@ -110,6 +116,7 @@ struct Deployment {
     cluster_name: Option<String>,
     routing: Option<Routing>,
     sessions_max: Option<u64>,
+    join: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,6 +126,7 @@ struct Cluster {
     node_timeout_ms: Option<u64>,
     election_timeout_ms: Option<u64>,
     heartbeat_interval_ms: Option<u64>,
+    lease_drift_percent: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -152,6 +160,9 @@ pub(crate) struct Settings {
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterSettings {
     pub(crate) name: String,
+    /// The node waits to be added rather than begin a cluster of `nodes`.
+    pub(crate) join: bool,
+    pub(crate) lease_drift_percent: u32,
     /// All nodes, this one included.
     pub(crate) nodes: BTreeMap<NodeId, NodeEndpoints>,
     pub(crate) consensus_listen: Endpoint,
@@ -270,6 +281,11 @@ impl Builder {
                 .clone()
                 .or_else(|| file.deployment.cluster_name.clone())
                 .unwrap_or("default".into()),
+            join: arguments.join.or(file.deployment.join).unwrap_or(false),
+            lease_drift_percent: arguments
+                .lease_drift_percent
+                .or(file.cluster.lease_drift_percent)
+                .unwrap_or(0),
             consensus_listen: self.listen(own.consensus.host(), own.consensus.port())?,
             routing: arguments.routing.or(file.deployment.routing).unwrap_or_default(),
             health_check_interval: ms(
@@ -305,6 +321,9 @@ impl Builder {
                 ms(settings.health_check_interval)
             );
             return self.error("node_timeout_ms", ms(settings.node_timeout), &allowed);
+        }
+        if settings.lease_drift_percent > 50 {
+            return self.error("lease_drift_percent", settings.lease_drift_percent, "it must be at most 50");
         }
         if settings.heartbeat_interval.is_zero() {
             return self.error("heartbeat_interval_ms", 0, "it must be at least 1");

@@ -1,9 +1,9 @@
 //! Between the IDL's types and those of the store. Where the IDL can say what the store cannot take (a negative limit, a
 //! compare without its operand), the answer is InvalidRequest.
 
-use consensus_core::NodeId;
+use consensus_core::{Endpoint, EndpointError, Member, MemberChange, MemberKind, Membership, NodeId};
 use kv_client::{
-    idl,
+    admin, idl,
     protocol::{Fault, Reply},
 };
 use kv_state_machine::{
@@ -15,6 +15,60 @@ type Result<T> = std::result::Result<T, Fault>;
 
 pub(crate) fn invalid(message: impl Into<String>) -> Fault {
     Fault::Invalid(idl::InvalidRequest { message: message.into() })
+}
+
+pub(crate) fn refused(message: impl Into<String>, maybe_done: bool) -> Fault {
+    Fault::Refused(admin::Refused { message: message.into(), maybe_done })
+}
+
+/// The service for operators has an exception of its own.
+pub(crate) fn admins_fault(fault: Fault) -> Fault {
+    match fault {
+        Fault::Unavailable(why) => refused(why.message, why.maybe_applied),
+        Fault::NotLeader(_) | Fault::Invalid(_) => refused(fault.to_string(), false),
+        other => other,
+    }
+}
+
+pub(crate) fn member_changes(changes: &[admin::MemberChange], now: &Membership) -> Result<Vec<MemberChange>> {
+    changes.iter().map(|change| member_change(change, now)).collect()
+}
+
+fn member_change(change: &admin::MemberChange, now: &Membership) -> Result<MemberChange> {
+    let refuse = |why: String| refused(why, false);
+    let id = NodeId(natural("node_id", Some(change.node_id))?);
+    let Some(kind) = change.kind else { return Ok(MemberChange::Remove(id)) };
+    let kind = match kind {
+        admin::MemberKind::VOTER => MemberKind::Voter,
+        admin::MemberKind::LEARNER => MemberKind::Learner,
+        admin::MemberKind::JOINING => MemberKind::Joining,
+        other => return Err(refuse(format!("kind {} is not 1, 2 or 3", other.0))),
+    };
+    let known = now.members().get(&id);
+    let endpoint = |name: &str, text: &Option<String>, known: Option<Endpoint>| match text {
+        Some(text) => text.parse().map(Some).map_err(|error: EndpointError| refuse(error.to_string())),
+        None if known.is_none() => Err(refuse(format!("node {id} is new: its {name} endpoint is needed"))),
+        None => Ok(known),
+    };
+    let priority = change.priority.map_or(Ok(known.map_or(0, |member| member.priority)), u32::try_from);
+    Ok(MemberChange::Set(
+        id,
+        Member {
+            kind,
+            endpoint: endpoint(
+                "consensus",
+                &change.consensus_endpoint,
+                known.and_then(|m| m.endpoint.clone()),
+            )?,
+            client_endpoint: endpoint(
+                "client",
+                &change.client_endpoint,
+                known.and_then(|m| m.client_endpoint.clone()),
+            )?,
+            priority: priority.map_err(|_| refuse("a priority cannot be negative".to_owned()))?,
+            storage: None,
+        },
+    ))
 }
 
 fn natural(what: &str, value: Option<i64>) -> Result<u64> {
@@ -68,12 +122,10 @@ pub(crate) fn range(request: idl::RangeRequest) -> Result<KvOperation> {
     }))
 }
 
-/// There are no leases yet: who is content with one gets the stronger promise.
 pub(crate) fn consistency(consistency: Option<idl::Consistency>) -> Result<Consistency> {
     match consistency {
-        None | Some(idl::Consistency::LINEARIZABLE | idl::Consistency::LEASE) => {
-            Ok(Consistency::Linearizable)
-        }
+        None | Some(idl::Consistency::LINEARIZABLE) => Ok(Consistency::Linearizable),
+        Some(idl::Consistency::LEASE) => Ok(Consistency::Lease),
         Some(idl::Consistency::STALE) => Ok(Consistency::Stale),
         Some(other) => Err(invalid(format!("consistency {} is not 0, 1 or 2", other.0))),
     }

@@ -113,9 +113,6 @@ async fn replicated(
         let (endpoint, client_endpoint) = (Some(endpoints.consensus.clone()), Some(endpoints.client.clone()));
         let voter = Member::new(MemberKind::Voter);
         members.insert(*id, Member { endpoint, client_endpoint, ..voter });
-        if *id != settings.node {
-            transport.set_endpoint(*id, endpoints.consensus.clone());
-        }
     }
     let engine = RaftEngine::start(
         raft_config(settings, cluster, Membership::new(members)),
@@ -129,7 +126,8 @@ async fn replicated(
 
 fn raft_config(settings: &Settings, cluster: &ClusterSettings, membership: Membership) -> RaftConfig {
     let mut config = RaftConfig::new(settings.node);
-    config.bootstrap = Some(membership);
+    config.bootstrap = Some(membership).filter(|_| !cluster.join);
+    config.protocol.lease_drift_percent = cluster.lease_drift_percent;
     config.protocol.election_timeout = cluster.election_timeout;
     config.protocol.heartbeat_interval = cluster.heartbeat_interval;
     config.compact_after_entries = cluster.compact_after_entries;

@@ -2,12 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use consensus_core::{Endpoint, NodeId};
+use consensus_core::{ChangeError, Endpoint, NodeId, TransferError};
 use kv_client::{
-    CallError, Connection, idl,
+    CallError, Connection,
+    admin::MemberChange,
+    idl,
     protocol::{Call, Fault, Reply},
 };
-use kv_state_machine::{ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Session};
+use kv_state_machine::{ConsensusKvDatabase, Consistency, KvError, KvOperation, Session};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
@@ -28,11 +30,23 @@ pub(crate) struct RoutingManager {
     to_leader: Mutex<Option<Arc<Connection>>>,
 }
 
-/// An operation as the database takes it.
-struct Request {
-    operation: KvOperation,
-    session: Option<Session>,
-    consistency: Consistency,
+/// What is to be done, checked as far as one can without doing it.
+enum Request {
+    Operation { operation: KvOperation, session: Option<Session>, consistency: Consistency },
+    ChangeMembers(Vec<MemberChange>),
+    TransferLeader(Option<NodeId>),
+}
+
+/// Why it was not done here.
+enum Refusal {
+    NotLeader(Option<NodeId>),
+    Fault(Fault),
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
 }
 
 impl RoutingManager {
@@ -48,6 +62,12 @@ impl RoutingManager {
 
     /// Executes one call. `may_forward`: the caller did not ask to be told who leads instead.
     pub(crate) async fn execute(&self, call: Call, may_forward: bool) -> Result<Reply, Fault> {
+        let is_admins = matches!(call, Call::ChangeMembers(_) | Call::TransferLeader(_));
+        let outcome = self.execute_anywhere(call, may_forward).await;
+        if is_admins { outcome.map_err(convert::admins_fault) } else { outcome }
+    }
+
+    async fn execute_anywhere(&self, call: Call, may_forward: bool) -> Result<Reply, Fault> {
         match call {
             Call::Status => return self.status(),
             Call::Hash => {
@@ -61,9 +81,9 @@ impl RoutingManager {
         let may_forward = may_forward && self.routing == Routing::Forward;
         loop {
             let leader = match self.execute_here(&request, may_forward).await {
-                Ok(answer) => return Ok(convert::reply(self.node, answer)),
-                Err(KvError::NotLeader { leader }) => leader,
-                Err(error) => return Err(convert::fault(error)),
+                Ok(reply) => return Ok(reply),
+                Err(Refusal::NotLeader(leader)) => leader,
+                Err(Refusal::Fault(fault)) => return Err(fault),
             };
             let Some(cluster) = &self.cluster else { return Err(self.not_leader(None)) };
             // During an election it is kinder to wait a moment than to have every client ask again.
@@ -87,14 +107,52 @@ impl RoutingManager {
         }
     }
 
-    /// On this node. Who wants to be told who leads is told so for reads too, though a follower could serve them.
-    async fn execute_here(&self, request: &Request, may_forward: bool) -> Result<KvAnswer, KvError> {
-        let Request { operation, session, consistency } = request;
-        let leader = self.database.status().borrow().leader;
-        if !may_forward && *consistency == Consistency::Linearizable && leader != Some(self.node) {
-            return Err(KvError::NotLeader { leader });
+    async fn execute_here(&self, request: &Request, may_forward: bool) -> Result<Reply, Refusal> {
+        match request {
+            Request::Operation { operation, session, consistency } => {
+                let leader = self.database.status().borrow().leader;
+                // Who wants to be told who leads is told so for reads too, though a follower could serve them.
+                if !may_forward && *consistency != Consistency::Stale && leader != Some(self.node) {
+                    return Err(Refusal::NotLeader(leader));
+                }
+                match self.database.execute(operation.clone(), *session, *consistency).await {
+                    Ok(answer) => Ok(convert::reply(self.node, answer)),
+                    Err(KvError::NotLeader { leader }) => Err(Refusal::NotLeader(leader)),
+                    Err(error) => Err(convert::fault(error).into()),
+                }
+            }
+            Request::ChangeMembers(changes) => self.change_members(changes).await,
+            Request::TransferLeader(to) => self.transfer_leader(*to).await,
         }
-        self.database.execute(operation.clone(), *session, *consistency).await
+    }
+
+    async fn change_members(&self, changes: &[MemberChange]) -> Result<Reply, Refusal> {
+        let Some(cluster) = &self.cluster else { return Err(convert::refused(STANDALONE, false).into()) };
+        let changes = convert::member_changes(changes, &cluster.membership())?;
+        let change = self.database.engine().change_membership(changes);
+        let late = || convert::refused("no quorum has confirmed it in time", true);
+        match tokio::time::timeout(ADMIN_TIMEOUT, change).await.map_err(|_| late())? {
+            Ok(_) => Ok(Reply::ChangeMembers),
+            Err(ChangeError::NotLeader { leader }) => Err(Refusal::NotLeader(leader)),
+            Err(error) => {
+                let maybe_done = matches!(error, ChangeError::Unknown { .. });
+                Err(convert::refused(error.to_string(), maybe_done).into())
+            }
+        }
+    }
+
+    async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Reply, Refusal> {
+        if self.cluster.is_none() {
+            return Err(convert::refused(STANDALONE, false).into());
+        }
+        match self.database.engine().transfer_leadership(to).await {
+            Ok(leader) => Ok(Reply::TransferLeader(i64::try_from(leader.0).unwrap_or(i64::MAX))),
+            Err(TransferError::NotLeader { leader }) => Err(Refusal::NotLeader(leader)),
+            Err(error) => {
+                let maybe_done = matches!(error, TransferError::Unknown);
+                Err(convert::refused(error.to_string(), maybe_done).into())
+            }
+        }
     }
 
     fn request(&self, call: Call) -> Result<Request, Fault> {
@@ -118,15 +176,19 @@ impl RoutingManager {
             }
             Call::Compact(revision) => convert::compact(revision)?,
             Call::OpenSession => KvOperation::OpenSession { sessions_max: self.sessions_max },
+            Call::ChangeMembers(changes) => return Ok(Request::ChangeMembers(changes)),
+            Call::TransferLeader(to) => {
+                return Ok(Request::TransferLeader(u64::try_from(to).ok().map(NodeId)));
+            }
             Call::Status | Call::Hash | Call::NoForwarding => {
                 return Err(convert::invalid("not an operation"));
             }
         };
-        Ok(Request { operation, session, consistency })
+        Ok(Request::Operation { operation, session, consistency })
     }
 
     fn endpoint_of(&self, leader: NodeId) -> Option<Endpoint> {
-        self.cluster.as_ref()?.client_endpoint(leader).cloned()
+        self.cluster.as_ref()?.client_endpoint(leader)
     }
 
     fn not_leader(&self, leader: Option<NodeId>) -> Fault {
@@ -202,6 +264,9 @@ impl RoutingManager {
     }
 }
 
+const STANDALONE: &str = "this server stands alone; it has no members";
+/// A change of members that no quorum confirms for so long is answered as unknown.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a call waits for an election to end.
 const LEADER_WAIT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

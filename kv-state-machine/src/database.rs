@@ -35,6 +35,8 @@ pub enum Consistency {
     /// Sees every write acknowledged before it began.
     #[default]
     Linearizable,
+    /// The same without asking anybody, while the leader has a lease; clocks must keep to the bound that was set.
+    Lease,
     /// What this node has applied, at once.
     Stale,
 }
@@ -147,6 +149,7 @@ impl ConsensusKvDatabase {
     async fn read(&self, operation: KvOperation, consistency: Consistency) -> Result<KvAnswer, KvError> {
         let consistency = match consistency {
             Consistency::Linearizable => ReadConsistency::Linearizable,
+            Consistency::Lease => ReadConsistency::Lease,
             Consistency::Stale => ReadConsistency::Stale,
         };
         self.engine.read_barrier(consistency).await.map_err(read_error)?;

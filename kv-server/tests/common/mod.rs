@@ -1,6 +1,8 @@
 //! Real servers for tests: processes of their own, on free ports, killed when the test ends.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
+pub mod writers;
+
 use std::{
     fs::File,
     net::TcpListener,
@@ -124,6 +126,22 @@ impl Cluster {
             servers.push(server);
         }
         Self { servers, dir }
+    }
+
+    /// One more server, which waits to be made a member; its id.
+    pub fn join(&mut self) -> usize {
+        let (id, port) = (self.servers.len(), free_port());
+        let config = self.dir.path().join(format!("node-{id}.toml"));
+        let node = format!("[[nodes]]\nid = {id}\nclient_endpoint = \"127.0.0.1:{port}\"\n");
+        std::fs::write(&config, node).unwrap();
+        let data = self.dir.path().join(format!("node-{id}")).display().to_string();
+        let (config, node_id) = (config.display().to_string(), id.to_string());
+        let arguments =
+            ["--join", "--config", &config, "--node-id", &node_id, "--data-dir", &data].map(str::to_owned);
+        let mut server = Server::new(self.dir.path(), &format!("node-{id}"), port, arguments.to_vec());
+        server.start();
+        self.servers.push(server);
+        id
     }
 
     pub fn ports(&self) -> Vec<u16> {

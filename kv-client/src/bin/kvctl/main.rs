@@ -1,6 +1,7 @@
 //! `kvctl`: the key-value store from a shell.
 
 mod bench;
+mod members;
 mod nodes;
 mod show;
 mod transaction;
@@ -119,6 +120,14 @@ enum Command {
     Compact {
         /// The oldest revision that can still be read.
         revision: i64,
+    },
+    /// Lists and changes the members of the cluster.
+    #[command(subcommand)]
+    Member(members::Command),
+    /// Gives the lead to another node.
+    Transfer {
+        /// Which; left out for whichever is fit.
+        node_id: Option<i64>,
     },
     /// Asks every endpoint how it is.
     Status,
@@ -241,6 +250,8 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
             show.either(&format!("compacted to revision {revision}"), || json!({ "compacted": revision }));
             Ok(0)
         }
+        Command::Member(command) => members::execute(&client, &arguments.endpoints, command, &show).await,
+        Command::Transfer { node_id } => members::transfer(&client, *node_id, &show).await,
         Command::Status => Ok(nodes::status(&client, &arguments.endpoints, &show).await),
         Command::Hash => Ok(nodes::hash(&client, &arguments.endpoints, &show).await),
         Command::Bench { clients, seconds, value_bytes } => {

@@ -8,7 +8,7 @@ use kv_client::{
 };
 use serde_json::{Value, json};
 
-use crate::show::Show;
+use crate::{members, show::Show};
 
 /// Asks every endpoint how it is. The exit code: 4 if one does not answer.
 pub(crate) async fn status(client: &KvClient, endpoints: &[Endpoint], show: &Show) -> u8 {
@@ -70,16 +70,7 @@ fn status_row(status: &StatusResponse) -> String {
 }
 
 fn status_value(status: &StatusResponse) -> Value {
-    let members: Vec<Value> = status
-        .members
-        .iter()
-        .map(|member| {
-            json!({
-                "node_id": member.node_id, "kind": member.kind, "healthy": member.healthy,
-                "client_endpoint": member.client_endpoint, "consensus_endpoint": member.consensus_endpoint,
-            })
-        })
-        .collect();
+    let members: Vec<Value> = status.members.iter().map(members::value).collect();
     json!({
         "node_id": status.header.node_id, "role": status.role, "term": status.header.term,
         "leader_id": status.leader_id, "commit_index": status.commit_index,

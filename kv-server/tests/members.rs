@@ -1,0 +1,116 @@
+//! Members and leaders of real clusters that change, while clients write.
+
+mod common;
+
+use std::time::Instant;
+
+use common::{
+    Cluster, Server,
+    writers::{Writers, check},
+};
+use kv_client::{
+    ClientError, KvClient,
+    admin::{MemberChange, MemberKind},
+    protocol::Fault,
+};
+
+fn add(cluster: &Cluster, id: usize) -> MemberChange {
+    let port = cluster.servers[id].port;
+    let (consensus, client) = (format!("127.0.0.1:{}", port + 1000), format!("127.0.0.1:{port}"));
+    MemberChange::new(id as i64, MemberKind::JOINING, consensus, client, None)
+}
+
+fn remove(id: usize) -> MemberChange {
+    MemberChange::new(id as i64, None, None, None, None)
+}
+
+/// As an operator would: again, when another change is under way or there is no leader just then.
+async fn change(client: &KvClient, changes: Vec<MemberChange>) {
+    let start = Instant::now();
+    loop {
+        match client.change_members(changes.clone()).await {
+            Ok(()) => return,
+            Err(error) => {
+                assert!(start.elapsed().as_secs() < 30, "{error}");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn wait_for_voters(cluster: &Cluster, ask: usize, voters: &[usize]) {
+    let expected: Vec<(i64, String)> = voters.iter().map(|id| (*id as i64, "voter".to_owned())).collect();
+    cluster
+        .eventually(&format!("the voters are {voters:?}"), async |cluster| {
+            let members = cluster.status(ask).await?.members;
+            let found: Vec<_> = members.into_iter().map(|member| (member.node_id, member.kind)).collect();
+            (found == expected).then_some(())
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_become_five_and_three_again_under_load() {
+    let mut cluster =
+        Cluster::start(3, "", "[log]\ncompact_after_entries = 200\ncompact_keep_entries = 20\n");
+    let first_leader = cluster.leader().await;
+    let client = cluster.client();
+    let writers = Writers::start(&client, 8);
+    writers.acknowledged_again(Instant::now()).await;
+    let (third, fourth) = (cluster.join(), cluster.join());
+    change(&client, vec![add(&cluster, third)]).await;
+    change(&client, vec![add(&cluster, fourth)]).await;
+    wait_for_voters(&cluster, fourth, &[0, 1, 2, 3, 4]).await;
+    writers.acknowledged_again(Instant::now()).await;
+    // The lead goes to a new node, and the two oldest go, one of them the first leader.
+    let leader = loop {
+        match client.transfer_leader(Some(fourth as i64)).await {
+            Ok(leader) => break leader,
+            Err(ClientError::Rejected(Fault::Refused(why))) if why.message.contains("leads already") => {
+                break 4;
+            }
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+        }
+    };
+    assert_eq!(leader, 4);
+    let also = if first_leader == 0 { 1 } else { 0 };
+    let mut gone = [first_leader, also];
+    gone.sort_unstable();
+    change(&client, gone.map(remove).to_vec()).await;
+    let staying: Vec<usize> = (0..5).filter(|id| !gone.contains(id)).collect();
+    for id in gone {
+        cluster.servers[id].terminate();
+    }
+    wait_for_voters(&cluster, fourth, &staying).await;
+    writers.acknowledged_again(Instant::now()).await;
+    let acknowledged = writers.stop().await;
+    let ports: Vec<u16> = staying.iter().map(|id| cluster.servers[*id].port).collect();
+    check(&common::client(&ports), &acknowledged).await;
+    for id in gone.into_iter().rev() {
+        cluster.servers.remove(id);
+    }
+    cluster.same_hash().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_operator_gets_wrong_is_told() {
+    let cluster = Cluster::start(1, "", "");
+    cluster.leader().await;
+    let client = cluster.client();
+    let refused = async |changes| match client.change_members(changes).await {
+        Err(ClientError::Rejected(Fault::Refused(why))) => why.message,
+        other => panic!("{other:?}"),
+    };
+    let without_endpoint = MemberChange::new(7, MemberKind::VOTER, None, None, None);
+    assert_eq!(refused(vec![without_endpoint]).await, "node 7 is new: its consensus endpoint is needed");
+    assert!(refused(vec![remove(7)]).await.contains("node 7 is not a member"));
+    assert!(refused(vec![remove(0)]).await.contains("no voter would be left"));
+    let bad = MemberChange::new(7, MemberKind::VOTER, "nowhere".to_owned(), "h:1".to_owned(), None);
+    assert!(refused(vec![bad]).await.contains("there is no port"));
+    let nobody = client.transfer_leader(None).await.unwrap_err().to_string();
+    assert!(nobody.contains("no other node is fit to lead"), "{nobody}");
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::standalone(dir.path());
+    let alone = server.client().transfer_leader(None).await.unwrap_err().to_string();
+    assert!(alone.contains("stands alone"), "{alone}");
+}

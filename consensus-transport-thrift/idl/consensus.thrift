@@ -143,6 +143,8 @@ struct Hello {
   3: required i64 node_id
   /** Whom it means to call. */
   4: required i64 callee
+  /** Where the caller is called back, host:port, if the callee does not know. */
+  5: optional string endpoint
 }
 
 /** The callee does not want the connection and closes it. */

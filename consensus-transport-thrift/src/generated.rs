@@ -1788,15 +1788,18 @@ pub struct Hello {
   pub node_id: i64,
   /// Whom it means to call.
   pub callee: i64,
+  /// Where the caller is called back, host:port, if the callee does not know.
+  pub endpoint: Option<String>,
 }
 
 impl Hello {
-  pub fn new(format: i32, cluster: String, node_id: i64, callee: i64) -> Hello {
+  pub fn new<F5>(format: i32, cluster: String, node_id: i64, callee: i64, endpoint: F5) -> Hello where F5: Into<Option<String>> {
     Hello {
       format,
       cluster,
       node_id,
       callee,
+      endpoint: endpoint.into(),
     }
   }
 }
@@ -1808,6 +1811,7 @@ impl TSerializable for Hello {
     let mut f_2: Option<String> = None;
     let mut f_3: Option<i64> = None;
     let mut f_4: Option<i64> = None;
+    let mut f_5: Option<String> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1831,6 +1835,10 @@ impl TSerializable for Hello {
           let val = i_prot.read_i64()?;
           f_4 = Some(val);
         },
+        5 => {
+          let val = i_prot.read_string()?;
+          f_5 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1847,6 +1855,7 @@ impl TSerializable for Hello {
       cluster: f_2.expect("auto-generated code should have checked for presence of required fields"),
       node_id: f_3.expect("auto-generated code should have checked for presence of required fields"),
       callee: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      endpoint: f_5,
     };
     Ok(ret)
   }
@@ -1865,6 +1874,11 @@ impl TSerializable for Hello {
     o_prot.write_field_begin(&TFieldIdentifier::new("callee", TType::I64, 4))?;
     o_prot.write_i64(self.callee)?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.endpoint {
+      o_prot.write_field_begin(&TFieldIdentifier::new("endpoint", TType::String, 5))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }

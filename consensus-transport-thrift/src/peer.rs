@@ -72,6 +72,11 @@ impl Peer {
         Self { link, task, bulk: Mutex::new(None) }
     }
 
+    /// Where it is.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.link.endpoint
+    }
+
     /// Queues a frame.
     pub(crate) fn send(&self, frame: Bytes) -> Result<(), SendError> {
         let (node, bytes) = (self.link.node, frame.len() as u64);
@@ -226,6 +231,7 @@ impl Link {
             cluster: self.config.cluster.clone(),
             node_id: signed(self.config.node.0),
             callee: signed(self.node.0),
+            endpoint: self.config.advertise.as_ref().map(Endpoint::to_string),
         };
         let exchange = async {
             let frame = calls::hello(hello).map_err(|error| self.thrift(&error))?;

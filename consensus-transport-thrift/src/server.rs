@@ -20,12 +20,14 @@ use crate::{
     framing,
     generated::Hello,
     peer::{FORMAT, next_frame},
+    transport::Peers,
 };
 
 /// Accepts connections until it is cancelled; they end with it.
 pub(crate) async fn accept(
     listener: Arc<TcpListener>,
     config: Arc<ThriftConfig>,
+    peers: Arc<Peers>,
     handler: Arc<dyn MessageHandler>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -35,9 +37,9 @@ pub(crate) async fn accept(
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, from)) => {
-                let (config, handler) = (config.clone(), handler.clone());
+                let (config, peers, handler) = (config.clone(), peers.clone(), handler.clone());
                 connections.spawn(async move {
-                    if let Err(error) = serve(stream, &config, &*handler).await {
+                    if let Err(error) = serve(stream, &config, &peers, &*handler).await {
                         tracing::debug!(%from, %error, "a node's connection ended");
                     }
                     drop(place);
@@ -52,7 +54,12 @@ pub(crate) async fn accept(
     }
 }
 
-async fn serve(stream: TcpStream, config: &ThriftConfig, handler: &dyn MessageHandler) -> io::Result<()> {
+async fn serve(
+    stream: TcpStream,
+    config: &ThriftConfig,
+    peers: &Peers,
+    handler: &dyn MessageHandler,
+) -> io::Result<()> {
     connection::configure(&stream)?;
     let (reader, mut writer) = stream.into_split();
     // A stranger gets little room.
@@ -69,6 +76,9 @@ async fn serve(stream: TcpStream, config: &ThriftConfig, handler: &dyn MessageHa
     }
     reader.decoder_mut().set_max_frame_length(config.frame_bytes_max);
     let from = NodeId(unsigned(hello.node_id));
+    if let Some(Ok(endpoint)) = hello.endpoint.map(|text| text.parse()) {
+        peers.learn(from, endpoint);
+    }
     while let Some(frame) = reader.next().await {
         let (sequence, call) = calls::read_call(&frame?).map_err(invalid)?;
         match call {

@@ -29,6 +29,8 @@ pub struct ThriftConfig {
     pub node: NodeId,
     /// Where it listens; port 0 takes a free one.
     pub listen: Endpoint,
+    /// Where other nodes reach this one, told to those who do not know; `None`, the default: they must know.
+    pub advertise: Option<Endpoint>,
     /// Nodes of another cluster are refused. Default "default".
     pub cluster: String,
     /// Longest frame sent or taken. Default 64 MiB; must hold an `AppendEntries` or a snapshot chunk.
@@ -54,6 +56,7 @@ impl ThriftConfig {
         Self {
             node,
             listen,
+            advertise: None,
             cluster: "default".to_owned(),
             frame_bytes_max: 64 << 20,
             queue_bytes_max: 64 << 20,
@@ -73,9 +76,60 @@ pub struct ThriftTransport {
     local: Endpoint,
     listener: Mutex<Option<Arc<TcpListener>>>,
     accepting: Mutex<Option<JoinHandle<()>>>,
+    peers: Arc<Peers>,
+}
+
+/// The nodes whose endpoints are known.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    config: Arc<ThriftConfig>,
     /// `None` after shutdown.
     peers: Mutex<Option<BTreeMap<NodeId, Arc<Peer>>>>,
     reachability: Arc<watch::Sender<BTreeMap<NodeId, Reachability>>>,
+}
+
+impl Peers {
+    fn set(&self, node: NodeId, endpoint: Endpoint) {
+        if let Some(peers) = lock(&self.peers).as_mut() {
+            self.put(peers, node, endpoint);
+        }
+    }
+
+    /// A node that called said where it is called back. What is known already is not changed by that; and callers cannot
+    /// make this node remember ever more.
+    pub(crate) fn learn(&self, node: NodeId, endpoint: Endpoint) {
+        if let Some(peers) = lock(&self.peers).as_mut()
+            && !peers.contains_key(&node)
+            && peers.len() < PEERS_LEARNED_MAX
+        {
+            self.put(peers, node, endpoint);
+        }
+    }
+
+    fn put(&self, peers: &mut BTreeMap<NodeId, Arc<Peer>>, node: NodeId, endpoint: Endpoint) {
+        if peers.get(&node).is_some_and(|peer| *peer.endpoint() == endpoint) {
+            return; // A connection that stands is not broken.
+        }
+        let reachability = self.reachability.clone();
+        let report = move |state| {
+            reachability.send_if_modified(|all| all.insert(node, state) != Some(state));
+        };
+        report(Reachability::Unknown);
+        peers.insert(node, Arc::new(Peer::start(node, endpoint, self.config.clone(), report)));
+    }
+
+    fn remove(&self, node: NodeId) {
+        if let Some(peers) = lock(&self.peers).as_mut() {
+            peers.remove(&node);
+        }
+        self.reachability.send_if_modified(|all| all.remove(&node).is_some());
+    }
+
+    fn get(&self, node: NodeId) -> Result<Arc<Peer>, SendError> {
+        let peers = lock(&self.peers);
+        let peers = peers.as_ref().ok_or(SendError::Closed)?;
+        peers.get(&node).cloned().ok_or(SendError::UnknownNode(node))
+    }
 }
 
 impl ThriftTransport {
@@ -90,13 +144,18 @@ impl ThriftTransport {
         let port = listener.local_addr().map_err(error)?.port();
         let local = Endpoint::new(listen.host(), port).map_err(|bad| error(io::Error::other(bad)))?;
         let config = ThriftConfig { reconnect_min: config.reconnect_min.max(RECONNECT_FLOOR), ..config };
+        let config = Arc::new(config);
+        let peers = Peers {
+            config: config.clone(),
+            peers: Mutex::new(Some(BTreeMap::new())),
+            reachability: Arc::new(watch::channel(BTreeMap::new()).0),
+        };
         Ok(Self {
-            config: Arc::new(config),
+            config,
             local,
             listener: Mutex::new(Some(Arc::new(listener))),
             accepting: Mutex::new(None),
-            peers: Mutex::new(Some(BTreeMap::new())),
-            reachability: Arc::new(watch::channel(BTreeMap::new()).0),
+            peers: Arc::new(peers),
         })
     }
 
@@ -104,12 +163,6 @@ impl ThriftTransport {
     #[must_use]
     pub fn local_endpoint(&self) -> &Endpoint {
         &self.local
-    }
-
-    fn peer(&self, node: NodeId) -> Result<Arc<Peer>, SendError> {
-        let peers = lock(&self.peers);
-        let peers = peers.as_ref().ok_or(SendError::Closed)?;
-        peers.get(&node).cloned().ok_or(SendError::UnknownNode(node))
     }
 }
 
@@ -129,12 +182,13 @@ impl NetworkTransport for ThriftTransport {
             return Err(TransportError::Misuse("it was started before"));
         }
         let listener = lock(&self.listener).clone().ok_or(SendError::Closed)?;
-        *accepting = Some(tokio::spawn(server::accept(listener, self.config.clone(), handler)));
+        *accepting =
+            Some(tokio::spawn(server::accept(listener, self.config.clone(), self.peers.clone(), handler)));
         Ok(())
     }
 
     fn send(&self, to: NodeId, message: Message) -> Result<(), SendError> {
-        let peer = self.peer(to)?;
+        let peer = self.peers.get(to)?;
         let (bytes, limit) = (message.size_bytes(), self.config.frame_bytes_max as u64);
         let too_large = SendError::TooLarge { bytes, limit };
         if bytes > limit {
@@ -157,33 +211,23 @@ impl NetworkTransport for ThriftTransport {
         to: NodeId,
         chunk: SnapshotChunk,
     ) -> Result<SnapshotAck, TransportError> {
-        self.peer(to)?.send_chunk(chunk).await
+        self.peers.get(to)?.send_chunk(chunk).await
     }
 
     fn set_endpoint(&self, node: NodeId, endpoint: Endpoint) {
-        let reachability = self.reachability.clone();
-        let report = move |state| {
-            reachability.send_if_modified(|all| all.insert(node, state) != Some(state));
-        };
-        if let Some(peers) = lock(&self.peers).as_mut() {
-            report(Reachability::Unknown);
-            peers.insert(node, Arc::new(Peer::start(node, endpoint, self.config.clone(), report)));
-        }
+        self.peers.set(node, endpoint);
     }
 
     fn remove_endpoint(&self, node: NodeId) {
-        if let Some(peers) = lock(&self.peers).as_mut() {
-            peers.remove(&node);
-        }
-        self.reachability.send_if_modified(|all| all.remove(&node).is_some());
+        self.peers.remove(node);
     }
 
     fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>> {
-        self.reachability.subscribe()
+        self.peers.reachability.subscribe()
     }
 
     async fn shutdown(&self) {
-        lock(&self.peers).take();
+        lock(&self.peers.peers).take();
         lock(&self.listener).take();
         let accepting = lock(&self.accepting).take();
         if let Some(task) = accepting {
@@ -200,6 +244,9 @@ impl Drop for ThriftTransport {
         }
     }
 }
+
+/// Nodes beyond this number are not remembered for having called.
+const PEERS_LEARNED_MAX: usize = 64;
 
 /// A bad frame limit would be noticed only by a message that does not fit.
 const _: () = assert!(framing::CONTAINER_MAX >= 4096, "an AppendEntries has up to 4096 entries");

@@ -30,7 +30,8 @@ impl MessageHandler for Forward {
 }
 
 async fn node(id: u64, listen: &Endpoint) -> (ThriftTransport, mpsc::UnboundedReceiver<(NodeId, Message)>) {
-    let config = ThriftConfig::new(NodeId(id), listen.clone());
+    let mut config = ThriftConfig::new(NodeId(id), listen.clone());
+    config.advertise = Some(listen.clone()).filter(|listen| listen.port() > 0);
     let transport = ThriftTransport::bind(config).await.unwrap();
     let (sender, arrived) = mpsc::unbounded_channel();
     transport.start(Arc::new(Forward(sender))).await.unwrap();
@@ -82,6 +83,22 @@ async fn a_node_that_comes_back_is_found_again_and_reported() {
     let (b, mut at_b) = node(2, &anywhere()).await;
     a.set_endpoint(NodeId(2), b.local_endpoint().clone());
     arrives(&a, 2, &mut at_b, 3).await;
+}
+
+#[tokio::test]
+async fn who_calls_is_called_back_where_it_said_unless_that_is_known_better() {
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let place: Endpoint = free().parse().unwrap();
+    let (a, mut at_a) = node(1, &place).await;
+    let (b, mut at_b) = node(2, &anywhere()).await;
+    a.set_endpoint(NodeId(2), b.local_endpoint().clone());
+    arrives(&a, 2, &mut at_b, 1).await;
+    arrives(&b, 1, &mut at_a, 2).await;
+    // Another node 1, elsewhere, does not take its place.
+    let (other, _at_other) = node(1, &free().parse().unwrap()).await;
+    other.set_endpoint(NodeId(2), b.local_endpoint().clone());
+    arrives(&other, 2, &mut at_b, 3).await;
+    arrives(&b, 1, &mut at_a, 4).await;
 }
 
 #[tokio::test]

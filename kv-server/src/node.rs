@@ -107,6 +107,7 @@ async fn replicated(
     let executor = machine.executor();
     let mut thrift = ThriftConfig::new(settings.node, cluster.consensus_listen.clone());
     thrift.cluster.clone_from(&cluster.name);
+    thrift.advertise = cluster.nodes.get(&settings.node).map(|endpoints| endpoints.consensus.clone());
     let transport = Arc::new(ThriftTransport::bind(thrift).await?);
     let mut members = BTreeMap::new();
     for (id, endpoints) in &cluster.nodes {

@@ -92,6 +92,20 @@ async fn three_become_five_and_three_again_under_load() {
     cluster.same_hash().await;
 }
 
+/// It is sent the log rather than a snapshot, and answers a leader of which it knows only that it called.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_a_young_cluster() {
+    let mut cluster = Cluster::start(1, "", "");
+    cluster.leader().await;
+    let client = cluster.client();
+    client.put("k", "v").await.unwrap();
+    let second = cluster.join();
+    change(&client, vec![add(&cluster, second)]).await;
+    wait_for_voters(&cluster, second, &[0, 1]).await;
+    cluster.same_hash().await;
+    assert_eq!(cluster.servers[second].client().get("k").await.unwrap().unwrap().value, b"v");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_operator_gets_wrong_is_told() {
     let cluster = Cluster::start(1, "", "");

@@ -94,6 +94,9 @@ impl Driver {
             return;
         }
         let own = self.raft.id();
+        if self.addressed.get(own).is_some() && membership.get(own).is_none() {
+            tracing::warn!(node = %own, "no longer a member: it was removed; its server may be stopped");
+        }
         for (id, member) in membership.everybody().filter(|(id, _)| *id != own) {
             let known = self.addressed.get(id).and_then(|member| member.endpoint.as_ref());
             if let Some(endpoint) = member.endpoint.as_ref().filter(|endpoint| Some(*endpoint) != known) {

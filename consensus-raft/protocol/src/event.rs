@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use consensus_core::{
-    AppendResponse, InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId, ReadIndexRequest,
-    ReadIndexResponse, SnapshotMeta, Term, TimeoutNow, VoteRequest, VoteResponse,
+    AppendOutcome, AppendResponse, InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId,
+    ReadIndexRequest, ReadIndexResponse, SnapshotMeta, Term, TimeoutNow, VoteRequest, VoteResponse,
 };
 
 /// Something happened.
@@ -81,6 +81,40 @@ pub enum Event {
     /// A snapshot asked for by [`Output::SendSnapshot`] was taken by the peer (with its last index), or was not.
     SnapshotSent(NodeId, Option<LogIndex>),
 }
+
+impl Event {
+    /// Whether the numbers that a peer tells are such as can be counted on from. Beyond them only an error, or malice,
+    /// can be; such a message is taken for lost.
+    pub(crate) fn is_plausible(&self) -> bool {
+        let term = |term: Term| term.0 <= NUMBER_MAX;
+        let index = |index: LogIndex| index.0 <= NUMBER_MAX;
+        let id = |id: LogId| term(id.term) && index(id.index);
+        match self {
+            Self::VoteRequest(_, request) => term(request.term) && id(request.last_log),
+            Self::VoteResponse(_, response) => term(response.term),
+            Self::Append { append, entries, .. } => {
+                term(append.term)
+                    && id(append.prev)
+                    && index(append.last)
+                    && entries.iter().all(|entry| term(entry.term))
+            }
+            Self::AppendResponse(_, response) => {
+                term(response.term)
+                    && match response.outcome {
+                        AppendOutcome::Accepted { matched } => index(matched),
+                        AppendOutcome::Rejected { prev, hint } => index(prev) && id(hint),
+                    }
+            }
+            Self::SnapshotArrived { term: sent, meta, .. } => term(*sent) && id(meta.last),
+            Self::TimeoutNow(_, request) => term(request.term),
+            Self::ReadIndexResponse(_, response) => response.index.is_none_or(index),
+            _ => true,
+        }
+    }
+}
+
+/// A million elections or entries per second for a hundred thousand years.
+const NUMBER_MAX: u64 = 1 << 62;
 
 /// AppendEntries without its entries: `(prev.index, last]` names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use consensus_core::{
 };
 
 use crate::{
-    Config, ConfigError, Event, Output, Refusal, Time,
+    Config, ConfigError, Event, Output, Refusal, SnapshotVerdict, Time,
     election::Ballots,
     log::Log,
     membership::Change,
@@ -150,6 +150,9 @@ impl Raft {
     }
 
     pub(crate) fn handle(&mut self, event: Event) {
+        if !event.is_plausible() {
+            return self.ignore(event);
+        }
         match event {
             Event::Tick => self.on_tick(),
             Event::VoteRequest(from, request) => self.on_vote_request(from, request),
@@ -169,6 +172,13 @@ impl Raft {
             Event::SnapshotArrived { from, term, meta } => self.on_snapshot_arrived(from, term, meta),
             Event::SnapshotInstalled => self.on_snapshot_installed(),
             Event::SnapshotSent(to, last) => self.on_snapshot_sent(to, last),
+        }
+    }
+
+    /// A snapshot wants an answer even so.
+    fn ignore(&mut self, event: Event) {
+        if matches!(event, Event::SnapshotArrived { .. }) {
+            self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
         }
     }
 

@@ -206,7 +206,7 @@ impl Raft {
         }
         // A heartbeat, or the first message of a round: the leader waits to hear that it leads still, not for a disk.
         let round = (append.term, append.round);
-        let at_once = entries.is_empty() || round > self.answered_round;
+        let at_once = entries.is_empty() || (append.round > 0 && round > self.answered_round);
         self.answered_round = self.answered_round.max(round);
         match self.take_entries(&append, entries) {
             Ok(matched) if matched <= self.durable || at_once => {

@@ -6,6 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread::JoinHandle,
+    time::Instant,
 };
 
 use consensus_core::{
@@ -15,6 +16,7 @@ use consensus_core::{
 
 use crate::{
     inbox::{Inbox, Input},
+    measure,
     waiters::Waiter,
 };
 
@@ -89,6 +91,7 @@ impl Worker {
                 let result = guarded(|| self.machine.restore(&mut file));
                 let sound = result.is_ok();
                 if sound {
+                    measure::snapshot_installed();
                     self.applied = last;
                 }
                 (Input::Installed(result), sound)
@@ -131,6 +134,8 @@ impl Worker {
                 entry.id
             )));
         }
+        measure::applying(entries.len());
+        let committed = Instant::now();
         let responses = guarded(|| self.machine.apply(entries)).inspect_err(|error| {
             let why = error.to_string();
             for (_, waiter) in waiters.drain(..) {
@@ -145,6 +150,7 @@ impl Worker {
             if waiters.front().is_some_and(|(index, _)| *index == entry.id.index)
                 && let Some((_, waiter)) = waiters.pop_front()
             {
+                waiter.course.applied(committed);
                 waiter.answer(Ok(Committed { log_id: entry.id, response }));
             }
             self.applied = entry.id;

@@ -31,6 +31,7 @@ use crate::{
     apply_thread::Job,
     cache::EntryCache,
     inbox::{Arrival, Inbox, Input},
+    measure,
     waiters::{Waiter, Waiters},
 };
 
@@ -287,7 +288,8 @@ impl Driver {
                 new.for_each(|entry| self.cache.push(entry));
             }
             Output::Accepted(_, id) => {
-                if let Some((command, waiter)) = self.proposal.take() {
+                if let Some((command, mut waiter)) = self.proposal.take() {
+                    waiter.course.appended();
                     self.cache.push(Entry::command(id, command));
                     self.waiters.push(id, waiter);
                 }
@@ -295,8 +297,14 @@ impl Driver {
             Output::Refused(_) => {
                 if let Some((_, waiter)) = self.proposal.take() {
                     waiter.answer(Err(match self.raft.transferring_to() {
-                        Some(to) => ProposeError::HandingOver { to },
-                        None => ProposeError::NotLeader { leader: self.raft.leader() },
+                        Some(to) => {
+                            measure::refused("handing_over");
+                            ProposeError::HandingOver { to }
+                        }
+                        None => {
+                            measure::refused("not_leader");
+                            ProposeError::NotLeader { leader: self.raft.leader() }
+                        }
                     }));
                 }
             }
@@ -397,6 +405,7 @@ impl Driver {
         self.status.send_if_modified(|old| {
             let changed = **old != new;
             if changed {
+                measure::status_changed(old, &new);
                 if (old.role, old.term, old.leader) != (new.role, new.term, new.leader) {
                     tracing::info!(node = %new.node_id, role = %new.role, term = %new.term, leader = ?new.leader.map(|n| n.0), "role");
                 }

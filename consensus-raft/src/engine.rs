@@ -19,6 +19,7 @@ use crate::{
     apply_thread,
     driver::Driver,
     inbox::{Arrival, Inbox, Input},
+    measure,
     snapshot_receive::{Received, Receiver},
     storage_thread,
     waiters::Waiter,
@@ -214,17 +215,18 @@ impl ConsensusEngine for RaftEngine {
     async fn propose(&self, command: Bytes) -> Result<Committed, ProposeError> {
         let (bytes, limit) = (command.len() as u64, self.command_bytes_max);
         if bytes > limit {
+            measure::refused("too_large");
             return Err(ProposeError::TooLarge { bytes, limit });
         }
         let permit = self.proposals.admit(bytes);
-        let permit = permit.map_err(|(in_flight, in_flight_bytes)| ProposeError::Overloaded {
-            in_flight,
-            in_flight_bytes,
+        let permit = permit.map_err(|(in_flight, in_flight_bytes)| {
+            measure::refused("overloaded");
+            ProposeError::Overloaded { in_flight, in_flight_bytes }
         })?;
         let (reply, answer) = oneshot::channel();
         // Refused before it was seen by anybody: a stopped engine applies nothing.
         let refused = || self.stopped().map_or(ProposeError::ShutDown, |why| ProposeError::Fatal { why });
-        self.inbox.send(Input::Propose(command, Waiter { reply, permit })).map_err(|_| refused())?;
+        self.inbox.send(Input::Propose(command, Waiter::new(reply, permit))).map_err(|_| refused())?;
         answer.await.unwrap_or_else(|_| Err(ProposeError::Unknown { why: "the engine stopped meanwhile" }))
     }
 

@@ -38,6 +38,8 @@ mod config;
 mod driver;
 mod engine;
 mod inbox;
+pub mod measure;
+pub mod recover;
 mod snapshot_receive;
 mod snapshot_send;
 mod storage_thread;

@@ -8,6 +8,8 @@ use consensus_core::{
 };
 use tokio::sync::mpsc;
 
+use crate::measure;
+
 /// One transfer.
 pub(crate) struct Transfer {
     pub(crate) transport: Arc<dyn NetworkTransport>,
@@ -26,7 +28,10 @@ impl Transfer {
     pub(crate) async fn run(self, picture: Box<dyn Snapshot>) -> Option<LogIndex> {
         let last = self.meta.last.index;
         match self.stream(picture).await {
-            Ok(()) => Some(last),
+            Ok(()) => {
+                measure::snapshot_sent();
+                Some(last)
+            }
             Err(why) => {
                 tracing::warn!(to = %self.to, %last, why, "snapshot not sent; trying again");
                 tokio::time::sleep(self.retry).await;
@@ -57,6 +62,7 @@ impl Transfer {
                 // A repeated chunk was already there; anything else cannot be resumed from a stream.
                 other => return Err(format!("the follower answered {other:?} to the chunk at {offset}")),
             }
+            measure::snapshot_chunk_sent((next - offset) as usize);
             offset = next;
         }
     }

@@ -3,11 +3,15 @@
 use std::{
     sync::{Arc, mpsc},
     thread::JoinHandle,
+    time::Instant,
 };
 
 use consensus_core::{LogBatch, LogStorage};
 
-use crate::inbox::{Inbox, Input};
+use crate::{
+    inbox::{Inbox, Input},
+    measure,
+};
 
 /// One write at a time; ends when the sender is dropped.
 pub(crate) fn spawn(
@@ -17,7 +21,9 @@ pub(crate) fn spawn(
     let (batches, queue) = mpsc::channel::<LogBatch>();
     let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || {
         for batch in queue {
+            let (entries, began) = (batch.entries.len(), Instant::now());
             let result = storage.write(batch);
+            measure::log_written(entries, began.elapsed());
             // After a failed write nobody knows what is on disk: the engine stops, and so does this.
             let failed = result.is_err();
             if inbox.send(Input::Persisted(result)).is_err() || failed {

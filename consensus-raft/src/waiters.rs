@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use consensus_core::{Committed, LogId, LogIndex, NodeId, ProposeError, Term};
 use tokio::sync::oneshot;
 
-use crate::admission::Permit;
+use crate::{admission::Permit, measure::Course};
 
 /// One client's wait.
 #[derive(Debug)]
@@ -13,9 +13,14 @@ pub(crate) struct Waiter {
     pub(crate) reply: oneshot::Sender<Result<Committed, ProposeError>>,
     /// Held until the answer is given: what bounds the proposals in flight.
     pub(crate) permit: Permit,
+    pub(crate) course: Course,
 }
 
 impl Waiter {
+    pub(crate) fn new(reply: oneshot::Sender<Result<Committed, ProposeError>>, permit: Permit) -> Self {
+        Self { reply, permit, course: Course::begin() }
+    }
+
     pub(crate) fn answer(self, result: Result<Committed, ProposeError>) {
         drop(self.permit);
         let _ = self.reply.send(result); // A client that went away needs no answer.
@@ -105,7 +110,7 @@ mod tests {
         let mut waiters = Waiters::default();
         let wait = |waiters: &mut Waiters, id| {
             let (reply, answer) = oneshot::channel();
-            waiters.push(id, Waiter { reply, permit: admission.admit(1).unwrap() });
+            waiters.push(id, Waiter::new(reply, admission.admit(1).unwrap()));
             answer
         };
         let mut kept = wait(&mut waiters, LogId::new(1, 5));

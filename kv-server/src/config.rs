@@ -69,6 +69,10 @@ pub(crate) struct Arguments {
     /// Sessions kept; beyond, the one idle longest is forgotten.
     #[arg(long, env = "KV_SESSIONS_MAX")]
     sessions_max: Option<u64>,
+    /// For when a majority is lost for good: makes this node, which must not run, the only member of its cluster, says
+    /// what that means, and exits. What the others had beyond its log is lost.
+    #[arg(long)]
+    pub(crate) force_new_cluster: bool,
     /// What to log, as tracing's EnvFilter understands it.
     #[arg(long, env = "KV_LOG", default_value = "info")]
     pub(crate) log: String,

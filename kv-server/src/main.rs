@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+    let force_new_cluster = arguments.force_new_cluster;
     let settings = match Settings::from_arguments(arguments) {
         Ok(settings) => settings,
         Err(error) => {
@@ -32,6 +33,18 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if force_new_cluster {
+        return match node::force_new_cluster(&settings) {
+            Ok(said) => {
+                println!("{said}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("kv-server: nothing was changed: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {

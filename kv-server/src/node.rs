@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use consensus_core::{
     ConsensusEngine, Health, Member, MemberKind, Membership, NetworkTransport, StorageError, TransportError,
 };
-use consensus_raft::{RaftConfig, RaftEngine, StartError};
+use consensus_raft::{
+    RaftConfig, RaftEngine, StartError,
+    recover::{RecoverError, Recovered, force_new_cluster as force_new_cluster_in},
+};
 use consensus_storage_rocksdb::RocksLogStorage;
 use consensus_transport_thrift::{ThriftConfig, ThriftTransport};
 use kv_state_machine::{ConsensusKvDatabase, Durability, KvStartError, KvStateMachine};
@@ -40,6 +43,10 @@ pub(crate) enum NodeError {
     Database(#[from] KvStartError),
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    #[error("{path} is not there: choose the node's --data-dir")]
+    NoLog { path: String },
     #[error("{path} holds the data of {found}; {hint}")]
     OtherMode { path: String, found: &'static str, hint: &'static str },
 }
@@ -135,6 +142,23 @@ fn raft_config(settings: &Settings, cluster: &ClusterSettings, membership: Membe
     config.compact_keep_entries = cluster.compact_keep_entries;
     config.snapshot_dir.clone_from(&settings.data_dir);
     config
+}
+
+/// Makes the node the only member of its cluster; what there is to know about it.
+pub(crate) fn force_new_cluster(settings: &Settings) -> Result<String, NodeError> {
+    let (node, path) = (settings.node, settings.data_dir.join(LOG));
+    if !path.exists() {
+        return Err(NodeError::NoLog { path: path.display().to_string() });
+    }
+    let storage = RocksLogStorage::open(&path, node)?;
+    let Recovered { before, last, by } = force_new_cluster_in(&storage, node)?;
+    Ok(format!(
+        "node {node} is the only member now, by entry {by}; before, the members were: {before}\n\
+         - its log ended with entry {last}: what was acknowledged beyond is lost, and what was written up to there counts\n\
+         - start it as before; a file that lists the others does no harm\n\
+         - add the others with empty data directories: kv-server --join, then kvctl member add\n\
+         - none of them may be started again with its old data: it would take itself for the old cluster"
+    ))
 }
 
 /// Data written with consensus is not served without, nor the other way round: the two would part.

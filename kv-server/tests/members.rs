@@ -107,6 +107,39 @@ async fn a_node_joins_a_young_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_of_three_goes_on_alone_when_told_to() {
+    let mut cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let client = cluster.client();
+    client.put("k", "v").await.unwrap();
+    cluster.same_hash().await;
+    let recover = |cluster: &Cluster| {
+        let data = cluster.dir.path().join(format!("node-{leader}")).display().to_string();
+        let arguments = ["--force-new-cluster", "--node-id", &leader.to_string(), "--data-dir", &data];
+        let program = env!("CARGO_BIN_EXE_kv-server");
+        let output = std::process::Command::new(program).args(arguments).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout) + &text(output.stderr))
+    };
+    let (done, said) = recover(&cluster);
+    assert!(!done && said.contains("nothing was changed") && said.contains("in use"), "{said}");
+    for server in &mut cluster.servers {
+        server.kill();
+    }
+    let (done, said) = recover(&cluster);
+    assert!(done && said.contains("is the only member now"), "{said}");
+    let (done, said) = recover(&cluster);
+    assert!(!done && said.contains("only voter already"), "{said}");
+    cluster.servers[leader].start();
+    let client = cluster.servers[leader].client();
+    assert_eq!(client.get("k").await.unwrap().unwrap().value, b"v");
+    client.put("k", "w").await.unwrap();
+    let joined = cluster.join();
+    change(&client, vec![add(&cluster, joined)]).await;
+    wait_for_voters(&cluster, joined, &[leader, joined]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_an_operator_gets_wrong_is_told() {
     let cluster = Cluster::start(1, "", "");
     cluster.leader().await;

@@ -452,7 +452,7 @@ impl Story {
             Output::ReadRefused(token) => self.say(format!("      {node}: read {token} is refused")),
             Output::Changed(..) => self.say(format!("      {node}: the change is done")),
             Output::ChangeRefused(_, why) => {
-                self.say(format!("      {node}: the change is not done: {why:?}"))
+                self.say(format!("      {node}: the change is not done: {why:?}"));
             }
             Output::TransferEnded(_, Ok(())) => self.say(format!("      {node} has handed over")),
             Output::TransferEnded(_, Err(why)) => self.say(format!("      {node} leads on: {why:?}")),

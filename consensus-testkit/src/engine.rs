@@ -3,7 +3,10 @@
 use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
-use consensus_core::{ConsensusEngine, Health, LogId, ProposeError, ReadConsistency, ReadError};
+use consensus_core::{
+    ChangeError, ConsensusEngine, Health, InvalidMembership, LogId, Member, MemberChange, MemberKind,
+    Membership, NodeId, ProposeError, ReadConsistency, ReadError, TransferError,
+};
 
 use crate::{JournalReader, eventually};
 
@@ -27,6 +30,10 @@ pub async fn run_suite<F: Future<Output = Vec<Node>>>(sizes: &[u64], cluster: im
         reads(cluster(*size).await).await;
         println!("engine: {size} nodes, who does not lead says so; who is shut down says so");
         refusals(cluster(*size).await).await;
+        println!("engine: {size} nodes, members change in one step, or the engine says that they cannot");
+        members(cluster(*size).await).await;
+        println!("engine: {size} nodes, the lead is handed over, or the engine says that it cannot be");
+        transfer(cluster(*size).await).await;
     }
 }
 
@@ -102,6 +109,65 @@ async fn reads(nodes: Vec<Node>) {
         leading.engine.read_barrier(ReadConsistency::Lease).await.unwrap();
     }
     leading.engine.read_barrier(ReadConsistency::Stale).await.unwrap();
+    stop(&nodes).await;
+}
+
+/// Again while another change is under way.
+async fn change(
+    engine: &dyn ConsensusEngine,
+    changes: &[MemberChange],
+) -> Result<Arc<Membership>, ChangeError> {
+    loop {
+        match engine.change_membership(changes.to_vec()).await {
+            Err(ChangeError::Busy) => tokio::task::yield_now().await,
+            result => return result,
+        }
+    }
+}
+
+async fn members(nodes: Vec<Node>) {
+    let engine = leader(&nodes).await.engine.clone();
+    let before = engine.status().borrow().membership.clone();
+    let stranger = NodeId(99);
+    let learns = MemberChange::Set(stranger, Member::new(MemberKind::Learner));
+    match change(&*engine, std::slice::from_ref(&learns)).await {
+        Err(ChangeError::Unsupported) => return stop(&nodes).await,
+        result => {
+            let membership = result.expect("a learner needs nobody's vote");
+            assert_eq!(membership.get(stranger).map(|member| member.kind), Some(MemberKind::Learner));
+            assert!(membership.voters().eq(before.voters()), "a learner does not vote");
+        }
+    }
+    let none: Vec<_> = before.voters().map(MemberChange::Remove).collect();
+    let refused = change(&*engine, &none).await;
+    assert_eq!(refused, Err(ChangeError::Invalid(InvalidMembership::NoVoter)));
+    assert!(engine.status().borrow().membership.get(stranger).is_some(), "what is refused changes nothing");
+    let membership = change(&*engine, &[MemberChange::Remove(stranger)]).await.unwrap();
+    assert!(membership.get(stranger).is_none() && !membership.is_joint());
+    let refused = change(&*engine, &[MemberChange::Remove(stranger)]).await;
+    assert_eq!(refused, Err(ChangeError::Invalid(InvalidMembership::NotAMember(stranger))));
+    engine.propose("after all changes".into()).await.unwrap();
+    converged(&nodes, 1).await;
+    stop(&nodes).await;
+}
+
+async fn transfer(nodes: Vec<Node>) {
+    let engine = leader(&nodes).await.engine.clone();
+    let own = engine.status().borrow().node_id;
+    let heir = loop {
+        match engine.transfer_leadership(None).await {
+            Err(TransferError::Unsupported) => return stop(&nodes).await,
+            Err(TransferError::NoSuccessor) if nodes.len() == 1 => return stop(&nodes).await,
+            // The others may not have been heard of yet; or it took too long, and may be tried again.
+            Err(TransferError::NoSuccessor | TransferError::TimedOut) => tokio::task::yield_now().await,
+            result => break result.expect("somebody takes over"),
+        }
+    };
+    assert_ne!(heir, own, "a transfer to whoever is fit is one to somebody else");
+    let leads = |node: &&Node| node.engine.status().borrow().node_id == heir;
+    let heir = nodes.iter().find(leads).expect("one of the nodes");
+    heir.engine.propose("in another term".into()).await.expect("who was handed the lead leads");
+    converged(&nodes, 1).await;
     stop(&nodes).await;
 }
 

@@ -67,6 +67,29 @@ fn d_4_1_there_is_one_change_at_a_time_and_none_before_the_leader_committed_in_i
 }
 
 #[test]
+fn d_4_1_a_committed_configuration_is_not_enough_to_begin_a_change() {
+    // Its configuration is committed, as its state machine knows; nothing of its own term is (M1).
+    let mut raft = common::restored(3, 0, &[], 1);
+    lead(&mut raft, SECOND);
+    assert_eq!(raft.commit(), LogIndex(1));
+    let outputs = change(&mut raft, SECOND, vec![set(3, MemberKind::Voter)]);
+    assert_eq!(appended(&outputs), None);
+    assert!(appended(&acknowledge(&mut raft, SECOND, 1, 2)).is_some());
+}
+
+#[test]
+fn d_4_3_a_joint_configuration_is_not_left_because_something_before_it_is_committed() {
+    let mut raft = leader();
+    step(&mut raft, SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    change(&mut raft, SECOND, vec![set(3, MemberKind::Voter)]);
+    acknowledge(&mut raft, SECOND, 3, 3);
+    let outputs = acknowledge(&mut raft, SECOND, 1, 3);
+    assert_eq!((raft.commit(), appended(&outputs)), (LogIndex(3), None), "M3");
+    acknowledge(&mut raft, SECOND, 3, 4);
+    assert!(appended(&acknowledge(&mut raft, SECOND, 1, 4)).is_some_and(|now| !now.is_joint()));
+}
+
+#[test]
 fn a_new_leader_leaves_the_joint_configuration_that_it_finds() {
     let mut raft = leader();
     change(&mut raft, SECOND, vec![set(3, MemberKind::Voter)]);

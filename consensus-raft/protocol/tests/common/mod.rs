@@ -24,17 +24,24 @@ pub(crate) fn node(voters: u64, term: u64, terms: &[u64]) -> Raft {
 pub(crate) fn configured(voters: u64, term: u64, terms: &[u64], configure: impl FnOnce(&mut Config)) -> Raft {
     let mut config = Config::new(NodeId(0));
     configure(&mut config);
-    let mut log = LogState {
-        hard_state: HardState { term: Term(term), ..HardState::default() },
+    start(config, voters, term, terms, 0)
+}
+
+/// The same, with a state machine that reflects the log up to `applied`.
+pub(crate) fn restored(voters: u64, term: u64, terms: &[u64], applied: u64) -> Raft {
+    start(Config::new(NodeId(0)), voters, term, terms, applied)
+}
+
+fn start(config: Config, voters: u64, term: u64, terms: &[u64], applied: u64) -> Raft {
+    let hard_state = HardState { term: Term(term), ..HardState::default() };
+    let entries = std::iter::once(&0).chain(terms).zip(1..);
+    let log = LogState {
+        hard_state,
+        entries: entries.map(|(term, index)| (LogId::new(*term, index), 100)).collect(),
+        memberships: vec![(LogIndex(1), Membership::of_voters(0..voters))],
         ..LogState::default()
     };
-    log.entries = std::iter::once(&0)
-        .chain(terms)
-        .zip(1..)
-        .map(|(term, index)| (LogId::new(*term, index), 100))
-        .collect();
-    log.memberships = vec![(LogIndex(1), Membership::of_voters(0..voters))];
-    Raft::new(config, Restored { log, applied: LogIndex(0) }, Time::ZERO).unwrap()
+    Raft::new(config, Restored { log, applied: LogIndex(applied) }, Time::ZERO).unwrap()
 }
 
 /// All that comes out, the disk being at once.

@@ -354,8 +354,8 @@ pub struct EngineStatus {
 pub struct PeerStatus {
     /// Last index known to be on its disk.
     pub matched: LogIndex,
-    /// A snapshot is on its way to it.
-    pub snapshot: bool,
+    /// While a snapshot is on its way to it: how many of its bytes it has.
+    pub snapshot_bytes: Option<u64>,
     /// It answered within the last election timeout.
     pub active: bool,
 }

@@ -32,6 +32,8 @@ pub struct RaftConfig {
     pub compact_keep_entries: u64,
     /// Piece of a snapshot stream. Default 256 KiB.
     pub snapshot_chunk_bytes: usize,
+    /// Most bytes of a snapshot sent per second, so that it leaves room on the network for the rest. Default 0: no bound.
+    pub snapshot_bytes_per_second: u64,
     /// Wait before a failed snapshot transfer is begun anew. Default 1 s.
     pub snapshot_retry: Duration,
     /// Where a snapshot is gathered while it arrives (unlinked files; a crash leaves nothing). Default: the system's
@@ -57,6 +59,7 @@ impl RaftConfig {
             compact_after_entries: 100_000,
             compact_keep_entries: 10_000,
             snapshot_chunk_bytes: 256 << 10,
+            snapshot_bytes_per_second: 0,
             snapshot_retry: Duration::from_secs(1),
             snapshot_dir: std::env::temp_dir(),
         }

@@ -7,7 +7,11 @@ mod snapshots;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, mpsc as threads},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc as threads,
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -66,7 +70,8 @@ pub(crate) struct Driver {
     compaction: Compaction,
     /// Appends that wait for entries from disk, in order, per peer; the first of each is being loaded.
     loading: BTreeMap<NodeId, VecDeque<Append>>,
-    transfers: BTreeMap<NodeId, tokio::task::JoinHandle<()>>,
+    /// Snapshots being sent, with how many bytes have arrived.
+    transfers: BTreeMap<NodeId, (tokio::task::JoinHandle<()>, Arc<AtomicU64>)>,
     transfers_begun: u64,
     arrivals: VecDeque<Arrival>,
     stop: Option<Stop>,
@@ -239,7 +244,7 @@ impl Driver {
         self.carry_out(outputs.into());
         if was.0 && (self.raft.role() != Role::Leader || self.raft.term() != was.1) {
             self.waiters.orphan(now + 2 * self.config.protocol.election_timeout);
-            for (_, transfer) in std::mem::take(&mut self.transfers) {
+            for (_, (transfer, _)) in std::mem::take(&mut self.transfers) {
                 transfer.abort();
             }
             self.loading.clear();
@@ -416,12 +421,19 @@ impl Driver {
     }
 
     fn current_status(&self, health: Health) -> EngineStatus {
-        EngineStatus { health, ..initial_status(&self.raft, self.apply.done) }
+        let mut status = initial_status(&self.raft, self.apply.done);
+        for (peer, (_, progress)) in &self.transfers {
+            let bytes = status.peers.get_mut(peer).and_then(|peer| peer.snapshot_bytes.as_mut());
+            if let Some(bytes) = bytes {
+                *bytes = progress.load(Ordering::Relaxed);
+            }
+        }
+        EngineStatus { health, ..status }
     }
 
     /// Nothing more is done; everybody who waits is told.
     async fn farewell(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
-        for (_, transfer) in std::mem::take(&mut self.transfers) {
+        for (_, (transfer, _)) in std::mem::take(&mut self.transfers) {
             transfer.abort();
         }
         let (health, reply) = match &mut self.stop {

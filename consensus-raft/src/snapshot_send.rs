@@ -1,6 +1,13 @@
 //! Streams a snapshot to a follower, beside the messages.
 
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use consensus_core::{
@@ -20,6 +27,10 @@ pub(crate) struct Transfer {
     pub(crate) meta: SnapshotMeta,
     pub(crate) chunk_bytes: usize,
     pub(crate) retry: Duration,
+    /// 0: no bound.
+    pub(crate) bytes_per_second: u64,
+    /// How many bytes the follower has, for others to see.
+    pub(crate) progress: Arc<AtomicU64>,
 }
 
 impl Transfer {
@@ -43,6 +54,7 @@ impl Transfer {
     async fn stream(&self, picture: Box<dyn Snapshot>) -> Result<(), String> {
         let mut chunks = chunks_of(picture, self.chunk_bytes);
         let (mut offset, mut sum) = (0, 0);
+        let began = tokio::time::Instant::now();
         loop {
             let data = match chunks.recv().await {
                 Some(Piece::Data(data)) => data,
@@ -64,6 +76,12 @@ impl Transfer {
             }
             measure::snapshot_chunk_sent((next - offset) as usize);
             offset = next;
+            self.progress.store(offset, Ordering::Relaxed);
+            // It is due when the whole so far is, so that a late chunk is made up for.
+            if self.bytes_per_second > 0 {
+                let due = Duration::from_secs_f64(offset as f64 / self.bytes_per_second as f64);
+                tokio::time::sleep_until(began + due).await;
+            }
         }
     }
 

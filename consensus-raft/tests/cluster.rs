@@ -2,10 +2,9 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::Cluster;
-
 use consensus_core::{Health, LogIndex, NodeId, ProposeError, ReadConsistency, ReadError, Role};
 use consensus_raft::StartError;
 use consensus_testkit::{
@@ -110,6 +109,46 @@ async fn a_follower_whose_log_is_gone_gets_a_snapshot() {
     let leading = cluster.leader().await;
     cluster.nodes[leading].engine.propose("more".into()).await.unwrap();
     converged(&cluster.nodes, 301).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_sent_no_faster_than_it_may_be_and_its_progress_is_seen() {
+    const RATE: u64 = 10_000;
+    let cluster = Cluster::start(3, |config| {
+        config.compact_after_entries = 50;
+        config.compact_keep_entries = 10;
+        config.snapshot_chunk_bytes = 500;
+        config.snapshot_bytes_per_second = RATE;
+    })
+    .await;
+    let leading = cluster.leader().await;
+    let away = (leading + 1) % 3;
+    cluster.isolate(away);
+    for n in 0..300 {
+        cluster.nodes[leading].engine.propose(format!("{n}").into()).await.unwrap();
+    }
+    let mut status = cluster.engine(leading).status();
+    let away_id = NodeId(away as u64);
+    let progress = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        while status.changed().await.is_ok() {
+            let bytes = status.borrow().peers.get(&away_id).and_then(|peer| peer.snapshot_bytes);
+            match bytes {
+                Some(bytes) => seen.push(bytes),
+                None if seen.last().is_some_and(|last| *last > 0) => break,
+                None => {}
+            }
+        }
+        seen
+    });
+    let began = Instant::now();
+    cluster.network.heal();
+    let seen = progress.await.unwrap();
+    let took = began.elapsed();
+    converged(&cluster.nodes, 300).await;
+    let most = *seen.last().unwrap();
+    assert!(most > 0 && seen.is_sorted(), "{seen:?}");
+    assert!(took >= Duration::from_secs_f64(most as f64 / RATE as f64), "{most} bytes took {took:?}");
 }
 
 #[tokio::test]

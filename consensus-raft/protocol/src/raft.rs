@@ -363,7 +363,8 @@ impl Raft {
         let Role::Leader(leader) = &self.role else { return BTreeMap::new() };
         let status = |peer: &Progress| PeerStatus {
             matched: peer.matched,
-            snapshot: matches!(peer.state, State::Snapshot),
+            // The driver, which sends it, knows how far it is.
+            snapshot_bytes: matches!(peer.state, State::Snapshot).then_some(0),
             active: peer.heard + self.config.election_timeout > self.now,
         };
         leader.peers.iter().map(|(id, peer)| (*id, status(peer))).collect()

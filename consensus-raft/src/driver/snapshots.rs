@@ -1,5 +1,7 @@
 //! Snapshots, in and out.
 
+use std::sync::Arc;
+
 use consensus_core::{LogId, Membership, NodeId, Role, Snapshot, SnapshotAck, SnapshotMeta, SnapshotOutcome};
 use consensus_raft_protocol::{Event, SnapshotVerdict};
 
@@ -28,13 +30,15 @@ impl Driver {
             meta: SnapshotMeta { last, membership },
             chunk_bytes: self.config.snapshot_chunk_bytes,
             retry: self.config.snapshot_retry,
+            bytes_per_second: self.config.snapshot_bytes_per_second,
+            progress: Arc::default(),
         };
         tracing::info!(%to, %last, "sending a snapshot");
-        let inbox = self.inbox.clone();
+        let (inbox, progress) = (self.inbox.clone(), transfer.progress.clone());
         let task = tokio::spawn(async move {
             let _ = inbox.send(Input::SnapshotSent(to, transfer.run(picture).await));
         });
-        self.transfers.insert(to, task);
+        self.transfers.insert(to, (task, progress));
     }
 
     pub(super) fn install(&mut self, meta: &SnapshotMeta) {

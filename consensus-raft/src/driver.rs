@@ -357,7 +357,10 @@ impl Driver {
     /// One batch at a time; the next one gathers meanwhile.
     fn start_apply(&mut self) {
         let Apply { done, handed, target } = self.apply;
-        if done < handed || target <= handed {
+        // What gathered before a snapshot arrived is in the snapshot; handed over behind its restore it would be applied
+        // to the state after it (known bug S3).
+        let installing = self.raft.hard_state().installing.is_some();
+        if done < handed || target <= handed || installing {
             return;
         }
         let last = LogIndex(target.0.min(handed.0 + APPLY_ENTRIES_MAX));

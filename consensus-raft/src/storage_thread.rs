@@ -1,12 +1,13 @@
 //! The thread that writes the log.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Instant,
 };
 
-use consensus_core::{LogBatch, LogStorage};
+use consensus_core::{LogBatch, LogStorage, StorageError};
 
 use crate::{
     inbox::{Inbox, Input},
@@ -22,7 +23,9 @@ pub(crate) fn spawn(
     let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || {
         for batch in queue {
             let (entries, began) = (batch.entries.len(), Instant::now());
-            let result = storage.write(batch);
+            // A panic in there is as final as an error; unnoticed, everybody would wait for ever.
+            let result = catch_unwind(AssertUnwindSafe(|| storage.write(batch)))
+                .unwrap_or_else(|_| Err(StorageError::Failed("it panicked".to_owned())));
             measure::log_written(entries, began.elapsed());
             // After a failed write nobody knows what is on disk: the engine stops, and so does this.
             let failed = result.is_err();

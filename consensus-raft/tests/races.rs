@@ -21,7 +21,7 @@ use consensus_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::{MemLogStorage, eventually};
 use consensus_transport_mem::{MemNetwork, MemTransport};
 
-/// Says what is called, and waits for a word before each apply.
+/// Says what is called, and waits for a word in each apply and restore.
 struct Gated {
     calls: Arc<Mutex<Vec<String>>>,
     gate: mpsc::Receiver<()>,
@@ -49,6 +49,7 @@ impl StateMachine for Gated {
 
     fn restore(&mut self, _: &mut dyn Read) -> Result<(), StateMachineError> {
         self.calls.lock().unwrap().push("restore".into());
+        let _ = self.gate.recv();
         Ok(())
     }
 }
@@ -103,14 +104,16 @@ async fn nothing_older_is_applied_after_a_restore() {
         storage.load().unwrap().hard_state.installing.ok_or("not yet")
     })
     .await;
-    // The restore follows at once upon that write; a little later the race would be over before it began.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The first apply, of the bootstrap entry, ends; the restore does not until the engine has seen that.
+    open.send(()).unwrap();
+    status.wait_for(|status| status.applied == LogIndex(1)).await.unwrap();
     drop(open);
     let ack = sent.await.unwrap().unwrap();
     assert_eq!(ack.outcome, SnapshotOutcome::Installed);
     status.wait_for(|status| status.applied == LogIndex(100)).await.unwrap();
     engine.shutdown().await.unwrap();
-    assert_eq!(calls.lock().unwrap().last().unwrap(), "restore", "{:?}", calls.lock().unwrap());
+    let calls = calls.lock().unwrap().clone();
+    assert_eq!(calls.last().unwrap(), "restore", "{calls:?}");
 }
 
 /// A storage whose code panics when told to.

@@ -125,6 +125,13 @@ pub enum ProposeError {
         /// Their bytes.
         in_flight_bytes: u64,
     },
+    /// *Certainly not applied.* The disk of this node is too full, and nobody else could take the lead; ask again when
+    /// there is room.
+    #[error("no room for new commands: {why}")]
+    NoRoom {
+        /// How much there is, and how much it should be.
+        why: String,
+    },
     /// *Certainly not applied.* The command is larger than the engine takes.
     #[error("a command of {bytes} bytes exceeds the limit of {limit} bytes")]
     TooLarge {
@@ -329,6 +336,9 @@ pub struct EngineStatus {
     pub node_id: NodeId,
     /// Whether the engine works.
     pub health: Health,
+    /// While the disk is too full for more log: how full. The node takes no commands then, and goes on by itself when
+    /// there is room.
+    pub no_room: Option<String>,
     /// What the node does.
     pub role: Role,
     /// Its term.

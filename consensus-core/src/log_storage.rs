@@ -18,7 +18,8 @@ use crate::{Entry, LogId, LogIndex, Membership, NodeId, StorageId, Term};
 /// # Errors are final
 /// After `write` returned an error nobody knows what is on disk (a failed fsync drops the pages it could not write). The
 /// engine stops and never calls again; an implementation refuses further writes by itself, with
-/// [`StorageError::Failed`].
+/// [`StorageError::Failed`]. The one exception is [`StorageError::NoRoom`], by which an implementation that looks before
+/// it writes says that it did not begin.
 ///
 /// # Example
 /// What an engine does in one turn as a follower in a new term, with two entries that replace a conflicting tail:
@@ -47,7 +48,7 @@ pub trait LogStorage: Send + Sync + 'static {
     /// Makes `batch` durable. Within the batch the order is: purge, truncate, append, hard state.
     ///
     /// # Errors
-    /// Any error is final, see above.
+    /// Any error but [`StorageError::NoRoom`] is final, see above.
     fn write(&self, batch: LogBatch) -> Result<(), StorageError>;
 
     /// The entries in `(after, last]`, in order, fewer if together they would exceed `max_bytes` (by
@@ -219,6 +220,15 @@ pub enum StorageError {
     /// An earlier write failed; the storage does nothing any more.
     #[error("log storage: stopped after an earlier failure: {0}")]
     Failed(String),
+    /// There is too little room for `batch`, and nothing of it was written: the same may be written later. What frees
+    /// room or is small (a purge, a vote) is never refused so.
+    #[error("log storage: {why}")]
+    NoRoom {
+        /// How much there is, and how much it should be.
+        why: String,
+        /// The batch, given back.
+        batch: Box<LogBatch>,
+    },
     /// The caller broke the contract, for example with a gap between entries; nothing was written.
     #[error("log storage: misuse: {0}")]
     Misuse(String),

@@ -73,6 +73,7 @@ impl MachineThread {
         let status = watch::channel(Arc::new(EngineStatus {
             node_id,
             health: Health::Running,
+            no_room: None,
             role,
             term: TERM,
             leader,

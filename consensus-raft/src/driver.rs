@@ -66,6 +66,8 @@ pub(crate) struct Driver {
     addressed: Arc<Membership>,
     retired: BTreeSet<NodeId>,
     freshness: Freshness,
+    /// While the log thread waits for room on the disk.
+    no_room: Option<String>,
     apply: Apply,
     compaction: Compaction,
     /// Appends that wait for entries from disk, in order, per peer; the first of each is being loaded.
@@ -129,6 +131,7 @@ impl Driver {
             addressed: Arc::default(),
             retired: BTreeSet::new(),
             freshness: Freshness::default(),
+            no_room: None,
             apply: Apply { done: applied, handed: applied, target: raft.commit() },
             compaction: Compaction { last_at: applied, ..Compaction::default() },
             loading: BTreeMap::new(),
@@ -188,6 +191,10 @@ impl Driver {
                 drop(permit);
                 self.on_message(from, message);
             }
+            Input::Propose(_, waiter) if self.no_room.is_some() && self.raft.role() == Role::Leader => {
+                measure::refused("no_room");
+                waiter.answer(Err(ProposeError::NoRoom { why: self.no_room.clone().unwrap_or_default() }));
+            }
             Input::Propose(command, waiter) => {
                 let size_bytes = Entry::command(LogId::ZERO, command.clone()).size_bytes();
                 self.proposal = Some((command, waiter));
@@ -204,7 +211,13 @@ impl Driver {
                 self.asked.transfers.insert(token, reply);
                 self.step(Event::Transfer { token, to });
             }
-            Input::Persisted(Ok(())) => self.step(Event::Persisted),
+            Input::Persisted(Ok(())) => {
+                if self.no_room.take().is_some() {
+                    tracing::info!(node = %self.raft.id(), "there is room on the disk again");
+                }
+                self.step(Event::Persisted);
+            }
+            Input::NoRoom(why) => self.on_no_room(why),
             Input::Persisted(Err(error)) => self.fail(error.to_string()),
             Input::Applied(Ok(index)) => self.on_applied(index),
             Input::Flushed(Ok(durable)) => self.on_flushed(durable),
@@ -354,6 +367,15 @@ impl Driver {
         }
     }
 
+    /// The write in hand waits, for how long nobody knows. Who has room should lead.
+    fn on_no_room(&mut self, why: String) {
+        tracing::warn!(node = %self.raft.id(), why, "no room on the disk: no commands are taken until there is");
+        self.no_room = Some(why);
+        self.waiters.fail_all(&ProposeError::Unknown { why: "it waits for room on the disk" });
+        let token = self.asked.token();
+        self.step(Event::Transfer { token, to: None });
+    }
+
     /// One batch at a time; the next one gathers meanwhile.
     fn start_apply(&mut self) {
         let Apply { done, handed, target } = self.apply;
@@ -431,7 +453,7 @@ impl Driver {
                 *bytes = progress.load(Ordering::Relaxed);
             }
         }
-        EngineStatus { health, ..status }
+        EngineStatus { health, no_room: self.no_room.clone(), ..status }
     }
 
     /// Nothing more is done; everybody who waits is told.
@@ -487,6 +509,7 @@ pub(crate) fn initial_status(raft: &Raft, applied: LogIndex) -> EngineStatus {
     EngineStatus {
         node_id: raft.id(),
         health: Health::Running,
+        no_room: None,
         role: raft.role(),
         term: raft.term(),
         leader: raft.leader(),

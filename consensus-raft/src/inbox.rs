@@ -28,6 +28,8 @@ pub(crate) enum Input {
     Transfer(Option<NodeId>, TransferReply),
     /// From the storage thread.
     Persisted(Result<(), StorageError>),
+    /// From the storage thread: the write waits until there is room on the disk.
+    NoRoom(String),
     /// From the apply thread: everything up to here is applied.
     Applied(Result<LogIndex, StateMachineError>),
     /// From the apply thread: durable in the state machine up to here.

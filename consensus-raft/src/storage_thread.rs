@@ -2,9 +2,12 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use consensus_core::{LogBatch, LogStorage, StorageError};
@@ -21,11 +24,9 @@ pub(crate) fn spawn(
 ) -> std::io::Result<(mpsc::Sender<LogBatch>, JoinHandle<()>)> {
     let (batches, queue) = mpsc::channel::<LogBatch>();
     let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || {
-        for batch in queue {
+        while let Ok(batch) = queue.recv() {
             let (entries, began) = (batch.entries.len(), Instant::now());
-            // A panic in there is as final as an error; unnoticed, everybody would wait for ever.
-            let result = catch_unwind(AssertUnwindSafe(|| storage.write(batch)))
-                .unwrap_or_else(|_| Err(StorageError::Failed("it panicked".to_owned())));
+            let Some(result) = write_when_there_is_room(&*storage, batch, &inbox, &queue) else { return };
             measure::log_written(entries, began.elapsed());
             // After a failed write nobody knows what is on disk: the engine stops, and so does this.
             let failed = result.is_err();
@@ -36,3 +37,30 @@ pub(crate) fn spawn(
     })?;
     Ok((batches, thread))
 }
+
+/// `None` if the engine stopped before there was room.
+fn write_when_there_is_room(
+    storage: &dyn LogStorage,
+    mut batch: LogBatch,
+    inbox: &Inbox,
+    queue: &mpsc::Receiver<LogBatch>,
+) -> Option<Result<(), StorageError>> {
+    let mut told = false;
+    loop {
+        // A panic in there is as final as an error; unnoticed, everybody would wait for ever.
+        let result = catch_unwind(AssertUnwindSafe(|| storage.write(batch)))
+            .unwrap_or_else(|_| Err(StorageError::Failed("it panicked".to_owned())));
+        let Err(StorageError::NoRoom { why, batch: again }) = result else { return Some(result) };
+        batch = *again;
+        if !std::mem::replace(&mut told, true) {
+            inbox.send(Input::NoRoom(why)).ok()?;
+        }
+        // There is one batch at a time: nothing can come but the end.
+        if queue.recv_timeout(ROOM_RETRY) != Err(RecvTimeoutError::Timeout) {
+            return None;
+        }
+    }
+}
+
+/// How often a full disk is looked at.
+const ROOM_RETRY: Duration = Duration::from_millis(200);

@@ -17,7 +17,9 @@
 //! ```
 
 mod data_dir;
+mod reserve;
 mod storage;
 
 pub use data_dir::{DataDir, Kind};
+pub use reserve::Reserve;
 pub use storage::RocksLogStorage;

@@ -18,7 +18,7 @@ use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions,
 
 use serde::de::DeserializeOwned;
 
-use crate::{DataDir, Kind};
+use crate::{DataDir, Kind, Reserve};
 
 /// A [`LogStorage`] in a directory.
 #[derive(Debug)]
@@ -26,6 +26,7 @@ pub struct RocksLogStorage {
     db: DB,
     dir: DataDir,
     bounds: Mutex<Bounds>,
+    reserve: Reserve,
 }
 
 /// Where the log begins and ends, and whether it can still be written.
@@ -45,11 +46,20 @@ impl RocksLogStorage {
         let dir = DataDir::open(path, KIND, node)?;
         let place = dir.path().join("rocksdb");
         let db = DB::open(&options(), &place).map_err(|error| opening(&place, &error))?;
-        let storage = Self { db, dir, bounds: Mutex::default() };
+        let storage = Self { db, reserve: Reserve::new(dir.path(), 0), dir, bounds: Mutex::default() };
         let state = storage.load()?;
         *storage.bounds() =
             Bounds { purged: state.purged.last.index, last: state.last().index, failed: None };
         Ok(storage)
+    }
+
+    /// Has entries refused ([`StorageError::NoRoom`], not final) that would leave less than `bytes` of room on the disk.
+    /// RocksDB, and a state machine beside it, need some for what they do by themselves; a disk that is full to the last
+    /// byte stops the node. Default: none.
+    #[must_use]
+    pub fn with_reserve(mut self, bytes: u64) -> Self {
+        self.reserve = Reserve::new(self.dir.path(), bytes);
+        self
     }
 
     fn bounds(&self) -> MutexGuard<'_, Bounds> {
@@ -110,6 +120,12 @@ impl LogStorage for RocksLogStorage {
         let mut bounds = self.bounds();
         if let Some(why) = &bounds.failed {
             return Err(StorageError::Failed(why.clone()));
+        }
+        if !batch.entries.is_empty() {
+            let bytes = batch.entries.iter().map(Entry::size_bytes).sum();
+            if let Err(why) = self.reserve.check(bytes) {
+                return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
+            }
         }
         let (write, purged, last) = prepare(&bounds, &batch)?;
         let mut options = WriteOptions::default();

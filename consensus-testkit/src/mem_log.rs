@@ -22,6 +22,7 @@ struct Disk {
     writes: u64,
     entries_written: u64,
     fail_writes: bool,
+    full: bool,
 }
 
 impl Disk {
@@ -40,6 +41,11 @@ impl MemLogStorage {
     /// From now on (`true`) every write fails and changes nothing, like a disk that is gone.
     pub fn fail_writes(&self, fail: bool) {
         self.lock().fail_writes = fail;
+    }
+
+    /// From now on (`true`) there is no room for entries.
+    pub fn fill(&self, full: bool) {
+        self.lock().full = full;
     }
 
     /// How many batches and how many entries were written; their ratio shows how well an engine batches.
@@ -68,6 +74,10 @@ impl LogStorage for MemLogStorage {
         if disk.fail_writes {
             let source = std::io::Error::other("the test took the disk away");
             return Err(StorageError::Io { context: "write".to_owned(), source });
+        }
+        if disk.full && !batch.entries.is_empty() {
+            let why = "the test filled the disk".to_owned();
+            return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
         }
         let purged = batch.purge.as_ref().map_or(disk.purged.last.index, |meta| meta.last.index);
         let last = disk.last().max(purged);

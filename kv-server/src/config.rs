@@ -69,6 +69,9 @@ pub(crate) struct Arguments {
     /// Sessions kept; beyond, the one idle longest is forgotten.
     #[arg(long, env = "KV_SESSIONS_MAX")]
     sessions_max: Option<u64>,
+    /// Room on the disk that is kept free, in MiB: with less, writes are refused until there is more. 0: none is kept.
+    #[arg(long, env = "KV_DISK_RESERVE_MIB")]
+    disk_reserve_mib: Option<u64>,
     /// For when a majority is lost for good: makes this node, which must not run, the only member of its cluster, says
     /// what that means, and exits. What the others had beyond its log is lost.
     #[arg(long)]
@@ -121,6 +124,7 @@ struct Deployment {
     routing: Option<Routing>,
     sessions_max: Option<u64>,
     join: Option<bool>,
+    disk_reserve_mib: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -156,6 +160,7 @@ pub(crate) struct Settings {
     /// Where clients are listened for.
     pub(crate) client_listen: Endpoint,
     pub(crate) sessions_max: u64,
+    pub(crate) disk_reserve_bytes: u64,
     /// `None` standing alone.
     pub(crate) cluster: Option<ClusterSettings>,
 }
@@ -240,6 +245,10 @@ impl Builder {
         if sessions_max == 0 {
             return self.error("sessions_max", 0, "it must be at least 1");
         }
+        let reserve = arguments.disk_reserve_mib.or(deployment.disk_reserve_mib).unwrap_or(DISK_RESERVE_MIB);
+        let Some(disk_reserve_bytes) = reserve.checked_mul(1 << 20) else {
+            return self.error("disk_reserve_mib", reserve, "no disk is that large");
+        };
         let (client_listen, cluster) = match arguments.mode.or(deployment.mode).unwrap_or(by_default) {
             Mode::Standalone => (self.listen("127.0.0.1", arguments.port.unwrap_or(9090))?, None),
             Mode::Replicated => {
@@ -247,7 +256,7 @@ impl Builder {
                 (listen, Some(cluster))
             }
         };
-        Ok(Settings { node, data_dir, client_listen, sessions_max, cluster })
+        Ok(Settings { node, data_dir, client_listen, sessions_max, disk_reserve_bytes, cluster })
     }
 
     /// A place to listen at: the host as configured, else `host`.
@@ -392,6 +401,8 @@ impl Builder {
 }
 
 const CONSENSUS_PORT_OFFSET: u16 = 1000;
+/// Three write buffers of 64 MiB, of the log or of the state, and some.
+const DISK_RESERVE_MIB: u64 = 256;
 
 #[cfg(test)]
 mod tests {

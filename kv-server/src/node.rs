@@ -9,7 +9,7 @@ use consensus_raft::{
     RaftConfig, RaftEngine, StartError,
     recover::{RecoverError, Recovered, force_new_cluster as force_new_cluster_in},
 };
-use consensus_storage_rocksdb::RocksLogStorage;
+use consensus_storage_rocksdb::{Reserve, RocksLogStorage};
 use consensus_transport_thrift::{ThriftConfig, ThriftTransport};
 use kv_state_machine::{ConsensusKvDatabase, Durability, KvStartError, KvStateMachine};
 use tokio::{sync::watch, task::JoinHandle};
@@ -55,11 +55,12 @@ impl Node {
     pub(crate) async fn start(settings: Settings) -> Result<Self, NodeError> {
         refuse_other_mode(&settings)?;
         let (database, transport, cluster) = match &settings.cluster {
-            None => (
-                ConsensusKvDatabase::new_with_mock(settings.node, &settings.data_dir.join(STATE))?,
-                None,
-                None,
-            ),
+            None => {
+                let database =
+                    ConsensusKvDatabase::new_with_mock(settings.node, &settings.data_dir.join(STATE))?;
+                let reserve = Reserve::new(&settings.data_dir, settings.disk_reserve_bytes);
+                (database.with_reserve(reserve), None, None)
+            }
             Some(cluster) => {
                 let (database, transport) = replicated(&settings, cluster).await?;
                 let manager = ClusterManager::start(settings.node, cluster, database.status());
@@ -109,7 +110,8 @@ async fn replicated(
     settings: &Settings,
     cluster: &ClusterSettings,
 ) -> Result<(ConsensusKvDatabase, Arc<ThriftTransport>), NodeError> {
-    let storage = RocksLogStorage::open(&settings.data_dir.join(LOG), settings.node)?;
+    let storage = RocksLogStorage::open(&settings.data_dir.join(LOG), settings.node)?
+        .with_reserve(settings.disk_reserve_bytes);
     let machine = KvStateMachine::open(&settings.data_dir.join(STATE), settings.node, Durability::FromLog)?;
     let executor = machine.executor();
     let mut thrift = ThriftConfig::new(settings.node, cluster.consensus_listen.clone());

@@ -13,6 +13,7 @@ use consensus_core::{
     StorageError, codec,
 };
 use consensus_mock::MockConsensusEngine;
+use consensus_storage_rocksdb::Reserve;
 use tokio::sync::watch;
 
 use crate::{
@@ -27,6 +28,7 @@ pub struct ConsensusKvDatabase {
     engine: Arc<dyn ConsensusEngine>,
     executor: KvStoreExecutor,
     serving: Arc<AtomicBool>,
+    reserve: Option<Reserve>,
 }
 
 /// How current a read must be.
@@ -94,7 +96,16 @@ impl ConsensusKvDatabase {
     /// A database on an engine that owns the state machine of which `executor` is the handle.
     #[must_use]
     pub fn new(engine: Arc<dyn ConsensusEngine>, executor: KvStoreExecutor) -> Self {
-        Self { engine, executor, serving: Arc::new(AtomicBool::new(false)) }
+        Self { engine, executor, serving: Arc::new(AtomicBool::new(false)), reserve: None }
+    }
+
+    /// Has writes refused while the disk has less room than this; they are taken again, without a restart, when it has. A
+    /// store whose disk is full to the last byte stops. For engines without a log: the others' logs see to it (as
+    /// `RocksLogStorage::with_reserve` does), and hand over to a node with room. Default: none.
+    #[must_use]
+    pub fn with_reserve(mut self, reserve: Reserve) -> Self {
+        self.reserve = Some(reserve);
+        self
     }
 
     /// Begins to serve; until then operations are refused.
@@ -137,6 +148,9 @@ impl ConsensusKvDatabase {
         // In a session even a read goes through the log: its answer is kept like any other.
         if operation.is_read_only() && session.is_none() {
             return self.read(operation, consistency).await;
+        }
+        if let Some(reserve) = &self.reserve {
+            reserve.check(0).map_err(|why| KvError::Unavailable { why, maybe_applied: false })?;
         }
         let command = codec::encode(COMMAND_VERSION, &KvCommand { session, operation });
         let committed = self.engine.propose(command.into()).await.map_err(propose_error)?;

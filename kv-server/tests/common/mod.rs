@@ -29,10 +29,16 @@ impl Server {
 
     /// A standalone server with its data in `dir`, running.
     pub fn standalone(dir: &Path) -> Self {
+        Self::standalone_with(dir, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn standalone_with(dir: &Path, more: &[&str]) -> Self {
         let port = free_port();
         let data = dir.join("data").display().to_string();
         let mut server = Self::new(dir, "standalone", port, vec!["--data-dir".into(), data]);
         server.arguments.extend(["--port".into(), port.to_string()]);
+        server.arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         server.start();
         server
     }

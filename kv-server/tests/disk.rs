@@ -1,0 +1,67 @@
+//! Disks that fill up: real ones, by a file that takes most of what is left.
+
+mod common;
+
+use std::{path::Path, process::Command, time::Duration};
+
+use common::{Cluster, Server};
+use kv_client::{ClientConfig, KvClient};
+
+/// MiB that a normal user may still write on the disk of `dir`.
+fn free_mib(dir: &Path) -> u64 {
+    let output = Command::new("df").args(["--output=avail", "-BM"]).arg(dir).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().last().unwrap().trim().trim_end_matches('M').parse().unwrap()
+}
+
+/// A reserve that is kept until the ballast is there: far enough from both that others on this disk do not matter.
+fn reserve(dir: &Path) -> String {
+    (free_mib(dir) - BALLAST_MIB / 2).to_string()
+}
+
+fn take_room(dir: &Path) {
+    let ballast = dir.join("ballast");
+    let size = format!("{BALLAST_MIB}MiB");
+    assert!(Command::new("fallocate").args(["-l", &size]).arg(ballast).status().unwrap().success());
+}
+
+fn give_room(dir: &Path) {
+    std::fs::remove_file(dir.join("ballast")).unwrap();
+}
+
+fn impatient(ports: &[u16]) -> KvClient {
+    let endpoints = ports.iter().map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
+    KvClient::new(ClientConfig { timeout: Duration::from_secs(2), ..ClientConfig::new(endpoints) }).unwrap()
+}
+
+async fn refused_while_full_and_taken_afterwards(dir: &Path, ports: &[u16]) {
+    let (client, hasty) = (common::client(ports), impatient(ports));
+    client.put("k", "before").await.unwrap();
+    take_room(dir);
+    for _ in 0..2 {
+        let refused = hasty.put("k", "refused").await.unwrap_err().to_string();
+        assert!(refused.contains("MiB free") || refused.contains("room"), "{refused}");
+    }
+    client.get("k").await.expect("reads go on");
+    give_room(dir);
+    // The same processes, without a restart.
+    client.put("k", "after").await.unwrap();
+    assert_eq!(client.get("k").await.unwrap().unwrap().value, b"after");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standalone_server_refuses_writes_while_its_disk_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::standalone_with(dir.path(), &["--disk-reserve-mib", &reserve(dir.path())]);
+    refused_while_full_and_taken_afterwards(dir.path(), &[server.port]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_refuses_writes_while_all_its_disks_are_full() {
+    let disk = tempfile::tempdir().unwrap();
+    let setting = format!("disk_reserve_mib = {}", reserve(disk.path()));
+    let cluster = Cluster::start(3, &setting, "");
+    refused_while_full_and_taken_afterwards(disk.path(), &cluster.ports()).await;
+}
+
+const BALLAST_MIB: u64 = 2048;

@@ -79,7 +79,7 @@ pub struct Membership {
 }
 
 /// One change of a configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemberChange {
     /// Adds a member, or gives one another kind or other endpoints. Its [`storage`](Member::storage) is kept if it is a
     /// member, and learned anew if it was none.
@@ -89,7 +89,7 @@ pub enum MemberChange {
 }
 
 /// Why a configuration cannot be what was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidMembership {
     /// Nobody could ever be elected or commit anything.

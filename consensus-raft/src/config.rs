@@ -5,6 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use consensus_core::{Membership, NodeId};
 use consensus_raft_protocol::{Config, ConfigError};
 
+use crate::flight::FlightRecorder;
+
 /// Settings of one node's engine; checked by [`RaftEngine::start`](crate::RaftEngine::start).
 #[derive(Clone, Debug)]
 pub struct RaftConfig {
@@ -39,6 +41,8 @@ pub struct RaftConfig {
     /// Where a snapshot is gathered while it arrives (unlinked files; a crash leaves nothing). Default: the system's
     /// place for temporary files. Needs room for one snapshot.
     pub snapshot_dir: PathBuf,
+    /// Records what the protocol is told, for `raft-replay`. Default: it does not.
+    pub flight_recorder: Option<FlightRecorder>,
 }
 
 impl RaftConfig {
@@ -62,6 +66,7 @@ impl RaftConfig {
             snapshot_bytes_per_second: 0,
             snapshot_retry: Duration::from_secs(1),
             snapshot_dir: std::env::temp_dir(),
+            flight_recorder: None,
         }
     }
 
@@ -80,6 +85,9 @@ impl RaftConfig {
         }
         if self.snapshot_chunk_bytes == 0 {
             return bad("snapshot_chunk_bytes", "at least 1");
+        }
+        if self.flight_recorder.as_ref().is_some_and(|recorder| recorder.bytes_max < 1 << 20) {
+            return bad("flight_recorder.bytes_max", "at least 1 MiB");
         }
         Ok(())
     }

@@ -34,6 +34,7 @@ use crate::{
     RaftConfig,
     apply_thread::Job,
     cache::EntryCache,
+    flight::Recorded,
     inbox::{Arrival, Inbox, Input},
     measure,
     waiters::{Waiter, Waiters},
@@ -44,7 +45,7 @@ type Worker<T> = (threads::Sender<T>, JoinHandle<()>);
 
 pub(crate) struct Driver {
     config: RaftConfig,
-    raft: Raft,
+    raft: Recorded,
     started: Instant,
     transport: Arc<dyn NetworkTransport>,
     storage: Arc<dyn LogStorage>,
@@ -103,7 +104,7 @@ impl Driver {
     #[allow(clippy::too_many_arguments, reason = "the parts of an engine, put together in one place")]
     pub(crate) fn new(
         config: RaftConfig,
-        raft: Raft,
+        raft: Recorded,
         applied: LogIndex,
         transport: Arc<dyn NetworkTransport>,
         storage: Arc<dyn LogStorage>,
@@ -351,6 +352,7 @@ impl Driver {
         self.address_members();
         self.answer_reads();
         self.start_write();
+        self.raft.flush();
         self.start_apply();
         let (needed, max) = (self.raft.durable().min(self.apply.handed), self.config.cache_bytes_max);
         self.cache.evict(max, needed);

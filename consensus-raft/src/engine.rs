@@ -1,6 +1,9 @@
 //! The engine as its users hold it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,6 +21,7 @@ use crate::{
     admission::Admission,
     apply_thread,
     driver::Driver,
+    flight::Recorded,
     inbox::{Arrival, Inbox, Input},
     measure,
     snapshot_receive::{Received, Receiver},
@@ -66,6 +70,14 @@ pub enum StartError {
     /// No thread could be had.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
+    /// The flight recorder cannot write.
+    #[error("flight recorder in {dir}: {error}", dir = dir.display())]
+    FlightRecorder {
+        /// Where.
+        dir: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
     /// The task that loads the log was cancelled: the runtime is going down.
     #[error("the runtime is shutting down")]
     Runtime,
@@ -121,7 +133,11 @@ impl RaftEngine {
     ) -> Result<Arc<Self>, StartError> {
         let restored = Restored { log, applied: applied.index };
         let raft = Raft::new(config.protocol.clone(), restored, std::time::Duration::ZERO)?;
-
+        let recorder = config.flight_recorder.as_ref();
+        let raft = Recorded::new(raft, recorder).map_err(|error| StartError::FlightRecorder {
+            dir: recorder.map(|recorder| recorder.dir.clone()).unwrap_or_default(),
+            error,
+        })?;
         let (inbox, inputs) = mpsc::unbounded_channel();
         let writer = storage_thread::spawn(storage.clone(), inbox.clone())?;
         let witness = config.protocol.witness;

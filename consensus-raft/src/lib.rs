@@ -37,6 +37,7 @@ mod cache;
 mod config;
 mod driver;
 mod engine;
+pub mod flight;
 mod inbox;
 pub mod measure;
 pub mod recover;

@@ -72,6 +72,10 @@ pub(crate) struct Arguments {
     /// Room on the disk that is kept free, in MiB: with less, writes are refused until there is more. 0: none is kept.
     #[arg(long, env = "KV_DISK_RESERVE_MIB")]
     disk_reserve_mib: Option<u64>,
+    /// Records what consensus is told, in at most so many MiB below the data directory, for raft-replay. 0, the default: it
+    /// does not.
+    #[arg(long, env = "KV_FLIGHT_RECORDER_MIB")]
+    flight_recorder_mib: Option<u64>,
     /// For when a majority is lost for good: makes this node, which must not run, the only member of its cluster, says
     /// what that means, and exits. What the others had beyond its log is lost.
     #[arg(long)]
@@ -142,6 +146,7 @@ struct Cluster {
 struct Log {
     compact_after_entries: Option<u64>,
     compact_keep_entries: Option<u64>,
+    flight_recorder_mib: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -182,6 +187,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) heartbeat_interval: Duration,
     pub(crate) compact_after_entries: u64,
     pub(crate) compact_keep_entries: u64,
+    /// 0: no recording.
+    pub(crate) flight_recorder_bytes: u64,
 }
 
 /// Where a node is found.
@@ -246,9 +253,7 @@ impl Builder {
             return self.error("sessions_max", 0, "it must be at least 1");
         }
         let reserve = arguments.disk_reserve_mib.or(deployment.disk_reserve_mib).unwrap_or(DISK_RESERVE_MIB);
-        let Some(disk_reserve_bytes) = reserve.checked_mul(1 << 20) else {
-            return self.error("disk_reserve_mib", reserve, "no disk is that large");
-        };
+        let disk_reserve_bytes = self.mebibytes("disk_reserve_mib", reserve)?;
         let (client_listen, cluster) = match arguments.mode.or(deployment.mode).unwrap_or(by_default) {
             Mode::Standalone => (self.listen("127.0.0.1", arguments.port.unwrap_or(9090))?, None),
             Mode::Replicated => {
@@ -257,6 +262,10 @@ impl Builder {
             }
         };
         Ok(Settings { node, data_dir, client_listen, sessions_max, disk_reserve_bytes, cluster })
+    }
+
+    fn mebibytes(&self, key: &str, count: u64) -> Result<u64, ConfigError> {
+        count.checked_mul(1 << 20).map_or_else(|| self.error(key, count, "no disk is that large"), Ok)
     }
 
     /// A place to listen at: the host as configured, else `host`.
@@ -317,6 +326,10 @@ impl Builder {
                 .compact_keep_entries
                 .or(file.log.compact_keep_entries)
                 .unwrap_or(10_000),
+            flight_recorder_bytes: self.mebibytes(
+                "flight_recorder_mib",
+                arguments.flight_recorder_mib.or(file.log.flight_recorder_mib).unwrap_or(0),
+            )?,
             nodes: nodes.clone(),
         };
         self.check(&settings)?;

@@ -7,6 +7,7 @@ use consensus_core::{
 };
 use consensus_raft::{
     RaftConfig, RaftEngine, StartError,
+    flight::FlightRecorder,
     recover::{RecoverError, Recovered, force_new_cluster as force_new_cluster_in},
 };
 use consensus_storage_rocksdb::{Reserve, RocksLogStorage};
@@ -143,6 +144,9 @@ fn raft_config(settings: &Settings, cluster: &ClusterSettings, membership: Membe
     config.compact_after_entries = cluster.compact_after_entries;
     config.compact_keep_entries = cluster.compact_keep_entries;
     config.snapshot_dir.clone_from(&settings.data_dir);
+    let recorder =
+        FlightRecorder { dir: settings.data_dir.join(FLIGHT), bytes_max: cluster.flight_recorder_bytes };
+    config.flight_recorder = Some(recorder).filter(|recorder| recorder.bytes_max > 0);
     config
 }
 
@@ -182,6 +186,7 @@ fn refuse_other_mode(settings: &Settings) -> Result<(), NodeError> {
 
 /// Directories within the data directory.
 const LOG: &str = "log";
+const FLIGHT: &str = "flight";
 const STATE: &str = "state";
 /// Calls in hand get this long at shutdown.
 const CALLS_MAX: std::time::Duration = std::time::Duration::from_secs(2);

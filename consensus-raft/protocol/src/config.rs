@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use consensus_core::NodeId;
+use serde::{Deserialize, Serialize};
 
 /// Settings of one node's protocol. [`Config::validate`] is called by [`Raft::new`](crate::Raft::new), so that an invalid
 /// one cannot be in use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// This node.
     pub id: NodeId,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use consensus_core::{NodeId, Term, VoteKind, VoteRequest, VoteResponse};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     EntryInfo, Output, Raft, Reply,
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Who is for a candidate; a set, so that a duplicated answer counts once.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Ballots(BTreeSet<NodeId>);
 
 impl Raft {

@@ -6,9 +6,10 @@ use consensus_core::{
     AppendOutcome, AppendResponse, InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId,
     ReadIndexRequest, ReadIndexResponse, SnapshotMeta, Term, TimeoutNow, VoteRequest, VoteResponse,
 };
+use serde::{Deserialize, Serialize};
 
 /// Something happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// Time went by.
     Tick,
@@ -117,7 +118,7 @@ impl Event {
 const NUMBER_MAX: u64 = 1 << 62;
 
 /// AppendEntries without its entries: `(prev.index, last]` names them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Append {
     /// The leader's term.
     pub term: Term,
@@ -132,7 +133,7 @@ pub struct Append {
 }
 
 /// What the protocol knows of an entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntryInfo {
     /// Its term.
     pub term: Term,
@@ -143,7 +144,7 @@ pub struct EntryInfo {
 }
 
 /// Something to be done, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Output {
     /// Send a message without entries.
     Send(NodeId, Reply),
@@ -181,7 +182,7 @@ pub enum Output {
 }
 
 /// A message without entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// RequestVote.
     VoteRequest(VoteRequest),
@@ -198,7 +199,7 @@ pub enum Reply {
 }
 
 /// Why something was not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     /// This node does not lead.
     NotLeader,
@@ -230,7 +231,7 @@ impl Reply {
 }
 
 /// What became of a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SnapshotVerdict {
     /// It is in place, or the node has all that it covers.
     Held,

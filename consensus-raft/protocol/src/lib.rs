@@ -44,6 +44,7 @@
 //! * **I12** A pre-vote changes nobody's term and nobody's vote (D §9.6); a node in touch with a leader grants neither
 //!   (D §4.2.3).
 
+mod call;
 mod config;
 mod election;
 mod event;
@@ -57,6 +58,7 @@ mod replication;
 mod snapshot;
 mod transfer;
 
+pub use call::{Call, Returned};
 pub use config::{Config, ConfigError};
 pub use event::{Append, EntryInfo, Event, Output, Refusal, Reply, SnapshotVerdict};
 pub use persist::Persist;

@@ -3,11 +3,12 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use consensus_core::{LogId, LogIndex, LogState, Membership, SnapshotMeta, Term};
+use serde::{Deserialize, Serialize};
 
 use crate::EntryInfo;
 
 /// Positions `(purged, last]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Log {
     purged: LogId,
     entries: VecDeque<Position>,
@@ -15,7 +16,7 @@ pub(crate) struct Log {
     memberships: VecDeque<(LogIndex, Arc<Membership>)>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Position {
     term: Term,
     size_bytes: u64,

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 
 use consensus_core::{LogIndex, Member, MemberChange, MemberKind, Membership, NodeId, Payload, StorageId};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     EntryInfo, Output, Raft, Refusal,
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// A change that somebody asked this leader for.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Change {
     pub(crate) token: u64,
     /// `None` once it is under way.

@@ -3,11 +3,12 @@
 //! Order is data here: a message that depends on a write is inside the write, and comes out when the write is done.
 
 use consensus_core::{HardState, LogIndex, NodeId, SnapshotMeta};
+use serde::{Deserialize, Serialize};
 
 use crate::{Event, Output, Raft, Reply};
 
 /// One write to the log storage; the fields are those of [`LogBatch`](consensus_core::LogBatch).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Persist {
     /// New hard state.
     pub hard_state: Option<HardState>,
@@ -20,7 +21,7 @@ pub struct Persist {
 }
 
 /// What is not yet written, and what is being written.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Writes {
     hard_state: bool,
     purge: Option<SnapshotMeta>,
@@ -31,7 +32,7 @@ pub(crate) struct Writes {
     in_flight: Option<InFlight>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct InFlight {
     /// Last index that this write makes durable; goes down when the log is truncated meanwhile.
     last: LogIndex,
@@ -39,7 +40,7 @@ struct InFlight {
 }
 
 /// What waits for a write.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Held {
     Send(NodeId, Reply),
     Output(Output),

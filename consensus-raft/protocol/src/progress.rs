@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 
 use consensus_core::{LogIndex, StorageId};
+use serde::{Deserialize, Serialize};
 
 use crate::{Config, Time};
 
 /// What a leader knows of one follower, and how it sends to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Progress {
     /// Known to be durable there (I5); never guessed.
     pub(crate) matched: LogIndex,
@@ -22,7 +23,7 @@ pub(crate) struct Progress {
     pub(crate) storage: StorageId,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum State {
     /// Where the logs agree is not known: one message at a time.
     Probe { sent: bool },
@@ -33,7 +34,7 @@ pub(crate) enum State {
 }
 
 /// Messages with entries that were sent and not acknowledged.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Inflight {
     messages: VecDeque<(LogIndex, u64)>,
     bytes: u64,

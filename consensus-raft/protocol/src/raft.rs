@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use consensus_core::{
     HardState, LogId, LogIndex, LogState, Membership, NodeId, PeerStatus, Role as StatusRole, StorageId, Term,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Config, ConfigError, Event, Output, Refusal, SnapshotVerdict, Time,
@@ -18,7 +19,7 @@ use crate::{
 };
 
 /// One node's protocol state.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Raft {
     pub(crate) config: Config,
     pub(crate) now: Time,
@@ -48,7 +49,7 @@ pub struct Raft {
 }
 
 /// What the node does; each role owns what only it needs.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Role {
     Follower,
     PreCandidate(Ballots),
@@ -56,7 +57,7 @@ pub(crate) enum Role {
     Leader(Box<Leader>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Leader {
     pub(crate) peers: BTreeMap<NodeId, Progress>,
     pub(crate) heartbeat_deadline: Time,
@@ -372,7 +373,7 @@ impl Raft {
 }
 
 /// SplitMix64 (Steele et al. 2014): all that election timeouts need, and the same on every platform and version.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Random(u64);
 
 impl Random {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use consensus_core::{LogIndex, NodeId, ReadIndexRequest, ReadIndexResponse, Term};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Output, Raft, Reply, Time,
@@ -15,7 +16,7 @@ use crate::{
 /// 1. A read arrives and waits for the leader to have committed in its term ("new").
 /// 2. The commit index is noted, and at the end of the turn one heartbeat round begins for all that came ("noted").
 /// 3. A quorum answers that round or a later one: the leader still led when it noted the index (I9).
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Reads {
     /// The first entry of the leader's term; only when it is committed is the commit index up to date.
     term_start: LogIndex,
@@ -29,7 +30,7 @@ pub(crate) struct Reads {
 }
 
 /// Who wants to read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum Reader {
     /// A client of this node, by token.
     Here(u64),
@@ -37,7 +38,7 @@ enum Reader {
     At(NodeId, u64),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Noted {
     reader: Reader,
     index: LogIndex,
@@ -159,13 +160,13 @@ impl Raft {
 }
 
 /// What a follower asks the leader, on behalf of its clients.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Asking {
     new: Vec<u64>,
     asked: VecDeque<Question>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Question {
     id: u64,
     tokens: Vec<u64>,

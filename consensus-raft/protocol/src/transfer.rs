@@ -6,6 +6,7 @@
 //! 4. If there is no new leader within an election timeout, the old one takes proposals again: it always ends (T1).
 
 use consensus_core::{NodeId, TimeoutNow, VoteKind};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Output, Raft, Refusal, Reply, Time,
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// A transfer under way.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Transfer {
     /// Of whom asked; the leader's own idea if `None`.
     token: Option<u64>,

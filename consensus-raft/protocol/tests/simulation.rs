@@ -14,11 +14,11 @@ use std::{
 
 use consensus_core::{
     HardState, LogId, LogIndex, LogState, Member, MemberChange, MemberKind, Membership, NodeId, Role,
-    SnapshotMeta, StorageId, Term,
+    SnapshotMeta, StorageId, Term, codec,
 };
 use consensus_raft_protocol::{
-    Append, Config, EntryInfo, Event, InterruptedInstall, Output, Persist, Raft, Reply, Restored,
-    SnapshotVerdict, Time,
+    Append, Call, Config, EntryInfo, Event, InterruptedInstall, Output, Persist, Raft, Reply, Restored,
+    Returned, SnapshotVerdict, Time,
 };
 
 #[test]
@@ -67,6 +67,50 @@ fn random_faults_break_no_property() {
 }
 
 /// What lies on a node's disk: the log, and the state machine's applied position.
+/// What the flight recorder rests on: the state as bytes is all of the state, and nothing else has a say.
+#[test]
+fn a_replay_returns_the_same_bytes() {
+    for seed in 0..20 {
+        let mut simulation = Simulation::new(seed);
+        simulation.recorded = Some(Recorder::default());
+        simulation.run();
+        assert!(simulation.recorded.unwrap().replayed > 1000, "seed {seed}");
+    }
+}
+
+/// Notes what is asked of the nodes, and replays it in pieces.
+#[derive(Default)]
+struct Recorder {
+    nodes: BTreeMap<NodeId, Recording>,
+    replayed: u64,
+}
+
+/// Calls of one node, from a state on.
+struct Recording {
+    from: Vec<u8>,
+    calls: Vec<(Call, Vec<u8>)>,
+}
+
+impl Recorder {
+    fn begin(&mut self, id: NodeId, raft: &Raft) {
+        self.nodes.entry(id).or_insert_with(|| Recording { from: raft.checkpoint(), calls: Vec::new() });
+    }
+
+    fn note(&mut self, id: NodeId, raft: &Raft, call: Call, returned: &Returned) {
+        let Some(recording) = self.nodes.get_mut(&id) else { return };
+        recording.calls.push((call, codec::encode(1, returned)));
+        if recording.calls.len() == 100 {
+            let Recording { from, calls } = self.nodes.remove(&id).unwrap();
+            let mut replayed = Raft::from_checkpoint(&from).unwrap();
+            for (call, returned) in calls {
+                assert_eq!(codec::encode(1, &replayed.call(call)), returned);
+            }
+            assert_eq!(replayed.checkpoint(), raft.checkpoint());
+            self.replayed += 100;
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 struct Disk {
     storage: StorageId,
@@ -162,6 +206,8 @@ struct Simulation {
     queue: BinaryHeap<Reverse<(Time, u64)>>,
     scheduled: BTreeMap<u64, Due>,
     count: u64,
+    /// Some of what was asked of each node and what it said, to be replayed.
+    recorded: Option<Recorder>,
     faults: bool,
     /// No clients either.
     quiet: bool,
@@ -201,6 +247,7 @@ impl Simulation {
             queue: BinaryHeap::new(),
             scheduled: BTreeMap::new(),
             count: 0,
+            recorded: None,
             faults: true,
             quiet: false,
             delivered: 0,
@@ -506,6 +553,9 @@ impl Simulation {
         (config.lease_drift_percent, config.promote_lag_entries) = (DRIFT_PERCENT, 3);
         let restored = Restored { log: node.disk.load(&self.configurations), applied: node.applied };
         node.raft = Some(Raft::new(config, restored, now).unwrap());
+        if let Some(recorded) = &mut self.recorded {
+            recorded.nodes.remove(&id);
+        }
         if interrupted.is_some() {
             self.reach("install interrupted");
         }
@@ -531,8 +581,19 @@ impl Simulation {
         let (now, clock) = (self.local_time(id), self.node(id).clock);
         let Some(raft) = self.nodes.get_mut(&id).unwrap().raft.as_mut() else { return };
         let (role, commit, membership) = (raft.role(), raft.commit(), raft.membership().clone());
-        let mut outputs = raft.step(now, event);
-        outputs.extend(raft.finish_turn(now));
+        let calls = [Call::Step(now, event), Call::FinishTurn(now)];
+        let mut outputs = Vec::new();
+        for call in calls {
+            if let Some(recorder) = &mut self.recorded {
+                recorder.begin(id, raft);
+            }
+            let returned = raft.call(call.clone());
+            if let Some(recorder) = &mut self.recorded {
+                recorder.note(id, raft, call, &returned);
+            }
+            let Returned::Outputs(more) = returned else { unreachable!("a step returns outputs") };
+            outputs.extend(more);
+        }
         let (new_role, new_commit, term) = (raft.role(), raft.commit(), raft.term());
         assert!(new_commit >= commit, "I7: the commit index went back");
         if new_role == Role::Leader && role != Role::Leader {
@@ -691,7 +752,11 @@ impl Simulation {
     fn persist(&mut self, id: NodeId) {
         let node = self.nodes.get_mut(&id).unwrap();
         let Some(raft) = node.raft.as_mut() else { return };
-        let Some(persist) = raft.take_persist() else { return };
+        let persist = raft.take_persist();
+        if let Some(recorder) = &mut self.recorded {
+            recorder.note(id, raft, Call::TakePersist, &Returned::Persist(persist.clone()));
+        }
+        let Some(persist) = persist else { return };
         assert!(node.writing.is_none(), "one write at a time");
         let (after, last) = persist.append;
         let ids =

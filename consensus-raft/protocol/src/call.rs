@@ -1,0 +1,55 @@
+//! Calls as values, and the state as bytes: what a flight recorder needs.
+
+use consensus_core::codec::{self, CodecError};
+use serde::{Deserialize, Serialize};
+
+use crate::{Event, Output, Persist, Raft, Time};
+
+/// One of the calls that change a [`Raft`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Call {
+    /// [`Raft::step`].
+    Step(Time, Event),
+    /// [`Raft::finish_turn`].
+    FinishTurn(Time),
+    /// [`Raft::take_persist`].
+    TakePersist,
+}
+
+/// What it returned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Returned {
+    /// From [`Call::Step`] and [`Call::FinishTurn`].
+    Outputs(Vec<Output>),
+    /// From [`Call::TakePersist`].
+    Persist(Option<Persist>),
+}
+
+impl Raft {
+    /// Makes the call. From the same [checkpoint](Self::checkpoint) the same calls return the same.
+    pub fn call(&mut self, call: Call) -> Returned {
+        match call {
+            Call::Step(now, event) => Returned::Outputs(self.step(now, event)),
+            Call::FinishTurn(now) => Returned::Outputs(self.finish_turn(now)),
+            Call::TakePersist => Returned::Persist(self.take_persist()),
+        }
+    }
+
+    /// The whole state, as bytes; a few per entry of the log.
+    #[must_use]
+    pub fn checkpoint(&self) -> Vec<u8> {
+        codec::encode(CHECKPOINT_VERSION, self)
+    }
+
+    /// The node whose [checkpoint](Self::checkpoint) this is, for looking at. To go on with it in earnest would be to
+    /// forget what it said since: a node comes up by [`Raft::new`].
+    ///
+    /// # Errors
+    /// It is none, or one of another version.
+    pub fn from_checkpoint(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode("checkpoint of a node", CHECKPOINT_VERSION, bytes)
+    }
+}
+
+/// A recording is read by the version that made it.
+const CHECKPOINT_VERSION: u8 = 1;

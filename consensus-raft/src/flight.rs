@@ -1,0 +1,358 @@
+//! The flight recorder: every input of the protocol, in a ring of files, for `raft-replay` to step through.
+//!
+//! A recording holds no commands: the protocol does not see any. It is for finding out what happened, so it is never in the
+//! way: it is not synced, and when it cannot be written it ends with a warning and the engine goes on.
+//!
+//! # Format
+//! The directory has files `00000001.flight`, `00000002.flight`, ..., the oldest of which go as new ones come. Each begins
+//! with [`MAGIC`]; then records follow, each as its length (u32, little-endian), the CRC-32C of its body (likewise) and the
+//! body, a [`Record`] by `consensus_core::codec`. The first record of a file is a [`Record::Began`], so that each file can be
+//! replayed alone.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, BufWriter, Read, Write},
+    ops::Deref,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use consensus_core::{
+    NodeId,
+    codec::{self, CodecError},
+};
+use consensus_raft_protocol::{Call, Event, Output, Persist, Raft, Returned, Time};
+use serde::{Deserialize, Serialize};
+
+/// Where to record, and how much.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlightRecorder {
+    /// Directory of the recording; made if there is none.
+    pub dir: PathBuf,
+    /// About the most that it takes there; at least 1 MiB. A quarter is kept for one file, which begins with the whole state
+    /// of the protocol: a few bytes per entry of the log.
+    pub bytes_max: u64,
+}
+
+/// A piece of a recording.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record {
+    /// A file begins.
+    Began {
+        /// Of this node.
+        node: NodeId,
+        /// When the engine was started, in milliseconds since 1970: names the run.
+        run: u64,
+        /// When, on the clock of the calls.
+        now: Time,
+        /// How many calls of this run were recorded before.
+        calls: u64,
+        /// A [checkpoint](Raft::checkpoint).
+        state: Bytes,
+    },
+    /// The protocol is called.
+    Called(Call),
+    /// It returned; the CRC-32C of what it returned. Absent if it panicked.
+    Returned(u32),
+}
+
+/// What each file begins with.
+pub const MAGIC: [u8; 16] = *b"raft flight 1\n\0\0";
+const RECORD_VERSION: u8 = 1;
+
+/// CRC-32C of what a call returned, as it stands in [`Record::Returned`].
+#[must_use]
+pub fn checksum(returned: &Returned) -> u32 {
+    crc32c::crc32c(&codec::encode(RECORD_VERSION, returned))
+}
+
+/// The protocol, recorded if so wished. What only reads goes to it directly.
+pub(crate) struct Recorded {
+    raft: Raft,
+    recorder: Option<Recorder>,
+}
+
+impl Deref for Recorded {
+    type Target = Raft;
+
+    fn deref(&self) -> &Raft {
+        &self.raft
+    }
+}
+
+impl Recorded {
+    pub(crate) fn new(raft: Raft, recorder: Option<&FlightRecorder>) -> io::Result<Self> {
+        let recorder = recorder.map(|settings| Recorder::start(settings, &raft)).transpose()?;
+        Ok(Self { raft, recorder })
+    }
+
+    pub(crate) fn step(&mut self, now: Time, event: Event) -> Vec<Output> {
+        if self.recorder.is_none() {
+            return self.raft.step(now, event);
+        }
+        match self.call(Call::Step(now, event)) {
+            Returned::Outputs(outputs) => outputs,
+            Returned::Persist(_) => unreachable!("a step returns outputs"),
+        }
+    }
+
+    pub(crate) fn finish_turn(&mut self, now: Time) -> Vec<Output> {
+        if self.recorder.is_none() {
+            return self.raft.finish_turn(now);
+        }
+        match self.call(Call::FinishTurn(now)) {
+            Returned::Outputs(outputs) => outputs,
+            Returned::Persist(_) => unreachable!("a turn ends with outputs"),
+        }
+    }
+
+    pub(crate) fn take_persist(&mut self) -> Option<Persist> {
+        if self.recorder.is_none() {
+            return self.raft.take_persist();
+        }
+        match self.call(Call::TakePersist) {
+            Returned::Persist(persist) => persist,
+            Returned::Outputs(_) => unreachable!("it is not a step"),
+        }
+    }
+
+    /// The call is written before it is made: it may be the one that panics.
+    fn call(&mut self, call: Call) -> Returned {
+        self.record(|recorder, raft| recorder.called(raft, &call));
+        let returned = self.raft.call(call);
+        self.record(|recorder, _| recorder.append(&Record::Returned(checksum(&returned))));
+        returned
+    }
+
+    /// What was recorded so far outlives the process from here on.
+    pub(crate) fn flush(&mut self) {
+        self.record(|recorder, _| recorder.file.flush());
+    }
+
+    fn record(&mut self, write: impl FnOnce(&mut Recorder, &Raft) -> io::Result<()>) {
+        let Some(recorder) = &mut self.recorder else { return };
+        if let Err(error) = write(recorder, &self.raft) {
+            let dir = recorder.settings.dir.display();
+            tracing::warn!(node = %self.raft.id(), %dir, %error, "the flight recorder ends");
+            self.recorder = None;
+        }
+    }
+}
+
+struct Recorder {
+    settings: FlightRecorder,
+    run: u64,
+    calls: u64,
+    now: Time,
+    file: BufWriter<File>,
+    /// Bytes of the file in hand.
+    written: u64,
+}
+
+impl Recorder {
+    fn start(settings: &FlightRecorder, raft: &Raft) -> io::Result<Self> {
+        std::fs::create_dir_all(&settings.dir)?;
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut recorder = Self {
+            settings: settings.clone(),
+            run: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            calls: 0,
+            now: Time::ZERO,
+            file: BufWriter::new(next_file(settings)?),
+            written: 0,
+        };
+        recorder.begin(raft)?;
+        Ok(recorder)
+    }
+
+    fn begin(&mut self, raft: &Raft) -> io::Result<()> {
+        let state = Bytes::from(raft.checkpoint());
+        if state.len() as u64 > self.settings.bytes_max / 8 {
+            let (max, needed) = (self.settings.bytes_max, 8 * state.len());
+            let why = format!(
+                "the state alone has {} bytes: {max} in all are too few, {needed} would do",
+                state.len()
+            );
+            return Err(io::Error::other(why));
+        }
+        self.written = 0;
+        self.file.write_all(&MAGIC)?;
+        let (node, run, now, calls) = (raft.id(), self.run, self.now, self.calls);
+        self.append(&Record::Began { node, run, now, calls, state })
+    }
+
+    fn called(&mut self, raft: &Raft, call: &Call) -> io::Result<()> {
+        if self.written >= self.settings.bytes_max / 4 {
+            self.file.flush()?;
+            self.file = BufWriter::new(next_file(&self.settings)?);
+            self.begin(raft)?;
+        }
+        if let Call::Step(now, _) | Call::FinishTurn(now) = call {
+            self.now = self.now.max(*now);
+        }
+        self.calls += 1;
+        self.append(&Record::Called(call.clone()))
+    }
+
+    fn append(&mut self, record: &Record) -> io::Result<()> {
+        let body = codec::encode(RECORD_VERSION, record);
+        let length = u32::try_from(body.len()).map_err(|_| io::Error::other("a record of 4 GiB"))?;
+        self.file.write_all(&length.to_le_bytes())?;
+        self.file.write_all(&crc32c::crc32c(&body).to_le_bytes())?;
+        self.file.write_all(&body)?;
+        self.written += 8 + body.len() as u64;
+        Ok(())
+    }
+}
+
+/// The next file of the recording; the oldest make room for it.
+fn next_file(settings: &FlightRecorder) -> io::Result<File> {
+    let files = files(&settings.dir)?;
+    let mut bytes = 0;
+    let mut keep = settings.bytes_max - settings.bytes_max / 4;
+    for (_, path) in files.iter().rev() {
+        bytes += std::fs::metadata(path)?.len();
+        if bytes > keep {
+            keep = 0; // And everything older.
+            std::fs::remove_file(path)?;
+        }
+    }
+    let number = files.last().map_or(1, |(number, _)| number + 1);
+    File::create_new(settings.dir.join(format!("{number:08}.flight")))
+}
+
+/// The files of a recording with their numbers, oldest first.
+fn files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".flight"));
+        if let Some(number) = name.and_then(|name| name.parse().ok()) {
+            files.push((number, path));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Why a recording cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FlightError {
+    /// The system says so.
+    #[error("{path}: {error}", path = path.display())]
+    Io {
+        /// Of which file.
+        path: PathBuf,
+        /// What.
+        error: io::Error,
+    },
+    /// It is not a recording, or one by another version.
+    #[error("{} is no recording that this version reads: it does not begin with \"raft flight 1\"", .0.display())]
+    Foreign(PathBuf),
+    /// There is no recording.
+    #[error("{} has no files named *.flight", .0.display())]
+    Empty(PathBuf),
+    /// The file ends within a record: the process was killed there, or writes still.
+    #[error("{path}: the record at byte {at} is cut short", path = path.display())]
+    CutShort {
+        /// The file.
+        path: PathBuf,
+        /// Where the record begins.
+        at: u64,
+    },
+    /// A record is not what was written.
+    #[error("{path}: the record at byte {at} is damaged: {why}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where the record begins.
+        at: u64,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// The files of the recording at `path`, a directory or one file, oldest first.
+///
+/// # Errors
+/// There are none.
+pub fn recording(path: &Path) -> Result<Vec<PathBuf>, FlightError> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let files = files(path).map_err(|error| FlightError::Io { path: path.to_owned(), error })?;
+    if files.is_empty() {
+        return Err(FlightError::Empty(path.to_owned()));
+    }
+    Ok(files.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Reads one file of a recording.
+#[derive(Debug)]
+pub struct FlightReader {
+    path: PathBuf,
+    file: BufReader<File>,
+    at: u64,
+}
+
+impl FlightReader {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// It is no recording.
+    pub fn open(path: &Path) -> Result<Self, FlightError> {
+        let io = |error| FlightError::Io { path: path.to_owned(), error };
+        let mut file = BufReader::new(File::open(path).map_err(io)?);
+        let mut magic = Vec::new();
+        file.by_ref().take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(io)?;
+        if magic != MAGIC {
+            return Err(FlightError::Foreign(path.to_owned()));
+        }
+        Ok(Self { path: path.to_owned(), file, at: MAGIC.len() as u64 })
+    }
+
+    /// The next record; `None` at the end.
+    ///
+    /// # Errors
+    /// It cannot be read. Nothing can be read behind it.
+    pub fn next_record(&mut self) -> Result<Option<Record>, FlightError> {
+        let head = self.bytes(8)?;
+        if head.is_empty() {
+            return Ok(None);
+        }
+        let Ok([l0, l1, l2, l3, c0, c1, c2, c3]) = <[u8; 8]>::try_from(head) else {
+            return Err(self.cut_short());
+        };
+        let length = u64::from(u32::from_le_bytes([l0, l1, l2, l3]));
+        let body = self.bytes(length)?;
+        if (body.len() as u64) < length {
+            return Err(self.cut_short());
+        }
+        if crc32c::crc32c(&body) != u32::from_le_bytes([c0, c1, c2, c3]) {
+            return Err(self.damaged("its checksum is another".to_owned()));
+        }
+        let record = codec::decode("flight record", RECORD_VERSION, &body);
+        let record = record.map_err(|error: CodecError| self.damaged(error.to_string()))?;
+        self.at += 8 + length;
+        Ok(Some(record))
+    }
+
+    /// As many as there are, at most `count`; memory grows with what is there, not with what is announced.
+    fn bytes(&mut self, count: u64) -> Result<Vec<u8>, FlightError> {
+        let mut bytes = Vec::new();
+        let read = self.file.by_ref().take(count).read_to_end(&mut bytes);
+        read.map_err(|error| FlightError::Io { path: self.path.clone(), error })?;
+        Ok(bytes)
+    }
+
+    fn cut_short(&self) -> FlightError {
+        FlightError::CutShort { path: self.path.clone(), at: self.at }
+    }
+
+    fn damaged(&self, why: String) -> FlightError {
+        FlightError::Damaged { path: self.path.clone(), at: self.at, why }
+    }
+}

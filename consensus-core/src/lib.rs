@@ -32,6 +32,7 @@ mod log_storage;
 mod membership;
 mod message;
 pub mod record;
+pub mod session;
 mod state_machine;
 mod transport;
 pub mod typed;

@@ -32,7 +32,7 @@ impl Reserve {
         }
         let (path, mib) = (self.path.display(), |bytes: u64| bytes >> 20);
         Err(format!(
-            "the disk of {path} has {} MiB free, of which {} MiB are a reserve; make room, and it goes on by itself",
+            "the disk of {path} has {} MiB free, of which {} MiB are a reserve; make room",
             mib(free),
             mib(self.bytes)
         ))

@@ -14,6 +14,13 @@ fn free_mib(dir: &Path) -> u64 {
     text.lines().last().unwrap().trim().trim_end_matches('M').parse().unwrap()
 }
 
+/// These tests move the very number that they go by: one at a time, in whatever process.
+fn alone() -> std::fs::File {
+    let lock = std::fs::File::create(std::env::temp_dir().join("kv-server-disk-tests.lock")).unwrap();
+    lock.lock().unwrap();
+    lock
+}
+
 /// A reserve that is kept until the ballast is there: far enough from both that others on this disk do not matter.
 fn reserve(dir: &Path) -> String {
     (free_mib(dir) - BALLAST_MIB / 2).to_string()
@@ -51,14 +58,14 @@ async fn refused_while_full_and_taken_afterwards(dir: &Path, ports: &[u16]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standalone_server_refuses_writes_while_its_disk_is_full() {
-    let dir = tempfile::tempdir().unwrap();
+    let (_alone, dir) = (alone(), tempfile::tempdir().unwrap());
     let server = Server::standalone_with(dir.path(), &["--disk-reserve-mib", &reserve(dir.path())]);
     refused_while_full_and_taken_afterwards(dir.path(), &[server.port]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_refuses_writes_while_all_its_disks_are_full() {
-    let disk = tempfile::tempdir().unwrap();
+    let (_alone, disk) = (alone(), tempfile::tempdir().unwrap());
     let setting = format!("disk_reserve_mib = {}", reserve(disk.path()));
     let cluster = Cluster::start(3, &setting, "");
     refused_while_full_and_taken_afterwards(disk.path(), &cluster.ports()).await;

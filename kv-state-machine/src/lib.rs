@@ -52,6 +52,7 @@ mod store;
 mod view;
 
 pub use check::{KEY_BYTES_MAX, OPERATIONS_MAX, VALUE_BYTES_MAX};
+pub use consensus_core::session::Session;
 pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError};
 pub use execute::{REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX};
 pub use executor::KvStoreExecutor;
@@ -59,5 +60,5 @@ pub use hash::StateHash;
 pub use machine::{Durability, KvStateMachine};
 pub use operation::{
     Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer, KvCommand,
-    KvOperation, KvRejection, KvResult, Put, PutDone, Range, Session, Txn, TxnDone, Versionstamp,
+    KvOperation, KvRejection, KvResult, Put, PutDone, Range, Txn, TxnDone, Versionstamp,
 };

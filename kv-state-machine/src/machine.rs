@@ -89,7 +89,7 @@ impl KvStateMachine {
         let KvCommand { session, operation } = command;
         let verdict = match (check::command(session.as_ref(), &operation), session) {
             (Err(rejection), _) => Verdict::Refused(rejection),
-            (Ok(()), Some(session)) => self.sessions.look(db, session, id.index.0)?,
+            (Ok(()), Some(session)) => self.sessions.take(db, session, id.index.0)?,
             (Ok(()), None) => Verdict::Execute,
         };
         let answer = match verdict {

@@ -1,6 +1,7 @@
 //! What can be asked of the store, and what comes back.
 
 use bytes::Bytes;
+use consensus_core::session::Session;
 use serde::{Deserialize, Serialize};
 
 /// An operation. Field by field what the client-facing IDL (`kv.thrift`) has.
@@ -34,16 +35,6 @@ pub struct KvCommand {
     pub session: Option<Session>,
     /// What to do.
     pub operation: KvOperation,
-}
-
-/// Makes a write exactly-once: one (client id, sequence) is applied once, and a repetition is answered with the first
-/// answer. Numbers only go up; a number below the last one is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Session {
-    /// From [`KvOperation::OpenSession`].
-    pub client_id: u64,
-    /// From 1.
-    pub sequence: u64,
 }
 
 /// Writes a key.

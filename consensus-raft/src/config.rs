@@ -36,8 +36,11 @@ pub struct RaftConfig {
     pub snapshot_chunk_bytes: usize,
     /// Most bytes of a snapshot sent per second, so that it leaves room on the network for the rest. Default 0: no bound.
     pub snapshot_bytes_per_second: u64,
-    /// Wait before a failed snapshot transfer is begun anew. Default 1 s.
+    /// Wait before a piece of a snapshot that could not be sent is sent again. Default 1 s.
     pub snapshot_retry: Duration,
+    /// How long a transfer waits for a network that fails, to go on where it was; then it is begun anew with a new
+    /// snapshot. The old one is kept until then, with what it takes of the disk. Default 60 s.
+    pub snapshot_resume: Duration,
     /// Where a snapshot is gathered while it arrives (unlinked files; a crash leaves nothing). Default: the system's
     /// place for temporary files. Needs room for one snapshot.
     pub snapshot_dir: PathBuf,
@@ -65,6 +68,7 @@ impl RaftConfig {
             snapshot_chunk_bytes: 256 << 10,
             snapshot_bytes_per_second: 0,
             snapshot_retry: Duration::from_secs(1),
+            snapshot_resume: Duration::from_secs(60),
             snapshot_dir: std::env::temp_dir(),
             flight_recorder: None,
         }

@@ -27,6 +27,7 @@ pub(crate) struct Transfer {
     pub(crate) meta: SnapshotMeta,
     pub(crate) chunk_bytes: usize,
     pub(crate) retry: Duration,
+    pub(crate) resume: Duration,
     /// 0: no bound.
     pub(crate) bytes_per_second: u64,
     /// How many bytes the follower has, for others to see.
@@ -87,17 +88,14 @@ impl Transfer {
 
     /// One chunk, repeated with the same offset while the network fails; the receiver takes it once.
     async fn send(&self, offset: u64, data: Bytes, last: Option<u32>) -> Result<SnapshotOutcome, String> {
-        let mut attempt = 0;
+        let began = tokio::time::Instant::now();
         loop {
             let (term, transfer, meta) = (self.term, self.number, self.meta.clone());
             let chunk = SnapshotChunk { term, transfer, meta, offset, data: data.clone(), last };
             match self.transport.send_snapshot_chunk(self.to, chunk).await {
                 Ok(ack) => return Ok(ack.outcome),
-                Err(error) if attempt == CHUNK_ATTEMPTS => return Err(error.to_string()),
-                Err(_) => {
-                    attempt += 1;
-                    tokio::time::sleep(self.retry).await;
-                }
+                Err(error) if began.elapsed() >= self.resume => return Err(error.to_string()),
+                Err(_) => tokio::time::sleep(self.retry).await,
             }
         }
     }
@@ -149,6 +147,3 @@ impl Write for ChunkWriter {
         self.pieces.blocking_send(Piece::Data(data)).map_err(stopped)
     }
 }
-
-/// Attempts for one chunk before the transfer is given up; one `snapshot_retry` apart.
-const CHUNK_ATTEMPTS: u32 = 5;

@@ -111,6 +111,40 @@ async fn a_follower_whose_log_is_gone_gets_a_snapshot() {
     converged(&cluster.nodes, 301).await;
 }
 
+/// Longer than a chunk is tried anew many times over.
+const OUTAGE: Duration = Duration::from_secs(1);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_goes_on_after_an_outage_where_it_was() {
+    let cluster = Cluster::start(3, |config| {
+        config.compact_after_entries = 50;
+        config.compact_keep_entries = 10;
+        config.snapshot_chunk_bytes = 100;
+        config.snapshot_bytes_per_second = 5000;
+    })
+    .await;
+    let leading = cluster.leader().await;
+    let away = (leading + 1) % 3;
+    cluster.isolate(away);
+    for n in 0..300 {
+        cluster.nodes[leading].engine.propose(format!("{n}").into()).await.unwrap();
+    }
+    let status = cluster.engine(leading).status();
+    let sent = || status.borrow().peers.get(&NodeId(away as u64)).and_then(|peer| peer.snapshot_bytes);
+    let more_than = |bytes| move |sent: Option<u64>| sent.filter(|sent| *sent > bytes).ok_or(sent);
+    cluster.network.heal();
+    let before = eventually("some of it is sent", || more_than(1000)(sent())).await;
+    cluster.isolate(away);
+    tokio::time::sleep(OUTAGE).await;
+    assert!(sent() >= Some(before), "{before} bytes were sent, now {:?}", sent());
+    cluster.network.heal();
+    while let Some(now) = sent() {
+        assert!(now >= before, "begun anew: {before} bytes were sent, now {now}");
+        tokio::task::yield_now().await;
+    }
+    converged(&cluster.nodes, 300).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_is_sent_no_faster_than_it_may_be_and_its_progress_is_seen() {
     const RATE: u64 = 10_000;

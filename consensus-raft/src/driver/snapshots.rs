@@ -30,6 +30,7 @@ impl Driver {
             meta: SnapshotMeta { last, membership },
             chunk_bytes: self.config.snapshot_chunk_bytes,
             retry: self.config.snapshot_retry,
+            resume: self.config.snapshot_resume,
             bytes_per_second: self.config.snapshot_bytes_per_second,
             progress: Arc::default(),
         };

@@ -41,11 +41,13 @@ pub(crate) fn spawn(
     witness: bool,
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
+    span: tracing::Span,
 ) -> std::io::Result<(mpsc::Sender<Job>, JoinHandle<()>)> {
     let (jobs, queue) = mpsc::channel();
     let applied = machine.applied();
     let mut worker = Worker { machine, witness, storage, inbox, applied };
     let thread = std::thread::Builder::new().name("raft-apply".to_owned()).spawn(move || {
+        let _in = span.entered();
         for job in queue {
             if !worker.work(job) {
                 return;
@@ -72,11 +74,13 @@ impl Worker {
     fn work(&mut self, job: Job) -> bool {
         let (input, sound) = match job {
             Job::Apply { after, last, entries, waiters } => {
+                let _apply = tracing::debug_span!("apply", %after, %last).entered();
                 let result = self.apply_all(after, last, entries, waiters.into());
                 let sound = result.is_ok();
                 (Input::Applied(result.map(|()| last)), sound)
             }
             Job::Flush => {
+                let _flush = tracing::debug_span!("flush").entered();
                 let result = guarded(|| self.machine.flush());
                 let sound = result.is_ok();
                 (Input::Flushed(result), sound)
@@ -88,6 +92,7 @@ impl Worker {
                 (Input::SnapshotTaken(to, result), sound)
             }
             Job::Install(mut file, last) => {
+                let _install = tracing::info_span!("install", %last).entered();
                 let result = guarded(|| self.machine.restore(&mut file));
                 let sound = result.is_ok();
                 if sound {

@@ -78,6 +78,8 @@ pub(crate) struct Driver {
     transfers_begun: u64,
     arrivals: VecDeque<Arrival>,
     stop: Option<Stop>,
+    /// The engine's, for what outlives a turn.
+    span: tracing::Span,
 }
 
 /// What the apply thread has done, does and is to do.
@@ -140,6 +142,7 @@ impl Driver {
             transfers_begun: 0,
             arrivals: VecDeque::new(),
             stop: None,
+            span: tracing::Span::none(),
             raft,
         };
         (driver, watching)
@@ -147,6 +150,7 @@ impl Driver {
 
     pub(crate) async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
         let mut turn = Vec::with_capacity(TURN_INPUTS_MAX);
+        self.span = tracing::Span::current();
         self.step(Event::Tick); // The only voter of a cluster leads at once.
         self.end_turn();
         while self.stop.is_none() {
@@ -155,6 +159,7 @@ impl Driver {
                 _ = inputs.recv_many(&mut turn, TURN_INPUTS_MAX) => {}
                 () = sleep_until(deadline) => {}
             }
+            let span = tracing::debug_span!("turn", inputs = turn.len()).entered();
             for input in turn.drain(..) {
                 self.take(input);
             }
@@ -165,6 +170,7 @@ impl Driver {
             self.waiters.expire(now);
             self.end_turn();
             self.conclude(now);
+            drop(span);
         }
         inputs.close();
         self.farewell(inputs).await;
@@ -214,7 +220,7 @@ impl Driver {
             }
             Input::Persisted(Ok(())) => {
                 if self.no_room.take().is_some() {
-                    tracing::info!(node = %self.raft.id(), "there is room on the disk again");
+                    tracing::info!("there is room on the disk again");
                 }
                 self.step(Event::Persisted);
             }
@@ -289,7 +295,7 @@ impl Driver {
         match output {
             Output::AppendedBlank(id) => self.cache.push(Entry { id, payload: Payload::Blank }),
             Output::AppendedMembership(id, membership) => {
-                tracing::info!(node = %self.raft.id(), %id, members = %membership, "membership");
+                tracing::info!(%id, members = %membership, "membership");
                 let payload = Payload::Membership(Membership::clone(&membership));
                 self.cache.push(Entry { id, payload });
             }
@@ -371,7 +377,7 @@ impl Driver {
 
     /// The write in hand waits, for how long nobody knows. Who has room should lead.
     fn on_no_room(&mut self, why: String) {
-        tracing::warn!(node = %self.raft.id(), why, "no room on the disk: no commands are taken until there is");
+        tracing::warn!(why, "no room on the disk: no commands are taken until there is");
         self.no_room = Some(why);
         self.waiters.fail_all(&ProposeError::Unknown { why: "it waits for room on the disk" });
         let token = self.asked.token();
@@ -428,7 +434,7 @@ impl Driver {
     }
 
     fn fail(&mut self, why: String) {
-        tracing::error!(node = %self.raft.id(), why, "the engine stops");
+        tracing::error!(why, "the engine stops");
         self.stop = Some(Stop::Fatal(why));
     }
 
@@ -439,7 +445,7 @@ impl Driver {
             if changed {
                 measure::status_changed(old, &new);
                 if (old.role, old.term, old.leader) != (new.role, new.term, new.leader) {
-                    tracing::info!(node = %new.node_id, role = %new.role, term = %new.term, leader = ?new.leader.map(|n| n.0), "role");
+                    tracing::info!(role = %new.role, term = %new.term, leader = ?new.leader.map(|n| n.0), "role");
                 }
                 *old = Arc::new(new);
             }

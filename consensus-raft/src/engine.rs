@@ -15,6 +15,7 @@ use consensus_core::{
 };
 use consensus_raft_protocol::{ConfigError, InterruptedInstall, Raft, Restored};
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument;
 
 use crate::{
     RaftConfig,
@@ -139,10 +140,12 @@ impl RaftEngine {
             error,
         })?;
         let (inbox, inputs) = mpsc::unbounded_channel();
-        let writer = storage_thread::spawn(storage.clone(), inbox.clone())?;
+        let span = tracing::error_span!("raft", node = %config.protocol.id);
+        let writer = storage_thread::spawn(storage.clone(), inbox.clone(), span.clone())?;
         let witness = config.protocol.witness;
-        let applier = apply_thread::spawn(machine, witness, storage.clone(), inbox.clone())?;
+        let applier = apply_thread::spawn(machine, witness, storage.clone(), inbox.clone(), span.clone())?;
         let handler = Handler {
+            span: span.clone(),
             inbox: inbox.clone(),
             messages: Admission::new(u64::MAX, config.inbox_bytes_max),
             snapshots: Arc::new(tokio::sync::Mutex::new(Receiver::new(config.snapshot_dir.clone()))),
@@ -163,7 +166,7 @@ impl RaftEngine {
             applier,
         );
         transport.start(Arc::new(handler)).await?;
-        let task = tokio::spawn(driver.run(inputs));
+        let task = tokio::spawn(driver.run(inputs).instrument(span));
         Ok(Arc::new(Self {
             inbox,
             status,
@@ -309,6 +312,7 @@ impl Drop for RaftEngine {
 
 /// The transport's way in.
 struct Handler {
+    span: tracing::Span,
     inbox: Inbox,
     messages: Arc<Admission>,
     snapshots: Arc<tokio::sync::Mutex<Receiver>>,
@@ -326,7 +330,9 @@ impl MessageHandler for Handler {
     async fn on_snapshot_chunk(&self, from: NodeId, chunk: SnapshotChunk) -> SnapshotAck {
         let (term, mut receiver) = (chunk.term, self.snapshots.clone().lock_owned().await);
         let refused = SnapshotAck { term, outcome: SnapshotOutcome::Refused };
-        let received = tokio::task::spawn_blocking(move || receiver.take(from, &chunk)).await;
+        let span = self.span.clone();
+        let received =
+            tokio::task::spawn_blocking(move || span.in_scope(|| receiver.take(from, &chunk))).await;
         match received {
             Ok(Received::Answer(outcome)) => SnapshotAck { term, outcome },
             Ok(Received::Whole(meta, file)) => {

@@ -134,7 +134,7 @@ impl Recorded {
         let Some(recorder) = &mut self.recorder else { return };
         if let Err(error) = write(recorder, &self.raft) {
             let dir = recorder.settings.dir.display();
-            tracing::warn!(node = %self.raft.id(), %dir, %error, "the flight recorder ends");
+            tracing::warn!(%dir, %error, "the flight recorder ends");
             self.recorder = None;
         }
     }

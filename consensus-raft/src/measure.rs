@@ -10,6 +10,16 @@
 //! | `raft_elections_total` | times that this node stood for election |
 //! | `raft_leader_changes_total` | times that it learned of another leader |
 //! | `raft_snapshots_sent_total`, `raft_snapshot_bytes_sent_total`, `raft_snapshots_installed_total` | snapshots |
+//!
+//! What is logged goes through `tracing`, within these spans:
+//!
+//! | span | level | |
+//! |---|---|---|
+//! | `raft{node}` | error, so that it is always there | everything of one engine |
+//! | `turn{inputs}` | debug | one turn of the driver's task: from inputs to what is sent, written and applied |
+//! | `write{entries}` | debug | a log write, with its sync |
+//! | `apply{after, last}`, `flush` | debug | the state machine |
+//! | `snapshot{to, last}`, `install{last}` | info | a snapshot sent, a snapshot installed |
 
 use std::time::{Duration, Instant};
 

@@ -45,7 +45,7 @@ impl Transfer {
                 Some(last)
             }
             Err(why) => {
-                tracing::warn!(to = %self.to, %last, why, "snapshot not sent; trying again");
+                tracing::warn!(why, "snapshot not sent; trying again");
                 tokio::time::sleep(self.retry).await;
                 None
             }

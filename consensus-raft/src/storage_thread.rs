@@ -21,11 +21,14 @@ use crate::{
 pub(crate) fn spawn(
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
+    span: tracing::Span,
 ) -> std::io::Result<(mpsc::Sender<LogBatch>, JoinHandle<()>)> {
     let (batches, queue) = mpsc::channel::<LogBatch>();
     let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || {
+        let _in = span.entered();
         while let Ok(batch) = queue.recv() {
             let (entries, began) = (batch.entries.len(), Instant::now());
+            let _write = tracing::debug_span!("write", entries).entered();
             let Some(result) = write_when_there_is_room(&*storage, batch, &inbox, &queue) else { return };
             measure::log_written(entries, began.elapsed());
             // After a failed write nobody knows what is on disk: the engine stops, and so does this.

@@ -95,7 +95,7 @@ impl Driver {
         }
         let own = self.raft.id();
         if self.addressed.get(own).is_some() && membership.get(own).is_none() {
-            tracing::warn!(node = %own, "no longer a member: it was removed; its server may be stopped");
+            tracing::warn!("no longer a member: it was removed; its server may be stopped");
         }
         for (id, member) in membership.everybody().filter(|(id, _)| *id != own) {
             let known = self.addressed.get(id).and_then(|member| member.endpoint.as_ref());

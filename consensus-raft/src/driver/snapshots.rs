@@ -5,6 +5,8 @@ use std::sync::Arc;
 use consensus_core::{LogId, Membership, NodeId, Role, Snapshot, SnapshotAck, SnapshotMeta, SnapshotOutcome};
 use consensus_raft_protocol::{Event, SnapshotVerdict};
 
+use tracing::Instrument;
+
 use super::{Apply, Driver, messages::is_witness};
 use crate::{
     apply_thread::Job, cache::EntryCache, inbox::Input, snapshot_send::Transfer, witness::NoCommands,
@@ -34,10 +36,12 @@ impl Driver {
             bytes_per_second: self.config.snapshot_bytes_per_second,
             progress: Arc::default(),
         };
-        tracing::info!(%to, %last, "sending a snapshot");
+        let span = tracing::info_span!(parent: &self.span, "snapshot", %to, %last);
+        span.in_scope(|| tracing::info!("sending a snapshot"));
         let (inbox, progress) = (self.inbox.clone(), transfer.progress.clone());
         let task = tokio::spawn(async move {
-            let _ = inbox.send(Input::SnapshotSent(to, transfer.run(picture).await));
+            let sent = transfer.run(picture).instrument(span).await;
+            let _ = inbox.send(Input::SnapshotSent(to, sent));
         });
         self.transfers.insert(to, (task, progress));
     }

@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use consensus_core::{
     ChangeError, Committed, ConsensusEngine, EngineStatus, Entry, HardState, Health, LogBatch, LogId,
-    LogIndex, LogState, LogStorage, MemberChange, Membership, Message, MessageHandler, NetworkTransport,
-    NodeId, Payload, ProposeError, ReadConsistency, ReadError, ShutdownError, SnapshotAck, SnapshotChunk,
-    SnapshotError, SnapshotOutcome, StateMachine, StorageError, TransferError, TransportError,
+    LogIndex, LogState, LogStorage, MemberChange, MemberKind, Membership, Message, MessageHandler,
+    NetworkTransport, NodeId, Payload, ProposeError, ReadConsistency, ReadError, ShutdownError, SnapshotAck,
+    SnapshotChunk, SnapshotError, SnapshotOutcome, StateMachine, StorageError, TransferError, TransportError,
 };
 use consensus_raft_protocol::{ConfigError, InterruptedInstall, Raft, Restored};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -71,6 +71,18 @@ pub enum StartError {
     /// No thread could be had.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
+    /// A witness was started as a node with data, or the other way round: it would lack what the others count on.
+    #[error(
+        "node {node} is a {kind} in its cluster and was started as {started}: start it as what it is, or remove it and add it again with an empty disk"
+    )]
+    OtherKind {
+        /// Which.
+        node: NodeId,
+        /// In the configuration.
+        kind: MemberKind,
+        /// Of which [`RaftEngine`]'s functions.
+        started: &'static str,
+    },
     /// The flight recorder cannot write.
     #[error("flight recorder in {dir}: {error}", dir = dir.display())]
     FlightRecorder {
@@ -134,6 +146,13 @@ impl RaftEngine {
     ) -> Result<Arc<Self>, StartError> {
         let restored = Restored { log, applied: applied.index };
         let raft = Raft::new(config.protocol.clone(), restored, std::time::Duration::ZERO)?;
+        let (node, witness) = (raft.id(), config.protocol.witness);
+        if let Some(kind) = raft.membership().get(node).map(|member| member.kind)
+            && (kind == MemberKind::Witness) != witness
+        {
+            let started = if witness { "a witness" } else { "a node with data" };
+            return Err(StartError::OtherKind { node, kind, started });
+        }
         let recorder = config.flight_recorder.as_ref();
         let raft = Recorded::new(raft, recorder).map_err(|error| StartError::FlightRecorder {
             dir: recorder.map(|recorder| recorder.dir.clone()).unwrap_or_default(),
@@ -142,7 +161,6 @@ impl RaftEngine {
         let (inbox, inputs) = mpsc::unbounded_channel();
         let span = tracing::error_span!("raft", node = %config.protocol.id);
         let writer = storage_thread::spawn(storage.clone(), inbox.clone(), span.clone())?;
-        let witness = config.protocol.witness;
         let applier = apply_thread::spawn(machine, witness, storage.clone(), inbox.clone(), span.clone())?;
         let handler = Handler {
             span: span.clone(),

@@ -8,7 +8,9 @@ enum MemberKind {
   /** Receives everything, and neither votes nor counts. */
   LEARNER = 2,
   /** Becomes a voter by itself when it has caught up. */
-  JOINING = 3
+  JOINING = 3,
+  /** Votes, and keeps no data. */
+  WITNESS = 4
 }
 
 struct MemberChange {

@@ -34,10 +34,13 @@ impl MemberKind {
   pub const LEARNER: MemberKind = MemberKind(2);
   /// Becomes a voter by itself when it has caught up.
   pub const JOINING: MemberKind = MemberKind(3);
+  /// Votes, and keeps no data.
+  pub const WITNESS: MemberKind = MemberKind(4);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::VOTER,
     Self::LEARNER,
     Self::JOINING,
+    Self::WITNESS,
   ];
 }
 
@@ -58,6 +61,7 @@ impl From<i32> for MemberKind {
       1 => MemberKind::VOTER,
       2 => MemberKind::LEARNER,
       3 => MemberKind::JOINING,
+      4 => MemberKind::WITNESS,
       _ => MemberKind(i)
     }
   }

@@ -1,7 +1,7 @@
 //! What to start: flags, environment, file, defaults - the first that says something counts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
     time::Duration,
@@ -72,6 +72,9 @@ pub(crate) struct Arguments {
     /// Room on the disk that is kept free, in MiB: with less, writes are refused until there is more. 0: none is kept.
     #[arg(long, env = "KV_DISK_RESERVE_MIB")]
     disk_reserve_mib: Option<u64>,
+    /// Which nodes vote and keep no data, as 1,2,..: two nodes with data and a witness survive the loss of one.
+    #[arg(long, env = "KV_WITNESSES", value_delimiter = ',')]
+    witnesses: Option<Vec<u64>>,
     /// Records what consensus is told, in at most so many MiB below the data directory, for raft-replay. 0, the default: it
     /// does not.
     #[arg(long, env = "KV_FLIGHT_RECORDER_MIB")]
@@ -128,6 +131,8 @@ struct Deployment {
     routing: Option<Routing>,
     sessions_max: Option<u64>,
     join: Option<bool>,
+    #[serde(default)]
+    witnesses: Vec<u64>,
     disk_reserve_mib: Option<u64>,
 }
 
@@ -177,6 +182,7 @@ pub(crate) struct ClusterSettings {
     /// The node waits to be added rather than begin a cluster of `nodes`.
     pub(crate) join: bool,
     pub(crate) lease_drift_percent: u32,
+    pub(crate) witnesses: BTreeSet<NodeId>,
     /// All nodes, this one included.
     pub(crate) nodes: BTreeMap<NodeId, NodeEndpoints>,
     pub(crate) consensus_listen: Endpoint,
@@ -294,6 +300,8 @@ impl Builder {
             return self.error("port", port, &allowed);
         }
         let (arguments, file) = (&self.arguments, &self.file);
+        let witnesses = arguments.witnesses.as_ref().unwrap_or(&file.deployment.witnesses);
+        let witnesses: BTreeSet<NodeId> = witnesses.iter().copied().map(NodeId).collect();
         let ms = |flag: Option<u64>, file: Option<u64>, default| {
             Duration::from_millis(flag.or(file).unwrap_or(default))
         };
@@ -330,6 +338,7 @@ impl Builder {
                 "flight_recorder_mib",
                 arguments.flight_recorder_mib.or(file.log.flight_recorder_mib).unwrap_or(0),
             )?,
+            witnesses,
             nodes: nodes.clone(),
         };
         self.check(&settings)?;
@@ -338,6 +347,12 @@ impl Builder {
 
     fn check(&self, settings: &ClusterSettings) -> Result<(), ConfigError> {
         let ms = |time: Duration| time.as_millis();
+        if let Some(unknown) = settings.witnesses.iter().find(|id| !settings.nodes.contains_key(id)) {
+            return self.error("witnesses", unknown, "it is not one of the nodes of this cluster");
+        }
+        if !settings.join && settings.nodes.keys().all(|id| settings.witnesses.contains(id)) {
+            return self.error("witnesses", "all nodes", "one at least must keep data, or nobody could lead");
+        }
         if settings.health_check_interval.is_zero() {
             return self.error("health_check_interval_ms", 0, "it must be at least 1");
         }
@@ -515,6 +530,17 @@ mod tests {
             ),
             (vec![], "[deployment]\nreplica_endpoints = [\"a:65000\"]".into(), vec!["a:65000", "65535"]),
             (vec!["--mode", "replicated"], String::new(), vec!["replica_endpoints"]),
+            (vec!["--witnesses", "7"], format!("[deployment]\n{nodes}"), vec!["witnesses = 7", "not one of"]),
+            (
+                vec!["--witnesses", "0,1"],
+                format!("[deployment]\n{nodes}"),
+                vec!["one at least must keep data"],
+            ),
+            (
+                vec!["--disk-reserve-mib", "99999999999999"],
+                String::new(),
+                vec!["disk_reserve_mib", "no disk"],
+            ),
             (vec![], "[deployment]\nsessions_max = 0".into(), vec!["sessions_max = 0", "at least 1"]),
         ];
         for (flags, file, words) in cases {

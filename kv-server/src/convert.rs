@@ -42,7 +42,8 @@ fn member_change(change: &admin::MemberChange, now: &Membership) -> Result<Membe
         admin::MemberKind::VOTER => MemberKind::Voter,
         admin::MemberKind::LEARNER => MemberKind::Learner,
         admin::MemberKind::JOINING => MemberKind::Joining,
-        other => return Err(refuse(format!("kind {} is not 1, 2 or 3", other.0))),
+        admin::MemberKind::WITNESS => MemberKind::Witness,
+        other => return Err(refuse(format!("kind {} is not 1, 2, 3 or 4", other.0))),
     };
     let known = now.members().get(&id);
     let endpoint = |name: &str, text: &Option<String>, known: Option<Endpoint>| match text {

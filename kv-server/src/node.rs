@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io, sync::Arc};
 
 use consensus_core::{
-    ConsensusEngine, Health, Member, MemberKind, Membership, NetworkTransport, StorageError, TransportError,
+    Health, Member, MemberKind, Membership, NetworkTransport, StorageError, TransportError,
 };
 use consensus_raft::{
     RaftConfig, RaftEngine, StartError,
@@ -113,8 +113,6 @@ async fn replicated(
 ) -> Result<(ConsensusKvDatabase, Arc<ThriftTransport>), NodeError> {
     let storage = RocksLogStorage::open(&settings.data_dir.join(LOG), settings.node)?
         .with_reserve(settings.disk_reserve_bytes);
-    let machine = KvStateMachine::open(&settings.data_dir.join(STATE), settings.node, Durability::FromLog)?;
-    let executor = machine.executor();
     let mut thrift = ThriftConfig::new(settings.node, cluster.consensus_listen.clone());
     thrift.cluster.clone_from(&cluster.name);
     thrift.advertise = cluster.nodes.get(&settings.node).map(|endpoints| endpoints.consensus.clone());
@@ -122,16 +120,18 @@ async fn replicated(
     let mut members = BTreeMap::new();
     for (id, endpoints) in &cluster.nodes {
         let (endpoint, client_endpoint) = (Some(endpoints.consensus.clone()), Some(endpoints.client.clone()));
-        let voter = Member::new(MemberKind::Voter);
-        members.insert(*id, Member { endpoint, client_endpoint, ..voter });
+        let kind = if cluster.witnesses.contains(id) { MemberKind::Witness } else { MemberKind::Voter };
+        members.insert(*id, Member { endpoint, client_endpoint, ..Member::new(kind) });
     }
-    let engine = RaftEngine::start(
-        raft_config(settings, cluster, Membership::new(members)),
-        transport.clone(),
-        Arc::new(storage),
-        Box::new(machine),
-    );
-    let engine: Arc<dyn ConsensusEngine> = engine.await?;
+    let config = raft_config(settings, cluster, Membership::new(members));
+    let storage = Arc::new(storage);
+    if cluster.witnesses.contains(&settings.node) {
+        let engine = RaftEngine::start_witness(config, transport.clone(), storage).await?;
+        return Ok((ConsensusKvDatabase::witness(engine), transport));
+    }
+    let machine = KvStateMachine::open(&settings.data_dir.join(STATE), settings.node, Durability::FromLog)?;
+    let executor = machine.executor();
+    let engine = RaftEngine::start(config, transport.clone(), storage, Box::new(machine)).await?;
     Ok((ConsensusKvDatabase::new(engine, executor), transport))
 }
 
@@ -171,7 +171,7 @@ pub(crate) fn force_new_cluster(settings: &Settings) -> Result<String, NodeError
 fn refuse_other_mode(settings: &Settings) -> Result<(), NodeError> {
     let (has_log, has_state) = (settings.data_dir.join(LOG).exists(), settings.data_dir.join(STATE).exists());
     let path = settings.data_dir.display().to_string();
-    match settings.cluster {
+    match &settings.cluster {
         None if has_log => {
             let hint = "start it with the cluster's --config, or choose another --data-dir";
             Err(NodeError::OtherMode { path, found: "a replicated node", hint })
@@ -179,6 +179,11 @@ fn refuse_other_mode(settings: &Settings) -> Result<(), NodeError> {
         Some(_) if has_state && !has_log => {
             let hint = "start it without --config, or choose another --data-dir";
             Err(NodeError::OtherMode { path, found: "a standalone server", hint })
+        }
+        Some(cluster) if has_state && cluster.witnesses.contains(&settings.node) => {
+            let hint =
+                "remove the node from the cluster, and add it again as a witness with another --data-dir";
+            Err(NodeError::OtherMode { path, found: "a node that is no witness", hint })
         }
         _ => Ok(()),
     }

@@ -26,7 +26,8 @@ use crate::{
 #[derive(Clone)]
 pub struct ConsensusKvDatabase {
     engine: Arc<dyn ConsensusEngine>,
-    executor: KvStoreExecutor,
+    /// `None` on a witness.
+    executor: Option<KvStoreExecutor>,
     serving: Arc<AtomicBool>,
     reserve: Option<Reserve>,
 }
@@ -96,7 +97,14 @@ impl ConsensusKvDatabase {
     /// A database on an engine that owns the state machine of which `executor` is the handle.
     #[must_use]
     pub fn new(engine: Arc<dyn ConsensusEngine>, executor: KvStoreExecutor) -> Self {
-        Self { engine, executor, serving: Arc::new(AtomicBool::new(false)), reserve: None }
+        Self { engine, executor: Some(executor), serving: Arc::new(AtomicBool::new(false)), reserve: None }
+    }
+
+    /// The database on a witness, which has no data: whatever only the leader can do it leaves to the leader, and reads
+    /// too, how stale they may be notwithstanding.
+    #[must_use]
+    pub fn witness(engine: Arc<dyn ConsensusEngine>) -> Self {
+        Self { engine, executor: None, serving: Arc::new(AtomicBool::new(false)), reserve: None }
     }
 
     /// Has writes refused while the disk has less room than this; they are taken again, without a restart, when it has. A
@@ -161,31 +169,35 @@ impl ConsensusKvDatabase {
     }
 
     async fn read(&self, operation: KvOperation, consistency: Consistency) -> Result<KvAnswer, KvError> {
+        let Some(executor) = self.executor.clone() else {
+            return Err(KvError::NotLeader { leader: self.engine.status().borrow().leader });
+        };
         let consistency = match consistency {
             Consistency::Linearizable => ReadConsistency::Linearizable,
             Consistency::Lease => ReadConsistency::Lease,
             Consistency::Stale => ReadConsistency::Stale,
         };
         self.engine.read_barrier(consistency).await.map_err(read_error)?;
-        let executor = self.executor.clone();
         Ok(blocking(move || executor.read(&operation)).await??)
     }
 
     /// A checksum over this node's own state, as it is now.
     ///
     /// # Errors
-    /// The disk failed.
+    /// The disk failed, or this is a witness.
     pub async fn hash(&self) -> Result<StateHash, KvError> {
-        let executor = self.executor.clone();
+        let no_data =
+            || KvError::Unavailable { why: "a witness has no data".to_owned(), maybe_applied: false };
+        let executor = self.executor.clone().ok_or_else(no_data)?;
         blocking(move || executor.hash()).await
     }
 
-    /// The store's revision on this node.
+    /// The store's revision on this node; 0 on a witness.
     ///
     /// # Errors
     /// The disk failed.
     pub fn revision(&self) -> Result<u64, KvError> {
-        self.executor.revision().map_err(failure)
+        self.executor.as_ref().map_or(Ok(0), KvStoreExecutor::revision).map_err(failure)
     }
 
     /// The engine's state, now and at every change.

@@ -136,6 +136,11 @@ impl Cluster {
 
     /// One more server, which waits to be made a member; its id.
     pub fn join(&mut self) -> usize {
+        self.join_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub fn join_with(&mut self, more: &[&str]) -> usize {
         let (id, port) = (self.servers.len(), free_port());
         let config = self.dir.path().join(format!("node-{id}.toml"));
         let node = format!("[[nodes]]\nid = {id}\nclient_endpoint = \"127.0.0.1:{port}\"\n");
@@ -143,8 +148,9 @@ impl Cluster {
         let data = self.dir.path().join(format!("node-{id}")).display().to_string();
         let (config, node_id) = (config.display().to_string(), id.to_string());
         let arguments =
-            ["--join", "--config", &config, "--node-id", &node_id, "--data-dir", &data].map(str::to_owned);
-        let mut server = Server::new(self.dir.path(), &format!("node-{id}"), port, arguments.to_vec());
+            ["--join", "--config", &config, "--node-id", &node_id, "--data-dir", &data].into_iter();
+        let arguments = arguments.chain(more.iter().copied()).map(str::to_owned).collect();
+        let mut server = Server::new(self.dir.path(), &format!("node-{id}"), port, arguments);
         server.start();
         self.servers.push(server);
         id

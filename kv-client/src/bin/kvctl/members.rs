@@ -28,6 +28,9 @@ pub(crate) enum Command {
         /// It never votes.
         #[arg(long)]
         learner: bool,
+        /// It votes and keeps no data; started with --witnesses, too.
+        #[arg(long, conflicts_with = "learner")]
+        witness: bool,
     },
     /// Removes members, all in one step.
     Remove {
@@ -67,8 +70,12 @@ pub(crate) async fn execute(
 ) -> Result<u8, Failure> {
     let changes = match command {
         Command::List => return list(client, endpoints, show).await,
-        Command::Add { node_id, consensus, client, learner } => {
-            let kind = if *learner { MemberKind::LEARNER } else { MemberKind::JOINING };
+        Command::Add { node_id, consensus, client, learner, witness } => {
+            let kind = match (learner, witness) {
+                (true, _) => MemberKind::LEARNER,
+                (_, true) => MemberKind::WITNESS,
+                _ => MemberKind::JOINING,
+            };
             vec![MemberChange::new(*node_id, kind, consensus.to_string(), client.to_string(), None)]
         }
         Command::Remove { node_ids } => {
@@ -85,6 +92,7 @@ pub(crate) async fn execute(
             let kind = match known(client, endpoints, *node_id).await?.kind.as_str() {
                 "voter" => MemberKind::VOTER,
                 "joining" => MemberKind::JOINING,
+                "witness" => MemberKind::WITNESS,
                 _ => MemberKind::LEARNER,
             };
             let text = |endpoint: &Option<Endpoint>| endpoint.as_ref().map(Endpoint::to_string);

@@ -1,0 +1,109 @@
+//! Two servers with data and a witness.
+
+mod common;
+
+use std::{path::Path, process::Command};
+
+use common::{Cluster, client};
+use kv_client::{
+    admin::{MemberChange, MemberKind},
+    idl::{Consistency, RangeRequest},
+};
+
+const WITNESS: usize = 2;
+const VALUE: &str = "nobody tells a witness";
+
+/// Whether a file below `dir` has the value.
+fn is_stored(dir: &Path) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return is_stored(&path);
+        }
+        let bytes = std::fs::read(path).unwrap();
+        bytes.windows(VALUE.len()).any(|window| window == VALUE.as_bytes())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_and_a_witness_survive_the_loss_of_one() {
+    let mut cluster = Cluster::start(3, &format!("witnesses = [{WITNESS}]"), "");
+    let first = cluster.leader().await;
+    assert_ne!(first, WITNESS);
+    cluster.client().put("k", VALUE).await.unwrap();
+    let kinds: Vec<_> = cluster.status(first).await.unwrap().members.into_iter().map(|m| m.kind).collect();
+    assert_eq!(kinds, ["voter", "voter", "witness"]);
+
+    // Whoever knows only the witness is served by it, through the leader.
+    let through_witness = client(&[cluster.servers[WITNESS].port]);
+    assert_eq!(through_witness.get("k").await.unwrap().unwrap().value, VALUE.as_bytes());
+    let stale = RangeRequest::new(b"k".to_vec(), None, None, None, None, None, None, Consistency::STALE);
+    assert_eq!(through_witness.range(stale).await.unwrap().kvs.len(), 1);
+
+    let other = 1 - first;
+    cluster
+        .eventually("the other server has it", async |cluster| {
+            let last = cluster.status(first).await?.header.applied_index;
+            (cluster.status(other).await?.header.applied_index == last).then_some(())
+        })
+        .await;
+    cluster.servers[first].kill();
+    through_witness.put("after", VALUE).await.unwrap();
+    assert_eq!(cluster.leader().await, other);
+    assert_eq!(through_witness.get("k").await.unwrap().unwrap().value, VALUE.as_bytes());
+
+    let dir = |id: usize| cluster.dir.path().join(format!("node-{id}"));
+    assert!(is_stored(&dir(other)), "where there is data it is found");
+    assert!(!is_stored(&dir(WITNESS)));
+
+    cluster.servers[first].start();
+    cluster
+        .eventually("the first is back", async |cluster| {
+            let last = cluster.status(other).await?.header.applied_index;
+            (cluster.status(first).await?.header.applied_index == last).then_some(())
+        })
+        .await;
+    cluster.servers[other].kill();
+    assert_eq!(through_witness.get("after").await.unwrap().unwrap().value, VALUE.as_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_witness_joins_and_is_not_taken_for_more() {
+    let mut cluster = Cluster::start(2, "", "");
+    cluster.client().put("k", VALUE).await.unwrap();
+    let id = cluster.join_with(&["--witnesses", "2"]);
+    let port = cluster.servers[id].port;
+    let (consensus, clients) = (format!("127.0.0.1:{}", port + 1000), format!("127.0.0.1:{port}"));
+    let add = MemberChange::new(id as i64, MemberKind::WITNESS, consensus, clients, None);
+    cluster.client().change_members(vec![add]).await.unwrap();
+    cluster
+        .eventually("the witness knows that it is one", async |cluster| {
+            cluster
+                .status(id)
+                .await?
+                .members
+                .iter()
+                .any(|m| m.node_id == id as i64 && m.kind == "witness")
+                .then_some(())
+        })
+        .await;
+    let leader = cluster.leader().await;
+    cluster.servers[1 - leader].kill();
+    cluster.client().put("k", "with the witness's vote").await.unwrap();
+
+    cluster.servers[id].kill();
+    let (config, data) = (format!("node-{id}.toml"), format!("node-{id}"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kv-server"));
+    command.current_dir(cluster.dir.path()).args([
+        "--join",
+        "--config",
+        &config,
+        "--node-id",
+        "2",
+        "--data-dir",
+        &data,
+    ]);
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("node 2 is a witness in its cluster"), "{error}");
+}

@@ -94,7 +94,8 @@ impl Transfer {
             let chunk = SnapshotChunk { term, transfer, meta, offset, data: data.clone(), last };
             match self.transport.send_snapshot_chunk(self.to, chunk).await {
                 Ok(ack) => return Ok(ack.outcome),
-                Err(error) if began.elapsed() >= self.resume => return Err(error.to_string()),
+                // Before the first there is nothing to go on with.
+                Err(error) if offset == 0 || began.elapsed() >= self.resume => return Err(error.to_string()),
                 Err(_) => tokio::time::sleep(self.retry).await,
             }
         }

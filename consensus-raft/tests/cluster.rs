@@ -175,6 +175,10 @@ async fn a_snapshot_is_sent_no_faster_than_it_may_be_and_its_progress_is_seen() 
         }
         seen
     });
+    // One that was begun at once when the node went away would only be the first of two.
+    let status = cluster.engine(leading).status();
+    eventually("none is being sent", || status.borrow().peers[&away_id].snapshot_bytes.map_or(Ok(()), Err))
+        .await;
     let began = Instant::now();
     cluster.network.heal();
     let seen = progress.await.unwrap();

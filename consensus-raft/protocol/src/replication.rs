@@ -60,7 +60,10 @@ impl Raft {
 
     fn send_to(&mut self, id: NodeId, peer: &mut Progress, round: u64, send: Send) {
         let purged = self.log.purged();
-        if peer.next <= purged.index && !matches!(peer.state, State::Snapshot) {
+        let log_is_gone = peer.next <= purged.index;
+        // Who is silent is sent none: by the time it is back, that would be an old one.
+        let in_touch = peer.heard + self.config.election_timeout > self.now;
+        if log_is_gone && in_touch && !matches!(peer.state, State::Snapshot) {
             peer.state = State::Snapshot;
             self.outputs.push(Output::SendSnapshot(id));
         }
@@ -71,6 +74,7 @@ impl Raft {
         let mut sent = false;
         match &mut peer.state {
             State::Snapshot => {}
+            _ if log_is_gone => {}
             State::Probe { sent: waiting } => {
                 if !*waiting || send == Send::Heartbeat {
                     *waiting = true;
@@ -91,7 +95,11 @@ impl Raft {
         }
         if !sent && send != Send::IfNew {
             // Whom only a snapshot helps is told that the leader is there, no more.
-            let prev = if matches!(peer.state, State::Snapshot) { purged.index } else { peer.next.prev() };
+            let prev = if log_is_gone || matches!(peer.state, State::Snapshot) {
+                purged.index
+            } else {
+                peer.next.prev()
+            };
             self.push_append(id, prev, prev, round);
         }
     }

@@ -294,6 +294,37 @@ fn section_7_a_follower_behind_the_purged_log_is_sent_a_snapshot() {
     }
 }
 
+/// Not of the paper: a snapshot for a node that is down would be old when it comes up.
+#[test]
+fn section_7_a_silent_follower_is_sent_a_snapshot_when_it_is_heard_again() {
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(1, 2)));
+    let mut now = SECOND;
+    let mut step_to = |raft: &mut Raft, event| {
+        now += Duration::from_millis(100);
+        step(raft, now, event)
+    };
+    let sends = |outputs: &[Output]| outputs.contains(&Output::SendSnapshot(NodeId(2)));
+    for token in 0..10 {
+        step_to(&mut raft, Event::Propose { token, size_bytes: 100 });
+        step_to(&mut raft, Event::AppendResponse(NodeId(1), accepted(1, 3 + token)));
+    }
+    // Its messages were lost, so it is probed from where it was; that is gone now.
+    step_to(&mut raft, Event::SendFailed(NodeId(2)));
+    step_to(&mut raft, Event::Compact(LogIndex(8)));
+    assert_eq!(raft.purged().index, LogIndex(8));
+    for _ in 0..10 {
+        let outputs = step_to(&mut raft, Event::Tick);
+        assert!(!sends(&outputs), "{outputs:?}");
+        step_to(&mut raft, Event::AppendResponse(NodeId(1), accepted(1, 12)));
+    }
+    let rejected = AppendOutcome::Rejected { prev: LogIndex(8), hint: LogId::new(1, 2) };
+    let answer = AppendResponse { outcome: rejected, ..accepted(1, 0) };
+    let outputs = step_to(&mut raft, Event::AppendResponse(NodeId(2), answer));
+    assert!(sends(&outputs), "{outputs:?}");
+}
+
 #[test]
 fn section_7_a_snapshot_of_what_the_log_has_keeps_what_follows() {
     let mut raft = node(3, 1, &[1, 1, 1]);

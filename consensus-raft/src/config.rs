@@ -15,6 +15,11 @@ pub struct RaftConfig {
     /// The first configuration of the cluster, the same on every node; used only where the log is empty. `None` waits
     /// for a leader to bring it.
     pub bootstrap: Option<Membership>,
+    /// Whether a proposal on a node that does not lead is handed to the leader, rather than refused. It costs a way to
+    /// the leader and back; if the answer is lost nobody knows what became of the command
+    /// ([`ProposeError::Unknown`](consensus_core::ProposeError::Unknown)), so clients that propose again do so in a
+    /// [session](consensus_core::session). Default: refused, with who leads.
+    pub forward_proposals: bool,
     /// Largest command. Default 4 MiB.
     pub command_bytes_max: u64,
     /// Most proposals in flight; more are refused as overload. Default 65 536.
@@ -57,6 +62,7 @@ impl RaftConfig {
         Self {
             protocol,
             bootstrap: None,
+            forward_proposals: false,
             command_bytes_max: 4 << 20,
             proposals_max: 65_536,
             proposal_bytes_max: 64 << 20,

@@ -1,5 +1,6 @@
 //! The task that owns the protocol: feeds it events, carries out what it says.
 
+mod forward;
 mod members;
 mod messages;
 mod reads;
@@ -22,6 +23,7 @@ use consensus_core::{
     Payload, ProposeError, ReadError, Role, SnapshotError,
 };
 use consensus_raft_protocol::{Append, Event, Output, Raft};
+use forward::Forwarding;
 use members::Asked;
 use messages::message_of;
 use reads::{Freshness, Reads};
@@ -32,6 +34,7 @@ use tokio::{
 
 use crate::{
     RaftConfig,
+    admission::Admission,
     apply_thread::Job,
     cache::EntryCache,
     flight::Recorded,
@@ -59,6 +62,11 @@ pub(crate) struct Driver {
     /// The command in hand.
     proposal: Option<(Bytes, Waiter)>,
     waiters: Waiters,
+    /// What bounds the proposals in flight.
+    proposals: Arc<Admission>,
+    /// Tells this start of the node from others.
+    life: u64,
+    forwarding: Forwarding,
     reads: Reads,
     asked: Asked,
     /// Since when this node is leaving, and who waits for it.
@@ -111,12 +119,16 @@ impl Driver {
         transport: Arc<dyn NetworkTransport>,
         storage: Arc<dyn LogStorage>,
         inbox: Inbox,
+        proposals: Arc<Admission>,
         writer: Worker<LogBatch>,
         applier: Worker<Job>,
     ) -> (Self, watch::Receiver<Arc<EngineStatus>>) {
         let (status, watching) = watch::channel(Arc::new(initial_status(&raft, applied)));
         let driver = Self {
             cache: EntryCache::new(raft.last_log().index),
+            life: config.protocol.seed,
+            forwarding: Forwarding::default(),
+            proposals,
             config,
             started: Instant::now(),
             transport,
@@ -168,6 +180,7 @@ impl Driver {
             }
             let now = self.now();
             self.waiters.expire(now);
+            self.forwarding.expire(now);
             self.end_turn();
             self.conclude(now);
             drop(span);
@@ -179,10 +192,16 @@ impl Driver {
     fn next_deadline(&self) -> Option<Duration> {
         let leaving = self.leaving.as_ref().map(|(until, _)| *until);
         let transfers = self.asked.ended.iter().map(|(until, _)| *until).min();
-        [self.raft.next_deadline(), self.waiters.next_deadline(), leaving, transfers]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.raft.next_deadline(),
+            self.waiters.next_deadline(),
+            self.forwarding.next_deadline(),
+            leaving,
+            transfers,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn now(&self) -> Duration {
@@ -203,6 +222,9 @@ impl Driver {
                 waiter.answer(Err(ProposeError::NoRoom { why: self.no_room.clone().unwrap_or_default() }));
             }
             Input::Propose(command, waiter) => {
+                if let Some(leader) = self.forward_to() {
+                    return self.forward(leader, command, waiter);
+                }
                 let size_bytes = Entry::command(LogId::ZERO, command.clone()).size_bytes();
                 self.proposal = Some((command, waiter));
                 self.step(Event::Propose { token: 0, size_bytes });

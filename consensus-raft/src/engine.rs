@@ -180,6 +180,7 @@ impl RaftEngine {
             transport.clone(),
             storage,
             inbox.clone(),
+            proposals.clone(),
             writer,
             applier,
         );

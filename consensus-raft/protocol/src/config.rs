@@ -34,7 +34,8 @@ pub struct Config {
     /// This node keeps no commands, whatever its membership says of it: it never stands for election.
     pub witness: bool,
     /// Seeds the election timeouts, different on each node, or they would ask for votes at once again and again; and the
-    /// ids of questions, different at each start, or an answer from before could be taken for one to a new question.
+    /// ids of questions and forwarded proposals, different at each start, or an answer from before could be taken for one
+    /// to a new question.
     pub seed: u64,
 }
 

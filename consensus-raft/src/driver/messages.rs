@@ -18,6 +18,7 @@ impl Driver {
             Message::TimeoutNow(request) => self.step(Event::TimeoutNow(from, request)),
             Message::ReadIndexRequest(request) => self.step(Event::ReadIndexRequest(from, request)),
             Message::ReadIndexResponse(response) => self.step(Event::ReadIndexResponse(from, response)),
+            Message::Extension(bytes) => self.on_forwarded(from, &bytes),
             other => tracing::debug!(%from, ?other, "not a message of Raft; ignored"),
         }
     }

@@ -9,7 +9,7 @@ use consensus_core::{
 };
 use consensus_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::{MemLogStorage, eventually};
-use consensus_transport_mem::MemNetwork;
+use consensus_transport_mem::{Link, MemNetwork};
 use serde::{Deserialize, Serialize};
 
 #[derive(Default, Serialize, Deserialize)]
@@ -33,6 +33,7 @@ struct Node {
 async fn start(network: &MemNetwork, id: u64, storage: &MemLogStorage) -> Node {
     let mut config = RaftConfig::new(NodeId(id));
     config.bootstrap = Some(Membership::of_voters(0..3));
+    config.forward_proposals = true;
     config.protocol.heartbeat_interval = Duration::from_millis(20);
     config.protocol.election_timeout = Duration::from_millis(150);
     let machine = InMemory::new(Sum::default());
@@ -57,6 +58,23 @@ async fn insist(nodes: &[Node], call: &Call) -> u64 {
         }
     }
     unreachable!("it goes round")
+}
+
+/// Followers hand the calls on, and commands and answers get lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_forwarded_again_and_again_is_applied_once() {
+    let network = MemNetwork::new(8);
+    let mut nodes = Vec::new();
+    for id in 0..3 {
+        nodes.push(start(&network, id, &MemLogStorage::new()).await);
+    }
+    let leading = leader(&nodes).await;
+    let mut client = Client::open(&*nodes[leading].engine, 10).await.unwrap();
+    let follower = &nodes[(leading + 1) % 3..][..1];
+    network.set_all_links(&Link { loss: 0.1, duplication: 0.3, ..Link::default() });
+    for n in 1..=15 {
+        assert_eq!(insist(follower, &client.next(vec![1, 1].into())).await, n);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -35,8 +35,16 @@ pub struct RaftConfig {
     /// The log is compacted after this many entries were applied since the last time; 0: never by itself. Default
     /// 100 000. Lower saves disk, and costs a flush of the state machine each time.
     pub compact_after_entries: u64,
-    /// Entries that a compaction leaves, so that a follower briefly absent needs no snapshot. Default 10 000.
+    /// The log is compacted too when it has grown by this many bytes since the last time; 0: its bytes do not count.
+    /// Default 256 MiB.
+    pub compact_after_bytes: u64,
+    /// Most entries that a compaction leaves, so that a follower briefly absent needs no snapshot. Default 10 000.
     pub compact_keep_entries: u64,
+    /// Most bytes that it leaves for the same. Default 64 MiB.
+    pub compact_keep_bytes: u64,
+    /// Most bytes that it leaves to a follower that answers and is further behind than that, or is being sent a snapshot,
+    /// after which it needs the log: or that snapshot would not be the last. Default 512 MiB.
+    pub compact_hold_bytes: u64,
     /// Piece of a snapshot stream. Default 256 KiB.
     pub snapshot_chunk_bytes: usize,
     /// Most bytes of a snapshot sent per second, so that it leaves room on the network for the rest. Default 0: no bound.
@@ -70,7 +78,10 @@ impl RaftConfig {
             inbox_bytes_max: 64 << 20,
             cache_bytes_max: 32 << 20,
             compact_after_entries: 100_000,
+            compact_after_bytes: 256 << 20,
             compact_keep_entries: 10_000,
+            compact_keep_bytes: 64 << 20,
+            compact_hold_bytes: 512 << 20,
             snapshot_chunk_bytes: 256 << 10,
             snapshot_bytes_per_second: 0,
             snapshot_retry: Duration::from_secs(1),

@@ -1,5 +1,6 @@
 //! The task that owns the protocol: feeds it events, carries out what it says.
 
+mod compaction;
 mod forward;
 mod members;
 mod messages;
@@ -18,9 +19,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use compaction::Compaction;
 use consensus_core::{
     EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage, Membership, NetworkTransport, NodeId,
-    Payload, ProposeError, ReadError, Role, SnapshotError,
+    Payload, ProposeError, ReadError, Role,
 };
 use consensus_raft_protocol::{Append, Event, Output, Raft};
 use forward::Forwarding;
@@ -81,8 +83,8 @@ pub(crate) struct Driver {
     compaction: Compaction,
     /// Appends that wait for entries from disk, in order, per peer; the first of each is being loaded.
     loading: BTreeMap<NodeId, VecDeque<Append>>,
-    /// Snapshots being sent, with how many bytes have arrived.
-    transfers: BTreeMap<NodeId, (tokio::task::JoinHandle<()>, Arc<AtomicU64>)>,
+    /// Snapshots being sent.
+    transfers: BTreeMap<NodeId, Sending>,
     transfers_begun: u64,
     arrivals: VecDeque<Arrival>,
     stop: Option<Stop>,
@@ -97,11 +99,12 @@ struct Apply {
     target: LogIndex,
 }
 
-#[derive(Default)]
-struct Compaction {
-    flushing: bool,
-    last_at: LogIndex,
-    asked: Vec<oneshot::Sender<Result<LogIndex, SnapshotError>>>,
+/// A snapshot being sent.
+struct Sending {
+    task: tokio::task::JoinHandle<()>,
+    last: LogIndex,
+    /// Bytes that have arrived.
+    progress: Arc<AtomicU64>,
 }
 
 /// Why the task ends.
@@ -148,7 +151,7 @@ impl Driver {
             freshness: Freshness::default(),
             no_room: None,
             apply: Apply { done: applied, handed: applied, target: raft.commit() },
-            compaction: Compaction { last_at: applied, ..Compaction::default() },
+            compaction: Compaction::new(raft.purged().index),
             loading: BTreeMap::new(),
             transfers: BTreeMap::new(),
             transfers_begun: 0,
@@ -270,10 +273,7 @@ impl Driver {
                 self.step(event);
             }
             Input::Loaded(to, append, entries) => self.on_loaded(to, append, entries),
-            Input::Compact(reply) => {
-                self.compaction.asked.push(reply);
-                self.flush_machine();
-            }
+            Input::Compact(reply) => self.on_compact(reply),
             Input::Shutdown(reply) => self.leave(reply),
         }
     }
@@ -286,8 +286,8 @@ impl Driver {
         self.carry_out(outputs.into());
         if was.0 && (self.raft.role() != Role::Leader || self.raft.term() != was.1) {
             self.waiters.orphan(now + 2 * self.config.protocol.election_timeout);
-            for (_, (transfer, _)) in std::mem::take(&mut self.transfers) {
-                transfer.abort();
+            for (_, sending) in std::mem::take(&mut self.transfers) {
+                sending.task.abort();
             }
             self.loading.clear();
         }
@@ -423,33 +423,6 @@ impl Driver {
         self.give(Job::Apply { after: handed, last, entries, waiters });
     }
 
-    fn on_applied(&mut self, index: LogIndex) {
-        self.apply.done = self.apply.done.max(index);
-        let every = self.config.compact_after_entries;
-        if every > 0 && self.apply.done.since(self.compaction.last_at) >= every {
-            self.flush_machine();
-        }
-    }
-
-    fn flush_machine(&mut self) {
-        if !self.compaction.flushing {
-            self.compaction.flushing = true;
-            self.compaction.last_at = self.apply.done;
-            self.give(Job::Flush);
-        }
-    }
-
-    /// Removes the log up to what the machine answers for, less a tail; without one if somebody asked.
-    fn on_flushed(&mut self, durable: LogId) {
-        self.compaction.flushing = false;
-        let asked = std::mem::take(&mut self.compaction.asked);
-        let keep = if asked.is_empty() { self.config.compact_keep_entries } else { 0 };
-        self.step(Event::Compact(LogIndex(durable.index.0.saturating_sub(keep))));
-        for reply in asked {
-            let _ = reply.send(Ok(self.raft.purged().index));
-        }
-    }
-
     fn give(&mut self, job: Job) {
         // The thread ends only after it reported an error, which is on its way to this task.
         let _ = self.applier.0.send(job);
@@ -477,10 +450,10 @@ impl Driver {
 
     fn current_status(&self, health: Health) -> EngineStatus {
         let mut status = initial_status(&self.raft, self.apply.done);
-        for (peer, (_, progress)) in &self.transfers {
+        for (peer, sending) in &self.transfers {
             let bytes = status.peers.get_mut(peer).and_then(|peer| peer.snapshot_bytes.as_mut());
             if let Some(bytes) = bytes {
-                *bytes = progress.load(Ordering::Relaxed);
+                *bytes = sending.progress.load(Ordering::Relaxed);
             }
         }
         EngineStatus { health, no_room: self.no_room.clone(), ..status }
@@ -488,8 +461,8 @@ impl Driver {
 
     /// Nothing more is done; everybody who waits is told.
     async fn farewell(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
-        for (_, (transfer, _)) in std::mem::take(&mut self.transfers) {
-            transfer.abort();
+        for (_, sending) in std::mem::take(&mut self.transfers) {
+            sending.task.abort();
         }
         let (health, reply) = match &mut self.stop {
             Some(Stop::Fatal(why)) => (Health::Fatal(why.clone()), None),

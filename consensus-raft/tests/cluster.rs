@@ -95,7 +95,7 @@ async fn a_follower_whose_log_is_gone_gets_a_snapshot() {
     .await;
     let leading = cluster.leader().await;
     let away = (leading + 1) % 3;
-    cluster.isolate(away);
+    cluster.lose(leading, away).await;
     for n in 0..300 {
         cluster.nodes[leading].engine.propose(format!("{n}").into()).await.unwrap();
     }
@@ -125,7 +125,7 @@ async fn a_snapshot_goes_on_after_an_outage_where_it_was() {
     .await;
     let leading = cluster.leader().await;
     let away = (leading + 1) % 3;
-    cluster.isolate(away);
+    cluster.lose(leading, away).await;
     for n in 0..300 {
         cluster.nodes[leading].engine.propose(format!("{n}").into()).await.unwrap();
     }
@@ -157,7 +157,7 @@ async fn a_snapshot_is_sent_no_faster_than_it_may_be_and_its_progress_is_seen() 
     .await;
     let leading = cluster.leader().await;
     let away = (leading + 1) % 3;
-    cluster.isolate(away);
+    cluster.lose(leading, away).await;
     for n in 0..300 {
         cluster.nodes[leading].engine.propose(format!("{n}").into()).await.unwrap();
     }

@@ -60,12 +60,21 @@ pub(crate) struct Arguments {
     /// The log is compacted after so many entries; 0: never.
     #[arg(long, env = "KV_COMPACT_AFTER_ENTRIES")]
     compact_after_entries: Option<u64>,
+    /// The log is compacted too when it has grown by so many MiB; 0: its size does not count.
+    #[arg(long, env = "KV_COMPACT_AFTER_MIB")]
+    compact_after_mib: Option<u64>,
     /// By how much one node's clock may run faster than another's, in percent; 0: not known, no lease reads.
     #[arg(long, env = "KV_LEASE_DRIFT_PERCENT")]
     lease_drift_percent: Option<u32>,
-    /// Entries that a compaction leaves.
+    /// Entries that a compaction leaves at most, for followers that are away for a moment.
     #[arg(long, env = "KV_COMPACT_KEEP_ENTRIES")]
     compact_keep_entries: Option<u64>,
+    /// MiB that it leaves at most for the same.
+    #[arg(long, env = "KV_COMPACT_KEEP_MIB")]
+    compact_keep_mib: Option<u64>,
+    /// MiB that it leaves at most for a follower that answers and is further behind, or receives a snapshot.
+    #[arg(long, env = "KV_COMPACT_HOLD_MIB")]
+    compact_hold_mib: Option<u64>,
     /// Sessions kept; beyond, the one idle longest is forgotten.
     #[arg(long, env = "KV_SESSIONS_MAX")]
     sessions_max: Option<u64>,
@@ -150,7 +159,10 @@ struct Cluster {
 #[serde(deny_unknown_fields, default)]
 struct Log {
     compact_after_entries: Option<u64>,
+    compact_after_mib: Option<u64>,
     compact_keep_entries: Option<u64>,
+    compact_keep_mib: Option<u64>,
+    compact_hold_mib: Option<u64>,
     flight_recorder_mib: Option<u64>,
 }
 
@@ -192,7 +204,10 @@ pub(crate) struct ClusterSettings {
     pub(crate) election_timeout: Duration,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) compact_after_entries: u64,
+    pub(crate) compact_after_bytes: u64,
     pub(crate) compact_keep_entries: u64,
+    pub(crate) compact_keep_bytes: u64,
+    pub(crate) compact_hold_bytes: u64,
     /// 0: no recording.
     pub(crate) flight_recorder_bytes: u64,
 }
@@ -330,10 +345,22 @@ impl Builder {
                 .compact_after_entries
                 .or(file.log.compact_after_entries)
                 .unwrap_or(100_000),
+            compact_after_bytes: self.mebibytes(
+                "compact_after_mib",
+                arguments.compact_after_mib.or(file.log.compact_after_mib).unwrap_or(256),
+            )?,
             compact_keep_entries: arguments
                 .compact_keep_entries
                 .or(file.log.compact_keep_entries)
                 .unwrap_or(10_000),
+            compact_keep_bytes: self.mebibytes(
+                "compact_keep_mib",
+                arguments.compact_keep_mib.or(file.log.compact_keep_mib).unwrap_or(64),
+            )?,
+            compact_hold_bytes: self.mebibytes(
+                "compact_hold_mib",
+                arguments.compact_hold_mib.or(file.log.compact_hold_mib).unwrap_or(512),
+            )?,
             flight_recorder_bytes: self.mebibytes(
                 "flight_recorder_mib",
                 arguments.flight_recorder_mib.or(file.log.flight_recorder_mib).unwrap_or(0),

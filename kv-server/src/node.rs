@@ -142,7 +142,10 @@ fn raft_config(settings: &Settings, cluster: &ClusterSettings, membership: Membe
     config.protocol.election_timeout = cluster.election_timeout;
     config.protocol.heartbeat_interval = cluster.heartbeat_interval;
     config.compact_after_entries = cluster.compact_after_entries;
+    config.compact_after_bytes = cluster.compact_after_bytes;
     config.compact_keep_entries = cluster.compact_keep_entries;
+    config.compact_keep_bytes = cluster.compact_keep_bytes;
+    config.compact_hold_bytes = cluster.compact_hold_bytes;
     config.snapshot_dir.clone_from(&settings.data_dir);
     let recorder =
         FlightRecorder { dir: settings.data_dir.join(FLIGHT), bytes_max: cluster.flight_recorder_bytes };

@@ -1,6 +1,6 @@
 //! The log as the protocol sees it: terms and sizes by position.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use consensus_core::{LogId, LogIndex, LogState, Membership, SnapshotMeta, Term};
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,8 @@ use crate::EntryInfo;
 pub(crate) struct Log {
     purged: LogId,
     entries: VecDeque<Position>,
+    /// Of all of them.
+    size_bytes: u64,
     /// Configurations by the index from which they count: the one at `purged`, then those in the log (I10).
     memberships: VecDeque<(LogIndex, Arc<Membership>)>,
 }
@@ -27,6 +29,7 @@ impl Log {
         let first = (state.purged.last.index, state.purged.membership);
         Self {
             purged: state.purged.last,
+            size_bytes: state.entries.iter().map(|(_, size)| size).sum(),
             entries: state
                 .entries
                 .iter()
@@ -46,6 +49,20 @@ impl Log {
     pub(crate) fn last(&self) -> LogId {
         let term = self.entries.back().map_or(self.purged.term, |position| position.term);
         LogId { term, index: LogIndex(self.purged.index.0 + self.entries.len() as u64) }
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The last entries of at most `bytes_max` together are those after this one.
+    pub(crate) fn tail(&self, bytes_max: u64) -> LogIndex {
+        let mut bytes = 0;
+        let fit = self.entries.iter().rev().take_while(|position| {
+            bytes += position.size_bytes;
+            bytes <= bytes_max
+        });
+        LogIndex(self.last().index.0 - fit.count() as u64)
     }
 
     fn position(&self, index: LogIndex) -> Option<&Position> {
@@ -95,6 +112,7 @@ impl Log {
     }
 
     pub(crate) fn push(&mut self, entry: EntryInfo) -> LogId {
+        self.size_bytes += entry.size_bytes;
         self.entries.push_back(Position { term: entry.term, size_bytes: entry.size_bytes });
         let id = self.last();
         if let Some(membership) = entry.membership {
@@ -104,7 +122,7 @@ impl Log {
     }
 
     pub(crate) fn truncate_after(&mut self, index: LogIndex) {
-        self.entries.truncate(index.since(self.purged.index) as usize);
+        self.remove(index.since(self.purged.index) as usize..self.entries.len());
         while self.memberships.len() > 1 && self.memberships.back().is_some_and(|(at, _)| *at > index) {
             self.memberships.pop_back();
         }
@@ -114,12 +132,16 @@ impl Log {
     pub(crate) fn purge(&mut self, index: LogIndex) -> Option<SnapshotMeta> {
         let last = self.id_at(index)?;
         let membership = self.membership_at(index);
-        self.entries.drain(..index.since(self.purged.index) as usize);
+        self.remove(0..index.since(self.purged.index) as usize);
         self.purged = last;
         while self.memberships.get(1).is_some_and(|(at, _)| *at <= index) {
             self.memberships.pop_front();
         }
         Some(SnapshotMeta { last, membership: (*membership).clone() })
+    }
+
+    fn remove(&mut self, range: Range<usize>) {
+        self.size_bytes -= self.entries.drain(range).map(|position| position.size_bytes).sum::<u64>();
     }
 
     /// Begins anew after a snapshot.
@@ -178,6 +200,16 @@ mod tests {
         assert!(!log.contains(LogId::new(0, 9)));
         assert!(!log.contains(LogId::new(0, 0)));
         assert!(log.contains(LogId::new(3, 5)));
+    }
+
+    #[test]
+    fn its_size_is_that_of_the_entries_that_it_has() {
+        let mut log = log_of(LogId::new(3, 5), &[3, 4, 4, 4]);
+        assert_eq!((log.size_bytes(), log.tail(25), log.tail(0)), (40, LogIndex(7), LogIndex(9)));
+        log.truncate_after(LogIndex(8));
+        assert_eq!((log.size_bytes(), log.tail(10)), (30, LogIndex(7)));
+        log.purge(LogIndex(6));
+        assert_eq!((log.size_bytes(), log.tail(99)), (20, LogIndex(6)));
     }
 
     #[test]

@@ -334,6 +334,18 @@ impl Raft {
         self.log.purged()
     }
 
+    /// [Size](consensus_core::Entry::size_bytes) of all entries that the log holds.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.log.size_bytes()
+    }
+
+    /// Up to where the log can be forgotten so that entries of at most `bytes_max` together are left.
+    #[must_use]
+    pub fn log_tail(&self, bytes_max: u64) -> LogIndex {
+        self.log.tail(bytes_max)
+    }
+
     /// Last index known to be committed.
     #[must_use]
     pub fn commit(&self) -> LogIndex {

@@ -7,7 +7,7 @@ use consensus_raft_protocol::{Event, SnapshotVerdict};
 
 use tracing::Instrument;
 
-use super::{Apply, Driver, messages::is_witness};
+use super::{Apply, Driver, Sending, messages::is_witness};
 use crate::{
     apply_thread::Job, cache::EntryCache, inbox::Input, snapshot_send::Transfer, witness::NoCommands,
 };
@@ -43,7 +43,7 @@ impl Driver {
             let sent = transfer.run(picture).instrument(span).await;
             let _ = inbox.send(Input::SnapshotSent(to, sent));
         });
-        self.transfers.insert(to, (task, progress));
+        self.transfers.insert(to, Sending { task, last: last.index, progress });
     }
 
     pub(super) fn install(&mut self, meta: &SnapshotMeta) {
@@ -61,8 +61,8 @@ impl Driver {
         };
         self.cache = EntryCache::new(last);
         self.apply = Apply { done: last, handed: last, target: last };
-        self.compaction.last_at = last;
         self.step(Event::SnapshotInstalled);
+        self.log_replaced(last);
     }
 
     /// The newest arrival is the one refused; those that are held are settled in the order of their arrival.

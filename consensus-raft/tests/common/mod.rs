@@ -82,6 +82,17 @@ impl Cluster {
         self.network.partition(&[&[NodeId(id as u64)], &others]);
     }
 
+    /// Isolates a follower until its leader knows, and keeps no log for it.
+    pub(crate) async fn lose(&self, leader: usize, follower: usize) {
+        self.isolate(follower);
+        let status = self.engine(leader).status();
+        let follower = NodeId(follower as u64);
+        eventually("the follower is missed", || {
+            if status.borrow().peers[&follower].active { Err("active") } else { Ok(()) }
+        })
+        .await;
+    }
+
     pub(crate) async fn leader_other_than(&self, id: usize) -> usize {
         eventually("another leader", || {
             let leads = |n: &Node| n.engine.status().borrow().role == Role::Leader;

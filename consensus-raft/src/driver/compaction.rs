@@ -1,0 +1,82 @@
+//! When the log is compacted, and what is left of it.
+
+use consensus_core::{LogId, LogIndex, SnapshotError};
+use consensus_raft_protocol::Event;
+use tokio::sync::oneshot;
+
+use super::Driver;
+use crate::apply_thread::Job;
+
+#[derive(Default)]
+pub(super) struct Compaction {
+    flushing: bool,
+    /// What was applied when the last one began.
+    last_at: LogIndex,
+    /// What the last one left of the log.
+    left_bytes: u64,
+    asked: Vec<oneshot::Sender<Result<LogIndex, SnapshotError>>>,
+}
+
+impl Compaction {
+    /// Of a log that begins after `purged`.
+    pub(super) fn new(purged: LogIndex) -> Self {
+        Self { last_at: purged, ..Self::default() }
+    }
+}
+
+impl Driver {
+    pub(super) fn on_compact(&mut self, reply: oneshot::Sender<Result<LogIndex, SnapshotError>>) {
+        self.compaction.asked.push(reply);
+        self.flush_machine();
+    }
+
+    pub(super) fn on_applied(&mut self, index: LogIndex) {
+        self.apply.done = self.apply.done.max(index);
+        let (entries, bytes) = (self.config.compact_after_entries, self.config.compact_after_bytes);
+        let new_bytes = self.raft.log_bytes().saturating_sub(self.compaction.left_bytes);
+        if (entries > 0 && self.apply.done.since(self.compaction.last_at) >= entries)
+            || (bytes > 0 && new_bytes >= bytes)
+        {
+            self.flush_machine();
+        }
+    }
+
+    fn flush_machine(&mut self) {
+        if !self.compaction.flushing {
+            self.compaction.flushing = true;
+            self.compaction.last_at = self.apply.done;
+            self.give(Job::Flush);
+        }
+    }
+
+    /// Removes the log up to what the machine answers for, less a tail; without one if somebody asked.
+    pub(super) fn on_flushed(&mut self, durable: LogId) {
+        self.compaction.flushing = false;
+        let asked = std::mem::take(&mut self.compaction.asked);
+        let through = if asked.is_empty() { self.spared(durable.index) } else { durable.index };
+        self.step(Event::Compact(through));
+        self.compaction.left_bytes = self.raft.log_bytes();
+        for reply in asked {
+            let _ = reply.send(Ok(self.raft.purged().index));
+        }
+    }
+
+    /// How far the log may go so that enough is left for the others.
+    fn spared(&self, durable: LogIndex) -> LogIndex {
+        let config = &self.config;
+        let tail = LogIndex(durable.0.saturating_sub(config.compact_keep_entries))
+            .max(self.raft.log_tail(config.compact_keep_bytes));
+        // Otherwise a snapshot that takes long would be followed by the next, for ever.
+        let lacking = self.transfers.values().map(|sending| sending.last);
+        let behind =
+            self.raft.peers().into_values().filter(|peer| peer.active && peer.snapshot_bytes.is_none());
+        let needed = lacking.chain(behind.map(|peer| peer.matched)).min().unwrap_or(tail);
+        tail.min(needed.max(self.raft.log_tail(config.compact_hold_bytes))).min(durable)
+    }
+
+    /// A snapshot has taken the place of the log up to `last`.
+    pub(super) fn log_replaced(&mut self, last: LogIndex) {
+        self.compaction.last_at = last;
+        self.compaction.left_bytes = self.raft.log_bytes();
+    }
+}

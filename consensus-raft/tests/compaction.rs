@@ -1,0 +1,132 @@
+//! When the log is compacted, and what is left for followers that are behind.
+
+mod common;
+
+use std::time::Duration;
+
+use common::Cluster;
+use consensus_core::{LogIndex, NodeId};
+use consensus_testkit::{engine::converged, eventually};
+use consensus_transport_mem::Link;
+
+fn bytes(count: usize) -> bytes::Bytes {
+    vec![b'x'; count].into()
+}
+
+#[tokio::test]
+async fn a_log_of_large_entries_is_compacted_by_their_size() {
+    let cluster = Cluster::start(1, |config| {
+        config.compact_after_bytes = 50_000;
+        config.compact_keep_bytes = 20_000;
+    })
+    .await;
+    let engine = cluster.engine(cluster.leader().await);
+    let mut first = Vec::new();
+    for _ in 0..300 {
+        engine.propose(bytes(1000)).await.unwrap();
+        let status = engine.status().borrow().clone();
+        let (length, newest) = (status.last_log.index.since(status.first_index), status.first_index);
+        assert!(length < 90, "a flush takes a moment, but {length} entries were not compacted");
+        if first.last() != Some(&newest) {
+            assert!(first.is_empty() || length >= 10, "a tail of {length} was left");
+            first.push(newest);
+        }
+    }
+    assert!((3..8).contains(&first.len()), "compacted at {first:?}");
+}
+
+/// A leader that is busy enough to compact its log many times over while a snapshot is sent.
+async fn while_a_snapshot_is_sent(configure: fn(&mut consensus_raft::RaftConfig)) -> (Cluster, usize, usize) {
+    let cluster = Cluster::start(3, configure).await;
+    let leading = cluster.leader().await;
+    let away = (leading + 1) % 3;
+    cluster.lose(leading, away).await;
+    for _ in 0..300 {
+        cluster.engine(leading).propose(bytes(10)).await.unwrap();
+    }
+    assert!(cluster.engine(leading).status().borrow().first_index > LogIndex(200));
+    cluster.network.heal();
+    (cluster, leading, away)
+}
+
+fn small(config: &mut consensus_raft::RaftConfig) {
+    config.compact_after_entries = 50;
+    config.compact_keep_entries = 10;
+    config.snapshot_chunk_bytes = 1000;
+    config.snapshot_bytes_per_second = 30_000;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_a_snapshot_that_is_being_sent_is_kept_and_it_is_the_only_one() {
+    let (cluster, leading, away) = while_a_snapshot_is_sent(small).await;
+    let engine = cluster.engine(leading);
+    let follower = NodeId(away as u64);
+    let (mut written, mut begun, mut sending) = (300, 0, false);
+    let caught_up = || {
+        let status = engine.status().borrow().clone();
+        status.peers[&follower].matched.0 + 20 > status.last_log.index.0
+    };
+    while begun == 0 || !caught_up() {
+        engine.propose(bytes(10)).await.unwrap();
+        written += 1;
+        let now = engine.status().borrow().peers[&follower].snapshot_bytes.is_some();
+        begun += usize::from(now && !sending);
+        sending = now;
+        assert!(begun < 2 && written < 20_000, "snapshot {begun}, {written} commands later");
+    }
+    assert!(written > 500, "there was not enough to compact: {written}");
+    converged(&cluster.nodes, written).await;
+    // Nor is more kept than must be, once it has caught up.
+    for _ in 0..200 {
+        engine.propose(bytes(10)).await.unwrap();
+    }
+    eventually("the log is compacted", || {
+        let status = engine.status().borrow().clone();
+        let length = status.last_log.index.since(status.first_index);
+        if length < 150 { Ok(()) } else { Err(length) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_follower_that_answers_late_needs_no_snapshot() {
+    let cluster = Cluster::start(3, small).await;
+    let leading = cluster.leader().await;
+    let follower = NodeId((leading as u64 + 1) % 3);
+    let latency = (Duration::from_millis(60), Duration::from_millis(60));
+    cluster.network.set_link(NodeId(leading as u64), follower, Link { latency, ..Link::default() });
+    let engine = cluster.engine(leading);
+    let mut lag_max = 0;
+    for _ in 0..1000 {
+        engine.propose(bytes(10)).await.unwrap();
+        let status = engine.status().borrow().clone();
+        let peer = &status.peers[&follower];
+        lag_max = status.last_log.index.since(peer.matched).max(lag_max);
+        assert_eq!(peer.snapshot_bytes, None, "a snapshot, {lag_max} entries behind");
+    }
+    assert!(lag_max > 100, "it was at most {lag_max} entries behind");
+    converged(&cluster.nodes, 1000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_is_kept_for_a_follower_than_is_allowed() {
+    let (cluster, leading, away) = while_a_snapshot_is_sent(|config| {
+        small(config);
+        config.compact_hold_bytes = 10_000;
+    })
+    .await;
+    let engine = cluster.engine(leading);
+    let status = engine.status();
+    let sent =
+        || status.borrow().peers[&NodeId(away as u64)].snapshot_bytes.filter(|bytes| *bytes > 0).ok_or(());
+    eventually("some of it is sent", sent).await;
+    cluster.isolate(away); // It is gone on with, for a minute.
+    for _ in 0..600 {
+        engine.propose(bytes(10)).await.unwrap();
+        let length = status.borrow().last_log.index.since(status.borrow().first_index);
+        assert!(length < 400, "{length} entries are kept");
+    }
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    cluster.network.heal();
+    converged(&cluster.nodes, 900).await;
+}

@@ -107,7 +107,6 @@ impl Event {
                     }
             }
             Self::SnapshotArrived { term: sent, meta, .. } => term(*sent) && id(meta.last),
-            Self::TimeoutNow(_, request) => term(request.term),
             Self::ReadIndexResponse(_, response) => response.index.is_none_or(index),
             _ => true,
         }

@@ -189,8 +189,30 @@ mod tests {
         let new = Arc::new(Membership::of_voters([1, 2, 3]));
         log.push(EntryInfo { term: Term(1), size_bytes: 1, membership: Some(new.clone()) });
         assert_eq!(*log.membership(), new);
+        log.truncate_after(LogIndex(2));
+        assert_eq!(*log.membership(), new, "not with what follows it");
         log.truncate_after(LogIndex(1));
         assert_eq!(**log.membership(), Membership::default());
+    }
+
+    #[test]
+    fn what_is_purged_leaves_the_configuration_that_was_in_force() {
+        let configuration = |voters| Arc::new(Membership::of_voters(0..voters));
+        let mut log = log_of(LogId::ZERO, &[]);
+        for voters in 1..=4 {
+            log.push(EntryInfo { term: Term(1), size_bytes: 1, membership: Some(configuration(voters)) });
+            log.push(EntryInfo { term: Term(1), size_bytes: 1, membership: None });
+        }
+        for (purged, voters) in [(1, 1), (3, 2), (6, 3)] {
+            let meta = log.purge(LogIndex(purged)).unwrap();
+            assert_eq!(
+                (meta.last, meta.membership),
+                (LogId::new(1, purged), (*configuration(voters)).clone())
+            );
+            assert_eq!(log.membership_at(LogIndex(purged)), configuration(voters));
+            assert_eq!(*log.membership(), configuration(4));
+        }
+        assert_eq!(log.membership_at(LogIndex(7)), configuration(4));
     }
 
     #[test]

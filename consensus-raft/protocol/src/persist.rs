@@ -137,3 +137,33 @@ impl Raft {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_issued_is_cut() {
+        let mut writes = Writes::new(LogIndex(5));
+        writes.truncate_after(LogIndex(5));
+        assert!(!writes.is_unwritten(LogIndex(5)), "there is nothing on the disk to cut");
+        writes.truncate_after(LogIndex(4));
+        writes.truncate_after(LogIndex(3));
+        assert_eq!((writes.issued, writes.truncate_after), (LogIndex(3), Some(LogIndex(3))));
+        assert!(writes.is_unwritten(LogIndex(3)));
+    }
+
+    #[test]
+    fn each_thing_to_write_is_reason_enough() {
+        let unwritten = |change: fn(&mut Writes)| {
+            let mut writes = Writes::new(LogIndex(5));
+            change(&mut writes);
+            writes.is_unwritten(LogIndex(5))
+        };
+        assert!(!unwritten(|_| ()));
+        assert!(unwritten(Writes::hard_state));
+        assert!(unwritten(|writes| writes.purge(SnapshotMeta::default())));
+        assert!(unwritten(|writes| writes.truncate_after(LogIndex(4))));
+        assert!(unwritten(|writes| writes.issued = LogIndex(4)));
+    }
+}

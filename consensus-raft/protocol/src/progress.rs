@@ -64,6 +64,11 @@ impl Progress {
         Self { matched, next, state, round: 0, heard: now, storage }
     }
 
+    /// Whether it answered within an election timeout.
+    pub(crate) fn in_touch(&self, config: &Config, now: Time) -> bool {
+        self.heard + config.election_timeout > now
+    }
+
     /// The follower has everything up to `matched`, durably.
     pub(crate) fn accepted(&mut self, matched: LogIndex, purged: LogIndex) {
         self.matched = self.matched.max(matched);

@@ -378,7 +378,7 @@ impl Raft {
             matched: peer.matched,
             // The driver, which sends it, knows how far it is.
             snapshot_bytes: matches!(peer.state, State::Snapshot).then_some(0),
-            active: peer.heard + self.config.election_timeout > self.now,
+            active: peer.in_touch(&self.config, self.now),
         };
         leader.peers.iter().map(|(id, peer)| (*id, status(peer))).collect()
     }

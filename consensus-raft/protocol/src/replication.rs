@@ -62,7 +62,7 @@ impl Raft {
         let purged = self.log.purged();
         let log_is_gone = peer.next <= purged.index;
         // Who is silent is sent none: by the time it is back, that would be an old one.
-        let in_touch = peer.heard + self.config.election_timeout > self.now;
+        let in_touch = peer.in_touch(&self.config, self.now);
         if log_is_gone && in_touch && !matches!(peer.state, State::Snapshot) {
             peer.state = State::Snapshot;
             self.outputs.push(Output::SendSnapshot(id));

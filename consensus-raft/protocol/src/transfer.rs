@@ -81,9 +81,8 @@ impl Raft {
         let membership = self.log.membership();
         let priority = |id| membership.get(id).map_or(0, |member| member.priority);
         let fit = |(id, peer): &(&NodeId, &Progress)| {
-            let in_touch = peer.heard + self.config.election_timeout > self.now;
             let follows = matches!(peer.state, State::Replicate(_));
-            membership.can_lead(**id) && in_touch && follows && priority(**id) >= priority_min
+            membership.can_lead(**id) && peer.in_touch(&self.config, self.now) && follows && priority(**id) >= priority_min
         };
         let heir = leader.peers.iter().filter(fit).max_by_key(|(id, peer)| (priority(**id), peer.matched));
         heir.map(|(id, _)| *id)

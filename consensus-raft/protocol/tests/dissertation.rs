@@ -7,7 +7,7 @@ use consensus_core::{
     LogId, LogIndex, Member, MemberChange, MemberKind, Membership, NodeId, Role, StorageId, Term, TimeoutNow,
     VoteKind, VoteRequest,
 };
-use consensus_raft_protocol::{Append, Event, Output, Raft, Refusal, Reply, Time};
+use consensus_raft_protocol::{Append, EntryInfo, Event, Output, Raft, Refusal, Reply, Time};
 
 fn set(id: u64, kind: MemberKind) -> MemberChange {
     MemberChange::Set(NodeId(id), Member::new(kind))
@@ -99,6 +99,8 @@ fn a_new_leader_leaves_the_joint_configuration_that_it_finds() {
     assert!(outputs.contains(&Output::ChangeRefused(7, Refusal::LostLead)), "{outputs:?}");
     lead(&mut raft, later * 2);
     assert_eq!(*raft.membership(), joint);
+    let outputs = change(&mut raft, later * 2, vec![]);
+    assert!(outputs.contains(&Output::ChangeRefused(7, Refusal::Busy)), "{outputs:?}");
     assert_eq!(appended(&acknowledge(&mut raft, later * 2, 1, 5)), None, "M3: a quorum of 0, 1, 2 alone");
     assert!(appended(&acknowledge(&mut raft, later * 2, 3, 5)).is_some_and(|now| !now.is_joint()), "M4");
 }
@@ -258,6 +260,67 @@ fn the_lead_goes_to_whom_it_is_due_when_it_has_caught_up() {
     assert_eq!(raft.transferring_to(), Some(NodeId(2)));
 }
 
+/// Node 0, which leads term 2 and has not committed in it; the lead is due to node 2, which has all before.
+fn leader_for_another() -> Raft {
+    let mut raft = node(3, 0, &[]);
+    let mut members = raft.membership().members().clone();
+    members.insert(NodeId(2), Member { priority: 1, ..Member::new(MemberKind::Voter) });
+    let membership = Some(std::sync::Arc::new(Membership::new(members)));
+    let append = Append { term: Term(1), prev: LOG_1, last: LogIndex(2), commit: LogIndex(2), round: 0 };
+    let entries = vec![EntryInfo { term: Term(1), size_bytes: 100, membership }];
+    step(&mut raft, SECOND / 100, Event::Append { from: NodeId(1), append, entries });
+    lead(&mut raft, SECOND * 2);
+    acknowledge(&mut raft, SECOND * 2, 2, 2);
+    raft
+}
+
+/// At its next heartbeat, while node 2 answers.
+fn hands_over(raft: &mut Raft, now: Time, matched: u64) -> bool {
+    let before = acknowledge(raft, now, 2, matched);
+    let outputs = step(raft, now, Event::Tick);
+    let asks = |outputs: &[Output]| {
+        let asked = |output: &Output| matches!(output, Output::Send(NodeId(2), Reply::TimeoutNow(_)));
+        outputs.iter().any(asked)
+    };
+    assert!(!asks(&before), "only at a heartbeat");
+    asks(&outputs)
+}
+
+#[test]
+fn the_lead_is_not_handed_over_before_the_leader_committed_in_its_term() {
+    let mut raft = leader_for_another();
+    let tenth = SECOND / 10;
+    assert!(!hands_over(&mut raft, SECOND * 2 + tenth, 2));
+    assert!(hands_over(&mut raft, SECOND * 2 + tenth * 2, 3));
+}
+
+#[test]
+fn the_lead_is_not_handed_over_during_a_change() {
+    let mut raft = leader_for_another();
+    let tenth = SECOND / 10;
+    acknowledge(&mut raft, SECOND * 2, 1, 3);
+    change(&mut raft, SECOND * 2, vec![set(3, MemberKind::Learner)]);
+    assert!(!hands_over(&mut raft, SECOND * 2 + tenth, 3));
+    assert!(hands_over(&mut raft, SECOND * 2 + tenth * 2, 4), "it is committed");
+}
+
+#[test]
+fn who_does_not_take_the_lead_is_left_alone_for_a_while() {
+    let mut raft = leader_for_another();
+    let mut begun = Vec::new();
+    for tenth in 1..=120 {
+        let now = SECOND * 2 + SECOND * tenth / 10;
+        let was = raft.transferring_to();
+        acknowledge(&mut raft, now, 2, 3);
+        step(&mut raft, now, Event::Tick);
+        if was.is_none() && raft.transferring_to().is_some() {
+            begun.push(tenth);
+        }
+    }
+    // A transfer takes half a second, and the next begins ten times that later.
+    assert_eq!(begun, [1, 56, 111]);
+}
+
 fn lease_of(raft: &mut Raft, now: Time) -> bool {
     let outputs = raft.step(now, Event::Read { token: 3, lease: true });
     outputs.contains(&Output::ReadReady(3, raft.commit()))
@@ -282,6 +345,33 @@ fn d_6_4_1_a_lease_counts_from_the_begin_of_a_round_and_allows_for_drift() {
     assert!(lease_of(&mut raft, SECOND + ms(299)));
     assert!(!lease_of(&mut raft, SECOND + ms(300)), "I15");
     assert!(!lease_of(&mut leader_with_lease(0), SECOND), "without a bound there is no lease");
+}
+
+#[test]
+fn d_6_4_1_a_lease_begins_when_a_quorum_has_answered() {
+    let mut raft = common::configured(3, 0, &[], |config| config.lease_drift_percent = 10);
+    lead(&mut raft, SECOND);
+    acknowledge(&mut raft, SECOND, 1, 2);
+    step(&mut raft, SECOND, Event::Read { token: 1, lease: false });
+    assert!(!lease_of(&mut raft, SECOND));
+    assert_eq!(raft.confirmed_at(), None);
+    let answered = consensus_core::AppendResponse { round: 1, ..accepted(1, 2) };
+    step(&mut raft, SECOND + SECOND / 10, Event::AppendResponse(NodeId(1), answered));
+    assert_eq!(raft.confirmed_at(), Some(SECOND), "when it was asked, not when it was answered");
+    assert!(lease_of(&mut raft, SECOND + SECOND / 10));
+    step(&mut raft, SECOND * 2, append(2, LogId::new(1, 2), &[2], 2));
+    assert_eq!(raft.confirmed_at(), None);
+}
+
+#[test]
+fn a_read_without_a_leader_is_refused_at_once_and_an_unanswered_question_in_time() {
+    let mut raft = told_its_kind(3, MemberKind::Learner, true);
+    assert_eq!(raft.next_deadline(), None);
+    step(&mut raft, SECOND, Event::Read { token: 5, lease: false });
+    assert_eq!(raft.next_deadline(), Some(SECOND + SECOND / 2), "when it is given up");
+    let refused = Output::ReadRefused(4);
+    let outputs = step(&mut node(3, 0, &[]), SECOND / 100, Event::Read { token: 4, lease: false });
+    assert_eq!(outputs, [refused]);
 }
 
 #[test]
@@ -384,4 +474,136 @@ fn a_witness_is_sent_what_is_on_the_leaders_disk() {
     assert!(raft.take_persist().is_some());
     raft.step(SECOND, Event::Persisted);
     assert!(to_witness(&raft.finish_turn(SECOND)));
+}
+
+/// Node 0, told by its leader that it is `kind` now, and whether that is committed.
+fn told_its_kind(voters: u64, kind: MemberKind, committed: bool) -> Raft {
+    let mut raft = node(voters, 0, &[]);
+    let mut members = raft.membership().members().clone();
+    members.insert(NodeId(0), Member::new(kind));
+    members.insert(NodeId(1), Member::new(MemberKind::Voter));
+    let membership = Some(std::sync::Arc::new(Membership::new(members)));
+    let commit = LogIndex(1 + u64::from(committed));
+    let append = Append { term: Term(1), prev: LOG_1, last: LogIndex(2), commit, round: 0 };
+    let entries = vec![EntryInfo { term: Term(1), size_bytes: 100, membership }];
+    step(&mut raft, SECOND, Event::Append { from: NodeId(1), append, entries });
+    raft
+}
+
+/// Whether it stands when it hears from nobody; if not, nothing is due.
+fn stands(raft: &mut Raft) -> bool {
+    let due = raft.next_deadline();
+    step(raft, SECOND * 100, Event::Tick);
+    let stands = raft.role() == Role::PreCandidate;
+    assert_eq!(due.is_some(), stands);
+    stands
+}
+
+#[test]
+fn only_voters_stand_and_those_who_are_not_known_to_have_ceased_to_be() {
+    for (kind, committed, expected) in [
+        (MemberKind::Voter, true, true),
+        (MemberKind::Learner, true, false),
+        (MemberKind::Learner, false, true),
+        (MemberKind::Witness, true, false),
+        (MemberKind::Joining, true, false),
+    ] {
+        assert_eq!(stands(&mut told_its_kind(3, kind, committed)), expected, "{kind:?} {committed}");
+    }
+    assert!(!stands(&mut told_its_kind(0, MemberKind::Learner, false)), "it never was one");
+    assert!(stands(&mut told_its_kind(0, MemberKind::Voter, false)), "it is one from the entry on");
+}
+
+#[test]
+fn who_keeps_no_commands_or_is_being_given_a_state_does_not_stand() {
+    assert!(!stands(&mut common::configured(3, 0, &[], |config| config.witness = true)));
+    let mut raft = node(3, 0, &[]);
+    let meta =
+        consensus_core::SnapshotMeta { last: LogId::new(1, 9), membership: Membership::of_voters(0..3) };
+    let outputs = step(&mut raft, SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(1), meta });
+    assert!(outputs.iter().any(|output| matches!(output, Output::Install(_))), "{outputs:?}");
+    assert!(!stands(&mut raft));
+    step(&mut raft, SECOND, Event::SnapshotInstalled);
+    step(&mut raft, SECOND * 200, Event::Tick);
+    assert_eq!(raft.role(), Role::PreCandidate, "it has it");
+}
+
+#[test]
+fn d_3_10_there_is_no_change_during_a_transfer_and_nobody_is_promoted() {
+    let mut raft = leader();
+    change(&mut raft, SECOND, vec![set(3, MemberKind::Joining)]);
+    acknowledge(&mut raft, SECOND, 1, 3);
+    acknowledge(&mut raft, SECOND, 3, 3);
+    step(&mut raft, SECOND, Event::Transfer { token: 9, to: Some(NodeId(2)) });
+    let outputs = change(&mut raft, SECOND, vec![set(4, MemberKind::Learner)]);
+    assert!(outputs.contains(&Output::ChangeRefused(7, Refusal::Busy)), "{outputs:?}");
+    let soon = SECOND + SECOND / 5;
+    acknowledge(&mut raft, soon, 1, 3);
+    acknowledge(&mut raft, soon, 3, 3);
+    assert_eq!(appended(&step(&mut raft, soon, Event::Tick)), None, "not promoted");
+    let after = SECOND + SECOND / 2;
+    acknowledge(&mut raft, after, 1, 3);
+    assert_eq!(raft.transferring_to(), None, "given up");
+    acknowledge(&mut raft, after, 3, 3);
+    assert!(appended(&step(&mut raft, after, Event::Tick)).is_some(), "promoted");
+}
+
+#[test]
+fn a_change_that_changes_nothing_is_done_at_once() {
+    let mut raft = leader();
+    let outputs = change(&mut raft, SECOND, vec![set(2, MemberKind::Voter)]);
+    assert_eq!((appended(&outputs), outputs.contains(&Output::Changed(7, LogIndex(1)))), (None, true));
+}
+
+/// Node 1 tells which storage it has, up to `matched`.
+fn tells_its_storage(raft: &mut Raft, now: Time, matched: u64) {
+    let response =
+        consensus_core::AppendResponse { storage: StorageId(11), ..accepted(raft.term().0, matched) };
+    step(raft, now, Event::AppendResponse(NodeId(1), response));
+}
+
+#[test]
+fn a_storage_is_not_noted_before_the_last_change_is_committed() {
+    let mut raft = leader();
+    let later = SECOND + SECOND / 5;
+    change(&mut raft, SECOND, vec![set(3, MemberKind::Learner)]);
+    tells_its_storage(&mut raft, later, 2);
+    assert_eq!(appended(&step(&mut raft, later, Event::Tick)), None, "M10");
+    tells_its_storage(&mut raft, later, 3);
+    assert!(appended(&step(&mut raft, later + SECOND / 5, Event::Tick)).is_some());
+}
+
+#[test]
+fn a_storage_is_not_noted_before_the_leader_committed_in_its_term() {
+    let mut raft = common::restored(3, 0, &[], 1);
+    lead(&mut raft, SECOND);
+    let later = SECOND + SECOND / 5;
+    tells_its_storage(&mut raft, later, 1);
+    assert_eq!(appended(&step(&mut raft, later, Event::Tick)), None, "M1");
+    tells_its_storage(&mut raft, later, 2);
+    assert!(appended(&step(&mut raft, later * 6 / 5, Event::Tick)).is_some());
+}
+
+#[test]
+fn d_3_10_the_lead_is_handed_to_one_other_voter_at_a_time() {
+    let mut raft = leader();
+    let refused = |raft: &mut Raft, to: Option<u64>| {
+        let outputs = step(raft, SECOND, Event::Transfer { token: 9, to: to.map(NodeId) });
+        outputs.into_iter().find_map(|output| match output {
+            Output::TransferEnded(9, result) => result.err(),
+            _ => None,
+        })
+    };
+    change(&mut raft, SECOND, vec![set(3, MemberKind::Learner)]);
+    acknowledge(&mut raft, SECOND, 1, 3);
+    for to in [0, 3, 77] {
+        assert_eq!(refused(&mut raft, Some(to)), Some(Refusal::CannotLead(NodeId(to))));
+    }
+    assert_eq!(refused(&mut raft, Some(2)), None);
+    assert_eq!(refused(&mut raft, Some(1)), Some(Refusal::Busy));
+    assert_eq!(raft.transferring_to(), Some(NodeId(2)));
+    assert_eq!(refused(&mut node(3, 0, &[]), Some(1)), Some(Refusal::NotLeader));
+    let mut alone = node(1, 0, &[]);
+    step(&mut alone, SECOND, Event::Tick);
+    assert_eq!(refused(&mut alone, None), Some(Refusal::NoSuccessor));
 }

@@ -332,3 +332,201 @@ fn section_7_a_snapshot_of_what_the_log_has_keeps_what_follows() {
     step(&mut raft, SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(1), meta });
     assert_eq!((raft.last_log(), raft.commit()), (LogId::new(1, 4), LogIndex(3)));
 }
+
+#[test]
+fn an_answer_of_a_term_that_has_passed_is_not_given() {
+    let mut raft = node(3, 0, &[]);
+    let request = |term| {
+        let last_log = LogId::new(0, 1);
+        Event::VoteRequest(
+            NodeId(term),
+            VoteRequest { kind: VoteKind::Vote, term: Term(term), last_log, storage: StorageId(0) },
+        )
+    };
+    raft.step(SECOND, request(1));
+    assert!(raft.take_persist().is_some());
+    raft.step(SECOND, request(2));
+    assert_eq!(granted(&raft.step(SECOND, Event::Persisted)), None, "the vote of term 1 is on the disk");
+    assert!(raft.take_persist().is_some());
+    assert_eq!(granted(&raft.step(SECOND, Event::Persisted)), Some(true), "that of term 2 is");
+}
+
+#[test]
+fn section_5_2_an_answer_to_an_earlier_question_counts_for_nothing() {
+    let mut raft = node(3, 0, &[]);
+    step(&mut raft, SECOND, Event::Tick);
+    // What it asked in term 0 is answered when it asks in term 3 again.
+    let behind = VoteResponse { granted: false, ..vote(VoteKind::PreVote, 3) };
+    step(&mut raft, SECOND, Event::VoteResponse(NodeId(1), behind));
+    step(&mut raft, SECOND * 3, Event::Tick);
+    assert_eq!((raft.role(), raft.term()), (Role::PreCandidate, Term(3)));
+    let mut answer = |kind, term| {
+        step(&mut raft, SECOND * 3, Event::VoteResponse(NodeId(1), vote(kind, term)));
+        (raft.role(), raft.term())
+    };
+    assert_eq!(answer(VoteKind::PreVote, 1), (Role::PreCandidate, Term(3)));
+    assert_eq!(answer(VoteKind::Vote, 4), (Role::PreCandidate, Term(3)), "nor a vote for a pre-vote");
+    assert_eq!(answer(VoteKind::PreVote, 4), (Role::Candidate, Term(4)));
+    assert_eq!(answer(VoteKind::PreVote, 4), (Role::Candidate, Term(4)), "nor a pre-vote for a vote");
+    assert_eq!(answer(VoteKind::Vote, 3), (Role::Candidate, Term(4)));
+    assert_eq!(answer(VoteKind::Vote, 4), (Role::Leader, Term(4)));
+}
+
+#[test]
+fn who_knows_a_terms_leader_votes_for_no_other_in_it() {
+    let mut raft = node(3, 0, &[]);
+    step(&mut raft, SECOND, append(2, LogId::new(0, 1), &[], 0));
+    assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 2, LogId::new(2, 9)), Some(false), "long after");
+    assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 3, LogId::new(2, 9)), Some(true));
+}
+
+#[test]
+fn without_leases_who_lost_sight_of_its_leader_votes_at_once() {
+    let mut raft = node(3, 0, &[]);
+    let now = raft_time();
+    step(&mut raft, now, append(1, LogId::new(0, 1), &[], 0));
+    assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 6, LogId::new(9, 9)), Some(false), "it is in touch");
+    let later_term = VoteResponse { granted: false, ..vote(VoteKind::PreVote, 5) };
+    step(&mut raft, now, Event::VoteResponse(NodeId(1), later_term));
+    assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 6, LogId::new(9, 9)), Some(true));
+}
+
+#[test]
+fn d_6_2_a_leader_steps_down_an_election_timeout_after_its_quorum_was_heard() {
+    let timeout = Config::new(NodeId(0)).election_timeout;
+    let role_after = |silence| {
+        let mut raft = node(3, 0, &[]);
+        lead(&mut raft, SECOND);
+        step(&mut raft, SECOND + silence, Event::Tick);
+        raft.role()
+    };
+    let moment = Duration::from_millis(1);
+    assert_eq!((role_after(timeout - moment), role_after(timeout)), (Role::Leader, Role::Follower));
+}
+
+#[test]
+fn what_it_says_of_itself_and_the_others() {
+    let mut raft = node(3, 0, &[1, 1]);
+    assert_eq!((raft.durable(), raft.storage(), raft.peers().len()), (LogIndex(3), StorageId(0), 0));
+    lead(&mut raft, SECOND);
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 4)));
+    assert_eq!((raft.durable(), raft.log_bytes(), raft.log_tail(132)), (LogIndex(4), 332, LogIndex(2)));
+    let timeout = Config::new(NodeId(0)).election_timeout;
+    // A round's answer, and then none.
+    step(&mut raft, SECOND + timeout - Duration::from_millis(1), Event::Propose { token: 1, size_bytes: 1 });
+    assert!(raft.peers()[&NodeId(2)].active);
+    step(&mut raft, SECOND + timeout, Event::AppendResponse(NodeId(1), accepted(1, 5)));
+    let peers = raft.peers();
+    assert_eq!((peers[&NodeId(1)].matched, peers[&NodeId(2)].matched), (LogIndex(5), LogIndex(0)));
+    assert_eq!((peers[&NodeId(1)].active, peers[&NodeId(2)].active), (true, false));
+}
+
+#[test]
+fn its_storage_is_the_one_that_it_was_given() {
+    let log = LogState { storage: StorageId(7), ..LogState::default() };
+    let raft =
+        Raft::new(Config::new(NodeId(0)), Restored { log, applied: LogIndex::ZERO }, Time::ZERO).unwrap();
+    assert_eq!(raft.storage(), StorageId(7));
+}
+
+/// What is sent to node 1: `(prev, last]`.
+fn appends(outputs: &[Output]) -> Vec<(u64, u64)> {
+    let to_1 = |output: &Output| match output {
+        Output::SendAppend(NodeId(1), append) => Some((append.prev.index.0, append.last.0)),
+        _ => None,
+    };
+    outputs.iter().filter_map(to_1).collect()
+}
+
+fn rejected(term: u64, prev: u64) -> Event {
+    let outcome = AppendOutcome::Rejected { prev: LogIndex(prev), hint: LogId::new(0, 1) };
+    Event::AppendResponse(NodeId(1), AppendResponse { outcome, ..accepted(term, 0) })
+}
+
+/// Leads term 1; node 1 has entry 2, and entry 3 is on its way to it.
+fn leader_with_one_in_flight() -> Raft {
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
+    let outputs = step(&mut raft, SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    assert_eq!(appends(&outputs), [(2, 3)]);
+    raft
+}
+
+#[test]
+fn section_5_3_a_leader_retries_from_where_the_logs_agree_for_sure() {
+    let mut raft = leader_with_one_in_flight();
+    assert_eq!(appends(&step(&mut raft, SECOND, Event::SendFailed(NodeId(1)))), [], "not at network speed");
+    let outputs = step(&mut raft, SECOND, Event::Propose { token: 2, size_bytes: 100 });
+    assert_eq!(appends(&outputs), [], "nor because there is more");
+    let outputs = step(&mut raft, SECOND + SECOND / 5, Event::Tick);
+    assert_eq!(appends(&outputs), [(2, 4)]);
+}
+
+#[test]
+fn a_late_rejection_means_nothing() {
+    let mut raft = leader_with_one_in_flight();
+    for prev in [1, 2] {
+        let outputs = step(&mut raft, SECOND, rejected(1, prev));
+        assert_eq!(appends(&outputs), [], "it has entry 2, so this was said before");
+    }
+    // Where the logs agree is asked with entry 2.
+    step(&mut raft, SECOND, Event::SendFailed(NodeId(1)));
+    assert_eq!(appends(&step(&mut raft, SECOND, rejected(1, 2))), []);
+    let mut raft = node(3, 1, &[1, 1]);
+    lead(&mut raft, SECOND); // Asked with entry 3.
+    for prev in [1, 2, 4] {
+        assert_eq!(appends(&step(&mut raft, SECOND, rejected(2, prev))), [], "not the one that was asked");
+    }
+    assert_eq!(appends(&step(&mut raft, SECOND, rejected(2, 3))), [(1, 4)]);
+}
+
+#[test]
+fn the_first_message_of_a_round_is_answered_at_once_and_no_other_with_entries() {
+    let mut raft = node(3, 1, &[]);
+    let mut answers = |index: u64, round| {
+        let prev = if index == 2 { LogId::new(0, 1) } else { LogId::new(1, index - 1) };
+        let Event::Append { from, append, entries } = append(1, prev, &[1], 0) else { unreachable!() };
+        let append = Append { round, ..append };
+        let outputs = raft.step(SECOND, Event::Append { from, append, entries });
+        outcome(&outputs)
+    };
+    let of_the_disk = Some(AppendOutcome::Accepted { matched: LogIndex(1) });
+    assert_eq!(answers(2, 0), None, "of no round");
+    assert_eq!(answers(3, 1), of_the_disk);
+    assert_eq!(answers(4, 1), None, "the same round");
+    assert_eq!(answers(5, 2), of_the_disk);
+    assert_eq!(answers(6, 1), None, "an earlier one");
+}
+
+#[test]
+fn section_7_who_is_sent_a_snapshot_is_sent_entries_when_it_has_what_the_log_begins_with() {
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    for token in 0..6 {
+        step(&mut raft, SECOND, Event::Propose { token, size_bytes: 100 });
+        step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(1, 3 + token)));
+    }
+    let outputs = step(&mut raft, SECOND, Event::Compact(LogIndex(5)));
+    assert!(outputs.contains(&Output::SendSnapshot(NodeId(1))), "{outputs:?}");
+    let mut answer = |matched| {
+        let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, matched)));
+        assert!(!outputs.contains(&Output::SendSnapshot(NodeId(1))), "never two at a time");
+        (raft.peers()[&NodeId(1)].snapshot_bytes.is_some(), appends(&outputs))
+    };
+    assert_eq!(answer(2), (true, vec![]), "the log cannot serve it");
+    assert_eq!(answer(4), (true, vec![]));
+    assert_eq!(answer(5), (false, vec![(5, 8)]));
+}
+
+#[test]
+fn section_7_a_log_that_is_about_to_be_replaced_is_not_compacted() {
+    let mut raft = node(3, 1, &[1, 1]);
+    step(&mut raft, SECOND, append(1, LogId::new(1, 3), &[], 3));
+    let meta = SnapshotMeta { last: LogId::new(1, 9), membership: Membership::of_voters(0..3) };
+    step(&mut raft, SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(1), meta });
+    step(&mut raft, SECOND, Event::Compact(LogIndex(2)));
+    assert_eq!(raft.purged(), LogId::ZERO);
+    step(&mut raft, SECOND, Event::SnapshotInstalled);
+    assert_eq!(raft.purged(), LogId::new(1, 9));
+}

@@ -1,0 +1,223 @@
+//! What is bounded, and what is not believed.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{LOG_1, SECOND, accepted, append, configured, lead, node, step, vote};
+use consensus_core::{
+    AppendOutcome, AppendResponse, LogId, LogIndex, Membership, NodeId, ReadIndexResponse, SnapshotMeta,
+    StorageId, Term, VoteKind, VoteRequest,
+};
+use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Output, Raft, SnapshotVerdict};
+
+#[test]
+fn a_wrong_setting_is_named_with_what_it_may_be() {
+    let ms = Duration::from_millis;
+    let refused = |change: fn(&mut Config)| {
+        let mut config = Config::new(NodeId(0));
+        change(&mut config);
+        config.validate().map_err(|error| error.to_string())
+    };
+    let must = |what: &str| Err(what.to_owned());
+    assert_eq!(refused(|_| ()), Ok(()));
+    assert_eq!(
+        refused(|c| c.heartbeat_interval = Duration::ZERO),
+        must("heartbeat_interval must be more than 0")
+    );
+    let timeouts = |heartbeat, election| {
+        let config = Config {
+            heartbeat_interval: ms(heartbeat),
+            election_timeout: ms(election),
+            ..Config::new(NodeId(0))
+        };
+        config.validate().map_err(|error| error.key)
+    };
+    assert_eq!((timeouts(50, 100), timeouts(50, 99)), (Ok(()), Err("election_timeout")));
+    assert_eq!(refused(|c| c.lease_drift_percent = 50), Ok(()));
+    assert_eq!(refused(|c| c.lease_drift_percent = 51), must("lease_drift_percent must be at most 50"));
+    assert_eq!(refused(|c| c.append_entries_max = 0), must("append_entries_max must be at least 1"));
+    assert_eq!(refused(|c| c.inflight_messages_max = 0), must("inflight_messages_max must be at least 1"));
+}
+
+/// The messages with entries to node 1: up to where.
+fn sent(outputs: &[Output]) -> Vec<u64> {
+    let to_1 = |output: &Output| match output {
+        Output::SendAppend(NodeId(1), append) if append.last > append.prev.index => Some(append.last.0),
+        _ => None,
+    };
+    outputs.iter().filter_map(to_1).collect()
+}
+
+/// A leader of three that knows where node 1's log ends, with four entries of 100 bytes more to send it.
+fn with_four_to_send(configure: impl FnOnce(&mut Config)) -> (Raft, Vec<u64>) {
+    let mut raft = configured(3, 0, &[], configure);
+    lead(&mut raft, SECOND);
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
+    for token in 0..4 {
+        raft.step(SECOND, Event::Propose { token, size_bytes: 100 });
+    }
+    let first = sent(&raft.finish_turn(SECOND));
+    (raft, first)
+}
+
+fn acknowledge(raft: &mut Raft, matched: u64) -> Vec<u64> {
+    sent(&step(raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, matched))))
+}
+
+#[test]
+fn no_more_messages_are_in_flight_than_may_be() {
+    let (mut raft, first) = with_four_to_send(|config| {
+        config.append_entries_max = 1;
+        config.inflight_messages_max = 2;
+    });
+    assert_eq!(first, [3, 4]);
+    assert_eq!(acknowledge(&mut raft, 3), [5]);
+    assert_eq!(acknowledge(&mut raft, 5), [6], "two are acknowledged, one is left");
+}
+
+#[test]
+fn no_more_bytes_are_in_flight_than_may_be() {
+    // One message goes while there is any room: the bound is passed by a message at most.
+    for (bytes_max, expected) in [(100, vec![3]), (101, vec![3, 4]), (201, vec![3, 4, 5])] {
+        let (mut raft, first) = with_four_to_send(|config| {
+            config.append_entries_max = 1;
+            config.inflight_bytes_max = bytes_max;
+        });
+        assert_eq!(first, expected, "{bytes_max}");
+        assert_eq!(acknowledge(&mut raft, 3), [expected.len() as u64 + 3], "{bytes_max}");
+    }
+}
+
+#[test]
+fn a_message_has_no_more_entries_and_bytes_than_may_be() {
+    let (_, by_count) = with_four_to_send(|config| config.append_entries_max = 3);
+    assert_eq!(by_count, [5, 6]);
+    let (_, by_bytes) = with_four_to_send(|config| config.append_bytes_max = 200);
+    assert_eq!(by_bytes, [4, 6]);
+    let (_, one_at_least) = with_four_to_send(|config| config.append_bytes_max = 1);
+    assert_eq!(one_at_least, [3, 4, 5, 6]);
+}
+
+/// Beyond what could ever be counted to.
+const TOO_LARGE: u64 = (1 << 62) + 1;
+
+#[test]
+fn numbers_that_cannot_be_are_not_believed() {
+    let (large, storage) = (Term(TOO_LARGE), StorageId(0));
+    let far = |term, index| LogId::new(term, index);
+    let request = |term, last_log| {
+        let request = VoteRequest { kind: VoteKind::Vote, term, last_log, storage };
+        Event::VoteRequest(NodeId(1), request)
+    };
+    let appended = |term, prev: LogId, last, entry| {
+        let append = Append { term, prev, last: LogIndex(last), commit: LogIndex(0), round: 1 };
+        let entries = vec![EntryInfo { term: Term(entry), size_bytes: 1, membership: None }];
+        Event::Append { from: NodeId(1), append, entries }
+    };
+    let refused = vote(VoteKind::Vote, TOO_LARGE);
+    let snapshot = |term, last| {
+        let meta = SnapshotMeta { last, membership: Membership::of_voters(0..3) };
+        Event::SnapshotArrived { from: NodeId(1), term, meta }
+    };
+    for event in [
+        request(large, LOG_1),
+        request(Term(1), far(TOO_LARGE, 1)),
+        request(Term(1), far(1, TOO_LARGE)),
+        Event::VoteResponse(NodeId(1), consensus_core::VoteResponse { granted: false, ..refused }),
+        appended(large, LOG_1, 2, 1),
+        appended(Term(1), far(TOO_LARGE, 1), 2, 1),
+        appended(Term(1), LOG_1, TOO_LARGE, 1),
+        appended(Term(1), LOG_1, 2, TOO_LARGE),
+        snapshot(large, far(1, 9)),
+        snapshot(Term(1), far(TOO_LARGE, 9)),
+        snapshot(Term(1), far(1, TOO_LARGE)),
+    ] {
+        let mut raft = node(3, 0, &[]);
+        let outputs = step(&mut raft, SECOND, event.clone());
+        let answer: &[Output] = match event {
+            // Its sender waits for an answer.
+            Event::SnapshotArrived { .. } => &[Output::SnapshotSettled(SnapshotVerdict::Refused)],
+            _ => &[],
+        };
+        assert_eq!((raft.term(), raft.last_log(), &*outputs), (Term(0), LOG_1, answer), "{event:?}");
+    }
+}
+
+#[test]
+fn a_leader_does_not_believe_numbers_that_cannot_be() {
+    for (term, outcome) in [
+        (TOO_LARGE, AppendOutcome::Accepted { matched: LogIndex(2) }),
+        (1, AppendOutcome::Accepted { matched: LogIndex(TOO_LARGE) }),
+        (1, AppendOutcome::Rejected { prev: LogIndex(TOO_LARGE), hint: LOG_1 }),
+        (1, AppendOutcome::Rejected { prev: LogIndex(1), hint: LogId::new(TOO_LARGE, 0) }),
+        (1, AppendOutcome::Rejected { prev: LogIndex(1), hint: LogId::new(0, TOO_LARGE) }),
+    ] {
+        let mut raft = node(3, 0, &[]);
+        lead(&mut raft, SECOND);
+        let response = AppendResponse { term: Term(term), round: 0, outcome, storage: StorageId(0) };
+        let outputs = step(&mut raft, SECOND * 2, Event::AppendResponse(NodeId(1), response));
+        assert_eq!((raft.term(), outputs), (Term(1), vec![]), "{outcome:?}");
+        assert!(!raft.peers()[&NodeId(1)].active, "{outcome:?}: it is as if it had not been heard");
+    }
+}
+
+#[test]
+fn a_follower_does_not_believe_its_leaders_numbers_that_cannot_be() {
+    let mut raft = node(3, 1, &[]);
+    step(&mut raft, SECOND, append(1, LOG_1, &[1], 1));
+    let outputs = step(&mut raft, SECOND, Event::Read { token: 5, lease: false });
+    let id = outputs.iter().find_map(|output| match output {
+        Output::Send(_, consensus_raft_protocol::Reply::ReadIndexRequest(request)) => Some(request.id),
+        _ => None,
+    });
+    let answer = |index| {
+        let response = ReadIndexResponse { term: Term(1), id: id.unwrap(), index: Some(LogIndex(index)) };
+        Event::ReadIndexResponse(NodeId(1), response)
+    };
+    assert_eq!(step(&mut raft, SECOND, answer(TOO_LARGE)), []);
+    assert_eq!(step(&mut raft, SECOND, answer(2)), [Output::ReadReady(5, LogIndex(2))]);
+}
+
+#[test]
+fn a_message_that_contradicts_itself_is_ignored() {
+    let message = |last, prev, entries: &[u64]| {
+        let append = Append { term: Term(2), prev, last: LogIndex(last), commit: LogIndex(0), round: 0 };
+        let entries =
+            entries.iter().map(|term| EntryInfo { term: Term(*term), size_bytes: 1, membership: None });
+        Event::Append { from: NodeId(1), append, entries: entries.collect() }
+    };
+    for (what, event) in [
+        ("fewer entries than it says", message(3, LOG_1, &[1])),
+        ("more entries than it says", message(2, LOG_1, &[1, 1])),
+        ("an end before its begin", message(0, LOG_1, &[])),
+        ("terms that go back", message(3, LOG_1, &[2, 1])),
+        ("an entry of a term before that of the one before", message(3, LogId::new(2, 2), &[1])),
+        ("an entry of a term after its own", message(2, LOG_1, &[3])),
+    ] {
+        let mut raft = node(3, 0, &[]);
+        assert_eq!(step(&mut raft, SECOND, event), [], "{what}");
+        assert_eq!((raft.leader(), raft.last_log()), (None, LOG_1), "{what}");
+    }
+    assert!(!step(&mut node(3, 0, &[]), SECOND, message(3, LOG_1, &[1, 2])).is_empty());
+}
+
+#[test]
+fn a_snapshot_is_refused_from_an_earlier_leader_by_a_leader_and_while_another_is_installed() {
+    let refused = |raft: &mut Raft, term| {
+        let meta = SnapshotMeta { last: LogId::new(1, 9), membership: Membership::of_voters(0..3) };
+        let event = Event::SnapshotArrived { from: NodeId(1), term: Term(term), meta };
+        let outputs = step(raft, SECOND, event);
+        let installs = outputs.iter().any(|output| matches!(output, Output::Install(_)));
+        let refused = outputs.contains(&Output::SnapshotSettled(SnapshotVerdict::Refused));
+        assert_ne!(installs, refused, "{outputs:?}");
+        refused
+    };
+    assert!(refused(&mut node(3, 2, &[]), 1), "of an earlier term");
+    let mut leader = node(3, 0, &[]);
+    lead(&mut leader, SECOND);
+    assert!(refused(&mut leader, 1), "by a leader of that term");
+    let mut raft = node(3, 2, &[]);
+    assert!(!refused(&mut raft, 2));
+    assert!(refused(&mut raft, 2), "a second one");
+}

@@ -82,7 +82,10 @@ impl Raft {
         let priority = |id| membership.get(id).map_or(0, |member| member.priority);
         let fit = |(id, peer): &(&NodeId, &Progress)| {
             let follows = matches!(peer.state, State::Replicate(_));
-            membership.can_lead(**id) && peer.in_touch(&self.config, self.now) && follows && priority(**id) >= priority_min
+            membership.can_lead(**id)
+                && peer.in_touch(&self.config, self.now)
+                && follows
+                && priority(**id) >= priority_min
         };
         let heir = leader.peers.iter().filter(fit).max_by_key(|(id, peer)| (priority(**id), peer.matched));
         heir.map(|(id, _)| *id)

@@ -530,3 +530,23 @@ fn section_7_a_log_that_is_about_to_be_replaced_is_not_compacted() {
     step(&mut raft, SECOND, Event::SnapshotInstalled);
     assert_eq!(raft.purged(), LogId::new(1, 9));
 }
+
+#[test]
+fn section_5_2_election_timeouts_are_randomised_from_the_seed() {
+    let timeout = Config::new(NodeId(0)).election_timeout;
+    let deadlines = |seed| {
+        let mut raft = common::configured(3, 0, &[], |config| config.seed = seed);
+        let deadline = |n: u32| {
+            step(&mut raft, SECOND * n, append(1, LogId::new(0, 1), &[], 0));
+            raft.next_deadline().unwrap() - SECOND * n
+        };
+        (1..=100).map(deadline).collect::<Vec<_>>()
+    };
+    let drawn = deadlines(1);
+    assert!(drawn.iter().all(|after| (timeout..timeout * 2).contains(after)), "{drawn:?}");
+    let sorted = drawn.iter().collect::<std::collections::BTreeSet<_>>();
+    let (least, most) = (**sorted.first().unwrap(), **sorted.last().unwrap());
+    assert!(sorted.len() > 90 && least < timeout * 11 / 10 && most > timeout * 19 / 10, "{drawn:?}");
+    assert_eq!(drawn, deadlines(1), "repeatable");
+    assert_ne!(drawn, deadlines(2));
+}

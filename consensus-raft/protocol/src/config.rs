@@ -67,8 +67,8 @@ impl Config {
         if self.heartbeat_interval.is_zero() {
             return bad("heartbeat_interval", "more than 0");
         }
-        if self.heartbeat_interval * 2 > self.election_timeout {
-            return bad("election_timeout", "at least twice heartbeat_interval");
+        if self.heartbeat_interval > self.election_timeout / 2 || self.election_timeout > TIMEOUT_MAX {
+            return bad("election_timeout", "at least twice heartbeat_interval, and at most a day");
         }
         if self.lease_drift_percent > 50 {
             return bad("lease_drift_percent", "at most 50");
@@ -79,9 +79,15 @@ impl Config {
         if self.inflight_messages_max == 0 {
             return bad("inflight_messages_max", "at least 1");
         }
+        if self.inflight_bytes_max == 0 {
+            return bad("inflight_bytes_max", "at least 1");
+        }
         Ok(())
     }
 }
+
+/// Longer only an error is; and what is far beyond could not be added to the time.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A setting is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]

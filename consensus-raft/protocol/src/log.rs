@@ -203,14 +203,14 @@ mod tests {
             log.push(EntryInfo { term: Term(1), size_bytes: 1, membership: Some(configuration(voters)) });
             log.push(EntryInfo { term: Term(1), size_bytes: 1, membership: None });
         }
-        for (purged, voters) in [(1, 1), (3, 2), (6, 3)] {
+        for (purged, voters, left) in [(1, 1, 4), (3, 2, 3), (6, 3, 2)] {
             let meta = log.purge(LogIndex(purged)).unwrap();
             assert_eq!(
                 (meta.last, meta.membership),
                 (LogId::new(1, purged), (*configuration(voters)).clone())
             );
             assert_eq!(log.membership_at(LogIndex(purged)), configuration(voters));
-            assert_eq!(*log.membership(), configuration(4));
+            assert_eq!((log.membership(), log.memberships.len()), (&configuration(4), left));
         }
         assert_eq!(log.membership_at(LogIndex(7)), configuration(4));
     }

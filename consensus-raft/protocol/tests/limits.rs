@@ -34,10 +34,14 @@ fn a_wrong_setting_is_named_with_what_it_may_be() {
         config.validate().map_err(|error| error.key)
     };
     assert_eq!((timeouts(50, 100), timeouts(50, 99)), (Ok(()), Err("election_timeout")));
+    let day = 24 * 60 * 60 * 1000;
+    assert_eq!((timeouts(50, day), timeouts(50, day + 1)), (Ok(()), Err("election_timeout")));
+    assert_eq!(timeouts(u64::MAX, u64::MAX), Err("election_timeout"));
     assert_eq!(refused(|c| c.lease_drift_percent = 50), Ok(()));
     assert_eq!(refused(|c| c.lease_drift_percent = 51), must("lease_drift_percent must be at most 50"));
     assert_eq!(refused(|c| c.append_entries_max = 0), must("append_entries_max must be at least 1"));
     assert_eq!(refused(|c| c.inflight_messages_max = 0), must("inflight_messages_max must be at least 1"));
+    assert_eq!(refused(|c| c.inflight_bytes_max = 0), must("inflight_bytes_max must be at least 1"));
 }
 
 /// The messages with entries to node 1: up to where.

@@ -500,6 +500,39 @@ fn the_first_message_of_a_round_is_answered_at_once_and_no_other_with_entries() 
 }
 
 #[test]
+fn an_answer_that_was_given_before_the_disk_was_ready_is_completed_when_it_is() {
+    let mut raft = node(3, 1, &[]);
+    let matched = |outputs: &[Output]| {
+        let matched = |output: &Output| match output {
+            Output::Send(_, Reply::AppendResponse(AppendResponse { outcome, .. })) => match outcome {
+                AppendOutcome::Accepted { matched } => Some(matched.0),
+                AppendOutcome::Rejected { .. } => None,
+            },
+            _ => None,
+        };
+        outputs.iter().filter_map(matched).collect::<Vec<_>>()
+    };
+    let send = |raft: &mut Raft, terms: &[u64], round| {
+        let Event::Append { from, append, entries } = append(1, LogId::new(0, 1), terms, 0) else {
+            unreachable!()
+        };
+        let append = Append { round, ..append };
+        matched(&raft.step(SECOND, Event::Append { from, append, entries }))
+    };
+    assert_eq!(send(&mut raft, &[1, 1], 1), [1]);
+    assert!(raft.take_persist().is_some());
+    assert_eq!(send(&mut raft, &[], 2), [1], "a heartbeat: nothing of it is to come");
+    assert_eq!(matched(&raft.step(SECOND, Event::Persisted)), [3]);
+    assert_eq!(send(&mut raft, &[1, 1], 3), [3], "sent again: answered once");
+    // Of a heartbeat that names an entry which is not on the disk no more is to come either.
+    send(&mut raft, &[1, 1, 1], 3);
+    assert!(raft.take_persist().is_some());
+    let heartbeat = append(1, LogId::new(1, 4), &[], 0);
+    assert_eq!(matched(&raft.step(SECOND, heartbeat)), [3]);
+    assert_eq!(matched(&raft.step(SECOND, Event::Persisted)), [4], "for the entries, once");
+}
+
+#[test]
 fn section_7_who_is_sent_a_snapshot_is_sent_entries_when_it_has_what_the_log_begins_with() {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);

@@ -1,12 +1,10 @@
 //! A replicated counter: three nodes in one process, each with its own log, agreeing on every increment.
 
-use std::sync::Arc;
-
 use consensus_core::{
-    ConsensusEngine, Membership, NodeId, ReadConsistency,
+    ConsensusEngine, NodeId, ReadConsistency,
     typed::{Application, InMemory, propose},
 };
-use consensus_raft::{RaftConfig, RaftEngine};
+use consensus_raft::RaftEngine;
 use consensus_testkit::MemLogStorage;
 use consensus_transport_mem::MemNetwork;
 use serde::{Deserialize, Serialize};
@@ -36,10 +34,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for id in 1..=3 {
         let machine = InMemory::new(Counter::default());
         let reader = machine.reader();
-        let mut config = RaftConfig::new(NodeId(id));
-        config.bootstrap = Some(Membership::of_voters(1..=3));
-        let (transport, storage) = (network.transport(NodeId(id)), Arc::new(MemLogStorage::new()));
-        nodes.push((RaftEngine::start(config, transport, storage, Box::new(machine)).await?, reader));
+        let (transport, storage) = (network.transport(NodeId(id)), MemLogStorage::new());
+        let engine = RaftEngine::builder(NodeId(id)).voters(1..=3).start(transport, storage, machine).await?;
+        nodes.push((engine, reader));
     }
     let mut status = nodes[0].0.status();
     let leader = status.wait_for(|status| status.leader.is_some()).await?.leader.ok_or("no leader")?;

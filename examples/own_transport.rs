@@ -7,10 +7,10 @@ use std::{
 
 use async_trait::async_trait;
 use consensus_core::{
-    ConsensusEngine, Endpoint, Membership, Message, MessageHandler, NetworkTransport, NodeId, Reachability,
-    SendError, SnapshotAck, SnapshotChunk, TransportError,
+    ConsensusEngine, Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError,
+    SnapshotAck, SnapshotChunk, TransportError,
 };
-use consensus_raft::{RaftConfig, RaftEngine};
+use consensus_raft::RaftEngine;
 use consensus_testkit::{Journal, MemLogStorage, transport::run_suite};
 use tokio::sync::{mpsc, watch};
 
@@ -116,13 +116,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let hub = Arc::new(Hub::default());
     let mut engines = Vec::new();
     for id in 0..3 {
-        let mut config = RaftConfig::new(NodeId(id));
-        config.bootstrap = Some(Membership::of_voters(0..3));
         let transport = ChannelTransport::new(NodeId(id), hub.clone());
-        engines.push(
-            RaftEngine::start(config, transport, Arc::new(MemLogStorage::new()), Box::new(Journal::new()))
-                .await?,
-        );
+        let builder = RaftEngine::builder(NodeId(id)).voters(0..3);
+        engines.push(builder.start(transport, MemLogStorage::new(), Journal::new()).await?);
     }
     let mut status = engines[0].status();
     let leader = status.wait_for(|status| status.leader.is_some()).await?.leader.ok_or("no leader")?;

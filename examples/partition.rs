@@ -2,8 +2,8 @@
 
 use std::{error::Error, sync::Arc};
 
-use consensus_core::{ConsensusEngine, EngineStatus, Membership, NodeId, Role};
-use consensus_raft::{RaftConfig, RaftEngine};
+use consensus_core::{ConsensusEngine, EngineStatus, NodeId, Role};
+use consensus_raft::RaftEngine;
 use consensus_testkit::{Journal, JournalReader, MemLogStorage};
 use consensus_transport_mem::MemNetwork;
 
@@ -40,11 +40,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for id in 0..3 {
         let machine = Journal::new();
         let journal = machine.reader();
-        let mut config = RaftConfig::new(NodeId(id));
-        config.bootstrap = Some(Membership::of_voters(0..3));
-        let storage = Arc::new(MemLogStorage::new());
-        let engine =
-            RaftEngine::start(config, network.transport(NodeId(id)), storage, Box::new(machine)).await?;
+        let (transport, storage) = (network.transport(NodeId(id)), MemLogStorage::new());
+        let engine = RaftEngine::builder(NodeId(id)).voters(0..3).start(transport, storage, machine).await?;
         nodes.push(Node { engine, journal });
     }
     let everybody = [NodeId(0), NodeId(1), NodeId(2)];

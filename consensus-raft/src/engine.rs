@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 
 use crate::{
-    RaftConfig,
+    RaftBuilder, RaftConfig,
     admission::Admission,
     apply_thread,
     driver::Driver,
@@ -97,6 +97,11 @@ pub enum StartError {
 }
 
 impl RaftEngine {
+    /// Begins with the defaults for node `id`; [`RaftBuilder::start`] is [`start`](Self::start) with what was changed.
+    pub fn builder(id: NodeId) -> RaftBuilder {
+        RaftBuilder::new(id)
+    }
+
     /// Starts the engine of one node: loads the log, brings the state machine up to what is known to be committed, and
     /// takes part in the cluster.
     ///

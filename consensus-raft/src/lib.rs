@@ -17,13 +17,11 @@
 //! ```no_run
 //! # use std::sync::Arc;
 //! # use consensus_core::*;
-//! # async fn start(transport: Arc<dyn NetworkTransport>, storage: Arc<dyn LogStorage>, machine: Box<dyn StateMachine>)
+//! # async fn start(transport: Arc<dyn NetworkTransport>, storage: impl LogStorage, machine: impl StateMachine)
 //! # -> Result<(), Box<dyn std::error::Error>> {
-//! use consensus_raft::{RaftConfig, RaftEngine};
+//! use consensus_raft::RaftEngine;
 //!
-//! let mut config = RaftConfig::new(NodeId(1));
-//! config.bootstrap = Some(Membership::of_voters([1, 2, 3]));
-//! let engine = RaftEngine::start(config, transport, storage, machine).await?;
+//! let engine = RaftEngine::builder(NodeId(1)).voters([1, 2, 3]).start(transport, storage, machine).await?;
 //! let committed = engine.propose("a command".into()).await?;
 //! engine.read_barrier(ReadConsistency::Linearizable).await?;
 //! engine.shutdown().await?;
@@ -33,6 +31,7 @@
 
 mod admission;
 mod apply_thread;
+mod builder;
 mod cache;
 mod config;
 mod driver;
@@ -47,5 +46,6 @@ mod storage_thread;
 mod waiters;
 mod witness;
 
+pub use builder::RaftBuilder;
 pub use config::RaftConfig;
 pub use engine::{RaftEngine, StartError};

@@ -1,0 +1,145 @@
+//! An engine from its parts and the few settings that one usually gives.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use consensus_core::{LogStorage, Membership, NetworkTransport, NodeId, StateMachine};
+use consensus_raft_protocol::ConfigError;
+
+use crate::{RaftConfig, RaftEngine, StartError, flight::FlightRecorder};
+
+/// Gathers the settings of one node; see [`RaftEngine::builder`]. What has no method of its own is reached by
+/// [`configure`](Self::configure).
+#[derive(Clone, Debug)]
+#[must_use = "it does nothing before `start`"]
+pub struct RaftBuilder(RaftConfig);
+
+impl RaftBuilder {
+    pub(crate) fn new(id: NodeId) -> Self {
+        Self(RaftConfig::new(id))
+    }
+
+    /// The voters with which the cluster begins, the same on every node. Used only where the log is empty.
+    pub fn voters(self, voters: impl IntoIterator<Item = u64>) -> Self {
+        self.members(Membership::of_voters(voters))
+    }
+
+    /// The same, with endpoints, witnesses, learners or priorities.
+    pub fn members(self, members: Membership) -> Self {
+        self.configure(|config| config.bootstrap = Some(members))
+    }
+
+    /// How long a silent leader is waited for, and how often a leader says that it is there; see
+    /// [`Config`](consensus_raft_protocol::Config).
+    pub fn timeouts(self, election_timeout: Duration, heartbeat_interval: Duration) -> Self {
+        self.configure(|config| {
+            config.protocol.election_timeout = election_timeout;
+            config.protocol.heartbeat_interval = heartbeat_interval;
+        })
+    }
+
+    /// Reads by lease, where clocks differ by at most so many percent.
+    pub fn lease_drift_percent(self, percent: u32) -> Self {
+        self.configure(|config| config.protocol.lease_drift_percent = percent)
+    }
+
+    /// Hands proposals on followers to the leader.
+    pub fn forward_proposals(self) -> Self {
+        self.configure(|config| config.forward_proposals = true)
+    }
+
+    /// Where snapshots are gathered while they arrive.
+    pub fn snapshot_dir(self, dir: impl Into<PathBuf>) -> Self {
+        self.configure(|config| config.snapshot_dir = dir.into())
+    }
+
+    /// Records what the protocol is told, for `raft-replay`.
+    pub fn flight_recorder(self, recorder: FlightRecorder) -> Self {
+        self.configure(|config| config.flight_recorder = Some(recorder))
+    }
+
+    /// Anything else.
+    pub fn configure(mut self, change: impl FnOnce(&mut RaftConfig)) -> Self {
+        change(&mut self.0);
+        self
+    }
+
+    /// The settings, checked.
+    ///
+    /// # Errors
+    /// Says which setting is wrong, and what it may be.
+    pub fn build(self) -> Result<RaftConfig, ConfigError> {
+        self.0.validate()?;
+        Ok(self.0)
+    }
+
+    /// [`RaftEngine::start`] with these settings and parts.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(
+        self,
+        transport: Arc<dyn NetworkTransport>,
+        storage: impl LogStorage,
+        machine: impl StateMachine,
+    ) -> Result<Arc<RaftEngine>, StartError> {
+        RaftEngine::start(self.0, transport, Arc::new(storage), Box::new(machine)).await
+    }
+
+    /// [`RaftEngine::start_witness`] with these settings and parts.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_witness(
+        self,
+        transport: Arc<dyn NetworkTransport>,
+        storage: impl LogStorage,
+    ) -> Result<Arc<RaftEngine>, StartError> {
+        RaftEngine::start_witness(self.0, transport, Arc::new(storage)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_is_what_is_configured() {
+        let ms = Duration::from_millis;
+        let recorder = FlightRecorder { dir: "flight".into(), bytes_max: 1 << 20 };
+        let config = RaftEngine::builder(NodeId(2))
+            .voters([1, 2, 3])
+            .timeouts(ms(150), ms(20))
+            .lease_drift_percent(5)
+            .forward_proposals()
+            .snapshot_dir("snapshots")
+            .flight_recorder(recorder)
+            .configure(|config| config.compact_after_entries = 7)
+            .build()
+            .unwrap();
+        assert_eq!(config.protocol.id, NodeId(2));
+        assert_eq!(config.bootstrap, Some(Membership::of_voters([1, 2, 3])));
+        assert_eq!((config.protocol.election_timeout, config.protocol.heartbeat_interval), (ms(150), ms(20)));
+        assert_eq!((config.protocol.lease_drift_percent, config.forward_proposals), (5, true));
+        assert_eq!((config.snapshot_dir, config.compact_after_entries), ("snapshots".into(), 7));
+        assert_eq!(config.flight_recorder.unwrap().dir, PathBuf::from("flight"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let wrong = |change: fn(&mut RaftConfig)| {
+            RaftEngine::builder(NodeId(1)).configure(change).build().map(|_| ()).map_err(|error| error.key)
+        };
+        assert_eq!(wrong(|_| ()), Ok(()));
+        assert_eq!(wrong(|config| config.protocol.lease_drift_percent = 51), Err("lease_drift_percent"));
+        assert_eq!(wrong(|config| config.proposals_max = 0), Err("proposals_max"));
+        assert_eq!(
+            wrong(|config| config.command_bytes_max = config.proposal_bytes_max + 1),
+            Err("proposal_bytes_max")
+        );
+        assert_eq!(wrong(|config| config.snapshot_chunk_bytes = 0), Err("snapshot_chunk_bytes"));
+        let small = |config: &mut RaftConfig| {
+            config.flight_recorder = Some(FlightRecorder { dir: PathBuf::new(), bytes_max: (1 << 20) - 1 });
+        };
+        assert_eq!(wrong(small), Err("flight_recorder.bytes_max"));
+    }
+}

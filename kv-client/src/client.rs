@@ -274,7 +274,12 @@ impl KvClient {
     /// A call that may be repeated as it is.
     async fn read(&self, call: Call) -> Result<Reply, ClientError> {
         let deadline = Instant::now() + self.config.timeout;
-        self.repeat(&call, deadline, &mut false).await
+        let read = self.repeat(&call, deadline, &mut false).await;
+        // Whether the server came to it makes no difference.
+        read.map_err(|error| match error {
+            ClientError::Unknown(why) => ClientError::Unavailable(why),
+            error => error,
+        })
     }
 
     /// A write in a session: one write at a time in each, with the next number, which is never used for another.

@@ -91,4 +91,8 @@ fn exit_codes_tell_failures_apart() {
     server.terminate();
     kvctl.says(&["--timeout-ms", "300", "get", "a"], 4, "unavailable");
     kvctl.says(&["--timeout-ms", "300", "status"], 4, "");
+    // One that takes connections and says nothing: of a read it makes no difference whether it was executed.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let kvctl = Kvctl::new(silent.local_addr().unwrap().to_string());
+    kvctl.says(&["--timeout-ms", "300", "get", "a"], 4, "nothing was done");
 }

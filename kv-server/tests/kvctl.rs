@@ -2,50 +2,7 @@
 
 mod common;
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
-
-use common::Server;
-
-struct Kvctl {
-    program: PathBuf,
-    endpoint: String,
-}
-
-impl Kvctl {
-    fn new(endpoint: String) -> Self {
-        let program = Path::new(env!("CARGO_BIN_EXE_kv-server")).with_file_name("kvctl");
-        let built = Command::new(env!("CARGO")).args(["build", "-q", "-p", "kv-client"]).status().unwrap();
-        assert!(built.success());
-        Self { program, endpoint }
-    }
-
-    /// Exit code, standard output, standard error.
-    fn run(&self, arguments: &[&str], input: &str) -> (i32, String, String) {
-        let mut command = Command::new(&self.program);
-        command.args(["--endpoints", &self.endpoint]).args(arguments);
-        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = pipes.spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap().trim_end().to_owned();
-        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-    }
-
-    fn says(&self, arguments: &[&str], code: i32, expected: &str) {
-        self.says_to("", arguments, code, expected);
-    }
-
-    /// `expected` is the whole of standard output, or a part of standard error.
-    fn says_to(&self, input: &str, arguments: &[&str], code: i32, expected: &str) {
-        let (found, out, error) = self.run(arguments, input);
-        let as_expected = if code > 1 { error.contains(expected) } else { out == expected };
-        assert!(found == code && as_expected, "{arguments:?}: code {found}\n{out}\n{error}");
-    }
-}
+use common::{Server, kvctl::Kvctl};
 
 #[test]
 fn every_command_prints_what_came_of_it() {

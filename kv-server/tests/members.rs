@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use common::{
     Cluster, Server,
+    kvctl::Kvctl,
     writers::{Writers, check},
 };
 use kv_client::{
@@ -49,34 +50,42 @@ async fn wait_for_voters(cluster: &Cluster, ask: usize, voters: &[usize]) {
         .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// Of servers of the cluster.
+fn kvctl(cluster: &Cluster, ids: &[usize]) -> Kvctl {
+    let endpoints = ids.iter().map(|id| format!("127.0.0.1:{}", cluster.servers[*id].port));
+    Kvctl::new(endpoints.collect::<Vec<_>>().join(","))
+}
+
+fn add_command(cluster: &Cluster, id: usize) -> String {
+    let port = cluster.servers[id].port;
+    format!("member add {id} --consensus 127.0.0.1:{} --client 127.0.0.1:{port}", port + 1000)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn three_become_five_and_three_again_under_load() {
     let mut cluster =
         Cluster::start(3, "", "[log]\ncompact_after_entries = 200\ncompact_keep_entries = 20\n");
     let first_leader = cluster.leader().await;
-    let client = cluster.client();
-    let writers = Writers::start(&client, 8);
+    let writers = Writers::start(&cluster.client(), 8);
     writers.acknowledged_again(Instant::now()).await;
     let (third, fourth) = (cluster.join(), cluster.join());
-    change(&client, vec![add(&cluster, third)]).await;
-    change(&client, vec![add(&cluster, fourth)]).await;
+    let operator = kvctl(&cluster, &[0, 1, 2, third, fourth]);
+    let insist = |command: &str| tokio::task::block_in_place(|| operator.insist(command));
+
+    insist(&add_command(&cluster, third));
+    insist(&format!("{} --learner", add_command(&cluster, fourth)));
+    let listed = insist("member list");
+    assert!(listed.contains("node 4  learner  consensus 127.0.0.1:"), "{listed}");
+    insist("member promote 4");
     wait_for_voters(&cluster, fourth, &[0, 1, 2, 3, 4]).await;
     writers.acknowledged_again(Instant::now()).await;
-    // The lead goes to a new node, and the two oldest go, one of them the first leader.
-    let leader = loop {
-        match client.transfer_leader(Some(fourth as i64)).await {
-            Ok(leader) => break leader,
-            Err(ClientError::Rejected(Fault::Refused(why))) if why.message.contains("leads already") => {
-                break 4;
-            }
-            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
-        }
-    };
-    assert_eq!(leader, 4);
-    let also = if first_leader == 0 { 1 } else { 0 };
-    let mut gone = [first_leader, also];
+
+    // The lead goes to a new node, and the two oldest go in one step, one of them the first leader.
+    let leads = insist("transfer 4");
+    assert!(leads.contains("node 4"), "{leads}");
+    let mut gone = [first_leader, usize::from(first_leader == 0)];
     gone.sort_unstable();
-    change(&client, gone.map(remove).to_vec()).await;
+    insist(&format!("member remove {} {}", gone[0], gone[1]));
     let staying: Vec<usize> = (0..5).filter(|id| !gone.contains(id)).collect();
     for id in gone {
         cluster.servers[id].terminate();

@@ -56,9 +56,10 @@ fn kvctl(cluster: &Cluster, ids: &[usize]) -> Kvctl {
     Kvctl::new(endpoints.collect::<Vec<_>>().join(","))
 }
 
-fn add_command(cluster: &Cluster, id: usize) -> String {
+/// `what` a member, with where it is.
+fn with_endpoints(what: &str, cluster: &Cluster, id: usize) -> String {
     let port = cluster.servers[id].port;
-    format!("member add {id} --consensus 127.0.0.1:{} --client 127.0.0.1:{port}", port + 1000)
+    format!("member {what} {id} --consensus 127.0.0.1:{} --client 127.0.0.1:{port}", port + 1000)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
@@ -72,8 +73,8 @@ async fn three_become_five_and_three_again_under_load() {
     let operator = kvctl(&cluster, &[0, 1, 2, third, fourth]);
     let insist = |command: &str| tokio::task::block_in_place(|| operator.insist(command));
 
-    insist(&add_command(&cluster, third));
-    insist(&format!("{} --learner", add_command(&cluster, fourth)));
+    insist(&with_endpoints("add", &cluster, third));
+    insist(&format!("{} --learner", with_endpoints("add", &cluster, fourth)));
     let listed = insist("member list");
     assert!(listed.contains("node 4  learner  consensus 127.0.0.1:"), "{listed}");
     insist("member promote 4");
@@ -99,6 +100,27 @@ async fn three_become_five_and_three_again_under_load() {
         cluster.servers.remove(id);
     }
     cluster.same_hash().await;
+}
+
+/// Addresses are part of the membership: the others learn the new one from the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_node_moves_to_another_address() {
+    let mut cluster = Cluster::start(3, "", "");
+    let moving = (cluster.leader().await + 1) % 3;
+    cluster.servers[moving].terminate();
+    let staying: Vec<usize> = (0..3).filter(|id| *id != moving).collect();
+    let operator = kvctl(&cluster, &staying);
+    let insist = |command: &str| tokio::task::block_in_place(|| operator.insist(command));
+    insist("put k v");
+    cluster.start_elsewhere(moving);
+    let listed = insist(&with_endpoints("update", &cluster, moving));
+    assert!(listed.contains(&format!("clients 127.0.0.1:{}", cluster.servers[moving].port)), "{listed}");
+    cluster.same_hash().await;
+    // And it lives on where it is: it can lead, and is found there.
+    insist(&format!("transfer {moving}"));
+    insist("put k w");
+    assert_eq!(cluster.servers[moving].client().get("k").await.unwrap().unwrap().value, b"w");
+    insist(&format!("member update {moving} --priority 3"));
 }
 
 /// It is sent the log rather than a snapshot, and answers a leader of which it knows only that it called.

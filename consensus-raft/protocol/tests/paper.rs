@@ -222,6 +222,33 @@ fn d_6_4_a_read_waits_for_an_entry_of_the_term_and_for_a_quorum_after_it() {
 }
 
 #[test]
+fn d_6_4_reads_that_come_together_share_a_round() {
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
+    for token in 0..3 {
+        assert_eq!(raft.step(SECOND, Event::Read { token, lease: false }), []);
+    }
+    let rounds = |outputs: &[Output]| {
+        let to_1 = |output: &Output| match output {
+            Output::SendAppend(NodeId(1), append) => Some(append.round),
+            _ => None,
+        };
+        outputs.iter().filter_map(to_1).collect::<Vec<_>>()
+    };
+    assert_eq!(rounds(&raft.finish_turn(SECOND)), [1]);
+    // One that comes later is not served by what was asked before it.
+    raft.step(SECOND, Event::Read { token: 3, lease: false });
+    assert_eq!(rounds(&raft.finish_turn(SECOND)), [2]);
+    let mut answer = |round| {
+        let response = AppendResponse { round, ..accepted(1, 2) };
+        step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), response))
+    };
+    assert_eq!(answer(1), [0, 1, 2].map(|token| Output::ReadReady(token, LogIndex(2))));
+    assert_eq!(answer(2), [Output::ReadReady(3, LogIndex(2))]);
+}
+
+#[test]
 fn a_single_voter_commits_when_it_is_on_its_disk_and_not_before() {
     let mut raft = node(1, 0, &[]);
     step(&mut raft, Time::ZERO, Event::Tick);

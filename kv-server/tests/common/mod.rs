@@ -135,6 +135,18 @@ impl Cluster {
         Self { servers, dir }
     }
 
+    /// Starts a server that does not run on other ports, with the data that it has.
+    pub fn start_elsewhere(&mut self, id: usize) {
+        let (port, config) = (free_port(), self.dir.path().join(format!("node-{id}.toml")));
+        let node = format!("[[nodes]]\nid = {id}\nclient_endpoint = \"127.0.0.1:{port}\"\n");
+        std::fs::write(&config, node).unwrap();
+        let server = &mut self.servers[id];
+        let at = server.arguments.iter().position(|argument| argument == "--config").unwrap();
+        server.arguments[at + 1] = config.display().to_string();
+        server.port = port;
+        server.start();
+    }
+
     /// One more server, which waits to be made a member; its id.
     pub fn join(&mut self) -> usize {
         self.join_with(&[])

@@ -53,3 +53,19 @@ fn exit_codes_tell_failures_apart() {
     let kvctl = Kvctl::new(silent.local_addr().unwrap().to_string());
     kvctl.says(&["--timeout-ms", "300", "get", "a"], 4, "nothing was done");
 }
+
+#[test]
+fn states_that_differ_are_told() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let servers = dirs.each_ref().map(|dir| Server::standalone(dir.path()));
+    let endpoints = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port));
+    let both = Kvctl::new(endpoints.join(","));
+    let [one, other] = endpoints.map(Kvctl::new);
+    one.says(&["put", "a", "1"], 0, "revision 2");
+    other.says(&["put", "a", "1"], 0, "revision 2");
+    assert_eq!(both.run(&["hash"], "").0, 0);
+    one.says(&["put", "b", "1"], 0, "revision 3");
+    assert_eq!(both.run(&["hash"], "").0, 0, "one is ahead");
+    other.says(&["put", "b", "2"], 0, "revision 3");
+    both.says(&["hash"], 6, "have applied the same and differ");
+}

@@ -20,7 +20,7 @@ use show::{Show, line, pair};
 /// Talks to a kv-server or a cluster of them.
 ///
 /// Exit codes: 0 done; 1 the key is not there, or a transaction's compares do not hold; 2 wrong usage; 3 refused by the
-/// store (nothing was done); 4 unavailable (nothing was done); 5 the outcome is unknown.
+/// store (nothing was done); 4 unavailable (nothing was done); 5 the outcome is unknown; 6 nodes' states differ.
 #[derive(Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -131,7 +131,7 @@ enum Command {
     },
     /// Asks every endpoint how it is.
     Status,
-    /// Asks every endpoint for the checksum of its state.
+    /// Asks every endpoint for the checksum of its state, and compares those that have applied the same.
     Hash,
     /// Writes random keys for a while and prints writes per second and latencies. It leaves its keys (`bench/...`).
     Bench {

@@ -1,5 +1,7 @@
 //! What every node says of itself.
 
+use std::collections::BTreeMap;
+
 use consensus_core::Endpoint;
 use futures::future::join_all;
 use kv_client::{
@@ -16,10 +18,31 @@ pub(crate) async fn status(client: &KvClient, endpoints: &[Endpoint], show: &Sho
     show_all(endpoints, answers, status_row, status_value, show)
 }
 
-/// Asks every endpoint for the checksum of its state. The exit code: 4 if one does not answer.
+/// Asks every endpoint for the checksum of its state. The exit code: 6 if two have applied the same and differ, 4 if one
+/// does not answer.
 pub(crate) async fn hash(client: &KvClient, endpoints: &[Endpoint], show: &Show) -> u8 {
     let answers = join_all(endpoints.iter().map(|endpoint| client.hash_of(endpoint))).await;
-    show_all(endpoints, answers, hash_row, hash_value, show)
+    let differing = differing(answers.iter().flatten());
+    let code = show_all(endpoints, answers, hash_row, hash_value, show);
+    let Some((one, other)) = differing else { return code };
+    eprintln!(
+        "kvctl: nodes {one} and {other} have applied the same and differ: keep both data directories, remove the one that \
+         is wrong (`kvctl member remove`), and add it again with an empty one"
+    );
+    6
+}
+
+/// Two nodes that differ although they have applied the same. Nodes that were asked under load may be apart, and then
+/// say nothing of each other.
+fn differing<'a>(hashes: impl Iterator<Item = &'a HashResponse>) -> Option<(i64, i64)> {
+    let mut seen = BTreeMap::new();
+    for HashResponse { header, hash } in hashes {
+        let (node, first) = *seen.entry(header.applied_index).or_insert((header.node_id, *hash));
+        if first != *hash {
+            return Some((node, header.node_id));
+        }
+    }
+    None
 }
 
 fn show_all<T>(
@@ -93,4 +116,22 @@ fn hash_value(hash: &HashResponse) -> Value {
     json!({
         "node_id": header.node_id, "hash": hash.hash, "revision": header.revision, "applied_index": header.applied_index,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_client::idl::ResponseHeader;
+
+    use super::*;
+
+    #[test]
+    fn only_nodes_that_applied_the_same_are_compared() {
+        let hash = |node_id, applied_index, hash| {
+            HashResponse::new(ResponseHeader::new(1, node_id, 1, applied_index), hash)
+        };
+        let differ = |hashes: &[HashResponse]| differing(hashes.iter());
+        assert_eq!(differ(&[]), None);
+        assert_eq!(differ(&[hash(0, 5, 1), hash(1, 6, 2), hash(2, 5, 1)]), None);
+        assert_eq!(differ(&[hash(0, 5, 1), hash(1, 6, 2), hash(2, 6, 1)]), Some((1, 2)));
+    }
 }

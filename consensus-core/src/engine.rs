@@ -30,7 +30,8 @@ use crate::{InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId
 /// ```
 #[async_trait]
 pub trait ConsensusEngine: Send + Sync + 'static {
-    /// Has `command` committed and applied, and returns the state machine's response.
+    /// Has `command` committed and applied, and returns the state machine's response. A node that does not lead refuses, or
+    /// has the leader propose it.
     ///
     /// # Errors
     /// See [`ProposeError`]: each says whether the command may have been applied.

@@ -42,6 +42,13 @@ async fn a_follower_has_commands_proposed_by_the_leader() {
     assert!(log.iter().enumerate().all(|(n, (_, command))| *command == format!("{n}")));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn passes_the_suite() {
+    let cluster =
+        |size| async move { Cluster::start(size, |config| config.forward_proposals = true).await.nodes };
+    consensus_testkit::engine::run_suite(&[1, 3], cluster).await;
+}
+
 #[tokio::test]
 async fn without_the_setting_it_says_who_leads() {
     let cluster = Cluster::start(3, |_| {}).await;

@@ -1,11 +1,11 @@
 //! Conformance of a [`ConsensusEngine`].
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use consensus_core::{
     ChangeError, ConsensusEngine, Health, InvalidMembership, LogId, Member, MemberChange, MemberKind,
-    Membership, NodeId, ProposeError, ReadConsistency, ReadError, TransferError,
+    Membership, NodeId, ProposeError, ReadConsistency, ReadError, SnapshotError, TransferError,
 };
 
 use crate::{JournalReader, eventually};
@@ -28,10 +28,12 @@ pub async fn run_suite<F: Future<Output = Vec<Node>>>(sizes: &[u64], cluster: im
         agreement(cluster(*size).await).await;
         println!("engine: {size} nodes, a read barrier lets a read see what was acknowledged");
         reads(cluster(*size).await).await;
-        println!("engine: {size} nodes, who does not lead says so; who is shut down says so");
+        println!("engine: {size} nodes, who does not lead says so or hands on; who is shut down says so");
         refusals(cluster(*size).await).await;
         println!("engine: {size} nodes, members change in one step, or the engine says that they cannot");
         members(cluster(*size).await).await;
+        println!("engine: {size} nodes, the log is compacted and nothing is lost, or the engine has none");
+        compaction(cluster(*size).await).await;
         println!("engine: {size} nodes, the lead is handed over, or the engine says that it cannot be");
         transfer(cluster(*size).await).await;
     }
@@ -151,6 +153,36 @@ async fn members(nodes: Vec<Node>) {
     stop(&nodes).await;
 }
 
+async fn compaction(nodes: Vec<Node>) {
+    let engine = leader(&nodes).await.engine.clone();
+    for n in 0..50 {
+        engine.propose(format!("{n}").into()).await.unwrap();
+    }
+    converged(&nodes, 50).await;
+    for node in &nodes {
+        let applied = node.engine.status().borrow().applied;
+        let purged = match node.engine.compact_log().await {
+            Err(SnapshotError::NoLog) => return stop(&nodes).await,
+            result => result.expect("nothing stands in the way of a compaction"),
+        };
+        assert!(purged >= applied, "what was applied, {applied}, is flushed and not needed: {purged}");
+        let mut status = node.engine.status();
+        let compacted = status.wait_for(|status| status.first_index == purged.next());
+        tokio::time::timeout(PATIENCE, compacted)
+            .await
+            .expect("the status tells where the log begins")
+            .unwrap();
+    }
+    for n in 50..100 {
+        engine.propose(format!("{n}").into()).await.unwrap();
+    }
+    let order = converged(&nodes, 100).await;
+    for (n, (_, command)) in order.iter().enumerate() {
+        assert_eq!(*command, n.to_string(), "in the order in which they were acknowledged");
+    }
+    stop(&nodes).await;
+}
+
 async fn transfer(nodes: Vec<Node>) {
     let engine = leader(&nodes).await.engine.clone();
     let own = engine.status().borrow().node_id;
@@ -172,18 +204,21 @@ async fn transfer(nodes: Vec<Node>) {
 }
 
 async fn refusals(nodes: Vec<Node>) {
-    let leading = leader(&nodes).await.engine.clone();
+    let leader = leader(&nodes).await;
+    let leading = leader.engine.clone();
     let own = leading.status().borrow().node_id;
     for node in nodes.iter().filter(|node| node.engine.status().borrow().node_id != own) {
         let engine = &node.engine;
         let mut status = engine.status();
         let known = status.wait_for(|status| status.leader == Some(own));
-        tokio::time::timeout(std::time::Duration::from_secs(30), known)
-            .await
-            .expect("followers learn who leads")
-            .unwrap();
-        let hint = Some(own);
-        assert_eq!(engine.propose("x".into()).await, Err(ProposeError::NotLeader { leader: hint }));
+        tokio::time::timeout(PATIENCE, known).await.expect("followers learn who leads").unwrap();
+        match engine.propose("x".into()).await {
+            Ok(committed) => {
+                let applied = (committed.log_id, Bytes::from("x"));
+                assert!(leader.journal.commands().contains(&applied), "it had the leader propose it");
+            }
+            Err(error) => assert_eq!(error, ProposeError::NotLeader { leader: Some(own) }),
+        }
     }
     leading.shutdown().await.unwrap();
     assert_eq!(leading.propose("x".into()).await, Err(ProposeError::ShutDown));
@@ -192,3 +227,6 @@ async fn refusals(nodes: Vec<Node>) {
     leading.shutdown().await.unwrap();
     stop(&nodes).await;
 }
+
+/// How long to wait for what comes by itself.
+const PATIENCE: Duration = Duration::from_secs(30);

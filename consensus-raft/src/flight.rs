@@ -5,8 +5,8 @@
 //!
 //! # Format
 //! The directory has files `00000001.flight`, `00000002.flight`, ..., the oldest of which go as new ones come. Each begins
-//! with [`MAGIC`]; then records follow, each as its length (u32, little-endian), the CRC-32C of its body (likewise) and the
-//! body, a [`Record`] by `consensus_core::codec`. The first record of a file is a [`Record::Began`], so that each file can be
+//! with [`MAGIC`]; then records follow, each as its length, the CRC-32C of these four bytes, that of its body (all u32,
+//! little-endian) and the body, a [`Record`] by `consensus_core::codec`. The first record of a file is a [`Record::Began`], so that each file can be
 //! replayed alone.
 
 use std::{
@@ -60,6 +60,7 @@ pub enum Record {
 /// What each file begins with.
 pub const MAGIC: [u8; 16] = *b"raft flight 1\n\0\0";
 const RECORD_VERSION: u8 = 1;
+const HEAD_BYTES: u64 = 12;
 
 /// CRC-32C of what a call returned, as it stands in [`Record::Returned`].
 #[must_use]
@@ -196,14 +197,22 @@ impl Recorder {
     }
 
     fn append(&mut self, record: &Record) -> io::Result<()> {
-        let body = codec::encode(RECORD_VERSION, record);
-        let length = u32::try_from(body.len()).map_err(|_| io::Error::other("a record of 4 GiB"))?;
-        self.file.write_all(&length.to_le_bytes())?;
-        self.file.write_all(&crc32c::crc32c(&body).to_le_bytes())?;
-        self.file.write_all(&body)?;
-        self.written += 8 + body.len() as u64;
+        let bytes = framed(record)?;
+        self.file.write_all(&bytes)?;
+        self.written += bytes.len() as u64;
         Ok(())
     }
+}
+
+/// A record as it stands in the file.
+///
+/// # Errors
+/// It is larger than 4 GiB.
+pub fn framed(record: &Record) -> io::Result<Vec<u8>> {
+    let body = codec::encode(RECORD_VERSION, record);
+    let length = u32::try_from(body.len()).map_err(|_| io::Error::other("a record of 4 GiB"))?.to_le_bytes();
+    let (sum_of_length, sum) = (crc32c::crc32c(&length).to_le_bytes(), crc32c::crc32c(&body).to_le_bytes());
+    Ok([&length, &sum_of_length, &sum, &*body].concat())
 }
 
 /// The next file of the recording; the oldest make room for it.
@@ -319,24 +328,30 @@ impl FlightReader {
     /// # Errors
     /// It cannot be read. Nothing can be read behind it.
     pub fn next_record(&mut self) -> Result<Option<Record>, FlightError> {
-        let head = self.bytes(8)?;
+        let head = self.bytes(HEAD_BYTES)?;
         if head.is_empty() {
             return Ok(None);
         }
-        let Ok([l0, l1, l2, l3, c0, c1, c2, c3]) = <[u8; 8]>::try_from(head) else {
+        let number =
+            |at| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
+        let (Some(length), Some(sum_of_length), Some(sum)) = (number(0), number(4), number(8)) else {
             return Err(self.cut_short());
         };
-        let length = u64::from(u32::from_le_bytes([l0, l1, l2, l3]));
+        // Or a file that is damaged there would be taken for one that is cut short.
+        if crc32c::crc32c(&length.to_le_bytes()) != sum_of_length {
+            return Err(self.damaged("its length is not what was written".to_owned()));
+        }
+        let length = u64::from(length);
         let body = self.bytes(length)?;
         if (body.len() as u64) < length {
             return Err(self.cut_short());
         }
-        if crc32c::crc32c(&body) != u32::from_le_bytes([c0, c1, c2, c3]) {
+        if crc32c::crc32c(&body) != sum {
             return Err(self.damaged("its checksum is another".to_owned()));
         }
         let record = codec::decode("flight record", RECORD_VERSION, &body);
         let record = record.map_err(|error: CodecError| self.damaged(error.to_string()))?;
-        self.at += 8 + length;
+        self.at += HEAD_BYTES + length;
         Ok(Some(record))
     }
 

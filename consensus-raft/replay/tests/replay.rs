@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-use consensus_core::{Membership, NodeId, codec};
+use consensus_core::{Membership, NodeId};
 use consensus_raft::{
     RaftConfig, RaftEngine,
-    flight::{FlightReader, FlightRecorder, MAGIC, Record, recording},
+    flight::{FlightError, FlightReader, FlightRecorder, MAGIC, Record, framed, recording},
 };
 use consensus_testkit::{
     Journal, MemLogStorage,
@@ -98,15 +98,27 @@ async fn a_recording_is_replayed_to_the_same_bytes_and_what_is_not_is_said() {
     );
 
     let damaged = dir.path().join("damaged");
-    let mut bytes = std::fs::read(&files[0]).unwrap();
-    let at = bytes.len() / 2;
-    bytes[at] ^= 4;
-    std::fs::write(&damaged, &bytes).unwrap();
+    let bytes = std::fs::read(&files[0]).unwrap();
+    let (begin, middle) = (MAGIC.len(), bytes.len() / 2);
+    // Anywhere: lengths, checksums, bodies.
+    for at in (begin..begin + 40).chain(middle..middle + 40) {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 4;
+        std::fs::write(&damaged, &bytes).unwrap();
+        let mut reader = FlightReader::open(&damaged).unwrap();
+        let error = loop {
+            match reader.next_record() {
+                Ok(record) => assert!(record.is_some(), "byte {at}: not noticed"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, FlightError::Damaged { .. }), "byte {at}: {error}");
+    }
     let output = replay(&[], &damaged);
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("the record at byte"), "{}", text(&output.stderr));
 
-    std::fs::write(&damaged, &bytes[..at - 1]).unwrap();
+    std::fs::write(&damaged, &bytes[..middle]).unwrap();
     let output = replay(&[], &damaged);
     assert!(output.status.success(), "a killed process leaves such a file: {}", text(&output.stderr));
     assert!(text(&output.stdout).contains("is cut short"));
@@ -136,10 +148,7 @@ fn change_a_checksum(from: &Path, to: &Path) -> u64 {
             }
             Record::Returned(_) => record,
         };
-        let body = codec::encode(1, &record);
-        bytes.extend(u32::try_from(body.len()).unwrap().to_le_bytes());
-        bytes.extend(crc32c::crc32c(&body).to_le_bytes());
-        bytes.extend(body);
+        bytes.extend(framed(&record).unwrap());
     }
     std::fs::write(to, bytes).unwrap();
     changed.unwrap()

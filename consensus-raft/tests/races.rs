@@ -4,7 +4,7 @@ use std::{
     io::Read,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     time::Duration,
@@ -116,22 +116,65 @@ async fn nothing_older_is_applied_after_a_restore() {
     assert_eq!(calls.last().unwrap(), "restore", "{calls:?}");
 }
 
-/// A storage whose code panics when told to.
-struct Panics(MemLogStorage, AtomicBool);
+/// A storage that counts what is read, and whose code panics when told to.
+#[derive(Default)]
+struct Watched {
+    log: MemLogStorage,
+    panics: AtomicBool,
+    reads: AtomicU64,
+}
 
-impl LogStorage for Panics {
+impl LogStorage for Watched {
     fn load(&self) -> Result<LogState, StorageError> {
-        self.0.load()
+        self.log.load()
     }
 
     fn write(&self, batch: LogBatch) -> Result<(), StorageError> {
-        assert!(!self.1.load(Ordering::SeqCst), "a bug in the storage");
-        self.0.write(batch)
+        assert!(!self.panics.load(Ordering::SeqCst), "a bug in the storage");
+        self.log.write(batch)
     }
 
     fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError> {
-        self.0.read(after, last, max_bytes)
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.log.read(after, last, max_bytes)
     }
+}
+
+/// What a slow state machine has yet to apply is on the disk, and read from there: it does not gather in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_to_be_applied_takes_no_memory() {
+    const COMMANDS: u64 = 500;
+    let network = MemNetwork::new(1);
+    let leader = network.transport(NodeId(0));
+    leader.start(Arc::new(Nothing)).await.unwrap();
+    let (open, gate) = mpsc::channel();
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let mut config = RaftConfig::new(NodeId(1));
+    config.bootstrap = Some(Membership::of_voters(0..3));
+    config.protocol.election_timeout = Duration::from_secs(60);
+    config.cache_bytes_max = 1000;
+    let storage = Arc::new(Watched::default());
+    let machine = Box::new(Gated { calls: calls.clone(), gate });
+    let engine =
+        RaftEngine::start(config, network.transport(NodeId(1)), storage.clone(), machine).await.unwrap();
+    append(&leader, LogId::new(0, 1), 2..=2);
+    eventually("an apply is under way", || calls.lock().unwrap().first().cloned().ok_or("none")).await;
+    append(&leader, LogId::new(1, 2), 3..=COMMANDS);
+    let mut status = engine.status();
+    status.wait_for(|status| status.commit == LogIndex(COMMANDS)).await.unwrap();
+    eventually("all is written", || {
+        let written = storage.load().unwrap().last().index;
+        if written == LogIndex(COMMANDS) { Ok(()) } else { Err(written) }
+    })
+    .await;
+    // One more turn, in which the engine knows that it is.
+    append(&leader, LogId::new(1, COMMANDS), COMMANDS + 1..=COMMANDS + 1);
+    status.wait_for(|status| status.commit == LogIndex(COMMANDS + 1)).await.unwrap();
+    let before = storage.reads.load(Ordering::SeqCst);
+    drop(open);
+    status.wait_for(|status| status.applied == LogIndex(COMMANDS + 1)).await.unwrap();
+    assert!(storage.reads.load(Ordering::SeqCst) > before, "it was all in memory");
+    engine.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,13 +182,13 @@ async fn a_panic_of_the_storage_stops_the_engine_and_lets_nobody_wait() {
     let network = MemNetwork::new(1);
     let mut config = RaftConfig::new(NodeId(1));
     config.bootstrap = Some(Membership::of_voters([1]));
-    let storage = Arc::new(Panics(MemLogStorage::new(), AtomicBool::new(false)));
+    let storage = Arc::new(Watched::default());
     let machine = Box::new(consensus_testkit::Journal::new());
     let engine =
         RaftEngine::start(config, network.transport(NodeId(1)), storage.clone(), machine).await.unwrap();
     let mut status = engine.status();
     status.wait_for(|status| status.role == Role::Leader).await.unwrap();
-    storage.1.store(true, Ordering::SeqCst);
+    storage.panics.store(true, Ordering::SeqCst);
     let answer = engine.propose("x".into()).await;
     assert!(matches!(answer, Err(ProposeError::Fatal { .. })), "{answer:?}");
     assert!(matches!(&status.borrow().health, Health::Fatal(why) if why.contains("panicked")));

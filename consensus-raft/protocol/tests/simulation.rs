@@ -200,6 +200,8 @@ struct Simulation {
     configurations: BTreeMap<LogId, Arc<Membership>>,
     /// Whose disk was emptied; one in a run, as a quorum must remain.
     emptied: Option<NodeId>,
+    /// What that disk was.
+    lost: Option<Disk>,
     random: u64,
     now: Time,
     nodes: BTreeMap<NodeId, Node>,
@@ -241,6 +243,7 @@ impl Simulation {
             size,
             configurations: BTreeMap::from([(BOOTSTRAP, Arc::new(Membership::of_voters(0..voters)))]),
             emptied: None,
+            lost: None,
             random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xABCD,
             now: Time::ZERO,
             nodes: BTreeMap::new(),
@@ -332,8 +335,16 @@ impl Simulation {
         &self.nodes[&id]
     }
 
+    /// What was acknowledged before its disk was lost counts: whoever is elected without that disk's vote has it from
+    /// another of the quorum.
     fn is_on_quorum(&self, id: LogId, membership: &Membership) -> bool {
-        membership.quorum_value(|voter| self.node(voter).disk.holds(id)) == Some(true)
+        let was_on = |lost: &Disk, voter| {
+            self.emptied == Some(voter) && membership.trusts(voter, lost.storage) && lost.holds(id)
+        };
+        let holds = |voter| {
+            self.node(voter).disk.holds(id) || self.lost.as_ref().is_some_and(|lost| was_on(lost, voter))
+        };
+        membership.quorum_value(holds) == Some(true)
     }
 
     /// In force on each node, in short.
@@ -507,7 +518,7 @@ impl Simulation {
         }
         self.crash(id);
         let node = self.nodes.get_mut(&id).unwrap();
-        node.disk = Disk { storage, ..Disk::default() };
+        self.lost = Some(std::mem::replace(&mut node.disk, Disk { storage, ..Disk::default() }));
         node.disk.entries.insert(1, BOOTSTRAP);
         self.emptied = Some(id);
         self.reach("disk emptied");

@@ -1,11 +1,13 @@
 //! Conformance of the state machine, and its sessions.
 
+use std::process::Command;
+
 use bytes::Bytes;
 use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
 use consensus_testkit::state_machine::{Fixture, run_suite};
 use kv_state_machine::{
     Delete, Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStateMachine, Put, Range,
-    Session,
+    Session, StateHash,
 };
 use tempfile::TempDir;
 
@@ -161,4 +163,81 @@ fn compacted_history_leaves_the_disk_and_not_the_state() {
     assert_eq!(fed.machine.executor().hash().unwrap(), before);
     let old = KvOperation::Range(Range { key: "k1".into(), revision: 39, ..Range::default() });
     assert_eq!(fed.machine.executor().read(&old).unwrap(), Err(KvRejection::Compacted { compacted: 40 }));
+}
+
+/// A stream that calls back before each piece.
+struct Watched<'a, F>(&'a [u8], F);
+
+impl<F: FnMut(usize)> std::io::Read for Watched<'_, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let piece = buffer.len().min(self.0.len()).min(1024);
+        (self.1)(self.0.len());
+        buffer[..piece].copy_from_slice(&self.0[..piece]);
+        self.0 = &self.0[piece..];
+        Ok(piece)
+    }
+}
+
+/// A store with some state, and a snapshot of another one.
+fn old_and_snapshot_of_new(dir: &TempDir) -> (Fed, StateHash, Vec<u8>, StateHash) {
+    let other = tempfile::tempdir().unwrap();
+    let mut new = Fed::new(&other);
+    for n in 0..100 {
+        let put = Put { key: format!("k{n}").into(), value: vec![b'v'; 200].into(), ..Put::default() };
+        new.apply(None, KvOperation::Put(put)).unwrap();
+    }
+    let mut stream = Vec::new();
+    new.machine.snapshot().unwrap().write_to(&mut stream).unwrap();
+    let mut old = Fed::new(dir);
+    old.apply(None, KvOperation::Put(Put { key: "k".into(), value: "old".into(), ..Put::default() }))
+        .unwrap();
+    old.machine.flush().unwrap();
+    let before = old.machine.executor().hash().unwrap();
+    (old, before, stream, new.machine.executor().hash().unwrap())
+}
+
+/// What a crash would leave is copied whenever the restore reads on, and opened.
+#[test]
+fn a_crash_during_a_restore_leaves_the_old_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut old, before, stream, after) = old_and_snapshot_of_new(&dir);
+    let images = tempfile::tempdir().unwrap();
+    let mut taken = 0;
+    let mut copy = |_| {
+        let to = images.path().join(taken.to_string());
+        assert!(Command::new("cp").arg("-r").arg(dir.path()).arg(to).status().unwrap().success());
+        taken += 1;
+    };
+    old.machine.restore(&mut Watched(&stream, &mut copy)).unwrap();
+    assert_eq!(old.machine.executor().hash().unwrap(), after);
+    copy(0);
+    assert!(taken > 20, "{taken}");
+    for image in 0..taken {
+        let place = images.path().join(image.to_string());
+        let machine = KvStateMachine::open(&place, NodeId(1), Durability::FromLog).unwrap();
+        let expected = if image == taken - 1 { &after } else { &before };
+        assert_eq!(machine.executor().hash().unwrap(), *expected, "image {image} of {taken}");
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_cut_or_changed_anywhere_is_refused_or_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut old, before, stream, after) = old_and_snapshot_of_new(&dir);
+    // All of the head, and every so often.
+    let places = (0..60).chain((60..stream.len()).step_by(stream.len() / 60));
+    for at in places {
+        assert!(old.machine.restore(&mut &stream[..at]).is_err(), "cut at {at}");
+        assert_eq!(old.machine.executor().hash().unwrap(), before, "cut at {at}");
+        let mut changed = stream.clone();
+        changed[at] ^= 4;
+        if old.machine.restore(&mut &*changed).is_ok() {
+            // The name of a file that holds no state.
+            assert_eq!(old.machine.executor().hash().unwrap(), after, "changed at {at}");
+            drop(old);
+            std::fs::remove_dir_all(dir.path()).unwrap();
+            (old, ..) = old_and_snapshot_of_new(&dir);
+        }
+        assert_eq!(old.machine.executor().hash().unwrap(), before, "changed at {at}");
+    }
 }

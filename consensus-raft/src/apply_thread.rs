@@ -170,7 +170,7 @@ fn guarded<T>(call: impl FnOnce() -> Result<T, StateMachineError>) -> Result<T, 
         .unwrap_or_else(|panic| Err(StateMachineError::Other(describe(&*panic))))
 }
 
-fn describe(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn describe(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("it panicked: {}", text.unwrap_or("without a message"))

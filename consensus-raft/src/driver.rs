@@ -33,11 +33,12 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
+use tracing::Instrument;
 
 use crate::{
     RaftConfig,
     admission::Admission,
-    apply_thread::Job,
+    apply_thread::{Job, describe},
     cache::EntryCache,
     flight::Recorded,
     inbox::{Arrival, Inbox, Input},
@@ -163,7 +164,17 @@ impl Driver {
         (driver, watching)
     }
 
-    pub(crate) async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
+    /// Runs until the end. A panic - of a broken invariant, or of the transport - is an end like any other error.
+    pub(crate) async fn supervised(self, inputs: mpsc::UnboundedReceiver<Input>) {
+        let status = self.status.clone();
+        let run = tokio::spawn(self.run(inputs).in_current_span());
+        let Err(Ok(panic)) = run.await.map_err(tokio::task::JoinError::try_into_panic) else { return };
+        let why = describe(&*panic);
+        tracing::error!(why, "the engine stops");
+        status.send_modify(|status| Arc::make_mut(status).health = Health::Fatal(why));
+    }
+
+    async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
         let mut turn = Vec::with_capacity(TURN_INPUTS_MAX);
         self.span = tracing::Span::current();
         self.step(Event::Tick); // The only voter of a cluster leads at once.

@@ -190,7 +190,7 @@ impl RaftEngine {
             applier,
         );
         transport.start(Arc::new(handler)).await?;
-        let task = tokio::spawn(driver.run(inputs).instrument(span));
+        let task = tokio::spawn(driver.supervised(inputs).instrument(span));
         Ok(Arc::new(Self {
             inbox,
             status,

@@ -1,6 +1,7 @@
 //! Orders of things that a scheduler brings about rarely, brought about.
 
 use std::{
+    collections::BTreeMap,
     io::Read,
     sync::{
         Arc, Mutex,
@@ -13,13 +14,16 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use consensus_core::{
-    AppendEntries, ConsensusEngine, Entry, Health, LogBatch, LogId, LogIndex, LogState, LogStorage,
-    Membership, Message, MessageHandler, NetworkTransport, NodeId, ProposeError, Role, Snapshot, SnapshotAck,
+    AppendEntries, ConsensusEngine, Endpoint, EngineStatus, Entry, Health, LogBatch, LogId, LogIndex,
+    LogState, LogStorage, Member, MemberChange, MemberKind, Membership, Message, MessageHandler,
+    NetworkTransport, NodeId, ProposeError, Reachability, Role, SendError, Snapshot, SnapshotAck,
     SnapshotChunk, SnapshotMeta, SnapshotOutcome, StateMachine, StateMachineError, StorageError, Term,
+    TransportError,
 };
 use consensus_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::{MemLogStorage, eventually};
 use consensus_transport_mem::{MemNetwork, MemTransport};
+use tokio::sync::watch;
 
 /// Says what is called, and waits for a word in each apply and restore.
 struct Gated {
@@ -175,6 +179,73 @@ async fn what_waits_to_be_applied_takes_no_memory() {
     status.wait_for(|status| status.applied == LogIndex(COMMANDS + 1)).await.unwrap();
     assert!(storage.reads.load(Ordering::SeqCst) > before, "it was all in memory");
     engine.shutdown().await.unwrap();
+}
+
+/// A transport whose code panics when told to.
+struct Faulty(Arc<MemTransport>, AtomicBool);
+
+#[async_trait]
+impl NetworkTransport for Faulty {
+    fn local(&self) -> NodeId {
+        self.0.local()
+    }
+
+    async fn start(&self, handler: Arc<dyn MessageHandler>) -> Result<(), TransportError> {
+        self.0.start(handler).await
+    }
+
+    fn send(&self, to: NodeId, message: Message) -> Result<(), SendError> {
+        assert!(!self.1.load(Ordering::SeqCst), "a bug in the transport");
+        self.0.send(to, message)
+    }
+
+    async fn send_snapshot_chunk(
+        &self,
+        to: NodeId,
+        chunk: SnapshotChunk,
+    ) -> Result<SnapshotAck, TransportError> {
+        self.0.send_snapshot_chunk(to, chunk).await
+    }
+
+    fn set_endpoint(&self, node: NodeId, endpoint: Endpoint) {
+        self.0.set_endpoint(node, endpoint);
+    }
+
+    fn remove_endpoint(&self, node: NodeId) {
+        self.0.remove_endpoint(node);
+    }
+
+    fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>> {
+        self.0.reachability()
+    }
+
+    async fn shutdown(&self) {
+        self.0.shutdown().await;
+    }
+}
+
+/// As a broken invariant of the protocol would.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_engines_task_is_its_end_and_said() {
+    let network = MemNetwork::new(1);
+    let mut config = RaftConfig::new(NodeId(1));
+    config.bootstrap = Some(Membership::of_voters([1]));
+    let transport = Arc::new(Faulty(network.transport(NodeId(1)), AtomicBool::new(false)));
+    let (storage, machine) = (Arc::new(MemLogStorage::new()), Box::new(consensus_testkit::Journal::new()));
+    let engine = RaftEngine::start(config, transport.clone(), storage, machine).await.unwrap();
+    let mut status = engine.status();
+    status.wait_for(|status| status.role == Role::Leader).await.unwrap();
+    transport.1.store(true, Ordering::SeqCst);
+    let learner = MemberChange::Set(NodeId(2), Member::new(MemberKind::Learner));
+    let change = engine.change_membership(vec![learner]).await;
+    assert!(change.is_err(), "{change:?}");
+    let said = |status: &Arc<EngineStatus>| match &status.health {
+        Health::Fatal(why) => why.contains("a bug in the transport"),
+        _ => false,
+    };
+    status.wait_for(said).await.unwrap();
+    assert!(matches!(engine.propose("x".into()).await, Err(ProposeError::Fatal { .. })));
+    assert!(engine.shutdown().await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,14 +35,14 @@
 //!   afterwards (D §6.4).
 //! * **I10** A configuration counts from its append and is rolled back with its entry (D §4.1).
 //! * **I11** The log is replaced by a snapshot only after the state machine holds it (§7).
+//! * **I12** A pre-vote changes nobody's term and nobody's vote (D §9.6); a node in touch with a leader grants neither
+//!   (D §4.2.3).
 //! * **I13** There is one change of the configuration at a time, begun by a leader that has committed in its term, and a
 //!   joint configuration is left once it is committed, by whoever leads then (§6, D §4.3).
 //! * **I14** Votes and acknowledgements count only from the storage that the configuration knows for the node: an emptied
 //!   disk has forgotten what it promised.
 //! * **I15** A lease ends before any voter's patience with its leader does, whatever the drift of clocks that is allowed
 //!   for, and no lease survives the begin of a transfer (D §6.4.1).
-//! * **I12** A pre-vote changes nobody's term and nobody's vote (D §9.6); a node in touch with a leader grants neither
-//!   (D §4.2.3).
 
 mod call;
 mod config;

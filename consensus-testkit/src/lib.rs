@@ -5,11 +5,13 @@
 //!   broken. Every implementation in this workspace passes the same suites.
 //! * Doubles: [`MemLogStorage`], whose content outlives it as a disk would and which fails on demand, and [`Journal`], a
 //!   state machine that remembers what it applied.
+//! * A checker of [linearizability], for what clients of your service saw.
 //!
 //! What this is *not*: it depends on no engine, transport or storage of the workspace.
 
 pub mod engine;
 mod journal;
+pub mod linearizability;
 pub mod log_storage;
 mod mem_log;
 pub mod state_machine;

@@ -24,6 +24,8 @@
 //! For commands and responses as plain Rust types see [`typed`]; implementers check themselves with the suites of
 //! `consensus-testkit`.
 
+#[doc(hidden)]
+pub mod bugs;
 pub mod codec;
 mod endpoint;
 mod engine;
@@ -44,7 +46,7 @@ pub use engine::{
     ReadError, Role, ShutdownError, SnapshotError, TransferError,
 };
 pub use entry::{Entry, Payload};
-pub use log_storage::{HardState, LogBatch, LogState, LogStorage, SnapshotMeta, StorageError};
+pub use log_storage::{Damage, HardState, LogBatch, LogState, LogStorage, SnapshotMeta, StorageError};
 pub use membership::{InvalidMembership, Member, MemberChange, MemberKind, Membership};
 pub use message::{
     AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Message, ReadIndexRequest,

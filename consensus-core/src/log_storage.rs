@@ -40,9 +40,12 @@ use crate::{Entry, LogId, LogIndex, Membership, NodeId, StorageId, Term};
 pub trait LogStorage: Send + Sync + 'static {
     /// What is there: positions of all entries, hard state, what was purged. Verifies every record's checksum.
     ///
+    /// Where the record of an entry is damaged and everything before it, the hard state and the purged position are
+    /// sound, the state has the entries before and says so ([`LogState::damage`]). A torn tail - damage in the last write
+    /// only, which nobody can have been told of - is cut silently.
+    ///
     /// # Errors
-    /// [`StorageError::Corrupt`] with the position of the damage. A torn tail - damage in the last write only, which
-    /// nobody can have been told of - is cut silently.
+    /// [`StorageError::Corrupt`] with the position of any other damage.
     fn load(&self) -> Result<LogState, StorageError>;
 
     /// Makes `batch` durable. Within the batch the order is: purge, truncate, append, hard state.
@@ -70,6 +73,9 @@ pub struct HardState {
     /// A snapshot whose installation into the state machine was begun. Set before the machine is touched and cleared in
     /// the batch that purges the log up to it, so that a restart in between knows what the machine holds.
     pub installing: Option<SnapshotMeta>,
+    /// The log once went up to here and was cut because a record was damaged. What the node acknowledged it may not hold
+    /// any more, so that it votes as if it still had it, and stands for nothing, until its log is as far again.
+    pub lost_through: Option<LogId>,
 }
 
 /// What a snapshot, or the removed head of a log, covers.
@@ -119,6 +125,28 @@ pub struct LogState {
     pub entries: Vec<(LogId, u64)>,
     /// The membership entries among them.
     pub memberships: Vec<(LogIndex, Membership)>,
+    /// Set if the records after the last of `entries` cannot all be read.
+    pub damage: Option<Damage>,
+}
+
+/// Entries of a log that cannot be read, all else being sound: an engine that has others to fetch them from cuts the log
+/// there and goes on; one that has none refuses to start, with [`Damage::refusal`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The last entry that the log had, or an upper bound in the order of [`LogId`]: nothing beyond was ever durable.
+    pub last: LogId,
+    /// Which record, in which file where there are files.
+    pub position: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl Damage {
+    /// As an error.
+    #[must_use]
+    pub fn refusal(&self) -> StorageError {
+        StorageError::Corrupt { position: self.position.clone(), why: self.why.clone() }
+    }
 }
 
 impl LogState {

@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Endpoint, NodeId, StorageId};
+use crate::{
+    Endpoint, NodeId, StorageId,
+    bugs::{Bug, is_on},
+};
 
 /// What a member does in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,15 +187,17 @@ impl Membership {
     /// Whether votes and acknowledgements of `node` count when they come from `storage`.
     #[must_use]
     pub fn trusts(&self, node: NodeId, storage: StorageId) -> bool {
-        self.get(node).and_then(|member| member.storage).is_none_or(|known| known == storage)
+        self.get(node)
+            .and_then(|member| member.storage)
+            .is_none_or(|known| known == storage || is_on(Bug::M13))
     }
 
     /// The sets of voters that decide: one, or two in a joint configuration.
     fn voter_sets(&self) -> impl Iterator<Item = Vec<NodeId>> + '_ {
-        let incoming =
-            self.members.iter().filter(|(_, member)| member.kind.votes()).map(|(id, _)| *id).collect();
+        let counts = |member: &Member| member.kind.votes() || is_on(Bug::C11);
+        let incoming = self.members.iter().filter(|(_, member)| counts(member)).map(|(id, _)| *id).collect();
         let outgoing: Vec<NodeId> = self.outgoing.keys().copied().collect();
-        std::iter::once(incoming).chain(self.is_joint().then_some(outgoing))
+        std::iter::once(incoming).chain((self.is_joint() && !is_on(Bug::M2)).then_some(outgoing))
     }
 
     /// Whether `nodes` hold a quorum - more than half - of each set of voters. Without voters nothing does.
@@ -208,9 +213,12 @@ impl Membership {
         let mut least: Option<T> = None;
         for voters in self.voter_sets() {
             let mut values: Vec<T> = voters.into_iter().map(&mut reached).collect();
-            values.sort_unstable();
+            if !is_on(Bug::C9) {
+                values.sort_unstable();
+            }
             // With n values in ascending order those from position (n - 1) / 2 on are more than half.
-            let value = *values.get(values.len().saturating_sub(1) / 2)?;
+            let least_of_quorum = (values.len() + usize::from(is_on(Bug::C10))).saturating_sub(1) / 2;
+            let value = *values.get(least_of_quorum)?;
             least = Some(least.map_or(value, |least| least.min(value)));
         }
         least

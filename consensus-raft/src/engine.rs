@@ -115,8 +115,8 @@ impl RaftEngine {
     ) -> Result<Arc<Self>, StartError> {
         config.validate()?;
         let applied = machine.applied();
-        let (loading, bootstrap) = (storage.clone(), config.bootstrap.clone());
-        let load = move || load(&*loading, bootstrap, applied);
+        let (own, loading, bootstrap) = (config.protocol.id, storage.clone(), config.bootstrap.clone());
+        let load = move || load(&*loading, own, bootstrap, applied);
         let log = tokio::task::spawn_blocking(load).await.map_err(|_| StartError::Runtime)??;
         Self::run(config, transport, storage, machine, log, applied).await
     }
@@ -133,9 +133,9 @@ impl RaftEngine {
     ) -> Result<Arc<Self>, StartError> {
         config.validate()?;
         config.protocol.witness = true;
-        let (loading, bootstrap) = (storage.clone(), config.bootstrap.clone());
+        let (own, loading, bootstrap) = (config.protocol.id, storage.clone(), config.bootstrap.clone());
         // Without a state there is nothing that a snapshot could have left half done.
-        let load = move || load_witness(&*loading, bootstrap);
+        let load = move || load_witness(&*loading, own, bootstrap);
         let log = tokio::task::spawn_blocking(load).await.map_err(|_| StartError::Runtime)??;
         let applied = log.purged.last;
         Self::run(config, transport, storage, Box::new(WitnessMachine(applied)), log, applied).await
@@ -217,10 +217,11 @@ impl RaftEngine {
 /// Loads the log, finishes what a crash interrupted, and writes the first configuration into an empty log.
 fn load(
     storage: &dyn LogStorage,
+    own: NodeId,
     bootstrap: Option<Membership>,
     applied: LogId,
 ) -> Result<LogState, StartError> {
-    let mut log = storage.load()?;
+    let mut log = load_sound(storage, own)?;
     if let Some(todo) = Raft::interrupted_install(&log.hard_state, applied.index) {
         let hard_state = Some(HardState { installing: None, ..log.hard_state.clone() });
         storage.write(match todo {
@@ -241,16 +242,36 @@ fn load(
         log = storage.load()?;
     }
     let (purged, last) = (log.purged.last, log.last());
-    if applied.index < purged.index || applied.index > last.index {
+    // A state machine may be ahead of a log that was cut; it waits until the log is there again.
+    let lost = log.hard_state.lost_through.map_or(LogIndex::ZERO, |lost| lost.index);
+    if applied.index < purged.index || applied.index > last.index.max(lost) {
         return Err(StartError::Mismatch { applied, purged, last });
     }
     Ok(log)
 }
 
-fn load_witness(storage: &dyn LogStorage, bootstrap: Option<Membership>) -> Result<LogState, StartError> {
+/// Loads the log; one with damaged entries is cut before them if the other voters can do without this node's part in what
+/// it acknowledged, so that it is fetched again (I16 of the protocol).
+fn load_sound(storage: &dyn LogStorage, own: NodeId) -> Result<LogState, StartError> {
+    let log = storage.load()?;
+    let Some(damage) = &log.damage else { return Ok(log) };
+    let Some(cut) = Raft::repair(&log, own) else { return Err(damage.refusal().into()) };
+    tracing::warn!(
+        position = damage.position, why = damage.why, after = %log.last(), through = %damage.last,
+        "the log is damaged; it is cut and fetched again from the other nodes"
+    );
+    storage.write(cut)?;
+    Ok(storage.load()?)
+}
+
+fn load_witness(
+    storage: &dyn LogStorage,
+    own: NodeId,
+    bootstrap: Option<Membership>,
+) -> Result<LogState, StartError> {
     let state = storage.load()?;
     let installing = state.hard_state.installing.map(|meta| meta.last);
-    load(storage, bootstrap, installing.unwrap_or(state.purged.last))
+    load(storage, own, bootstrap, installing.unwrap_or(state.purged.last))
 }
 
 #[async_trait]

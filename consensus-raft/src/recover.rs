@@ -59,7 +59,7 @@ pub fn force_new_cluster(storage: &dyn LogStorage, node: NodeId) -> Result<Recov
     let by = LogId { term, index: last.index.next() };
     let alone = Membership::new([(node, Member { kind: MemberKind::Voter, ..own.clone() })].into());
     storage.write(LogBatch {
-        hard_state: Some(HardState { term, voted_for: Some(node), installing: None }),
+        hard_state: Some(HardState { term, voted_for: Some(node), ..HardState::default() }),
         entries: vec![Entry { id: by, payload: Payload::Membership(alone) }],
         ..LogBatch::default()
     })?;

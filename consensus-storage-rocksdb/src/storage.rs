@@ -13,7 +13,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::{Entry, LogBatch, LogIndex, LogState, LogStorage, NodeId, StorageError, codec, record};
+use consensus_core::{
+    Damage, Entry, LogBatch, LogId, LogIndex, LogState, LogStorage, NodeId, StorageError, Term,
+    bugs::{Bug, is_on},
+    codec, record,
+};
 use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
 
 use serde::de::DeserializeOwned;
@@ -48,8 +52,7 @@ impl RocksLogStorage {
         let db = DB::open(&options(), &place).map_err(|error| opening(&place, &error))?;
         let storage = Self { db, reserve: Reserve::new(dir.path(), 0), dir, bounds: Mutex::default() };
         let state = storage.load()?;
-        *storage.bounds() =
-            Bounds { purged: state.purged.last.index, last: state.last().index, failed: None };
+        *storage.bounds() = Bounds { purged: state.purged.last.index, last: end_of(&state), failed: None };
         Ok(storage)
     }
 
@@ -83,6 +86,16 @@ impl RocksLogStorage {
         codec::decode(what, META_VERSION, &bytes).map_err(|error| self.corrupt(what, error))
     }
 
+    /// The last entry; with `term` for its own, which it is not after, if its record cannot be read.
+    fn end(&self, term: Term) -> Result<LogId, StorageError> {
+        let mut end = self.db.iterator(IteratorMode::From(UPPER, Direction::Reverse));
+        let (key, value) =
+            end.next().transpose().map_err(|error| self.io("reading", error))?.unwrap_or_default();
+        let index = index_of(&key).ok_or_else(|| self.corrupt("the last entry", "its key cannot be read"))?;
+        let entry = record::decode(&Bytes::from(value)).ok().filter(|entry| entry.id.index == index);
+        Ok(entry.map_or(LogId { term, index }, |entry| entry.id))
+    }
+
     /// Calls `f` with the entries after `after`, in order, until it says `false`.
     fn scan(
         &self,
@@ -112,7 +125,14 @@ impl LogStorage for RocksLogStorage {
         let hard_state = self.get(HARD_STATE, "the hard state")?;
         let purged = self.get(PURGED, "the purged position")?;
         let mut state = LogState { storage: self.dir.storage(), hard_state, purged, ..LogState::default() };
-        self.scan(LogIndex::ZERO, |entry| state.push(&entry).map(|()| true))?;
+        match self.scan(LogIndex::ZERO, |entry| state.push(&entry).map(|()| true)) {
+            Err(StorageError::Corrupt { .. }) if is_on(Bug::D4) => {}
+            Err(StorageError::Corrupt { position, why }) => {
+                let last = self.end(state.hard_state.term)?;
+                state.damage = Some(Damage { last, position, why });
+            }
+            scanned => scanned?,
+        }
         Ok(state)
     }
 
@@ -201,6 +221,11 @@ fn prepare(bounds: &Bounds, batch: &LogBatch) -> Result<(WriteBatch, LogIndex, L
         write.put(HARD_STATE, codec::encode(META_VERSION, hard_state));
     }
     Ok((write, purged, last))
+}
+
+/// The last index on disk, be it readable or not.
+fn end_of(state: &LogState) -> LogIndex {
+    state.damage.as_ref().map_or(state.last().index, |damage| damage.last.index)
 }
 
 fn opening(place: &Path, error: &rocksdb::Error) -> StorageError {

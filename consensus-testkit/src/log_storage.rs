@@ -68,7 +68,7 @@ fn empty<S: LogStorage>(place: &Place<'_, S>) {
 
 fn durable<S: LogStorage>(place: &Place<'_, S>) {
     let membership = Membership::of_voters([1, 2, 3]);
-    let hard_state = HardState { term: Term(4), voted_for: Some(NodeId(2)), installing: None };
+    let hard_state = HardState { term: Term(4), voted_for: Some(NodeId(2)), ..HardState::default() };
     let change = Entry { id: LogId::new(3, 2), payload: Payload::Membership(membership.clone()) };
     let blank = Entry { id: LogId::new(3, 3), payload: Payload::Blank };
     let withheld = Entry { id: LogId::new(3, 4), payload: Payload::Withheld };
@@ -194,8 +194,11 @@ fn random_batch(random: &mut SmallRng, model: &Model) -> LogBatch {
     let mut batch = LogBatch::default();
     if random.random_bool(0.3) {
         let term = Term(model.hard_state.term.0 + 1);
-        batch.hard_state =
-            Some(HardState { term, voted_for: Some(NodeId(random.random_range(0..3))), installing: None });
+        batch.hard_state = Some(HardState {
+            term,
+            voted_for: Some(NodeId(random.random_range(0..3))),
+            ..HardState::default()
+        });
     }
     if random.random_bool(0.2) && last.index > purged.index {
         let index = random.random_range(purged.index.0 + 1..=last.index.0);

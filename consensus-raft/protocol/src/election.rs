@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use consensus_core::{NodeId, Term, VoteKind, VoteRequest, VoteResponse};
+use consensus_core::{
+    LogId, NodeId, Term, VoteKind, VoteRequest, VoteResponse,
+    bugs::{Bug, is_on},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -31,16 +34,27 @@ impl Raft {
         let (at, membership) = self.log.newest_membership();
         let may =
             membership.can_lead(own) || (at > self.commit && self.log.membership_at(at.prev()).can_lead(own));
-        may && !self.config.witness && self.hard.installing.is_none()
+        may && !self.config.witness && self.hard.installing.is_none() && self.hard.lost_through.is_none()
+    }
+
+    /// How far this node's log goes, or went before damage: what it has acknowledged ends there (I16).
+    fn acknowledged(&self) -> LogId {
+        self.hard.lost_through.unwrap_or(LogId::ZERO).max(self.log.last())
     }
 
     pub(crate) fn campaign(&mut self) {
         self.reset_election_deadline();
-        self.set_leader(None);
-        if self.membership().is_only_voter(self.config.id) {
+        if !is_on(Bug::P3) {
+            self.set_leader(None);
+        }
+        if self.membership().is_only_voter(self.config.id) || is_on(Bug::P1) {
             self.stand(VoteKind::Vote);
         } else {
-            self.role = Role::PreCandidate(Ballots(BTreeSet::from([self.config.id])));
+            let mut ballots = Ballots(BTreeSet::from([self.config.id]));
+            if let (true, Role::PreCandidate(old)) = (is_on(Bug::P3), &mut self.role) {
+                ballots.0.append(&mut old.0);
+            }
+            self.role = Role::PreCandidate(ballots);
             self.ask_for_votes(VoteKind::PreVote);
         }
     }
@@ -56,6 +70,24 @@ impl Raft {
         let own = self.vote(VoteKind::Vote, self.hard.term, true);
         self.when_durable(Held::Send(self.config.id, own));
         self.ask_for_votes(kind);
+        if is_on(Bug::E13) {
+            self.handle(crate::Event::VoteResponse(
+                self.config.id,
+                VoteResponse {
+                    kind: VoteKind::Vote,
+                    term: self.hard.term,
+                    granted: true,
+                    storage: self.storage,
+                },
+            ));
+        }
+        if is_on(Bug::P8) {
+            let (prev, voters): (_, Vec<_>) = (self.log.last(), self.membership().voters().collect());
+            let append =
+                crate::Append { term: self.hard.term, prev, last: prev.index, commit: self.commit, round: 0 };
+            let others = voters.into_iter().filter(|id| *id != self.config.id);
+            self.outputs.extend(others.map(|id| Output::SendAppend(id, append)));
+        }
     }
 
     fn vote(&self, kind: VoteKind, term: Term, granted: bool) -> Reply {
@@ -73,6 +105,7 @@ impl Raft {
         for voter in voters {
             match kind {
                 VoteKind::PreVote => self.outputs.push(Output::Send(voter, request)),
+                VoteKind::Vote if is_on(Bug::E13) => self.outputs.push(Output::Send(voter, request)),
                 VoteKind::Vote | VoteKind::Transfer => self.when_durable(Held::Send(voter, request)),
             }
         }
@@ -80,7 +113,9 @@ impl Raft {
 
     /// Whether a leader is at work as far as this node can tell; then it lets nobody disturb it (I12).
     fn has_live_leader(&self) -> bool {
-        let heard = self.leader_heard.is_some_and(|heard| self.now < heard + self.config.election_timeout);
+        let heard = self
+            .leader_heard
+            .is_some_and(|heard| self.now < heard + self.config.election_timeout || is_on(Bug::P5));
         // Leases count on this patience even if the leader was lost sight of (I15).
         let patient = self.leader.is_some() || self.config.lease_drift_percent > 0;
         matches!(self.role, Role::Leader(_)) || (patient && heard)
@@ -99,7 +134,10 @@ impl Raft {
         if !self.log.membership().trusts(from, request.storage) {
             return refuse(self); // I14
         }
-        let up_to_date = request.last_log >= self.log.last(); // §5.4.1
+        let mut up_to_date = request.last_log >= self.acknowledged(); // §5.4.1
+        if is_on(Bug::E8) {
+            up_to_date = request.last_log.index >= self.log.last().index;
+        }
         match request.kind {
             VoteKind::PreVote if request.term > self.hard.term && up_to_date => {
                 let response = self.vote(VoteKind::PreVote, request.term, true);
@@ -111,6 +149,7 @@ impl Raft {
                     self.become_follower(request.term, None);
                 }
                 let free = self.hard.voted_for.is_none_or(|id| id == from) && self.leader.is_none();
+                let free = free || is_on(Bug::E4);
                 if !(free && up_to_date && matches!(self.role, Role::Follower)) {
                     return refuse(self);
                 }
@@ -120,6 +159,9 @@ impl Raft {
                 }
                 self.reset_election_deadline();
                 let response = self.vote(VoteKind::Vote, request.term, true);
+                if is_on(Bug::E1) {
+                    return self.outputs.push(Output::Send(from, response));
+                }
                 self.when_durable(Held::Send(from, response));
             }
         }
@@ -131,7 +173,8 @@ impl Raft {
         }
         if !response.granted {
             // A voter that is ahead is heard in a pre-vote too, or two nodes could refuse each other for ever.
-            if response.term > self.hard.term {
+            let adopts = !is_on(Bug::E10) && (response.kind != VoteKind::PreVote || !is_on(Bug::P2));
+            if response.term > self.hard.term && adopts {
                 self.become_follower(response.term, None);
             }
             return;
@@ -145,8 +188,13 @@ impl Raft {
                     self.stand(VoteKind::Vote);
                 }
             }
-            Role::Candidate(ballots) if response.kind == VoteKind::Vote && response.term == term => {
-                ballots.0.insert(from);
+            Role::Candidate(ballots)
+                if response.kind == VoteKind::Vote && (response.term == term || is_on(Bug::E6)) =>
+            {
+                let again = !ballots.0.insert(from);
+                if again && is_on(Bug::E7) {
+                    ballots.0.extend(membership.voters().find(|id| !ballots.0.contains(id)));
+                }
                 if membership.has_quorum(&ballots.0) {
                     self.become_leader();
                 }

@@ -43,6 +43,8 @@
 //!   disk has forgotten what it promised.
 //! * **I15** A lease ends before any voter's patience with its leader does, whatever the drift of clocks that is allowed
 //!   for, and no lease survives the begin of a transfer (D §6.4.1).
+//! * **I16** A node whose log was cut because of damage votes as if it still had what it may have acknowledged, and does not
+//!   stand, until its log is as far again (after Alagappan et al. 2018, protocol-aware recovery).
 
 mod call;
 mod config;

@@ -2,7 +2,10 @@
 //!
 //! Order is data here: a message that depends on a write is inside the write, and comes out when the write is done.
 
-use consensus_core::{HardState, LogIndex, NodeId, SnapshotMeta};
+use consensus_core::{
+    HardState, LogIndex, NodeId, SnapshotMeta,
+    bugs::{Bug, is_on},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{Event, Output, Raft, Reply};
@@ -30,6 +33,9 @@ pub(crate) struct Writes {
     issued: LogIndex,
     waiting: Vec<Held>,
     in_flight: Option<InFlight>,
+    /// Of the bug E2: the vote follows in the next write.
+    #[serde(skip)]
+    term_first: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -94,8 +100,14 @@ impl Raft {
         let after = std::mem::replace(&mut self.writes.issued, last);
         let held = std::mem::take(&mut self.writes.waiting);
         self.writes.in_flight = Some(InFlight { last, held });
+        let mut hard_state = std::mem::take(&mut self.writes.hard_state).then(|| self.hard.clone());
+        if is_on(Bug::E2) && !self.writes.term_first {
+            self.writes.hard_state = hard_state.as_ref().is_some_and(|hard| hard.voted_for.is_some());
+            hard_state = hard_state.map(|hard| HardState { voted_for: None, ..hard });
+        }
+        self.writes.term_first = self.writes.hard_state;
         Some(Persist {
-            hard_state: std::mem::take(&mut self.writes.hard_state).then(|| self.hard.clone()),
+            hard_state,
             purge: self.writes.purge.take(),
             truncate_after: self.writes.truncate_after.take(),
             append: (after, last),
@@ -116,12 +128,25 @@ impl Raft {
 
     pub(crate) fn on_persisted(&mut self) {
         let Some(in_flight) = self.writes.in_flight.take() else { return };
+        if is_on(Bug::C22) && self.log.last().index > in_flight.last {
+            return;
+        }
         self.durable = self.durable.max(in_flight.last);
+        self.forget_loss();
         for held in in_flight.held {
             self.release(held);
         }
         self.advance_commit();
         self.apply_committed();
+    }
+
+    /// A log that is as far again as it was before it was damaged is one like any other (I16).
+    pub(crate) fn forget_loss(&mut self) {
+        let durable = self.log.id_at(self.durable);
+        if self.hard.lost_through.is_some_and(|lost| durable.is_some_and(|last| last >= lost)) {
+            self.hard.lost_through = None;
+            self.writes.hard_state();
+        }
     }
 
     fn release(&mut self, held: Held) {

@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
-use consensus_core::{LogIndex, StorageId};
+use consensus_core::{
+    LogIndex, StorageId,
+    bugs::{Bug, is_on},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{Config, Time};
@@ -48,7 +51,7 @@ impl Inflight {
 
     fn acknowledged(&mut self, matched: LogIndex) {
         while let Some((_, bytes)) = self.messages.front().filter(|(last, _)| *last <= matched) {
-            self.bytes -= bytes;
+            self.bytes -= if is_on(Bug::C24) { 0 } else { *bytes };
             self.messages.pop_front();
         }
     }
@@ -84,7 +87,7 @@ impl Progress {
 
     /// Begins to look for the place where the logs agree, from `next` down.
     pub(crate) fn probe_from(&mut self, next: LogIndex) {
-        self.next = next.max(self.matched.next());
+        self.next = if is_on(Bug::C16) { next } else { next.max(self.matched.next()) };
         self.state = State::Probe { sent: false };
     }
 }

@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
-use consensus_core::{LogIndex, NodeId, ReadIndexRequest, ReadIndexResponse, Term};
+use consensus_core::{
+    LogIndex, NodeId, ReadIndexRequest, ReadIndexResponse, Term,
+    bugs::{Bug, is_on},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -68,7 +71,8 @@ fn answer(to: NodeId, term: Term, id: u64, index: Option<LogIndex>) -> Output {
 impl Reads {
     pub(crate) fn new(term_start: LogIndex) -> Self {
         let (new, noted, rounds) = (Vec::new(), VecDeque::new(), VecDeque::new());
-        Self { term_start, committed: None, new, noted, rounds, confirmed: None }
+        let committed = is_on(Bug::R1).then_some(LogIndex::ZERO);
+        Self { term_start, committed, new, noted, rounds, confirmed: None }
     }
 
     pub(crate) fn committed(&mut self, index: LogIndex) {
@@ -122,9 +126,12 @@ impl Raft {
     fn has_lease(&self) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
         let drift = self.config.lease_drift_percent;
-        let lease = self.config.election_timeout * (100 - drift) / (100 + drift);
+        let mut lease = self.config.election_timeout * (100 - drift) / (100 + drift);
+        if is_on(Bug::R4) {
+            lease = 2 * self.config.election_timeout;
+        }
         let holds = leader.reads.confirmed.is_some_and(|began| self.now < began + lease);
-        drift > 0 && holds && !leader.lease_void && leader.reads.has_committed()
+        drift > 0 && holds && (!leader.lease_void || is_on(Bug::R5)) && leader.reads.has_committed()
     }
 
     pub(crate) fn on_read_index_request(&mut self, from: NodeId, request: ReadIndexRequest) {
@@ -138,6 +145,8 @@ impl Raft {
     pub(crate) fn begin_read_round(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return self.ask_leader() };
         let Some(index) = leader.reads.committed.filter(|_| !leader.reads.new.is_empty()) else { return };
+        // Of the bug R1: whatever is known to be committed, not what the term has shown.
+        let index = if is_on(Bug::R1) { self.commit } else { index };
         leader.begin_round(self.now);
         let round = leader.round;
         let reads = &mut leader.reads;
@@ -154,7 +163,8 @@ impl Raft {
             leader.reads.confirmed = Some(began);
         }
         while let Some(read) = pop_front_if(&mut leader.reads.noted, |read| read.round <= round) {
-            self.outputs.push(read.reader.ready(term, read.index));
+            let index = if is_on(Bug::R3) { read.index.prev().prev() } else { read.index };
+            self.outputs.push(read.reader.ready(term, index));
         }
     }
 }

@@ -9,7 +9,10 @@
 //!
 //! A restart between 2 and 4 asks the state machine which side of 3 it is on, and finishes or forgets.
 
-use consensus_core::{HardState, LogIndex, NodeId, SnapshotMeta, Term};
+use consensus_core::{
+    HardState, LogBatch, LogIndex, LogState, NodeId, SnapshotMeta, Term,
+    bugs::{Bug, is_on},
+};
 
 use crate::{Output, Raft, SnapshotVerdict, progress::State, raft::Role};
 
@@ -19,7 +22,9 @@ impl Raft {
             self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
             return;
         }
-        if meta.last.index <= self.commit || self.log.contains(meta.last) {
+        let old = meta.last.index <= self.commit && !is_on(Bug::S3);
+        let kept = is_on(Bug::S1) && meta.last.index <= self.log.last().index;
+        if old || kept || self.log.contains(meta.last) {
             // Everything it covers is in the log: what a snapshot covers is committed.
             self.commit = self.commit.max(meta.last.index);
             self.output_when_durable(Output::SnapshotSettled(SnapshotVerdict::Held));
@@ -33,11 +38,15 @@ impl Raft {
 
     pub(crate) fn on_snapshot_installed(&mut self) {
         let Some(meta) = self.hard.installing.take() else { return };
+        if is_on(Bug::S4) {
+            self.hard.installing = Some(meta.clone());
+        }
         // The log does not have the snapshot's last entry, so what it has beyond is of another history.
         self.log.reset(&meta);
         self.writes.reset(meta.last.index);
         self.writes.hard_state();
         self.applied_by_snapshot(meta.last.index);
+        self.forget_loss();
         self.writes.purge(meta);
         self.output_when_durable(Output::SnapshotSettled(SnapshotVerdict::Held));
         self.reset_election_deadline();
@@ -51,6 +60,22 @@ impl Raft {
         };
         // Where the follower's log now ends is its own to say: it is asked, not assumed.
         peer.probe_from(last.map_or(peer.next, LogIndex::next));
+    }
+
+    /// Called by the driver at start, before the protocol exists, if the log is damaged: the write that cuts it, so that
+    /// the rest is fetched again (I16). `None` if that cannot be: without this node there is no quorum, so that what it
+    /// acknowledged may be nowhere else, or be needed to elect anybody.
+    #[must_use]
+    pub fn repair(log: &LogState, own: NodeId) -> Option<LogBatch> {
+        let damage = log.damage.as_ref()?;
+        let membership = log.memberships.last().map_or(&log.purged.membership, |(_, membership)| membership);
+        let spared = !membership.is_voter(own) || membership.quorum_value(|id| id != own) == Some(true);
+        let lost_through = log.hard_state.lost_through.max(Some(damage.last));
+        spared.then(|| LogBatch {
+            hard_state: Some(HardState { lost_through, ..log.hard_state.clone() }),
+            truncate_after: Some(log.last().index),
+            ..LogBatch::default()
+        })
     }
 
     /// Called by the driver at start, before the protocol exists: what an interrupted installation needs to be

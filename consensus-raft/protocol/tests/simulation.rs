@@ -152,6 +152,7 @@ impl Disk {
             purged: self.purged.clone(),
             entries: self.entries.values().map(|id| (*id, 100)).collect(),
             memberships: self.entries.values().filter_map(configuration).collect(),
+            ..LogState::default()
         }
     }
 }

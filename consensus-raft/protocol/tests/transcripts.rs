@@ -229,6 +229,7 @@ impl Story {
             purged: disk.purged.clone(),
             entries: disk.entries.values().map(|(id, _)| (*id, 100)).collect(),
             memberships: disk.entries.values().filter_map(configuration).collect(),
+            ..LogState::default()
         };
         let mut config = Config::new(node);
         (config.lease_drift_percent, config.seed) = (self.drift, node.0);

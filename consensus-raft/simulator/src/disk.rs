@@ -1,0 +1,211 @@
+//! A disk that lies, breaks and fills up: a [`LogStorage`] whose records can be damaged one by one.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use consensus_core::{
+    Damage, Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, SnapshotMeta, StorageError,
+    StorageId,
+    bugs::{Bug, is_on},
+    record,
+};
+
+/// A log storage in memory that outlives its node. Entries lie there as the records that real storages write, each in a
+/// place of its own, and can be damaged there.
+#[derive(Clone, Debug, Default)]
+pub struct SimDisk(Arc<Mutex<Slots>>);
+
+/// What lies on the disk.
+#[derive(Clone, Debug, Default)]
+struct Slots {
+    storage: StorageId,
+    hard: HardState,
+    purged: SnapshotMeta,
+    records: BTreeMap<u64, Slot>,
+    fails: bool,
+    is_full: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    /// What was meant to be here; `None` once it is damaged.
+    sound: Option<LogId>,
+    record: Bytes,
+}
+
+/// What can happen to the record of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// A bit is turned.
+    Flip,
+    /// It was never written, though the disk said so.
+    Lost,
+    /// Another record was written in its place.
+    Misdirected,
+}
+
+impl SimDisk {
+    /// An empty disk of this identity.
+    #[must_use]
+    pub fn new(storage: StorageId) -> Self {
+        Self(Arc::new(Mutex::new(Slots { storage, ..Slots::default() })))
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy of what lies there now.
+    #[must_use]
+    pub fn image(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.slots().clone())))
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn storage(&self) -> StorageId {
+        self.slots().storage
+    }
+
+    /// Term and vote as they lie there.
+    #[must_use]
+    pub fn hard_state(&self) -> HardState {
+        self.slots().hard.clone()
+    }
+
+    /// Whether the entry is there, whole, or was purged.
+    #[must_use]
+    pub fn holds(&self, id: LogId) -> bool {
+        let slots = self.slots();
+        id.index <= slots.purged.last.index
+            || slots.records.get(&id.index.0).is_some_and(|slot| slot.sound == Some(id))
+    }
+
+    /// From now on every write fails, and nothing of it is there.
+    pub fn fail(&self, fails: bool) {
+        self.slots().fails = fails;
+    }
+
+    /// From now on there is no room for entries.
+    pub fn fill(&self, is_full: bool) {
+        self.slots().is_full = is_full;
+    }
+
+    /// Indices of the entries that lie there.
+    #[must_use]
+    pub fn indices(&self) -> Vec<u64> {
+        self.slots().records.keys().copied().collect()
+    }
+
+    /// Damages the record at `index`.
+    pub fn harm(&self, index: u64, harm: Harm, random: u64) {
+        let mut slots = self.slots();
+        let other = slots.records.range(..index).next_back().map(|(_, slot)| slot.record.clone());
+        let Some(slot) = slots.records.get_mut(&index) else { return };
+        slot.sound = None;
+        let mut bytes = slot.record.to_vec();
+        match harm {
+            Harm::Lost => {
+                slots.records.remove(&index);
+                return;
+            }
+            Harm::Misdirected if other.is_some() => bytes = other.unwrap_or_default().to_vec(),
+            Harm::Flip | Harm::Misdirected => {
+                let at = random as usize % bytes.len();
+                bytes[at] ^= 1 << (random >> 60 & 7);
+            }
+        }
+        slot.record = bytes.into();
+    }
+}
+
+impl LogStorage for SimDisk {
+    fn load(&self) -> Result<LogState, StorageError> {
+        let slots = self.slots();
+        let mut state = LogState {
+            storage: slots.storage,
+            hard_state: slots.hard.clone(),
+            purged: slots.purged.clone(),
+            ..LogState::default()
+        };
+        for (index, slot) in &slots.records {
+            let position = || format!("the record of log index {index}");
+            let entry = record::decode(&slot.record).map_err(|error| error.to_string());
+            let followed = entry.and_then(|entry| state.push(&entry).map_err(|error| error.to_string()));
+            let Err(why) = followed else { continue };
+            if is_on(Bug::D4) {
+                break;
+            }
+            let end = slots.records.iter().next_back().map_or(*index, |(index, _)| *index);
+            let last = slots.records.get(&end).and_then(|slot| record::decode(&slot.record).ok());
+            let bound = LogId { term: slots.hard.term, index: LogIndex(end) };
+            let last = last.map(|entry| entry.id).filter(|id| id.index.0 == end).unwrap_or(bound);
+            state.damage = Some(Damage { last, position: position(), why });
+            break;
+        }
+        Ok(state)
+    }
+
+    fn write(&self, batch: LogBatch) -> Result<(), StorageError> {
+        let mut slots = self.slots();
+        if slots.fails {
+            return Err(StorageError::Failed("the simulation took the disk away".to_owned()));
+        }
+        if slots.is_full && !batch.entries.is_empty() {
+            if is_on(Bug::D6) {
+                slots.hard = batch.hard_state.unwrap_or_else(|| slots.hard.clone());
+                return Ok(());
+            }
+            let why = "the simulation filled the disk".to_owned();
+            return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
+        }
+        if let Some(meta) = batch.purge {
+            slots.records = slots.records.split_off(&(meta.last.index.0 + 1));
+            slots.purged = meta;
+        }
+        if let Some(after) = batch.truncate_after {
+            slots.records.split_off(&(after.0 + 1));
+        }
+        let mut buffer = Vec::new();
+        for entry in &batch.entries {
+            record::encode(entry, &mut buffer);
+            let record = Bytes::copy_from_slice(&buffer);
+            buffer.clear();
+            slots.records.insert(entry.id.index.0, Slot { sound: Some(entry.id), record });
+        }
+        if let Some(hard) = batch.hard_state {
+            let old = &slots.hard;
+            assert!(
+                hard.term >= old.term,
+                "I7: the durable term went back from {} to {}",
+                old.term,
+                hard.term
+            );
+            let another = old.voted_for.is_some() && hard.voted_for != old.voted_for;
+            assert!(hard.term > old.term || !another, "I1: a second vote in term {}", hard.term);
+            slots.hard = hard;
+        }
+        Ok(())
+    }
+
+    fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError> {
+        let slots = self.slots();
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        if after >= last {
+            return Ok(found);
+        }
+        for (_, slot) in slots.records.range(after.0 + 1..=last.0) {
+            let corrupt = |why| StorageError::Corrupt { position: "a record".to_owned(), why };
+            let entry = record::decode(&slot.record).map_err(|error| corrupt(error.to_string()))?;
+            bytes += entry.size_bytes();
+            if !found.is_empty() && bytes > max_bytes {
+                break;
+            }
+            found.push(entry);
+        }
+        Ok(found)
+    }
+}

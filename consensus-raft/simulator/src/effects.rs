@@ -1,0 +1,323 @@
+//! What a node says is carried out: sends, applies, answers.
+
+use bytes::Bytes;
+use consensus_core::{
+    Entry, LogId, LogIndex, MemberKind, Membership, NodeId, Payload, Role, SnapshotMeta, StateMachine,
+    bugs::{Bug, is_on},
+};
+use consensus_raft_protocol::{Event, Output, Reply, SnapshotVerdict};
+
+use crate::{
+    clients::Answer,
+    machine::answer_of,
+    node::{Asked, Up},
+    world::{Before, Due, MS, Packet, World},
+};
+
+impl World {
+    pub(crate) fn carry_out(&mut self, id: NodeId, output: Output) {
+        match output {
+            Output::Send(to, reply) => {
+                if let Reply::TimeoutNow(_) = reply {
+                    self.check_transfer(id, to);
+                }
+                self.send(id, to, Packet::Reply(reply));
+            }
+            Output::SendAppend(to, append) => {
+                let Some(up) = &self.node(id).up else { return };
+                let mut entries = up.entries(append.prev.index, append.last);
+                let kind = up.raft.membership().get(to).map(|member| member.kind);
+                if kind == Some(MemberKind::Witness) {
+                    entries.iter_mut().for_each(withhold);
+                }
+                self.send(id, to, Packet::Append(append, entries));
+            }
+            Output::SendSnapshot(to) => self.send_snapshot(id, to),
+            Output::Apply(through) => {
+                self.check_apply(id, through);
+                if let Some(up) = &mut self.node_mut(id).up {
+                    up.target = up.target.max(through);
+                }
+                self.start_apply(id);
+            }
+            Output::Replaced(after) => self.replaced(id, after),
+            Output::Accepted(_, at) => self.accepted(id, at),
+            Output::Refused(_) => {
+                if let Some(asked) = self.refused() {
+                    self.answer(asked, Answer::NotApplied);
+                }
+            }
+            Output::AppendedBlank(at) => self.append(id, at, Payload::Blank),
+            Output::AppendedMembership(at, membership) => {
+                self.reach_membership(&membership);
+                self.append(id, at, Payload::Membership(Membership::clone(&membership)));
+            }
+            Output::ReadReady(token, index) => self.read_ready(id, token, index),
+            Output::ReadRefused(token) => {
+                let asked = self.node_mut(id).up.as_mut().and_then(|up| up.reads.remove(&token));
+                if let Some((asked, _)) = asked {
+                    self.checks.reach("read refused");
+                    self.answer(asked, Answer::NotApplied);
+                }
+            }
+            Output::Install(_) => {
+                let (delay, life) = (self.random.below(600) * MS, self.node(id).life);
+                self.schedule(delay, Due::Installed(id, life));
+            }
+            Output::SnapshotSettled(verdict) => self.settle(id, verdict),
+            Output::Changed(..) => self.checks.reach("change done"),
+            Output::TransferEnded(_, Ok(())) => self.checks.reach("transfer"),
+            Output::ChangeRefused(..) | Output::TransferEnded(..) => {}
+        }
+    }
+
+    fn append(&mut self, id: NodeId, at: LogId, payload: Payload) {
+        self.checks.entry(at, self.nodes[id.0 as usize].raft(), &payload);
+        if let Some(up) = &mut self.node_mut(id).up {
+            up.push(Entry { id: at, payload });
+        }
+    }
+
+    fn replaced(&mut self, id: NodeId, after: LogIndex) {
+        let entries = std::mem::take(&mut self.incoming);
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        if up.raft.role() == Role::Leader {
+            panic!("I3: leader {id} replaces entries of its own log");
+        }
+        let conflict = up.log.back().is_some_and(|last| last.id.index > after);
+        up.truncate_after(after);
+        let mut new: Vec<Entry> = entries.into_iter().filter(|entry| entry.id.index > after).collect();
+        new.iter().for_each(|entry| up.push(entry.clone()));
+        for entry in new.drain(..) {
+            self.checks.entry(entry.id, self.nodes[id.0 as usize].raft(), &entry.payload);
+        }
+        if conflict {
+            self.checks.reach("conflict");
+        }
+    }
+
+    fn reach_membership(&mut self, membership: &Membership) {
+        if membership.is_joint() {
+            self.checks.reach("joint");
+            let new = |(id, member): (&NodeId, &consensus_core::Member)| {
+                member.kind == MemberKind::Voter && membership.outgoing().get(id).is_none()
+            };
+            if membership.members().iter().any(new) {
+                self.checks.reach("voter added");
+            }
+        }
+    }
+
+    pub(crate) fn start_apply(&mut self, id: NodeId) {
+        let slow = self.random.below(self.plan.apply_max_ms * MS);
+        let node = self.node_mut(id);
+        let life = node.life;
+        let Some(up) = &mut node.up else { return };
+        // What gathered before a snapshot arrived is in the snapshot.
+        if up.applying.is_some() || up.target <= up.applied || up.raft.hard_state().installing.is_some() {
+            return;
+        }
+        up.applying = Some(up.target);
+        if is_on(Bug::D8) {
+            up.applied = up.target;
+        }
+        if slow == 0 { self.finish_apply(id) } else { self.schedule(slow, Due::Applied(id, life)) }
+    }
+
+    pub(crate) fn finish_apply(&mut self, id: NodeId) {
+        let witness = self.is_witness(id);
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        let Some(last) = up.applying.take() else { return };
+        let entries = up.entries(up.machine.applied().index, last);
+        let responses = up.machine.apply(&entries).expect("a machine in memory");
+        up.applied = up.applied.max(up.machine.applied().index);
+        let effects = std::mem::take(&mut up.machine.effects);
+        let mut due: Vec<(LogId, Asked)> = up.due(last);
+        due.sort_unstable_by_key(|(at, _)| *at);
+        for effect in effects.into_iter().filter(|_| !witness) {
+            self.checks.effect(id, &effect);
+        }
+        for (at, asked) in due {
+            let place = entries.iter().position(|entry| entry.id == at);
+            let answer = match place {
+                Some(place) => {
+                    self.checks.acknowledged = self.checks.acknowledged.max(at.index);
+                    Answer::Done(answer_of(&responses[place]))
+                }
+                // Another entry is there: it is not, and never will be. Or it is in a snapshot: who knows.
+                None if entries.iter().any(|entry| entry.id.index == at.index) => Answer::NotApplied,
+                None => Answer::Unknown,
+            };
+            self.answer(asked, answer);
+        }
+        if is_on(Bug::M12) && removes(&entries, id) {
+            self.node_mut(id).gave_up = true;
+            return self.crash(id, false);
+        }
+        self.serve_reads(id);
+        self.compact_if_long(id);
+        self.start_apply(id);
+    }
+
+    fn read_ready(&mut self, id: NodeId, token: u64, index: LogIndex) {
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        let Some((asked, lease)) = up.reads.remove(&token) else { return };
+        let role = up.raft.role();
+        assert!(
+            index >= asked.acknowledged,
+            "I9: a read at {index} by {id} ({role}) does not see what was acknowledged at {}",
+            asked.acknowledged
+        );
+        up.ready.push((index, asked));
+        match (role, lease) {
+            (Role::Leader, true) => self.checks.reach("lease read"),
+            (Role::Leader, false) => self.checks.reach("read"),
+            _ => self.checks.reach("read on a follower"),
+        }
+        self.serve_reads(id);
+    }
+
+    fn serve_reads(&mut self, id: NodeId) {
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        let applied = if is_on(Bug::R7) { LogIndex(u64::MAX) } else { up.machine.applied().index };
+        let ready: Vec<Asked> =
+            up.ready.extract_if(.., |(index, _)| *index <= applied).map(|(_, asked)| asked).collect();
+        let values: Vec<u64> = ready.iter().map(|asked| up.machine.value(asked.key)).collect();
+        for (asked, value) in ready.into_iter().zip(values) {
+            self.answer(asked, Answer::Done(Some(value)));
+        }
+    }
+
+    /// A node that no longer leads does not know what becomes of what it took; it waits a while for the truth.
+    pub(crate) fn orphan_waiters(&mut self, id: NodeId, before: &Before) {
+        let now = self.now;
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        let ended =
+            before.role == Role::Leader && (up.raft.role() != Role::Leader || up.raft.term() != before.term);
+        let mut answers = Vec::new();
+        if ended {
+            up.transfers.clear();
+            let waiters = std::mem::take(&mut up.waiters);
+            if is_on(Bug::K1) {
+                answers.extend(waiters.into_values().map(|(_, asked)| (asked, Answer::NotApplied)));
+            } else {
+                up.orphans.extend(waiters.into_values().map(|(at, asked)| (at, asked, now + 1000 * MS)));
+            }
+        }
+        let over = up.orphans.extract_if(.., |(.., until)| *until <= now);
+        answers.extend(over.map(|(_, asked, _)| (asked, Answer::Unknown)));
+        for (asked, answer) in answers {
+            self.answer(asked, answer);
+        }
+    }
+
+    fn send_snapshot(&mut self, id: NodeId, to: NodeId) {
+        self.tokens += 1;
+        let transfer = self.tokens;
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        if up.transfers.contains_key(&to) {
+            return;
+        }
+        up.transfers.insert(to, transfer);
+        let (term, last) = (up.raft.term(), up.machine.applied());
+        let membership = (*up.raft.membership_at(last.index)).clone();
+        let mut bytes = Vec::new();
+        let mut picture = up.machine.snapshot().expect("a machine in memory");
+        picture.write_to(&mut bytes).expect("a picture in memory");
+        self.checks.snapshot(last, &membership);
+        let meta = SnapshotMeta { last, membership };
+        self.send(id, to, Packet::Snapshot(term, meta, Bytes::from(bytes), transfer));
+        // If nothing is heard of it.
+        self.schedule(3000 * MS, Due::TransferOver { from: id, to, transfer });
+    }
+
+    /// A transfer ended, well or not.
+    pub(crate) fn transfer_over(&mut self, from: NodeId, to: NodeId, transfer: u64, last: Option<LogIndex>) {
+        let Some(up) = &mut self.node_mut(from).up else { return };
+        if up.transfers.get(&to) == Some(&transfer) {
+            up.transfers.remove(&to);
+            self.step(from, Event::SnapshotSent(to, last));
+        }
+    }
+
+    pub(crate) fn installed(&mut self, id: NodeId) {
+        let life = self.node(id).life;
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        if up.applying.is_some() {
+            return self.schedule(MS, Due::Installed(id, life)); // Behind the apply before it.
+        }
+        let Some(arrival) = &up.arrival else { return };
+        let (last, bytes) = (arrival.last, arrival.bytes.clone());
+        assert!(
+            last.index >= up.machine.applied().index,
+            "S3: applied goes back from {} to {last}",
+            up.machine.applied()
+        );
+        up.machine.restore(&mut &bytes[..]).expect("a whole snapshot");
+        up.applied = last.index;
+        up.target = up.target.max(last.index);
+        let conflict = !up.log.is_empty() && up.raft.last_log().index >= last.index;
+        up.log.clear();
+        self.checks.reach("snapshot installed");
+        if conflict {
+            self.checks.reach("install over a conflict");
+        }
+        self.step(id, Event::SnapshotInstalled);
+        self.serve_reads(id);
+    }
+
+    fn settle(&mut self, id: NodeId, verdict: SnapshotVerdict) {
+        let Some(arrival) = self.node_mut(id).up.as_mut().and_then(|up| up.arrival.take()) else { return };
+        let held = (verdict == SnapshotVerdict::Held).then_some(arrival.last.index);
+        self.send(id, arrival.from, Packet::SnapshotAck(held, arrival.transfer));
+    }
+
+    /// Logs are kept short, so that snapshots are needed.
+    fn compact_if_long(&mut self, id: NodeId) {
+        let Some(up) = &self.node(id).up else { return };
+        if up.log.len() > 60 && !is_on(Bug::S6) {
+            self.compact(id, 20);
+        }
+    }
+
+    /// The machine flushes, and the log up to so many entries before there goes.
+    pub(crate) fn compact(&mut self, id: NodeId, keep: u64) {
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        if !is_on(Bug::S6) && !is_on(Bug::D8) {
+            up.machine.flush().expect("a machine in memory");
+        }
+        let durable = if is_on(Bug::D8) { up.applied } else { up.machine.applied().index };
+        self.step(id, Event::Compact(LogIndex(durable.0.saturating_sub(keep))));
+        if let Some(up) = &mut self.node_mut(id).up {
+            let purged = up.raft.purged().index.min(up.machine.applied().index);
+            up.forget_through(purged);
+        }
+    }
+}
+
+impl Up {
+    pub(crate) fn machine_applied(&self) -> LogIndex {
+        self.machine.applied().index
+    }
+
+    /// Takes out those who wait for entries up to `last`.
+    fn due(&mut self, last: LogIndex) -> Vec<(LogId, Asked)> {
+        let later = self.waiters.split_off(&(last.0 + 1));
+        let mut due: Vec<_> = std::mem::replace(&mut self.waiters, later).into_values().collect();
+        let orphans = self.orphans.extract_if(.., |(at, ..)| at.index <= last);
+        due.extend(orphans.map(|(at, asked, _)| (at, asked)));
+        due
+    }
+}
+
+/// A witness is not told what the command was.
+fn withhold(entry: &mut Entry) {
+    if matches!(entry.payload, Payload::Command(_)) {
+        entry.payload = Payload::Withheld;
+    }
+}
+
+fn removes(entries: &[Entry], id: NodeId) -> bool {
+    let without = |entry: &Entry| matches!(&entry.payload, Payload::Membership(m) if m.get(id).is_none() && m.voters().count() > 0);
+    entries.iter().any(without)
+}

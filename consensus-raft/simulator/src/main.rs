@@ -1,0 +1,181 @@
+//! `raft-sim`: runs, repeats and shows simulated clusters.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZero,
+    ops::Range,
+    panic,
+    process::ExitCode,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use clap::{Parser, Subcommand};
+use consensus_raft_simulator::{Options, Outcome, RARE, run, shrink};
+
+/// Runs, repeats and shows simulated Raft clusters.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// One seed, step by step.
+    Run {
+        /// Which.
+        seed: u64,
+        /// Print every message, too.
+        #[arg(long)]
+        all: bool,
+        /// Print only the last so many lines.
+        #[arg(long, default_value_t = 200)]
+        last: usize,
+        /// Leave out these troubles, as a smaller failure says.
+        #[arg(long, value_delimiter = ',')]
+        skip: Vec<u64>,
+        /// If it fails, look for the smallest failure.
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Many seeds; fails if one of them does, or if something rare was never come by.
+    Sweep {
+        /// The first seed.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// How many.
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+        /// Ends after so many seconds, whatever is left.
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// Do not ask for what is rare.
+        #[arg(long)]
+        any: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    // A checker that finds fault panics; its words are in the outcome.
+    if std::env::var_os("RAFT_SIM_BACKTRACE").is_none() {
+        panic::set_hook(Box::new(|_| ()));
+    }
+    match Arguments::parse().command {
+        Command::Run { seed, all, last, skip, shrink } => one(seed, all, last, skip, shrink),
+        Command::Sweep { from, seeds, seconds, any } => {
+            sweep(from..from + seeds, seconds.map(Duration::from_secs), any)
+        }
+    }
+}
+
+fn one(seed: u64, all: bool, last: usize, skip: Vec<u64>, wants_smallest: bool) -> ExitCode {
+    let skip = skip.into_iter().collect();
+    let mut outcome = run(&Options { seed, keeps_trace: true, skip, ..Options::default() });
+    if wants_smallest && let Some((options, smallest)) = shrink(seed) {
+        let skip: Vec<String> = options.skip.iter().map(u64::to_string).collect();
+        println!("the smallest failure leaves out these troubles: --skip {}", skip.join(","));
+        outcome = smallest;
+    }
+    let text = outcome.trace.tell();
+    let lines: Vec<&str> =
+        text.lines().filter(|line| all || !(line.contains("<-") || line.contains("lost:"))).collect();
+    for line in &lines[lines.len().saturating_sub(last)..] {
+        println!("{line}");
+    }
+    println!("{}{:?}", outcome.overview, outcome.plan);
+    let Outcome { failure, trace, simulated_us, faults, operations, .. } = outcome;
+    println!(
+        "seed {seed}: {} ms simulated, {faults} troubles, {operations} operations, trace {:016x}",
+        simulated_us / 1000,
+        trace.hash
+    );
+    match failure {
+        Some(failure) => {
+            println!("FAILED: {failure}");
+            ExitCode::FAILURE
+        }
+        None => ExitCode::SUCCESS,
+    }
+}
+
+#[derive(Default)]
+struct Total {
+    seeds: u64,
+    simulated_us: u64,
+    faults: u64,
+    operations: u64,
+    reached: BTreeMap<&'static str, u64>,
+    failures: Vec<(u64, String)>,
+}
+
+fn sweep(seeds: Range<u64>, limit: Option<Duration>, any: bool) -> ExitCode {
+    let (next, total, began) = (AtomicU64::new(seeds.start), Mutex::new(Total::default()), Instant::now());
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while limit.is_none_or(|limit| began.elapsed() < limit) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if !seeds.contains(&seed) {
+                        break;
+                    }
+                    let outcome = run(&Options { seed, ..Options::default() });
+                    let Ok(mut total) = total.lock() else { break };
+                    total.add(seed, outcome);
+                    if total.failures.len() > 20 {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    let Ok(total) = total.into_inner() else { return ExitCode::FAILURE };
+    total.report(began.elapsed(), threads, any)
+}
+
+impl Total {
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        self.seeds += 1;
+        self.simulated_us += outcome.simulated_us;
+        self.faults += outcome.faults;
+        self.operations += outcome.operations;
+        for (what, count) in outcome.reached {
+            *self.reached.entry(what).or_insert(0) += count;
+        }
+        if let Some(failure) = outcome.failure {
+            println!("seed {seed} FAILED: {failure}\n  replay: make sim SEED={seed}");
+            self.failures.push((seed, failure));
+        }
+    }
+
+    fn report(&self, took: Duration, threads: usize, any: bool) -> ExitCode {
+        for (what, count) in &self.reached {
+            println!("{count:>10}  {what}");
+        }
+        let missing: Vec<_> = RARE.iter().filter(|what| !self.reached.contains_key(*what)).collect();
+        if !any && !missing.is_empty() {
+            println!("never come by: {missing:?}");
+        }
+        let (seconds, simulated) = (took.as_secs_f64() * threads as f64, self.simulated_us as f64 / 1e6);
+        println!(
+            "{} seeds, {:.1} simulated hours, {} troubles, {} operations in {} histories: {} failed; {:.0} times real time and {:.0} seeds a minute, per core",
+            self.seeds,
+            simulated / 3600.0,
+            self.faults,
+            self.operations,
+            self.reached.get("history checked").unwrap_or(&0),
+            self.failures.len(),
+            simulated / seconds,
+            self.seeds as f64 * 60.0 / seconds,
+        );
+        if self.failures.is_empty() && (any || missing.is_empty()) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! One run, many runs, and a failure made small.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use consensus_core::NodeId;
+
+use crate::{
+    plan::Plan,
+    trace::{Trace, What},
+    world::{MS, World},
+};
+
+/// What a run is to be.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// From which everything follows.
+    pub seed: u64,
+    /// Keep what happened, to be shown.
+    pub keeps_trace: bool,
+    /// Troubles to leave out, by number.
+    pub skip: BTreeSet<u64>,
+    /// The run is cut off after so many milliseconds; 0: it is not.
+    pub stop_after_ms: u64,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What a checker found, if it found fault.
+    pub failure: Option<String>,
+    /// What happened.
+    pub trace: Trace,
+    /// Simulated time, in microseconds.
+    pub simulated_us: u64,
+    /// How often what came about.
+    pub reached: BTreeMap<&'static str, u64>,
+    /// Troubles that were brought.
+    pub faults: u64,
+    /// Operations of clients.
+    pub operations: u64,
+    /// Highest number of a trouble.
+    pub troubles: u64,
+    /// The cluster's last state, a line each node.
+    pub overview: String,
+    /// What the run was like.
+    pub plan: Plan,
+}
+
+/// Runs a seed.
+#[must_use]
+pub fn run(options: &Options) -> Outcome {
+    let plan = Plan::new(options.seed);
+    let mut world = World::new(options.seed, plan.clone());
+    world.trace.keeps = options.keeps_trace;
+    world.skip.clone_from(&options.skip);
+    let result = catch_unwind(AssertUnwindSafe(|| world.live(options.stop_after_ms)));
+    let failure = result.err().map(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+    });
+    if let Some(text) = failure.clone() {
+        let now = world.now;
+        world.trace.note(now, None, || What::Failure { text });
+    }
+    Outcome {
+        failure,
+        simulated_us: world.now,
+        faults: world.checks.faults,
+        operations: world.clients.iter().map(|client| client.history.len() as u64).sum(),
+        troubles: world.troubles,
+        overview: world.overview(),
+        reached: std::mem::take(&mut world.checks.reached),
+        trace: std::mem::take(&mut world.trace),
+        plan,
+    }
+}
+
+impl World {
+    /// Trouble; then none, and nobody asks for anything, and the cluster must converge; then it must serve.
+    fn live(&mut self, stop_after_ms: u64) {
+        self.begin();
+        let trouble_ms = self.plan.trouble_ms;
+        if stop_after_ms > 0 {
+            return self.run_for(stop_after_ms * MS);
+        }
+        self.run_for(trouble_ms * MS);
+        self.heal();
+        // Nothing new comes that could carry along what is stuck.
+        (self.quiet, self.delivered) = (true, 0);
+        self.run_for(8_000 * MS);
+        self.check_converged();
+        let heartbeats = 2 * 8_000 / 100 * (self.nodes.len() as u64 - 1);
+        assert!(self.delivered < 4 * heartbeats + 50, "{} messages while nothing happened", self.delivered);
+        self.disrupt();
+        self.quiet = false;
+        let before = self.checks.answered;
+        self.run_for(3_000 * MS);
+        assert!(
+            self.checks.answered > before,
+            "liveness: nothing was answered after all trouble was over\n{}",
+            self.overview()
+        );
+        self.quiet = true;
+        self.run_for(3_000 * MS);
+        self.check_converged();
+        let membership = self.newest_membership();
+        let committed: Vec<_> = self.checks.committed.values().copied().collect();
+        for id in committed {
+            assert!(self.is_on_quorum(id, &membership), "committed {id} is lost at the end");
+        }
+        self.check_histories();
+    }
+
+    fn heal(&mut self) {
+        self.faults = false;
+        self.blocked.clear();
+        for id in 0..self.nodes.len() as u64 {
+            let node = self.node_mut(NodeId(id));
+            (node.paused_until, node.slow_disk) = (0, false);
+            node.disk.fill(false);
+            node.disk.fail(false);
+            if node.up.is_none() {
+                self.restart(NodeId(id));
+            }
+        }
+    }
+
+    /// Who was cut off disturbs nobody when it comes back (D §9.6, §4.2.3).
+    fn disrupt(&mut self) {
+        let membership = self.newest_membership();
+        let Some(leader) = self.leader() else { return };
+        let term = self.node(leader).raft().map(consensus_raft_protocol::Raft::term);
+        let follower = membership
+            .voters()
+            .find(|id| *id != leader && membership.trusts(*id, self.node(*id).disk.storage()));
+        let Some(follower) = follower.filter(|_| !self.plan.priorities) else { return };
+        if membership.quorum_value(|id| id != follower && membership.trusts(id, self.node(id).disk.storage()))
+            != Some(true)
+        {
+            return;
+        }
+        let others = (0..self.nodes.len() as u64).filter(|id| *id != follower.0);
+        self.blocked = others.flat_map(|id| [(id, follower.0), (follower.0, id)]).collect();
+        self.run_for(3_000 * MS);
+        self.blocked.clear();
+        self.run_for(2_000 * MS);
+        let now = self.leader().map(|id| (id, self.node(id).raft().map(consensus_raft_protocol::Raft::term)));
+        assert!(
+            now == Some((leader, term)),
+            "I12: {follower} was cut off and deposed leader {leader} when it came back: {now:?}"
+        );
+        self.check_converged();
+    }
+}
+
+/// Leaves out as much as can be left out while a run still fails: halves of the troubles, then single ones. Returns the
+/// options of the smallest run, and what it came to.
+#[must_use]
+pub fn shrink(seed: u64) -> Option<(Options, Outcome)> {
+    let options = Options { seed, ..Options::default() };
+    let first = run(&options);
+    first.failure.as_ref()?;
+    let mut best = options;
+    let mut left: Vec<u64> = (1..=first.troubles).collect();
+    let mut piece = left.len().div_ceil(2);
+    while piece > 0 && !left.is_empty() {
+        let mut at = 0;
+        while at < left.len() {
+            let end = (at + piece).min(left.len());
+            let mut candidate = best.clone();
+            candidate.skip.extend(&left[at..end]);
+            if run(&candidate).failure.is_some() {
+                best = candidate;
+                left.drain(at..end);
+            } else {
+                at = end;
+            }
+        }
+        piece = if piece == 1 { 0 } else { piece.div_ceil(2) };
+    }
+    let outcome = run(&Options { keeps_trace: true, ..best.clone() });
+    Some((best, outcome))
+}

@@ -1,0 +1,103 @@
+//! What happened in a run, for people and for comparing runs.
+
+use std::fmt::Write as _;
+
+use consensus_core::{NodeId, Role};
+use serde::Serialize;
+
+use crate::random::chain;
+
+/// What was noted of a run: a hash always, the moments if wanted.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// Of everything that happened, in order.
+    pub hash: u64,
+    /// Whether moments are kept.
+    pub keeps: bool,
+    /// In order of time.
+    pub moments: Vec<Moment>,
+}
+
+/// Something worth showing.
+#[derive(Clone, Debug, Serialize)]
+pub struct Moment {
+    /// Milliseconds since the begin.
+    pub ms: f64,
+    /// Where; `None` for the whole cluster.
+    pub node: Option<u64>,
+    /// What.
+    pub what: What,
+}
+
+/// What can happen.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the fields are what they are called")]
+pub enum What {
+    /// A message arrived; it had been sent by `from` at `sent_ms`.
+    Message { from: u64, sent_ms: f64, text: String },
+    /// A message was lost on its way to `to`.
+    Lost { to: u64, text: String },
+    /// A node's role, term, commit index or last entry changed.
+    State { role: &'static str, term: u64, commit: u64, last: String },
+    /// Something was done to the cluster.
+    Trouble { number: u64, text: String },
+    /// A node went down, or came up.
+    Down,
+    /// See `Down`.
+    Up { text: String },
+    /// A client was answered, or not.
+    Client { client: u64, text: String },
+    /// A checker found fault.
+    Failure { text: String },
+}
+
+impl Trace {
+    pub(crate) fn hash(&mut self, numbers: &[u64]) {
+        for number in numbers {
+            self.hash = chain(self.hash, *number);
+        }
+    }
+
+    /// Notes a moment, if moments are kept.
+    pub(crate) fn note(&mut self, now_us: u64, node: Option<NodeId>, what: impl FnOnce() -> What) {
+        if self.keeps {
+            let (ms, node) = (now_us as f64 / 1000.0, node.map(|id| id.0));
+            self.moments.push(Moment { ms, node, what: what() });
+        }
+    }
+
+    /// The moments as lines of text.
+    #[must_use]
+    pub fn tell(&self) -> String {
+        let mut text = String::new();
+        for Moment { ms, node, what } in &self.moments {
+            let node = node.map_or("  ".to_owned(), |id| format!("n{id}"));
+            let line = match what {
+                What::Message { from, text, .. } => format!("<- n{from}: {text}"),
+                What::Lost { to, text } => format!("-> n{to} lost: {text}"),
+                What::State { role, term, commit, last } => {
+                    format!("== {role}, term {term}, last {last}, commit {commit}")
+                }
+                What::Trouble { number, text } => format!("** trouble {number}: {text}"),
+                What::Down => "xx down".to_owned(),
+                What::Up { text } => format!("++ up {text}"),
+                What::Client { client, text } => format!("client {client}: {text}"),
+                What::Failure { text } => format!("FAILURE: {text}"),
+            };
+            let _ = writeln!(text, "{ms:10.2} {node} {line}");
+        }
+        text
+    }
+}
+
+pub(crate) fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Candidate => "candidate",
+        Role::PreCandidate => "pre-candidate",
+        Role::Follower => "follower",
+        Role::Learner => "learner",
+        _ => "other",
+    }
+}

@@ -1,0 +1,614 @@
+//! The cluster, its clock, and what happens in it, one thing at a time.
+
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::{BTreeSet, BinaryHeap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use consensus_core::{
+    Entry, LogId, LogIndex, Membership, NodeId, Payload, SnapshotMeta, StorageError, StorageId, Term,
+    bugs::{Bug, is_on},
+};
+use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Raft, Reply};
+
+use crate::{
+    checks::Checks,
+    clients::Client,
+    disk::SimDisk,
+    node::{Arrival, Asked, Node, Started},
+    plan::Plan,
+    random::Random,
+    trace::{Trace, What, role_name},
+};
+
+/// A cluster in simulated time. Times are in microseconds since its begin.
+pub(crate) struct World {
+    pub(crate) seed: u64,
+    pub(crate) plan: Plan,
+    pub(crate) now: u64,
+    /// For the network and the disks; clients and troubles have their own.
+    pub(crate) random: Random,
+    pub(crate) nodes: Vec<Node>,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    scheduled: u64,
+    /// From whom to whom nothing comes through.
+    pub(crate) blocked: BTreeSet<(u64, u64)>,
+    pub(crate) first: Membership,
+    pub(crate) faults: bool,
+    /// No clients and no troubles.
+    pub(crate) quiet: bool,
+    /// Troubles that are left out, when a failure is made smaller.
+    pub(crate) skip: BTreeSet<u64>,
+    pub(crate) troubles: u64,
+    /// The command in hand, and whose it is.
+    proposal: Option<(Bytes, Asked)>,
+    /// The entries of the message in hand.
+    pub(crate) incoming: Vec<Entry>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) attempts: u64,
+    pub(crate) tokens: u64,
+    pub(crate) checks: Checks,
+    pub(crate) trace: Trace,
+    pub(crate) delivered: u64,
+    /// A node that has lost some of what it acknowledged; one at a time, as a quorum must remain.
+    pub(crate) impaired: Option<(NodeId, LogId)>,
+    /// A disk was replaced; once in a run.
+    pub(crate) wiped: Option<NodeId>,
+}
+
+/// What will happen.
+#[derive(Debug)]
+pub(crate) enum Due {
+    Deliver {
+        from: NodeId,
+        to: NodeId,
+        packet: Packet,
+        sent: u64,
+    },
+    SendFailed(NodeId, NodeId),
+    Written(NodeId, u64),
+    Applied(NodeId, u64),
+    Installed(NodeId, u64),
+    Wake(NodeId, u64),
+    EndTurn(NodeId, u64),
+    Restart(NodeId),
+    /// A client thinks of something to do, or tries again.
+    Ask(u64),
+    GiveUp {
+        client: u64,
+        attempt: u64,
+    },
+    Trouble,
+    /// A transfer of a snapshot is given up.
+    TransferOver {
+        from: NodeId,
+        to: NodeId,
+        transfer: u64,
+    },
+    Room(NodeId),
+    Speed(NodeId),
+}
+
+/// What travels.
+#[derive(Clone, Debug)]
+pub(crate) enum Packet {
+    Reply(Reply),
+    Append(Append, Vec<Entry>),
+    /// With the number of the transfer.
+    Snapshot(Term, SnapshotMeta, Bytes, u64),
+    SnapshotAck(Option<LogIndex>, u64),
+}
+
+struct Scheduled {
+    at: u64,
+    number: u64,
+    due: Due,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+pub(crate) const MS: u64 = 1000;
+
+impl World {
+    pub(crate) fn new(seed: u64, plan: Plan) -> Self {
+        let mut random = Random::new(seed, 2);
+        let size = plan.voters + plan.spares;
+        let mut members = Membership::of_voters(0..plan.voters).members().clone();
+        if plan.witness {
+            members.entry(NodeId(0)).and_modify(|member| member.kind = consensus_core::MemberKind::Witness);
+        }
+        if plan.priorities {
+            members.values_mut().for_each(|member| member.priority = random.below(2) as u32);
+        }
+        let mut world = Self {
+            seed,
+            now: 0,
+            nodes: (0..size).map(|id| Node::new(NodeId(id), SimDisk::new(StorageId(id + 1)))).collect(),
+            queue: BinaryHeap::new(),
+            scheduled: 0,
+            blocked: BTreeSet::new(),
+            first: Membership::new(members),
+            faults: true,
+            quiet: false,
+            skip: BTreeSet::new(),
+            troubles: 0,
+            proposal: None,
+            incoming: Vec::new(),
+            clients: (0..plan.clients).map(|id| Client::new(seed, id, size)).collect(),
+            attempts: 0,
+            tokens: 0,
+            checks: Checks::default(),
+            trace: Trace::default(),
+            delivered: 0,
+            impaired: None,
+            wiped: None,
+            random,
+            plan,
+        };
+        for id in 0..size {
+            let drift = world.plan.drift * 10;
+            let node = &mut world.nodes[id as usize];
+            // Half the bound below and half above keep any two clocks within it of each other.
+            node.rate = 1000 - drift / 2 + world.random.below(drift.max(1));
+            node.skew_us = world.random.below(5_000_000);
+        }
+        world
+    }
+
+    /// Everything begins.
+    pub(crate) fn begin(&mut self) {
+        for id in 0..self.nodes.len() as u64 {
+            self.restart(NodeId(id));
+        }
+        for client in 0..self.clients.len() as u64 {
+            self.schedule(client * MS, Due::Ask(client));
+        }
+        self.schedule(500 * MS, Due::Trouble);
+    }
+
+    pub(crate) fn schedule(&mut self, after: u64, due: Due) {
+        self.scheduled += 1;
+        self.queue.push(Reverse(Scheduled { at: self.now + after, number: self.scheduled, due }));
+    }
+
+    pub(crate) fn run_for(&mut self, duration: u64) {
+        let end = self.now + duration;
+        while self.queue.peek().is_some_and(|Reverse(next)| next.at <= end) {
+            let Some(Reverse(Scheduled { at, due, .. })) = self.queue.pop() else { break };
+            self.now = at;
+            self.happen(due);
+        }
+        self.now = end;
+    }
+
+    pub(crate) fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0 as usize]
+    }
+
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id.0 as usize]
+    }
+
+    fn is_alive(&self, id: NodeId, life: u64) -> bool {
+        let node = self.node(id);
+        node.life == life && node.up.is_some()
+    }
+
+    fn happen(&mut self, due: Due) {
+        // A process that stands still takes nothing in until it goes on.
+        let node = match &due {
+            Due::Deliver { to: id, .. }
+            | Due::SendFailed(id, _)
+            | Due::Written(id, _)
+            | Due::Applied(id, _)
+            | Due::Installed(id, _)
+            | Due::Wake(id, _)
+            | Due::EndTurn(id, _) => Some(*id),
+            _ => None,
+        };
+        if let Some(until) = node.map(|id| self.node(id).paused_until).filter(|until| *until > self.now) {
+            return self.schedule(until - self.now, due);
+        }
+        match due {
+            Due::Deliver { from, to, packet, sent } => self.deliver(from, to, packet, sent),
+            Due::SendFailed(id, to) => self.step(id, Event::SendFailed(to)),
+            Due::Written(id, life) if self.is_alive(id, life) => self.written(id),
+            Due::Applied(id, life) if self.is_alive(id, life) => self.finish_apply(id),
+            Due::Installed(id, life) if self.is_alive(id, life) => self.installed(id),
+            Due::Wake(id, life) if self.is_alive(id, life) => {
+                if let Some(up) = &mut self.node_mut(id).up {
+                    up.wake = None;
+                }
+                self.step(id, Event::Tick);
+            }
+            Due::EndTurn(id, life) if self.is_alive(id, life) => self.end_turn(id),
+            Due::Restart(id) if self.node(id).up.is_none() => self.restart(id),
+            Due::Ask(client) => self.ask(client),
+            Due::GiveUp { client, attempt } => self.give_up(client, attempt),
+            Due::Trouble => self.trouble(),
+            Due::TransferOver { from, to, transfer } => self.transfer_over(from, to, transfer, None),
+            Due::Room(id) => self.node(id).disk.fill(false),
+            Due::Speed(id) => self.node_mut(id).slow_disk = false,
+            _ => {}
+        }
+    }
+
+    /// The protocol takes an event; what it says is carried out.
+    pub(crate) fn step(&mut self, id: NodeId, event: Event) {
+        let ends_turn = !self.plan.turns || self.random.percent(60);
+        let now = self.now;
+        let node = self.node_mut(id);
+        let (local, life) = (node.local(now), node.life);
+        let Some(up) = &mut node.up else { return };
+        let before = Before::of(&up.raft);
+        let ticked = event == Event::Tick;
+        let outputs = up.step(local, event, ends_turn);
+        if !ends_turn {
+            let wait = self.random.below(MS);
+            self.schedule(wait, Due::EndTurn(id, life));
+        }
+        self.after_step(id, &before, outputs, ticked);
+    }
+
+    fn end_turn(&mut self, id: NodeId) {
+        let now = self.now;
+        let node = self.node_mut(id);
+        let local = node.local(now);
+        let Some(up) = node.up.as_mut().filter(|up| up.turn_open) else { return };
+        let before = Before::of(&up.raft);
+        up.turn_open = false;
+        let outputs = up.raft.finish_turn(local);
+        self.after_step(id, &before, outputs, false);
+    }
+
+    fn after_step(
+        &mut self,
+        id: NodeId,
+        before: &Before,
+        outputs: Vec<consensus_raft_protocol::Output>,
+        ticked: bool,
+    ) {
+        self.note_state(id, before);
+        self.check_step(id, before, ticked);
+        let leads = |role| role == consensus_core::Role::Leader;
+        let may_send = leads(before.role) || self.node(id).raft().is_some_and(|raft| leads(raft.role()));
+        for output in outputs {
+            let sends = matches!(output, consensus_raft_protocol::Output::SendAppend(..));
+            assert!(may_send || !sends, "node {id} sends entries without being elected");
+            self.carry_out(id, output);
+        }
+        self.orphan_waiters(id, before);
+        self.persist(id);
+        self.schedule_wake(id);
+    }
+
+    fn note_state(&mut self, id: NodeId, before: &Before) {
+        let now = self.now;
+        let Some(raft) = self.node(id).raft() else { return };
+        let (role, term, commit, last) = (raft.role(), raft.term(), raft.commit(), raft.last_log());
+        let changed = (role, term, commit, last) != (before.role, before.term, before.commit, before.last);
+        self.trace.hash(&[now, id.0, role as u64, term.0, commit.0, last.term.0, last.index.0]);
+        if changed {
+            let what = || What::State {
+                role: role_name(role),
+                term: term.0,
+                commit: commit.0,
+                last: last.to_string(),
+            };
+            self.trace.note(now, Some(id), what);
+        }
+    }
+
+    fn schedule_wake(&mut self, id: NodeId) {
+        let now = self.now;
+        let node = self.node_mut(id);
+        let Some(deadline) = node.raft().and_then(Raft::next_deadline) else { return };
+        let (wait, life) = (node.until(now, deadline), node.life);
+        let Some(up) = &mut node.up else { return };
+        if up.wake.is_none_or(|wake| deadline < wake) {
+            up.wake = Some(deadline);
+            self.schedule(wait, Due::Wake(id, life));
+        }
+    }
+
+    /// Proposes on a node, for whom it is.
+    pub(crate) fn propose(&mut self, id: NodeId, command: Bytes, asked: Asked) {
+        let size_bytes = Entry::command(LogId::ZERO, command.clone()).size_bytes();
+        self.proposal = Some((command, asked));
+        self.tokens += 1;
+        self.step(id, Event::Propose { token: self.tokens, size_bytes });
+    }
+
+    pub(crate) fn accepted(&mut self, id: NodeId, at: LogId) {
+        let Some((command, asked)) = self.proposal.take() else { return };
+        self.checks.entry(at, self.nodes[id.0 as usize].raft(), &Payload::Command(command.clone()));
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        up.push(Entry::command(at, command));
+        up.waiters.insert(at.index.0, (at, asked));
+    }
+
+    pub(crate) fn refused(&mut self) -> Option<Asked> {
+        self.proposal.take().map(|(_, asked)| asked)
+    }
+
+    /// Writes go on one at a time; the next one gathers meanwhile.
+    pub(crate) fn persist(&mut self, id: NodeId) {
+        let slow = self.node(id).slow_disk;
+        let delay = if slow { self.random.below(800 * MS) } else { 100 + self.random.below(3 * MS) };
+        let node = self.node_mut(id);
+        let life = node.life;
+        let Some(up) = node.up.as_mut().filter(|up| !up.turn_open) else { return };
+        let Some(persist) = up.raft.take_persist() else { return };
+        let (after, last) = persist.append;
+        let entries = up.entries(after, last);
+        assert_eq!(entries.len() as u64, last.since(after), "what is written is in the log");
+        up.writing.push_back(consensus_core::LogBatch {
+            hard_state: persist.hard_state,
+            purge: persist.purge,
+            truncate_after: persist.truncate_after,
+            entries,
+        });
+        self.schedule(delay, Due::Written(id, life));
+        if is_on(Bug::D3) {
+            self.step(id, Event::Persisted);
+        }
+    }
+
+    fn written(&mut self, id: NodeId) {
+        let disk = self.node(id).disk.clone();
+        let life = self.node(id).life;
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        let Some(batch) = up.writing.pop_front() else { return };
+        match consensus_core::LogStorage::write(&disk, batch) {
+            Ok(()) => {
+                up.no_room = false;
+                if !is_on(Bug::D3) {
+                    self.step(id, Event::Persisted);
+                }
+            }
+            Err(StorageError::NoRoom { batch, .. }) => {
+                up.writing.push_front(*batch);
+                let told = std::mem::replace(&mut up.no_room, true);
+                self.schedule(200 * MS, Due::Written(id, life));
+                if !told {
+                    self.checks.reach("no room on a disk");
+                    self.tokens += 1;
+                    self.step(id, Event::Transfer { token: self.tokens, to: None });
+                }
+            }
+            Err(_) if is_on(Bug::D2) => self.step(id, Event::Persisted),
+            Err(_) => self.stop(id),
+        }
+    }
+
+    /// A write failed: what is on the disk is unknown, and the node stops (it is started again later).
+    fn stop(&mut self, id: NodeId) {
+        self.checks.reach("a write failed");
+        self.node(id).disk.fail(false);
+        self.crash(id, true);
+    }
+
+    pub(crate) fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
+        let blocked = self.blocked.contains(&(from.0, to.0));
+        let lost = blocked || (self.faults && self.random.percent(self.plan.loss));
+        if to.0 >= self.nodes.len() as u64 {
+            return;
+        }
+        if lost {
+            let now = self.now;
+            self.trace.note(now, Some(from), || What::Lost { to: to.0, text: describe(&packet) });
+            // Some transports notice.
+            if matches!(packet, Packet::Append(..)) && self.random.percent(20) {
+                self.schedule(MS, Due::SendFailed(from, to));
+            }
+            return;
+        }
+        let twice = !matches!(packet, Packet::Snapshot(..) | Packet::SnapshotAck(..));
+        let copies = if twice && self.faults && self.random.percent(self.plan.duplication) { 2 } else { 1 };
+        for _ in 0..copies {
+            let delay_max = if self.faults { self.plan.delay_max_ms } else { 2 };
+            let delay = 50 + self.random.below(delay_max * MS);
+            let (packet, sent) = (packet.clone(), self.now);
+            self.schedule(delay, Due::Deliver { from, to, packet, sent });
+        }
+    }
+
+    fn deliver(&mut self, from: NodeId, to: NodeId, packet: Packet, sent: u64) {
+        let now = self.now;
+        if self.node(to).up.is_none() {
+            return;
+        }
+        self.delivered += 1;
+        let text = || What::Message { from: from.0, sent_ms: sent as f64 / 1000.0, text: describe(&packet) };
+        self.trace.note(now, Some(to), text);
+        let mut appends = false;
+        let event = match packet {
+            Packet::Reply(Reply::VoteRequest(request)) => Event::VoteRequest(from, request),
+            Packet::Reply(Reply::VoteResponse(response)) => Event::VoteResponse(from, response),
+            Packet::Reply(Reply::AppendResponse(response)) => Event::AppendResponse(from, response),
+            Packet::Reply(Reply::TimeoutNow(request)) => Event::TimeoutNow(from, request),
+            Packet::Reply(Reply::ReadIndexRequest(request)) => Event::ReadIndexRequest(from, request),
+            Packet::Reply(Reply::ReadIndexResponse(response)) => Event::ReadIndexResponse(from, response),
+            // The driver waits before it tries again.
+            Packet::SnapshotAck(None, transfer) => {
+                return self.schedule(500 * MS, Due::TransferOver { from: to, to: from, transfer });
+            }
+            Packet::SnapshotAck(last, transfer) => return self.transfer_over(to, from, transfer, last),
+            Packet::Append(append, entries) => {
+                appends = true;
+                let infos = entries.iter().map(info).collect();
+                self.incoming = entries;
+                Event::Append { from, append, entries: infos }
+            }
+            Packet::Snapshot(term, meta, bytes, transfer) => {
+                let Some(up) = &mut self.node_mut(to).up else { return };
+                // One at a time, as the driver has it.
+                if up.arrival.is_some() {
+                    return self.send(to, from, Packet::SnapshotAck(None, transfer));
+                }
+                up.arrival = Some(Arrival { from, transfer, last: meta.last, bytes });
+                Event::SnapshotArrived { from, term, meta }
+            }
+        };
+        self.step(to, event);
+        if appends {
+            let node = self.node_mut(to);
+            let local = node.local(now);
+            if let Some(up) = node.up.as_mut().filter(|up| up.raft.leader() == Some(from)) {
+                up.heard = Some(local);
+            }
+        }
+    }
+
+    /// A node goes down between any two effects. `losing`: the write in flight is certainly not there.
+    pub(crate) fn crash(&mut self, id: NodeId, losing: bool) {
+        let (whole, restored) = (!losing && self.random.percent(50), self.random.percent(50));
+        let now = self.now;
+        let node = self.node_mut(id);
+        let Some(mut up) = node.up.take() else { return };
+        node.paused_until = 0;
+        // A write in flight is on disk as a whole or not at all.
+        if let Some(batch) = up.writing.pop_front().filter(|_| whole) {
+            let _ = consensus_core::LogStorage::write(&node.disk, batch);
+        }
+        // A restore in flight was finished or not, whichever.
+        let installing = node.disk.hard_state().installing;
+        if let (Some(meta), Some(arrival), true) = (installing, up.arrival.take(), restored)
+            && arrival.last == meta.last
+            && meta.last.index > up.machine_applied()
+        {
+            consensus_core::StateMachine::restore(&mut up.machine, &mut &arrival.bytes[..])
+                .expect("a whole snapshot");
+        }
+        node.disk.fail(false);
+        self.checks.crashed(id);
+        self.trace.note(now, Some(id), || What::Down);
+        let down = 1 + self.random.below(1500 * MS);
+        self.schedule(down, Due::Restart(id));
+    }
+
+    pub(crate) fn restart(&mut self, id: NodeId) {
+        if self.node(id).gave_up {
+            return;
+        }
+        let now = self.now;
+        // Nobody starts a node on a disk that is full.
+        self.node(id).disk.fill(false);
+        let config = self.config(id);
+        let bootstrap = (id.0 < self.plan.voters).then(|| self.first.clone());
+        let started = self.node_mut(id).start(config, bootstrap.as_ref(), now);
+        let text = match &started {
+            Started::Up => "",
+            Started::Repairing => {
+                self.checks.reach("damaged log cut");
+                "with a damaged log, which it cut"
+            }
+            Started::Interrupted => {
+                self.checks.reach("install interrupted");
+                "in the middle of an installation"
+            }
+            Started::Refused(why) => {
+                self.trace.note(now, Some(id), || What::Up { text: format!("not: it refuses, {why}") });
+                return self.replace_disk(id);
+            }
+        };
+        self.trace.note(now, Some(id), || What::Up { text: text.to_owned() });
+        self.step(id, Event::Tick);
+    }
+
+    /// A damaged log that cannot be repaired, in the configuration that the node knows of, is for people to settle: the disk
+    /// is replaced by a copy from before, which nothing has been written to since.
+    fn replace_disk(&mut self, id: NodeId) {
+        self.checks.reach("damaged log refused");
+        if let Some(disk) = self.checks.last_lost(id) {
+            self.node_mut(id).disk = disk;
+            self.impaired = None;
+            self.restart(id);
+        }
+    }
+
+    fn config(&mut self, id: NodeId) -> Config {
+        let plan = &self.plan;
+        let mut config = Config::new(id);
+        config.append_entries_max = plan.append_entries_max;
+        config.inflight_messages_max = plan.inflight_messages_max;
+        config.inflight_bytes_max = plan.inflight_bytes_max;
+        config.lease_drift_percent = plan.lease_drift;
+        config.promote_lag_entries = 3;
+        config.witness = self.first.get(id).is_some_and(|m| m.kind == consensus_core::MemberKind::Witness);
+        config.seed = self.random.next();
+        config
+    }
+
+    pub(crate) fn is_witness(&self, id: NodeId) -> bool {
+        self.first.get(id).is_some_and(|member| member.kind == consensus_core::MemberKind::Witness)
+    }
+
+    /// The committed configuration with the greatest index.
+    pub(crate) fn newest_membership(&self) -> Arc<Membership> {
+        self.checks.newest_membership().unwrap_or_else(|| Arc::new(self.first.clone()))
+    }
+}
+
+/// What a node was before a step.
+pub(crate) struct Before {
+    pub(crate) role: consensus_core::Role,
+    pub(crate) term: Term,
+    pub(crate) commit: LogIndex,
+    pub(crate) last: LogId,
+    pub(crate) membership: Arc<Membership>,
+}
+
+impl Before {
+    fn of(raft: &Raft) -> Self {
+        Self {
+            role: raft.role(),
+            term: raft.term(),
+            commit: raft.commit(),
+            last: raft.last_log(),
+            membership: raft.membership().clone(),
+        }
+    }
+}
+
+fn info(entry: &Entry) -> EntryInfo {
+    let membership = match &entry.payload {
+        Payload::Membership(membership) => Some(Arc::new(membership.clone())),
+        _ => None,
+    };
+    EntryInfo { term: entry.id.term, size_bytes: entry.size_bytes(), membership }
+}
+
+/// A message in a few words.
+pub(crate) fn describe(packet: &Packet) -> String {
+    match packet {
+        Packet::Append(append, entries) => {
+            let Append { term, prev, last, commit, round } = append;
+            let what = if entries.is_empty() { "heartbeat".to_owned() } else { format!("append ..{last}") };
+            format!("{what} after {prev}, term {term}, commit {commit}, round {round}")
+        }
+        Packet::Reply(reply) => format!("{reply:?}").replace("ndex(", "(").replace("StorageId", "disk "),
+        Packet::Snapshot(term, meta, ..) => format!("snapshot {}, term {term}", meta.last),
+        Packet::SnapshotAck(last, _) => format!("snapshot taken: {last:?}"),
+    }
+}

@@ -173,12 +173,16 @@ impl World {
             );
         }
         // A heartbeat was due, and sent.
-        let beat = raft.next_deadline() == Some(local + std::time::Duration::from_millis(100));
+        let beat = raft.next_deadline() > before.deadline;
         if ticked && beat && role == Role::Leader && before.role == Role::Leader {
             let peers = raft.peers();
             let active = |node| node == id || peers.get(&node).is_some_and(|peer| peer.active);
             let quorum = before.membership.quorum_value(active);
-            assert!(quorum == Some(true) || quorum.is_none(), "P9: {id} leads, and no quorum answers it");
+            assert!(
+                quorum == Some(true) || quorum.is_none(),
+                "P9: {id} leads, and no quorum answers it: {peers:?}, {}",
+                before.membership
+            );
         }
         let joint = before.membership.is_joint();
         let (led, could) = (before.role == Role::Leader, before.membership.can_lead(id));
@@ -253,7 +257,18 @@ impl World {
             let lost = self.checks.lost.iter().filter(|(node, disk)| *node == voter && trusted(voter, disk));
             lost.into_iter().any(|(_, disk)| disk.holds(id))
         };
-        membership.quorum_value(|voter| self.node(voter).disk.holds(id) || was_on(voter)) == Some(true)
+        membership.quorum_value(|voter| self.holds(voter, id) || was_on(voter)) == Some(true)
+    }
+
+    /// In its log; or in the snapshot that its machine holds, and which a restart would finish to install (I11).
+    fn holds(&self, node: NodeId, id: LogId) -> bool {
+        let node = self.node(node);
+        let installed = || {
+            let installing =
+                node.disk.hard_state().installing.filter(|meta| meta.last <= node.machine_disk.applied());
+            installing.is_some_and(|meta| id.index <= meta.last.index)
+        };
+        node.disk.holds(id) || installed()
     }
 
     fn was_on(&self, node: NodeId, id: LogId) -> bool {
@@ -278,7 +293,7 @@ impl World {
     pub(crate) fn check_transfer(&mut self, id: NodeId, to: NodeId) {
         let Some(raft) = self.node(id).raft() else { return };
         let last = raft.last_log();
-        let has = self.node(to).disk.holds(last) || self.was_on(to, last);
+        let has = self.holds(to, last) || self.was_on(to, last);
         assert!(has, "T2: {to} is asked to stand and lacks {last}");
     }
 

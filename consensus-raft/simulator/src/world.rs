@@ -441,7 +441,7 @@ impl World {
         self.delivered += 1;
         let text = || What::Message { from: from.0, sent_ms: sent as f64 / 1000.0, text: describe(&packet) };
         self.trace.note(now, Some(to), text);
-        let mut appends = false;
+        let mut appends = None;
         let event = match packet {
             Packet::Reply(Reply::VoteRequest(request)) => Event::VoteRequest(from, request),
             Packet::Reply(Reply::VoteResponse(response)) => Event::VoteResponse(from, response),
@@ -455,7 +455,7 @@ impl World {
             }
             Packet::SnapshotAck(last, transfer) => return self.transfer_over(to, from, transfer, last),
             Packet::Append(append, entries) => {
-                appends = true;
+                appends = Some(append.term);
                 let infos = entries.iter().map(info).collect();
                 self.incoming = entries;
                 Event::Append { from, append, entries: infos }
@@ -471,10 +471,12 @@ impl World {
             }
         };
         self.step(to, event);
-        if appends {
+        if let Some(term) = appends {
             let node = self.node_mut(to);
             let local = node.local(now);
-            if let Some(up) = node.up.as_mut().filter(|up| up.raft.leader() == Some(from)) {
+            if let Some(up) =
+                node.up.as_mut().filter(|up| up.raft.leader() == Some(from) && up.raft.term() == term)
+            {
                 up.heard = Some(local);
             }
         }
@@ -515,7 +517,9 @@ impl World {
         // Nobody starts a node on a disk that is full.
         self.node(id).disk.fill(false);
         let config = self.config(id);
-        let bootstrap = (id.0 < self.plan.voters).then(|| self.first.clone());
+        // Alone it would take itself for the whole cluster; whoever lost its disk is to join instead.
+        let begins = self.plan.voters > 1 || self.wiped != Some(id);
+        let bootstrap = (id.0 < self.plan.voters && begins).then(|| self.first.clone());
         let started = self.node_mut(id).start(config, bootstrap.as_ref(), now);
         let text = match &started {
             Started::Up => "",
@@ -577,6 +581,7 @@ pub(crate) struct Before {
     pub(crate) commit: LogIndex,
     pub(crate) last: LogId,
     pub(crate) membership: Arc<Membership>,
+    pub(crate) deadline: Option<consensus_raft_protocol::Time>,
 }
 
 impl Before {
@@ -587,6 +592,7 @@ impl Before {
             commit: raft.commit(),
             last: raft.last_log(),
             membership: raft.membership().clone(),
+            deadline: raft.next_deadline(),
         }
     }
 }

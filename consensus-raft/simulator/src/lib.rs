@@ -19,6 +19,7 @@
 //!
 //! The program `raft-sim` does both.
 
+mod bugs;
 mod checks;
 mod clients;
 mod disk;
@@ -32,6 +33,7 @@ mod trace;
 mod troubles;
 mod world;
 
+pub use bugs::{Score, hunt};
 pub use checks::RARE;
 pub use disk::{Harm, SimDisk};
 pub use machine::{Command, KEYS, MachineDisk, SimMachine};

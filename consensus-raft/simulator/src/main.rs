@@ -14,7 +14,8 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use consensus_raft_simulator::{Options, Outcome, RARE, run, shrink};
+use consensus_core::bugs::ALL;
+use consensus_raft_simulator::{Options, Outcome, RARE, hunt, run, shrink};
 
 /// Runs, repeats and shows simulated Raft clusters.
 #[derive(Parser)]
@@ -57,6 +58,14 @@ enum Command {
         #[arg(long)]
         any: bool,
     },
+    /// Known bugs, switched on one after another: which seed finds each.
+    Bugs {
+        /// Only these, such as C1.
+        names: Vec<String>,
+        /// How long to look for each, in seconds.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -69,6 +78,7 @@ fn main() -> ExitCode {
         Command::Sweep { from, seeds, seconds, any } => {
             sweep(from..from + seeds, seconds.map(Duration::from_secs), any)
         }
+        Command::Bugs { names, seconds } => bugs(&names, Duration::from_secs(seconds)),
     }
 }
 
@@ -100,6 +110,35 @@ fn one(seed: u64, all: bool, last: usize, skip: Vec<u64>, wants_smallest: bool) 
         }
         None => ExitCode::SUCCESS,
     }
+}
+
+fn bugs(names: &[String], limit: Duration) -> ExitCode {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let (mut found, mut tried) = (0, 0);
+    for (bug, _) in ALL {
+        let name = format!("{bug:?}");
+        if !names.is_empty() && !names.contains(&name) {
+            continue;
+        }
+        let Some(score) = hunt(*bug, threads, limit) else {
+            println!("this build has no bugs to switch on: build it with debug assertions");
+            return ExitCode::FAILURE;
+        };
+        tried += 1;
+        let line = score.found.as_ref().map_or_else(
+            || "NOT FOUND".to_owned(),
+            |(seed, failure)| format!("seed {seed}: {}", failure.lines().next().unwrap_or_default()),
+        );
+        found += u64::from(score.found.is_some());
+        println!(
+            "{name:4} {:6.2} s {:7} seeds  {}: {line}",
+            score.took.as_secs_f64(),
+            score.seeds,
+            score.text
+        );
+    }
+    println!("{found} of {tried} found by simulation alone");
+    ExitCode::SUCCESS
 }
 
 #[derive(Default)]

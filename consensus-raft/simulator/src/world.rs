@@ -33,6 +33,7 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     queue: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
+    happened: u64,
     /// From whom to whom nothing comes through.
     pub(crate) blocked: BTreeSet<(u64, u64)>,
     pub(crate) first: Membership,
@@ -128,6 +129,8 @@ impl Ord for Scheduled {
 }
 
 pub(crate) const MS: u64 = 1000;
+/// Ten times what the busiest run comes to.
+const HAPPENINGS_MAX: u64 = 2_000_000;
 
 impl World {
     pub(crate) fn new(seed: u64, plan: Plan) -> Self {
@@ -146,6 +149,7 @@ impl World {
             nodes: (0..size).map(|id| Node::new(NodeId(id), SimDisk::new(StorageId(id + 1)))).collect(),
             queue: BinaryHeap::new(),
             scheduled: 0,
+            happened: 0,
             blocked: BTreeSet::new(),
             first: Membership::new(members),
             faults: true,
@@ -196,6 +200,12 @@ impl World {
         while self.queue.peek().is_some_and(|Reverse(next)| next.at <= end) {
             let Some(Reverse(Scheduled { at, due, .. })) = self.queue.pop() else { break };
             self.now = at;
+            self.happened += 1;
+            assert!(
+                self.happened < HAPPENINGS_MAX,
+                "livelock: {HAPPENINGS_MAX} things happened in {} ms",
+                at / MS
+            );
             self.happen(due);
         }
         self.now = end;

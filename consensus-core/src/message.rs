@@ -41,7 +41,7 @@ pub enum VoteKind {
 }
 
 /// RequestVote (§5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VoteRequest {
     /// In earnest, or a pre-vote.
     pub kind: VoteKind,
@@ -54,7 +54,7 @@ pub struct VoteRequest {
 }
 
 /// Answer to a [`VoteRequest`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VoteResponse {
     /// Of the request.
     pub kind: VoteKind,
@@ -83,7 +83,7 @@ pub struct AppendEntries {
 }
 
 /// Answer to [`AppendEntries`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AppendResponse {
     /// The follower's term.
     pub term: Term,
@@ -96,7 +96,7 @@ pub struct AppendResponse {
 }
 
 /// What became of an [`AppendEntries`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum AppendOutcome {
     /// The follower's log agrees with the leader's up to here, durably.
     Accepted {
@@ -113,14 +113,14 @@ pub enum AppendOutcome {
 }
 
 /// Stand for election at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TimeoutNow {
     /// Of the leader that gives up the lead.
     pub term: Term,
 }
 
 /// From which index on do linearizable reads see everything acknowledged by now?
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ReadIndexRequest {
     /// The follower's term.
     pub term: Term,
@@ -129,7 +129,7 @@ pub struct ReadIndexRequest {
 }
 
 /// Answer to a [`ReadIndexRequest`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ReadIndexResponse {
     /// Of the sender.
     pub term: Term,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     EntryInfo, Output, Raft, Reply,
+    model::{Names, name},
     persist::Held,
     progress::Progress,
     raft::{Leader, Role},
@@ -17,8 +18,15 @@ use crate::{
 };
 
 /// Who is for a candidate; a set, so that a duplicated answer counts once.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Ballots(BTreeSet<NodeId>);
+
+impl Ballots {
+    /// As a set of bits.
+    pub(crate) fn digest(&self, names: Names<'_>) -> u64 {
+        self.0.iter().map(|id| 1 << name(*id, names)).sum()
+    }
+}
 
 impl Raft {
     pub(crate) fn reset_election_deadline(&mut self) {

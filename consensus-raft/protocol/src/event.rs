@@ -117,7 +117,7 @@ impl Event {
 const NUMBER_MAX: u64 = 1 << 62;
 
 /// AppendEntries without its entries: `(prev.index, last]` names them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Append {
     /// The leader's term.
     pub term: Term,
@@ -181,7 +181,7 @@ pub enum Output {
 }
 
 /// A message without entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reply {
     /// RequestVote.
     VoteRequest(VoteRequest),

@@ -52,6 +52,8 @@ mod election;
 mod event;
 mod log;
 mod membership;
+#[doc(hidden)]
+pub mod model;
 mod persist;
 mod progress;
 mod raft;

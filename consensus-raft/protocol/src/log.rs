@@ -1,6 +1,11 @@
 //! The log as the protocol sees it: terms and sizes by position.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{
+    collections::VecDeque,
+    hash::{Hash, Hasher},
+    ops::Range,
+    sync::Arc,
+};
 
 use consensus_core::{
     LogId, LogIndex, LogState, Membership, NodeId, SnapshotMeta, Term,
@@ -8,7 +13,10 @@ use consensus_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::EntryInfo;
+use crate::{
+    EntryInfo,
+    model::{Names, hash_membership},
+};
 
 /// Positions `(purged, last]`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -157,6 +165,21 @@ impl Log {
         if let Some(member) = members.get_mut(&own).filter(|member| !member.kind.votes()) {
             member.kind = consensus_core::MemberKind::Voter;
             *last = Arc::new(Membership::new(members));
+        }
+    }
+
+    pub(crate) fn membership_entry(&self, index: LogIndex) -> Option<Arc<Membership>> {
+        let found = self.memberships.iter().find(|(at, _)| *at == index && index > self.purged.index);
+        found.map(|(_, membership)| membership.clone())
+    }
+
+    pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
+        let Self { purged, entries, size_bytes, memberships } = self;
+        (purged, entries.len(), size_bytes).hash(hasher);
+        entries.iter().for_each(|Position { term, size_bytes }| (term, size_bytes).hash(hasher));
+        for (at, membership) in memberships {
+            at.hash(hasher);
+            hash_membership(membership, names, hasher);
         }
     }
 

@@ -25,11 +25,17 @@ use crate::{
 };
 
 /// A change that somebody asked this leader for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Change {
     pub(crate) token: u64,
     /// `None` once it is under way.
     asked: Option<Vec<MemberChange>>,
+}
+
+impl Change {
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.asked.is_none()
+    }
 }
 
 impl Raft {

@@ -2,13 +2,15 @@
 //!
 //! Order is data here: a message that depends on a write is inside the write, and comes out when the write is done.
 
+use std::hash::{Hash, Hasher};
+
 use consensus_core::{
     HardState, LogIndex, NodeId, SnapshotMeta,
     bugs::{Bug, is_on},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Event, Output, Raft, Reply};
+use crate::{Event, Output, Raft, Reply, model::Names};
 
 /// One write to the log storage; the fields are those of [`LogBatch`](consensus_core::LogBatch).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +26,7 @@ pub struct Persist {
 }
 
 /// What is not yet written, and what is being written.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Writes {
     hard_state: bool,
     purge: Option<SnapshotMeta>,
@@ -38,15 +40,15 @@ pub(crate) struct Writes {
     term_first: bool,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct InFlight {
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct InFlight {
     /// Last index that this write makes durable; goes down when the log is truncated meanwhile.
-    last: LogIndex,
-    held: Vec<Held>,
+    pub(crate) last: LogIndex,
+    pub(crate) held: Vec<Held>,
 }
 
 /// What waits for a write.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Held {
     Send(NodeId, Reply),
     Output(Output),
@@ -82,6 +84,17 @@ impl Writes {
         self.truncate_after(index);
         self.issued = index;
         self.truncate_after = Some(index);
+    }
+
+    pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
+        let Self { hard_state, purge, truncate_after, issued, waiting, in_flight, term_first: _ } = self;
+        (hard_state, purge.as_ref().map(|meta| meta.last), truncate_after, issued, waiting.len())
+            .hash(hasher);
+        waiting.iter().for_each(|held| held.digest(names, hasher));
+        in_flight.is_some().hash(hasher);
+        if let Some(in_flight) = in_flight {
+            in_flight.digest(names, hasher);
+        }
     }
 
     fn is_unwritten(&self, last: LogIndex) -> bool {

@@ -1,6 +1,9 @@
 //! A leader's view of one follower.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    hash::{Hash, Hasher},
+};
 
 use consensus_core::{
     LogIndex, StorageId,
@@ -47,6 +50,10 @@ impl Inflight {
     pub(crate) fn push(&mut self, last: LogIndex, bytes: u64) {
         self.messages.push_back((last, bytes));
         self.bytes += bytes;
+    }
+
+    pub(crate) fn digest(&self, hasher: &mut impl Hasher) {
+        (1, &self.messages, self.bytes).hash(hasher);
     }
 
     fn acknowledged(&mut self, matched: LogIndex) {

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// One node's protocol state.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Raft {
     pub(crate) config: Config,
     pub(crate) now: Time,
@@ -35,7 +35,7 @@ pub struct Raft {
     pub(crate) durable: LogIndex,
     pub(crate) commit: LogIndex,
     /// Last index let out for application.
-    applying: LogIndex,
+    pub(crate) applying: LogIndex,
     pub(crate) role: Role,
     pub(crate) leader: Option<NodeId>,
     /// When a leader was last heard.
@@ -51,7 +51,7 @@ pub struct Raft {
 }
 
 /// What the node does; each role owns what only it needs.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Role {
     Follower,
     PreCandidate(Ballots),
@@ -59,7 +59,7 @@ pub(crate) enum Role {
     Leader(Box<Leader>),
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Leader {
     pub(crate) peers: BTreeMap<NodeId, Progress>,
     pub(crate) heartbeat_deadline: Time,
@@ -90,7 +90,7 @@ impl Raft {
     /// The settings are wrong.
     pub fn new(config: Config, restored: Restored, now: Time) -> Result<Self, ConfigError> {
         config.validate()?;
-        let random = Random(config.seed);
+        let random = Random::from_seed(config.seed);
         let hard = restored.log.hard_state.clone();
         let storage = restored.log.storage;
         let patience = if config.lease_drift_percent > 0 { config.election_timeout } else { Time::ZERO };
@@ -393,10 +393,14 @@ impl Raft {
 }
 
 /// SplitMix64 (Steele et al. 2014): all that election timeouts need, and the same on every platform and version.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn from_seed(seed: u64) -> Self {
+        Self(seed)
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;

@@ -1,6 +1,9 @@
 //! Linearizable reads without log entries: ReadIndex (D §6.4), batched; by lease (D §6.4.1); on followers.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    hash::{Hash, Hasher},
+};
 
 use consensus_core::{
     LogIndex, NodeId, ReadIndexRequest, ReadIndexResponse, Term,
@@ -10,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Output, Raft, Reply, Time,
+    model::{Names, name},
     raft::{Leader, Role},
     replication::Send,
 };
@@ -19,7 +23,7 @@ use crate::{
 /// 1. A read arrives and waits for the leader to have committed in its term ("new").
 /// 2. The commit index is noted, and at the end of the turn one heartbeat round begins for all that came ("noted").
 /// 3. A quorum answers that round or a later one: the leader still led when it noted the index (I9).
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Reads {
     /// The first entry of the leader's term; only when it is committed is the commit index up to date.
     term_start: LogIndex,
@@ -41,7 +45,7 @@ enum Reader {
     At(NodeId, u64),
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Noted {
     reader: Reader,
     index: LogIndex,
@@ -68,7 +72,31 @@ fn answer(to: NodeId, term: Term, id: u64, index: Option<LogIndex>) -> Output {
     Output::Send(to, Reply::ReadIndexResponse(ReadIndexResponse { term, id, index }))
 }
 
+impl Reader {
+    fn digest(self, names: Names<'_>, hasher: &mut impl Hasher) {
+        match self {
+            Self::Here(token) => (0, token).hash(hasher),
+            Self::At(node, id) => (1, name(node, names), id).hash(hasher),
+        }
+    }
+}
+
 impl Reads {
+    pub(crate) fn move_times(&mut self, moved: impl Fn(Time) -> Time) {
+        self.rounds.iter_mut().for_each(|(_, began)| *began = moved(*began));
+        self.confirmed = self.confirmed.map(moved);
+    }
+
+    pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
+        let Self { term_start, committed, new, noted, rounds, confirmed } = self;
+        (term_start, committed, rounds, confirmed, new.len()).hash(hasher);
+        new.iter().for_each(|reader| reader.digest(names, hasher));
+        for Noted { reader, index, round } in noted {
+            reader.digest(names, hasher);
+            (index, round).hash(hasher);
+        }
+    }
+
     pub(crate) fn new(term_start: LogIndex) -> Self {
         let (new, noted, rounds) = (Vec::new(), VecDeque::new(), VecDeque::new());
         let committed = is_on(Bug::R1).then_some(LogIndex::ZERO);
@@ -170,13 +198,13 @@ impl Raft {
 }
 
 /// What a follower asks the leader, on behalf of its clients.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Asking {
     new: Vec<u64>,
     asked: VecDeque<Question>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Question {
     id: u64,
     tokens: Vec<u64>,
@@ -184,6 +212,16 @@ struct Question {
 }
 
 impl Asking {
+    pub(crate) fn move_times(&mut self, moved: impl Fn(Time) -> Time) {
+        self.asked.iter_mut().for_each(|question| question.deadline = moved(question.deadline));
+    }
+
+    pub(crate) fn digest(&self, hasher: &mut impl Hasher) {
+        let Self { new, asked } = self;
+        new.hash(hasher);
+        asked.iter().for_each(|Question { id, tokens, deadline }| (id, tokens, deadline).hash(hasher));
+    }
+
     pub(crate) fn deadline(&self) -> Option<Time> {
         self.asked.front().map(|question| question.deadline)
     }

@@ -18,12 +18,12 @@ use crate::{
 };
 
 /// A transfer under way.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Transfer {
     /// Of whom asked; the leader's own idea if `None`.
     token: Option<u64>,
     pub(crate) to: NodeId,
-    deadline: Time,
+    pub(crate) deadline: Time,
 }
 
 impl Raft {

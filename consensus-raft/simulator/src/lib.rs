@@ -25,6 +25,7 @@ mod clients;
 mod disk;
 mod effects;
 mod machine;
+pub mod model;
 mod node;
 mod plan;
 mod random;

@@ -14,8 +14,8 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use consensus_core::bugs::ALL;
-use consensus_raft_simulator::{Options, Outcome, RARE, hunt, run, shrink};
+use consensus_core::bugs::{self, ALL};
+use consensus_raft_simulator::{Options, Outcome, RARE, hunt, model, run, shrink};
 
 /// Runs, repeats and shows simulated Raft clusters.
 #[derive(Parser)]
@@ -58,6 +58,20 @@ enum Command {
         #[arg(long)]
         any: bool,
     },
+    /// Every state of small clusters.
+    ModelCheck {
+        /// Only these scenarios.
+        names: Vec<String>,
+        /// Most states of each.
+        #[arg(long, default_value_t = 1_000_000)]
+        states: u64,
+        /// Most seconds for each.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// With this bug switched on.
+        #[arg(long)]
+        bug: Option<String>,
+    },
     /// Known bugs, switched on one after another: which seed finds each.
     Bugs {
         /// Only these, such as C1.
@@ -78,7 +92,10 @@ fn main() -> ExitCode {
         Command::Sweep { from, seeds, seconds, any } => {
             sweep(from..from + seeds, seconds.map(Duration::from_secs), any)
         }
-        Command::Bugs { names, seconds } => bugs(&names, Duration::from_secs(seconds)),
+        Command::ModelCheck { names, states, seconds, bug } => {
+            model_check(&names, states, Duration::from_secs(seconds), bug.as_deref())
+        }
+        Command::Bugs { names, seconds } => score(&names, Duration::from_secs(seconds)),
     }
 }
 
@@ -112,7 +129,47 @@ fn one(seed: u64, all: bool, last: usize, skip: Vec<u64>, wants_smallest: bool) 
     }
 }
 
-fn bugs(names: &[String], limit: Duration) -> ExitCode {
+fn model_check(names: &[String], states: u64, time: Duration, bug: Option<&str>) -> ExitCode {
+    if let Some(name) = bug
+        && !bugs::named(name).is_some_and(|bug| bugs::switch_on(Some(bug)))
+    {
+        println!("there is no bug {name} in this build");
+        return ExitCode::FAILURE;
+    }
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let (mut total, mut violated) = (0, false);
+    for scenario in model::scenarios() {
+        if !names.is_empty() && !names.iter().any(|name| name == scenario.name) {
+            continue;
+        }
+        let found = match model::search(&scenario, model::Limits { states, time, threads }) {
+            Ok(found) => found,
+            Err(why) => {
+                println!("{}: {why}", scenario.name);
+                return ExitCode::FAILURE;
+            }
+        };
+        total += found.states;
+        let extent = if found.is_complete { "all" } else { "the first" };
+        println!(
+            "{:12} {extent} {} states, {} steps, {} deep, {:.1} s: {}",
+            scenario.name,
+            found.states,
+            found.steps,
+            found.depth,
+            found.took.as_secs_f64(),
+            scenario.text
+        );
+        if let Some((why, way)) = found.violation {
+            println!("{way}VIOLATION in scenario {}: {why}", scenario.name);
+            violated = true;
+        }
+    }
+    println!("{total} distinct states");
+    if violated { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn score(names: &[String], limit: Duration) -> ExitCode {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let (mut found, mut tried) = (0, 0);
     for (bug, _) in ALL {

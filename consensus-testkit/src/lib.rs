@@ -14,6 +14,7 @@ mod journal;
 pub mod linearizability;
 pub mod log_storage;
 mod mem_log;
+mod rule;
 pub mod state_machine;
 pub mod transport;
 mod wait;

@@ -1,0 +1,76 @@
+//! What the status tells, at every change.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use consensus_core::{EngineStatus, Health, NodeId, TransferError};
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::{Node, a_moment, converged, leader, stop};
+use crate::eventually;
+
+/// Collects a node's statuses until it stops.
+fn watch(mut status: watch::Receiver<Arc<EngineStatus>>) -> JoinHandle<Vec<Arc<EngineStatus>>> {
+    tokio::spawn(async move {
+        let mut seen = Vec::new();
+        loop {
+            let now = status.borrow_and_update().clone();
+            seen.push(now.clone());
+            if now.health != Health::Running || status.changed().await.is_err() {
+                return seen;
+            }
+        }
+    })
+}
+
+pub(super) async fn progress(nodes: Vec<Node>) {
+    let watched: Vec<_> = nodes.iter().map(|node| (node.id(), watch(node.engine.status()))).collect();
+    let leading = leader(&nodes).await;
+    let mut last = None;
+    for n in 0..50 {
+        last = Some(leading.engine.propose(n.to_string().into()).await.unwrap().log_id.index);
+    }
+    converged(&nodes, 50).await;
+    for node in &nodes {
+        eventually("the status tells what is applied", || {
+            let applied = node.status().applied;
+            if Some(applied) >= last { Ok(()) } else { Err(applied) }
+        })
+        .await;
+    }
+    stop(&nodes).await;
+    for (node, watched) in watched {
+        let seen = watched.await.expect("no panic");
+        assert!(seen.iter().all(|status| status.node_id == node), "node {node} is always itself");
+        for status in &seen {
+            let ordered = status.applied <= status.commit && status.commit <= status.last_log.index;
+            assert!(ordered, "applied, committed, last: {status:?}");
+        }
+        let place = |status: &EngineStatus| (status.term, status.commit, status.applied);
+        for (before, after) in seen.iter().zip(seen.iter().skip(1)) {
+            let (b, a) = (place(before), place(after));
+            assert!(b.0 <= a.0 && b.1 <= a.1 && b.2 <= a.2, "term, commit, applied: {b:?}, then {a:?}");
+        }
+    }
+}
+
+pub(super) async fn one_leader(nodes: Vec<Node>) {
+    let watched: Vec<_> = nodes.iter().map(|node| watch(node.engine.status())).collect();
+    for _ in 0..3 {
+        // Terms in which somebody else leads, where the engine and the cluster have them.
+        match leader(&nodes).await.engine.transfer_leadership(None).await {
+            Err(TransferError::Unsupported) => break,
+            _ => a_moment().await,
+        }
+    }
+    leader(&nodes).await;
+    stop(&nodes).await;
+    let mut leaders: BTreeMap<_, NodeId> = BTreeMap::new();
+    for watched in watched {
+        for status in watched.await.expect("no panic") {
+            let Some(told) = status.leader else { continue };
+            let known = *leaders.entry(status.term).or_insert(told);
+            assert_eq!(told, known, "leaders of term {}, one as node {} says", status.term, status.node_id);
+        }
+    }
+    assert!(!leaders.is_empty(), "no status ever named a leader");
+}

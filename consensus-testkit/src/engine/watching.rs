@@ -1,29 +1,56 @@
 //! What the status tells, at every change.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use consensus_core::{EngineStatus, Health, NodeId, TransferError};
+use consensus_core::{EngineStatus, NodeId, TransferError};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{Node, a_moment, converged, leader, stop};
 use crate::eventually;
 
-/// Collects a node's statuses until it stops.
-fn watch(mut status: watch::Receiver<Arc<EngineStatus>>) -> JoinHandle<Vec<Arc<EngineStatus>>> {
-    tokio::spawn(async move {
-        let mut seen = Vec::new();
-        loop {
-            let now = status.borrow_and_update().clone();
-            seen.push(now.clone());
-            if now.health != Health::Running || status.changed().await.is_err() {
-                return seen;
+/// Collects a node's statuses.
+struct Watch {
+    node: NodeId,
+    status: watch::Receiver<Arc<EngineStatus>>,
+    seen: Arc<Mutex<Vec<Arc<EngineStatus>>>>,
+    task: JoinHandle<()>,
+}
+
+impl Watch {
+    fn begin(node: &Node) -> Self {
+        let mut status = node.engine.status();
+        let seen: Arc<Mutex<Vec<_>>> = Arc::default();
+        let (all, last) = (status.clone(), seen.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                let now = status.borrow_and_update().clone();
+                lock(&last).push(now);
+                if status.changed().await.is_err() {
+                    return;
+                }
             }
-        }
-    })
+        });
+        Self { node: node.id(), status: all, seen, task }
+    }
+
+    /// All that was seen, and the last status, which may come too late for the task.
+    fn end(self) -> Vec<Arc<EngineStatus>> {
+        self.task.abort();
+        let mut seen = lock(&self.seen).clone();
+        seen.push(self.status.borrow().clone());
+        seen
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) async fn progress(nodes: Vec<Node>) {
-    let watched: Vec<_> = nodes.iter().map(|node| (node.id(), watch(node.engine.status()))).collect();
+    let watched: Vec<_> = nodes.iter().map(Watch::begin).collect();
     let leading = leader(&nodes).await;
     let mut last = None;
     for n in 0..50 {
@@ -38,8 +65,8 @@ pub(super) async fn progress(nodes: Vec<Node>) {
         .await;
     }
     stop(&nodes).await;
-    for (node, watched) in watched {
-        let seen = watched.await.expect("no panic");
+    for watch in watched {
+        let (node, seen) = (watch.node, watch.end());
         assert!(seen.iter().all(|status| status.node_id == node), "node {node} is always itself");
         for status in &seen {
             let ordered = status.applied <= status.commit && status.commit <= status.last_log.index;
@@ -54,7 +81,7 @@ pub(super) async fn progress(nodes: Vec<Node>) {
 }
 
 pub(super) async fn one_leader(nodes: Vec<Node>) {
-    let watched: Vec<_> = nodes.iter().map(|node| watch(node.engine.status())).collect();
+    let watched: Vec<_> = nodes.iter().map(Watch::begin).collect();
     for _ in 0..3 {
         // Terms in which somebody else leads, where the engine and the cluster have them.
         match leader(&nodes).await.engine.transfer_leadership(None).await {
@@ -65,8 +92,8 @@ pub(super) async fn one_leader(nodes: Vec<Node>) {
     leader(&nodes).await;
     stop(&nodes).await;
     let mut leaders: BTreeMap<_, NodeId> = BTreeMap::new();
-    for watched in watched {
-        for status in watched.await.expect("no panic") {
+    for watch in watched {
+        for status in watch.end() {
             let Some(told) = status.leader else { continue };
             let known = *leaders.entry(status.term).or_insert(told);
             assert_eq!(told, known, "leaders of term {}, one as node {} says", status.term, status.node_id);

@@ -250,12 +250,17 @@ pub fn explain<C: fmt::Debug, A: fmt::Debug>(history: &[Operation<C, A>], verdic
     let line = |at: usize| {
         let Operation { client, call, began, ended } = &history[at];
         match ended {
-            Some((ended, answer)) => format!("  client {client} {call:?} at {began} -> {answer:?} at {ended}\n"),
+            Some((ended, answer)) => {
+                format!("  client {client} {call:?} at {began} -> {answer:?} at {ended}\n")
+            }
             None => format!("  client {client} {call:?} at {began} -> no answer\n"),
         }
     };
     let from = explained.len().saturating_sub(SHOWN);
-    let mut text = format!("no order explains the history; {} operations can be ordered, ending with\n", explained.len());
+    let mut text = format!(
+        "no order explains the history; {} operations can be ordered, ending with\n",
+        explained.len()
+    );
     text.extend(explained[from..].iter().map(|at| line(*at)));
     text + "after which this had to come:\n" + &line(*stuck)
 }
@@ -283,7 +288,10 @@ mod tests {
     fn a_read_beside_a_write_may_see_either() {
         for seen in [0, 7] {
             let write = op(1, Register::Write(7), 1, Some((10, None)));
-            assert_eq!(verdict(&[write, op(2, Register::Read, 2, Some((3, Some(seen))))]), Verdict::Linearizable);
+            assert_eq!(
+                verdict(&[write, op(2, Register::Read, 2, Some((3, Some(seen))))]),
+                Verdict::Linearizable
+            );
         }
     }
 
@@ -345,7 +353,10 @@ mod tests {
                     let began = random.random_range(0..12);
                     let (call, answer) = match random.random_range(0..4) {
                         0 => (Register::Write(random.random_range(1..3)), None),
-                        1 => (Register::CompareAndSet(random.random_range(0..3), 2), Some(random.random_range(0..3))),
+                        1 => (
+                            Register::CompareAndSet(random.random_range(0..3), 2),
+                            Some(random.random_range(0..3)),
+                        ),
                         _ => (Register::Read, Some(random.random_range(0..3))),
                     };
                     let ended = random.random_bool(0.8).then(|| (began + random.random_range(1..8), answer));

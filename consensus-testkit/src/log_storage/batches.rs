@@ -25,7 +25,12 @@ pub(super) fn identity<S: LogStorage>(place: &Place<'_, S>) {
 pub(super) fn durable<S: LogStorage>(place: &Place<'_, S>) {
     let membership = Membership::of_voters([1, 2, 3]);
     let installing = Some(SnapshotMeta { last: LogId::new(3, 40), membership: membership.clone() });
-    let hard_state = HardState { term: Term(4), voted_for: Some(NodeId(2)), installing };
+    let hard_state = HardState {
+        term: Term(4),
+        voted_for: Some(NodeId(2)),
+        installing,
+        lost_through: Some(LogId::new(3, 9)),
+    };
     let entry = |index, payload| Entry { id: LogId::new(3, index), payload };
     let entries = vec![
         command(1, 1),
@@ -50,7 +55,7 @@ pub(super) fn durable<S: LogStorage>(place: &Place<'_, S>) {
 }
 
 pub(super) fn hard_state_stays<S: LogStorage>(place: &Place<'_, S>) {
-    let hard_state = HardState { term: Term(2), voted_for: Some(NodeId(1)), installing: None };
+    let hard_state = HardState { term: Term(2), voted_for: Some(NodeId(1)), ..HardState::default() };
     let storage = place.open();
     storage.write(LogBatch { hard_state: Some(hard_state.clone()), ..LogBatch::default() }).unwrap();
     storage.write(append([command(2, 1)])).unwrap();

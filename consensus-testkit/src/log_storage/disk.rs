@@ -82,7 +82,7 @@ fn run<P, S: LogStorage, const N: usize>(
 }
 
 fn vote(term: u64) -> Option<HardState> {
-    Some(HardState { term: Term(term), voted_for: Some(NodeId(1)), installing: None })
+    Some(HardState { term: Term(term), voted_for: Some(NodeId(1)), ..HardState::default() })
 }
 
 /// A storage whose second write failed, on a disk that works again.

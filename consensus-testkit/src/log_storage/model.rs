@@ -72,8 +72,11 @@ fn random_batch(random: &mut SmallRng, model: &Model) -> LogBatch {
     let mut batch = LogBatch::default();
     if random.random_bool(0.3) {
         let term = Term(model.hard_state.term.0 + 1);
-        batch.hard_state =
-            Some(HardState { term, voted_for: Some(NodeId(random.random_range(0..3))), installing: None });
+        batch.hard_state = Some(HardState {
+            term,
+            voted_for: Some(NodeId(random.random_range(0..3))),
+            ..HardState::default()
+        });
     }
     if random.random_bool(0.2) && last.index > purged.index {
         let index = random.random_range(purged.index.0 + 1..=last.index.0);

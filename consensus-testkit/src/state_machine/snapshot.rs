@@ -46,7 +46,8 @@ pub(super) fn broken_sink<F: Fixture>(mut a: F, _: F) {
     let mut machine = a.open();
     machine.apply(&log(&a, 0, 12)).unwrap();
     let whole = write(machine.snapshot().unwrap()).len();
-    for room in [0, whole / 2, whole - 1] {
+    // Far from the end: two snapshots of one state need not be equally long.
+    for room in [0, whole / 2] {
         let written = machine.snapshot().unwrap().write_to(&mut Sink { room });
         assert!(written.is_err(), "{room} of {whole} bytes were written, and no error told");
     }

@@ -12,7 +12,10 @@ use consensus_core::{
 };
 use consensus_raft::RaftEngine;
 use consensus_testkit::{Journal, MemLogStorage, transport::run_suite};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 type Inbox = mpsc::Sender<(NodeId, Message)>;
 
@@ -24,6 +27,7 @@ struct ChannelTransport {
     node: NodeId,
     hub: Arc<Hub>,
     queue: Mutex<Option<mpsc::Receiver<(NodeId, Message)>>>,
+    delivering: Mutex<Option<JoinHandle<()>>>,
     removed: Mutex<Vec<NodeId>>,
     reachability: watch::Sender<BTreeMap<NodeId, Reachability>>,
 }
@@ -36,8 +40,10 @@ impl ChannelTransport {
     fn new(node: NodeId, hub: Arc<Hub>) -> Arc<Self> {
         let (inbox, queue) = mpsc::channel(1024); // Bounded, as the contract asks.
         lock(&hub.0).insert(node, (inbox, None));
-        let (queue, removed) = (Mutex::new(Some(queue)), Mutex::default());
-        Arc::new(Self { node, hub, queue, removed, reachability: watch::channel(BTreeMap::new()).0 })
+        let queue = Mutex::new(Some(queue));
+        let (delivering, removed) = (Mutex::default(), Mutex::default());
+        let reachability = watch::channel(BTreeMap::new()).0;
+        Arc::new(Self { node, hub, queue, delivering, removed, reachability })
     }
 
     fn peer(&self, to: NodeId) -> Result<(Inbox, Option<Arc<dyn MessageHandler>>), SendError> {
@@ -61,16 +67,20 @@ impl NetworkTransport for ChannelTransport {
         if let Some(own) = lock(&self.hub.0).get_mut(&self.node) {
             own.1 = Some(handler.clone());
         }
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             while let Some((from, message)) = queue.recv().await {
                 handler.on_message(from, message);
             }
         });
+        *lock(&self.delivering) = Some(task);
         Ok(())
     }
 
     fn send(&self, to: NodeId, message: Message) -> Result<(), SendError> {
-        match self.peer(to)?.0.try_send((self.node, message)) {
+        let peer = self.peer(to);
+        let state = if peer.is_ok() { Reachability::Reachable } else { Reachability::Unreachable };
+        self.reachability.send_if_modified(|all| all.insert(to, state) != Some(state));
+        match peer?.0.try_send((self.node, message)) {
             Err(mpsc::error::TrySendError::Full(_)) => Err(SendError::QueueFull(to)),
             _ => Ok(()), // Sent, or the other node is gone: best effort.
         }
@@ -99,6 +109,11 @@ impl NetworkTransport for ChannelTransport {
 
     async fn shutdown(&self) {
         lock(&self.hub.0).remove(&self.node);
+        let delivering = lock(&self.delivering).take();
+        if let Some(task) = delivering {
+            task.abort();
+            let _ = task.await; // Cancelled, as asked: what was under way is lost.
+        }
     }
 }
 

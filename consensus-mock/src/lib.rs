@@ -93,6 +93,9 @@ impl MockConsensusEngine {
 impl ConsensusEngine for MockConsensusEngine {
     async fn propose(&self, command: Bytes) -> Result<Committed, ProposeError> {
         let jobs = self.jobs().ok_or_else(|| self.refusal())?;
+        if self.status.borrow().health != Health::Running {
+            return Err(self.refusal()); // Others might still commit what this node can no longer apply.
+        }
         if let Some(leader) = self.leader_hint() {
             return Err(ProposeError::NotLeader { leader: Some(leader) });
         }

@@ -8,6 +8,8 @@ use std::{
 use bytes::Bytes;
 use consensus_core::{Entry, LogId, Payload, Snapshot, StateMachine, StateMachineError, codec};
 
+use crate::state_machine::Fixture;
+
 /// Keeps every command with its place, and answers with the number of commands so far. What it flushed outlives it, as on
 /// a disk; see [`Journal::reopen`]. The command `panic!` makes it panic.
 #[derive(Debug, Default)]
@@ -105,33 +107,29 @@ impl StateMachine for Journal {
     }
 }
 
+/// A place in which a [`Journal`] lives: what it flushed.
+impl Fixture for JournalReader {
+    type Machine = Journal;
+
+    fn open(&mut self) -> Journal {
+        Journal::reopen(self)
+    }
+
+    fn command(&self, n: u64) -> Bytes {
+        n.to_string().into()
+    }
+
+    fn digest(&self, machine: &mut Journal) -> Vec<u8> {
+        format!("{:?}", lock(&machine.state)).into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state_machine::Fixture;
-
-    struct JournalFixture(JournalReader);
-
-    impl Fixture for JournalFixture {
-        type Machine = Journal;
-
-        fn open(&mut self) -> Journal {
-            let journal = Journal::reopen(&self.0);
-            self.0 = journal.reader();
-            journal
-        }
-
-        fn command(&self, n: u64) -> Bytes {
-            n.to_string().into()
-        }
-
-        fn digest(&self, machine: &mut Journal) -> Vec<u8> {
-            format!("{:?}", lock(&machine.state)).into()
-        }
-    }
 
     #[test]
     fn passes_the_suite() {
-        crate::state_machine::run_suite(|| JournalFixture(Journal::new().reader()));
+        crate::state_machine::run_suite(|| Journal::new().reader());
     }
 }

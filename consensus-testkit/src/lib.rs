@@ -2,7 +2,8 @@
 //!
 //! * A conformance suite for each contract: [`log_storage`], [`state_machine`], [`transport`], [`engine`]. Write a
 //!   fixture that makes fresh instances of your implementation, call `run_suite`, and it panics with the rule that is
-//!   broken. Every implementation in this workspace passes the same suites.
+//!   broken; `rules` lists them. Every implementation in this workspace passes the same suites, and for each rule this
+//!   crate's tests have an implementation that is broken so and is rejected.
 //! * Doubles: [`MemLogStorage`], whose content outlives it as a disk would and which fails on demand, and [`Journal`], a
 //!   state machine that remembers what it applied.
 //! * A checker of [linearizability], for what clients of your service saw.
@@ -14,6 +15,7 @@ mod journal;
 pub mod linearizability;
 pub mod log_storage;
 mod mem_log;
+mod rule;
 pub mod state_machine;
 pub mod transport;
 mod wait;

@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use consensus_core::{
@@ -11,8 +14,18 @@ use consensus_core::{
 
 /// A [`LogStorage`] in memory. Clones share one "disk", which outlives them: dropping a node and starting it again with a
 /// clone is a restart.
-#[derive(Clone, Debug, Default)]
-pub struct MemLogStorage(Arc<Mutex<Disk>>);
+#[derive(Debug, Default)]
+pub struct MemLogStorage {
+    disk: Arc<Mutex<Disk>>,
+    /// A write failed. Of this storage, not of the disk: a clone is one that was opened anew.
+    failed: AtomicBool,
+}
+
+impl Clone for MemLogStorage {
+    fn clone(&self) -> Self {
+        Self { disk: self.disk.clone(), failed: AtomicBool::new(false) }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Disk {
@@ -31,6 +44,26 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// Whether `batch` fits the log.
+    fn check(&self, batch: &LogBatch) -> Result<(), StorageError> {
+        let purged = batch.purge.as_ref().map_or(self.purged.last.index, |meta| meta.last.index);
+        if purged < self.purged.last.index {
+            let why = format!("a purge up to {purged}, after one up to {}", self.purged.last.index);
+            return Err(StorageError::Misuse(why));
+        }
+        let last = self.last().max(purged);
+        let mut last = batch.truncate_after.map_or(last, |after| after.max(purged).min(last));
+        for entry in &batch.entries {
+            if entry.id.index != last.next() {
+                return Err(StorageError::Misuse(format!("entry {} does not follow index {last}", entry.id)));
+            }
+            last = entry.id.index;
+        }
+        Ok(())
+    }
+}
+
 impl MemLogStorage {
     /// An empty disk.
     #[must_use]
@@ -38,7 +71,8 @@ impl MemLogStorage {
         Self::default()
     }
 
-    /// From now on (`true`) every write fails and changes nothing, like a disk that is gone.
+    /// From now on (`true`) every write fails and changes nothing, like a disk that is gone. A storage that met with it
+    /// stays failed; a clone works again when the disk does.
     pub fn fail_writes(&self, fail: bool) {
         self.lock().fail_writes = fail;
     }
@@ -56,7 +90,7 @@ impl MemLogStorage {
     }
 
     fn lock(&self) -> MutexGuard<'_, Disk> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,7 +105,11 @@ impl LogStorage for MemLogStorage {
 
     fn write(&self, batch: LogBatch) -> Result<(), StorageError> {
         let mut disk = self.lock();
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(StorageError::Failed("the test took the disk away".to_owned()));
+        }
         if disk.fail_writes {
+            self.failed.store(true, Ordering::Relaxed);
             let source = std::io::Error::other("the test took the disk away");
             return Err(StorageError::Io { context: "write".to_owned(), source });
         }
@@ -79,12 +117,7 @@ impl LogStorage for MemLogStorage {
             let why = "the test filled the disk".to_owned();
             return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
         }
-        let purged = batch.purge.as_ref().map_or(disk.purged.last.index, |meta| meta.last.index);
-        let last = disk.last().max(purged);
-        let last = batch.truncate_after.map_or(last, |after| after.max(purged).min(last));
-        if let Some(first) = batch.entries.first().filter(|first| first.id.index != last.next()) {
-            return Err(StorageError::Misuse(format!("entry {} does not follow index {last}", first.id)));
-        }
+        disk.check(&batch)?;
         if let Some(meta) = batch.purge {
             disk.entries.retain(|entry| entry.id.index > meta.last.index);
             disk.purged = meta;
@@ -124,9 +157,20 @@ impl LogStorage for MemLogStorage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log_storage;
 
     #[test]
     fn passes_the_suite() {
-        crate::log_storage::run_suite(MemLogStorage::new, MemLogStorage::clone);
+        log_storage::run_suite(MemLogStorage::new, MemLogStorage::clone);
+    }
+
+    #[test]
+    fn passes_the_suites_of_bad_disks() {
+        log_storage::run_failing_disk_suite(
+            MemLogStorage::new,
+            MemLogStorage::clone,
+            MemLogStorage::fail_writes,
+        );
+        log_storage::run_full_disk_suite(MemLogStorage::new, MemLogStorage::clone, MemLogStorage::fill);
     }
 }

@@ -34,6 +34,7 @@ use consensus_core::{
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::{
     sync::{mpsc, watch},
+    task::JoinHandle,
     time::Instant,
 };
 
@@ -117,8 +118,9 @@ impl MemNetwork {
         };
         shared.nodes.insert(node, new);
         let peers = Mutex::new(BTreeMap::new());
-        let deliveries = Mutex::new(Some(deliveries));
-        Arc::new(MemTransport { network: self.clone(), node, generation, peers, deliveries, reachable })
+        let (deliveries, delivering) = (Mutex::new(Some(deliveries)), Mutex::new(None));
+        let network = self.clone();
+        Arc::new(MemTransport { network, node, generation, peers, deliveries, delivering, reachable })
     }
 
     /// Sets what the link does one way.
@@ -179,6 +181,17 @@ impl Shared {
         (0..copies).map(|_| arrival()).collect()
     }
 
+    /// Cuts off the transport of `node` of that generation.
+    fn remove(&mut self, node: NodeId, generation: u64) {
+        if self.nodes.get(&node).is_some_and(|own| own.generation == generation) {
+            // The place stays, with a higher generation, so that a restarted node is another one.
+            let (inbox, _) = mpsc::unbounded_channel();
+            let (reachability, _) = watch::channel(BTreeMap::new());
+            let (generation, queued_bytes) = (generation + 1, Arc::new(AtomicU64::new(0)));
+            self.nodes.insert(node, Node { inbox, generation, handler: None, queued_bytes, reachability });
+        }
+    }
+
     fn note(&self, from: NodeId, to: NodeId, state: Reachability) {
         if let Some(node) = self.nodes.get(&from) {
             node.reachability.send_if_modified(|all| all.insert(to, state) != Some(state));
@@ -195,6 +208,8 @@ pub struct MemTransport {
     /// Explicitly set (`true`) or removed (`false`).
     peers: Mutex<BTreeMap<NodeId, bool>>,
     deliveries: Mutex<Option<mpsc::UnboundedReceiver<Delivery>>>,
+    /// Hands over what arrives.
+    delivering: Mutex<Option<JoinHandle<()>>>,
     reachable: watch::Receiver<BTreeMap<NodeId, Reachability>>,
 }
 
@@ -226,7 +241,8 @@ impl NetworkTransport for MemTransport {
             node.handler = Some(handler.clone());
             node.queued_bytes.clone()
         };
-        tokio::spawn(deliver_in_time(deliveries, handler, queued));
+        let task = tokio::spawn(deliver_in_time(deliveries, handler, queued));
+        *self.delivering.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         Ok(())
     }
 
@@ -244,8 +260,10 @@ impl NetworkTransport for MemTransport {
             let delivery = Delivery { at, from: self.node, message: message.clone(), bytes };
             let _ = node.inbox.send(delivery); // To a node that is gone: lost.
         }
+        let gone = node.inbox.is_closed();
         let cut = shared.links.get(&(self.node, to)).is_some_and(|link| link.cut);
-        shared.note(self.node, to, if cut { Reachability::Unreachable } else { Reachability::Reachable });
+        let state = if cut || gone { Reachability::Unreachable } else { Reachability::Reachable };
+        shared.note(self.node, to, state);
         Ok(())
     }
 
@@ -284,16 +302,11 @@ impl NetworkTransport for MemTransport {
     }
 
     async fn shutdown(&self) {
-        let mut shared = self.network.lock();
-        if shared.nodes.get(&self.node).is_some_and(|own| own.generation == self.generation) {
-            // The place stays, with a higher generation, so that a restarted node is another one.
-            let (inbox, _) = mpsc::unbounded_channel();
-            let (reachability, _) = watch::channel(BTreeMap::new());
-            let queued_bytes = Arc::new(AtomicU64::new(0));
-            let generation = self.generation + 1;
-            shared
-                .nodes
-                .insert(self.node, Node { inbox, generation, handler: None, queued_bytes, reachability });
+        self.network.lock().remove(self.node, self.generation);
+        let delivering = self.delivering.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = delivering {
+            task.abort();
+            let _ = task.await; // Cancelled, as asked: what was under way is lost.
         }
     }
 }

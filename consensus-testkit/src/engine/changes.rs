@@ -1,0 +1,158 @@
+//! Changes of members, of the leader and of the log's beginning.
+
+use std::sync::Arc;
+
+use consensus_core::{
+    ChangeError, ConsensusEngine, InvalidMembership, Member, MemberChange, MemberKind, Membership, NodeId,
+    SnapshotError, TransferError,
+};
+
+use super::{Node, a_moment, converged, leader, leader_and_followers, stop};
+use crate::eventually;
+
+const STRANGER: NodeId = NodeId(99);
+const OTHER_STRANGER: NodeId = NodeId(98);
+
+fn learns(node: NodeId) -> MemberChange {
+    MemberChange::Set(node, Member::new(MemberKind::Learner))
+}
+
+/// Again while another change is under way.
+async fn change(
+    engine: &dyn ConsensusEngine,
+    changes: &[MemberChange],
+) -> Result<Arc<Membership>, ChangeError> {
+    loop {
+        match engine.change_membership(changes.to_vec()).await {
+            Err(ChangeError::Busy) => a_moment().await,
+            result => return result,
+        }
+    }
+}
+
+/// Waits until every node that `nodes` has tells this configuration.
+async fn all_know(nodes: &[Node], membership: &Membership) {
+    for node in nodes {
+        eventually("the status tells the configuration", || {
+            let known = node.status().membership.clone();
+            if *known == *membership { Ok(()) } else { Err(known) }
+        })
+        .await;
+    }
+}
+
+pub(super) async fn members(nodes: Vec<Node>) {
+    let engine = leader(&nodes).await.engine.clone();
+    let before = engine.status().borrow().membership.clone();
+    match change(&*engine, &[learns(STRANGER), learns(OTHER_STRANGER)]).await {
+        Err(ChangeError::Unsupported) => return stop(&nodes).await,
+        result => {
+            let membership = result.expect("a learner needs nobody's vote");
+            for node in [STRANGER, OTHER_STRANGER] {
+                let kind = membership.get(node).map(|member| member.kind);
+                assert_eq!(kind, Some(MemberKind::Learner), "node {node}");
+            }
+            assert!(membership.voters().eq(before.voters()), "a learner does not vote");
+            all_know(&nodes, &membership).await;
+        }
+    }
+    let gone = [MemberChange::Remove(STRANGER), MemberChange::Remove(OTHER_STRANGER)];
+    let membership = change(&*engine, &gone).await.unwrap();
+    assert!(membership.members().keys().eq(before.members().keys()), "as before: {membership}");
+    assert!(!membership.is_joint());
+    all_know(&nodes, &membership).await;
+    engine.propose("after all changes".into()).await.unwrap();
+    converged(&nodes, 1).await;
+    stop(&nodes).await;
+}
+
+pub(super) async fn refused_members(nodes: Vec<Node>) {
+    let (leading, followers) = leader_and_followers(&nodes).await;
+    let before = match change(&*leading.engine, &[learns(STRANGER)]).await {
+        Err(ChangeError::Unsupported) => return stop(&nodes).await,
+        result => result.expect("a learner needs nobody's vote"),
+    };
+    let none: Vec<_> = before.voters().map(MemberChange::Remove).collect();
+    let half_wrong = [MemberChange::Remove(STRANGER), MemberChange::Remove(OTHER_STRANGER)];
+    for (changes, why) in [
+        (&none[..], InvalidMembership::NoVoter),
+        (&half_wrong, InvalidMembership::NotAMember(OTHER_STRANGER)),
+    ] {
+        let refused = change(&*leading.engine, changes).await;
+        assert_eq!(refused, Err(ChangeError::Invalid(why)));
+        assert_eq!(leading.status().membership, before);
+    }
+    for follower in followers {
+        let refused = change(&*follower.engine, &[learns(OTHER_STRANGER)]).await;
+        assert_eq!(refused, Err(ChangeError::NotLeader { leader: Some(leading.id()) }));
+    }
+    leading.engine.propose("after all refusals".into()).await.unwrap();
+    converged(&nodes, 1).await;
+    all_know(&nodes, &before).await;
+    stop(&nodes).await;
+}
+
+pub(super) async fn compaction(nodes: Vec<Node>) {
+    let engine = leader(&nodes).await.engine.clone();
+    for n in 0..50 {
+        engine.propose(format!("{n}").into()).await.unwrap();
+    }
+    converged(&nodes, 50).await;
+    for node in &nodes {
+        let applied = node.status().applied;
+        let purged = match node.engine.compact_log().await {
+            Err(SnapshotError::NoLog) => return stop(&nodes).await,
+            result => result.expect("nothing stands in the way of a compaction"),
+        };
+        assert!(purged >= applied, "what was applied, {applied}, is flushed and not needed: {purged}");
+        eventually("the status tells where the log begins", || {
+            let first = node.status().first_index;
+            if first == purged.next() { Ok(()) } else { Err((first, purged)) }
+        })
+        .await;
+    }
+    for n in 50..100 {
+        engine.propose(format!("{n}").into()).await.unwrap();
+    }
+    let order = converged(&nodes, 100).await;
+    for (n, (_, command)) in order.iter().enumerate() {
+        assert_eq!(*command, n.to_string(), "in the order in which they were acknowledged");
+    }
+    stop(&nodes).await;
+}
+
+pub(super) async fn transfer(nodes: Vec<Node>) {
+    let leading = leader(&nodes).await;
+    let own = leading.id();
+    let heir = loop {
+        match leading.engine.transfer_leadership(None).await {
+            Err(TransferError::Unsupported) => return stop(&nodes).await,
+            Err(TransferError::NoSuccessor) if nodes.len() == 1 => return stop(&nodes).await,
+            // The others may not have been heard of yet; or it took too long, and may be tried again.
+            Err(TransferError::NoSuccessor | TransferError::TimedOut) => a_moment().await,
+            result => break result.expect("somebody takes over"),
+        }
+    };
+    assert_ne!(heir, own, "a transfer to whoever is fit is one to somebody else");
+    let heir = nodes.iter().find(|node| node.id() == heir).expect("one of the nodes");
+    heir.engine.propose("in another term".into()).await.expect("who was handed the lead leads");
+    converged(&nodes, 1).await;
+    stop(&nodes).await;
+}
+
+pub(super) async fn refused_transfer(nodes: Vec<Node>) {
+    let (leading, followers) = leader_and_followers(&nodes).await;
+    for to in [STRANGER, leading.id()] {
+        match leading.engine.transfer_leadership(Some(to)).await {
+            Err(TransferError::Unsupported) => return stop(&nodes).await,
+            refused => assert_eq!(refused, Err(TransferError::CannotLead(to))),
+        }
+    }
+    for follower in followers {
+        let refused = follower.engine.transfer_leadership(None).await;
+        assert_eq!(refused, Err(TransferError::NotLeader { leader: Some(leading.id()) }));
+    }
+    leading.engine.propose("as before".into()).await.expect("it leads still");
+    converged(&nodes, 1).await;
+    stop(&nodes).await;
+}

@@ -1,0 +1,103 @@
+//! What the status tells, at every change.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use consensus_core::{EngineStatus, NodeId, TransferError};
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::{Node, a_moment, converged, leader, stop};
+use crate::eventually;
+
+/// Collects a node's statuses.
+struct Watch {
+    node: NodeId,
+    status: watch::Receiver<Arc<EngineStatus>>,
+    seen: Arc<Mutex<Vec<Arc<EngineStatus>>>>,
+    task: JoinHandle<()>,
+}
+
+impl Watch {
+    fn begin(node: &Node) -> Self {
+        let mut status = node.engine.status();
+        let seen: Arc<Mutex<Vec<_>>> = Arc::default();
+        let (all, last) = (status.clone(), seen.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                let now = status.borrow_and_update().clone();
+                lock(&last).push(now);
+                if status.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { node: node.id(), status: all, seen, task }
+    }
+
+    /// All that was seen, and the last status, which may come too late for the task.
+    fn end(self) -> Vec<Arc<EngineStatus>> {
+        self.task.abort();
+        let mut seen = lock(&self.seen).clone();
+        seen.push(self.status.borrow().clone());
+        seen
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) async fn progress(nodes: Vec<Node>) {
+    let watched: Vec<_> = nodes.iter().map(Watch::begin).collect();
+    let leading = leader(&nodes).await;
+    let mut last = None;
+    for n in 0..50 {
+        last = Some(leading.engine.propose(n.to_string().into()).await.unwrap().log_id.index);
+    }
+    converged(&nodes, 50).await;
+    for node in &nodes {
+        eventually("the status tells what is applied", || {
+            let applied = node.status().applied;
+            if Some(applied) >= last { Ok(()) } else { Err(applied) }
+        })
+        .await;
+    }
+    stop(&nodes).await;
+    for watch in watched {
+        let (node, seen) = (watch.node, watch.end());
+        assert!(seen.iter().all(|status| status.node_id == node), "node {node} is always itself");
+        for status in &seen {
+            let ordered = status.applied <= status.commit && status.commit <= status.last_log.index;
+            assert!(ordered, "applied, committed, last: {status:?}");
+        }
+        let place = |status: &EngineStatus| (status.term, status.commit, status.applied);
+        for (before, after) in seen.iter().zip(seen.iter().skip(1)) {
+            let (b, a) = (place(before), place(after));
+            assert!(b.0 <= a.0 && b.1 <= a.1 && b.2 <= a.2, "term, commit, applied: {b:?}, then {a:?}");
+        }
+    }
+}
+
+pub(super) async fn one_leader(nodes: Vec<Node>) {
+    let watched: Vec<_> = nodes.iter().map(Watch::begin).collect();
+    for _ in 0..3 {
+        // Terms in which somebody else leads, where the engine and the cluster have them.
+        match leader(&nodes).await.engine.transfer_leadership(None).await {
+            Err(TransferError::Unsupported) => break,
+            _ => a_moment().await,
+        }
+    }
+    leader(&nodes).await;
+    stop(&nodes).await;
+    let mut leaders: BTreeMap<_, NodeId> = BTreeMap::new();
+    for watch in watched {
+        for status in watch.end() {
+            let Some(told) = status.leader else { continue };
+            let known = *leaders.entry(status.term).or_insert(told);
+            assert_eq!(told, known, "leaders of term {}, one as node {} says", status.term, status.node_id);
+        }
+    }
+    assert!(!leaders.is_empty(), "no status ever named a leader");
+}

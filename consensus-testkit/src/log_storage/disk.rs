@@ -1,0 +1,162 @@
+//! What a storage does when its disk fails or is full.
+
+use consensus_core::{
+    HardState, LogBatch, LogId, LogStorage, Membership, NodeId, SnapshotMeta, StorageError, Term,
+};
+
+use super::{append, command, load};
+use crate::{MemLogStorage, rule};
+
+/// Checks what an implementation does when its disk fails: `fail` makes the place's disk fail all writes (`true`) or work
+/// again (`false`), also while a storage is open there.
+///
+/// # Panics
+/// A rule is broken; the message says which.
+pub fn run_failing_disk_suite<P, S: LogStorage>(
+    new: impl Fn() -> P,
+    open: impl Fn(&P) -> S,
+    fail: impl Fn(&P, bool),
+) {
+    run(failing_disk_cases(), new, open, fail);
+}
+
+/// Checks what an implementation that looks for room before it writes does when there is none: `fill` makes the place's
+/// disk too full for entries (`true`) or takes that back (`false`), while no storage is open there.
+///
+/// # Panics
+/// A rule is broken; the message says which.
+pub fn run_full_disk_suite<P, S: LogStorage>(
+    new: impl Fn() -> P,
+    open: impl Fn(&P) -> S,
+    fill: impl Fn(&P, bool),
+) {
+    run(full_disk_cases(), new, open, fill);
+}
+
+/// The rules of [`run_failing_disk_suite`].
+#[must_use]
+pub fn failing_disk_rules() -> Vec<&'static str> {
+    failing_disk_cases::<MemLogStorage>().into_iter().map(|(rule, _)| rule).collect()
+}
+
+/// The rules of [`run_full_disk_suite`].
+#[must_use]
+pub fn full_disk_rules() -> Vec<&'static str> {
+    full_disk_cases::<MemLogStorage>().into_iter().map(|(rule, _)| rule).collect()
+}
+
+type Case<S> = (&'static str, fn(&Disk<'_, S>));
+
+fn failing_disk_cases<S: LogStorage>() -> [Case<S>; 2] {
+    [
+        ("after a failed write every other is refused, even if the disk works again", failure_is_final),
+        ("of a failed write all or nothing is there after reopening", all_or_nothing),
+    ]
+}
+
+fn full_disk_cases<S: LogStorage>() -> [Case<S>; 3] {
+    [
+        ("entries without room are given back, and nothing of their batch is written", no_room),
+        ("a purge or a vote is taken without room", small_batches),
+        ("what was refused for want of room may be written later", room_again),
+    ]
+}
+
+struct Disk<'a, S> {
+    open: &'a dyn Fn() -> S,
+    /// `true`: it fails or is full.
+    set: &'a dyn Fn(bool),
+}
+
+fn run<P, S: LogStorage, const N: usize>(
+    cases: [Case<S>; N],
+    new: impl Fn() -> P,
+    open: impl Fn(&P) -> S,
+    set: impl Fn(&P, bool),
+) {
+    for (rule, case) in cases {
+        let place = new();
+        let disk = Disk { open: &|| open(&place), set: &|bad| set(&place, bad) };
+        rule::check("log storage", rule, || case(&disk));
+    }
+}
+
+fn vote(term: u64) -> Option<HardState> {
+    Some(HardState { term: Term(term), voted_for: Some(NodeId(1)), ..HardState::default() })
+}
+
+/// A storage whose second write failed, on a disk that works again.
+fn after_failure<S: LogStorage>(disk: &Disk<'_, S>) -> S {
+    let storage = (disk.open)();
+    storage.write(append([command(1, 1)])).unwrap();
+    (disk.set)(true);
+    let failed = storage.write(LogBatch { hard_state: vote(2), ..append([command(2, 2)]) });
+    let refused = matches!(failed, Ok(()) | Err(StorageError::NoRoom { .. } | StorageError::Misuse(_)));
+    assert!(!refused, "a disk that fails: {failed:?}");
+    (disk.set)(false);
+    storage
+}
+
+fn failure_is_final<S: LogStorage>(disk: &Disk<'_, S>) {
+    let storage = after_failure(disk);
+    for _ in 0..2 {
+        let again = storage.write(LogBatch { hard_state: vote(3), ..LogBatch::default() });
+        assert!(matches!(again, Err(StorageError::Failed(_))), "{again:?}");
+    }
+}
+
+fn all_or_nothing<S: LogStorage>(disk: &Disk<'_, S>) {
+    drop(after_failure(disk));
+    let storage = (disk.open)();
+    let state = load(&storage);
+    let found = (state.last(), state.hard_state.term);
+    let (nothing, all) = ((LogId::new(1, 1), Term(0)), (LogId::new(2, 2), Term(2)));
+    assert!(found == nothing || found == all, "{found:?} of a batch");
+    storage.write(append([command(3, found.0.index.0 + 1)])).unwrap();
+}
+
+/// A storage on a full disk, with one entry from before, and a batch that it refused.
+fn on_full_disk<S: LogStorage>(disk: &Disk<'_, S>) -> (S, LogBatch) {
+    let storage = (disk.open)();
+    storage.write(append([command(1, 1)])).unwrap();
+    drop(storage);
+    (disk.set)(true);
+    let storage = (disk.open)();
+    let given = LogBatch { hard_state: vote(2), ..append([command(2, 2)]) };
+    match storage.write(given.clone()) {
+        Err(StorageError::NoRoom { batch, .. }) => assert_eq!(*batch, given, "what is given back"),
+        other => panic!("entries on a full disk: {other:?}"),
+    }
+    (storage, given)
+}
+
+fn no_room<S: LogStorage>(disk: &Disk<'_, S>) {
+    let (storage, _) = on_full_disk(disk);
+    drop(storage);
+    let state = load(&(disk.open)());
+    assert_eq!((state.last(), state.hard_state.term), (LogId::new(1, 1), Term(0)));
+}
+
+fn small_batches<S: LogStorage>(disk: &Disk<'_, S>) {
+    let (storage, _) = on_full_disk(disk);
+    storage.write(LogBatch { hard_state: vote(3), ..LogBatch::default() }).expect("a vote is small");
+    let meta = SnapshotMeta { last: LogId::new(1, 1), membership: Membership::of_voters([1]) };
+    storage.write(LogBatch { purge: Some(meta.clone()), ..LogBatch::default() }).expect("a purge frees room");
+    drop(storage);
+    let state = load(&(disk.open)());
+    assert_eq!((state.purged, state.hard_state.term), (meta, Term(3)));
+}
+
+fn room_again<S: LogStorage>(disk: &Disk<'_, S>) {
+    let (storage, refused) = on_full_disk(disk);
+    let again = storage.write(refused.clone());
+    assert!(
+        matches!(again, Err(StorageError::NoRoom { .. })),
+        "a refusal for want of room is not final: {again:?}"
+    );
+    drop(storage);
+    (disk.set)(false);
+    let storage = (disk.open)();
+    storage.write(refused).expect("there is room");
+    assert_eq!(load(&storage).last(), LogId::new(2, 2));
+}

@@ -1,0 +1,25 @@
+//! Suites held against implementations that are broken on purpose.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Debug,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+/// Each defect breaks the rule beside it, and no rule before that one; and each of `rules` is broken by some defect.
+pub(crate) fn assert_rejected<D: Copy + Debug>(rules: &[&str], table: &[(D, &'static str)], run: impl Fn(D)) {
+    for (defect, rule) in table {
+        assert_eq!(broken_rule(|| run(*defect)).as_deref(), Some(*rule), "the rule that {defect:?} breaks");
+    }
+    let covered: BTreeSet<_> = table.iter().map(|(_, rule)| *rule).collect();
+    let untested: Vec<_> = rules.iter().filter(|rule| !covered.contains(*rule)).collect();
+    assert!(untested.is_empty(), "rules that no defect breaks: {untested:#?}");
+}
+
+/// What the suite's panic names; `None` if it does not panic.
+fn broken_rule(run: impl FnOnce()) -> Option<String> {
+    let panic = catch_unwind(AssertUnwindSafe(run)).err()?;
+    let message = panic.downcast_ref::<String>().expect("a suite panics with a text");
+    let (_, rest) = message.split_once("breaks the rule \"").unwrap_or_else(|| panic!("{message}"));
+    Some(rest.split_once("\": ").unwrap_or_else(|| panic!("{message}")).0.to_owned())
+}

@@ -8,7 +8,10 @@ use std::{
 
 use consensus_core::bugs::{ALL, Bug, switch_on};
 
-use crate::run::{Options, run};
+use crate::{
+    model::{Limits, Scenario, scenarios, search},
+    run::{Options, run},
+};
 
 /// What became of the search for one bug.
 #[derive(Clone, Debug)]
@@ -23,6 +26,22 @@ pub struct Score {
     pub seeds: u64,
     /// For how long.
     pub took: Duration,
+}
+
+/// Searches the scenarios of the model checker with the bug switched on, `states` of each at most. The scenario that shows
+/// it, and what is wrong there.
+#[must_use]
+pub fn model_check_with(bug: Bug, limits: Limits) -> Option<(&'static str, String)> {
+    if !switch_on(Some(bug)) {
+        return None;
+    }
+    let shows = |scenario: &Scenario| match search(scenario, limits) {
+        Ok(found) => found.violation.map(|(why, _)| (scenario.name, why)),
+        Err(why) => Some((scenario.name, why)),
+    };
+    let found = scenarios().iter().find_map(shows);
+    switch_on(None);
+    found
 }
 
 /// Runs seeds with the bug switched on until one fails, on `threads` threads, for `limit` at most. `None` if this build has

@@ -34,7 +34,7 @@ mod trace;
 mod troubles;
 mod world;
 
-pub use bugs::{Score, hunt};
+pub use bugs::{Score, hunt, model_check_with};
 pub use checks::RARE;
 pub use disk::{Harm, SimDisk};
 pub use machine::{Command, KEYS, MachineDisk, SimMachine};

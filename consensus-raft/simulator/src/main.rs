@@ -15,7 +15,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use consensus_core::bugs::{self, ALL};
-use consensus_raft_simulator::{Options, Outcome, RARE, hunt, model, run, shrink};
+use consensus_raft_simulator::{Options, Outcome, RARE, hunt, model, model_check_with, run, shrink};
 
 /// Runs, repeats and shows simulated Raft clusters.
 #[derive(Parser)]
@@ -79,6 +79,9 @@ enum Command {
         /// How long to look for each, in seconds.
         #[arg(long, default_value_t = 20)]
         seconds: u64,
+        /// Most states of each scenario of the model checker, which is tried too; 0: it is not.
+        #[arg(long, default_value_t = 0)]
+        states: u64,
     },
 }
 
@@ -95,7 +98,7 @@ fn main() -> ExitCode {
         Command::ModelCheck { names, states, seconds, bug } => {
             model_check(&names, states, Duration::from_secs(seconds), bug.as_deref())
         }
-        Command::Bugs { names, seconds } => score(&names, Duration::from_secs(seconds)),
+        Command::Bugs { names, seconds, states } => score(&names, Duration::from_secs(seconds), states),
     }
 }
 
@@ -169,7 +172,7 @@ fn model_check(names: &[String], states: u64, time: Duration, bug: Option<&str>)
     if violated { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn score(names: &[String], limit: Duration) -> ExitCode {
+fn score(names: &[String], limit: Duration, states: u64) -> ExitCode {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let (mut found, mut tried) = (0, 0);
     for (bug, _) in ALL {
@@ -187,6 +190,14 @@ fn score(names: &[String], limit: Duration) -> ExitCode {
             |(seed, failure)| format!("seed {seed}: {}", failure.lines().next().unwrap_or_default()),
         );
         found += u64::from(score.found.is_some());
+        if states > 0 {
+            let limits = model::Limits { states, time: limit, threads };
+            let (began, shown) = (Instant::now(), model_check_with(*bug, limits));
+            let shown = shown.map_or("not found".to_owned(), |(name, why)| format!("{name}: {why}"));
+            let (took, shown) =
+                (began.elapsed().as_secs_f64(), shown.lines().next().unwrap_or_default().to_owned());
+            println!("{name:4} {took:6.2} s model check: {shown}");
+        }
         println!(
             "{name:4} {:6.2} s {:7} seeds  {}: {line}",
             score.took.as_secs_f64(),

@@ -21,6 +21,10 @@ pub struct Scenario {
     pub clocks: Clocks,
     /// Who leads in the beginning, with all logs alike; `None`: nobody, at the very beginning.
     pub leader: Option<NodeId>,
+    /// Terms of the entries after the first configuration that each node has in the beginning, and its own term.
+    pub logs: &'static [(&'static [u64], u64)],
+    /// Most entries in one message.
+    pub append_entries_max: usize,
     /// How often what may happen.
     pub budget: Budget,
 }
@@ -75,6 +79,8 @@ pub fn scenarios() -> Vec<Scenario> {
         changes: Vec::new(),
         clocks: Clocks::Own,
         leader: None,
+        logs: &[],
+        append_entries_max: 2,
         budget: Budget { ticks: 4, terms: 3, ..Budget::default() },
     };
     let voter = |id| set(id, MemberKind::Voter);
@@ -91,6 +97,24 @@ pub fn scenarios() -> Vec<Scenario> {
             symmetric: &[&[1, 2]],
             leader: Some(NodeId(0)),
             budget: Budget { ticks: 3, terms: 3, proposals: 2, crashes: 1, ..Budget::default() },
+            ..base.clone()
+        },
+        Scenario {
+            name: "figure-8",
+            text: "the logs of figure 8: an entry of an earlier term on a majority may yet be replaced",
+            symmetric: &[],
+            logs: &[(&[1], 2), (&[], 2), (&[2], 2)],
+            append_entries_max: 1,
+            budget: Budget { ticks: 3, terms: 4, ..Budget::default() },
+            ..base.clone()
+        },
+        Scenario {
+            name: "conflict",
+            text: "logs that differ, of different lengths, and a leader to be found",
+            symmetric: &[],
+            logs: &[(&[1, 1], 2), (&[1, 2], 2), (&[1], 1)],
+            append_entries_max: 1,
+            budget: Budget { ticks: 3, terms: 4, crashes: 1, ..Budget::default() },
             ..base.clone()
         },
         Scenario {

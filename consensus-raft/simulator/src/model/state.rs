@@ -142,6 +142,11 @@ impl World {
             if id < self.scenario.voters {
                 disk.entries.push((BOOTSTRAP, Some(membership.clone())));
             }
+            if let Some((terms, term)) = self.scenario.logs.get(id as usize) {
+                disk.entries
+                    .extend(terms.iter().zip(2..).map(|(term, index)| (LogId::new(*term, index), None)));
+                disk.hard.term = Term(*term);
+            }
             Arc::new(self.start(NodeId(id), disk, LogIndex::ZERO, 0, BASE))
         });
         let (nodes, budget) = (nodes.collect(), self.scenario.budget);
@@ -195,7 +200,7 @@ impl World {
         }
         let mut config = Config::new(id);
         (config.election_timeout, config.heartbeat_interval) = (ELECTION_TIMEOUT, HEARTBEAT);
-        (config.append_entries_max, config.inflight_messages_max) = (2, 2);
+        (config.append_entries_max, config.inflight_messages_max) = (self.scenario.append_entries_max, 2);
         if let Clocks::Common(_) = self.scenario.clocks {
             config.lease_drift_percent = 10;
         }

@@ -8,6 +8,7 @@
 //! What makes it small enough:
 //! * A message need never be delivered, so that losing one is no step of its own; one that is sent again while it is under
 //!   way is the same message. Two copies are a step (`repeats`).
+//! * A delivery of which nothing comes is not followed: it is as if the message were still under way.
 //! * Each node's clock is its own: what matters is in which order deadlines pass ([`Raft::normalize`]). Leases, which
 //!   compare clocks, have scenarios with one time for all and a rate for each ([`Clocks::Common`]).
 //! * Nodes that begin alike can change names ([`Scenario::symmetric`]).

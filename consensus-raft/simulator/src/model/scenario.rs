@@ -84,20 +84,40 @@ pub fn scenarios() -> Vec<Scenario> {
         budget: Budget { ticks: 4, terms: 3, ..Budget::default() },
     };
     let voter = |id| set(id, MemberKind::Voter);
+    let led = Scenario { symmetric: &[&[1, 2]], leader: Some(NodeId(0)), ..base.clone() };
     vec![
         Scenario {
-            name: "elections",
-            text: "3 nodes, 3 terms, crashes between any two effects, repeated votes",
-            budget: Budget { ticks: 4, terms: 3, crashes: 1, repeats: 1, ..Budget::default() },
+            name: "votes",
+            text: "two stand in one term, with a crash between any two effects",
+            budget: Budget { ticks: 2, terms: 1, crashes: 1, ..Budget::default() },
             ..base.clone()
         },
         Scenario {
-            name: "replication",
-            text: "3 nodes, 3 terms, 2 entries, a crash",
-            symmetric: &[&[1, 2]],
-            leader: Some(NodeId(0)),
-            budget: Budget { ticks: 3, terms: 3, proposals: 2, crashes: 1, ..Budget::default() },
+            name: "repeated-votes",
+            text: "two stand in one term, with a message that comes twice",
+            nodes: 4,
+            voters: 4,
+            symmetric: &[&[0, 1, 2, 3]],
+            budget: Budget { ticks: 1, terms: 1, repeats: 1, ..Budget::default() },
             ..base.clone()
+        },
+        Scenario {
+            name: "terms",
+            text: "elections in three terms",
+            budget: Budget { ticks: 3, terms: 3, ..Budget::default() },
+            ..base.clone()
+        },
+        Scenario {
+            name: "entries",
+            text: "two entries, and a crash",
+            budget: Budget { ticks: 1, terms: 1, proposals: 2, crashes: 1, ..Budget::default() },
+            ..led.clone()
+        },
+        Scenario {
+            name: "successor",
+            text: "an entry under way while another leader is elected",
+            budget: Budget { ticks: 2, terms: 2, proposals: 1, ..Budget::default() },
+            ..led.clone()
         },
         Scenario {
             name: "figure-8",
@@ -105,7 +125,7 @@ pub fn scenarios() -> Vec<Scenario> {
             symmetric: &[],
             logs: &[(&[1], 2), (&[], 2), (&[2], 2)],
             append_entries_max: 1,
-            budget: Budget { ticks: 3, terms: 4, ..Budget::default() },
+            budget: Budget { ticks: 2, terms: 4, ..Budget::default() },
             ..base.clone()
         },
         Scenario {
@@ -114,7 +134,7 @@ pub fn scenarios() -> Vec<Scenario> {
             symmetric: &[],
             logs: &[(&[1, 1], 2), (&[1, 2], 2), (&[1], 1)],
             append_entries_max: 1,
-            budget: Budget { ticks: 3, terms: 4, crashes: 1, ..Budget::default() },
+            budget: Budget { ticks: 2, terms: 3, ..Budget::default() },
             ..base.clone()
         },
         Scenario {
@@ -122,66 +142,74 @@ pub fn scenarios() -> Vec<Scenario> {
             text: "2 -> 3 -> 4 voters in single steps",
             nodes: 4,
             voters: 2,
-            symmetric: &[&[0], &[1], &[2], &[3]],
-            leader: Some(NodeId(0)),
+            symmetric: &[],
             changes: vec![vec![voter(2)], vec![voter(3)]],
-            budget: Budget { ticks: 2, terms: 3, changes: 2, ..Budget::default() },
-            ..base.clone()
+            budget: Budget { ticks: 0, terms: 1, changes: 2, ..Budget::default() },
+            ..led.clone()
+        },
+        Scenario {
+            name: "grow-contended",
+            text: "2 -> 3 voters, and somebody else stands",
+            voters: 2,
+            symmetric: &[],
+            changes: vec![vec![voter(2)]],
+            budget: Budget { ticks: 2, terms: 2, changes: 1, ..Budget::default() },
+            ..led.clone()
         },
         Scenario {
             name: "joint",
             text: "{0, 1, 2} -> {2, 3, 4} in one joint step",
             nodes: 5,
             symmetric: &[&[3, 4]],
-            leader: Some(NodeId(0)),
             changes: vec![vec![
                 MemberChange::Remove(NodeId(0)),
                 MemberChange::Remove(NodeId(1)),
                 voter(3),
                 voter(4),
             ]],
-            budget: Budget { ticks: 2, terms: 2, changes: 1, ..Budget::default() },
-            ..base.clone()
+            budget: Budget { ticks: 1, terms: 2, changes: 1, ..Budget::default() },
+            ..led.clone()
         },
         Scenario {
             name: "snapshot",
             text: "a follower whose log is gone, a snapshot, a crash in it",
-            symmetric: &[&[1, 2]],
-            leader: Some(NodeId(0)),
             budget: Budget {
-                ticks: 3,
-                terms: 2,
-                proposals: 2,
+                ticks: 1,
+                terms: 1,
+                proposals: 1,
                 crashes: 1,
                 compactions: 1,
                 ..Budget::default()
             },
-            ..base.clone()
+            ..led.clone()
         },
         Scenario {
             name: "read",
             text: "ReadIndex on leaders and followers, over a change of leaders",
-            symmetric: &[&[1, 2]],
-            leader: Some(NodeId(0)),
-            budget: Budget { ticks: 3, terms: 3, proposals: 1, reads: 1, ..Budget::default() },
-            ..base.clone()
+            budget: Budget { ticks: 2, terms: 2, proposals: 1, reads: 1, ..Budget::default() },
+            ..led.clone()
         },
         Scenario {
             name: "lease",
-            text: "a read by lease, clocks that drift within the bound, a transfer",
-            symmetric: &[&[1, 2]],
+            text: "a read by lease, clocks that drift within the bound, another leader",
             clocks: Clocks::Common(&[100, 110, 110]),
-            leader: Some(NodeId(0)),
+            budget: Budget { ticks: 2, terms: 2, proposals: 1, reads: 1, advances: 8, ..Budget::default() },
+            ..led.clone()
+        },
+        Scenario {
+            name: "transfer",
+            text: "the lead is handed over while a lease is held and an entry is under way",
+            clocks: Clocks::Common(&[100, 110, 110]),
             budget: Budget {
-                ticks: 4,
-                terms: 3,
+                ticks: 1,
+                terms: 2,
                 proposals: 1,
                 reads: 1,
                 transfers: 1,
-                advances: 8,
+                advances: 1,
                 ..Budget::default()
             },
-            ..base
+            ..led
         },
     ]
 }

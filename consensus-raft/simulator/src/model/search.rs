@@ -157,6 +157,7 @@ impl Search {
             for action in &actions {
                 steps += 1;
                 match self.act(state, *action) {
+                    Ok(after) if self.world.is_idle(state, &after, *action) => {}
                     Ok(state) => {
                         if self.is_new(self.world.fingerprint(&state), (from, *action)) {
                             next.push(state);

@@ -585,6 +585,15 @@ impl World {
         }
     }
 
+    /// Whether nothing came of a delivery but that the message is gone: all that can follow can follow from the state
+    /// before, too, where it is never delivered.
+    pub(crate) fn is_idle(&self, before: &State, after: &State, action: Action) -> bool {
+        let Action::Deliver(at, false) = action else { return false };
+        let to = before.network[at as usize].to.0 as usize;
+        after.network.len() + 1 == before.network.len()
+            && after.nodes[to].fingerprints == before.nodes[to].fingerprints
+    }
+
     /// The same for states that differ in names only.
     pub(crate) fn fingerprint(&self, state: &State) -> u64 {
         let under = |(at, names): (usize, &Vec<u8>)| {

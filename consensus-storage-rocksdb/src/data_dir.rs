@@ -62,6 +62,7 @@ impl DataDir {
                 let storage = StorageId(rand::random_range(1..=u64::MAX));
                 let Kind { name, format } = kind;
                 let text = format!("kind = {name}\nformat = {format}\nnode = {node}\nstorage = {storage}\n");
+                sync_way_to(path).map_err(io("syncing the directory above"))?;
                 write_durably(&identity, text.as_bytes()).map_err(io("writing IDENTITY in"))?;
                 storage
             }
@@ -80,6 +81,17 @@ impl DataDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Makes the directory `name` in it, durably, if it is not there.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn make_dir(&self, name: &str) -> io::Result<PathBuf> {
+        let path = self.path.join(name);
+        fs::create_dir_all(&path)?;
+        File::open(&self.path)?.sync_all()?;
+        Ok(path)
     }
 
     /// Replaces the file `name` in the directory by `content`, all or nothing, durably.
@@ -119,6 +131,19 @@ fn check(path: &Path, text: &str, kind: Kind, node: NodeId) -> Result<StorageId,
         return Err(StorageError::ForeignDirectory { path, found, expected: node.to_string() });
     }
     Ok(StorageId(storage))
+}
+
+/// Makes the names of a new directory and of those above it durable: syncs below are no use when a power cut takes the
+/// whole directory. Which of them were made just now, perhaps by a process that was killed, is not known.
+fn sync_way_to(path: &Path) -> io::Result<()> {
+    let path = path.canonicalize()?;
+    let mut above = path.ancestors().skip(1);
+    above.next().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
+    for dir in above {
+        // One that may not be opened was not made by us.
+        let _ = File::open(dir).and_then(|dir| dir.sync_all());
+    }
+    Ok(())
 }
 
 /// New content under a temporary name, synced; then renamed; then the directory synced: a crash leaves old or new.

@@ -48,7 +48,10 @@ impl RocksLogStorage {
     /// The directory is another's or in use, RocksDB cannot open it, or a record is damaged.
     pub fn open(path: &Path, node: NodeId) -> Result<Self, StorageError> {
         let dir = DataDir::open(path, KIND, node)?;
-        let place = dir.path().join("rocksdb");
+        let place = dir.make_dir("rocksdb").map_err(|source| StorageError::Io {
+            context: format!("making a directory in {}", path.display()),
+            source,
+        })?;
         let db = DB::open(&options(), &place).map_err(|error| opening(&place, &error))?;
         let storage = Self { db, reserve: Reserve::new(dir.path(), 0), dir, bounds: Mutex::default() };
         let state = storage.load()?;

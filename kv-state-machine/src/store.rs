@@ -103,7 +103,7 @@ impl Store {
             });
         }
         remove_leftovers(dir.path(), &name).map_err(|error| io("tidying", error))?;
-        let place = dir.path().join(&name);
+        let place = dir.make_dir(&name).map_err(|error| io("making a directory in", error))?;
         let generation = Generation::open(place.clone()).map_err(|error| match error.kind() {
             rocksdb::ErrorKind::Corruption => {
                 StorageError::Corrupt { position: place.display().to_string(), why: error.to_string() }

@@ -148,7 +148,7 @@ async fn what_clients_see_under_faults_comes_from_one_copy() {
         // Each begins with another server.
         let mut ports = cluster.ports();
         ports.rotate_left(id as usize % 3);
-        let client = hasty(&ports, if id % 2 == 0 { PATIENT } else { IMPATIENT });
+        let client = hasty(&ports, if id.is_multiple_of(2) { PATIENT } else { IMPATIENT });
         tokio::spawn(async move { histories.client(client, id, seed, &keys, &stop).await })
     };
     let clients: Vec<_> = (0..CLIENTS).map(|id| client(id, random.random())).collect();

@@ -35,7 +35,7 @@ pub fn batches() -> Vec<LogBatch> {
         if n % 10 == 0 {
             term += u64::from(n > 0);
             let voted_for = (n % 20 == 0).then_some(NodeId(n % 3));
-            batch.hard_state = Some(HardState { term: Term(term), voted_for, installing: None });
+            batch.hard_state = Some(HardState { term: Term(term), voted_for, ..HardState::default() });
         }
         if n % 10 == 3 && last > purged + 2 {
             last -= 2;

@@ -2,8 +2,8 @@
 //!
 //! Each call is one RocksDB write batch with one sync. Records carry their own checksums
 //! ([`consensus_core::record`]) besides RocksDB's, and a mark outside of RocksDB says how much there must be
-//! ([`MarkedDb`]). A directory says whose it is ([`DataDir`]), and is refused to anybody else. What this is *not*: the fastest possible log - RocksDB writes it twice, once to its own log and later to a
-//! table.
+//! ([`MarkedDb`]). A directory says whose it is ([`DataDir`]), and is refused to anybody else. What this is *not*: the
+//! fastest possible log - RocksDB writes it twice, once to its own log and later to a table.
 //!
 //! ```no_run
 //! # fn open() -> Result<(), consensus_core::StorageError> {

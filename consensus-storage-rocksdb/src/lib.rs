@@ -1,9 +1,9 @@
 //! A durable [`LogStorage`](consensus_core::LogStorage) on RocksDB.
 //!
 //! Each call is one RocksDB write batch with one sync. Records carry their own checksums
-//! ([`consensus_core::record`]) besides RocksDB's. A directory says whose it is ([`DataDir`]), and is refused to anybody
-//! else. What this is *not*: the fastest possible log - RocksDB writes it twice, once to its own log and later to a
-//! table.
+//! ([`consensus_core::record`]) besides RocksDB's, and a mark outside of RocksDB says how much there must be
+//! ([`MarkedDb`]). A directory says whose it is ([`DataDir`]), and is refused to anybody else. What this is *not*: the
+//! fastest possible log - RocksDB writes it twice, once to its own log and later to a table.
 //!
 //! ```no_run
 //! # fn open() -> Result<(), consensus_core::StorageError> {
@@ -17,9 +17,12 @@
 //! ```
 
 mod data_dir;
+mod mark;
+mod marked_db;
 mod reserve;
 mod storage;
 
 pub use data_dir::{DataDir, Kind};
+pub use marked_db::{Expected, MarkedDb};
 pub use reserve::Reserve;
 pub use storage::RocksLogStorage;

@@ -8,6 +8,7 @@
 //! ```
 
 use std::{
+    error::Error,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -18,16 +19,15 @@ use consensus_core::{
     bugs::{Bug, is_on},
     codec, record,
 };
-use rocksdb::{DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions};
-
+use rocksdb::{Direction, IteratorMode, Options, ReadOptions, WriteBatch};
 use serde::de::DeserializeOwned;
 
-use crate::{DataDir, Kind, Reserve};
+use crate::{DataDir, Expected, Kind, MarkedDb, Reserve};
 
 /// A [`LogStorage`] in a directory.
 #[derive(Debug)]
 pub struct RocksLogStorage {
-    db: DB,
+    db: MarkedDb,
     dir: DataDir,
     bounds: Mutex<Bounds>,
     reserve: Reserve,
@@ -48,8 +48,11 @@ impl RocksLogStorage {
     /// The directory is another's or in use, RocksDB cannot open it, or a record is damaged.
     pub fn open(path: &Path, node: NodeId) -> Result<Self, StorageError> {
         let dir = DataDir::open(path, KIND, node)?;
-        let place = dir.path().join("rocksdb");
-        let db = DB::open(&options(), &place).map_err(|error| opening(&place, &error))?;
+        let place = dir.make_dir("rocksdb").map_err(|source| StorageError::Io {
+            context: format!("making a directory in {}", path.display()),
+            source,
+        })?;
+        let db = MarkedDb::open(&options(), &place, &dir.path().join(MARK), Expected::Perhaps)?;
         let storage = Self { db, reserve: Reserve::new(dir.path(), 0), dir, bounds: Mutex::default() };
         let state = storage.load()?;
         *storage.bounds() = Bounds { purged: state.purged.last.index, last: end_of(&state), failed: None };
@@ -69,7 +72,7 @@ impl RocksLogStorage {
         self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn io(&self, doing: &str, error: rocksdb::Error) -> StorageError {
+    fn io(&self, doing: &str, error: impl Into<Box<dyn Error + Send + Sync>>) -> StorageError {
         let context = format!("{doing} {}", self.dir.path().display());
         StorageError::Io { context, source: std::io::Error::other(error) }
     }
@@ -148,9 +151,7 @@ impl LogStorage for RocksLogStorage {
             }
         }
         let (write, purged, last) = prepare(&bounds, &batch)?;
-        let mut options = WriteOptions::default();
-        options.set_sync(true);
-        if let Err(error) = self.db.write_opt(write, &options) {
+        if let Err(error) = self.db.write_synced(write) {
             bounds.failed = Some(error.to_string());
             return Err(self.io("writing", error));
         }
@@ -228,28 +229,13 @@ fn end_of(state: &LogState) -> LogIndex {
     state.damage.as_ref().map_or(state.last().index, |damage| damage.last.index)
 }
 
-fn opening(place: &Path, error: &rocksdb::Error) -> StorageError {
-    match error.kind() {
-        rocksdb::ErrorKind::Corruption => {
-            StorageError::Corrupt { position: place.display().to_string(), why: error.to_string() }
-        }
-        _ => {
-            let context = format!("opening {}", place.display());
-            StorageError::Io { context, source: std::io::Error::other(error.to_string()) }
-        }
-    }
-}
-
 fn options() -> Options {
     let mut options = Options::default();
-    options.create_if_missing(true);
-    // A torn tail is a write that nobody was told of; anything else that is damaged is reported, not skipped.
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_paranoid_checks(true);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
     options.set_max_write_buffer_number(3);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
-    options.set_keep_log_file_num(3);
+    options.set_keep_log_file_num(6);
     options.set_max_log_file_size(4 << 20);
     options
 }
@@ -264,7 +250,9 @@ fn index_of(key: &[u8]) -> Option<LogIndex> {
     key.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(|bytes| LogIndex(u64::from_be_bytes(bytes)))
 }
 
-const KIND: Kind = Kind { name: "raft-log", format: 1 };
+const KIND: Kind = Kind { name: "raft-log", oldest: 2, format: 2 };
+/// The file that says how far RocksDB had been written.
+const MARK: &str = "MARK";
 const META_VERSION: u8 = 1;
 const ENTRY: u8 = b'e';
 /// After the last possible entry.

@@ -7,9 +7,14 @@
 //! * Doubles: [`MemLogStorage`], whose content outlives it as a disk would and which fails on demand, and [`Journal`], a
 //!   state machine that remembers what it applied.
 //! * A checker of [linearizability], for what clients of your service saw.
+//! * What a crash can leave of a directory: `crash_images` (Linux, with `strace`). What becomes of one whose files are
+//!   damaged: [damage]. Both for storages.
 //!
 //! What this is *not*: it depends on no engine, transport or storage of the workspace.
 
+#[cfg(unix)]
+pub mod crash_images;
+pub mod damage;
 pub mod engine;
 mod journal;
 pub mod linearizability;

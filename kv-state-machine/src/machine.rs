@@ -6,6 +6,7 @@ use bytes::Bytes;
 use consensus_core::{
     Entry, LogId, NodeId, Payload, Snapshot, StateMachine, StateMachineError, StorageError, codec,
 };
+use consensus_storage_rocksdb::MarkedDb;
 use rocksdb::{DB, WriteBatch, WriteOptions};
 
 use crate::{
@@ -134,19 +135,21 @@ impl KvStateMachine {
         Ok(Ok(KvAnswer { revision: self.meta.revision, applied_index, term, result }))
     }
 
-    fn commit(&mut self, db: &DB, overlay: &Overlay) -> Result<(), Failure> {
+    fn commit(&mut self, db: &MarkedDb, overlay: &Overlay) -> Result<(), Failure> {
         let mut write = WriteBatch::default();
         for (place, record) in overlay {
             write.put(place, record);
         }
         self.sessions.write(&mut write);
         write.put(keys::META, codec::encode(META_VERSION, &self.meta));
-        let mut options = WriteOptions::default();
         match self.durability {
-            Durability::FromLog => options.disable_wal(true),
-            Durability::EachBatch => options.set_sync(true),
+            Durability::FromLog => {
+                let mut options = WriteOptions::default();
+                options.disable_wal(true);
+                db.write_opt(write, &options).map_err(disk)
+            }
+            Durability::EachBatch => Ok(db.write_synced(write)?),
         }
-        db.write_opt(write, &options).map_err(disk)
     }
 }
 
@@ -177,7 +180,7 @@ impl StateMachine for KvStateMachine {
 
     fn flush(&mut self) -> Result<LogId, StateMachineError> {
         if self.durability == Durability::FromLog {
-            self.store.current().db().flush().map_err(disk)?;
+            self.store.current().db().flush_synced()?;
         }
         Ok(self.meta.applied)
     }

@@ -11,7 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use consensus_core::{Snapshot, StateMachineError};
+use consensus_core::{Snapshot, StateMachineError, StorageError};
+use consensus_storage_rocksdb::Expected;
 
 use crate::{
     store::{Generation, Store, load_meta},
@@ -83,8 +84,8 @@ impl Drop for Checkpoint {
 pub(crate) fn restore(store: &Store, stream: &mut dyn Read) -> Result<(), Failure> {
     let path = store.next_generation_path()?;
     let received = receive(&path, stream).and_then(|()| {
-        let unreadable = |error: rocksdb::Error| bad(error.to_string());
-        let generation = Generation::open(path.clone()).map_err(unreadable)?;
+        let unreadable = |error: StorageError| bad(error.to_string());
+        let generation = Generation::open(path.clone(), Expected::Received).map_err(unreadable)?;
         load_meta(generation.db())?;
         Ok(generation)
     });

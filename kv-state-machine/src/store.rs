@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! IDENTITY, LOCK     whose it is
-//! CURRENT            name of the generation in use
+//! CURRENT            name of the generation in use, and a checksum
 //! gen-7/             a RocksDB; a restored snapshot is a new generation
 //! checkpoint-3/      a snapshot being sent
 //! ```
@@ -17,8 +17,8 @@ use std::{
 };
 
 use consensus_core::{LogId, NodeId, StorageError, codec};
-use consensus_storage_rocksdb::{DataDir, Kind};
-use rocksdb::{DB, DBRecoveryMode, Options};
+use consensus_storage_rocksdb::{DataDir, Expected, Kind, MarkedDb};
+use rocksdb::{DB, Options};
 use serde::{Deserialize, Serialize};
 
 use crate::{keys, view::Failure};
@@ -52,19 +52,19 @@ pub(crate) struct Store {
 #[derive(Debug)]
 pub(crate) struct Generation {
     /// `None` only while it is dropped.
-    db: Option<DB>,
+    db: Option<MarkedDb>,
     path: PathBuf,
     obsolete: AtomicBool,
 }
 
 impl Generation {
     /// Opens a RocksDB.
-    pub(crate) fn open(path: PathBuf) -> Result<Self, rocksdb::Error> {
-        let db = Some(DB::open(&options(), &path)?);
+    pub(crate) fn open(path: PathBuf, expected: Expected) -> Result<Self, StorageError> {
+        let db = Some(MarkedDb::open(&options(), &path, &path.join(MARK), expected)?);
         Ok(Self { db, path, obsolete: AtomicBool::new(false) })
     }
 
-    pub(crate) fn db(&self) -> &DB {
+    pub(crate) fn db(&self) -> &MarkedDb {
         self.db.as_ref().expect("a generation has its database until it is dropped")
     }
 }
@@ -87,29 +87,33 @@ impl Store {
             context: format!("{doing} {}", path.display()),
             source,
         };
-        let name = match fs::read_to_string(dir.path().join(CURRENT)) {
-            Ok(text) => text.trim().to_owned(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                dir.replace(CURRENT, b"gen-1\n").map_err(|error| io("writing CURRENT in", error))?;
-                "gen-1".to_owned()
-            }
-            Err(error) => return Err(io("reading CURRENT in", error)),
-        };
-        if number_of(&name).is_none() {
+        let damaged = |why: String| {
             let position = format!("{}/{CURRENT}", path.display());
-            return Err(StorageError::Corrupt {
-                position,
-                why: format!("{name:?} is not the name of a generation"),
-            });
+            Err(StorageError::Corrupt { position, why })
+        };
+        let current = dir.read(CURRENT)?;
+        let name = current.as_ref().map_or(FIRST, |text| text.trim());
+        if number_of(name).is_none() {
+            return damaged(format!("{name:?} is not the name of a generation"));
         }
-        remove_leftovers(dir.path(), &name).map_err(|error| io("tidying", error))?;
-        let place = dir.path().join(&name);
-        let generation = Generation::open(place.clone()).map_err(|error| match error.kind() {
-            rocksdb::ErrorKind::Corruption => {
-                StorageError::Corrupt { position: place.display().to_string(), why: error.to_string() }
+        let generation = if current.is_some() {
+            Generation::open(dir.path().join(name), Expected::Marked)?
+        } else {
+            // The very first start, or one that was killed before it had come to write the file: then nothing else is
+            // there, and nothing is in it.
+            let place = dir.make_dir(FIRST).map_err(|error| io("making a directory in", error))?;
+            let first = Generation::open(place, Expected::Perhaps)?;
+            let others = others(dir.path(), FIRST).map_err(|error| io("reading", error))?;
+            if first.db().latest_sequence_number() > 0 || !others.is_empty() {
+                return damaged("it is missing, and there is data".to_owned());
             }
-            _ => io("opening", io::Error::other(error.to_string())),
-        })?;
+            dir.replace(CURRENT, &format!("{FIRST}\n")).map_err(|error| io("writing CURRENT in", error))?;
+            first
+        };
+        // Only now, when the one in use is known to be well.
+        for leftover in others(dir.path(), name).map_err(|error| io("reading", error))? {
+            fs::remove_dir_all(leftover).map_err(|error| io("tidying", error))?;
+        }
         Ok(Self { dir, current: RwLock::new(Arc::new(generation)), checkpoints: AtomicU64::new(0) })
     }
 
@@ -138,7 +142,7 @@ impl Store {
     /// Makes `generation`, whose files are on disk, the one in use. The rename of `CURRENT` is the moment.
     pub(crate) fn switch(&self, generation: Generation) -> io::Result<()> {
         let name = generation.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        self.dir.replace(CURRENT, format!("{name}\n").as_bytes())?;
+        self.dir.replace(CURRENT, &format!("{name}\n"))?;
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::replace(&mut *current, Arc::new(generation));
         old.obsolete.store(true, Ordering::Release);
@@ -159,29 +163,28 @@ fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix("gen-").and_then(|number| number.parse().ok())
 }
 
-/// What a crash left: half-received snapshots, checkpoints, generations no longer in use.
-fn remove_leftovers(dir: &Path, current: &str) -> io::Result<()> {
+/// What lies beside the generation in use: half-received snapshots, checkpoints, older generations, left by a crash.
+fn others(dir: &Path, current: &str) -> io::Result<Vec<PathBuf>> {
+    let mut others = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with("checkpoint-") || (number_of(&name).is_some() && name != current) {
-            fs::remove_dir_all(entry.path())?;
+            others.push(entry.path());
         }
     }
-    Ok(())
+    Ok(others)
 }
 
 fn options() -> Options {
     let mut options = Options::default();
-    options.create_if_missing(true);
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_paranoid_checks(true);
     options.set_write_buffer_size(64 << 20);
     options.set_max_write_buffer_number(4);
     options.set_max_background_jobs(2);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
-    options.set_keep_log_file_num(3);
+    options.set_keep_log_file_num(6);
     options.set_max_log_file_size(4 << 20);
     let mut table = rocksdb::BlockBasedOptions::default();
     table.set_block_cache(&rocksdb::Cache::new_lru_cache(BLOCK_CACHE_BYTES));
@@ -190,6 +193,9 @@ fn options() -> Options {
     options
 }
 
-const KIND: Kind = Kind { name: "kv-state", format: 1 };
+const KIND: Kind = Kind { name: "kv-state", oldest: 2, format: 2 };
 const CURRENT: &str = "CURRENT";
+const FIRST: &str = "gen-1";
+/// In a generation's directory: how far its RocksDB had been written.
+const MARK: &str = "MARK";
 const BLOCK_CACHE_BYTES: usize = 128 << 20;

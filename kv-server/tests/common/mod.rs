@@ -1,7 +1,9 @@
 //! Real servers for tests: processes of their own, on free ports, killed when the test ends.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
+pub mod history;
 pub mod kvctl;
+pub mod proxy;
 pub mod writers;
 
 use std::{
@@ -111,8 +113,27 @@ pub struct Cluster {
 impl Cluster {
     /// `size` nodes, running; `more` is added to the file.
     pub fn start(size: usize, deployment: &str, more: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
+        Self::start_at(&ports, deployment, more)
+    }
+
+    /// Nodes whose messages to each other go through a proxy that can hold, cut and delay them. What clients ask of a
+    /// node, and what one node has another do for a client, does not.
+    pub async fn start_behind_proxy(size: usize) -> (Self, proxy::Proxy) {
+        let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
+        let proxy = proxy::Proxy::start(&ports.iter().map(|port| port + 1000).collect::<Vec<_>>()).await;
+        let node = |(id, port): (usize, &u16)| {
+            let consensus = proxy::endpoint(port + 1000);
+            format!(
+                "[[nodes]]\nid = {id}\nclient_endpoint = \"127.0.0.1:{port}\"\nconsensus_endpoint = \"{consensus}\"\n"
+            )
+        };
+        let nodes: String = ports.iter().enumerate().map(node).collect();
+        (Self::start_at(&ports, "listen_host = \"127.0.0.1\"", &nodes), proxy)
+    }
+
+    fn start_at(ports: &[u16], deployment: &str, more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let endpoints: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
         let config = dir.path().join("cluster.toml");
         let text = format!(

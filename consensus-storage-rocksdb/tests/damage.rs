@@ -1,0 +1,132 @@
+//! Damaged files: all that was acknowledged is there, or the log is refused.
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use common::{Content, batches};
+use consensus_core::{Entry, LogBatch, LogId, LogStorage, NodeId, StorageError};
+use consensus_storage_rocksdb::RocksLogStorage;
+use consensus_testkit::damage::{self, Outcome};
+
+/// A log of which the storage says that not all can be read is as good as refused; an engine may do better.
+fn open(dir: &Path) -> Result<RocksLogStorage, StorageError> {
+    let storage = RocksLogStorage::open(dir, NodeId(1))?;
+    match storage.load()?.damage {
+        Some(damage) => Err(damage.refusal()),
+        None => Ok(storage),
+    }
+}
+
+/// A log with tables, a log of RocksDB that spans blocks, and all its small files.
+fn filled(dir: &Path) -> (Content, String) {
+    let batches = batches();
+    // The first half moves to a table when the second one is opened.
+    for half in batches.chunks(batches.len() / 2) {
+        let storage = open(dir).unwrap();
+        half.iter().for_each(|batch| storage.write(batch.clone()).unwrap());
+    }
+    // As a process leaves it that is killed: without the sync of an orderly end, which changes nothing here.
+    let place = dir.with_extension("looked-at");
+    fs::create_dir(&place).unwrap();
+    assert!(std::process::Command::new("cp").arg("-r").arg(dir).arg(&place).status().unwrap().success());
+    let storage = open(&place.join(dir.file_name().unwrap())).unwrap();
+    (Content::of(&storage), storage.load().unwrap().storage.to_string())
+}
+
+#[test]
+fn no_damage_to_any_file_goes_unnoticed() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().join("log");
+    let (content, identity) = filled(&dir);
+    let is_log_or_list = |file: &Path| {
+        let name = file.file_name().unwrap().to_string_lossy();
+        name.ends_with(".log") || name.starts_with("MANIFEST")
+    };
+    let more = |file: &Path| if is_log_or_list(file) { 80 } else { 5 };
+    let tally = damage::try_all(&dir, 1, more, |damage, place| match open(place) {
+        Ok(storage) => {
+            assert_eq!(Content::of(&storage), content, "{damage}: opened with something else");
+            assert_eq!(storage.load().unwrap().storage.to_string(), identity, "{damage}");
+            Outcome::Whole
+        }
+        Err(error) => {
+            // And again: a refusal is not forgotten.
+            open(place).err().unwrap_or_else(|| panic!("{damage}: refused once, and opened then"));
+            Outcome::Refused(error.to_string())
+        }
+    });
+    println!("{tally:?}");
+    assert!(tally.whole > 20 && tally.refused > 200, "{tally:?}");
+}
+
+/// RocksDB's own log, which holds all that was not yet moved to a table.
+fn write_ahead_log(dir: &Path) -> PathBuf {
+    let files = fs::read_dir(dir.join("rocksdb")).unwrap().map(|file| file.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|ext| ext == "log")).max().unwrap()
+}
+
+fn append(storage: &RocksLogStorage, index: u64) {
+    let entries = vec![Entry::command(LogId::new(1, index), vec![b'x'; 1000])];
+    storage.write(LogBatch { entries, ..LogBatch::default() }).unwrap();
+}
+
+fn cut(file: &Path, bytes: u64) {
+    let length = fs::metadata(file).unwrap().len();
+    fs::File::options().write(true).open(file).unwrap().set_len(length - bytes).unwrap();
+}
+
+/// The two look alike in RocksDB's log. They differ in the mark, which is written before anybody is told.
+#[test]
+fn a_torn_write_is_cut_and_an_acknowledged_one_is_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mark, kept) = (dir.path().join("MARK"), tempfile::NamedTempFile::new().unwrap());
+    let storage = open(dir.path()).unwrap();
+    (1..=99).for_each(|index| append(&storage, index));
+    fs::copy(&mark, kept.path()).unwrap();
+    append(&storage, 100);
+    drop(storage);
+    cut(&write_ahead_log(dir.path()), 500);
+    for _ in 0..2 {
+        let error = open(dir.path()).unwrap_err();
+        assert!(matches!(error, StorageError::Corrupt { .. }), "{error:?}");
+        assert!(error.to_string().contains("finds 99 of the 100 records"), "{error}");
+        assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
+    }
+    // The boundary. With the mark as it was before the last write - the process was killed in the middle of that, or a
+    // power cut took the last half minute of marks - it is a torn write.
+    fs::copy(kept.path(), &mark).unwrap();
+    let storage = open(dir.path()).unwrap();
+    assert_eq!(storage.load().unwrap().last(), LogId::new(1, 99), "only the last write is gone");
+    append(&storage, 100);
+    drop(storage);
+    assert_eq!(open(dir.path()).unwrap().load().unwrap().last(), LogId::new(1, 100));
+}
+
+/// What is older than the mark is never taken for torn, and what is damaged rather than cut not even beyond it.
+#[test]
+fn an_old_mark_does_not_hide_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let mark = dir.path().join("MARK");
+    let storage = open(dir.path()).unwrap();
+    (1..=50).for_each(|index| append(&storage, index));
+    let old_mark = fs::read(&mark).unwrap();
+    (51..=100).for_each(|index| append(&storage, index));
+    drop(storage);
+    fs::write(&mark, old_mark).unwrap();
+    let log = write_ahead_log(dir.path());
+    let good = fs::read(&log).unwrap();
+    let mut bad = good.clone();
+    let last = bad.len() - 10;
+    bad[last] ^= 1;
+    fs::write(&log, bad).unwrap();
+    assert!(matches!(open(dir.path()), Err(StorageError::Corrupt { .. })), "a bit in the last write");
+    fs::write(&log, &good[..good.len() * 2 / 5]).unwrap();
+    let error = open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("of the 50 records"), "{error}");
+    fs::write(&log, good).unwrap();
+    assert_eq!(open(dir.path()).unwrap().load().unwrap().last(), LogId::new(1, 100));
+}

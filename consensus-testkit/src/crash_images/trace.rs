@@ -1,0 +1,98 @@
+//! The lines of `strace -f -xx`: one call each, or its begin and its end when another thread's came between.
+
+use std::collections::HashMap;
+
+/// The calls that are traced: those that the model knows, and those by which a program could go around it. A `?` allows a
+/// call not to exist on this machine.
+pub(super) const CALLS: &str = "trace=?open,openat,?creat,close,write,pwrite64,writev,pwritev,?pwritev2,lseek,ftruncate,\
+    ?truncate,fallocate,fsync,fdatasync,?rename,renameat,?renameat2,?unlink,unlinkat,?mkdir,mkdirat,?rmdir,?link,linkat,\
+    symlinkat,?symlink,dup,?dup2,dup3,fcntl,mmap,?copy_file_range,sendfile,splice,?io_uring_setup";
+
+/// A call, or its begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Call {
+    pub(super) thread: u64,
+    pub(super) name: String,
+    pub(super) arguments: String,
+    /// `None` for the begin of a call that others overlap.
+    pub(super) result: Option<i64>,
+    /// It begins here too.
+    pub(super) whole: bool,
+}
+
+impl Call {
+    /// What was between the commas. Strings are in hexadecimal, so there are none within.
+    pub(super) fn fields(&self) -> Vec<&str> {
+        self.arguments.split(", ").collect()
+    }
+
+    pub(super) fn number(&self, field: usize) -> i64 {
+        let field = self.fields().get(field).copied().unwrap_or_default();
+        field
+            .parse()
+            .unwrap_or_else(|_| panic!("{field:?} is not a number in {} ({})", self.name, self.arguments))
+    }
+
+    /// All strings among the arguments, decoded.
+    pub(super) fn strings(&self) -> Vec<Vec<u8>> {
+        self.arguments.split('"').skip(1).step_by(2).map(decode).collect()
+    }
+}
+
+fn decode(hexadecimal: &str) -> Vec<u8> {
+    let byte =
+        |digits: &str| u8::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("{digits:?} is no byte"));
+    hexadecimal.split("\\x").skip(1).map(byte).collect()
+}
+
+/// Calls that succeeded, in the order of their ends; and the begins of those that took a while.
+pub(super) fn calls(trace: &str) -> impl Iterator<Item = Call> + '_ {
+    let mut begun: HashMap<u64, String> = HashMap::new();
+    trace.lines().filter_map(move |line| {
+        let (thread, rest) = line.split_once(' ')?;
+        let (thread, rest) = (thread.parse().ok()?, rest.trim_start());
+        if let Some(begin) = rest.strip_suffix(" <unfinished ...>") {
+            begun.insert(thread, begin.to_owned());
+            let (name, arguments) = begin.split_once('(')?;
+            let (name, arguments) = (name.to_owned(), arguments.to_owned());
+            return Some(Call { thread, name, arguments, result: None, whole: false });
+        }
+        if let Some(resumed) = rest.strip_prefix("<... ") {
+            let (_, end) = resumed.split_once(" resumed>")?;
+            return ended(thread, &(begun.remove(&thread)? + end), false);
+        }
+        ended(thread, rest, true)
+    })
+}
+
+/// A line such as `fsync(5)    = 0`; `None` for an error, and for what is no call.
+fn ended(thread: u64, line: &str, whole: bool) -> Option<Call> {
+    let (call, result) = line.rsplit_once(" = ")?;
+    let result = result.split(' ').next()?;
+    let result = match result.strip_prefix("0x") {
+        Some(address) => i64::from_str_radix(address, 16).unwrap_or(0),
+        None => result.parse().ok()?,
+    };
+    let (name, arguments) = call.trim_end().strip_suffix(')')?.split_once('(')?;
+    let (name, arguments) = (name.to_owned(), arguments.to_owned());
+    (result >= 0).then_some(Call { thread, name, arguments, result: Some(result), whole })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_calls_calls_that_overlap_and_failures() {
+        let trace = "7 write(3, \"\\x61\\x00\", 2) = 2\n\
+                     7 fsync(3 <unfinished ...>\n\
+                     8 openat(AT_FDCWD, \"\\x62\", O_RDONLY) = -1 ENOENT (No such file or directory)\n\
+                     7 <... fsync resumed>)              = 0\n\
+                     8 +++ exited with 0 +++\n";
+        let calls: Vec<Call> = calls(trace).collect();
+        let names: Vec<_> = calls.iter().map(|call| (call.name.as_str(), call.result, call.whole)).collect();
+        assert_eq!(names, [("write", Some(2), true), ("fsync", None, false), ("fsync", Some(0), false)]);
+        assert_eq!(calls[0].strings(), [b"a\0"]);
+        assert_eq!((calls[0].number(0), calls[2].number(0)), (3, 3));
+    }
+}

@@ -1,0 +1,131 @@
+//! Power cuts and `kill -9` at every sync of the store: whatever they leave opens, and holds what was durable.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
+use consensus_testkit::crash_images::{self, Image};
+use kv_state_machine::{Delete, Durability, KvCommand, KvOperation, KvStateMachine, Put, Session, StateHash};
+
+fn open(dir: &Path, durability: Durability) -> KvStateMachine {
+    KvStateMachine::open(&dir.join("node-1/state"), NodeId(1), durability).unwrap()
+}
+
+/// Entry `index` of the log.
+fn entry(index: u64) -> Entry {
+    let key = Bytes::from(format!("key {}", index % 5));
+    let (mut session, value) = (None, vec![index as u8; 50 + (index as usize * 97) % 3000]);
+    let operation = match index {
+        1 => KvOperation::OpenSession { sessions_max: 2 },
+        _ if index.is_multiple_of(11) => KvOperation::Compact { revision: index / 2 },
+        _ if index.is_multiple_of(4) => KvOperation::Delete(Delete { key, ..Delete::default() }),
+        _ => {
+            session = Some(Session { client_id: 1, sequence: index });
+            KvOperation::Put(Put { key, value: value.into(), ..Put::default() })
+        }
+    };
+    Entry::command(LogId::new(1, index), codec::encode(1, &KvCommand { session, operation }))
+}
+
+/// The state after no entry, after entry 1, ...
+fn states() -> Vec<StateHash> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = open(dir.path(), Durability::FromLog);
+    let mut states = vec![machine.executor().hash().unwrap()];
+    for index in 1..=ENTRIES {
+        machine.apply(&[entry(index)]).unwrap();
+        states.push(machine.executor().hash().unwrap());
+    }
+    states
+}
+
+/// Without a log: what was answered is on disk.
+#[test]
+#[ignore = "not a test: the workload of one below"]
+fn workload_without_a_log() {
+    let Some(dir) = crash_images::workload_dir() else { return };
+    for session in 0..3 {
+        let mut machine = open(&dir, Durability::EachBatch);
+        for index in session * (ENTRIES / 3) + 1..=(session + 1) * (ENTRIES / 3) {
+            machine.apply(&[entry(index)]).unwrap();
+            println!("durable {index}");
+        }
+    }
+}
+
+/// With a log: what was flushed is on disk, and a snapshot that was restored.
+#[test]
+#[ignore = "not a test: the workload of one below"]
+fn workload_with_a_log() {
+    let Some(dir) = crash_images::workload_dir() else { return };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut other = open(elsewhere.path(), Durability::FromLog);
+    let apply = |machine: &mut KvStateMachine, to: u64| {
+        for index in machine.applied().index.0 + 1..=to {
+            machine.apply(&[entry(index)]).unwrap();
+        }
+    };
+    let durable = |index: LogId| println!("durable {}", index.index);
+    for to in [ENTRIES / 6, ENTRIES / 2] {
+        let mut machine = open(&dir, Durability::FromLog);
+        apply(&mut machine, to);
+        durable(machine.flush().unwrap());
+        // A snapshot flushes too; it goes to a node that lags behind.
+        let mut stream = Vec::new();
+        apply(&mut machine, to + 3);
+        machine.snapshot().unwrap().write_to(&mut stream).unwrap();
+        // And this node is sent one.
+        apply(&mut other, to + ENTRIES / 4);
+        stream.clear();
+        other.snapshot().unwrap().write_to(&mut stream).unwrap();
+        machine.restore(&mut &stream[..]).unwrap();
+        durable(machine.applied());
+        apply(&mut machine, to + ENTRIES / 4 + 5);
+    }
+}
+
+fn check(image: &Image, durability: Durability, states: &[StateHash]) {
+    let dir = tempfile::tempdir().unwrap();
+    image.write_to(dir.path()).unwrap();
+    let durable: u64 = image.told("durable").map_or(0, |index| index.parse().unwrap());
+    let machine = KvStateMachine::open(&dir.path().join("node-1/state"), NodeId(1), durability);
+    let mut machine = machine.unwrap_or_else(|error| panic!("{image} does not open: {error}"));
+    let applied = machine.applied().index.0;
+    assert!(applied >= durable, "{image}: only entry {applied} is there");
+    let one_more_at_most = durability == Durability::FromLog || applied <= durable + 1;
+    assert!(one_more_at_most, "{image}: entry {applied} is there");
+    let found = machine.executor().hash().unwrap();
+    assert_eq!(found, states[applied as usize], "{image}: not the state after entry {applied}");
+    // And it goes on.
+    if applied < ENTRIES {
+        machine.apply(&[entry(applied + 1)]).unwrap();
+        assert_eq!(machine.executor().hash().unwrap(), states[applied as usize + 1], "{image}");
+    }
+}
+
+fn try_all(workload: &str, durability: Durability) {
+    let place = tempfile::tempdir().unwrap();
+    let recording = match crash_images::record(workload, place.path()) {
+        Ok(recording) => recording,
+        Err(why) => return println!("SKIPPED, no crash images are tried: {why}"),
+    };
+    let (states, mut images) = (states(), 0);
+    let syncs = recording.images(|image| {
+        check(image, durability, &states);
+        images += 1;
+    });
+    println!("{syncs} syncs, {images} images");
+    assert!(syncs > 20 && images > 100, "the recording is not of the workload: {syncs} {images}");
+}
+
+#[test]
+fn what_a_crash_leaves_of_a_store_without_a_log_is_whole() {
+    try_all("workload_without_a_log", Durability::EachBatch);
+}
+
+#[test]
+fn what_a_crash_leaves_of_a_store_with_a_log_is_whole() {
+    try_all("workload_with_a_log", Durability::FromLog);
+}
+
+const ENTRIES: u64 = 48;

@@ -23,6 +23,8 @@ pub struct Scenario {
     pub leader: Option<NodeId>,
     /// Terms of the entries after the first configuration that each node has in the beginning, and its own term.
     pub logs: &'static [(&'static [u64], u64)],
+    /// All entries are lost on their way: what is left is elections.
+    pub loses_entries: bool,
     /// Most entries in one message.
     pub append_entries_max: usize,
     /// How often what may happen.
@@ -81,6 +83,7 @@ pub fn scenarios() -> Vec<Scenario> {
         leader: None,
         logs: &[],
         append_entries_max: 2,
+        loses_entries: false,
         budget: Budget { ticks: 4, terms: 3, ..Budget::default() },
     };
     let voter = |id| set(id, MemberKind::Voter);
@@ -89,6 +92,7 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario {
             name: "votes",
             text: "two stand in one term, with a crash between any two effects",
+            loses_entries: true,
             budget: Budget { ticks: 2, terms: 1, crashes: 1, ..Budget::default() },
             ..base.clone()
         },
@@ -104,13 +108,14 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario {
             name: "terms",
             text: "elections in three terms",
+            loses_entries: true,
             budget: Budget { ticks: 3, terms: 3, ..Budget::default() },
             ..base.clone()
         },
         Scenario {
             name: "entries",
             text: "two entries, and a crash",
-            budget: Budget { ticks: 1, terms: 1, proposals: 2, crashes: 1, ..Budget::default() },
+            budget: Budget { terms: 1, proposals: 2, crashes: 1, ..Budget::default() },
             ..led.clone()
         },
         Scenario {

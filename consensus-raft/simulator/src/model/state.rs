@@ -573,7 +573,8 @@ impl World {
     }
 
     fn send(&self, state: &mut State, from: NodeId, to: NodeId, packet: Packet) {
-        if to.0 >= self.scenario.nodes {
+        let is_lost = self.scenario.loses_entries && matches!(packet, Packet::Append(..));
+        if to.0 >= self.scenario.nodes || is_lost {
             return;
         }
         let fingerprints = self.names.iter().map(|names| packet.print(from, to, names)).collect();

@@ -94,7 +94,7 @@ impl Progress {
 
     /// Begins to look for the place where the logs agree, from `next` down.
     pub(crate) fn probe_from(&mut self, next: LogIndex) {
-        self.next = if is_on(Bug::C16) { next } else { next.max(self.matched.next()) };
+        self.next = next.max(self.matched.next());
         self.state = State::Probe { sent: false };
     }
 }

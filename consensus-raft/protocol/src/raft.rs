@@ -34,6 +34,8 @@ pub struct Raft {
     /// Last index on this node's disk.
     pub(crate) durable: LogIndex,
     pub(crate) commit: LogIndex,
+    /// What the state machine reflected at the start: beyond the log's end if that was cut (I16).
+    pub(crate) restored: LogIndex,
     /// Last index let out for application.
     pub(crate) applying: LogIndex,
     pub(crate) role: Role,
@@ -110,6 +112,7 @@ impl Raft {
             writes: Writes::new(last),
             durable: last,
             commit: known,
+            restored: restored.applied,
             applying: known,
             role: Role::Follower,
             leader: None,

@@ -158,6 +158,7 @@ impl Raft {
             AppendOutcome::Accepted { .. } => {}
             AppendOutcome::Rejected { prev, hint } => match peer.state {
                 // A message was lost or overtaken: look again from what is known.
+                _ if is_on(Bug::C16) => peer.next = hint.index.next(),
                 _ if is_on(Bug::C4) => {
                     peer.matched = peer.matched.max(hint.index.min(self.log.last().index));
                     peer.probe_from(peer.matched.next());

@@ -18,7 +18,9 @@ use crate::{Output, Raft, SnapshotVerdict, progress::State, raft::Role};
 
 impl Raft {
     pub(crate) fn on_snapshot_arrived(&mut self, from: NodeId, term: Term, meta: SnapshotMeta) {
-        if term < self.hard.term || !self.follow(from, term) || self.hard.installing.is_some() {
+        // Of a log that was cut the state machine may reflect more than a snapshot that is on its way; it must not go back.
+        let older = meta.last.index < self.restored && !is_on(Bug::S3);
+        if term < self.hard.term || !self.follow(from, term) || self.hard.installing.is_some() || older {
             self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
             return;
         }

@@ -159,7 +159,7 @@ impl World {
         let Some(up) = &node.up else { return };
         let raft = &up.raft;
         let (role, commit, term, leader) = (raft.role(), raft.commit(), raft.term(), raft.leader());
-        let election_timeout = std::time::Duration::from_millis(500);
+        let election_timeout = std::time::Duration::from_millis(self.plan.election_ms);
         assert!(commit >= before.commit, "I7: the commit index went back");
         assert!(term >= before.term, "I7: the term went back");
         let candidate = matches!(role, Role::Candidate | Role::PreCandidate);

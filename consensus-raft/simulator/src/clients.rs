@@ -119,10 +119,14 @@ impl World {
         found
     }
 
-    fn request(&mut self, node: NodeId, asked: Asked, call: Register) {
+    pub(crate) fn request(&mut self, node: NodeId, asked: Asked, call: Register) {
         let now = self.now;
         let (lease, session) = (self.client(asked.client).random.percent(50), asked.operation);
-        let is_paused = self.node(node).paused_until > now;
+        let paused_until = self.node(node).paused_until;
+        let is_paused = paused_until > now;
+        if is_paused && asked.attempt % 2 == 0 {
+            return self.schedule(paused_until - now, Due::Request(node, asked, call));
+        }
         let Some(up) = self.node_mut(node).up.as_mut().filter(|_| !is_paused) else {
             return self.answer(asked, Answer::NotApplied);
         };

@@ -199,6 +199,7 @@ impl Up {
 
     /// The entries `(after, last]`, as many as are there.
     pub(crate) fn entries(&self, after: LogIndex, last: LogIndex) -> Vec<Entry> {
+        assert!(after >= last || after.0 + 1 >= self.base(), "entries after {after} are gone");
         let skip = (after.0 + 1).saturating_sub(self.base()) as usize;
         self.log.iter().skip(skip).take(last.since(after) as usize).cloned().collect()
     }

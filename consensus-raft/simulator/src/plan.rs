@@ -8,6 +8,10 @@ use crate::random::Random;
 pub enum Trouble {
     /// A node stops between any two effects, and comes back.
     Crash,
+    /// The leader does.
+    CrashLeader,
+    /// The leader stands still for about as long as the others are patient with it.
+    PauseLeader,
     /// All stop at once.
     CrashAll,
     /// Some are cut from the others, in both directions.
@@ -41,6 +45,8 @@ pub enum Trouble {
 /// All, with how often each comes up in a run that has it.
 const TROUBLES: &[(Trouble, u64)] = &[
     (Trouble::Crash, 4),
+    (Trouble::CrashLeader, 4),
+    (Trouble::PauseLeader, 3),
     (Trouble::CrashAll, 1),
     (Trouble::Partition, 4),
     (Trouble::OneWay, 3),
@@ -70,8 +76,12 @@ pub struct Plan {
     pub loss: u64,
     /// See `loss`.
     pub duplication: u64,
+    /// Of a thousand messages so many take seconds.
+    pub stragglers: u64,
     /// Longest time that a message takes, in milliseconds.
     pub delay_max_ms: u64,
+    /// Election timeout in milliseconds; a heartbeat is a fifth of it.
+    pub election_ms: u64,
     /// By how much the clocks may differ, in percent; leases are on if it is not more than `lease_drift`.
     pub drift: u64,
     /// The bound that the nodes are told; 0: no leases.
@@ -120,7 +130,9 @@ impl Plan {
             witness: voters >= 3 && random.percent(15),
             loss: random.of(&[0, 0, 2, 10, 25]),
             duplication: random.of(&[0, 0, 5, 20]),
+            stragglers: random.of(&[0, 0, 5, 30]),
             delay_max_ms: random.of(&[2, 5, 20, 60, 200]),
+            election_ms: random.of(&[500, 500, 500, 200]),
             drift: clock,
             lease_drift: tolerated,
             clients: random.of(&[1, 3, 4, 6]),

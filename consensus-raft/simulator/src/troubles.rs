@@ -44,6 +44,17 @@ impl World {
                 self.crash(id, false);
                 Some(format!("node {id} crashes"))
             }
+            Trouble::CrashLeader => {
+                let leader = self.leader()?;
+                self.crash(leader, false);
+                Some(format!("leader {leader} crashes"))
+            }
+            Trouble::PauseLeader => {
+                let leader = self.leader()?;
+                let until = self.now + self.plan.election_ms * (700 + random.below(1600));
+                self.node_mut(leader).paused_until = until;
+                Some(format!("leader {leader} stands still until {} ms", until / MS))
+            }
             Trouble::CrashAll => {
                 (0..nodes).for_each(|id| self.crash(NodeId(id), false));
                 Some("all nodes crash".to_owned())
@@ -152,8 +163,8 @@ impl World {
         Some(text)
     }
 
-    /// Whether what this node holds can be lost: all is calm, without it there is a quorum that has everything, and one
-    /// of it can be elected.
+    /// Whether what this node holds can be lost: all is calm, without it there is a quorum, and one of it has
+    /// everything and can be elected.
     fn can_be_spared(&self, id: NodeId) -> bool {
         let membership = self.newest_membership();
         let rafts = || self.nodes.iter().filter_map(|node| node.raft());
@@ -165,10 +176,8 @@ impl World {
         let unchanging = leads && members.iter().all(|raft| *raft.membership() == membership);
         let longest = rafts().map(Raft::last_log).max();
         let others = members.iter().filter(|raft| raft.id() != id && Some(raft.last_log()) == longest);
-        let heir = others.clone().any(|raft| membership.can_lead(raft.id()));
-        let having: std::collections::BTreeSet<NodeId> = others.map(|raft| raft.id()).collect();
-        let whole = membership.has_quorum(&having);
-        self.impaired.is_none() && all_up && settled && quorum && unchanging && heir && whole
+        let heir = others.into_iter().any(|raft| membership.can_lead(raft.id()));
+        self.impaired.is_none() && all_up && settled && quorum && unchanging && heir
     }
 
     fn damage(&mut self, id: NodeId, random: &mut Random) -> Option<String> {

@@ -11,7 +11,8 @@ use consensus_core::{
     Entry, LogId, LogIndex, Membership, NodeId, Payload, SnapshotMeta, StorageError, StorageId, Term,
     bugs::{Bug, is_on},
 };
-use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Raft, Reply};
+use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Raft, Reply, Time};
+use consensus_testkit::linearizability::Register;
 
 use crate::{
     checks::Checks,
@@ -77,6 +78,9 @@ pub(crate) enum Due {
     Restart(NodeId),
     /// A client thinks of something to do, or tries again.
     Ask(u64),
+    /// A request reaches a node that stood still when it was sent.
+    Request(NodeId, Asked, Register),
+    Compact(NodeId, u64),
     GiveUp {
         client: u64,
         attempt: u64,
@@ -254,6 +258,8 @@ impl World {
             Due::EndTurn(id, life) if self.is_alive(id, life) => self.end_turn(id),
             Due::Restart(id) if self.node(id).up.is_none() => self.restart(id),
             Due::Ask(client) => self.ask(client),
+            Due::Request(id, asked, call) => self.request(id, asked, call),
+            Due::Compact(id, life) if self.is_alive(id, life) => self.compact(id, 20),
             Due::GiveUp { client, attempt } => self.give_up(client, attempt),
             Due::Trouble => self.trouble(),
             Due::TransferOver { from, to, transfer } => self.transfer_over(from, to, transfer, None),
@@ -437,7 +443,13 @@ impl World {
         let copies = if twice && self.faults && self.random.percent(self.plan.duplication) { 2 } else { 1 };
         for _ in 0..copies {
             let delay_max = if self.faults { self.plan.delay_max_ms } else { 2 };
-            let delay = 50 + self.random.below(delay_max * MS);
+            let mut delay = 50 + self.random.below(delay_max * MS);
+            if self.faults && self.random.below(1000) < self.plan.stragglers {
+                delay += self.random.below(4_000 * MS);
+            }
+            if self.faults && matches!(packet, Packet::Snapshot(..)) {
+                delay += self.random.below(600 * MS);
+            }
             let (packet, sent) = (packet.clone(), self.now);
             self.schedule(delay, Due::Deliver { from, to, packet, sent });
         }
@@ -564,6 +576,8 @@ impl World {
     fn config(&mut self, id: NodeId) -> Config {
         let plan = &self.plan;
         let mut config = Config::new(id);
+        config.election_timeout = Time::from_millis(plan.election_ms);
+        config.heartbeat_interval = Time::from_millis(plan.election_ms / 5);
         config.append_entries_max = plan.append_entries_max;
         config.inflight_messages_max = plan.inflight_messages_max;
         config.inflight_bytes_max = plan.inflight_bytes_max;
@@ -591,7 +605,7 @@ pub(crate) struct Before {
     pub(crate) commit: LogIndex,
     pub(crate) last: LogId,
     pub(crate) membership: Arc<Membership>,
-    pub(crate) deadline: Option<consensus_raft_protocol::Time>,
+    pub(crate) deadline: Option<Time>,
 }
 
 impl Before {

@@ -28,7 +28,7 @@ pub fn send_snapshot(dir: &Path, out: &mut dyn Write) -> io::Result<()> {
 pub fn version(place: &[u8], record: &Bytes) -> Result<(Vec<u8>, Bytes), CodecError> {
     let (key, revision) = keys::split(place)?;
     let place = keys::version(&key, revision);
-    Ok((place, Record::decode(key, revision, record)?.encode()))
+    Ok((place, Record::decode(key, revision, record)?.encode().into()))
 }
 
 /// Reads a stored session and writes it again.

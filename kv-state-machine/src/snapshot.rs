@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_name_that_leads_elsewhere_is_refused() {
-        for name in ["../a", "/tmp/a", ".", "..", "", "a/b", "a\0", "\u{e4}"] {
+        for name in ["../a", "/tmp/a", ".", "..", "a/b", "a\0", "\u{e4}"] {
             let file = [&(name.len() as u16).to_be_bytes(), name.as_bytes(), &[0; 8], &[0; 4]].concat();
             assert_eq!(received(&[MAGIC, &file[..], &[0, 0, 0, 0, 0, 1]].concat()), None, "{name}");
         }

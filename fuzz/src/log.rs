@@ -126,5 +126,6 @@ fn read_recording(bytes: &[u8]) -> Vec<Record> {
     std::iter::from_fn(|| reader.next_record().ok().flatten()).collect()
 }
 
-const PER_BYTE: usize = 64;
+/// The shortest element of a list has one byte or two, and takes the room of the largest.
+const PER_BYTE: usize = 256;
 const BESIDES: usize = 32 << 10;

@@ -1,7 +1,5 @@
 //! What comes from other nodes.
 
-use std::path::PathBuf;
-
 use bytes::Bytes;
 use consensus_core::{LogId, NodeId, SnapshotChunk, SnapshotMeta, SnapshotOutcome, Term};
 use consensus_raft::fuzzing::gather;
@@ -50,7 +48,7 @@ pub(crate) fn message(frame: &[u8]) {
 /// The chunks of snapshots, of several streams and in any order; four bytes say of each whose it is, where it belongs, how
 /// long it is and whether it is the last one.
 pub(crate) fn chunks(mut script: &[u8]) {
-    let (dir, mut chunks) = (PathBuf::from(std::env::temp_dir()), Vec::new());
+    let (dir, mut chunks) = (std::env::temp_dir(), Vec::new());
     while let Some((&[who, offset, length, end], rest)) = script.split_first_chunk() {
         let (data, rest) = rest.split_at(rest.len().min(length.into()));
         script = rest;

@@ -143,7 +143,12 @@ fn calls() -> Vec<RaftCall> {
 
 /// What the codec encodes, with its kind in front.
 pub fn stored() -> Seeds {
-    let state = HardState { term: Term(7), voted_for: Some(NodeId(300)), installing: Some(snapshot_meta()) };
+    let state = HardState {
+        term: Term(7),
+        voted_for: Some(NodeId(300)),
+        installing: Some(snapshot_meta()),
+        lost_through: Some(LogId::new(1, 2)),
+    };
     let mut raft = raft();
     let mut returned: Seeds = calls().into_iter().map(|call| codec::encode(1, &raft.call(call))).collect();
     returned.dedup();

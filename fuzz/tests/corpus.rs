@@ -17,14 +17,9 @@ fn files(folder: &str, target: &str) -> Vec<(PathBuf, Vec<u8>)> {
 fn nothing_is_wrong_with_any_file() {
     for target in TARGETS {
         let corpus = files("corpus", target.name);
-        for seed in (target.seeds)() {
-            let is_there = corpus.iter().any(|(_, bytes)| *bytes == seed);
-            assert!(
-                is_there,
-                "{}: a seed is missing; cargo run -p consensus-fuzz --example seeds",
-                target.name
-            );
-        }
+        assert!(!corpus.is_empty(), "{}: cargo run -p consensus-fuzz --example seeds", target.name);
+        // Those in the corpus may be of an earlier format.
+        (target.seeds)().iter().for_each(|seed| (target.run)(seed));
         for (path, bytes) in corpus.into_iter().chain(files("regressions", target.name)) {
             println!("{}", path.display());
             (target.run)(&bytes);

@@ -13,7 +13,7 @@ const LENGTHS: &[&[u8]] = &[
     &[253, 255, 255, 255, 255, 255, 255, 255, 127],
 ];
 /// Longer seeds are damaged at so many places.
-const PLACES: usize = 400;
+const PLACES: usize = 200;
 
 fn damage(target: &Target, seed: &[u8]) -> usize {
     let mut runs = 0;

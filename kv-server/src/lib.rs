@@ -1,8 +1,8 @@
 //! The replicated key-value server.
 //!
-//! It composes and owns no logic: [`config`] says what to start, [`node`] puts engine, transport, storage and state
-//! machine together, [`frontend`] speaks Thrift with clients, [`routing`] decides where each operation is executed, and
-//! [`cluster`] knows who is there. The program is [`run`]; what else is public is for the crate `fuzz`.
+//! It composes and owns no logic: `config` says what to start, `node` puts engine, transport, storage and state
+//! machine together, `frontend` speaks Thrift with clients, `routing` decides where each operation is executed, and
+//! `cluster` knows who is there. The program is [`run`]; what else is public is for the crate `fuzz`.
 
 mod cluster;
 mod config;

@@ -9,7 +9,7 @@ VENV := $(CARGO_TARGET_DIR)/python
 export KV_TEST_PYTHON := $(VENV)/bin/python
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help demo test setup build format lint unit doc examples figures generate clean
+.PHONY: help demo test setup build format lint unit doc examples figures fuzz generate clean
 
 help: ## shows this
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -56,6 +56,11 @@ $(VENV)/thriftpy2:
 figures: setup ## writes per second and latencies on three nodes, release build
 	cargo build --release -p kv-server -p kv-client
 	BIN=$(CARGO_TARGET_DIR)/release scripts/figures
+
+TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+SECONDS_EACH ?= 60
+fuzz: ## the decoders under libFuzzer: TARGETS="record message" SECONDS_EACH=600; see docs/fuzzing.md
+	@for target in $(TARGETS); do echo "== $$target"; fuzz/run $$target $(SECONDS_EACH) || exit 1; done
 
 generate: ## Rust code of the Thrift IDLs
 	scripts/generate-thrift

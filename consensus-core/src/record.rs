@@ -96,20 +96,33 @@ mod tests {
         assert_eq!(record, golden);
     }
 
+    fn payload() -> impl Strategy<Value = Payload> {
+        let joint = |ids: Vec<u64>, outgoing: Vec<u64>| {
+            let members = |ids| Membership::of_voters(ids).members().clone();
+            Payload::Membership(Membership::joint(members(ids), members(outgoing)))
+        };
+        prop_oneof![
+            Just(Payload::Blank),
+            Just(Payload::Withheld),
+            any::<Vec<u8>>().prop_map(|command| Payload::Command(command.into())),
+            any::<(Vec<u64>, Vec<u64>)>().prop_map(move |(ids, outgoing)| joint(ids, outgoing)),
+        ]
+    }
+
     proptest! {
         #[test]
-        fn every_entry_comes_back(term: u64, index: u64, command in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..64))) {
-            let payload = command.map_or(Payload::Membership(Membership::of_voters([1, 2])), |c| Payload::Command(c.into()));
-            let entry = Entry { id: LogId::new(term, index), payload };
-            prop_assert_eq!(decode(&encoded(&entry)), Ok(entry));
-        }
-
-        #[test]
-        fn every_bit_flip_and_every_cut_is_noticed(at in 0usize..25, bit in 0u8..8) {
-            let good = encoded(&Entry::command(LogId::new(2, 3), "abc"));
-            prop_assert!(decode(&good.slice(..at)).is_err());
-            let mut bad = good.to_vec();
-            bad[at] ^= 1 << bit;
+        fn every_entry_comes_back_and_every_bit_flip_and_every_cut_is_noticed(
+            id: (u64, u64),
+            payload in payload(),
+            cut: prop::sample::Index,
+            bit: prop::sample::Index,
+        ) {
+            let entry = Entry { id: LogId::new(id.0, id.1), payload };
+            let good = encoded(&entry);
+            prop_assert_eq!(decode(&good), Ok(entry));
+            prop_assert!(decode(&good.slice(..cut.index(good.len()))).is_err());
+            let (mut bad, bit) = (good.to_vec(), bit.index(8 * good.len()));
+            bad[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(decode(&bad.into()).is_err());
         }
     }

@@ -26,6 +26,7 @@ use consensus_core::{
 };
 use consensus_raft_protocol::{Append, Event, Output, Raft};
 use forward::Forwarding;
+pub(crate) use forward::reread as reread_forwarded;
 use members::Asked;
 use messages::message_of;
 use reads::{Freshness, Reads};

@@ -301,9 +301,9 @@ pub fn recording(path: &Path) -> Result<Vec<PathBuf>, FlightError> {
 
 /// Reads one file of a recording.
 #[derive(Debug)]
-pub struct FlightReader {
+pub struct FlightReader<R = BufReader<File>> {
     path: PathBuf,
-    file: BufReader<File>,
+    file: R,
     at: u64,
 }
 
@@ -314,7 +314,17 @@ impl FlightReader {
     /// It is no recording.
     pub fn open(path: &Path) -> Result<Self, FlightError> {
         let io = |error| FlightError::Io { path: path.to_owned(), error };
-        let mut file = BufReader::new(File::open(path).map_err(io)?);
+        Self::new(path, BufReader::new(File::open(path).map_err(io)?))
+    }
+}
+
+impl<R: Read> FlightReader<R> {
+    /// Reads what a file has from somewhere else; errors name `path`.
+    ///
+    /// # Errors
+    /// It is no recording.
+    pub fn new(path: &Path, mut file: R) -> Result<Self, FlightError> {
+        let io = |error| FlightError::Io { path: path.to_owned(), error };
         let mut magic = Vec::new();
         file.by_ref().take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(io)?;
         if magic != MAGIC {
@@ -369,5 +379,94 @@ impl FlightReader {
 
     fn damaged(&self, why: String) -> FlightError {
         FlightError::Damaged { path: self.path.clone(), at: self.at, why }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use consensus_core::{LogId, LogIndex, Membership, SnapshotMeta, Term};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event() -> impl Strategy<Value = Event> {
+        let numbers = any::<(u64, u64)>();
+        let arrived = (numbers, any::<Vec<u64>>()).prop_map(|((term, index), voters)| {
+            let meta =
+                SnapshotMeta { last: LogId::new(term, index), membership: Membership::of_voters(voters) };
+            Event::SnapshotArrived { from: NodeId(index), term: Term(term), meta }
+        });
+        prop_oneof![
+            Just(Event::Tick),
+            any::<u64>().prop_map(|through| Event::Compact(LogIndex(through))),
+            any::<(u64, u64)>().prop_map(|(token, size_bytes)| Event::Propose { token, size_bytes }),
+            arrived,
+        ]
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        let began = (any::<(u64, u64, u64)>(), any::<Time>(), any::<Vec<u8>>());
+        let began = began.prop_map(|((node, run, calls), now, state)| Record::Began {
+            node: NodeId(node),
+            run,
+            now,
+            calls,
+            state: state.into(),
+        });
+        prop_oneof![
+            began,
+            (any::<Time>(), event()).prop_map(|(now, event)| Record::Called(Call::Step(now, event))),
+            Just(Record::Called(Call::TakePersist)),
+            any::<u32>().prop_map(Record::Returned),
+        ]
+    }
+
+    /// The records, and what ended them if it was no orderly end.
+    fn read(bytes: &[u8]) -> Result<(Vec<Record>, Option<FlightError>), FlightError> {
+        let mut reader = FlightReader::new(Path::new("recording"), bytes)?;
+        let mut records = Vec::new();
+        loop {
+            match reader.next_record() {
+                Ok(Some(record)) => records.push(record),
+                Ok(None) => return Ok((records, None)),
+                Err(error) => return Ok((records, Some(error))),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn records_come_back_and_a_cut_and_a_changed_bit_are_told(
+            records in prop::collection::vec(record(), 1..6),
+            cut: prop::sample::Index,
+            bit: prop::sample::Index,
+        ) {
+            let (mut bytes, mut ends) = (MAGIC.to_vec(), vec![MAGIC.len()]);
+            for record in &records {
+                bytes.extend(framed(record).unwrap());
+                ends.push(bytes.len());
+            }
+            let (all, end) = read(&bytes).unwrap();
+            prop_assert_eq!(&all, &records);
+            prop_assert!(end.is_none());
+
+            let cut = MAGIC.len() + cut.index(bytes.len() - MAGIC.len());
+            let whole = ends.iter().filter(|end| **end <= cut).count() - 1;
+            let (some, end) = read(&bytes[..cut]).unwrap();
+            prop_assert_eq!(&some[..], &records[..whole]);
+            prop_assert_eq!(end.is_none(), ends.contains(&cut));
+            prop_assert!(matches!(end, None | Some(FlightError::CutShort { .. })), "{:?}", end);
+
+            let bit = bit.index(8 * bytes.len());
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            match read(&bytes) {
+                Err(error) => prop_assert!(matches!(error, FlightError::Foreign(_)) && bit / 8 < MAGIC.len()),
+                Ok((some, end)) => {
+                    let whole = ends.iter().filter(|end| **end <= bit / 8).count() - 1;
+                    prop_assert_eq!(&some[..], &records[..whole]);
+                    prop_assert!(matches!(end, Some(FlightError::Damaged { .. })), "{:?}", end);
+                }
+            }
+        }
     }
 }

@@ -37,6 +37,8 @@ mod config;
 mod driver;
 mod engine;
 pub mod flight;
+#[doc(hidden)]
+pub mod fuzzing;
 mod inbox;
 pub mod measure;
 pub mod recover;

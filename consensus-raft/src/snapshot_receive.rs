@@ -88,6 +88,7 @@ mod tests {
     use std::io::Read;
 
     use consensus_core::{LogId, Term};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -134,5 +135,46 @@ mod tests {
             outcome(receiver.take(NodeId(1), &chunk(7, 0, "hello", Some(1)))),
             SnapshotOutcome::Refused
         );
+    }
+
+    proptest! {
+        /// Chunks come late, twice, from others and changed; and the sender goes on where it is told to.
+        #[test]
+        fn what_is_whole_is_what_was_sent(
+            data in prop::collection::vec(any::<u8>(), 0..200),
+            size in 1usize..50,
+            noise in prop::collection::vec((0u64..3, 0u64..3, 0u64..250, any::<Vec<u8>>(), any::<Option<u32>>()), 0..12),
+        ) {
+            let mut receiver = Receiver::new(std::env::temp_dir());
+            let meta = SnapshotMeta { last: LogId::new(1, 5), ..SnapshotMeta::default() };
+            let chunk = |transfer, offset: u64, data: &[u8], last| {
+                let (meta, data) = (meta.clone(), data.to_vec().into());
+                SnapshotChunk { term: Term(1), transfer, meta, offset, data, last }
+            };
+            let sum = crc32c::crc32c(&data);
+            let (mut offset, mut noise) = (0usize, noise.into_iter());
+            loop {
+                if let Some((from, transfer, at, bytes, last)) = noise.next()
+                    && let Received::Whole(_, mut file) = receiver.take(NodeId(from), &chunk(transfer, at, &bytes, last))
+                {
+                    let mut whole = Vec::new();
+                    file.read_to_end(&mut whole).unwrap();
+                    prop_assert_eq!(Some(crc32c::crc32c(&whole)), last);
+                }
+                let piece = &data[offset..data.len().min(offset + size)];
+                let last = (offset + piece.len() == data.len()).then_some(sum);
+                match receiver.take(NodeId(9), &chunk(7, offset as u64, piece, last)) {
+                    Received::Whole(_, mut file) => {
+                        let mut whole = Vec::new();
+                        file.read_to_end(&mut whole).unwrap();
+                        prop_assert_eq!(&whole, &data);
+                        break;
+                    }
+                    Received::Answer(SnapshotOutcome::Continue { offset: next }) => offset = next as usize,
+                    // Another stream has begun meanwhile.
+                    Received::Answer(_) => offset = 0,
+                }
+            }
+        }
     }
 }

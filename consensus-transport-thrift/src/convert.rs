@@ -280,12 +280,128 @@ pub(crate) fn unsigned(value: i64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::fuzzing::{Call, read_call, read_chunk_answer, write_call, write_chunk_answer};
 
     #[test]
     fn every_message_comes_back() {
         for message in consensus_testkit::transport::samples() {
             assert_eq!(message_from_wire(message_to_wire(message.clone()).unwrap()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn a_message_of_an_unknown_kind_is_an_error() {
+        // The compiler's code panicked.
+        let message = consensus_testkit::transport::samples().swap_remove(0);
+        let mut frame = write_call(Call::Deliver(message)).unwrap()[4..].to_vec();
+        let union = frame.iter().rposition(|byte| *byte == b'r').unwrap() + 5 + 3;
+        assert_eq!(frame[union..union + 3], [12, 0, 1], "a struct, of the first kind");
+        frame[union + 2] = 99;
+        assert_eq!(read_call(&frame), Err("received an unknown field for a union".to_owned()));
+    }
+
+    fn id() -> impl Strategy<Value = LogId> {
+        any::<(u64, u64)>().prop_map(|(term, index)| LogId::new(term, index))
+    }
+
+    fn endpoint() -> impl Strategy<Value = Option<Endpoint>> {
+        let text = prop_oneof![Just("db.example:9090"), Just("[::1]:1"), Just("10.0.0.1:65535")];
+        prop::option::of(text.prop_map(|text| text.parse().unwrap()))
+    }
+
+    fn members() -> impl Strategy<Value = BTreeMap<NodeId, Member>> {
+        let kinds = [MemberKind::Voter, MemberKind::Learner, MemberKind::Joining, MemberKind::Witness];
+        let member = (0..kinds.len(), endpoint(), endpoint(), any::<u32>(), any::<Option<u64>>());
+        let member = member.prop_map(move |(kind, endpoint, client_endpoint, priority, storage)| {
+            let storage = storage.map(StorageId);
+            Member { kind: kinds[kind], endpoint, priority, client_endpoint, storage }
+        });
+        prop::collection::btree_map(any::<u64>().prop_map(NodeId), member, 0..5)
+    }
+
+    fn membership() -> impl Strategy<Value = Membership> {
+        (members(), members()).prop_map(|(members, outgoing)| Membership::joint(members, outgoing))
+    }
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        let payload = prop_oneof![
+            Just(Payload::Blank),
+            Just(Payload::Withheld),
+            any::<Vec<u8>>().prop_map(|command| Payload::Command(command.into())),
+            membership().prop_map(Payload::Membership),
+        ];
+        (id(), payload).prop_map(|(id, payload)| Entry { id, payload })
+    }
+
+    fn message() -> impl Strategy<Value = Message> {
+        let samples = consensus_testkit::transport::samples();
+        let append = (any::<(u64, u64, u64)>(), id(), prop::collection::vec(entry(), 0..4));
+        let append = append.prop_map(|((term, commit, round), prev, entries)| {
+            let (term, commit) = (Term(term), LogIndex(commit));
+            Message::AppendEntries(AppendEntries { term, prev, entries, commit, round })
+        });
+        let extension = any::<Vec<u8>>().prop_map(|bytes| Message::Extension(bytes.into()));
+        // Those that are numbers only are as good as any of theirs.
+        prop_oneof![4 => append, 1 => extension, 2 => prop::sample::select(samples)]
+    }
+
+    fn chunk() -> impl Strategy<Value = SnapshotChunk> {
+        let numbers = any::<(u64, u64, u64, Option<u32>)>();
+        (numbers, id(), membership(), any::<Vec<u8>>()).prop_map(|(numbers, last_id, membership, data)| {
+            let (term, transfer, offset, last) = numbers;
+            let meta = SnapshotMeta { last: last_id, membership };
+            SnapshotChunk { term: Term(term), transfer, meta, offset, data: data.into(), last }
+        })
+    }
+
+    /// A cut is an error; a changed bit is one, or makes another call that is as good.
+    fn check_damaged(
+        call: Call,
+        cut: prop::sample::Index,
+        bit: prop::sample::Index,
+    ) -> std::result::Result<(), TestCaseError> {
+        let good = &write_call(call.clone()).unwrap()[4..];
+        prop_assert_eq!(read_call(good), Ok(call));
+        prop_assert!(read_call(&good[..cut.index(good.len())]).is_err());
+        let (mut flipped, bit) = (good.to_vec(), bit.index(8 * good.len()));
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        if let Ok(changed) = read_call(&flipped)
+            && let Some(frame) = write_call(changed.clone())
+        {
+            prop_assert_eq!(read_call(&frame[4..]), Ok(changed));
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_damaged_is_an_error_or_another_call(
+            message in message(),
+            chunk in chunk(),
+            sequence: i32,
+            cut: prop::sample::Index,
+            bit: prop::sample::Index,
+        ) {
+            check_damaged(Call::Deliver(message), cut, bit)?;
+            check_damaged(Call::SnapshotChunk(sequence, chunk), cut, bit)?;
+        }
+
+        #[test]
+        fn answers_come_back(sequence: i32, term: u64, offset: u64, outcome in 0..3, bit: prop::sample::Index) {
+            let outcome = match outcome {
+                0 => SnapshotOutcome::Continue { offset },
+                1 => SnapshotOutcome::Installed,
+                _ => SnapshotOutcome::Refused,
+            };
+            let ack = SnapshotAck { term: Term(term), outcome };
+            let mut frame = write_chunk_answer(sequence, ack).unwrap()[4..].to_vec();
+            prop_assert_eq!(read_chunk_answer(&frame), Ok((sequence, ack)));
+            let bit = bit.index(8 * frame.len());
+            frame[bit / 8] ^= 1 << (bit % 8);
+            let _ = read_chunk_answer(&frame);
         }
     }
 

@@ -2,7 +2,9 @@
 //!
 //! A frame is a length (4 bytes, big-endian) and that many bytes: one message of the strict binary protocol.
 
-use bytes::{Bytes, BytesMut};
+use std::io;
+
+use bytes::{Buf, Bytes, BytesMut};
 use thrift::{
     TConfiguration,
     protocol::{
@@ -12,13 +14,60 @@ use thrift::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::codec::{Decoder, FramedRead};
 
-/// Reads frames of at most `frame_bytes_max`; a longer one is an error before it is allocated.
-pub fn reader<R: AsyncRead>(io: R, frame_bytes_max: usize) -> FramedRead<R, LengthDelimitedCodec> {
-    let codec =
-        LengthDelimitedCodec::builder().length_field_length(4).max_frame_length(frame_bytes_max).new_codec();
-    FramedRead::new(io, codec)
+/// Reads frames of at most `frame_bytes_max`; a longer one is an error before it is read.
+pub fn reader<R: AsyncRead>(io: R, frame_bytes_max: usize) -> FramedRead<R, FrameDecoder> {
+    FramedRead::new(io, FrameDecoder { frame_bytes_max, awaited: None })
+}
+
+/// Cuts frames out of a stream, without their lengths. Memory grows with what has arrived, not with what is announced
+/// (`tokio-util`'s own codec reserves that at once, for each of ten thousand connections).
+#[derive(Debug)]
+pub struct FrameDecoder {
+    frame_bytes_max: usize,
+    /// Length of the frame that has begun.
+    awaited: Option<usize>,
+}
+
+impl FrameDecoder {
+    /// Sets the length of the longest frame, from the next one on.
+    pub fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
+        self.frame_bytes_max = frame_bytes_max;
+    }
+
+    fn begin(&mut self, buffer: &mut BytesMut) -> io::Result<Option<usize>> {
+        let Some(length) = buffer.first_chunk().map(|length| u32::from_be_bytes(*length)) else {
+            return Ok(None);
+        };
+        let length = usize::try_from(length).ok().filter(|length| *length <= self.frame_bytes_max);
+        let length = length.ok_or_else(|| {
+            let why = format!("a frame of more than {} bytes", self.frame_bytes_max);
+            io::Error::new(io::ErrorKind::InvalidData, why)
+        })?;
+        buffer.advance(LENGTH_BYTES);
+        self.awaited = Some(length);
+        Ok(Some(length))
+    }
+}
+
+impl Decoder for FrameDecoder {
+    type Item = BytesMut;
+    type Error = io::Error;
+
+    fn decode(&mut self, buffer: &mut BytesMut) -> io::Result<Option<BytesMut>> {
+        let awaited = match self.awaited {
+            Some(length) => Some(length),
+            None => self.begin(buffer)?,
+        };
+        let Some(length) = awaited else { return Ok(None) };
+        if buffer.len() < length {
+            buffer.reserve((length - buffer.len()).min(buffer.len().max(RESERVE_BYTES)));
+            return Ok(None);
+        }
+        self.awaited = None;
+        Ok(Some(buffer.split_to(length)))
+    }
 }
 
 /// One message as a frame, length included.
@@ -31,18 +80,18 @@ pub fn encode(
     sequence: i32,
     write: impl FnOnce(&mut dyn TOutputProtocol) -> thrift::Result<()>,
 ) -> thrift::Result<Bytes> {
-    let mut frame = vec![0; 4];
+    let mut frame = vec![0; LENGTH_BYTES];
     let mut protocol = TBinaryOutputProtocol::new(&mut frame, true);
     protocol.write_message_begin(&TMessageIdentifier::new(name, kind, sequence))?;
     write(&mut protocol)?;
     protocol.write_message_end()?;
-    let length = i32::try_from(frame.len() - 4).map_err(|_| {
+    let length = i32::try_from(frame.len() - LENGTH_BYTES).map_err(|_| {
         thrift::Error::Protocol(thrift::ProtocolError::new(
             thrift::ProtocolErrorKind::SizeLimit,
             "the message is longer than a frame",
         ))
     })?;
-    frame[..4].copy_from_slice(&length.to_be_bytes());
+    frame[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
     Ok(frame.into())
 }
 
@@ -101,7 +150,7 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
     mut io: W,
     mut frames: mpsc::Receiver<Bytes>,
     mut written: impl FnMut(usize),
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let (mut batch, mut buffer) = (Vec::new(), BytesMut::new());
     while frames.recv_many(&mut batch, BATCH_FRAMES_MAX).await > 0 {
         for frame in batch.drain(..) {
@@ -120,6 +169,10 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
     io.shutdown().await
 }
 
+/// Of the length in front of a frame.
+const LENGTH_BYTES: usize = 4;
+/// Room made at least for a frame that has begun, if it needs as much.
+const RESERVE_BYTES: usize = 64 << 10;
 /// Elements that a list may claim to have; they are allocated at once, before they are read.
 pub(crate) const CONTAINER_MAX: usize = 65_536;
 /// Structs within structs; the vocabularies of the workspace need six.
@@ -162,10 +215,45 @@ mod tests {
     async fn a_long_frame_is_refused_by_its_length_alone() {
         use futures::StreamExt;
         let mut frames = reader(&[0x7f, 0xff, 0xff, 0xff, 1][..], 1000);
-        assert_eq!(frames.next().await.unwrap().unwrap_err().kind(), std::io::ErrorKind::InvalidData);
+        assert_eq!(frames.next().await.unwrap().unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn an_announced_frame_is_allocated_as_it_arrives() {
+        use futures::StreamExt;
+        let announced: &[u8] = &[0x00, 0xff, 0xff, 0xff, 1, 2, 3];
+        let mut frames = reader(announced, 1 << 24);
+        assert!(frames.next().await.unwrap().is_err(), "it ends within a frame");
+        assert!(frames.read_buffer().capacity() < 1 << 18, "{}", frames.read_buffer().capacity());
     }
 
     proptest! {
+        #[test]
+        fn frames_come_back_however_the_stream_is_cut(
+            frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..6),
+            piece in 1usize..100,
+            missing in 1usize..10,
+        ) {
+            let framed = |frame: &Vec<u8>| [&(frame.len() as u32).to_be_bytes()[..], frame].concat();
+            let stream: Vec<u8> = frames.iter().flat_map(framed).collect();
+            let read = |stream: &[u8]| {
+                let (mut buffer, mut decoder) = (BytesMut::new(), reader(&[][..], 300).into_parts().codec);
+                let mut read = Vec::new();
+                for piece in stream.chunks(piece) {
+                    buffer.extend_from_slice(piece);
+                    while let Some(frame) = decoder.decode(&mut buffer).unwrap() {
+                        read.push(frame.to_vec());
+                    }
+                }
+                read
+            };
+            prop_assert_eq!(&read(&stream), &frames);
+            let cut = &stream[..stream.len().saturating_sub(missing)];
+            let whole = frames.iter().scan(0, |end, frame| { *end += 4 + frame.len(); Some(*end) });
+            let whole = whole.filter(|end| *end <= cut.len()).count();
+            prop_assert_eq!(&read(cut)[..], &frames[..whole]);
+        }
+
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Ok((_, mut protocol)) = open(&bytes) {

@@ -415,7 +415,7 @@ impl TSerializable for Membership {
       match field_id {
         1 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<Member> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<Member> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_0 = Member::read_from_in_protocol(i_prot)?;
             val.push(list_elem_0);
@@ -425,7 +425,7 @@ impl TSerializable for Membership {
         },
         2 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<Member> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<Member> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_1 = Member::read_from_in_protocol(i_prot)?;
             val.push(list_elem_1);
@@ -801,7 +801,7 @@ impl TSerializable for AppendEntries {
         },
         3 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<Entry> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<Entry> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_2 = Entry::read_from_in_protocol(i_prot)?;
             val.push(list_elem_2);
@@ -996,7 +996,7 @@ impl TSerializable for AppendOutcome {
         )
       )
     } else {
-      Ok(ret.expect("return value should have been constructed"))
+      Ok(ret.ok_or_else(|| ProtocolError::new(ProtocolErrorKind::InvalidData, "received an unknown field for a union"))?)
     }
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
@@ -1504,7 +1504,7 @@ impl TSerializable for Message {
         )
       )
     } else {
-      Ok(ret.expect("return value should have been constructed"))
+      Ok(ret.ok_or_else(|| ProtocolError::new(ProtocolErrorKind::InvalidData, "received an unknown field for a union"))?)
     }
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {

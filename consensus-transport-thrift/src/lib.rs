@@ -27,6 +27,8 @@ mod calls;
 mod connection;
 mod convert;
 pub mod framing;
+#[doc(hidden)]
+pub mod fuzzing;
 #[rustfmt::skip]
 mod generated;
 mod peer;

@@ -21,7 +21,7 @@ use tokio::{
     },
     sync::{Mutex, mpsc},
 };
-use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::codec::FramedRead;
 
 use crate::{
     ThriftConfig, calls,
@@ -53,7 +53,7 @@ struct Link {
 
 #[derive(Debug)]
 struct Bulk {
-    reader: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
+    reader: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
     writer: OwnedWriteHalf,
     sequence: i32,
 }
@@ -186,7 +186,7 @@ impl Link {
     async fn connect_for_messages(
         &self,
     ) -> Result<
-        (FramedRead<OwnedReadHalf, LengthDelimitedCodec>, OwnedWriteHalf, mpsc::Receiver<Bytes>),
+        (FramedRead<OwnedReadHalf, framing::FrameDecoder>, OwnedWriteHalf, mpsc::Receiver<Bytes>),
         TransportError,
     > {
         let stream = self.connect().await.map_err(|source| self.io("connecting", source))?;
@@ -199,7 +199,7 @@ impl Link {
     /// Writes what is queued until the connection ends; says why it did.
     async fn run(
         &self,
-        mut reader: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
+        mut reader: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
         writer: OwnedWriteHalf,
         frames: mpsc::Receiver<Bytes>,
     ) -> io::Error {
@@ -223,7 +223,7 @@ impl Link {
     async fn greet(
         &self,
         stream: TcpStream,
-    ) -> Result<(FramedRead<OwnedReadHalf, LengthDelimitedCodec>, OwnedWriteHalf), TransportError> {
+    ) -> Result<(FramedRead<OwnedReadHalf, framing::FrameDecoder>, OwnedWriteHalf), TransportError> {
         let (reader, mut writer) = stream.into_split();
         let mut reader = framing::reader(reader, self.config.frame_bytes_max);
         let hello = Hello {
@@ -254,7 +254,7 @@ impl Link {
 }
 
 pub(crate) async fn next_frame(
-    reader: &mut FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
+    reader: &mut FramedRead<OwnedReadHalf, framing::FrameDecoder>,
 ) -> io::Result<bytes::BytesMut> {
     reader.next().await.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
 }

@@ -74,7 +74,7 @@ async fn serve(
         tracing::warn!(node = hello.node_id, why, "refused a node");
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
-    reader.decoder_mut().set_max_frame_length(config.frame_bytes_max);
+    reader.decoder_mut().set_frame_bytes_max(config.frame_bytes_max);
     let from = NodeId(unsigned(hello.node_id));
     if let Some(Ok(endpoint)) = hello.endpoint.map(|text| text.parse()) {
         peers.learn(from, endpoint);

@@ -302,7 +302,7 @@ impl AdminChangeMembersArgs {
       match field_id {
         1 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<MemberChange> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<MemberChange> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_0 = MemberChange::read_from_in_protocol(i_prot)?;
             val.push(list_elem_0);

@@ -881,7 +881,7 @@ impl TSerializable for DeleteResponse {
         },
         3 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<KeyValue> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<KeyValue> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_0 = KeyValue::read_from_in_protocol(i_prot)?;
             val.push(list_elem_0);
@@ -1122,7 +1122,7 @@ impl TSerializable for RangeResponse {
         },
         2 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<KeyValue> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<KeyValue> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_1 = KeyValue::read_from_in_protocol(i_prot)?;
             val.push(list_elem_1);
@@ -1374,7 +1374,7 @@ impl TSerializable for Operation {
         )
       )
     } else {
-      Ok(ret.expect("return value should have been constructed"))
+      Ok(ret.ok_or_else(|| ProtocolError::new(ProtocolErrorKind::InvalidData, "received an unknown field for a union"))?)
     }
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
@@ -1473,7 +1473,7 @@ impl TSerializable for OperationResponse {
         )
       )
     } else {
-      Ok(ret.expect("return value should have been constructed"))
+      Ok(ret.ok_or_else(|| ProtocolError::new(ProtocolErrorKind::InvalidData, "received an unknown field for a union"))?)
     }
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
@@ -1620,7 +1620,7 @@ impl TSerializable for TxnRequest {
       match field_id {
         1 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<Compare> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<Compare> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_2 = Compare::read_from_in_protocol(i_prot)?;
             val.push(list_elem_2);
@@ -1630,7 +1630,7 @@ impl TSerializable for TxnRequest {
         },
         2 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<Operation> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<Operation> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_3 = Operation::read_from_in_protocol(i_prot)?;
             val.push(list_elem_3);
@@ -1640,7 +1640,7 @@ impl TSerializable for TxnRequest {
         },
         3 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<Operation> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<Operation> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_4 = Operation::read_from_in_protocol(i_prot)?;
             val.push(list_elem_4);
@@ -1658,7 +1658,7 @@ impl TSerializable for TxnRequest {
         },
         6 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<KeyRange> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<KeyRange> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_5 = KeyRange::read_from_in_protocol(i_prot)?;
             val.push(list_elem_5);
@@ -1778,7 +1778,7 @@ impl TSerializable for TxnResponse {
         },
         3 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<OperationResponse> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<OperationResponse> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_6 = OperationResponse::read_from_in_protocol(i_prot)?;
             val.push(list_elem_6);
@@ -2010,7 +2010,7 @@ impl TSerializable for StatusResponse {
         },
         8 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<MemberStatus> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<MemberStatus> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
             let list_elem_7 = MemberStatus::read_from_in_protocol(i_prot)?;
             val.push(list_elem_7);

@@ -250,6 +250,15 @@ fn read(path: &Path) -> Result<File, ConfigError> {
     toml::from_str(&text).map_err(|bad| error(bad.to_string()))
 }
 
+/// For the crate `fuzz`: what these flags and this file come to.
+pub(crate) fn from_text(flags: &[&str], file: &str) -> Result<Settings, ConfigError> {
+    let error = |why: String| ConfigError { place: PLACE.to_owned(), why };
+    let arguments = Arguments::try_parse_from(std::iter::once(&"kv-server").chain(flags));
+    let arguments = arguments.map_err(|bad| error(bad.to_string()))?;
+    let file: File = toml::from_str(file).map_err(|bad| error(bad.to_string()))?;
+    Builder { arguments, file, place: PLACE.to_owned() }.build()
+}
+
 struct Builder {
     arguments: Arguments,
     file: File,
@@ -403,6 +412,10 @@ impl Builder {
             );
             return self.error("election_timeout_ms", ms(settings.election_timeout), &allowed);
         }
+        if settings.election_timeout > ELECTION_TIMEOUT_MAX {
+            let allowed = format!("it must be at most {}, a day", ms(ELECTION_TIMEOUT_MAX));
+            return self.error("election_timeout_ms", ms(settings.election_timeout), &allowed);
+        }
         Ok(())
     }
 
@@ -455,6 +468,10 @@ impl Builder {
     }
 }
 
+/// Where settings stand that come from no file.
+const PLACE: &str = "cluster.toml";
+/// As for the engine.
+const ELECTION_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const CONSENSUS_PORT_OFFSET: u16 = 1000;
 /// Three write buffers of 64 MiB, of the log or of the state, and some.
 const DISK_RESERVE_MIB: u64 = 256;
@@ -464,10 +481,7 @@ mod tests {
     use super::*;
 
     fn settings(flags: &[&str], file: &str) -> Result<Settings, String> {
-        let arguments = Arguments::try_parse_from(std::iter::once(&"kv-server").chain(flags)).unwrap();
-        let place = "cluster.toml".to_owned();
-        let file: File = toml::from_str(file).map_err(|error| error.to_string())?;
-        Builder { arguments, file, place }.build().map_err(|error| error.to_string())
+        from_text(flags, file).map_err(|error| error.to_string())
     }
 
     const EXAMPLE: &str = r#"
@@ -549,6 +563,11 @@ mod tests {
                 vec![],
                 format!("[deployment]\n{nodes}\n[cluster]\nelection_timeout_ms = 150"),
                 vec!["election_timeout_ms = 150", "twice"],
+            ),
+            (
+                vec![],
+                format!("[deployment]\n{nodes}\n[cluster]\nelection_timeout_ms = 86400001"),
+                vec!["election_timeout_ms = 86400001", "at most 86400000"],
             ),
             (
                 vec![],

@@ -117,13 +117,7 @@ async fn replicated(
     thrift.cluster.clone_from(&cluster.name);
     thrift.advertise = cluster.nodes.get(&settings.node).map(|endpoints| endpoints.consensus.clone());
     let transport = Arc::new(ThriftTransport::bind(thrift).await?);
-    let mut members = BTreeMap::new();
-    for (id, endpoints) in &cluster.nodes {
-        let (endpoint, client_endpoint) = (Some(endpoints.consensus.clone()), Some(endpoints.client.clone()));
-        let kind = if cluster.witnesses.contains(id) { MemberKind::Witness } else { MemberKind::Voter };
-        members.insert(*id, Member { endpoint, client_endpoint, ..Member::new(kind) });
-    }
-    let config = raft_config(settings, cluster, Membership::new(members));
+    let config = raft_config(settings, cluster);
     let storage = Arc::new(storage);
     if cluster.witnesses.contains(&settings.node) {
         let engine = RaftEngine::start_witness(config, transport.clone(), storage).await?;
@@ -135,9 +129,15 @@ async fn replicated(
     Ok((ConsensusKvDatabase::new(engine, executor), transport))
 }
 
-fn raft_config(settings: &Settings, cluster: &ClusterSettings, membership: Membership) -> RaftConfig {
+pub(crate) fn raft_config(settings: &Settings, cluster: &ClusterSettings) -> RaftConfig {
+    let mut members = BTreeMap::new();
+    for (id, endpoints) in &cluster.nodes {
+        let (endpoint, client_endpoint) = (Some(endpoints.consensus.clone()), Some(endpoints.client.clone()));
+        let kind = if cluster.witnesses.contains(id) { MemberKind::Witness } else { MemberKind::Voter };
+        members.insert(*id, Member { endpoint, client_endpoint, ..Member::new(kind) });
+    }
     let mut config = RaftConfig::new(settings.node);
-    config.bootstrap = Some(membership).filter(|_| !cluster.join);
+    config.bootstrap = Some(Membership::new(members)).filter(|_| !cluster.join);
     config.protocol.lease_drift_percent = cluster.lease_drift_percent;
     config.protocol.election_timeout = cluster.election_timeout;
     config.protocol.heartbeat_interval = cluster.heartbeat_interval;

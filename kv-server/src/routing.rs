@@ -31,7 +31,7 @@ pub(crate) struct RoutingManager {
 }
 
 /// What is to be done, checked as far as one can without doing it.
-enum Request {
+pub(crate) enum Request {
     Operation { operation: KvOperation, session: Option<Session>, consistency: Consistency },
     ChangeMembers(Vec<MemberChange>),
     TransferLeader(Option<NodeId>),
@@ -76,7 +76,7 @@ impl RoutingManager {
             }
             _ => {}
         }
-        let request = self.request(call.clone())?;
+        let request = request(call.clone(), self.sessions_max)?;
         let deadline = Instant::now() + LEADER_WAIT;
         let may_forward = may_forward && self.routing == Routing::Forward;
         loop {
@@ -155,38 +155,6 @@ impl RoutingManager {
         }
     }
 
-    fn request(&self, call: Call) -> Result<Request, Fault> {
-        let (mut session, mut consistency) = (None, Consistency::Linearizable);
-        let operation = match call {
-            Call::Put(mut request) => {
-                session = convert::session(request.session.take())?;
-                convert::put(request)?
-            }
-            Call::DeleteRange(mut request) => {
-                session = convert::session(request.session.take())?;
-                convert::delete(request)
-            }
-            Call::Txn(mut request) => {
-                session = convert::session(request.session.take())?;
-                convert::txn(request)?
-            }
-            Call::Range(request) => {
-                consistency = convert::consistency(request.consistency)?;
-                convert::range(request)?
-            }
-            Call::Compact(revision) => convert::compact(revision)?,
-            Call::OpenSession => KvOperation::OpenSession { sessions_max: self.sessions_max },
-            Call::ChangeMembers(changes) => return Ok(Request::ChangeMembers(changes)),
-            Call::TransferLeader(to) => {
-                return Ok(Request::TransferLeader(u64::try_from(to).ok().map(NodeId)));
-            }
-            Call::Status | Call::Hash | Call::NoForwarding => {
-                return Err(convert::invalid("not an operation"));
-            }
-        };
-        Ok(Request::Operation { operation, session, consistency })
-    }
-
     fn endpoint_of(&self, leader: NodeId) -> Option<Endpoint> {
         self.cluster.as_ref()?.client_endpoint(leader)
     }
@@ -262,6 +230,39 @@ impl RoutingManager {
             members: self.cluster.as_ref().map_or_else(Vec::new, |cluster| cluster.members()),
         }))
     }
+}
+
+/// What a call asks for.
+pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
+    let (mut session, mut consistency) = (None, Consistency::Linearizable);
+    let operation = match call {
+        Call::Put(mut request) => {
+            session = convert::session(request.session.take())?;
+            convert::put(request)?
+        }
+        Call::DeleteRange(mut request) => {
+            session = convert::session(request.session.take())?;
+            convert::delete(request)
+        }
+        Call::Txn(mut request) => {
+            session = convert::session(request.session.take())?;
+            convert::txn(request)?
+        }
+        Call::Range(request) => {
+            consistency = convert::consistency(request.consistency)?;
+            convert::range(request)?
+        }
+        Call::Compact(revision) => convert::compact(revision)?,
+        Call::OpenSession => KvOperation::OpenSession { sessions_max },
+        Call::ChangeMembers(changes) => return Ok(Request::ChangeMembers(changes)),
+        Call::TransferLeader(to) => {
+            return Ok(Request::TransferLeader(u64::try_from(to).ok().map(NodeId)));
+        }
+        Call::Status | Call::Hash | Call::NoForwarding => {
+            return Err(convert::invalid("not an operation"));
+        }
+    };
+    Ok(Request::Operation { operation, session, consistency })
 }
 
 const STANDALONE: &str = "this server stands alone; it has no members";

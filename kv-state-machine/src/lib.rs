@@ -42,6 +42,8 @@ mod collect;
 mod database;
 mod execute;
 mod executor;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hash;
 mod keys;
 mod machine;

@@ -109,8 +109,10 @@ pub struct Txn {
     /// All must hold.
     pub compare: Vec<Compare>,
     /// Done then; puts, deletes and ranges only.
+    #[serde(deserialize_with = "flat::operations")]
     pub success: Vec<KvOperation>,
     /// Done otherwise.
+    #[serde(deserialize_with = "flat::operations")]
     pub failure: Vec<KvOperation>,
     /// Optimistic: if a key in `read_ranges` was written or deleted after this revision, nothing is done. 0: not so.
     pub read_revision: u64,
@@ -227,6 +229,7 @@ pub struct TxnDone {
     /// All compares held.
     pub succeeded: bool,
     /// Of each operation of the branch taken.
+    #[serde(deserialize_with = "flat::results")]
     pub responses: Vec<KvResult>,
 }
 
@@ -282,3 +285,64 @@ impl KvRejection {
         Self::Invalid(why.into())
     }
 }
+
+/// Reads what is within a transaction, where no other transaction is: a few bytes of hostile ones, each within the one
+/// before, would cost a stack, and a list for each.
+mod flat {
+    use serde::{Deserialize, Deserializer};
+
+    use super::{Delete, Deleted, Found, KvOperation, KvResult, Put, PutDone, Range};
+
+    /// Nothing can be read as this.
+    #[derive(Deserialize)]
+    enum Nested {}
+
+    /// As [`KvOperation`].
+    #[derive(Deserialize)]
+    enum Operation {
+        Put(Put),
+        Delete(Delete),
+        Range(Range),
+        Txn(Nested),
+        Compact { revision: u64 },
+        OpenSession { sessions_max: u64 },
+    }
+
+    /// As [`KvResult`].
+    #[derive(Deserialize)]
+    enum Done {
+        Put(PutDone),
+        Delete(Deleted),
+        Range(Found),
+        Txn(Nested),
+        Compact,
+        OpenSession(u64),
+    }
+
+    pub(super) fn operations<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<KvOperation>, D::Error> {
+        let operations = Vec::<Operation>::deserialize(from)?.into_iter().map(|operation| match operation {
+            Operation::Put(put) => KvOperation::Put(put),
+            Operation::Delete(delete) => KvOperation::Delete(delete),
+            Operation::Range(range) => KvOperation::Range(range),
+            Operation::Txn(nested) => match nested {},
+            Operation::Compact { revision } => KvOperation::Compact { revision },
+            Operation::OpenSession { sessions_max } => KvOperation::OpenSession { sessions_max },
+        });
+        Ok(operations.collect())
+    }
+
+    pub(super) fn results<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<KvResult>, D::Error> {
+        let results = Vec::<Done>::deserialize(from)?.into_iter().map(|done| match done {
+            Done::Put(done) => KvResult::Put(done),
+            Done::Delete(deleted) => KvResult::Delete(deleted),
+            Done::Range(found) => KvResult::Range(found),
+            Done::Txn(nested) => match nested {},
+            Done::Compact => KvResult::Compact,
+            Done::OpenSession(id) => KvResult::OpenSession(id),
+        });
+        Ok(results.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -104,4 +104,9 @@ impl Sessions {
     }
 }
 
+/// For the crate `fuzz`: reads a stored session and writes it again.
+pub(crate) fn reread(bytes: &[u8]) -> Result<Vec<u8>, codec::CodecError> {
+    Ok(codec::encode(VERSION, &codec::decode::<Stored>("session", VERSION, bytes)?))
+}
+
 const VERSION: u8 = 1;

@@ -35,16 +35,20 @@ pub(crate) fn take(store: &Store) -> Result<Box<dyn Snapshot>, Failure> {
 
 impl Snapshot for Checkpoint {
     fn write_to(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        let mut files: Vec<_> =
-            fs::read_dir(&self.path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
-        files.sort();
-        out.write_all(MAGIC)?;
-        for path in &files {
-            write_file(out, path)?;
-        }
-        out.write_all(&0u16.to_be_bytes())?;
-        out.write_all(&(files.len() as u32).to_be_bytes())
+        send(&self.path, out)
     }
+}
+
+/// Writes the files of a directory to a stream.
+pub(crate) fn send(dir: &Path, out: &mut dyn Write) -> io::Result<()> {
+    let mut files: Vec<_> = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    files.sort();
+    out.write_all(MAGIC)?;
+    for path in &files {
+        write_file(out, path)?;
+    }
+    out.write_all(&0u16.to_be_bytes())?;
+    out.write_all(&(files.len() as u32).to_be_bytes())
 }
 
 fn write_file(out: &mut dyn Write, path: &Path) -> io::Result<()> {
@@ -99,7 +103,8 @@ fn bad(why: impl Into<String>) -> Failure {
     StateMachineError::Unreadable { what: "snapshot", why: why.into() }
 }
 
-fn receive(dir: &Path, stream: &mut dyn Read) -> Result<(), Failure> {
+/// Reads a stream into files of an empty directory.
+pub(crate) fn receive(dir: &Path, stream: &mut dyn Read) -> Result<(), Failure> {
     let mut magic = [0; MAGIC.len()];
     stream.read_exact(&mut magic)?;
     if magic != *MAGIC {
@@ -136,7 +141,7 @@ fn receive_file(dir: &Path, stream: &mut dyn Read) -> Result<bool, Failure> {
     let name = name.ok_or_else(|| bad("a file has an impossible name"))?;
     let mut size = [0; 8];
     stream.read_exact(&mut size)?;
-    let mut file = File::create(dir.join(name))?;
+    let mut file = File::create_new(dir.join(name))?; // No name comes twice.
     let sum = copy(stream, &mut file, u64::from_be_bytes(size))?;
     file.sync_all()?;
     let mut expected = [0; 4];
@@ -149,3 +154,69 @@ fn receive_file(dir: &Path, stream: &mut dyn Read) -> Result<bool, Failure> {
 
 const MAGIC: &[u8; 8] = b"KVSNAP\0\x01";
 const NAME_MAX: u16 = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Files = BTreeMap<String, Vec<u8>>;
+
+    fn stream(files: &Files) -> Vec<u8> {
+        let (dir, mut stream) = (tempfile::tempdir().unwrap(), Vec::new());
+        for (name, content) in files {
+            fs::write(dir.path().join(name), content).unwrap();
+        }
+        send(dir.path(), &mut stream).unwrap();
+        stream
+    }
+
+    fn received(mut stream: &[u8]) -> Option<Files> {
+        let dir = tempfile::tempdir().unwrap();
+        receive(dir.path(), &mut stream).ok()?;
+        let read =
+            |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
+        Some(fs::read_dir(dir.path()).unwrap().map(|entry| read(entry.unwrap())).collect())
+    }
+
+    #[test]
+    fn a_file_that_comes_twice_is_refused() {
+        let one = stream(&Files::from([("a".to_owned(), vec![1])]));
+        let (head, file) = (&one[..MAGIC.len()], &one[MAGIC.len()..one.len() - 6]);
+        let twice = [head, file, file, &[0, 0, 0, 0, 0, 2]].concat();
+        assert_eq!(received(&twice), None);
+    }
+
+    #[test]
+    fn a_name_that_leads_elsewhere_is_refused() {
+        for name in ["../a", "/tmp/a", ".", "..", "a/b", "a\0", "\u{e4}"] {
+            let file = [&(name.len() as u16).to_be_bytes(), name.as_bytes(), &[0; 8], &[0; 4]].concat();
+            assert_eq!(received(&[MAGIC, &file[..], &[0, 0, 0, 0, 0, 1]].concat()), None, "{name}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn files_come_back_and_what_is_cut_or_changed_is_refused(
+            files in prop::collection::btree_map("[a-zA-Z0-9_-]{1,9}", any::<Vec<u8>>(), 0..4),
+            cut: prop::sample::Index,
+            bit: prop::sample::Index,
+        ) {
+            let mut stream = stream(&files);
+            prop_assert_eq!(received(&stream), Some(files.clone()));
+            prop_assert_eq!(received(&stream[..cut.index(stream.len())]), None);
+            let bit = bit.index(8 * stream.len());
+            stream[bit / 8] ^= 1 << (bit % 8);
+            if let Some(changed) = received(&stream) {
+                // Names have no checksum; RocksDB misses the files that it knows.
+                let contents = |files: Files| { let mut all: Vec<_> = files.into_values().collect(); all.sort(); all };
+                prop_assert_eq!(contents(changed), contents(files));
+            }
+        }
+    }
+}

@@ -193,6 +193,12 @@ const FORWARD_TIMEOUTS: u32 = 10;
 const LIVES_MAX: usize = 1024;
 const VERSION: u8 = 1;
 
+/// For the crate `fuzz`: reads what travels between engines, and writes it again.
+pub(crate) fn reread(bytes: &[u8]) -> Result<Vec<u8>, codec::CodecError> {
+    let forwarded: Forwarded = codec::decode("forwarded command", VERSION, bytes)?;
+    Ok(codec::encode(VERSION, &forwarded))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,13 +1,15 @@
 //! The replicated key-value server.
 //!
-//! It composes and owns no logic: [`config`] says what to start, [`node`] puts engine, transport, storage and state
-//! machine together, [`frontend`] speaks Thrift with clients, [`routing`] decides where each operation is executed, and
-//! [`cluster`] knows who is there.
+//! It composes and owns no logic: `config` says what to start, `node` puts engine, transport, storage and state
+//! machine together, `frontend` speaks Thrift with clients, `routing` decides where each operation is executed, and
+//! `cluster` knows who is there. The program is [`run`]; what else is public is for the crate `fuzz`.
 
 mod cluster;
 mod config;
 mod convert;
 mod frontend;
+#[doc(hidden)]
+pub mod fuzzing;
 mod node;
 mod routing;
 
@@ -18,7 +20,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Arguments, Settings};
 
-fn main() -> ExitCode {
+/// The program: reads the command line, serves until it is told to stop, and says how it ended.
+pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(&arguments.log))

@@ -1,0 +1,173 @@
+//! Seeds of the key-value server's.
+
+use bytes::Bytes;
+use consensus_core::codec;
+use kv_client::{
+    admin::{MemberChange, MemberKind, Refused},
+    idl,
+    protocol::{Call, Fault, Reply, encode_reply},
+};
+use kv_server::fuzzing as server;
+use kv_state_machine::{
+    Deleted, Found, KeyValue, KvAnswer, KvCommand, KvRejection, KvResult, PutDone, TxnDone,
+    fuzzing::send_snapshot,
+};
+
+use super::Seeds;
+
+fn all_calls() -> Vec<Call> {
+    let session = || idl::Session::new(7, 300);
+    let put = idl::PutRequest::new(
+        b"key".to_vec(),
+        b"value".to_vec(),
+        0,
+        true,
+        session(),
+        idl::Versionstamp::KEY_SUFFIX,
+    );
+    let delete = idl::DeleteRequest::new(b"a".to_vec(), b"b".to_vec(), true, session());
+    let range =
+        idl::RangeRequest::new(b"a".to_vec(), vec![0], 10, 5, true, false, true, idl::Consistency::STALE);
+    let compare = |target, number: Option<i64>, value: Option<Vec<u8>>| {
+        idl::Compare::new(b"k".to_vec(), target, idl::CompareResult::LESS, number, value, None)
+    };
+    let bare = |put: &idl::PutRequest| idl::PutRequest { session: None, ..put.clone() };
+    let operations = vec![
+        idl::Operation::Put(bare(&put)),
+        idl::Operation::DeleteRange(idl::DeleteRequest { session: None, ..delete.clone() }),
+        idl::Operation::Range(range.clone()),
+    ];
+    let compares = vec![
+        compare(idl::CompareTarget::VERSION, Some(3), None),
+        compare(idl::CompareTarget::VALUE, None, Some(b"v".to_vec())),
+    ];
+    let read_ranges = vec![idl::KeyRange::new(b"a".to_vec(), b"b".to_vec())];
+    let txn = idl::TxnRequest::new(compares, operations.clone(), operations, session(), 9, read_ranges);
+    let endpoint = || "db.example:9090".to_owned();
+    let change = MemberChange::new(3, MemberKind::JOINING, endpoint(), endpoint(), 7);
+    vec![
+        Call::Put(put),
+        Call::DeleteRange(delete),
+        Call::Range(range),
+        Call::Txn(txn),
+        Call::Compact(5),
+        Call::OpenSession,
+        Call::Status,
+        Call::Hash,
+        Call::ChangeMembers(vec![change, MemberChange::new(4, None, None, None, None)]),
+        Call::TransferLeader(-1),
+        Call::NoForwarding,
+    ]
+}
+
+/// Frames of clients, without their lengths.
+pub fn kv_calls() -> Seeds {
+    let frames = all_calls().into_iter().map(|call| call.encode(3).expect("a seed can be written"));
+    frames.map(|frame| frame[4..].to_vec()).collect()
+}
+
+fn answers() -> Vec<Result<KvAnswer, KvRejection>> {
+    let kv = || KeyValue {
+        key: "k".into(),
+        value: "value".into(),
+        create_revision: 2,
+        mod_revision: 300,
+        version: 4,
+        lease_id: 0,
+    };
+    let put = || KvResult::Put(PutDone { previous: Some(kv()), stamped: Some("stamped".into()) });
+    let delete = || KvResult::Delete(Deleted { deleted: 2, previous: Some(vec![kv(), kv()]) });
+    let range = || KvResult::Range(Found { kvs: vec![kv()], more: true, count: 70_000 });
+    let txn = TxnDone { succeeded: true, responses: vec![put(), delete(), range()] };
+    let results =
+        [put(), delete(), range(), KvResult::Txn(txn), KvResult::Compact, KvResult::OpenSession(u64::MAX)];
+    let answers =
+        results.map(|result| Ok(KvAnswer { revision: 300, applied_index: 70_000, term: 2, result }));
+    let rejections = [
+        KvRejection::Invalid("wrong".to_owned()),
+        KvRejection::Compacted { compacted: 300 },
+        KvRejection::Conflict { key: "k".into(), mod_revision: 5 },
+    ];
+    answers.into_iter().chain(rejections.map(Err)).collect()
+}
+
+/// Frames of servers, without their lengths.
+pub fn kv_replies() -> Seeds {
+    let names = ["put", "delete_range", "range", "txn", "compact", "open_session", "put", "range", "txn"];
+    let answers = names.into_iter().zip(answers().into_iter().map(server::reply));
+    let header = || idl::ResponseHeader::new(7, 1, 2, 9);
+    let endpoint = || "h:1".to_owned();
+    let member = idl::MemberStatus::new(1, endpoint(), endpoint(), "voter".to_owned(), true);
+    let status =
+        idl::StatusResponse::new(header(), "0.1".to_owned(), "leader".to_owned(), 1, 9, 9, 1, vec![member]);
+    let faults = [
+        Fault::NotLeader(idl::NotLeader::new(2, endpoint())),
+        Fault::Unavailable(idl::Unavailable::new("later".to_owned(), true, 100)),
+        Fault::Refused(Refused { message: "no".to_owned(), maybe_done: true }),
+    ];
+    let others = ["put", "txn", "change_members"].into_iter().zip(faults.map(Err)).chain([
+        ("status", Ok(Reply::Status(status))),
+        ("hash", Ok(Reply::Hash(idl::HashResponse::new(header(), -1)))),
+        ("change_members", Ok(Reply::ChangeMembers)),
+        ("transfer_leader", Ok(Reply::TransferLeader(2))),
+        ("no_forwarding", Ok(Reply::NoForwarding)),
+        ("nothing", Ok(Reply::NoForwarding)),
+        ("put", Ok(Reply::OpenSession(1))),
+    ]);
+    let frames = answers.chain(others).map(|(name, outcome)| encode_reply(name, -8, outcome));
+    frames.map(|frame| frame.expect("a seed can be written")[4..].to_vec()).collect()
+}
+
+/// Commands as they stand in the log, and answers to them.
+pub fn kv_commands() -> Seeds {
+    let commands = all_calls().into_iter().filter_map(|call| server::command(call).ok().flatten());
+    let mut seeds: Seeds = commands.map(|command: KvCommand| codec::encode(1, &command)).collect();
+    seeds.extend(answers().iter().map(|answer| codec::encode(1, answer)));
+    seeds
+}
+
+/// What lies in RocksDB, with its kind in front.
+pub fn kv_store() -> Seeds {
+    let session = codec::encode(1, &(5u64, 300u64, b"answer".to_vec()));
+    let meta = codec::encode(1, &(2u64, 300u64, 70_000u64, 4u64, 5u64));
+    let live = [&[1, 1][..], &[0, 0, 0, 0, 0, 0, 0, 2], &[0, 0, 0, 0, 0, 0, 0, 3], &[255; 8], b"value"];
+    let place = [&b"da\0\xffb\0\x01"[..], &[255, 255, 255, 255, 255, 255, 255, 253]].concat();
+    let version = |record: &[u8]| [&[place.len() as u8], &place[..], record].concat();
+    vec![[vec![0], session].concat(), [vec![1], meta].concat(), version(&live.concat()), version(&[1, 0])]
+}
+
+/// Streams of snapshots, and files for some.
+pub fn kv_snapshots() -> Seeds {
+    let stream = |files: &[(&str, &[u8])]| {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        for (name, content) in files {
+            std::fs::write(dir.path().join(name), content).expect("a file can be written");
+        }
+        let mut stream = Vec::new();
+        send_snapshot(dir.path(), &mut stream).expect("a seed can be written");
+        stream
+    };
+    vec![
+        stream(&[]),
+        stream(&[("CURRENT", b"MANIFEST-000001\n"), ("000008.sst", &[7; 300]), ("OPTIONS-000005", b"")]),
+        [&[3][..], b"a.b", &[2], b"xy", &[1], b"c", &[0]].concat(),
+        [&[4][..], b"../a", &[1], b"x"].concat(),
+        [&[1][..], b"a", &[1], b"x", &[1], b"a", &[1], b"y"].concat(),
+    ]
+}
+
+/// Files, some with flags.
+pub fn configurations() -> Seeds {
+    let cluster = include_str!("../../../cluster_config.toml");
+    let nodes = "[[nodes]]\nid = 7\nclient_endpoint = \"[::1]:9000\"\nconsensus_endpoint = \"[::1]:9500\"\n";
+    let all = "[deployment]\nmode = \"replicated\"\ninstance_id = 1\nreplica_endpoints = [\"a:1\", \"b:2\"]\n\
+               data_dir = \"d\"\nlisten_host = \"0.0.0.0\"\ncluster_name = \"c\"\nrouting = \"redirect\"\n\
+               sessions_max = 5\njoin = true\nwitnesses = [1]\ndisk_reserve_mib = 1\n\
+               [cluster]\nhealth_check_interval_ms = 1\nnode_timeout_ms = 2\nelection_timeout_ms = 4\n\
+               heartbeat_interval_ms = 2\nlease_drift_percent = 50\n\
+               [log]\ncompact_after_entries = 1\ncompact_after_mib = 2\ncompact_keep_entries = 3\n\
+               compact_keep_mib = 4\ncompact_hold_mib = 5\nflight_recorder_mib = 6\n";
+    let flags = "--port=7000\n--node-id=7\n--mode=standalone\n--data-dir=x\n---\n";
+    let endpoints = "--replica-endpoints=a:1,[::1]:2\n--node-id=1\n--witnesses=0\n--join=true\n---\n";
+    ["", cluster, nodes, all, flags, endpoints].map(|text| Bytes::from(text).to_vec()).to_vec()
+}

@@ -1,0 +1,46 @@
+//! For the crate `fuzz`: what the server makes of a configuration, and of the calls of clients.
+
+use consensus_core::NodeId;
+use kv_client::protocol::{Call, Fault, Reply};
+use kv_state_machine::{KvAnswer, KvCommand, KvError, KvRejection};
+
+use crate::{
+    config, convert, node,
+    routing::{self, Request},
+};
+
+/// What flags and a file come to, in words. What is accepted, the engine accepts too.
+///
+/// # Errors
+/// What is wrong, as the operator is told.
+///
+/// # Panics
+/// The engine does not accept it.
+pub fn configuration(flags: &[&str], file: &str) -> Result<String, String> {
+    let settings = config::from_text(flags, file).map_err(|error| error.to_string())?;
+    if let Some(cluster) = &settings.cluster {
+        let engine = node::raft_config(&settings, cluster);
+        assert_eq!(engine.validate(), Ok(()), "{settings:?}");
+    }
+    Ok(format!("{settings:?}"))
+}
+
+/// The command that a call becomes; `None` if it is none.
+///
+/// # Errors
+/// As the client is told.
+pub fn command(call: Call) -> Result<Option<KvCommand>, Fault> {
+    Ok(match routing::request(call, 10_000)? {
+        Request::Operation { operation, session, .. } => Some(KvCommand { session, operation }),
+        Request::ChangeMembers(_) | Request::TransferLeader(_) => None,
+    })
+}
+
+/// What a client is answered.
+///
+/// # Errors
+/// The store refused.
+pub fn reply(answer: Result<KvAnswer, KvRejection>) -> Result<Reply, Fault> {
+    let answer = answer.map_err(|rejection| convert::fault(KvError::Rejected(rejection)))?;
+    Ok(convert::reply(NodeId(1), answer))
+}

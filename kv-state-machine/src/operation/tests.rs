@@ -1,0 +1,152 @@
+//! Every operation and every answer comes back; what is damaged is an error, or another value that is as good.
+
+use consensus_core::codec;
+use proptest::prelude::*;
+use serde::de::DeserializeOwned;
+
+use super::*;
+
+fn bytes() -> impl Strategy<Value = Bytes> {
+    any::<Vec<u8>>().prop_map(Bytes::from)
+}
+
+fn keys() -> impl Strategy<Value = KeyRange> {
+    (bytes(), prop::option::of(bytes())).prop_map(|(key, range_end)| KeyRange { key, range_end })
+}
+
+fn versionstamp() -> impl Strategy<Value = Versionstamp> {
+    prop_oneof![Just(Versionstamp::None), Just(Versionstamp::KeySuffix), Just(Versionstamp::ValueSuffix)]
+}
+
+fn simple_operation() -> impl Strategy<Value = KvOperation> {
+    let put = (bytes(), bytes(), any::<i64>(), any::<bool>(), versionstamp());
+    let put = put.prop_map(|(key, value, lease_id, return_previous, versionstamp)| {
+        KvOperation::Put(Put { key, value, lease_id, return_previous, versionstamp })
+    });
+    let delete = (keys(), any::<bool>()).prop_map(|(KeyRange { key, range_end }, return_previous)| {
+        KvOperation::Delete(Delete { key, range_end, return_previous })
+    });
+    let range = (keys(), any::<(u64, u64)>(), any::<(bool, bool, bool)>());
+    let range = range.prop_map(|(KeyRange { key, range_end }, (limit, revision), flags)| {
+        let (descending, keys_only, count_only) = flags;
+        KvOperation::Range(Range { key, range_end, limit, revision, descending, keys_only, count_only })
+    });
+    prop_oneof![
+        put,
+        delete,
+        range,
+        any::<u64>().prop_map(|revision| KvOperation::Compact { revision }),
+        any::<u64>().prop_map(|sessions_max| KvOperation::OpenSession { sessions_max }),
+    ]
+}
+
+fn compare() -> impl Strategy<Value = Compare> {
+    let target = prop_oneof![
+        any::<i64>().prop_map(CompareTarget::Version),
+        any::<i64>().prop_map(CompareTarget::CreateRevision),
+        any::<i64>().prop_map(CompareTarget::ModRevision),
+        bytes().prop_map(CompareTarget::Value),
+        any::<i64>().prop_map(CompareTarget::Lease),
+    ];
+    let results =
+        [CompareResult::Equal, CompareResult::Greater, CompareResult::Less, CompareResult::NotEqual];
+    let result = prop::sample::select(results.to_vec());
+    (keys(), target, result).prop_map(|(keys, target, result)| Compare { keys, target, result })
+}
+
+fn operation() -> impl Strategy<Value = KvOperation> {
+    let list = || prop::collection::vec(simple_operation(), 0..4);
+    let compare = prop::collection::vec(compare(), 0..4);
+    let read_ranges = prop::collection::vec(keys(), 0..3);
+    let txn = (compare, list(), list(), any::<u64>(), read_ranges);
+    let txn = txn.prop_map(|(compare, success, failure, read_revision, read_ranges)| {
+        KvOperation::Txn(Txn { compare, success, failure, read_revision, read_ranges })
+    });
+    prop_oneof![simple_operation(), txn]
+}
+
+fn command() -> impl Strategy<Value = KvCommand> {
+    let session = any::<(u64, u64)>().prop_map(|(client_id, sequence)| Session { client_id, sequence });
+    let parts = (prop::option::of(session), operation());
+    parts.prop_map(|(session, operation)| KvCommand { session, operation })
+}
+
+fn key_value() -> impl Strategy<Value = KeyValue> {
+    (bytes(), bytes(), any::<(u64, u64, u64, i64)>()).prop_map(|(key, value, numbers)| {
+        let (create_revision, mod_revision, version, lease_id) = numbers;
+        KeyValue { key, value, create_revision, mod_revision, version, lease_id }
+    })
+}
+
+fn simple_result() -> impl Strategy<Value = KvResult> {
+    let kvs = || prop::collection::vec(key_value(), 0..4);
+    let put = (prop::option::of(key_value()), prop::option::of(bytes()));
+    let found = (kvs(), any::<bool>(), any::<u64>());
+    prop_oneof![
+        put.prop_map(|(previous, stamped)| KvResult::Put(PutDone { previous, stamped })),
+        (any::<u64>(), prop::option::of(kvs()))
+            .prop_map(|(deleted, previous)| KvResult::Delete(Deleted { deleted, previous })),
+        found.prop_map(|(kvs, more, count)| KvResult::Range(Found { kvs, more, count })),
+        Just(KvResult::Compact),
+        any::<u64>().prop_map(KvResult::OpenSession),
+    ]
+}
+
+fn answer() -> impl Strategy<Value = Result<KvAnswer, KvRejection>> {
+    let txn = (any::<bool>(), prop::collection::vec(simple_result(), 0..4));
+    let txn = txn.prop_map(|(succeeded, responses)| KvResult::Txn(TxnDone { succeeded, responses }));
+    let result = prop_oneof![simple_result(), txn];
+    let answer = (result, any::<(u64, u64, u64)>()).prop_map(|(result, numbers)| {
+        let (revision, applied_index, term) = numbers;
+        KvAnswer { revision, applied_index, term, result }
+    });
+    let rejection = prop_oneof![
+        ".{0,9}".prop_map(KvRejection::Invalid),
+        any::<u64>().prop_map(|compacted| KvRejection::Compacted { compacted }),
+        (bytes(), any::<u64>()).prop_map(|(key, mod_revision)| KvRejection::Conflict { key, mod_revision }),
+    ];
+    prop_oneof![answer.prop_map(Ok), rejection.prop_map(Err)]
+}
+
+fn check<T>(value: &T, cut: prop::sample::Index, bit: prop::sample::Index) -> Result<(), TestCaseError>
+where
+    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let decode = |bytes: &[u8]| codec::decode::<T>("value", 1, bytes);
+    let mut bytes = codec::encode(1, value);
+    let read = decode(&bytes);
+    prop_assert_eq!(read.as_ref(), Ok(value));
+    prop_assert!(decode(&bytes[..cut.index(bytes.len())]).is_err());
+    let bit = bit.index(8 * bytes.len());
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    if let Ok(changed) = decode(&bytes) {
+        prop_assert_eq!(decode(&codec::encode(1, &changed)), Ok(changed));
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn commands_and_answers_come_back(
+        command in command(),
+        answer in answer(),
+        cut: prop::sample::Index,
+        bit: prop::sample::Index,
+    ) {
+        check(&command, cut, bit)?;
+        check(&answer, cut, bit)?;
+    }
+}
+
+#[test]
+fn a_transaction_within_a_transaction_is_not_read() {
+    // The stack ended, and before that there was a list of 1 MiB for each of them.
+    let txn = |success| KvOperation::Txn(Txn { success: vec![success], ..Txn::default() });
+    let nested = codec::encode(1, &txn(txn(KvOperation::Compact { revision: 1 })));
+    assert!(codec::decode::<KvOperation>("operation", 1, &nested).is_err());
+    let endless = [vec![1], [3, 0, 253, 0, 0, 0, 0, 0, 0, 1, 0].repeat(1 << 20)].concat();
+    assert!(codec::decode::<KvOperation>("operation", 1, &endless).is_err());
+    let txn = |response| KvResult::Txn(TxnDone { succeeded: true, responses: vec![response] });
+    let nested = codec::encode(1, &txn(txn(KvResult::Compact)));
+    assert!(codec::decode::<KvResult>("result", 1, &nested).is_err());
+}

@@ -293,6 +293,10 @@ impl World {
     pub(crate) fn check_transfer(&mut self, id: NodeId, to: NodeId) {
         let Some(raft) = self.node(id).raft() else { return };
         let last = raft.last_log();
+        // It may have moved on to a later term, in which this is ignored.
+        if self.node(to).disk.hard_state().term > raft.term() {
+            return;
+        }
         let has = self.holds(to, last) || self.was_on(to, last);
         assert!(has, "T2: {to} is asked to stand and lacks {last}");
     }

@@ -15,7 +15,7 @@
 //!
 //! # Order of calls
 //! 1. [`run`] a seed; [`Outcome::failure`] says what a checker found.
-//! 2. [`shrink`] a seed that fails, and read the [`Trace`] of what is left.
+//! 2. [`shrink`] a seed that fails, and read the [`Trace`] of what is left, or look at it as a [`page`](page()).
 //!
 //! The program `raft-sim` does both.
 
@@ -27,6 +27,7 @@ mod effects;
 mod machine;
 pub mod model;
 mod node;
+mod page;
 mod plan;
 mod random;
 mod run;
@@ -38,6 +39,7 @@ pub use bugs::{Score, hunt, model_check_with};
 pub use checks::RARE;
 pub use disk::{Harm, SimDisk};
 pub use machine::{Command, KEYS, MachineDisk, SimMachine};
+pub use page::page;
 pub use plan::{Plan, Trouble};
 pub use random::{Random, chain, mix};
 pub use run::{Options, Outcome, run, shrink};

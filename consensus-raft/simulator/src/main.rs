@@ -5,6 +5,7 @@ use std::{
     num::NonZero,
     ops::Range,
     panic,
+    path::PathBuf,
     process::ExitCode,
     sync::{
         Mutex,
@@ -15,7 +16,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use consensus_core::bugs::{self, ALL};
-use consensus_raft_simulator::{Options, Outcome, RARE, hunt, model, model_check_with, run, shrink};
+use consensus_raft_simulator::{Options, Outcome, RARE, hunt, model, model_check_with, page, run, shrink};
 
 /// Runs, repeats and shows simulated Raft clusters.
 #[derive(Parser)]
@@ -39,6 +40,9 @@ enum Command {
         /// Leave out these troubles, as a smaller failure says.
         #[arg(long, value_delimiter = ',')]
         skip: Vec<u64>,
+        /// Write the time-space diagram here, as a page.
+        #[arg(long)]
+        page: Option<PathBuf>,
         /// If it fails, look for the smallest failure.
         #[arg(long)]
         shrink: bool,
@@ -91,7 +95,7 @@ fn main() -> ExitCode {
         panic::set_hook(Box::new(|_| ()));
     }
     match Arguments::parse().command {
-        Command::Run { seed, all, last, skip, shrink } => one(seed, all, last, skip, shrink),
+        Command::Run { seed, all, last, skip, page, shrink } => one(seed, all, last, skip, page, shrink),
         Command::Sweep { from, seeds, seconds, any } => {
             sweep(from..from + seeds, seconds.map(Duration::from_secs), any)
         }
@@ -102,13 +106,30 @@ fn main() -> ExitCode {
     }
 }
 
-fn one(seed: u64, all: bool, last: usize, skip: Vec<u64>, wants_smallest: bool) -> ExitCode {
+fn one(
+    seed: u64,
+    all: bool,
+    last: usize,
+    skip: Vec<u64>,
+    page_at: Option<PathBuf>,
+    wants_smallest: bool,
+) -> ExitCode {
     let skip = skip.into_iter().collect();
     let mut outcome = run(&Options { seed, keeps_trace: true, skip, ..Options::default() });
     if wants_smallest && let Some((options, smallest)) = shrink(seed) {
         let skip: Vec<String> = options.skip.iter().map(u64::to_string).collect();
         println!("the smallest failure leaves out these troubles: --skip {}", skip.join(","));
         outcome = smallest;
+    }
+    if let Some(path) = page_at {
+        match page(seed, &outcome).map_err(std::io::Error::other).and_then(|page| std::fs::write(&path, page))
+        {
+            Ok(()) => println!("the time-space diagram is in {}", path.display()),
+            Err(error) => {
+                println!("{}: {error}", path.display());
+                return ExitCode::FAILURE;
+            }
+        }
     }
     let text = outcome.trace.tell();
     let lines: Vec<&str> =

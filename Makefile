@@ -17,7 +17,7 @@ help: ## shows this
 demo: setup build ## three real servers, a killed leader, equal hashes
 	BIN=$(BIN) scripts/demo
 
-test: setup python format lint unit doc examples ## everything that CI checks
+test: setup python format lint unit simulate states doc examples no-bugs ## everything that CI checks
 
 setup:
 	@scripts/setup
@@ -36,6 +36,37 @@ lint:
 # nextest where it is there: it runs the tests of all crates side by side.
 unit:
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace; else cargo test --workspace --lib --bins --tests; fi
+
+SIM := cargo run --quiet -p consensus-raft-simulator --bin raft-sim --
+
+# Whole clusters from seeds; fails too if something rare never came about.
+simulate:
+	$(SIM) sweep --seeds 4000
+
+# Every state of small clusters, some millions.
+states:
+	$(SIM) model-check --states 450000 --seconds 20
+
+SEED ?= 1
+sim: ## one simulated cluster, step by step: SEED=7; ARGS="--all --page run.html --shrink"
+	$(SIM) run $(SEED) $(ARGS)
+
+mutants: ## known bugs, switched on one after another: what finds each
+	$(SIM) bugs --seconds 60 --states 500000 $(ARGS)
+
+HOURS ?= 1000
+soak: ## so many HOURS of simulated clusters' lives, release build
+	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- sweep --seeds 1000000000 --hours $(HOURS) $(ARGS)
+
+STATES ?= 20000000
+modelcheck: ## so many STATES of each scenario, release build
+	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- model-check --states $(STATES) --seconds 3600 $(ARGS)
+
+.PHONY: model-check simulate states sim mutants soak modelcheck no-bugs fuzz
+model-check: modelcheck
+
+no-bugs:
+	scripts/no-bugs
 
 doc:
 	cargo test --workspace --doc

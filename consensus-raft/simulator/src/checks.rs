@@ -80,10 +80,6 @@ impl Checks {
         *self.reached.entry(what).or_insert(0) += 1;
     }
 
-    pub(crate) fn crashed(&mut self, _: NodeId) {
-        self.reach("crash");
-    }
-
     /// A disk is about to lose some of this.
     pub(crate) fn loses(&mut self, id: NodeId, disk: &SimDisk) {
         self.lost.push((id, disk.image()));
@@ -232,7 +228,7 @@ impl World {
             let Some(entry) = raft.id_at(LogIndex(index)) else { continue };
             match self.checks.committed.get(&index) {
                 Some(known) => {
-                    assert!(*known == entry, "State Machine Safety: {known} and {entry} are committed")
+                    assert!(*known == entry, "State Machine Safety: {known} and {entry} are committed");
                 }
                 None => {
                     // A step may commit by the configuration that it found, and by the one that it appended.

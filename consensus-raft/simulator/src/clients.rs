@@ -113,7 +113,11 @@ impl World {
             return NodeId(node);
         }
         let leads = |node: &&crate::node::Node| node.raft().is_some_and(|raft| raft.role() == Role::Leader);
-        let leader = self.nodes.iter().filter(leads).max_by_key(|node| node.raft().map(|raft| raft.term()));
+        let leader = self
+            .nodes
+            .iter()
+            .filter(leads)
+            .max_by_key(|node| node.raft().map(consensus_raft_protocol::Raft::term));
         let found = leader.map_or(NodeId(self.nodes.len() as u64 - 1), |node| node.id);
         self.client(id).node = found.0;
         found
@@ -124,7 +128,7 @@ impl World {
         let (lease, session) = (self.client(asked.client).random.percent(50), asked.operation);
         let paused_until = self.node(node).paused_until;
         let is_paused = paused_until > now;
-        if is_paused && asked.attempt % 2 == 0 {
+        if is_paused && asked.attempt.is_multiple_of(2) {
             return self.schedule(paused_until - now, Due::Request(node, asked, call));
         }
         let Some(up) = self.node_mut(node).up.as_mut().filter(|_| !is_paused) else {

@@ -30,6 +30,7 @@ mod node;
 mod page;
 mod plan;
 mod random;
+mod recorder;
 mod run;
 mod trace;
 mod troubles;

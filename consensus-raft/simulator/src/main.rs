@@ -58,6 +58,9 @@ enum Command {
         /// Ends after so many seconds, whatever is left.
         #[arg(long)]
         seconds: Option<u64>,
+        /// Ends after so many simulated hours, whatever is left.
+        #[arg(long)]
+        hours: Option<u64>,
         /// Do not ask for what is rare.
         #[arg(long)]
         any: bool,
@@ -96,8 +99,8 @@ fn main() -> ExitCode {
     }
     match Arguments::parse().command {
         Command::Run { seed, all, last, skip, page, shrink } => one(seed, all, last, skip, page, shrink),
-        Command::Sweep { from, seeds, seconds, any } => {
-            sweep(from..from + seeds, seconds.map(Duration::from_secs), any)
+        Command::Sweep { from, seeds, seconds, hours, any } => {
+            sweep(from..from + seeds, seconds.map(Duration::from_secs), hours, any)
         }
         Command::ModelCheck { names, states, seconds, bug } => {
             model_check(&names, states, Duration::from_secs(seconds), bug.as_deref())
@@ -240,7 +243,7 @@ struct Total {
     failures: Vec<(u64, String)>,
 }
 
-fn sweep(seeds: Range<u64>, limit: Option<Duration>, any: bool) -> ExitCode {
+fn sweep(seeds: Range<u64>, limit: Option<Duration>, hours: Option<u64>, any: bool) -> ExitCode {
     let (next, total, began) = (AtomicU64::new(seeds.start), Mutex::new(Total::default()), Instant::now());
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     std::thread::scope(|scope| {
@@ -254,7 +257,8 @@ fn sweep(seeds: Range<u64>, limit: Option<Duration>, any: bool) -> ExitCode {
                     let outcome = run(&Options { seed, ..Options::default() });
                     let Ok(mut total) = total.lock() else { break };
                     total.add(seed, outcome);
-                    if total.failures.len() > 20 {
+                    let enough = hours.is_some_and(|hours| total.simulated_us >= hours * 3_600_000_000);
+                    if total.failures.len() > 20 || enough {
                         break;
                     }
                 }

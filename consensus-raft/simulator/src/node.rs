@@ -6,11 +6,12 @@ use bytes::Bytes;
 use consensus_core::{
     Entry, LogBatch, LogId, LogIndex, LogStorage, Membership, NodeId, Payload, StateMachine,
 };
-use consensus_raft_protocol::{Config, Event, InterruptedInstall, Raft, Restored, Time};
+use consensus_raft_protocol::{Call, Config, InterruptedInstall, Raft, Restored, Returned, Time};
 
 use crate::{
     disk::SimDisk,
     machine::{MachineDisk, SimMachine},
+    recorder::Recorder,
 };
 
 /// A node, up or down.
@@ -220,18 +221,11 @@ impl Up {
         }
     }
 
-    /// The protocol takes an event and, unless the turn goes on, ends its turn.
-    pub(crate) fn step(
-        &mut self,
-        now: Time,
-        event: Event,
-        ends_turn: bool,
-    ) -> Vec<consensus_raft_protocol::Output> {
-        let mut outputs = self.raft.step(now, event);
-        self.turn_open = !ends_turn;
-        if ends_turn {
-            outputs.extend(self.raft.finish_turn(now));
+    /// Calls the protocol, and has it recorded if somebody does.
+    pub(crate) fn call(&mut self, recorder: &mut Option<Recorder>, call: Call) -> Returned {
+        match recorder {
+            Some(recorder) => recorder.call(&mut self.raft, call),
+            None => self.raft.call(call),
         }
-        outputs
     }
 }

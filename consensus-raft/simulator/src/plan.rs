@@ -124,7 +124,7 @@ impl Plan {
         if troubles.iter().any(|(trouble, _)| cuts.contains(trouble)) {
             troubles.push((Trouble::Mend, 6));
         }
-        Self {
+        let drawn = Self {
             voters,
             spares: random.of(&[0, 1, 2, 2]),
             witness: voters >= 3 && random.percent(15),
@@ -147,7 +147,67 @@ impl Plan {
             troubles,
             trouble_pause_ms: random.of(&[50, 200, 800]),
             trouble_ms: random.of(&[4_000, 8_000, 12_000]),
+        };
+        match seed % 4 {
+            1 => drawn.with_elections(&mut random),
+            2 => drawn.with_changes(&mut random),
+            3 => drawn.with_leases(&mut random),
+            _ => drawn,
         }
+    }
+
+    /// Leaders come and go before what they began is done: where figure 8 is.
+    fn with_elections(mut self, random: &mut Random) -> Self {
+        (self.voters, self.spares, self.witness) = (random.of(&[2, 3, 3, 5]), 0, false);
+        (self.election_ms, self.stragglers, self.append_entries_max) = (200, random.of(&[5, 150]), 1);
+        (self.clients, self.think_max_ms, self.trouble_pause_ms) = (4, 15, random.of(&[100, 300]));
+        self.trouble_ms = 6_000;
+        self.troubles = vec![
+            (Trouble::CrashLeader, 6),
+            (Trouble::IsolateLeader, 4),
+            (Trouble::OneWay, 2),
+            (Trouble::Crash, 3),
+            (Trouble::Mend, 7),
+            (Trouble::SlowDisk, random.below(3)),
+            (Trouble::Compact, random.below(3)),
+        ];
+        self
+    }
+
+    /// Members change under leaders that change.
+    fn with_changes(mut self, random: &mut Random) -> Self {
+        (self.voters, self.spares) = (random.of(&[1, 2, 3, 3, 5]), 2);
+        self.witness &= self.voters >= 3;
+        self.trouble_ms = 5_000;
+        (self.election_ms, self.trouble_pause_ms) = (random.of(&[200, 500]), random.of(&[50, 150]));
+        self.troubles = vec![
+            (Trouble::Members, 8),
+            (Trouble::CrashLeader, 2),
+            (Trouble::Crash, 2),
+            (Trouble::Partition, 3),
+            (Trouble::OneWay, random.below(3)),
+            (Trouble::Mend, 6),
+            (Trouble::Transfer, 2),
+            (Trouble::Wipe, random.below(3)),
+            (Trouble::Compact, random.below(4)),
+        ];
+        self
+    }
+
+    /// Leaders that should know that they lead no longer are asked.
+    fn with_leases(mut self, random: &mut Random) -> Self {
+        (self.drift, self.lease_drift) = (9, 10);
+        (self.clients, self.reads, self.think_max_ms, self.apply_max_ms) = (5, 70, 20, 0);
+        self.trouble_ms = 5_000;
+        (self.loss, self.delay_max_ms, self.trouble_pause_ms) = (0, random.of(&[2, 20]), 400);
+        self.troubles = vec![
+            (Trouble::PauseLeader, 6),
+            (Trouble::IsolateLeader, 4),
+            (Trouble::Transfer, 2),
+            (Trouble::Mend, 6),
+            (Trouble::Damage, random.below(3)),
+        ];
+        self
     }
 
     /// The next trouble.

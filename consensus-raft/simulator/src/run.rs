@@ -9,6 +9,7 @@ use consensus_core::NodeId;
 
 use crate::{
     plan::Plan,
+    recorder::Recorder,
     trace::{Trace, What},
     world::{MS, World},
 };
@@ -20,6 +21,8 @@ pub struct Options {
     pub seed: u64,
     /// Keep what happened, to be shown.
     pub keeps_trace: bool,
+    /// Replay what each node is asked from its state as bytes, and compare.
+    pub replays: bool,
     /// Troubles to leave out, by number.
     pub skip: BTreeSet<u64>,
     /// The run is cut off after so many milliseconds; 0: it is not.
@@ -41,6 +44,8 @@ pub struct Outcome {
     pub faults: u64,
     /// Operations of clients.
     pub operations: u64,
+    /// Calls that were replayed.
+    pub replayed: u64,
     /// Highest number of a trouble.
     pub troubles: u64,
     /// The cluster's last state, a line each node.
@@ -55,6 +60,7 @@ pub fn run(options: &Options) -> Outcome {
     let plan = Plan::new(options.seed);
     let mut world = World::new(options.seed, plan.clone());
     world.trace.keeps = options.keeps_trace;
+    world.recorder = options.replays.then(Recorder::default);
     world.skip.clone_from(&options.skip);
     let result = catch_unwind(AssertUnwindSafe(|| world.live(options.stop_after_ms)));
     let failure = result.err().map(|panic| {
@@ -70,6 +76,7 @@ pub fn run(options: &Options) -> Outcome {
         simulated_us: world.now,
         faults: world.checks.faults,
         operations: world.clients.iter().map(|client| client.history.len() as u64).sum(),
+        replayed: world.recorder.as_ref().map_or(0, |recorder| recorder.replayed),
         troubles: world.troubles,
         overview: world.overview(),
         reached: std::mem::take(&mut world.checks.reached),
@@ -89,11 +96,13 @@ impl World {
         self.run_for(trouble_ms * MS);
         self.heal();
         // Nothing new comes that could carry along what is stuck.
-        (self.quiet, self.delivered) = (true, 0);
-        self.run_for(8_000 * MS);
+        self.quiet = true;
+        self.run_for(4_000 * MS);
+        self.delivered = 0;
+        self.run_for(4_000 * MS);
         self.check_converged();
-        let heartbeats = 2 * 8_000 * 5 / self.plan.election_ms * (self.nodes.len() as u64 - 1);
-        assert!(self.delivered < 4 * heartbeats + 400, "{} messages while nothing happened", self.delivered);
+        let heartbeats = 2 * 4_000 * 5 / self.plan.election_ms * (self.nodes.len() as u64 - 1);
+        assert!(self.delivered < 4 * heartbeats + 100, "{} messages while nothing happened", self.delivered);
         self.disrupt();
         self.quiet = false;
         let before = self.checks.answered;

@@ -11,7 +11,7 @@ use consensus_core::{
     Entry, LogId, LogIndex, Membership, NodeId, Payload, SnapshotMeta, StorageError, StorageId, Term,
     bugs::{Bug, is_on},
 };
-use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Raft, Reply, Time};
+use consensus_raft_protocol::{Append, Call, Config, EntryInfo, Event, Output, Raft, Reply, Returned, Time};
 use consensus_testkit::linearizability::Register;
 
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     node::{Arrival, Asked, Node, Started},
     plan::Plan,
     random::Random,
+    recorder::Recorder,
     trace::{Trace, What, role_name},
 };
 
@@ -54,6 +55,7 @@ pub(crate) struct World {
     pub(crate) checks: Checks,
     pub(crate) trace: Trace,
     pub(crate) delivered: u64,
+    pub(crate) recorder: Option<Recorder>,
     /// A node that has lost some of what it acknowledged; one at a time, as a quorum must remain.
     pub(crate) impaired: Option<(NodeId, LogId)>,
     /// A disk was replaced; once in a run.
@@ -168,6 +170,7 @@ impl World {
             checks: Checks::default(),
             trace: Trace::default(),
             delivered: 0,
+            recorder: None,
             impaired: None,
             wiped: None,
             random,
@@ -241,7 +244,9 @@ impl World {
             _ => None,
         };
         if let Some(until) = node.map(|id| self.node(id).paused_until).filter(|until| *until > self.now) {
-            return self.schedule(until - self.now, due);
+            // What waited comes in no order that anybody promises; a driver takes what came before it looks at its clock.
+            let after = self.random.below(2 * MS);
+            return self.schedule(until - self.now + after, due);
         }
         match due {
             Due::Deliver { from, to, packet, sent } => self.deliver(from, to, packet, sent),
@@ -273,12 +278,16 @@ impl World {
     pub(crate) fn step(&mut self, id: NodeId, event: Event) {
         let ends_turn = !self.plan.turns || self.random.percent(60);
         let now = self.now;
-        let node = self.node_mut(id);
+        let (node, recorder) = (&mut self.nodes[id.0 as usize], &mut self.recorder);
         let (local, life) = (node.local(now), node.life);
         let Some(up) = &mut node.up else { return };
         let before = Before::of(&up.raft);
         let ticked = event == Event::Tick;
-        let outputs = up.step(local, event, ends_turn);
+        let mut outputs = outputs_of(up.call(recorder, Call::Step(local, event)));
+        up.turn_open = !ends_turn;
+        if ends_turn {
+            outputs.extend(outputs_of(up.call(recorder, Call::FinishTurn(local))));
+        }
         if !ends_turn {
             let wait = self.random.below(MS);
             self.schedule(wait, Due::EndTurn(id, life));
@@ -288,28 +297,22 @@ impl World {
 
     fn end_turn(&mut self, id: NodeId) {
         let now = self.now;
-        let node = self.node_mut(id);
+        let (node, recorder) = (&mut self.nodes[id.0 as usize], &mut self.recorder);
         let local = node.local(now);
         let Some(up) = node.up.as_mut().filter(|up| up.turn_open) else { return };
         let before = Before::of(&up.raft);
         up.turn_open = false;
-        let outputs = up.raft.finish_turn(local);
+        let outputs = outputs_of(up.call(recorder, Call::FinishTurn(local)));
         self.after_step(id, &before, outputs, false);
     }
 
-    fn after_step(
-        &mut self,
-        id: NodeId,
-        before: &Before,
-        outputs: Vec<consensus_raft_protocol::Output>,
-        ticked: bool,
-    ) {
+    fn after_step(&mut self, id: NodeId, before: &Before, outputs: Vec<Output>, ticked: bool) {
         self.note_state(id, before);
         self.check_step(id, before, ticked);
         let leads = |role| role == consensus_core::Role::Leader;
         let may_send = leads(before.role) || self.node(id).raft().is_some_and(|raft| leads(raft.role()));
         for output in outputs {
-            let sends = matches!(output, consensus_raft_protocol::Output::SendAppend(..));
+            let sends = matches!(output, Output::SendAppend(..));
             assert!(may_send || !sends, "node {id} sends entries without being elected");
             self.carry_out(id, output);
         }
@@ -371,10 +374,10 @@ impl World {
     pub(crate) fn persist(&mut self, id: NodeId) {
         let slow = self.node(id).slow_disk;
         let delay = if slow { self.random.below(800 * MS) } else { 100 + self.random.below(3 * MS) };
-        let node = self.node_mut(id);
+        let (node, recorder) = (&mut self.nodes[id.0 as usize], &mut self.recorder);
         let life = node.life;
         let Some(up) = node.up.as_mut().filter(|up| !up.turn_open) else { return };
-        let Some(persist) = up.raft.take_persist() else { return };
+        let Returned::Persist(Some(persist)) = up.call(recorder, Call::TakePersist) else { return };
         let (after, last) = persist.append;
         let entries = up.entries(after, last);
         assert_eq!(entries.len() as u64, last.since(after), "what is written is in the log");
@@ -525,7 +528,10 @@ impl World {
                 .expect("a whole snapshot");
         }
         node.disk.fail(false);
-        self.checks.crashed(id);
+        self.checks.reach("crash");
+        if let Some(recorder) = &mut self.recorder {
+            recorder.forget(id);
+        }
         self.trace.note(now, Some(id), || What::Down);
         let down = 1 + self.random.below(1500 * MS);
         self.schedule(down, Due::Restart(id));
@@ -618,6 +624,13 @@ impl Before {
             membership: raft.membership().clone(),
             deadline: raft.next_deadline(),
         }
+    }
+}
+
+fn outputs_of(returned: Returned) -> Vec<Output> {
+    match returned {
+        Returned::Outputs(outputs) => outputs,
+        Returned::Persist(_) => Vec::new(),
     }
 }
 

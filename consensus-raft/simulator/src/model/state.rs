@@ -168,8 +168,8 @@ impl World {
         }
         let mut beats = 0;
         for _ in 0..400 {
-            let writes = (0..state.nodes.len() as u8).map(Action::Written);
-            let next = writes.filter(|action| self.is_enabled(state, *action)).next();
+            let mut writes = (0..state.nodes.len() as u8).map(Action::Written);
+            let next = writes.find(|action| self.is_enabled(state, *action));
             let next = next.or((!state.network.is_empty()).then_some(Action::Deliver(0, false)));
             let action = match next {
                 Some(action) => action,
@@ -376,16 +376,16 @@ impl World {
                 Event::Transfer { token: 0, to: Some(NodeId(to.into())) }
             }
         };
-        let id = match action {
-            Action::Tick(id)
-            | Action::Propose(id)
-            | Action::Written(id)
-            | Action::Installed(id)
-            | Action::Compact(id)
-            | Action::Read(id)
-            | Action::Change(id)
-            | Action::Transfer(id, _) => id,
-            _ => unreachable!("done above"),
+        let (Action::Tick(id)
+        | Action::Propose(id)
+        | Action::Written(id)
+        | Action::Installed(id)
+        | Action::Compact(id)
+        | Action::Read(id)
+        | Action::Change(id)
+        | Action::Transfer(id, _)) = action
+        else {
+            unreachable!("done above")
         };
         self.step(state, id as usize, event)
     }

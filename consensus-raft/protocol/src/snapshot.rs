@@ -71,7 +71,8 @@ impl Raft {
     pub fn repair(log: &LogState, own: NodeId) -> Option<LogBatch> {
         let damage = log.damage.as_ref()?;
         let membership = log.memberships.last().map_or(&log.purged.membership, |(_, membership)| membership);
-        let spared = !membership.is_voter(own) || membership.quorum_value(|id| id != own) == Some(true);
+        // Of a configuration that cannot be read nobody knows whom it can spare.
+        let spared = membership.quorum_value(|id| id != own) == Some(true);
         let lost_through = log.hard_state.lost_through.max(Some(damage.last));
         spared.then(|| LogBatch {
             hard_state: Some(HardState { lost_through, ..log.hard_state.clone() }),

@@ -143,6 +143,12 @@ pub enum Bug {
     D6,
     /// Applied is advanced before apply finished.
     D8,
+    /// A node whose log was cut votes by what is left of it.
+    W1,
+    /// A node whose log was cut stands for election.
+    W2,
+    /// The loss is forgotten with the first entry that comes.
+    W3,
     /// The transfer flag is never cleared.
     T1,
     /// TimeoutNow is sent before the target has caught up.
@@ -224,6 +230,9 @@ pub const ALL: &[(Bug, &str)] = &[
     (Bug::D4, "damage in mid-log is taken for a torn tail"),
     (Bug::D6, "a full disk corrupts the log"),
     (Bug::D8, "applied is advanced before apply finished"),
+    (Bug::W1, "a node whose log was cut votes by what is left of it"),
+    (Bug::W2, "a node whose log was cut stands for election"),
+    (Bug::W3, "a loss is forgotten with the first entry that comes"),
     (Bug::T1, "the transfer flag is never cleared"),
     (Bug::T2, "TimeoutNow is sent before the target has caught up"),
     (Bug::K1, "\"certainly not applied\" is said of an entry that may yet commit"),

@@ -133,8 +133,11 @@ pub struct LogState {
 /// there and goes on; one that has none refuses to start, with [`Damage::refusal`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// The last entry that the log had, or an upper bound in the order of [`LogId`]: nothing beyond was ever durable.
+    /// The last entry that the log had. A storage notes it apart from the entries, in the same write: a guess that is too
+    /// high would keep the node from voting for those who have all there is.
     pub last: LogId,
+    /// Configurations that can be read after the damage: who may have to do without this node.
+    pub memberships: Vec<Membership>,
     /// Which record, in which file where there are files.
     pub position: String,
     /// What is wrong with it.

@@ -243,8 +243,8 @@ fn load(
     }
     let (purged, last) = (log.purged.last, log.last());
     // A state machine may be ahead of a log that was cut; it waits until the log is there again.
-    let lost = log.hard_state.lost_through.map_or(LogIndex::ZERO, |lost| lost.index);
-    if applied.index < purged.index || applied.index > last.index.max(lost) {
+    let is_cut = log.hard_state.lost_through.is_some();
+    if applied.index < purged.index || (applied.index > last.index && !is_cut) {
         return Err(StartError::Mismatch { applied, purged, last });
     }
     Ok(log)

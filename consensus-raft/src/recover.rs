@@ -30,6 +30,9 @@ pub enum RecoverError {
     /// It is the only member already: there is nothing to recover from.
     #[error("node {0} is the only voter already")]
     Alone(NodeId),
+    /// Its log is damaged, or was and is not whole again: what it acknowledged may be on another node only.
+    #[error("the log of node {0} is damaged: another node has to be recovered")]
+    Damaged(NodeId),
     /// A snapshot was being installed: neither log nor state is whole.
     #[error("node {0} was installing a snapshot: another node has to be recovered")]
     Installing(NodeId),
@@ -47,6 +50,9 @@ pub fn force_new_cluster(storage: &dyn LogStorage, node: NodeId) -> Result<Recov
         state.memberships.last().map_or(&state.purged.membership, |(_, membership)| membership).clone();
     if state.hard_state.installing.is_some() {
         return Err(RecoverError::Installing(node));
+    }
+    if state.damage.is_some() || state.hard_state.lost_through.is_some() {
+        return Err(RecoverError::Damaged(node));
     }
     if before.is_only_voter(node) {
         return Err(RecoverError::Alone(node));

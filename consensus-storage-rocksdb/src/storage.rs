@@ -4,6 +4,7 @@
 //! key                      value
 //! "e" index (8, BE)        record of the entry
 //! "h"                      hard state
+//! "l"                      identity of the last entry
 //! "p"                      what was purged
 //! ```
 
@@ -15,7 +16,8 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{
-    Damage, Entry, LogBatch, LogId, LogIndex, LogState, LogStorage, NodeId, StorageError, Term,
+    Damage, Entry, LogBatch, LogId, LogIndex, LogState, LogStorage, Membership, NodeId, Payload,
+    SnapshotMeta, StorageError,
     bugs::{Bug, is_on},
     codec, record,
 };
@@ -89,14 +91,38 @@ impl RocksLogStorage {
         codec::decode(what, META_VERSION, &bytes).map_err(|error| self.corrupt(what, error))
     }
 
-    /// The last entry; with `term` for its own, which it is not after, if its record cannot be read.
-    fn end(&self, term: Term) -> Result<LogId, StorageError> {
-        let mut end = self.db.iterator(IteratorMode::From(UPPER, Direction::Reverse));
-        let (key, value) =
-            end.next().transpose().map_err(|error| self.io("reading", error))?.unwrap_or_default();
-        let index = index_of(&key).ok_or_else(|| self.corrupt("the last entry", "its key cannot be read"))?;
-        let entry = record::decode(&Bytes::from(value)).ok().filter(|entry| entry.id.index == index);
-        Ok(entry.map_or(LogId { term, index }, |entry| entry.id))
+    /// The last entry after `batch`, at index `last`, if it is another than before.
+    fn new_end(
+        &self,
+        before: &Bounds,
+        batch: &LogBatch,
+        last: LogIndex,
+    ) -> Result<Option<LogId>, StorageError> {
+        if let Some(entry) = batch.entries.last() {
+            return Ok(Some(entry.id));
+        }
+        let purged = batch.purge.as_ref().map(|meta| meta.last).filter(|purged| purged.index == last);
+        if last == before.last || purged.is_some() {
+            return Ok(purged);
+        }
+        // Cut, and nothing in the place of what was there.
+        if last == before.purged {
+            return Ok(Some(self.get::<SnapshotMeta>(PURGED, "the purged position")?.last));
+        }
+        Ok(self.read(last.prev(), last, 0)?.first().map(|entry| entry.id))
+    }
+
+    /// The configurations after `index` that can be read, whatever lies between them.
+    fn memberships_after(&self, index: LogIndex) -> Vec<Membership> {
+        let from = entry_key(index.next());
+        let entries = self.db.iterator(IteratorMode::From(&from, Direction::Forward)).map_while(Result::ok);
+        let entries = entries.filter(|(key, _)| key.first() == Some(&ENTRY));
+        let read = entries.filter_map(|(_, value)| record::decode(&Bytes::from(value)).ok());
+        read.filter_map(|entry| match entry.payload {
+            Payload::Membership(membership) => Some(membership),
+            _ => None,
+        })
+        .collect()
     }
 
     /// Calls `f` with the entries after `after`, in order, until it says `false`.
@@ -131,8 +157,9 @@ impl LogStorage for RocksLogStorage {
         match self.scan(LogIndex::ZERO, |entry| state.push(&entry).map(|()| true)) {
             Err(StorageError::Corrupt { .. }) if is_on(Bug::D4) => {}
             Err(StorageError::Corrupt { position, why }) => {
-                let last = self.end(state.hard_state.term)?;
-                state.damage = Some(Damage { last, position, why });
+                let last = self.get(LAST, "the position of the last entry")?;
+                let memberships = self.memberships_after(state.last().index);
+                state.damage = Some(Damage { last, memberships, position, why });
             }
             scanned => scanned?,
         }
@@ -150,7 +177,10 @@ impl LogStorage for RocksLogStorage {
                 return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
             }
         }
-        let (write, purged, last) = prepare(&bounds, &batch)?;
+        let (mut write, purged, last) = prepare(&bounds, &batch)?;
+        if let Some(id) = self.new_end(&bounds, &batch, last)? {
+            write.put(LAST, codec::encode(META_VERSION, &id));
+        }
         if let Err(error) = self.db.write_synced(write) {
             bounds.failed = Some(error.to_string());
             return Err(self.io("writing", error));
@@ -258,6 +288,8 @@ const ENTRY: u8 = b'e';
 /// After the last possible entry.
 const UPPER: &[u8] = b"f";
 const HARD_STATE: &[u8] = b"h";
+/// The last entry, so that it is known if its record cannot be read.
+const LAST: &[u8] = b"l";
 const PURGED: &[u8] = b"p";
 /// Most of the log is purged before it would leave memory.
 const WRITE_BUFFER_BYTES: usize = 64 << 20;

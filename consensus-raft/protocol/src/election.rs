@@ -42,12 +42,15 @@ impl Raft {
         let (at, membership) = self.log.newest_membership();
         let may =
             membership.can_lead(own) || (at > self.commit && self.log.membership_at(at.prev()).can_lead(own));
-        may && !self.config.witness && self.hard.installing.is_none() && self.hard.lost_through.is_none()
+        may && !self.config.witness
+            && self.hard.installing.is_none()
+            && (self.hard.lost_through.is_none() || is_on(Bug::W2))
     }
 
     /// How far this node's log goes, or went before damage: what it has acknowledged ends there (I16).
     fn acknowledged(&self) -> LogId {
-        self.hard.lost_through.unwrap_or(LogId::ZERO).max(self.log.last())
+        let lost = self.hard.lost_through.filter(|_| !is_on(Bug::W1)).unwrap_or(LogId::ZERO);
+        lost.max(self.log.last())
     }
 
     pub(crate) fn campaign(&mut self) {

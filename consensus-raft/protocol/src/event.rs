@@ -174,7 +174,8 @@ pub enum Output {
     ReadRefused(u64),
     /// Everything up to here may be applied (I8).
     Apply(LogIndex),
-    /// Have the state machine restore the snapshot; then step [`Event::SnapshotInstalled`].
+    /// Have the state machine restore the snapshot, unless it reflects as much already (I16); then step
+    /// [`Event::SnapshotInstalled`].
     Install(SnapshotMeta),
     /// What became of the snapshot that arrived.
     SnapshotSettled(SnapshotVerdict),

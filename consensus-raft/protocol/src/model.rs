@@ -75,7 +75,6 @@ impl Raft {
             writes,
             durable,
             commit,
-            restored,
             applying,
             role,
             leader,
@@ -89,7 +88,7 @@ impl Raft {
         assert!(outputs.is_empty(), "between calls nothing is left to be said");
         (now, storage, durable, commit, applying, leader_heard, patient_until, election_deadline)
             .hash(hasher);
-        (answered_round, restored).hash(hasher);
+        answered_round.hash(hasher);
         hash_hard_state(hard, names, hasher);
         leader.map(|id| name(id, names)).hash(hasher);
         log.digest(names, hasher);

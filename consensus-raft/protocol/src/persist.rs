@@ -156,7 +156,11 @@ impl Raft {
     /// A log that is as far again as it was before it was damaged is one like any other (I16).
     pub(crate) fn forget_loss(&mut self) {
         let durable = self.log.id_at(self.durable);
-        if self.hard.lost_through.is_some_and(|lost| durable.is_some_and(|last| last >= lost)) {
+        if self
+            .hard
+            .lost_through
+            .is_some_and(|lost| durable.is_some_and(|last| last >= lost || is_on(Bug::W3)))
+        {
             self.hard.lost_through = None;
             self.writes.hard_state();
         }

@@ -34,8 +34,6 @@ pub struct Raft {
     /// Last index on this node's disk.
     pub(crate) durable: LogIndex,
     pub(crate) commit: LogIndex,
-    /// What the state machine reflected at the start: beyond the log's end if that was cut (I16).
-    pub(crate) restored: LogIndex,
     /// Last index let out for application.
     pub(crate) applying: LogIndex,
     pub(crate) role: Role,
@@ -112,7 +110,6 @@ impl Raft {
             writes: Writes::new(last),
             durable: last,
             commit: known,
-            restored: restored.applied,
             applying: known,
             role: Role::Follower,
             leader: None,
@@ -123,6 +120,8 @@ impl Raft {
             answered_round: (Term::ZERO, 0),
             outputs: Vec::new(),
         };
+        // A crash may have come between the last entry that was missing and the note that none is.
+        raft.forget_loss();
         // The one voter need not wait for anybody.
         if !raft.membership().is_only_voter(raft.config.id) {
             raft.reset_election_deadline();

@@ -10,7 +10,7 @@
 //! A restart between 2 and 4 asks the state machine which side of 3 it is on, and finishes or forgets.
 
 use consensus_core::{
-    HardState, LogBatch, LogIndex, LogState, NodeId, SnapshotMeta, Term,
+    HardState, LogBatch, LogIndex, LogState, MemberKind, Membership, NodeId, SnapshotMeta, Term,
     bugs::{Bug, is_on},
 };
 
@@ -18,9 +18,7 @@ use crate::{Output, Raft, SnapshotVerdict, progress::State, raft::Role};
 
 impl Raft {
     pub(crate) fn on_snapshot_arrived(&mut self, from: NodeId, term: Term, meta: SnapshotMeta) {
-        // Of a log that was cut the state machine may reflect more than a snapshot that is on its way; it must not go back.
-        let older = meta.last.index < self.restored && !is_on(Bug::S3);
-        if term < self.hard.term || !self.follow(from, term) || self.hard.installing.is_some() || older {
+        if term < self.hard.term || !self.follow(from, term) || self.hard.installing.is_some() {
             self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
             return;
         }
@@ -65,15 +63,20 @@ impl Raft {
     }
 
     /// Called by the driver at start, before the protocol exists, if the log is damaged: the write that cuts it, so that
-    /// the rest is fetched again (I16). `None` if that cannot be: without this node there is no quorum, so that what it
-    /// acknowledged may be nowhere else, or be needed to elect anybody.
+    /// the rest is fetched again (I16). `None` if that cannot be, in a configuration of which the log tells: without this node
+    /// there is no quorum, so that it is needed to elect anybody; or it and the witnesses are one, so that commands may be
+    /// nowhere else.
     #[must_use]
     pub fn repair(log: &LogState, own: NodeId) -> Option<LogBatch> {
         let damage = log.damage.as_ref()?;
-        let membership = log.memberships.last().map_or(&log.purged.membership, |(_, membership)| membership);
-        // Of a configuration that cannot be read nobody knows whom it can spare.
-        let spared = membership.quorum_value(|id| id != own) == Some(true);
-        let lost_through = log.hard_state.lost_through.max(Some(damage.last));
+        let known = log.memberships.last().map_or(&log.purged.membership, |(_, membership)| membership);
+        let spares = |membership: &Membership| {
+            let is_witness = |id| membership.get(id).is_some_and(|member| member.kind == MemberKind::Witness);
+            membership.quorum_value(|id| id != own) == Some(true)
+                && membership.quorum_value(|id| id == own || is_witness(id)) != Some(true)
+        };
+        let spared = std::iter::once(known).chain(&damage.memberships).all(spares);
+        let lost_through = log.hard_state.lost_through.max(Some(damage.last)).max(Some(log.last()));
         spared.then(|| LogBatch {
             hard_state: Some(HardState { lost_through, ..log.hard_state.clone() }),
             truncate_after: Some(log.last().index),

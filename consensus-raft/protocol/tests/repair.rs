@@ -4,10 +4,10 @@ mod common;
 
 use common::{LOG_1, SECOND, accepted, append, lead, node, outcome, step};
 use consensus_core::{
-    AppendOutcome, AppendResponse, Damage, HardState, LogId, LogIndex, LogState, Membership, NodeId, Role,
-    SnapshotMeta, StorageId, Term, VoteKind, VoteRequest,
+    AppendOutcome, AppendResponse, Damage, HardState, LogId, LogIndex, LogState, Member, MemberKind,
+    Membership, NodeId, Role, SnapshotMeta, StorageId, Term, VoteKind, VoteRequest,
 };
-use consensus_raft_protocol::{Config, Event, Output, Raft, Reply, Restored, SnapshotVerdict};
+use consensus_raft_protocol::{Config, Event, Output, Raft, Reply, Restored};
 
 /// The log of node 0 in term 3: the first configuration and entries 1.2 to 1.4, of which the record of 1.3 is damaged.
 fn damaged(voters: u64) -> LogState {
@@ -17,6 +17,7 @@ fn damaged(voters: u64) -> LogState {
         memberships: vec![(LogIndex(1), Membership::of_voters(0..voters))],
         damage: Some(Damage {
             last: LogId::new(1, 4),
+            memberships: Vec::new(),
             position: "log index 3".to_owned(),
             why: "its checksum is wrong".to_owned(),
         }),
@@ -130,16 +131,41 @@ fn without_others_that_are_a_quorum_it_is_not_repaired() {
 }
 
 #[test]
-fn what_the_state_machine_has_is_not_taken_back_by_a_snapshot() {
+fn all_configurations_of_which_the_log_tells_must_spare_it() {
+    let mut log = damaged(3);
+    let damage = log.damage.as_mut().unwrap();
+    damage.memberships = vec![Membership::of_voters(0..4), Membership::of_voters([0])];
+    assert!(Raft::repair(&log, NodeId(0)).is_none(), "it was alone after the damage");
+    let mut members = Membership::of_voters(0..3).members().clone();
+    members.insert(NodeId(2), Member::new(MemberKind::Witness));
+    let log = LogState { memberships: vec![(LogIndex(1), Membership::new(members))], ..damaged(3) };
+    assert!(
+        Raft::repair(&log, NodeId(0)).is_none(),
+        "it and the witness are a quorum: it may have the only command"
+    );
+    assert!(Raft::repair(&log, NodeId(2)).is_some(), "a witness has none");
+}
+
+#[test]
+fn a_crash_before_the_loss_is_forgotten_on_disk_makes_it_wait_for_nothing() {
+    let log = damaged(3);
+    let hard_state = HardState { lost_through: Some(LogId::new(1, 2)), ..log.hard_state.clone() };
+    let log = LogState { hard_state, damage: None, ..log };
+    let restored = Restored { log, applied: LogIndex(1) };
+    let mut raft = Raft::new(Config::new(NodeId(0)), restored, SECOND).unwrap();
+    assert_eq!(raft.hard_state().lost_through, None);
+    assert!(raft.take_persist().is_some_and(|persist| persist.hard_state.is_some()));
+    step(&mut raft, 10 * SECOND, Event::Tick);
+    assert_eq!(raft.role(), Role::PreCandidate);
+}
+
+#[test]
+fn a_snapshot_that_reaches_as_far_ends_the_loss() {
     let mut raft = cut(4);
-    let arrive = |raft: &mut Raft, index| {
-        let meta = SnapshotMeta { last: LogId::new(1, index), membership: Membership::of_voters(0..3) };
-        let outputs =
-            step(raft, 10 * SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(3), meta });
-        outputs.into_iter().find(|output| matches!(output, Output::SnapshotSettled(_) | Output::Install(_)))
-    };
-    assert_eq!(arrive(&mut raft, 3), Some(Output::SnapshotSettled(SnapshotVerdict::Refused)));
-    assert!(matches!(arrive(&mut raft, 4), Some(Output::Install(_))));
+    let meta = SnapshotMeta { last: LogId::new(1, 4), membership: Membership::of_voters(0..3) };
+    let outputs =
+        step(&mut raft, 10 * SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(3), meta });
+    assert!(outputs.iter().any(|output| matches!(output, Output::Install(_))));
     step(&mut raft, 10 * SECOND, Event::SnapshotInstalled);
     assert_eq!((raft.hard_state().lost_through, raft.commit()), (None, LogIndex(4)));
 }

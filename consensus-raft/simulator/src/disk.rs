@@ -7,8 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{
-    Damage, Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, SnapshotMeta, StorageError,
-    StorageId,
+    Damage, Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, Payload, SnapshotMeta,
+    StorageError, StorageId,
     bugs::{Bug, is_on},
     record,
 };
@@ -25,6 +25,8 @@ struct Slots {
     hard: HardState,
     purged: SnapshotMeta,
     records: BTreeMap<u64, Slot>,
+    /// The last entry, noted apart.
+    last: LogId,
     fails: bool,
     is_full: bool,
 }
@@ -104,7 +106,8 @@ impl SimDisk {
     pub fn harm(&self, index: u64, harm: Harm, random: u64) {
         let mut slots = self.slots();
         let other = slots.records.range(..index).next_back().map(|(_, slot)| slot.record.clone());
-        let Some(slot) = slots.records.get_mut(&index) else { return };
+        // Twice could be not at all.
+        let Some(slot) = slots.records.get_mut(&index).filter(|slot| slot.sound.is_some()) else { return };
         slot.sound = None;
         let mut bytes = slot.record.to_vec();
         match harm {
@@ -139,11 +142,14 @@ impl LogStorage for SimDisk {
             if is_on(Bug::D4) {
                 break;
             }
-            let end = slots.records.iter().next_back().map_or(*index, |(index, _)| *index);
-            let last = slots.records.get(&end).and_then(|slot| record::decode(&slot.record).ok());
-            let bound = LogId { term: slots.hard.term, index: LogIndex(end) };
-            let last = last.map(|entry| entry.id).filter(|id| id.index.0 == end).unwrap_or(bound);
-            state.damage = Some(Damage { last, position: position(), why });
+            let later =
+                slots.records.range(index..).filter_map(|(_, slot)| record::decode(&slot.record).ok());
+            let memberships = later.filter_map(|entry| match entry.payload {
+                Payload::Membership(membership) => Some(membership),
+                _ => None,
+            });
+            let memberships = memberships.collect();
+            state.damage = Some(Damage { last: slots.last, memberships, position: position(), why });
             break;
         }
         Ok(state)
@@ -164,16 +170,20 @@ impl LogStorage for SimDisk {
         }
         if let Some(meta) = batch.purge {
             slots.records = slots.records.split_off(&(meta.last.index.0 + 1));
+            slots.last = if slots.records.is_empty() { meta.last } else { slots.last };
             slots.purged = meta;
         }
         if let Some(after) = batch.truncate_after {
             slots.records.split_off(&(after.0 + 1));
+            let end = slots.records.values().next_back().and_then(|slot| slot.sound);
+            slots.last = end.unwrap_or(slots.purged.last);
         }
         let mut buffer = Vec::new();
         for entry in &batch.entries {
             record::encode(entry, &mut buffer);
             let record = Bytes::copy_from_slice(&buffer);
             buffer.clear();
+            slots.last = entry.id;
             slots.records.insert(entry.id.index.0, Slot { sound: Some(entry.id), record });
         }
         if let Some(hard) = batch.hard_state {

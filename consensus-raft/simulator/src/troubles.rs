@@ -180,11 +180,25 @@ impl World {
         self.impaired.is_none() && all_up && settled && quorum && unchanging && heir
     }
 
+    /// Whether the others are a quorum in every configuration that anybody goes by, with all commands that there are: what
+    /// a node must be able to take (I16), at any time.
+    fn can_be_damaged(&self, id: NodeId) -> bool {
+        let rafts = self.nodes.iter().filter_map(|node| node.raft());
+        let memberships = rafts.map(Raft::membership).filter(|membership| membership.voters().count() > 0);
+        let others = |membership: &std::sync::Arc<consensus_core::Membership>| {
+            membership.quorum_value(|voter| voter != id) == Some(true)
+                && membership.quorum_value(|voter| voter == id || self.is_witness(voter)) != Some(true)
+        };
+        self.impaired.is_none()
+            && self.nodes.iter().all(|node| node.up.is_some())
+            && memberships.into_iter().all(others)
+    }
+
     fn damage(&mut self, id: NodeId, random: &mut Random) -> Option<String> {
         let mut indices = self.node(id).disk.indices();
         // The configuration that it began with must be readable, or it refuses to start.
         indices.retain(|index| *index > 1);
-        if indices.is_empty() || !self.can_be_spared(id) || !self.newest_membership().is_voter(id) {
+        if indices.is_empty() || !self.can_be_damaged(id) {
             return None;
         }
         let last = self.node(id).raft()?.last_log();

@@ -48,6 +48,11 @@ impl Driver {
 
     pub(super) fn install(&mut self, meta: &SnapshotMeta) {
         let Some(arrival) = self.arrivals.front_mut() else { return };
+        if self.apply.handed >= meta.last.index {
+            // The machine of a log that was cut may be ahead of the snapshot, and must not go back (I16).
+            let _ = self.inbox.send(Input::Installed(Ok(())));
+            return;
+        }
         tracing::info!(last = %meta.last, "installing a snapshot");
         match arrival.file.try_clone() {
             Ok(file) => self.give(Job::Install(file, meta.last)),
@@ -60,7 +65,8 @@ impl Driver {
             return;
         };
         self.cache = EntryCache::new(last);
-        self.apply = Apply { done: last, handed: last, target: last };
+        let Apply { done, handed, target } = self.apply;
+        self.apply = Apply { done: done.max(last), handed: handed.max(last), target: target.max(last) };
         self.step(Event::SnapshotInstalled);
         self.log_replaced(last);
     }

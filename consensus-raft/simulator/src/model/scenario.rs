@@ -23,6 +23,8 @@ pub struct Scenario {
     pub leader: Option<NodeId>,
     /// Terms of the entries after the first configuration that each node has in the beginning, and its own term.
     pub logs: &'static [(&'static [u64], u64)],
+    /// From whom to whom nothing comes through.
+    pub cut: &'static [(u64, u64)],
     /// All entries are lost on their way: what is left is elections.
     pub loses_entries: bool,
     /// Most entries in one message.
@@ -84,6 +86,7 @@ pub fn scenarios() -> Vec<Scenario> {
         logs: &[],
         append_entries_max: 2,
         loses_entries: false,
+        cut: &[],
         budget: Budget { ticks: 4, terms: 3, ..Budget::default() },
     };
     let voter = |id| set(id, MemberKind::Voter);
@@ -129,8 +132,9 @@ pub fn scenarios() -> Vec<Scenario> {
             text: "the logs of figure 8: an entry of an earlier term on a majority may yet be replaced",
             symmetric: &[],
             logs: &[(&[1], 2), (&[], 2), (&[2], 2)],
+            cut: &[(0, 2), (2, 0)],
             append_entries_max: 1,
-            budget: Budget { ticks: 2, terms: 4, ..Budget::default() },
+            budget: Budget { ticks: 3, terms: 4, ..Budget::default() },
             ..base.clone()
         },
         Scenario {

@@ -574,7 +574,7 @@ impl World {
 
     fn send(&self, state: &mut State, from: NodeId, to: NodeId, packet: Packet) {
         let is_lost = self.scenario.loses_entries && matches!(packet, Packet::Append(..));
-        if to.0 >= self.scenario.nodes || is_lost {
+        if to.0 >= self.scenario.nodes || is_lost || self.scenario.cut.contains(&(from.0, to.0)) {
             return;
         }
         let fingerprints = self.names.iter().map(|names| packet.print(from, to, names)).collect();

@@ -214,7 +214,7 @@ fn score(names: &[String], limit: Duration, states: u64) -> ExitCode {
             |(seed, failure)| format!("seed {seed}: {}", failure.lines().next().unwrap_or_default()),
         );
         found += u64::from(score.found.is_some());
-        if states > 0 {
+        if states > 0 && score.found.is_none() {
             let limits = model::Limits { states, time: limit, threads };
             let (began, shown) = (Instant::now(), model_check_with(*bug, limits));
             let shown = shown.map_or("not found".to_owned(), |(name, why)| format!("{name}: {why}"));

@@ -200,9 +200,10 @@ pub fn scenarios() -> Vec<Scenario> {
         },
         Scenario {
             name: "lease",
-            text: "a read by lease, clocks that drift within the bound, another leader",
+            text: "a leader that is cut off, clocks that drift within the bound, another leader, a read by lease",
             clocks: Clocks::Common(&[100, 110, 110]),
-            budget: Budget { ticks: 2, terms: 2, proposals: 1, reads: 1, advances: 8, ..Budget::default() },
+            cut: &[(0, 1), (0, 2), (1, 0), (2, 0)],
+            budget: Budget { ticks: 1, terms: 2, proposals: 1, reads: 1, advances: 8, ..Budget::default() },
             ..led.clone()
         },
         Scenario {

@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(crate) known: Arc<Known>,
     /// Of all nodes, in a scenario with a common time.
     pub(crate) time: Time,
+    /// Nothing is cut: the first leader is yet to be elected.
+    is_whole: bool,
 }
 
 /// What nobody in the cluster knows, and the checks do.
@@ -152,11 +154,13 @@ impl World {
         let (nodes, budget) = (nodes.collect(), self.scenario.budget);
         let mut known = Known::default();
         known.print(&self.names);
-        let mut state = State { nodes, network: Vec::new(), budget, known: Arc::new(known), time: BASE };
+        let mut state =
+            State { nodes, network: Vec::new(), budget, known: Arc::new(known), time: BASE, is_whole: true };
         if let Some(leader) = self.scenario.leader {
             self.elect(&mut state, leader)?;
         }
         state.budget = budget;
+        state.is_whole = false;
         Ok(state)
     }
 
@@ -573,8 +577,9 @@ impl World {
     }
 
     fn send(&self, state: &mut State, from: NodeId, to: NodeId, packet: Packet) {
+        let is_cut = self.scenario.cut.contains(&(from.0, to.0));
         let is_lost = self.scenario.loses_entries && matches!(packet, Packet::Append(..));
-        if to.0 >= self.scenario.nodes || is_lost || self.scenario.cut.contains(&(from.0, to.0)) {
+        if to.0 >= self.scenario.nodes || is_lost || (is_cut && !state.is_whole) {
             return;
         }
         let fingerprints = self.names.iter().map(|names| packet.print(from, to, names)).collect();

@@ -93,7 +93,7 @@ fn a_torn_write_is_cut_and_an_acknowledged_one_is_missed() {
     for _ in 0..2 {
         let error = open(dir.path()).unwrap_err();
         assert!(matches!(error, StorageError::Corrupt { .. }), "{error:?}");
-        assert!(error.to_string().contains("finds 99 of the 100 records"), "{error}");
+        assert!(error.to_string().contains("finds 198 of the 200 records"), "{error}");
         assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
     }
     // The boundary. With the mark as it was before the last write - the process was killed in the middle of that, or a
@@ -126,7 +126,7 @@ fn an_old_mark_does_not_hide_damage() {
     assert!(matches!(open(dir.path()), Err(StorageError::Corrupt { .. })), "a bit in the last write");
     fs::write(&log, &good[..good.len() * 2 / 5]).unwrap();
     let error = open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("of the 50 records"), "{error}");
+    assert!(error.contains("of the 100 records"), "{error}");
     fs::write(&log, good).unwrap();
     assert_eq!(open(dir.path()).unwrap().load().unwrap().last(), LogId::new(1, 100));
 }

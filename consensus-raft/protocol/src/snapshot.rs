@@ -63,17 +63,16 @@ impl Raft {
     }
 
     /// Called by the driver at start, before the protocol exists, if the log is damaged: the write that cuts it, so that
-    /// the rest is fetched again (I16). `None` if that cannot be, in a configuration of which the log tells: without this node
-    /// there is no quorum, so that it is needed to elect anybody; or it and the witnesses are one, so that commands may be
-    /// nowhere else.
+    /// the rest is fetched again (I16). `None` if that cannot be, in a configuration of which the log tells: the others that
+    /// keep commands must be a quorum by themselves. With fewer, this node may have had the only copy of one, or be needed to
+    /// elect anybody; and a witness that heard of an entry from it votes for nobody who lacks that.
     #[must_use]
     pub fn repair(log: &LogState, own: NodeId) -> Option<LogBatch> {
         let damage = log.damage.as_ref()?;
         let known = log.memberships.last().map_or(&log.purged.membership, |(_, membership)| membership);
         let spares = |membership: &Membership| {
             let is_witness = |id| membership.get(id).is_some_and(|member| member.kind == MemberKind::Witness);
-            membership.quorum_value(|id| id != own) == Some(true)
-                && membership.quorum_value(|id| id == own || is_witness(id)) != Some(true)
+            membership.quorum_value(|id| id != own && !is_witness(id)) == Some(true)
         };
         let spared = std::iter::once(known).chain(&damage.memberships).all(spares);
         let lost_through = log.hard_state.lost_through.max(Some(damage.last)).max(Some(log.last()));

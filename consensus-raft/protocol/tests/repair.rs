@@ -144,6 +144,13 @@ fn all_configurations_of_which_the_log_tells_must_spare_it() {
         "it and the witness are a quorum: it may have the only command"
     );
     assert!(Raft::repair(&log, NodeId(2)).is_some(), "a witness has none");
+    let mut members = Membership::of_voters(0..4).members().clone();
+    members.insert(NodeId(3), Member::new(MemberKind::Witness));
+    let log = LogState { memberships: vec![(LogIndex(1), Membership::new(members))], ..damaged(3) };
+    assert!(
+        Raft::repair(&log, NodeId(0)).is_none(),
+        "the witness may refuse the two others what only this node had"
+    );
 }
 
 #[test]

@@ -186,8 +186,7 @@ impl World {
         let rafts = self.nodes.iter().filter_map(|node| node.raft());
         let memberships = rafts.map(Raft::membership).filter(|membership| membership.voters().count() > 0);
         let others = |membership: &std::sync::Arc<consensus_core::Membership>| {
-            membership.quorum_value(|voter| voter != id) == Some(true)
-                && membership.quorum_value(|voter| voter == id || self.is_witness(voter)) != Some(true)
+            membership.quorum_value(|voter| voter != id && !self.is_witness(voter)) == Some(true)
         };
         self.impaired.is_none()
             && self.nodes.iter().all(|node| node.up.is_some())

@@ -47,6 +47,7 @@ mod snapshot_send;
 mod storage_thread;
 mod waiters;
 mod witness;
+mod worker;
 
 pub use builder::RaftBuilder;
 pub use config::RaftConfig;

@@ -60,7 +60,7 @@ const RARE: &[&str] = &[
     "refused: no room",
     "refused: handing over",
     "unknown outcome",
-    "trouble: record damaged",
+    "damaged log cut",
     "trouble: machine panicked",
     "trouble: disk failed",
 ];

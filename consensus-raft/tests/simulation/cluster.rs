@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Plan, Record,
-    record::{View, Watched},
+    record::{Panics, View, Watched},
 };
 
 pub(crate) struct World {
@@ -48,7 +48,7 @@ pub(crate) struct Node {
     pub(crate) id: u64,
     pub(crate) engine: Arc<RaftEngine>,
     pub(crate) view: Arc<Mutex<View>>,
-    pub(crate) panics: Arc<AtomicBool>,
+    pub(crate) panics: Arc<Panics>,
     pub(crate) disk: Arc<Disk>,
     transport: Arc<MemTransport>,
 }
@@ -88,7 +88,7 @@ impl Node {
 
     /// It was given a reason to stop.
     fn may_be_fatal(&self) -> bool {
-        self.panics.load(Ordering::Relaxed) || self.disk.failed.load(Ordering::Relaxed)
+        self.panics.happened() || self.disk.failed.load(Ordering::Relaxed)
     }
 }
 
@@ -210,10 +210,6 @@ impl World {
 
     pub(crate) fn disk_of(&self, id: u64) -> SimDisk {
         self.seats()[id as usize].disk.clone()
-    }
-
-    pub(crate) fn set_disk(&self, id: u64, disk: SimDisk) {
-        self.seats()[id as usize].disk = disk;
     }
 
     /// Nobody stopped who had no reason to.

@@ -96,7 +96,24 @@ pub(crate) struct Watched {
     machine: SimMachine,
     record: Arc<Mutex<Record>>,
     pub(crate) view: Arc<Mutex<View>>,
-    pub(crate) panics: Arc<AtomicBool>,
+    pub(crate) panics: Arc<Panics>,
+}
+
+/// Whether a machine is to panic when it is next asked to apply something, and whether it did.
+#[derive(Debug, Default)]
+pub(crate) struct Panics {
+    called_for: AtomicBool,
+    happened: AtomicBool,
+}
+
+impl Panics {
+    pub(crate) fn call_for(&self) {
+        self.called_for.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn happened(&self) -> bool {
+        self.happened.load(Ordering::Relaxed)
+    }
 }
 
 impl Watched {
@@ -120,7 +137,8 @@ impl StateMachine for Watched {
     }
 
     fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
-        if self.panics.load(Ordering::Relaxed) {
+        if self.panics.called_for.load(Ordering::Relaxed) {
+            self.panics.happened.store(true, Ordering::Relaxed);
             std::panic::resume_unwind(Box::new("as the simulation told it")); // Without a word on stderr.
         }
         let responses = self.machine.apply(entries)?;

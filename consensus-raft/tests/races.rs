@@ -12,12 +12,13 @@ use std::{
 
 use async_trait::async_trait;
 use consensus_core::{
-    ConsensusEngine, Endpoint, EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogState, LogStorage,
-    Member, MemberChange, MemberKind, Membership, Message, MessageHandler, NetworkTransport, NodeId,
-    ProposeError, Reachability, Role, SendError, SnapshotAck, SnapshotChunk, StorageError, TransportError,
+    AppendEntries, ConsensusEngine, Endpoint, EngineStatus, Entry, Health, LogBatch, LogId, LogIndex,
+    LogState, LogStorage, Member, MemberChange, MemberKind, Membership, Message, MessageHandler,
+    NetworkTransport, NodeId, Payload, ProposeError, Reachability, ReadConsistency, ReadError, Role,
+    SendError, SnapshotAck, SnapshotChunk, StorageError, Term, TransportError,
 };
 use consensus_raft::{RaftConfig, RaftEngine};
-use consensus_testkit::{MemLogStorage, eventually};
+use consensus_testkit::{Journal, MemLogStorage, eventually};
 use consensus_transport_mem::{MemNetwork, MemTransport};
 use tokio::sync::watch;
 
@@ -38,6 +39,36 @@ async fn nothing_is_committed_while_its_write_is_under_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_later_chunk_begins_no_snapshot() {
     assert_eq!(scenes::chunk_without_a_beginning().await, Ok(()));
+}
+
+/// 1. A leader is elected that was restarted, and knows of less that is committed than the one before it did.
+/// 2. A follower hears from it and has applied as much; that may be old. It is not when the leader has committed an entry
+///    of its own term.
+#[tokio::test]
+async fn who_leads_and_has_committed_nothing_yet_does_not_know_what_is_fresh() {
+    let network = MemNetwork::new(1);
+    let leader = network.transport(NodeId(0));
+    leader.start(Arc::new(Nothing)).await.unwrap();
+    let engine = RaftEngine::builder(NodeId(1)).voters(0..3).without_threads();
+    let engine = engine.start(network.transport(NodeId(1)), MemLogStorage::new(), Journal::new()).await;
+    let engine = engine.unwrap();
+    let mut status = engine.status();
+    let send = |prev, entry: Entry, commit| {
+        let entries = vec![entry];
+        let message = AppendEntries { term: Term(2), prev, entries, commit: LogIndex(commit), round: 1 };
+        leader.send(NodeId(1), Message::AppendEntries(message)).unwrap();
+    };
+    let within_a_minute = ReadConsistency::StaleWithin(Duration::from_secs(60));
+
+    send(LogId::new(0, 1), Entry::command(LogId::new(1, 2), "acknowledged in term 1"), 1);
+    status.wait_for(|status| status.last_log.index.0 == 2 && status.applied.0 == 1).await.unwrap();
+    let stale = engine.read_barrier(within_a_minute).await;
+    assert!(matches!(stale, Err(ReadError::TooStale { age_ms: None, .. })), "{stale:?}");
+
+    send(LogId::new(1, 2), Entry { id: LogId::new(2, 3), payload: Payload::Blank }, 3);
+    status.wait_for(|status| status.applied.0 == 3).await.unwrap();
+    assert_eq!(engine.read_barrier(within_a_minute).await, Ok(LogIndex(3)));
+    engine.shutdown().await.unwrap();
 }
 
 /// A storage that counts what is read, and whose code panics when told to.
@@ -151,7 +182,7 @@ async fn a_panic_of_the_engines_task_is_its_end_and_said() {
     let mut config = RaftConfig::new(NodeId(1));
     config.bootstrap = Some(Membership::of_voters([1]));
     let transport = Arc::new(Faulty(network.transport(NodeId(1)), AtomicBool::new(false)));
-    let (storage, machine) = (Arc::new(MemLogStorage::new()), Box::new(consensus_testkit::Journal::new()));
+    let (storage, machine) = (Arc::new(MemLogStorage::new()), Box::new(Journal::new()));
     let engine = RaftEngine::start(config, transport.clone(), storage, machine).await.unwrap();
     let mut status = engine.status();
     status.wait_for(|status| status.role == Role::Leader).await.unwrap();
@@ -174,7 +205,7 @@ async fn a_panic_of_the_storage_stops_the_engine_and_lets_nobody_wait() {
     let mut config = RaftConfig::new(NodeId(1));
     config.bootstrap = Some(Membership::of_voters([1]));
     let storage = Arc::new(Watched::default());
-    let machine = Box::new(consensus_testkit::Journal::new());
+    let machine = Box::new(Journal::new());
     let engine =
         RaftEngine::start(config, network.transport(NodeId(1)), storage.clone(), machine).await.unwrap();
     let mut status = engine.status();

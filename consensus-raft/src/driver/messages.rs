@@ -39,7 +39,7 @@ impl Driver {
         if self.raft.leader() == Some(from) && self.raft.term() == term {
             self.note_freshness(); // What was heard before, if it is applied by now.
             let now = self.now();
-            self.freshness.heard.get_or_insert((commit, now));
+            self.freshness.heard.get_or_insert((commit, term, now));
         }
     }
 

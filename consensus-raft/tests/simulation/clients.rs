@@ -58,10 +58,16 @@ impl Client {
             percent if percent < 80 => Register::Write(value),
             _ => Register::CompareAndSet(self.seen[key as usize], value),
         };
-        let began = self.world.record().moment();
+        let now = self.world.now_ms();
+        let began = self.world.record().moment(now);
+        let consistency = match self.random.below(10) {
+            0 | 1 => ReadConsistency::StaleWithin(STALE),
+            percent if percent < 6 => ReadConsistency::Lease,
+            _ => ReadConsistency::Linearizable,
+        };
         let (mut answer, mut certain) = (None, true);
         for _ in 0..TRIES {
-            match self.attempt(key, call).await {
+            match self.attempt(key, call, consistency).await {
                 Answer::Done(value) => {
                     answer = Some(value);
                     break;
@@ -73,18 +79,26 @@ impl Client {
                 }
             }
         }
+        let now = self.world.now_ms();
         let mut record = self.world.record();
-        let ended = answer.map(|value| (record.moment(), value));
+        let ended = answer.map(|value| (record.moment(now), value));
+        // One that may be stale is a read that may have begun as much earlier.
+        let stale = call == Register::Read && matches!(consistency, ReadConsistency::StaleWithin(_));
+        let latest = now.saturating_sub((STALE + self.world.plan.link.latency.1).as_millis() as u64 + 1);
+        let began = if stale { began.min(record.moment_at(latest)) } else { began };
         self.seen[key as usize] = answer.flatten().unwrap_or(self.seen[key as usize]);
         // One that certainly came to nothing is no part of the history: nobody may see it.
         if ended.is_some() || (!certain && call != Register::Read) {
             record.history[key as usize].push(Operation { client: self.id, call, began, ended });
         }
+        if stale && ended.is_some() {
+            record.count("stale read");
+        }
         record.count(if ended.is_some() { "operation" } else { "operation given up" });
     }
 
     /// Asks a node, and waits as long as it has patience; the answer is recorded whenever it comes.
-    async fn attempt(&mut self, key: u8, call: Register) -> Answer {
+    async fn attempt(&mut self, key: u8, call: Register, consistency: ReadConsistency) -> Answer {
         let Some(node) = self.whom() else { return Answer::NotApplied };
         let (world, id) = (self.world.clone(), self.id);
         let attempt = {
@@ -94,11 +108,10 @@ impl Client {
         };
         let session = Session { client_id: id + 1, sequence: self.sequence };
         let command = Command { session, attempt, key, call };
-        let lease = self.random.percent(50);
         let (told, answer) = oneshot::channel();
         tokio::spawn(async move {
             let answer = if call == Register::Read {
-                read(&world, &node, key, lease).await
+                read(&world, &node, key, consistency).await
             } else {
                 propose(&world, &node, &command).await
             };
@@ -146,8 +159,7 @@ async fn propose(world: &World, node: &Node, command: &Command) -> Answer {
     }
 }
 
-async fn read(world: &World, node: &Node, key: u8, lease: bool) -> Answer {
-    let consistency = if lease { ReadConsistency::Lease } else { ReadConsistency::Linearizable };
+async fn read(world: &World, node: &Node, key: u8, consistency: ReadConsistency) -> Answer {
     match world.answered("a read", node.engine.read_barrier(consistency)).await {
         Some(Ok(_)) => Answer::Done(Some(node.view.lock().unwrap().registers[key as usize])),
         _ => Answer::NotApplied,
@@ -158,10 +170,10 @@ async fn read(world: &World, node: &Node, key: u8, lease: bool) -> Answer {
 pub(crate) async fn read_everything(world: &World) -> Result<(), String> {
     for node in world.nodes() {
         for key in 0..KEYS as u8 {
-            let began = world.record().moment();
+            let began = world.record().moment(world.now_ms());
             let mut value = Answer::NotApplied;
             for _ in 0..TRIES {
-                value = read(world, &node, key, false).await;
+                value = read(world, &node, key, ReadConsistency::Linearizable).await;
                 if value != Answer::NotApplied {
                     break;
                 }
@@ -171,7 +183,7 @@ pub(crate) async fn read_everything(world: &World) -> Result<(), String> {
                 return Err(format!("node {} does not read, long after the last trouble", node.id));
             };
             let mut record = world.record();
-            let ended = Some((record.moment(), value));
+            let ended = Some((record.moment(world.now_ms()), value));
             let read = Operation { client: 1000 + node.id, call: Register::Read, began, ended };
             record.history[key as usize].push(read);
         }
@@ -179,5 +191,7 @@ pub(crate) async fn read_everything(world: &World) -> Result<(), String> {
     Ok(())
 }
 
+/// How old what some reads see may be.
+const STALE: Duration = Duration::from_millis(300);
 /// Attempts at an operation before a client leaves it at that.
 const TRIES: u64 = 6;

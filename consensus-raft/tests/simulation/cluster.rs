@@ -200,9 +200,15 @@ impl World {
 
     pub(crate) async fn shut_down_one(&self, id: u64) {
         let Some(node) = self.seats()[id as usize].node.clone() else { return };
-        let result = self.answered("a shutdown", node.engine.shutdown()).await;
-        if let Some(Err(error)) = result.filter(|_| !node.may_be_fatal()) {
+        let both = async { tokio::join!(node.engine.shutdown(), node.engine.shutdown()) };
+        let result = self.answered("a shutdown", both).await;
+        if let Some((Err(error), _) | (_, Err(error))) = &result
+            && !node.may_be_fatal()
+        {
             self.record().fail(format!("the shutdown of node {id}: {error}"));
+        }
+        if node.health() == Health::Running {
+            self.record().fail(format!("node {id} runs on after its shutdown"));
         }
         node.transport.shutdown().await;
         self.seats()[id as usize].node = None;

@@ -17,7 +17,10 @@ pub(crate) struct Plan {
     pub(crate) forward: bool,
     /// Most proposals in flight.
     pub(crate) proposals_max: u64,
+    pub(crate) reads_max: u64,
+    pub(crate) inbox_bytes: u64,
     pub(crate) compact_after: u64,
+    pub(crate) snapshot_bytes_per_second: u64,
     pub(crate) cache_bytes: u64,
     /// How long a client waits for an answer before it asks elsewhere.
     pub(crate) patience: Duration,
@@ -32,7 +35,7 @@ impl Plan {
         let percent = |random: &mut Random, most| random.below(most) as f64 / 100.0;
         Self {
             seed,
-            nodes: if random.percent(20) { 5 } else { 3 },
+            nodes: random.of(&[1, 3, 3, 3, 3, 3, 3, 3, 5, 5]),
             clients: 4 + random.below(5),
             troubled: ms(10_000 + random.below(6_000)),
             link: Link {
@@ -44,6 +47,9 @@ impl Plan {
             },
             forward: random.percent(50),
             proposals_max: if random.percent(25) { 1 + random.below(3) } else { 1000 },
+            reads_max: random.of(&[1, 1000, 1000]),
+            inbox_bytes: random.of(&[1_000, 1 << 20]),
+            snapshot_bytes_per_second: random.of(&[0, 0, 300]),
             compact_after: random.of(&[0, 40, 200]),
             cache_bytes: random.of(&[500, 4_000, 1 << 20]),
             patience: ms(random.of(&[300, 2_000])),
@@ -62,6 +68,9 @@ impl Plan {
         config.threads = false;
         config.forward_proposals = self.forward;
         config.proposals_max = self.proposals_max;
+        config.reads_max = self.reads_max;
+        config.inbox_bytes_max = self.inbox_bytes;
+        config.snapshot_bytes_per_second = self.snapshot_bytes_per_second;
         config.cache_bytes_max = self.cache_bytes;
         config.compact_after_entries = self.compact_after;
         config.compact_keep_entries = 20;

@@ -23,6 +23,8 @@ pub(crate) struct Record {
     pub(crate) history: [Vec<Operation<Register, Option<u64>>>; KEYS],
     pub(crate) counts: BTreeMap<&'static str, u64>,
     pub(crate) attempts: u64,
+    /// The first one of each millisecond.
+    moments_at: BTreeMap<u64, u64>,
     moments: u64,
     /// Of the replicated state after each index.
     hashes: BTreeMap<u64, u64>,
@@ -44,9 +46,15 @@ impl Record {
     }
 
     /// What happens later has a greater number, at the same time too.
-    pub(crate) fn moment(&mut self) -> u64 {
+    pub(crate) fn moment(&mut self, now_ms: u64) -> u64 {
         self.moments += 1;
+        self.moments_at.entry(now_ms).or_insert(self.moments);
         self.moments
+    }
+
+    /// One that is not after that time.
+    pub(crate) fn moment_at(&self, ms: u64) -> u64 {
+        self.moments_at.range(..=ms).next_back().map_or(0, |(_, moment)| *moment)
     }
 
     pub(crate) fn note(&mut self, numbers: &[u64]) {

@@ -89,6 +89,11 @@ async fn full_disk(world: &World, node: &Node, mut random: Random) {
     world.record().count("trouble: disk full");
     node.disk.sim.fill(true);
     a_while(&mut random, 3_000).await;
+    if random.percent(30) {
+        world.shut_down_one(node.id).await;
+        node.disk.sim.fill(false);
+        return world.up_again(node.id).await;
+    }
     node.disk.sim.fill(false);
     // It looks again by itself.
     sleep(Duration::from_millis(500)).await;
@@ -134,17 +139,19 @@ async fn damage(world: &World, node: &Node, mut random: Random) {
     // The configuration that it began with must be readable, or it refuses to start.
     let indices: Vec<u64> = disk.indices().into_iter().filter(|index| *index > 1).collect();
     // Nobody promises anything where two nodes have lost the same.
-    let spared = (0..world.plan.nodes).all(|other| world.disk_of(other).hard_state().lost_through.is_none());
-    if spared && !indices.is_empty() {
-        world.record().count("trouble: record damaged");
-        let index = random.of(&indices);
-        let harm = random.of(&[Harm::Flip, Harm::Lost, Harm::Misdirected]);
-        // That the last record was never written nobody can know.
-        let harm = if indices.last() == Some(&index) { Harm::Flip } else { harm };
-        disk.harm(index, harm, random.next());
+    let spared = world.plan.nodes > 1
+        && (0..world.plan.nodes).all(|other| world.disk_of(other).hard_state().lost_through.is_none());
+    if !spared || indices.is_empty() {
+        return world.up_again(id).await;
     }
+    world.record().count("trouble: record damaged");
+    let index = random.of(&indices);
+    let harm = random.of(&[Harm::Flip, Harm::Lost, Harm::Misdirected]);
+    // That the last record was never written nobody can know.
+    let harm = if indices.last() == Some(&index) { Harm::Flip } else { harm };
+    disk.harm(index, harm, random.next());
     world.up_again(id).await;
-    if world.disk_of(id).hard_state().lost_through.is_some() {
+    if disk.hard_state().lost_through.is_some() {
         world.record().count("damaged log cut");
     }
 }

@@ -17,13 +17,12 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// `DRIVER_SEED=n` runs that seed, `DRIVER_SEEDS=n` so many.
+/// `DRIVER_SEED=n` runs that seed, `DRIVER_SEEDS=n` so many from there.
 #[test]
 fn clusters_keep_their_promises_through_every_trouble() {
-    let (first, count) = match number("DRIVER_SEED") {
-        Some(seed) => (seed, 1),
-        None => (0, number("DRIVER_SEEDS").unwrap_or(SEEDS)),
-    };
+    let first = number("DRIVER_SEED");
+    let count = number("DRIVER_SEEDS").unwrap_or(if first.is_some() { 1 } else { SEEDS });
+    let first = first.unwrap_or(0);
     let (mut counts, mut simulated) = (BTreeMap::<_, u64>::new(), Duration::ZERO);
     for seed in first..first + count {
         let outcome = run(seed);
@@ -42,16 +41,17 @@ fn clusters_keep_their_promises_through_every_trouble() {
     }
 }
 
+/// Nothing in a run comes from elsewhere: neither threads, nor clocks, nor the order of a hash map.
 #[test]
 fn a_seed_is_a_run() {
-    for seed in [1, 2, 3, 4] {
+    for seed in 0..20 {
         let (once, again) = (run(seed), run(seed));
         assert_eq!((once.trace, once.simulated, once.counts), (again.trace, again.simulated, again.counts));
     }
 }
 
 /// So many that the test takes less than 40 s on a busy machine.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 500;
 
 /// What a set of runs must come by.
 const RARE: &[&str] = &[
@@ -60,6 +60,8 @@ const RARE: &[&str] = &[
     "refused: no room",
     "refused: handing over",
     "unknown outcome",
+    "operation given up",
+    "stale read",
     "damaged log cut",
     "trouble: machine panicked",
     "trouble: disk failed",

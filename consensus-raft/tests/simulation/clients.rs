@@ -13,7 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::cluster::{Node, World};
+use super::cluster::{FOREVER, Node, World};
 
 struct Client {
     world: Arc<World>,
@@ -108,12 +108,15 @@ impl Client {
         };
         let session = Session { client_id: id + 1, sequence: self.sequence };
         let command = Command { session, attempt, key, call };
+        let leaves = self.random.percent(5).then(|| Duration::from_millis(self.random.below(30)));
         let (told, answer) = oneshot::channel();
         tokio::spawn(async move {
             let answer = if call == Register::Read {
                 read(&world, &node, key, consistency).await
             } else {
-                propose(&world, &node, &command).await
+                let proposal = propose(&world, &node, &command);
+                // Some do not stay for the answer.
+                timeout(leaves.unwrap_or(2 * FOREVER), proposal).await.unwrap_or(Answer::Unknown)
             };
             let (now, mut record) = (world.now_ms(), world.record());
             let (kind, value) = match answer {

@@ -47,13 +47,16 @@ async fn a_while(random: &mut Random, most_ms: u64) {
 
 async fn partition(world: &World, mut random: Random) {
     world.record().count("trouble: partition");
-    let apart = random.below(world.plan.nodes);
-    let apart = NodeId(world.leader().filter(|_| random.percent(60)).map_or(apart, |node| node.id));
-    let others: Vec<NodeId> = (0..world.plan.nodes).map(NodeId).filter(|id| *id != apart).collect();
+    let first = random.below(world.plan.nodes);
+    let first = world.leader().filter(|_| random.percent(60)).map_or(first, |node| node.id);
+    let minority = 1 + random.below(world.plan.nodes / 2);
+    let is_apart = |id: &NodeId| (id.0 + world.plan.nodes - first) % world.plan.nodes < minority;
+    let (apart, others): (Vec<NodeId>, Vec<NodeId>) = (0..world.plan.nodes).map(NodeId).partition(is_apart);
     if random.percent(70) {
-        world.network.partition(&[&[apart], &others]);
+        world.network.partition(&[&apart, &others]);
     } else {
-        others.iter().for_each(|other| world.network.cut(apart, *other)); // One way.
+        let ways = apart.iter().flat_map(|from| others.iter().map(move |to| (*from, *to)));
+        ways.for_each(|(from, to)| world.network.cut(from, to)); // One way.
     }
     a_while(&mut random, 3_000).await;
     world.network.heal();

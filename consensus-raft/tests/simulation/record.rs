@@ -166,8 +166,14 @@ impl StateMachine for Watched {
     }
 
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
+        let before = self.machine.applied();
         self.machine.restore(stream)?;
-        self.record.lock().unwrap().count("snapshot installed");
+        let (after, mut record) = (self.machine.applied(), self.record.lock().unwrap());
+        if after.index < before.index {
+            record.fail(format!("S3: a snapshot takes node {} back from {before} to {after}", self.node));
+        }
+        record.count("snapshot installed");
+        drop(record);
         self.show();
         Ok(())
     }

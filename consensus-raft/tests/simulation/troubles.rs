@@ -136,7 +136,11 @@ async fn panicking_machine(world: &World, node: &Node, mut random: Random) {
 /// A record of the log is damaged while the node is down. It has to do without, while the others hold it (I16).
 async fn damage(world: &World, node: &Node, mut random: Random) {
     let id = node.id;
-    world.lose_power(id).await;
+    if random.percent(50) {
+        world.shut_down_one(id).await; // Its machine reflects all of the log, and what is cut off it too.
+    } else {
+        world.lose_power(id).await;
+    }
     a_while(&mut random, 500).await;
     let disk = world.disk_of(id);
     // The configuration that it began with must be readable, or it refuses to start.

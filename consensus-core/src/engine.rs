@@ -98,7 +98,8 @@ pub enum ReadConsistency {
     /// What this node has applied, at once.
     Stale,
     /// What this node has applied, if that was all that was committed at some moment within this time, not counting how
-    /// long the leader's message about it was under way.
+    /// long the leader's message about it was under way. A leader that was replaced may not have noticed yet: for as long
+    /// as an election timeout, who hears only from it takes its word.
     StaleWithin(Duration),
 }
 

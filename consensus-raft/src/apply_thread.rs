@@ -1,11 +1,10 @@
-//! The thread that owns the state machine.
+//! What owns the state machine, on a thread of its own as a rule.
 
 use std::{
     any::Any,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, mpsc},
-    thread::JoinHandle,
+    sync::Arc,
     time::Instant,
 };
 
@@ -18,6 +17,7 @@ use crate::{
     inbox::{Inbox, Input},
     measure,
     waiters::Waiter,
+    worker::{Next, Work},
 };
 
 /// Work for the state machine, done in order.
@@ -35,32 +35,8 @@ pub(crate) enum Job {
     Install(std::fs::File, LogId),
 }
 
-/// Ends, with a last flush, when the sender is dropped; or at the machine's first error.
-pub(crate) fn spawn(
-    machine: Box<dyn StateMachine>,
-    witness: bool,
-    storage: Arc<dyn LogStorage>,
-    inbox: Inbox,
-    span: tracing::Span,
-) -> std::io::Result<(mpsc::Sender<Job>, JoinHandle<()>)> {
-    let (jobs, queue) = mpsc::channel();
-    let applied = machine.applied();
-    let mut worker = Worker { machine, witness, storage, inbox, applied };
-    let thread = std::thread::Builder::new().name("raft-apply".to_owned()).spawn(move || {
-        let _in = span.entered();
-        for job in queue {
-            if !worker.work(job) {
-                return;
-            }
-        }
-        if let Err(error) = guarded(|| worker.machine.flush()) {
-            tracing::error!(%error, "the last flush failed; the log will be applied again");
-        }
-    })?;
-    Ok((jobs, thread))
-}
-
-struct Worker {
+/// Takes no more jobs after the machine's first error; ends with a last flush otherwise.
+pub(crate) struct Applier {
     machine: Box<dyn StateMachine>,
     /// There need not be commands in the log.
     witness: bool,
@@ -69,9 +45,10 @@ struct Worker {
     applied: LogId,
 }
 
-impl Worker {
-    /// `false` after an error: the machine is not called again.
-    fn work(&mut self, job: Job) -> bool {
+impl Work for Applier {
+    type Job = Job;
+
+    fn work(&mut self, job: Job) -> Next<Job> {
         let (input, sound) = match job {
             Job::Apply { after, last, entries, waiters } => {
                 let _apply = tracing::debug_span!("apply", %after, %last).entered();
@@ -102,7 +79,25 @@ impl Worker {
                 (Input::Installed(result), sound)
             }
         };
-        self.inbox.send(input).is_ok() && sound
+        if self.inbox.send(input).is_ok() && sound { Next::Ready } else { Next::Over }
+    }
+
+    fn end(&mut self) {
+        if let Err(error) = guarded(|| self.machine.flush()) {
+            tracing::error!(%error, "the last flush failed; the log will be applied again");
+        }
+    }
+}
+
+impl Applier {
+    pub(crate) fn new(
+        machine: Box<dyn StateMachine>,
+        witness: bool,
+        storage: Arc<dyn LogStorage>,
+        inbox: Inbox,
+    ) -> Self {
+        let applied = machine.applied();
+        Self { machine, witness, storage, inbox, applied }
     }
 
     fn apply_all(

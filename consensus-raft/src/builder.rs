@@ -52,6 +52,12 @@ impl RaftBuilder {
         self.configure(|config| config.snapshot_dir = dir.into())
     }
 
+    /// Calls storage and state machine on the engine's own task: for those in memory, whose calls do not block; see
+    /// [`RaftConfig::threads`].
+    pub fn without_threads(self) -> Self {
+        self.configure(|config| config.threads = false)
+    }
+
     /// Records what the protocol is told, for `raft-replay`.
     pub fn flight_recorder(self, recorder: FlightRecorder) -> Self {
         self.configure(|config| config.flight_recorder = Some(recorder))
@@ -112,6 +118,7 @@ mod tests {
             .lease_drift_percent(5)
             .forward_proposals()
             .snapshot_dir("snapshots")
+            .without_threads()
             .flight_recorder(recorder)
             .configure(|config| config.compact_after_entries = 7)
             .build()
@@ -121,6 +128,7 @@ mod tests {
         assert_eq!((config.protocol.election_timeout, config.protocol.heartbeat_interval), (ms(150), ms(20)));
         assert_eq!((config.protocol.lease_drift_percent, config.forward_proposals), (5, true));
         assert_eq!((config.snapshot_dir, config.compact_after_entries), ("snapshots".into(), 7));
+        assert!(!config.threads);
         assert_eq!(config.flight_recorder.unwrap().dir, PathBuf::from("flight"));
     }
 

@@ -57,6 +57,11 @@ pub struct RaftConfig {
     /// Where a snapshot is gathered while it arrives (unlinked files; a crash leaves nothing). Default: the system's
     /// place for temporary files. Needs room for one snapshot.
     pub snapshot_dir: PathBuf,
+    /// Whether storage and state machine are called on threads of their own. `false` is for storages and machines in memory,
+    /// whose calls do not block: they are called on the engine's own task, without a hop to another thread, and under
+    /// tokio's paused clock a run takes no time and can be repeated. One that blocks would hold up heartbeats. Default
+    /// `true`.
+    pub threads: bool,
     /// Records what the protocol is told, for `raft-replay`. Default: it does not.
     pub flight_recorder: Option<FlightRecorder>,
 }
@@ -87,6 +92,7 @@ impl RaftConfig {
             snapshot_retry: Duration::from_secs(1),
             snapshot_resume: Duration::from_secs(60),
             snapshot_dir: std::env::temp_dir(),
+            threads: true,
             flight_recorder: None,
         }
     }

@@ -20,15 +20,16 @@ use tracing::Instrument;
 use crate::{
     RaftBuilder, RaftConfig,
     admission::Admission,
-    apply_thread,
+    apply_thread::Applier,
     driver::Driver,
     flight::Recorded,
     inbox::{Arrival, Inbox, Input},
     measure,
     snapshot_receive::{Received, Receiver},
-    storage_thread,
+    storage_thread::LogWriter,
     waiters::Waiter,
     witness::WitnessMachine,
+    worker::{self, Worker},
 };
 
 /// A node's Raft engine. Dropping it stops it without a farewell; [`shutdown`](ConsensusEngine::shutdown) is the orderly
@@ -117,7 +118,7 @@ impl RaftEngine {
         let applied = machine.applied();
         let (own, loading, bootstrap) = (config.protocol.id, storage.clone(), config.bootstrap.clone());
         let load = move || load(&*loading, own, bootstrap, applied);
-        let log = tokio::task::spawn_blocking(load).await.map_err(|_| StartError::Runtime)??;
+        let log = worker::call(config.threads, load).await.map_err(|_| StartError::Runtime)??;
         Self::run(config, transport, storage, machine, log, applied).await
     }
 
@@ -136,7 +137,7 @@ impl RaftEngine {
         let (own, loading, bootstrap) = (config.protocol.id, storage.clone(), config.bootstrap.clone());
         // Without a state there is nothing that a snapshot could have left half done.
         let load = move || load_witness(&*loading, own, bootstrap);
-        let log = tokio::task::spawn_blocking(load).await.map_err(|_| StartError::Runtime)??;
+        let log = worker::call(config.threads, load).await.map_err(|_| StartError::Runtime)??;
         let applied = log.purged.last;
         Self::run(config, transport, storage, Box::new(WitnessMachine(applied)), log, applied).await
     }
@@ -165,10 +166,19 @@ impl RaftEngine {
         })?;
         let (inbox, inputs) = mpsc::unbounded_channel();
         let span = tracing::error_span!("raft", node = %config.protocol.id);
-        let writer = storage_thread::spawn(storage.clone(), inbox.clone(), span.clone())?;
-        let applier = apply_thread::spawn(machine, witness, storage.clone(), inbox.clone(), span.clone())?;
+        let writer = LogWriter::new(storage.clone(), inbox.clone());
+        let applier = Applier::new(machine, witness, storage.clone(), inbox.clone());
+        let (writer, applier) = if config.threads {
+            (
+                Worker::spawn("raft-log", span.clone(), writer)?,
+                Worker::spawn("raft-apply", span.clone(), applier)?,
+            )
+        } else {
+            (Worker::inline(writer), Worker::inline(applier))
+        };
         let handler = Handler {
             span: span.clone(),
+            threads: config.threads,
             inbox: inbox.clone(),
             messages: Admission::new(u64::MAX, config.inbox_bytes_max),
             snapshots: Arc::new(tokio::sync::Mutex::new(Receiver::new(config.snapshot_dir.clone()))),
@@ -358,6 +368,7 @@ impl Drop for RaftEngine {
 /// The transport's way in.
 struct Handler {
     span: tracing::Span,
+    threads: bool,
     inbox: Inbox,
     messages: Arc<Admission>,
     snapshots: Arc<tokio::sync::Mutex<Receiver>>,
@@ -376,8 +387,8 @@ impl MessageHandler for Handler {
         let (term, mut receiver) = (chunk.term, self.snapshots.clone().lock_owned().await);
         let refused = SnapshotAck { term, outcome: SnapshotOutcome::Refused };
         let span = self.span.clone();
-        let received =
-            tokio::task::spawn_blocking(move || span.in_scope(|| receiver.take(from, &chunk))).await;
+        let take = move || span.in_scope(|| receiver.take(from, &chunk));
+        let received = worker::call(self.threads, take).await;
         match received {
             Ok(Received::Answer(outcome)) => SnapshotAck { term, outcome },
             Ok(Received::Whole(meta, file)) => {

@@ -12,7 +12,8 @@
 //!
 //! Each turn takes all that waits, steps the protocol once per event, sends at most one run of entries per peer, and
 //! starts at most one log write, while none is in flight. So batches form by themselves under load and nothing waits for
-//! a batch when there is none.
+//! a batch when there is none. For a storage and a state machine in memory the two threads can be done without
+//! ([`RaftConfig::threads`]).
 //!
 //! ```no_run
 //! # use std::sync::Arc;
@@ -47,6 +48,7 @@ mod snapshot_send;
 mod storage_thread;
 mod waiters;
 mod witness;
+mod worker;
 
 pub use builder::RaftBuilder;
 pub use config::RaftConfig;

@@ -26,6 +26,7 @@ pub(crate) struct Transfer {
     pub(crate) number: u64,
     pub(crate) meta: SnapshotMeta,
     pub(crate) chunk_bytes: usize,
+    pub(crate) threads: bool,
     pub(crate) retry: Duration,
     pub(crate) resume: Duration,
     /// 0: no bound.
@@ -53,11 +54,12 @@ impl Transfer {
     }
 
     async fn stream(&self, picture: Box<dyn Snapshot>) -> Result<(), String> {
-        let mut chunks = chunks_of(picture, self.chunk_bytes);
+        let pieces = if self.threads { pieces_of } else { pieces_in_memory };
+        let mut pieces = pieces(picture, self.chunk_bytes);
         let (mut offset, mut sum) = (0, 0);
         let began = tokio::time::Instant::now();
         loop {
-            let data = match chunks.recv().await {
+            let data = match pieces.recv().await {
                 Some(Piece::Data(data)) => data,
                 Some(Piece::End) => {
                     return match self.send(offset, Bytes::new(), Some(sum)).await? {
@@ -109,7 +111,7 @@ enum Piece {
 }
 
 /// Runs the picture's writer on a thread that may block; two chunks ahead of the network at most.
-fn chunks_of(mut picture: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc::Receiver<Piece> {
+fn pieces_of(mut picture: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc::Receiver<Piece> {
     let (pieces, receiver) = mpsc::channel(2);
     tokio::task::spawn_blocking(move || {
         let mut writer = ChunkWriter { buffer: BytesMut::with_capacity(chunk_bytes), chunk_bytes, pieces };
@@ -119,6 +121,22 @@ fn chunks_of(mut picture: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc::Receiv
         };
         let _ = writer.pieces.blocking_send(last);
     });
+    receiver
+}
+
+/// For a picture that is in memory anyway, all of it at once.
+fn pieces_in_memory(mut picture: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc::Receiver<Piece> {
+    let mut bytes = Vec::new();
+    let last = match picture.write_to(&mut bytes) {
+        Ok(()) => Piece::End,
+        Err(error) => Piece::Failed(error),
+    };
+    let data = bytes.chunks(chunk_bytes).map(|data| Piece::Data(Bytes::copy_from_slice(data)));
+    let pieces: Vec<Piece> = data.chain([last]).collect();
+    let (sender, receiver) = mpsc::channel(pieces.len());
+    for piece in pieces {
+        let _ = sender.try_send(piece); // There is room for each.
+    }
     receiver
 }
 

@@ -1,67 +1,61 @@
-//! The thread that writes the log.
+//! What writes the log, on a thread of its own as a rule.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        mpsc::{self, RecvTimeoutError},
-    },
-    thread::JoinHandle,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use consensus_core::{LogBatch, LogStorage, StorageError};
+use consensus_core::{
+    LogBatch, LogStorage, StorageError,
+    bugs::{Bug, is_on},
+};
 
 use crate::{
     inbox::{Inbox, Input},
     measure,
+    worker::{Next, Work},
 };
 
-/// One write at a time; ends when the sender is dropped.
-pub(crate) fn spawn(
+/// One write at a time.
+pub(crate) struct LogWriter {
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
-    span: tracing::Span,
-) -> std::io::Result<(mpsc::Sender<LogBatch>, JoinHandle<()>)> {
-    let (batches, queue) = mpsc::channel::<LogBatch>();
-    let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || {
-        let _in = span.entered();
-        while let Ok(batch) = queue.recv() {
-            let (entries, began) = (batch.entries.len(), Instant::now());
-            let _write = tracing::debug_span!("write", entries).entered();
-            let Some(result) = write_when_there_is_room(&*storage, batch, &inbox, &queue) else { return };
-            measure::log_written(entries, began.elapsed());
-            // After a failed write nobody knows what is on disk: the engine stops, and so does this.
-            let failed = result.is_err();
-            if inbox.send(Input::Persisted(result)).is_err() || failed {
-                return;
-            }
-        }
-    })?;
-    Ok((batches, thread))
+    /// When the write in hand was tried first, if it waits for room.
+    waits_since: Option<Instant>,
 }
 
-/// `None` if the engine stopped before there was room.
-fn write_when_there_is_room(
-    storage: &dyn LogStorage,
-    mut batch: LogBatch,
-    inbox: &Inbox,
-    queue: &mpsc::Receiver<LogBatch>,
-) -> Option<Result<(), StorageError>> {
-    let mut told = false;
-    loop {
+impl LogWriter {
+    pub(crate) fn new(storage: Arc<dyn LogStorage>, inbox: Inbox) -> Self {
+        Self { storage, inbox, waits_since: None }
+    }
+}
+
+impl Work for LogWriter {
+    type Job = LogBatch;
+
+    fn work(&mut self, batch: LogBatch) -> Next<LogBatch> {
+        let entries = batch.entries.len();
+        let waits_since = self.waits_since.take();
+        let began = waits_since.unwrap_or_else(Instant::now);
+        let _write = tracing::debug_span!("write", entries).entered();
+        if is_on(Bug::D3) {
+            let _ = self.inbox.send(Input::Persisted(Ok(())));
+        }
         // A panic in there is as final as an error; unnoticed, everybody would wait for ever.
-        let result = catch_unwind(AssertUnwindSafe(|| storage.write(batch)))
+        let result = catch_unwind(AssertUnwindSafe(|| self.storage.write(batch)))
             .unwrap_or_else(|_| Err(StorageError::Failed("it panicked".to_owned())));
-        let Err(StorageError::NoRoom { why, batch: again }) = result else { return Some(result) };
-        batch = *again;
-        if !std::mem::replace(&mut told, true) {
-            inbox.send(Input::NoRoom(why)).ok()?;
+        if let Err(StorageError::NoRoom { why, batch }) = result {
+            self.waits_since = Some(began);
+            let heard = waits_since.is_some() || self.inbox.send(Input::NoRoom(why)).is_ok();
+            return if heard { Next::Again(*batch, ROOM_RETRY) } else { Next::Over };
         }
-        // There is one batch at a time: nothing can come but the end.
-        if queue.recv_timeout(ROOM_RETRY) != Err(RecvTimeoutError::Timeout) {
-            return None;
-        }
+        measure::log_written(entries, began.elapsed());
+        let result = if is_on(Bug::D2) { Ok(()) } else { result };
+        // After a failed write nobody knows what is on disk: the engine stops, and so does this.
+        let failed = result.is_err();
+        let told = is_on(Bug::D3) || self.inbox.send(Input::Persisted(result)).is_ok();
+        if !told || failed { Next::Over } else { Next::Ready }
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use consensus_core::{Committed, LogId, LogIndex, NodeId, ProposeError, Term};
+use consensus_core::{
+    Committed, LogId, LogIndex, NodeId, ProposeError, Term,
+    bugs::{Bug, is_on},
+};
 use tokio::sync::oneshot;
 
 use crate::{admission::Permit, measure::Course};
@@ -44,6 +47,9 @@ impl Waiters {
 
     /// The node no longer leads.
     pub(crate) fn orphan(&mut self, until: Duration) {
+        if is_on(Bug::K1) {
+            return self.fail_all(&ProposeError::NotLeader { leader: None });
+        }
         self.orphaned.extend(self.leading.drain(..).map(|(id, waiter)| (id, until, waiter)));
     }
 

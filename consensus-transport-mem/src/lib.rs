@@ -336,6 +336,7 @@ async fn deliver_in_time(
     loop {
         let next = waiting.keys().next().map(|(at, _)| *at);
         tokio::select! {
+            biased; // So that a run under a paused clock can be repeated.
             delivery = deliveries.recv() => {
                 let Some(delivery) = delivery else { return };
                 count += 1;

@@ -39,7 +39,7 @@ mod world;
 pub use bugs::{Score, hunt, model_check_with};
 pub use checks::RARE;
 pub use disk::{Harm, SimDisk};
-pub use machine::{Command, KEYS, MachineDisk, SimMachine};
+pub use machine::{Command, Effect, KEYS, MachineDisk, SimMachine};
 pub use page::page;
 pub use plan::{Plan, Trouble};
 pub use random::{Random, chain, mix};

@@ -77,7 +77,7 @@ pub struct SimMachine {
     state: State,
     sessions: Sessions,
     disk: MachineDisk,
-    /// Commands that took effect since they were last taken.
+    /// Commands that were applied since they were last taken.
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -87,16 +87,24 @@ pub struct MachineDisk(Arc<Mutex<State>>);
 
 /// A command as it was applied.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Effect {
-    pub(crate) command: Command,
+pub struct Effect {
+    /// Which.
+    pub command: Command,
     /// It was new, and changed something or could have.
-    pub(crate) executed: bool,
-    pub(crate) at: LogId,
+    pub executed: bool,
+    /// Its entry.
+    pub at: LogId,
     /// Of the whole state afterwards.
-    pub(crate) hash: u64,
+    pub hash: u64,
 }
 
 impl MachineDisk {
+    /// A copy of what lies there now.
+    #[must_use]
+    pub fn image(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())))
+    }
+
     /// What it reflects.
     #[must_use]
     pub fn applied(&self) -> LogId {
@@ -134,6 +142,11 @@ impl SimMachine {
     #[must_use]
     pub fn value(&self, key: u8) -> u64 {
         self.state.registers[key as usize % KEYS]
+    }
+
+    /// The commands that were applied since this was last asked, in order.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
     }
 
     /// Of everything that is replicated.

@@ -39,7 +39,7 @@ impl Driver {
         if self.raft.leader() == Some(from) && self.raft.term() == term {
             self.note_freshness(); // What was heard before, if it is applied by now.
             let now = self.now();
-            self.freshness.heard.get_or_insert((commit, now));
+            self.freshness.heard.get_or_insert((commit, term, now));
         }
     }
 
@@ -91,10 +91,15 @@ impl Driver {
     pub(super) fn load(&mut self, to: NodeId, append: Append) {
         let (storage, inbox) = (self.storage.clone(), self.inbox.clone());
         let (after, last) = (append.prev.index, append.last);
-        tokio::task::spawn_blocking(move || {
+        let read = move || {
             let entries = storage.read(after, last, u64::MAX);
             let _ = inbox.send(Input::Loaded(to, append, entries));
-        });
+        };
+        if self.config.threads {
+            tokio::task::spawn_blocking(read);
+        } else {
+            read();
+        }
     }
 
     pub(super) fn on_loaded(

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use consensus_core::{LogIndex, ReadConsistency, ReadError};
+use consensus_core::{
+    LogIndex, ReadConsistency, ReadError, Term,
+    bugs::{Bug, is_on},
+};
 use consensus_raft_protocol::Event;
 use tokio::sync::oneshot;
 
@@ -22,8 +25,8 @@ pub(super) struct Reads {
 /// How old what is applied here may be.
 #[derive(Default)]
 pub(super) struct Freshness {
-    /// What was committed, and when that was heard.
-    pub(super) heard: Option<(LogIndex, Duration)>,
+    /// What was committed by a leader of which term, and when that was heard.
+    pub(super) heard: Option<(LogIndex, Term, Duration)>,
     /// The latest such moment that is applied.
     pub(super) at: Option<Duration>,
 }
@@ -53,16 +56,25 @@ impl Driver {
     /// A leader knows what is committed from when a quorum last confirmed that it leads, a follower from when it last
     /// heard from it.
     pub(super) fn note_freshness(&mut self) {
+        self.settle_freshness();
         if let Some(at) = self.raft.confirmed_at() {
-            self.freshness.heard = Some((self.raft.commit(), at));
+            self.freshness.heard.get_or_insert((self.raft.commit(), self.raft.term(), at));
+            self.settle_freshness();
         }
-        if let Some((_, at)) = self.freshness.heard.take_if(|(commit, _)| *commit <= self.apply.done) {
+    }
+
+    /// What was heard counts when it is applied; and only if the leader had committed an entry of its term, before which
+    /// it need not know all that others committed (as for ReadIndex, dissertation §6.4).
+    fn settle_freshness(&mut self) {
+        let heard = self.freshness.heard.take_if(|(commit, ..)| *commit <= self.apply.done);
+        let knew = |(commit, term, _): &_| self.raft.id_at(*commit).is_some_and(|id| id.term == *term);
+        if let Some((.., at)) = heard.filter(knew) {
             self.freshness.at = Some(at);
         }
     }
 
     pub(super) fn answer_reads(&mut self) {
-        let done = self.apply.done;
+        let done = if is_on(Bug::R7) { LogIndex(u64::MAX) } else { self.apply.done };
         for (index, reply, _) in self.reads.ready.extract_if(.., |(index, ..)| *index <= done) {
             let _ = reply.send(Ok(index));
         }

@@ -31,6 +31,7 @@ impl Driver {
             number,
             meta: SnapshotMeta { last, membership },
             chunk_bytes: self.config.snapshot_chunk_bytes,
+            threads: self.config.threads,
             retry: self.config.snapshot_retry,
             resume: self.config.snapshot_resume,
             bytes_per_second: self.config.snapshot_bytes_per_second,

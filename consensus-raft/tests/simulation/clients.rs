@@ -1,0 +1,200 @@
+//! Clients: each tries again until it knows, and remembers what it saw.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use consensus_core::{ConsensusEngine, ProposeError, ReadConsistency, session::Session};
+use consensus_raft_simulator::{Command, KEYS, Random};
+use consensus_testkit::linearizability::{Operation, Register};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+use super::cluster::{FOREVER, Node, World};
+
+struct Client {
+    world: Arc<World>,
+    id: u64,
+    random: Random,
+    sequence: u64,
+    /// What it saw last in each register.
+    seen: [u64; KEYS],
+}
+
+/// What a client is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Done(Option<u64>),
+    /// This attempt, certainly.
+    NotApplied,
+    Unknown,
+}
+
+/// One after the other, until the end.
+pub(crate) async fn run(world: Arc<World>, id: u64) {
+    let random = Random::new(world.plan.seed, 100 + id);
+    let mut client = Client { world, id, random, sequence: 0, seen: [0; KEYS] };
+    while !client.world.over.load(Ordering::Relaxed) {
+        client.pause(60).await;
+        client.operation().await;
+    }
+}
+
+impl Client {
+    async fn pause(&mut self, most_ms: u64) {
+        sleep(Duration::from_millis(1 + self.random.below(most_ms))).await;
+    }
+
+    async fn operation(&mut self) {
+        let key = self.random.below(KEYS as u64) as u8;
+        self.sequence += 1;
+        // No value is written twice, so that a read tells which write it saw.
+        let value = 1 + (self.id << 32) + self.sequence;
+        let call = match self.random.below(100) {
+            percent if percent < self.world.plan.reads_percent => Register::Read,
+            percent if percent < 80 => Register::Write(value),
+            _ => Register::CompareAndSet(self.seen[key as usize], value),
+        };
+        let now = self.world.now_ms();
+        let began = self.world.record().moment(now);
+        let consistency = match self.random.below(10) {
+            0 | 1 => ReadConsistency::StaleWithin(STALE),
+            percent if percent < 6 => ReadConsistency::Lease,
+            _ => ReadConsistency::Linearizable,
+        };
+        let (mut answer, mut certain) = (None, true);
+        for _ in 0..TRIES {
+            match self.attempt(key, call, consistency).await {
+                Answer::Done(value) => {
+                    answer = Some(value);
+                    break;
+                }
+                Answer::NotApplied => self.pause(60).await,
+                Answer::Unknown => {
+                    certain = false;
+                    self.pause(10).await;
+                }
+            }
+        }
+        let now = self.world.now_ms();
+        let mut record = self.world.record();
+        let ended = answer.map(|value| (record.moment(now), value));
+        // One that may be stale is a read that may have begun as much earlier.
+        let stale = call == Register::Read && matches!(consistency, ReadConsistency::StaleWithin(_));
+        let latest = now.saturating_sub((STALE + self.world.plan.link.latency.1).as_millis() as u64 + 1);
+        let began = if stale { began.min(record.moment_at(latest)) } else { began };
+        self.seen[key as usize] = answer.flatten().unwrap_or(self.seen[key as usize]);
+        // One that certainly came to nothing is no part of the history: nobody may see it.
+        if ended.is_some() || (!certain && call != Register::Read) {
+            record.history[key as usize].push(Operation { client: self.id, call, began, ended });
+        }
+        if stale && ended.is_some() {
+            record.count("stale read");
+        }
+        record.count(if ended.is_some() { "operation" } else { "operation given up" });
+    }
+
+    /// Asks a node, and waits as long as it has patience; the answer is recorded whenever it comes.
+    async fn attempt(&mut self, key: u8, call: Register, consistency: ReadConsistency) -> Answer {
+        let Some(node) = self.whom() else { return Answer::NotApplied };
+        let (world, id) = (self.world.clone(), self.id);
+        let attempt = {
+            let mut record = world.record();
+            record.attempts += 1;
+            record.attempts
+        };
+        let session = Session { client_id: id + 1, sequence: self.sequence };
+        let command = Command { session, attempt, key, call };
+        let leaves = self.random.percent(5).then(|| Duration::from_millis(self.random.below(30)));
+        let (told, answer) = oneshot::channel();
+        tokio::spawn(async move {
+            let answer = if call == Register::Read {
+                read(&world, &node, key, consistency).await
+            } else {
+                let proposal = propose(&world, &node, &command);
+                // Some do not stay for the answer.
+                timeout(leaves.unwrap_or(2 * FOREVER), proposal).await.unwrap_or(Answer::Unknown)
+            };
+            let (now, mut record) = (world.now_ms(), world.record());
+            let (kind, value) = match answer {
+                Answer::Done(value) => (0, value.unwrap_or(0)),
+                Answer::NotApplied => (1, 0),
+                Answer::Unknown => (2, 0),
+            };
+            record.note(&[now, id, attempt, node.id, kind, value]);
+            let _ = told.send(answer);
+        });
+        let patience = self.world.plan.patience;
+        timeout(patience, answer).await.map_or(Answer::Unknown, |answer| answer.unwrap_or(Answer::Unknown))
+    }
+
+    /// Whoever says that it leads, or anybody.
+    fn whom(&mut self) -> Option<Node> {
+        let leader = if self.random.percent(60) { self.world.leader() } else { None };
+        let nodes = self.world.nodes();
+        leader.or_else(|| nodes.get(self.random.below(nodes.len() as u64) as usize).cloned())
+    }
+}
+
+async fn propose(world: &World, node: &Node, command: &Command) -> Answer {
+    let what = format!("attempt {} on node {}", command.attempt, node.id);
+    match world.answered(&what, node.engine.propose(command.encode())).await {
+        Some(Ok(committed)) => Answer::Done(committed.response[..].try_into().map(u64::from_le_bytes).ok()),
+        Some(Err(error)) if !error.maybe_applied() => {
+            let mut record = world.record();
+            record.not_applied(command.attempt, &error.to_string());
+            record.count(match error {
+                ProposeError::Overloaded { .. } => "refused: overload",
+                ProposeError::NoRoom { .. } => "refused: no room",
+                ProposeError::HandingOver { .. } => "refused: handing over",
+                _ => "refused: other",
+            });
+            Answer::NotApplied
+        }
+        Some(Err(_)) => {
+            world.record().count("unknown outcome");
+            Answer::Unknown
+        }
+        None => Answer::Unknown,
+    }
+}
+
+async fn read(world: &World, node: &Node, key: u8, consistency: ReadConsistency) -> Answer {
+    match world.answered("a read", node.engine.read_barrier(consistency)).await {
+        Some(Ok(_)) => Answer::Done(Some(node.view.lock().unwrap().registers[key as usize])),
+        _ => Answer::NotApplied,
+    }
+}
+
+/// In the end, what every node says.
+pub(crate) async fn read_everything(world: &World) -> Result<(), String> {
+    for node in world.nodes() {
+        for key in 0..KEYS as u8 {
+            let began = world.record().moment(world.now_ms());
+            let mut value = Answer::NotApplied;
+            for _ in 0..TRIES {
+                value = read(world, &node, key, ReadConsistency::Linearizable).await;
+                if value != Answer::NotApplied {
+                    break;
+                }
+                sleep(Duration::from_millis(500)).await;
+            }
+            let Answer::Done(value) = value else {
+                return Err(format!("node {} does not read, long after the last trouble", node.id));
+            };
+            let mut record = world.record();
+            let ended = Some((record.moment(world.now_ms()), value));
+            let read = Operation { client: 1000 + node.id, call: Register::Read, began, ended };
+            record.history[key as usize].push(read);
+        }
+    }
+    Ok(())
+}
+
+/// How old what some reads see may be.
+const STALE: Duration = Duration::from_millis(300);
+/// Attempts at an operation before a client leaves it at that.
+const TRIES: u64 = 6;

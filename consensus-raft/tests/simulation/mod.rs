@@ -1,0 +1,109 @@
+//! Whole engines under tokio's paused clock, from a seed: the driver, with its queues, waiters, snapshots and ends.
+//!
+//! The protocol, the driver and the network in memory are the real ones; log storage and state machine are those of
+//! `consensus-raft-simulator`, called on the engines' tasks, so that simulated time passes only while everybody waits.
+
+#![allow(dead_code, reason = "each test uses some of it")]
+
+mod clients;
+mod cluster;
+mod plan;
+mod record;
+mod troubles;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use consensus_raft_simulator::{KEYS, Random};
+use consensus_testkit::linearizability::{Operation, Register, Verdict, check, explain};
+use tokio::time::{Instant, sleep, timeout};
+
+pub(crate) use cluster::World;
+pub(crate) use plan::Plan;
+pub(crate) use record::Record;
+
+/// What became of a run.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) failure: Option<String>,
+    /// Over all answers with their times.
+    pub(crate) trace: u64,
+    pub(crate) simulated: Duration,
+    /// How often what came about.
+    pub(crate) counts: BTreeMap<&'static str, u64>,
+}
+
+/// Runs a seed on a clock of its own.
+pub(crate) fn run(seed: u64) -> Outcome {
+    let clock = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    clock.expect("a runtime").block_on(run_plan(Plan::of(seed)))
+}
+
+async fn run_plan(plan: Plan) -> Outcome {
+    let began = Instant::now();
+    let world = World::start(plan).await;
+    let result = live(&world).await;
+    let record = world.record();
+    let failure = record.failure.clone().or(result.err());
+    Outcome { failure, trace: record.trace, simulated: began.elapsed(), counts: record.counts.clone() }
+}
+
+/// Trouble, then quiet, in which everything has to come right.
+async fn live(world: &Arc<World>) -> Result<(), String> {
+    let clients: Vec<_> =
+        (0..world.plan.clients).map(|id| tokio::spawn(clients::run(world.clone(), id))).collect();
+    let mut random = Random::new(world.plan.seed, 2);
+    let (mut troubles, began) = (Vec::new(), Instant::now());
+    while began.elapsed() < world.plan.troubled {
+        sleep(Duration::from_millis(50 + random.below(800))).await;
+        world.check_health()?;
+        troubles.push(tokio::spawn(troubles::any(world.clone(), Random::new(random.next(), 3))));
+    }
+    for trouble in troubles {
+        trouble.await.map_err(|error| format!("a trouble ended early: {error}"))?;
+    }
+    world.network.heal();
+    sleep(QUIET).await;
+    world.check_health()?;
+    world.end_clients();
+    for client in clients {
+        let ended =
+            timeout(2 * cluster::FOREVER, client).await.map_err(|_| "a client does not come to its end")?;
+        ended.map_err(|error| format!("a client ended early: {error}"))?;
+    }
+    converge(world).await?;
+    clients::read_everything(world).await?;
+    check_histories(&world.record().history)?;
+    world.shut_down().await
+}
+
+/// All nodes come to hold the same.
+async fn converge(world: &World) -> Result<(), String> {
+    let began = Instant::now();
+    loop {
+        world.check_health()?;
+        let states = world.states();
+        if states.windows(2).all(|pair| pair[0] == pair[1]) {
+            return Ok(());
+        }
+        if began.elapsed() > CONVERGED_BY {
+            return Err(format!("the nodes do not converge: applied and hash of each are {states:?}"));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn check_histories(history: &[Vec<Operation<Register, Option<u64>>>; KEYS]) -> Result<(), String> {
+    for (key, history) in history.iter().enumerate() {
+        let verdict = check(&Register::Read, history, SEARCH_STEPS);
+        if matches!(verdict, Verdict::Violation { .. }) {
+            return Err(format!("not linearizable, key {key}: {}", explain(history, &verdict)));
+        }
+    }
+    Ok(())
+}
+
+/// After the last trouble, with clients at work.
+const QUIET: Duration = Duration::from_secs(3);
+const CONVERGED_BY: Duration = Duration::from_secs(30);
+/// More than all but the strangest histories need.
+const SEARCH_STEPS: u64 = 400_000;

@@ -93,6 +93,8 @@ pub enum Bug {
     R7,
     /// The read quorum is a majority less one.
     R8,
+    /// A refusal of an earlier term's append answers a read round of a later term.
+    R9,
     /// A change without a committed entry in the current term.
     M1,
     /// A joint commit checks one configuration only.
@@ -205,6 +207,7 @@ pub const ALL: &[(Bug, &str)] = &[
     (Bug::R5, "the lease survives a leadership transfer"),
     (Bug::R7, "a read is served before applied reaches the read index"),
     (Bug::R8, "the read quorum is a majority less one"),
+    (Bug::R9, "a refusal of an earlier term's append answers a read round of a later term"),
     (Bug::M1, "a change without a committed entry in the current term"),
     (Bug::M2, "a joint commit checks one configuration only"),
     (Bug::M3, "leaves the joint configuration before it is committed"),

@@ -242,8 +242,13 @@ impl Raft {
         };
         let rejected = |hint| AppendOutcome::Rejected { prev: append.prev.index, hint };
         if append.term < self.hard.term {
-            let response = answer(self, rejected(self.log.last()));
-            self.outputs.push(Output::Send(from, response));
+            let Reply::AppendResponse(mut response) = answer(self, rejected(self.log.last())) else { return };
+            // It tells of a later term, which the sender may lead again by the time it comes: it must answer no round of
+            // that one (I9).
+            if !is_on(Bug::R9) {
+                response.round = 0;
+            }
+            self.outputs.push(Output::Send(from, Reply::AppendResponse(response)));
             return;
         }
         if !is_well_formed(&append, &entries) || !self.follow(from, append.term) {

@@ -610,3 +610,22 @@ fn section_5_2_election_timeouts_are_randomised_from_the_seed() {
     assert_eq!(drawn, deadlines(1), "repeatable");
     assert_ne!(drawn, deadlines(2));
 }
+
+/// 1. A node leads term 2 and begins round 1. 2. It leads again, in term 4; the voter knows of term 4. 3. The append of term 2
+/// comes late, and the voter says that the term is 4. 4. The node has begun round 1 of term 4, and must not take this for its
+/// answer: it may have been replaced meanwhile (I9; seed 10095275 of the simulation).
+#[test]
+fn a_refusal_of_an_earlier_terms_append_answers_no_round() {
+    let mut voter = node(3, 4, &[]);
+    let Event::Append { from, append, entries } = append(2, LOG_1, &[], 0) else { unreachable!() };
+    let append = Append { round: 1, ..append };
+    let outputs = step(&mut voter, SECOND, Event::Append { from, append, entries });
+    let answers: Vec<_> = outputs
+        .iter()
+        .filter_map(|output| match output {
+            Output::Send(_, Reply::AppendResponse(response)) => Some((response.term, response.round)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(answers, [(Term(4), 0)]);
+}

@@ -17,7 +17,7 @@ help: ## shows this
 demo: setup build ## three real servers, a killed leader, equal hashes
 	BIN=$(BIN) scripts/demo
 
-test: setup python format lint unit simulate states doc examples no-bugs ## everything that CI checks
+test: setup python format lint unit simulate states page doc examples no-bugs ## everything that CI checks
 
 setup:
 	@scripts/setup
@@ -47,6 +47,10 @@ simulate:
 states:
 	$(SIM) model-check --states 450000 --seconds 20
 
+# The time-space diagram of a run, in a real browser.
+page:
+	scripts/check-page
+
 SEED ?= 1
 sim: ## one simulated cluster, step by step: SEED=7; ARGS="--all --page run.html --shrink"
 	$(SIM) run $(SEED) $(ARGS)
@@ -62,7 +66,7 @@ STATES ?= 20000000
 modelcheck: ## so many STATES of each scenario, release build
 	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- model-check --states $(STATES) --seconds 3600 $(ARGS)
 
-.PHONY: model-check simulate states sim mutants soak modelcheck no-bugs fuzz
+.PHONY: page model-check simulate states sim mutants soak modelcheck no-bugs fuzz
 model-check: modelcheck
 
 no-bugs:

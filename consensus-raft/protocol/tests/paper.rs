@@ -617,7 +617,7 @@ fn section_5_2_election_timeouts_are_randomised_from_the_seed() {
 #[test]
 fn a_refusal_of_an_earlier_terms_append_answers_no_round() {
     let mut voter = node(3, 4, &[]);
-    let Event::Append { from, append, entries } = append(2, LOG_1, &[], 0) else { unreachable!() };
+    let Event::Append { from, append, entries } = append(2, common::LOG_1, &[], 0) else { unreachable!() };
     let append = Append { round: 1, ..append };
     let outputs = step(&mut voter, SECOND, Event::Append { from, append, entries });
     let answers: Vec<_> = outputs

@@ -611,9 +611,9 @@ fn section_5_2_election_timeouts_are_randomised_from_the_seed() {
     assert_ne!(drawn, deadlines(2));
 }
 
-/// 1. A node leads term 2 and begins round 1. 2. It leads again, in term 4; the voter knows of term 4. 3. The append of term 2
-/// comes late, and the voter says that the term is 4. 4. The node has begun round 1 of term 4, and must not take this for its
-/// answer: it may have been replaced meanwhile (I9; seed 10095275 of the simulation).
+/// A node leads term 2 and begins round 1, and leads again in term 4, of which the voter knows. Now the append of term 2 comes,
+/// late, and the voter says that the term is 4. The node has begun round 1 of term 4, and must not take this for the answer:
+/// it may have been replaced meanwhile (I9; seed 10095275 of the simulation).
 #[test]
 fn a_refusal_of_an_earlier_terms_append_answers_no_round() {
     let mut voter = node(3, 4, &[]);

@@ -629,3 +629,16 @@ fn a_refusal_of_an_earlier_terms_append_answers_no_round() {
         .collect();
     assert_eq!(answers, [(Term(4), 0)]);
 }
+
+/// What was appended while a write was under way takes nothing from the write (known bug C22).
+#[test]
+fn a_write_counts_though_more_was_appended_meanwhile() {
+    let mut raft = node(3, 1, &[]);
+    raft.step(SECOND, append(1, common::LOG_1, &[1], 0));
+    raft.finish_turn(SECOND);
+    assert!(raft.take_persist().is_some());
+    raft.step(SECOND, append(1, LogId::new(1, 2), &[1], 0));
+    let outputs = raft.step(SECOND, Event::Persisted);
+    assert_eq!(raft.durable(), LogIndex(2));
+    assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(2) }));
+}

@@ -218,6 +218,19 @@ pub enum Refusal {
 }
 
 impl Reply {
+    /// The event of its arrival from a peer.
+    #[must_use]
+    pub fn into_event(self, from: NodeId) -> Event {
+        match self {
+            Self::VoteRequest(request) => Event::VoteRequest(from, request),
+            Self::VoteResponse(response) => Event::VoteResponse(from, response),
+            Self::AppendResponse(response) => Event::AppendResponse(from, response),
+            Self::TimeoutNow(request) => Event::TimeoutNow(from, request),
+            Self::ReadIndexRequest(request) => Event::ReadIndexRequest(from, request),
+            Self::ReadIndexResponse(response) => Event::ReadIndexResponse(from, response),
+        }
+    }
+
     pub(crate) fn term(&self) -> Term {
         match self {
             Self::VoteRequest(request) => request.term,

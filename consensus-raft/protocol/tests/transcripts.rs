@@ -332,12 +332,7 @@ impl Story {
 
     fn arrive(&mut self, from: NodeId, to: NodeId, packet: Packet) {
         let event = match packet {
-            Packet::Reply(Reply::VoteRequest(request)) => Event::VoteRequest(from, request),
-            Packet::Reply(Reply::VoteResponse(response)) => Event::VoteResponse(from, response),
-            Packet::Reply(Reply::AppendResponse(response)) => Event::AppendResponse(from, response),
-            Packet::Reply(Reply::TimeoutNow(request)) => Event::TimeoutNow(from, request),
-            Packet::Reply(Reply::ReadIndexRequest(request)) => Event::ReadIndexRequest(from, request),
-            Packet::Reply(Reply::ReadIndexResponse(response)) => Event::ReadIndexResponse(from, response),
+            Packet::Reply(reply) => reply.into_event(from),
             Packet::Append(append, entries) => Event::Append { from, append, entries },
             Packet::Installed(last) => Event::SnapshotSent(from, last),
             Packet::Snapshot(term, meta) => {

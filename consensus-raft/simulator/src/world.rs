@@ -468,12 +468,7 @@ impl World {
         self.trace.note(now, Some(to), text);
         let mut appends = None;
         let event = match packet {
-            Packet::Reply(Reply::VoteRequest(request)) => Event::VoteRequest(from, request),
-            Packet::Reply(Reply::VoteResponse(response)) => Event::VoteResponse(from, response),
-            Packet::Reply(Reply::AppendResponse(response)) => Event::AppendResponse(from, response),
-            Packet::Reply(Reply::TimeoutNow(request)) => Event::TimeoutNow(from, request),
-            Packet::Reply(Reply::ReadIndexRequest(request)) => Event::ReadIndexRequest(from, request),
-            Packet::Reply(Reply::ReadIndexResponse(response)) => Event::ReadIndexResponse(from, response),
+            Packet::Reply(reply) => reply.into_event(from),
             // The driver waits before it tries again.
             Packet::SnapshotAck(None, transfer) => {
                 return self.schedule(500 * MS, Due::TransferOver { from: to, to: from, transfer });

@@ -397,12 +397,7 @@ impl World {
     fn deliver(&self, mut state: State, message: &Message) -> Result<State, String> {
         let (from, to) = (message.from, message.to.0 as usize);
         let event = match message.packet.clone() {
-            Packet::Reply(Reply::VoteRequest(request)) => Event::VoteRequest(from, request),
-            Packet::Reply(Reply::VoteResponse(response)) => Event::VoteResponse(from, response),
-            Packet::Reply(Reply::AppendResponse(response)) => Event::AppendResponse(from, response),
-            Packet::Reply(Reply::TimeoutNow(request)) => Event::TimeoutNow(from, request),
-            Packet::Reply(Reply::ReadIndexRequest(request)) => Event::ReadIndexRequest(from, request),
-            Packet::Reply(Reply::ReadIndexResponse(response)) => Event::ReadIndexResponse(from, response),
+            Packet::Reply(reply) => reply.into_event(from),
             Packet::Append(append, entries) => Event::Append { from, append, entries },
             Packet::SnapshotAck(last) => Event::SnapshotSent(from, last),
             Packet::Snapshot(term, meta) => {
@@ -446,13 +441,8 @@ impl World {
         };
         let (role, commit, membership) =
             (node.raft.role(), node.raft.commit(), node.raft.membership().clone());
-        let incoming = match &event {
-            Event::Append { append, entries, .. } => Some((append.prev.index, entries.clone())),
-            _ => None,
-        };
         let mut outputs = node.raft.step(now, event);
         outputs.extend(node.raft.finish_turn(now));
-        drop(incoming);
         let mut known = None;
         if node.raft.role() == Role::Leader && role != Role::Leader {
             let known = known.get_or_insert_with(|| Known::clone(&state.known));

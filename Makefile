@@ -56,7 +56,7 @@ sim: ## one simulated cluster, step by step: SEED=7; ARGS="--all --page run.html
 	$(SIM) run $(SEED) $(ARGS)
 
 mutants: ## known bugs, switched on one after another: what finds each
-	$(SIM) bugs --seconds 60 --states 500000 $(ARGS)
+	scripts/mutants $(ARGS)
 
 HOURS ?= 1000
 soak: ## so many HOURS of simulated clusters' lives, release build

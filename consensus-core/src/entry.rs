@@ -45,12 +45,17 @@ impl Payload {
     /// [`Entry::size_bytes`] of an entry with it.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        HEADER_BYTES
-            + match self {
-                Self::Blank | Self::Withheld => 0,
-                Self::Command(command) => command.len() as u64,
-                Self::Membership(membership) => 64 * membership.everybody().count() as u64,
-            }
+        match self {
+            Self::Blank | Self::Withheld => HEADER_BYTES,
+            Self::Command(command) => Self::command_bytes(command),
+            Self::Membership(membership) => HEADER_BYTES + 64 * membership.everybody().count() as u64,
+        }
+    }
+
+    /// The same of a command.
+    #[must_use]
+    pub fn command_bytes(command: &[u8]) -> u64 {
+        HEADER_BYTES + command.len() as u64
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::{
     Endpoint, NodeId, StorageId,
@@ -193,11 +194,12 @@ impl Membership {
     }
 
     /// The sets of voters that decide: one, or two in a joint configuration.
-    fn voter_sets(&self) -> impl Iterator<Item = Vec<NodeId>> + '_ {
+    fn voter_sets(&self) -> impl Iterator<Item = Few<NodeId>> {
         let counts = |member: &Member| member.kind.votes() || is_on(Bug::C11);
         let incoming = self.members.iter().filter(|(_, member)| counts(member)).map(|(id, _)| *id).collect();
-        let outgoing: Vec<NodeId> = self.outgoing.keys().copied().collect();
-        std::iter::once(incoming).chain((self.is_joint() && !is_on(Bug::M2)).then_some(outgoing))
+        let is_joint = self.is_joint() && !is_on(Bug::M2);
+        let outgoing = is_joint.then(|| self.outgoing.keys().copied().collect());
+        std::iter::once(incoming).chain(outgoing)
     }
 
     /// Whether `nodes` hold a quorum - more than half - of each set of voters. Without voters nothing does.
@@ -212,7 +214,7 @@ impl Membership {
     pub fn quorum_value<T: Ord + Copy>(&self, mut reached: impl FnMut(NodeId) -> T) -> Option<T> {
         let mut least: Option<T> = None;
         for voters in self.voter_sets() {
-            let mut values: Vec<T> = voters.into_iter().map(&mut reached).collect();
+            let mut values: Few<T> = voters.into_iter().map(&mut reached).collect();
             if !is_on(Bug::C9) {
                 values.sort_unstable();
             }
@@ -287,6 +289,9 @@ impl fmt::Display for Membership {
         Ok(())
     }
 }
+
+/// On the stack: a quorum is looked for with every answer of a follower.
+type Few<T> = SmallVec<[T; 8]>;
 
 #[cfg(test)]
 mod tests {

@@ -26,6 +26,11 @@ impl Admission {
         Arc::new(Self { count: AtomicU64::new(0), bytes: AtomicU64::new(0), count_max, bytes_max })
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// Room for one more, or how many and how many bytes there are already. One thing is let in whatever its size.
     pub(crate) fn admit(self: &Arc<Self>, bytes: u64) -> Result<Permit, (u64, u64)> {
         // Counted first and taken back if it was too much: concurrent callers can refuse each other at the very limit,

@@ -43,6 +43,7 @@ pub(crate) struct Applier {
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
     applied: LogId,
+    stages: measure::Stages,
 }
 
 impl Work for Applier {
@@ -97,7 +98,7 @@ impl Applier {
         inbox: Inbox,
     ) -> Self {
         let applied = machine.applied();
-        Self { machine, witness, storage, inbox, applied }
+        Self { machine, witness, storage, inbox, applied, stages: measure::Stages::new() }
     }
 
     fn apply_all(
@@ -146,11 +147,12 @@ impl Applier {
             let why = format!("it gave {} responses to {} entries", responses.len(), entries.len());
             return Err(StateMachineError::Other(why));
         }
+        let applied = Instant::now();
         for (entry, response) in entries.iter().zip(responses) {
             if waiters.front().is_some_and(|(index, _)| *index == entry.id.index)
                 && let Some((_, waiter)) = waiters.pop_front()
             {
-                waiter.course.applied(committed);
+                waiter.course.applied(committed, applied, &self.stages);
                 waiter.answer(Ok(Committed { log_id: entry.id, response }));
             }
             self.applied = entry.id;

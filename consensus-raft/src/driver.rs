@@ -19,8 +19,8 @@ use std::{
 use bytes::Bytes;
 use compaction::Compaction;
 use consensus_core::{
-    EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage, Membership, NetworkTransport, NodeId,
-    Payload, ProposeError, ReadError, Role,
+    EngineStatus, Entry, Health, LogBatch, LogIndex, LogStorage, Membership, NetworkTransport, NodeId,
+    Payload, PeerStatus, ProposeError, ReadError, Role,
     bugs::{Bug, is_on},
 };
 use consensus_raft_protocol::{Append, Event, Output, Raft};
@@ -51,6 +51,12 @@ pub(crate) struct Driver {
     config: RaftConfig,
     raft: Recorded,
     started: Instant,
+    /// The time of the turn in hand, on the clock that began with `started`. Read after the turn's inputs were taken: it is
+    /// later than their arrival, so that what is judged by it (a lease) is judged between a call and its answer.
+    now: Duration,
+    /// The same on the system's clock, for measuring.
+    turn_began: std::time::Instant,
+    stages: measure::Stages,
     transport: Arc<dyn NetworkTransport>,
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
@@ -133,6 +139,9 @@ impl Driver {
             proposals,
             config,
             started: Instant::now(),
+            now: Duration::ZERO,
+            turn_began: std::time::Instant::now(),
+            stages: measure::Stages::new(),
             transport,
             storage,
             inbox,
@@ -177,24 +186,35 @@ impl Driver {
         self.span = tracing::Span::current();
         self.step(Event::Tick); // The only voter of a cluster leads at once.
         self.end_turn();
+        let mut alarm = std::pin::pin!(tokio::time::sleep(NO_DEADLINE));
         while self.stop.is_none() {
-            let deadline = self.next_deadline().map(|at| self.started + at);
+            let deadline = self.started + self.next_deadline().unwrap_or(self.now + NO_DEADLINE);
+            // Set anew only if it would ring too late, or has rung: deadlines move on with every message, and a timer is not
+            // cheap. What rings too early finds nothing to do.
+            if deadline < alarm.deadline() || alarm.is_elapsed() {
+                alarm.as_mut().reset(deadline);
+            }
             // In this order, so that a run under a paused clock can be repeated. No deadline is missed for it: it is looked
             // at in every turn.
             tokio::select! {
                 biased;
                 _ = inputs.recv_many(&mut turn, TURN_INPUTS_MAX) => {}
-                () = sleep_until(deadline) => {}
+                () = &mut alarm => {}
             }
+            if self.proposals.count() > 1 {
+                gather(&mut inputs, &mut turn).await;
+            }
+            self.now = self.started.elapsed();
+            self.turn_began = std::time::Instant::now();
             let span = tracing::debug_span!("turn", inputs = turn.len()).entered();
             for input in turn.drain(..) {
                 self.take(input);
             }
-            if self.raft.next_deadline().is_some_and(|at| at <= self.now()) {
+            if self.raft.next_deadline().is_some_and(|at| at <= self.now) {
                 self.step(Event::Tick);
             }
             self.writer.retry();
-            let now = self.now();
+            let now = self.now;
             self.waiters.expire(now);
             self.forwarding.expire(now);
             self.end_turn();
@@ -221,10 +241,6 @@ impl Driver {
         .min()
     }
 
-    fn now(&self) -> Duration {
-        self.started.elapsed()
-    }
-
     fn take(&mut self, input: Input) {
         if self.stop.is_some() {
             return self.refuse(input);
@@ -242,7 +258,7 @@ impl Driver {
                 if let Some(leader) = self.forward_to() {
                     return self.forward(leader, command, waiter);
                 }
-                let size_bytes = Entry::command(LogId::ZERO, command.clone()).size_bytes();
+                let size_bytes = Payload::command_bytes(&command);
                 self.proposal = Some((command, waiter));
                 self.step(Event::Propose { token: 0, size_bytes });
             }
@@ -294,7 +310,7 @@ impl Driver {
 
     /// Steps the protocol and does what it says, in order; what that brings about is stepped too.
     fn step(&mut self, event: Event) {
-        let now = self.now();
+        let now = self.now;
         let was = (self.raft.role() == Role::Leader, self.raft.term());
         let outputs = self.raft.step(now, event);
         self.carry_out(outputs.into());
@@ -322,9 +338,10 @@ impl Driver {
                 }
             };
             if let Some(to) = failed {
-                outputs.extend(self.raft.step(self.now(), Event::SendFailed(to)));
+                outputs.extend(self.raft.step(self.now, Event::SendFailed(to)));
             }
         }
+        self.raft.recycle(outputs.into());
     }
 
     fn carry_out_locally(&mut self, output: Output) {
@@ -350,7 +367,7 @@ impl Driver {
             }
             Output::Accepted(_, id) => {
                 if let Some((command, mut waiter)) = self.proposal.take() {
-                    waiter.course.appended();
+                    waiter.course.appended(self.turn_began, &self.stages);
                     self.cache.push(Entry::command(id, command));
                     self.waiters.push(id, waiter);
                 }
@@ -389,7 +406,7 @@ impl Driver {
     }
 
     fn end_turn(&mut self) {
-        let outputs = self.raft.finish_turn(self.now());
+        let outputs = self.raft.finish_turn(self.now);
         self.carry_out(outputs.into());
         self.address_members();
         self.answer_reads();
@@ -447,30 +464,52 @@ impl Driver {
         self.stop = Some(Stop::Fatal(why));
     }
 
-    fn publish_status(&mut self) {
-        let new = self.current_status(Health::Running);
-        self.status.send_if_modified(|old| {
-            let changed = **old != new;
-            if changed {
-                measure::status_changed(old, &new);
-                if (old.role, old.term, old.leader) != (new.role, new.term, new.leader) {
-                    tracing::info!(role = %new.role, term = %new.term, leader = ?new.leader.map(|n| n.0), "role");
-                }
-                *old = Arc::new(new);
+    fn publish_status(&self) {
+        self.status.send_if_modified(|status| {
+            let lead = |status: &EngineStatus| (status.role, status.term, status.leader);
+            let before = lead(status);
+            // In place, unless a watcher holds it: it changes with every turn under load.
+            let changed = self.update_status(Arc::make_mut(status));
+            if lead(status) != before {
+                measure::lead_changed(before, status);
+                tracing::info!(role = %status.role, term = %status.term, leader = ?status.leader.map(|n| n.0), "role");
             }
             changed
         });
     }
 
-    fn current_status(&self, health: Health) -> EngineStatus {
-        let mut status = initial_status(&self.raft, self.apply.done);
-        for (peer, sending) in &self.transfers {
-            let bytes = status.peers.get_mut(peer).and_then(|peer| peer.snapshot_bytes.as_mut());
-            if let Some(bytes) = bytes {
+    /// Brings `status` up to date; whether it was not.
+    fn update_status(&self, status: &mut EngineStatus) -> bool {
+        let raft = &self.raft;
+        let mut changed = update(&mut status.role, raft.role());
+        changed |= update(&mut status.term, raft.term());
+        changed |= update(&mut status.leader, raft.leader());
+        changed |= update(&mut status.last_log, raft.last_log());
+        changed |= update(&mut status.first_index, raft.purged().index.next());
+        changed |= update(&mut status.commit, raft.commit());
+        changed |= update(&mut status.applied, self.apply.done);
+        if !Arc::ptr_eq(&status.membership, raft.membership()) {
+            changed |= update(&mut status.membership, raft.membership().clone());
+        }
+        if status.no_room != self.no_room {
+            changed |= update(&mut status.no_room, self.no_room.clone());
+        }
+        changed | self.update_peers(&mut status.peers)
+    }
+
+    fn update_peers(&self, peers: &mut BTreeMap<NodeId, PeerStatus>) -> bool {
+        let sent = |(id, mut peer): (NodeId, PeerStatus)| {
+            if let (Some(bytes), Some(sending)) = (&mut peer.snapshot_bytes, self.transfers.get(&id)) {
                 *bytes = sending.progress.load(Ordering::Relaxed);
             }
+            (id, peer)
+        };
+        let new = || self.raft.peer_statuses().map(sent);
+        if !new().map(|(id, _)| id).eq(peers.keys().copied()) {
+            *peers = new().collect();
+            return true;
         }
-        EngineStatus { health, no_room: self.no_room.clone(), ..status }
+        peers.values_mut().zip(new()).fold(false, |changed, (old, (_, new))| update(old, new) | changed)
     }
 
     /// Nothing more is done; everybody who waits is told.
@@ -484,8 +523,11 @@ impl Driver {
             None => (Health::ShutDown, None),
         };
         let reply = reply.into_iter().chain(self.leaving.take().and_then(|(_, reply)| reply));
-        let status = self.current_status(health.clone());
-        self.status.send_replace(Arc::new(status));
+        self.status.send_modify(|status| {
+            let status = Arc::make_mut(status);
+            self.update_status(status);
+            status.health = health.clone();
+        });
         self.waiters.fail_all(&match health {
             Health::Fatal(why) => ProposeError::Fatal { why },
             _ => ProposeError::Unknown { why: "the node was shut down before it was committed" },
@@ -538,13 +580,28 @@ pub(crate) fn initial_status(raft: &Raft, applied: LogIndex) -> EngineStatus {
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
+/// Lets whoever is ready to propose, read or answer do so first: what comes together costs one message and one write. It
+/// waits for nobody.
+async fn gather(inputs: &mut mpsc::UnboundedReceiver<Input>, turn: &mut Vec<Input>) {
+    tokio::task::yield_now().await;
+    while turn.len() < TURN_INPUTS_MAX
+        && let Ok(input) = inputs.try_recv()
+    {
+        turn.push(input);
     }
 }
 
+/// Whether `old` was another.
+fn update<T: PartialEq>(old: &mut T, new: T) -> bool {
+    let changed = *old != new;
+    if changed {
+        *old = new;
+    }
+    changed
+}
+
+/// As good as never.
+const NO_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Inputs taken in one turn; bounds the time between two looks at the clock.
 const TURN_INPUTS_MAX: usize = 4096;
 /// Entries applied in one call; bounds how long a snapshot or a shutdown waits.

@@ -108,6 +108,10 @@ impl Recorded {
         }
     }
 
+    pub(crate) fn recycle(&mut self, outputs: Vec<Output>) {
+        self.raft.recycle(outputs);
+    }
+
     pub(crate) fn take_persist(&mut self) -> Option<Persist> {
         if self.recorder.is_none() {
             return self.raft.take_persist();

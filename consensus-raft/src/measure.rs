@@ -1,4 +1,5 @@
-//! Counters and histograms, through the facade of the `metrics` crate: whoever installs a recorder gets them.
+//! Counters and histograms, through the facade of the `metrics` crate: whoever installs a recorder before the engine starts
+//! gets them.
 //!
 //! | name | |
 //! |---|---|
@@ -23,8 +24,8 @@
 
 use std::time::{Duration, Instant};
 
-use consensus_core::{EngineStatus, Role};
-use metrics::{counter, histogram};
+use consensus_core::{EngineStatus, NodeId, Role, Term};
+use metrics::{Counter, Histogram, counter, histogram};
 
 /// When a command got where.
 #[derive(Clone, Copy, Debug)]
@@ -39,17 +40,36 @@ impl Course {
         Self { proposed: now, appended: now }
     }
 
-    pub(crate) fn appended(&mut self) {
-        self.appended = Instant::now();
-        counter!("raft_proposals_total").increment(1);
-        histogram!("raft_proposal_seconds", "stage" => "queue").record(self.appended - self.proposed);
+    /// In the turn that began at `turn`; a command may have come in since.
+    pub(crate) fn appended(&mut self, turn: Instant, stages: &Stages) {
+        self.appended = turn.max(self.proposed);
+        stages.proposals.increment(1);
+        stages.queue.record(self.appended - self.proposed);
     }
 
-    /// Of a command that was handed to the state machine at `committed`.
-    pub(crate) fn applied(self, committed: Instant) {
-        histogram!("raft_proposal_seconds", "stage" => "commit")
-            .record(committed.saturating_duration_since(self.appended));
-        histogram!("raft_proposal_seconds", "stage" => "apply").record(committed.elapsed());
+    /// Of a command that was handed to the state machine at `committed`, and was applied at `applied`.
+    pub(crate) fn applied(self, committed: Instant, applied: Instant, stages: &Stages) {
+        stages.commit.record(committed.saturating_duration_since(self.appended));
+        stages.apply.record(applied - committed);
+    }
+}
+
+/// What is recorded for every command; looked up once.
+pub(crate) struct Stages {
+    proposals: Counter,
+    queue: Histogram,
+    commit: Histogram,
+    apply: Histogram,
+}
+
+impl Stages {
+    pub(crate) fn new() -> Self {
+        Self {
+            proposals: counter!("raft_proposals_total"),
+            queue: histogram!("raft_proposal_seconds", "stage" => "queue"),
+            commit: histogram!("raft_proposal_seconds", "stage" => "commit"),
+            apply: histogram!("raft_proposal_seconds", "stage" => "apply"),
+        }
     }
 }
 
@@ -66,11 +86,12 @@ pub(crate) fn applying(entries: usize) {
     histogram!("raft_apply_entries").record(entries as f64);
 }
 
-pub(crate) fn status_changed(old: &EngineStatus, new: &EngineStatus) {
-    if new.role == Role::Candidate && (old.role, old.term) != (new.role, new.term) {
+/// `before` it was another role, term or leader.
+pub(crate) fn lead_changed((role, term, leader): (Role, Term, Option<NodeId>), now: &EngineStatus) {
+    if now.role == Role::Candidate && (role, term) != (now.role, now.term) {
         counter!("raft_elections_total").increment(1);
     }
-    if new.leader.is_some() && (old.leader, old.term) != (new.leader, new.term) {
+    if now.leader.is_some() && (leader, term) != (now.leader, now.term) {
         counter!("raft_leader_changes_total").increment(1);
     }
 }

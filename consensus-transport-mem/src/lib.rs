@@ -331,6 +331,10 @@ async fn deliver_in_time(
     handler: Arc<dyn MessageHandler>,
     queued: Arc<AtomicU64>,
 ) {
+    let hand_over = |delivery: Delivery| {
+        queued.fetch_sub(delivery.bytes, Ordering::Relaxed);
+        handler.on_message(delivery.from, delivery.message);
+    };
     let mut waiting: BTreeMap<(Instant, u64), Delivery> = BTreeMap::new();
     let mut count = 0;
     loop {
@@ -339,6 +343,10 @@ async fn deliver_in_time(
             biased; // So that a run under a paused clock can be repeated.
             delivery = deliveries.recv() => {
                 let Some(delivery) = delivery else { return };
+                if waiting.is_empty() && delivery.at <= Instant::now() {
+                    hand_over(delivery);
+                    continue;
+                }
                 count += 1;
                 waiting.insert((delivery.at, count), delivery);
             }
@@ -346,9 +354,7 @@ async fn deliver_in_time(
         }
         let now = Instant::now();
         while let Some(due) = waiting.first_entry().filter(|first| first.key().0 <= now) {
-            let Delivery { from, message, bytes, .. } = due.remove();
-            queued.fetch_sub(bytes, Ordering::Relaxed);
-            handler.on_message(from, message);
+            hand_over(due.remove());
         }
     }
 }

@@ -1,24 +1,33 @@
 //! Thrift for clients: framed transport, binary protocol, many calls in flight per connection.
 
 use std::{
+    future::poll_fn,
     io,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::{Bytes, BytesMut};
 use consensus_core::Endpoint;
 use consensus_transport_thrift::framing;
-use futures::StreamExt;
+use futures::{StreamExt, stream::FuturesUnordered};
 use kv_client::protocol::{self, Call, Fault, Incoming, Reply};
 use thrift::ApplicationErrorKind;
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
+    io::AsyncWriteExt,
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{Semaphore, watch},
     task::JoinSet,
 };
+use tokio_util::codec::FramedRead;
 
 use crate::routing::RoutingManager;
 
@@ -81,57 +90,111 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 async fn serve(
     stream: TcpStream,
     router: Arc<RoutingManager>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (reader, writer) = stream.into_split();
-    let mut frames = framing::reader(reader, FRAME_BYTES_MAX);
-    let (replies, queue) = mpsc::channel(CALLS_MAX);
-    let writing = tokio::spawn(framing::write_all(writer, queue, |_| ()));
-    let may_forward = Arc::new(AtomicBool::new(true));
-    let places = Arc::new(Semaphore::new(CALLS_MAX));
-    let received = loop {
-        // A client that does not take its answers is not read from.
-        let Ok(place) = places.clone().acquire_owned().await else { break Ok(()) };
-        let frame = tokio::select! {
-            frame = frames.next() => frame,
-            () = stopped(&mut stop) => break Ok(()),
-        };
-        let incoming = match frame {
-            Some(Ok(frame)) => protocol::read_call(&frame),
-            Some(Err(error)) => break Err(error),
-            None => break Ok(()),
-        };
-        let incoming = match incoming {
-            Ok(incoming) => incoming,
-            Err(error) => break Err(io::Error::new(io::ErrorKind::InvalidData, framing::describe(&error))),
-        };
-        let (router, replies, may_forward) = (router.clone(), replies.clone(), may_forward.clone());
-        tokio::spawn(async move {
-            let Incoming { sequence, name, call } = incoming;
-            let outcome = match call {
-                Ok(Call::NoForwarding) => {
-                    may_forward.store(false, Ordering::Relaxed);
-                    Ok(Reply::NoForwarding)
-                }
-                Ok(call) => router.execute(call, may_forward.load(Ordering::Relaxed)).await,
-                Err(fault) => Err(fault),
-            };
-            let frame = protocol::encode_reply(&name, sequence, outcome).or_else(|error| {
-                let message = framing::describe(&error);
-                let fault = Fault::Application { kind: ApplicationErrorKind::InternalError, message };
-                protocol::encode_reply(&name, sequence, Err(fault))
-            });
-            if let Ok(frame) = frame {
-                let _ = replies.send(frame).await; // A client that went away needs no answer.
-            }
-            drop(place);
-        });
+    let mut connection = Connection {
+        frames: framing::reader(reader, FRAME_BYTES_MAX),
+        writer,
+        written: BytesMut::new(),
+        received: None,
     };
-    // The calls in hand hold senders: the writer ends after the last answer.
-    drop(replies);
-    let written = writing.await.map_err(io::Error::other)?;
-    received.and(written)
+    let may_forward = AtomicBool::new(true);
+    let answer = |incoming: Incoming| {
+        if matches!(incoming.call, Ok(Call::NoForwarding)) {
+            may_forward.store(false, Ordering::Relaxed);
+        }
+        answer(router.clone(), may_forward.load(Ordering::Relaxed), incoming)
+    };
+    let (mut calls, mut stop) = (FuturesUnordered::new(), stop);
+    let mut stopped = pin!(stopped(&mut stop));
+    poll_fn(|context| {
+        if connection.received.is_none() && stopped.as_mut().poll(context).is_ready() {
+            connection.received = Some(Ok(()));
+        }
+        connection.poll(context, &mut calls, answer)
+    })
+    .await?;
+    connection.writer.shutdown().await?;
+    connection.received.unwrap_or(Ok(()))
+}
+
+/// One task does everything for a connection: what comes together is taken together, and what is answered together goes out
+/// in one write.
+struct Connection {
+    frames: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
+    writer: OwnedWriteHalf,
+    /// Answers on their way out.
+    written: BytesMut,
+    /// Set when no call is taken any more, with the reason.
+    received: Option<io::Result<()>>,
+}
+
+impl Connection {
+    /// Ready when nothing is to be done any more, or nothing can be.
+    fn poll<F: Future<Output = Option<Bytes>>>(
+        &mut self,
+        context: &mut Context<'_>,
+        calls: &mut FuturesUnordered<F>,
+        answer: impl Fn(Incoming) -> F,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            // A client that does not take its answers is not worked for.
+            let mut moved = false;
+            while self.written.len() < WRITTEN_BYTES_MAX
+                && let Poll::Ready(Some(reply)) = calls.poll_next_unpin(context)
+            {
+                self.written.extend_from_slice(&reply.unwrap_or_default());
+                moved = true;
+            }
+            while self.received.is_none()
+                && calls.len() < CALLS_MAX
+                && let Poll::Ready(frame) = self.frames.poll_next_unpin(context)
+            {
+                match frame.map(|frame| read_call(&frame?)) {
+                    Some(Ok(incoming)) => calls.push(answer(incoming)),
+                    Some(Err(error)) => self.received = Some(Err(error)),
+                    None => self.received = Some(Ok(())),
+                }
+                moved = true;
+            }
+            if moved {
+                continue;
+            }
+            if self.written.is_empty() {
+                let done = self.received.is_some() && calls.is_empty();
+                return if done { Poll::Ready(Ok(())) } else { Poll::Pending };
+            }
+            match pin!(self.writer.write_buf(&mut self.written)).poll(context) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+fn read_call(frame: &[u8]) -> io::Result<Incoming> {
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, framing::describe(&error));
+    protocol::read_call(frame).map_err(invalid)
+}
+
+/// The answer to a call, as a frame.
+async fn answer(router: Arc<RoutingManager>, may_forward: bool, incoming: Incoming) -> Option<Bytes> {
+    let Incoming { sequence, name, call } = incoming;
+    let outcome = match call {
+        Ok(Call::NoForwarding) => Ok(Reply::NoForwarding),
+        Ok(call) => router.execute(call, may_forward).await,
+        Err(fault) => Err(fault),
+    };
+    let frame = protocol::encode_reply(&name, sequence, outcome).or_else(|error| {
+        let message = framing::describe(&error);
+        let fault = Fault::Application { kind: ApplicationErrorKind::InternalError, message };
+        protocol::encode_reply(&name, sequence, Err(fault))
+    });
+    frame.ok()
 }
 
 /// Longest request and reply.
@@ -140,4 +203,6 @@ const FRAME_BYTES_MAX: usize = 16 << 20;
 const CONNECTIONS_MAX: usize = 10_000;
 /// Calls in hand per connection.
 const CALLS_MAX: usize = 1024;
+/// Answers that wait for the client to read; one more, of any size, may come on top.
+const WRITTEN_BYTES_MAX: usize = 256 << 10;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

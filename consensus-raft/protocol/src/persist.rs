@@ -140,14 +140,17 @@ impl Raft {
     }
 
     pub(crate) fn on_persisted(&mut self) {
-        let Some(in_flight) = self.writes.in_flight.take() else { return };
+        let Some(mut in_flight) = self.writes.in_flight.take() else { return };
         if is_on(Bug::C22) && self.log.last().index > in_flight.last {
             return;
         }
         self.durable = self.durable.max(in_flight.last);
         self.forget_loss();
-        for held in in_flight.held {
+        for held in in_flight.held.drain(..) {
             self.release(held);
+        }
+        if self.writes.waiting.is_empty() {
+            self.writes.waiting = in_flight.held; // For its room.
         }
         self.advance_commit();
         self.apply_committed();

@@ -146,6 +146,12 @@ impl Raft {
         std::mem::take(&mut self.outputs)
     }
 
+    /// Takes back what [`step`](Self::step) or [`finish_turn`](Self::finish_turn) returned, to use its room again.
+    pub fn recycle(&mut self, mut outputs: Vec<Output>) {
+        outputs.clear();
+        self.outputs = outputs;
+    }
+
     /// When [`Event::Tick`] is next of use, if at all.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
@@ -383,14 +389,23 @@ impl Raft {
     /// On a leader: what it knows of the others.
     #[must_use]
     pub fn peers(&self) -> BTreeMap<NodeId, PeerStatus> {
-        let Role::Leader(leader) = &self.role else { return BTreeMap::new() };
+        self.peer_statuses().collect()
+    }
+
+    /// [`peers`](Self::peers), in order, without making a map.
+    pub fn peer_statuses(&self) -> impl Iterator<Item = (NodeId, PeerStatus)> {
         let status = |peer: &Progress| PeerStatus {
             matched: peer.matched,
             // The driver, which sends it, knows how far it is.
             snapshot_bytes: matches!(peer.state, State::Snapshot).then_some(0),
             active: peer.in_touch(&self.config, self.now),
         };
-        leader.peers.iter().map(|(id, peer)| (*id, status(peer))).collect()
+        let leader = match &self.role {
+            Role::Leader(leader) => Some(leader),
+            _ => None,
+        };
+        let peers = leader.into_iter().flat_map(|leader| &leader.peers);
+        peers.map(move |(id, peer)| (*id, status(peer)))
     }
 }
 

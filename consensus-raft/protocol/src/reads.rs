@@ -186,6 +186,9 @@ impl Raft {
     pub(crate) fn confirm_reads(&mut self) {
         let term = self.hard.term;
         let Role::Leader(leader) = &mut self.role else { return };
+        if leader.reads.rounds.is_empty() && leader.reads.noted.is_empty() {
+            return;
+        }
         let Some(round) = leader.quorum_round(self.config.id, self.log.membership()) else { return };
         while let Some((_, began)) = pop_front_if(&mut leader.reads.rounds, |(begun, _)| *begun <= round) {
             leader.reads.confirmed = Some(began);

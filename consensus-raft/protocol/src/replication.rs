@@ -85,8 +85,12 @@ impl Raft {
         }
         // A witness that had an entry which this node's crash takes back would refuse its vote to all who lack it, and
         // nobody could ever lead with it.
-        let witness = self.log.membership().get(id).is_some_and(|member| member.kind == MemberKind::Witness);
-        let end = if witness { self.durable } else { self.log.last().index };
+        let mut end = self.log.last().index;
+        if end > self.durable
+            && self.log.membership().get(id).is_some_and(|member| member.kind == MemberKind::Witness)
+        {
+            end = self.durable;
+        }
         let mut sent = false;
         match &mut peer.state {
             State::Snapshot => {}

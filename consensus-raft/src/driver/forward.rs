@@ -96,7 +96,7 @@ impl Driver {
         self.forwarding.numbers += 1;
         let (term, life, number) = (self.raft.term(), self.life, self.forwarding.numbers);
         if self.send_forwarded(to, &Forwarded::Command { term, life, number, command }) {
-            let until = self.now() + FORWARD_TIMEOUTS * self.config.protocol.election_timeout;
+            let until = self.now + FORWARD_TIMEOUTS * self.config.protocol.election_timeout;
             self.forwarding.waiting.insert(number, (until, to, waiter));
         } else {
             waiter.answer(Err(ProposeError::NotLeader { leader: Some(to) }));

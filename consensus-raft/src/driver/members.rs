@@ -37,7 +37,7 @@ impl Driver {
             self.stop = Some(Stop::Asked(reply));
             return;
         }
-        self.leaving = Some((self.now() + self.config.protocol.election_timeout, reply));
+        self.leaving = Some((self.now + self.config.protocol.election_timeout, reply));
         let token = self.asked.token();
         self.step(Event::Transfer { token, to: None });
     }
@@ -62,7 +62,7 @@ impl Driver {
         let Some(reply) = self.asked.transfers.remove(&token) else { return };
         let error = match result {
             Ok(()) => {
-                let until = self.now() + 2 * self.config.protocol.election_timeout;
+                let until = self.now + 2 * self.config.protocol.election_timeout;
                 return self.asked.ended.push((until, reply));
             }
             Err(Refusal::Busy) => TransferError::Busy,

@@ -38,7 +38,7 @@ impl Driver {
         self.incoming = Vec::new();
         if self.raft.leader() == Some(from) && self.raft.term() == term {
             self.note_freshness(); // What was heard before, if it is applied by now.
-            let now = self.now();
+            let now = self.now;
             self.freshness.heard.get_or_insert((commit, term, now));
         }
     }

@@ -45,7 +45,7 @@ impl Driver {
 
     pub(super) fn stale_read(&mut self, max: Duration) -> Result<LogIndex, ReadError> {
         self.note_freshness();
-        let age = self.freshness.at.map(|at| self.now().saturating_sub(at));
+        let age = self.freshness.at.map(|at| self.now.saturating_sub(at));
         if age.is_some_and(|age| age <= max) {
             return Ok(self.apply.done);
         }

@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+// What is allocated on one thread is freed on another all the time, which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     kv_server::run()
 }

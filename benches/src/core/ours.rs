@@ -1,0 +1,204 @@
+//! `consensus-raft-protocol`. It sees no payloads; what stands for the rest of a node here holds them: the log of each node,
+//! to which messages bring them.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use consensus_core::{LogId, LogIndex, LogState, Membership, NodeId, Payload, StorageId};
+use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Output, Raft, Reply, Restored, Time};
+
+use super::PAYLOAD_BYTES;
+
+struct Node {
+    raft: Raft,
+    /// The payloads after `base`.
+    log: VecDeque<Bytes>,
+    base: LogIndex,
+    /// Of the message, or of the proposal, in hand.
+    incoming: Vec<Bytes>,
+    applied: LogIndex,
+}
+
+enum Message {
+    Reply(Reply),
+    Append(Append, Vec<EntryInfo>, Vec<Bytes>),
+}
+
+/// Messages on their way, by receiver.
+type Network = Vec<Vec<(NodeId, Message)>>;
+
+struct Cluster {
+    /// The first one leads.
+    nodes: Vec<Node>,
+    network: Network,
+    payload: Bytes,
+    proposed: u64,
+}
+
+/// Proposals per second with so many in flight.
+pub(crate) fn run(nodes: usize, window: usize, time: Duration) -> f64 {
+    let mut cluster = Cluster::elect(nodes as u64);
+    cluster.keep_busy(window as u64, time / 4); // Until it runs evenly.
+    cluster.keep_busy(window as u64, time)
+}
+
+impl Cluster {
+    fn elect(nodes: u64) -> Self {
+        let payload = Bytes::from(vec![7; PAYLOAD_BYTES]);
+        let network = (0..nodes).map(|_| Vec::new()).collect();
+        let nodes = (0..nodes).map(|id| Node::new(id, nodes)).collect();
+        let mut cluster = Self { nodes, network, payload, proposed: 0 };
+        // Only the first comes to its election timeout.
+        cluster.nodes[0].step(Event::Tick, &mut cluster.network);
+        cluster.settle();
+        assert_eq!(cluster.nodes[0].raft.leader(), Some(NodeId(0)), "the first node leads");
+        cluster.proposed = cluster.nodes[0].applied.0;
+        cluster
+    }
+
+    /// So many proposals in flight for so long; how many were applied per second.
+    fn keep_busy(&mut self, window: u64, time: Duration) -> f64 {
+        let size_bytes = Payload::command_bytes(&self.payload);
+        let (before, began) = (self.nodes[0].applied.0, Instant::now());
+        loop {
+            let look = self.nodes[0].applied.0 + BETWEEN_LOOKS;
+            while self.nodes[0].applied.0 < look {
+                let leader = &mut self.nodes[0];
+                while self.proposed - leader.applied.0 < window {
+                    leader.incoming.push(self.payload.clone());
+                    leader.step(Event::Propose { token: 0, size_bytes }, &mut self.network);
+                    self.proposed += 1;
+                }
+                self.settle();
+            }
+            if began.elapsed() >= time {
+                return (self.nodes[0].applied.0 - before) as f64 / began.elapsed().as_secs_f64();
+            }
+        }
+    }
+
+    /// Until nobody has anything to say; the leader has something, as a rule.
+    fn settle(&mut self) {
+        self.nodes[0].end_turn(&mut self.network);
+        let mut quiet = false;
+        while !quiet {
+            quiet = true;
+            for (to, node) in self.nodes.iter_mut().enumerate() {
+                if self.network[to].is_empty() {
+                    continue;
+                }
+                quiet = false;
+                let mut messages = std::mem::take(&mut self.network[to]);
+                for (from, message) in messages.drain(..) {
+                    node.take(from, message, &mut self.network);
+                }
+                self.network[to] = messages; // Nobody writes to itself.
+                node.end_turn(&mut self.network);
+            }
+        }
+    }
+}
+
+impl Node {
+    fn new(id: u64, nodes: u64) -> Self {
+        let first = LogId::new(0, 1);
+        let log = LogState {
+            storage: StorageId(id + 1),
+            entries: vec![(first, 100)],
+            memberships: vec![(first.index, Membership::of_voters(0..nodes))],
+            ..LogState::default()
+        };
+        let restored = Restored { log, applied: LogIndex(0) };
+        let raft = Raft::new(Config::new(NodeId(id)), restored, Time::ZERO).expect("the defaults are right");
+        Self {
+            raft,
+            log: [Bytes::new()].into(),
+            base: LogIndex(0),
+            incoming: Vec::new(),
+            applied: LogIndex(0),
+        }
+    }
+
+    fn take(&mut self, from: NodeId, message: Message, network: &mut Network) {
+        match message {
+            Message::Reply(reply) => self.step(reply.into_event(from), network),
+            Message::Append(append, entries, payloads) => {
+                self.incoming = payloads;
+                self.step(Event::Append { from, append, entries }, network);
+                self.incoming.clear();
+            }
+        }
+    }
+
+    fn step(&mut self, event: Event, network: &mut Network) {
+        let prev = match &event {
+            Event::Append { append, .. } => append.prev.index,
+            _ => LogIndex(0),
+        };
+        let mut outputs = self.raft.step(NOW, event);
+        outputs.drain(..).for_each(|output| self.carry_out(output, prev, network));
+        self.raft.recycle(outputs);
+    }
+
+    fn end_turn(&mut self, network: &mut Network) {
+        let mut outputs = self.raft.finish_turn(NOW);
+        outputs.drain(..).for_each(|output| self.carry_out(output, LogIndex(0), network));
+        self.raft.recycle(outputs);
+        // The log in memory is as durable as it gets.
+        while self.raft.take_persist().is_some() {
+            self.step(Event::Persisted, network);
+        }
+    }
+
+    fn carry_out(&mut self, output: Output, prev: LogIndex, network: &mut Network) {
+        let own = self.raft.id();
+        match output {
+            Output::Send(to, reply) => network[to.0 as usize].push((own, Message::Reply(reply))),
+            Output::SendAppend(to, append) => {
+                let run = append.prev.index.since(self.base) as usize..append.last.since(self.base) as usize;
+                let payloads: Vec<Bytes> = self.log.range(run).cloned().collect();
+                let terms = (append.prev.index.0 + 1..=append.last.0).map(|index| self.info(LogIndex(index)));
+                let message = Message::Append(append, terms.collect(), payloads);
+                network[to.0 as usize].push((own, message));
+            }
+            Output::AppendedBlank(_) => self.log.push_back(Bytes::new()),
+            Output::Accepted(..) => self.log.extend(self.incoming.drain(..)),
+            Output::Replaced(after) => {
+                self.log.truncate(after.since(self.base) as usize);
+                self.log.extend(self.incoming.drain(..).skip(after.since(prev) as usize));
+            }
+            Output::Apply(through) => self.apply(through),
+            other => unreachable!("nothing else happens here: {other:?}"),
+        }
+    }
+
+    fn info(&self, index: LogIndex) -> EntryInfo {
+        let id = self.raft.id_at(index).expect("it is in the log");
+        let payload = &self.log[id.index.since(self.base) as usize - 1];
+        EntryInfo { term: id.term, size_bytes: Payload::command_bytes(payload), membership: None }
+    }
+
+    /// The state machine looks at each payload; then the log goes.
+    fn apply(&mut self, through: LogIndex) {
+        let run = self.applied.since(self.base) as usize..through.since(self.base) as usize;
+        std::hint::black_box(self.log.range(run).map(Bytes::len).sum::<usize>());
+        self.applied = through;
+        if through.since(self.base) > KEPT {
+            let keep = LogIndex(through.0 - KEPT / 2);
+            self.log.drain(..keep.since(self.base) as usize);
+            self.base = keep;
+            let outputs = self.raft.step(NOW, Event::Compact(keep));
+            assert!(outputs.is_empty(), "compacting says nothing");
+        }
+    }
+}
+
+/// The clock stands still, late enough for an election.
+const NOW: Time = Time::from_secs(10);
+/// Proposals between two looks at the real clock.
+const BETWEEN_LOOKS: u64 = 512;
+/// Most entries of a log.
+const KEPT: u64 = 20_000;

@@ -1,0 +1,49 @@
+//! `bench`: measures these libraries beside what a user would pick instead.
+
+mod core;
+mod engine;
+
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+/// Measures these libraries beside what a user would pick instead. Release builds only.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// How long each figure is measured, in seconds.
+    #[arg(long, default_value_t = 3.0, global = true)]
+    seconds: f64,
+    /// Leave out the others.
+    #[arg(long, global = true)]
+    ours_only: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Three nodes in one process, log and network in memory, beside openraft.
+    Engine {
+        /// Clients, each with one proposal in flight.
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 256, 1024, 4096])]
+        clients: Vec<usize>,
+    },
+    /// The protocol alone on one thread, beside raft-rs and omnipaxos.
+    Core {
+        /// Proposals in flight.
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 1024])]
+        windows: Vec<usize>,
+        /// Nodes.
+        #[arg(long, value_delimiter = ',', default_values_t = [3, 5])]
+        nodes: Vec<usize>,
+    },
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let time = Duration::from_secs_f64(arguments.seconds);
+    match arguments.command {
+        Command::Engine { clients } => engine::compare(&clients, time, arguments.ours_only),
+        Command::Core { windows, nodes } => core::compare(&windows, &nodes, time, arguments.ours_only),
+    }
+}

@@ -10,7 +10,8 @@
 //! * What a crash can leave of a directory: `crash_images` (Linux, with `strace`). What becomes of one whose files are
 //!   damaged: [damage]. Both for storages.
 //!
-//! What this is *not*: it depends on no engine, transport or storage of the workspace.
+//! What this is *not*: it depends on no engine, transport or storage of the workspace. A state machine that passes its suite
+//! can go on to whole simulated clusters, which crash and send it snapshots: `consensus_raft_simulator::run_guest`.
 
 #[cfg(unix)]
 pub mod crash_images;

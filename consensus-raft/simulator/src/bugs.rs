@@ -1,8 +1,8 @@
 //! The scoreboard: each known bug switched on, and what finds it.
 
 use std::{
-    sync::Mutex,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    collections::BTreeMap,
+    ops::ControlFlow,
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,8 @@ use consensus_core::bugs::{ALL, Bug, switch_on};
 
 use crate::{
     model::{Limits, Scenario, scenarios, search},
-    run::{Options, run},
+    run::Options,
+    sweep::sweep_on,
 };
 
 /// What became of the search for one bug.
@@ -51,26 +52,14 @@ pub fn hunt(bug: Bug, threads: usize, limit: Duration) -> Option<Score> {
     if !switch_on(Some(bug)) {
         return None;
     }
-    let (next, done, found, began) =
-        (AtomicU64::new(0), AtomicBool::new(false), Mutex::new(None), Instant::now());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) && began.elapsed() < limit {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(failure) = run(&Options { seed, ..Options::default() }).failure else {
-                        continue;
-                    };
-                    done.store(true, Ordering::Relaxed);
-                    if let Ok(mut found) = found.lock() {
-                        *found = Some((seed, failure));
-                    }
-                }
-            });
-        }
+    let (mut seeds, mut found, began) = (0, BTreeMap::new(), Instant::now());
+    sweep_on(threads, &Options::default(), 0..u64::MAX, |seed, outcome| {
+        seeds += 1;
+        found.extend(outcome.failure.map(|failure| (seed, failure)));
+        let enough = !found.is_empty() || began.elapsed() >= limit;
+        if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     switch_on(None);
     let text = ALL.iter().find(|(known, _)| *known == bug).map_or("", |(_, text)| *text);
-    let found = found.into_inner().ok().flatten();
-    Some(Score { bug, text, found, seeds: next.into_inner(), took: began.elapsed() })
+    Some(Score { bug, text, found: found.pop_first(), seeds, took: began.elapsed() })
 }

@@ -152,7 +152,10 @@ impl World {
         }
         let session = Session { client_id: asked.client + 1, sequence: session };
         let command = Command { session, attempt: asked.attempt, key: asked.key, call };
-        let command: Bytes = command.encode();
+        let mut command: Bytes = command.encode();
+        if let Some(guest) = &self.guest {
+            command = guest.command(&command, self.seed, session);
+        }
         self.propose(node, command, asked);
     }
 

@@ -278,7 +278,7 @@ impl World {
     /// Logs are kept short, so that snapshots are needed.
     fn compact_if_long(&mut self, id: NodeId) {
         let Some(up) = &self.node(id).up else { return };
-        if up.log.len() > 60 && !is_on(Bug::S6) {
+        if up.log.len() > self.plan.log_entries_max && !is_on(Bug::S6) {
             // Not before what the protocol has said is carried out.
             let life = self.node(id).life;
             self.schedule(1, Due::Compact(id, life));

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::Read,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use consensus_core::{
 use consensus_testkit::linearizability::Register;
 use serde::{Deserialize, Serialize};
 
-use crate::random::chain;
+use crate::{host::Host, random::chain};
 
 /// Registers of the machine.
 pub const KEYS: usize = 4;
@@ -35,6 +35,9 @@ pub struct Command {
 }
 
 impl Command {
+    /// How long it is.
+    pub(crate) const BYTES: usize = 6 * 8;
+
     /// As it is proposed.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -48,7 +51,7 @@ impl Command {
         numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>().into()
     }
 
-    /// From what was proposed.
+    /// From what was proposed; what follows is a guest's.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let number = |at: usize| bytes.get(8 * at..8 * at + 8)?.try_into().map(u64::from_le_bytes).ok();
@@ -63,6 +66,14 @@ impl Command {
 }
 
 /// What survives a crash, and what a snapshot says.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Image {
+    state: State,
+    /// A snapshot of the guest's, if there is a guest.
+    guest: Bytes,
+}
+
+/// What is replicated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     applied: LogId,
@@ -79,11 +90,13 @@ pub struct SimMachine {
     disk: MachineDisk,
     /// Commands that were applied since they were last taken.
     pub(crate) effects: Vec<Effect>,
+    /// Is given what this one is given.
+    guest: Option<Host>,
 }
 
 /// What a machine flushed.
 #[derive(Clone, Debug, Default)]
-pub struct MachineDisk(Arc<Mutex<State>>);
+pub struct MachineDisk(Arc<Mutex<Image>>);
 
 /// A command as it was applied.
 #[derive(Clone, Copy, Debug)]
@@ -102,13 +115,17 @@ impl MachineDisk {
     /// A copy of what lies there now.
     #[must_use]
     pub fn image(&self) -> Self {
-        Self(Arc::new(Mutex::new(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())))
+        Self(Arc::new(Mutex::new(self.lock().clone())))
     }
 
     /// What it reflects.
     #[must_use]
     pub fn applied(&self) -> LogId {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).applied
+        self.lock().state.applied
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Image> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,7 +133,7 @@ impl SimMachine {
     /// As it comes up.
     #[must_use]
     pub fn open(disk: &MachineDisk) -> Self {
-        let mut state = disk.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut state = disk.lock().state.clone();
         if is_on(Bug::K3) {
             state.sessions.clear();
         }
@@ -125,9 +142,27 @@ impl SimMachine {
             state: State::default(),
             disk: disk.clone(),
             effects: Vec::new(),
+            guest: None,
         };
         machine.set(state);
         machine
+    }
+
+    /// With a guest, which is new and comes to where it was when this machine was flushed.
+    pub(crate) fn with_guest(mut self, mut guest: Host) -> Self {
+        let image = self.disk.lock().clone();
+        if image.state.applied != LogId::ZERO {
+            guest.reopen(&image.guest, image.state.applied);
+        }
+        self.guest = Some(guest);
+        self
+    }
+
+    /// Compares the guest's state, if there is a guest, with what others had here.
+    pub(crate) fn compare_guest(&mut self) {
+        if let Some(guest) = &mut self.guest {
+            guest.compare_state();
+        }
     }
 
     fn set(&mut self, state: State) {
@@ -226,13 +261,17 @@ impl StateMachine for SimMachine {
             self.effects.push(Effect { command, executed, at: entry.id, hash: self.hash() });
         }
         if is_on(Bug::D1) {
-            self.disk.0.lock().unwrap_or_else(PoisonError::into_inner).applied = self.state.applied;
+            self.disk.lock().state.applied = self.state.applied;
+        }
+        if let Some(guest) = &mut self.guest {
+            guest.apply(entries);
         }
         Ok(responses)
     }
 
     fn flush(&mut self) -> Result<LogId, StateMachineError> {
-        *self.disk.0.lock().unwrap_or_else(PoisonError::into_inner) = self.state.clone();
+        let guest = self.guest.as_mut().map(Host::flush).unwrap_or_default();
+        *self.disk.lock() = Image { state: self.state.clone(), guest };
         Ok(self.state.applied)
     }
 
@@ -241,13 +280,18 @@ impl StateMachine for SimMachine {
         if is_on(Bug::S9) {
             state.sessions.clear();
         }
-        Ok(Box::new(codec::encode(1, &state)))
+        let guest = self.guest.as_mut().map(Host::snapshot).unwrap_or_default();
+        Ok(Box::new(codec::encode(1, &Image { state, guest })))
     }
 
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes)?;
-        self.set(codec::decode("state", 1, &bytes)?);
+        let Image { state, guest } = codec::decode("state", 1, &bytes)?;
+        self.set(state);
+        if let Some(host) = &mut self.guest {
+            host.restore(&guest, self.state.applied);
+        }
         self.flush().map(|_| ())
     }
 }

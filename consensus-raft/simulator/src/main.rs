@@ -1,22 +1,19 @@
 //! `raft-sim`: runs, repeats and shows simulated clusters.
 
 use std::{
-    collections::BTreeMap,
     num::NonZero,
-    ops::Range,
+    ops::{ControlFlow, Range},
     panic,
     path::PathBuf,
     process::ExitCode,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
     time::{Duration, Instant},
 };
 
 use clap::{Parser, Subcommand};
 use consensus_core::bugs::{self, ALL};
-use consensus_raft_simulator::{Options, Outcome, RARE, hunt, model, model_check_with, page, run, shrink};
+use consensus_raft_simulator::{
+    Options, Outcome, RARE, Totals, hunt, model, model_check_with, page, run, shrink, sweep,
+};
 
 /// Runs, repeats and shows simulated Raft clusters.
 #[derive(Parser)]
@@ -100,7 +97,7 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run { seed, all, last, skip, page, shrink } => one(seed, all, last, skip, page, shrink),
         Command::Sweep { from, seeds, seconds, hours, any } => {
-            sweep(from..from + seeds, seconds.map(Duration::from_secs), hours, any)
+            sweep_seeds(from..from + seeds, seconds.map(Duration::from_secs), hours, any)
         }
         Command::ModelCheck { names, states, seconds, bug } => {
             model_check(&names, states, Duration::from_secs(seconds), bug.as_deref())
@@ -118,8 +115,9 @@ fn one(
     wants_smallest: bool,
 ) -> ExitCode {
     let skip = skip.into_iter().collect();
-    let mut outcome = run(&Options { seed, keeps_trace: true, skip, ..Options::default() });
-    if wants_smallest && let Some((options, smallest)) = shrink(seed) {
+    let options = Options { seed, keeps_trace: true, skip, ..Options::default() };
+    let mut outcome = run(&options);
+    if wants_smallest && let Some((options, smallest)) = shrink(&options) {
         let skip: Vec<String> = options.skip.iter().map(u64::to_string).collect();
         println!("the smallest failure leaves out these troubles: --skip {}", skip.join(","));
         outcome = smallest;
@@ -234,80 +232,53 @@ fn score(names: &[String], limit: Duration, states: u64) -> ExitCode {
 }
 
 #[derive(Default)]
-struct Total {
-    seeds: u64,
-    simulated_us: u64,
-    faults: u64,
-    operations: u64,
-    reached: BTreeMap<&'static str, u64>,
-    failures: Vec<(u64, String)>,
+struct Swept {
+    totals: Totals,
+    failures: u64,
 }
 
-fn sweep(seeds: Range<u64>, limit: Option<Duration>, hours: Option<u64>, any: bool) -> ExitCode {
-    let (next, total, began) = (AtomicU64::new(seeds.start), Mutex::new(Total::default()), Instant::now());
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while limit.is_none_or(|limit| began.elapsed() < limit) {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if !seeds.contains(&seed) {
-                        break;
-                    }
-                    let outcome = run(&Options { seed, ..Options::default() });
-                    let Ok(mut total) = total.lock() else { break };
-                    total.add(seed, outcome);
-                    let enough = hours.is_some_and(|hours| total.simulated_us >= hours * 3_600_000_000);
-                    if total.failures.len() > 20 || enough {
-                        break;
-                    }
-                }
-            });
-        }
+fn sweep_seeds(seeds: Range<u64>, limit: Option<Duration>, hours: Option<u64>, any: bool) -> ExitCode {
+    let (mut swept, began) = (Swept::default(), Instant::now());
+    sweep(&Options::default(), seeds, |seed, outcome| {
+        swept.add(seed, &outcome);
+        let late = limit.is_some_and(|limit| began.elapsed() >= limit);
+        let enough = hours.is_some_and(|hours| swept.totals.simulated_us >= hours * 3_600_000_000);
+        if late || enough || swept.failures > 20 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    let Ok(total) = total.into_inner() else { return ExitCode::FAILURE };
-    total.report(began.elapsed(), threads, any)
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    swept.report(began.elapsed(), threads, any)
 }
 
-impl Total {
-    fn add(&mut self, seed: u64, outcome: Outcome) {
-        self.seeds += 1;
-        self.simulated_us += outcome.simulated_us;
-        self.faults += outcome.faults;
-        self.operations += outcome.operations;
-        for (what, count) in outcome.reached {
-            *self.reached.entry(what).or_insert(0) += count;
-        }
-        if let Some(failure) = outcome.failure {
+impl Swept {
+    fn add(&mut self, seed: u64, outcome: &Outcome) {
+        self.totals.add(outcome);
+        if let Some(failure) = &outcome.failure {
             println!("seed {seed} FAILED: {failure}\n  replay: make sim SEED={seed}");
-            self.failures.push((seed, failure));
+            self.failures += 1;
         }
     }
 
     fn report(&self, took: Duration, threads: usize, any: bool) -> ExitCode {
-        for (what, count) in &self.reached {
+        let totals = &self.totals;
+        for (what, count) in &totals.reached {
             println!("{count:>10}  {what}");
         }
-        let missing: Vec<_> = RARE.iter().filter(|what| !self.reached.contains_key(*what)).collect();
+        let missing: Vec<_> = RARE.iter().filter(|what| !totals.reached.contains_key(*what)).collect();
         if !any && !missing.is_empty() {
             println!("never come by: {missing:?}");
         }
-        let (seconds, simulated) = (took.as_secs_f64() * threads as f64, self.simulated_us as f64 / 1e6);
+        let (seconds, simulated) = (took.as_secs_f64() * threads as f64, totals.simulated_us as f64 / 1e6);
         println!(
             "{} seeds, {:.1} simulated hours, {} troubles, {} operations in {} histories: {} failed; {:.0} times real time and {:.0} seeds a minute, per core",
-            self.seeds,
+            totals.seeds,
             simulated / 3600.0,
-            self.faults,
-            self.operations,
-            self.reached.get("history checked").unwrap_or(&0),
-            self.failures.len(),
+            totals.faults,
+            totals.operations,
+            totals.reached.get("history checked").unwrap_or(&0),
+            self.failures,
             simulated / seconds,
-            self.seeds as f64 * 60.0 / seconds,
+            totals.seeds as f64 * 60.0 / seconds,
         );
-        if self.failures.is_empty() && (any || missing.is_empty()) {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
+        if self.failures == 0 && (any || missing.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }

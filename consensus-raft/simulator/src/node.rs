@@ -10,6 +10,7 @@ use consensus_raft_protocol::{Call, Config, InterruptedInstall, Raft, Restored, 
 
 use crate::{
     disk::SimDisk,
+    host::Hosting,
     machine::{MachineDisk, SimMachine},
     recorder::Recorder,
 };
@@ -126,7 +127,13 @@ impl Node {
 
     /// As an engine does it: loads the log, repairs it, finishes what a crash interrupted, writes the first
     /// configuration.
-    pub(crate) fn start(&mut self, config: Config, bootstrap: Option<&Membership>, now_us: u64) -> Started {
+    pub(crate) fn start(
+        &mut self,
+        config: Config,
+        bootstrap: Option<&Membership>,
+        guest: Option<&Hosting>,
+        now_us: u64,
+    ) -> Started {
         let mut started = Started::Up;
         let mut log = self.disk.load().expect("only entries are damaged here");
         if let Some(damage) = &log.damage {
@@ -137,7 +144,10 @@ impl Node {
             log = self.disk.load().expect("what was cut is sound");
             started = Started::Repairing;
         }
-        let machine = SimMachine::open(&self.machine_disk);
+        let mut machine = SimMachine::open(&self.machine_disk);
+        if let Some(guest) = guest {
+            machine = machine.with_guest(guest.open(self.id));
+        }
         let applied = machine.applied();
         if let Some(todo) = Raft::interrupted_install(&log.hard_state, applied.index) {
             let hard_state = consensus_core::HardState { installing: None, ..log.hard_state.clone() };

@@ -102,6 +102,10 @@ pub struct Plan {
     pub inflight_messages_max: usize,
     /// Most bytes in flight to a follower.
     pub inflight_bytes_max: u64,
+    /// Longer logs are compacted.
+    pub log_entries_max: usize,
+    /// Down to so many entries.
+    pub log_entries_kept: u64,
     /// Some nodes are to be preferred as leaders.
     pub priorities: bool,
     /// What may happen, with how often.
@@ -143,6 +147,8 @@ impl Plan {
             append_entries_max: random.of(&[1, 3, 100]),
             inflight_messages_max: random.of(&[1, 2, 8]),
             inflight_bytes_max: random.of(&[200, 2_000, 1 << 20]),
+            log_entries_max: 60,
+            log_entries_kept: 20,
             priorities: random.percent(20),
             troubles,
             trouble_pause_ms: random.of(&[50, 200, 800]),
@@ -208,6 +214,11 @@ impl Plan {
             (Trouble::Damage, random.below(3)),
         ];
         self
+    }
+
+    /// Whoever falls behind is sent a snapshot.
+    pub(crate) fn with_short_logs(self) -> Self {
+        Self { log_entries_max: 15, log_entries_kept: 3, ..self }
     }
 
     /// The next trouble.

@@ -18,6 +18,7 @@ use crate::{
     checks::Checks,
     clients::Client,
     disk::SimDisk,
+    host::Hosting,
     node::{Arrival, Asked, Node, Started},
     plan::Plan,
     random::Random,
@@ -56,6 +57,7 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) delivered: u64,
     pub(crate) recorder: Option<Recorder>,
+    pub(crate) guest: Option<Hosting>,
     /// A node that has lost some of what it acknowledged; one at a time, as a quorum must remain.
     pub(crate) impaired: Option<(NodeId, LogId)>,
     /// A disk was replaced; once in a run.
@@ -171,6 +173,7 @@ impl World {
             trace: Trace::default(),
             delivered: 0,
             recorder: None,
+            guest: None,
             impaired: None,
             wiped: None,
             random,
@@ -264,7 +267,7 @@ impl World {
             Due::Restart(id) if self.node(id).up.is_none() => self.restart(id),
             Due::Ask(client) => self.ask(client),
             Due::Request(id, asked, call) => self.request(id, asked, call),
-            Due::Compact(id, life) if self.is_alive(id, life) => self.compact(id, 20),
+            Due::Compact(id, life) if self.is_alive(id, life) => self.compact(id, self.plan.log_entries_kept),
             Due::GiveUp { client, attempt } => self.give_up(client, attempt),
             Due::Trouble => self.trouble(),
             Due::TransferOver { from, to, transfer } => self.transfer_over(from, to, transfer, None),
@@ -543,7 +546,9 @@ impl World {
         // Alone it would take itself for the whole cluster; whoever lost its disk is to join instead.
         let begins = self.plan.voters > 1 || self.wiped != Some(id);
         let bootstrap = (id.0 < self.plan.voters && begins).then(|| self.first.clone());
-        let started = self.node_mut(id).start(config, bootstrap.as_ref(), now);
+        // A witness has no state machine.
+        let guest = self.guest.clone().filter(|_| !self.is_witness(id));
+        let started = self.node_mut(id).start(config, bootstrap.as_ref(), guest.as_ref(), now);
         let text = match &started {
             Started::Up => "",
             Started::Repairing => {

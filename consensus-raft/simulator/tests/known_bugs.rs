@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use consensus_core::bugs::{self, Bug};
-use consensus_raft_simulator::{hunt, model, shrink};
+use consensus_raft_simulator::{Options, hunt, model, shrink};
 
 #[test]
 fn known_bugs_are_found() {
@@ -39,11 +39,8 @@ fn known_bugs_are_found() {
 
 fn a_failure_is_made_small() {
     bugs::switch_on(Some(Bug::K1));
-    let seed = (0..1000).find(|seed| {
-        let options = consensus_raft_simulator::Options { seed: *seed, ..Default::default() };
-        consensus_raft_simulator::run(&options).failure.is_some()
-    });
-    let (options, outcome) = shrink(seed.unwrap()).expect("it fails");
+    let runs = (0..1000).map(|seed| Options { seed, ..Options::default() });
+    let (options, outcome) = runs.into_iter().find_map(|options| shrink(&options)).expect("one fails");
     assert!(outcome.failure.is_some());
     assert!(!options.skip.is_empty() && outcome.faults < 5, "{} troubles are left", outcome.faults);
     assert!(outcome.trace.tell().contains("FAILURE"));

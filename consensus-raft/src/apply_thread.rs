@@ -14,10 +14,10 @@ use consensus_core::{
 };
 
 use crate::{
-    inbox::{Inbox, Input},
+    inbox::Input,
     measure,
     waiters::Waiter,
-    worker::{Next, Work},
+    worker::{Next, Report, Work},
 };
 
 /// Work for the state machine, done in order.
@@ -41,7 +41,6 @@ pub(crate) struct Applier {
     /// There need not be commands in the log.
     witness: bool,
     storage: Arc<dyn LogStorage>,
-    inbox: Inbox,
     applied: LogId,
     stages: measure::Stages,
 }
@@ -49,7 +48,7 @@ pub(crate) struct Applier {
 impl Work for Applier {
     type Job = Job;
 
-    fn work(&mut self, job: Job) -> Next<Job> {
+    fn work(&mut self, job: Job, report: Report<'_>) -> Next<Job> {
         let (input, sound) = match job {
             Job::Apply { after, last, entries, waiters } => {
                 let _apply = tracing::debug_span!("apply", %after, %last).entered();
@@ -80,7 +79,7 @@ impl Work for Applier {
                 (Input::Installed(result), sound)
             }
         };
-        if self.inbox.send(input).is_ok() && sound { Next::Ready } else { Next::Over }
+        if report(input) && sound { Next::Ready } else { Next::Over }
     }
 
     fn end(&mut self) {
@@ -91,14 +90,9 @@ impl Work for Applier {
 }
 
 impl Applier {
-    pub(crate) fn new(
-        machine: Box<dyn StateMachine>,
-        witness: bool,
-        storage: Arc<dyn LogStorage>,
-        inbox: Inbox,
-    ) -> Self {
+    pub(crate) fn new(machine: Box<dyn StateMachine>, witness: bool, storage: Arc<dyn LogStorage>) -> Self {
         let applied = machine.applied();
-        Self { machine, witness, storage, inbox, applied, stages: measure::Stages::new() }
+        Self { machine, witness, storage, applied, stages: measure::Stages::new() }
     }
 
     fn apply_all(

@@ -60,6 +60,8 @@ pub(crate) struct Driver {
     transport: Arc<dyn NetworkTransport>,
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
+    /// From workers on this task, still to be taken in this turn.
+    reports: Vec<Input>,
     status: watch::Sender<Arc<EngineStatus>>,
     writer: Worker<LogBatch>,
     applier: Worker<Job>,
@@ -145,6 +147,7 @@ impl Driver {
             transport,
             storage,
             inbox,
+            reports: Vec::new(),
             status,
             writer,
             applier,
@@ -201,7 +204,7 @@ impl Driver {
                 _ = inputs.recv_many(&mut turn, TURN_INPUTS_MAX) => {}
                 () = &mut alarm => {}
             }
-            if self.proposals.count() > 1 {
+            if turn.iter().any(|input| matches!(input, Input::Propose(..))) && self.proposals.count() > 1 {
                 gather(&mut inputs, &mut turn).await;
             }
             self.now = self.started.elapsed();
@@ -213,7 +216,7 @@ impl Driver {
             if self.raft.next_deadline().is_some_and(|at| at <= self.now) {
                 self.step(Event::Tick);
             }
-            self.writer.retry();
+            self.writer.retry(&mut self.reports);
             let now = self.now;
             self.waiters.expire(now);
             self.forwarding.expire(now);
@@ -406,13 +409,21 @@ impl Driver {
     }
 
     fn end_turn(&mut self) {
-        let outputs = self.raft.finish_turn(self.now);
-        self.carry_out(outputs.into());
-        self.address_members();
+        loop {
+            let outputs = self.raft.finish_turn(self.now);
+            self.carry_out(outputs.into());
+            self.address_members();
+            self.start_write();
+            self.raft.flush();
+            self.start_apply();
+            if self.reports.is_empty() {
+                break;
+            }
+            for report in std::mem::take(&mut self.reports) {
+                self.take(report);
+            }
+        }
         self.answer_reads();
-        self.start_write();
-        self.raft.flush();
-        self.start_apply();
         // What is written can be read again, by those who apply and send; a slow state machine fills no memory.
         self.cache.evict(self.config.cache_bytes_max, self.raft.durable());
         self.publish_status();
@@ -423,7 +434,8 @@ impl Driver {
         let (after, last) = persist.append;
         let entries = self.cache.get(after, last).expect("what is not yet durable is in the cache");
         let (hard_state, purge, truncate_after) = (persist.hard_state, persist.purge, persist.truncate_after);
-        if !self.writer.give(LogBatch { hard_state, purge, truncate_after, entries }) {
+        let batch = LogBatch { hard_state, purge, truncate_after, entries };
+        if !self.writer.give(batch, &mut self.reports) {
             self.fail("the log writer ended".to_owned());
         }
     }
@@ -456,7 +468,7 @@ impl Driver {
 
     fn give(&mut self, job: Job) {
         // It is over only after it reported an error, which is on its way to this task.
-        let _ = self.applier.give(job);
+        let _ = self.applier.give(job, &mut self.reports);
     }
 
     fn fail(&mut self, why: String) {

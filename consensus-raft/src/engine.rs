@@ -166,12 +166,12 @@ impl RaftEngine {
         })?;
         let (inbox, inputs) = mpsc::unbounded_channel();
         let span = tracing::error_span!("raft", node = %config.protocol.id);
-        let writer = LogWriter::new(storage.clone(), inbox.clone());
-        let applier = Applier::new(machine, witness, storage.clone(), inbox.clone());
+        let writer = LogWriter::new(storage.clone());
+        let applier = Applier::new(machine, witness, storage.clone());
         let (writer, applier) = if config.threads {
             (
-                Worker::spawn("raft-log", span.clone(), writer)?,
-                Worker::spawn("raft-apply", span.clone(), applier)?,
+                Worker::spawn("raft-log", span.clone(), inbox.clone(), writer)?,
+                Worker::spawn("raft-apply", span.clone(), inbox.clone(), applier)?,
             )
         } else {
             (Worker::inline(writer), Worker::inline(applier))

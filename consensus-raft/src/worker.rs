@@ -9,15 +9,20 @@ use std::{
 
 use tokio::{task::JoinError, time::Instant};
 
-/// What is done with jobs, in order. It reports for itself, through the inbox.
+use crate::inbox::{Inbox, Input};
+
+/// What is done with jobs, in order.
 pub(crate) trait Work: Send + 'static {
     type Job: Send + 'static;
 
-    fn work(&mut self, job: Self::Job) -> Next<Self::Job>;
+    /// Does a job. `report` takes what came of it to the engine's task, and says whether that is there still.
+    fn work(&mut self, job: Self::Job, report: Report<'_>) -> Next<Self::Job>;
 
     /// No job comes any more.
     fn end(&mut self) {}
 }
+
+pub(crate) type Report<'a> = &'a mut dyn FnMut(Input) -> bool;
 
 /// What comes after a job.
 pub(crate) enum Next<J> {
@@ -35,11 +40,16 @@ pub(crate) enum Worker<J> {
 }
 
 impl<J: Send + 'static> Worker<J> {
-    pub(crate) fn spawn(name: &str, span: tracing::Span, work: impl Work<Job = J>) -> std::io::Result<Self> {
+    pub(crate) fn spawn(
+        name: &str,
+        span: tracing::Span,
+        inbox: Inbox,
+        work: impl Work<Job = J>,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _in = span.entered();
-            run(work, &queue);
+            run(work, &queue, &inbox);
         })?;
         Ok(Self::Thread(jobs, thread))
     }
@@ -48,13 +58,17 @@ impl<J: Send + 'static> Worker<J> {
         Self::Inline(Some(Box::new(work)), None)
     }
 
-    /// `false` if it is over.
-    pub(crate) fn give(&mut self, job: J) -> bool {
+    /// `false` if it is over. What came of a job that was done here is added to `reports`.
+    pub(crate) fn give(&mut self, job: J, reports: &mut Vec<Input>) -> bool {
         match self {
             Self::Thread(jobs, _) => jobs.send(job).is_ok(),
             Self::Inline(work, again) => {
                 let Some(working) = work else { return false };
-                match working.work(job) {
+                let mut report = |input| {
+                    reports.push(input);
+                    true
+                };
+                match working.work(job, &mut report) {
                     Next::Ready => {}
                     Next::Again(job, after) => *again = Some((Instant::now() + after, job)),
                     Next::Over => *work = None,
@@ -72,10 +86,10 @@ impl<J: Send + 'static> Worker<J> {
         }
     }
 
-    pub(crate) fn retry(&mut self) {
+    pub(crate) fn retry(&mut self, reports: &mut Vec<Input>) {
         let Self::Inline(_, again) = self else { return };
         if let Some((_, job)) = again.take_if(|(at, _)| *at <= Instant::now()) {
-            self.give(job);
+            self.give(job, reports);
         }
     }
 
@@ -91,10 +105,11 @@ impl<J: Send + 'static> Worker<J> {
     }
 }
 
-fn run<W: Work>(mut work: W, queue: &mpsc::Receiver<W::Job>) {
+fn run<W: Work>(mut work: W, queue: &mpsc::Receiver<W::Job>, inbox: &Inbox) {
+    let mut report = |input| inbox.send(input).is_ok();
     while let Ok(mut job) = queue.recv() {
         loop {
-            match work.work(job) {
+            match work.work(job, &mut report) {
                 Next::Ready => break,
                 Next::Over => return,
                 Next::Again(again, after) => {

@@ -22,6 +22,7 @@ use consensus_testkit::{
     engine::{Node, converged},
     eventually,
 };
+use consensus_transport_mem::Link;
 
 fn set(id: NodeId, kind: MemberKind) -> MemberChange {
     MemberChange::Set(id, Member::new(kind))
@@ -151,6 +152,21 @@ async fn who_shuts_down_hands_over_first() {
         );
         cluster.restart(first).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_elected_just_now_hands_over_too() {
+    let cluster = Cluster::start(3, |config| config.protocol.election_timeout = Duration::from_secs(5)).await;
+    let first = cluster.leader().await;
+    let latency = Duration::from_millis(300);
+    cluster.network.set_all_links(&Link { latency: (latency, latency), ..Link::default() });
+    cluster.engine(first).transfer_leadership(None).await.unwrap();
+    // It will not hear from its followers for twice the latency.
+    let second = cluster.leader_other_than(first).await;
+    let began = Instant::now();
+    cluster.engine(second).shutdown().await.unwrap();
+    cluster.leader_other_than(second).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "without an election timeout: {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

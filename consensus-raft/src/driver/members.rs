@@ -42,8 +42,23 @@ impl Driver {
         self.step(Event::Transfer { token, to: None });
     }
 
+    /// Whether this node is leaving, leads, and may yet find somebody to hand over to: one elected just now has not heard of
+    /// anybody whether it follows.
+    fn seeks_successor(&self) -> bool {
+        let fit = |id| id != self.raft.id() && self.raft.membership().can_lead(id);
+        self.leaving.is_some()
+            && self.raft.role() == Role::Leader
+            && self.raft.transferring_to().is_none()
+            && self.raft.peer_statuses().any(|(id, peer)| peer.active && fit(id))
+    }
+
     /// Ends what waited for another leader to show.
     pub(super) fn conclude(&mut self, now: Duration) {
+        if self.seeks_successor() {
+            let token = self.asked.token();
+            self.step(Event::Transfer { token, to: None });
+        }
+        let seeks_successor = self.seeks_successor();
         let successor = self.raft.leader().filter(|leader| *leader != self.raft.id());
         for (_, reply) in self.asked.ended.extract_if(.., |(until, _)| successor.is_some() || *until <= now) {
             let _ = reply.send(successor.ok_or(TransferError::Unknown));
@@ -51,7 +66,9 @@ impl Driver {
         let has_left = |(until, _): &mut (Duration, _)| {
             successor.is_some()
                 || *until <= now
-                || (self.raft.role() == Role::Leader && self.raft.transferring_to().is_none())
+                || (self.raft.role() == Role::Leader
+                    && self.raft.transferring_to().is_none()
+                    && !seeks_successor)
         };
         if let Some((_, reply)) = self.leaving.take_if(has_left) {
             self.stop.get_or_insert(Stop::Asked(reply));

@@ -15,9 +15,14 @@
 //!
 //! [`Raft::normalize`]: consensus_raft_protocol::Raft
 
+mod checks;
+mod fingerprint;
+mod message;
+mod node;
 mod scenario;
 mod search;
 mod state;
+mod step;
 
 pub use scenario::{Clocks, Scenario, scenarios};
 pub use search::{Found, Limits, search};

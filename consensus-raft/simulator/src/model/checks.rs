@@ -38,6 +38,17 @@ impl Known {
         Ok(())
     }
 
+    /// Only who was elected is followed (P8).
+    pub(super) fn follows(&self, raft: &Raft) -> Result<(), String> {
+        let (id, term) = (raft.id(), raft.term());
+        match raft.leader() {
+            Some(leader) if !self.leaders.contains(&(term, leader)) => {
+                Err(format!("Election Safety: {id} follows {leader}, which does not lead term {term}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// At most one vote in a term (I1).
     pub(super) fn voted(&mut self, voter: NodeId, term: Term, candidate: NodeId) -> Result<(), String> {
         match self.votes.iter().find(|(known, at, _)| *known == voter && *at == term) {

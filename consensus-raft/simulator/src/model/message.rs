@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use consensus_core::{LogIndex, NodeId, SnapshotMeta, Term};
+use consensus_core::{LogIndex, NodeId, Role, SnapshotMeta, Term, VoteKind, VoteRequest};
 use consensus_raft_protocol::{Append, EntryInfo, Event, Reply};
 
 use super::{
@@ -24,6 +24,37 @@ pub(super) enum Packet {
     Append(Append, Vec<EntryInfo>),
     Snapshot(Term, SnapshotMeta),
     SnapshotAck(Option<LogIndex>),
+}
+
+impl Message {
+    /// Whether it is a question whose answer depends on whether the node protects a leader.
+    pub(super) fn tries_patience(&self, to: u8) -> bool {
+        let asks = |request: &VoteRequest| request.kind != VoteKind::Transfer;
+        self.to.0 == u64::from(to)
+            && matches!(&self.packet, Packet::Reply(Reply::VoteRequest(request)) if asks(request))
+    }
+
+    /// Whether the node, whose term never falls below `term` again, has passed the time when it could have made something of
+    /// it.
+    fn is_stale(&self, term: Term, role: Role, ticks: u8) -> bool {
+        let Packet::Reply(reply) = &self.packet else { return false };
+        match reply {
+            // A grant is for the term in which, or before which, it was asked for; a refusal tells of a later one.
+            Reply::VoteResponse(response) if response.granted && response.kind == VoteKind::Vote => {
+                response.term < term
+            }
+            Reply::VoteResponse(response) if response.term <= term => true,
+            // Who does not ask for pre-votes now will not any more, if no deadline is left to pass.
+            Reply::VoteResponse(response) => response.granted && ticks == 0 && role != Role::PreCandidate,
+            // Who follows in a term will not lead it.
+            Reply::AppendResponse(response) if response.term == term => {
+                matches!(role, Role::Follower | Role::Learner)
+            }
+            Reply::AppendResponse(response) => response.term < term,
+            Reply::TimeoutNow(request) => request.term < term,
+            _ => false,
+        }
+    }
 }
 
 impl World {
@@ -59,5 +90,23 @@ impl World {
             }
         };
         self.step(state, to, event)
+    }
+
+    /// Takes messages away that will never be of effect: where they are, states that differ in them only would be told apart.
+    /// That they are of none now is tried, not assumed: an error in the code may make something of them.
+    pub(super) fn forget_stale(&self, mut state: State) -> State {
+        let stale = |message: &Arc<Message>| {
+            let node = &state.nodes[message.to.0 as usize];
+            // After a crash the term may be what is on the disk.
+            message.is_stale(node.raft.term().min(node.disk.hard.term), node.raft.role(), state.budget.ticks)
+                && self.deliver(state.clone(), message).is_ok_and(|after| {
+                    after.network.len() == state.network.len()
+                        && after.nodes[message.to.0 as usize].fingerprints == node.fingerprints
+                })
+        };
+        let stale: Vec<bool> = state.network.iter().map(stale).collect();
+        let mut stale = stale.into_iter();
+        state.network.retain(|_| !stale.next().unwrap_or_default());
+        state
     }
 }

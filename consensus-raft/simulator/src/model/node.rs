@@ -22,6 +22,7 @@ pub(crate) struct Node {
     pub(super) installing_from: Option<NodeId>,
     /// Reads: their token, and what had been acknowledged when they began.
     pub(super) reads: Vec<(u64, LogIndex)>,
+    /// So that a life's questions are not those of the last one; not counted where nobody reads.
     pub(super) lives: u8,
     /// Under each set of names.
     pub(super) fingerprints: Vec<u64>,

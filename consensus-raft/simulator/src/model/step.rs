@@ -16,6 +16,24 @@ use super::{
 impl World {
     /// What comes of it, or what was wrong.
     pub(crate) fn act(&self, before: &State, action: Action) -> Result<State, String> {
+        let after = self.happen(before, action)?;
+        if !self.reduces {
+            return Ok(after);
+        }
+        let is_last = after.budget.ticks == 0 && before.budget.ticks > 0;
+        Ok(self.forget_stale(if is_last { self.settle(after) } else { after }))
+    }
+
+    /// No deadline passes any more, or all begins: what nodes remember of times is made alike once more.
+    pub(super) fn settle(&self, state: State) -> State {
+        if !self.reduces || self.scenario.clocks != Clocks::Own {
+            return state;
+        }
+        let nodes = state.nodes.clone();
+        nodes.iter().fold(state, |state, node| self.put(state, Node::clone(node)))
+    }
+
+    fn happen(&self, before: &State, action: Action) -> Result<State, String> {
         let mut state = before.clone();
         let event = match action {
             Action::Deliver(at, stays) => {
@@ -117,7 +135,13 @@ impl World {
             Clocks::Own => BASE,
             Clocks::Common(_) => self.local(&state, id),
         };
-        let node = self.start(node.id, node.disk, node.flushed, node.lives + 1, now);
+        let node = self.start(
+            node.id,
+            node.disk,
+            node.flushed,
+            node.lives + u8::from(self.scenario.budget.reads > 0),
+            now,
+        );
         Ok(self.put(state, node))
     }
 
@@ -138,6 +162,7 @@ impl World {
             let known = known.get_or_insert_with(|| Known::clone(&state.known));
             known.elected(&node.raft)?;
         }
+        known.as_ref().unwrap_or(&*state.known).follows(&node.raft)?;
         for output in outputs {
             self.carry_out(&mut state, &mut node, &mut known, output)?;
         }
@@ -177,6 +202,9 @@ impl World {
         if self.scenario.clocks == Clocks::Own {
             let drawn = u64::from(node.lives) * 16 + node.reads.len() as u64;
             node.raft.normalize(BASE, drawn);
+            if self.reduces {
+                node.raft.forget_durations(state.budget.ticks == 0 && !state.is_whole);
+            }
         } else {
             let now = self.local(&state, node.id.0 as usize);
             node.raft.normalize(now, 0);
@@ -256,12 +284,16 @@ impl World {
         Ok(())
     }
 
-    /// Whether nothing came of a delivery but that the message is gone: all that can follow can follow from the state
-    /// before, too, where it is never delivered.
+    /// Whether nothing came of a delivery but that the message is gone, or of a read but an answer at once: all that can
+    /// follow can follow from the state before, too, where it never came to it.
     pub(crate) fn is_idle(&self, before: &State, after: &State, action: Action) -> bool {
-        let Action::Deliver(at, false) = action else { return false };
-        let to = before.network[at as usize].to.0 as usize;
-        after.network.len() + 1 == before.network.len()
+        let (to, gone) = match action {
+            Action::Deliver(at, false) => (before.network[at as usize].to.0 as usize, 1),
+            Action::Read(id) => (id as usize, 0),
+            _ => return false,
+        };
+        self.reduces
+            && after.network.len() + gone == before.network.len()
             && after.nodes[to].fingerprints == before.nodes[to].fingerprints
     }
 }

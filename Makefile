@@ -43,9 +43,9 @@ SIM := cargo run --quiet -p consensus-raft-simulator --bin raft-sim --
 simulate:
 	$(SIM) sweep --seeds 4000
 
-# Every state of small clusters, some millions.
+# Every state of small clusters, some millions; of larger ones the first.
 states:
-	$(SIM) model-check --states 450000 --seconds 20
+	$(SIM) model-check --states 600000 --seconds 30
 
 # The time-space diagram of a run, in a real browser.
 page:

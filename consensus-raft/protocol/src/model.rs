@@ -44,6 +44,27 @@ impl Raft {
         self.now = to;
     }
 
+    /// Where each clock goes as it likes, without leases, only the order of a node's deadlines matters: makes those lengths of
+    /// time alike that change nothing in it. `is_last`: no deadline will pass any more.
+    pub fn forget_durations(&mut self, is_last: bool) {
+        let (now, timeout) = (self.now, self.config.election_timeout);
+        let patience = self.leader_heard.map_or(now, |heard| heard + timeout);
+        if self.asking.deadline().is_none() && patience <= self.election_deadline {
+            // Patience ends at the election deadline at the latest.
+            self.election_deadline = now + timeout;
+            self.leader_heard = self.leader_heard.map(|_| now);
+        }
+        let Role::Leader(leader) = &mut self.role else { return };
+        leader.reads.forget_lease();
+        if is_last {
+            leader.heartbeat_deadline = now;
+            for peer in leader.peers.values_mut() {
+                // All that is asked from now on is whether the peer is in touch.
+                peer.heard = if peer.in_touch(&self.config, now) { now } else { Time::ZERO };
+            }
+        }
+    }
+
     /// Moves the node's clock to its next deadline, or to `at` if that comes first.
     pub fn wait(&mut self, at: Time) {
         self.now = self.now.max(at.min(self.next_deadline().unwrap_or(at)));
@@ -147,11 +168,16 @@ impl Held {
     }
 }
 
+/// What waits for one write comes out at once, and the network has no order: neither has this.
+pub(crate) fn digest_all(held: &[Held], names: Names<'_>, hasher: &mut impl Hasher) {
+    unordered(held.iter(), hasher, |held, hasher| held.digest(names, hasher));
+}
+
 impl InFlight {
     pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
         let Self { last, held } = self;
         last.hash(hasher);
-        held.iter().for_each(|held| held.digest(names, hasher));
+        digest_all(held, names, hasher);
     }
 }
 

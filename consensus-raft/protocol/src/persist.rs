@@ -10,7 +10,10 @@ use consensus_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Event, Output, Raft, Reply, model::Names};
+use crate::{
+    Event, Output, Raft, Reply,
+    model::{Names, digest_all},
+};
 
 /// One write to the log storage; the fields are those of [`LogBatch`](consensus_core::LogBatch).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +93,7 @@ impl Writes {
         let Self { hard_state, purge, truncate_after, issued, waiting, in_flight, term_first: _ } = self;
         (hard_state, purge.as_ref().map(|meta| meta.last), truncate_after, issued, waiting.len())
             .hash(hasher);
-        waiting.iter().for_each(|held| held.digest(names, hasher));
+        digest_all(waiting, names, hasher);
         in_flight.is_some().hash(hasher);
         if let Some(in_flight) = in_flight {
             in_flight.digest(names, hasher);

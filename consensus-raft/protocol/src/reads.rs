@@ -87,6 +87,12 @@ impl Reads {
         self.confirmed = self.confirmed.map(moved);
     }
 
+    /// When rounds began matters to leases alone.
+    pub(crate) fn forget_lease(&mut self) {
+        self.rounds.clear();
+        self.confirmed = None;
+    }
+
     pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
         let Self { term_start, committed, new, noted, rounds, confirmed } = self;
         (term_start, committed, rounds, confirmed, new.len()).hash(hasher);

@@ -162,7 +162,7 @@ fn model_check(names: &[String], states: u64, time: Duration, bug: Option<&str>)
         return ExitCode::FAILURE;
     }
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let (mut total, mut violated) = (0, false);
+    let (mut total, mut violated, mut complete, mut begun) = (0, false, Vec::new(), Vec::new());
     for scenario in model::scenarios() {
         if !names.is_empty() && !names.iter().any(|name| name == scenario.name) {
             continue;
@@ -175,9 +175,10 @@ fn model_check(names: &[String], states: u64, time: Duration, bug: Option<&str>)
             }
         };
         total += found.states;
+        if found.is_complete { &mut complete } else { &mut begun }.push(scenario.name);
         let extent = if found.is_complete { "all" } else { "the first" };
         println!(
-            "{:12} {extent} {} states, {} steps, {} deep, {:.1} s: {}",
+            "{:20} {extent} {} states, {} steps, {} deep, {:.1} s: {}",
             scenario.name,
             found.states,
             found.steps,
@@ -190,6 +191,8 @@ fn model_check(names: &[String], states: u64, time: Duration, bug: Option<&str>)
             violated = true;
         }
     }
+    println!("complete, all states explored: {}", complete.join(", "));
+    println!("explored up to the bound: {}", begun.join(", "));
     println!("{total} distinct states");
     if violated { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -35,6 +35,7 @@ fn known_bugs_are_found() {
     }
     a_failure_is_made_small();
     the_model_checker_shows_a_shortest_way();
+    what_makes_states_fewer_hides_no_bug();
 }
 
 fn a_failure_is_made_small() {
@@ -48,12 +49,32 @@ fn a_failure_is_made_small() {
 }
 
 fn the_model_checker_shows_a_shortest_way() {
-    bugs::switch_on(Some(Bug::C20));
-    let entries = model::scenarios().into_iter().find(|scenario| scenario.name == "entries").unwrap();
-    let limits = model::Limits { states: 200_000, time: Duration::from_secs(60), threads: 2 };
-    let found = model::search(&entries, limits).unwrap();
+    let found = model_check("entries", Bug::C20);
     let (why, way) = found.violation.expect("an entry that is on one disk is committed");
     assert!(why.starts_with("I4"), "{why}");
     assert!(way.contains("  1. Propose(0)"), "{way}");
+}
+
+/// Those that the model checker is there for, each by the scenario that is.
+fn what_makes_states_fewer_hides_no_bug() {
+    for (bug, scenario) in [
+        (Bug::E1, "votes"),
+        (Bug::E4, "votes"),
+        (Bug::E6, "terms"),
+        (Bug::C1, "figure-8"),
+        (Bug::R4, "lease"),
+        (Bug::R5, "transfer"),
+    ] {
+        let found = model_check(scenario, bug);
+        assert!(found.violation.is_some(), "{bug:?} is not found in {scenario}: {found:?}");
+    }
+}
+
+fn model_check(name: &str, bug: Bug) -> model::Found {
+    bugs::switch_on(Some(bug));
+    let scenario = model::scenarios().into_iter().find(|scenario| scenario.name == name).unwrap();
+    let limits = model::Limits { states: 400_000, time: Duration::from_secs(120), threads: 2 };
+    let found = model::search(&scenario, limits).unwrap();
     bugs::switch_on(None);
+    found
 }

@@ -67,11 +67,27 @@ pub struct Budget {
     pub advances: u8,
 }
 
+impl Budget {
+    /// That of which more only lets more happen.
+    pub(crate) fn allowances(&self) -> [u8; 7] {
+        let Self { ticks, proposals, crashes, repeats, compactions, transfers, advances, .. } = *self;
+        [ticks, proposals, crashes, repeats, compactions, transfers, advances]
+    }
+
+    /// The rest, which also numbers what happens, or never changes.
+    pub(crate) fn others(&self) -> (u8, u8, u8) {
+        (self.terms, self.changes, self.reads)
+    }
+}
+
 fn set(id: u64, kind: MemberKind) -> MemberChange {
     MemberChange::Set(NodeId(id), Member::new(kind))
 }
 
-/// Those that `make model-check` and the tests search.
+/// Those that `make states`, `make model-check` and the tests search.
+///
+/// The first of each kind is small enough for all its states to be searched. The budgets of those called "-more" let more
+/// happen, and their states are too many: they are searched breadth first, up to a bound.
 #[must_use]
 pub fn scenarios() -> Vec<Scenario> {
     let base = Scenario {
@@ -87,16 +103,19 @@ pub fn scenarios() -> Vec<Scenario> {
         append_entries_max: 2,
         loses_entries: false,
         cut: &[],
-        budget: Budget { ticks: 4, terms: 3, ..Budget::default() },
+        budget: Budget { terms: 2, ..Budget::default() },
     };
-    let voter = |id| set(id, MemberKind::Voter);
     let led = Scenario { symmetric: &[&[1, 2]], leader: Some(NodeId(0)), ..base.clone() };
+    [elections(&base), logs(&base, &led), members(&led), reads(&led)].concat()
+}
+
+fn elections(base: &Scenario) -> Vec<Scenario> {
     vec![
         Scenario {
             name: "votes",
-            text: "two stand in one term, with a crash between any two effects",
+            text: "two stand in one term, with crashes between any two effects",
             loses_entries: true,
-            budget: Budget { ticks: 2, terms: 1, crashes: 1, ..Budget::default() },
+            budget: Budget { ticks: 2, terms: 1, crashes: 2, ..base.budget },
             ..base.clone()
         },
         Scenario {
@@ -105,121 +124,156 @@ pub fn scenarios() -> Vec<Scenario> {
             nodes: 4,
             voters: 4,
             symmetric: &[&[0, 1, 2, 3]],
-            budget: Budget { ticks: 1, terms: 1, repeats: 1, ..Budget::default() },
+            budget: Budget { ticks: 1, terms: 1, repeats: 1, ..base.budget },
             ..base.clone()
         },
         Scenario {
             name: "terms",
             text: "elections in three terms",
             loses_entries: true,
-            budget: Budget { ticks: 3, terms: 3, ..Budget::default() },
+            budget: Budget { ticks: 3, terms: 3, ..base.budget },
             ..base.clone()
-        },
-        Scenario {
-            name: "entries",
-            text: "two entries, and a crash",
-            budget: Budget { terms: 1, proposals: 2, crashes: 1, ..Budget::default() },
-            ..led.clone()
-        },
-        Scenario {
-            name: "successor",
-            text: "an entry under way while another leader is elected",
-            budget: Budget { ticks: 2, terms: 2, proposals: 1, ..Budget::default() },
-            ..led.clone()
-        },
-        Scenario {
-            name: "figure-8",
-            text: "the logs of figure 8: an entry of an earlier term on a majority may yet be replaced",
-            symmetric: &[],
-            logs: &[(&[1], 2), (&[], 2), (&[2], 2)],
-            cut: &[(0, 2), (2, 0)],
-            append_entries_max: 1,
-            budget: Budget { ticks: 3, terms: 4, ..Budget::default() },
-            ..base.clone()
-        },
-        Scenario {
-            name: "conflict",
-            text: "logs that differ, of different lengths, and a leader to be found",
-            symmetric: &[],
-            logs: &[(&[1, 1], 2), (&[1, 2], 2), (&[1], 1)],
-            append_entries_max: 1,
-            budget: Budget { ticks: 2, terms: 3, ..Budget::default() },
-            ..base.clone()
-        },
-        Scenario {
-            name: "grow",
-            text: "2 -> 3 -> 4 voters in single steps",
-            nodes: 4,
-            voters: 2,
-            symmetric: &[],
-            changes: vec![vec![voter(2)], vec![voter(3)]],
-            budget: Budget { ticks: 0, terms: 1, changes: 2, ..Budget::default() },
-            ..led.clone()
-        },
-        Scenario {
-            name: "grow-contended",
-            text: "2 -> 3 voters, and somebody else stands",
-            voters: 2,
-            symmetric: &[],
-            changes: vec![vec![voter(2)]],
-            budget: Budget { ticks: 2, terms: 2, changes: 1, ..Budget::default() },
-            ..led.clone()
-        },
-        Scenario {
-            name: "joint",
-            text: "{0, 1, 2} -> {2, 3, 4} in one joint step",
-            nodes: 5,
-            symmetric: &[&[3, 4]],
-            changes: vec![vec![
-                MemberChange::Remove(NodeId(0)),
-                MemberChange::Remove(NodeId(1)),
-                voter(3),
-                voter(4),
-            ]],
-            budget: Budget { ticks: 1, terms: 2, changes: 1, ..Budget::default() },
-            ..led.clone()
-        },
-        Scenario {
-            name: "snapshot",
-            text: "a follower whose log is gone, a snapshot, a crash in it",
-            budget: Budget {
-                ticks: 1,
-                terms: 1,
-                proposals: 1,
-                crashes: 1,
-                compactions: 1,
-                ..Budget::default()
-            },
-            ..led.clone()
-        },
-        Scenario {
-            name: "read",
-            text: "ReadIndex on leaders and followers, over a change of leaders",
-            budget: Budget { ticks: 2, terms: 2, proposals: 1, reads: 1, ..Budget::default() },
-            ..led.clone()
-        },
-        Scenario {
-            name: "lease",
-            text: "a leader that is cut off, clocks that drift within the bound, another leader, a read by lease",
-            clocks: Clocks::Common(&[100, 110, 110]),
-            cut: &[(0, 1), (0, 2), (1, 0), (2, 0)],
-            budget: Budget { ticks: 1, terms: 2, proposals: 1, reads: 1, advances: 8, ..Budget::default() },
-            ..led.clone()
-        },
-        Scenario {
-            name: "transfer",
-            text: "the lead is handed over while a lease is held and an entry is under way",
-            clocks: Clocks::Common(&[100, 110, 110]),
-            budget: Budget {
-                ticks: 1,
-                terms: 2,
-                proposals: 1,
-                reads: 1,
-                transfers: 1,
-                advances: 1,
-                ..Budget::default()
-            },
-            ..led
         },
     ]
+}
+
+fn logs(base: &Scenario, led: &Scenario) -> Vec<Scenario> {
+    let successor = Scenario {
+        name: "successor",
+        text: "an entry under way while another leader is elected",
+        budget: Budget { ticks: 1, proposals: 1, crashes: 1, ..base.budget },
+        ..led.clone()
+    };
+    // Two elections are what the figure takes, as the node with the entry of term 2 has heard of term 3.
+    let figure_8 = Scenario {
+        name: "figure-8",
+        text: "the logs of figure 8: an entry of an earlier term on a majority may yet be replaced",
+        symmetric: &[],
+        logs: &[(&[1], 2), (&[], 2), (&[2], 3)],
+        cut: &[(0, 2), (2, 0)],
+        append_entries_max: 1,
+        budget: Budget { ticks: 2, terms: 4, ..base.budget },
+        ..base.clone()
+    };
+    let conflict = Scenario {
+        name: "conflict",
+        text: "logs that differ, of different lengths, and a leader to be found",
+        symmetric: &[],
+        logs: &[(&[1, 1], 2), (&[1, 2], 2), (&[1], 1)],
+        append_entries_max: 1,
+        budget: Budget { ticks: 1, terms: 3, crashes: 1, ..base.budget },
+        ..base.clone()
+    };
+    let entries = Scenario {
+        name: "entries",
+        text: "two entries, and a crash",
+        budget: Budget { terms: 1, proposals: 2, crashes: 1, ..base.budget },
+        ..led.clone()
+    };
+    let snapshot = Scenario {
+        name: "snapshot",
+        text: "a follower whose log is gone, a snapshot, a crash in it",
+        budget: Budget { ticks: 1, terms: 1, proposals: 1, crashes: 1, compactions: 1, ..base.budget },
+        ..led.clone()
+    };
+    vec![
+        entries,
+        successor.clone(),
+        successor.more("successor-more", Budget { ticks: 2, crashes: 0, ..successor.budget }),
+        figure_8.clone(),
+        Scenario {
+            logs: &[(&[1], 2), (&[], 2), (&[2], 2)],
+            ..figure_8.more("figure-8-more", Budget { ticks: 3, ..figure_8.budget })
+        },
+        conflict.clone(),
+        conflict.more("conflict-more", Budget { ticks: 2, crashes: 0, ..conflict.budget }),
+        snapshot,
+    ]
+}
+
+fn members(led: &Scenario) -> Vec<Scenario> {
+    let voter = |id| set(id, MemberKind::Voter);
+    let remove = |id| MemberChange::Remove(NodeId(id));
+    let grow = Scenario {
+        name: "grow",
+        text: "2 -> 3 voters, and a crash",
+        voters: 2,
+        symmetric: &[],
+        changes: vec![vec![voter(2)]],
+        budget: Budget { terms: 1, changes: 1, crashes: 1, ..led.budget },
+        ..led.clone()
+    };
+    let contended = Scenario {
+        name: "grow-contended",
+        text: "2 -> 3 voters, and somebody else stands",
+        budget: Budget { ticks: 1, changes: 1, ..led.budget },
+        ..grow.clone()
+    };
+    let replace = Scenario {
+        name: "replace",
+        text: "{0, 1} -> {1, 2} in one joint step, and somebody else stands",
+        changes: vec![vec![remove(0), voter(2)]],
+        ..contended.clone()
+    };
+    vec![
+        grow.clone(),
+        Scenario {
+            name: "grow-more",
+            text: "2 -> 3 -> 4 voters in single steps",
+            nodes: 4,
+            changes: vec![vec![voter(2)], vec![voter(3)]],
+            budget: Budget { terms: 1, changes: 2, ..led.budget },
+            ..grow
+        },
+        contended.clone(),
+        contended.more("grow-contended-more", Budget { ticks: 2, ..contended.budget }),
+        replace.clone(),
+        Scenario {
+            name: "replace-more",
+            text: "{0, 1, 2} -> {2, 3, 4} in one joint step",
+            nodes: 5,
+            voters: 3,
+            symmetric: &[&[3, 4]],
+            changes: vec![vec![remove(0), remove(1), voter(3), voter(4)]],
+            ..replace
+        },
+    ]
+}
+
+fn reads(led: &Scenario) -> Vec<Scenario> {
+    let read = Scenario {
+        name: "read",
+        text: "ReadIndex on leaders and followers, over a change of leaders",
+        budget: Budget { ticks: 1, reads: 1, ..led.budget },
+        ..led.clone()
+    };
+    let lease = Scenario {
+        name: "lease",
+        text: "a leader that is cut off, clocks that drift within the bound, another leader, a read by lease",
+        clocks: Clocks::Common(&[100, 110, 110]),
+        cut: &[(0, 1), (0, 2), (1, 0), (2, 0)],
+        budget: Budget { ticks: 1, proposals: 1, reads: 1, advances: 8, ..led.budget },
+        ..led.clone()
+    };
+    let transfer = Scenario {
+        name: "transfer",
+        text: "the lead is handed over while a lease is held",
+        clocks: Clocks::Common(&[100, 110, 110]),
+        budget: Budget { ticks: 1, reads: 1, transfers: 1, advances: 1, ..led.budget },
+        ..led.clone()
+    };
+    vec![
+        read.clone(),
+        read.more("read-more", Budget { ticks: 2, proposals: 1, ..read.budget }),
+        lease,
+        transfer.clone(),
+        transfer.more("transfer-more", Budget { proposals: 1, ..transfer.budget }),
+    ]
+}
+
+impl Scenario {
+    /// The same, in which more happens.
+    fn more(&self, name: &'static str, budget: Budget) -> Self {
+        Self { name, budget, ..self.clone() }
+    }
 }

@@ -1,15 +1,15 @@
 //! Breadth first, on several threads.
 
 use std::{
-    collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Mutex,
     time::{Duration, Instant},
 };
 
 use super::{
+    fingerprint::Print,
     scenario::Scenario,
+    seen::Seen,
     state::{Action, State, World},
 };
 
@@ -41,36 +41,18 @@ pub struct Found {
     pub violation: Option<(String, String)>,
 }
 
-/// From where a state was first reached, by what.
-type Origin = (u64, Action);
-/// Fingerprints are hashes already.
-type Seen = HashMap<u64, Origin, BuildHasherDefault<AsIs>>;
-
-#[derive(Default)]
-struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("fingerprints are numbers")
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-const SHARDS: usize = 64;
-
 struct Search {
     world: World,
-    seen: Vec<Mutex<Seen>>,
+    seen: Seen,
     steps: Mutex<u64>,
     /// The first violation: the state before it, the step, and what is wrong.
     violation: Mutex<Option<(u64, Action, String)>>,
+}
+
+/// A state to be followed.
+struct Place {
+    state: State,
+    print: Print,
 }
 
 /// Searches a scenario.
@@ -78,63 +60,63 @@ struct Search {
 /// # Errors
 /// The scenario's leader is not elected.
 pub fn search(scenario: &Scenario, limits: Limits) -> Result<Found, String> {
+    search_in(World::new(scenario.clone(), true), limits, &|_, _| ())
+}
+
+/// `reached` is told of each state, as often as it is reached.
+pub(super) fn search_in(
+    world: World,
+    limits: Limits,
+    reached: &(impl Fn(&World, &State) + Sync),
+) -> Result<Found, String> {
     let began = Instant::now();
-    let world = World::new(scenario.clone());
-    let first = world.begin()?;
+    let state = world.begin()?;
+    reached(&world, &state);
+    let first = Place { print: world.fingerprint(&state), state };
     let search = Search {
-        seen: (0..SHARDS).map(|_| Mutex::default()).collect(),
+        seen: Seen::new(world.reduces),
         steps: Mutex::default(),
         violation: Mutex::default(),
         world,
     };
-    let origin = search.world.fingerprint(&first);
-    search.is_new(origin, (origin, Action::Advance));
-    let mut frontier = vec![first.clone()];
-    let (mut states, mut depth) = (1, 0);
-    let mut is_cut = false;
-    while !frontier.is_empty() {
-        if states >= limits.states || began.elapsed() >= limits.time {
+    search.seen.is_new(&first.print, (first.print.whole, Action::Advance), 0);
+    let (beginning, until) = (first.state.clone(), began + limits.time);
+    let mut frontier = vec![first];
+    let (mut states, mut depth, mut is_cut) = (1, 0, false);
+    while !frontier.is_empty() && !is_cut {
+        if states >= limits.states || Instant::now() >= until {
             is_cut = true;
             break;
         }
-        let (next, whole) = search.expand_all(&frontier, limits, began, states);
+        let room = (limits.states - states) / limits.threads as u64 + 1;
+        let (mut next, whole) = search.expand_all(&frontier, limits.threads, &|part| {
+            search.expand(part, depth + 1, (room, until), reached)
+        });
+        next.retain(|place| !search.seen.is_covered(&place.print, depth + 1));
         states += next.len() as u64;
         depth += u32::from(whole);
         frontier = next;
-        is_cut |= !whole;
-        if search.violation.lock().is_ok_and(|violation| violation.is_some()) || is_cut {
-            break;
-        }
+        is_cut = !whole;
     }
     let violation = search.violation.lock().ok().and_then(|violation| violation.clone());
-    let violation = violation.map(|(from, action, why)| (why, search.way_to(&first, from, action)));
+    let violation = violation.map(|(from, action, why)| (why, search.way_to(&beginning, from, action)));
     let is_complete = !is_cut && violation.is_none();
     let steps = search.steps.lock().map_or(0, |steps| *steps);
     Ok(Found { states, steps, depth, is_complete, took: began.elapsed(), violation })
 }
 
 impl Search {
-    fn is_new(&self, fingerprint: u64, origin: Origin) -> bool {
-        let shard = &self.seen[fingerprint as usize >> 3 & (SHARDS - 1)];
-        let Ok(mut seen) = shard.lock() else { return false };
-        let before = seen.len();
-        seen.entry(fingerprint).or_insert(origin);
-        seen.len() > before
-    }
-
     /// All states one step further; `false` if it was cut short.
     fn expand_all(
         &self,
-        frontier: &[State],
-        limits: Limits,
-        began: Instant,
-        states: u64,
-    ) -> (Vec<State>, bool) {
-        let piece = frontier.len().div_ceil(limits.threads).max(1);
-        let room = limits.states.saturating_sub(states) / limits.threads as u64 + 1;
+        frontier: &[Place],
+        threads: usize,
+        expand: &(impl Fn(&[Place]) -> (Vec<Place>, bool) + Sync),
+    ) -> (Vec<Place>, bool) {
+        let piece = frontier.len().div_ceil(threads).max(1);
         std::thread::scope(|scope| {
-            let work = |part| scope.spawn(move || self.expand(part, room, began + limits.time));
-            let workers: Vec<_> = frontier.chunks(piece).map(work).collect();
+            let workers: Vec<_> =
+                frontier.chunks(piece).map(|part| scope.spawn(move || expand(part))).collect();
             let (mut all, mut whole) = (Vec::new(), true);
             for worker in workers {
                 let Ok((next, finished)) = worker.join() else { return (all, false) };
@@ -145,27 +127,35 @@ impl Search {
         })
     }
 
-    fn expand(&self, part: &[State], room: u64, until: Instant) -> (Vec<State>, bool) {
+    fn expand(
+        &self,
+        part: &[Place],
+        depth: u32,
+        (room, until): (u64, Instant),
+        reached: &impl Fn(&World, &State),
+    ) -> (Vec<Place>, bool) {
         let (mut next, mut actions, mut steps, mut finished) = (Vec::new(), Vec::new(), 0, true);
-        for (at, state) in part.iter().enumerate() {
+        for (at, Place { state, print }) in part.iter().enumerate() {
             if next.len() as u64 >= room || (at % 256 == 0 && Instant::now() >= until) {
                 finished = false;
                 break;
             }
-            let from = self.world.fingerprint(state);
             self.world.actions(state, &mut actions);
             for action in &actions {
                 steps += 1;
                 match self.act(state, *action) {
                     Ok(after) if self.world.is_idle(state, &after, *action) => {}
                     Ok(state) => {
-                        if self.is_new(self.world.fingerprint(&state), (from, *action)) {
-                            next.push(state);
+                        let origin = (print.whole, *action);
+                        let print = self.world.fingerprint(&state);
+                        reached(&self.world, &state);
+                        if self.seen.is_new(&print, origin, depth) {
+                            next.push(Place { state, print });
                         }
                     }
                     Err(why) => {
                         if let Ok(mut violation) = self.violation.lock() {
-                            violation.get_or_insert((from, *action, why));
+                            violation.get_or_insert((print.whole, *action, why));
                         }
                         return (next, false);
                     }
@@ -196,7 +186,7 @@ impl Search {
     fn way_to(&self, first: &State, from: u64, last: Action) -> String {
         let mut way = vec![(from, last)];
         let mut at = from;
-        while let Some((before, action)) = self.origin(at).filter(|(before, _)| *before != at) {
+        while let Some((before, action)) = self.seen.origin(at).filter(|(before, _)| *before != at) {
             way.push((before, action));
             at = before;
         }
@@ -212,10 +202,5 @@ impl Search {
             text += &self.world.describe(&state);
         }
         text
-    }
-
-    fn origin(&self, fingerprint: u64) -> Option<Origin> {
-        let shard = &self.seen[fingerprint as usize >> 3 & (SHARDS - 1)];
-        shard.lock().ok()?.get(&fingerprint).copied()
     }
 }

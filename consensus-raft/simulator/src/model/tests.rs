@@ -1,0 +1,74 @@
+//! That what makes states fewer loses none that matters.
+
+use std::{
+    collections::HashSet,
+    hash::{Hash, Hasher},
+    sync::Mutex,
+    time::Duration,
+};
+
+use consensus_core::LogIndex;
+use consensus_raft_protocol::model::{Fingerprint, hash_hard_state};
+
+use super::{
+    scenario::{Budget, Scenario, scenarios},
+    search::{Limits, search_in},
+    state::{State, World},
+};
+
+/// What the nodes are, all at the same time, but for timers and what they remember of each other.
+fn visible(world: &World, state: &State) -> u64 {
+    let under = |names: &Vec<u8>| {
+        let mut nodes = 0u64;
+        for (node, name) in state.nodes.iter().zip(names) {
+            let (mut hasher, raft) = (Fingerprint::default(), &node.raft);
+            (name, raft.role() as u8, raft.commit(), raft.durable(), raft.purged(), node.applied)
+                .hash(&mut hasher);
+            hash_hard_state(raft.hard_state(), names, &mut hasher);
+            hash_hard_state(&node.disk.hard, names, &mut hasher);
+            (1..=raft.last_log().index.0).for_each(|index| raft.id_at(LogIndex(index)).hash(&mut hasher));
+            node.disk.entries.iter().for_each(|(id, _)| id.hash(&mut hasher));
+            nodes = nodes.wrapping_add(hasher.finish());
+        }
+        nodes
+    };
+    world.names.iter().map(under).min().unwrap_or_default()
+}
+
+fn all_visible(scenario: &Scenario, reduces: bool) -> (u64, HashSet<u64>) {
+    let all = Mutex::new(HashSet::new());
+    let limits = Limits { states: 10_000_000, time: Duration::from_secs(600), threads: 2 };
+    let found = search_in(World::new(scenario.clone(), reduces), limits, &|world, state| {
+        all.lock().unwrap().insert(visible(world, state));
+    });
+    let found = found.unwrap();
+    assert!(found.is_complete, "{}: {found:?}", scenario.name);
+    (found.states, all.into_inner().unwrap())
+}
+
+/// The same scenario, with less of all.
+fn small(name: &str, budget: Budget) -> Scenario {
+    let scenario = scenarios().into_iter().find(|scenario| scenario.name == name).unwrap();
+    Scenario { budget, ..scenario }
+}
+
+#[test]
+fn with_fewer_states_all_that_nodes_can_come_to_is_reached() {
+    let once = Budget { terms: 2, ..Budget::default() };
+    let cases = [
+        small("votes", Budget { ticks: 2, terms: 1, crashes: 1, ..once }),
+        small("terms", Budget { ticks: 2, terms: 2, ..once }),
+        small("entries", Budget { proposals: 1, crashes: 1, ..once }),
+        small("successor", Budget { ticks: 1, ..once }),
+        small("conflict", Budget { ticks: 1, terms: 3, ..once }),
+        small("snapshot", Budget { ticks: 1, compactions: 1, ..once }),
+        small("read", Budget { ticks: 1, reads: 1, ..once }),
+    ];
+    for scenario in cases {
+        let ((many, whole), (few, reduced)) = (all_visible(&scenario, false), all_visible(&scenario, true));
+        println!("{}: {many} states, {few} are enough for {} of the nodes", scenario.name, whole.len());
+        assert_eq!(whole.len(), reduced.len(), "{}", scenario.name);
+        assert!(whole == reduced, "{}", scenario.name);
+        assert!(few < many, "{}", scenario.name);
+    }
+}

@@ -2,8 +2,10 @@
 
 mod core;
 mod engine;
+mod server;
+mod table;
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -28,6 +30,12 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 256, 1024, 4096])]
         clients: Vec<usize>,
     },
+    /// Three servers on loopback, beside etcd.
+    Server {
+        /// Clients, each with one request in flight.
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 256, 1000])]
+        clients: Vec<usize>,
+    },
     /// The protocol alone on one thread, beside raft-rs and omnipaxos.
     Core {
         /// Proposals in flight.
@@ -39,11 +47,23 @@ enum Command {
     },
 }
 
-fn main() {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let time = Duration::from_secs_f64(arguments.seconds);
-    match arguments.command {
-        Command::Engine { clients } => engine::compare(&clients, time, arguments.ours_only),
-        Command::Core { windows, nodes } => core::compare(&windows, &nodes, time, arguments.ours_only),
+    let ours_only = arguments.ours_only;
+    let table = match arguments.command {
+        Command::Engine { clients } => Ok(engine::compare(&clients, time, ours_only)),
+        Command::Server { clients } => server::compare(&clients, time, ours_only),
+        Command::Core { windows, nodes } => Ok(core::compare(&windows, &nodes, time, ours_only)),
+    };
+    match table {
+        Ok(table) => {
+            print!("{table}");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("bench: {why}");
+            ExitCode::FAILURE
+        }
     }
 }

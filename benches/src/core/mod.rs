@@ -6,21 +6,26 @@ mod raft_rs;
 
 use std::time::Duration;
 
+use crate::table::{Cell, Table};
+
 /// Of each proposal.
 pub(crate) const PAYLOAD_BYTES: usize = 128;
 
-pub(crate) fn compare(windows: &[usize], nodes: &[usize], time: Duration, ours_only: bool) {
-    println!("{:>6} {:>7} {:>12} {:>12} {:>12}", "nodes", "window", "ours/s", "raft-rs/s", "omnipaxos/s");
+pub(crate) fn compare(windows: &[usize], nodes: &[usize], time: Duration, ours_only: bool) -> Table {
+    let head = ["nodes", "window", "ours/s", "raft-rs/s", "times", "omnipaxos/s", "times"];
+    let mut table = Table::new("Protocol beside raft-rs and omnipaxos", &head);
     for nodes in nodes {
         for window in windows {
             let ours = ours::run(*nodes, *window, time);
-            if ours_only {
-                println!("{nodes:>6} {window:>7} {ours:>12.0}");
-                continue;
+            let mut row = vec![Cell::count(*nodes), Cell::count(*window), Cell::rate(ours)];
+            if !ours_only {
+                for run in [raft_rs::run, omnipaxos::run] {
+                    let theirs = run(*nodes, *window, time);
+                    row.extend([Cell::rate(theirs), Cell::factor(ours / theirs)]);
+                }
             }
-            let raft_rs = raft_rs::run(*nodes, *window, time);
-            let omnipaxos = omnipaxos::run(*nodes, *window, time);
-            println!("{nodes:>6} {window:>7} {ours:>12.0} {raft_rs:>12.0} {omnipaxos:>12.0}");
+            table.push(row);
         }
     }
+    table
 }

@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::table::{Cell, Table};
+
 /// A running cluster.
 pub(crate) trait Cluster: Clone + Send + Sync + 'static {
     /// Three nodes with a leader.
@@ -21,17 +23,18 @@ pub(crate) trait Cluster: Clone + Send + Sync + 'static {
     fn stop(self) -> impl Future<Output = ()> + Send;
 }
 
-pub(crate) fn compare(clients: &[usize], time: Duration, ours_only: bool) {
-    println!("{:>8} {:>12} {:>12} {:>7}", "clients", "ours/s", "openraft/s", "times");
+pub(crate) fn compare(clients: &[usize], time: Duration, ours_only: bool) -> Table {
+    let mut table = Table::new("Engine beside openraft", &["clients", "ours/s", "openraft/s", "times"]);
     for clients in clients {
         let ours = measure::<ours::Ours>(*clients, time);
-        if ours_only {
-            println!("{clients:>8} {ours:>12.0}");
-            continue;
+        let mut row = vec![Cell::count(*clients), Cell::rate(ours)];
+        if !ours_only {
+            let theirs = measure::<openraft::Openraft>(*clients, time);
+            row.extend([Cell::rate(theirs), Cell::factor(ours / theirs)]);
         }
-        let theirs = measure::<openraft::Openraft>(*clients, time);
-        println!("{clients:>8} {ours:>12.0} {theirs:>12.0} {:>7.2}", ours / theirs);
+        table.push(row);
     }
+    table
 }
 
 /// Proposals per second with so many clients, each with one in flight.

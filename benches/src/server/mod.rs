@@ -1,0 +1,67 @@
+//! Servers: three processes each on loopback, every write synced by a majority before it is acknowledged, one client
+//! program that is the same but for the protocol.
+
+mod etcd;
+mod load;
+mod ours;
+mod processes;
+
+use std::time::Duration;
+
+use load::{Load, Measured, What};
+
+use crate::table::{Cell, Table};
+
+/// A running cluster and how one talks to it.
+pub(crate) trait System: Sized {
+    /// One connection to the leader.
+    type Connection: Connection;
+
+    /// Three processes with a leader, or why not.
+    async fn start() -> Result<Self, String>;
+    /// To the leader.
+    async fn connect(&self) -> Result<Self::Connection, String>;
+}
+
+/// Calls may share it.
+pub(crate) trait Connection: Clone + Send + Sync + 'static {
+    fn put(&self, key: Vec<u8>, value: Vec<u8>) -> impl Future<Output = Result<(), String>> + Send;
+    /// Linearizable.
+    fn get(&self, key: Vec<u8>) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+pub(crate) fn compare(clients: &[usize], time: Duration, ours_only: bool) -> Result<Table, String> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let mut table = Table::new(
+            "Server beside etcd",
+            &[
+                "", "clients", "ours/s", "p50 ms", "p99 ms", "load CPU", "etcd/s", "p50 ms", "p99 ms",
+                "load CPU", "times",
+            ],
+        );
+        let ours = ours::Ours::start().await?;
+        let etcd = if ours_only { None } else { Some(etcd::Etcd::start().await?) };
+        for what in [What::Put, What::Get] {
+            for clients in clients {
+                // In turn, so that what else the machine does is the same for both.
+                let load = Load { what, clients: *clients, time };
+                let mine = load.run(&ours).await?;
+                let mut row = vec![Cell::text(what.name()), Cell::count(*clients)];
+                row.extend(cells(&mine));
+                if let Some(etcd) = &etcd {
+                    let theirs = load.run(etcd).await?;
+                    row.extend(cells(&theirs));
+                    row.push(Cell::factor(mine.rate / theirs.rate));
+                }
+                table.push(row);
+            }
+        }
+        Ok(table)
+    })
+}
+
+fn cells(measured: &Measured) -> [Cell; 4] {
+    let Measured { rate, p50_ms, p99_ms, load_cores } = measured;
+    [Cell::rate(*rate), Cell::number(*p50_ms, 2), Cell::number(*p99_ms, 2), Cell::number(*load_cores, 2)]
+}

@@ -18,7 +18,7 @@ use std::{
 
 use consensus_core::{LogId, NodeId, StorageError, codec};
 use consensus_storage_rocksdb::{DataDir, Expected, Kind, MarkedDb};
-use rocksdb::{DB, Options};
+use rocksdb::{DB, Options, SliceTransform};
 use serde::{Deserialize, Serialize};
 
 use crate::{keys, view::Failure};
@@ -186,13 +186,29 @@ fn options() -> Options {
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
     options.set_keep_log_file_num(6);
     options.set_max_log_file_size(4 << 20);
+    options.set_prefix_extractor(SliceTransform::create(PREFIX_NAME, place_prefix, Some(has_prefix)));
+    options.set_memtable_prefix_bloom_ratio(0.02);
     let mut table = rocksdb::BlockBasedOptions::default();
     table.set_block_cache(&rocksdb::Cache::new_lru_cache(BLOCK_CACHE_BYTES));
     table.set_format_version(5);
+    table.set_bloom_filter(10.0, false);
+    table.set_whole_key_filtering(false);
     options.set_block_based_table_factory(&table);
     options
 }
 
+/// What the versions of a key have in common, for Bloom filters: most keys that are not there are known without a look. A
+/// database made before has tables without filters, which is allowed.
+fn place_prefix(place: &[u8]) -> &[u8] {
+    keys::prefix_and_revision(place).map_or(place, |(prefix, _)| prefix)
+}
+
+fn has_prefix(place: &[u8]) -> bool {
+    keys::prefix_and_revision(place).is_some()
+}
+
+/// Stands in every table. With another function it must be another name.
+const PREFIX_NAME: &str = "kv.place.1";
 const KIND: Kind = Kind { name: "kv-state", oldest: 2, format: 2 };
 const CURRENT: &str = "CURRENT";
 const FIRST: &str = "gen-1";

@@ -1,7 +1,7 @@
 //! What applying puts and reading single keys costs in CPU time, RocksDB's threads included. Run in release:
 //!
 //! ```text
-//! cargo run --release -p kv-state-machine --example apply_speed [puts per line] [keys,...] [batch,...]
+//! cargo run --release -p kv-state-machine --example apply_speed [puts per line] [keys,...] [batch,...] [reads per line]
 //! ```
 //! CPU time rather than time: the machine has other work. Values have 128 bytes, keys are random, and each put is in a
 //! session that has one put under way, as the client does it.
@@ -119,6 +119,7 @@ fn main() {
     let puts = numbers(arguments.next(), &[300_000])[0];
     let keys = numbers(arguments.next(), &[100_000, 10_000_000]);
     let batches = numbers(arguments.next(), &[1, 16, 128, 1024]);
+    let reads = numbers(arguments.next(), &[200_000])[0];
     println!("     keys  batch | µs CPU per put: apply thread, process | µs by the clock | µs CPU per read");
     for keys in keys {
         for batch in &batches {
@@ -128,7 +129,7 @@ fn main() {
                 load.fill();
             }
             let [thread, process, clock] = load.apply(puts, *batch);
-            let read = load.read(puts.min(200_000));
+            let read = load.read(reads);
             println!("{keys:>9} {batch:>6} | {thread:>28.2} {process:>8.2} | {clock:>15.2} | {read:>15.2}");
         }
     }

@@ -51,6 +51,8 @@ pub(crate) struct Execution<'a> {
     source: &'a dyn Source,
     overlay: &'a mut Overlay,
     history: History,
+    /// What counts as the newest: for a write all that is there.
+    latest: u64,
     wrote: bool,
     /// Within a transaction: what it replaced in the overlay, to be put back if it is rejected half-way. Other operations
     /// write when nothing can be wrong any more.
@@ -68,7 +70,13 @@ impl<'a> Execution<'a> {
         history: History,
         room: usize,
     ) -> Self {
-        Self { source, overlay, history, wrote: false, undo: None, stamps: 0, room }
+        Self { source, overlay, history, latest: u64::MAX, wrote: false, undo: None, stamps: 0, room }
+    }
+
+    /// For a read beside a writer, whose later versions it may meet.
+    pub(crate) fn without_later(mut self) -> Self {
+        self.latest = self.history.revision;
+        self
     }
 
     /// The result, and the revision and compaction afterwards.
@@ -145,7 +153,7 @@ impl<'a> Execution<'a> {
 
     /// What is there under `key`, to be answered.
     fn previous(&mut self, key: &Bytes) -> Result<Option<KeyValue>, Halt> {
-        let previous = self.view().of_key(key, u64::MAX)?.and_then(|version| live(version.record));
+        let previous = self.view().of_key(key, self.latest)?.and_then(|version| live(version.record));
         if let Some(kv) = &previous {
             self.take_room(size_of(kv))?;
         }
@@ -170,7 +178,7 @@ impl<'a> Execution<'a> {
     fn delete(&mut self, delete: &Delete) -> Result<Deleted, Halt> {
         let range = KeyRange { key: delete.key.clone(), range_end: delete.range_end.clone() };
         let mut found = Vec::new();
-        self.view().at(&range, u64::MAX, false, |version| {
+        self.view().at(&range, self.latest, false, |version| {
             if let Record::Live(mut kv) = version.record {
                 if !delete.return_previous {
                     kv.value = Bytes::new();
@@ -203,7 +211,7 @@ impl<'a> Execution<'a> {
 
     fn range(&mut self, range: &Range) -> Result<Found, Halt> {
         let revision = match range.revision {
-            0 => u64::MAX,
+            0 => self.latest,
             revision => self.readable(revision)?,
         };
         let keys = KeyRange { key: range.key.clone(), range_end: range.range_end.clone() };
@@ -264,7 +272,7 @@ impl<'a> Execution<'a> {
         let read = self.readable(txn.read_revision)?;
         for range in &txn.read_ranges {
             let mut conflict = None;
-            self.view().at(range, u64::MAX, false, |version| {
+            self.view().at(range, self.latest, false, |version| {
                 if version.revision <= read {
                     return Continue(());
                 }
@@ -280,7 +288,7 @@ impl<'a> Execution<'a> {
 
     fn holds(&self, compare: &Compare) -> Result<bool, Failure> {
         let (mut all, mut any) = (true, false);
-        self.view().at(&compare.keys, u64::MAX, false, |version| {
+        self.view().at(&compare.keys, self.latest, false, |version| {
             let Record::Live(kv) = version.record else { return Continue(()) };
             any = true;
             all = compares(&compare.target, compare.result, Some(&kv));

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use consensus_core::{
     Entry, LogId, NodeId, Payload, Snapshot, StateMachine, StateMachineError, StorageError, codec,
 };
-use consensus_storage_rocksdb::MarkedDb;
 use rocksdb::{DB, WriteBatch, WriteOptions};
 
 use crate::{
@@ -15,10 +14,10 @@ use crate::{
     collect::{self, Collector},
     execute::{Execution, Halt, History},
     keys,
-    recent::Recent,
+    recent::Newest,
     session::{Sessions, Verdict},
     snapshot,
-    store::{META_VERSION, Meta, Store, load_meta},
+    store::{Generation, META_VERSION, Meta, Store},
     view::{Base, Failure, Overlay, disk},
 };
 
@@ -29,7 +28,6 @@ pub struct KvStateMachine {
     durability: Durability,
     meta: Meta,
     sessions: Sessions,
-    recent: Recent,
     collector: Collector,
 }
 
@@ -57,7 +55,6 @@ impl KvStateMachine {
             durability,
             meta: Meta::default(),
             sessions: Sessions::default(),
-            recent: Recent::default(),
             collector: Collector::default(),
         };
         machine.load().map_err(unreadable)?;
@@ -67,9 +64,8 @@ impl KvStateMachine {
     /// Takes over what the current generation holds.
     fn load(&mut self) -> Result<(), Failure> {
         let generation = self.store.current();
-        let (meta, sessions) = (load_meta(generation.db())?, Sessions::load(generation.db())?);
+        let (meta, sessions) = (generation.meta(), Sessions::load(generation.db())?);
         (self.meta, self.sessions) = (meta, sessions);
-        self.recent.clear();
         if collect::collected(generation.db())? < self.meta.compacted {
             self.collector.start(generation, self.meta.compacted);
         }
@@ -83,8 +79,13 @@ impl KvStateMachine {
     }
 
     /// What a batch writes, and what it answers.
-    fn execute(&mut self, db: &DB, entries: &[Entry]) -> Result<(Overlay, Vec<Bytes>), Failure> {
-        let base = Base::new(db, &self.recent);
+    fn execute(
+        &mut self,
+        generation: &Generation,
+        entries: &[Entry],
+    ) -> Result<(Overlay, Vec<Bytes>), Failure> {
+        let db = generation.db();
+        let base = Base::new(db, generation.recent());
         let (meta, sessions) = (&mut self.meta, &mut self.sessions);
         let mut batch = Batch { db, base, overlay: Overlay::new(), meta, sessions };
         let mut responses = Vec::with_capacity(entries.len());
@@ -98,7 +99,8 @@ impl KvStateMachine {
         Ok((batch.overlay, responses))
     }
 
-    fn commit(&mut self, db: &MarkedDb, overlay: &Overlay) -> Result<(), Failure> {
+    fn commit(&mut self, generation: &Generation, overlay: &Overlay) -> Result<(), Failure> {
+        let db = generation.db();
         let bytes = overlay.iter().map(|(place, record)| place.len() + record.len() + WRITE_OVERHEAD).sum();
         let mut write = WriteBatch::with_capacity_bytes(bytes);
         for (place, record) in overlay {
@@ -110,15 +112,18 @@ impl KvStateMachine {
             Durability::FromLog => {
                 let mut options = WriteOptions::default();
                 options.disable_wal(true);
+                options.set_memtable_insert_hint_per_batch(crate::store::knob("HINT", 0) == 1);
                 db.write_opt(write, &options).map_err(disk)?;
             }
             Durability::EachBatch => db.write_synced(write)?,
         }
         for (place, record) in overlay {
             if let Some((prefix, revision)) = keys::prefix_and_revision(place) {
-                self.recent.set_newest(prefix, revision, keys::counts(record)?);
+                generation.recent().note(prefix, Newest { revision, counts: keys::counts(record)? });
             }
         }
+        // Only now: who reads as of this batch must not find an older version noted as the newest.
+        generation.publish(self.meta);
         Ok(())
     }
 }
@@ -191,8 +196,8 @@ impl StateMachine for KvStateMachine {
     fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
         let generation = self.store.current();
         let compacted = self.meta.compacted;
-        let (overlay, responses) = self.execute(generation.db(), entries)?;
-        self.commit(generation.db(), &overlay)?;
+        let (overlay, responses) = self.execute(&generation, entries)?;
+        self.commit(&generation, &overlay)?;
         if self.meta.compacted > compacted {
             self.collector.start(generation, self.meta.compacted);
         }

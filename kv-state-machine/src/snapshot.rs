@@ -15,7 +15,7 @@ use consensus_core::{Snapshot, StateMachineError, StorageError};
 use consensus_storage_rocksdb::Expected;
 
 use crate::{
-    store::{Generation, Store, load_meta},
+    store::{Generation, Store},
     view::Failure,
 };
 
@@ -89,9 +89,7 @@ pub(crate) fn restore(store: &Store, stream: &mut dyn Read) -> Result<(), Failur
     let path = store.next_generation_path()?;
     let received = receive(&path, stream).and_then(|()| {
         let unreadable = |error: StorageError| bad(error.to_string());
-        let generation = Generation::open(path.clone(), Expected::Received).map_err(unreadable)?;
-        load_meta(generation.db())?;
-        Ok(generation)
+        Generation::open(path.clone(), Expected::Received).map_err(unreadable)
     });
     let generation = received.inspect_err(|_| {
         let _ = fs::remove_dir_all(&path); // The next start removes it otherwise.

@@ -11,7 +11,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -21,7 +21,7 @@ use consensus_storage_rocksdb::{DataDir, Expected, Kind, MarkedDb};
 use rocksdb::{DB, Options, SliceTransform};
 use serde::{Deserialize, Serialize};
 
-use crate::{keys, view::Failure};
+use crate::{keys, recent::Recent, view::Failure};
 
 /// What the store knows of itself; written with every batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,13 +55,37 @@ pub(crate) struct Generation {
     db: Option<MarkedDb>,
     path: PathBuf,
     obsolete: AtomicBool,
+    recent: Recent,
+    /// What the last batch wrote of the store, for readers.
+    meta: Mutex<Meta>,
 }
 
 impl Generation {
     /// Opens a RocksDB.
     pub(crate) fn open(path: PathBuf, expected: Expected) -> Result<Self, StorageError> {
-        let db = Some(MarkedDb::open(&options(), &path, &path.join(MARK), expected)?);
-        Ok(Self { db, path, obsolete: AtomicBool::new(false) })
+        let db = MarkedDb::open(&options(), &path, &path.join(MARK), expected)?;
+        let unreadable = |error: Failure| StorageError::Corrupt {
+            position: path.display().to_string(),
+            why: error.to_string(),
+        };
+        let meta = Mutex::new(load_meta(&db).map_err(unreadable)?);
+        let (recent, obsolete) = (Recent::new(knob("RECENT", 1 << 18)), AtomicBool::new(false));
+        Ok(Self { db: Some(db), path, obsolete, recent, meta })
+    }
+
+    /// What is known in memory of the versions in the database.
+    pub(crate) fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
+    /// As of the last batch.
+    pub(crate) fn meta(&self) -> Meta {
+        *self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets readers see what a batch has written.
+    pub(crate) fn publish(&self, meta: Meta) {
+        *self.meta.lock().unwrap_or_else(PoisonError::into_inner) = meta;
     }
 
     pub(crate) fn db(&self) -> &MarkedDb {
@@ -155,7 +179,7 @@ pub(crate) fn read_meta(bytes: Option<Vec<u8>>) -> Result<Meta, Failure> {
     bytes.map_or_else(|| Ok(Meta::default()), |bytes| Ok(codec::decode("meta record", META_VERSION, &bytes)?))
 }
 
-pub(crate) fn load_meta(db: &DB) -> Result<Meta, Failure> {
+fn load_meta(db: &DB) -> Result<Meta, Failure> {
     read_meta(db.get(keys::META).map_err(crate::view::disk)?)
 }
 
@@ -180,16 +204,24 @@ fn others(dir: &Path, current: &str) -> io::Result<Vec<PathBuf>> {
 fn options() -> Options {
     let mut options = Options::default();
     options.set_paranoid_checks(true);
-    options.set_write_buffer_size(64 << 20);
+    options.set_write_buffer_size((knob("WB", 64)) << 20);
+    if knob("CONC", 1) == 0 { options.set_allow_concurrent_memtable_write(false); }
+    if knob("L0", 0) == 1 { use rocksdb::DBCompressionType::{Lz4, None}; options.set_compression_per_level(&[None, Lz4, Lz4, Lz4, Lz4, Lz4, Lz4]); }
+    if knob("HUGE", 0) > 0 { options.set_memtable_huge_page_size(knob("HUGE", 0) << 20); }
+    if knob("TRIG", 0) > 0 { options.set_level_zero_file_num_compaction_trigger(knob("TRIG", 0) as i32); }
+    if knob("MERGE", 0) > 0 { options.set_min_write_buffer_number_to_merge(knob("MERGE", 0) as i32); }
+    if knob("YIELD", 1) == 0 { options.set_enable_write_thread_adaptive_yield(false); }
     options.set_max_write_buffer_number(4);
     options.set_max_background_jobs(2);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
     options.set_keep_log_file_num(6);
     options.set_max_log_file_size(4 << 20);
     options.set_prefix_extractor(SliceTransform::create(PREFIX_NAME, place_prefix, Some(has_prefix)));
-    options.set_memtable_prefix_bloom_ratio(0.02);
+    options.set_memtable_prefix_bloom_ratio(knob("BLOOM", 20) as f64 / 1000.0);
     let mut table = rocksdb::BlockBasedOptions::default();
-    table.set_block_cache(&rocksdb::Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    if knob("CLOCK", 0) == 1 { table.set_block_cache(&rocksdb::Cache::new_hyper_clock_cache(BLOCK_CACHE_BYTES, 0)); } else {
+    table.set_block_cache(&rocksdb::Cache::new_lru_cache(BLOCK_CACHE_BYTES)); }
+    if knob("BLOCK", 4) != 4 { table.set_block_size(knob("BLOCK", 4) << 10); }
     table.set_format_version(5);
     table.set_bloom_filter(10.0, false);
     table.set_whole_key_filtering(false);
@@ -215,3 +247,5 @@ const FIRST: &str = "gen-1";
 /// In a generation's directory: how far its RocksDB had been written.
 const MARK: &str = "MARK";
 const BLOCK_CACHE_BYTES: usize = 128 << 20;
+
+pub(crate) fn knob(name: &str, default: usize) -> usize { std::env::var(name).map_or(default, |v| v.parse().unwrap()) }

@@ -64,7 +64,7 @@ impl Source for rocksdb::Snapshot<'_> {
     }
 }
 
-/// What a batch is applied to: RocksDB as the batches before left it, and what is known of it in memory.
+/// RocksDB as the last batch left it, with what is known of it in memory: what a batch is applied to, and what is read.
 pub(crate) struct Base<'a> {
     db: &'a Db,
     recent: &'a Recent,
@@ -76,6 +76,18 @@ impl<'a> Base<'a> {
     pub(crate) fn new(db: &'a Db, recent: &'a Recent) -> Self {
         Self { db, recent, seeker: RefCell::new(None) }
     }
+
+    /// The newest version of a key, if it is known which that is, and that it is not before `place`. It may be gone by now,
+    /// if something newer was written and all before that was compacted.
+    fn newest(&self, place: &[u8]) -> Found {
+        let known = keys::prefix_and_revision(place).and_then(|(prefix, revision)| {
+            let newest = self.recent.get(prefix).filter(|newest| newest.revision <= revision)?;
+            Some((prefix, newest.revision))
+        });
+        let Some((prefix, revision)) = known else { return Ok(None) };
+        let record = self.db.get(keys::version_of(prefix.to_vec(), revision)).map_err(disk)?;
+        Ok(record.map(|record| (revision, record.into())))
+    }
 }
 
 impl Source for Base<'_> {
@@ -84,12 +96,15 @@ impl Source for Base<'_> {
     }
 
     fn first(&self, place: &[u8]) -> Found {
+        if let Some(found) = self.newest(place)? {
+            return Ok(Some(found));
+        }
         let mut seeker = self.seeker.borrow_mut();
         first(seeker.get_or_insert_with(|| self.db.raw_iterator_opt(of_one_key())), place)
     }
 
     fn known(&self, prefix: &[u8]) -> Option<Counts> {
-        self.recent.get(prefix)
+        self.recent.get(prefix).map(|newest| newest.counts)
     }
 }
 

@@ -46,7 +46,17 @@ impl KvStateMachine {
     /// # Errors
     /// The directory is another's or in use, or what lies there cannot be read.
     pub fn open(path: &Path, node: NodeId, durability: Durability) -> Result<Self, StorageError> {
-        let store = Arc::new(Store::open(path, node)?);
+        Self::open_with(path, node, durability, RECENT_MAX)
+    }
+
+    /// With so many keys in memory; no answer depends on it.
+    pub(crate) fn open_with(
+        path: &Path,
+        node: NodeId,
+        durability: Durability,
+        recent_max: usize,
+    ) -> Result<Self, StorageError> {
+        let store = Arc::new(Store::open(path, node, recent_max)?);
         let position = path.display().to_string();
         let unreadable =
             |error: Failure| StorageError::Corrupt { position: position.clone(), why: error.to_string() };
@@ -78,12 +88,7 @@ impl KvStateMachine {
         KvStoreExecutor::new(self.store.clone())
     }
 
-    /// What a batch writes, and what it answers.
-    fn execute(
-        &mut self,
-        generation: &Generation,
-        entries: &[Entry],
-    ) -> Result<(Overlay, Vec<Bytes>), Failure> {
+    fn execute(&mut self, generation: &Generation, entries: &[Entry]) -> Result<Executed, Failure> {
         let db = generation.db();
         let base = Base::new(db, generation.recent());
         let (meta, sessions) = (&mut self.meta, &mut self.sessions);
@@ -112,7 +117,6 @@ impl KvStateMachine {
             Durability::FromLog => {
                 let mut options = WriteOptions::default();
                 options.disable_wal(true);
-                options.set_memtable_insert_hint_per_batch(crate::store::knob("HINT", 0) == 1);
                 db.write_opt(write, &options).map_err(disk)?;
             }
             Durability::EachBatch => db.write_synced(write)?,
@@ -127,6 +131,9 @@ impl KvStateMachine {
         Ok(())
     }
 }
+
+/// What a batch writes, and what it answers.
+type Executed = (Overlay, Vec<Bytes>);
 
 /// A batch in hand.
 struct Batch<'a> {
@@ -228,3 +235,5 @@ pub(crate) const COMMAND_VERSION: u8 = 1;
 pub(crate) const ANSWER_VERSION: u8 = 1;
 /// Of each record in a write, about: kind and lengths.
 const WRITE_OVERHEAD: usize = 8;
+/// With the longest keys that are kept 48 MiB, with keys of 16 bytes 24.
+const RECENT_MAX: usize = 1 << 18;

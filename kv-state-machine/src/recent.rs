@@ -47,12 +47,6 @@ struct Slot {
     newest: Newest,
 }
 
-impl Default for Recent {
-    fn default() -> Self {
-        Self::new(SLOTS_MAX)
-    }
-}
-
 impl Recent {
     /// For `slots_max` keys, rounded down to whole sets of each shard.
     pub(crate) fn new(slots_max: usize) -> Self {
@@ -109,8 +103,6 @@ impl Slot {
     }
 }
 
-/// With the longest keys 48 MiB, with keys of 16 bytes 22.
-const SLOTS_MAX: usize = 1 << 18;
 const SHARDS: usize = 16;
 /// Slots that a key can be in.
 const SET_LEN: usize = 4;
@@ -148,7 +140,7 @@ mod tests {
         let none = Recent::new(SHARDS * SET_LEN - 1);
         none.note(b"a", at(1));
         assert_eq!(none.get(b"a"), None);
-        let (some, long) = (Recent::default(), [0; PREFIX_BYTES_MAX + 1]);
+        let (some, long) = (Recent::new(SHARDS * SET_LEN), [0; PREFIX_BYTES_MAX + 1]);
         some.note(&long, at(1));
         assert_eq!(some.get(&long), None);
     }

@@ -259,7 +259,7 @@ fn reads_beside_the_writer_are_of_one_revision() {
             fed.apply(None, KvOperation::Txn(Txn { success, ..Txn::default() })).unwrap().revision,
             revision
         );
-        if revision % 16 == 0 {
+        if revision.is_multiple_of(16) {
             fed.apply(None, KvOperation::Compact { revision }).unwrap();
         }
     };

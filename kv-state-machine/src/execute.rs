@@ -11,6 +11,7 @@ use crate::{
     Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvOperation,
     KvRejection, KvResult, Put, PutDone, Range, Txn, TxnDone, Versionstamp,
     keys::{self, Record},
+    recent::Counts,
     view::{Failure, Overlay, Source, View},
 };
 
@@ -50,8 +51,12 @@ pub(crate) struct Execution<'a> {
     source: &'a dyn Source,
     overlay: &'a mut Overlay,
     history: History,
-    /// What the operation replaced in the overlay, to be put back if it is rejected half-way.
-    undo: Vec<(Vec<u8>, Option<Bytes>)>,
+    /// What counts as the newest: for a write all that is there.
+    latest: u64,
+    wrote: bool,
+    /// Within a transaction: what it replaced in the overlay, to be put back if it is rejected half-way. Other operations
+    /// write when nothing can be wrong any more.
+    undo: Option<Vec<(Vec<u8>, Option<Bytes>)>>,
     /// Puts with a versionstamp so far.
     stamps: u16,
     /// Bytes of pairs that the answer may still hold.
@@ -65,23 +70,32 @@ impl<'a> Execution<'a> {
         history: History,
         room: usize,
     ) -> Self {
-        Self { source, overlay, history, undo: Vec::new(), stamps: 0, room }
+        Self { source, overlay, history, latest: u64::MAX, wrote: false, undo: None, stamps: 0, room }
+    }
+
+    /// For a read beside a writer, whose later versions it may meet.
+    pub(crate) fn without_later(mut self) -> Self {
+        self.latest = self.history.revision;
+        self
     }
 
     /// The result, and the revision and compaction afterwards.
     pub(crate) fn run(mut self, operation: &KvOperation) -> Result<(KvResult, History), Halt> {
         let result = match operation {
-            KvOperation::Txn(txn) => self.txn(txn).map(KvResult::Txn),
+            KvOperation::Txn(txn) => {
+                self.undo = Some(Vec::new());
+                self.txn(txn).map(KvResult::Txn)
+            }
             KvOperation::Compact { revision } => self.compact(*revision),
             simple => self.simple(simple),
         };
         match result {
             Ok(result) => {
-                let revision = self.history.revision + u64::from(!self.undo.is_empty());
+                let revision = self.history.revision + u64::from(self.wrote);
                 Ok((result, History { revision, ..self.history }))
             }
             Err(halt) => {
-                for (place, before) in self.undo.into_iter().rev() {
+                for (place, before) in self.undo.into_iter().flatten().rev() {
                     match before {
                         Some(bytes) => self.overlay.insert(place, bytes),
                         None => self.overlay.remove(&place),
@@ -110,53 +124,61 @@ impl<'a> Execution<'a> {
         self.history.revision + 1
     }
 
-    fn write(&mut self, key: &[u8], record: &Record) {
-        let place = keys::version(key, self.next_revision());
-        let before = self.overlay.insert(place.clone(), record.encode().into());
-        self.undo.push((place, before));
+    /// Writes a version of the key with this prefix.
+    fn write(&mut self, prefix: Vec<u8>, record: Vec<u8>) {
+        let place = keys::version_of(prefix, self.next_revision());
+        let undone = self.undo.is_some().then(|| place.clone());
+        let before = self.overlay.insert(place, record.into());
+        if let (Some(undo), Some(place)) = (&mut self.undo, undone) {
+            undo.push((place, before));
+        }
+        self.wrote = true;
     }
 
     fn put(&mut self, put: &Put) -> Result<PutDone, Halt> {
-        let (key, value) = self.stamped(put);
-        let stamped = match put.versionstamp {
-            Versionstamp::None => None,
-            Versionstamp::KeySuffix => Some(key.clone()),
-            Versionstamp::ValueSuffix => Some(value.clone()),
+        let stamped = self.stamped(put);
+        let (key, value) = match (put.versionstamp, &stamped) {
+            (Versionstamp::KeySuffix, Some(key)) => (key, &put.value),
+            (Versionstamp::ValueSuffix, Some(value)) => (&put.key, value),
+            _ => (&put.key, &put.value),
         };
-        let previous = self.view().newest(&key)?.and_then(|version| live(version.record));
-        let revision = self.next_revision();
-        let (create_revision, version) =
-            previous.as_ref().map_or((revision, 1), |kv| (kv.create_revision, kv.version + 1));
-        let lease_id = put.lease_id;
-        let kv =
-            KeyValue { key: key.clone(), value, create_revision, mod_revision: revision, version, lease_id };
-        let previous = previous.filter(|_| put.return_previous);
-        if let Some(kv) = &previous {
-            self.take_room(size_of(kv))?;
-        }
-        self.write(&key, &Record::Live(kv));
+        let previous = if put.return_previous { self.previous(key)? } else { None };
+        let prefix = keys::prefix(key);
+        let before = self.view().counts(&prefix)?.filter(|counts| counts.version > 0);
+        let first = Counts { create_revision: self.next_revision(), version: 1 };
+        let counts = before.map_or(first, |before| Counts { version: before.version + 1, ..before });
+        self.write(prefix, keys::live(counts, put.lease_id, value));
         Ok(PutDone { previous, stamped })
     }
 
-    fn stamped(&mut self, put: &Put) -> (Bytes, Bytes) {
-        let (mut key, mut value) = (put.key.clone(), put.value.clone());
+    /// What is there under `key`, to be answered.
+    fn previous(&mut self, key: &Bytes) -> Result<Option<KeyValue>, Halt> {
+        let previous = self.view().of_key(key, self.latest)?.and_then(|version| live(version.record));
+        if let Some(kv) = &previous {
+            self.take_room(size_of(kv))?;
+        }
+        Ok(previous)
+    }
+
+    /// The key or the value with its stamp.
+    fn stamped(&mut self, put: &Put) -> Option<Bytes> {
         let target = match put.versionstamp {
-            Versionstamp::None => return (key, value),
-            Versionstamp::KeySuffix => &mut key,
-            Versionstamp::ValueSuffix => &mut value,
+            Versionstamp::None => return None,
+            Versionstamp::KeySuffix => &put.key,
+            Versionstamp::ValueSuffix => &put.value,
         };
-        let mut bytes = BytesMut::from(&target[..]);
+        let mut bytes = BytesMut::with_capacity(target.len() + 10);
+        bytes.extend_from_slice(target);
         bytes.put_u64(self.next_revision());
         bytes.put_u16(self.stamps);
         self.stamps += 1;
-        *target = bytes.freeze();
-        (key, value)
+        Some(bytes.freeze())
     }
 
     fn delete(&mut self, delete: &Delete) -> Result<Deleted, Halt> {
         let range = KeyRange { key: delete.key.clone(), range_end: delete.range_end.clone() };
         let mut found = Vec::new();
-        self.view().at(&range, u64::MAX, false, |version| {
+        self.view().at(&range, self.latest, false, |version| {
             if let Record::Live(mut kv) = version.record {
                 if !delete.return_previous {
                     kv.value = Bytes::new();
@@ -169,7 +191,7 @@ impl<'a> Execution<'a> {
             self.take_room(found.iter().map(size_of).sum())?;
         }
         for kv in &found {
-            self.write(&kv.key, &Record::Deleted);
+            self.write(keys::prefix(&kv.key), Record::Deleted.encode());
         }
         let deleted = found.len() as u64;
         Ok(Deleted { deleted, previous: delete.return_previous.then_some(found) })
@@ -189,7 +211,7 @@ impl<'a> Execution<'a> {
 
     fn range(&mut self, range: &Range) -> Result<Found, Halt> {
         let revision = match range.revision {
-            0 => u64::MAX,
+            0 => self.latest,
             revision => self.readable(revision)?,
         };
         let keys = KeyRange { key: range.key.clone(), range_end: range.range_end.clone() };
@@ -250,7 +272,7 @@ impl<'a> Execution<'a> {
         let read = self.readable(txn.read_revision)?;
         for range in &txn.read_ranges {
             let mut conflict = None;
-            self.view().at(range, u64::MAX, false, |version| {
+            self.view().at(range, self.latest, false, |version| {
                 if version.revision <= read {
                     return Continue(());
                 }
@@ -266,7 +288,7 @@ impl<'a> Execution<'a> {
 
     fn holds(&self, compare: &Compare) -> Result<bool, Failure> {
         let (mut all, mut any) = (true, false);
-        self.view().at(&compare.keys, u64::MAX, false, |version| {
+        self.view().at(&compare.keys, self.latest, false, |version| {
             let Record::Live(kv) = version.record else { return Continue(()) };
             any = true;
             all = compares(&compare.target, compare.result, Some(&kv));

@@ -6,8 +6,8 @@ use crate::{
     KvAnswer, KvOperation, KvRejection, REPLY_BYTES_MAX, StateHash, check,
     execute::{Execution, Halt, History},
     hash, keys,
-    store::{Meta, Store, read_meta},
-    view::{Failure, Overlay, disk},
+    store::{Generation, Meta, Store, read_meta},
+    view::{Base, Failure, Overlay, disk},
 };
 
 /// Executes reads on the store of a [`KvStateMachine`](crate::KvStateMachine), from any thread, each on a consistent
@@ -34,18 +34,17 @@ impl KvStoreExecutor {
         if !operation.is_read_only() {
             return Ok(Err(KvRejection::invalid("a write cannot be executed as a read")));
         }
-        self.with_snapshot(|snapshot, meta| {
-            let mut nothing = Overlay::new();
-            let history = History { revision: meta.revision, compacted: meta.compacted };
-            match Execution::new(snapshot, &mut nothing, history, REPLY_BYTES_MAX).run(operation) {
-                Ok((result, _)) => {
-                    let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
-                    Ok(Ok(KvAnswer { revision: meta.revision, applied_index, term, result }))
-                }
-                Err(Halt::Rejected(rejection)) => Ok(Err(rejection)),
-                Err(Halt::Failed(failure)) => Err(failure),
+        let generation = self.store.current();
+        let mut meta = generation.meta();
+        loop {
+            let answer = read_at(&generation, meta, operation);
+            // What was read may have been compacted away beneath it.
+            let now = generation.meta();
+            if now.compacted == meta.compacted {
+                return answer;
             }
-        })
+            meta = now;
+        }
     }
 
     /// A checksum of the whole state. Reads all of it; blocks on the disk.
@@ -65,7 +64,7 @@ impl KvStoreExecutor {
     /// # Errors
     /// The disk failed.
     pub fn revision(&self) -> Result<u64, Failure> {
-        self.with_snapshot(|_, meta| Ok(meta.revision))
+        Ok(self.store.current().meta().revision)
     }
 
     fn with_snapshot<T>(
@@ -76,5 +75,23 @@ impl KvStoreExecutor {
         let snapshot = generation.db().snapshot();
         let meta = read_meta(snapshot.get(keys::META).map_err(disk)?)?;
         read(&snapshot, meta)
+    }
+}
+
+/// The store at `meta`. Later versions, which may be there by now, are passed over; that is cheaper than a snapshot.
+fn read_at(
+    generation: &Generation,
+    meta: Meta,
+    operation: &KvOperation,
+) -> Result<Result<KvAnswer, KvRejection>, Failure> {
+    let (base, mut nothing) = (Base::new(generation.db(), generation.recent()), Overlay::new());
+    let history = History { revision: meta.revision, compacted: meta.compacted };
+    match Execution::new(&base, &mut nothing, history, REPLY_BYTES_MAX).without_later().run(operation) {
+        Ok((result, _)) => {
+            let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
+            Ok(Ok(KvAnswer { revision: meta.revision, applied_index, term, result }))
+        }
+        Err(Halt::Rejected(rejection)) => Ok(Err(rejection)),
+        Err(Halt::Failed(failure)) => Err(failure),
     }
 }

@@ -1,4 +1,5 @@
-//! For the crate `fuzz`: what a store makes of bytes that lie on disk or come from a peer.
+//! For the crate `fuzz`: what a store makes of bytes that lie on disk or come from a peer. And for tests, what cannot be
+//! chosen otherwise.
 
 use std::{
     io::{self, Read, Write},
@@ -6,9 +7,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::codec::{self, CodecError};
+use consensus_core::{
+    NodeId, StorageError,
+    codec::{self, CodecError},
+};
 
 use crate::{
+    Durability, KvStateMachine,
     keys::{self, Record},
     snapshot,
     view::Failure,
@@ -40,4 +45,9 @@ pub fn session(bytes: &[u8]) -> Result<Vec<u8>, CodecError> {
 pub fn meta(bytes: &[u8]) -> Result<Vec<u8>, Failure> {
     let meta = crate::store::read_meta(Some(bytes.to_vec()))?;
     Ok(codec::encode(crate::store::META_VERSION, &meta))
+}
+
+/// A machine that has in memory of so many keys which version is the newest.
+pub fn open_with_recent(path: &Path, recent_max: usize) -> Result<KvStateMachine, StorageError> {
+    KvStateMachine::open_with(path, NodeId(1), Durability::FromLog, recent_max)
 }

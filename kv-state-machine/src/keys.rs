@@ -14,7 +14,7 @@ use std::ops::Range;
 use bytes::{BufMut, Bytes};
 use consensus_core::codec::CodecError;
 
-use crate::{KeyRange, KeyValue};
+use crate::{KeyRange, KeyValue, recent::Counts};
 
 pub(crate) const META: &[u8] = b"m";
 pub(crate) const COLLECTED: &[u8] = b"g";
@@ -29,15 +29,15 @@ pub(crate) fn session(client_id: u64) -> Vec<u8> {
     [&[SESSION][..], &client_id.to_be_bytes()].concat()
 }
 
-/// Where the versions of `key` begin.
-fn prefix(key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(key.len() + 12);
+/// Where the versions of `key` begin; has room for a revision.
+pub(crate) fn prefix(key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(key.len() + 3 + REVISION_LEN);
     out.push(DATA);
-    for byte in key {
-        out.push(*byte);
-        if *byte == 0 {
-            out.push(0xFF);
+    for (part, piece) in key.split(|byte| *byte == 0).enumerate() {
+        if part > 0 {
+            out.extend([0, 0xFF]);
         }
+        out.extend_from_slice(piece);
     }
     out.extend([0, 1]);
     out
@@ -45,9 +45,19 @@ fn prefix(key: &[u8]) -> Vec<u8> {
 
 /// The place of a version.
 pub(crate) fn version(key: &[u8], revision: u64) -> Vec<u8> {
-    let mut out = prefix(key);
-    out.put_u64(!revision);
-    out
+    version_of(prefix(key), revision)
+}
+
+/// The place of a version of the key with this prefix.
+pub(crate) fn version_of(mut prefix: Vec<u8>, revision: u64) -> Vec<u8> {
+    prefix.put_u64(!revision);
+    prefix
+}
+
+/// The prefix and the revision in the place of a version. What is no such place has no prefix.
+pub(crate) fn prefix_and_revision(place: &[u8]) -> Option<(&[u8], u64)> {
+    let (prefix, revision) = place.split_last_chunk::<REVISION_LEN>()?;
+    (prefix.first() == Some(&DATA)).then_some((prefix, !u64::from_be_bytes(*revision)))
 }
 
 /// The places of all versions of the keys in a range.
@@ -74,8 +84,8 @@ pub(crate) fn all() -> Range<Vec<u8>> {
 /// The key and revision of a place.
 pub(crate) fn split(place: &[u8]) -> Result<(Bytes, u64), CodecError> {
     let bad = || CodecError::Malformed { what: "data key", why: format!("{place:02x?}") };
-    let (escaped, revision) = place.split_last_chunk::<8>().ok_or_else(bad)?;
-    let escaped = escaped.strip_prefix(&[DATA]).and_then(|e| e.strip_suffix(&[0, 1])).ok_or_else(bad)?;
+    let (prefix, revision) = prefix_and_revision(place).ok_or_else(bad)?;
+    let escaped = prefix[1..].strip_suffix(&[0, 1]).ok_or_else(bad)?;
     let mut key = Vec::with_capacity(escaped.len());
     let mut bytes = escaped.iter();
     while let Some(byte) = bytes.next() {
@@ -84,7 +94,7 @@ pub(crate) fn split(place: &[u8]) -> Result<(Bytes, u64), CodecError> {
             return Err(bad());
         }
     }
-    Ok((key.into(), !u64::from_be_bytes(*revision)))
+    Ok((key.into(), revision))
 }
 
 /// A version of a key: its value, or that it was deleted.
@@ -96,38 +106,64 @@ pub(crate) enum Record {
 
 impl Record {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let Self::Live(kv) = self else { return vec![RECORD_VERSION, DELETED] };
-        let mut out = Vec::with_capacity(kv.value.len() + 26);
-        out.extend([RECORD_VERSION, LIVE]);
-        out.put_u64(kv.create_revision);
-        out.put_u64(kv.version);
-        out.put_i64(kv.lease_id);
-        out.extend_from_slice(&kv.value);
-        out
+        match self {
+            Self::Deleted => vec![RECORD_VERSION, DELETED],
+            Self::Live(kv) => {
+                let counts = Counts { create_revision: kv.create_revision, version: kv.version };
+                live(counts, kv.lease_id, &kv.value)
+            }
+        }
     }
 
     /// `bytes` of the version of `key` written at `mod_revision`.
     pub(crate) fn decode(key: Bytes, mod_revision: u64, bytes: &Bytes) -> Result<Self, CodecError> {
-        let what = "data record";
-        match bytes.get(..2) {
-            Some([RECORD_VERSION, DELETED]) if bytes.len() == 2 => Ok(Self::Deleted),
-            Some([RECORD_VERSION, LIVE]) if bytes.len() >= 26 => {
-                let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
-                let lease_id = i64::from_ne_bytes(number(18).to_ne_bytes());
-                let (create_revision, version, value) = (number(2), number(10), bytes.slice(26..));
-                Ok(Self::Live(KeyValue { key, value, create_revision, mod_revision, version, lease_id }))
-            }
-            Some([found, _]) if *found != RECORD_VERSION => {
-                Err(CodecError::Version { what, found: *found, supported: RECORD_VERSION })
-            }
-            _ => Err(CodecError::Malformed { what, why: "it is cut short or of an unknown kind".to_owned() }),
+        let Some((Counts { create_revision, version }, lease_id)) = head(bytes)? else {
+            return Ok(Self::Deleted);
+        };
+        let value = bytes.slice(HEAD_LEN..);
+        Ok(Self::Live(KeyValue { key, value, create_revision, mod_revision, version, lease_id }))
+    }
+}
+
+/// The record of a version with a value.
+pub(crate) fn live(counts: Counts, lease_id: i64, value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEAD_LEN + value.len());
+    out.extend([RECORD_VERSION, LIVE]);
+    out.put_u64(counts.create_revision);
+    out.put_u64(counts.version);
+    out.put_i64(lease_id);
+    out.extend_from_slice(value);
+    out
+}
+
+/// The counts in a record.
+pub(crate) fn counts(record: &[u8]) -> Result<Counts, CodecError> {
+    Ok(head(record)?.map_or(Counts::DELETED, |(counts, _)| counts))
+}
+
+/// What is in a record before the value; `None`: deleted.
+fn head(record: &[u8]) -> Result<Option<(Counts, i64)>, CodecError> {
+    let what = "data record";
+    match record.get(..2) {
+        Some([RECORD_VERSION, DELETED]) if record.len() == 2 => Ok(None),
+        Some([RECORD_VERSION, LIVE]) if record.len() >= HEAD_LEN => {
+            let number = |at: usize| u64::from_be_bytes(record[at..at + 8].try_into().unwrap_or_default());
+            let counts = Counts { create_revision: number(2), version: number(10) };
+            Ok(Some((counts, number(18).cast_signed())))
         }
+        Some([found, _]) if *found != RECORD_VERSION => {
+            Err(CodecError::Version { what, found: *found, supported: RECORD_VERSION })
+        }
+        _ => Err(CodecError::Malformed { what, why: "it is cut short or of an unknown kind".to_owned() }),
     }
 }
 
 const RECORD_VERSION: u8 = 1;
 const DELETED: u8 = 0;
 const LIVE: u8 = 1;
+/// Version, kind, create revision, version of the key, lease.
+const HEAD_LEN: usize = 26;
+const REVISION_LEN: usize = 8;
 
 #[cfg(test)]
 mod tests {

@@ -48,6 +48,7 @@ mod hash;
 mod keys;
 mod machine;
 mod operation;
+mod recent;
 mod session;
 mod snapshot;
 mod store;

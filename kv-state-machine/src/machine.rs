@@ -6,7 +6,6 @@ use bytes::Bytes;
 use consensus_core::{
     Entry, LogId, NodeId, Payload, Snapshot, StateMachine, StateMachineError, StorageError, codec,
 };
-use consensus_storage_rocksdb::MarkedDb;
 use rocksdb::{DB, WriteBatch, WriteOptions};
 
 use crate::{
@@ -15,10 +14,11 @@ use crate::{
     collect::{self, Collector},
     execute::{Execution, Halt, History},
     keys,
+    recent::Newest,
     session::{Sessions, Verdict},
     snapshot,
-    store::{META_VERSION, Meta, Store, load_meta},
-    view::{Failure, Overlay, disk},
+    store::{Generation, META_VERSION, Meta, Store},
+    view::{Base, Failure, Overlay, disk},
 };
 
 /// A multi-version key-value store in a directory.
@@ -46,7 +46,17 @@ impl KvStateMachine {
     /// # Errors
     /// The directory is another's or in use, or what lies there cannot be read.
     pub fn open(path: &Path, node: NodeId, durability: Durability) -> Result<Self, StorageError> {
-        let store = Arc::new(Store::open(path, node)?);
+        Self::open_with(path, node, durability, RECENT_MAX)
+    }
+
+    /// With so many keys in memory; no answer depends on it.
+    pub(crate) fn open_with(
+        path: &Path,
+        node: NodeId,
+        durability: Durability,
+        recent_max: usize,
+    ) -> Result<Self, StorageError> {
+        let store = Arc::new(Store::open(path, node, recent_max)?);
         let position = path.display().to_string();
         let unreadable =
             |error: Failure| StorageError::Corrupt { position: position.clone(), why: error.to_string() };
@@ -64,7 +74,7 @@ impl KvStateMachine {
     /// Takes over what the current generation holds.
     fn load(&mut self) -> Result<(), Failure> {
         let generation = self.store.current();
-        let (meta, sessions) = (load_meta(generation.db())?, Sessions::load(generation.db())?);
+        let (meta, sessions) = (generation.meta(), Sessions::load(generation.db())?);
         (self.meta, self.sessions) = (meta, sessions);
         if collect::collected(generation.db())? < self.meta.compacted {
             self.collector.start(generation, self.meta.compacted);
@@ -78,29 +88,80 @@ impl KvStateMachine {
         KvStoreExecutor::new(self.store.clone())
     }
 
-    /// Executes one command; what it writes goes to `overlay`. Returns the encoded answer.
-    fn command(
-        &mut self,
-        db: &DB,
-        overlay: &mut Overlay,
-        id: LogId,
-        bytes: &[u8],
-    ) -> Result<Vec<u8>, Failure> {
+    fn execute(&mut self, generation: &Generation, entries: &[Entry]) -> Result<Executed, Failure> {
+        let db = generation.db();
+        let base = Base::new(db, generation.recent());
+        let (meta, sessions) = (&mut self.meta, &mut self.sessions);
+        let mut batch = Batch { db, base, overlay: Overlay::new(), meta, sessions };
+        let mut responses = Vec::with_capacity(entries.len());
+        for entry in entries {
+            responses.push(match &entry.payload {
+                Payload::Command(bytes) => batch.command(entry.id, bytes)?,
+                _ => Bytes::new(),
+            });
+            batch.meta.applied = entry.id;
+        }
+        Ok((batch.overlay, responses))
+    }
+
+    fn commit(&mut self, generation: &Generation, overlay: &Overlay) -> Result<(), Failure> {
+        let db = generation.db();
+        let bytes = overlay.iter().map(|(place, record)| place.len() + record.len() + WRITE_OVERHEAD).sum();
+        let mut write = WriteBatch::with_capacity_bytes(bytes);
+        for (place, record) in overlay {
+            write.put(place, record);
+        }
+        self.sessions.write(&mut write);
+        write.put(keys::META, codec::encode(META_VERSION, &self.meta));
+        match self.durability {
+            Durability::FromLog => {
+                let mut options = WriteOptions::default();
+                options.disable_wal(true);
+                db.write_opt(write, &options).map_err(disk)?;
+            }
+            Durability::EachBatch => db.write_synced(write)?,
+        }
+        for (place, record) in overlay {
+            if let Some((prefix, revision)) = keys::prefix_and_revision(place) {
+                generation.recent().note(prefix, Newest { revision, counts: keys::counts(record)? });
+            }
+        }
+        // Only now: who reads as of this batch must not find an older version noted as the newest.
+        generation.publish(self.meta);
+        Ok(())
+    }
+}
+
+/// What a batch writes, and what it answers.
+type Executed = (Overlay, Vec<Bytes>);
+
+/// A batch in hand.
+struct Batch<'a> {
+    db: &'a DB,
+    base: Base<'a>,
+    overlay: Overlay,
+    meta: &'a mut Meta,
+    sessions: &'a mut Sessions,
+}
+
+impl Batch<'_> {
+    /// Executes one command. Returns the encoded answer.
+    fn command(&mut self, id: LogId, bytes: &[u8]) -> Result<Bytes, Failure> {
         let command: KvCommand = codec::decode("command", COMMAND_VERSION, bytes)?;
         let KvCommand { session, operation } = command;
         let verdict = match (check::command(session.as_ref(), &operation), session) {
             (Err(rejection), _) => Verdict::Refused(rejection),
-            (Ok(()), Some(session)) => self.sessions.take(db, session, id.index.0)?,
+            (Ok(()), Some(session)) => self.sessions.take(self.db, session, id.index.0)?,
             (Ok(()), None) => Verdict::Execute,
         };
         let answer = match verdict {
             Verdict::Answered(answer) => return Ok(answer),
             Verdict::Refused(rejection) => {
-                return Ok(codec::encode(ANSWER_VERSION, &Err::<KvAnswer, _>(rejection)));
+                return Ok(codec::encode(ANSWER_VERSION, &Err::<KvAnswer, _>(rejection)).into());
             }
-            Verdict::Execute => self.execute(db, overlay, id, &operation, session.is_some())?,
+            Verdict::Execute => self.execute(id, &operation, session.is_some())?,
         };
-        let answer = codec::encode(ANSWER_VERSION, &answer);
+        let answer = Bytes::from(codec::encode(ANSWER_VERSION, &answer));
         if let Some(session) = session {
             self.sessions.record(session, id.index.0, answer.clone());
         }
@@ -109,8 +170,6 @@ impl KvStateMachine {
 
     fn execute(
         &mut self,
-        db: &DB,
-        overlay: &mut Overlay,
         id: LogId,
         operation: &KvOperation,
         in_session: bool,
@@ -122,7 +181,7 @@ impl KvStateMachine {
         } else {
             let history = History { revision: self.meta.revision, compacted: self.meta.compacted };
             let room = if in_session { SESSION_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
-            match Execution::new(db, overlay, history, room).run(operation) {
+            match Execution::new(&self.base, &mut self.overlay, history, room).run(operation) {
                 Ok((result, after)) => {
                     (self.meta.revision, self.meta.compacted) = (after.revision, after.compacted);
                     result
@@ -134,23 +193,6 @@ impl KvStateMachine {
         let (applied_index, term) = (id.index.0, id.term.0);
         Ok(Ok(KvAnswer { revision: self.meta.revision, applied_index, term, result }))
     }
-
-    fn commit(&mut self, db: &MarkedDb, overlay: &Overlay) -> Result<(), Failure> {
-        let mut write = WriteBatch::default();
-        for (place, record) in overlay {
-            write.put(place, record);
-        }
-        self.sessions.write(&mut write);
-        write.put(keys::META, codec::encode(META_VERSION, &self.meta));
-        match self.durability {
-            Durability::FromLog => {
-                let mut options = WriteOptions::default();
-                options.disable_wal(true);
-                db.write_opt(write, &options).map_err(disk)
-            }
-            Durability::EachBatch => Ok(db.write_synced(write)?),
-        }
-    }
 }
 
 impl StateMachine for KvStateMachine {
@@ -161,17 +203,8 @@ impl StateMachine for KvStateMachine {
     fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
         let generation = self.store.current();
         let compacted = self.meta.compacted;
-        let (mut overlay, mut responses) = (Overlay::new(), Vec::with_capacity(entries.len()));
-        for entry in entries {
-            responses.push(match &entry.payload {
-                Payload::Command(bytes) => {
-                    self.command(generation.db(), &mut overlay, entry.id, bytes)?.into()
-                }
-                _ => Bytes::new(),
-            });
-            self.meta.applied = entry.id;
-        }
-        self.commit(generation.db(), &overlay)?;
+        let (overlay, responses) = self.execute(&generation, entries)?;
+        self.commit(&generation, &overlay)?;
         if self.meta.compacted > compacted {
             self.collector.start(generation, self.meta.compacted);
         }
@@ -200,3 +233,7 @@ impl StateMachine for KvStateMachine {
 pub(crate) const COMMAND_VERSION: u8 = 1;
 /// Format of the answers to them.
 pub(crate) const ANSWER_VERSION: u8 = 1;
+/// Of each record in a write, about: kind and lengths.
+const WRITE_OVERHEAD: usize = 8;
+/// With the longest keys that are kept 48 MiB, with keys of 16 bytes 24.
+const RECENT_MAX: usize = 1 << 18;

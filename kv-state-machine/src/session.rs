@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use consensus_core::{
     StateMachineError, codec,
     session::{self, LastUse},
@@ -19,7 +20,7 @@ use crate::{
 struct Stored {
     last: LastUse,
     /// The answer to the last number, as it was given.
-    answer: Vec<u8>,
+    answer: Bytes,
 }
 
 /// All sessions: numbers in memory, answers in the store.
@@ -35,7 +36,7 @@ pub(crate) enum Verdict {
     /// New: execute it.
     Execute,
     /// Executed before, with this answer.
-    Answered(Vec<u8>),
+    Answered(Bytes),
     /// Neither can be.
     Refused(KvRejection),
 }
@@ -44,6 +45,7 @@ impl Sessions {
     pub(crate) fn load(db: &DB) -> Result<Self, Failure> {
         let mut sessions = Self::default();
         let mut read = ReadOptions::default();
+        read.set_total_order_seek(true);
         read.set_iterate_range(keys::SESSIONS.start.to_vec()..keys::SESSIONS.end.to_vec());
         for item in db.iterator_opt(IteratorMode::Start, read) {
             let (key, bytes) = item.map_err(disk)?;
@@ -61,7 +63,7 @@ impl Sessions {
         for idle in self.numbers.open(id, index, max) {
             self.changed.insert(idle, None);
         }
-        self.changed.insert(id, Some(Stored { last: LastUse { sequence: 0, index }, answer: Vec::new() }));
+        self.changed.insert(id, Some(Stored { last: LastUse { sequence: 0, index }, answer: Bytes::new() }));
     }
 
     /// Takes a request made at log index `index`.
@@ -77,7 +79,7 @@ impl Sessions {
         })
     }
 
-    fn answer(&self, db: &DB, id: u64) -> Result<Vec<u8>, Failure> {
+    fn answer(&self, db: &DB, id: u64) -> Result<Bytes, Failure> {
         if let Some(Some(stored)) = self.changed.get(&id) {
             return Ok(stored.answer.clone());
         }
@@ -88,7 +90,7 @@ impl Sessions {
     }
 
     /// Keeps the answer to a request.
-    pub(crate) fn record(&mut self, session: Session, index: u64, answer: Vec<u8>) {
+    pub(crate) fn record(&mut self, session: Session, index: u64, answer: Bytes) {
         let last = LastUse { sequence: session.sequence, index };
         self.changed.insert(session.client_id, Some(Stored { last, answer }));
     }
@@ -110,3 +112,14 @@ pub(crate) fn reread(bytes: &[u8]) -> Result<Vec<u8>, codec::CodecError> {
 }
 
 const VERSION: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_bytes_of_version_1() {
+        let (last, answer) = (LastUse { sequence: 3, index: 300 }, Bytes::from_static(&[1, 251, 255]));
+        assert_eq!(codec::encode(VERSION, &Stored { last, answer }), [1, 3, 251, 44, 1, 3, 1, 251, 255]);
+    }
+}

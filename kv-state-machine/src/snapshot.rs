@@ -12,12 +12,8 @@ use std::{
 };
 
 use consensus_core::{Snapshot, StateMachineError, StorageError};
-use consensus_storage_rocksdb::Expected;
 
-use crate::{
-    store::{Generation, Store, load_meta},
-    view::Failure,
-};
+use crate::{store::Store, view::Failure};
 
 /// A checkpoint on disk; removed when dropped.
 struct Checkpoint {
@@ -89,9 +85,7 @@ pub(crate) fn restore(store: &Store, stream: &mut dyn Read) -> Result<(), Failur
     let path = store.next_generation_path()?;
     let received = receive(&path, stream).and_then(|()| {
         let unreadable = |error: StorageError| bad(error.to_string());
-        let generation = Generation::open(path.clone(), Expected::Received).map_err(unreadable)?;
-        load_meta(generation.db())?;
-        Ok(generation)
+        store.open_received(path.clone()).map_err(unreadable)
     });
     let generation = received.inspect_err(|_| {
         let _ = fs::remove_dir_all(&path); // The next start removes it otherwise.

@@ -1,14 +1,26 @@
 //! The store as it stands at some moment: RocksDB, and what the batch in hand has added.
 
-use std::{collections::BTreeMap, iter::Peekable, ops::ControlFlow};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    iter::Peekable,
+    ops::{
+        Bound::{Included, Unbounded},
+        ControlFlow,
+    },
+};
 
 use bytes::Bytes;
 use consensus_core::StateMachineError;
-use rocksdb::{DBIteratorWithThreadMode, DBWithThreadMode, IteratorMode, ReadOptions, SingleThreaded};
+use rocksdb::{
+    DBIteratorWithThreadMode, DBRawIteratorWithThreadMode, DBWithThreadMode, IteratorMode, ReadOptions,
+    SingleThreaded,
+};
 
 use crate::{
     KeyRange,
     keys::{self, Record},
+    recent::{Counts, Recent},
 };
 
 type Db = DBWithThreadMode<SingleThreaded>;
@@ -19,11 +31,26 @@ pub(crate) type Overlay = BTreeMap<Vec<u8>, Bytes>;
 /// Where versions are read from.
 pub(crate) trait Source {
     fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db>;
+
+    /// The first version at `place` or after it that is of the same key.
+    fn first(&self, place: &[u8]) -> Found;
+
+    /// The counts in the newest version of the key with this prefix, if they are known without a look.
+    fn known(&self, _prefix: &[u8]) -> Option<Counts> {
+        None
+    }
 }
+
+/// Revision and record of a version.
+pub(crate) type Found = Result<Option<(u64, Bytes)>, Failure>;
 
 impl Source for Db {
     fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db> {
         self.iterator_opt(mode, read)
+    }
+
+    fn first(&self, place: &[u8]) -> Found {
+        first(&mut self.raw_iterator_opt(of_one_key()), place)
     }
 }
 
@@ -31,6 +58,72 @@ impl Source for rocksdb::Snapshot<'_> {
     fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db> {
         self.iterator_opt(mode, read)
     }
+
+    fn first(&self, place: &[u8]) -> Found {
+        first(&mut self.raw_iterator_opt(of_one_key()), place)
+    }
+}
+
+/// RocksDB as the last batch left it, with what is known of it in memory: what a batch is applied to, and what is read.
+pub(crate) struct Base<'a> {
+    db: &'a Db,
+    recent: &'a Recent,
+    /// One for all keys of the batch: to make one costs more than to use it.
+    seeker: RefCell<Option<DBRawIteratorWithThreadMode<'a, Db>>>,
+}
+
+impl<'a> Base<'a> {
+    pub(crate) fn new(db: &'a Db, recent: &'a Recent) -> Self {
+        Self { db, recent, seeker: RefCell::new(None) }
+    }
+
+    /// The newest version of a key, if it is known which that is, and that it is not before `place`. It may be gone by now,
+    /// if something newer was written and all before that was compacted.
+    fn newest(&self, place: &[u8]) -> Found {
+        let known = keys::prefix_and_revision(place).and_then(|(prefix, revision)| {
+            let newest = self.recent.get(prefix).filter(|newest| newest.revision <= revision)?;
+            Some((prefix, newest.revision))
+        });
+        let Some((prefix, revision)) = known else { return Ok(None) };
+        let record = self.db.get(keys::version_of(prefix.to_vec(), revision)).map_err(disk)?;
+        Ok(record.map(|record| (revision, record.into())))
+    }
+}
+
+impl Source for Base<'_> {
+    fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db> {
+        self.db.iterate(mode, read)
+    }
+
+    fn first(&self, place: &[u8]) -> Found {
+        if let Some(found) = self.newest(place)? {
+            return Ok(Some(found));
+        }
+        let mut seeker = self.seeker.borrow_mut();
+        first(seeker.get_or_insert_with(|| self.db.raw_iterator_opt(of_one_key())), place)
+    }
+
+    fn known(&self, prefix: &[u8]) -> Option<Counts> {
+        self.recent.get(prefix).map(|newest| newest.counts)
+    }
+}
+
+/// For reads of one key: Bloom filters are asked first, and no other key's versions are looked through.
+fn of_one_key() -> ReadOptions {
+    let mut read = ReadOptions::default();
+    read.set_prefix_same_as_start(true);
+    read
+}
+
+fn first(seeker: &mut DBRawIteratorWithThreadMode<'_, Db>, place: &[u8]) -> Found {
+    seeker.seek(place);
+    let Some((found, record)) = seeker.item() else {
+        seeker.status().map_err(disk)?;
+        return Ok(None);
+    };
+    let of = |place| keys::prefix_and_revision(place).unwrap_or_default();
+    let (prefix, revision) = of(found);
+    Ok((prefix == of(place).0).then(|| (revision, Bytes::copy_from_slice(record))))
 }
 
 /// Reads versions.
@@ -65,6 +158,7 @@ impl View<'_> {
             return Ok(());
         }
         let mut read = ReadOptions::default();
+        read.set_total_order_seek(true);
         read.set_iterate_lower_bound(range.start.clone());
         read.set_iterate_upper_bound(range.end.clone());
         let mode = if descending { IteratorMode::End } else { IteratorMode::Start };
@@ -93,8 +187,13 @@ impl View<'_> {
         descending: bool,
         mut f: impl FnMut(Version) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
-        let one = range.range_end.is_none();
-        if descending && !one {
+        if range.range_end.is_none() {
+            if let Some(version) = self.of_key(&range.key, revision)? {
+                let _ = f(version);
+            }
+            return Ok(());
+        }
+        if descending {
             return self.at_descending(range, revision, f);
         }
         let mut found: Option<Bytes> = None;
@@ -104,8 +203,7 @@ impl View<'_> {
                 return ControlFlow::Continue(());
             }
             found = Some(version.key.clone());
-            let flow = f(version);
-            if one { ControlFlow::Break(()) } else { flow }
+            f(version)
         })
     }
 
@@ -139,15 +237,42 @@ impl View<'_> {
         Ok(())
     }
 
-    /// The newest version of one key.
-    pub(crate) fn newest(&self, key: &Bytes) -> Result<Option<Version>, Failure> {
-        let mut newest = None;
-        let range = KeyRange { key: key.clone(), range_end: None };
-        self.versions(keys::bounds(&range), false, |version| {
-            newest = Some(version);
-            ControlFlow::Break(())
-        })?;
-        Ok(newest)
+    /// The version of one key that is in force at `revision`.
+    pub(crate) fn of_key(&self, key: &Bytes, revision: u64) -> Result<Option<Version>, Failure> {
+        let place = keys::version(key, revision);
+        let added = keys::prefix_and_revision(&place).and_then(|(prefix, _)| self.added(prefix, &place));
+        let stored = self.source.first(&place)?;
+        // Where both have a revision, the added one overwrites the other.
+        let newest = match (added, stored) {
+            (Some(added), Some(stored)) if added.0 < stored.0 => Some(stored),
+            (added, stored) => added.map(|(revision, record)| (revision, record.clone())).or(stored),
+        };
+        newest
+            .map(|(revision, record)| {
+                let record = Record::decode(key.clone(), revision, &record)?;
+                Ok(Version { key: key.clone(), revision, record })
+            })
+            .transpose()
+    }
+
+    /// The counts in the newest version of the key with this prefix.
+    pub(crate) fn counts(&self, prefix: &[u8]) -> Result<Option<Counts>, Failure> {
+        // What the batch wrote is newer than all that is stored.
+        if let Some((_, record)) = self.added(prefix, prefix) {
+            return Ok(Some(keys::counts(record)?));
+        }
+        if let Some(known) = self.source.known(prefix) {
+            return Ok(Some(known));
+        }
+        let stored = self.source.first(&keys::version_of(prefix.to_vec(), u64::MAX))?;
+        Ok(stored.map(|(_, record)| keys::counts(&record)).transpose()?)
+    }
+
+    /// The first version from `place` on that the batch wrote of the key with this prefix.
+    fn added(&self, prefix: &[u8], place: &[u8]) -> Option<(u64, &Bytes)> {
+        let (found, record) = self.overlay.range::<[u8], _>((Included(place), Unbounded)).next()?;
+        let (of, revision) = keys::prefix_and_revision(found)?;
+        (of == prefix).then_some((revision, record))
     }
 }
 

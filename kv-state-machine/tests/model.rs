@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
+use consensus_core::{Entry, LogId, StateMachine, codec};
 use kv_state_machine::{
-    Compare, CompareResult, CompareTarget, Delete, Deleted, Durability, Found, KeyRange, KeyValue, KvAnswer,
-    KvCommand, KvOperation, KvRejection, KvResult, KvStateMachine, Put, PutDone, Range, Txn, TxnDone,
-    Versionstamp,
+    Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer, KvCommand,
+    KvOperation, KvRejection, KvResult, KvStateMachine, Put, PutDone, Range, Session, Txn, TxnDone,
+    Versionstamp, fuzzing::open_with_recent,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -202,14 +202,16 @@ fn holds(state: &BTreeMap<Bytes, KeyValue>, compare: &Compare) -> bool {
 /// The store under test, its log, and where it lives.
 struct Tested {
     machine: Option<KvStateMachine>,
+    /// Keys that it keeps in memory.
+    recent_max: usize,
     log: Vec<Entry>,
     dir: TempDir,
 }
 
 impl Tested {
-    fn new() -> Self {
+    fn new(recent_max: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut tested = Self { machine: None, log: Vec::new(), dir };
+        let mut tested = Self { machine: None, recent_max, log: Vec::new(), dir };
         tested.restart();
         tested
     }
@@ -220,7 +222,7 @@ impl Tested {
 
     fn restart(&mut self) {
         self.machine = None;
-        let mut machine = KvStateMachine::open(self.dir.path(), NodeId(1), Durability::FromLog).unwrap();
+        let mut machine = open_with_recent(self.dir.path(), self.recent_max).unwrap();
         let applied = machine.applied().index.0 as usize;
         machine.apply(&self.log[applied..]).unwrap();
         self.machine = Some(machine);
@@ -231,20 +233,27 @@ impl Tested {
         let mut stream = Vec::new();
         self.machine().snapshot().unwrap().write_to(&mut stream).unwrap();
         let log = std::mem::take(&mut self.log);
-        *self = Self::new();
+        *self = Self::new(self.recent_max);
         self.log = log;
         self.machine().restore(&mut &stream[..]).unwrap();
     }
 
     fn apply(&mut self, operations: &[KvOperation]) -> Vec<Result<KvAnswer, KvRejection>> {
+        let commands = operations.iter().map(|operation| (None, operation.clone())).collect();
+        let responses = self.apply_commands(commands);
+        responses.iter().map(|response| codec::decode("answer", 1, response).unwrap()).collect()
+    }
+}
+
+impl Tested {
+    fn apply_commands(&mut self, commands: Vec<(Option<Session>, KvOperation)>) -> Vec<Bytes> {
         let first = self.log.len();
-        for operation in operations {
-            let command = codec::encode(1, &KvCommand { session: None, operation: operation.clone() });
+        for (session, operation) in commands {
+            let command = codec::encode(1, &KvCommand { session, operation });
             self.log.push(Entry::command(LogId::new(1, self.log.len() as u64 + 1), command));
         }
         let entries = self.log[first..].to_vec();
-        let responses = self.machine().apply(&entries).unwrap();
-        responses.iter().map(|response| codec::decode("answer", 1, response).unwrap()).collect()
+        self.machine().apply(&entries).unwrap()
     }
 }
 
@@ -338,7 +347,7 @@ proptest! {
 
     #[test]
     fn the_store_acts_like_the_model(steps in proptest::collection::vec(step(), 1..25)) {
-        let (mut model, mut tested, mut twin) = (Model::new(), Tested::new(), Tested::new());
+        let (mut model, mut tested, mut twin) = (Model::new(), Tested::new(1 << 10), Tested::new(0));
         for step in steps {
             match step {
                 Step::Flush => { tested.machine().flush().unwrap(); }
@@ -347,7 +356,7 @@ proptest! {
                 Step::Batch(operations) => {
                     let answers = tested.apply(&operations);
                     for (operation, answer) in operations.iter().zip(answers) {
-                        // The twin gets one at a time what the other gets as a batch.
+                        // The twin gets one at a time what the other gets as a batch, and has no keys in memory.
                         twin.apply(std::slice::from_ref(operation));
                         let expected = kind(model.apply(operation));
                         if let Ok(answer) = &answer {
@@ -365,6 +374,43 @@ proptest! {
             let range = Range { key: "\0".into(), range_end: Some("\0".into()), revision, ..Range::default() };
             let found = tested.machine().executor().read(&KvOperation::Range(range.clone())).unwrap().unwrap();
             prop_assert_eq!(found.result, KvResult::Range(find(&model.states[revision as usize], &range)));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_kept_in_memory_is_never_seen(
+        steps in proptest::collection::vec((step(), 0u64..3, 1u64..9), 1..25),
+        reads in proptest::collection::vec(simple(), 4),
+    ) {
+        // All keys, none, and of each shard one set, so that keys are forgotten.
+        let mut machines = [1 << 10, 0, 64].map(Tested::new);
+        let opening = KvOperation::OpenSession { sessions_max: 2 };
+        for (step, client_id, sequence) in steps {
+            let commands = |operations: &[KvOperation]| {
+                let session = |n| (client_id > 0).then_some(Session { client_id, sequence: sequence + n });
+                let calls = (0..).zip(operations).map(|(n, operation)| (session(n), operation.clone()));
+                calls.chain([(None, opening.clone())]).collect()
+            };
+            let answers = machines.each_mut().map(|tested| {
+                match &step {
+                    Step::Flush => drop(tested.machine().flush().unwrap()),
+                    Step::Restart => tested.restart(),
+                    Step::Snapshot => tested.move_by_snapshot(),
+                    Step::Batch(operations) => return Some(tested.apply_commands(commands(operations))),
+                }
+                None
+            });
+            prop_assert!(answers.iter().all(|answer| *answer == answers[0]), "{:?}", answers);
+            let seen = machines.each_mut().map(|tested| {
+                let executor = tested.machine().executor();
+                let reads: Vec<_> = reads.iter().map(|read| executor.read(read).unwrap()).collect();
+                (reads, executor.hash().unwrap())
+            });
+            prop_assert!(seen.iter().all(|other| *other == seen[0]), "{:?}", seen);
         }
     }
 }

@@ -1,13 +1,16 @@
 //! Conformance of the state machine, and its sessions.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
 use consensus_testkit::state_machine::{Fixture, run_suite};
 use kv_state_machine::{
     Delete, Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStateMachine, Put, Range,
-    Session, StateHash,
+    Session, StateHash, Txn,
 };
 use tempfile::TempDir;
 
@@ -240,4 +243,41 @@ fn a_snapshot_that_is_cut_or_changed_anywhere_is_refused_or_the_same() {
         }
         assert_eq!(old.machine.executor().hash().unwrap(), before, "changed at {at}");
     }
+}
+
+/// Each operation writes its revision to both keys, and history is compacted right behind it.
+#[test]
+fn reads_beside_the_writer_are_of_one_revision() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fed = Fed::new(&dir);
+    let executor = fed.machine.executor();
+    let mut write = |revision: u64| {
+        let value = Bytes::from(revision.to_string());
+        let put = |key: &'static str| Put { key: key.into(), value: value.clone(), ..Put::default() };
+        let success = ["a", "b"].map(|key| KvOperation::Put(put(key))).into();
+        assert_eq!(
+            fed.apply(None, KvOperation::Txn(Txn { success, ..Txn::default() })).unwrap().revision,
+            revision
+        );
+        if revision.is_multiple_of(16) {
+            fed.apply(None, KvOperation::Compact { revision }).unwrap();
+        }
+    };
+    write(2);
+    let written = AtomicBool::new(false);
+    let read = |range_end: Option<Bytes>, expected: usize| {
+        while !written.load(Ordering::Relaxed) {
+            let range = Range { key: "a".into(), range_end: range_end.clone(), ..Range::default() };
+            let answer = executor.read(&KvOperation::Range(range)).unwrap().unwrap();
+            let KvResult::Range(found) = answer.result else { panic!() };
+            let values: Vec<_> = found.kvs.into_iter().map(|kv| kv.value).collect();
+            assert_eq!(values, vec![Bytes::from(answer.revision.to_string()); expected]);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| read(None, 1));
+        scope.spawn(|| read(Some("c".into()), 2));
+        (3..3000).for_each(&mut write);
+        written.store(true, Ordering::Relaxed);
+    });
 }

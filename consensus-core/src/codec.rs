@@ -35,7 +35,8 @@ pub enum CodecError {
 /// Encodes `value`, with `version` in front.
 #[must_use]
 pub fn encode<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
-    let mut bytes = vec![version];
+    let mut bytes = Vec::with_capacity(ENCODED_BYTES);
+    bytes.push(version);
     // It fails only for types that no format without field names can carry (flattened maps, sequences of unknown
     // length): a mistake in the program, found the first time that the type is encoded.
     bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
@@ -61,6 +62,9 @@ pub fn decode<T: DeserializeOwned>(what: &'static str, version: u8, bytes: &[u8]
     }
     Ok(value)
 }
+
+/// Room for most of what is encoded, so that it is not moved again and again as it grows.
+const ENCODED_BYTES: usize = 128;
 
 #[cfg(test)]
 pub(crate) mod tests {

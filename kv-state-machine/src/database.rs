@@ -178,6 +178,10 @@ impl ConsensusKvDatabase {
             Consistency::Stale => ReadConsistency::Stale,
         };
         self.engine.read_barrier(consistency).await.map_err(read_error)?;
+        // What is in memory is read sooner than a thread is found for it.
+        if let Some(answer) = executor.read_in_memory(&operation) {
+            return Ok(answer.map_err(failure)??);
+        }
         Ok(blocking(move || executor.read(&operation)).await??)
     }
 

@@ -28,6 +28,35 @@ impl KvStoreExecutor {
     /// # Errors
     /// Outside: the disk failed. Inside: the store does not do it.
     pub fn read(&self, operation: &KvOperation) -> Result<Result<KvAnswer, KvRejection>, Failure> {
+        self.read_with(operation, |generation, meta| {
+            read_at(&Base::new(generation.db(), generation.recent()), meta, operation)
+        })
+    }
+
+    /// [`read`](Self::read) of a single key, without the disk; `None` if the operation is another, or what it reads is not in
+    /// memory. Takes microseconds.
+    pub fn read_in_memory(
+        &self,
+        operation: &KvOperation,
+    ) -> Option<Result<Result<KvAnswer, KvRejection>, Failure>> {
+        if !matches!(operation, KvOperation::Range(range) if range.range_end.is_none()) {
+            return None;
+        }
+        let mut incomplete = false;
+        let answer = self.read_with(operation, |generation, meta| {
+            let base = Base::in_memory(generation.db(), generation.recent());
+            let answer = read_at(&base, meta, operation);
+            incomplete = base.is_incomplete();
+            answer
+        });
+        (!incomplete).then_some(answer)
+    }
+
+    fn read_with(
+        &self,
+        operation: &KvOperation,
+        mut read: impl FnMut(&Generation, Meta) -> Result<Result<KvAnswer, KvRejection>, Failure>,
+    ) -> Result<Result<KvAnswer, KvRejection>, Failure> {
         if let Err(rejection) = check::command(None, operation) {
             return Ok(Err(rejection));
         }
@@ -37,7 +66,7 @@ impl KvStoreExecutor {
         let generation = self.store.current();
         let mut meta = generation.meta();
         loop {
-            let answer = read_at(&generation, meta, operation);
+            let answer = read(&generation, meta);
             // What was read may have been compacted away beneath it.
             let now = generation.meta();
             if now.compacted == meta.compacted {
@@ -80,13 +109,13 @@ impl KvStoreExecutor {
 
 /// The store at `meta`. Later versions, which may be there by now, are passed over; that is cheaper than a snapshot.
 fn read_at(
-    generation: &Generation,
+    base: &Base<'_>,
     meta: Meta,
     operation: &KvOperation,
 ) -> Result<Result<KvAnswer, KvRejection>, Failure> {
-    let (base, mut nothing) = (Base::new(generation.db(), generation.recent()), Overlay::new());
+    let mut nothing = Overlay::new();
     let history = History { revision: meta.revision, compacted: meta.compacted };
-    match Execution::new(&base, &mut nothing, history, REPLY_BYTES_MAX).without_later().run(operation) {
+    match Execution::new(base, &mut nothing, history, REPLY_BYTES_MAX).without_later().run(operation) {
         Ok((result, _)) => {
             let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
             Ok(Ok(KvAnswer { revision: meta.revision, applied_index, term, result }))

@@ -1,7 +1,7 @@
 //! The store as it stands at some moment: RocksDB, and what the batch in hand has added.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     iter::Peekable,
     ops::{
@@ -13,8 +13,8 @@ use std::{
 use bytes::Bytes;
 use consensus_core::StateMachineError;
 use rocksdb::{
-    DBIteratorWithThreadMode, DBRawIteratorWithThreadMode, DBWithThreadMode, IteratorMode, ReadOptions,
-    SingleThreaded,
+    DBIteratorWithThreadMode, DBRawIteratorWithThreadMode, DBWithThreadMode, ErrorKind, IteratorMode,
+    ReadOptions, ReadTier, SingleThreaded,
 };
 
 use crate::{
@@ -50,7 +50,7 @@ impl Source for Db {
     }
 
     fn first(&self, place: &[u8]) -> Found {
-        first(&mut self.raw_iterator_opt(of_one_key()), place)
+        first(&mut self.raw_iterator_opt(of_one_key()), place).map_err(disk)
     }
 }
 
@@ -60,7 +60,7 @@ impl Source for rocksdb::Snapshot<'_> {
     }
 
     fn first(&self, place: &[u8]) -> Found {
-        first(&mut self.raw_iterator_opt(of_one_key()), place)
+        first(&mut self.raw_iterator_opt(of_one_key()), place).map_err(disk)
     }
 }
 
@@ -70,11 +70,39 @@ pub(crate) struct Base<'a> {
     recent: &'a Recent,
     /// One for all keys of the batch: to make one costs more than to use it.
     seeker: RefCell<Option<DBRawIteratorWithThreadMode<'a, Db>>>,
+    /// What is not in memory is not read.
+    in_memory: bool,
+    /// It met with something that is not.
+    incomplete: Cell<bool>,
 }
 
 impl<'a> Base<'a> {
     pub(crate) fn new(db: &'a Db, recent: &'a Recent) -> Self {
-        Self { db, recent, seeker: RefCell::new(None) }
+        Self { db, recent, seeker: RefCell::new(None), in_memory: false, incomplete: Cell::new(false) }
+    }
+
+    /// Only what can be read without the disk; the rest fails, and [`is_incomplete`](Self::is_incomplete) then.
+    pub(crate) fn in_memory(db: &'a Db, recent: &'a Recent) -> Self {
+        Self { in_memory: true, ..Self::new(db, recent) }
+    }
+
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.incomplete.get()
+    }
+
+    fn of_one_key(&self) -> ReadOptions {
+        let mut read = of_one_key();
+        if self.in_memory {
+            read.set_read_tier(ReadTier::BlockCache);
+        }
+        read
+    }
+
+    fn failed(&self, error: rocksdb::Error) -> Failure {
+        if error.kind() == ErrorKind::Incomplete {
+            self.incomplete.set(true);
+        }
+        disk(error)
     }
 
     /// The newest version of a key, if it is known which that is, and that it is not before `place`. It may be gone by now,
@@ -85,7 +113,8 @@ impl<'a> Base<'a> {
             Some((prefix, newest.revision))
         });
         let Some((prefix, revision)) = known else { return Ok(None) };
-        let record = self.db.get(keys::version_of(prefix.to_vec(), revision)).map_err(disk)?;
+        let place = keys::version_of(prefix.to_vec(), revision);
+        let record = self.db.get_opt(place, &self.of_one_key()).map_err(|error| self.failed(error))?;
         Ok(record.map(|record| (revision, record.into())))
     }
 }
@@ -100,7 +129,8 @@ impl Source for Base<'_> {
             return Ok(Some(found));
         }
         let mut seeker = self.seeker.borrow_mut();
-        first(seeker.get_or_insert_with(|| self.db.raw_iterator_opt(of_one_key())), place)
+        let seeker = seeker.get_or_insert_with(|| self.db.raw_iterator_opt(self.of_one_key()));
+        first(seeker, place).map_err(|error| self.failed(error))
     }
 
     fn known(&self, prefix: &[u8]) -> Option<Counts> {
@@ -115,10 +145,13 @@ fn of_one_key() -> ReadOptions {
     read
 }
 
-fn first(seeker: &mut DBRawIteratorWithThreadMode<'_, Db>, place: &[u8]) -> Found {
+fn first(
+    seeker: &mut DBRawIteratorWithThreadMode<'_, Db>,
+    place: &[u8],
+) -> Result<Option<(u64, Bytes)>, rocksdb::Error> {
     seeker.seek(place);
     let Some((found, record)) = seeker.item() else {
-        seeker.status().map_err(disk)?;
+        seeker.status()?;
         return Ok(None);
     };
     let of = |place| keys::prefix_and_revision(place).unwrap_or_default();

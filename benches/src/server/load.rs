@@ -99,7 +99,7 @@ async fn client(
         match phase.load(Ordering::Relaxed) {
             OVER => return Ok(latencies),
             MEASURING => {
-                latencies.record(began.elapsed().as_micros() as u64).map_err(|error| error.to_string())?
+                latencies.record(began.elapsed().as_micros() as u64).map_err(|error| error.to_string())?;
             }
             _ => {}
         }

@@ -30,8 +30,8 @@ format:
 
 lint:
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
-	@if cargo tree -e normal,build,dev -p consensus-core -p consensus-raft -p examples | grep -q rocksdb; then \
-	  echo "consensus-core, consensus-raft and the examples must not build RocksDB"; exit 1; fi
+	@if cargo tree -e normal,build,dev -p consensus-core -p consensus-raft -p consensus-storage-wal -p examples | grep -q rocksdb; then \
+	  echo "consensus-core, consensus-raft, consensus-storage-wal and the examples must not build RocksDB"; exit 1; fi
 
 # nextest where it is there: it runs the tests of all crates side by side.
 unit:

@@ -11,7 +11,8 @@
 //! * [`StateMachine`] - what you bring: applies commands in log order, gives and takes snapshots.
 //! * [`ConsensusEngine`] - agrees on the order of commands (`consensus-raft`, `consensus-mock`).
 //! * [`NetworkTransport`] - moves [`Message`]s, best effort (`consensus-transport-mem`, `-thrift`).
-//! * [`LogStorage`] - makes the log durable, one batch per call (`consensus-storage-rocksdb`).
+//! * [`LogStorage`] - makes the log durable, one batch per call (`consensus-storage-wal`,
+//!   `consensus-storage-rocksdb`).
 //!
 //! What this crate is *not*: it holds no protocol, no runtime and no I/O, and knows none of its implementers.
 //!

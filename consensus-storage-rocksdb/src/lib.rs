@@ -16,13 +16,9 @@
 //! # }
 //! ```
 
-mod data_dir;
-mod mark;
 mod marked_db;
-mod reserve;
 mod storage;
 
-pub use data_dir::{DataDir, Kind};
+pub use consensus_storage_dir::{DataDir, Kind, Reserve};
 pub use marked_db::{Expected, MarkedDb};
-pub use reserve::Reserve;
 pub use storage::RocksLogStorage;

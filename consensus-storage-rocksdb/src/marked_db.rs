@@ -1,4 +1,8 @@
 //! A RocksDB that does not open as an older one than it is.
+//!
+//! One whose newest file is cut short, or of which a file is gone, opens as an older one: what is missing at the end of its
+//! log looks like a write that a crash interrupted, and what is missing at the end of its list of tables (the `MANIFEST`)
+//! like a table that was never made. Somebody else must remember how much there was.
 
 use std::{
     io,
@@ -8,9 +12,8 @@ use std::{
 };
 
 use consensus_core::StorageError;
+use consensus_storage_dir::{Mark, MarkFile};
 use rocksdb::{DB, DBRecoveryMode, Options, WriteBatch, WriteOptions};
-
-use crate::mark::{Mark, MarkFile};
 
 /// A RocksDB and, in a small file outside of it, how far it had been written. It is refused when something is missing that
 /// was durable; a write that nobody was told of may be.
@@ -71,10 +74,10 @@ impl MarkedDb {
         let file = match noted {
             Some(mut file) => {
                 let io = |source| StorageError::Io { context: format!("writing {}", mark.display()), source };
-                file.write(Mark::of(&db)).and_then(|()| file.sync()).map_err(io)?;
+                file.write(mark_of(&db)).and_then(|()| file.sync()).map_err(io)?;
                 file
             }
-            None => MarkFile::create(mark, Mark::of(&db))?,
+            None => MarkFile::create(mark, mark_of(&db))?,
         };
         Ok(Self { db, mark: Mutex::new(file) })
     }
@@ -90,7 +93,7 @@ impl MarkedDb {
         let mut options = WriteOptions::default();
         options.set_sync(true);
         self.db.write_opt(batch, &options).map_err(io::Error::other)?;
-        mark.write(Mark { writes, ..Mark::of(&self.db) })
+        mark.write(Mark { writes, ..mark_of(&self.db) })
     }
 
     /// Makes all writes durable that returned before.
@@ -101,7 +104,7 @@ impl MarkedDb {
         let mut mark = self.mark();
         let writes = self.db.latest_sequence_number();
         self.db.flush().map_err(io::Error::other)?;
-        mark.write(Mark { writes, ..Mark::of(&self.db) })?;
+        mark.write(Mark { writes, ..mark_of(&self.db) })?;
         mark.sync()
     }
 
@@ -132,7 +135,29 @@ fn look(options: &Options, path: &Path, noted: Mark) -> Result<(), StorageError>
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     let db = DB::open_for_read_only(&options, path, false).map_err(|error| opening(path, &error))?;
     let position = path.display().to_string();
-    Mark::of(&db).lacks(noted).map_or(Ok(()), |why| Err(StorageError::Corrupt { position, why }))
+    lacks(mark_of(&db), noted).map_or(Ok(()), |why| Err(StorageError::Corrupt { position, why }))
+}
+
+/// How far `db` is written now: the records since it was made (RocksDB's sequence number), and the oldest of its log files
+/// that it still needs, which changes when data is moved to a table.
+fn mark_of(db: &DB) -> Mark {
+    let file = db.property_int_value("rocksdb.min-log-number-to-keep").ok().flatten().unwrap_or(0);
+    Mark { writes: db.latest_sequence_number(), file }
+}
+
+/// What is missing of `noted`.
+fn lacks(found: Mark, noted: Mark) -> Option<String> {
+    let Mark { writes, file } = found;
+    if writes < noted.writes {
+        let noted = noted.writes;
+        return Some(format!(
+            "RocksDB finds {writes} of the {noted} records that were written: the end of its log or of its MANIFEST is missing"
+        ));
+    }
+    (file < noted.file).then(|| {
+        let noted = noted.file;
+        format!("RocksDB looks for its log file {file}, and had gone on to {noted}: the end of its MANIFEST is missing")
+    })
 }
 
 fn opening(path: &Path, error: &rocksdb::Error) -> StorageError {

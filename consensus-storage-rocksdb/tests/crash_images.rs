@@ -1,13 +1,13 @@
 //! Power cuts and `kill -9` at every sync of a log storage: whatever they leave opens, and holds what was acknowledged.
 
-mod common;
-
 use std::{collections::BTreeMap, path::Path};
 
-use common::{Content, batches, contents, one_more};
 use consensus_core::{LogStorage, NodeId};
 use consensus_storage_rocksdb::RocksLogStorage;
-use consensus_testkit::crash_images::{self, Image};
+use consensus_testkit::{
+    crash_images::{self, Image},
+    log_storage::workload::{Content, batches, contents, one_more},
+};
 
 fn open(dir: &Path) -> RocksLogStorage {
     RocksLogStorage::open(&dir.join("node-1/log"), NodeId(1)).unwrap()

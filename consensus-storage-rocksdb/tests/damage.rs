@@ -1,16 +1,16 @@
 //! Damaged files: all that was acknowledged is there, or the log is refused.
 
-mod common;
-
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use common::{Content, batches};
 use consensus_core::{Entry, LogBatch, LogId, LogStorage, NodeId, StorageError};
 use consensus_storage_rocksdb::RocksLogStorage;
-use consensus_testkit::damage::{self, Outcome};
+use consensus_testkit::{
+    damage::{self, Outcome},
+    log_storage::workload::{Content, batches},
+};
 
 /// A log of which the storage says that not all can be read is as good as refused; an engine may do better.
 fn open(dir: &Path) -> Result<RocksLogStorage, StorageError> {

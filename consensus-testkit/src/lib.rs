@@ -8,7 +8,7 @@
 //!   state machine that remembers what it applied.
 //! * A checker of [linearizability], for what clients of your service saw.
 //! * What a crash can leave of a directory: `crash_images` (Linux, with `strace`). What becomes of one whose files are
-//!   damaged: [damage]. Both for storages.
+//!   damaged: [damage]. What a full disk does: `SmallDisk` (unix, as root). All for storages.
 //!
 //! What this is *not*: it depends on no engine, transport or storage of the workspace. A state machine that passes its suite
 //! can go on to whole simulated clusters, which crash and send it snapshots: `consensus_raft_simulator::run_guest`.
@@ -22,10 +22,14 @@ pub mod linearizability;
 pub mod log_storage;
 mod mem_log;
 mod rule;
+#[cfg(unix)]
+mod small_disk;
 pub mod state_machine;
 pub mod transport;
 mod wait;
 
 pub use journal::{Journal, JournalReader};
 pub use mem_log::MemLogStorage;
+#[cfg(unix)]
+pub use small_disk::SmallDisk;
 pub use wait::eventually;

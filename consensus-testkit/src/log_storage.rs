@@ -18,6 +18,7 @@ mod batches;
 mod beside;
 mod disk;
 mod model;
+pub mod workload;
 
 pub use disk::{failing_disk_rules, full_disk_rules, run_failing_disk_suite, run_full_disk_suite};
 

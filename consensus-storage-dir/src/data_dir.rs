@@ -201,8 +201,12 @@ fn sync_way_to(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// New content under a temporary name, synced; then renamed; then the directory synced: a crash leaves old or new.
-pub(crate) fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
+/// Replaces the file `path` by one with `content`: under a temporary name, synced; then renamed; then the directory synced.
+/// A crash leaves the old file or the new one.
+///
+/// # Errors
+/// Those of the file system; the old file is as it was.
+pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
     file.write_all(content)?;

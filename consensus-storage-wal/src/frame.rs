@@ -1,0 +1,237 @@
+//! What one write looks like on disk.
+//!
+//! ```text
+//! 0   CRC-32C of the head from byte 4 on (4)      24  settled (8)                    56       state
+//! 4   length of the state (4)                     32  last entry: term, index (16)   ..       for each record:
+//! 8   salt of the segment (8)                     48  number of records (4)                   length (4), CRC-32C (4)
+//! 16  number of the frame (8)                     52  length of all records (4)      ..       records, zeros up to a
+//!                                                                                             multiple of 8
+//! ```
+//! All numbers big-endian. The CRC of a record is the one in the record itself: that binds it to this head, so that
+//! payloads are summed up once.
+
+use bytes::{Buf, BufMut, Bytes};
+use consensus_core::{
+    Entry, HardState, LogId, LogIndex, SnapshotMeta, Term,
+    codec::{self, CodecError},
+    record,
+};
+
+/// A batch as it is to be written.
+pub(crate) struct Frame<'a> {
+    pub(crate) salt: u64,
+    pub(crate) number: u64,
+    /// Number of the last frame before this one that did more than to append.
+    pub(crate) settled: u64,
+    /// The last entry of the log after it.
+    pub(crate) last: LogId,
+    pub(crate) hard_state: Option<&'a HardState>,
+    pub(crate) purged: Option<&'a SnapshotMeta>,
+    pub(crate) entries: &'a [Entry],
+}
+
+impl Frame<'_> {
+    /// Fills `out` with the frame. Payloads are copied here, once.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.clear();
+        let state = match (self.hard_state, self.purged) {
+            (None, None) => Vec::new(),
+            state => codec::encode(STATE_VERSION, &state),
+        };
+        out.resize(SUM_LEN, 0);
+        out.put_u32(state.len() as u32);
+        out.put_u64(self.salt);
+        out.put_u64(self.number);
+        out.put_u64(self.settled);
+        out.put_u64(self.last.term.0);
+        out.put_u64(self.last.index.0);
+        out.put_u32(self.entries.len() as u32);
+        out.put_u32(0);
+        out.put_slice(&state);
+        let table = out.len();
+        out.resize(table + PER_RECORD * self.entries.len(), 0);
+        let records = out.len();
+        for (n, entry) in self.entries.iter().enumerate() {
+            let start = out.len();
+            record::encode(entry, out);
+            let length = (out.len() - start) as u32;
+            let at = table + PER_RECORD * n;
+            out[at..at + 4].copy_from_slice(&length.to_be_bytes());
+            out.copy_within(start + 1..start + 5, at + 4);
+        }
+        let length = (out.len() - records) as u32;
+        out[FIXED_LEN - 4..FIXED_LEN].copy_from_slice(&length.to_be_bytes());
+        let sum = crc32c::crc32c(&out[SUM_LEN..records]);
+        out[..SUM_LEN].copy_from_slice(&sum.to_be_bytes());
+        out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+    }
+}
+
+/// The head of a frame that was found.
+pub(crate) struct Head {
+    pub(crate) number: u64,
+    pub(crate) settled: u64,
+    pub(crate) last: LogId,
+    pub(crate) hard_state: Option<HardState>,
+    pub(crate) purged: Option<SnapshotMeta>,
+    /// Where the records begin, after the begin of the frame.
+    pub(crate) len: u64,
+    records_len: u64,
+    table: Bytes,
+}
+
+impl Head {
+    /// How long the head whose first [`FIXED_LEN`] bytes these are would be, and its frame.
+    pub(crate) fn lengths(mut fixed: &[u8]) -> (u64, u64) {
+        fixed.advance(SUM_LEN);
+        let state = u64::from(fixed.get_u32());
+        fixed.advance(40);
+        let (count, records) = (u64::from(fixed.get_u32()), u64::from(fixed.get_u32()));
+        let head = FIXED_LEN as u64 + state + PER_RECORD as u64 * count;
+        (head, head + records)
+    }
+
+    /// The head that `bytes` are; `None` if they are none.
+    ///
+    /// # Errors
+    /// They are one that this version cannot read.
+    pub(crate) fn decode(bytes: &Bytes) -> Result<Option<Self>, CodecError> {
+        let mut fixed = &bytes[..];
+        if fixed.get_u32() != crc32c::crc32c(&bytes[SUM_LEN..]) {
+            return Ok(None);
+        }
+        let state_len = fixed.get_u32() as usize;
+        fixed.advance(8);
+        let (number, settled) = (fixed.get_u64(), fixed.get_u64());
+        let last = LogId { term: Term(fixed.get_u64()), index: LogIndex(fixed.get_u64()) };
+        let (count, records_len) = (u64::from(fixed.get_u32()), u64::from(fixed.get_u32()));
+        let (state, table) = (&fixed[..state_len], bytes.slice(FIXED_LEN + state_len..));
+        let (hard_state, purged) =
+            if state.is_empty() { (None, None) } else { codec::decode("frame", STATE_VERSION, state)? };
+        let head =
+            Self { number, settled, last, hard_state, purged, len: bytes.len() as u64, records_len, table };
+        let sum: u64 = head.records().map(|(length, _)| u64::from(length)).sum();
+        Ok((sum == records_len && count <= last.index.0).then_some(head))
+    }
+
+    /// Length and checksum of each record.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.table.chunks_exact(PER_RECORD).map(|mut row| (row.get_u32(), row.get_u32()))
+    }
+
+    /// How long the frame is.
+    pub(crate) fn frame_len(&self) -> u64 {
+        (self.len + self.records_len).next_multiple_of(ALIGNMENT as u64)
+    }
+
+    /// The last index before the records.
+    pub(crate) fn after(&self) -> LogIndex {
+        LogIndex(self.last.index.0 - (self.table.len() / PER_RECORD) as u64)
+    }
+}
+
+/// Where the records of a frame that [`Frame::encode`] made lie in it: begin and length.
+pub(crate) fn records_of(frame: &[u8]) -> impl Iterator<Item = (u32, u32)> + '_ {
+    let (head, _) = Head::lengths(&frame[..FIXED_LEN]);
+    let state_len = (&frame[SUM_LEN..]).get_u32() as usize;
+    let table = &frame[FIXED_LEN + state_len..head as usize];
+    table.chunks_exact(PER_RECORD).scan(head as u32, |at, mut row| {
+        let (begin, length) = (*at, row.get_u32());
+        *at += length;
+        Some((begin, length))
+    })
+}
+
+/// Frames begin at multiples of this.
+pub(crate) const ALIGNMENT: usize = 8;
+/// The part of the head that each frame has.
+pub(crate) const FIXED_LEN: usize = 56;
+/// Where the salt is in a head.
+pub(crate) const SALT_AT: usize = 8;
+const SUM_LEN: usize = 4;
+const PER_RECORD: usize = 8;
+const STATE_VERSION: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use consensus_core::{Membership, NodeId};
+
+    use super::*;
+
+    fn encoded(frame: &Frame<'_>) -> Bytes {
+        let mut out = Vec::new();
+        frame.encode(&mut out);
+        out.into()
+    }
+
+    /// Logs in the world look so: this test may gain lines, never change one.
+    #[test]
+    fn golden_bytes_of_version_1() {
+        let entries = [Entry::command(LogId::new(2, 3), "hi")];
+        let frame = Frame {
+            salt: 0x0102_0304_0506_0708,
+            number: 5,
+            settled: 4,
+            last: LogId::new(2, 3),
+            hard_state: None,
+            purged: None,
+            entries: &entries,
+        };
+        let golden = [
+            &[0x57, 0xec, 0x43, 0xaf, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8][..],
+            &[0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 4],
+            &[0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3],
+            &[0, 0, 0, 1, 0, 0, 0, 24],
+            &[0, 0, 0, 24, 201, 117, 212, 170],
+            &[1, 201, 117, 212, 170, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, b'h', b'i'],
+        ]
+        .concat();
+        assert_eq!(encoded(&frame), golden);
+        let (hard_state, purged) =
+            (HardState { term: Term(7), ..HardState::default() }, SnapshotMeta::default());
+        let frame = Frame { hard_state: Some(&hard_state), purged: Some(&purged), entries: &[], ..frame };
+        let bytes = encoded(&frame);
+        assert_eq!(bytes[4..8], [0, 0, 0, 11]);
+        assert_eq!(bytes[FIXED_LEN..], [1, 1, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_head_comes_back_and_every_bit_flip_is_noticed() {
+        let hard_state = HardState { term: Term(7), voted_for: Some(NodeId(2)), ..HardState::default() };
+        let purged = SnapshotMeta { last: LogId::new(2, 1), membership: Membership::of_voters([1, 2]) };
+        let entries = [Entry::command(LogId::new(2, 3), "hi"), Entry::command(LogId::new(3, 4), "")];
+        let (hard_state, purged) = (Some(hard_state), Some(purged));
+        let frame = Frame {
+            salt: 1,
+            number: 5,
+            settled: 4,
+            last: LogId::new(3, 4),
+            hard_state: hard_state.as_ref(),
+            purged: purged.as_ref(),
+            entries: &entries,
+        };
+        let bytes = encoded(&frame);
+        let (head_len, frame_len) = Head::lengths(&bytes[..FIXED_LEN]);
+        let good = bytes.slice(..head_len as usize);
+        let head = Head::decode(&good).unwrap().unwrap();
+        assert_eq!((head.number, head.settled, head.last, head.after()), (5, 4, frame.last, LogIndex(2)));
+        assert_eq!((&head.hard_state, &head.purged), (&hard_state, &purged));
+        assert_eq!((head.len, head.frame_len()), (head_len, bytes.len() as u64));
+        assert_eq!(frame_len.next_multiple_of(8), bytes.len() as u64);
+        let places: Vec<_> = records_of(&bytes).collect();
+        for (entry, (at, len)) in entries.iter().zip(places) {
+            assert_eq!(record::decode(&bytes.slice(at as usize..(at + len) as usize)).as_ref(), Ok(entry));
+        }
+        for bit in 0..8 * good.len() {
+            let mut bad = good.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let (len, _) = Head::lengths(&bad[..FIXED_LEN]);
+            // Its length may be another now; what is not there is no head.
+            let bad = bytes
+                .get(..len as usize)
+                .map(|rest| [&bad[..], rest.get(bad.len()..).unwrap_or(&[])].concat());
+            let found = bad.map(|bad| Head::decode(&Bytes::from(bad).slice(..len as usize)));
+            assert!(found.is_none_or(|head| matches!(head, Ok(None))), "bit {bit}");
+        }
+    }
+}

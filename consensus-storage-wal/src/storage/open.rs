@@ -1,0 +1,109 @@
+//! What is done when a log is opened.
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Arc, Mutex, RwLock, atomic::AtomicBool},
+};
+
+use consensus_core::{NodeId, StorageError};
+use consensus_storage_dir::{DataDir, Kind, Mark, MarkFile, Reserve};
+
+use super::{SEGMENT_BYTES_MIN, Tail, WalLogStorage, Writer};
+use crate::{
+    frame::FIXED_LEN,
+    prepare::Workshop,
+    scan::Scan,
+    segment::{Files, Segment},
+};
+
+pub(super) fn open(path: &Path, node: NodeId, segment_bytes: u64) -> Result<WalLogStorage, StorageError> {
+    let dir = DataDir::open(path, KIND, node)?;
+    let io = |source| StorageError::Io { context: format!("opening {}", path.display()), source };
+    let place = dir.make_dir("segments").map_err(io)?;
+    let files = Files::of(&place).map_err(io)?;
+    for left in &files.unfinished {
+        fs::remove_file(left).map_err(io)?;
+    }
+    let mark_path = dir.path().join("MARK");
+    let noted = MarkFile::open(&mark_path)?;
+    let writes = noted.as_ref().map_or(Mark { writes: 0, file: 0 }, MarkFile::mark);
+    let segments = segments(&place, &files, writes, segment_bytes)?;
+
+    let mut scan = Scan::of(&segments, writes)?;
+    if noted.is_none() && scan.number > 0 {
+        let position = mark_path.display().to_string();
+        return Err(StorageError::Corrupt {
+            position,
+            why: "it is missing, and the log holds data".to_owned(),
+        });
+    }
+    let segment = segments[scan.end.segment].clone();
+    settle(&scan, &segments).map_err(|error| segment.io("writing", error))?;
+    let found = Mark { writes: scan.number, file: segment.sequence };
+    let mark = match noted {
+        None => MarkFile::create(&mark_path, found)?,
+        Some(mut mark) => {
+            let written = mark.write(found).and_then(|()| mark.sync());
+            written.map_err(io)?;
+            mark
+        }
+    };
+    let next = segments.get(scan.end.segment + 1).map(|next| next.sequence);
+    drop(segments);
+    let next = next.map(|sequence| Segment::open(&place, sequence).map(Arc::new)).transpose()?;
+    let workshop = Workshop::new(&place, segment_bytes, next, files.spares).map_err(io)?;
+    let state = scan.take_state(dir.storage());
+    scan.index.retire().into_iter().for_each(|segment| workshop.retire(segment));
+    let writer = Writer {
+        tail: Tail { at: scan.end.at, len: segment.len().map_err(io)?, segment },
+        number: scan.number,
+        settled: scan.settled,
+        hard_state: scan.hard_state,
+        purged: scan.purged,
+        mark,
+        buffer: Vec::new(),
+        found: Some(state),
+        failed: None,
+        #[cfg(test)]
+        broken: Arc::default(),
+    };
+    let (index, reserve) = (RwLock::new(scan.index), Reserve::new(dir.path(), 0));
+    Ok(WalLogStorage { index, writer: Mutex::new(writer), segment_bytes, reserve, workshop, dir })
+}
+
+/// Opens all segments; makes the first one if the log is new.
+fn segments(
+    place: &Path,
+    files: &Files,
+    noted: Mark,
+    segment_bytes: u64,
+) -> Result<Vec<Arc<Segment>>, StorageError> {
+    let position = place.display().to_string();
+    if !files.segments.is_empty() {
+        return files.segments.iter().map(|sequence| Segment::open(place, *sequence).map(Arc::new)).collect();
+    }
+    if noted.writes > 0 {
+        let why = format!("there are no segments, and {} records were written", noted.writes);
+        return Err(StorageError::Corrupt { position, why });
+    }
+    // Most logs in tests, and some in the world, never need more.
+    let len = (segment_bytes / FIRST_SHARE).max(SEGMENT_BYTES_MIN);
+    let first = Segment::create(place, 1, len, &AtomicBool::new(false));
+    let context = format!("making the first segment in {position}");
+    let first = first.map_err(|source| StorageError::Io { context, source })?;
+    Ok(vec![Arc::new(first)])
+}
+
+/// What was found may not be lost any more: a process that was killed leaves what is not synced. And a torn frame whose
+/// head can be read must not look like a damaged one when others have been written after it.
+fn settle(scan: &Scan, segments: &[Arc<Segment>]) -> io::Result<()> {
+    if let Some(torn) = scan.torn {
+        segments[torn.segment].write_synced(&[0; FIXED_LEN], torn.at)?;
+    }
+    segments[scan.end.segment].sync()
+}
+
+const KIND: Kind = Kind { name: "raft-wal", oldest: 1, format: 1 };
+/// The first segment of a log is so much shorter than the others.
+const FIRST_SHARE: u64 = 16;

@@ -1,0 +1,113 @@
+//! A disk that is full to the last byte: a small one in memory, mounted for the test, which takes root.
+
+use std::path::Path;
+
+use consensus_core::{
+    Entry, HardState, LogBatch, LogId, LogIndex, LogStorage, Membership, NodeId, SnapshotMeta, StorageError,
+    Term,
+};
+use consensus_storage_wal::WalLogStorage;
+use consensus_testkit::SmallDisk;
+use tempfile::TempDir;
+
+/// `None` where nothing can be mounted.
+fn small_disk(dir: &TempDir) -> Option<SmallDisk> {
+    SmallDisk::mount(dir.path(), DISK_MIB).map_err(|why| println!("SKIPPED, {why}")).ok()
+}
+
+fn open(dir: &Path) -> WalLogStorage {
+    WalLogStorage::open_with_segment_bytes(dir, NodeId(1), 1 << 20).unwrap()
+}
+
+fn append(storage: &WalLogStorage, index: u64) -> Result<(), StorageError> {
+    let entries = vec![Entry::command(LogId::new(1, index), vec![index as u8; 10_000])];
+    storage.write(LogBatch { entries, ..LogBatch::default() })
+}
+
+fn append_until_refused(storage: &WalLogStorage, first: u64) -> u64 {
+    for index in first.. {
+        match append(storage, index) {
+            Ok(()) => {}
+            Err(StorageError::NoRoom { batch, .. }) => {
+                assert_eq!(batch.entries[0].id.index, LogIndex(index), "what is given back");
+                return index - 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    unreachable!("no disk is endless");
+}
+
+fn purge(storage: &WalLogStorage, index: u64) {
+    let purge = Some(SnapshotMeta { last: LogId::new(1, index), membership: Membership::of_voters([1]) });
+    storage.write(LogBatch { purge, ..LogBatch::default() }).unwrap();
+}
+
+fn vote(storage: &WalLogStorage, term: u64) {
+    let hard_state = Some(HardState { term: Term(term), ..HardState::default() });
+    storage.write(LogBatch { hard_state, ..LogBatch::default() }).unwrap();
+}
+
+/// Without any reserve: the room for a segment is there before anything is written to it.
+#[test]
+fn a_full_disk_is_no_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = small_disk(&dir) else { return };
+    let log = disk.path().join("log");
+    let storage = open(&log);
+    append(&storage, 1).unwrap();
+    disk.fill().unwrap();
+    let last = append_until_refused(&storage, 2);
+    // What is small has room still, and is not refused.
+    (2..200).for_each(|term| vote(&storage, term));
+    assert_eq!(append_until_refused(&storage, last + 1), last);
+    drop(storage);
+
+    let storage = open(&log);
+    let state = storage.load().unwrap();
+    assert_eq!((state.last(), state.hard_state.term), (LogId::new(1, last), Term(199)));
+    assert_eq!(storage.read(LogIndex(0), LogIndex(last), u64::MAX).unwrap().len() as u64, last);
+    disk.make_room().unwrap();
+    append(&storage, last + 1).unwrap();
+    let more = append_until_refused(&storage, last + 2);
+    assert!(more > last + 500, "{last} {more}");
+    // A purge makes room, of the segments that it frees.
+    purge(&storage, more - 50);
+    let more = append_until_refused(&storage, more + 1);
+    drop(storage);
+    assert_eq!(open(&log).load().unwrap().last(), LogId::new(1, more));
+}
+
+#[test]
+fn a_batch_too_long_for_the_disk_is_given_back_and_shorter_ones_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = small_disk(&dir) else { return };
+    let log = disk.path().join("log");
+    let storage = open(&log);
+    for first in [1, 2] {
+        let entries = vec![Entry::command(LogId::new(1, first), vec![1; (DISK_MIB as usize) << 20])];
+        let refused = storage.write(LogBatch { entries, ..LogBatch::default() });
+        assert!(matches!(refused, Err(StorageError::NoRoom { .. })), "{refused:?}");
+        append(&storage, first).unwrap();
+    }
+    drop(storage);
+    assert_eq!(open(&log).load().unwrap().last(), LogId::new(1, 2));
+}
+
+#[test]
+fn a_reserve_keeps_the_disk_from_filling_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = small_disk(&dir) else { return };
+    let log = disk.path().join("log");
+    let storage = open(&log).with_reserve(RESERVE_MIB << 20);
+    let last = append_until_refused(&storage, 1);
+    assert!(last > 800, "{last}");
+    // Not final: what is small and makes room is taken, and the log opens as it is.
+    vote(&storage, 9);
+    purge(&storage, last);
+    drop(storage);
+    assert_eq!(open(&log).load().unwrap().last(), LogId::new(1, last));
+}
+
+const DISK_MIB: u64 = 24;
+const RESERVE_MIB: u64 = 12;

@@ -88,6 +88,9 @@ pub(crate) struct Arguments {
     /// does not.
     #[arg(long, env = "KV_FLIGHT_RECORDER_MIB")]
     flight_recorder_mib: Option<u64>,
+    /// What the log lies in. Default: what there is in the data directory; in a new one, wal.
+    #[arg(long, env = "KV_LOG_STORAGE")]
+    log_storage: Option<LogKind>,
     /// For when a majority is lost for good: makes this node, which must not run, the only member of its cluster, says
     /// what that means, and exits. What the others had beyond its log is lost.
     #[arg(long)]
@@ -116,6 +119,16 @@ pub(crate) enum Routing {
     Forward,
     /// Answers NotLeader, with the leader's endpoint.
     Redirect,
+}
+
+/// What the log lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogKind {
+    /// Files of its own: `consensus-storage-wal`.
+    Wal,
+    /// A RocksDB: `consensus-storage-rocksdb`.
+    Rocksdb,
 }
 
 /// The file. Every key is optional; an unknown one is an error.
@@ -164,6 +177,7 @@ struct Log {
     compact_keep_mib: Option<u64>,
     compact_hold_mib: Option<u64>,
     flight_recorder_mib: Option<u64>,
+    storage: Option<LogKind>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -210,6 +224,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) compact_hold_bytes: u64,
     /// 0: no recording.
     pub(crate) flight_recorder_bytes: u64,
+    /// `None`: what there is, or the faster.
+    pub(crate) log: Option<LogKind>,
 }
 
 /// Where a node is found.
@@ -374,6 +390,7 @@ impl Builder {
                 "flight_recorder_mib",
                 arguments.flight_recorder_mib.or(file.log.flight_recorder_mib).unwrap_or(0),
             )?,
+            log: arguments.log_storage.or(file.log.storage),
             witnesses,
             nodes: nodes.clone(),
         };

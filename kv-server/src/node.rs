@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io, sync::Arc};
 
 use consensus_core::{
-    Health, Member, MemberKind, Membership, NetworkTransport, StorageError, TransportError,
+    Health, LogStorage, Member, MemberKind, Membership, NetworkTransport, StorageError, TransportError,
 };
 use consensus_raft::{
     RaftConfig, RaftEngine, StartError,
@@ -11,13 +11,14 @@ use consensus_raft::{
     recover::{RecoverError, Recovered, force_new_cluster as force_new_cluster_in},
 };
 use consensus_storage_rocksdb::{Reserve, RocksLogStorage};
+use consensus_storage_wal::WalLogStorage;
 use consensus_transport_thrift::{ThriftConfig, ThriftTransport};
 use kv_state_machine::{ConsensusKvDatabase, Durability, KvStartError, KvStateMachine};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     cluster::ClusterManager,
-    config::{ClusterSettings, Routing, Settings},
+    config::{ClusterSettings, LogKind, Routing, Settings},
     frontend::Frontend,
     routing::RoutingManager,
 };
@@ -111,14 +112,12 @@ async fn replicated(
     settings: &Settings,
     cluster: &ClusterSettings,
 ) -> Result<(ConsensusKvDatabase, Arc<ThriftTransport>), NodeError> {
-    let storage = RocksLogStorage::open(&settings.data_dir.join(LOG), settings.node)?
-        .with_reserve(settings.disk_reserve_bytes);
+    let storage = open_log(settings, cluster.log)?;
     let mut thrift = ThriftConfig::new(settings.node, cluster.consensus_listen.clone());
     thrift.cluster.clone_from(&cluster.name);
     thrift.advertise = cluster.nodes.get(&settings.node).map(|endpoints| endpoints.consensus.clone());
     let transport = Arc::new(ThriftTransport::bind(thrift).await?);
     let config = raft_config(settings, cluster);
-    let storage = Arc::new(storage);
     if cluster.witnesses.contains(&settings.node) {
         let engine = RaftEngine::start_witness(config, transport.clone(), storage).await?;
         return Ok((ConsensusKvDatabase::witness(engine), transport));
@@ -127,6 +126,16 @@ async fn replicated(
     let executor = machine.executor();
     let engine = RaftEngine::start(config, transport.clone(), storage, Box::new(machine)).await?;
     Ok((ConsensusKvDatabase::new(engine, executor), transport))
+}
+
+/// The log of the node: of the kind that is wanted, or that is there.
+fn open_log(settings: &Settings, wanted: Option<LogKind>) -> Result<Arc<dyn LogStorage>, StorageError> {
+    let (path, node, reserve) = (settings.data_dir.join(LOG), settings.node, settings.disk_reserve_bytes);
+    let found = path.join("rocksdb").exists().then_some(LogKind::Rocksdb);
+    Ok(match wanted.or(found).unwrap_or(LogKind::Wal) {
+        LogKind::Wal => Arc::new(WalLogStorage::open(&path, node)?.with_reserve(reserve)),
+        LogKind::Rocksdb => Arc::new(RocksLogStorage::open(&path, node)?.with_reserve(reserve)),
+    })
 }
 
 pub(crate) fn raft_config(settings: &Settings, cluster: &ClusterSettings) -> RaftConfig {
@@ -159,8 +168,8 @@ pub(crate) fn force_new_cluster(settings: &Settings) -> Result<String, NodeError
     if !path.exists() {
         return Err(NodeError::NoLog { path: path.display().to_string() });
     }
-    let storage = RocksLogStorage::open(&path, node)?;
-    let Recovered { before, last, by } = force_new_cluster_in(&storage, node)?;
+    let storage = open_log(settings, settings.cluster.as_ref().and_then(|cluster| cluster.log))?;
+    let Recovered { before, last, by } = force_new_cluster_in(&*storage, node)?;
     Ok(format!(
         "node {node} is the only member now, by entry {by}; before, the members were: {before}\n\
          - its log ended with entry {last}: what was acknowledged beyond is lost, and what was written up to there counts\n\

@@ -66,7 +66,7 @@ STATES ?= 20000000
 modelcheck: ## so many STATES of each scenario, release build
 	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- model-check --states $(STATES) --seconds 3600 $(ARGS)
 
-.PHONY: page model-check simulate states sim mutants soak modelcheck no-bugs fuzz
+.PHONY: bench page model-check simulate states sim mutants soak modelcheck no-bugs fuzz
 model-check: modelcheck
 
 no-bugs:
@@ -91,6 +91,11 @@ $(VENV)/thriftpy2:
 figures: setup ## writes per second and latencies on three nodes, release build
 	cargo build --release -p kv-server -p kv-client
 	BIN=$(CARGO_TARGET_DIR)/release scripts/figures
+
+BENCH := $(CARGO_TARGET_DIR)/release/bench --docs docs
+bench: ## beside openraft, raft-rs, omnipaxos and etcd (Debian: etcd-server); renews the figures of docs/performance.md
+	cargo build --release -p consensus-benches -p kv-server
+	$(BENCH) core && $(BENCH) engine && $(BENCH) server && $(BENCH) failover
 
 TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 SECONDS_EACH ?= 60

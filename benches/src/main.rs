@@ -2,10 +2,11 @@
 
 mod core;
 mod engine;
+mod page;
 mod server;
 mod table;
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -20,6 +21,9 @@ struct Arguments {
     /// Leave out the others.
     #[arg(long, global = true)]
     ours_only: bool,
+    /// Puts the figures and plots into performance.md in this directory, too.
+    #[arg(long, global = true)]
+    docs: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -35,6 +39,12 @@ enum Command {
         /// Clients, each with one request in flight.
         #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 256, 1000])]
         clients: Vec<usize>,
+    },
+    /// Writes that are not acknowledged after `kill -9` of the leader, beside etcd.
+    Failover {
+        /// Leaders killed.
+        #[arg(long, default_value_t = 20)]
+        runs: usize,
     },
     /// The protocol alone on one thread, beside raft-rs and omnipaxos.
     Core {
@@ -54,13 +64,16 @@ fn main() -> ExitCode {
     let table = match arguments.command {
         Command::Engine { clients } => Ok(engine::compare(&clients, time, ours_only)),
         Command::Server { clients } => server::compare(&clients, time, ours_only),
+        Command::Failover { runs } => server::failover::compare(runs, ours_only),
         Command::Core { windows, nodes } => Ok(core::compare(&windows, &nodes, time, ours_only)),
     };
-    match table {
-        Ok(table) => {
-            print!("{table}");
-            ExitCode::SUCCESS
-        }
+    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let shown = table.and_then(|table| {
+        println!("{}\n\n{table}", table.name());
+        arguments.docs.map_or(Ok(()), |docs| page::write(&docs, &table, &format!("bench {command}")))
+    });
+    match shown {
+        Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("bench: {why}");
             ExitCode::FAILURE

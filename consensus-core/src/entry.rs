@@ -36,6 +36,7 @@ impl Entry {
 
     /// Bytes that the entry counts for in batches and queues: its payload and a fixed share for its header.
     #[must_use]
+    #[inline]
     pub fn size_bytes(&self) -> u64 {
         self.payload.size_bytes()
     }
@@ -44,6 +45,7 @@ impl Entry {
 impl Payload {
     /// [`Entry::size_bytes`] of an entry with it.
     #[must_use]
+    #[inline]
     pub fn size_bytes(&self) -> u64 {
         match self {
             Self::Blank | Self::Withheld => HEADER_BYTES,
@@ -54,6 +56,7 @@ impl Payload {
 
     /// The same of a command.
     #[must_use]
+    #[inline]
     pub fn command_bytes(command: &[u8]) -> u64 {
         HEADER_BYTES + command.len() as u64
     }

@@ -8,8 +8,8 @@ use std::sync::{
 /// Counts things and their bytes against limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    count: AtomicU64,
-    bytes: AtomicU64,
+    /// The count above [`BYTES_BITS`], the bytes below: one atomic operation for each way in, and for each way out.
+    held: AtomicU64,
     count_max: u64,
     bytes_max: u64,
 }
@@ -22,23 +22,27 @@ pub(crate) struct Permit {
 }
 
 impl Admission {
+    /// Limits are at most some 8 million things and 512 GiB.
     pub(crate) fn new(count_max: u64, bytes_max: u64) -> Arc<Self> {
-        Arc::new(Self { count: AtomicU64::new(0), bytes: AtomicU64::new(0), count_max, bytes_max })
+        // Half of what fits, so that callers who come together cannot make one number run over into the other.
+        let (count_max, bytes_max) = (count_max.min(1 << (63 - BYTES_BITS)), bytes_max.min(BYTES_MASK / 2));
+        Arc::new(Self { held: AtomicU64::new(0), count_max, bytes_max })
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
+        self.held.load(Ordering::Relaxed) >> BYTES_BITS
     }
 
     /// Room for one more, or how many and how many bytes there are already. One thing is let in whatever its size.
     pub(crate) fn admit(self: &Arc<Self>, bytes: u64) -> Result<Permit, (u64, u64)> {
+        let bytes = bytes.min(THING_BYTES_MAX);
         // Counted first and taken back if it was too much: concurrent callers can refuse each other at the very limit,
         // never exceed it.
-        let count = self.count.fetch_add(1, Ordering::Relaxed);
-        let held = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let held = self.held.fetch_add(ONE + bytes, Ordering::Relaxed);
+        let (count, held) = (held >> BYTES_BITS, held & BYTES_MASK);
         let permit = Permit { admission: self.clone(), bytes };
-        if count >= self.count_max || (held > 0 && held.saturating_add(bytes) > self.bytes_max) {
+        if count >= self.count_max || (held > 0 && held + bytes > self.bytes_max) {
             return Err((count, held));
         }
         Ok(permit)
@@ -47,10 +51,15 @@ impl Admission {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.admission.count.fetch_sub(1, Ordering::Relaxed);
-        self.admission.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.admission.held.fetch_sub(ONE + self.bytes, Ordering::Relaxed);
     }
 }
+
+const BYTES_BITS: u32 = 40;
+const BYTES_MASK: u64 = (1 << BYTES_BITS) - 1;
+const ONE: u64 = 1 << BYTES_BITS;
+/// A larger one is counted as this: more than any frame has.
+const THING_BYTES_MAX: u64 = 4 << 30;
 
 #[cfg(test)]
 mod tests {

@@ -207,8 +207,8 @@ impl Driver {
             if turn.iter().any(|input| matches!(input, Input::Propose(..))) && self.proposals.count() > 1 {
                 gather(&mut inputs, &mut turn).await;
             }
-            self.now = self.started.elapsed();
-            self.turn_began = std::time::Instant::now();
+            let began = Instant::now();
+            (self.now, self.turn_began) = (began - self.started, began.into_std());
             let span = tracing::debug_span!("turn", inputs = turn.len()).entered();
             for input in turn.drain(..) {
                 self.take(input);
@@ -482,11 +482,14 @@ impl Driver {
             let before = lead(status);
             // In place, unless a watcher holds it: it changes with every turn under load.
             let changed = self.update_status(Arc::make_mut(status));
+            // To wake those who wait costs more than all else here, and often nobody is there but the engine's handle. Who
+            // comes while the value is locked will read the new one.
+            let is_watched = self.status.receiver_count() > 1;
             if lead(status) != before {
                 measure::lead_changed(before, status);
                 tracing::info!(role = %status.role, term = %status.term, leader = ?status.leader.map(|n| n.0), "role");
             }
-            changed
+            changed && is_watched
         });
     }
 

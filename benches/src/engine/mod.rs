@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Plot, Table};
 
 /// A running cluster.
 pub(crate) trait Cluster: Clone + Send + Sync + 'static {
@@ -24,7 +24,14 @@ pub(crate) trait Cluster: Clone + Send + Sync + 'static {
 }
 
 pub(crate) fn compare(clients: &[usize], time: Duration, ours_only: bool) -> Table {
-    let mut table = Table::new("Engine beside openraft", &["clients", "ours/s", "openraft/s", "times"]);
+    let mut table = Table::new("Engine beside openraft", &["clients", "ours/s", "openraft/s", "times"])
+        .with_plot(Plot {
+            file: "engine.svg",
+            title: "proposals per second, three nodes in one process",
+            x: 0,
+            lines: vec![(1, "ours"), (2, "openraft")],
+            only: None,
+        });
     for clients in clients {
         let ours = measure::<ours::Ours>(*clients, time);
         let mut row = vec![Cell::count(*clients), Cell::rate(ours)];

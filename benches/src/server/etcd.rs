@@ -13,8 +13,10 @@ use tonic_prost::ProstCodec;
 use super::processes::{Processes, free_ports};
 
 pub(crate) struct Etcd {
-    _processes: Processes,
-    leader: u16,
+    processes: Processes,
+    ports: Vec<u16>,
+    /// Which of them.
+    leader: usize,
 }
 
 impl super::System for Etcd {
@@ -41,19 +43,45 @@ impl super::System for Etcd {
             ];
             processes.start(Path::new("etcd"), &arguments)?;
         }
+        let mut system = Self { processes, ports, leader: 0 };
+        system.find_leader().await?;
+        Ok(system)
+    }
+
+    async fn connect(&self) -> Result<Connection, String> {
+        connect(self.ports[self.leader]).await
+    }
+
+    async fn kill_leader(&mut self) -> Result<Vec<Connection>, String> {
+        let mut others = Vec::new();
+        for (number, port) in self.ports.iter().enumerate() {
+            if number != self.leader {
+                others.push(connect(*port).await?);
+            }
+        }
+        self.processes.kill(self.leader)?;
+        Ok(others)
+    }
+
+    async fn restart_killed(&mut self) -> Result<(), String> {
+        self.processes.restart(self.leader)?;
+        tokio::time::sleep(SETTLING).await;
+        self.find_leader().await
+    }
+}
+
+impl Etcd {
+    async fn find_leader(&mut self) -> Result<(), String> {
         for _ in 0..200 {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            for port in &ports {
+            for (number, port) in self.ports.iter().enumerate() {
                 if leads(*port).await.unwrap_or(false) {
-                    return Ok(Self { _processes: processes, leader: *port });
+                    self.leader = number;
+                    return Ok(());
                 }
             }
         }
         Err("etcd: no leader within 20 s".to_owned())
-    }
-
-    async fn connect(&self) -> Result<Connection, String> {
-        connect(self.leader).await
     }
 }
 
@@ -137,3 +165,6 @@ struct Status {
     #[prost(uint64, tag = "4")]
     leader: u64,
 }
+
+/// For a node that was started again to catch up.
+const SETTLING: Duration = Duration::from_secs(1);

@@ -2,6 +2,7 @@
 //! program that is the same but for the protocol.
 
 mod etcd;
+pub(crate) mod failover;
 mod load;
 mod ours;
 mod processes;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use load::{Load, Measured, What};
 
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Plot, Table};
 
 /// A running cluster and how one talks to it.
 pub(crate) trait System: Sized {
@@ -21,6 +22,10 @@ pub(crate) trait System: Sized {
     async fn start() -> Result<Self, String>;
     /// To the leader.
     async fn connect(&self) -> Result<Self::Connection, String>;
+    /// Kills the leader; connections to the two others.
+    async fn kill_leader(&mut self) -> Result<Vec<Self::Connection>, String>;
+    /// Starts again what was killed, and waits until all is well.
+    async fn restart_killed(&mut self) -> Result<(), String>;
 }
 
 /// Calls may share it.
@@ -33,13 +38,16 @@ pub(crate) trait Connection: Clone + Send + Sync + 'static {
 pub(crate) fn compare(clients: &[usize], time: Duration, ours_only: bool) -> Result<Table, String> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     runtime.block_on(async {
-        let mut table = Table::new(
-            "Server beside etcd",
-            &[
-                "", "clients", "ours/s", "p50 ms", "p99 ms", "load CPU", "etcd/s", "p50 ms", "p99 ms",
-                "load CPU", "times",
-            ],
-        );
+        let mut table = Table::new("Server beside etcd", &HEAD);
+        for (only, rates, latencies) in [
+            ("put", ("puts.svg", "puts per second"), ("put-latency.svg", "p99 of puts, ms")),
+            ("get", ("gets.svg", "linearizable gets per second"), ("get-latency.svg", "p99 of gets, ms")),
+        ] {
+            for ((file, title), columns) in [(rates, (2, 6)), (latencies, (4, 8))] {
+                let lines = vec![(columns.0, "ours"), (columns.1, "etcd")];
+                table = table.with_plot(Plot { file, title, x: 1, lines, only: Some(only) });
+            }
+        }
         let ours = ours::Ours::start().await?;
         let etcd = if ours_only { None } else { Some(etcd::Etcd::start().await?) };
         for what in [What::Put, What::Get] {
@@ -65,3 +73,9 @@ fn cells(measured: &Measured) -> [Cell; 4] {
     let Measured { rate, p50_ms, p99_ms, load_cores } = measured;
     [Cell::rate(*rate), Cell::number(*p50_ms, 2), Cell::number(*p99_ms, 2), Cell::number(*load_cores, 2)]
 }
+
+/// "load CPU": cores that the clients took.
+const HEAD: [&str; 11] = [
+    "", "clients", "ours/s", "p50 ms", "p99 ms", "load CPU", "etcd/s", "p50 ms", "p99 ms", "load CPU",
+    "times",
+];

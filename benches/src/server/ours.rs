@@ -10,8 +10,10 @@ use kv_client::{
 use super::processes::{Processes, free_ports};
 
 pub(crate) struct Ours {
-    _processes: Processes,
-    leader: u16,
+    processes: Processes,
+    ports: Vec<u16>,
+    /// Which of them.
+    leader: usize,
 }
 
 impl super::System for Ours {
@@ -42,19 +44,45 @@ impl super::System for Ours {
             ];
             processes.start(&program, &arguments.map(str::to_owned))?;
         }
+        let mut system = Self { processes, ports, leader: 0 };
+        system.find_leader().await?;
+        Ok(system)
+    }
+
+    async fn connect(&self) -> Result<Self::Connection, String> {
+        open(self.ports[self.leader]).await.map(Arc::new)
+    }
+
+    async fn kill_leader(&mut self) -> Result<Vec<Self::Connection>, String> {
+        let mut others = Vec::new();
+        for (number, port) in self.ports.iter().enumerate() {
+            if number != self.leader {
+                others.push(open(*port).await.map(Arc::new)?);
+            }
+        }
+        self.processes.kill(self.leader)?;
+        Ok(others)
+    }
+
+    async fn restart_killed(&mut self) -> Result<(), String> {
+        self.processes.restart(self.leader)?;
+        tokio::time::sleep(SETTLING).await;
+        self.find_leader().await
+    }
+}
+
+impl Ours {
+    async fn find_leader(&mut self) -> Result<(), String> {
         for _ in 0..200 {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            for port in &ports {
+            for (number, port) in self.ports.iter().enumerate() {
                 if leads(*port).await {
-                    return Ok(Self { _processes: processes, leader: *port });
+                    self.leader = number;
+                    return Ok(());
                 }
             }
         }
         Err("kv-server: no leader within 20 s".to_owned())
-    }
-
-    async fn connect(&self) -> Result<Self::Connection, String> {
-        open(self.leader).await.map(Arc::new)
     }
 }
 
@@ -91,3 +119,6 @@ fn done<T, F: std::fmt::Display, E: std::fmt::Display>(
         Err(error) => Err(error.to_string()),
     }
 }
+
+/// For a node that was started again to catch up.
+const SETTLING: Duration = Duration::from_secs(1);

@@ -9,6 +9,7 @@ use std::{
 /// A directory and the processes whose data lie in it. Dropped, both are gone.
 pub(crate) struct Processes {
     dir: tempfile::TempDir,
+    commands: Vec<Command>,
     children: Vec<Child>,
 }
 
@@ -17,7 +18,7 @@ impl Processes {
         // Not in memory: disks are measured, too.
         let place = std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(place);
-        Ok(Self { dir: dir.map_err(|error| error.to_string())?, children: Vec::new() })
+        Ok(Self { dir: dir.map_err(|error| error.to_string())?, commands: Vec::new(), children: Vec::new() })
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -28,13 +29,24 @@ impl Processes {
     pub(crate) fn start(&mut self, program: &Path, arguments: &[String]) -> Result<(), String> {
         let log = self.dir().join(format!("{}.log", self.children.len()));
         let log = File::create(log).map_err(|error| error.to_string())?;
-        let child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(|error| error.to_string())?)
-            .stderr(log)
-            .spawn();
-        self.children.push(child.map_err(|error| format!("{}: {error}", program.display()))?);
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null());
+        command.stdout(log.try_clone().map_err(|error| error.to_string())?).stderr(log);
+        let child = command.spawn().map_err(|error| format!("{}: {error}", program.display()))?;
+        self.commands.push(command);
+        self.children.push(child);
+        Ok(())
+    }
+
+    /// With SIGKILL.
+    pub(crate) fn kill(&mut self, number: usize) -> Result<(), String> {
+        let child = &mut self.children[number];
+        child.kill().and_then(|()| child.wait()).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Starts one that was killed, as it was started first.
+    pub(crate) fn restart(&mut self, number: usize) -> Result<(), String> {
+        self.children[number] = self.commands[number].spawn().map_err(|error| error.to_string())?;
         Ok(())
     }
 }

@@ -1,0 +1,64 @@
+//! How long there are no acknowledged writes after `kill -9` of the leader.
+
+use std::time::{Duration, Instant};
+
+use super::{Connection, System};
+use crate::table::{Cell, Table};
+
+pub(crate) fn compare(runs: usize, ours_only: bool) -> Result<Table, String> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let head = ["", "runs", "median ms", "worst ms"];
+        let mut table = Table::new("Failover beside etcd", &head);
+        table.push(row("ours", measure::<super::ours::Ours>(runs).await?));
+        if !ours_only {
+            table.push(row("etcd", measure::<super::etcd::Etcd>(runs).await?));
+        }
+        Ok(table)
+    })
+}
+
+fn row(name: &str, mut times: Vec<Duration>) -> Vec<Cell> {
+    times.sort_unstable();
+    let ms = |at: usize| Cell::number(times.get(at).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3), 0);
+    vec![Cell::text(name), Cell::count(times.len()), ms(times.len() / 2), ms(times.len().saturating_sub(1))]
+}
+
+async fn measure<S: System>(runs: usize) -> Result<Vec<Duration>, String> {
+    let mut system = S::start().await?;
+    let mut times = Vec::new();
+    for run in 0..runs {
+        put(&system.connect().await?).await?;
+        let others = system.kill_leader().await?;
+        let began = Instant::now();
+        // Whoever of the others answers first: both know whom to ask.
+        let (a, b) = (put_sometime(&others[0]), put_sometime(&others[1]));
+        tokio::select! {
+            () = a => {}
+            () = b => {}
+            () = tokio::time::sleep(LONGEST) => return Err(format!("run {run}: no write within {LONGEST:?}")),
+        }
+        times.push(began.elapsed());
+        system.restart_killed().await?;
+    }
+    Ok(times)
+}
+
+async fn put(connection: &impl Connection) -> Result<(), String> {
+    connection.put(b"failover".to_vec(), b"x".to_vec()).await
+}
+
+async fn put_sometime(connection: &impl Connection) {
+    loop {
+        let tried = tokio::time::timeout(TRY, put(connection)).await;
+        if matches!(tried, Ok(Ok(()))) {
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+const LONGEST: Duration = Duration::from_secs(30);
+/// One that hangs, as it went to the dead leader, is not waited for long.
+const TRY: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(5);

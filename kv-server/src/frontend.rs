@@ -139,17 +139,21 @@ impl Connection {
         calls: &mut FuturesUnordered<F>,
         answer: impl Fn(Incoming) -> F,
     ) -> Poll<io::Result<()>> {
+        let mut left = AT_ONCE;
         loop {
-            // A client that does not take its answers is not worked for.
             let mut moved = false;
-            while self.written.len() < WRITTEN_BYTES_MAX
+            // Calls in hand go on whether or not the client takes its answers: they may hold what others wait for.
+            while left > 0
                 && let Poll::Ready(Some(reply)) = calls.poll_next_unpin(context)
             {
                 self.written.extend_from_slice(&reply.unwrap_or_default());
-                moved = true;
+                (left, moved) = (left - 1, true);
             }
-            while self.received.is_none()
+            // But no more is taken from one that does not.
+            while left > 0
+                && self.received.is_none()
                 && calls.len() < CALLS_MAX
+                && self.written.len() < WRITTEN_BYTES_MAX
                 && let Poll::Ready(frame) = self.frames.poll_next_unpin(context)
             {
                 match frame.map(|frame| read_call(&frame?)) {
@@ -157,22 +161,37 @@ impl Connection {
                     Some(Err(error)) => self.received = Some(Err(error)),
                     None => self.received = Some(Ok(())),
                 }
-                moved = true;
+                (left, moved) = (left - 1, true);
             }
-            if moved {
+            if moved && left > 0 {
                 continue;
             }
-            if self.written.is_empty() {
-                let done = self.received.is_some() && calls.is_empty();
+            let wrote = self.poll_write(context)?;
+            if left == 0 {
+                context.waker().wake_by_ref(); // Others have their turn.
+                return Poll::Pending;
+            }
+            if !wrote {
+                let done = self.received.is_some() && calls.is_empty() && self.written.is_empty();
                 return if done { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
-            match pin!(self.writer.write_buf(&mut self.written)).poll(context) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
-            }
         }
+    }
+
+    /// Whether something was written.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
+        if self.written.is_empty() {
+            return Ok(false);
+        }
+        match pin!(self.writer.write_buf(&mut self.written)).poll(context)? {
+            Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(_) => {}
+            Poll::Pending => return Ok(false),
+        }
+        if self.written.is_empty() && self.written.capacity() > 2 * WRITTEN_BYTES_MAX {
+            self.written = BytesMut::new(); // What one large answer took is not kept.
+        }
+        Ok(true)
     }
 }
 
@@ -203,6 +222,8 @@ const FRAME_BYTES_MAX: usize = 16 << 20;
 const CONNECTIONS_MAX: usize = 10_000;
 /// Calls in hand per connection.
 const CALLS_MAX: usize = 1024;
-/// Answers that wait for the client to read; one more, of any size, may come on top.
+/// Answers that wait for the client to read. With more, no call is taken; those in hand may come on top.
 const WRITTEN_BYTES_MAX: usize = 256 << 10;
+/// Calls and answers that a connection may move before others have their turn.
+const AT_ONCE: usize = 256;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

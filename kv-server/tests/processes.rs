@@ -10,7 +10,7 @@ use common::{
 };
 use kv_client::{
     Connection, KvClient,
-    idl::{PutRequest, RangeRequest},
+    idl::{Consistency, PutRequest, RangeRequest},
     protocol::{Call, Fault, Reply},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -203,4 +203,26 @@ async fn a_data_directory_is_not_served_in_the_other_mode() {
     assert!(code == Some(1) && error.contains("belongs to node 0, not to node 3"), "{error}");
     let (code, error) = start(&["--config", "/nowhere.toml"]);
     assert!(code == Some(2) && error.contains("/nowhere.toml: cannot be read"), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_answers_holds_up_nobody() {
+    let cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    cluster.client().put("large", vec![b'x'; 512 << 10]).await.unwrap();
+    let follower = cluster.servers[(leader + 1) % 3].port;
+    // Before anybody else has the follower forward something: a put, which makes it connect to the leader, and 64 MiB of
+    // answers that nobody takes.
+    let mut mute = std::net::TcpStream::connect(("127.0.0.1", follower)).unwrap();
+    let put = PutRequest::new(b"k".to_vec(), b"v".to_vec(), None, None, None, None);
+    let get = RangeRequest::new(b"large".to_vec(), None, None, None, None, None, None, Consistency::STALE);
+    let calls = std::iter::once(Call::Put(put)).chain((0..128).map(|_| Call::Range(get.clone())));
+    for (sequence, call) in (1..).zip(calls) {
+        std::io::Write::write_all(&mut mute, &call.encode(sequence).unwrap()).unwrap();
+    }
+    let other = common::client(&[follower]);
+    for _ in 0..20 {
+        let put = other.put("other", "x");
+        tokio::time::timeout(Duration::from_secs(5), put).await.expect("an answer").unwrap();
+    }
 }

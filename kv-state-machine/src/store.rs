@@ -212,6 +212,8 @@ fn others(dir: &Path, current: &str) -> io::Result<Vec<PathBuf>> {
 fn options() -> Options {
     let mut options = Options::default();
     options.set_paranoid_checks(true);
+    // Who reads in memory does not remove files that a flush has left.
+    options.set_avoid_unnecessary_blocking_io(true);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
     options.set_max_write_buffer_number(4);
     options.set_max_background_jobs(2);

@@ -296,7 +296,12 @@ mod tests {
             terms.sort_unstable();
             let purged = split.min(terms.len());
             let base = LogId::new(if purged == 0 { 0 } else { terms[purged - 1] }, purged as u64);
-            let log = log_of(base, &terms[purged..]);
+            // Purged only now, so that the ring of positions goes round its end.
+            let mut log = log_of(LogId::ZERO, &terms[..purged]);
+            log.purge(base.index);
+            for term in &terms[purged..] {
+                log.push(EntryInfo { term: Term(*term), size_bytes: 10, membership: None });
+            }
             let scan = (purged + 1..=terms.len()).rev()
                 .find(|i| *i as u64 <= index && terms[i - 1] <= term)
                 .map_or(base, |i| LogId::new(terms[i - 1], i as u64));

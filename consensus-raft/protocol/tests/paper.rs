@@ -9,7 +9,9 @@ use consensus_core::{
     AppendOutcome, AppendResponse, HardState, LogId, LogIndex, LogState, Membership, NodeId, Role,
     SnapshotMeta, StorageId, Term, VoteKind, VoteRequest, VoteResponse,
 };
-use consensus_raft_protocol::{Append, Config, Event, Output, Raft, Reply, Restored, Time};
+use consensus_raft_protocol::{
+    Append, Config, Event, InterruptedInstall, Output, Raft, Reply, Restored, Time,
+};
 
 fn granted(outputs: &[Output]) -> Option<bool> {
     outputs.iter().find_map(|output| match output {
@@ -433,9 +435,12 @@ fn d_6_2_a_leader_steps_down_an_election_timeout_after_its_quorum_was_heard() {
 
 #[test]
 fn what_it_says_of_itself_and_the_others() {
+    let own = Raft::new(Config::new(NodeId(2)), Restored::default(), Duration::ZERO).unwrap().id();
     let mut raft = node(3, 0, &[1, 1]);
     assert_eq!((raft.durable(), raft.storage(), raft.peers().len()), (LogIndex(3), StorageId(0), 0));
+    assert_eq!((raft.leader(), own), (None, NodeId(2)));
     lead(&mut raft, SECOND);
+    assert_eq!(raft.leader(), Some(NodeId(0)));
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 4)));
     assert_eq!((raft.durable(), raft.log_bytes(), raft.log_tail(132)), (LogIndex(4), 332, LogIndex(2)));
     let timeout = Config::new(NodeId(0)).election_timeout;
@@ -446,6 +451,19 @@ fn what_it_says_of_itself_and_the_others() {
     let peers = raft.peers();
     assert_eq!((peers[&NodeId(1)].matched, peers[&NodeId(2)].matched), (LogIndex(5), LogIndex(0)));
     assert_eq!((peers[&NodeId(1)].active, peers[&NodeId(2)].active), (true, false));
+}
+
+#[test]
+fn an_installation_that_a_crash_interrupted_is_finished_if_the_state_is_there() {
+    let meta = SnapshotMeta { last: LogId::new(2, 7), ..SnapshotMeta::default() };
+    let hard = HardState { installing: Some(meta.clone()), ..HardState::default() };
+    let todo = |applied| Raft::interrupted_install(&hard, LogIndex(applied));
+    assert_eq!(todo(6), Some(InterruptedInstall::Forget));
+    assert_eq!(
+        (todo(7), todo(8)),
+        (Some(InterruptedInstall::Finish(meta.clone())), Some(InterruptedInstall::Finish(meta)))
+    );
+    assert_eq!(Raft::interrupted_install(&HardState::default(), LogIndex(7)), None);
 }
 
 #[test]

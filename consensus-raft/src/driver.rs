@@ -204,7 +204,7 @@ impl Driver {
                 _ = inputs.recv_many(&mut turn, TURN_INPUTS_MAX) => {}
                 () = &mut alarm => {}
             }
-            if turn.iter().any(|input| matches!(input, Input::Propose(..))) && self.proposals.count() > 1 {
+            if self.proposals.count() > 1 && turn.iter().any(|input| matches!(input, Input::Propose(..))) {
                 gather(&mut inputs, &mut turn).await;
             }
             let began = Instant::now();

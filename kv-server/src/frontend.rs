@@ -90,7 +90,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 async fn serve(
     stream: TcpStream,
     router: Arc<RoutingManager>,
-    stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (reader, writer) = stream.into_split();
@@ -107,7 +107,7 @@ async fn serve(
         }
         answer(router.clone(), may_forward.load(Ordering::Relaxed), incoming)
     };
-    let (mut calls, mut stop) = (FuturesUnordered::new(), stop);
+    let mut calls = FuturesUnordered::new();
     let mut stopped = pin!(stopped(&mut stop));
     poll_fn(|context| {
         if connection.received.is_none() && stopped.as_mut().poll(context).is_ready() {

@@ -3,16 +3,12 @@
 //! flush it, and all of it is stored and sent at once (with the default of 1 it is about half as fast). Ticks only elect
 //! the leader, on which the decided index is watched; nobody reads the decided entries.
 
-use std::time::{Duration, Instant};
-
 use bytes::Bytes;
 use omnipaxos::{ClusterConfig, OmniPaxos, ServerConfig, macros::Entry, messages::Message};
 use omnipaxos_storage::memory_storage::MemoryStorage;
 
-use super::PAYLOAD_BYTES;
+use super::{Cluster as _, PAYLOAD_BYTES};
 
-/// Proposals between two looks at the clock.
-const BETWEEN_LOOKS: usize = 512;
 /// Decided entries that the logs may hold before they are trimmed.
 const KEPT: usize = 8192;
 
@@ -21,26 +17,19 @@ const KEPT: usize = 8192;
 #[derive(Clone, Debug, Entry)]
 struct Payload(#[expect(dead_code, reason = "nothing is done with what is decided")] Bytes);
 
-/// Proposals per second.
-pub(crate) fn run(nodes: usize, window: usize, time: Duration) -> f64 {
-    let mut cluster = Cluster::elect(nodes as u64, window);
-    cluster.keep_busy(window, time / 4); // Until it runs evenly.
-    cluster.keep_busy(window, time)
-}
-
-struct Cluster {
+pub(super) struct Cluster {
     /// Node `pid` is at `pid - 1`.
     nodes: Vec<OmniPaxos<Payload, MemoryStorage<Payload>>>,
     leader: usize,
     payload: Payload,
-    proposed: usize,
     trimmed: usize,
     /// Empty between calls, kept for its capacity.
     messages: Vec<Message<Payload>>,
 }
 
-impl Cluster {
-    fn elect(nodes: u64, batch_size: usize) -> Self {
+impl super::Cluster for Cluster {
+    fn elect(nodes: usize, batch_size: usize) -> Self {
+        let nodes = nodes as u64;
         let start = |pid| {
             let cluster =
                 ClusterConfig { configuration_id: 1, nodes: (1..=nodes).collect(), flexible_quorum: None };
@@ -51,7 +40,6 @@ impl Cluster {
             nodes: (1..=nodes).map(start).collect(),
             leader: 0,
             payload: Payload(Bytes::from(vec![7; PAYLOAD_BYTES])),
-            proposed: 0,
             trimmed: 0,
             messages: Vec::new(),
         };
@@ -69,31 +57,25 @@ impl Cluster {
         }
     }
 
-    /// So many proposals in flight for so long; how many were decided per second.
-    fn keep_busy(&mut self, window: usize, time: Duration) -> f64 {
-        let (before, began) = (self.decided(), Instant::now());
-        loop {
-            let look = self.decided() + BETWEEN_LOOKS;
-            while self.decided() < look {
-                while self.proposed - self.decided() < window {
-                    self.nodes[self.leader].append(self.payload.clone()).expect("it leads");
-                    self.proposed += 1;
-                }
-                self.settle();
-                self.trim();
-            }
-            if began.elapsed() >= time {
-                return (self.decided() - before) as f64 / began.elapsed().as_secs_f64();
-            }
-        }
-    }
-
-    fn decided(&self) -> usize {
+    fn done(&self) -> usize {
         self.nodes[self.leader].get_decided_idx()
     }
 
-    /// Until no node has anything to say.
+    fn propose(&mut self, count: usize) {
+        for _ in 0..count {
+            self.nodes[self.leader].append(self.payload.clone()).expect("it leads");
+        }
+    }
+
     fn settle(&mut self) {
+        self.hand_over();
+        self.trim();
+    }
+}
+
+impl Cluster {
+    /// Until no node has anything to say.
+    fn hand_over(&mut self) {
         let mut quiet = false;
         while !quiet {
             quiet = true;
@@ -109,10 +91,10 @@ impl Cluster {
 
     /// All nodes, up to what all of them have.
     fn trim(&mut self) {
-        if self.decided() - self.trimmed > KEPT {
-            self.trimmed = self.decided();
+        if self.done() - self.trimmed > KEPT {
+            self.trimmed = self.done();
             self.nodes[self.leader].trim(None).expect("it leads");
-            self.settle();
+            self.hand_over();
         }
     }
 }

@@ -1,10 +1,7 @@
 //! `consensus-raft-protocol`. It sees no payloads; what stands for the rest of a node here holds them: the log of each node,
 //! to which messages bring them.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use consensus_core::{LogId, LogIndex, LogState, Membership, NodeId, Payload, StorageId};
@@ -30,57 +27,39 @@ enum Message {
 /// Messages on their way, by receiver.
 type Network = Vec<Vec<(NodeId, Message)>>;
 
-struct Cluster {
+pub(super) struct Cluster {
     /// The first one leads.
     nodes: Vec<Node>,
     network: Network,
     payload: Bytes,
-    proposed: u64,
 }
 
-/// Proposals per second with so many in flight.
-pub(crate) fn run(nodes: usize, window: usize, time: Duration) -> f64 {
-    let mut cluster = Cluster::elect(nodes as u64);
-    cluster.keep_busy(window as u64, time / 4); // Until it runs evenly.
-    cluster.keep_busy(window as u64, time)
-}
-
-impl Cluster {
-    fn elect(nodes: u64) -> Self {
+impl super::Cluster for Cluster {
+    fn elect(nodes: usize, _window: usize) -> Self {
         let payload = Bytes::from(vec![7; PAYLOAD_BYTES]);
         let network = (0..nodes).map(|_| Vec::new()).collect();
-        let nodes = (0..nodes).map(|id| Node::new(id, nodes)).collect();
-        let mut cluster = Self { nodes, network, payload, proposed: 0 };
+        let nodes = (0..nodes as u64).map(|id| Node::new(id, nodes as u64)).collect();
+        let mut cluster = Self { nodes, network, payload };
         // Only the first comes to its election timeout.
         cluster.nodes[0].step(Event::Tick, &mut cluster.network);
         cluster.settle();
         assert_eq!(cluster.nodes[0].raft.leader(), Some(NodeId(0)), "the first node leads");
-        cluster.proposed = cluster.nodes[0].applied.0;
         cluster
     }
 
-    /// So many proposals in flight for so long; how many were applied per second.
-    fn keep_busy(&mut self, window: u64, time: Duration) -> f64 {
+    fn done(&self) -> usize {
+        self.nodes[0].applied.0 as usize
+    }
+
+    fn propose(&mut self, count: usize) {
         let size_bytes = Payload::command_bytes(&self.payload);
-        let (before, began) = (self.nodes[0].applied.0, Instant::now());
-        loop {
-            let look = self.nodes[0].applied.0 + BETWEEN_LOOKS;
-            while self.nodes[0].applied.0 < look {
-                let leader = &mut self.nodes[0];
-                while self.proposed - leader.applied.0 < window {
-                    leader.incoming.push(self.payload.clone());
-                    leader.step(Event::Propose { token: 0, size_bytes }, &mut self.network);
-                    self.proposed += 1;
-                }
-                self.settle();
-            }
-            if began.elapsed() >= time {
-                return (self.nodes[0].applied.0 - before) as f64 / began.elapsed().as_secs_f64();
-            }
+        for _ in 0..count {
+            self.nodes[0].incoming.push(self.payload.clone());
+            self.nodes[0].step(Event::Propose { token: 0, size_bytes }, &mut self.network);
         }
     }
 
-    /// Until nobody has anything to say; the leader has something, as a rule.
+    /// The leader has something to say, as a rule.
     fn settle(&mut self) {
         self.nodes[0].end_turn(&mut self.network);
         let mut quiet = false;
@@ -198,7 +177,5 @@ impl Node {
 
 /// The clock stands still, late enough for an election.
 const NOW: Time = Time::from_secs(10);
-/// Proposals between two looks at the real clock.
-const BETWEEN_LOOKS: u64 = 512;
 /// Most entries of a log.
 const KEPT: u64 = 20_000;

@@ -4,8 +4,6 @@
 //! follower join one message (`batch_append`), no limit is ever reached, nothing is logged. All proposals that fit go in
 //! with one step, which is half as fast again as one call of `propose` for each.
 
-use std::time::{Duration, Instant};
-
 use bytes::Bytes;
 use raft::{
     Config, RawNode,
@@ -15,23 +13,13 @@ use raft::{
 
 use super::PAYLOAD_BYTES;
 
-/// Proposals between two looks at the clock.
-const BETWEEN_LOOKS: u64 = 512;
 /// Applied entries that a log may hold before it is compacted.
 const KEPT: u64 = 8192;
 
-/// Proposals per second.
-pub(crate) fn run(nodes: usize, window: usize, time: Duration) -> f64 {
-    let mut cluster = Cluster::elect(nodes as u64);
-    cluster.keep_busy(window as u64, time / 4); // Until it runs evenly.
-    cluster.keep_busy(window as u64, time)
-}
-
-struct Cluster {
+pub(super) struct Cluster {
     /// Node `id` is at `id - 1`; the first one leads.
     nodes: Vec<Node>,
     payload: Bytes,
-    proposed: u64,
 }
 
 struct Node {
@@ -44,8 +32,9 @@ struct Node {
     compacted_index: u64,
 }
 
-impl Cluster {
-    fn elect(nodes: u64) -> Self {
+impl super::Cluster for Cluster {
+    fn elect(nodes: usize, _window: usize) -> Self {
+        let nodes = nodes as u64;
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let start = |id| {
             let config = Config {
@@ -63,35 +52,23 @@ impl Cluster {
             Node { raft, storage, inbox: Vec::new(), applied: 0, applied_index: 0, compacted_index: 0 }
         };
         let nodes = (1..=nodes).map(start).collect();
-        let mut cluster = Self { nodes, payload: vec![7; PAYLOAD_BYTES].into(), proposed: 0 };
+        let mut cluster = Self { nodes, payload: vec![7; PAYLOAD_BYTES].into() };
         cluster.nodes[0].raft.campaign().expect("nobody else does");
         cluster.settle();
         assert_eq!(cluster.nodes[0].raft.raft.leader_id, 1, "the first node leads");
         cluster
     }
 
-    /// So many proposals in flight for so long; how many were applied per second.
-    fn keep_busy(&mut self, window: u64, time: Duration) -> f64 {
-        let (before, began) = (self.nodes[0].applied, Instant::now());
-        loop {
-            let look = self.nodes[0].applied + BETWEEN_LOOKS;
-            while self.nodes[0].applied < look {
-                self.propose(window - (self.proposed - self.nodes[0].applied));
-                self.settle();
-            }
-            if began.elapsed() >= time {
-                return (self.nodes[0].applied - before) as f64 / began.elapsed().as_secs_f64();
-            }
-        }
+    fn done(&self) -> usize {
+        self.nodes[0].applied as usize
     }
 
-    fn propose(&mut self, count: u64) {
+    fn propose(&mut self, count: usize) {
         let entry = Entry { data: self.payload.clone(), ..Entry::default() };
         let mut message = Message { from: 1, ..Message::default() };
         message.set_msg_type(MessageType::MsgPropose);
-        message.set_entries(vec![entry; count as usize].into());
+        message.set_entries(vec![entry; count].into());
         self.nodes[0].raft.step(message).expect("it leads");
-        self.proposed += count;
     }
 
     /// Until no node has anything to do; then everything proposed is applied.
@@ -112,7 +89,9 @@ impl Cluster {
         }
         self.nodes.iter_mut().for_each(Node::compact);
     }
+}
 
+impl Cluster {
     fn handle_ready(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         let mut ready = node.raft.ready();

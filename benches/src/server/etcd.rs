@@ -1,6 +1,6 @@
 //! etcd, as the system has it, with the defaults (it syncs before it acknowledges).
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use prost::Message;
 use tonic::{
@@ -12,22 +12,18 @@ use tonic_prost::ProstCodec;
 
 use super::processes::{Processes, free_ports};
 
-pub(crate) struct Etcd {
-    processes: Processes,
-    ports: Vec<u16>,
-    /// Which of them.
-    leader: usize,
-}
+pub(crate) struct Etcd;
 
 impl super::System for Etcd {
     type Connection = Connection;
 
-    async fn start() -> Result<Self, String> {
-        let mut processes = Processes::new()?;
-        let (ports, peers) = (free_ports(3)?, free_ports(3)?);
+    const NAME: &str = "etcd";
+
+    fn start_nodes(processes: &mut Processes, ports: &[u16]) -> Result<(), String> {
+        let peers = free_ports(ports.len())?;
         let cluster: Vec<_> =
             peers.iter().enumerate().map(|(id, port)| format!("n{id}=http://127.0.0.1:{port}")).collect();
-        for node in 0..3 {
+        for node in 0..ports.len() {
             let (client, peer) =
                 (format!("http://127.0.0.1:{}", ports[node]), format!("http://127.0.0.1:{}", peers[node]));
             let dir = processes.dir().join(format!("node-{node}"));
@@ -43,58 +39,21 @@ impl super::System for Etcd {
             ];
             processes.start(Path::new("etcd"), &arguments)?;
         }
-        let mut system = Self { processes, ports, leader: 0 };
-        system.find_leader().await?;
-        Ok(system)
+        Ok(())
     }
 
-    async fn connect(&self) -> Result<Connection, String> {
-        connect(self.ports[self.leader]).await
+    async fn connect(port: u16) -> Result<Connection, String> {
+        let endpoint =
+            Endpoint::from_shared(format!("http://127.0.0.1:{port}")).map_err(|error| error.to_string())?;
+        let channel = endpoint.tcp_nodelay(true).connect().await.map_err(|error| error.to_string())?;
+        Ok(Connection(channel))
     }
 
-    async fn kill_leader(&mut self) -> Result<Vec<Connection>, String> {
-        let mut others = Vec::new();
-        for (number, port) in self.ports.iter().enumerate() {
-            if number != self.leader {
-                others.push(connect(*port).await?);
-            }
-        }
-        self.processes.kill(self.leader)?;
-        Ok(others)
+    async fn leads(port: u16) -> Result<bool, String> {
+        let connection = Self::connect(port).await?;
+        let status: Status = connection.call("/etcdserverpb.Maintenance/Status", Empty {}).await?;
+        Ok(status.header.is_some_and(|header| header.member_id == status.leader))
     }
-
-    async fn restart_killed(&mut self) -> Result<(), String> {
-        self.processes.restart(self.leader)?;
-        tokio::time::sleep(SETTLING).await;
-        self.find_leader().await
-    }
-}
-
-impl Etcd {
-    async fn find_leader(&mut self) -> Result<(), String> {
-        for _ in 0..200 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            for (number, port) in self.ports.iter().enumerate() {
-                if leads(*port).await.unwrap_or(false) {
-                    self.leader = number;
-                    return Ok(());
-                }
-            }
-        }
-        Err("etcd: no leader within 20 s".to_owned())
-    }
-}
-
-async fn connect(port: u16) -> Result<Connection, String> {
-    let endpoint =
-        Endpoint::from_shared(format!("http://127.0.0.1:{port}")).map_err(|error| error.to_string())?;
-    let channel = endpoint.tcp_nodelay(true).connect().await.map_err(|error| error.to_string())?;
-    Ok(Connection(channel))
-}
-
-async fn leads(port: u16) -> Result<bool, String> {
-    let status: Status = connect(port).await?.call("/etcdserverpb.Maintenance/Status", Empty {}).await?;
-    Ok(status.header.is_some_and(|header| header.member_id == status.leader))
 }
 
 /// One HTTP/2 connection.
@@ -165,6 +124,3 @@ struct Status {
     #[prost(uint64, tag = "4")]
     leader: u64,
 }
-
-/// For a node that was started again to catch up.
-const SETTLING: Duration = Duration::from_secs(1);

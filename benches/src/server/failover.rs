@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Connection, System};
+use super::{Connection, System, cluster::Cluster};
 use crate::table::{Cell, Table};
 
 pub(crate) fn compare(runs: usize, ours_only: bool) -> Result<Table, String> {
@@ -25,11 +25,11 @@ fn row(name: &str, mut times: Vec<Duration>) -> Vec<Cell> {
 }
 
 async fn measure<S: System>(runs: usize) -> Result<Vec<Duration>, String> {
-    let mut system = S::start().await?;
+    let mut cluster = Cluster::<S>::start().await?;
     let mut times = Vec::new();
     for run in 0..runs {
-        put(&system.connect().await?).await?;
-        let others = system.kill_leader().await?;
+        put(&cluster.connect().await?).await?;
+        let others = cluster.kill_leader().await?;
         let began = Instant::now();
         // Whoever of the others answers first: both know whom to ask.
         let (a, b) = (put_sometime(&others[0]), put_sometime(&others[1]));
@@ -39,7 +39,7 @@ async fn measure<S: System>(runs: usize) -> Result<Vec<Duration>, String> {
             () = tokio::time::sleep(LONGEST) => return Err(format!("run {run}: no write within {LONGEST:?}")),
         }
         times.push(began.elapsed());
-        system.restart_killed().await?;
+        cluster.restart_killed().await?;
     }
     Ok(times)
 }

@@ -11,7 +11,7 @@ use std::{
 use hdrhistogram::Histogram;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use super::{Connection, System};
+use super::{Connection, System, cluster::Cluster};
 
 /// What the clients ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +45,12 @@ pub(crate) struct Measured {
 }
 
 impl Load {
-    pub(crate) async fn run<S: System>(&self, system: &S) -> Result<Measured, String> {
+    pub(crate) async fn run<S: System>(&self, cluster: &Cluster<S>) -> Result<Measured, String> {
         let phase = Arc::new(AtomicU8::new(WARMING_UP));
         let latencies = Arc::new(Mutex::new(Histogram::<u64>::new(3).map_err(|error| error.to_string())?));
         let mut tasks = Vec::new();
         for first in (0..self.clients).step_by(CLIENTS_PER_CONNECTION) {
-            let connection = system.connect().await?;
+            let connection = cluster.connect().await?;
             for id in first..(first + CLIENTS_PER_CONNECTION).min(self.clients) {
                 let (connection, phase, latencies) = (connection.clone(), phase.clone(), latencies.clone());
                 let what = self.what;

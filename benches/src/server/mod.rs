@@ -1,6 +1,7 @@
 //! Servers: three processes each on loopback, every write synced by a majority before it is acknowledged, one client
 //! program that is the same but for the protocol.
 
+mod cluster;
 mod etcd;
 pub(crate) mod failover;
 mod load;
@@ -9,23 +10,24 @@ mod processes;
 
 use std::time::Duration;
 
+use cluster::Cluster;
 use load::{Load, Measured, What};
+use processes::Processes;
 
 use crate::table::{Cell, Plot, Table};
 
-/// A running cluster and how one talks to it.
-pub(crate) trait System: Sized {
-    /// One connection to the leader.
+/// What is measured: how its nodes are started, and how one talks to them.
+pub(crate) trait System {
     type Connection: Connection;
 
-    /// Three processes with a leader, or why not.
-    async fn start() -> Result<Self, String>;
-    /// To the leader.
-    async fn connect(&self) -> Result<Self::Connection, String>;
-    /// Kills the leader; connections to the two others.
-    async fn kill_leader(&mut self) -> Result<Vec<Self::Connection>, String>;
-    /// Starts again what was killed, and waits until all is well.
-    async fn restart_killed(&mut self) -> Result<(), String>;
+    const NAME: &str;
+
+    /// Starts a node for each of `ports`, where it is to serve clients.
+    fn start_nodes(processes: &mut Processes, ports: &[u16]) -> Result<(), String>;
+    /// To the node at `port`.
+    async fn connect(port: u16) -> Result<Self::Connection, String>;
+    /// Whether that node leads, if it answers.
+    async fn leads(port: u16) -> Result<bool, String>;
 }
 
 /// Calls may share it.
@@ -48,8 +50,8 @@ pub(crate) fn compare(clients: &[usize], time: Duration, ours_only: bool) -> Res
                 table = table.with_plot(Plot { file, title, x: 1, lines, only: Some(only) });
             }
         }
-        let ours = ours::Ours::start().await?;
-        let etcd = if ours_only { None } else { Some(etcd::Etcd::start().await?) };
+        let ours = Cluster::<ours::Ours>::start().await?;
+        let etcd = if ours_only { None } else { Some(Cluster::<etcd::Etcd>::start().await?) };
         for what in [What::Put, What::Get] {
             for clients in clients {
                 // In turn, so that what else the machine does is the same for both.

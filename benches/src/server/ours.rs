@@ -9,20 +9,16 @@ use kv_client::{
 
 use super::processes::{Processes, free_ports};
 
-pub(crate) struct Ours {
-    processes: Processes,
-    ports: Vec<u16>,
-    /// Which of them.
-    leader: usize,
-}
+pub(crate) struct Ours;
 
 impl super::System for Ours {
     type Connection = Arc<kv_client::Connection>;
 
-    async fn start() -> Result<Self, String> {
+    const NAME: &str = "kv-server";
+
+    fn start_nodes(processes: &mut Processes, ports: &[u16]) -> Result<(), String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("kv-server");
-        let mut processes = Processes::new()?;
-        let (ports, consensus) = (free_ports(3)?, free_ports(3)?);
+        let consensus = free_ports(ports.len())?;
         let config = processes.dir().join("cluster.toml");
         let mut text = "[deployment]\nmode = \"replicated\"\n".to_owned();
         for (id, (port, consensus)) in ports.iter().zip(consensus).enumerate() {
@@ -32,7 +28,7 @@ impl super::System for Ours {
             );
         }
         std::fs::write(&config, text).map_err(|error| error.to_string())?;
-        for node in 0..3 {
+        for node in 0..ports.len() {
             let dir = processes.dir().join(format!("node-{node}"));
             let arguments = [
                 "--config",
@@ -44,57 +40,19 @@ impl super::System for Ours {
             ];
             processes.start(&program, &arguments.map(str::to_owned))?;
         }
-        let mut system = Self { processes, ports, leader: 0 };
-        system.find_leader().await?;
-        Ok(system)
+        Ok(())
     }
 
-    async fn connect(&self) -> Result<Self::Connection, String> {
-        open(self.ports[self.leader]).await.map(Arc::new)
+    async fn connect(port: u16) -> Result<Self::Connection, String> {
+        let endpoint = format!("127.0.0.1:{port}").parse().map_err(|error| format!("{error}"))?;
+        let connection = kv_client::Connection::open(&endpoint, Duration::from_secs(2)).await;
+        connection.map(Arc::new).map_err(|error| error.to_string())
     }
 
-    async fn kill_leader(&mut self) -> Result<Vec<Self::Connection>, String> {
-        let mut others = Vec::new();
-        for (number, port) in self.ports.iter().enumerate() {
-            if number != self.leader {
-                others.push(open(*port).await.map(Arc::new)?);
-            }
-        }
-        self.processes.kill(self.leader)?;
-        Ok(others)
+    async fn leads(port: u16) -> Result<bool, String> {
+        let status = Self::connect(port).await?.call(Call::Status).await;
+        Ok(matches!(status, Ok(Ok(Reply::Status(status))) if status.leader_id == Some(status.header.node_id)))
     }
-
-    async fn restart_killed(&mut self) -> Result<(), String> {
-        self.processes.restart(self.leader)?;
-        tokio::time::sleep(SETTLING).await;
-        self.find_leader().await
-    }
-}
-
-impl Ours {
-    async fn find_leader(&mut self) -> Result<(), String> {
-        for _ in 0..200 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            for (number, port) in self.ports.iter().enumerate() {
-                if leads(*port).await {
-                    self.leader = number;
-                    return Ok(());
-                }
-            }
-        }
-        Err("kv-server: no leader within 20 s".to_owned())
-    }
-}
-
-async fn open(port: u16) -> Result<kv_client::Connection, String> {
-    let endpoint = format!("127.0.0.1:{port}").parse().map_err(|error| format!("{error}"))?;
-    kv_client::Connection::open(&endpoint, Duration::from_secs(2)).await.map_err(|error| error.to_string())
-}
-
-async fn leads(port: u16) -> bool {
-    let Ok(connection) = open(port).await else { return false };
-    let status = connection.call(Call::Status).await;
-    matches!(status, Ok(Ok(Reply::Status(status))) if status.leader_id == Some(status.header.node_id))
 }
 
 impl super::Connection for Arc<kv_client::Connection> {
@@ -119,6 +77,3 @@ fn done<T, F: std::fmt::Display, E: std::fmt::Display>(
         Err(error) => Err(error.to_string()),
     }
 }
-
-/// For a node that was started again to catch up.
-const SETTLING: Duration = Duration::from_secs(1);

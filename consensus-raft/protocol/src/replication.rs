@@ -240,19 +240,18 @@ pub(crate) enum Send {
 // The follower's side.
 impl Raft {
     pub(crate) fn on_append(&mut self, from: NodeId, append: Append, entries: Vec<EntryInfo>) {
+        let is_stale = append.term < self.hard.term;
+        // Its refusal tells of a later term, which the sender may lead again by the time it comes: it must answer no round
+        // of that one (I9).
+        let answered_round = if is_stale && !is_on(Bug::R9) { 0 } else { append.round };
         let answer = |raft: &Self, outcome| {
-            let (term, round, storage) = (raft.hard.term, append.round, raft.storage);
+            let (term, round, storage) = (raft.hard.term, answered_round, raft.storage);
             Reply::AppendResponse(AppendResponse { term, round, outcome, storage })
         };
         let rejected = |hint| AppendOutcome::Rejected { prev: append.prev.index, hint };
-        if append.term < self.hard.term {
-            let Reply::AppendResponse(mut response) = answer(self, rejected(self.log.last())) else { return };
-            // It tells of a later term, which the sender may lead again by the time it comes: it must answer no round of
-            // that one (I9).
-            if !is_on(Bug::R9) {
-                response.round = 0;
-            }
-            self.outputs.push(Output::Send(from, Reply::AppendResponse(response)));
+        if is_stale {
+            let response = answer(self, rejected(self.log.last()));
+            self.outputs.push(Output::Send(from, response));
             return;
         }
         if !is_well_formed(&append, &entries) || !self.follow(from, append.term) {

@@ -1,10 +1,16 @@
 //! A log that grows, is cut, is purged: what was written when, and how to see whether it is all there. For tests of what
 //! crashes ([`crash_images`](crate::crash_images)) and damage ([`damage`](crate::damage)) leave of a storage's files.
 
-use crate::MemLogStorage;
+use std::path::Path;
+
 use consensus_core::{
     Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, Membership, NodeId, SnapshotMeta,
-    StorageId, Term,
+    StorageError, StorageId, Term,
+};
+
+use crate::{
+    MemLogStorage,
+    damage::{Damage, Outcome},
 };
 
 /// What a log holds: everything but the storage's identity, with the entries themselves.
@@ -85,6 +91,153 @@ pub fn one_more(content: &Content) -> LogBatch {
     let last = content.last();
     let entry = Entry::command(LogId { index: last.index.next(), ..last }, "one more");
     LogBatch { entries: vec![entry], ..LogBatch::default() }
+}
+
+/// `storage`, or its refusal: a log of which the storage says that not all can be read is as good as refused; an engine may do
+/// better.
+///
+/// # Errors
+/// It is damaged, or cannot be read.
+pub fn sound<S: LogStorage>(storage: S) -> Result<S, StorageError> {
+    match storage.load()?.damage {
+        Some(damage) => Err(damage.refusal()),
+        None => Ok(storage),
+    }
+}
+
+/// A log that was filled: what it held, and which storage it was.
+#[derive(Clone, Debug)]
+pub struct Filled {
+    content: Content,
+    identity: StorageId,
+}
+
+impl Filled {
+    /// With what is in `storage` now.
+    ///
+    /// # Panics
+    /// It cannot be read.
+    pub fn of(storage: &dyn LogStorage) -> Self {
+        Self { content: Content::of(storage), identity: storage.load().unwrap().storage }
+    }
+
+    /// What came of `damage` to a copy of it in `place`, for [`damage::try_all`](crate::damage::try_all).
+    ///
+    /// # Panics
+    /// It opens with something else, or is refused once and opens then.
+    pub fn outcome<S: LogStorage>(
+        &self,
+        damage: &Damage,
+        place: &Path,
+        open: impl Fn(&Path) -> Result<S, StorageError>,
+    ) -> Outcome {
+        match open(place) {
+            Ok(storage) => {
+                assert_eq!(Content::of(&storage), self.content, "{damage}: opened with something else");
+                assert_eq!(storage.load().unwrap().storage, self.identity, "{damage}");
+                Outcome::Whole
+            }
+            Err(error) => {
+                // And again: a refusal is not forgotten.
+                open(place).err().unwrap_or_else(|| panic!("{damage}: refused once, and opened then"));
+                Outcome::Refused(error.to_string())
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+pub use crashes::{try_images, write_in_sessions};
+
+#[cfg(unix)]
+mod crashes {
+    use std::{collections::BTreeMap, path::Path};
+
+    use consensus_core::{LogStorage, StorageError};
+
+    use super::{Content, batches, contents, one_more};
+    use crate::crash_images::{self, Image};
+
+    /// The body of a workload of [`crash_images::record`]: writes the [`batches`] in so many sessions, for each of which
+    /// `open` opens the storage below the directory, and says what is acknowledged. Does nothing in a test that was started
+    /// in another way.
+    ///
+    /// # Panics
+    /// The storage cannot be opened or written.
+    pub fn write_in_sessions<S: LogStorage>(
+        sessions: usize,
+        open: impl Fn(&Path) -> Result<S, StorageError>,
+    ) {
+        let Some(dir) = crash_images::workload_dir() else { return };
+        let batches = batches();
+        let mut done = 0;
+        for session in batches.chunks(batches.len().div_ceil(sessions)) {
+            let storage = open(&dir).unwrap();
+            println!("storage {}", storage.load().unwrap().storage);
+            for batch in session {
+                storage.write(batch.clone()).unwrap();
+                done += 1;
+                println!("acknowledged {done}");
+            }
+        }
+    }
+
+    /// Records the test `workload`, which calls [`write_in_sessions`], and has `open` open every image that a crash may
+    /// leave of it. To the image of number n `more(n)` batches more are written, and it is opened again.
+    ///
+    /// # Panics
+    /// What opens is not what was acknowledged, or it does not open.
+    pub fn try_images<S: LogStorage>(
+        workload: &str,
+        open: impl Fn(&Path) -> Result<S, StorageError>,
+        more: impl Fn(usize) -> usize,
+    ) {
+        let place = tempfile::tempdir().unwrap();
+        let recording = match crash_images::record(workload, place.path()) {
+            Ok(recording) => recording,
+            Err(why) => return println!("SKIPPED, no crash images are tried: {why}"),
+        };
+        let contents = contents(&batches());
+        let mut tried: BTreeMap<_, usize> = BTreeMap::new();
+        let syncs = recording.images(|image| {
+            check(image, &contents, &open, more(tried.values().sum()));
+            *tried.entry(image.survives).or_default() += 1;
+        });
+        let images: usize = tried.values().sum();
+        println!("{syncs} syncs, {images} images: {tried:?}");
+        assert!(
+            syncs > batches().len() && tried.len() == 5,
+            "the recording is not of the workload: {syncs} {tried:?}"
+        );
+    }
+
+    fn check<S: LogStorage>(
+        image: &Image,
+        contents: &[Content],
+        open: impl Fn(&Path) -> Result<S, StorageError>,
+        more: usize,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        image.write_to(dir.path()).unwrap();
+        let acknowledged: usize = image.told("acknowledged").map_or(0, |n| n.parse().unwrap());
+        let storage = open(dir.path()).unwrap_or_else(|error| panic!("{image} does not open: {error}"));
+        let found = Content::of(&storage);
+        // The batch under way may be there too, whole.
+        let may = &contents[acknowledged..contents.len().min(acknowledged + 2)];
+        assert!(may.contains(&found), "{image}: not what was acknowledged: {found:?}");
+        if let Some(identity) = image.told("storage") {
+            assert_eq!(storage.load().unwrap().storage.to_string(), identity, "{image}");
+        }
+        if more == 0 {
+            return;
+        }
+        for _ in 0..more {
+            storage.write(one_more(&Content::of(&storage))).unwrap();
+        }
+        let before = Content::of(&storage);
+        drop(storage);
+        assert_eq!(Content::of(&open(dir.path()).unwrap()), before, "{image}: after {more} more writes");
+    }
 }
 
 const BATCHES: u64 = 48;

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::host::panic_text;
+
 use super::{
     fingerprint::Print,
     scenario::Scenario,
@@ -174,12 +176,7 @@ impl Search {
             self.world.check(&state)?;
             Ok(state)
         }));
-        acted.unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            Err(text
-                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                .unwrap_or_default())
-        })
+        acted.unwrap_or_else(|panic| Err(panic_text(&*panic)))
     }
 
     /// The steps to a state, and one more.

@@ -196,7 +196,12 @@ fn sync_way_to(path: &Path) -> io::Result<()> {
     above.next().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
     for dir in above {
         // One that may not be opened was not made by us.
-        let _ = File::open(dir).and_then(|dir| dir.sync_all());
+        let Ok(dir) = File::open(dir) else { continue };
+        match dir.sync_all().map_err(|error| error.kind()) {
+            // There are file systems without it; ours may begin below.
+            Ok(()) | Err(io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {}
+            Err(kind) => return Err(kind.into()),
+        }
     }
     Ok(())
 }

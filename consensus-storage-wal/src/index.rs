@@ -143,10 +143,11 @@ impl Index {
         self.places.push_back(place);
     }
 
-    /// Forgets the segments that hold nothing that is needed, and returns them.
-    pub(crate) fn retire(&mut self) -> Vec<Arc<Segment>> {
+    /// Forgets the segments that hold nothing beyond `purged`, and returns them. In a log that is damaged the base is no
+    /// measure: what lies before it was not purged, and may be what somebody mends the log with.
+    pub(crate) fn retire(&mut self, purged: LogIndex) -> Vec<Arc<Segment>> {
         let mut retired = Vec::new();
-        while self.segments.get(1).is_some_and(|next| next.base <= self.base.index) {
+        while self.segments.get(1).is_some_and(|next| next.base <= purged) {
             retired.extend(self.segments.pop_front().map(|held| held.segment));
         }
         retired

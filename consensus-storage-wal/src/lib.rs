@@ -41,11 +41,18 @@
 //! write waits for that only if it is not done when it needs it.
 //!
 //! # What is noticed
-//! * The last frame is torn, and the mark does not know of it: nobody was told, and it is cut silently.
+//! * The last frame is torn, none is missing before it, and the mark does not know of it: nobody was told, and it is cut
+//!   silently.
 //! * A record is damaged: [`LogState::damage`](consensus_core::LogState::damage). So it is with the head of a frame, or
-//!   several, or a whole segment, when a later head shows that they only appended.
+//!   several, or a whole segment, when a later head shows that they only appended, or says all that may have changed.
+//!   Nothing is put away of such a log but what was purged.
+//! * A block that the disk does not give back is damage like any other, but for the end of the log: there it is an error, as
+//!   the next frame would go there.
 //! * Any other damage, also zeros or an end in the place of what the mark knows of:
 //!   [`StorageError::Corrupt`](consensus_core::StorageError::Corrupt).
+//!
+//! A sync that failed is final, and what it should have made durable is written again when the log is opened and it is still
+//! there: the system takes it for written, and a power cut would take it away.
 //!
 //! The mark is not synced: a power cut may take the last half minute of it. Damage *and* a power cut together can make
 //! the very last frame disappear; anything before it is missed even then, as a later frame shows that there was more.
@@ -53,6 +60,8 @@
 //! What this is *not*: a general log. It holds one Raft log, in memory 8 bytes for each entry, and has one writer.
 
 mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod prepare;
 mod scan;

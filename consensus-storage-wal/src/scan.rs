@@ -8,13 +8,14 @@ use std::{collections::VecDeque, sync::Arc};
 use consensus_core::{
     Damage, Entry, HardState, LogId, LogIndex, LogState, Membership, Payload, SnapshotMeta, StorageError,
     StorageId,
+    bugs::{Bug, is_on},
 };
 use consensus_storage_dir::Mark;
 
 use crate::{
     frame::Head,
     index::{Index, Place},
-    segment::{FIRST_FRAME, Segment},
+    segment::{FIRST_FRAME, SEGMENT_BYTES_MAX, Segment},
 };
 use flaws::{Flaw, Flaws};
 use reader::Reader;
@@ -31,8 +32,8 @@ pub(crate) struct Scan {
     pub(crate) settled: u64,
     /// Where the next frame goes.
     pub(crate) end: Position,
-    /// Where a frame begins that was not written to its end.
-    pub(crate) torn: Option<Position>,
+    /// Where the last frame begins, in the same segment.
+    pub(crate) begin: u64,
     /// Those of the index, with their sizes.
     entries: VecDeque<(LogId, u64)>,
     /// So many segments are in the index.
@@ -44,7 +45,7 @@ pub(crate) struct Scan {
 }
 
 /// A place in the segments that are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub(crate) segment: usize,
     pub(crate) at: u64,
@@ -53,21 +54,24 @@ pub(crate) struct Position {
 impl Scan {
     /// Reads `segments`, of which as much must be there as `noted` says.
     pub(crate) fn of(segments: &[Arc<Segment>], noted: Mark) -> Result<Self, StorageError> {
-        let mut scan = Self { end: Position { segment: 0, at: FIRST_FRAME }, ..Self::default() };
+        let end = Position { segment: 0, at: FIRST_FRAME };
+        let mut scan = Self { end, begin: end.at, ..Self::default() };
         let mut reader = Reader::new(segments);
         while let Some((begin, head)) = reader.find(scan.end, scan.number + 1)? {
             let end = Position { at: begin.at + head.frame_len(), ..begin };
-            // The last one, damaged, and nobody was told of it.
+            // Only the last one can be torn: nobody was told of it, and it is cut. Of one that others are missing before, it
+            // is not known how it came to be as it is.
             if head.number > noted.writes
+                && head.number == scan.number + 1
                 && !reader.is_whole(begin, &head)?
                 && reader.find(end, head.number + 1)?.is_none()
             {
-                scan.torn = Some(begin);
                 break;
             }
             scan.take_in(&mut reader, begin, &head)?;
-            scan.end = end;
+            (scan.begin, scan.end) = (begin.at, end);
         }
+        reader.check_unreadable(scan.end)?;
         scan.check_end(segments, noted)?;
         Ok(scan)
     }
@@ -75,9 +79,16 @@ impl Scan {
     fn take_in(&mut self, reader: &mut Reader<'_>, begin: Position, head: &Head) -> Result<(), StorageError> {
         let gap = head.number != self.number + 1;
         if gap {
-            self.bridge(reader.segments(), begin, head)?;
+            self.bridge(reader, begin, head)?;
         }
-        let segment = &reader.segments()[begin.segment];
+        let purged = head.purged.as_ref().map_or(self.purged.last.index, |new| new.last.index);
+        let (after, before) = (head.after(), self.index.last().index.max(purged));
+        if !(self.purged.last.index..=after).contains(&purged) || after > before {
+            let log = format!("the log has those from {} to {before}", self.purged.last.index);
+            let why =
+                format!("record {} purges up to {purged} and appends after {after}, {log}", head.number);
+            return Err(reader.segments()[begin.segment].corrupt(begin.at, why));
+        }
         let changed = head.hard_state.as_ref().is_some_and(|new| *new != self.hard_state)
             || head.purged.as_ref().is_some_and(|new| *new != self.purged);
         if let Some(purged) = &head.purged {
@@ -85,12 +96,6 @@ impl Scan {
         }
         if let Some(hard_state) = &head.hard_state {
             self.hard_state.clone_from(hard_state);
-        }
-        let (after, before) = (head.after(), self.index.last().index);
-        if after > before {
-            let why =
-                format!("record {} appends after entry {after}, and the log ends at {before}", head.number);
-            return Err(segment.corrupt(begin.at, why));
         }
         self.cut(after);
         // One, and those before it of which no frame was found.
@@ -104,15 +109,14 @@ impl Scan {
     }
 
     /// Frames before `head` are missing. They must be such as are not needed to know what there is.
-    fn bridge(
-        &mut self,
-        segments: &[Arc<Segment>],
-        begin: Position,
-        head: &Head,
-    ) -> Result<(), StorageError> {
-        let (mut flaw, before) = (self.missing(segments, head.number - 1), self.index.last());
-        flaw.why += &format!(", before {}", segments[begin.segment].position(begin.at));
-        if head.settled <= self.number {
+    fn bridge(&mut self, reader: &Reader<'_>, begin: Position, head: &Head) -> Result<(), StorageError> {
+        let (mut flaw, before) = (self.missing(reader.segments(), head.number - 1), self.index.last());
+        flaw.why += &format!(", before {}", reader.segments()[begin.segment].position(begin.at));
+        if let Some(why) = reader.unreadable(self.end, begin) {
+            flaw.why += &format!("; {why}");
+        }
+        let lost = head.after().0.saturating_sub(before.index.0);
+        if head.settled <= self.number && lost <= self.may_be_lost(reader.segments(), begin) {
             // They only appended, and `head` knows up to where.
             let term = if head.after() == head.last.index { head.last.term } else { before.term };
             for index in before.index.next().0..=head.after().0 {
@@ -121,14 +125,25 @@ impl Scan {
             }
             self.flaws.add(before.index.next(), head.after(), flaw);
         } else if begin.at == FIRST_FRAME && head.hard_state.is_some() && head.purged.is_some() {
-            // The head of a segment says everything, but not what the entries before it are: purged, hopefully.
+            // The head of a segment says everything, but not what the entries before it are: purged, hopefully. If not,
+            // those that were read may have been replaced.
             self.flaws = Flaws::default();
-            self.begin_anew(LogId { index: head.after(), ..LogId::ZERO });
+            self.begin_anew(head.after());
             self.flaws.add(LogIndex(1), head.after(), flaw);
         } else {
             return Err(flaw.into());
         }
         Ok(())
+    }
+
+    /// So many entries have room where frames are missing: each takes some memory, and only a head says how many there were.
+    fn may_be_lost(&self, segments: &[Arc<Segment>], begin: Position) -> u64 {
+        let there = &segments[self.end.segment..=begin.segment];
+        let bytes: u64 = there.iter().filter_map(|segment| segment.len().ok()).sum();
+        let last_begun = self.begun.checked_sub(1).map_or(0, |last| segments[last].sequence);
+        let numbers = segments[begin.segment].sequence - last_begun;
+        let missing = numbers.saturating_sub((begin.segment + 1 - self.begun) as u64);
+        bytes.saturating_add(missing.saturating_mul(SEGMENT_BYTES_MAX)) / RECORD_BYTES_MIN
     }
 
     /// Frames after the last one, up to `last`, cannot be found.
@@ -153,7 +168,7 @@ impl Scan {
 
     fn cut(&mut self, after: LogIndex) {
         if after < self.index.base() {
-            self.begin_anew(LogId { index: after, ..LogId::ZERO });
+            self.begin_anew(after);
         } else {
             self.index.truncate(after);
             self.entries.truncate((after.0 - self.index.base().0) as usize);
@@ -162,10 +177,12 @@ impl Scan {
         self.flaws.cut(after);
     }
 
-    fn begin_anew(&mut self, base: LogId) {
-        self.index.begin_anew(base);
+    /// What entries there are up to `base` is not known. The configurations among them stay known: whether the log may be
+    /// cut depends on every one that may be in force.
+    fn begin_anew(&mut self, base: LogIndex) {
+        self.index.begin_anew(LogId { index: base, ..LogId::ZERO });
         self.entries.clear();
-        self.memberships.clear();
+        self.memberships.retain(|(index, _)| *index <= base);
     }
 
     fn append(&mut self, reader: &mut Reader<'_>, begin: Position, head: &Head) -> Result<(), StorageError> {
@@ -203,6 +220,13 @@ impl Scan {
             flaw.why += &format!("; the log was written on, in segment {}", noted.file);
             return Err(flaw.into());
         }
+        let (purged, readable) = (self.purged.last, |(_, size): &&(LogId, u64)| *size > 0);
+        if let Some((first, _)) = self.entries.front().filter(readable)
+            && first.term < purged.term
+        {
+            let why = format!("entry {first} cannot follow {purged}, the last one that was purged");
+            return Err(segments[self.end.segment].corrupt(self.begin, why));
+        }
         // A segment is prepared when the one before is in use.
         if let Some(unused) = segments.get(self.end.segment + 1)
             && segments.len() > self.end.segment + 2
@@ -225,6 +249,9 @@ impl Scan {
         if let Some((first, flaw)) = self.flaws.first() {
             let readable = first.0.saturating_sub(self.index.base().next().0);
             state.entries.truncate(readable as usize);
+            if is_on(Bug::D4) {
+                return state;
+            }
             let later = state.memberships.split_off(state.memberships.partition_point(|(at, _)| *at < first));
             state.damage = Some(Damage {
                 last: self.last,
@@ -236,6 +263,9 @@ impl Scan {
         state
     }
 }
+
+/// A record without a payload, and its row in the head.
+const RECORD_BYTES_MIN: u64 = 30;
 
 fn follows(before: LogId, entry: Entry) -> Result<Entry, String> {
     if entry.id.index == before.index.next() && entry.id.term >= before.term {

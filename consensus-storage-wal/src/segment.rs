@@ -96,8 +96,12 @@ impl Segment {
 
     /// Writes `bytes` at `at`; they are durable on return.
     pub(crate) fn write_synced(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, at)?;
+        self.write(bytes, at)?;
         self.sync()
+    }
+
+    pub(crate) fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, at)
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {
@@ -105,6 +109,8 @@ impl Segment {
     }
 
     pub(crate) fn read_exact(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        #[cfg(test)]
+        bad_blocks::check(self.sequence, at, bytes.len())?;
         self.file.read_exact_at(bytes, at)
     }
 
@@ -118,6 +124,25 @@ impl Segment {
 
     pub(crate) fn io(&self, doing: &str, source: io::Error) -> StorageError {
         StorageError::Io { context: format!("{doing} {}", self.path.display()), source }
+    }
+}
+
+/// A disk that does not give back some of its blocks.
+#[cfg(test)]
+pub(crate) mod bad_blocks {
+    use std::{cell::RefCell, io};
+
+    thread_local! {
+        /// Segment, and where in it.
+        pub(crate) static BAD: RefCell<Vec<(u64, u64)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn check(sequence: u64, at: u64, len: usize) -> io::Result<()> {
+        let meets = |(segment, block): &(u64, u64)| {
+            *segment == sequence && at < block + 4096 && *block < at + len as u64
+        };
+        let is_bad = BAD.with_borrow(|bad| bad.iter().any(meets));
+        if is_bad { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
     }
 }
 
@@ -149,6 +174,16 @@ impl Files {
         files.spares.sort();
         Ok(files)
     }
+}
+
+/// Writes a segment with `body`, not synced. For [`fuzzing`](crate::fuzzing).
+pub(crate) fn write_whole(dir: &Path, sequence: u64, salt: u64, body: &[u8]) -> io::Result<PathBuf> {
+    let mut content = header(sequence, salt).to_vec();
+    content.resize(FIRST_FRAME as usize, 0);
+    content.extend_from_slice(body);
+    let path = dir.join(name(sequence, SEGMENT));
+    fs::write(&path, content)?;
+    Ok(path)
 }
 
 /// What a segment is called when it is none any more.
@@ -201,6 +236,8 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
 
 /// Where the first frame of a segment is.
 pub(crate) const FIRST_FRAME: u64 = 512;
+/// Longer ones are made for single batches only.
+pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const HEADER_LEN: usize = 32;
 const MAGIC: &[u8; 8] = b"RAFTWAL\x01";
 const SEGMENT: &str = "wal";

@@ -23,7 +23,7 @@ use crate::{
     index::{Index, Place, Run},
     prepare::{NotMade, Wanted, Workshop, not_made},
     scan::Scan,
-    segment::{FIRST_FRAME, Segment},
+    segment::{FIRST_FRAME, SEGMENT_BYTES_MAX, Segment},
 };
 
 /// A [`LogStorage`] in a directory.
@@ -205,7 +205,7 @@ impl WalLogStorage {
     fn tidy_up(&self, writer: &Writer, purged: bool) {
         let tail = &writer.tail;
         if purged {
-            let retired = self.index_mut().retire();
+            let retired = self.index_mut().retire(writer.purged.last.index);
             if !retired.is_empty() {
                 retired.into_iter().for_each(|segment| self.workshop.retire(segment));
                 self.workshop.order_again(&self.next(tail));
@@ -389,7 +389,6 @@ fn read_run(run: &Run) -> Result<Vec<Entry>, StorageError> {
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 const SEGMENT_BYTES_MIN: u64 = 4 << 10;
-const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// So that places and lengths within a segment have 32 bits.
 const BATCH_BYTES_MAX: u64 = 2 << 30;
 /// Kept in each segment, or an eighth of it: hundreds of votes.

@@ -232,6 +232,65 @@ fn a_lost_vote_is_refused() {
     assert!(error.contains(&format!("byte {begin} of")) && error.contains("record 2 is damaged"), "{error}");
 }
 
+/// Where a segment says everything but what the entries before it are, configurations among those count still, and nothing
+/// is put away: an engine may refuse to cut the log, and somebody may mend it.
+#[test]
+fn what_is_before_lost_state_is_kept_and_counts() {
+    let dir = tempdir().unwrap();
+    let storage = open(dir.path()).unwrap();
+    (1..=30).for_each(|index| append(&storage, index));
+    let file = newest(&dir);
+    let begin = (end_of(&file) + 1).next_multiple_of(8);
+    let hard_state = Some(HardState { term: Term(1), voted_for: Some(NodeId(2)), ..HardState::default() });
+    storage.write(LogBatch { hard_state: hard_state.clone(), ..LogBatch::default() }).unwrap();
+    (31..=60).for_each(|index| append(&storage, index));
+    drop(storage);
+    let names = || fs::read_dir(dir.path().join("segments")).unwrap().count();
+    let before = names();
+    flip(&file, begin + 20);
+
+    for round in 0..2 {
+        let storage = open_tiny(dir.path()).unwrap();
+        let state = storage.load().unwrap();
+        let damage = state.damage.clone().unwrap();
+        assert_eq!((state.last(), damage.last), (LogId::ZERO, LogId::new(1, 60)), "round {round}");
+        assert_eq!((state.memberships.as_slice(), Some(&state.hard_state)), (&[][..], hard_state.as_ref()));
+        let expected = [5, 15, 25, 35, 45, 55].map(|id| Membership::of_voters([id]));
+        assert_eq!(damage.memberships, expected, "round {round}");
+        assert_eq!(names(), before, "round {round}");
+        assert!(segment(&dir, 1).exists());
+    }
+
+    // As an engine repairs it.
+    let storage = open_tiny(dir.path()).unwrap();
+    let entries = vec![Entry::command(LogId::new(1, 1), "again")];
+    storage.write(LogBatch { truncate_after: Some(LogIndex(0)), entries, ..LogBatch::default() }).unwrap();
+    let repaired = Content::of(&storage);
+    drop(storage);
+    assert_eq!(Content::of(&open(dir.path()).unwrap()), repaired);
+}
+
+/// That nobody was told of the last write does not mean that nobody was told of those that are missing before it.
+#[test]
+fn a_torn_write_does_not_hide_those_that_are_missing_before_it() {
+    let (dir, mark) = hundred(97);
+    let file = newest(&dir);
+    let (end, each) = (end_of(&file), 416);
+    assert!(end > 512 + 3 * each, "three frames are in the last segment");
+    flip(&file, end);
+    fs::write(dir.path().join("MARK"), &mark).unwrap();
+    assert_eq!(open(dir.path()).unwrap().load().unwrap().last(), LogId::new(1, 99));
+
+    let (dir, mark) = hundred(97);
+    let file = newest(&dir);
+    flip(&file, end);
+    flip(&file, end - 2 * each + 20);
+    fs::write(dir.path().join("MARK"), mark).unwrap();
+    let damage = open_tiny(dir.path()).unwrap().load().unwrap().damage.unwrap();
+    assert_eq!(damage.last, LogId::new(1, 100));
+    assert!(damage.why.contains("record 100 is damaged"), "{damage:?}");
+}
+
 /// Segments that a power cut brought back after they were put away do no harm, whichever they are.
 #[test]
 fn purged_segments_may_come_back() {

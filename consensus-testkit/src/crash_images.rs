@@ -15,6 +15,7 @@
 //! * Names are either kept in the order of the calls, or go back to the last sync of their directory; a mixture is
 //!   possible on some file systems.
 //! * A write torn in the middle is torn at one place.
+//! * Syncs fail for a while at most ([`record_with_failing_syncs`]), writes and reads never.
 //! * Disks that say "synced" and are not, and bytes that change by themselves (see the tests of damaged files).
 //! * Files changed through shared memory maps, `io_uring` or `copy_file_range`: the model does not know those, and panics
 //!   when it meets one it can see.
@@ -108,6 +109,35 @@ pub fn workload_dir() -> Option<PathBuf> {
     Some(dir.into())
 }
 
+/// Which syncs fail, of each thread: the `first` one, counted from 1, and after it each `step`th.
+#[derive(Clone, Copy, Debug)]
+pub struct FailingSyncs {
+    /// This one,
+    pub first: usize,
+    /// and so many later another one.
+    pub step: usize,
+}
+
+/// [`record`]s a workload some of whose syncs fail; it has to live with that. The system takes what such a sync did not write
+/// for written, as Linux does: whoever reads it finds it, no later sync writes it, and a power cut takes it away.
+///
+/// # Errors
+/// Those of [`record`].
+///
+/// # Panics
+/// Those of [`record`]; or no sync failed.
+pub fn record_with_failing_syncs(
+    workload: &str,
+    place: &Path,
+    failing: FailingSyncs,
+) -> Result<Recording, String> {
+    let FailingSyncs { first, step } = failing;
+    let inject = format!("inject=fsync,fdatasync:error=EIO:when={first}+{step}");
+    let recording = record_with(workload, place, &["-e", &inject])?;
+    assert!(recording.trace.contains("(INJECTED)"), "no sync failed");
+    Ok(recording)
+}
+
 /// Runs the test `workload` of the same test program, which must be `#[ignore]`d, with [`workload_dir`] an empty directory
 /// in `place`.
 ///
@@ -117,6 +147,10 @@ pub fn workload_dir() -> Option<PathBuf> {
 /// # Panics
 /// The workload failed.
 pub fn record(workload: &str, place: &Path) -> Result<Recording, String> {
+    record_with(workload, place, &[])
+}
+
+fn record_with(workload: &str, place: &Path, more: &[&str]) -> Result<Recording, String> {
     let traced =
         Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::piped()).output();
     match traced {
@@ -130,7 +164,8 @@ pub fn record(workload: &str, place: &Path) -> Result<Recording, String> {
     fs::create_dir(&root).map_err(|error| error.to_string())?;
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new("strace");
-    command.args(["-f", "-xx", "-s", "16777216", "-e", trace::CALLS, "-o"]).arg(&log).arg(program);
+    command.args(["-f", "-xx", "-s", "16777216", "-e", trace::CALLS]).args(more);
+    command.arg("-o").arg(&log).arg(program);
     command
         .args(["--exact", workload, "--ignored", "--nocapture", "--test-threads=1"])
         .env(DIR_VARIABLE, &root);

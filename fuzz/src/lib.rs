@@ -41,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "message", run: wire::message, seeds: seeds::messages },
     Target { name: "chunks", run: wire::chunks, seeds: seeds::chunks },
     Target { name: "record", run: log::record, seeds: seeds::records },
+    Target { name: "segments", run: log::segments, seeds: seeds::segments },
     Target { name: "stored", run: log::stored, seeds: seeds::stored },
     Target { name: "session", run: log::session, seeds: seeds::sessions },
     Target { name: "flight", run: log::flight, seeds: seeds::flights },

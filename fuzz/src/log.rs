@@ -13,6 +13,7 @@ use consensus_raft::{
     fuzzing::forwarded,
 };
 use consensus_raft_protocol::{Raft, Returned};
+use consensus_storage_wal::fuzzing;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::bounded;
@@ -31,6 +32,27 @@ fn check_record(bytes: Bytes) {
     let mut written = Vec::new();
     record::encode(&entry, &mut written);
     assert_eq!(record::decode(&written.into()), Ok(entry));
+}
+
+/// The segments of a log. The first byte says how many frames are in the first one.
+pub(crate) fn segments(bytes: &[u8]) {
+    let Some((count, bytes)) = bytes.split_first() else { return };
+    let (sealed, ends) = fuzzing::sealed(bytes);
+    let cut = ends.get(usize::from(*count)).copied().unwrap_or(sealed.len());
+    let (first, second) = sealed.split_at(cut);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let scan = || fuzzing::scan(dir.path(), &[first, second]);
+    let Ok(state) = bounded(bytes, PER_BYTE, WINDOWS, scan) else { return };
+    let mut last = state.purged.last;
+    for (id, _) in &state.entries {
+        assert!(id.index == last.index.next() && id.term >= last.term, "{id} after {last}");
+        last = *id;
+    }
+    assert!(
+        state.memberships.iter().all(|(index, _)| *index > state.purged.last.index && *index <= last.index)
+    );
+    assert!(state.damage.as_ref().is_none_or(|damage| damage.last.index >= last.index));
+    assert_eq!(scan().expect("it was read before"), state);
 }
 
 /// Whatever else is encoded by the codec; the first byte says as what.
@@ -129,3 +151,5 @@ fn read_recording(bytes: &[u8]) -> Vec<Record> {
 /// The shortest element of a list has one byte or two, and takes the room of the largest.
 const PER_BYTE: usize = 256;
 const BESIDES: usize = 32 << 10;
+/// What a log is read through.
+const WINDOWS: usize = 4 << 20;

@@ -14,6 +14,7 @@ use consensus_core::{
 };
 use consensus_raft::flight::{MAGIC, Record, checksum, framed};
 use consensus_raft_protocol::{Call as RaftCall, Config, Event, Raft, Restored};
+use consensus_storage_wal::fuzzing;
 use consensus_transport_thrift::fuzzing::{
     Call, Greeting, write_call, write_chunk_answer, write_hello_answer,
 };
@@ -49,6 +50,31 @@ fn membership() -> consensus_core::Membership {
 
 fn snapshot_meta() -> SnapshotMeta {
     SnapshotMeta { last: LogId::new(3, 300), membership: membership() }
+}
+
+/// Segments: of frames that only append, that change state too, that replace entries.
+pub fn segments() -> Seeds {
+    let entries = |term, first: u64, count: u64| -> Vec<Entry> {
+        (first..first + count).map(|index| Entry::command(LogId::new(term, index), vec![b'x'; 20])).collect()
+    };
+    let (hard_state, purged) = (HardState { term: Term(3), ..HardState::default() }, snapshot_meta());
+    let begin = Some((&hard_state, &purged));
+    let at = purged.last.index.0;
+    let mut configured = entries(3, at + 5, 1);
+    configured[0].payload = Payload::Membership(membership());
+    let frames = [
+        fuzzing::frame(1, 0, LogId::new(3, at + 2), begin, &entries(3, at + 1, 2)),
+        fuzzing::frame(2, 1, LogId::new(3, at + 4), None, &entries(3, at + 3, 2)),
+        fuzzing::frame(3, 1, LogId::new(3, at + 5), None, &configured),
+        fuzzing::frame(4, 1, LogId::new(3, at + 5), begin, &[]),
+        fuzzing::frame(5, 4, LogId::new(4, at + 4), None, &entries(4, at + 4, 1)),
+        fuzzing::frame(6, 5, LogId::new(4, at + 6), begin, &entries(4, at + 5, 2)),
+    ];
+    let without = |missing: usize, cut: u8| {
+        let there = frames.iter().enumerate().filter(|(n, _)| *n != missing).map(|(_, frame)| frame.clone());
+        [vec![cut], there.collect::<Vec<_>>().concat()].concat()
+    };
+    vec![without(9, 9), without(9, 2), without(1, 1), without(3, 3), without(4, 3)]
 }
 
 /// Frames without their lengths.

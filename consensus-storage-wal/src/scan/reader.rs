@@ -1,9 +1,10 @@
 //! Segments, read in order through a window.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use bytes::Bytes;
 use consensus_core::{Entry, StorageError, record};
+use rustix::io::Errno;
 
 use super::Position;
 use crate::{
@@ -16,11 +17,13 @@ pub(super) struct Reader<'a> {
     /// What was read last, and where it begins.
     window: Bytes,
     begin: Position,
+    /// Blocks that the disk does not give back. They are read as zeros, so that they are damage like any other.
+    unreadable: BTreeSet<Position>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(segments: &'a [Arc<Segment>]) -> Self {
-        Self { segments, window: Bytes::new(), begin: Position::default() }
+        Self { segments, window: Bytes::new(), begin: Position::default(), unreadable: BTreeSet::new() }
     }
 
     pub(super) fn segments(&self) -> &'a [Arc<Segment>] {
@@ -103,10 +106,12 @@ impl<'a> Reader<'a> {
         sum: u32,
     ) -> Result<Result<Entry, String>, StorageError> {
         let Some(bytes) = self.get(at, len.into())? else { return Ok(Err("it is cut short".to_owned())) };
-        if bytes.get(1..5) != Some(&sum.to_be_bytes()) {
-            return Ok(Err("its checksum is wrong".to_owned()));
-        }
-        Ok(record::decode(&bytes).map_err(|error| error.to_string()))
+        let found = match bytes.get(1..5) == Some(&sum.to_be_bytes()) {
+            true => record::decode(&bytes).map_err(|error| error.to_string()),
+            false => Err("its checksum is wrong".to_owned()),
+        };
+        let end = Position { at: at.at + u64::from(len), ..at };
+        Ok(found.map_err(|why| self.unreadable(at, end).unwrap_or(why)))
     }
 
     /// `len` bytes at `at`; `None` if there are not so many.
@@ -123,10 +128,50 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let mut window = vec![0; len.max(WINDOW_BYTES).min(there) as usize];
-        let segment = &self.segments[at.segment];
-        segment.read_exact(&mut window, at.at).map_err(|error| segment.io("reading", error))?;
+        self.read(at, &mut window)?;
         (self.window, self.begin) = (window.into(), at);
         Ok(inside(self.begin, &self.window))
+    }
+
+    fn read(&mut self, at: Position, bytes: &mut [u8]) -> Result<(), StorageError> {
+        let segment = &self.segments[at.segment];
+        let is_of_the_disk = |error: &io::Error| error.raw_os_error() == Some(Errno::IO.raw_os_error());
+        match segment.read_exact(bytes, at.at) {
+            Err(error) if is_of_the_disk(&error) => {}
+            read => return read.map_err(|error| segment.io("reading", error)),
+        }
+        let mut done = 0;
+        while done < bytes.len() {
+            let begin = at.at + done as u64;
+            let len = (BLOCK_BYTES - begin % BLOCK_BYTES).min((bytes.len() - done) as u64) as usize;
+            let piece = &mut bytes[done..done + len];
+            match segment.read_exact(piece, begin) {
+                Err(error) if is_of_the_disk(&error) => {
+                    piece.fill(0);
+                    self.unreadable.insert(Position { at: begin - begin % BLOCK_BYTES, ..at });
+                }
+                read => read.map_err(|error| segment.io("reading", error))?,
+            }
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Says which block between the two the disk does not give back, if there is one.
+    pub(super) fn unreadable(&self, from: Position, to: Position) -> Option<String> {
+        let from = Position { at: from.at - from.at % BLOCK_BYTES, ..from };
+        let block = self.unreadable.range(from..to).next()?;
+        let position = self.segments[block.segment].position(block.at);
+        Some(format!("the disk does not give back the block at {position}"))
+    }
+
+    /// Refuses blocks that cannot be read where the log ends at `end` and goes on: whether something was there is not known,
+    /// and what is written there may be lost as well.
+    pub(super) fn check_unreadable(&self, end: Position) -> Result<(), StorageError> {
+        let reaches_beyond = |block: &&Position| Position { at: block.at + BLOCK_BYTES, ..**block } > end;
+        let Some(block) = self.unreadable.last().filter(reaches_beyond) else { return Ok(()) };
+        let segment = &self.segments[block.segment];
+        Err(segment.io(&format!("reading the block at byte {} of", block.at), Errno::IO.into()))
     }
 
     fn len(&self, at: Position) -> Result<u64, StorageError> {
@@ -136,3 +181,5 @@ impl<'a> Reader<'a> {
 }
 
 const WINDOW_BYTES: u64 = 1 << 20;
+/// As much is lost where a disk does not give something back; and of this much file systems ask for it again.
+const BLOCK_BYTES: u64 = 4096;

@@ -1,7 +1,8 @@
 //! What is done when a log is opened.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::Path,
     sync::{Arc, Mutex, RwLock, atomic::AtomicBool},
 };
@@ -21,6 +22,8 @@ pub(super) fn open(path: &Path, node: NodeId, segment_bytes: u64) -> Result<WalL
     let dir = DataDir::open(path, KIND, node)?;
     let io = |source| StorageError::Io { context: format!("opening {}", path.display()), source };
     let place = dir.make_dir("segments").map_err(io)?;
+    // A segment may have got its name right before the process was killed. What is written to it must not go with the name.
+    File::open(&place).and_then(|place| place.sync_all()).map_err(io)?;
     let files = Files::of(&place).map_err(io)?;
     for left in &files.unfinished {
         fs::remove_file(left).map_err(io)?;
@@ -39,7 +42,7 @@ pub(super) fn open(path: &Path, node: NodeId, segment_bytes: u64) -> Result<WalL
         });
     }
     let segment = segments[scan.end.segment].clone();
-    settle(&scan, &segments).map_err(|error| segment.io("writing", error))?;
+    settle(&scan, &segment, writes).map_err(|error| segment.io("writing", error))?;
     let found = Mark { writes: scan.number, file: segment.sequence };
     let mark = match noted {
         None => MarkFile::create(&mark_path, found)?,
@@ -54,7 +57,7 @@ pub(super) fn open(path: &Path, node: NodeId, segment_bytes: u64) -> Result<WalL
     let next = next.map(|sequence| Segment::open(&place, sequence).map(Arc::new)).transpose()?;
     let workshop = Workshop::new(&place, segment_bytes, next, files.spares).map_err(io)?;
     let state = scan.take_state(dir.storage());
-    scan.index.retire().into_iter().for_each(|segment| workshop.retire(segment));
+    scan.index.retire(scan.purged.last.index).into_iter().for_each(|segment| workshop.retire(segment));
     let writer = Writer {
         tail: Tail { at: scan.end.at, len: segment.len().map_err(io)?, segment },
         number: scan.number,
@@ -95,13 +98,20 @@ fn segments(
     Ok(vec![Arc::new(first)])
 }
 
-/// What was found may not be lost any more: a process that was killed leaves what is not synced. And a torn frame whose
-/// head can be read must not look like a damaged one when others have been written after it.
-fn settle(scan: &Scan, segments: &[Arc<Segment>]) -> io::Result<()> {
-    if let Some(torn) = scan.torn {
-        segments[torn.segment].write_synced(&[0; FIXED_LEN], torn.at)?;
+/// What was found may not be lost any more, and what was not must not come back.
+fn settle(scan: &Scan, tail: &Segment, noted: Mark) -> io::Result<()> {
+    let Scan { begin, end, .. } = scan;
+    if scan.number > noted.writes {
+        // Its sync failed, or the process was killed before that. After one that failed the system takes what is in memory
+        // for written: it has to be written again.
+        let mut frame = vec![0; (end.at - begin) as usize];
+        tail.read_exact(&mut frame, *begin)?;
+        tail.write(&frame, *begin)?;
     }
-    segments[scan.end.segment].sync()
+    // The head of a torn frame would look like that of a damaged one when others are written to the next segment.
+    let room = tail.len()?.saturating_sub(end.at).min(FIXED_LEN as u64);
+    tail.write(&vec![0; room as usize], end.at)?;
+    tail.sync()
 }
 
 const KIND: Kind = Kind { name: "raft-wal", oldest: 1, format: 1 };

@@ -1,7 +1,7 @@
 //! A disk that knows what was synced.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ffi::OsString,
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
@@ -43,6 +43,9 @@ struct File {
     durable: Vec<u8>,
     /// The content with half of the last write.
     torn: Vec<u8>,
+    /// Pages that the next sync writes. Those of a sync that fails are none any more: the system does not try again, and a
+    /// later sync succeeds without them.
+    dirty: BTreeSet<usize>,
 }
 
 #[derive(Clone, Default)]
@@ -92,11 +95,11 @@ impl Disk {
     /// Notes what the sync that begins here, if it is one, will have made durable at its end; says of what. What is
     /// written while it runs need not be.
     pub(super) fn sync_begins(&mut self, call: &Call) -> Option<String> {
-        if !matches!(call.name.as_str(), "fsync" | "fdatasync") || !(call.whole || call.result.is_none()) {
+        if !call.is_sync() || !(call.whole || call.result.is_none()) {
             return None;
         }
         let open = self.open.get(&call.number(0))?;
-        self.syncing.insert(call.thread, self.nodes[open.node].clone());
+        self.syncing.insert(call.thread, self.nodes[open.node].begin_sync());
         Some(self.relative(&open.path))
     }
 
@@ -122,8 +125,13 @@ impl Disk {
                     return Seen::Nothing;
                 };
                 let synced = self.syncing.remove(&call.thread).expect("a sync that ends has begun");
-                self.nodes[node].synced(synced);
-                return Seen::Sync(self.relative(&self.open[&call.number(0)].path));
+                let mut what = self.relative(&self.open[&call.number(0)].path);
+                if result == 0 {
+                    self.nodes[node].synced(synced);
+                } else {
+                    what += ", failed";
+                }
+                return Seen::Sync(what);
             }
             "rename" | "renameat" | "renameat2" | "link" | "linkat" => return self.moves(call),
             "unlink" | "unlinkat" | "rmdir" => return self.removes(call),
@@ -284,11 +292,24 @@ impl Disk {
 }
 
 impl Node {
+    /// What a sync that begins now will make durable.
+    fn begin_sync(&mut self) -> Self {
+        let snapshot = self.clone();
+        if let Self::File(file) = self {
+            file.dirty.clear();
+        }
+        snapshot
+    }
+
     /// What `snapshot` was when the sync began is durable.
     fn synced(&mut self, snapshot: Self) {
         match (self, snapshot) {
             (Self::File(file), Self::File(snapshot)) => {
-                file.durable = snapshot.content;
+                file.durable.resize(snapshot.content.len(), 0);
+                for page in snapshot.dirty {
+                    let end = (page + PAGE_BYTES).min(snapshot.content.len());
+                    file.durable[page..end].copy_from_slice(&snapshot.content[page..end]);
+                }
                 if file.content == file.durable {
                     file.torn.clone_from(&file.durable);
                 }
@@ -304,9 +325,20 @@ impl File {
         self.torn.clone_from(&self.content);
         overwrite(&mut self.torn, at, &bytes[..bytes.len() / 2]);
         overwrite(&mut self.content, at, bytes);
+        self.soil(at, at + bytes.len());
+    }
+
+    fn soil(&mut self, from: usize, to: usize) {
+        self.dirty.extend((from - from % PAGE_BYTES..to).step_by(PAGE_BYTES));
     }
 
     fn resize(&mut self, len: usize) {
+        let old = self.content.len();
+        // What is cut off and comes again is zero.
+        if len < old {
+            self.dirty.retain(|page| *page < len);
+            self.soil(len, old);
+        }
         self.content.resize(len, 0);
         self.torn.clone_from(&self.content);
     }
@@ -331,6 +363,9 @@ fn overwrite(content: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     }
     content[at..at + bytes.len()].copy_from_slice(bytes);
 }
+
+/// Pages begin at multiples of this.
+const PAGE_BYTES: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -379,6 +414,26 @@ mod tests {
         assert_eq!(files(&disk, Survives::Synced), expect("b", "good"));
         assert_eq!(files(&disk, Survives::SyncedNames), expect("a", "good"));
         assert_eq!(disk.said(), ["said"]);
+    }
+
+    #[test]
+    fn what_a_failed_sync_did_not_write_no_later_one_writes() {
+        let begin = [
+            format!("1 openat(AT_FDCWD, \"{}\", O_WRONLY|O_CREAT) = 3", hexadecimal("/d/a")),
+            format!("1 pwrite64(3, \"{}\", 4, 0) = 4", hexadecimal("lost")),
+            "1 fdatasync(3) = -1 EIO (Input/output error) (INJECTED)".to_owned(),
+        ];
+        let later = [
+            format!("1 pwrite64(3, \"{}\", 4, 4096) = 4", hexadecimal("kept")),
+            "1 fdatasync(3) = 0".to_owned(),
+        ];
+        let durable = |disk: &Disk| files(disk, Survives::Synced)[0].1.replace('\0', "");
+        let disk = after(&[&begin[..], &later].concat());
+        assert_eq!(durable(&disk), "kept");
+        assert!(files(&disk, Survives::Everything)[0].1.starts_with("lost"));
+        // Written again - a byte of the page is enough - it is there.
+        let again = [format!("1 pwrite64(3, \"{}\", 1, 3) = 1", hexadecimal("t")), later[1].clone()];
+        assert_eq!(durable(&after(&[&begin[..], &later, &again].concat())), "lostkept");
     }
 
     #[test]

@@ -21,6 +21,10 @@ pub(super) struct Call {
 }
 
 impl Call {
+    pub(super) fn is_sync(&self) -> bool {
+        is_sync(&self.name)
+    }
+
     /// What was between the commas. Strings are in hexadecimal, so there are none within.
     pub(super) fn fields(&self) -> Vec<&str> {
         self.arguments.split(", ").collect()
@@ -39,13 +43,17 @@ impl Call {
     }
 }
 
+fn is_sync(name: &str) -> bool {
+    matches!(name, "fsync" | "fdatasync")
+}
+
 fn decode(hexadecimal: &str) -> Vec<u8> {
     let byte =
         |digits: &str| u8::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("{digits:?} is no byte"));
     hexadecimal.split("\\x").skip(1).map(byte).collect()
 }
 
-/// Calls that succeeded, in the order of their ends; and the begins of those that took a while.
+/// Calls that succeeded, and syncs that did not, in the order of their ends; and the begins of those that took a while.
 pub(super) fn calls(trace: &str) -> impl Iterator<Item = Call> + '_ {
     let mut begun: HashMap<u64, String> = HashMap::new();
     trace.lines().filter_map(move |line| {
@@ -65,7 +73,7 @@ pub(super) fn calls(trace: &str) -> impl Iterator<Item = Call> + '_ {
     })
 }
 
-/// A line such as `fsync(5)    = 0`; `None` for an error, and for what is no call.
+/// A line such as `fsync(5)    = 0`; `None` for an error but of a sync, and for what is no call.
 fn ended(thread: u64, line: &str, whole: bool) -> Option<Call> {
     let (call, result) = line.rsplit_once(" = ")?;
     let result = result.split(' ').next()?;
@@ -75,7 +83,7 @@ fn ended(thread: u64, line: &str, whole: bool) -> Option<Call> {
     };
     let (name, arguments) = call.trim_end().strip_suffix(')')?.split_once('(')?;
     let (name, arguments) = (name.to_owned(), arguments.to_owned());
-    (result >= 0).then_some(Call { thread, name, arguments, result: Some(result), whole })
+    (result >= 0 || is_sync(&name)).then_some(Call { thread, name, arguments, result: Some(result), whole })
 }
 
 #[cfg(test)]
@@ -88,10 +96,13 @@ mod tests {
                      7 fsync(3 <unfinished ...>\n\
                      8 openat(AT_FDCWD, \"\\x62\", O_RDONLY) = -1 ENOENT (No such file or directory)\n\
                      7 <... fsync resumed>)              = 0\n\
+                     7 fdatasync(4) = -1 EIO (Input/output error) (INJECTED)\n\
                      8 +++ exited with 0 +++\n";
         let calls: Vec<Call> = calls(trace).collect();
         let names: Vec<_> = calls.iter().map(|call| (call.name.as_str(), call.result, call.whole)).collect();
-        assert_eq!(names, [("write", Some(2), true), ("fsync", None, false), ("fsync", Some(0), false)]);
+        let syncs = [("fsync", None, false), ("fsync", Some(0), false), ("fdatasync", Some(-1), true)];
+        assert_eq!(names[0], ("write", Some(2), true));
+        assert_eq!(names[1..], syncs);
         assert_eq!(calls[0].strings(), [b"a\0"]);
         assert_eq!((calls[0].number(0), calls[2].number(0)), (3, 3));
     }

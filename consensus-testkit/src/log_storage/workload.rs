@@ -147,7 +147,7 @@ impl Filled {
 }
 
 #[cfg(unix)]
-pub use crashes::{try_images, write_in_sessions};
+pub use crashes::{try_images, try_images_with_failing_syncs, write_in_sessions};
 
 #[cfg(unix)]
 mod crashes {
@@ -156,26 +156,39 @@ mod crashes {
     use consensus_core::{LogStorage, StorageError};
 
     use super::{Content, batches, contents, one_more};
-    use crate::crash_images::{self, Image};
+    use crate::crash_images::{self, FailingSyncs, Image, Recording};
 
     /// The body of a workload of [`crash_images::record`]: writes the [`batches`] in so many sessions, for each of which
-    /// `open` opens the storage below the directory, and says what is acknowledged. Does nothing in a test that was started
-    /// in another way.
+    /// `open` opens the storage below the directory, and says what is acknowledged. A storage that fails is opened again, and
+    /// what it has then is acknowledged. Does nothing in a test that was started in another way.
     ///
     /// # Panics
-    /// The storage cannot be opened or written.
+    /// The storage cannot be opened, not even the third time, or has something else than what was written.
     pub fn write_in_sessions<S: LogStorage>(
         sessions: usize,
         open: impl Fn(&Path) -> Result<S, StorageError>,
     ) {
         let Some(dir) = crash_images::workload_dir() else { return };
-        let batches = batches();
-        let mut done = 0;
-        for session in batches.chunks(batches.len().div_ceil(sessions)) {
-            let storage = open(&dir).unwrap();
+        let open = || {
+            let storage = (0..2).find_map(|_| open(&dir).ok()).unwrap_or_else(|| open(&dir).unwrap());
             println!("storage {}", storage.load().unwrap().storage);
-            for batch in session {
-                storage.write(batch.clone()).unwrap();
+            storage
+        };
+        let (batches, mut done) = (batches(), 0);
+        let (contents, session) = (contents(&batches), batches.len().div_ceil(sessions));
+        while done < batches.len() {
+            let storage = open();
+            let found = Content::of(&storage);
+            if found != contents[done] {
+                done += 1;
+                assert_eq!(found, contents[done], "found after an error");
+            }
+            println!("acknowledged {done}");
+            let end = batches.len().min((done / session + 1) * session);
+            for batch in &batches[done..end] {
+                if storage.write(batch.clone()).is_err() {
+                    break;
+                }
                 done += 1;
                 println!("acknowledged {done}");
             }
@@ -193,7 +206,30 @@ mod crashes {
         more: impl Fn(usize) -> usize,
     ) {
         let place = tempfile::tempdir().unwrap();
-        let recording = match crash_images::record(workload, place.path()) {
+        try_recording(crash_images::record(workload, place.path()), open, more);
+    }
+
+    /// The same with a recording some of whose syncs [fail](FailingSyncs).
+    ///
+    /// # Panics
+    /// As in [`try_images`], or no sync failed.
+    pub fn try_images_with_failing_syncs<S: LogStorage>(
+        workload: &str,
+        failing: FailingSyncs,
+        open: impl Fn(&Path) -> Result<S, StorageError>,
+        more: impl Fn(usize) -> usize,
+    ) {
+        let place = tempfile::tempdir().unwrap();
+        let recording = crash_images::record_with_failing_syncs(workload, place.path(), failing);
+        try_recording(recording, open, more);
+    }
+
+    fn try_recording<S: LogStorage>(
+        recording: Result<Recording, String>,
+        open: impl Fn(&Path) -> Result<S, StorageError>,
+        more: impl Fn(usize) -> usize,
+    ) {
+        let recording = match recording {
             Ok(recording) => recording,
             Err(why) => return println!("SKIPPED, no crash images are tried: {why}"),
         };

@@ -95,7 +95,7 @@ figures: setup ## writes per second and latencies on three nodes, release build
 BENCH := $(CARGO_TARGET_DIR)/release/bench --docs docs
 bench: ## beside openraft, raft-rs, omnipaxos and etcd (Debian: etcd-server); renews the figures of docs/performance.md
 	cargo build --release -p consensus-benches -p kv-server
-	$(BENCH) core && $(BENCH) engine && $(BENCH) server && $(BENCH) failover
+	$(BENCH) core && $(BENCH) engine && $(BENCH) single && $(BENCH) server && $(BENCH) failover
 
 TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 SECONDS_EACH ?= 60

@@ -3,7 +3,9 @@
 mod core;
 mod engine;
 mod page;
+mod place;
 mod server;
+mod single;
 mod table;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -46,6 +48,12 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         runs: usize,
     },
+    /// One node that writes to disk, beside bare RocksDB.
+    Single {
+        /// Writers, each with one write in flight.
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16, 64])]
+        writers: Vec<usize>,
+    },
     /// The protocol alone on one thread, beside raft-rs and omnipaxos.
     Core {
         /// Proposals in flight.
@@ -65,6 +73,7 @@ fn main() -> ExitCode {
         Command::Engine { clients } => Ok(engine::compare(&clients, time, ours_only)),
         Command::Server { clients } => server::compare(&clients, time, ours_only),
         Command::Failover { runs } => server::failover::compare(runs, ours_only),
+        Command::Single { writers } => single::compare(&writers, time),
         Command::Core { windows, nodes } => Ok(core::compare(&windows, &nodes, time, ours_only)),
     };
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");

@@ -51,6 +51,11 @@ impl Cell {
         Self { text: format!("{number:.digits$}"), value: number }
     }
 
+    /// Of a hundred.
+    pub(crate) fn percent(share: f64) -> Self {
+        Self { text: format!("{:.0} %", 100.0 * share), value: share }
+    }
+
     pub(crate) fn factor(factor: f64) -> Self {
         Self { text: format!("{factor:.2} x"), value: factor }
     }

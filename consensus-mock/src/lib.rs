@@ -1,7 +1,8 @@
 //! The smallest engine.
 //!
-//! [`MockConsensusEngine::new`] is one node that applies at once: no log, no messages, no overhead but the hop to the
-//! state machine's thread. With a machine that makes each batch durable it is a complete standalone service.
+//! [`MockConsensusEngine::new`] is one node that applies at once: no log, no messages, no overhead. What comes alone is applied
+//! on the caller's task, if that takes less than a millisecond and the runtime has another thread for other tasks; what comes
+//! together makes one batch for a thread. With a machine that makes each batch durable it is a complete standalone service.
 //!
 //! [`MockConsensusEngine::new_with_transport`] replicates from a fixed leader: a command is sent to all as
 //! `AppendEntries`, applied when a majority has acknowledged it, and then announced by `CommitNotification`.
@@ -98,6 +99,13 @@ impl ConsensusEngine for MockConsensusEngine {
         }
         if let Some(leader) = self.leader_hint() {
             return Err(ProposeError::NotLeader { leader: Some(leader) });
+        }
+        let mut command = command;
+        if self.replication.is_none() {
+            match jobs.propose_here(command) {
+                Ok(answer) => return answer,
+                Err(back) => command = back,
+            }
         }
         let (reply, answer) = oneshot::channel();
         let queued = match &self.replication {

@@ -1,13 +1,18 @@
-//! The thread that owns the state machine.
+//! The state machine and its thread.
+//!
+//! What comes alone is applied on the caller's task: waking a thread and being woken by it takes as long as a fast disk's
+//! sync. What comes together waits for the thread, which makes one batch of it.
 
 use std::{
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -15,7 +20,10 @@ use consensus_core::{
     Committed, EngineStatus, Entry, Health, LogId, LogIndex, Membership, NodeId, Payload, ProposeError, Role,
     StateMachine, StateMachineError, Term,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::{oneshot, watch},
+};
 
 /// What a proposal is answered with.
 pub(crate) type Reply = oneshot::Sender<ProposeReply>;
@@ -26,6 +34,7 @@ type ProposeReply = Result<Committed, ProposeError>;
 pub(crate) struct Jobs {
     queue: mpsc::Sender<Job>,
     waiting: Arc<AtomicU64>,
+    worker: Arc<Mutex<Worker>>,
 }
 
 #[derive(Debug)]
@@ -38,6 +47,22 @@ enum Job {
 }
 
 impl Jobs {
+    /// Applies `command` here, if nothing else is being applied or waits to be, it will not take long, and other tasks have
+    /// another thread meanwhile. Otherwise gives the command back.
+    pub(crate) fn propose_here(&self, command: Bytes) -> Result<ProposeReply, Bytes> {
+        if self.waiting.load(Ordering::Relaxed) > 0 || !others_can_run() {
+            return Err(command);
+        }
+        let mut worker = match self.worker.try_lock() {
+            Ok(worker) if worker.took < HERE_MAX && worker.machine.is_some() => worker,
+            Ok(_) | Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => return Err(command),
+        };
+        let (reply, mut answer) = oneshot::channel();
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        worker.apply(vec![Job::Next(command, reply)]);
+        Ok(answer.try_recv().unwrap_or(Err(ProposeError::Unknown { why: "it was not applied" })))
+    }
+
     /// `Ok(false)` if the thread has ended.
     pub(crate) fn propose(&self, command: Bytes, reply: Reply, max: u64) -> Result<bool, ProposeError> {
         let in_flight = self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -84,10 +109,13 @@ impl MachineThread {
             membership: Arc::new(Membership::of_voters([node_id.0])),
             peers: std::collections::BTreeMap::new(),
         }));
-        let worker = Worker { machine, applied, waiting: waiting.clone(), status: status.0 };
+        let (machine, took) = (Some(machine), Duration::ZERO);
+        let worker = Worker { machine, applied, waiting: waiting.clone(), status: status.0, took };
+        let worker = Arc::new(Mutex::new(worker));
+        let here = worker.clone();
         let thread =
-            std::thread::Builder::new().name("mock-apply".to_owned()).spawn(move || worker.run(&jobs))?;
-        Ok((Self { jobs: Jobs { queue, waiting }, thread }, status.1))
+            std::thread::Builder::new().name("mock-apply".to_owned()).spawn(move || run(&here, &jobs))?;
+        Ok((Self { jobs: Jobs { queue, waiting, worker }, thread }, status.1))
     }
 
     pub(crate) fn jobs(&self) -> Jobs {
@@ -102,35 +130,52 @@ impl MachineThread {
 }
 
 struct Worker {
-    machine: Box<dyn StateMachine>,
+    /// `None` when it failed, or was told to end.
+    machine: Option<Box<dyn StateMachine>>,
     applied: LogId,
     waiting: Arc<AtomicU64>,
     status: watch::Sender<Arc<EngineStatus>>,
+    /// How long the last batch took.
+    took: Duration,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("applied", &self.applied).finish_non_exhaustive()
+    }
+}
+
+fn run(worker: &Mutex<Worker>, jobs: &mpsc::Receiver<Job>) {
+    let lock = || worker.lock().unwrap_or_else(PoisonError::into_inner);
+    while let Ok(first) = jobs.recv() {
+        let mut worker: MutexGuard<'_, Worker> = lock();
+        // All that waits goes into one batch: with a machine that syncs each batch, this is group commit.
+        let batch: Vec<Job> = std::iter::once(first).chain(jobs.try_iter().take(BATCH_MAX - 1)).collect();
+        let stop = batch.iter().any(|job| matches!(job, Job::Stop));
+        worker.apply(batch);
+        if stop || worker.machine.is_none() {
+            break;
+        }
+    }
+    lock().end();
 }
 
 impl Worker {
-    fn run(mut self, jobs: &mpsc::Receiver<Job>) {
-        let mut health = Health::ShutDown;
-        let mut stop = false;
-        while !stop {
-            let Ok(first) = jobs.recv() else { break };
-            // All that waits goes into one batch: with a machine that syncs each batch, this is group commit.
-            let batch: Vec<Job> = std::iter::once(first).chain(jobs.try_iter().take(BATCH_MAX - 1)).collect();
-            stop = batch.iter().any(|job| matches!(job, Job::Stop));
-            if let Err(error) = self.apply(batch) {
-                health = Health::Fatal(error.to_string());
-                break;
-            }
-        }
-        if health == Health::ShutDown
-            && let Err(error) = self.machine.flush()
-        {
-            health = Health::Fatal(error.to_string());
-        }
+    fn end(&mut self) {
+        let Some(mut machine) = self.machine.take() else { return };
+        let flushed = machine.flush();
+        // Whoever hears of the end may open the machine's files.
+        drop(machine);
+        self.set_health(flushed.map_or_else(|error| Health::Fatal(error.to_string()), |_| Health::ShutDown));
+    }
+
+    fn set_health(&self, health: Health) {
         self.status.send_modify(|status| Arc::make_mut(status).health = health);
     }
 
-    fn apply(&mut self, batch: Vec<Job>) -> Result<(), StateMachineError> {
+    fn apply(&mut self, batch: Vec<Job>) {
+        let Some(machine) = &mut self.machine else { return };
+        let began = Instant::now();
         let (mut entries, mut replies) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut last = self.applied;
         for job in batch {
@@ -147,7 +192,6 @@ impl Worker {
             entries.push(entry);
             replies.push(reply);
         }
-        let machine = &mut self.machine;
         let result = catch_unwind(AssertUnwindSafe(|| machine.apply(&entries)));
         let result = result.unwrap_or_else(|_| Err(StateMachineError::Other("it panicked".to_owned())));
         let answers: Vec<ProposeReply> = match &result {
@@ -171,7 +215,11 @@ impl Worker {
                 let _ = reply.send(answer);
             }
         }
-        result.map(|_| ())
+        self.took = began.elapsed();
+        if let Err(error) = result {
+            self.machine = None;
+            self.set_health(Health::Fatal(error.to_string()));
+        }
     }
 
     fn publish(&self, last: LogId) {
@@ -183,6 +231,15 @@ impl Worker {
     }
 }
 
+/// Whether the thread of the task at hand may be blocked for a moment.
+fn others_can_run() -> bool {
+    Handle::try_current().is_ok_and(|runtime| {
+        runtime.runtime_flavor() == RuntimeFlavor::MultiThread && runtime.metrics().num_workers() > 1
+    })
+}
+
+/// What takes longer is left to the thread.
+const HERE_MAX: Duration = Duration::from_millis(1);
 /// The one term there is.
 pub(crate) const TERM: Term = Term(1);
 /// Commands applied in one call.

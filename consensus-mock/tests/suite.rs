@@ -45,6 +45,12 @@ async fn alone_it_passes_the_suite() {
     run_suite(&[1], |_| async { vec![alone()] }).await;
 }
 
+/// Where what comes alone is applied at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alone_with_threads_it_passes_the_suite() {
+    run_suite(&[1], |_| async { vec![alone()] }).await;
+}
+
 #[tokio::test]
 async fn over_memory_it_passes_the_suite() {
     run_suite(&[1, 2, 3], |size| over(mem(&MemNetwork::new(1), size))).await;

@@ -60,7 +60,9 @@ pub struct RaftConfig {
     /// Whether storage and state machine are called on threads of their own. `false` is for storages and machines in memory,
     /// whose calls do not block: they are called on the engine's own task, without a hop to another thread, and under
     /// tokio's paused clock a run takes no time and can be repeated. One that blocks would hold up heartbeats. Default
-    /// `true`.
+    /// `true`; a node without others, which has no heartbeats to hold up, then still does on its task what comes alone, as long
+    /// as that takes less than a millisecond and the runtime has another thread for other tasks. (The first write of a disk that
+    /// stalls holds up reads, too; the next goes to the thread.)
     pub threads: bool,
     /// Records what the protocol is told, for `raft-replay`. Default: it does not.
     pub flight_recorder: Option<FlightRecorder>,

@@ -94,6 +94,7 @@ pub(crate) struct Driver {
     transfers: BTreeMap<NodeId, Sending>,
     transfers_begun: u64,
     arrivals: VecDeque<Arrival>,
+    others_can_run: bool,
     stop: Option<Stop>,
     /// The engine's, for what outlives a turn.
     span: tracing::Span,
@@ -167,6 +168,7 @@ impl Driver {
             transfers: BTreeMap::new(),
             transfers_begun: 0,
             arrivals: VecDeque::new(),
+            others_can_run: false,
             stop: None,
             span: tracing::Span::none(),
             raft,
@@ -187,6 +189,7 @@ impl Driver {
     async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
         let mut turn = Vec::with_capacity(TURN_INPUTS_MAX);
         self.span = tracing::Span::current();
+        self.others_can_run = worker::others_can_run();
         self.step(Event::Tick); // The only voter of a cluster leads at once.
         self.end_turn();
         let mut alarm = std::pin::pin!(tokio::time::sleep(NO_DEADLINE));
@@ -435,7 +438,8 @@ impl Driver {
         let entries = self.cache.get(after, last).expect("what is not yet durable is in the cache");
         let (hard_state, purge, truncate_after) = (persist.hard_state, persist.purge, persist.truncate_after);
         let batch = LogBatch { hard_state, purge, truncate_after, entries };
-        if !self.writer.give(batch, &mut self.reports) {
+        let may_be_here = self.may_block() && batch.entries.len() <= HERE_ENTRIES_MAX;
+        if !self.writer.give(batch, may_be_here, &mut self.reports) {
             self.fail("the log writer ended".to_owned());
         }
     }
@@ -466,9 +470,16 @@ impl Driver {
         self.give(Job::Apply { after: handed, last, entries, waiters });
     }
 
+    /// Whether this task may wait for a disk: it keeps no other node waiting, and no other task.
+    fn may_block(&self) -> bool {
+        self.others_can_run && self.raft.membership().members().len() == 1
+    }
+
     fn give(&mut self, job: Job) {
         // It is over only after it reported an error, which is on its way to this task.
-        let _ = self.applier.give(job, &mut self.reports);
+        let is_small = |job: &Job| matches!(job, Job::Apply { entries: Some(entries), .. } if entries.len() <= HERE_ENTRIES_MAX);
+        let may_be_here = self.may_block() && is_small(&job);
+        let _ = self.applier.give(job, may_be_here, &mut self.reports);
     }
 
     fn fail(&mut self, why: String) {
@@ -615,6 +626,8 @@ fn update<T: PartialEq>(old: &mut T, new: T) -> bool {
     changed
 }
 
+/// What a node without others writes and applies at once, instead of on the threads for that.
+const HERE_ENTRIES_MAX: usize = 16;
 /// As good as never.
 const NO_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Inputs taken in one turn; bounds the time between two looks at the clock.

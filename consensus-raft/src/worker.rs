@@ -1,13 +1,24 @@
 //! Where what may block is done: on a thread of its own, or on the engine's task
 //! ([`RaftConfig::threads`](crate::RaftConfig::threads)).
+//!
+//! Even where there is a thread, a job that comes alone and will be done at once is done on the engine's task: to wake a
+//! thread and to be woken by it takes as long as a fast disk's sync.
 
 use std::{
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::JoinHandle,
     time::Duration,
 };
 
-use tokio::{task::JoinError, time::Instant};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    task::JoinError,
+    time::Instant,
+};
 
 use crate::inbox::{Inbox, Input};
 
@@ -34,9 +45,33 @@ pub(crate) enum Next<J> {
 }
 
 pub(crate) enum Worker<J> {
-    Thread(mpsc::Sender<J>, JoinHandle<()>),
+    Thread(mpsc::Sender<J>, JoinHandle<()>, Arc<Shared<J>>),
     /// `None` once it is over; with the job to do again, and when.
     Inline(Option<Box<dyn Work<Job = J>>>, Option<(Instant, J)>),
+}
+
+/// Between the thread and the engine's task.
+pub(crate) struct Shared<J> {
+    work: Mutex<Box<dyn Work<Job = J>>>,
+    /// Jobs that are given and not done.
+    given: AtomicU64,
+    /// How long the last job took, in microseconds.
+    took: AtomicU64,
+}
+
+impl<J: Send + 'static> Shared<J> {
+    /// Does a job, on whichever thread.
+    fn work(&self, job: J, report: Report<'_>) -> Next<J> {
+        let began = std::time::Instant::now();
+        let next = self.work.lock().unwrap_or_else(PoisonError::into_inner).work(job, report);
+        self.took.store(began.elapsed().as_micros() as u64, Ordering::Relaxed);
+        next
+    }
+
+    /// Whether a job would be done at once.
+    fn is_free(&self) -> bool {
+        self.given.load(Ordering::Acquire) == 0 && self.took.load(Ordering::Relaxed) < HERE_MICROS_MAX
+    }
 }
 
 impl<J: Send + 'static> Worker<J> {
@@ -47,21 +82,40 @@ impl<J: Send + 'static> Worker<J> {
         work: impl Work<Job = J>,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
+        let (work, given, took) = (Mutex::new(Box::new(work) as _), AtomicU64::new(0), AtomicU64::new(0));
+        let shared = Arc::new(Shared { work, given, took });
+        let there = shared.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _in = span.entered();
-            run(work, &queue, &inbox);
+            run(&there, &queue, &inbox);
         })?;
-        Ok(Self::Thread(jobs, thread))
+        Ok(Self::Thread(jobs, thread, shared))
     }
 
     pub(crate) fn inline(work: impl Work<Job = J>) -> Self {
         Self::Inline(Some(Box::new(work)), None)
     }
 
-    /// `false` if it is over. What came of a job that was done here is added to `reports`.
-    pub(crate) fn give(&mut self, job: J, reports: &mut Vec<Input>) -> bool {
+    /// `false` if it is over. What came of a job that was done here is added to `reports`. A small one may be done here if
+    /// [`others_can_run`].
+    pub(crate) fn give(&mut self, job: J, may_be_here: bool, reports: &mut Vec<Input>) -> bool {
         match self {
-            Self::Thread(jobs, _) => jobs.send(job).is_ok(),
+            Self::Thread(jobs, _, shared) => {
+                let mut job = job;
+                if may_be_here && shared.is_free() {
+                    let mut report = |input| {
+                        reports.push(input);
+                        true
+                    };
+                    match shared.work(job, &mut report) {
+                        // After an error the engine gives no more.
+                        Next::Ready | Next::Over => return true,
+                        Next::Again(again, _) => job = again,
+                    }
+                }
+                shared.given.fetch_add(1, Ordering::Relaxed);
+                jobs.send(job).is_ok()
+            }
             Self::Inline(work, again) => {
                 let Some(working) = work else { return false };
                 let mut report = |input| {
@@ -89,14 +143,14 @@ impl<J: Send + 'static> Worker<J> {
     pub(crate) fn retry(&mut self, reports: &mut Vec<Input>) {
         let Self::Inline(_, again) = self else { return };
         if let Some((_, job)) = again.take_if(|(at, _)| *at <= Instant::now()) {
-            self.give(job, reports);
+            self.give(job, true, reports);
         }
     }
 
     /// Nothing more is given; returns the thread that is to be waited for, if there is one.
     pub(crate) fn end(self) -> Option<JoinHandle<()>> {
         match self {
-            Self::Thread(_, thread) => Some(thread),
+            Self::Thread(_, thread, _) => Some(thread),
             Self::Inline(work, _) => {
                 work.into_iter().for_each(|mut work| work.end());
                 None
@@ -105,11 +159,11 @@ impl<J: Send + 'static> Worker<J> {
     }
 }
 
-fn run<W: Work>(mut work: W, queue: &mpsc::Receiver<W::Job>, inbox: &Inbox) {
+fn run<J: Send + 'static>(shared: &Shared<J>, queue: &mpsc::Receiver<J>, inbox: &Inbox) {
     let mut report = |input| inbox.send(input).is_ok();
     while let Ok(mut job) = queue.recv() {
         loop {
-            match work.work(job, &mut report) {
+            match shared.work(job, &mut report) {
                 Next::Ready => break,
                 Next::Over => return,
                 Next::Again(again, after) => {
@@ -120,9 +174,19 @@ fn run<W: Work>(mut work: W, queue: &mpsc::Receiver<W::Job>, inbox: &Inbox) {
                 }
             }
         }
+        shared.given.fetch_sub(1, Ordering::Release);
     }
-    work.end();
+    shared.work.lock().unwrap_or_else(PoisonError::into_inner).end();
 }
+
+/// Whether other tasks have a thread while the one at hand is blocked for a moment. Never under a paused clock.
+pub(crate) fn others_can_run() -> bool {
+    let runtime = Handle::current();
+    runtime.runtime_flavor() == RuntimeFlavor::MultiThread && runtime.metrics().num_workers() > 1
+}
+
+/// What took longer the last time is left to the thread.
+const HERE_MICROS_MAX: u64 = 1000;
 
 /// One call that may block: on a thread of the runtime, or here.
 pub(crate) async fn call<T: Send + 'static>(

@@ -1,4 +1,4 @@
-//! Whole engines, three nodes in one process.
+//! Whole engines in one process, three nodes of each.
 
 mod openraft;
 mod ours;
@@ -15,9 +15,9 @@ use crate::table::{Cell, Plot, Table};
 
 /// A running cluster.
 pub(crate) trait Cluster: Clone + Send + Sync + 'static {
-    /// Three nodes with a leader.
+    /// With a leader.
     fn start() -> impl Future<Output = Self> + Send;
-    /// One proposal of a few bytes, committed and applied when it returns.
+    /// One proposal, committed and applied when it returns.
     fn propose(&self) -> impl Future<Output = ()> + Send;
     /// Ends all nodes.
     fn stop(self) -> impl Future<Output = ()> + Send;
@@ -45,7 +45,7 @@ pub(crate) fn compare(clients: &[usize], time: Duration, ours_only: bool) -> Tab
 }
 
 /// Proposals per second with so many clients, each with one in flight.
-fn measure<C: Cluster>(clients: usize, time: Duration) -> f64 {
+pub(crate) fn measure<C: Cluster>(clients: usize, time: Duration) -> f64 {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let rate = runtime.block_on(async {
         let cluster = C::start().await;

@@ -2,9 +2,11 @@
 
 use std::{
     fs::File,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
 };
+
+use crate::place;
 
 /// A directory and the processes whose data lie in it. Dropped, both are gone.
 pub(crate) struct Processes {
@@ -15,10 +17,7 @@ pub(crate) struct Processes {
 
 impl Processes {
     pub(crate) fn new() -> Result<Self, String> {
-        // Not in memory: disks are measured, too.
-        let place = std::env::var_os("BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(place);
-        Ok(Self { dir: dir.map_err(|error| error.to_string())?, commands: Vec::new(), children: Vec::new() })
+        Ok(Self { dir: place::directory()?, commands: Vec::new(), children: Vec::new() })
     }
 
     pub(crate) fn dir(&self) -> &Path {

@@ -15,9 +15,10 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use consensus_core::{
-    AppendEntries, ConsensusEngine, Entry, LogBatch, LogId, LogIndex, LogState, LogStorage, Membership,
-    Message, MessageHandler, NetworkTransport, NodeId, ReadConsistency, Role, Snapshot, SnapshotAck,
-    SnapshotChunk, SnapshotMeta, SnapshotOutcome, StateMachine, StateMachineError, StorageError, Term,
+    AppendEntries, ConsensusEngine, Entry, LogBatch, LogId, LogIndex, LogState, LogStorage, Member,
+    MemberKind, Membership, Message, MessageHandler, NetworkTransport, NodeId, ReadConsistency, Role,
+    Snapshot, SnapshotAck, SnapshotChunk, SnapshotMeta, SnapshotOutcome, StateMachine, StateMachineError,
+    StorageError, Term,
 };
 use consensus_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::{Journal, MemLogStorage, eventually};
@@ -144,11 +145,12 @@ impl LogStorage for SlowStorage {
     }
 }
 
-/// 1. The only voter of a cluster takes a command; its write begins, and takes long.
+/// 1. The only voter of a cluster, beside a learner that is not there, takes a command; its write begins, and takes long.
 /// 2. Meanwhile nothing is committed (known bug D3).
 pub(crate) async fn write_under_way() -> Result<(), String> {
     let mut config = RaftConfig::new(NodeId(1));
-    config.bootstrap = Some(Membership::of_voters([1]));
+    let members = [(NodeId(1), MemberKind::Voter), (NodeId(2), MemberKind::Learner)];
+    config.bootstrap = Some(Membership::new(members.map(|(id, kind)| (id, Member::new(kind))).into()));
     let (open, gate) = mpsc::channel();
     let storage = Arc::new(SlowStorage {
         log: MemLogStorage::new(),

@@ -30,7 +30,8 @@ pub(crate) struct Index {
 #[derive(Debug)]
 struct Held {
     segment: Arc<Segment>,
-    /// The last index before its first frame. Those before it are needed no longer when this is purged.
+    /// The last index before its first frame. Those before it are needed no longer when this is purged; never, if that frame
+    /// cannot be read.
     base: LogIndex,
     /// Its entries begin here, and end where those of the next one begin.
     from: LogIndex,
@@ -143,14 +144,12 @@ impl Index {
         self.places.push_back(place);
     }
 
-    /// Forgets the segments that hold nothing beyond `purged`, and returns them. In a log that is damaged the base is no
+    /// Forgets the segments that hold nothing beyond `purged`, and returns them in the order in which they may go: the newest
+    /// first, as the others do no harm without it, and a damaged one may need those before it. In a log that is damaged the base is no
     /// measure: what lies before it was not purged, and may be what somebody mends the log with.
     pub(crate) fn retire(&mut self, purged: LogIndex) -> Vec<Arc<Segment>> {
-        let mut retired = Vec::new();
-        while self.segments.get(1).is_some_and(|next| next.base <= purged) {
-            retired.extend(self.segments.pop_front().map(|held| held.segment));
-        }
-        retired
+        let needed = self.segments.iter().rposition(|held| held.base <= purged).unwrap_or(0);
+        self.segments.drain(..needed).rev().map(|held| held.segment).collect()
     }
 
     /// Where the entries in `(after, last]` are, as many as `fit` says.

@@ -34,6 +34,8 @@ pub(crate) struct Scan {
     pub(crate) end: Position,
     /// Where the last frame begins, in the same segment.
     pub(crate) begin: u64,
+    /// Where a frame begins that was not written to its end.
+    pub(crate) torn: Option<Position>,
     /// Those of the index, with their sizes.
     entries: VecDeque<(LogId, u64)>,
     /// So many segments are in the index.
@@ -66,6 +68,7 @@ impl Scan {
                 && !reader.is_whole(begin, &head)?
                 && reader.find(end, head.number + 1)?.is_none()
             {
+                scan.torn = Some(begin);
                 break;
             }
             scan.take_in(&mut reader, begin, &head)?;
@@ -98,9 +101,12 @@ impl Scan {
             self.hard_state.clone_from(hard_state);
         }
         self.cut(after);
-        // One, and those before it of which no frame was found.
-        for segment in &reader.segments()[self.begun..=begin.segment] {
-            self.index.begin_segment(segment.clone(), after);
+        // One, and those before it of which no frame was found. Where it is not the first frame that was found, what is before
+        // the segment is needed for more than entries.
+        for (number, segment) in reader.segments().iter().enumerate().take(begin.segment + 1).skip(self.begun)
+        {
+            let begins = number == begin.segment && begin.at == FIRST_FRAME;
+            self.index.begin_segment(segment.clone(), if begins { after } else { LogIndex(u64::MAX) });
         }
         self.begun = begin.segment + 1;
         self.settled = if gap || changed || after < before { head.number } else { head.settled };
@@ -110,13 +116,21 @@ impl Scan {
 
     /// Frames before `head` are missing. They must be such as are not needed to know what there is.
     fn bridge(&mut self, reader: &Reader<'_>, begin: Position, head: &Head) -> Result<(), StorageError> {
-        let (mut flaw, before) = (self.missing(reader.segments(), head.number - 1), self.index.last());
+        let mut flaw = self.missing(reader.segments(), head.number - 1);
         flaw.why += &format!(", before {}", reader.segments()[begin.segment].position(begin.at));
         if let Some(why) = reader.unreadable(self.end, begin) {
             flaw.why += &format!("; {why}");
         }
+        let settled = head.settled <= self.number;
+        // What is purged is not missed.
+        if let Some(purged) =
+            head.purged.as_ref().filter(|new| settled && new.last.index >= self.purged.last.index)
+        {
+            self.purge(purged);
+        }
+        let before = self.index.last();
         let lost = head.after().0.saturating_sub(before.index.0);
-        if head.settled <= self.number && lost <= self.may_be_lost(reader.segments(), begin) {
+        if settled && lost <= self.may_be_lost(reader.segments(), begin) {
             // They only appended, and `head` knows up to where.
             let term = if head.after() == head.last.index { head.last.term } else { before.term };
             for index in before.index.next().0..=head.after().0 {

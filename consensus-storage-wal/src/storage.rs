@@ -137,6 +137,10 @@ impl WalLogStorage {
                 index.id_of(cut).unwrap_or(LogId { index: cut, ..purged })
             };
         }
+        let first = index.id_of(purged.index.next()).filter(|first| first.index <= after.index);
+        if let Some(first) = first.filter(|first| first.term < purged.term) {
+            return Err(StorageError::Misuse(format!("a purge up to {purged}, before entry {first}")));
+        }
         let mut last = after;
         for entry in &batch.entries {
             if entry.id.index != last.index.next() || entry.id.term < last.term {

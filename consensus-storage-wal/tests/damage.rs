@@ -291,6 +291,145 @@ fn a_torn_write_does_not_hide_those_that_are_missing_before_it() {
     assert!(damage.why.contains("record 100 is damaged"), "{damage:?}");
 }
 
+fn vote(storage: &WalLogStorage, term: u64) -> HardState {
+    let hard_state = HardState { term: Term(term), voted_for: Some(NodeId(2)), ..HardState::default() };
+    let batch = LogBatch { hard_state: Some(hard_state.clone()), ..LogBatch::default() };
+    storage.write(batch).unwrap();
+    hard_state
+}
+
+fn purge(storage: &WalLogStorage, last: LogId) -> Result<(), StorageError> {
+    let purge = Some(SnapshotMeta { last, membership: Membership::of_voters([1]) });
+    storage.write(LogBatch { purge, ..LogBatch::default() })
+}
+
+fn wait_until_gone(path: &Path) {
+    let begin = Instant::now();
+    while path.exists() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{} is not put away", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A torn write at the begin of a segment, cut; then a shorter one that has room in the segment before, and is damaged later: what
+/// is left of the first must not be taken for it.
+#[test]
+fn a_torn_write_does_not_come_back_in_the_place_of_a_lost_one() {
+    let dir = tempdir().unwrap();
+    let storage = open(dir.path()).unwrap();
+    vote(&storage, 1);
+    let (mut last, mut mark) = (0, Vec::new());
+    while !segment(&dir, 2).exists() || end_of(&segment(&dir, 2)) < 512 {
+        mark = fs::read(dir.path().join("MARK")).unwrap();
+        last += 1;
+        let entries = vec![Entry::command(LogId::new(1, last), vec![b'x'; 800])];
+        storage.write(LogBatch { entries, ..LogBatch::default() }).unwrap();
+    }
+    drop(storage);
+    flip(&segment(&dir, 2), end_of(&segment(&dir, 2)));
+    let _ = fs::remove_file(segment(&dir, 3));
+    fs::write(dir.path().join("MARK"), mark).unwrap();
+
+    let storage = open(dir.path()).unwrap();
+    assert_eq!(storage.load().unwrap().last(), LogId::new(1, last - 1));
+    let begin = (end_of(&segment(&dir, 1)) + 1).next_multiple_of(8);
+    let voted = vote(&storage, 2);
+    assert!(end_of(&segment(&dir, 1)) > begin);
+    drop(storage);
+    assert_eq!(open(dir.path()).unwrap().load().unwrap().hard_state, voted);
+    flip(&segment(&dir, 1), begin + 20);
+    let error = open_tiny(dir.path()).unwrap_err();
+    assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
+}
+
+/// A log with a vote and three frames in its last segment; the number of that, and the last entry.
+fn three_in_the_last() -> (TempDir, u64, u64) {
+    let dir = tempdir().unwrap();
+    let storage = open(dir.path()).unwrap();
+    vote(&storage, 1);
+    for last in 1.. {
+        append(&storage, last);
+        let number = (1..).take_while(|number| segment(&dir, *number) != newest(&dir)).count() as u64 + 1;
+        if number > 2 && end_of(&newest(&dir)) > 512 + 3 * 416 {
+            return (dir, number, last);
+        }
+    }
+    unreachable!("some segment has three")
+}
+
+/// The head of a segment's first frame says everything. Where it is damaged, the segment before is needed for that.
+#[test]
+fn the_only_copy_of_the_state_is_not_put_away() {
+    let (dir, number, _) = three_in_the_last();
+    flip(&segment(&dir, number), 512 + 20);
+    let storage = open_tiny(dir.path()).unwrap();
+    let state = storage.load().unwrap();
+    let damage = state.damage.clone().unwrap();
+    let hard_state = Some(HardState { lost_through: Some(damage.last), ..state.hard_state.clone() });
+    let truncate_after = Some(state.last().index);
+    storage.write(LogBatch { hard_state, truncate_after, ..LogBatch::default() }).unwrap();
+    let last = state.last().index.next();
+    let entries = vec![Entry::command(LogId { index: last, ..state.last() }, "again")];
+    storage.write(LogBatch { entries, ..LogBatch::default() }).unwrap();
+    // All that is in the segments before is purged, and they can go but for the last.
+    purge(&storage, LogId { index: last, ..state.last() }).unwrap();
+    wait_until_gone(&segment(&dir, number - 2));
+    let content = Content::of(&storage);
+    drop(storage);
+    for _ in 0..2 {
+        let storage = open(dir.path()).unwrap();
+        assert_eq!(Content::of(&storage), content);
+        assert!(segment(&dir, number - 1).exists());
+    }
+}
+
+/// The same where nothing is lost: all was purged, and the process ended before the segment was put away.
+#[test]
+fn a_log_that_opened_opens_again() {
+    let (dir, number, last) = three_in_the_last();
+    let before = fs::read(segment(&dir, number - 1)).unwrap();
+    let storage = open(dir.path()).unwrap();
+    purge(&storage, LogId::new(1, last)).unwrap();
+    drop(storage);
+    fs::write(segment(&dir, number - 1), before).unwrap();
+    flip(&segment(&dir, number), 512 + 20);
+    for _ in 0..2 {
+        let storage = open(dir.path()).unwrap();
+        assert_eq!(storage.load().unwrap().hard_state.term, Term(1));
+        assert!(storage.load().is_ok(), "loaded again");
+    }
+}
+
+/// A snapshot from elsewhere makes the log go on far beyond its end; how many entries are missing before that does not matter.
+#[test]
+fn what_is_lost_before_a_far_purge_is_not_missed() {
+    let dir = tempdir().unwrap();
+    let storage = open(dir.path()).unwrap();
+    vote(&storage, 1);
+    append(&storage, 1);
+    let begin = (end_of(&segment(&dir, 1)) + 1).next_multiple_of(8);
+    append(&storage, 2);
+    purge(&storage, LogId::new(1, 1_000_000)).unwrap();
+    append(&storage, 1_000_001);
+    let content = Content::of(&storage);
+    drop(storage);
+    flip(&segment(&dir, 1), begin + 20);
+    assert_eq!(Content::of(&open(dir.path()).unwrap()), content);
+}
+
+/// What could not be opened is not written.
+#[test]
+fn a_purge_that_does_not_fit_the_log_is_misuse() {
+    let dir = tempdir().unwrap();
+    let storage = open(dir.path()).unwrap();
+    (1..=4).for_each(|index| append(&storage, index));
+    let refused = purge(&storage, LogId::new(7, 3));
+    assert!(matches!(refused, Err(StorageError::Misuse(_))), "{refused:?}");
+    purge(&storage, LogId::new(7, 4)).unwrap();
+    drop(storage);
+    assert_eq!(open(dir.path()).unwrap().load().unwrap().last(), LogId::new(7, 4));
+}
+
 /// Segments that a power cut brought back after they were put away do no harm, whichever they are.
 #[test]
 fn purged_segments_may_come_back() {
@@ -308,11 +447,7 @@ fn purged_segments_may_come_back() {
         let storage = open(dir.path()).unwrap();
         assert_eq!(Content::of(&storage), content, "{back:?}");
         append(&storage, 102);
-        let begin = Instant::now();
-        while segment(&dir, back[0]).exists() {
-            assert!(begin.elapsed() < Duration::from_secs(30), "{back:?} are not put away again");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until_gone(&segment(&dir, back[0]));
         drop(storage);
         assert_eq!(open(dir.path()).unwrap().load().unwrap().last(), LogId::new(1, 102));
     }

@@ -54,7 +54,8 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status();
+        // A process that was started meanwhile may hold a file of it for a moment.
+        let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
         assert!(unmounted.is_ok_and(|status| status.success()), "{} stays mounted", self.0.display());
     }
 }

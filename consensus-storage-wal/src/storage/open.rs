@@ -42,7 +42,7 @@ pub(super) fn open(path: &Path, node: NodeId, segment_bytes: u64) -> Result<WalL
         });
     }
     let segment = segments[scan.end.segment].clone();
-    settle(&scan, &segment, writes).map_err(|error| segment.io("writing", error))?;
+    settle(&scan, &segments, writes).map_err(|error| segment.io("writing", error))?;
     let found = Mark { writes: scan.number, file: segment.sequence };
     let mark = match noted {
         None => MarkFile::create(&mark_path, found)?,
@@ -99,8 +99,9 @@ fn segments(
 }
 
 /// What was found may not be lost any more, and what was not must not come back.
-fn settle(scan: &Scan, tail: &Segment, noted: Mark) -> io::Result<()> {
-    let Scan { begin, end, .. } = scan;
+fn settle(scan: &Scan, segments: &[Arc<Segment>], noted: Mark) -> io::Result<()> {
+    let Scan { begin, end, torn, .. } = scan;
+    let tail = &segments[end.segment];
     if scan.number > noted.writes {
         // Its sync failed, or the process was killed before that. After one that failed the system takes what is in memory
         // for written: it has to be written again.
@@ -108,7 +109,11 @@ fn settle(scan: &Scan, tail: &Segment, noted: Mark) -> io::Result<()> {
         tail.read_exact(&mut frame, *begin)?;
         tail.write(&frame, *begin)?;
     }
-    // The head of a torn frame would look like that of a damaged one when others are written to the next segment.
+    // The head of a torn frame would look like that of a damaged one when others are written elsewhere, to this segment or the
+    // next.
+    if let Some(torn) = torn {
+        segments[torn.segment].write_synced(&[0; FIXED_LEN], torn.at)?;
+    }
     let room = tail.len()?.saturating_sub(end.at).min(FIXED_LEN as u64);
     tail.write(&vec![0; room as usize], end.at)?;
     tail.sync()

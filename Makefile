@@ -17,7 +17,7 @@ help: ## shows this
 demo: setup build ## three real servers, a killed leader, equal hashes
 	BIN=$(BIN) scripts/demo
 
-test: setup python format lint unit simulate states page doc examples no-bugs ## everything that CI checks
+test: setup python format lint unit simulate states page doc examples no-bugs instructions ## everything that CI checks
 
 setup:
 	@scripts/setup
@@ -66,7 +66,7 @@ STATES ?= 20000000
 modelcheck: ## so many STATES of each scenario, release build
 	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- model-check --states $(STATES) --seconds 3600 $(ARGS)
 
-.PHONY: bench page model-check simulate states sim mutants soak modelcheck no-bugs fuzz
+.PHONY: bench instructions page model-check simulate states sim mutants soak modelcheck no-bugs fuzz
 model-check: modelcheck
 
 no-bugs:
@@ -92,10 +92,15 @@ figures: setup ## writes per second and latencies on three nodes, release build
 	cargo build --release -p kv-server -p kv-client
 	BIN=$(CARGO_TARGET_DIR)/release scripts/figures
 
+# What the hot paths take, counted: no tenth more than before.
+instructions:
+	scripts/instructions
+
 BENCH := $(CARGO_TARGET_DIR)/release/bench --docs docs
 bench: ## beside openraft, raft-rs, omnipaxos and etcd (Debian: etcd-server); renews the figures of docs/performance.md
 	cargo build --release -p consensus-benches -p kv-server
-	$(BENCH) core && $(BENCH) engine && $(BENCH) single && $(BENCH) server && $(BENCH) failover
+	$(BENCH) core && $(BENCH) engine && $(BENCH) single && $(BENCH) server && $(BENCH) failover && \
+	  $(BENCH) scale && $(BENCH) resources
 
 TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 SECONDS_EACH ?= 60

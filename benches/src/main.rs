@@ -48,6 +48,22 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         runs: usize,
     },
+    /// How cost grows with voters, with the size of values, with the number of keys: three servers on loopback, 64 clients.
+    Scale {
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 3, 5, 7])]
+        voters: Vec<usize>,
+        #[arg(long, value_delimiter = ',', default_values_t = [16, 128, 1024, 16_384, 131_072, 1_000_000])]
+        value_bytes: Vec<usize>,
+        /// In ascending order.
+        #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000, 1_000_000, 10_000_000])]
+        keys: Vec<u64>,
+    },
+    /// Memory, processor, disk, network; starting, catching up, and what writers feel of that.
+    Resources {
+        /// Of 1 KiB each.
+        #[arg(long, default_value_t = 1_000_000)]
+        keys: u64,
+    },
     /// One node that writes to disk, beside bare RocksDB.
     Single {
         /// Writers, each with one write in flight.
@@ -69,17 +85,24 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let time = Duration::from_secs_f64(arguments.seconds);
     let ours_only = arguments.ours_only;
+    let machine = page::machine();
     let table = match arguments.command {
         Command::Engine { clients } => Ok(engine::compare(&clients, time, ours_only)),
         Command::Server { clients } => server::compare(&clients, time, ours_only),
         Command::Failover { runs } => server::failover::compare(runs, ours_only),
+        Command::Scale { voters, value_bytes, keys } => {
+            server::scale::measure(&server::scale::Ranges { voters, value_bytes, keys }, time)
+        }
+        Command::Resources { keys } => server::resources::measure(keys, time),
         Command::Single { writers } => single::compare(&writers, time),
         Command::Core { windows, nodes } => Ok(core::compare(&windows, &nodes, time, ours_only)),
     };
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let shown = table.and_then(|table| {
         println!("{}\n\n{table}", table.name());
-        arguments.docs.map_or(Ok(()), |docs| page::write(&docs, &table, &format!("bench {command}")))
+        arguments
+            .docs
+            .map_or(Ok(()), |docs| page::write(&docs, &table, &format!("bench {command}"), &machine))
     });
     match shown {
         Ok(()) => ExitCode::SUCCESS,

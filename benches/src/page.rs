@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use crate::table::Table;
 
 /// Puts `table`, its plots and how it came about in the place of what stands between its marks.
-pub(crate) fn write(docs: &Path, table: &Table, command: &str) -> Result<(), String> {
+pub(crate) fn write(docs: &Path, table: &Table, command: &str, machine: &str) -> Result<(), String> {
     let path = docs.join("performance.md");
     let at = |error: std::io::Error| format!("{}: {error}", path.display());
     let plots = docs.join("performance");
@@ -17,13 +17,13 @@ pub(crate) fn write(docs: &Path, table: &Table, command: &str) -> Result<(), Str
     let (Some(from), Some(to)) = (text.find(&begin), text.find(&end)) else {
         return Err(format!("{}: there are no lines {begin} and {end}", path.display()));
     };
-    let how = format!("`{command}`, {}", machine());
+    let how = format!("`{command}`, {machine}");
     let (before, after) = (&text[..from + begin.len()], &text[to..]);
     fs::write(&path, format!("{before}\n{table}\n{how}.\n{pictures}\n{after}")).map_err(at)
 }
 
-/// On what, and what else it did.
-fn machine() -> String {
+/// On what, and what else it does now.
+pub(crate) fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");

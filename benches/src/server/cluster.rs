@@ -1,9 +1,9 @@
-//! Three processes, of which one leads.
+//! Some processes, of which one leads.
 
-use std::{marker::PhantomData, time::Duration};
+use std::{fs, io, marker::PhantomData, path::Path, time::Duration};
 
 use super::{
-    System,
+    System, Timeouts,
     processes::{Processes, free_ports},
 };
 
@@ -16,12 +16,65 @@ pub(crate) struct Cluster<S> {
 }
 
 impl<S: System> Cluster<S> {
-    pub(crate) async fn start() -> Result<Self, String> {
-        let (mut processes, ports) = (Processes::new()?, free_ports(NODES)?);
-        S::start_nodes(&mut processes, &ports)?;
+    pub(crate) async fn start(nodes: usize) -> Result<Self, String> {
+        Self::start_with(nodes, nodes, None).await
+    }
+
+    /// Only the first `running` of them.
+    pub(crate) async fn start_with(
+        nodes: usize,
+        running: usize,
+        timeouts: Option<Timeouts>,
+    ) -> Result<Self, String> {
+        let (mut processes, ports) = (Processes::new()?, free_ports(nodes)?);
+        S::add_nodes(&mut processes, &ports, timeouts)?;
+        (0..running).try_for_each(|number| processes.start(number))?;
         let mut cluster = Self { processes, ports, leader: 0, system: PhantomData };
         cluster.find_leader().await?;
         Ok(cluster)
+    }
+
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        self.processes.ids()
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.processes.dir()
+    }
+
+    /// Where the nodes serve clients.
+    pub(crate) fn ports(&self) -> &[u16] {
+        &self.ports
+    }
+
+    /// Which of them.
+    pub(crate) fn leader(&self) -> usize {
+        self.leader
+    }
+
+    /// What the files of a node have.
+    pub(crate) fn store_bytes(&self, node: usize) -> Result<u64, String> {
+        bytes_below(&self.processes.dir().join(format!("node-{node}"))).map_err(|error| error.to_string())
+    }
+
+    pub(crate) fn start_node(&mut self, node: usize) -> Result<(), String> {
+        self.processes.start(node)
+    }
+
+    /// With SIGKILL.
+    pub(crate) fn kill_node(&mut self, node: usize) -> Result<(), String> {
+        self.processes.kill(node)
+    }
+
+    /// Until a node answers a client.
+    pub(crate) async fn answers(&self, node: usize) -> Result<(), String> {
+        for _ in 0..10_000 {
+            if S::leads(self.ports[node]).await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Err(format!("{}: node {node} does not answer", S::NAME))
     }
 
     /// To the leader.
@@ -43,7 +96,7 @@ impl<S: System> Cluster<S> {
 
     /// Starts again what was killed, and waits until all is well.
     pub(crate) async fn restart_killed(&mut self) -> Result<(), String> {
-        self.processes.restart(self.leader)?;
+        self.processes.start(self.leader)?;
         tokio::time::sleep(SETTLING).await;
         self.find_leader().await
     }
@@ -62,6 +115,17 @@ impl<S: System> Cluster<S> {
     }
 }
 
+fn bytes_below(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() { bytes_below(&entry.path())? } else { metadata.len() };
+    }
+    Ok(bytes)
+}
+
+/// As many as most clusters have.
 pub(crate) const NODES: usize = 3;
 /// For a node that was started again to catch up.
 const SETTLING: Duration = Duration::from_secs(1);

@@ -10,7 +10,10 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-use super::processes::{Processes, free_ports};
+use super::{
+    Timeouts,
+    processes::{Processes, free_ports},
+};
 
 pub(crate) struct Etcd;
 
@@ -19,7 +22,7 @@ impl super::System for Etcd {
 
     const NAME: &str = "etcd";
 
-    fn start_nodes(processes: &mut Processes, ports: &[u16]) -> Result<(), String> {
+    fn add_nodes(processes: &mut Processes, ports: &[u16], timeouts: Option<Timeouts>) -> Result<(), String> {
         let peers = free_ports(ports.len())?;
         let cluster: Vec<_> =
             peers.iter().enumerate().map(|(id, port)| format!("n{id}=http://127.0.0.1:{port}")).collect();
@@ -27,7 +30,7 @@ impl super::System for Etcd {
             let (client, peer) =
                 (format!("http://127.0.0.1:{}", ports[node]), format!("http://127.0.0.1:{}", peers[node]));
             let dir = processes.dir().join(format!("node-{node}"));
-            let arguments = [
+            let mut arguments = vec![
                 format!("--name=n{node}"),
                 format!("--data-dir={}", dir.display()),
                 format!("--listen-client-urls={client}"),
@@ -37,7 +40,11 @@ impl super::System for Etcd {
                 format!("--initial-cluster={}", cluster.join(",")),
                 "--log-level=error".to_owned(),
             ];
-            processes.start(Path::new("etcd"), &arguments)?;
+            if let Some(Timeouts { heartbeat_ms, election_ms }) = timeouts {
+                arguments.push(format!("--heartbeat-interval={heartbeat_ms}"));
+                arguments.push(format!("--election-timeout={election_ms}"));
+            }
+            processes.add(Path::new("etcd"), &arguments)?;
         }
         Ok(())
     }

@@ -2,7 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Connection, System, cluster::Cluster};
+use super::{
+    Connection, System, Timeouts,
+    cluster::{Cluster, NODES},
+    etcd::Etcd,
+    ours::Ours,
+};
 use crate::table::{Cell, Table};
 
 pub(crate) fn compare(runs: usize, ours_only: bool) -> Result<Table, String> {
@@ -10,9 +15,17 @@ pub(crate) fn compare(runs: usize, ours_only: bool) -> Result<Table, String> {
     runtime.block_on(async {
         let head = ["", "runs", "median ms", "worst ms"];
         let mut table = Table::new("Failover beside etcd", &head);
-        table.push(row("ours", measure::<super::ours::Ours>(runs).await?));
-        if !ours_only {
-            table.push(row("etcd", measure::<super::etcd::Etcd>(runs).await?));
+        for timeouts in [None, Some(LAN)] {
+            let name = |system: &str| match timeouts {
+                None => format!("{system}, default"),
+                Some(Timeouts { heartbeat_ms, election_ms }) => {
+                    format!("{system}, {heartbeat_ms} and {election_ms} ms")
+                }
+            };
+            table.push(row(&name("ours"), measure::<Ours>(runs, timeouts).await?));
+            if !ours_only {
+                table.push(row(&name("etcd"), measure::<Etcd>(runs, timeouts).await?));
+            }
         }
         Ok(table)
     })
@@ -24,8 +37,8 @@ fn row(name: &str, mut times: Vec<Duration>) -> Vec<Cell> {
     vec![Cell::text(name), Cell::count(times.len()), ms(times.len() / 2), ms(times.len().saturating_sub(1))]
 }
 
-async fn measure<S: System>(runs: usize) -> Result<Vec<Duration>, String> {
-    let mut cluster = Cluster::<S>::start().await?;
+async fn measure<S: System>(runs: usize, timeouts: Option<Timeouts>) -> Result<Vec<Duration>, String> {
+    let mut cluster = Cluster::<S>::start_with(NODES, NODES, timeouts).await?;
     let mut times = Vec::new();
     for run in 0..runs {
         put(&cluster.connect().await?).await?;
@@ -58,6 +71,8 @@ async fn put_sometime(connection: &impl Connection) {
     }
 }
 
+/// Heartbeats and elections as on a network of one place.
+const LAN: Timeouts = Timeouts { heartbeat_ms: 20, election_ms: 100 };
 const LONGEST: Duration = Duration::from_secs(30);
 /// One that hangs, as it went to the dead leader, is not waited for long.
 const TRY: Duration = Duration::from_millis(200);

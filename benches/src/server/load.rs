@@ -1,9 +1,10 @@
 //! Clients, each with one request in flight, 16 on a connection.
 
 use std::{
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -33,6 +34,12 @@ pub(crate) struct Load {
     pub(crate) what: What,
     pub(crate) clients: usize,
     pub(crate) time: Duration,
+    pub(crate) value_bytes: usize,
+    /// The keys are out of so many.
+    pub(crate) keys: u64,
+    pub(crate) per_connection: usize,
+    /// What is refused is no error: it is asked for again, after a while.
+    pub(crate) patient: bool,
 }
 
 pub(crate) struct Measured {
@@ -45,17 +52,29 @@ pub(crate) struct Measured {
 }
 
 impl Load {
+    pub(crate) fn of(what: What) -> Self {
+        Self {
+            what,
+            clients: 64,
+            time: Duration::from_secs(3),
+            value_bytes: 128,
+            keys: 1 << 20,
+            per_connection: CLIENTS_PER_CONNECTION,
+            patient: false,
+        }
+    }
+
     pub(crate) async fn run<S: System>(&self, cluster: &Cluster<S>) -> Result<Measured, String> {
         let phase = Arc::new(AtomicU8::new(WARMING_UP));
         let latencies = Arc::new(Mutex::new(Histogram::<u64>::new(3).map_err(|error| error.to_string())?));
         let mut tasks = Vec::new();
-        for first in (0..self.clients).step_by(CLIENTS_PER_CONNECTION) {
+        for first in (0..self.clients).step_by(self.per_connection) {
             let connection = cluster.connect().await?;
-            for id in first..(first + CLIENTS_PER_CONNECTION).min(self.clients) {
+            for id in first..(first + self.per_connection).min(self.clients) {
                 let (connection, phase, latencies) = (connection.clone(), phase.clone(), latencies.clone());
-                let what = self.what;
+                let requests = Requests::new(self, id as u64);
                 tasks.push(tokio::spawn(async move {
-                    let own = client(&connection, what, id as u64, &phase).await?;
+                    let own = client(&connection, requests, &phase).await?;
                     let mut all = latencies.lock().unwrap_or_else(PoisonError::into_inner);
                     all.add(own).map_err(|error| error.to_string())
                 }));
@@ -80,21 +99,104 @@ impl Load {
     }
 }
 
+/// What one client asks for, one after the other.
+struct Requests {
+    what: What,
+    values: Values,
+    keys: u64,
+    patient: bool,
+    random: SmallRng,
+}
+
+impl Requests {
+    fn new(load: &Load, id: u64) -> Self {
+        let &Load { what, value_bytes, keys, patient, .. } = load;
+        Self { what, values: Values::new(value_bytes), keys, patient, random: SmallRng::seed_from_u64(id) }
+    }
+
+    async fn one(&mut self, connection: &impl Connection) -> Result<(), String> {
+        let key = key(self.random.random_range(0..self.keys));
+        match self.what {
+            What::Put => connection.put(key, self.values.next()).await,
+            What::Get => connection.get(key).await,
+        }
+    }
+}
+
+/// Writes each of `keys` once, as fast as it goes.
+pub(crate) async fn fill(
+    connections: &[impl Connection],
+    keys: Range<u64>,
+    value_bytes: usize,
+) -> Result<(), String> {
+    let next = Arc::new(AtomicU64::new(keys.start));
+    let mut tasks = Vec::new();
+    for connection in connections {
+        for _ in 0..CLIENTS_PER_CONNECTION {
+            let (connection, next, end) = (connection.clone(), next.clone(), keys.end);
+            let mut values = Values::new(value_bytes);
+            tasks.push(tokio::spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= end {
+                        return Ok::<(), String>(());
+                    }
+                    connection.put(key(number), values.next()).await?;
+                }
+            }));
+        }
+    }
+    for task in tasks {
+        task.await.map_err(|error| error.to_string())??;
+    }
+    Ok(())
+}
+
+/// Values that cannot be compressed, all others than those before.
+struct Values {
+    noise: Vec<u8>,
+    len: usize,
+    random: SmallRng,
+}
+
+impl Values {
+    fn new(len: usize) -> Self {
+        let mut random = SmallRng::seed_from_u64(rand::random());
+        let mut noise = vec![0; 2 * len];
+        random.fill(&mut noise[..]);
+        Self { noise, len, random }
+    }
+
+    fn next(&mut self) -> Vec<u8> {
+        let from = self.random.random_range(0..=self.len);
+        let mut value = self.noise[from..from + self.len].to_vec();
+        value.iter_mut().zip(self.random.random::<u64>().to_be_bytes()).for_each(|(byte, new)| *byte = new);
+        value
+    }
+}
+
+fn key(number: u64) -> Vec<u8> {
+    format!("bench/{number:016x}").into_bytes()
+}
+
 /// Latencies, in microseconds.
 async fn client(
     connection: &impl Connection,
-    what: What,
-    id: u64,
+    mut requests: Requests,
     phase: &AtomicU8,
 ) -> Result<Histogram<u64>, String> {
-    let mut random = SmallRng::seed_from_u64(id);
     let mut latencies = Histogram::new(3).map_err(|error| error.to_string())?;
     loop {
-        let key = format!("bench/{:016x}", random.random_range(0..KEYS)).into_bytes();
         let began = Instant::now();
-        match what {
-            What::Put => connection.put(key, vec![b'x'; VALUE_BYTES]).await?,
-            What::Get => connection.get(key).await?,
+        if let Err(why) = requests.one(connection).await {
+            if !requests.patient {
+                return Err(why);
+            }
+            tokio::time::sleep(PATIENCE).await;
+            if phase.load(Ordering::Relaxed) == OVER {
+                return Ok(latencies);
+            }
+            continue;
         }
         match phase.load(Ordering::Relaxed) {
             OVER => return Ok(latencies),
@@ -113,8 +215,7 @@ pub(crate) fn cpu_time() -> Duration {
 }
 
 const CLIENTS_PER_CONNECTION: usize = 16;
-const KEYS: u64 = 1 << 20;
-const VALUE_BYTES: usize = 128;
+const PATIENCE: Duration = Duration::from_millis(20);
 const WARMING_UP: u8 = 0;
 const MEASURING: u8 = 1;
 const OVER: u8 = 2;

@@ -7,10 +7,13 @@ pub(crate) mod failover;
 mod load;
 mod ours;
 mod processes;
+pub(crate) mod resources;
+pub(crate) mod scale;
+mod usage;
 
 use std::time::Duration;
 
-use cluster::Cluster;
+use cluster::{Cluster, NODES};
 use load::{Load, Measured, What};
 use processes::Processes;
 
@@ -22,12 +25,19 @@ pub(crate) trait System {
 
     const NAME: &str;
 
-    /// Starts a node for each of `ports`, where it is to serve clients.
-    fn start_nodes(processes: &mut Processes, ports: &[u16]) -> Result<(), String>;
+    /// Adds a node for each of `ports`, where it is to serve clients.
+    fn add_nodes(processes: &mut Processes, ports: &[u16], timeouts: Option<Timeouts>) -> Result<(), String>;
     /// To the node at `port`.
     async fn connect(port: u16) -> Result<Self::Connection, String>;
     /// Whether that node leads, if it answers.
     async fn leads(port: u16) -> Result<bool, String>;
+}
+
+/// Other than a system's defaults.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    pub(crate) heartbeat_ms: u64,
+    pub(crate) election_ms: u64,
 }
 
 /// Calls may share it.
@@ -50,14 +60,18 @@ pub(crate) fn compare(clients: &[usize], time: Duration, ours_only: bool) -> Res
                 table = table.with_plot(Plot { file, title, x: 1, lines, only: Some(only) });
             }
         }
-        let ours = Cluster::<ours::Ours>::start().await?;
-        let etcd = if ours_only { None } else { Some(Cluster::<etcd::Etcd>::start().await?) };
+        let ours = Cluster::<ours::Ours>::start(NODES).await?;
+        let etcd = if ours_only { None } else { Some(Cluster::<etcd::Etcd>::start(NODES).await?) };
         for what in [What::Put, What::Get] {
-            for clients in clients {
+            let name = what.name();
+            let one_each =
+                clients.iter().map(|clients| (name, Load { clients: *clients, time, ..Load::of(what) }));
+            let pipelined = format!("{name}, pipelined");
+            let many = Load { clients: 4096, per_connection: 256, time, ..Load::of(what) };
+            for (name, load) in one_each.chain([(pipelined.as_str(), many)]) {
                 // In turn, so that what else the machine does is the same for both.
-                let load = Load { what, clients: *clients, time };
                 let mine = load.run(&ours).await?;
-                let mut row = vec![Cell::text(what.name()), Cell::count(*clients)];
+                let mut row = vec![Cell::text(name), Cell::count(load.clients)];
                 row.extend(cells(&mine));
                 if let Some(etcd) = &etcd {
                     let theirs = load.run(etcd).await?;

@@ -7,20 +7,28 @@ use kv_client::{
     protocol::{Call, Reply},
 };
 
-use super::processes::{Processes, free_ports};
+use super::{
+    System, Timeouts,
+    processes::{Processes, free_ports},
+};
 
 pub(crate) struct Ours;
 
-impl super::System for Ours {
+impl System for Ours {
     type Connection = Arc<kv_client::Connection>;
 
     const NAME: &str = "kv-server";
 
-    fn start_nodes(processes: &mut Processes, ports: &[u16]) -> Result<(), String> {
+    fn add_nodes(processes: &mut Processes, ports: &[u16], timeouts: Option<Timeouts>) -> Result<(), String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("kv-server");
         let consensus = free_ports(ports.len())?;
         let config = processes.dir().join("cluster.toml");
         let mut text = "[deployment]\nmode = \"replicated\"\n".to_owned();
+        if let Some(Timeouts { heartbeat_ms, election_ms }) = timeouts {
+            text += &format!(
+                "[cluster]\nheartbeat_interval_ms = {heartbeat_ms}\nelection_timeout_ms = {election_ms}\n"
+            );
+        }
         for (id, (port, consensus)) in ports.iter().zip(consensus).enumerate() {
             let (client, consensus) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{consensus}"));
             text += &format!(
@@ -38,7 +46,7 @@ impl super::System for Ours {
                 "--data-dir",
                 &dir.display().to_string(),
             ];
-            processes.start(&program, &arguments.map(str::to_owned))?;
+            processes.add(&program, &arguments.map(str::to_owned))?;
         }
         Ok(())
     }
@@ -52,6 +60,14 @@ impl super::System for Ours {
     async fn leads(port: u16) -> Result<bool, String> {
         let status = Self::connect(port).await?.call(Call::Status).await;
         Ok(matches!(status, Ok(Ok(Reply::Status(status))) if status.leader_id == Some(status.header.node_id)))
+    }
+}
+
+/// Up to where the node at `port` has applied the log.
+pub(crate) async fn revision(port: u16) -> Result<i64, String> {
+    match Ours::connect(port).await?.call(Call::Status).await {
+        Ok(Ok(Reply::Status(status))) => Ok(status.header.revision),
+        other => Err(format!("{other:?}")),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::place;
 pub(crate) struct Processes {
     dir: tempfile::TempDir,
     commands: Vec<Command>,
-    children: Vec<Child>,
+    children: Vec<Option<Child>>,
 }
 
 impl Processes {
@@ -24,35 +24,41 @@ impl Processes {
         self.dir.path()
     }
 
-    /// Starts one; what it says goes to a file.
-    pub(crate) fn start(&mut self, program: &Path, arguments: &[String]) -> Result<(), String> {
+    /// One to be started; what it says goes to a file.
+    pub(crate) fn add(&mut self, program: &Path, arguments: &[String]) -> Result<(), String> {
         let log = self.dir().join(format!("{}.log", self.children.len()));
         let log = File::create(log).map_err(|error| error.to_string())?;
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(|error| error.to_string())?).stderr(log);
-        let child = command.spawn().map_err(|error| format!("{}: {error}", program.display()))?;
         self.commands.push(command);
-        self.children.push(child);
+        self.children.push(None);
         Ok(())
+    }
+
+    /// Starts one, for the first time or after it was killed.
+    pub(crate) fn start(&mut self, number: usize) -> Result<(), String> {
+        let command = &mut self.commands[number];
+        let child = command.spawn();
+        self.children[number] = Some(child.map_err(|error| format!("{:?}: {error}", command.get_program()))?);
+        Ok(())
+    }
+
+    /// Of those that were started.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        self.children.iter().flatten().map(Child::id).collect()
     }
 
     /// With SIGKILL.
     pub(crate) fn kill(&mut self, number: usize) -> Result<(), String> {
-        let child = &mut self.children[number];
+        let Some(mut child) = self.children[number].take() else { return Ok(()) };
         child.kill().and_then(|()| child.wait()).map(drop).map_err(|error| error.to_string())
-    }
-
-    /// Starts one that was killed, as it was started first.
-    pub(crate) fn restart(&mut self, number: usize) -> Result<(), String> {
-        self.children[number] = self.commands[number].spawn().map_err(|error| error.to_string())?;
-        Ok(())
     }
 }
 
 impl Drop for Processes {
     fn drop(&mut self) {
-        for child in &mut self.children {
+        for child in self.children.iter_mut().flatten() {
             let _ = child.kill();
             let _ = child.wait();
         }

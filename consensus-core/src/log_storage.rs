@@ -7,8 +7,8 @@ use crate::{Entry, LogId, LogIndex, Membership, NodeId, StorageId, Term};
 /// Makes the log durable: one call, one batch, on disk when it returns.
 ///
 /// # Who calls, and when
-/// An engine calls [`load`](Self::load) once at start, then [`write`](Self::write) from one thread, one call at a time,
-/// and [`read`](Self::read) from any thread at any time. All may block.
+/// An engine calls [`load`](Self::load) once at start, then [`write`](Self::write), one call at a time, from a thread that
+/// may be blocked, and [`read`](Self::read) from any thread at any time. All may block.
 ///
 /// # What must be durable on return
 /// Everything in the batch, as one atomic step: after a crash at any moment `load` finds the whole batch or nothing of

@@ -9,8 +9,8 @@ use crate::{Entry, LogId};
 /// A deterministic machine that turns the committed log into state and responses.
 ///
 /// # Who calls, and when
-/// The engine owns the machine and calls it from one thread of its own, so methods take `&mut self`, may block and
-/// need no locks. Reads do not go through this trait: keep a handle to your state, await
+/// The engine owns the machine and calls it from a thread that may be blocked, one call at a time, so methods take
+/// `&mut self`, may block and need no locks. Reads do not go through this trait: keep a handle to your state, await
 /// [`ConsensusEngine::read_barrier`](crate::ConsensusEngine::read_barrier), then read.
 ///
 /// # Determinism

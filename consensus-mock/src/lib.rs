@@ -1,8 +1,8 @@
 //! The smallest engine.
 //!
-//! [`MockConsensusEngine::new`] is one node that applies at once: no log, no messages, no overhead. What comes alone is applied
-//! on the caller's task, if that takes less than a millisecond and the runtime has another thread for other tasks; what comes
-//! together makes one batch for a thread. With a machine that makes each batch durable it is a complete standalone service.
+//! [`MockConsensusEngine::new`] is one node that applies at once: no log, no messages, no overhead but the hop to the
+//! state machine's thread, or not even that ([`at_once`](MockConsensusEngine::at_once)). With a machine that makes each batch
+//! durable it is a complete standalone service.
 //!
 //! [`MockConsensusEngine::new_with_transport`] replicates from a fixed leader: a command is sent to all as
 //! `AppendEntries`, applied when a majority has acknowledged it, and then announced by `CommitNotification`.
@@ -37,6 +37,7 @@ pub struct MockConsensusEngine {
     /// `None` on a node that stands alone.
     replication: Option<mpsc::Sender<Input>>,
     status: watch::Receiver<Arc<EngineStatus>>,
+    at_once: bool,
 }
 
 /// Most proposals that wait for the state machine; more are refused as overload.
@@ -50,7 +51,22 @@ impl MockConsensusEngine {
     pub fn new(node_id: NodeId, state_machine: Box<dyn StateMachine>) -> std::io::Result<Self> {
         let (machine, status) =
             MachineThread::spawn(node_id, state_machine, Role::Standalone, Some(node_id))?;
-        Ok(Self { node: node_id, machine: Mutex::new(Some(machine)), replication: None, status })
+        Ok(Self {
+            node: node_id,
+            machine: Mutex::new(Some(machine)),
+            replication: None,
+            status,
+            at_once: false,
+        })
+    }
+
+    /// Has a command that comes alone applied on the task that proposes it, if the last one took less than a millisecond and the
+    /// runtime has another thread for other tasks; what comes together makes one batch for the machine's thread still. For
+    /// machines that use no runtime themselves: to wait for one there would be an error. For a node that stands alone.
+    #[must_use]
+    pub fn at_once(mut self) -> Self {
+        self.at_once = self.replication.is_none();
+        self
     }
 
     /// A node of a cluster of `members`, led by `leader` for ever; both the same on every node.
@@ -70,7 +86,13 @@ impl MockConsensusEngine {
         let (machine, status) = spawned.map_err(thread)?;
         let replication =
             Replication::start(node_id, leader, members, transport, machine.jobs(), status.clone()).await?;
-        Ok(Self { node: node_id, machine: Mutex::new(Some(machine)), replication: Some(replication), status })
+        Ok(Self {
+            node: node_id,
+            machine: Mutex::new(Some(machine)),
+            replication: Some(replication),
+            status,
+            at_once: false,
+        })
     }
 
     fn jobs(&self) -> Option<machine::Jobs> {
@@ -101,7 +123,7 @@ impl ConsensusEngine for MockConsensusEngine {
             return Err(ProposeError::NotLeader { leader: Some(leader) });
         }
         let mut command = command;
-        if self.replication.is_none() {
+        if self.at_once {
             match jobs.propose_here(command) {
                 Ok(answer) => return answer,
                 Err(back) => command = back,

@@ -1,13 +1,13 @@
 //! The state machine and its thread.
 //!
-//! What comes alone is applied on the caller's task: waking a thread and being woken by it takes as long as a fast disk's
+//! What comes alone may be applied on the caller's task ([`at_once`](crate::MockConsensusEngine::at_once)): waking a thread and being woken by it takes as long as a fast disk's
 //! sync. What comes together waits for the thread, which makes one batch of it.
 
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -50,17 +50,17 @@ impl Jobs {
     /// Applies `command` here, if nothing else is being applied or waits to be, it will not take long, and other tasks have
     /// another thread meanwhile. Otherwise gives the command back.
     pub(crate) fn propose_here(&self, command: Bytes) -> Result<ProposeReply, Bytes> {
-        if self.waiting.load(Ordering::Relaxed) > 0 || !others_can_run() {
-            return Err(command);
-        }
-        let mut worker = match self.worker.try_lock() {
-            Ok(worker) if worker.took < HERE_MAX && worker.machine.is_some() => worker,
-            Ok(_) | Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => return Err(command),
-        };
+        let Some(mut worker) = self.lock_if_free().filter(|_| others_can_run()) else { return Err(command) };
         let (reply, mut answer) = oneshot::channel();
         self.waiting.fetch_add(1, Ordering::Relaxed);
         worker.apply(vec![Job::Next(command, reply)]);
         Ok(answer.try_recv().unwrap_or(Err(ProposeError::Unknown { why: "it was not applied" })))
+    }
+
+    fn lock_if_free(&self) -> Option<MutexGuard<'_, Worker>> {
+        let worker = self.worker.try_lock().ok()?;
+        let is_free = self.waiting.load(Ordering::Relaxed) == 0 && worker.took < HERE_MAX;
+        (is_free && worker.machine.is_some()).then_some(worker)
     }
 
     /// `Ok(false)` if the thread has ended.

@@ -48,7 +48,13 @@ async fn alone_it_passes_the_suite() {
 /// Where what comes alone is applied at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alone_with_threads_it_passes_the_suite() {
-    run_suite(&[1], |_| async { vec![alone()] }).await;
+    let at_once = || {
+        let journal = Journal::new();
+        let reader = journal.reader();
+        let engine = MockConsensusEngine::new(NodeId(0), Box::new(journal)).unwrap().at_once();
+        Node { engine: Arc::new(engine), journal: reader }
+    };
+    run_suite(&[1], |_| async { vec![at_once()] }).await;
 }
 
 #[tokio::test]

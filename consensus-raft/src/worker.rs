@@ -16,7 +16,7 @@ use std::{
 
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
-    task::JoinError,
+    task::{JoinError, block_in_place},
     time::Instant,
 };
 
@@ -107,7 +107,7 @@ impl<J: Send + 'static> Worker<J> {
                         reports.push(input);
                         true
                     };
-                    match shared.work(job, &mut report) {
+                    match block_in_place(|| shared.work(job, &mut report)) {
                         // After an error the engine gives no more.
                         Next::Ready | Next::Over => return true,
                         Next::Again(again, _) => job = again,

@@ -18,6 +18,7 @@ use consensus_core::{
 use consensus_raft::RaftEngine;
 use consensus_testkit::{Journal, MemLogStorage};
 use consensus_transport_mem::MemNetwork;
+use tokio::runtime::Handle;
 
 /// Notes which thread calls it.
 #[derive(Clone, Default)]
@@ -30,6 +31,10 @@ impl Seen {
     fn called(&self) {
         let name = thread::current().name().unwrap_or("without a name").to_owned();
         self.threads.lock().unwrap().push(name);
+        // As code does that may block.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.block_on(std::future::ready(()));
+        }
         if self.is_slow.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(2));
         }

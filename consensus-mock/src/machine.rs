@@ -1,7 +1,7 @@
 //! The state machine and its thread.
 //!
-//! What comes alone may be applied on the caller's task ([`at_once`](crate::MockConsensusEngine::at_once)): waking a thread and being woken by it takes as long as a fast disk's
-//! sync. What comes together waits for the thread, which makes one batch of it.
+//! What comes alone may be applied on the caller's task ([`at_once`](crate::MockConsensusEngine::at_once)): waking a thread and
+//! being woken by it takes as long as a fast disk's sync. What comes together waits for the thread, which makes one batch of it.
 
 use std::{
     fmt,

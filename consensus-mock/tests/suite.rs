@@ -10,13 +10,12 @@ use consensus_testkit::{
 };
 use consensus_transport_mem::{Link, MemNetwork};
 
-fn alone() -> Node {
+fn alone(at_once: bool) -> Node {
     let journal = Journal::new();
     let reader = journal.reader();
-    Node {
-        engine: Arc::new(MockConsensusEngine::new(NodeId(0), Box::new(journal)).unwrap()),
-        journal: reader,
-    }
+    let engine = MockConsensusEngine::new(NodeId(0), Box::new(journal)).unwrap();
+    let engine = Arc::new(if at_once { engine.at_once() } else { engine });
+    Node { engine, journal: reader }
 }
 
 async fn over(transports: Vec<Arc<dyn NetworkTransport>>) -> Vec<Node> {
@@ -42,19 +41,13 @@ fn mem(network: &MemNetwork, size: u64) -> Vec<Arc<dyn NetworkTransport>> {
 
 #[tokio::test]
 async fn alone_it_passes_the_suite() {
-    run_suite(&[1], |_| async { vec![alone()] }).await;
+    run_suite(&[1], |_| async { vec![alone(false)] }).await;
 }
 
 /// Where what comes alone is applied at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alone_with_threads_it_passes_the_suite() {
-    let at_once = || {
-        let journal = Journal::new();
-        let reader = journal.reader();
-        let engine = MockConsensusEngine::new(NodeId(0), Box::new(journal)).unwrap().at_once();
-        Node { engine: Arc::new(engine), journal: reader }
-    };
-    run_suite(&[1], |_| async { vec![at_once()] }).await;
+    run_suite(&[1], |_| async { vec![alone(true)] }).await;
 }
 
 #[tokio::test]
@@ -99,7 +92,7 @@ async fn without_a_majority_nothing_is_applied() {
 
 #[tokio::test]
 async fn a_panic_of_the_machine_is_told() {
-    let node = alone();
+    let node = alone(false);
     let answer = node.engine.propose("panic!".into()).await;
     assert!(matches!(answer, Err(ProposeError::Fatal { .. })), "{answer:?}");
 }

@@ -94,6 +94,7 @@ pub(crate) struct Driver {
     transfers: BTreeMap<NodeId, Sending>,
     transfers_begun: u64,
     arrivals: VecDeque<Arrival>,
+    /// On the runtime that this task is on, known when it runs.
     others_can_run: bool,
     stop: Option<Stop>,
     /// The engine's, for what outlives a turn.
@@ -438,7 +439,7 @@ impl Driver {
         let entries = self.cache.get(after, last).expect("what is not yet durable is in the cache");
         let (hard_state, purge, truncate_after) = (persist.hard_state, persist.purge, persist.truncate_after);
         let batch = LogBatch { hard_state, purge, truncate_after, entries };
-        let may_be_here = self.may_block() && batch.entries.len() <= HERE_ENTRIES_MAX;
+        let may_be_here = self.may_be_here(batch.entries.len());
         if !self.writer.give(batch, may_be_here, &mut self.reports) {
             self.fail("the log writer ended".to_owned());
         }
@@ -470,15 +471,15 @@ impl Driver {
         self.give(Job::Apply { after: handed, last, entries, waiters });
     }
 
-    /// Whether this task may wait for a disk: it keeps no other node waiting, and no other task.
-    fn may_block(&self) -> bool {
-        self.others_can_run && self.raft.membership().members().len() == 1
+    /// Whether this task may wait for what is done with so many entries: it keeps no other node waiting, and no other task.
+    fn may_be_here(&self, entries: usize) -> bool {
+        self.others_can_run && entries <= HERE_ENTRIES_MAX && self.raft.membership().members().len() == 1
     }
 
     fn give(&mut self, job: Job) {
+        let may_be_here =
+            matches!(&job, Job::Apply { entries: Some(entries), .. } if self.may_be_here(entries.len()));
         // It is over only after it reported an error, which is on its way to this task.
-        let is_small = |job: &Job| matches!(job, Job::Apply { entries: Some(entries), .. } if entries.len() <= HERE_ENTRIES_MAX);
-        let may_be_here = self.may_block() && is_small(&job);
         let _ = self.applier.give(job, may_be_here, &mut self.reports);
     }
 

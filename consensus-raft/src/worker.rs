@@ -99,14 +99,14 @@ impl<J: Send + 'static> Worker<J> {
     /// `false` if it is over. What came of a job that was done here is added to `reports`. A small one may be done here if
     /// [`others_can_run`].
     pub(crate) fn give(&mut self, job: J, may_be_here: bool, reports: &mut Vec<Input>) -> bool {
+        let mut report = |input| {
+            reports.push(input);
+            true
+        };
         match self {
             Self::Thread(jobs, _, shared) => {
                 let mut job = job;
                 if may_be_here && shared.is_free() {
-                    let mut report = |input| {
-                        reports.push(input);
-                        true
-                    };
                     match block_in_place(|| shared.work(job, &mut report)) {
                         // After an error the engine gives no more.
                         Next::Ready | Next::Over => return true,
@@ -118,10 +118,6 @@ impl<J: Send + 'static> Worker<J> {
             }
             Self::Inline(work, again) => {
                 let Some(working) = work else { return false };
-                let mut report = |input| {
-                    reports.push(input);
-                    true
-                };
                 match working.work(job, &mut report) {
                     Next::Ready => {}
                     Next::Again(job, after) => *again = Some((Instant::now() + after, job)),

@@ -8,7 +8,7 @@ use consensus_storage_dir::Mark;
 use crate::{
     frame::{ALIGNMENT, FIXED_LEN, Frame, Head, SALT_AT, seal},
     scan::Scan,
-    segment::{FIRST_FRAME, Segment, write_whole},
+    segment::{Segment, write_whole},
 };
 
 /// What is found in segments of these `bodies`, with files in `dir`, of which nobody was told.
@@ -60,4 +60,3 @@ pub fn sealed(bytes: &[u8]) -> (Vec<u8>, Vec<usize>) {
 }
 
 const SALT: u64 = 7;
-const _: () = assert!((FIRST_FRAME as usize).is_multiple_of(ALIGNMENT));

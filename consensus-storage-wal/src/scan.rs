@@ -121,17 +121,18 @@ impl Scan {
         if let Some(why) = reader.unreadable(self.end, begin) {
             flaw.why += &format!("; {why}");
         }
-        let settled = head.settled <= self.number;
+        // `head` says so.
+        let only_appended = head.settled <= self.number;
         // What is purged is not missed.
         if let Some(purged) =
-            head.purged.as_ref().filter(|new| settled && new.last.index >= self.purged.last.index)
+            head.purged.as_ref().filter(|new| only_appended && new.last.index >= self.purged.last.index)
         {
             self.purge(purged);
         }
         let before = self.index.last();
         let lost = head.after().0.saturating_sub(before.index.0);
-        if settled && lost <= self.may_be_lost(reader.segments(), begin) {
-            // They only appended, and `head` knows up to where.
+        if only_appended && lost <= self.may_be_lost(reader.segments(), begin) {
+            // And it knows up to where.
             let term = if head.after() == head.last.index { head.last.term } else { before.term };
             for index in before.index.next().0..=head.after().0 {
                 self.index.push(term, Place { at: 0, len: 0 });

@@ -223,8 +223,7 @@ fn a_lost_vote_is_refused() {
     let storage = open(dir.path()).unwrap();
     append(&storage, 1);
     let begin = (end_of(&segment(&dir, 1)) + 1).next_multiple_of(8);
-    let hard_state = Some(HardState { term: Term(3), voted_for: Some(NodeId(2)), ..HardState::default() });
-    storage.write(LogBatch { hard_state, ..LogBatch::default() }).unwrap();
+    vote(&storage, 3);
     append(&storage, 2);
     drop(storage);
     flip(&segment(&dir, 1), begin + 20);
@@ -241,8 +240,7 @@ fn what_is_before_lost_state_is_kept_and_counts() {
     (1..=30).for_each(|index| append(&storage, index));
     let file = newest(&dir);
     let begin = (end_of(&file) + 1).next_multiple_of(8);
-    let hard_state = Some(HardState { term: Term(1), voted_for: Some(NodeId(2)), ..HardState::default() });
-    storage.write(LogBatch { hard_state: hard_state.clone(), ..LogBatch::default() }).unwrap();
+    let hard_state = vote(&storage, 1);
     (31..=60).for_each(|index| append(&storage, index));
     drop(storage);
     let names = || fs::read_dir(dir.path().join("segments")).unwrap().count();
@@ -254,7 +252,7 @@ fn what_is_before_lost_state_is_kept_and_counts() {
         let state = storage.load().unwrap();
         let damage = state.damage.clone().unwrap();
         assert_eq!((state.last(), damage.last), (LogId::ZERO, LogId::new(1, 60)), "round {round}");
-        assert_eq!((state.memberships.as_slice(), Some(&state.hard_state)), (&[][..], hard_state.as_ref()));
+        assert_eq!((state.memberships.as_slice(), &state.hard_state), (&[][..], &hard_state));
         let expected = [5, 15, 25, 35, 45, 55].map(|id| Membership::of_voters([id]));
         assert_eq!(damage.memberships, expected, "round {round}");
         assert_eq!(names(), before, "round {round}");
@@ -438,8 +436,7 @@ fn purged_segments_may_come_back() {
         let kept: Vec<_> =
             back.iter().map(|n| (segment(&dir, *n), fs::read(segment(&dir, *n)).unwrap())).collect();
         let storage = open(dir.path()).unwrap();
-        let purge = SnapshotMeta { last: LogId::new(1, 80), membership: Membership::of_voters([1]) };
-        storage.write(LogBatch { purge: Some(purge), ..LogBatch::default() }).unwrap();
+        purge(&storage, LogId::new(1, 80)).unwrap();
         append(&storage, 101);
         let content = Content::of(&storage);
         drop(storage);

@@ -15,14 +15,13 @@ use consensus_transport_thrift::fuzzing::{Call, read_call, write_call};
 fn main() -> ExitCode {
     let case = std::env::args().nth(1).unwrap_or_default();
     match case.as_str() {
-        "nothing" => {}
         "engine-1" => engine(1, 4000),
         "engine-64" => engine(64, 200),
         "log-write" => drop(log_write()),
         "log-read" => log_read(),
         "wire" => wire(),
         _ => {
-            eprintln!("usage: guard nothing|engine-1|engine-64|log-write|log-read|wire");
+            eprintln!("usage: guard engine-1|engine-64|log-write|log-read|wire");
             return ExitCode::FAILURE;
         }
     }

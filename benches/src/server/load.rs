@@ -30,6 +30,7 @@ impl What {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) what: What,
     pub(crate) clients: usize,
@@ -101,22 +102,19 @@ impl Load {
 
 /// What one client asks for, one after the other.
 struct Requests {
-    what: What,
+    load: Load,
     values: Values,
-    keys: u64,
-    patient: bool,
     random: SmallRng,
 }
 
 impl Requests {
     fn new(load: &Load, id: u64) -> Self {
-        let &Load { what, value_bytes, keys, patient, .. } = load;
-        Self { what, values: Values::new(value_bytes), keys, patient, random: SmallRng::seed_from_u64(id) }
+        Self { load: *load, values: Values::new(load.value_bytes), random: SmallRng::seed_from_u64(id) }
     }
 
     async fn one(&mut self, connection: &impl Connection) -> Result<(), String> {
-        let key = key(self.random.random_range(0..self.keys));
-        match self.what {
+        let key = key(self.random.random_range(0..self.load.keys));
+        match self.load.what {
             What::Put => connection.put(key, self.values.next()).await,
             What::Get => connection.get(key).await,
         }
@@ -189,7 +187,7 @@ async fn client(
     loop {
         let began = Instant::now();
         if let Err(why) = requests.one(connection).await {
-            if !requests.patient {
+            if !requests.load.patient {
                 return Err(why);
             }
             tokio::time::sleep(PATIENCE).await;

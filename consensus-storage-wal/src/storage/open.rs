@@ -115,7 +115,7 @@ fn settle(scan: &Scan, segments: &[Arc<Segment>], noted: Mark) -> io::Result<()>
         segments[torn.segment].write_synced(&[0; FIXED_LEN], torn.at)?;
     }
     let room = tail.len()?.saturating_sub(end.at).min(FIXED_LEN as u64);
-    tail.write(&vec![0; room as usize], end.at)?;
+    tail.write(&[0; FIXED_LEN][..room as usize], end.at)?;
     tail.sync()
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn is_sync(&self) -> bool {
-        is_sync(&self.name)
+        matches!(self.name.as_str(), "fsync" | "fdatasync")
     }
 
     /// What was between the commas. Strings are in hexadecimal, so there are none within.
@@ -41,10 +41,6 @@ impl Call {
     pub(super) fn strings(&self) -> Vec<Vec<u8>> {
         self.arguments.split('"').skip(1).step_by(2).map(decode).collect()
     }
-}
-
-fn is_sync(name: &str) -> bool {
-    matches!(name, "fsync" | "fdatasync")
 }
 
 fn decode(hexadecimal: &str) -> Vec<u8> {
@@ -83,7 +79,8 @@ fn ended(thread: u64, line: &str, whole: bool) -> Option<Call> {
     };
     let (name, arguments) = call.trim_end().strip_suffix(')')?.split_once('(')?;
     let (name, arguments) = (name.to_owned(), arguments.to_owned());
-    (result >= 0 || is_sync(&name)).then_some(Call { thread, name, arguments, result: Some(result), whole })
+    let call = Call { thread, name, arguments, result: Some(result), whole };
+    (result >= 0 || call.is_sync()).then_some(call)
 }
 
 #[cfg(test)]

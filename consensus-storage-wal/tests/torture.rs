@@ -1,6 +1,7 @@
 //! Random batches, and between them whatever the disk does to files: torn writes, power cuts that take marks and bring purged
 //! segments back, damage, of which the log is repaired and goes on. It is compared with a log in memory.
-//! `TORTURE_FROM` and `TORTURE_SEEDS` choose the seeds.
+//! `TORTURE_FROM` and `TORTURE_SEEDS` choose the seeds. A seed says what is done; when the log's thread has a segment ready is the
+//! machine's to say, so that not every failure comes again at once.
 
 use std::{
     collections::BTreeMap,
@@ -291,7 +292,7 @@ fn in_use(mark: &[u8], segment: &Path) -> bool {
 #[test]
 fn whatever_the_disk_does_the_log_is_whole_or_says_what_is_lost() {
     let variable = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
-    let from = variable("TORTURE_FROM").unwrap_or(0);
+    let from = variable("TORTURE_FROM").unwrap_or(FROM);
     let mut tally = Tally::default();
     for seed in from..from + variable("TORTURE_SEEDS").unwrap_or(SEEDS) {
         println!("seed {seed}");
@@ -301,6 +302,8 @@ fn whatever_the_disk_does_the_log_is_whole_or_says_what_is_lost() {
     assert!(tally.refused > 0 && tally.harmless > 0 && tally.repaired > 0, "{tally:?}");
 }
 
+/// From here on, as among them are some that found bugs.
+const FROM: u64 = 270;
 const SEEDS: u64 = 60;
 const BATCHES: u64 = 60;
 const SEGMENT_BYTES: u64 = 4096;

@@ -95,6 +95,8 @@ pub enum Bug {
     R8,
     /// A refusal of an earlier term's append answers a read round of a later term.
     R9,
+    /// A broken connection ends the patience that a lease counts on.
+    R10,
     /// A change without a committed entry in the current term.
     M1,
     /// A joint commit checks one configuration only.
@@ -208,6 +210,7 @@ pub const ALL: &[(Bug, &str)] = &[
     (Bug::R7, "a read is served before applied reaches the read index"),
     (Bug::R8, "the read quorum is a majority less one"),
     (Bug::R9, "a refusal of an earlier term's append answers a read round of a later term"),
+    (Bug::R10, "a broken connection ends the patience that a lease counts on"),
     (Bug::M1, "a change without a committed entry in the current term"),
     (Bug::M2, "a joint commit checks one configuration only"),
     (Bug::M3, "leaves the joint configuration before it is committed"),

@@ -87,7 +87,8 @@ pub enum Reachability {
     Unknown,
     /// A connection stands.
     Reachable,
-    /// The last attempt failed; further ones are being made.
+    /// The last attempt failed; further ones are being made. After [`Reachable`](Self::Reachable) it says that the node's
+    /// process has ended, most likely: engines may then look for another leader at once.
     Unreachable,
 }
 

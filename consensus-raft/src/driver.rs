@@ -20,7 +20,7 @@ use bytes::Bytes;
 use compaction::Compaction;
 use consensus_core::{
     EngineStatus, Entry, Health, LogBatch, LogIndex, LogStorage, Membership, NetworkTransport, NodeId,
-    Payload, PeerStatus, ProposeError, ReadError, Role,
+    Payload, PeerStatus, ProposeError, Reachability, ReadError, Role,
     bugs::{Bug, is_on},
 };
 use consensus_raft_protocol::{Append, Event, Output, Raft};
@@ -191,6 +191,7 @@ impl Driver {
         let mut turn = Vec::with_capacity(TURN_INPUTS_MAX);
         self.span = tracing::Span::current();
         self.others_can_run = worker::others_can_run();
+        let watching = tokio::spawn(watch_peers(self.transport.reachability(), self.inbox.clone()));
         self.step(Event::Tick); // The only voter of a cluster leads at once.
         self.end_turn();
         let mut alarm = std::pin::pin!(tokio::time::sleep(NO_DEADLINE));
@@ -228,6 +229,7 @@ impl Driver {
             self.conclude(now);
             drop(span);
         }
+        watching.abort();
         inputs.close();
         self.farewell(inputs).await;
     }
@@ -257,6 +259,7 @@ impl Driver {
                 drop(permit);
                 self.on_message(from, message);
             }
+            Input::Disconnected(node) => self.step(Event::Disconnected(node)),
             Input::Propose(_, waiter) if self.no_room.is_some() && self.raft.role() == Role::Leader => {
                 measure::refused("no_room");
                 waiter.answer(Err(ProposeError::NoRoom { why: self.no_room.clone().unwrap_or_default() }));
@@ -604,6 +607,19 @@ pub(crate) fn initial_status(raft: &Raft, applied: LogIndex) -> EngineStatus {
         applied,
         membership: raft.membership().clone(),
         peers: raft.peers(),
+    }
+}
+
+/// Tells of connections that stood and broke.
+async fn watch_peers(mut peers: watch::Receiver<BTreeMap<NodeId, Reachability>>, inbox: Inbox) {
+    let mut before = peers.borrow_and_update().clone();
+    while peers.changed().await.is_ok() {
+        let now = peers.borrow_and_update().clone();
+        let reachable = before.into_iter().filter(|(_, state)| *state == Reachability::Reachable);
+        for (node, _) in reachable.filter(|(node, _)| now.get(node) == Some(&Reachability::Unreachable)) {
+            let _ = inbox.send(Input::Disconnected(node)); // The engine is ending.
+        }
+        before = now;
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) type TransferReply = oneshot::Sender<Result<NodeId, TransferError>>;
 /// Something for the engine's task.
 pub(crate) enum Input {
     Message(NodeId, Message, Permit),
+    /// The transport lost its connection to the node, and does not get another.
+    Disconnected(NodeId),
     Propose(bytes::Bytes, Waiter),
     Read(ReadConsistency, oneshot::Sender<Result<LogIndex, ReadError>>, Permit),
     ChangeMembership(Vec<MemberChange>, ChangeReply),

@@ -313,3 +313,18 @@ async fn a_log_without_its_state_machine_is_refused() {
     cluster.restart(0).await;
     converged(&cluster.nodes, 5).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_process_ended_is_replaced_before_an_election_timeout_is_over() {
+    let cluster = Cluster::start(3, |config| {
+        config.threads = false;
+        config.protocol.election_timeout = Duration::from_secs(10);
+    })
+    .await;
+    let first = cluster.leader().await;
+    let killed = tokio::time::Instant::now();
+    // A new end of the network for it: the old one is closed.
+    drop(cluster.network.transport(NodeId(first as u64)));
+    cluster.leader_other_than(first).await;
+    assert!(killed.elapsed() < Duration::from_secs(4), "{:?}", killed.elapsed());
+}

@@ -128,7 +128,9 @@ impl MemNetwork {
             queued_bytes: Arc::new(AtomicU64::new(0)),
             reachability,
         };
-        shared.nodes.insert(node, new);
+        if shared.nodes.insert(node, new).is_some() {
+            shared.tell_others_of_end(node);
+        }
         let peers = Mutex::new(BTreeMap::new());
         let (deliveries, delivering) = (Mutex::new(Some(deliveries)), Mutex::new(None));
         let network = self.clone();
@@ -212,6 +214,14 @@ impl Shared {
             let (reachability, _) = watch::channel(BTreeMap::new());
             let (generation, queued_bytes) = (generation + 1, Arc::new(AtomicU64::new(0)));
             self.nodes.insert(node, Node { inbox, generation, handler: None, queued_bytes, reachability });
+            self.tell_others_of_end(node);
+        }
+    }
+
+    /// As a system closes the connections of a process that ends.
+    fn tell_others_of_end(&self, node: NodeId) {
+        for from in self.nodes.keys().filter(|from| **from != node) {
+            self.note(*from, node, Reachability::Unreachable);
         }
     }
 

@@ -19,7 +19,8 @@ use tokio::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{Mutex, mpsc},
+    sync::{Mutex, Notify, mpsc},
+    time::Instant,
 };
 use tokio_util::codec::FramedRead;
 
@@ -49,6 +50,8 @@ struct Link {
     /// The queue of the connection that stands, if one does.
     queue: std::sync::Mutex<Option<mpsc::Sender<Bytes>>>,
     queued_bytes: AtomicU64,
+    /// Ends the wait for the next attempt to connect.
+    connect_now: Notify,
 }
 
 #[derive(Debug)]
@@ -67,7 +70,7 @@ impl Peer {
         report: impl Fn(Reachability) + Send + 'static,
     ) -> Self {
         let (queue, queued_bytes) = (std::sync::Mutex::new(None), AtomicU64::new(0));
-        let link = Arc::new(Link { node, endpoint, config, queue, queued_bytes });
+        let link = Arc::new(Link { node, endpoint, config, queue, queued_bytes, connect_now: Notify::new() });
         let task = tokio::spawn(link.clone().keep_connected(report));
         Self { link, task, bulk: Mutex::new(None) }
     }
@@ -75,6 +78,11 @@ impl Peer {
     /// Where it is.
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.link.endpoint
+    }
+
+    /// The node is there: if no connection stands there shall be one at once.
+    pub(crate) fn connect_now(&self) {
+        self.link.connect_now.notify_one();
     }
 
     /// Queues a frame.
@@ -158,13 +166,16 @@ impl Link {
         let mut wait = self.config.reconnect_min;
         let mut complained = false;
         loop {
+            let mut stood = Duration::ZERO;
             match self.connect_for_messages().await {
                 Ok((reader, writer, frames)) => {
                     (wait, complained) = (self.config.reconnect_min, false);
                     tracing::info!(node = %self.node, endpoint = %self.endpoint, "connected");
                     report(Reachability::Reachable);
+                    let since = Instant::now();
                     let error = self.run(reader, writer, frames).await;
                     tracing::info!(node = %self.node, %error, "disconnected");
+                    stood = since.elapsed();
                 }
                 // Said once per outage, not once per attempt.
                 Err(error) if !complained => {
@@ -175,10 +186,15 @@ impl Link {
             }
             *self.lock_queue() = None;
             self.queued_bytes.store(0, Ordering::Relaxed);
+            // What ends a connection may leave the node as it is: whether it is gone the next attempt tells. What ends one
+            // after another is not met with attempts at network speed.
+            if stood > self.config.reconnect_max {
+                continue;
+            }
             report(Reachability::Unreachable);
             // With jitter, so that a cluster does not come back in step.
             let jitter = rand::rng().random_range(0.5..1.0);
-            tokio::time::sleep(wait.mul_f64(jitter)).await;
+            let _ = tokio::time::timeout(wait.mul_f64(jitter), self.connect_now.notified()).await;
             wait = (wait * 2).min(self.config.reconnect_max);
         }
     }

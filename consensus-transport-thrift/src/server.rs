@@ -76,9 +76,7 @@ async fn serve(
     }
     reader.decoder_mut().set_frame_bytes_max(config.frame_bytes_max);
     let from = NodeId(unsigned(hello.node_id));
-    if let Some(Ok(endpoint)) = hello.endpoint.map(|text| text.parse()) {
-        peers.learn(from, endpoint);
-    }
+    peers.called_by(from, hello.endpoint.and_then(|text| text.parse().ok()));
     while let Some(frame) = reader.next().await {
         let (sequence, call) = calls::read_call(&frame?).map_err(invalid)?;
         match call {

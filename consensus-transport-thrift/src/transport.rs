@@ -95,14 +95,15 @@ impl Peers {
         }
     }
 
-    /// A node that called said where it is called back. What is known already is not changed by that; and callers cannot
-    /// make this node remember ever more.
-    pub(crate) fn learn(&self, node: NodeId, endpoint: Endpoint) {
-        if let Some(peers) = lock(&self.peers).as_mut()
-            && !peers.contains_key(&node)
-            && peers.len() < PEERS_LEARNED_MAX
-        {
-            self.put(peers, node, endpoint);
+    /// A node that called is there, and said where it is called back, perhaps. What is known already is not changed by that;
+    /// and callers cannot make this node remember ever more.
+    pub(crate) fn called_by(&self, node: NodeId, endpoint: Option<Endpoint>) {
+        let mut peers = lock(&self.peers);
+        let Some(peers) = peers.as_mut() else { return };
+        match (peers.get(&node), endpoint) {
+            (Some(peer), _) => peer.connect_now(),
+            (None, Some(endpoint)) if peers.len() < PEERS_LEARNED_MAX => self.put(peers, node, endpoint),
+            _ => {}
         }
     }
 

@@ -86,6 +86,60 @@ async fn a_node_that_comes_back_is_found_again_and_reported() {
 }
 
 #[tokio::test]
+async fn a_node_that_calls_is_called_back_at_once() {
+    let place = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let forever = Duration::from_secs(3600);
+    let config = ThriftConfig {
+        reconnect_min: forever,
+        reconnect_max: forever,
+        ..ThriftConfig::new(NodeId(1), anywhere())
+    };
+    let a = ThriftTransport::bind(config).await.unwrap();
+    let (sender, _at_a) = mpsc::unbounded_channel();
+    a.start(Arc::new(Forward(sender))).await.unwrap();
+    a.set_endpoint(NodeId(2), place.parse().unwrap());
+    let mut reachability = a.reachability();
+    reachability.wait_for(|all| all[&NodeId(2)] == Reachability::Unreachable).await.unwrap();
+    let (b, mut at_b) = node(2, &place.parse().unwrap()).await;
+    b.set_endpoint(NodeId(1), a.local_endpoint().clone());
+    arrives(&a, 2, &mut at_b, 1).await;
+}
+
+/// Passes bytes on to `place`, until it is aborted; then its connections are closed.
+fn pass_on(listener: Arc<tokio::net::TcpListener>, place: Endpoint) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let (mut from, _) = listener.accept().await.unwrap();
+        let mut to = tokio::net::TcpStream::connect(place.to_string()).await.unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+    })
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_made_again_before_the_node_is_said_to_be_gone() {
+    let reconnect_max = Duration::from_millis(20);
+    let config = ThriftConfig { reconnect_max, ..ThriftConfig::new(NodeId(1), anywhere()) };
+    let a = ThriftTransport::bind(config).await.unwrap();
+    let (b, mut at_b) = node(2, &anywhere()).await;
+    let between = Arc::new(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let passing = pass_on(between.clone(), b.local_endpoint().clone());
+    a.set_endpoint(NodeId(2), between.local_addr().unwrap().to_string().parse().unwrap());
+    let mut reachability = a.reachability();
+    reachability.wait_for(|all| all[&NodeId(2)] == Reachability::Reachable).await.unwrap();
+    // Younger ones are met with a pause.
+    tokio::time::sleep(2 * reconnect_max).await;
+
+    let again = pass_on(between.clone(), b.local_endpoint().clone());
+    passing.abort();
+    arrives(&a, 2, &mut at_b, 1).await;
+    assert!(!reachability.has_changed().unwrap(), "{:?}", *reachability.borrow());
+
+    drop(between);
+    tokio::time::sleep(2 * reconnect_max).await;
+    again.abort();
+    reachability.wait_for(|all| all[&NodeId(2)] == Reachability::Unreachable).await.unwrap();
+}
+
+#[tokio::test]
 async fn who_calls_is_called_back_where_it_said_unless_that_is_known_better() {
     let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let place: Endpoint = free().parse().unwrap();

@@ -1,6 +1,6 @@
 //! Leader election (§5.2, §5.4.1) with pre-vote (D §9.6), leader stickiness (D §4.2.3) and check-quorum (D §6.2).
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use consensus_core::{
     LogId, NodeId, Term, VoteKind, VoteRequest, VoteResponse,
@@ -9,7 +9,7 @@ use consensus_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    EntryInfo, Output, Raft, Reply,
+    EntryInfo, Output, Raft, Reply, Time,
     model::{Names, name},
     persist::Held,
     progress::Progress,
@@ -31,8 +31,28 @@ impl Ballots {
 impl Raft {
     pub(crate) fn reset_election_deadline(&mut self) {
         let timeout = self.config.election_timeout;
-        let span = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1);
-        self.election_deadline = self.now + timeout + Duration::from_nanos(self.random.next() % span);
+        self.election_deadline = self.now + timeout + self.random.below(timeout);
+    }
+
+    /// A leader whose process has ended need not be waited for. Leases hold while its voters are patient, whatever they see
+    /// (I15); without them a follower is patient only to leave a leader undisturbed that a majority hears, and a majority
+    /// that is still in touch with it refuses the pre-vote.
+    pub(crate) fn on_disconnected(&mut self, node: NodeId) {
+        if self.leader != Some(node) {
+            return;
+        }
+        self.set_leader(None);
+        let timeout = self.config.election_timeout;
+        let mut patient_until = self.now;
+        if self.config.lease_drift_percent > 0 && !is_on(Bug::R10) {
+            patient_until = self.leader_heard.map_or(self.now, |heard| self.now.max(heard + timeout));
+        } else {
+            self.leader_heard = None;
+        }
+        // The others notice at the same time, or a little later: who asks before them is refused, and who asks with them may
+        // split the votes.
+        let deadline = patient_until + timeout / 16 + self.random.below(timeout / 4);
+        self.election_deadline = self.election_deadline.min(deadline);
     }
 
     /// Learners and witnesses do not stand, nor does a node whose log and state are being replaced. Who is to leave does
@@ -238,7 +258,7 @@ impl Raft {
     pub(crate) fn has_active_quorum(&self, leader: &Leader) -> bool {
         let own = self.config.id;
         let heard =
-            |id| if id == own { self.now } else { leader.peers.get(&id).map_or(Duration::ZERO, |p| p.heard) };
+            |id| if id == own { self.now } else { leader.peers.get(&id).map_or(Time::ZERO, |p| p.heard) };
         let quorum = self.membership().quorum_value(heard);
         quorum.is_some_and(|heard| heard + self.config.election_timeout > self.now)
     }

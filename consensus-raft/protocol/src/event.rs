@@ -81,6 +81,9 @@ pub enum Event {
     SnapshotInstalled,
     /// A snapshot asked for by [`Output::SendSnapshot`] was taken by the peer (with its last index), or was not.
     SnapshotSent(NodeId, Option<LogIndex>),
+    /// The connection to this node broke and cannot be made again: its process has ended, most likely. It may be untrue, and
+    /// need not be said.
+    Disconnected(NodeId),
 }
 
 impl Event {

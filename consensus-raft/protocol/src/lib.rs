@@ -36,7 +36,7 @@
 //! * **I10** A configuration counts from its append and is rolled back with its entry (D §4.1).
 //! * **I11** The log is replaced by a snapshot only after the state machine holds it (§7).
 //! * **I12** A pre-vote changes nobody's term and nobody's vote (D §9.6); a node in touch with a leader grants neither
-//!   (D §4.2.3).
+//!   (D §4.2.3). Who is told that the leader's process has ended is not in touch with it.
 //! * **I13** There is one change of the configuration at a time, begun by a leader that has committed in its term, and a
 //!   joint configuration is left once it is committed, by whoever leads then (§6, D §4.3).
 //! * **I14** Votes and acknowledgements count only from the storage that the configuration knows for the node: an emptied

@@ -186,6 +186,7 @@ impl Raft {
             Event::SnapshotArrived { from, term, meta } => self.on_snapshot_arrived(from, term, meta),
             Event::SnapshotInstalled => self.on_snapshot_installed(),
             Event::SnapshotSent(to, last) => self.on_snapshot_sent(to, last),
+            Event::Disconnected(node) => self.on_disconnected(node),
         }
     }
 
@@ -424,5 +425,11 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
+    }
+
+    /// At random from `0..span`.
+    pub(crate) fn below(&mut self, span: Time) -> Time {
+        let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX).max(1);
+        Time::from_nanos(self.next() % nanos)
     }
 }

@@ -382,27 +382,69 @@ fn a_lease_does_not_survive_the_begin_of_a_transfer() {
     assert!(!lease_of(&mut raft, SECOND), "R5");
 }
 
+/// Asked by node 2 for a vote that it may give; whether it gives it.
+fn asked(raft: &mut Raft, now: Time) -> bool {
+    let (last_log, storage) = (LogId::new(9, 9), StorageId(0));
+    let request = VoteRequest { kind: VoteKind::Vote, term: Term(9), last_log, storage };
+    step(raft, now, Event::VoteRequest(NodeId(2), request));
+    raft.hard_state().voted_for.is_some()
+}
+
 #[test]
 fn with_leases_a_voter_is_patient_whatever_it_lost_sight_of() {
     let ms = Time::from_millis;
-    let ask = |raft: &mut Raft, now| {
-        let (last_log, storage) = (LogId::new(9, 9), StorageId(0));
-        let request = VoteRequest { kind: VoteKind::Vote, term: Term(9), last_log, storage };
-        step(raft, now, Event::VoteRequest(NodeId(2), request));
-        raft.hard_state().voted_for.is_some()
-    };
     // It comes up: it may have promised something before.
     let restarted = || common::configured(3, 0, &[], |config| config.lease_drift_percent = 10);
-    assert!(!ask(&mut restarted(), ms(499)));
-    assert!(ask(&mut restarted(), ms(500)));
+    assert!(!asked(&mut restarted(), ms(499)));
+    assert!(asked(&mut restarted(), ms(500)));
     // It heard a leader, and then of a later term.
     let mut raft = restarted();
     step(&mut raft, SECOND, append(1, LOG_1, &[1], 1));
     let later_term = consensus_core::VoteResponse { granted: false, ..vote(VoteKind::PreVote, 5) };
     step(&mut raft, SECOND, Event::VoteResponse(NodeId(1), later_term));
     assert_eq!((raft.term(), raft.leader()), (Term(5), None));
-    assert!(!ask(&mut raft, SECOND + ms(499)), "I15");
-    assert!(ask(&mut raft, SECOND + ms(500)));
+    assert!(!asked(&mut raft, SECOND + ms(499)), "I15");
+    assert!(asked(&mut raft, SECOND + ms(500)));
+}
+
+/// A follower of node 1 that is told, a moment after its last word, that it is gone.
+fn disconnected(lease_drift_percent: u32) -> Raft {
+    let mut raft = common::configured(3, 0, &[], |config| config.lease_drift_percent = lease_drift_percent);
+    step(&mut raft, SECOND, append(1, LOG_1, &[1], 1));
+    step(&mut raft, SECOND, Event::Disconnected(NodeId(2)));
+    assert_eq!(raft.leader(), Some(NodeId(1)), "that was another node");
+    step(&mut raft, SECOND + Time::from_millis(10), Event::Disconnected(NodeId(1)));
+    assert_eq!((raft.role(), raft.leader()), (Role::Follower, None));
+    raft
+}
+
+#[test]
+fn who_is_told_that_its_leader_is_gone_waits_for_it_no_longer() {
+    let ms = Time::from_millis;
+    let mut raft = disconnected(0);
+    let deadline = raft.next_deadline().unwrap();
+    let soon = SECOND + ms(10) + ms(500) / 16;
+    assert!(deadline >= soon, "the others shall have noticed, too");
+    assert!(deadline <= soon + ms(500) / 4, "{deadline:?}");
+    assert!(asked(&mut raft.clone(), SECOND + ms(11)), "it votes for another");
+    step(&mut raft, deadline, Event::Tick);
+    assert_eq!(raft.role(), Role::PreCandidate);
+    // It was there all the same.
+    let mut raft = disconnected(0);
+    step(&mut raft, SECOND + ms(20), append(1, LogId::new(1, 2), &[], 1));
+    assert_eq!(raft.leader(), Some(NodeId(1)));
+    assert!(raft.next_deadline().unwrap() >= SECOND + ms(520));
+    assert!(!asked(&mut raft, SECOND + ms(21)), "I12");
+}
+
+#[test]
+fn with_leases_a_voter_is_patient_though_it_is_told_that_its_leader_is_gone() {
+    let ms = Time::from_millis;
+    let mut raft = disconnected(10);
+    let deadline = raft.next_deadline().unwrap();
+    assert!(deadline >= SECOND + ms(500) && deadline <= SECOND + ms(500) * 21 / 16, "{deadline:?}");
+    assert!(!asked(&mut raft, SECOND + ms(499)), "I15");
+    assert!(asked(&mut raft, SECOND + ms(500)));
 }
 
 #[test]

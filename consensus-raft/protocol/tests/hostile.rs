@@ -88,6 +88,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => number().prop_map(|token| Event::Propose { token, size_bytes: 10 }),
         1 => any::<bool>().prop_map(|lease| Event::Read { token: 1, lease }),
         1 => peer().prop_map(Event::SendFailed),
+        1 => peer().prop_map(Event::Disconnected),
         1 => number().prop_map(|through| Event::Compact(LogIndex(through))),
         2 => Just(Event::Persisted),
     ]

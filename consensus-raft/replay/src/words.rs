@@ -94,6 +94,7 @@ fn event(event: &Event) -> String {
         Event::SnapshotInstalled => "the state machine has the snapshot".to_owned(),
         Event::SnapshotSent(to, Some(last)) => format!("node {to} took a snapshot up to {last}"),
         Event::SnapshotSent(to, None) => format!("node {to} took no snapshot"),
+        Event::Disconnected(node) => format!("the connection to {node} broke for good"),
     }
 }
 

@@ -40,6 +40,8 @@ pub enum Trouble {
     Members,
     /// The lead is handed over.
     Transfer,
+    /// Some nodes lose their connection to the leader, which is there all the same.
+    Disconnect,
 }
 
 /// All, with how often each comes up in a run that has it.
@@ -61,6 +63,7 @@ const TROUBLES: &[(Trouble, u64)] = &[
     (Trouble::Compact, 8),
     (Trouble::Members, 4),
     (Trouble::Transfer, 3),
+    (Trouble::Disconnect, 3),
 ];
 
 /// What a run is like.

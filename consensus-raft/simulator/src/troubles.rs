@@ -116,6 +116,12 @@ impl World {
                 self.step(from, Event::Transfer { token: self.tokens, to });
                 Some(format!("node {from} is asked to hand over to {to:?}"))
             }
+            Trouble::Disconnect => {
+                let leader = self.leader()?;
+                let some: Vec<u64> = (0..nodes).filter(|id| *id != leader.0 && random.percent(60)).collect();
+                some.iter().for_each(|id| self.disconnected(NodeId(*id), leader));
+                Some(format!("nodes {some:?} lose their connection to leader {leader}"))
+            }
         }
     }
 

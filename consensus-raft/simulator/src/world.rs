@@ -74,6 +74,8 @@ pub(crate) enum Due {
         sent: u64,
     },
     SendFailed(NodeId, NodeId),
+    /// The first learns that the connection to the other broke.
+    Disconnected(NodeId, NodeId),
     Written(NodeId, u64),
     Applied(NodeId, u64),
     Installed(NodeId, u64),
@@ -239,6 +241,7 @@ impl World {
         let node = match &due {
             Due::Deliver { to: id, .. }
             | Due::SendFailed(id, _)
+            | Due::Disconnected(id, _)
             | Due::Written(id, _)
             | Due::Applied(id, _)
             | Due::Installed(id, _)
@@ -254,6 +257,7 @@ impl World {
         match due {
             Due::Deliver { from, to, packet, sent } => self.deliver(from, to, packet, sent),
             Due::SendFailed(id, to) => self.step(id, Event::SendFailed(to)),
+            Due::Disconnected(id, node) => self.disconnected(id, node),
             Due::Written(id, life) if self.is_alive(id, life) => self.written(id),
             Due::Applied(id, life) if self.is_alive(id, life) => self.finish_apply(id),
             Due::Installed(id, life) if self.is_alive(id, life) => self.installed(id),
@@ -505,6 +509,17 @@ impl World {
         }
     }
 
+    /// True or not, and where a lease may count on it the node is patient even so.
+    pub(crate) fn disconnected(&mut self, id: NodeId, node: NodeId) {
+        let has_leases = self.plan.lease_drift > 0;
+        if let Some(up) =
+            self.node_mut(id).up.as_mut().filter(|up| up.raft.leader() == Some(node) && !has_leases)
+        {
+            up.heard = None;
+        }
+        self.step(id, Event::Disconnected(node));
+    }
+
     /// A node goes down between any two effects. `losing`: the write in flight is certainly not there.
     pub(crate) fn crash(&mut self, id: NodeId, losing: bool) {
         let (whole, restored) = (!losing && self.random.percent(50), self.random.percent(50));
@@ -531,6 +546,14 @@ impl World {
             recorder.forget(id);
         }
         self.trace.note(now, Some(id), || What::Down);
+        let others = (0..self.nodes.len() as u64).map(NodeId).filter(|other| *other != id);
+        for other in others {
+            // Its system closes its connections, and what is between them lets that through or not.
+            let (noticed, delay) = (self.random.percent(70), self.random.below(20 * MS));
+            if noticed && !self.blocked.contains(&(id.0, other.0)) {
+                self.schedule(delay, Due::Disconnected(other, id));
+            }
+        }
         let down = 1 + self.random.below(1500 * MS);
         self.schedule(down, Due::Restart(id));
     }

@@ -25,7 +25,7 @@ pub(crate) struct Print {
     pub(crate) network: Box<[u64]>,
     /// A bit for each message, so that most comparisons are short.
     pub(crate) mask: u64,
-    pub(crate) allowances: [u8; 7],
+    pub(crate) allowances: [u8; 8],
 }
 
 impl World {

@@ -65,13 +65,17 @@ pub struct Budget {
     pub transfers: u8,
     /// Steps of the common time.
     pub advances: u8,
+    /// Connections to a leader that break.
+    pub disconnects: u8,
 }
 
 impl Budget {
     /// That of which more only lets more happen.
-    pub(crate) fn allowances(&self) -> [u8; 7] {
-        let Self { ticks, proposals, crashes, repeats, compactions, transfers, advances, .. } = *self;
-        [ticks, proposals, crashes, repeats, compactions, transfers, advances]
+    pub(crate) fn allowances(&self) -> [u8; 8] {
+        let Self {
+            ticks, proposals, crashes, repeats, compactions, transfers, advances, disconnects, ..
+        } = *self;
+        [ticks, proposals, crashes, repeats, compactions, transfers, advances, disconnects]
     }
 
     /// The rest, which also numbers what happens, or never changes.
@@ -255,6 +259,14 @@ fn reads(led: &Scenario) -> Vec<Scenario> {
         budget: Budget { ticks: 1, proposals: 1, reads: 1, advances: 8, ..led.budget },
         ..led.clone()
     };
+    let disconnected = Scenario {
+        name: "lease-disconnected",
+        text: "connections to a leader that holds a lease break, though it is there",
+        symmetric: &[],
+        cut: &[(0, 1), (0, 2)],
+        budget: Budget { disconnects: 2, advances: 3, ..lease.budget },
+        ..lease.clone()
+    };
     let transfer = Scenario {
         name: "transfer",
         text: "the lead is handed over while a lease is held",
@@ -265,7 +277,9 @@ fn reads(led: &Scenario) -> Vec<Scenario> {
     vec![
         read.clone(),
         read.more("read-more", Budget { ticks: 2, proposals: 1, ..read.budget }),
+        read.more("read-disconnected", Budget { disconnects: 2, ..read.budget }),
         lease,
+        disconnected,
         transfer.clone(),
         transfer.more("transfer-more", Budget { proposals: 1, ..transfer.budget }),
     ]

@@ -54,6 +54,8 @@ pub enum Action {
     Change(u8),
     /// The leader is asked to hand over.
     Transfer(u8, u8),
+    /// The node is told that its leader is gone, which may be untrue.
+    Disconnect(u8),
 }
 
 /// Permutations of names that keep a scenario what it is.
@@ -158,7 +160,7 @@ impl World {
             let whole = [true, false].map(|whole| Action::Crash(id, whole));
             let single =
                 [Action::Tick, Action::LosePatience, Action::Propose, Action::Written, Action::Installed];
-            let more = [Action::Compact, Action::Read, Action::Change];
+            let more = [Action::Compact, Action::Read, Action::Change, Action::Disconnect];
             let to = (0..nodes).map(move |to| Action::Transfer(id, to));
             single.into_iter().chain(more).map(move |action| action(id)).chain(whole).chain(to)
         };
@@ -200,6 +202,9 @@ impl World {
             Action::Compact(id) => budget.compactions > 0 && node(id).applied > node(id).raft.purged().index,
             Action::Read(_) => budget.reads > 0,
             Action::Change(id) => budget.changes > 0 && leads(id),
+            Action::Disconnect(id) => {
+                budget.disconnects > 0 && node(id).raft.leader().is_some() && !leads(id)
+            }
             Action::Transfer(id, to) => budget.transfers > 0 && id != to && leads(id),
         }
     }

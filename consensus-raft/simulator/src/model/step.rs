@@ -106,6 +106,10 @@ impl World {
                 state.budget.transfers -= 1;
                 Event::Transfer { token: 0, to: Some(NodeId(to.into())) }
             }
+            Action::Disconnect(id) => {
+                state.budget.disconnects -= 1;
+                Event::Disconnected(state.nodes[id as usize].raft.leader().ok_or("it follows nobody")?)
+            }
         };
         let (Action::Tick(id)
         | Action::Propose(id)
@@ -114,6 +118,7 @@ impl World {
         | Action::Compact(id)
         | Action::Read(id)
         | Action::Change(id)
+        | Action::Disconnect(id)
         | Action::Transfer(id, _)) = action
         else {
             unreachable!("done above")

@@ -19,7 +19,7 @@ use std::{
 use bytes::Bytes;
 use compaction::Compaction;
 use consensus_core::{
-    EngineStatus, Entry, Health, LogBatch, LogIndex, LogStorage, Membership, NetworkTransport, NodeId,
+    EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage, Membership, NetworkTransport, NodeId,
     Payload, PeerStatus, ProposeError, Reachability, ReadError, Role,
     bugs::{Bug, is_on},
 };
@@ -68,8 +68,7 @@ pub(crate) struct Driver {
     cache: EntryCache,
     /// The entries of the message in hand.
     incoming: Vec<Entry>,
-    /// The command in hand.
-    proposal: Option<(Bytes, Waiter)>,
+    gathered: Gathered,
     waiters: Waiters,
     /// What bounds the proposals in flight.
     proposals: Arc<Admission>,
@@ -106,6 +105,14 @@ struct Apply {
     done: LogIndex,
     handed: LogIndex,
     target: LogIndex,
+}
+
+/// Commands that came one after another: they are proposed in one call.
+#[derive(Default)]
+struct Gathered {
+    commands: Vec<(Bytes, Waiter)>,
+    /// Of their entries.
+    sizes_bytes: Vec<u64>,
 }
 
 /// A snapshot being sent.
@@ -154,7 +161,7 @@ impl Driver {
             writer,
             applier,
             incoming: Vec::new(),
-            proposal: None,
+            gathered: Gathered::default(),
             waiters: Waiters::default(),
             reads: Reads::default(),
             asked: Asked::default(),
@@ -218,6 +225,7 @@ impl Driver {
             for input in turn.drain(..) {
                 self.take(input);
             }
+            self.propose_gathered();
             if self.raft.next_deadline().is_some_and(|at| at <= self.now) {
                 self.step(Event::Tick);
             }
@@ -251,6 +259,9 @@ impl Driver {
     }
 
     fn take(&mut self, input: Input) {
+        if !matches!(input, Input::Propose(..)) {
+            self.propose_gathered();
+        }
         if self.stop.is_some() {
             return self.refuse(input);
         }
@@ -260,17 +271,9 @@ impl Driver {
                 self.on_message(from, message);
             }
             Input::Disconnected(node) => self.step(Event::Disconnected(node)),
-            Input::Propose(_, waiter) if self.no_room.is_some() && self.raft.role() == Role::Leader => {
-                measure::refused("no_room");
-                waiter.answer(Err(ProposeError::NoRoom { why: self.no_room.clone().unwrap_or_default() }));
-            }
             Input::Propose(command, waiter) => {
-                if let Some(leader) = self.forward_to() {
-                    return self.forward(leader, command, waiter);
-                }
-                let size_bytes = Payload::command_bytes(&command);
-                self.proposal = Some((command, waiter));
-                self.step(Event::Propose { token: 0, size_bytes });
+                self.gathered.sizes_bytes.push(Payload::command_bytes(&command));
+                self.gathered.commands.push((command, waiter));
             }
             Input::Read(consistency, reply, permit) => self.read(consistency, reply, permit),
             Input::ChangeMembership(changes, reply) => {
@@ -316,6 +319,40 @@ impl Driver {
             Input::Compact(reply) => self.on_compact(reply),
             Input::Shutdown(reply) => self.leave(reply),
         }
+    }
+
+    fn propose_gathered(&mut self) {
+        if self.gathered.commands.is_empty() {
+            return;
+        }
+        let Gathered { mut commands, mut sizes_bytes } = std::mem::take(&mut self.gathered);
+        let leader = self.forward_to();
+        if let Some(why) = self.no_room.clone().filter(|_| self.raft.role() == Role::Leader) {
+            for (_, waiter) in commands.drain(..) {
+                measure::refused("no_room");
+                waiter.answer(Err(ProposeError::NoRoom { why: why.clone() }));
+            }
+        } else if let Some(leader) = leader {
+            commands.drain(..).for_each(|(command, waiter)| self.forward(leader, command, waiter));
+        } else if let Some(first) = self.raft.propose(self.now, &sizes_bytes) {
+            for (index, (command, mut waiter)) in (first.index.0..).zip(commands.drain(..)) {
+                let id = LogId { index: LogIndex(index), ..first };
+                waiter.course.appended(self.turn_began, &self.stages);
+                self.cache.push(Entry::command(id, command));
+                self.waiters.push(id, waiter);
+            }
+        } else {
+            let (reason, error) = match self.raft.transferring_to() {
+                Some(to) => ("handing_over", ProposeError::HandingOver { to }),
+                None => ("not_leader", ProposeError::NotLeader { leader: self.raft.leader() }),
+            };
+            for (_, waiter) in commands.drain(..) {
+                measure::refused(reason);
+                waiter.answer(Err(error.clone()));
+            }
+        }
+        sizes_bytes.clear();
+        self.gathered = Gathered { commands, sizes_bytes }; // For their room.
     }
 
     /// Steps the protocol and does what it says, in order; what that brings about is stepped too.
@@ -374,27 +411,6 @@ impl Driver {
                 let new =
                     std::mem::take(&mut self.incoming).into_iter().filter(|entry| entry.id.index > after);
                 new.for_each(|entry| self.cache.push(entry));
-            }
-            Output::Accepted(_, id) => {
-                if let Some((command, mut waiter)) = self.proposal.take() {
-                    waiter.course.appended(self.turn_began, &self.stages);
-                    self.cache.push(Entry::command(id, command));
-                    self.waiters.push(id, waiter);
-                }
-            }
-            Output::Refused(_) => {
-                if let Some((_, waiter)) = self.proposal.take() {
-                    waiter.answer(Err(match self.raft.transferring_to() {
-                        Some(to) => {
-                            measure::refused("handing_over");
-                            ProposeError::HandingOver { to }
-                        }
-                        None => {
-                            measure::refused("not_leader");
-                            ProposeError::NotLeader { leader: self.raft.leader() }
-                        }
-                    }));
-                }
             }
             Output::ReadReady(token, index) => {
                 if let Some((reply, permit)) = self.reads.asked.remove(&token) {

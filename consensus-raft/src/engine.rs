@@ -24,7 +24,7 @@ use crate::{
     driver::Driver,
     flight::Recorded,
     inbox::{Arrival, Inbox, Input},
-    measure,
+    measure::{self, Course},
     snapshot_receive::{Received, Receiver},
     storage_thread::LogWriter,
     waiters::Waiter,
@@ -41,6 +41,8 @@ pub struct RaftEngine {
     proposals: Arc<Admission>,
     reads: Arc<Admission>,
     command_bytes_max: u64,
+    /// Somebody records what is measured.
+    is_measured: bool,
     task: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
@@ -188,6 +190,7 @@ impl RaftEngine {
             Admission::new(config.reads_max, u64::MAX),
         );
         let command_bytes_max = config.command_bytes_max;
+        let is_measured = measure::Stages::new().are_recorded();
         let (driver, status) = Driver::new(
             config,
             raft,
@@ -207,6 +210,7 @@ impl RaftEngine {
             proposals,
             reads,
             command_bytes_max,
+            is_measured,
             task: Mutex::new(Some(task)),
         }))
     }
@@ -300,7 +304,8 @@ impl ConsensusEngine for RaftEngine {
         let (reply, answer) = oneshot::channel();
         // Refused before it was seen by anybody: a stopped engine applies nothing.
         let refused = || self.stopped().map_or(ProposeError::ShutDown, |why| ProposeError::Fatal { why });
-        self.inbox.send(Input::Propose(command, Waiter::new(reply, permit))).map_err(|_| refused())?;
+        let waiter = Waiter { reply, permit, course: Course::begin(self.is_measured) };
+        self.inbox.send(Input::Propose(command, waiter)).map_err(|_| refused())?;
         answer.await.unwrap_or_else(|_| Err(ProposeError::Unknown { why: "the engine stopped meanwhile" }))
     }
 

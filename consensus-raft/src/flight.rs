@@ -19,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{
-    NodeId,
+    LogId, NodeId,
     codec::{self, CodecError},
 };
 use consensus_raft_protocol::{Call, Event, Output, Persist, Raft, Returned, Time};
@@ -59,7 +59,7 @@ pub enum Record {
 
 /// What each file begins with.
 pub const MAGIC: [u8; 16] = *b"raft flight 1\n\0\0";
-const RECORD_VERSION: u8 = 1;
+const RECORD_VERSION: u8 = 2;
 const HEAD_BYTES: u64 = 12;
 
 /// CRC-32C of what a call returned, as it stands in [`Record::Returned`].
@@ -94,7 +94,7 @@ impl Recorded {
         }
         match self.call(Call::Step(now, event)) {
             Returned::Outputs(outputs) => outputs,
-            Returned::Persist(_) => unreachable!("a step returns outputs"),
+            other => unreachable!("a step returns outputs: {other:?}"),
         }
     }
 
@@ -104,7 +104,7 @@ impl Recorded {
         }
         match self.call(Call::FinishTurn(now)) {
             Returned::Outputs(outputs) => outputs,
-            Returned::Persist(_) => unreachable!("a turn ends with outputs"),
+            other => unreachable!("a turn ends with outputs: {other:?}"),
         }
     }
 
@@ -118,7 +118,17 @@ impl Recorded {
         }
         match self.call(Call::TakePersist) {
             Returned::Persist(persist) => persist,
-            Returned::Outputs(_) => unreachable!("it is not a step"),
+            other => unreachable!("a write is asked for: {other:?}"),
+        }
+    }
+
+    pub(crate) fn propose(&mut self, now: Time, sizes_bytes: &[u64]) -> Option<LogId> {
+        if self.recorder.is_none() {
+            return self.raft.propose(now, sizes_bytes);
+        }
+        match self.call(Call::Propose(now, sizes_bytes.to_vec())) {
+            Returned::Proposed(first) => first,
+            other => unreachable!("a place in the log is asked for: {other:?}"),
         }
     }
 
@@ -193,9 +203,7 @@ impl Recorder {
             self.file = BufWriter::new(next_file(&self.settings)?);
             self.begin(raft)?;
         }
-        if let Call::Step(now, _) | Call::FinishTurn(now) = call {
-            self.now = self.now.max(*now);
-        }
+        self.now = call.time().map_or(self.now, |now| self.now.max(now));
         self.calls += 1;
         self.append(&Record::Called(call.clone()))
     }
@@ -403,7 +411,6 @@ mod tests {
         prop_oneof![
             Just(Event::Tick),
             any::<u64>().prop_map(|through| Event::Compact(LogIndex(through))),
-            any::<(u64, u64)>().prop_map(|(token, size_bytes)| Event::Propose { token, size_bytes }),
             arrived,
         ]
     }
@@ -421,6 +428,7 @@ mod tests {
             began,
             (any::<Time>(), event()).prop_map(|(now, event)| Record::Called(Call::Step(now, event))),
             Just(Record::Called(Call::TakePersist)),
+            any::<(Time, Vec<u64>)>().prop_map(|(now, sizes)| Record::Called(Call::Propose(now, sizes))),
             any::<u32>().prop_map(Record::Returned),
         ]
     }

@@ -22,35 +22,44 @@
 //! | `apply{after, last}`, `flush` | debug | the state machine |
 //! | `snapshot{to, last}`, `install{last}` | info | a snapshot sent, a snapshot installed |
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use consensus_core::{EngineStatus, NodeId, Role, Term};
-use metrics::{Counter, Histogram, counter, histogram};
+use metrics::{Counter, Histogram, IntoF64, counter, histogram};
 
-/// When a command got where.
+/// When a command got where; nothing if nobody records it: a look at the clock takes as long as much else here.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Course {
+pub(crate) struct Course(Option<Times>);
+
+#[derive(Clone, Copy, Debug)]
+struct Times {
     proposed: Instant,
     appended: Instant,
 }
 
 impl Course {
-    pub(crate) fn begin() -> Self {
-        let now = Instant::now();
-        Self { proposed: now, appended: now }
+    pub(crate) fn begin(is_recorded: bool) -> Self {
+        Self(is_recorded.then(Instant::now).map(|now| Times { proposed: now, appended: now }))
     }
 
     /// In the turn that began at `turn`; a command may have come in since.
     pub(crate) fn appended(&mut self, turn: Instant, stages: &Stages) {
-        self.appended = turn.max(self.proposed);
         stages.proposals.increment(1);
-        stages.queue.record(self.appended - self.proposed);
+        if let Some(times) = &mut self.0 {
+            times.appended = turn.max(times.proposed);
+            stages.queue.record(times.appended - times.proposed);
+        }
     }
 
     /// Of a command that was handed to the state machine at `committed`, and was applied at `applied`.
     pub(crate) fn applied(self, committed: Instant, applied: Instant, stages: &Stages) {
-        stages.commit.record(committed.saturating_duration_since(self.appended));
-        stages.apply.record(applied - committed);
+        if let Some(times) = self.0 {
+            stages.commit.record(committed.saturating_duration_since(times.appended));
+            stages.apply.record(applied - committed);
+        }
     }
 }
 
@@ -70,6 +79,20 @@ impl Stages {
             commit: histogram!("raft_proposal_seconds", "stage" => "commit"),
             apply: histogram!("raft_proposal_seconds", "stage" => "apply"),
         }
+    }
+
+    /// Whether somebody installed a recorder: only then is a value asked for what it is.
+    pub(crate) fn are_recorded(&self) -> bool {
+        struct Asked<'a>(&'a Cell<bool>);
+        impl IntoF64 for Asked<'_> {
+            fn into_f64(self) -> f64 {
+                self.0.set(true);
+                0.0
+            }
+        }
+        let asked = Cell::new(false);
+        self.queue.record_many(Asked(&asked), 0);
+        asked.get()
     }
 }
 

@@ -20,10 +20,6 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    pub(crate) fn new(reply: oneshot::Sender<Result<Committed, ProposeError>>, permit: Permit) -> Self {
-        Self { reply, permit, course: Course::begin() }
-    }
-
     pub(crate) fn answer(self, result: Result<Committed, ProposeError>) {
         drop(self.permit);
         let _ = self.reply.send(result); // A client that went away needs no answer.
@@ -116,7 +112,8 @@ mod tests {
         let mut waiters = Waiters::default();
         let wait = |waiters: &mut Waiters, id| {
             let (reply, answer) = oneshot::channel();
-            waiters.push(id, Waiter::new(reply, admission.admit(1).unwrap()));
+            let (permit, course) = (admission.admit(1).unwrap(), Course::begin(true));
+            waiters.push(id, Waiter { reply, permit, course });
             answer
         };
         let mut kept = wait(&mut waiters, LogId::new(1, 5));

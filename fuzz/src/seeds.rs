@@ -161,7 +161,7 @@ fn calls() -> Vec<RaftCall> {
         RaftCall::TakePersist,
         RaftCall::Step(now, Event::Persisted),
         vote(VoteKind::Vote, 2),
-        RaftCall::Step(now, Event::Propose { token: 4, size_bytes: 10 }),
+        RaftCall::Propose(now, vec![10, 20]),
         RaftCall::FinishTurn(now),
         RaftCall::TakePersist,
     ]

@@ -4,24 +4,26 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use consensus_core::{LogId, LogIndex, LogState, Membership, NodeId, Payload, StorageId};
+use consensus_core::{LogId, LogIndex, LogState, Membership, NodeId, Payload, StorageId, Term};
 use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Output, Raft, Reply, Restored, Time};
 
 use super::PAYLOAD_BYTES;
 
 struct Node {
     raft: Raft,
-    /// The payloads after `base`.
-    log: VecDeque<Bytes>,
+    /// The payloads after `base`, with the terms of their entries.
+    log: VecDeque<(Term, Bytes)>,
     base: LogIndex,
-    /// Of the message, or of the proposal, in hand.
-    incoming: Vec<Bytes>,
+    /// Of the message in hand.
+    incoming: Vec<(Term, Bytes)>,
     applied: LogIndex,
+    /// Of the proposals in hand.
+    sizes: Vec<u64>,
 }
 
 enum Message {
     Reply(Reply),
-    Append(Append, Vec<EntryInfo>, Vec<Bytes>),
+    Append(Append, Vec<EntryInfo>, Vec<(Term, Bytes)>),
 }
 
 /// Messages on their way, by receiver.
@@ -52,11 +54,11 @@ impl super::Cluster for Cluster {
     }
 
     fn propose(&mut self, count: usize) {
-        let size_bytes = Payload::command_bytes(&self.payload);
-        for _ in 0..count {
-            self.nodes[0].incoming.push(self.payload.clone());
-            self.nodes[0].step(Event::Propose { token: 0, size_bytes }, &mut self.network);
-        }
+        let leader = &mut self.nodes[0];
+        leader.sizes.clear();
+        leader.sizes.resize(count, Payload::command_bytes(&self.payload));
+        let first = leader.raft.propose(NOW, &leader.sizes).expect("it leads");
+        leader.log.extend((0..count).map(|_| (first.term, self.payload.clone())));
     }
 
     /// The leader has something to say, as a rule.
@@ -94,10 +96,11 @@ impl Node {
         let raft = Raft::new(Config::new(NodeId(id)), restored, Time::ZERO).expect("the defaults are right");
         Self {
             raft,
-            log: [Bytes::new()].into(),
+            log: [(first.term, Bytes::new())].into(),
             base: LogIndex(0),
             incoming: Vec::new(),
             applied: LogIndex(0),
+            sizes: Vec::new(),
         }
     }
 
@@ -138,13 +141,15 @@ impl Node {
             Output::Send(to, reply) => network[to.0 as usize].push((own, Message::Reply(reply))),
             Output::SendAppend(to, append) => {
                 let run = append.prev.index.since(self.base) as usize..append.last.since(self.base) as usize;
-                let payloads: Vec<Bytes> = self.log.range(run).cloned().collect();
-                let terms = (append.prev.index.0 + 1..=append.last.0).map(|index| self.info(LogIndex(index)));
-                let message = Message::Append(append, terms.collect(), payloads);
+                let entries: Vec<_> = self.log.range(run).cloned().collect();
+                let infos = entries.iter().map(|(term, payload)| {
+                    let size_bytes = Payload::command_bytes(payload);
+                    EntryInfo { term: *term, size_bytes, membership: None }
+                });
+                let message = Message::Append(append, infos.collect(), entries);
                 network[to.0 as usize].push((own, message));
             }
-            Output::AppendedBlank(_) => self.log.push_back(Bytes::new()),
-            Output::Accepted(..) => self.log.extend(self.incoming.drain(..)),
+            Output::AppendedBlank(id) => self.log.push_back((id.term, Bytes::new())),
             Output::Replaced(after) => {
                 self.log.truncate(after.since(self.base) as usize);
                 self.log.extend(self.incoming.drain(..).skip(after.since(prev) as usize));
@@ -154,16 +159,10 @@ impl Node {
         }
     }
 
-    fn info(&self, index: LogIndex) -> EntryInfo {
-        let id = self.raft.id_at(index).expect("it is in the log");
-        let payload = &self.log[id.index.since(self.base) as usize - 1];
-        EntryInfo { term: id.term, size_bytes: Payload::command_bytes(payload), membership: None }
-    }
-
     /// The state machine looks at each payload; then the log goes.
     fn apply(&mut self, through: LogIndex) {
         let run = self.applied.since(self.base) as usize..through.since(self.base) as usize;
-        std::hint::black_box(self.log.range(run).map(Bytes::len).sum::<usize>());
+        std::hint::black_box(self.log.range(run).map(|(_, payload)| payload.len()).sum::<usize>());
         self.applied = through;
         if through.since(self.base) > KEPT {
             let keep = LogIndex(through.0 - KEPT / 2);
@@ -178,4 +177,4 @@ impl Node {
 /// The clock stands still, late enough for an election.
 const NOW: Time = Time::from_secs(10);
 /// Most entries of a log.
-const KEPT: u64 = 20_000;
+const KEPT: u64 = 8192;

@@ -1,6 +1,9 @@
 //! Calls as values, and the state as bytes: what a flight recorder needs.
 
-use consensus_core::codec::{self, CodecError};
+use consensus_core::{
+    LogId,
+    codec::{self, CodecError},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{Event, Output, Persist, Raft, Time};
@@ -14,6 +17,19 @@ pub enum Call {
     FinishTurn(Time),
     /// [`Raft::take_persist`].
     TakePersist,
+    /// [`Raft::propose`].
+    Propose(Time, Vec<u64>),
+}
+
+impl Call {
+    /// When it was made, if that matters.
+    #[must_use]
+    pub fn time(&self) -> Option<Time> {
+        match self {
+            Self::Step(now, _) | Self::FinishTurn(now) | Self::Propose(now, _) => Some(*now),
+            Self::TakePersist => None,
+        }
+    }
 }
 
 /// What it returned.
@@ -23,6 +39,8 @@ pub enum Returned {
     Outputs(Vec<Output>),
     /// From [`Call::TakePersist`].
     Persist(Option<Persist>),
+    /// From [`Call::Propose`].
+    Proposed(Option<LogId>),
 }
 
 impl Raft {
@@ -32,6 +50,7 @@ impl Raft {
             Call::Step(now, event) => Returned::Outputs(self.step(now, event)),
             Call::FinishTurn(now) => Returned::Outputs(self.finish_turn(now)),
             Call::TakePersist => Returned::Persist(self.take_persist()),
+            Call::Propose(now, sizes_bytes) => Returned::Proposed(self.propose(now, &sizes_bytes)),
         }
     }
 
@@ -52,4 +71,4 @@ impl Raft {
 }
 
 /// A recording is read by the version that made it.
-const CHECKPOINT_VERSION: u8 = 1;
+const CHECKPOINT_VERSION: u8 = 2;

@@ -30,13 +30,6 @@ pub enum Event {
     AppendResponse(NodeId, AppendResponse),
     /// A message to this node could not be sent.
     SendFailed(NodeId),
-    /// A client brings a command; answered by [`Output::Accepted`] or [`Output::Refused`].
-    Propose {
-        /// Comes back with the answer.
-        token: u64,
-        /// Of the entry.
-        size_bytes: u64,
-    },
     /// A client wants to read; answered by [`Output::ReadReady`] or [`Output::ReadRefused`].
     Read {
         /// Comes back with the answer.
@@ -167,10 +160,6 @@ pub enum Output {
     ChangeRefused(u64, Refusal),
     /// A transfer ended: this node leads no longer, or (with the reason) it leads still.
     TransferEnded(u64, Result<(), Refusal>),
-    /// The command is in the log at this place, not yet committed.
-    Accepted(u64, LogId),
-    /// The command is not taken: this node does not lead, or is [handing over](crate::Raft::transferring_to).
-    Refused(u64),
     /// A read may be served once the index is applied.
     ReadReady(u64, LogIndex),
     /// A read cannot be served: this node does not lead, or no longer.

@@ -7,14 +7,15 @@
 //! ```text
 //!            Event ──▶ ┌──────┐ ──▶ Output      at once: sends, entries to apply, answers to reads
 //!   (Tick, Append,     │ Raft │
-//!    Propose, ...)     └──────┘ ──▶ Persist     to disk; holds back everything that depends on it
+//!    Read, ...)        └──────┘ ──▶ Persist     to disk; holds back everything that depends on it
 //!                         ▲                         │
 //!                         └──── Event::Persisted ◀──┘
 //! ```
 //!
 //! # Order of calls
 //! 1. [`Raft::new`] with what the storage loaded.
-//! 2. [`Raft::step`] once per event, as many as are waiting; handle the outputs after each.
+//! 2. [`Raft::step`] once per event, as many as are waiting; handle the outputs after each. [`Raft::propose`] with as many
+//!    commands as there are.
 //! 3. [`Raft::finish_turn`]: replication is sent, one run of entries per peer however many proposals came.
 //! 4. [`Raft::take_persist`], unless a write is in flight; when it is durable, step [`Event::Persisted`].
 //! 5. Step [`Event::Tick`] at [`Raft::next_deadline`].

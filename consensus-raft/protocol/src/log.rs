@@ -111,26 +111,34 @@ impl Log {
 
     /// The end of a run of entries from `after` on, within the limits; one entry always goes. Also its bytes.
     pub(crate) fn run_after(&self, after: LogIndex, entries_max: usize, bytes_max: u64) -> (LogIndex, u64) {
-        let (mut last, mut bytes) = (after, 0);
-        for _ in 0..entries_max {
-            let Some(position) = self.position(last.next()) else { break };
+        let from = after.since(self.purged.index) as usize;
+        let (mut count, mut bytes) = (0, 0);
+        for position in self.entries.range(from..).take(entries_max) {
             if bytes > 0 && bytes + position.size_bytes > bytes_max {
                 break;
             }
             bytes += position.size_bytes;
-            last = last.next();
+            count += 1;
         }
-        (last, bytes)
+        (LogIndex(after.0 + count), bytes)
     }
 
     pub(crate) fn push(&mut self, entry: EntryInfo) -> LogId {
-        self.size_bytes += entry.size_bytes;
-        self.entries.push_back(Position { term: entry.term, size_bytes: entry.size_bytes });
-        let id = self.last();
-        if let Some(membership) = entry.membership {
-            self.memberships.push_back((id.index, membership));
-        }
-        id
+        self.extend(std::iter::once(entry));
+        self.last()
+    }
+
+    pub(crate) fn extend(&mut self, entries: impl Iterator<Item = EntryInfo>) {
+        let mut last = self.last().index;
+        let (memberships, size) = (&mut self.memberships, &mut self.size_bytes);
+        self.entries.extend(entries.map(|EntryInfo { term, size_bytes, membership }| {
+            last = last.next();
+            *size += size_bytes;
+            if let Some(membership) = membership {
+                memberships.push_back((last, membership));
+            }
+            Position { term, size_bytes }
+        }));
     }
 
     pub(crate) fn truncate_after(&mut self, index: LogIndex) {

@@ -155,8 +155,7 @@ impl Raft {
         if self.writes.waiting.is_empty() {
             self.writes.waiting = in_flight.held; // For its room.
         }
-        self.advance_commit();
-        self.apply_committed();
+        self.reached(self.durable);
     }
 
     /// A log that is as far again as it was before it was damaged is one like any other (I16).

@@ -137,6 +137,16 @@ impl Raft {
         std::mem::take(&mut self.outputs)
     }
 
+    /// Takes commands whose entries have these sizes ([`Entry::size_bytes`](consensus_core::Entry::size_bytes)), all or none.
+    /// They are in the log from the returned place on, not yet committed; `None`: this node does not lead, or is
+    /// [handing over](Self::transferring_to).
+    pub fn propose(&mut self, now: Time, sizes_bytes: &[u64]) -> Option<LogId> {
+        self.now = self.now.max(now);
+        let first = self.append_proposals(sizes_bytes);
+        self.check_invariants();
+        first
+    }
+
     /// Ends a turn: sends what the events of the turn made ready, at most one run of entries per peer and message limit.
     pub fn finish_turn(&mut self, now: Time) -> Vec<Output> {
         self.now = self.now.max(now);
@@ -174,7 +184,6 @@ impl Raft {
             Event::Append { from, append, entries } => self.on_append(from, append, entries),
             Event::AppendResponse(from, response) => self.on_append_response(from, response),
             Event::SendFailed(to) => self.on_send_failed(to),
-            Event::Propose { token, size_bytes } => self.on_propose(token, size_bytes),
             Event::Read { token, lease } => self.on_read(token, lease),
             Event::ReadIndexRequest(from, request) => self.on_read_index_request(from, request),
             Event::ReadIndexResponse(from, response) => self.on_read_index_response(from, response),

@@ -14,7 +14,7 @@ use crate::{
 
 // The leader's side.
 impl Raft {
-    pub(crate) fn on_propose(&mut self, token: u64, size_bytes: u64) {
+    pub(crate) fn append_proposals(&mut self, sizes_bytes: &[u64]) -> Option<LogId> {
         let leads = match &self.role {
             Role::Leader(leader) => leader.transfer.is_none(),
             // Until it learns who leads the term, it goes on as if it did.
@@ -22,16 +22,21 @@ impl Raft {
             _ => false,
         };
         if !leads {
-            self.outputs.push(Output::Refused(token));
-            return;
+            return None;
         }
-        let id = self.log.push(EntryInfo { term: self.hard.term, size_bytes, membership: None });
-        self.outputs.push(Output::Accepted(token, id));
+        let first = self.log.last().index.next();
+        let term = self.hard.term;
+        self.log.extend(sizes_bytes.iter().map(|size_bytes| EntryInfo {
+            term,
+            size_bytes: *size_bytes,
+            membership: None,
+        }));
         if is_on(Bug::C21) && self.membership().is_only_voter(self.config.id) {
-            self.durable = id.index;
+            self.durable = self.log.last().index;
             self.advance_commit();
             self.apply_committed();
         }
+        Some(LogId { term, index: first })
     }
 
     pub(crate) fn tick_leader(&mut self) {
@@ -191,8 +196,8 @@ impl Raft {
                 _ => {} // Late: of a state that has passed.
             },
         }
-        self.advance_commit();
-        self.apply_committed();
+        let matched = peer.matched;
+        self.reached(matched);
         self.confirm_reads();
         self.drive_transfer();
     }
@@ -205,6 +210,14 @@ impl Raft {
             // Not at once again: the next heartbeat asks.
             peer.state = State::Probe { sent: true };
         }
+    }
+
+    /// One more disk, a peer's or this node's, holds the log up to `index`.
+    pub(crate) fn reached(&mut self, index: LogIndex) {
+        if index > self.commit {
+            self.advance_commit();
+        }
+        self.apply_committed();
     }
 
     /// Commits what is durable on a quorum, counting this node's own disk like any other, if it is of this term (I4).
@@ -337,12 +350,10 @@ impl Raft {
             self.log.truncate_after(agreed);
             self.durable = self.durable.min(agreed);
             self.writes.truncate_after(agreed);
-            for mut entry in rest {
-                if is_on(Bug::M5) {
-                    entry.membership = None;
-                }
-                self.log.push(entry);
-            }
+            self.log.extend(rest.map(|entry| EntryInfo {
+                membership: entry.membership.filter(|_| !is_on(Bug::M5)),
+                ..entry
+            }));
             self.outputs.push(Output::Replaced(agreed));
         }
         if is_on(Bug::C12) && matched >= self.commit && matched < self.log.last().index {

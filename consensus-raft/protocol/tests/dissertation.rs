@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{LOG_1, SECOND, accepted, append, lead, node, outcome, step, vote};
+use common::{LOG_1, SECOND, accepted, append, lead, node, outcome, propose, step, vote};
 use consensus_core::{
     LogId, LogIndex, Member, MemberChange, MemberKind, Membership, NodeId, Role, StorageId, Term, TimeoutNow,
     VoteKind, VoteRequest,
@@ -80,7 +80,7 @@ fn d_4_1_a_committed_configuration_is_not_enough_to_begin_a_change() {
 #[test]
 fn d_4_3_a_joint_configuration_is_not_left_because_something_before_it_is_committed() {
     let mut raft = leader();
-    step(&mut raft, SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    propose(&mut raft, SECOND);
     change(&mut raft, SECOND, vec![set(3, MemberKind::Voter)]);
     acknowledge(&mut raft, SECOND, 3, 3);
     let outputs = acknowledge(&mut raft, SECOND, 1, 3);
@@ -179,7 +179,7 @@ fn an_emptied_disk_counts_no_more() {
     acknowledge(&mut raft, later, 2, 3);
     assert_eq!(raft.membership().get(NodeId(1)).unwrap().storage, Some(StorageId(11)));
     let commit = raft.commit();
-    step(&mut raft, later, Event::Propose { token: 1, size_bytes: 100 });
+    propose(&mut raft, later);
     let emptied = from(&raft, 12, 4);
     step(&mut raft, later, emptied);
     assert_eq!(raft.commit(), commit, "I14");
@@ -197,11 +197,10 @@ fn an_emptied_disk_counts_no_more() {
 fn d_3_10_a_transfer_takes_no_proposals_and_waits_until_the_target_has_all() {
     let mut raft = leader();
     let asked = Output::Send(NodeId(1), Reply::TimeoutNow(TimeoutNow { term: Term(1) }));
-    step(&mut raft, SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    propose(&mut raft, SECOND);
     let outputs = step(&mut raft, SECOND, Event::Transfer { token: 9, to: Some(NodeId(1)) });
     assert!(!outputs.contains(&asked), "T2: it lacks entry 3");
-    let outputs = step(&mut raft, SECOND, Event::Propose { token: 2, size_bytes: 100 });
-    assert!(outputs.contains(&Output::Refused(2)), "T2");
+    assert_eq!(propose(&mut raft, SECOND).0, None, "T2");
     assert!(acknowledge(&mut raft, SECOND, 1, 3).contains(&asked));
     let request = VoteRequest {
         kind: VoteKind::Transfer,
@@ -225,11 +224,7 @@ fn d_3_10_a_transfer_that_does_not_end_is_given_up() {
         let ended = outputs.contains(&Output::TransferEnded(9, Err(Refusal::TimedOut)));
         assert_eq!(ended, tenth == 5, "T1, after {tenth} tenths of a second");
     }
-    let outputs = step(&mut raft, SECOND * 2, Event::Propose { token: 2, size_bytes: 100 });
-    assert!(
-        outputs.iter().any(|output| matches!(output, Output::Accepted(2, _))),
-        "proposals are taken again"
-    );
+    assert!(propose(&mut raft, SECOND * 2).0.is_some(), "proposals are taken again");
 }
 
 #[test]
@@ -511,7 +506,7 @@ fn a_witness_is_sent_what_is_on_the_leaders_disk() {
             .iter()
             .any(|output| matches!(output, Output::SendAppend(NodeId(2), sent) if sent.last == LogIndex(5)))
     };
-    raft.step(SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    raft.propose(SECOND, &[100]);
     assert!(!to_witness(&raft.finish_turn(SECOND)), "a crash could take it back here, and not there");
     assert!(raft.take_persist().is_some());
     raft.step(SECOND, Event::Persisted);

@@ -85,7 +85,6 @@ fn event() -> impl Strategy<Value = Event> {
         1 => read_request,
         1 => read_response,
         2 => Just(Event::Tick),
-        1 => number().prop_map(|token| Event::Propose { token, size_bytes: 10 }),
         1 => any::<bool>().prop_map(|lease| Event::Read { token: 1, lease }),
         1 => peer().prop_map(Event::SendFailed),
         1 => peer().prop_map(Event::Disconnected),

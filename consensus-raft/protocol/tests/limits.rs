@@ -58,8 +58,8 @@ fn with_four_to_send(configure: impl FnOnce(&mut Config)) -> (Raft, Vec<u64>) {
     let mut raft = configured(3, 0, &[], configure);
     lead(&mut raft, SECOND);
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
-    for token in 0..4 {
-        raft.step(SECOND, Event::Propose { token, size_bytes: 100 });
+    for _ in 0..4 {
+        raft.propose(SECOND, &[100]);
     }
     let first = sent(&raft.finish_turn(SECOND));
     (raft, first)

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{SECOND, accepted, append, lead, node, outcome, step, vote};
+use common::{SECOND, accepted, append, lead, node, outcome, propose, step, vote};
 use consensus_core::{
     AppendOutcome, AppendResponse, HardState, LogId, LogIndex, LogState, Membership, NodeId, Role,
     SnapshotMeta, StorageId, Term, VoteKind, VoteRequest, VoteResponse,
@@ -131,7 +131,7 @@ fn a_leader_counts_its_own_disk_like_any_other() {
     lead(&mut raft, SECOND);
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
     assert_eq!(raft.commit(), LogIndex(2));
-    raft.step(SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    raft.propose(SECOND, &[100]);
     raft.finish_turn(SECOND);
     assert!(raft.take_persist().is_some());
     raft.step(SECOND, Event::AppendResponse(NodeId(1), accepted(1, 3)));
@@ -255,7 +255,7 @@ fn a_single_voter_commits_when_it_is_on_its_disk_and_not_before() {
     let mut raft = node(1, 0, &[]);
     step(&mut raft, Time::ZERO, Event::Tick);
     assert_eq!((raft.role(), raft.commit()), (Role::Leader, LogIndex(2)));
-    raft.step(SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    raft.propose(SECOND, &[100]);
     assert_eq!(raft.commit(), LogIndex(2));
     assert!(raft.take_persist().is_some());
     let outputs = raft.step(SECOND, Event::Persisted);
@@ -335,9 +335,9 @@ fn section_7_a_silent_follower_is_sent_a_snapshot_when_it_is_heard_again() {
         step(raft, now, event)
     };
     let sends = |outputs: &[Output]| outputs.contains(&Output::SendSnapshot(NodeId(2)));
-    for token in 0..10 {
-        step_to(&mut raft, Event::Propose { token, size_bytes: 100 });
-        step_to(&mut raft, Event::AppendResponse(NodeId(1), accepted(1, 3 + token)));
+    for entry in 3..13 {
+        propose(&mut raft, SECOND);
+        step_to(&mut raft, Event::AppendResponse(NodeId(1), accepted(1, entry)));
     }
     // Its messages were lost, so it is probed from where it was; that is gone now.
     step_to(&mut raft, Event::SendFailed(NodeId(2)));
@@ -445,7 +445,7 @@ fn what_it_says_of_itself_and_the_others() {
     assert_eq!((raft.durable(), raft.log_bytes(), raft.log_tail(132)), (LogIndex(4), 332, LogIndex(2)));
     let timeout = Config::new(NodeId(0)).election_timeout;
     // A round's answer, and then none.
-    step(&mut raft, SECOND + timeout - Duration::from_millis(1), Event::Propose { token: 1, size_bytes: 1 });
+    propose(&mut raft, SECOND + timeout - Duration::from_millis(1));
     assert!(raft.peers()[&NodeId(2)].active);
     step(&mut raft, SECOND + timeout, Event::AppendResponse(NodeId(1), accepted(1, 5)));
     let peers = raft.peers();
@@ -493,7 +493,7 @@ fn leader_with_one_in_flight() -> Raft {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
-    let outputs = step(&mut raft, SECOND, Event::Propose { token: 1, size_bytes: 100 });
+    let (_, outputs) = propose(&mut raft, SECOND);
     assert_eq!(appends(&outputs), [(2, 3)]);
     raft
 }
@@ -502,7 +502,7 @@ fn leader_with_one_in_flight() -> Raft {
 fn section_5_3_a_leader_retries_from_where_the_logs_agree_for_sure() {
     let mut raft = leader_with_one_in_flight();
     assert_eq!(appends(&step(&mut raft, SECOND, Event::SendFailed(NodeId(1)))), [], "not at network speed");
-    let outputs = step(&mut raft, SECOND, Event::Propose { token: 2, size_bytes: 100 });
+    let (_, outputs) = propose(&mut raft, SECOND);
     assert_eq!(appends(&outputs), [], "nor because there is more");
     let outputs = step(&mut raft, SECOND + SECOND / 5, Event::Tick);
     assert_eq!(appends(&outputs), [(2, 4)]);
@@ -582,7 +582,7 @@ fn section_7_who_is_sent_a_snapshot_is_sent_entries_when_it_has_what_the_log_beg
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     for token in 0..6 {
-        step(&mut raft, SECOND, Event::Propose { token, size_bytes: 100 });
+        propose(&mut raft, SECOND);
         step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(1, 3 + token)));
     }
     let outputs = step(&mut raft, SECOND, Event::Compact(LogIndex(5)));

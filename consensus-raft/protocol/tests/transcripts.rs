@@ -144,8 +144,7 @@ impl Story {
             ["heartbeat", node] => self.tick(id(node)),
             ["wait", ms] => self.now += Duration::from_millis(number(ms)),
             ["propose", node] => {
-                let token = self.token();
-                self.step(id(node), Event::Propose { token, size_bytes: 100 });
+                self.propose(id(node));
             }
             ["read", node] => self.read(id(node), false),
             ["lease", "read", node] => self.read(id(node), true),
@@ -356,6 +355,23 @@ impl Story {
         self.persist(node);
     }
 
+    fn propose(&mut self, node: NodeId) {
+        let now = self.now;
+        let Some(raft) = self.nodes.get_mut(&node).and_then(|node| node.raft.as_mut()) else { return };
+        let (role, term, commit) = (raft.role(), raft.term(), raft.commit());
+        let first = raft.propose(now, &[100]);
+        let outputs = raft.finish_turn(now);
+        self.show(node, role, term, commit);
+        self.say(match first {
+            Some(id) => format!("      {node} appends {id}"),
+            None => format!("      {node} takes no proposal"),
+        });
+        for output in outputs {
+            self.carry_out(node, output);
+        }
+        self.persist(node);
+    }
+
     fn show(&mut self, node: NodeId, role: Role, term: Term, commit: LogIndex) {
         let raft = self.nodes[&node].raft.as_ref().unwrap();
         let (new_role, new_term, new_commit) = (raft.role(), raft.term(), raft.commit());
@@ -440,8 +456,6 @@ impl Story {
                     self.say(format!("      {node} drops its entries after {after}, which conflict"));
                 }
             }
-            Output::Accepted(_, id) => self.say(format!("      {node} appends {id}")),
-            Output::Refused(_) => self.say(format!("      {node} takes no proposal")),
             Output::ReadReady(token, index) => {
                 self.say(format!("      {node}: read {token} sees everything up to {index}"));
             }

@@ -187,9 +187,7 @@ impl<W: Write> Replay<W> {
     }
 
     fn call(&mut self, path: &Path, call: Call) -> Result<Returned, Problem> {
-        if let Call::Step(now, _) | Call::FinishTurn(now) = &call {
-            self.now = self.now.max(*now);
-        }
+        self.now = call.time().map_or(self.now, |now| self.now.max(now));
         let Some((_, raft, calls)) = &mut self.at else { return Err(Problem::NoBegin(path.to_owned())) };
         *calls += 1;
         let number = *calls;

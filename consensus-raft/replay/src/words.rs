@@ -52,6 +52,7 @@ pub(crate) fn call(call: &Call) -> String {
         Call::Step(_, event) => self::event(event),
         Call::FinishTurn(_) => "end of the turn".to_owned(),
         Call::TakePersist => "the next write is fetched".to_owned(),
+        Call::Propose(_, sizes) => format!("{} commands, of {sizes:?} bytes, are proposed", sizes.len()),
     }
 }
 
@@ -59,6 +60,8 @@ pub(crate) fn returned(returned: &Returned) -> Vec<String> {
     match returned {
         Returned::Outputs(outputs) => outputs.iter().map(output).collect(),
         Returned::Persist(persist) => persist.iter().map(self::persist).collect(),
+        Returned::Proposed(Some(first)) => vec![format!("they are in the log from {first} on")],
+        Returned::Proposed(None) => vec!["they are refused".to_owned()],
     }
 }
 
@@ -81,7 +84,6 @@ fn event(event: &Event) -> String {
         }
         Event::TimeoutNow(from, request) => format!("from {from}: {}", reply(&Reply::TimeoutNow(*request))),
         Event::SendFailed(to) => format!("a message to {to} could not be sent"),
-        Event::Propose { size_bytes, .. } => format!("a command of {size_bytes} bytes is proposed"),
         Event::Read { lease, .. } => format!("a read{}", if *lease { ", by lease" } else { "" }),
         Event::ChangeMembership { changes, .. } => format!("a change is asked for: {changes:?}"),
         Event::Transfer { to: Some(to), .. } => format!("the lead shall go to {to}"),
@@ -106,8 +108,6 @@ fn output(output: &Output) -> String {
         Output::AppendedBlank(id) => format!("appends {id}, blank"),
         Output::AppendedMembership(id, membership) => format!("appends {id}, members {membership}"),
         Output::Replaced(after) => format!("the log after {after} is replaced"),
-        Output::Accepted(_, id) => format!("the command is {id}"),
-        Output::Refused(_) => "the command is refused".to_owned(),
         Output::ReadReady(_, index) => format!("the read may be served at {index}"),
         Output::ReadRefused(_) => "the read is refused".to_owned(),
         Output::Apply(through) => format!("apply up to {through}"),

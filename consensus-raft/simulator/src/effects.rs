@@ -41,12 +41,6 @@ impl World {
                 self.start_apply(id);
             }
             Output::Replaced(after) => self.replaced(id, after),
-            Output::Accepted(_, at) => self.accepted(id, at),
-            Output::Refused(_) => {
-                if let Some(asked) = self.refused() {
-                    self.answer(asked, Answer::NotApplied);
-                }
-            }
             Output::AppendedBlank(at) => self.append(id, at, Payload::Blank),
             Output::AppendedMembership(at, membership) => {
                 self.reach_membership(&membership);

@@ -16,7 +16,7 @@ use consensus_testkit::linearizability::Register;
 
 use crate::{
     checks::Checks,
-    clients::Client,
+    clients::{Answer, Client},
     disk::SimDisk,
     host::Hosting,
     node::{Arrival, Asked, Node, Started},
@@ -283,14 +283,22 @@ impl World {
 
     /// The protocol takes an event; what it says is carried out.
     pub(crate) fn step(&mut self, id: NodeId, event: Event) {
+        let local = self.node(id).local(self.now);
+        self.call(id, Call::Step(local, event));
+    }
+
+    fn call(&mut self, id: NodeId, call: Call) {
         let ends_turn = !self.plan.turns || self.random.percent(60);
         let now = self.now;
         let (node, recorder) = (&mut self.nodes[id.0 as usize], &mut self.recorder);
         let (local, life) = (node.local(now), node.life);
         let Some(up) = &mut node.up else { return };
         let before = Before::of(&up.raft);
-        let ticked = event == Event::Tick;
-        let mut outputs = outputs_of(up.call(recorder, Call::Step(local, event)));
+        let ticked = matches!(call, Call::Step(_, Event::Tick));
+        let (mut outputs, proposed) = match up.call(recorder, call) {
+            Returned::Proposed(first) => (Vec::new(), Some(first)),
+            returned => (outputs_of(returned), None),
+        };
         up.turn_open = !ends_turn;
         if ends_turn {
             outputs.extend(outputs_of(up.call(recorder, Call::FinishTurn(local))));
@@ -298,6 +306,11 @@ impl World {
         if !ends_turn {
             let wait = self.random.below(MS);
             self.schedule(wait, Due::EndTurn(id, life));
+        }
+        match proposed {
+            Some(Some(at)) => self.accepted(id, at),
+            Some(None) => self.refused(),
+            None => {}
         }
         self.after_step(id, &before, outputs, ticked);
     }
@@ -361,11 +374,11 @@ impl World {
     pub(crate) fn propose(&mut self, id: NodeId, command: Bytes, asked: Asked) {
         let size_bytes = Entry::command(LogId::ZERO, command.clone()).size_bytes();
         self.proposal = Some((command, asked));
-        self.tokens += 1;
-        self.step(id, Event::Propose { token: self.tokens, size_bytes });
+        let local = self.node(id).local(self.now);
+        self.call(id, Call::Propose(local, vec![size_bytes]));
     }
 
-    pub(crate) fn accepted(&mut self, id: NodeId, at: LogId) {
+    fn accepted(&mut self, id: NodeId, at: LogId) {
         let Some((command, asked)) = self.proposal.take() else { return };
         self.checks.entry(at, self.nodes[id.0 as usize].raft(), &Payload::Command(command.clone()));
         let Some(up) = &mut self.node_mut(id).up else { return };
@@ -373,8 +386,10 @@ impl World {
         up.waiters.insert(at.index.0, (at, asked));
     }
 
-    pub(crate) fn refused(&mut self) -> Option<Asked> {
-        self.proposal.take().map(|(_, asked)| asked)
+    fn refused(&mut self) {
+        if let Some((_, asked)) = self.proposal.take() {
+            self.answer(asked, Answer::NotApplied);
+        }
     }
 
     /// Writes go on one at a time; the next one gathers meanwhile.
@@ -653,7 +668,7 @@ impl Before {
 fn outputs_of(returned: Returned) -> Vec<Output> {
     match returned {
         Returned::Outputs(outputs) => outputs,
-        Returned::Persist(_) => Vec::new(),
+        Returned::Persist(_) | Returned::Proposed(_) => Vec::new(),
     }
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::Driver;
-use crate::{inbox::Input, waiters::Waiter};
+use crate::{inbox::Input, measure::Course, waiters::Waiter};
 
 /// What travels as [`Message::Extension`].
 #[derive(Debug, Serialize, Deserialize)]
@@ -153,7 +153,8 @@ impl Driver {
             let answer = Forwarded::Answer { life, number, answer: result.into() };
             let _ = transport.send(from, Message::Extension(codec::encode(VERSION, &answer).into()));
         });
-        self.take(Input::Propose(command, Waiter::new(reply, permit)));
+        let course = Course::begin(self.stages.are_recorded());
+        self.take(Input::Propose(command, Waiter { reply, permit, course }));
     }
 }
 

@@ -46,7 +46,12 @@ fn start(config: Config, voters: u64, term: u64, terms: &[u64], applied: u64) ->
 
 /// All that comes out, the disk being at once.
 pub(crate) fn step(raft: &mut Raft, now: Time, event: Event) -> Vec<Output> {
-    let mut outputs = raft.step(now, event);
+    let outputs = raft.step(now, event);
+    outputs.into_iter().chain(settle(raft, now)).collect()
+}
+
+fn settle(raft: &mut Raft, now: Time) -> Vec<Output> {
+    let mut outputs = Vec::new();
     loop {
         outputs.extend(raft.finish_turn(now));
         if raft.take_persist().is_none() {
@@ -54,6 +59,11 @@ pub(crate) fn step(raft: &mut Raft, now: Time, event: Event) -> Vec<Output> {
         }
         outputs.extend(raft.step(now, Event::Persisted));
     }
+}
+
+/// A command of 100 bytes, the disk being at once. Where it is in the log, if it was taken, and all that comes out.
+pub(crate) fn propose(raft: &mut Raft, now: Time) -> (Option<LogId>, Vec<Output>) {
+    (raft.propose(now, &[100]), settle(raft, now))
 }
 
 pub(crate) fn vote(kind: VoteKind, term: u64) -> VoteResponse {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use consensus_core::{LogId, LogIndex, Membership, NodeId, Role, SnapshotMeta};
-use consensus_raft_protocol::{EntryInfo, Event, Output, Reply, SnapshotVerdict};
+use consensus_raft_protocol::{EntryInfo, Event, Output, Raft, Reply, SnapshotVerdict, Time};
 
 use super::{
     checks::{Known, fresh},
@@ -60,9 +60,12 @@ impl World {
                 state.time += QUANTUM;
                 return Ok(state);
             }
-            Action::Propose(_) => {
+            Action::Propose(id) => {
                 state.budget.proposals -= 1;
-                Event::Propose { token: 0, size_bytes: 1 }
+                return self.call(state, id as usize, |raft, now| {
+                    raft.propose(now, &[1]);
+                    Vec::new()
+                });
             }
             Action::Written(id) => {
                 let mut node = Node::clone(&state.nodes[id as usize]);
@@ -112,7 +115,6 @@ impl World {
             }
         };
         let (Action::Tick(id)
-        | Action::Propose(id)
         | Action::Written(id)
         | Action::Installed(id)
         | Action::Compact(id)
@@ -151,16 +153,25 @@ impl World {
     }
 
     /// The node takes an event, and what it says is carried out.
-    pub(super) fn step(&self, mut state: State, id: usize, event: Event) -> Result<State, String> {
-        let mut node = Node::clone(&state.nodes[id]);
-        let now = match (self.scenario.clocks, &event) {
-            (Clocks::Common(_), _) => self.local(&state, id),
-            (Clocks::Own, Event::Tick) => node.raft.next_deadline().unwrap_or(BASE),
-            (Clocks::Own, _) => BASE,
+    pub(super) fn step(&self, state: State, id: usize, event: Event) -> Result<State, String> {
+        let due = match (self.scenario.clocks, &event) {
+            (Clocks::Own, Event::Tick) => state.nodes[id].raft.next_deadline(),
+            _ => None,
         };
+        self.call(state, id, |raft, now| raft.step(due.unwrap_or(now), event))
+    }
+
+    fn call(
+        &self,
+        mut state: State,
+        id: usize,
+        call: impl FnOnce(&mut Raft, Time) -> Vec<Output>,
+    ) -> Result<State, String> {
+        let mut node = Node::clone(&state.nodes[id]);
+        let now = self.local(&state, id);
         let (role, commit, membership) =
             (node.raft.role(), node.raft.commit(), node.raft.membership().clone());
-        let mut outputs = node.raft.step(now, event);
+        let mut outputs = call(&mut node.raft, now);
         outputs.extend(node.raft.finish_turn(now));
         let mut known = None;
         if node.raft.role() == Role::Leader && role != Role::Leader {

@@ -88,6 +88,10 @@ pub(crate) struct Arguments {
     /// does not.
     #[arg(long, env = "KV_FLIGHT_RECORDER_MIB")]
     flight_recorder_mib: Option<u64>,
+    /// Snapshots are sent to other nodes at most so fast, in MiB per second, so that they leave room for the rest. 0, the
+    /// default: no bound.
+    #[arg(long, env = "KV_SNAPSHOT_MIB_PER_SECOND")]
+    snapshot_mib_per_second: Option<u64>,
     /// What the log lies in. Default: what there is in the data directory; in a new one, wal.
     #[arg(long, env = "KV_LOG_STORAGE")]
     log_storage: Option<LogKind>,
@@ -177,6 +181,7 @@ struct Log {
     compact_keep_mib: Option<u64>,
     compact_hold_mib: Option<u64>,
     flight_recorder_mib: Option<u64>,
+    snapshot_mib_per_second: Option<u64>,
     storage: Option<LogKind>,
 }
 
@@ -224,6 +229,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) compact_hold_bytes: u64,
     /// 0: no recording.
     pub(crate) flight_recorder_bytes: u64,
+    /// 0: no bound.
+    pub(crate) snapshot_bytes_per_second: u64,
     /// `None`: what there is, or the faster.
     pub(crate) log: Option<LogKind>,
 }
@@ -390,6 +397,10 @@ impl Builder {
                 "flight_recorder_mib",
                 arguments.flight_recorder_mib.or(file.log.flight_recorder_mib).unwrap_or(0),
             )?,
+            snapshot_bytes_per_second: self.mebibytes(
+                "snapshot_mib_per_second",
+                arguments.snapshot_mib_per_second.or(file.log.snapshot_mib_per_second).unwrap_or(0),
+            )?,
             log: arguments.log_storage.or(file.log.storage),
             witnesses,
             nodes: nodes.clone(),
@@ -552,6 +563,14 @@ mod tests {
         assert_eq!(cluster.node_timeout, Duration::from_secs(3));
         assert_eq!(settings.client_listen.to_string(), "0.0.0.0:9000");
         assert_eq!(cluster.nodes[&NodeId(7)].consensus.to_string(), "[::1]:9500");
+    }
+
+    #[test]
+    fn settings_of_the_log_reach_the_engine() {
+        let file = format!("{EXAMPLE}[log]\ncompact_hold_mib = 5\nsnapshot_mib_per_second = 7\n");
+        let settings = settings(&["--node-id", "0", "--compact-hold-mib", "6"], &file).unwrap();
+        let raft = crate::node::raft_config(&settings, settings.cluster.as_ref().unwrap());
+        assert_eq!((raft.compact_hold_bytes, raft.snapshot_bytes_per_second), (6 << 20, 7 << 20));
     }
 
     #[test]

@@ -155,6 +155,7 @@ pub(crate) fn raft_config(settings: &Settings, cluster: &ClusterSettings) -> Raf
     config.compact_keep_entries = cluster.compact_keep_entries;
     config.compact_keep_bytes = cluster.compact_keep_bytes;
     config.compact_hold_bytes = cluster.compact_hold_bytes;
+    config.snapshot_bytes_per_second = cluster.snapshot_bytes_per_second;
     config.snapshot_dir.clone_from(&settings.data_dir);
     let recorder =
         FlightRecorder { dir: settings.data_dir.join(FLIGHT), bytes_max: cluster.flight_recorder_bytes };

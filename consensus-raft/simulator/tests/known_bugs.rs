@@ -64,6 +64,7 @@ fn what_makes_states_fewer_hides_no_bug() {
         (Bug::C1, "figure-8"),
         (Bug::R4, "lease"),
         (Bug::R5, "transfer"),
+        (Bug::R10, "lease-disconnected"),
     ] {
         let found = model_check(scenario, bug);
         assert!(found.violation.is_some(), "{bug:?} is not found in {scenario}: {found:?}");

@@ -166,7 +166,8 @@ pub fn configurations() -> Seeds {
                [cluster]\nhealth_check_interval_ms = 1\nnode_timeout_ms = 2\nelection_timeout_ms = 4\n\
                heartbeat_interval_ms = 2\nlease_drift_percent = 50\n\
                [log]\ncompact_after_entries = 1\ncompact_after_mib = 2\ncompact_keep_entries = 3\n\
-               compact_keep_mib = 4\ncompact_hold_mib = 5\nflight_recorder_mib = 6\n";
+               compact_keep_mib = 4\ncompact_hold_mib = 5\nflight_recorder_mib = 6\n\
+               snapshot_mib_per_second = 7\n";
     let flags = "--port=7000\n--node-id=7\n--mode=standalone\n--data-dir=x\n---\n";
     let endpoints = "--replica-endpoints=a:1,[::1]:2\n--node-id=1\n--witnesses=0\n--join=true\n---\n";
     ["", cluster, nodes, all, flags, endpoints].map(|text| Bytes::from(text).to_vec()).to_vec()

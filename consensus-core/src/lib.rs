@@ -54,6 +54,6 @@ pub use message::{
     ReadIndexResponse, SnapshotAck, SnapshotChunk, SnapshotOutcome, TimeoutNow, VoteKind, VoteRequest,
     VoteResponse,
 };
-pub use state_machine::{Snapshot, StateMachine, StateMachineError};
+pub use state_machine::{FlushWork, Snapshot, StateMachine, StateMachineError};
 pub use transport::{MessageHandler, NetworkTransport, Reachability, SendError, TransportError};
 pub use types::{LogId, LogIndex, NodeId, StorageId, Term};

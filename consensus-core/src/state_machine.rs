@@ -22,7 +22,7 @@ use crate::{Entry, LogId};
 /// [`applied`](Self::applied). What it must do:
 /// * `applied` is a position that the state *exactly* reflects. A machine on disk writes the position in the same atomic
 ///   write as the data; a machine in memory starts at [`LogId::ZERO`].
-/// * [`flush`](Self::flush) makes state durable, and tells up to where. The engine forgets log entries only up to
+/// * [`flush`](Self::flush), or [`flush_aside`](Self::flush_aside), makes state durable, and tells up to where. The engine forgets log entries only up to
 ///   there. A machine in memory says [`LogId::ZERO`], and its log is kept whole.
 /// * [`restore`](Self::restore) is all or nothing and durable: after a crash at any byte of it the machine opens with
 ///   the state from before or the one restored, `applied` telling which.
@@ -92,6 +92,14 @@ pub trait StateMachine: Send + 'static {
     /// The disk fails.
     fn flush(&mut self) -> Result<LogId, StateMachineError>;
 
+    /// [`flush`](Self::flush) as work to be done beside later `apply`s, on a thread that may block: when it has been done, what
+    /// was applied when this was called is durable, and it returns up to where. There may have been a
+    /// [`restore`](Self::restore) meanwhile, which it must not undo. `None`, the default: there is no such way, and the engine
+    /// calls `flush`, which holds up `apply`.
+    fn flush_aside(&mut self) -> Option<FlushWork> {
+        None
+    }
+
     /// A picture of the state as it stands. Must be cheap, as it holds up `apply`; the work is in
     /// [`Snapshot::write_to`], which runs beside later `apply`s and must not see them.
     ///
@@ -106,6 +114,9 @@ pub trait StateMachine: Send + 'static {
     /// The stream is not a snapshot of this machine, or the disk fails; the state is the one from before.
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError>;
 }
+
+/// What [`StateMachine::flush_aside`] leaves to be done.
+pub type FlushWork = Box<dyn FnOnce() -> Result<LogId, StateMachineError> + Send>;
 
 /// A picture of a state machine's state at one position. Dropped when it is no longer needed, written or not.
 pub trait Snapshot: Send {

@@ -56,12 +56,15 @@ impl Work for Applier {
                 let sound = result.is_ok();
                 (Input::Applied(result.map(|()| last)), sound)
             }
-            Job::Flush => {
-                let _flush = tracing::debug_span!("flush").entered();
-                let result = guarded(|| self.machine.flush());
-                let sound = result.is_ok();
-                (Input::Flushed(result), sound)
-            }
+            Job::Flush => match guarded(|| Ok(self.machine.flush_aside())) {
+                Ok(Some(work)) => (Input::FlushAside(work), true),
+                begun => {
+                    let _flush = tracing::debug_span!("flush").entered();
+                    let result = begun.and_then(|_| guarded(|| self.machine.flush()));
+                    let sound = result.is_ok();
+                    (Input::Flushed(result), sound)
+                }
+            },
             Job::TakeSnapshot(to) => {
                 let result = guarded(|| self.machine.snapshot())
                     .map(|picture: Box<dyn Snapshot>| (self.applied, picture));
@@ -156,7 +159,9 @@ impl Applier {
 }
 
 /// A panic of the state machine stops its engine, not the process.
-fn guarded<T>(call: impl FnOnce() -> Result<T, StateMachineError>) -> Result<T, StateMachineError> {
+pub(crate) fn guarded<T>(
+    call: impl FnOnce() -> Result<T, StateMachineError>,
+) -> Result<T, StateMachineError> {
     catch_unwind(AssertUnwindSafe(call))
         .unwrap_or_else(|panic| Err(StateMachineError::Other(describe(&*panic))))
 }

@@ -295,6 +295,7 @@ impl Driver {
             Input::NoRoom(why) => self.on_no_room(why),
             Input::Persisted(Err(error)) => self.fail(error.to_string()),
             Input::Applied(Ok(index)) => self.on_applied(index),
+            Input::FlushAside(work) => self.flush_aside(work),
             Input::Flushed(Ok(durable)) => self.on_flushed(durable),
             Input::Installed(Ok(())) => self.on_installed(),
             Input::SnapshotTaken(to, Ok((last, picture))) => self.send_snapshot(to, last, picture),
@@ -583,6 +584,9 @@ impl Driver {
         self.asked = Asked::default();
         while let Ok(input) = inputs.try_recv() {
             self.refuse(input);
+        }
+        if let Some(flush) = self.compaction.aside.take() {
+            let _ = flush.await; // It holds the machine's files.
         }
         let threads: Vec<_> = [self.writer.end(), self.applier.end()].into_iter().flatten().collect();
         let join = move || threads.into_iter().all(|thread| thread.join().is_ok());

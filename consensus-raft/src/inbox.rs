@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use consensus_core::{
-    ChangeError, Entry, LogId, LogIndex, MemberChange, Membership, Message, NodeId, ReadConsistency,
-    ReadError, Snapshot, SnapshotAck, SnapshotError, SnapshotMeta, StateMachineError, StorageError, Term,
-    TransferError,
+    ChangeError, Entry, FlushWork, LogId, LogIndex, MemberChange, Membership, Message, NodeId,
+    ReadConsistency, ReadError, Snapshot, SnapshotAck, SnapshotError, SnapshotMeta, StateMachineError,
+    StorageError, Term, TransferError,
 };
 use consensus_raft_protocol::Append;
 use tokio::sync::{mpsc, oneshot};
@@ -34,7 +34,9 @@ pub(crate) enum Input {
     NoRoom(String),
     /// From the apply thread: everything up to here is applied.
     Applied(Result<LogIndex, StateMachineError>),
-    /// From the apply thread: durable in the state machine up to here.
+    /// From the apply thread: the state machine can be flushed beside it.
+    FlushAside(FlushWork),
+    /// From the apply thread, or beside it: durable in the state machine up to here.
     Flushed(Result<LogId, StateMachineError>),
     Installed(Result<(), StateMachineError>),
     SnapshotTaken(NodeId, Result<(LogId, Box<dyn Snapshot>), StateMachineError>),

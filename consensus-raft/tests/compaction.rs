@@ -2,14 +2,23 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{
+    io::Read,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use common::Cluster;
-use consensus_core::{LogIndex, NodeId};
-use consensus_testkit::{engine::converged, eventually};
-use consensus_transport_mem::Link;
+use consensus_core::{
+    ConsensusEngine, Entry, FlushWork, LogId, LogIndex, Membership, NodeId, Role, Snapshot, StateMachine,
+    StateMachineError,
+};
+use consensus_raft::{RaftConfig, RaftEngine};
+use consensus_testkit::{Journal, MemLogStorage, engine::converged, eventually};
+use consensus_transport_mem::{Link, MemNetwork};
 
-fn bytes(count: usize) -> bytes::Bytes {
+fn bytes(count: usize) -> Bytes {
     vec![b'x'; count].into()
 }
 
@@ -36,7 +45,7 @@ async fn a_log_of_large_entries_is_compacted_by_their_size() {
 }
 
 /// A leader that is busy enough to compact its log many times over while a snapshot is sent.
-async fn while_a_snapshot_is_sent(configure: fn(&mut consensus_raft::RaftConfig)) -> (Cluster, usize, usize) {
+async fn while_a_snapshot_is_sent(configure: fn(&mut RaftConfig)) -> (Cluster, usize, usize) {
     let cluster = Cluster::start(3, configure).await;
     let leading = cluster.leader().await;
     let away = (leading + 1) % 3;
@@ -44,12 +53,13 @@ async fn while_a_snapshot_is_sent(configure: fn(&mut consensus_raft::RaftConfig)
     for _ in 0..300 {
         cluster.engine(leading).propose(bytes(10)).await.unwrap();
     }
-    assert!(cluster.engine(leading).status().borrow().first_index > LogIndex(200));
+    let mut status = cluster.engine(leading).status();
+    status.wait_for(|status| status.first_index > LogIndex(200)).await.unwrap();
     cluster.network.heal();
     (cluster, leading, away)
 }
 
-fn small(config: &mut consensus_raft::RaftConfig) {
+fn small(config: &mut RaftConfig) {
     config.compact_after_entries = 50;
     config.compact_keep_entries = 10;
     config.snapshot_chunk_bytes = 1000;
@@ -131,4 +141,61 @@ async fn no_more_is_kept_for_a_follower_than_is_allowed() {
     tokio::time::sleep(Duration::from_millis(10)).await;
     cluster.network.heal();
     converged(&cluster.nodes, 900).await;
+}
+
+/// Whose flushes end when the test says so.
+struct SlowToFlush {
+    journal: Journal,
+    gate: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl StateMachine for SlowToFlush {
+    fn applied(&self) -> LogId {
+        self.journal.applied()
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
+        self.journal.apply(entries)
+    }
+
+    fn flush(&mut self) -> Result<LogId, StateMachineError> {
+        self.journal.flush()
+    }
+
+    fn flush_aside(&mut self) -> Option<FlushWork> {
+        let (work, gate) = (self.journal.flush_aside()?, self.gate.clone());
+        Some(Box::new(move || {
+            let _ = gate.lock().unwrap().recv();
+            work()
+        }))
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
+        self.journal.snapshot()
+    }
+
+    fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
+        self.journal.restore(stream)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_applied_while_the_machine_is_flushed() {
+    let (open, gate) = mpsc::channel();
+    let machine = SlowToFlush { journal: Journal::new(), gate: Arc::new(Mutex::new(gate)) };
+    let mut config = RaftConfig::new(NodeId(0));
+    config.bootstrap = Some(Membership::of_voters([0]));
+    (config.compact_after_entries, config.compact_keep_entries) = (10, 0);
+    let transport = MemNetwork::new(1).transport(NodeId(0));
+    let storage = Arc::new(MemLogStorage::new());
+    let engine = RaftEngine::start(config, transport, storage, Box::new(machine)).await.unwrap();
+    engine.status().wait_for(|status| status.role == Role::Leader).await.unwrap();
+    for n in 0..30 {
+        engine.propose(n.to_string().into()).await.unwrap();
+    }
+    assert_eq!(engine.status().borrow().first_index, LogIndex(1), "nothing is durable in the machine yet");
+    open.send(()).unwrap();
+    engine.status().wait_for(|status| status.first_index > LogIndex(10)).await.unwrap();
+    drop(open);
+    engine.shutdown().await.unwrap();
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::{Entry, LogId, Payload, Snapshot, StateMachine, StateMachineError, codec};
+use consensus_core::{Entry, FlushWork, LogId, Payload, Snapshot, StateMachine, StateMachineError, codec};
 
 use crate::state_machine::Fixture;
 
@@ -91,6 +91,17 @@ impl StateMachine for Journal {
         let applied = state.applied;
         *lock(&self.disk) = state;
         Ok(applied)
+    }
+
+    fn flush_aside(&mut self) -> Option<FlushWork> {
+        let (state, disk) = (lock(&self.state).clone(), self.disk.clone());
+        Some(Box::new(move || {
+            let (applied, mut disk) = (state.applied, lock(&disk));
+            if disk.applied < applied {
+                *disk = state;
+            }
+            Ok(applied)
+        }))
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {

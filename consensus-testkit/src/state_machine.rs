@@ -73,7 +73,7 @@ pub fn rules() -> Vec<&'static str> {
     cases::<JournalReader>().into_iter().map(|(rule, _)| rule).collect()
 }
 
-fn cases<F: Fixture>() -> [(&'static str, fn(F, F)); 16] {
+fn cases<F: Fixture>() -> [(&'static str, fn(F, F)); 17] {
     [
         ("a new machine has applied nothing", apply::starts_empty),
         ("every entry has one response, which is empty where there is no command", apply::responses),
@@ -82,6 +82,7 @@ fn cases<F: Fixture>() -> [(&'static str, fn(F, F)); 16] {
         ("where batches are cut does not matter", apply::batch_cuts),
         ("what is flushed is no more than what is applied", apply::flushed_is_applied),
         ("after a restart the machine continues at what was flushed, or later", apply::restart),
+        ("what is flushed beside later entries is there after a restart", apply::flushed_aside),
         ("entries that are applied again after a restart have the same responses", apply::replay),
         ("a restore replaces the state, the applied position included", restore::replaces),
         ("a restored machine goes on like the one that the snapshot is of", restore::goes_on),

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use common::assert_rejected;
-use consensus_core::{Entry, LogId, Payload, Snapshot, StateMachine, StateMachineError, codec};
+use consensus_core::{Entry, FlushWork, LogId, Payload, Snapshot, StateMachine, StateMachineError, codec};
 use consensus_testkit::{
     Journal, JournalReader,
     state_machine::{Fixture, rules, run_suite},
@@ -30,6 +30,7 @@ enum Defect {
     AnswersByPlaceInTheBatch,
     FlushedMoreThanApplied,
     SaysItFlushed,
+    SaysItFlushedAside,
     ForgetsWhatItAnswered,
     SnapshotShowsLaterState,
     UnwrittenSnapshotChangesState,
@@ -65,6 +66,7 @@ fn each_rule_rejects_what_breaks_it() {
         (Defect::AnswersByPlaceInTheBatch, "where batches are cut does not matter"),
         (Defect::FlushedMoreThanApplied, "what is flushed is no more than what is applied"),
         (Defect::SaysItFlushed, "after a restart the machine continues at what was flushed, or later"),
+        (Defect::SaysItFlushedAside, "what is flushed beside later entries is there after a restart"),
         (
             Defect::ForgetsWhatItAnswered,
             "entries that are applied again after a restart have the same responses",
@@ -212,6 +214,11 @@ impl StateMachine for Broken {
             Defect::SaysItFlushed => Ok(applied),
             _ => self.journal().flush(),
         }
+    }
+
+    fn flush_aside(&mut self) -> Option<FlushWork> {
+        let applied = self.journal().applied();
+        (self.defect == Defect::SaysItFlushedAside).then(|| Box::new(move || Ok(applied)) as FlushWork)
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {

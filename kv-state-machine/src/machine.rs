@@ -4,7 +4,7 @@ use std::{io::Read, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use consensus_core::{
-    Entry, LogId, NodeId, Payload, Snapshot, StateMachine, StateMachineError, StorageError, codec,
+    Entry, FlushWork, LogId, NodeId, Payload, Snapshot, StateMachine, StateMachineError, StorageError, codec,
 };
 use rocksdb::{DB, WriteBatch, WriteOptions};
 
@@ -216,6 +216,16 @@ impl StateMachine for KvStateMachine {
             self.store.current().db().flush_synced()?;
         }
         Ok(self.meta.applied)
+    }
+
+    /// A restore makes another generation: what is flushed then of this one is of no use, and does no harm.
+    fn flush_aside(&mut self) -> Option<FlushWork> {
+        let (generation, applied) = (self.store.current(), self.meta.applied);
+        let flush = move || {
+            generation.db().flush_synced()?;
+            Ok(applied)
+        };
+        (self.durability == Durability::FromLog).then(|| Box::new(flush) as FlushWork)
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {

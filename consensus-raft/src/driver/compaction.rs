@@ -1,18 +1,23 @@
 //! When the log is compacted, and what is left of it.
 
 use consensus_core::{
-    LogId, LogIndex, SnapshotError,
+    FlushWork, LogId, LogIndex, SnapshotError,
     bugs::{Bug, is_on},
 };
 use consensus_raft_protocol::Event;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::Driver;
-use crate::apply_thread::Job;
+use crate::{
+    apply_thread::{Job, guarded},
+    inbox::Input,
+};
 
 #[derive(Default)]
 pub(super) struct Compaction {
     flushing: bool,
+    /// The flush that is done beside the apply thread.
+    pub(super) aside: Option<JoinHandle<()>>,
     /// What was applied when the last one began.
     last_at: LogIndex,
     /// What the last one left of the log.
@@ -52,6 +57,20 @@ impl Driver {
             self.compaction.flushing = true;
             self.compaction.last_at = self.apply.done;
             self.give(Job::Flush);
+        }
+    }
+
+    /// It can take as long as writing out all that is in memory; entries are applied meanwhile.
+    pub(super) fn flush_aside(&mut self, work: FlushWork) {
+        let (inbox, span) = (self.inbox.clone(), self.span.clone());
+        let flush = move || {
+            let _flush = tracing::debug_span!(parent: &span, "flush").entered();
+            let _ = inbox.send(Input::Flushed(guarded(work))); // The engine is ending.
+        };
+        if self.config.threads {
+            self.compaction.aside = Some(tokio::task::spawn_blocking(flush));
+        } else {
+            flush();
         }
     }
 

@@ -82,7 +82,9 @@ impl Work for Applier {
                 (Input::Installed(result), sound)
             }
         };
-        if report(input) && sound { Next::Ready } else { Next::Over }
+        // Heard or not: an engine that is ending listens no more, and what was applied is flushed all the same.
+        report(input);
+        if sound { Next::Ready } else { Next::Over }
     }
 
     fn end(&mut self) {
@@ -174,3 +176,29 @@ pub(crate) fn describe(panic: &(dyn Any + Send)) -> String {
 
 /// Entries read from disk at once while catching up.
 const READ_BYTES: u64 = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use consensus_testkit::{Journal, MemLogStorage};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::worker::Worker;
+
+    #[test]
+    fn what_is_applied_while_the_engine_ends_is_flushed() {
+        let (inbox, inputs) = mpsc::unbounded_channel();
+        drop(inputs);
+        let journal = Journal::new();
+        let reader = journal.reader();
+        let applier = Applier::new(Box::new(journal), false, Arc::new(MemLogStorage::new()));
+        let mut worker = Worker::spawn("apply", tracing::Span::none(), inbox, applier).unwrap();
+        let entry = Entry::command(LogId::new(1, 1), "x");
+        let (after, last) = (LogIndex(0), LogIndex(1));
+        let job = Job::Apply { after, last, entries: Some(vec![entry]), waiters: Vec::new() };
+        assert!(worker.give(job, false, &mut Vec::new()));
+        worker.end().unwrap().join().unwrap();
+        assert_eq!(Journal::reopen(&reader).reader().commands(), reader.commands());
+        assert_eq!(reader.commands().len(), 1);
+    }
+}

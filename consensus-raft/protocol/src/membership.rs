@@ -93,6 +93,8 @@ impl Raft {
             }
         };
         self.outputs.push(output);
+        // It was asked while the configuration in force was not committed: that has its consequences now.
+        self.settle_change(membership);
     }
 
     /// Appends a configuration; it counts from now on (I10).

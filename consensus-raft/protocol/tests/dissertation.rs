@@ -132,6 +132,30 @@ fn d_4_2_2_a_leader_that_is_removed_leads_until_that_is_committed() {
 }
 
 #[test]
+fn d_4_2_2_a_removed_leader_goes_though_it_was_asked_for_what_is_already() {
+    let mut raft = node(3, 0, &[]);
+    // The joint configuration is another leader's, so that this one has no change of its own under way.
+    let left = Membership::of_voters([1, 2]);
+    let joint = Some(std::sync::Arc::new(Membership::of_voters(0..3).towards(&left)));
+    let append = Append { term: Term(1), prev: LOG_1, last: LogIndex(2), commit: LogIndex(1), round: 0 };
+    let entries = vec![EntryInfo { term: Term(1), size_bytes: 100, membership: joint }];
+    step(&mut raft, SECOND / 100, Event::Append { from: NodeId(1), append, entries });
+    lead(&mut raft, SECOND * 2);
+    let acknowledged = |raft: &mut Raft, by, index| {
+        step(raft, SECOND * 2, Event::AppendResponse(NodeId(by), accepted(2, index)))
+    };
+    acknowledged(&mut raft, 1, 3);
+    acknowledged(&mut raft, 2, 3);
+    assert_eq!(**raft.membership(), left, "left, and not yet committed");
+    change(&mut raft, SECOND * 2, vec![set(1, MemberKind::Voter)]);
+    acknowledged(&mut raft, 1, 4);
+    let outputs = acknowledged(&mut raft, 2, 4);
+    assert!(outputs.contains(&Output::Changed(7, LogIndex(4))), "{outputs:?}");
+    let asked = |to| Output::Send(NodeId(to), Reply::TimeoutNow(TimeoutNow { term: Term(2) }));
+    assert!(outputs.contains(&asked(1)) || outputs.contains(&asked(2)), "{outputs:?}");
+}
+
+#[test]
 fn d_4_2_2_a_removed_leader_stands_again_while_its_removal_is_not_committed() {
     let mut raft = leader();
     change(&mut raft, SECOND, vec![MemberChange::Remove(NodeId(0))]);

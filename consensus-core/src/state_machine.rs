@@ -22,8 +22,8 @@ use crate::{Entry, LogId};
 /// [`applied`](Self::applied). What it must do:
 /// * `applied` is a position that the state *exactly* reflects. A machine on disk writes the position in the same atomic
 ///   write as the data; a machine in memory starts at [`LogId::ZERO`].
-/// * [`flush`](Self::flush), or [`flush_aside`](Self::flush_aside), makes state durable, and tells up to where. The engine forgets log entries only up to
-///   there. A machine in memory says [`LogId::ZERO`], and its log is kept whole.
+/// * [`flush`](Self::flush), or [`flush_aside`](Self::flush_aside), makes state durable, and tells up to where. The engine
+///   forgets log entries only up to there. A machine in memory says [`LogId::ZERO`], and its log is kept whole.
 /// * [`restore`](Self::restore) is all or nothing and durable: after a crash at any byte of it the machine opens with
 ///   the state from before or the one restored, `applied` telling which.
 ///

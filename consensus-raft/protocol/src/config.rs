@@ -12,10 +12,11 @@ pub struct Config {
     /// This node.
     pub id: NodeId,
     /// A follower that hears nothing for a time drawn from `election_timeout..2 * election_timeout` asks for votes; a
-    /// leader that hears from no quorum for `election_timeout` steps down. Default 500 ms. A follower that is
-    /// [told](crate::Event::Disconnected) that the leader's process has ended asks within a third of it, or, with leases,
-    /// when it has been silent for as long. Shorter finds a dead leader
+    /// leader that hears from no quorum for `election_timeout` steps down. Default 500 ms. Shorter finds a dead leader
     /// sooner, and mistakes a slow one for dead more often.
+    ///
+    /// A follower that is [told](crate::Event::Disconnected) that the leader's process has ended asks within a third of it;
+    /// with leases, so long after the leader has been silent for it.
     pub election_timeout: Duration,
     /// A leader says that it is there this often. Default 100 ms; at most half of `election_timeout`.
     pub heartbeat_interval: Duration,

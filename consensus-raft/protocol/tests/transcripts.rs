@@ -343,29 +343,28 @@ impl Story {
     }
 
     fn step(&mut self, node: NodeId, event: Event) {
-        let now = self.now;
-        let Some(raft) = self.nodes.get_mut(&node).and_then(|node| node.raft.as_mut()) else { return };
-        let (role, term, commit) = (raft.role(), raft.term(), raft.commit());
-        let mut outputs = raft.step(now, event);
-        outputs.extend(raft.finish_turn(now));
-        self.show(node, role, term, commit);
-        for output in outputs {
-            self.carry_out(node, output);
-        }
-        self.persist(node);
+        self.call(node, |raft, now| (raft.step(now, event), None));
     }
 
     fn propose(&mut self, node: NodeId) {
+        self.call(node, |raft, now| {
+            let said = match raft.propose(now, &[100]) {
+                Some(id) => format!("      {node} appends {id}"),
+                None => format!("      {node} takes no proposal"),
+            };
+            (Vec::new(), Some(said))
+        });
+    }
+
+    /// Makes a turn of one call, which may have something to say of itself.
+    fn call(&mut self, node: NodeId, call: impl FnOnce(&mut Raft, Time) -> (Vec<Output>, Option<String>)) {
         let now = self.now;
         let Some(raft) = self.nodes.get_mut(&node).and_then(|node| node.raft.as_mut()) else { return };
         let (role, term, commit) = (raft.role(), raft.term(), raft.commit());
-        let first = raft.propose(now, &[100]);
-        let outputs = raft.finish_turn(now);
+        let (mut outputs, said) = call(raft, now);
+        outputs.extend(raft.finish_turn(now));
         self.show(node, role, term, commit);
-        self.say(match first {
-            Some(id) => format!("      {node} appends {id}"),
-            None => format!("      {node} takes no proposal"),
-        });
+        said.into_iter().for_each(|said| self.say(said));
         for output in outputs {
             self.carry_out(node, output);
         }

@@ -94,8 +94,9 @@ pub trait StateMachine: Send + 'static {
 
     /// [`flush`](Self::flush) as work to be done beside later `apply`s, on a thread that may block: when it has been done, what
     /// was applied when this was called is durable, and it returns up to where. There may have been a
-    /// [`restore`](Self::restore) meanwhile, which it must not undo. `None`, the default: there is no such way, and the engine
-    /// calls `flush`, which holds up `apply`.
+    /// [`restore`](Self::restore) meanwhile, which it must not undo. The engine calls it before it compacts the log, and before
+    /// [`snapshot`](Self::snapshot), which then has little left to write. `None`, the default: there is no such way, and for a
+    /// compaction the engine calls `flush`, which holds up `apply`.
     fn flush_aside(&mut self) -> Option<FlushWork> {
         None
     }

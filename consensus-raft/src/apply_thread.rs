@@ -14,7 +14,7 @@ use consensus_core::{
 };
 
 use crate::{
-    inbox::Input,
+    inbox::{FlushedFor, Input},
     measure,
     waiters::Waiter,
     worker::{Next, Report, Work},
@@ -29,7 +29,8 @@ pub(crate) enum Job {
         entries: Option<Vec<Entry>>,
         waiters: Vec<(LogIndex, Waiter)>,
     },
-    Flush,
+    /// Flush beside the jobs after this, if the machine can. If not: now for a compaction, within the picture for a snapshot.
+    Flush(FlushedFor),
     TakeSnapshot(NodeId),
     /// Restore from the file; the snapshot's last entry.
     Install(std::fs::File, LogId),
@@ -56,21 +57,17 @@ impl Work for Applier {
                 let sound = result.is_ok();
                 (Input::Applied(result.map(|()| last)), sound)
             }
-            Job::Flush => match guarded(|| Ok(self.machine.flush_aside())) {
-                Ok(Some(work)) => (Input::FlushAside(work), true),
-                begun => {
+            Job::Flush(why) => match (guarded(|| Ok(self.machine.flush_aside())), why) {
+                (Ok(Some(work)), _) => (Input::FlushAside(work, why), true),
+                (Ok(None), FlushedFor::Snapshot(to)) => self.take_snapshot(to),
+                (begun, _) => {
                     let _flush = tracing::debug_span!("flush").entered();
                     let result = begun.and_then(|_| guarded(|| self.machine.flush()));
                     let sound = result.is_ok();
-                    (Input::Flushed(result), sound)
+                    (Input::Flushed(result, why), sound)
                 }
             },
-            Job::TakeSnapshot(to) => {
-                let result = guarded(|| self.machine.snapshot())
-                    .map(|picture: Box<dyn Snapshot>| (self.applied, picture));
-                let sound = result.is_ok();
-                (Input::SnapshotTaken(to, result), sound)
-            }
+            Job::TakeSnapshot(to) => self.take_snapshot(to),
             Job::Install(mut file, last) => {
                 let _install = tracing::info_span!("install", %last).entered();
                 let result = guarded(|| self.machine.restore(&mut file));
@@ -98,6 +95,14 @@ impl Applier {
     pub(crate) fn new(machine: Box<dyn StateMachine>, witness: bool, storage: Arc<dyn LogStorage>) -> Self {
         let applied = machine.applied();
         Self { machine, witness, storage, applied, stages: measure::Stages::new() }
+    }
+
+    fn take_snapshot(&mut self, to: NodeId) -> (Input, bool) {
+        let _picture = tracing::debug_span!("picture", %to).entered();
+        let result =
+            guarded(|| self.machine.snapshot()).map(|picture: Box<dyn Snapshot>| (self.applied, picture));
+        let sound = result.is_ok();
+        (Input::SnapshotTaken(to, result), sound)
     }
 
     fn apply_all(

@@ -41,7 +41,7 @@ use crate::{
     apply_thread::{Job, describe},
     cache::EntryCache,
     flight::Recorded,
-    inbox::{Arrival, Inbox, Input},
+    inbox::{Arrival, FlushedFor, Inbox, Input},
     measure,
     waiters::{Waiter, Waiters},
     worker::{self, Worker},
@@ -295,11 +295,12 @@ impl Driver {
             Input::NoRoom(why) => self.on_no_room(why),
             Input::Persisted(Err(error)) => self.fail(error.to_string()),
             Input::Applied(Ok(index)) => self.on_applied(index),
-            Input::FlushAside(work) => self.flush_aside(work),
-            Input::Flushed(Ok(durable)) => self.on_flushed(durable),
+            Input::FlushAside(work, why) => self.flush_aside(work, why),
+            Input::Flushed(Ok(durable), FlushedFor::Compaction) => self.on_flushed(durable),
+            Input::Flushed(Ok(_), FlushedFor::Snapshot(to)) => self.give(Job::TakeSnapshot(to)),
             Input::Installed(Ok(())) => self.on_installed(),
             Input::SnapshotTaken(to, Ok((last, picture))) => self.send_snapshot(to, last, picture),
-            Input::Applied(Err(error)) | Input::Flushed(Err(error)) | Input::Installed(Err(error)) => {
+            Input::Applied(Err(error)) | Input::Flushed(Err(error), _) | Input::Installed(Err(error)) => {
                 self.fail(error.to_string());
             }
             Input::SnapshotTaken(_, Err(error)) => self.fail(error.to_string()),
@@ -377,7 +378,7 @@ impl Driver {
                 Output::Send(to, reply) => self.send(to, message_of(reply)),
                 Output::SendAppend(to, append) => self.send_append(to, append),
                 Output::SendSnapshot(to) => {
-                    self.give(Job::TakeSnapshot(to));
+                    self.give(Job::Flush(FlushedFor::Snapshot(to)));
                     None
                 }
                 other => {
@@ -585,7 +586,7 @@ impl Driver {
         while let Ok(input) = inputs.try_recv() {
             self.refuse(input);
         }
-        if let Some(flush) = self.compaction.aside.take() {
+        for flush in self.compaction.aside.drain(..) {
             let _ = flush.await; // It holds the machine's files.
         }
         let threads: Vec<_> = [self.writer.end(), self.applier.end()].into_iter().flatten().collect();

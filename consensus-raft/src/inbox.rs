@@ -35,9 +35,9 @@ pub(crate) enum Input {
     /// From the apply thread: everything up to here is applied.
     Applied(Result<LogIndex, StateMachineError>),
     /// From the apply thread: the state machine can be flushed beside it.
-    FlushAside(FlushWork),
+    FlushAside(FlushWork, FlushedFor),
     /// From the apply thread, or beside it: durable in the state machine up to here.
-    Flushed(Result<LogId, StateMachineError>),
+    Flushed(Result<LogId, StateMachineError>, FlushedFor),
     Installed(Result<(), StateMachineError>),
     SnapshotTaken(NodeId, Result<(LogId, Box<dyn Snapshot>), StateMachineError>),
     SnapshotSent(NodeId, Option<LogIndex>),
@@ -47,6 +47,15 @@ pub(crate) enum Input {
     Compact(oneshot::Sender<Result<LogIndex, SnapshotError>>),
     /// Stop; with whom to tell.
     Shutdown(Option<oneshot::Sender<()>>),
+}
+
+/// Why the state machine is flushed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FlushedFor {
+    /// The log is to be compacted.
+    Compaction,
+    /// A snapshot is to be taken for the node, which holds up `apply` the less, the less there is to be flushed then.
+    Snapshot(NodeId),
 }
 
 /// A whole snapshot, in a file.

@@ -11,8 +11,8 @@ use std::{
 use bytes::Bytes;
 use common::Cluster;
 use consensus_core::{
-    ConsensusEngine, Entry, FlushWork, LogId, LogIndex, Membership, NodeId, Role, Snapshot, StateMachine,
-    StateMachineError,
+    ConsensusEngine, Entry, FlushWork, LogId, LogIndex, Member, MemberChange, MemberKind, Membership, NodeId,
+    Role, Snapshot, StateMachine, StateMachineError,
 };
 use consensus_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::{Journal, MemLogStorage, engine::converged, eventually};
@@ -179,17 +179,28 @@ impl StateMachine for SlowToFlush {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn entries_are_applied_while_the_machine_is_flushed() {
+/// The only voter, and what ends its flushes one after another, or all once it is dropped.
+async fn slow_to_flush(
+    network: &MemNetwork,
+    configure: fn(&mut RaftConfig),
+) -> (Arc<RaftEngine>, mpsc::Sender<()>) {
     let (open, gate) = mpsc::channel();
     let machine = SlowToFlush { journal: Journal::new(), gate: Arc::new(Mutex::new(gate)) };
     let mut config = RaftConfig::new(NodeId(0));
     config.bootstrap = Some(Membership::of_voters([0]));
-    (config.compact_after_entries, config.compact_keep_entries) = (10, 0);
-    let transport = MemNetwork::new(1).transport(NodeId(0));
-    let storage = Arc::new(MemLogStorage::new());
+    configure(&mut config);
+    let (transport, storage) = (network.transport(NodeId(0)), Arc::new(MemLogStorage::new()));
     let engine = RaftEngine::start(config, transport, storage, Box::new(machine)).await.unwrap();
     engine.status().wait_for(|status| status.role == Role::Leader).await.unwrap();
+    (engine, open)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_applied_while_the_machine_is_flushed() {
+    let (engine, open) = slow_to_flush(&MemNetwork::new(1), |config| {
+        (config.compact_after_entries, config.compact_keep_entries) = (10, 0);
+    })
+    .await;
     for n in 0..30 {
         engine.propose(n.to_string().into()).await.unwrap();
     }
@@ -197,5 +208,32 @@ async fn entries_are_applied_while_the_machine_is_flushed() {
     open.send(()).unwrap();
     engine.status().wait_for(|status| status.first_index > LogIndex(10)).await.unwrap();
     drop(open);
+    engine.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_applied_while_the_machine_is_flushed_for_a_snapshot() {
+    let mut cluster = Cluster::start(0, |_| {}).await;
+    cluster.storages = vec![MemLogStorage::new(); 2];
+    let (engine, open) = slow_to_flush(&cluster.network, |_| {}).await;
+    for n in 0..10 {
+        engine.propose(n.to_string().into()).await.unwrap();
+    }
+    open.send(()).unwrap();
+    assert!(engine.compact_log().await.unwrap() > LogIndex(10));
+    // Who is added now needs a snapshot.
+    let added = cluster.open(1, Journal::new()).await.unwrap();
+    let learner = MemberChange::Set(NodeId(1), Member::new(MemberKind::Learner));
+    engine.change_membership(vec![learner]).await.unwrap();
+    for n in 10..30 {
+        engine.propose(n.to_string().into()).await.unwrap();
+    }
+    assert_eq!(added.journal.commands().len(), 0, "nothing is flushed yet");
+    drop(open);
+    eventually("it has caught up", || match added.journal.commands().len() {
+        30 => Ok(()),
+        few => Err(few),
+    })
+    .await;
     engine.shutdown().await.unwrap();
 }

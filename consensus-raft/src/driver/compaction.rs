@@ -10,14 +10,14 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use super::Driver;
 use crate::{
     apply_thread::{Job, guarded},
-    inbox::Input,
+    inbox::{FlushedFor, Input},
 };
 
 #[derive(Default)]
 pub(super) struct Compaction {
     flushing: bool,
-    /// The flush that is done beside the apply thread.
-    pub(super) aside: Option<JoinHandle<()>>,
+    /// Flushes that are done beside the apply thread; at most one for the log and one for each peer.
+    pub(super) aside: Vec<JoinHandle<()>>,
     /// What was applied when the last one began.
     last_at: LogIndex,
     /// What the last one left of the log.
@@ -56,19 +56,20 @@ impl Driver {
         if !self.compaction.flushing {
             self.compaction.flushing = true;
             self.compaction.last_at = self.apply.done;
-            self.give(Job::Flush);
+            self.give(Job::Flush(FlushedFor::Compaction));
         }
     }
 
     /// It can take as long as writing out all that is in memory; entries are applied meanwhile.
-    pub(super) fn flush_aside(&mut self, work: FlushWork) {
+    pub(super) fn flush_aside(&mut self, work: FlushWork, why: FlushedFor) {
         let (inbox, span) = (self.inbox.clone(), self.span.clone());
         let flush = move || {
             let _flush = tracing::debug_span!(parent: &span, "flush").entered();
-            let _ = inbox.send(Input::Flushed(guarded(work))); // The engine is ending.
+            let _ = inbox.send(Input::Flushed(guarded(work), why)); // The engine is ending.
         };
         if self.config.threads {
-            self.compaction.aside = Some(tokio::task::spawn_blocking(flush));
+            self.compaction.aside.retain(|flush| !flush.is_finished());
+            self.compaction.aside.push(tokio::task::spawn_blocking(flush));
         } else {
             flush();
         }

@@ -143,6 +143,8 @@ pub fn describe(error: &thrift::Error) -> String {
 }
 
 /// Writes frames as they come, as many as wait in one write; ends when the senders are gone or the connection fails.
+/// `written` hears of the length of each. If `more_may_come`, other tasks that are ready go first: what they send goes out in
+/// the same write.
 ///
 /// # Errors
 /// Those of the connection.
@@ -150,9 +152,15 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
     mut io: W,
     mut frames: mpsc::Receiver<Bytes>,
     mut written: impl FnMut(usize),
+    more_may_come: impl Fn() -> bool,
 ) -> io::Result<()> {
     let (mut batch, mut buffer) = (Vec::new(), BytesMut::new());
     while frames.recv_many(&mut batch, BATCH_FRAMES_MAX).await > 0 {
+        if more_may_come() {
+            tokio::task::yield_now().await;
+            let waiting = frames.len().min(BATCH_FRAMES_MAX);
+            batch.extend((0..waiting).map_while(|_| frames.try_recv().ok()));
+        }
         for frame in batch.drain(..) {
             if buffer.len() + frame.len() > BUFFER_BYTES {
                 io.write_all_buf(&mut buffer).await?;
@@ -184,6 +192,11 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
     use proptest::prelude::*;
 
     use super::*;
@@ -225,6 +238,42 @@ mod tests {
         let mut frames = reader(announced, 1 << 24);
         assert!(frames.next().await.unwrap().is_err(), "it ends within a frame");
         assert!(frames.read_buffer().capacity() < 1 << 18, "{}", frames.read_buffer().capacity());
+    }
+
+    /// Counts what is written at once.
+    struct Writes(std::sync::Arc<std::sync::Mutex<Vec<usize>>>);
+
+    impl AsyncWrite for Writes {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.0.lock().unwrap().push(bytes.len());
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_others_are_about_to_send_goes_out_in_the_same_write() {
+        let writes = Writes(std::sync::Arc::default());
+        let seen = writes.0.clone();
+        let (sender, frames) = mpsc::channel(16);
+        let writer = tokio::spawn(write_all(writes, frames, |_| (), || true));
+        // All are made ready by one task, as by the answers that came together.
+        let senders = tokio::spawn(async move {
+            for _ in 0..10 {
+                let sender = sender.clone();
+                tokio::spawn(async move { sender.send(Bytes::from_static(b"frame")).await });
+            }
+        });
+        senders.await.unwrap();
+        writer.await.unwrap().unwrap();
+        assert_eq!(*seen.lock().unwrap(), [50]);
     }
 
     proptest! {

@@ -223,7 +223,7 @@ impl Link {
             self.queued_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
         };
         tokio::select! {
-            result = framing::write_all(writer, frames, written) => {
+            result = framing::write_all(writer, frames, written, || false) => {
                 result.err().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into())
             }
             // Nothing is ever answered here; what comes is the end.

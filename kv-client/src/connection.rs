@@ -80,7 +80,7 @@ impl Connection {
             };
             let result = tokio::select! {
                 result = receive => result,
-                result = framing::write_all(writer, queue, |_| ()) => result,
+                result = framing::write_all(writer, queue, |_| (), || lock(&shared).waiting.len() > 1) => result,
             };
             let why = result
                 .err()

@@ -1,4 +1,5 @@
-//! Segments are made ahead of time, by a thread of their own.
+//! Segments are made ahead of time, by a thread of their own, at the pace at which the log comes to need them: all at once
+//! would take a processor and the disk from those who write meanwhile, and on all nodes of a cluster at the same time.
 
 use std::{
     fs, io,
@@ -51,13 +52,19 @@ enum Order {
 struct Shared {
     next: Mutex<Next>,
     made: Condvar,
+    /// The segment that is being made may go on, or there is something else to be done meanwhile.
+    go_on: Condvar,
     stop: AtomicBool,
 }
 
 #[derive(Debug)]
 enum Next {
     Nothing,
-    Ordered,
+    /// Thousandths of it that may be made by now, and those that its maker waits for.
+    Ordered {
+        allowed: u64,
+        awaited: u64,
+    },
     Ready(Arc<Segment>),
     Not(NotMade),
 }
@@ -71,7 +78,8 @@ impl Workshop {
         spares: Vec<PathBuf>,
     ) -> io::Result<Self> {
         let next = Mutex::new(next.map_or(Next::Nothing, Next::Ready));
-        let shared = Arc::new(Shared { next, made: Condvar::new(), stop: AtomicBool::new(false) });
+        let (made, go_on, stop) = (Condvar::new(), Condvar::new(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { next, made, go_on, stop });
         let (orders, inbox) = mpsc::channel();
         let mut worker = Worker { dir: dir.to_owned(), len, spares: Vec::new(), shared: shared.clone() };
         spares.into_iter().for_each(|spare| worker.keep_or_remove(spare));
@@ -80,12 +88,14 @@ impl Workshop {
         Ok(Self { shared, orders: Some(orders), thread: Some(thread) })
     }
 
-    /// Has the next segment made, if it is not made or ordered already. One that could not be made is left at that.
-    pub(crate) fn order(&self, wanted: impl FnOnce() -> Wanted) {
+    /// Has the next segment made, if it is not made or ordered already, so that it is ready when three quarters of this one
+    /// are used; so many thousandths are. One that could not be made is left at that.
+    pub(crate) fn order(&self, used: u64, wanted: impl FnOnce() -> Wanted) {
         let mut next = self.next();
         if matches!(*next, Next::Nothing) {
             self.order_now(&mut next, &wanted());
         }
+        self.allow(&mut next, used * 4 / 3);
     }
 
     /// Has it tried again, if it could not be made.
@@ -97,8 +107,17 @@ impl Workshop {
     }
 
     fn order_now(&self, next: &mut Next, wanted: &Wanted) {
-        *next = Next::Ordered;
+        *next = Next::Ordered { allowed: 0, awaited: 0 };
         self.send(Order::Next(wanted.clone()));
+    }
+
+    fn allow(&self, next: &mut Next, thousandths: u64) {
+        let Next::Ordered { allowed, awaited } = next else { return };
+        let waits = *awaited > *allowed;
+        *allowed = thousandths.max(*allowed);
+        if waits && *awaited <= *allowed {
+            self.shared.go_on.notify_one();
+        }
     }
 
     /// Whether [`take`](Self::take) will return at once.
@@ -112,7 +131,8 @@ impl Workshop {
         if matches!(*next, Next::Nothing | Next::Not(_)) {
             self.order_now(&mut next, wanted);
         }
-        while matches!(*next, Next::Ordered) {
+        self.allow(&mut next, ALL);
+        while matches!(*next, Next::Ordered { .. }) {
             next = self.shared.made.wait(next).unwrap_or_else(PoisonError::into_inner);
         }
         match std::mem::replace(&mut *next, Next::Nothing) {
@@ -122,7 +142,7 @@ impl Workshop {
                 *next = Next::Not(NotMade::NoRoom("it was tried before".to_owned()));
                 Err(why)
             }
-            Next::Nothing | Next::Ordered => unreachable!("it was waited for"),
+            Next::Nothing | Next::Ordered { .. } => unreachable!("it was waited for"),
         }
     }
 
@@ -133,7 +153,10 @@ impl Workshop {
 
     /// Puts a segment away that is needed no longer.
     pub(crate) fn retire(&self, segment: Arc<Segment>) {
+        // Within the lock, or the worker could look before and wait after.
+        let _next = self.next();
         self.send(Order::Retire(segment));
+        self.shared.go_on.notify_one();
     }
 
     fn send(&self, order: Order) {
@@ -142,14 +165,24 @@ impl Workshop {
     }
 
     fn next(&self) -> MutexGuard<'_, Next> {
-        self.shared.next.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.next()
+    }
+}
+
+impl Shared {
+    fn next(&self) -> MutexGuard<'_, Next> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Whoever opens the directory next must have it for himself.
 impl Drop for Workshop {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
+        {
+            let _next = self.next();
+            self.shared.stop.store(true, Ordering::Relaxed);
+            self.shared.go_on.notify_one();
+        }
         self.orders = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -171,8 +204,9 @@ impl Worker {
                 // What is left undone at the end is done after the next start.
                 _ if self.shared.stop.load(Ordering::Relaxed) => {}
                 Order::Next(wanted) => {
-                    let next = self.make(&wanted).map_or_else(Next::Not, |made| Next::Ready(made.into()));
-                    *self.shared.next.lock().unwrap_or_else(PoisonError::into_inner) = next;
+                    let next =
+                        self.make(&wanted, inbox).map_or_else(Next::Not, |made| Next::Ready(made.into()));
+                    *self.shared.next() = next;
                     self.shared.made.notify_all();
                 }
                 Order::Retire(segment) => self.retire(segment),
@@ -180,7 +214,7 @@ impl Worker {
         }
     }
 
-    fn make(&mut self, wanted: &Wanted) -> Result<Segment, NotMade> {
+    fn make(&mut self, wanted: &Wanted, inbox: &Receiver<Order>) -> Result<Segment, NotMade> {
         let Wanted { sequence, len, reserve } = wanted;
         if let Some(spare) = self.spares.pop() {
             match Segment::recycle(&self.dir, &spare, *sequence) {
@@ -190,8 +224,29 @@ impl Worker {
             }
         }
         reserve.check(*len).map_err(NotMade::NoRoom)?;
-        let made = Segment::create(&self.dir, *sequence, *len, &self.shared.stop);
-        made.map_err(|error| not_made(&self.dir, error))
+        let dir = self.dir.clone();
+        let may_go_on = &mut |end: u64| self.may_go_on(end * ALL / len, inbox);
+        Segment::create(&dir, *sequence, *len, may_go_on).map_err(|error| not_made(&dir, error))
+    }
+
+    /// Waits until so many thousandths of the next segment may be made; `false` if it is not to be made at all.
+    fn may_go_on(&mut self, thousandths: u64, inbox: &Receiver<Order>) -> bool {
+        let shared = self.shared.clone();
+        let mut next = shared.next();
+        while !shared.stop.load(Ordering::Relaxed) {
+            if let Ok(Order::Retire(segment)) = inbox.try_recv() {
+                drop(next);
+                self.retire(segment);
+                next = shared.next();
+                continue;
+            }
+            match &mut *next {
+                Next::Ordered { allowed, awaited } if thousandths > *allowed => *awaited = thousandths,
+                _ => return true,
+            }
+            next = shared.go_on.wait(next).unwrap_or_else(PoisonError::into_inner);
+        }
+        false
     }
 
     /// Nobody waits for this, and what does not succeed leaves a file that is found again after the next start.
@@ -228,3 +283,65 @@ pub(crate) fn not_made(dir: &Path, error: io::Error) -> NotMade {
 
 /// So many purged segments are kept, to be used again.
 const SPARES_MAX: usize = 2;
+/// Thousandths.
+const ALL: u64 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEN: u64 = 8 << 20;
+
+    fn wanted() -> Wanted {
+        Wanted { sequence: 2, len: LEN, reserve: Reserve::new(Path::new("/"), 0) }
+    }
+
+    fn workshop(dir: &Path) -> Workshop {
+        Workshop::new(dir, LEN, None, Vec::new()).unwrap()
+    }
+
+    /// Until the maker waits; for how many thousandths.
+    fn paused(workshop: &Workshop) -> u64 {
+        loop {
+            match *workshop.next() {
+                Next::Ordered { allowed, awaited } if awaited > allowed => return awaited,
+                Next::Ordered { .. } => {}
+                ref next => panic!("{next:?}"),
+            }
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_segment_is_made_as_the_one_before_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let workshop = workshop(dir.path());
+        workshop.order(250, wanted);
+        assert_eq!(paused(&workshop), 375, "pieces of an eighth; a third is allowed");
+        workshop.order(300, wanted);
+        assert_eq!(paused(&workshop), 500);
+        workshop.order(750, wanted);
+        while !workshop.is_ready() {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn who_needs_it_now_waits_for_no_pace() {
+        let dir = tempfile::tempdir().unwrap();
+        let workshop = workshop(dir.path());
+        workshop.order(0, wanted);
+        paused(&workshop);
+        assert_eq!(workshop.take(&wanted()).unwrap().len().unwrap(), LEN);
+    }
+
+    #[test]
+    fn one_that_is_not_needed_is_not_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let workshop = workshop(dir.path());
+        workshop.order(100, wanted);
+        paused(&workshop);
+        drop(workshop);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -11,7 +11,6 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
 };
 
 use consensus_core::StorageError;
@@ -29,9 +28,15 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// Makes a segment of `len` bytes, all of them written and synced. It has its name, durably, when it is complete.
-    pub(crate) fn create(dir: &Path, sequence: u64, len: u64, stop: &AtomicBool) -> io::Result<Self> {
+    /// `may_go_on` is asked before it is written up to a place, and may take its time; `false` gives it up.
+    pub(crate) fn create(
+        dir: &Path,
+        sequence: u64,
+        len: u64,
+        may_go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> io::Result<Self> {
         let new = dir.join(name(sequence, NEW));
-        let made = fill(&new, len, stop).and_then(|file| Self::begin(dir, file, &new, sequence));
+        let made = fill(&new, len, may_go_on).and_then(|file| Self::begin(dir, file, &new, sequence));
         if made.is_err() {
             // What it holds of the room may be what others need.
             let _ = fs::remove_file(&new);
@@ -208,16 +213,16 @@ fn header(sequence: u64, salt: u64) -> [u8; HEADER_LEN] {
 /// A file of `len` zeros. They are written, as blocks that are merely reserved are marked as written when they are, and
 /// that is what the sync of a log record would wait for; and synced piece by piece, as a record that is written meanwhile
 /// waits behind the piece under way.
-fn fill(path: &Path, len: u64, stop: &AtomicBool) -> io::Result<File> {
+fn fill(path: &Path, len: u64, may_go_on: &mut dyn FnMut(u64) -> bool) -> io::Result<File> {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
     allocate(&file, len)?;
     let zeros = vec![0; PIECE_BYTES.min(len) as usize];
     let mut at = 0;
     while at < len {
-        if stop.load(Ordering::Relaxed) {
+        let piece = (len - at).min(PIECE_BYTES);
+        if !may_go_on(at + piece) {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        let piece = (len - at).min(PIECE_BYTES);
         file.write_all_at(&zeros[..piece as usize], at)?;
         file.sync_data()?;
         at += piece;
@@ -261,8 +266,7 @@ mod tests {
     #[test]
     fn a_segment_is_made_whole_and_every_damage_to_its_header_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
-        let never = AtomicBool::new(false);
-        let made = Segment::create(dir.path(), 3, 5000, &never).unwrap();
+        let made = Segment::create(dir.path(), 3, 5000, &mut |_| true).unwrap();
         assert_eq!(made.len().unwrap(), 5000);
         let opened = Segment::open(dir.path(), 3).unwrap();
         assert_eq!(opened.salt, made.salt);
@@ -275,8 +279,7 @@ mod tests {
             let error = Segment::open(dir.path(), 3).unwrap_err().to_string();
             assert!(error.contains("0000000000000003.wal"), "{error}");
         }
-        let stop = AtomicBool::new(true);
-        assert!(Segment::create(dir.path(), 4, 5000, &stop).is_err());
+        assert!(Segment::create(dir.path(), 4, 5000, &mut |_| false).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "what was begun is gone");
     }
 }

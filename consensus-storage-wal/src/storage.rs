@@ -216,7 +216,7 @@ impl WalLogStorage {
             }
         }
         if tail.len >= self.segment_bytes || tail.at > tail.len / 4 {
-            self.workshop.order(|| self.next(tail));
+            self.workshop.order(tail.at * 1000 / tail.len, || self.next(tail));
         }
     }
 

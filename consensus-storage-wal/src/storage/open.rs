@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     path::Path,
-    sync::{Arc, Mutex, RwLock, atomic::AtomicBool},
+    sync::{Arc, Mutex, RwLock},
 };
 
 use consensus_core::{NodeId, StorageError};
@@ -92,7 +92,7 @@ fn segments(
     }
     // Most logs in tests, and some in the world, never need more.
     let len = (segment_bytes / FIRST_SHARE).max(SEGMENT_BYTES_MIN);
-    let first = Segment::create(place, 1, len, &AtomicBool::new(false));
+    let first = Segment::create(place, 1, len, &mut |_| true);
     let context = format!("making the first segment in {position}");
     let first = first.map_err(|source| StorageError::Io { context, source })?;
     Ok(vec![Arc::new(first)])

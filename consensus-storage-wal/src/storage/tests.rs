@@ -80,6 +80,7 @@ fn bad_blocks_at_the_end_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let storage = open(&dir, &[]).unwrap();
     (1..=12).for_each(|index| append(&storage, index));
+    storage.workshop.order(1000, || unreachable!("it is ordered"));
     while !storage.workshop.is_ready() {
         std::thread::yield_now();
     }

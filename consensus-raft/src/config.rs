@@ -32,8 +32,8 @@ pub struct RaftConfig {
     pub inbox_bytes_max: u64,
     /// Entries kept in memory for followers that are a little behind; what is older is read from disk. Default 32 MiB.
     pub cache_bytes_max: u64,
-    /// The log is compacted after this many entries were applied since the last time; 0: never by itself. Default
-    /// 100 000. Lower saves disk, and costs a flush of the state machine each time.
+    /// The log is compacted each time that this many entries have been applied, by one member after another, not by all at
+    /// once; 0: never by itself. Default 100 000. Lower saves disk, and costs a flush of the state machine each time.
     pub compact_after_entries: u64,
     /// The log is compacted too when it has grown by this many bytes since the last time; 0: its bytes do not count.
     /// Default 256 MiB.

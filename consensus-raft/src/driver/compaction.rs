@@ -42,11 +42,19 @@ impl Driver {
         self.apply.done = self.apply.done.max(index);
         let (entries, bytes) = (self.config.compact_after_entries, self.config.compact_after_bytes);
         let new_bytes = self.raft.log_bytes().saturating_sub(self.compaction.left_bytes);
-        if (entries > 0 && self.apply.done.since(self.compaction.last_at) >= entries)
-            || (bytes > 0 && new_bytes >= bytes)
-        {
+        if (entries > 0 && self.has_turn(entries)) || (bytes > 0 && new_bytes >= bytes) {
             self.flush_machine();
         }
+    }
+
+    /// Each `entries` entries, but the members one after another, in turns that are spread over them: while one is slower for
+    /// its flush there is a majority of others.
+    fn has_turn(&self, entries: u64) -> bool {
+        let members = self.raft.membership().members();
+        let before = members.keys().take_while(|id| **id < self.raft.id()).count();
+        let turn = entries / members.len().max(1) as u64 * before as u64;
+        let round = |index: LogIndex| (index.0 + turn) / entries;
+        round(self.apply.done) > round(self.compaction.last_at)
     }
 
     fn flush_machine(&mut self) {

@@ -67,18 +67,18 @@ impl Load {
 
     pub(crate) async fn run<S: System>(&self, cluster: &Cluster<S>) -> Result<Measured, String> {
         let phase = Arc::new(AtomicU8::new(WARMING_UP));
-        let latencies = Arc::new(Mutex::new(Histogram::<u64>::new(3).map_err(|error| error.to_string())?));
+        // One for all: each that grows by itself would cost more than what is measured.
+        let latencies = Histogram::<u64>::new_with_max(LATENCY_MAX.as_micros() as u64, 3);
+        let latencies = Arc::new(Mutex::new(latencies.map_err(|error| error.to_string())?));
         let mut tasks = Vec::new();
         for first in (0..self.clients).step_by(self.per_connection) {
             let connection = cluster.connect().await?;
             for id in first..(first + self.per_connection).min(self.clients) {
                 let (connection, phase, latencies) = (connection.clone(), phase.clone(), latencies.clone());
                 let requests = Requests::new(self, id as u64);
-                tasks.push(tokio::spawn(async move {
-                    let own = client(&connection, requests, &phase).await?;
-                    let mut all = latencies.lock().unwrap_or_else(PoisonError::into_inner);
-                    all.add(own).map_err(|error| error.to_string())
-                }));
+                tasks.push(tokio::spawn(
+                    async move { client(&connection, requests, &phase, &latencies).await },
+                ));
             }
         }
         tokio::time::sleep(self.time / 4).await;
@@ -182,8 +182,8 @@ async fn client(
     connection: &impl Connection,
     mut requests: Requests,
     phase: &AtomicU8,
-) -> Result<Histogram<u64>, String> {
-    let mut latencies = Histogram::new(3).map_err(|error| error.to_string())?;
+    latencies: &Mutex<Histogram<u64>>,
+) -> Result<(), String> {
     loop {
         let began = Instant::now();
         if let Err(why) = requests.one(connection).await {
@@ -192,14 +192,15 @@ async fn client(
             }
             tokio::time::sleep(PATIENCE).await;
             if phase.load(Ordering::Relaxed) == OVER {
-                return Ok(latencies);
+                return Ok(());
             }
             continue;
         }
         match phase.load(Ordering::Relaxed) {
-            OVER => return Ok(latencies),
+            OVER => return Ok(()),
             MEASURING => {
-                latencies.record(began.elapsed().as_micros() as u64).map_err(|error| error.to_string())?;
+                let took = began.elapsed().min(LATENCY_MAX).as_micros() as u64;
+                latencies.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(took);
             }
             _ => {}
         }
@@ -212,6 +213,7 @@ pub(crate) fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+const LATENCY_MAX: Duration = Duration::from_secs(100);
 const CLIENTS_PER_CONNECTION: usize = 16;
 const PATIENCE: Duration = Duration::from_millis(20);
 const WARMING_UP: u8 = 0;

@@ -240,5 +240,5 @@ async fn stale_reads_of_a_node_that_is_cut_off_are_found_out() {
 const CLIENTS: u64 = 6;
 const PATIENT: Duration = Duration::from_secs(3);
 const IMPATIENT: Duration = Duration::from_millis(150);
-const KEYS: usize = 4;
+const KEYS: usize = 6;
 const ROUNDS: usize = 18;

@@ -237,3 +237,22 @@ async fn entries_are_applied_while_the_machine_is_flushed_for_a_snapshot() {
     .await;
     engine.shutdown().await.unwrap();
 }
+
+#[tokio::test]
+async fn members_compact_their_logs_one_after_another() {
+    let cluster = Cluster::start(3, |config| {
+        (config.compact_after_entries, config.compact_keep_entries) = (90, 0);
+    })
+    .await;
+    let engine = cluster.engine(cluster.leader().await);
+    for (node, until) in [(2, 45), (1, 75), (0, 105)] {
+        while engine.status().borrow().last_log.index < LogIndex(until) {
+            engine.propose(bytes(10)).await.unwrap();
+        }
+        let mut status = cluster.engine(node).status();
+        status.wait_for(|status| status.first_index > LogIndex(until - 20)).await.unwrap();
+        for other in 0..node {
+            assert_eq!(cluster.engine(other).status().borrow().first_index, LogIndex(1), "node {other}");
+        }
+    }
+}

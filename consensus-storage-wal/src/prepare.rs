@@ -283,11 +283,13 @@ pub(crate) fn not_made(dir: &Path, error: io::Error) -> NotMade {
 
 /// So many purged segments are kept, to be used again.
 const SPARES_MAX: usize = 2;
-/// Thousandths.
-const ALL: u64 = 1000;
+/// Of a segment, in thousandths.
+pub(crate) const ALL: u64 = 1000;
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
 
     const LEN: u64 = 8 << 20;
@@ -296,8 +298,13 @@ mod tests {
         Wanted { sequence: 2, len: LEN, reserve: Reserve::new(Path::new("/"), 0) }
     }
 
-    fn workshop(dir: &Path) -> Workshop {
-        Workshop::new(dir, LEN, None, Vec::new()).unwrap()
+    /// One whose maker waits, when so many thousandths of the segment before are used.
+    fn workshop(used: u64) -> (TempDir, Workshop) {
+        let dir = tempfile::tempdir().unwrap();
+        let workshop = Workshop::new(dir.path(), LEN, None, Vec::new()).unwrap();
+        workshop.order(used, wanted);
+        paused(&workshop);
+        (dir, workshop)
     }
 
     /// Until the maker waits; for how many thousandths.
@@ -314,9 +321,7 @@ mod tests {
 
     #[test]
     fn a_segment_is_made_as_the_one_before_is_used() {
-        let dir = tempfile::tempdir().unwrap();
-        let workshop = workshop(dir.path());
-        workshop.order(250, wanted);
+        let (_dir, workshop) = workshop(250);
         assert_eq!(paused(&workshop), 375, "pieces of an eighth; a third is allowed");
         workshop.order(300, wanted);
         assert_eq!(paused(&workshop), 500);
@@ -328,19 +333,13 @@ mod tests {
 
     #[test]
     fn who_needs_it_now_waits_for_no_pace() {
-        let dir = tempfile::tempdir().unwrap();
-        let workshop = workshop(dir.path());
-        workshop.order(0, wanted);
-        paused(&workshop);
+        let (_dir, workshop) = workshop(0);
         assert_eq!(workshop.take(&wanted()).unwrap().len().unwrap(), LEN);
     }
 
     #[test]
     fn one_that_is_not_needed_is_not_finished() {
-        let dir = tempfile::tempdir().unwrap();
-        let workshop = workshop(dir.path());
-        workshop.order(100, wanted);
-        paused(&workshop);
+        let (dir, workshop) = workshop(100);
         drop(workshop);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -21,7 +21,7 @@ use consensus_storage_dir::{DataDir, Mark, MarkFile, Reserve};
 use crate::{
     frame::{Frame, records_of},
     index::{Index, Place, Run},
-    prepare::{NotMade, Wanted, Workshop, not_made},
+    prepare::{ALL, NotMade, Wanted, Workshop, not_made},
     scan::Scan,
     segment::{FIRST_FRAME, SEGMENT_BYTES_MAX, Segment},
 };
@@ -216,7 +216,7 @@ impl WalLogStorage {
             }
         }
         if tail.len >= self.segment_bytes || tail.at > tail.len / 4 {
-            self.workshop.order(tail.at * 1000 / tail.len, || self.next(tail));
+            self.workshop.order(tail.at * ALL / tail.len, || self.next(tail));
         }
     }
 

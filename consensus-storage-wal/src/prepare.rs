@@ -60,7 +60,7 @@ struct Shared {
 #[derive(Debug)]
 enum Next {
     Nothing,
-    /// Thousandths of it that may be made by now, and those that its maker waits for.
+    /// Up to how many thousandths its next piece may begin by now, and where the one begins that its maker waits with.
     Ordered {
         allowed: u64,
         awaited: u64,
@@ -225,11 +225,11 @@ impl Worker {
         }
         reserve.check(*len).map_err(NotMade::NoRoom)?;
         let dir = self.dir.clone();
-        let may_go_on = &mut |end: u64| self.may_go_on(end * ALL / len, inbox);
+        let may_go_on = &mut |from: u64| self.may_go_on(from * ALL / len, inbox);
         Segment::create(&dir, *sequence, *len, may_go_on).map_err(|error| not_made(&dir, error))
     }
 
-    /// Waits until so many thousandths of the next segment may be made; `false` if it is not to be made at all.
+    /// Waits until the next segment may be made from so many thousandths on; `false` if it is not to be made at all.
     fn may_go_on(&mut self, thousandths: u64, inbox: &Receiver<Order>) -> bool {
         let shared = self.shared.clone();
         let mut next = shared.next();

@@ -28,7 +28,7 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// Makes a segment of `len` bytes, all of them written and synced. It has its name, durably, when it is complete.
-    /// `may_go_on` is asked before it is written up to a place, and may take its time; `false` gives it up.
+    /// `may_go_on` is asked before it is written from a place on, and may take its time; `false` gives it up.
     pub(crate) fn create(
         dir: &Path,
         sequence: u64,
@@ -220,7 +220,7 @@ fn fill(path: &Path, len: u64, may_go_on: &mut dyn FnMut(u64) -> bool) -> io::Re
     let mut at = 0;
     while at < len {
         let piece = (len - at).min(PIECE_BYTES);
-        if !may_go_on(at + piece) {
+        if !may_go_on(at) {
             return Err(io::ErrorKind::Interrupted.into());
         }
         file.write_all_at(&zeros[..piece as usize], at)?;

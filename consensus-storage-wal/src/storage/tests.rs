@@ -10,7 +10,7 @@ use consensus_testkit::log_storage::run_failing_disk_suite;
 use tempfile::TempDir;
 
 use super::WalLogStorage;
-use crate::{prepare::ALL, segment::bad_blocks::BAD};
+use crate::segment::bad_blocks::BAD;
 
 #[test]
 fn passes_the_suite_of_failing_disks() {
@@ -80,7 +80,6 @@ fn bad_blocks_at_the_end_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let storage = open(&dir, &[]).unwrap();
     (1..=12).for_each(|index| append(&storage, index));
-    storage.workshop.order(ALL, || unreachable!("it is ordered"));
     while !storage.workshop.is_ready() {
         std::thread::yield_now();
     }

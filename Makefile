@@ -1,9 +1,8 @@
 # `make demo` and `make test` are the two commands of the README; both set up what they need.
 
-# A warm ccache turns the twelve minutes of RocksDB's C++ into one; putting its links in front changes no fingerprint.
-ifneq ($(wildcard /usr/lib/ccache/.),)
+# ccache keeps the compiled C++ of RocksDB between builds. `make setup` may only be about to install it, so the directory is
+# named whether or not it exists; cargo's fingerprints do not depend on PATH.
 export PATH := /usr/lib/ccache:$(PATH)
-endif
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 VENV := $(CARGO_TARGET_DIR)/python
 export KV_TEST_PYTHON := $(VENV)/bin/python
@@ -22,20 +21,25 @@ test: setup python format lint unit simulate states page doc examples no-bugs in
 setup:
 	@scripts/setup
 
+# The selection of packages decides the features of RocksDB's build dependencies, and so whether RocksDB is compiled again:
+# every target below builds the default members (see Cargo.toml), never `-p` of something that needs RocksDB.
 build:
-	cargo build -p kv-server -p kv-client
+	@scripts/announce-build
+	cargo build --bin kv-server --bin kvctl
 
 format:
 	cargo fmt --all --check
 
 lint:
-	cargo clippy --workspace --all-targets --all-features -- -D warnings
-	@if cargo tree -e normal,build,dev -p consensus-core -p consensus-raft -p consensus-storage-wal -p examples | grep -q rocksdb; then \
-	  echo "consensus-core, consensus-raft, consensus-storage-wal and the examples must not build RocksDB"; exit 1; fi
+	cargo clippy --all-targets --all-features -- -D warnings
+	cargo clippy -p consensus-protocol-benches --all-targets -- -D warnings
+	scripts/check-rocksdb-builds
+	@if cargo tree -e normal,build,dev -p consensus-core -p consensus-engine-raft -p consensus-storage-wal -p examples | grep -q rocksdb; then \
+	  echo "consensus-core, consensus-engine-raft, consensus-storage-wal and the examples must not build RocksDB"; exit 1; fi
 
 # nextest where it is there: it runs the tests of all crates side by side.
 unit:
-	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --workspace; else cargo test --workspace --lib --bins --tests; fi
+	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run; else cargo test --lib --bins --tests; fi
 
 SIM := cargo run --quiet -p consensus-raft-simulator --bin raft-sim --
 
@@ -73,12 +77,13 @@ no-bugs:
 	scripts/no-bugs
 
 doc:
-	cargo test --workspace --doc
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	cargo test --doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
 
 examples:
+	cargo build --quiet --examples --features examples/kv
 	@for example in counter embedded_kv partition own_transport swap_engine; do \
-	  echo "== example $$example"; cargo run --quiet -p examples --all-features --example $$example || exit 1; done
+	  echo "== example $$example"; $(BIN)/examples/$$example || exit 1; done
 
 .PHONY: python
 python: $(VENV)/thriftpy2
@@ -89,7 +94,7 @@ $(VENV)/thriftpy2:
 	touch $@
 
 figures: setup ## writes per second and latencies on three nodes, release build
-	cargo build --release -p kv-server -p kv-client
+	cargo build --release --bin kv-server --bin kvctl
 	BIN=$(CARGO_TARGET_DIR)/release scripts/figures
 
 # What the hot paths take, counted: no tenth more than before.
@@ -98,8 +103,9 @@ instructions:
 
 BENCH := $(CARGO_TARGET_DIR)/release/bench --docs docs
 bench: ## beside openraft, raft-rs, omnipaxos and etcd (Debian: etcd-server); renews the figures of docs/performance.md
-	cargo build --release -p consensus-benches -p kv-server
-	$(BENCH) core && $(BENCH) engine && $(BENCH) single && $(BENCH) server && $(BENCH) failover && \
+	cargo build --release --bin bench --bin kv-server
+	cargo build --release -p consensus-protocol-benches
+	$(CARGO_TARGET_DIR)/release/bench-protocols --docs docs && $(BENCH) engine && $(BENCH) single && $(BENCH) server && $(BENCH) failover && \
 	  $(BENCH) scale && $(BENCH) resources
 
 TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))

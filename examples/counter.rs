@@ -4,7 +4,7 @@ use consensus_core::{
     ConsensusEngine, NodeId, ReadConsistency,
     typed::{Application, InMemory, propose},
 };
-use consensus_raft::RaftEngine;
+use consensus_engine_raft::RaftEngine;
 use consensus_testkit::MemLogStorage;
 use consensus_transport_mem::MemNetwork;
 use serde::{Deserialize, Serialize};

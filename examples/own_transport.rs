@@ -10,7 +10,7 @@ use consensus_core::{
     ConsensusEngine, Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError,
     SnapshotAck, SnapshotChunk, TransportError,
 };
-use consensus_raft::RaftEngine;
+use consensus_engine_raft::RaftEngine;
 use consensus_testkit::{Journal, MemLogStorage, transport::run_suite};
 use tokio::{
     sync::{mpsc, watch},

@@ -3,7 +3,7 @@
 use std::{error::Error, sync::Arc};
 
 use consensus_core::{ConsensusEngine, EngineStatus, NodeId, Role};
-use consensus_raft::RaftEngine;
+use consensus_engine_raft::RaftEngine;
 use consensus_testkit::{Journal, JournalReader, MemLogStorage};
 use consensus_transport_mem::MemNetwork;
 

@@ -6,8 +6,8 @@ use consensus_core::{
     ConsensusEngine, Membership, NodeId,
     typed::{Application, InMemory, propose},
 };
+use consensus_engine_raft::{RaftConfig, RaftEngine};
 use consensus_mock::MockConsensusEngine;
-use consensus_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::MemLogStorage;
 use consensus_transport_mem::MemNetwork;
 use serde::{Deserialize, Serialize};

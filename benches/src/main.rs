@@ -1,16 +1,14 @@
 //! `bench`: measures these libraries beside what a user would pick instead.
 
-mod core;
 mod engine;
-mod page;
 mod place;
 mod server;
 mod single;
-mod table;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
+use consensus_bench_report::page;
 
 /// Measures these libraries beside what a user would pick instead. Release builds only.
 #[derive(Parser)]
@@ -70,15 +68,6 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16, 64])]
         writers: Vec<usize>,
     },
-    /// The protocol alone on one thread, beside raft-rs and omnipaxos.
-    Core {
-        /// Proposals in flight.
-        #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 1024])]
-        windows: Vec<usize>,
-        /// Nodes.
-        #[arg(long, value_delimiter = ',', default_values_t = [3, 5])]
-        nodes: Vec<usize>,
-    },
 }
 
 fn main() -> ExitCode {
@@ -95,20 +84,6 @@ fn main() -> ExitCode {
         }
         Command::Resources { keys } => server::resources::measure(keys, time),
         Command::Single { writers } => single::compare(&writers, time),
-        Command::Core { windows, nodes } => Ok(core::compare(&windows, &nodes, time, ours_only)),
     };
-    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-    let shown = table.and_then(|table| {
-        println!("{}\n\n{table}", table.name());
-        arguments
-            .docs
-            .map_or(Ok(()), |docs| page::write(&docs, &table, &format!("bench {command}"), &machine))
-    });
-    match shown {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            eprintln!("bench: {why}");
-            ExitCode::FAILURE
-        }
-    }
+    page::report("bench", table, arguments.docs.as_deref(), &machine)
 }

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::NodeId;
-use consensus_raft::RaftEngine;
+use consensus_engine_raft::RaftEngine;
 use consensus_storage_wal::WalLogStorage;
 use consensus_transport_mem::MemNetwork;
 use kv_state_machine::{ConsensusKvDatabase, Durability, KvOperation, KvStateMachine, Put};

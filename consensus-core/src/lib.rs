@@ -9,7 +9,7 @@
 //! ```
 //!
 //! * [`StateMachine`] - what you bring: applies commands in log order, gives and takes snapshots.
-//! * [`ConsensusEngine`] - agrees on the order of commands (`consensus-raft`, `consensus-mock`).
+//! * [`ConsensusEngine`] - agrees on the order of commands (`consensus-engine-raft`, `consensus-mock`).
 //! * [`NetworkTransport`] - moves [`Message`]s, best effort (`consensus-transport-mem`, `-thrift`).
 //! * [`LogStorage`] - makes the log durable, one batch per call (`consensus-storage-wal`,
 //!   `consensus-storage-rocksdb`).

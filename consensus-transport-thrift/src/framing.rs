@@ -1,4 +1,4 @@
-//! Thrift messages in frames, with bounds; of use to other services too (`kv-client`, `kv-server`).
+//! Thrift messages in frames, with bounds; of use to other services too (`kv-store-client`, `kv-server`).
 //!
 //! A frame is a length (4 bytes, big-endian) and that many bytes: one message of the strict binary protocol.
 

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use bytes::Bytes;
 use consensus_core::codec;
-use kv_client::protocol::{self, Call};
 use kv_server::fuzzing as server;
 use kv_state_machine::{KvAnswer, KvCommand, KvRejection, KvResult, fuzzing as machine};
+use kv_store_client::protocol::{self, Call};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{bounded, log::rewritten};

@@ -8,7 +8,7 @@ use consensus_core::{
     session::ExactlyOnce,
     typed::{Application, InMemory},
 };
-use consensus_raft::{
+use consensus_engine_raft::{
     flight::{FlightReader, MAGIC, Record, framed},
     fuzzing::forwarded,
 };

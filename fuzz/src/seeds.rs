@@ -12,7 +12,7 @@ use consensus_core::{
     session::{ExactlyOnce, Session},
     typed::InMemory,
 };
-use consensus_raft::flight::{MAGIC, Record, checksum, framed};
+use consensus_engine_raft::flight::{MAGIC, Record, checksum, framed};
 use consensus_raft_protocol::{Call as RaftCall, Config, Event, Raft, Restored};
 use consensus_storage_wal::fuzzing;
 use consensus_transport_thrift::fuzzing::{

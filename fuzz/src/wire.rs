@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use consensus_core::{LogId, NodeId, SnapshotChunk, SnapshotMeta, SnapshotOutcome, Term};
-use consensus_raft::fuzzing::gather;
+use consensus_engine_raft::fuzzing::gather;
 use consensus_transport_thrift::{
     framing,
     fuzzing::{Call, read_call, read_chunk_answer, read_hello_answer, write_call, write_chunk_answer},

@@ -7,7 +7,7 @@ use std::{
 };
 
 use consensus_core::{Endpoint, EngineStatus, Membership, NodeId, Role};
-use kv_client::{
+use kv_store_client::{
     Connection, idl,
     protocol::{Call, Reply},
 };

@@ -2,13 +2,13 @@
 //! compare without its operand), the answer is InvalidRequest.
 
 use consensus_core::{Endpoint, EndpointError, Member, MemberChange, MemberKind, Membership, NodeId};
-use kv_client::{
-    admin, idl,
-    protocol::{Fault, Reply},
-};
 use kv_state_machine::{
     Compare, CompareResult, CompareTarget, Consistency, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer,
     KvError, KvOperation, KvRejection, KvResult, Put, PutDone, Range, Session, StateHash, Txn, Versionstamp,
+};
+use kv_store_client::{
+    admin, idl,
+    protocol::{Fault, Reply},
 };
 
 type Result<T> = std::result::Result<T, Fault>;

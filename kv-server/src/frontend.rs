@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use consensus_core::Endpoint;
 use consensus_transport_thrift::framing;
 use futures::{StreamExt, stream::FuturesUnordered};
-use kv_client::protocol::{self, Call, Fault, Incoming, Reply};
+use kv_store_client::protocol::{self, Call, Fault, Incoming, Reply};
 use thrift::ApplicationErrorKind;
 use tokio::{
     io::AsyncWriteExt,

@@ -1,8 +1,8 @@
 //! For the crate `fuzz`: what the server makes of a configuration, and of the calls of clients.
 
 use consensus_core::NodeId;
-use kv_client::protocol::{Call, Fault, Reply};
 use kv_state_machine::{KvAnswer, KvCommand, KvError, KvRejection};
+use kv_store_client::protocol::{Call, Fault, Reply};
 
 use crate::{
     config, convert, node,

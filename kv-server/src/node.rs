@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use consensus_core::{
     Health, LogStorage, Member, MemberKind, Membership, NetworkTransport, StorageError, TransportError,
 };
-use consensus_raft::{
+use consensus_engine_raft::{
     RaftConfig, RaftEngine, StartError,
     flight::FlightRecorder,
     recover::{RecoverError, Recovered, force_new_cluster as force_new_cluster_in},

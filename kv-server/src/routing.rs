@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use consensus_core::{ChangeError, Endpoint, NodeId, TransferError};
-use kv_client::{
+use kv_state_machine::{ConsensusKvDatabase, Consistency, KvError, KvOperation, Session};
+use kv_store_client::{
     CallError, Connection,
     admin::MemberChange,
     idl,
     protocol::{Call, Fault, Reply},
 };
-use kv_state_machine::{ConsensusKvDatabase, Consistency, KvError, KvOperation, Session};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{

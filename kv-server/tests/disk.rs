@@ -5,7 +5,7 @@ mod common;
 use std::{path::Path, process::Command, time::Duration};
 
 use common::{Cluster, Server};
-use kv_client::{ClientConfig, KvClient};
+use kv_store_client::{ClientConfig, KvClient};
 
 /// MiB that a normal user may still write on the disk of `dir`.
 fn free_mib(dir: &Path) -> u64 {

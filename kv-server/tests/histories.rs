@@ -18,7 +18,7 @@ use common::{
     writers::{Writers, check},
 };
 use consensus_testkit::linearizability::{self, Verdict};
-use kv_client::{
+use kv_store_client::{
     ClientConfig, Connection, KvClient,
     idl::{Consistency, RangeRequest},
     protocol::{self, Reply},

@@ -9,7 +9,7 @@ use common::{
     kvctl::Kvctl,
     writers::{Writers, check},
 };
-use kv_client::{
+use kv_store_client::{
     ClientError, KvClient,
     admin::{MemberChange, MemberKind},
     protocol::Fault,

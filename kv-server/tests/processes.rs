@@ -8,7 +8,7 @@ use common::{
     Cluster, Server,
     writers::{Writers, check},
 };
-use kv_client::{
+use kv_store_client::{
     Connection, KvClient,
     idl::{Consistency, PutRequest, RangeRequest},
     protocol::{Call, Fault, Reply},

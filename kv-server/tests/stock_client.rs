@@ -41,7 +41,7 @@ async fn every_call_of_the_idl_from_python() {
 
     let output = Command::new(python)
         .arg("tests/python_client.py")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../kv-client/idl/kv.thrift"))
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../kv-store-client/idl/kv.thrift"))
         .args([standalone.port, cluster.servers[follower].port].map(|port| port.to_string()))
         .arg(format!("127.0.0.1:{}", cluster.servers[leader].port))
         .arg(lonely.servers[2].port.to_string())

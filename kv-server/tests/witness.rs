@@ -5,7 +5,7 @@ mod common;
 use std::{path::Path, process::Command};
 
 use common::{Cluster, client};
-use kv_client::{
+use kv_store_client::{
     admin::{MemberChange, MemberKind},
     idl::{Consistency, RangeRequest},
 };

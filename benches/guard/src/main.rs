@@ -6,7 +6,7 @@ use bytes::Bytes;
 use consensus_core::{
     AppendEntries, ConsensusEngine, Entry, LogBatch, LogId, LogIndex, LogStorage, Message, NodeId, Term,
 };
-use consensus_raft::RaftEngine;
+use consensus_engine_raft::RaftEngine;
 use consensus_storage_wal::WalLogStorage;
 use consensus_testkit::{Journal, MemLogStorage};
 use consensus_transport_mem::MemNetwork;

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::table::{Cell, Plot, Table};
+use consensus_bench_report::table::{Cell, Plot, Table};
 
 /// A running cluster.
 pub(crate) trait Cluster: Clone + Send + Sync + 'static {

@@ -1,10 +1,10 @@
-//! `consensus-raft` as its users start it: in-memory log and network of the workspace, a machine that only counts.
+//! `consensus-engine-raft` as its users start it: in-memory log and network of the workspace, a machine that only counts.
 
 use std::{io::Read, sync::Arc};
 
 use bytes::Bytes;
 use consensus_core::{ConsensusEngine, Entry, LogId, NodeId, Snapshot, StateMachine, StateMachineError};
-use consensus_raft::RaftEngine;
+use consensus_engine_raft::RaftEngine;
 use consensus_testkit::MemLogStorage;
 use consensus_transport_mem::MemNetwork;
 

@@ -8,7 +8,7 @@ use super::{
     etcd::Etcd,
     ours::Ours,
 };
-use crate::table::{Cell, Table};
+use consensus_bench_report::table::{Cell, Table};
 
 pub(crate) fn compare(runs: usize, ours_only: bool) -> Result<Table, String> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;

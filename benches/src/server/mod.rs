@@ -17,7 +17,7 @@ use cluster::{Cluster, NODES};
 use load::{Load, Measured, What};
 use processes::Processes;
 
-use crate::table::{Cell, Plot, Table};
+use consensus_bench_report::table::{Cell, Plot, Table};
 
 /// What is measured: how its nodes are started, and how one talks to them.
 pub(crate) trait System {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kv_client::{
+use kv_store_client::{
     idl::{PutRequest, RangeRequest},
     protocol::{Call, Reply},
 };
@@ -15,7 +15,7 @@ use super::{
 pub(crate) struct Ours;
 
 impl System for Ours {
-    type Connection = Arc<kv_client::Connection>;
+    type Connection = Arc<kv_store_client::Connection>;
 
     const NAME: &str = "kv-server";
 
@@ -53,7 +53,7 @@ impl System for Ours {
 
     async fn connect(port: u16) -> Result<Self::Connection, String> {
         let endpoint = format!("127.0.0.1:{port}").parse().map_err(|error| format!("{error}"))?;
-        let connection = kv_client::Connection::open(&endpoint, Duration::from_secs(2)).await;
+        let connection = kv_store_client::Connection::open(&endpoint, Duration::from_secs(2)).await;
         connection.map(Arc::new).map_err(|error| error.to_string())
     }
 
@@ -71,7 +71,7 @@ pub(crate) async fn revision(port: u16) -> Result<i64, String> {
     }
 }
 
-impl super::Connection for Arc<kv_client::Connection> {
+impl super::Connection for Arc<kv_store_client::Connection> {
     async fn put(&self, key: Vec<u8>, value: Vec<u8>) -> Result<(), String> {
         let (lease_id, return_previous, session, versionstamp) = (None, None, None, None);
         let put = PutRequest { key, value, lease_id, return_previous, session, versionstamp };

@@ -13,7 +13,7 @@ use super::{
     scale::connections,
     usage::Usage,
 };
-use crate::table::{Cell, Table};
+use consensus_bench_report::table::{Cell, Table};
 
 /// With stores of so many keys, of values of `VALUE_BYTES`.
 pub(crate) fn measure(keys: u64, time: Duration) -> Result<Table, String> {

@@ -8,7 +8,7 @@ use super::{
     load::{Load, Measured, What, fill},
     ours::Ours,
 };
-use crate::table::{Cell, Plot, Table};
+use consensus_bench_report::table::{Cell, Plot, Table};
 
 pub(crate) struct Ranges {
     pub(crate) voters: Vec<usize>,

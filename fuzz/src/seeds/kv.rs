@@ -2,15 +2,15 @@
 
 use bytes::Bytes;
 use consensus_core::codec;
-use kv_client::{
-    admin::{MemberChange, MemberKind, Refused},
-    idl,
-    protocol::{Call, Fault, Reply, encode_reply},
-};
 use kv_server::fuzzing as server;
 use kv_state_machine::{
     Deleted, Found, KeyValue, KvAnswer, KvCommand, KvRejection, KvResult, PutDone, TxnDone,
     fuzzing::send_snapshot,
+};
+use kv_store_client::{
+    admin::{MemberChange, MemberKind, Refused},
+    idl,
+    protocol::{Call, Fault, Reply, encode_reply},
 };
 
 use super::Seeds;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use consensus_testkit::linearizability::{self, Model, Verdict, check, explain};
-use kv_client::{
+use kv_store_client::{
     ClientError, KvClient,
     idl::{
         self, Compare, CompareResult, CompareTarget, DeleteRequest, OperationResponse, PutRequest,

@@ -15,7 +15,9 @@ pub(crate) struct Kvctl {
 impl Kvctl {
     pub(crate) fn new(endpoints: String) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_kv-server")).with_file_name("kvctl");
-        let built = Command::new(env!("CARGO")).args(["build", "-q", "-p", "kv-client"]).status().unwrap();
+        let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+        let arguments = ["build", "-q", "--manifest-path", workspace, "--bin", "kvctl"];
+        let built = Command::new(env!("CARGO")).args(arguments).status().unwrap();
         assert!(built.success());
         Self { program, endpoints }
     }

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kv_client::{ClientConfig, KvClient, idl::StatusResponse};
+use kv_store_client::{ClientConfig, KvClient, idl::StatusResponse};
 use tempfile::TempDir;
 
 /// One server process and its place.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kv_client::{ClientError, KvClient, idl::RangeRequest};
+use kv_store_client::{ClientError, KvClient, idl::RangeRequest};
 
 /// Clients that write all the while, each key once, and remember what was acknowledged.
 pub struct Writers {

@@ -1,0 +1,4 @@
+//! Tables and plots of measurements, for the terminal and for docs/performance.md.
+
+pub mod page;
+pub mod table;

@@ -1,0 +1,61 @@
+//! The loss of a majority.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::Cluster;
+use consensus_core::{LogStorage, Member, MemberChange, MemberKind, Membership, NodeId};
+use consensus_engine_raft::recover::{RecoverError, force_new_cluster};
+use consensus_testkit::{MemLogStorage, engine::converged};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_survivor_goes_on_alone_and_others_join_it_again() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    let leader = cluster.leader().await;
+    for n in 0..5 {
+        cluster.engine(leader).propose(n.to_string().into()).await.unwrap();
+    }
+    converged(&cluster.nodes, 5).await;
+    for node in &cluster.nodes {
+        node.engine.shutdown().await.unwrap();
+    }
+    // Nodes 1 and 2 are gone for ever.
+    let recovered = force_new_cluster(&cluster.storages[0], NodeId(0)).unwrap();
+    assert_eq!(recovered.before.voters().count(), 3);
+    assert_eq!(recovered.by.index, recovered.last.index.next());
+    assert!(matches!(
+        force_new_cluster(&cluster.storages[0], NodeId(0)),
+        Err(RecoverError::Alone(NodeId(0)))
+    ));
+    cluster.nodes.truncate(1);
+    cluster.storages.truncate(1);
+    cluster.restart(0).await;
+    assert_eq!(cluster.leader().await, 0);
+    assert_eq!(cluster.nodes[0].journal.commands().len(), 5, "what it had is there");
+    cluster.engine(0).propose("alone".into()).await.unwrap();
+    cluster.size = 0; // Who joins does not begin a cluster.
+    let second = cluster.add().await;
+    let joining = MemberChange::Set(second, Member::new(MemberKind::Joining));
+    cluster.engine(0).change_membership(vec![joining]).await.unwrap();
+    converged(&cluster.nodes, 6).await;
+}
+
+#[test]
+fn nodes_without_a_vote_or_data_are_not_recovered() {
+    let refused = |kind| {
+        let storage = Arc::new(MemLogStorage::new());
+        let mut members = Membership::of_voters([0, 1]).members().clone();
+        members.insert(NodeId(2), Member::new(kind));
+        let payload = consensus_core::Payload::Membership(Membership::new(members));
+        let entries = vec![consensus_core::Entry { id: consensus_core::LogId::new(0, 1), payload }];
+        storage.write(consensus_core::LogBatch { entries, ..Default::default() }).unwrap();
+        let before = storage.load().unwrap();
+        let error = force_new_cluster(&*storage, NodeId(2)).unwrap_err();
+        assert_eq!(storage.load().unwrap(), before, "nothing was changed");
+        matches!(error, RecoverError::NotAVoter(NodeId(2), _))
+    };
+    assert!(refused(MemberKind::Learner) && refused(MemberKind::Witness) && refused(MemberKind::Joining));
+    let empty = force_new_cluster(&MemLogStorage::new(), NodeId(2));
+    assert!(matches!(empty, Err(RecoverError::NotAVoter(..))), "{empty:?}");
+}

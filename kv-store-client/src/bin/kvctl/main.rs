@@ -1,0 +1,277 @@
+//! `kvctl`: the key-value store from a shell.
+
+mod bench;
+mod members;
+mod nodes;
+mod show;
+mod transaction;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use consensus_core::Endpoint;
+use kv_store_client::{
+    ClientConfig, ClientError, KvClient,
+    idl::{Consistency, DeleteRequest, RangeRequest},
+};
+use serde_json::{Value, json};
+use show::{Show, line, pair};
+
+/// Talks to a kv-server or a cluster of them.
+///
+/// Exit codes: 0 done; 1 the key is not there, or a transaction's compares do not hold; 2 wrong usage; 3 refused by the
+/// store (nothing was done); 4 unavailable (nothing was done); 5 the outcome is unknown; 6 nodes' states differ.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Servers, separated by commas.
+    #[arg(
+        long,
+        env = "KVCTL_ENDPOINTS",
+        default_value = "localhost:9090",
+        value_delimiter = ',',
+        global = true
+    )]
+    endpoints: Vec<Endpoint>,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "text", global = true)]
+    output: Output,
+    /// How long to try, in milliseconds.
+    #[arg(long, default_value_t = 15_000, global = true)]
+    timeout_ms: u64,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// One JSON value; keys and values that are not UTF-8 as `key_hex`, `value_hex`.
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Writes a key.
+    Put {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// Reads a key and prints its value.
+    Get {
+        /// The key.
+        key: String,
+        /// What the server asked has, at once, perhaps old.
+        #[arg(long)]
+        stale: bool,
+        /// As of this revision.
+        #[arg(long, default_value_t = 0)]
+        revision: i64,
+    },
+    /// Removes a key, or the keys up to --to.
+    Del {
+        /// The key.
+        key: String,
+        /// All keys from `key` up to this one, exclusive.
+        #[arg(long, conflicts_with = "prefix")]
+        to: Option<String>,
+        /// All keys that begin with `key`.
+        #[arg(long)]
+        prefix: bool,
+    },
+    /// Lists keys and values.
+    Range {
+        /// From here; "" for the beginning.
+        from: String,
+        /// Up to here, exclusive; left out for the end.
+        to: Option<String>,
+        /// All keys that begin with `from` instead.
+        #[arg(long, conflicts_with = "to")]
+        prefix: bool,
+        /// At most so many.
+        #[arg(long, default_value_t = 0)]
+        limit: i64,
+        /// As of this revision.
+        #[arg(long, default_value_t = 0)]
+        revision: i64,
+        /// From the end.
+        #[arg(long)]
+        descending: bool,
+        /// Without values.
+        #[arg(long)]
+        keys_only: bool,
+        /// Only how many there are.
+        #[arg(long)]
+        count_only: bool,
+    },
+    /// Executes a transaction from a JSON file ("-": standard input), for example
+    /// {"compare": [{"key": "a", "target": "value", "result": "=", "value": "1"}],
+    /// "success": [{"put": {"key": "a", "value": "2"}}], "failure": [{"get": {"key": "a"}}]}.
+    /// Targets: value, version, create, mod; results: =, !=, <, >; operations: put, get, del.
+    #[command(verbatim_doc_comment)]
+    Txn {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Forgets history older than a revision.
+    Compact {
+        /// The oldest revision that can still be read.
+        revision: i64,
+    },
+    /// Lists and changes the members of the cluster.
+    #[command(subcommand)]
+    Member(members::Command),
+    /// Gives the lead to another node.
+    Transfer {
+        /// Which; left out for whichever is fit.
+        node_id: Option<i64>,
+    },
+    /// Asks every endpoint how it is.
+    Status,
+    /// Asks every endpoint for the checksum of its state, and compares those that have applied the same.
+    Hash,
+    /// Writes random keys for a while and prints writes per second and latencies. It leaves its keys (`bench/...`).
+    Bench {
+        /// Clients, each with one write in flight.
+        #[arg(long, default_value_t = 1)]
+        clients: usize,
+        /// For how long.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// Size of a value.
+        #[arg(long, default_value_t = 128)]
+        value_bytes: usize,
+    },
+}
+
+/// What ends the program otherwise than well.
+enum Failure {
+    Usage(String),
+    Client(ClientError),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments).await {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            let (code, message) = match &failure {
+                Failure::Usage(why) => (2, why.clone()),
+                Failure::Client(error @ ClientError::Rejected(_)) => (3, error.to_string()),
+                Failure::Client(error @ ClientError::Unknown(_)) => (5, error.to_string()),
+                Failure::Client(error) => (4, error.to_string()),
+            };
+            if arguments.output == Output::Json {
+                println!("{}", json!({ "error": message, "code": code }));
+            }
+            eprintln!("kvctl: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> Result<u8, Failure> {
+    let mut config = ClientConfig::new(arguments.endpoints.clone());
+    config.timeout = Duration::from_millis(arguments.timeout_ms);
+    let client = KvClient::new(config)?;
+    let show = Show(arguments.output);
+    match &arguments.command {
+        Command::Put { key, value } => {
+            let response = client.put(key.as_str(), value.as_str()).await?;
+            let revision = response.header.revision;
+            show.either(&format!("revision {revision}"), || json!({ "revision": revision }));
+            Ok(0)
+        }
+        Command::Get { key, stale, revision } => {
+            let consistency = if *stale { Consistency::STALE } else { Consistency::LINEARIZABLE };
+            let request = RangeRequest::new(
+                key.as_bytes().to_vec(),
+                None,
+                None,
+                *revision,
+                None,
+                None,
+                None,
+                consistency,
+            );
+            match client.range(request).await?.kvs.first() {
+                Some(kv) => show.either(&String::from_utf8_lossy(&kv.value), || pair(kv)),
+                None => {
+                    show.either("", || Value::Null);
+                    return Ok(1);
+                }
+            }
+            Ok(0)
+        }
+        Command::Del { key, to, prefix } => {
+            let end = range_end(key, to.as_deref(), *prefix);
+            let response =
+                client.delete_range(DeleteRequest::new(key.as_bytes().to_vec(), end, None, None)).await?;
+            let deleted = response.deleted;
+            show.either(
+                &format!("{deleted} deleted"),
+                || json!({ "deleted": deleted, "revision": response.header.revision }),
+            );
+            Ok(u8::from(deleted == 0))
+        }
+        Command::Range { from, to, prefix, limit, revision, descending, keys_only, count_only } => {
+            let mut end = range_end(from, to.as_deref(), *prefix);
+            if to.is_none() && !prefix {
+                end = Some(vec![0]);
+            }
+            let start = if from.is_empty() { vec![0] } else { from.as_bytes().to_vec() };
+            let request =
+                RangeRequest::new(start, end, *limit, *revision, *descending, *keys_only, *count_only, None);
+            let found = client.range(request).await?;
+            let lines: Vec<String> = found.kvs.iter().map(|kv| line(kv, *keys_only)).collect();
+            let rest =
+                if found.more { format!("({} of {})", found.kvs.len(), found.count) } else { String::new() };
+            let text =
+                if *count_only { found.count.to_string() } else { [lines.join("\n"), rest].join("\n") };
+            show.either(text.trim_end(), || {
+                let kvs: Vec<Value> = found.kvs.iter().map(pair).collect();
+                json!({ "kvs": kvs, "more": found.more, "count": found.count, "revision": found.header.revision })
+            });
+            Ok(0)
+        }
+        Command::Txn { file } => transaction::execute(&client, file, &show).await,
+        Command::Compact { revision } => {
+            client.compact(*revision).await?;
+            show.either(&format!("compacted to revision {revision}"), || json!({ "compacted": revision }));
+            Ok(0)
+        }
+        Command::Member(command) => members::execute(&client, &arguments.endpoints, command, &show).await,
+        Command::Transfer { node_id } => members::transfer(&client, *node_id, &show).await,
+        Command::Status => Ok(nodes::status(&client, &arguments.endpoints, &show).await),
+        Command::Hash => Ok(nodes::hash(&client, &arguments.endpoints, &show).await),
+        Command::Bench { clients, seconds, value_bytes } => {
+            bench::run(&client, *clients, Duration::from_secs(*seconds), *value_bytes, &show).await
+        }
+    }
+}
+
+/// One key, up to another, or all that begin so.
+fn range_end(key: &str, to: Option<&str>, prefix: bool) -> Option<Vec<u8>> {
+    if !prefix {
+        return to.map(|to| to.as_bytes().to_vec());
+    }
+    // The first text after all that begin with `key`: its last byte, if there is one that can be, goes up by one.
+    let mut end = key.as_bytes().to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    Some(vec![0])
+}

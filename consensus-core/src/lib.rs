@@ -25,8 +25,6 @@
 //! For commands and responses as plain Rust types see [`typed`]; implementers check themselves with the suites of
 //! `consensus-testkit`.
 
-#[doc(hidden)]
-pub mod bugs;
 pub mod codec;
 mod endpoint;
 mod engine;

@@ -8,10 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::{
-    Endpoint, NodeId, StorageId,
-    bugs::{Bug, is_on},
-};
+use crate::{Endpoint, NodeId, StorageId};
 
 /// What a member does in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,17 +185,14 @@ impl Membership {
     /// Whether votes and acknowledgements of `node` count when they come from `storage`.
     #[must_use]
     pub fn trusts(&self, node: NodeId, storage: StorageId) -> bool {
-        self.get(node)
-            .and_then(|member| member.storage)
-            .is_none_or(|known| known == storage || is_on(Bug::M13))
+        self.get(node).and_then(|member| member.storage).is_none_or(|known| known == storage)
     }
 
     /// The sets of voters that decide: one, or two in a joint configuration.
     fn voter_sets(&self) -> impl Iterator<Item = Few<NodeId>> {
-        let counts = |member: &Member| member.kind.votes() || is_on(Bug::C11);
-        let incoming = self.members.iter().filter(|(_, member)| counts(member)).map(|(id, _)| *id).collect();
-        let is_joint = self.is_joint() && !is_on(Bug::M2);
-        let outgoing = is_joint.then(|| self.outgoing.keys().copied().collect());
+        let voters = self.members.iter().filter(|(_, member)| member.kind.votes());
+        let incoming = voters.map(|(id, _)| *id).collect();
+        let outgoing = self.is_joint().then(|| self.outgoing.keys().copied().collect());
         std::iter::once(incoming).chain(outgoing)
     }
 
@@ -215,11 +209,9 @@ impl Membership {
         let mut least: Option<T> = None;
         for voters in self.voter_sets() {
             let mut values: Few<T> = voters.into_iter().map(&mut reached).collect();
-            if !is_on(Bug::C9) {
-                values.sort_unstable();
-            }
+            values.sort_unstable();
             // With n values in ascending order those from position (n - 1) / 2 on are more than half.
-            let least_of_quorum = (values.len() + usize::from(is_on(Bug::C10))).saturating_sub(1) / 2;
+            let least_of_quorum = values.len().saturating_sub(1) / 2;
             let value = *values.get(least_of_quorum)?;
             least = Some(least.map_or(value, |least| least.min(value)));
         }

@@ -46,7 +46,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ConsensusEngine, Entry, LogId, Payload, ProposeError, Snapshot, StateMachine, StateMachineError,
-    bugs::{Bug, is_on},
     codec::{self, CodecError},
 };
 
@@ -133,7 +132,7 @@ impl Sessions {
             return Verdict::Refuse(SessionRefusal::Over { client_id, sequence, last: last.sequence });
         }
         self.set(client_id, LastUse { sequence, index });
-        if sequence > last.sequence || is_on(Bug::K2) { Verdict::Apply } else { Verdict::Repeat }
+        if sequence > last.sequence { Verdict::Apply } else { Verdict::Repeat }
     }
 
     /// Sets what a session did last, as it was stored.

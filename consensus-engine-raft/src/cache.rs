@@ -2,10 +2,7 @@
 
 use std::collections::VecDeque;
 
-use consensus_core::{
-    Entry, LogIndex,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{Entry, LogIndex};
 
 /// The entries `(base, last]` of the log, its newest ones.
 #[derive(Debug)]
@@ -26,9 +23,6 @@ impl EntryCache {
     }
 
     pub(crate) fn push(&mut self, entry: Entry) {
-        if is_on(Bug::C18) && entry.id.index <= self.last() {
-            return;
-        }
         assert_eq!(entry.id.index, self.last().next(), "the cache has no gaps");
         self.bytes += entry.size_bytes();
         self.entries.push_back(entry);
@@ -39,7 +33,7 @@ impl EntryCache {
         if index < self.base {
             *self = Self::new(index);
         }
-        while self.last() > index && !is_on(Bug::C18) {
+        while self.last() > index {
             self.bytes -= self.entries.pop_back().map_or(0, |entry| entry.size_bytes());
         }
     }

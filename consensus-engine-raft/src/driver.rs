@@ -21,7 +21,6 @@ use compaction::Compaction;
 use consensus_core::{
     EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage, Membership, NetworkTransport, NodeId,
     Payload, PeerStatus, ProposeError, Reachability, ReadError, Role,
-    bugs::{Bug, is_on},
 };
 use consensus_raft_protocol::{Append, Event, Output, Raft};
 use forward::Forwarding;
@@ -480,7 +479,7 @@ impl Driver {
         let Apply { done, handed, target } = self.apply;
         // What gathered before a snapshot arrived is in the snapshot; handed over behind its restore it would be applied
         // to the state after it (known bug S3).
-        let installing = self.raft.hard_state().installing.is_some() && !is_on(Bug::S3);
+        let installing = self.raft.hard_state().installing.is_some();
         if done < handed || target <= handed || installing {
             return;
         }

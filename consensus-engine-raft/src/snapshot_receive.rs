@@ -6,10 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use consensus_core::{
-    NodeId, SnapshotChunk, SnapshotMeta, SnapshotOutcome,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{NodeId, SnapshotChunk, SnapshotMeta, SnapshotOutcome};
 
 /// What a chunk leads to.
 pub(crate) enum Received {
@@ -56,7 +53,7 @@ impl Receiver {
         let mut stream = match self.current.take_if(is_current) {
             Some(stream) => stream,
             // A later chunk of a stream that is not known cannot begin it (known bug S7).
-            None if chunk.offset > 0 && !is_on(Bug::S7) => {
+            None if chunk.offset > 0 => {
                 return Ok(Received::Answer(SnapshotOutcome::Refused));
             }
             None => Stream {
@@ -64,7 +61,7 @@ impl Receiver {
                 transfer: chunk.transfer,
                 meta: chunk.meta.clone(),
                 file: tempfile::tempfile_in(&self.dir)?,
-                offset: if is_on(Bug::S7) { chunk.offset } else { 0 },
+                offset: 0,
                 sum: 0,
             },
         };

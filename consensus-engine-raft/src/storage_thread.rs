@@ -6,10 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use consensus_core::{
-    LogBatch, LogStorage, StorageError,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{LogBatch, LogStorage, StorageError};
 
 use crate::{
     inbox::Input,
@@ -38,9 +35,6 @@ impl Work for LogWriter {
         let waits_since = self.waits_since.take();
         let began = waits_since.unwrap_or_else(Instant::now);
         let _write = tracing::debug_span!("write", entries).entered();
-        if is_on(Bug::D3) {
-            report(Input::Persisted(Ok(())));
-        }
         // A panic in there is as final as an error; unnoticed, everybody would wait for ever.
         let result = catch_unwind(AssertUnwindSafe(|| self.storage.write(batch)))
             .unwrap_or_else(|_| Err(StorageError::Failed("it panicked".to_owned())));
@@ -50,10 +44,9 @@ impl Work for LogWriter {
             return if heard { Next::Again(*batch, ROOM_RETRY) } else { Next::Over };
         }
         measure::log_written(entries, began.elapsed());
-        let result = if is_on(Bug::D2) { Ok(()) } else { result };
         // After a failed write nobody knows what is on disk: the engine stops, and so does this.
         let failed = result.is_err();
-        let told = is_on(Bug::D3) || report(Input::Persisted(result));
+        let told = report(Input::Persisted(result));
         if !told || failed { Next::Over } else { Next::Ready }
     }
 }

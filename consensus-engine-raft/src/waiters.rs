@@ -2,10 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use consensus_core::{
-    Committed, LogId, LogIndex, NodeId, ProposeError, Term,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{Committed, LogId, LogIndex, NodeId, ProposeError, Term};
 use tokio::sync::oneshot;
 
 use crate::{admission::Permit, measure::Course};
@@ -43,9 +40,6 @@ impl Waiters {
 
     /// The node no longer leads.
     pub(crate) fn orphan(&mut self, until: Duration) {
-        if is_on(Bug::K1) {
-            return self.fail_all(&ProposeError::NotLeader { leader: None });
-        }
         self.orphaned.extend(self.leading.drain(..).map(|(id, waiter)| (id, until, waiter)));
     }
 

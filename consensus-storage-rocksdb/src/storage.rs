@@ -17,9 +17,7 @@ use std::{
 use bytes::Bytes;
 use consensus_core::{
     Damage, Entry, LogBatch, LogId, LogIndex, LogState, LogStorage, Membership, NodeId, Payload,
-    SnapshotMeta, StorageError,
-    bugs::{Bug, is_on},
-    codec, record,
+    SnapshotMeta, StorageError, codec, record,
 };
 use rocksdb::{Direction, IteratorMode, Options, ReadOptions, WriteBatch};
 use serde::de::DeserializeOwned;
@@ -155,7 +153,6 @@ impl LogStorage for RocksLogStorage {
         let purged = self.get(PURGED, "the purged position")?;
         let mut state = LogState { storage: self.dir.storage(), hard_state, purged, ..LogState::default() };
         match self.scan(LogIndex::ZERO, |entry| state.push(&entry).map(|()| true)) {
-            Err(StorageError::Corrupt { .. }) if is_on(Bug::D4) => {}
             Err(StorageError::Corrupt { position, why }) => {
                 let last = self.get(LAST, "the position of the last entry")?;
                 let memberships = self.memberships_after(state.last().index);

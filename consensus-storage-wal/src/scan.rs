@@ -8,7 +8,6 @@ use std::{collections::VecDeque, sync::Arc};
 use consensus_core::{
     Damage, Entry, HardState, LogId, LogIndex, LogState, Membership, Payload, SnapshotMeta, StorageError,
     StorageId,
-    bugs::{Bug, is_on},
 };
 use consensus_storage_dir::Mark;
 
@@ -264,9 +263,6 @@ impl Scan {
         if let Some((first, flaw)) = self.flaws.first() {
             let readable = first.0.saturating_sub(self.index.base().next().0);
             state.entries.truncate(readable as usize);
-            if is_on(Bug::D4) {
-                return state;
-            }
             let later = state.memberships.split_off(state.memberships.partition_point(|(at, _)| *at < first));
             state.damage = Some(Damage {
                 last: self.last,

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use consensus_core::{
-    LogId, NodeId, Term, VoteKind, VoteRequest, VoteResponse,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{LogId, NodeId, Term, VoteKind, VoteRequest, VoteResponse};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -44,7 +41,7 @@ impl Raft {
         self.set_leader(None);
         let timeout = self.config.election_timeout;
         let mut patient_until = self.now;
-        if self.config.lease_drift_percent > 0 && !is_on(Bug::R10) {
+        if self.config.lease_drift_percent > 0 {
             patient_until = self.leader_heard.map_or(self.now, |heard| self.now.max(heard + timeout));
         } else {
             self.leader_heard = None;
@@ -62,30 +59,22 @@ impl Raft {
         let (at, membership) = self.log.newest_membership();
         let may =
             membership.can_lead(own) || (at > self.commit && self.log.membership_at(at.prev()).can_lead(own));
-        may && !self.config.witness
-            && self.hard.installing.is_none()
-            && (self.hard.lost_through.is_none() || is_on(Bug::W2))
+        may && !self.config.witness && self.hard.installing.is_none() && self.hard.lost_through.is_none()
     }
 
     /// How far this node's log goes, or went before damage: what it has acknowledged ends there (I16).
     fn acknowledged(&self) -> LogId {
-        let lost = self.hard.lost_through.filter(|_| !is_on(Bug::W1)).unwrap_or(LogId::ZERO);
+        let lost = self.hard.lost_through.unwrap_or(LogId::ZERO);
         lost.max(self.log.last())
     }
 
     pub(crate) fn campaign(&mut self) {
         self.reset_election_deadline();
-        if !is_on(Bug::P3) {
-            self.set_leader(None);
-        }
-        if self.membership().is_only_voter(self.config.id) || is_on(Bug::P1) {
+        self.set_leader(None);
+        if self.membership().is_only_voter(self.config.id) {
             self.stand(VoteKind::Vote);
         } else {
-            let mut ballots = Ballots(BTreeSet::from([self.config.id]));
-            if let (true, Role::PreCandidate(old)) = (is_on(Bug::P3), &mut self.role) {
-                ballots.0.append(&mut old.0);
-            }
-            self.role = Role::PreCandidate(ballots);
+            self.role = Role::PreCandidate(Ballots(BTreeSet::from([self.config.id])));
             self.ask_for_votes(VoteKind::PreVote);
         }
     }
@@ -101,24 +90,6 @@ impl Raft {
         let own = self.vote(VoteKind::Vote, self.hard.term, true);
         self.when_durable(Held::Send(self.config.id, own));
         self.ask_for_votes(kind);
-        if is_on(Bug::E13) {
-            self.handle(crate::Event::VoteResponse(
-                self.config.id,
-                VoteResponse {
-                    kind: VoteKind::Vote,
-                    term: self.hard.term,
-                    granted: true,
-                    storage: self.storage,
-                },
-            ));
-        }
-        if is_on(Bug::P8) {
-            let (prev, voters): (_, Vec<_>) = (self.log.last(), self.membership().voters().collect());
-            let append =
-                crate::Append { term: self.hard.term, prev, last: prev.index, commit: self.commit, round: 0 };
-            let others = voters.into_iter().filter(|id| *id != self.config.id);
-            self.outputs.extend(others.map(|id| Output::SendAppend(id, append)));
-        }
     }
 
     fn vote(&self, kind: VoteKind, term: Term, granted: bool) -> Reply {
@@ -136,7 +107,6 @@ impl Raft {
         for voter in voters {
             match kind {
                 VoteKind::PreVote => self.outputs.push(Output::Send(voter, request)),
-                VoteKind::Vote if is_on(Bug::E13) => self.outputs.push(Output::Send(voter, request)),
                 VoteKind::Vote | VoteKind::Transfer => self.when_durable(Held::Send(voter, request)),
             }
         }
@@ -144,9 +114,7 @@ impl Raft {
 
     /// Whether a leader is at work as far as this node can tell; then it lets nobody disturb it (I12).
     fn has_live_leader(&self) -> bool {
-        let heard = self
-            .leader_heard
-            .is_some_and(|heard| self.now < heard + self.config.election_timeout || is_on(Bug::P5));
+        let heard = self.leader_heard.is_some_and(|heard| self.now < heard + self.config.election_timeout);
         // Leases count on this patience even if the leader was lost sight of (I15).
         let patient = self.leader.is_some() || self.config.lease_drift_percent > 0;
         matches!(self.role, Role::Leader(_)) || (patient && heard)
@@ -165,10 +133,7 @@ impl Raft {
         if !self.log.membership().trusts(from, request.storage) {
             return refuse(self); // I14
         }
-        let mut up_to_date = request.last_log >= self.acknowledged(); // §5.4.1
-        if is_on(Bug::E8) {
-            up_to_date = request.last_log.index >= self.log.last().index;
-        }
+        let up_to_date = request.last_log >= self.acknowledged(); // §5.4.1
         match request.kind {
             VoteKind::PreVote if request.term > self.hard.term && up_to_date => {
                 let response = self.vote(VoteKind::PreVote, request.term, true);
@@ -180,7 +145,6 @@ impl Raft {
                     self.become_follower(request.term, None);
                 }
                 let free = self.hard.voted_for.is_none_or(|id| id == from) && self.leader.is_none();
-                let free = free || is_on(Bug::E4);
                 if !(free && up_to_date && matches!(self.role, Role::Follower)) {
                     return refuse(self);
                 }
@@ -190,9 +154,6 @@ impl Raft {
                 }
                 self.reset_election_deadline();
                 let response = self.vote(VoteKind::Vote, request.term, true);
-                if is_on(Bug::E1) {
-                    return self.outputs.push(Output::Send(from, response));
-                }
                 self.when_durable(Held::Send(from, response));
             }
         }
@@ -204,8 +165,7 @@ impl Raft {
         }
         if !response.granted {
             // A voter that is ahead is heard in a pre-vote too, or two nodes could refuse each other for ever.
-            let adopts = !is_on(Bug::E10) && (response.kind != VoteKind::PreVote || !is_on(Bug::P2));
-            if response.term > self.hard.term && adopts {
+            if response.term > self.hard.term {
                 self.become_follower(response.term, None);
             }
             return;
@@ -219,13 +179,8 @@ impl Raft {
                     self.stand(VoteKind::Vote);
                 }
             }
-            Role::Candidate(ballots)
-                if response.kind == VoteKind::Vote && (response.term == term || is_on(Bug::E6)) =>
-            {
-                let again = !ballots.0.insert(from);
-                if again && is_on(Bug::E7) {
-                    ballots.0.extend(membership.voters().find(|id| !ballots.0.contains(id)));
-                }
+            Role::Candidate(ballots) if response.kind == VoteKind::Vote && response.term == term => {
+                ballots.0.insert(from);
                 if membership.has_quorum(&ballots.0) {
                     self.become_leader();
                 }

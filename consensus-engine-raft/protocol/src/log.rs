@@ -7,10 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use consensus_core::{
-    LogId, LogIndex, LogState, Membership, NodeId, SnapshotMeta, Term,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{LogId, LogIndex, LogState, Membership, SnapshotMeta, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -92,7 +89,6 @@ impl Log {
     /// Whether the entry `id` is here. Index 0 with term 0 is "before the log", which every log that is whole has.
     pub(crate) fn contains(&self, id: LogId) -> bool {
         self.id_at(id.index) == Some(id)
-            || (is_on(Bug::C15) && id.term == Term::ZERO && self.id_at(id.index).is_none())
     }
 
     /// The last entry with index at most `index` and term at most `term`: where logs may still agree. Terms never
@@ -143,10 +139,7 @@ impl Log {
 
     pub(crate) fn truncate_after(&mut self, index: LogIndex) {
         self.remove(index.since(self.purged.index) as usize..self.entries.len());
-        while self.memberships.len() > 1
-            && self.memberships.back().is_some_and(|(at, _)| *at > index)
-            && !is_on(Bug::M6)
-        {
+        while self.memberships.len() > 1 && self.memberships.back().is_some_and(|(at, _)| *at > index) {
             self.memberships.pop_back();
         }
     }
@@ -161,19 +154,6 @@ impl Log {
             self.memberships.pop_front();
         }
         Some(SnapshotMeta { last, membership: (*membership).clone() })
-    }
-
-    /// What the bugs M9 and E12 make of the log that was loaded.
-    pub(crate) fn misremember(&mut self, own: NodeId, applied: LogIndex) {
-        if is_on(Bug::M9) {
-            self.memberships.retain(|(at, _)| *at <= applied.max(self.purged.index));
-        }
-        let Some((_, last)) = self.memberships.back_mut().filter(|_| is_on(Bug::E12)) else { return };
-        let mut members = last.members().clone();
-        if let Some(member) = members.get_mut(&own).filter(|member| !member.kind.votes()) {
-            member.kind = consensus_core::MemberKind::Voter;
-            *last = Arc::new(Membership::new(members));
-        }
     }
 
     pub(crate) fn membership_entry(&self, index: LogIndex) -> Option<Arc<Membership>> {
@@ -212,9 +192,6 @@ impl Log {
     }
 
     pub(crate) fn membership_at(&self, index: LogIndex) -> Arc<Membership> {
-        if is_on(Bug::M8) {
-            return self.memberships[0].1.clone();
-        }
         let at = self.memberships.iter().rev().find(|(at, _)| *at <= index);
         at.unwrap_or(&self.memberships[0]).1.clone()
     }

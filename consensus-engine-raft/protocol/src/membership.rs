@@ -11,10 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use consensus_core::{
-    LogIndex, Member, MemberChange, MemberKind, Membership, NodeId, Payload, StorageId,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{LogIndex, Member, MemberChange, MemberKind, Membership, NodeId, Payload, StorageId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -42,9 +39,7 @@ impl Raft {
     pub(crate) fn on_change(&mut self, token: u64, changes: Vec<MemberChange>) {
         let joint = self.log.membership().is_joint();
         let refusal = match &mut self.role {
-            Role::Leader(leader)
-                if (leader.change.is_none() && leader.transfer.is_none() && !joint) || is_on(Bug::M10) =>
-            {
+            Role::Leader(leader) if leader.change.is_none() && leader.transfer.is_none() && !joint => {
                 leader.change = Some(Change { token, asked: Some(changes) });
                 return self.drive_change();
             }
@@ -58,11 +53,7 @@ impl Raft {
     pub(crate) fn drive_change(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return };
         let (at, membership) = self.log.newest_membership();
-        let pending = at > self.commit && !is_on(Bug::M10) && !(is_on(Bug::M3) && membership.is_joint());
-        if (!leader.reads.has_committed() && !is_on(Bug::M1)) || pending {
-            return;
-        }
-        if is_on(Bug::M4) && leader.change.is_none() && membership.is_joint() {
+        if !leader.reads.has_committed() || at > self.commit {
             return;
         }
         if membership.is_joint() {
@@ -121,7 +112,7 @@ impl Raft {
                 leader.peers.retain(|peer, _| membership.get(*peer).is_some());
             }
         }
-        if !membership.can_lead(self.config.id) && !is_on(Bug::M11) {
+        if !membership.can_lead(self.config.id) {
             self.hand_over();
         }
     }

@@ -4,10 +4,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use consensus_core::{
-    HardState, LogIndex, NodeId, SnapshotMeta,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{HardState, LogIndex, NodeId, SnapshotMeta};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -38,9 +35,6 @@ pub(crate) struct Writes {
     issued: LogIndex,
     waiting: Vec<Held>,
     in_flight: Option<InFlight>,
-    /// Of the bug E2: the vote follows in the next write.
-    #[serde(skip)]
-    term_first: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -90,7 +84,7 @@ impl Writes {
     }
 
     pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
-        let Self { hard_state, purge, truncate_after, issued, waiting, in_flight, term_first: _ } = self;
+        let Self { hard_state, purge, truncate_after, issued, waiting, in_flight } = self;
         (hard_state, purge.as_ref().map(|meta| meta.last), truncate_after, issued, waiting.len())
             .hash(hasher);
         digest_all(waiting, names, hasher);
@@ -116,12 +110,7 @@ impl Raft {
         let after = std::mem::replace(&mut self.writes.issued, last);
         let held = std::mem::take(&mut self.writes.waiting);
         self.writes.in_flight = Some(InFlight { last, held });
-        let mut hard_state = std::mem::take(&mut self.writes.hard_state).then(|| self.hard.clone());
-        if is_on(Bug::E2) && !self.writes.term_first {
-            self.writes.hard_state = hard_state.as_ref().is_some_and(|hard| hard.voted_for.is_some());
-            hard_state = hard_state.map(|hard| HardState { voted_for: None, ..hard });
-        }
-        self.writes.term_first = self.writes.hard_state;
+        let hard_state = std::mem::take(&mut self.writes.hard_state).then(|| self.hard.clone());
         Some(Persist {
             hard_state,
             purge: self.writes.purge.take(),
@@ -144,9 +133,6 @@ impl Raft {
 
     pub(crate) fn on_persisted(&mut self) {
         let Some(mut in_flight) = self.writes.in_flight.take() else { return };
-        if is_on(Bug::C22) && self.log.last().index > in_flight.last {
-            return;
-        }
         self.durable = self.durable.max(in_flight.last);
         self.forget_loss();
         for held in in_flight.held.drain(..) {
@@ -161,11 +147,7 @@ impl Raft {
     /// A log that is as far again as it was before it was damaged is one like any other (I16).
     pub(crate) fn forget_loss(&mut self) {
         let durable = self.log.id_at(self.durable);
-        if self
-            .hard
-            .lost_through
-            .is_some_and(|lost| durable.is_some_and(|last| last >= lost || is_on(Bug::W3)))
-        {
+        if self.hard.lost_through.is_some_and(|lost| durable.is_some_and(|last| last >= lost)) {
             self.hard.lost_through = None;
             self.writes.hard_state();
         }

@@ -5,10 +5,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use consensus_core::{
-    LogIndex, StorageId,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{LogIndex, StorageId};
 use serde::{Deserialize, Serialize};
 
 use crate::{Config, Time};
@@ -58,7 +55,7 @@ impl Inflight {
 
     fn acknowledged(&mut self, matched: LogIndex) {
         while let Some((_, bytes)) = self.messages.front().filter(|(last, _)| *last <= matched) {
-            self.bytes -= if is_on(Bug::C24) { 0 } else { *bytes };
+            self.bytes -= *bytes;
             self.messages.pop_front();
         }
     }

@@ -3,9 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use consensus_core::{
-    HardState, LogId, LogIndex, LogState, Membership, NodeId, PeerStatus, Role as StatusRole, StorageId,
-    Term,
-    bugs::{Bug, is_on},
+    HardState, LogId, LogIndex, LogState, Membership, NodeId, PeerStatus, Role as StatusRole, StorageId, Term,
 };
 use serde::{Deserialize, Serialize};
 
@@ -94,10 +92,7 @@ impl Raft {
         let hard = restored.log.hard_state.clone();
         let storage = restored.log.storage;
         let patience = if config.lease_drift_percent > 0 { config.election_timeout } else { Time::ZERO };
-        let mut log = Log::new(restored.log);
-        if is_on(Bug::M9) || is_on(Bug::E12) {
-            log.misremember(config.id, restored.applied);
-        }
+        let log = Log::new(restored.log);
         let (purged, last) = (log.purged().index, log.last().index);
         let known = restored.applied.clamp(purged, last);
         let mut raft = Self {
@@ -221,9 +216,6 @@ impl Raft {
             self.hard.term = term;
             self.hard.voted_for = None;
             self.writes.hard_state();
-        } else if is_on(Bug::E3) && !matches!(self.role, Role::Follower) {
-            self.hard.voted_for = None;
-            self.writes.hard_state();
         }
         if let Role::Leader(leader) = std::mem::replace(&mut self.role, Role::Follower) {
             self.outputs.extend(leader.reads.into_refusals(self.hard.term));
@@ -261,7 +253,7 @@ impl Raft {
     }
 
     fn on_compact(&mut self, through: LogIndex) {
-        let through = if is_on(Bug::S6) { self.applying } else { through.min(self.applying) };
+        let through = through.min(self.applying);
         if through <= self.log.purged().index || self.hard.installing.is_some() {
             return;
         }

@@ -5,10 +5,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use consensus_core::{
-    LogIndex, NodeId, ReadIndexRequest, ReadIndexResponse, Term,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{LogIndex, NodeId, ReadIndexRequest, ReadIndexResponse, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -105,8 +102,7 @@ impl Reads {
 
     pub(crate) fn new(term_start: LogIndex) -> Self {
         let (new, noted, rounds) = (Vec::new(), VecDeque::new(), VecDeque::new());
-        let committed = is_on(Bug::R1).then_some(LogIndex::ZERO);
-        Self { term_start, committed, new, noted, rounds, confirmed: None }
+        Self { term_start, committed: None, new, noted, rounds, confirmed: None }
     }
 
     pub(crate) fn committed(&mut self, index: LogIndex) {
@@ -160,12 +156,9 @@ impl Raft {
     fn has_lease(&self) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
         let drift = self.config.lease_drift_percent;
-        let mut lease = self.config.election_timeout * (100 - drift) / (100 + drift);
-        if is_on(Bug::R4) {
-            lease = 2 * self.config.election_timeout;
-        }
+        let lease = self.config.election_timeout * (100 - drift) / (100 + drift);
         let holds = leader.reads.confirmed.is_some_and(|began| self.now < began + lease);
-        drift > 0 && holds && (!leader.lease_void || is_on(Bug::R5)) && leader.reads.has_committed()
+        drift > 0 && holds && !leader.lease_void && leader.reads.has_committed()
     }
 
     pub(crate) fn on_read_index_request(&mut self, from: NodeId, request: ReadIndexRequest) {
@@ -179,8 +172,6 @@ impl Raft {
     pub(crate) fn begin_read_round(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return self.ask_leader() };
         let Some(index) = leader.reads.committed.filter(|_| !leader.reads.new.is_empty()) else { return };
-        // Of the bug R1: whatever is known to be committed, not what the term has shown.
-        let index = if is_on(Bug::R1) { self.commit } else { index };
         leader.begin_round(self.now);
         let round = leader.round;
         let reads = &mut leader.reads;
@@ -200,8 +191,7 @@ impl Raft {
             leader.reads.confirmed = Some(began);
         }
         while let Some(read) = pop_front_if(&mut leader.reads.noted, |read| read.round <= round) {
-            let index = if is_on(Bug::R3) { read.index.prev().prev() } else { read.index };
-            self.outputs.push(read.reader.ready(term, index));
+            self.outputs.push(read.reader.ready(term, read.index));
         }
     }
 }

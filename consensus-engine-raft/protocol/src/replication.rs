@@ -1,9 +1,6 @@
 //! Log replication and commitment (§5.3, §5.4.2).
 
-use consensus_core::{
-    AppendOutcome, AppendResponse, LogId, LogIndex, MemberKind, Membership, NodeId, Term,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{AppendOutcome, AppendResponse, LogId, LogIndex, MemberKind, Membership, NodeId, Term};
 
 use crate::{
     Append, EntryInfo, Output, Raft, Reply,
@@ -15,12 +12,7 @@ use crate::{
 // The leader's side.
 impl Raft {
     pub(crate) fn append_proposals(&mut self, sizes_bytes: &[u64]) -> Option<LogId> {
-        let leads = match &self.role {
-            Role::Leader(leader) => leader.transfer.is_none(),
-            // Until it learns who leads the term, it goes on as if it did.
-            Role::Follower => is_on(Bug::E11) && self.leader.is_none() && self.hard.term > Term::ZERO,
-            _ => false,
-        };
+        let leads = matches!(&self.role, Role::Leader(leader) if leader.transfer.is_none());
         if !leads {
             return None;
         }
@@ -31,11 +23,6 @@ impl Raft {
             size_bytes: *size_bytes,
             membership: None,
         }));
-        if is_on(Bug::C21) && self.membership().is_only_voter(self.config.id) {
-            self.durable = self.log.last().index;
-            self.advance_commit();
-            self.apply_committed();
-        }
         Some(LogId { term, index: first })
     }
 
@@ -44,7 +31,7 @@ impl Raft {
         if self.now < leader.heartbeat_deadline {
             return;
         }
-        if !self.has_active_quorum(leader) && !is_on(Bug::P9) {
+        if !self.has_active_quorum(leader) {
             self.become_follower(self.hard.term, None);
             return;
         }
@@ -84,9 +71,7 @@ impl Raft {
         let in_touch = peer.in_touch(&self.config, self.now);
         if log_is_gone && in_touch && !matches!(peer.state, State::Snapshot) {
             peer.state = State::Snapshot;
-            if !is_on(Bug::S5) {
-                self.outputs.push(Output::SendSnapshot(id));
-            }
+            self.outputs.push(Output::SendSnapshot(id));
         }
         // A witness that had an entry which this node's crash takes back would refuse its vote to all who lack it, and
         // nobody could ever lead with it.
@@ -146,14 +131,12 @@ impl Raft {
             return; // I14
         }
         if response.term > self.hard.term {
-            if !is_on(Bug::E10) {
-                self.become_follower(response.term, None);
-            }
+            self.become_follower(response.term, None);
             return;
         }
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(peer) = leader.peers.get_mut(&from) else { return };
-        if !is_on(Bug::C7) && (response.term < self.hard.term || response.round > leader.round) {
+        if response.term < self.hard.term || response.round > leader.round {
             return; // Of an earlier term, whose acknowledgements mean other entries; or of nobody's.
         }
         peer.heard = self.now;
@@ -167,14 +150,6 @@ impl Raft {
             AppendOutcome::Accepted { .. } => {}
             AppendOutcome::Rejected { prev, hint } => match peer.state {
                 // A message was lost or overtaken: look again from what is known.
-                _ if is_on(Bug::C16) => peer.next = hint.index.next(),
-                _ if is_on(Bug::C4) => {
-                    peer.matched = peer.matched.max(hint.index.min(self.log.last().index));
-                    peer.probe_from(peer.matched.next());
-                }
-                State::Probe { .. } if is_on(Bug::C17) && prev == peer.next.prev() => {
-                    peer.probe_from(peer.next);
-                }
                 State::Replicate(_) if prev > peer.matched => peer.probe_from(peer.matched.next()),
                 State::Probe { .. } if prev == peer.next.prev() && prev > peer.matched => {
                     let purged = self.log.purged().index;
@@ -224,14 +199,11 @@ impl Raft {
     pub(crate) fn advance_commit(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return };
         let (own, durable) = (self.config.id, self.durable);
-        let durable = if is_on(Bug::C20) { self.log.last().index } else { durable };
         let reached = |id| {
             if id == own { durable } else { leader.peers.get(&id).map_or(LogIndex::ZERO, |p| p.matched) }
         };
         let Some(index) = self.log.membership().quorum_value(reached) else { return };
-        if index > self.commit
-            && self.log.id_at(index).is_some_and(|id| id.term == self.hard.term || is_on(Bug::C1))
-        {
+        if index > self.commit && self.log.id_at(index).is_some_and(|id| id.term == self.hard.term) {
             self.commit = index;
             leader.reads.committed(index);
             self.drive_change();
@@ -256,7 +228,7 @@ impl Raft {
         let is_stale = append.term < self.hard.term;
         // Its refusal tells of a later term, which the sender may lead again by the time it comes: it must answer no round
         // of that one (I9).
-        let answered_round = if is_stale && !is_on(Bug::R9) { 0 } else { append.round };
+        let answered_round = if is_stale { 0 } else { append.round };
         let answer = |raft: &Self, outcome| {
             let (term, round, storage) = (raft.hard.term, answered_round, raft.storage);
             Reply::AppendResponse(AppendResponse { term, round, outcome, storage })
@@ -275,10 +247,6 @@ impl Raft {
         let at_once = entries.is_empty() || (append.round > 0 && round > self.answered_round);
         self.answered_round = self.answered_round.max(round);
         let fitted = self.take_entries(&append, entries);
-        if is_on(Bug::P6) && fitted.is_ok() {
-            self.reset_election_deadline();
-        }
-        let fitted = fitted.map(|matched| if is_on(Bug::C6) { self.log.last().index } else { matched });
         match fitted {
             Ok(matched) if matched <= self.durable || at_once => {
                 let durable = AppendOutcome::Accepted { matched: matched.min(self.durable) };
@@ -290,12 +258,6 @@ impl Raft {
             }
             Ok(matched) => {
                 self.when_durable(Held::Send(from, answer(self, AppendOutcome::Accepted { matched })));
-            }
-            Err(_) if is_on(Bug::C13) && append.prev.index < self.log.purged().index => {
-                let purged = self.log.purged().index;
-                self.log.truncate_after(purged);
-                self.durable = purged;
-                self.writes.truncate_after(purged);
             }
             Err(hint) => self.outputs.push(Output::Send(from, answer(self, rejected(hint)))),
         }
@@ -310,9 +272,7 @@ impl Raft {
         }
         self.become_follower(term, Some(from));
         self.leader_heard = Some(self.now);
-        if !is_on(Bug::P6) {
-            self.reset_election_deadline();
-        }
+        self.reset_election_deadline();
         true
     }
 
@@ -322,7 +282,7 @@ impl Raft {
             return Err(self.log.purged()); // The log is about to be replaced.
         }
         let mut prev = append.prev;
-        if prev.index < self.commit && !is_on(Bug::C13) {
+        if prev.index < self.commit {
             // What is committed here is the same everywhere (I6); there may be no entries left to compare it with.
             let known = self.commit.since(prev.index) as usize;
             if entries.len() <= known {
@@ -350,20 +310,10 @@ impl Raft {
             self.log.truncate_after(agreed);
             self.durable = self.durable.min(agreed);
             self.writes.truncate_after(agreed);
-            self.log.extend(rest.map(|entry| EntryInfo {
-                membership: entry.membership.filter(|_| !is_on(Bug::M5)),
-                ..entry
-            }));
+            self.log.extend(rest);
             self.outputs.push(Output::Replaced(agreed));
         }
-        if is_on(Bug::C12) && matched >= self.commit && matched < self.log.last().index {
-            self.log.truncate_after(matched);
-            self.durable = self.durable.min(matched);
-            self.writes.truncate_after(matched);
-            self.outputs.push(Output::Replaced(matched));
-        }
-        let vouched = if is_on(Bug::C3) { self.log.last().index } else { matched };
-        self.commit = self.commit.max(append.commit.min(vouched));
+        self.commit = self.commit.max(append.commit.min(matched));
         Ok(matched)
     }
 }
@@ -378,9 +328,6 @@ fn is_well_formed(append: &Append, entries: &[EntryInfo]) -> bool {
 impl Leader {
     /// The round that a quorum has answered, counting the leader itself.
     pub(crate) fn quorum_round(&self, own: NodeId, membership: &Membership) -> Option<u64> {
-        if is_on(Bug::R8) && membership.voters().count() <= 3 {
-            return Some(self.round);
-        }
         membership.quorum_value(|id| {
             if id == own { self.round } else { self.peers.get(&id).map_or(0, |p| p.round) }
         })

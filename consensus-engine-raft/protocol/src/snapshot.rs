@@ -11,7 +11,6 @@
 
 use consensus_core::{
     HardState, LogBatch, LogIndex, LogState, MemberKind, Membership, NodeId, SnapshotMeta, Term,
-    bugs::{Bug, is_on},
 };
 
 use crate::{Output, Raft, SnapshotVerdict, progress::State, raft::Role};
@@ -22,9 +21,7 @@ impl Raft {
             self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
             return;
         }
-        let old = meta.last.index <= self.commit && !is_on(Bug::S3);
-        let kept = is_on(Bug::S1) && meta.last.index <= self.log.last().index;
-        if old || kept || self.log.contains(meta.last) {
+        if meta.last.index <= self.commit || self.log.contains(meta.last) {
             // Everything it covers is in the log: what a snapshot covers is committed.
             self.commit = self.commit.max(meta.last.index);
             self.output_when_durable(Output::SnapshotSettled(SnapshotVerdict::Held));
@@ -38,9 +35,6 @@ impl Raft {
 
     pub(crate) fn on_snapshot_installed(&mut self) {
         let Some(meta) = self.hard.installing.take() else { return };
-        if is_on(Bug::S4) {
-            self.hard.installing = Some(meta.clone());
-        }
         // The log does not have the snapshot's last entry, so what it has beyond is of another history.
         self.log.reset(&meta);
         self.writes.reset(meta.last.index);

@@ -5,10 +5,7 @@
 //! 3. Its candidacy is heard although a leader is at work, as that leader asked for it.
 //! 4. If there is no new leader within an election timeout, the old one takes proposals again: it always ends (T1).
 
-use consensus_core::{
-    NodeId, TimeoutNow, VoteKind,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{NodeId, TimeoutNow, VoteKind};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -54,7 +51,7 @@ impl Raft {
         let last = self.log.last().index;
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(transfer) = &leader.transfer else { return };
-        if self.now >= transfer.deadline && !is_on(Bug::T1) {
+        if self.now >= transfer.deadline {
             leader.next_transfer = self.now + TRANSFER_PAUSE * self.config.election_timeout;
             if let Some(token) = leader.transfer.take().and_then(|transfer| transfer.token) {
                 self.outputs.push(Output::TransferEnded(token, Err(Refusal::TimedOut)));
@@ -65,7 +62,7 @@ impl Raft {
             return;
         }
         // Asked again at every acknowledgement: a repeated request finds the target in a later term and is ignored.
-        if leader.peers.get(&transfer.to).is_some_and(|peer| peer.matched == last || is_on(Bug::T2)) {
+        if leader.peers.get(&transfer.to).is_some_and(|peer| peer.matched == last) {
             let request = Reply::TimeoutNow(TimeoutNow { term: self.hard.term });
             self.outputs.push(Output::Send(transfer.to, request));
         }

@@ -8,9 +8,7 @@ use std::{
 use bytes::Bytes;
 use consensus_core::{
     Damage, Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, Payload, SnapshotMeta,
-    StorageError, StorageId,
-    bugs::{Bug, is_on},
-    record,
+    StorageError, StorageId, record,
 };
 
 /// A log storage in memory that outlives its node. Entries lie there as the records that real storages write, each in a
@@ -139,9 +137,6 @@ impl LogStorage for SimDisk {
             let entry = record::decode(&slot.record).map_err(|error| error.to_string());
             let followed = entry.and_then(|entry| state.push(&entry).map_err(|error| error.to_string()));
             let Err(why) = followed else { continue };
-            if is_on(Bug::D4) {
-                break;
-            }
             let later =
                 slots.records.range(index..).filter_map(|(_, slot)| record::decode(&slot.record).ok());
             let memberships = later.filter_map(|entry| match entry.payload {
@@ -161,10 +156,6 @@ impl LogStorage for SimDisk {
             return Err(StorageError::Failed("the simulation took the disk away".to_owned()));
         }
         if slots.is_full && !batch.entries.is_empty() {
-            if is_on(Bug::D6) {
-                slots.hard = batch.hard_state.unwrap_or_else(|| slots.hard.clone());
-                return Ok(());
-            }
             let why = "the simulation filled the disk".to_owned();
             return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
         }

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use consensus_core::{
     Entry, LogId, LogIndex, MemberKind, Membership, NodeId, Payload, Role, SnapshotMeta, StateMachine,
-    bugs::{Bug, is_on},
 };
 use consensus_raft_protocol::{Event, Output, Reply, SnapshotVerdict};
 
@@ -112,9 +111,6 @@ impl World {
             return;
         }
         up.applying = Some(up.target);
-        if is_on(Bug::D8) {
-            up.applied = up.target;
-        }
         if slow == 0 { self.finish_apply(id) } else { self.schedule(slow, Due::Applied(id, life)) }
     }
 
@@ -144,10 +140,6 @@ impl World {
             };
             self.answer(asked, answer);
         }
-        if is_on(Bug::M12) && removes(&entries, id) {
-            self.node_mut(id).gave_up = true;
-            return self.crash(id, false);
-        }
         self.serve_reads(id);
         self.compact_if_long(id);
         self.start_apply(id);
@@ -173,7 +165,7 @@ impl World {
 
     fn serve_reads(&mut self, id: NodeId) {
         let Some(up) = &mut self.node_mut(id).up else { return };
-        let applied = if is_on(Bug::R7) { LogIndex(u64::MAX) } else { up.machine.applied().index };
+        let applied = up.machine.applied().index;
         let ready: Vec<Asked> =
             up.ready.extract_if(.., |(index, _)| *index <= applied).map(|(_, asked)| asked).collect();
         let values: Vec<u64> = ready.iter().map(|asked| up.machine.value(asked.key)).collect();
@@ -192,11 +184,7 @@ impl World {
         if ended {
             up.transfers.clear();
             let waiters = std::mem::take(&mut up.waiters);
-            if is_on(Bug::K1) {
-                answers.extend(waiters.into_values().map(|(_, asked)| (asked, Answer::NotApplied)));
-            } else {
-                up.orphans.extend(waiters.into_values().map(|(at, asked)| (at, asked, now + 1000 * MS)));
-            }
+            up.orphans.extend(waiters.into_values().map(|(at, asked)| (at, asked, now + 1000 * MS)));
         }
         let over = up.orphans.extract_if(.., |(.., until)| *until <= now);
         answers.extend(over.map(|(_, asked, _)| (asked, Answer::Unknown)));
@@ -244,7 +232,7 @@ impl World {
         let (last, bytes) = (arrival.last, arrival.bytes.clone());
         // The machine of a log that was cut may be ahead of the snapshot, and does not go back (I16).
         let machine = up.machine.applied().index;
-        if last.index > machine || is_on(Bug::S3) {
+        if last.index > machine {
             assert!(last.index >= machine, "S3: applied goes back from {machine} to {last}");
             up.machine.restore(&mut &bytes[..]).expect("a whole snapshot");
         } else {
@@ -272,7 +260,7 @@ impl World {
     /// Logs are kept short, so that snapshots are needed.
     fn compact_if_long(&mut self, id: NodeId) {
         let Some(up) = &self.node(id).up else { return };
-        if up.log.len() > self.plan.log_entries_max && !is_on(Bug::S6) {
+        if up.log.len() > self.plan.log_entries_max {
             // Not before what the protocol has said is carried out.
             let life = self.node(id).life;
             self.schedule(1, Due::Compact(id, life));
@@ -282,10 +270,8 @@ impl World {
     /// The machine flushes, and the log up to so many entries before there goes.
     pub(crate) fn compact(&mut self, id: NodeId, keep: u64) {
         let Some(up) = &mut self.node_mut(id).up else { return };
-        if !is_on(Bug::S6) && !is_on(Bug::D8) {
-            up.machine.flush().expect("a machine in memory");
-        }
-        let durable = if is_on(Bug::D8) { up.applied } else { up.machine.applied().index };
+        up.machine.flush().expect("a machine in memory");
+        let durable = up.machine.applied().index;
         self.step(id, Event::Compact(LogIndex(durable.0.saturating_sub(keep))));
         if let Some(up) = &mut self.node_mut(id).up {
             let purged = up.raft.purged().index.min(up.machine.applied().index);
@@ -314,9 +300,4 @@ fn withhold(entry: &mut Entry) {
     if matches!(entry.payload, Payload::Command(_)) {
         entry.payload = Payload::Withheld;
     }
-}
-
-fn removes(entries: &[Entry], id: NodeId) -> bool {
-    let without = |entry: &Entry| matches!(&entry.payload, Payload::Membership(m) if m.get(id).is_none() && m.voters().count() > 0);
-    entries.iter().any(without)
 }

@@ -51,7 +51,6 @@
 //!
 //! The program `raft-sim` does both.
 
-mod bugs;
 mod checks;
 mod clients;
 mod disk;
@@ -71,7 +70,6 @@ mod trace;
 mod troubles;
 mod world;
 
-pub use bugs::{Score, hunt, model_check_with};
 pub use checks::RARE;
 pub use disk::{Harm, SimDisk};
 pub use guest::{AnyGuest, Guest};

@@ -8,9 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{
-    Entry, LogId, Payload, Snapshot, StateMachine, StateMachineError,
-    bugs::{Bug, is_on},
-    codec,
+    Entry, LogId, Payload, Snapshot, StateMachine, StateMachineError, codec,
     session::{LastUse, Session, Sessions, Verdict},
 };
 use consensus_testkit::linearizability::Register;
@@ -133,10 +131,7 @@ impl SimMachine {
     /// As it comes up.
     #[must_use]
     pub fn open(disk: &MachineDisk) -> Self {
-        let mut state = disk.lock().state.clone();
-        if is_on(Bug::K3) {
-            state.sessions.clear();
-        }
+        let state = disk.lock().state.clone();
         let mut machine = Self {
             sessions: Sessions::default(),
             state: State::default(),
@@ -260,9 +255,6 @@ impl StateMachine for SimMachine {
                 .push(answer.map_or_else(Bytes::new, |value| Bytes::copy_from_slice(&value.to_le_bytes())));
             self.effects.push(Effect { command, executed, at: entry.id, hash: self.hash() });
         }
-        if is_on(Bug::D1) {
-            self.disk.lock().state.applied = self.state.applied;
-        }
         if let Some(guest) = &mut self.guest {
             guest.apply(entries);
         }
@@ -276,10 +268,7 @@ impl StateMachine for SimMachine {
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
-        let mut state = self.state.clone();
-        if is_on(Bug::S9) {
-            state.sessions.clear();
-        }
+        let state = self.state.clone();
         let guest = self.guest.as_mut().map(Host::snapshot).unwrap_or_default();
         Ok(Box::new(codec::encode(1, &Image { state, guest })))
     }

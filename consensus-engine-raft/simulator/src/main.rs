@@ -10,10 +10,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use consensus_core::bugs::{self, ALL};
-use consensus_raft_simulator::{
-    Options, Outcome, RARE, Totals, hunt, model, model_check_with, page, run, shrink, sweep,
-};
+use consensus_raft_simulator::{Options, Outcome, RARE, Totals, model, page, run, shrink, sweep};
 
 /// Runs, repeats and shows simulated Raft clusters.
 #[derive(Parser)]
@@ -61,6 +58,9 @@ enum Command {
         /// Do not ask for what is rare.
         #[arg(long)]
         any: bool,
+        /// Ends at the first failure, and says how long it took to find it.
+        #[arg(long)]
+        first: bool,
     },
     /// Every state of small clusters.
     ModelCheck {
@@ -72,20 +72,6 @@ enum Command {
         /// Most seconds for each.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
-        /// With this bug switched on.
-        #[arg(long)]
-        bug: Option<String>,
-    },
-    /// Known bugs, switched on one after another: which seed finds each.
-    Bugs {
-        /// Only these, such as C1.
-        names: Vec<String>,
-        /// How long to look for each, in seconds.
-        #[arg(long, default_value_t = 20)]
-        seconds: u64,
-        /// Most states of each scenario of the model checker, which is tried too; 0: it is not.
-        #[arg(long, default_value_t = 0)]
-        states: u64,
     },
 }
 
@@ -96,13 +82,14 @@ fn main() -> ExitCode {
     }
     match Arguments::parse().command {
         Command::Run { seed, all, last, skip, page, shrink } => one(seed, all, last, skip, page, shrink),
-        Command::Sweep { from, seeds, seconds, hours, any } => {
-            sweep_seeds(from..from + seeds, seconds.map(Duration::from_secs), hours, any)
+        Command::Sweep { from, seeds, seconds, hours, any, first } => {
+            let failures_max = if first { 1 } else { FAILURES_MAX };
+            let extent = Extent { time: seconds.map(Duration::from_secs), hours, failures_max };
+            sweep_seeds(from..from.saturating_add(seeds), extent, any)
         }
-        Command::ModelCheck { names, states, seconds, bug } => {
-            model_check(&names, states, Duration::from_secs(seconds), bug.as_deref())
+        Command::ModelCheck { names, states, seconds } => {
+            model_check(&names, states, Duration::from_secs(seconds))
         }
-        Command::Bugs { names, seconds, states } => score(&names, Duration::from_secs(seconds), states),
     }
 }
 
@@ -154,13 +141,7 @@ fn one(
     }
 }
 
-fn model_check(names: &[String], states: u64, time: Duration, bug: Option<&str>) -> ExitCode {
-    if let Some(name) = bug
-        && !bugs::named(name).is_some_and(|bug| bugs::switch_on(Some(bug)))
-    {
-        println!("there is no bug {name} in this build");
-        return ExitCode::FAILURE;
-    }
+fn model_check(names: &[String], states: u64, time: Duration) -> ExitCode {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let (mut total, mut violated, mut complete, mut begun) = (0, false, Vec::new(), Vec::new());
     for scenario in model::scenarios() {
@@ -197,57 +178,40 @@ fn model_check(names: &[String], states: u64, time: Duration, bug: Option<&str>)
     if violated { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn score(names: &[String], limit: Duration, states: u64) -> ExitCode {
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let (mut found, mut tried) = (0, 0);
-    for (bug, _) in ALL {
-        let name = format!("{bug:?}");
-        if !names.is_empty() && !names.contains(&name) {
-            continue;
-        }
-        let Some(score) = hunt(*bug, threads, limit) else {
-            println!("this build has no bugs to switch on: build it with debug assertions");
-            return ExitCode::FAILURE;
-        };
-        tried += 1;
-        let line = score.found.as_ref().map_or_else(
-            || "NOT FOUND".to_owned(),
-            |(seed, failure)| format!("seed {seed}: {}", failure.lines().next().unwrap_or_default()),
-        );
-        found += u64::from(score.found.is_some());
-        if states > 0 && score.found.is_none() {
-            let limits = model::Limits { states, time: limit, threads };
-            let (began, shown) = (Instant::now(), model_check_with(*bug, limits));
-            let shown = shown.map_or("not found".to_owned(), |(name, why)| format!("{name}: {why}"));
-            let (took, shown) =
-                (began.elapsed().as_secs_f64(), shown.lines().next().unwrap_or_default().to_owned());
-            println!("{name:4} {took:6.2} s model check: {shown}");
-        }
-        println!(
-            "{name:4} {:6.2} s {:7} seeds  {}: {line}",
-            score.took.as_secs_f64(),
-            score.seeds,
-            score.text
-        );
-    }
-    println!("{found} of {tried} found by simulation alone");
-    ExitCode::SUCCESS
-}
-
 #[derive(Default)]
 struct Swept {
     totals: Totals,
     failures: u64,
+    /// Lowest seed that failed.
+    first_failure: Option<u64>,
 }
 
-fn sweep_seeds(seeds: Range<u64>, limit: Option<Duration>, hours: Option<u64>, any: bool) -> ExitCode {
-    let (mut swept, began) = (Swept::default(), Instant::now());
+/// When a sweep ends before its last seed.
+struct Extent {
+    /// Real time after which it ends.
+    time: Option<Duration>,
+    /// Simulated hours after which it ends.
+    hours: Option<u64>,
+    /// Number of failures at which it ends.
+    failures_max: u64,
+}
+
+/// Failures that say enough: more of them mostly repeat the first.
+const FAILURES_MAX: u64 = 20;
+
+fn sweep_seeds(seeds: Range<u64>, extent: Extent, any: bool) -> ExitCode {
+    let mut swept = Swept::default();
+    let began = Instant::now();
     sweep(&Options::default(), seeds, |seed, outcome| {
         swept.add(seed, &outcome);
-        let late = limit.is_some_and(|limit| began.elapsed() >= limit);
-        let enough = hours.is_some_and(|hours| swept.totals.simulated_us >= hours * 3_600_000_000);
-        if late || enough || swept.failures > 20 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let late = extent.time.is_some_and(|time| began.elapsed() >= time);
+        let enough = extent.hours.is_some_and(|hours| swept.totals.simulated_us >= hours * 3_600_000_000);
+        let ends = late || enough || swept.failures >= extent.failures_max;
+        if ends { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
+    if let Some(seed) = swept.first_failure.filter(|_| extent.failures_max == 1) {
+        println!("first failure: seed {seed} after {:.2} s", began.elapsed().as_secs_f64());
+    }
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     swept.report(began.elapsed(), threads, any)
 }
@@ -258,6 +222,7 @@ impl Swept {
         if let Some(failure) = &outcome.failure {
             println!("seed {seed} FAILED: {failure}\n  replay: make sim SEED={seed}");
             self.failures += 1;
+            self.first_failure = Some(self.first_failure.map_or(seed, |first| first.min(seed)));
         }
     }
 

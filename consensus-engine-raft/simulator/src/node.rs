@@ -31,8 +31,6 @@ pub(crate) struct Node {
     /// It does nothing before this.
     pub(crate) paused_until: u64,
     pub(crate) slow_disk: bool,
-    /// It was removed and, being mistaken, never starts again (bug M12).
-    pub(crate) gave_up: bool,
 }
 
 /// What a node is while it is up.
@@ -110,7 +108,6 @@ impl Node {
             skew_us: 0,
             paused_until: 0,
             slow_disk: false,
-            gave_up: false,
         }
     }
 

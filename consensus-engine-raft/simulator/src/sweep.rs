@@ -53,15 +53,6 @@ pub fn sweep(
     visit: impl FnMut(u64, Outcome) -> ControlFlow<()> + Send,
 ) {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    sweep_on(threads, options, seeds, visit);
-}
-
-pub(crate) fn sweep_on(
-    threads: usize,
-    options: &Options,
-    seeds: Range<u64>,
-    visit: impl FnMut(u64, Outcome) -> ControlFlow<()> + Send,
-) {
     let (next, enough, visit) = (AtomicU64::new(seeds.start), AtomicBool::new(false), Mutex::new(visit));
     thread::scope(|scope| {
         for _ in 0..threads {

@@ -9,7 +9,6 @@ use std::{
 use bytes::Bytes;
 use consensus_core::{
     Entry, LogId, LogIndex, Membership, NodeId, Payload, SnapshotMeta, StorageError, StorageId, Term,
-    bugs::{Bug, is_on},
 };
 use consensus_raft_protocol::{Append, Call, Config, EntryInfo, Event, Output, Raft, Reply, Returned, Time};
 use consensus_testkit::linearizability::Register;
@@ -410,9 +409,6 @@ impl World {
             entries,
         });
         self.schedule(delay, Due::Written(id, life));
-        if is_on(Bug::D3) {
-            self.step(id, Event::Persisted);
-        }
     }
 
     fn written(&mut self, id: NodeId) {
@@ -423,9 +419,7 @@ impl World {
         match consensus_core::LogStorage::write(&disk, batch) {
             Ok(()) => {
                 up.no_room = false;
-                if !is_on(Bug::D3) {
-                    self.step(id, Event::Persisted);
-                }
+                self.step(id, Event::Persisted);
             }
             Err(StorageError::NoRoom { batch, .. }) => {
                 up.writing.push_front(*batch);
@@ -437,7 +431,6 @@ impl World {
                     self.step(id, Event::Transfer { token: self.tokens, to: None });
                 }
             }
-            Err(_) if is_on(Bug::D2) => self.step(id, Event::Persisted),
             Err(_) => self.stop(id),
         }
     }
@@ -574,9 +567,6 @@ impl World {
     }
 
     pub(crate) fn restart(&mut self, id: NodeId) {
-        if self.node(id).gave_up {
-            return;
-        }
         let now = self.now;
         // Nobody starts a node on a disk that is full.
         self.node(id).disk.fill(false);

@@ -1,9 +1,6 @@
 //! When the log is compacted, and what is left of it.
 
-use consensus_core::{
-    FlushWork, LogId, LogIndex, SnapshotError,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{FlushWork, LogId, LogIndex, SnapshotError};
 use consensus_raft_protocol::Event;
 use tokio::{sync::oneshot, task::JoinHandle};
 
@@ -58,9 +55,6 @@ impl Driver {
     }
 
     fn flush_machine(&mut self) {
-        if is_on(Bug::S6) {
-            return self.on_flushed(LogId { index: self.apply.done, ..LogId::ZERO });
-        }
         if !self.compaction.flushing {
             self.compaction.flushing = true;
             self.compaction.last_at = self.apply.done;

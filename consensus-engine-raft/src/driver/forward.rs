@@ -7,11 +7,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
-use consensus_core::{
-    Committed, LogId, Message, NodeId, ProposeError, Role, Term,
-    bugs::{Bug, is_on},
-    codec,
-};
+use consensus_core::{Committed, LogId, Message, NodeId, ProposeError, Role, Term, codec};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -81,7 +77,7 @@ impl Forwarding {
             return false;
         }
         let last = taken.entry((from, life)).or_default();
-        is_on(Bug::K2) || number > std::mem::replace(last, number.max(*last))
+        number > std::mem::replace(last, number.max(*last))
     }
 }
 

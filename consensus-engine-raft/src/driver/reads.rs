@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use consensus_core::{
-    LogIndex, ReadConsistency, ReadError, Term,
-    bugs::{Bug, is_on},
-};
+use consensus_core::{LogIndex, ReadConsistency, ReadError, Term};
 use consensus_raft_protocol::Event;
 use tokio::sync::oneshot;
 
@@ -74,7 +71,7 @@ impl Driver {
     }
 
     pub(super) fn answer_reads(&mut self) {
-        let done = if is_on(Bug::R7) { LogIndex(u64::MAX) } else { self.apply.done };
+        let done = self.apply.done;
         for (index, reply, _) in self.reads.ready.extract_if(.., |(index, ..)| *index <= done) {
             let _ = reply.send(Ok(index));
         }

@@ -1,4 +1,4 @@
-//! Orders of things that end in an error if a known bug is switched on, and in none otherwise.
+//! Orders of events that end in an error if the driver has one of the known bugs S3, S7 or D3 (`mutants`).
 
 #![allow(dead_code, reason = "each test uses some of it")]
 

@@ -24,7 +24,7 @@
 //!
 //! That these lose nothing is tested: small scenarios are searched with and without them, and the nodes come to the same
 //! states, all together (`with_fewer_states_all_that_nodes_can_come_to_is_reached`); and known bugs are found with them
-//! (`what_makes_states_fewer_hides_no_bug`).
+//! (`scripts/mutants`).
 //!
 //! [`Raft::normalize`]: consensus_raft_protocol::Raft
 //! [`Raft::forget_durations`]: consensus_raft_protocol::Raft

@@ -11,8 +11,8 @@ use consensus_core::LogIndex;
 use consensus_raft_protocol::model::{Fingerprint, hash_hard_state};
 
 use super::{
-    scenario::{Budget, Scenario, scenarios},
-    search::{Limits, search_in},
+    scenario::{Budget, Clocks, Scenario, scenarios},
+    search::{Limits, search, search_in},
     state::{State, World},
 };
 
@@ -71,4 +71,16 @@ fn with_fewer_states_all_that_nodes_can_come_to_is_reached() {
         assert!(whole == reduced, "{}", scenario.name);
         assert!(few < many, "{}", scenario.name);
     }
+}
+
+/// The bound that leases are configured for is ten percent; clocks that drift more must show as a stale read.
+#[test]
+fn search_with_clocks_beyond_the_lease_bound_shows_shortest_way_to_a_stale_read() {
+    let lease = scenarios().into_iter().find(|scenario| scenario.name == "lease").unwrap();
+    let scenario = Scenario { clocks: Clocks::Common(&[50, 200, 200]), ..lease };
+    let limits = Limits { states: 400_000, time: Duration::from_secs(120), threads: 2 };
+    let found = search(&scenario, limits).unwrap();
+    let (why, way) = found.violation.expect("a read by lease after another leader committed");
+    assert!(why.starts_with("I9: a read"), "{why}");
+    assert!(way.contains("  1. ") && way.contains(&why), "{way}");
 }

@@ -59,12 +59,13 @@ SEED ?= 1
 sim: ## one simulated cluster, step by step: SEED=7; ARGS="--all --page run.html --shrink"
 	$(SIM) run $(SEED) $(ARGS)
 
-mutants: ## known bugs, patched in one after another: what finds each
+mutants: ## known bugs, patched in one after another: what finds each; hours, can be resumed; SHARD=1/4 ARGS="C1 E6"
 	scripts/mutants $(ARGS)
 
-# Every patch of a known bug still applies.
+# Every patch of a known bug still applies, and one of them in turn compiles.
 mutants-check:
 	scripts/mutants --check
+	scripts/mutants --compile
 
 HOURS ?= 1000
 soak: ## so many HOURS of simulated clusters' lives, release build

@@ -370,6 +370,11 @@ pub struct PeerStatus {
     pub snapshot_bytes: Option<u64>,
     /// It answered within the last election timeout.
     pub active: bool,
+    /// Its log storage is not the one that the configuration knows for it: its disk was emptied or exchanged. It is sent the
+    /// log, but its votes and acknowledgements do not count until it is removed from the cluster and added again.
+    pub other_storage: bool,
+    /// Its log began empty and still lacks what was committed when it joined; its acknowledgements do not count yet.
+    pub joining: bool,
 }
 
 fn age_text(age_ms: &Option<u64>) -> String {

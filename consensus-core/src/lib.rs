@@ -54,4 +54,4 @@ pub use message::{
 };
 pub use state_machine::{FlushWork, Snapshot, StateMachine, StateMachineError};
 pub use transport::{MessageHandler, NetworkTransport, Reachability, SendError, TransportError};
-pub use types::{LogId, LogIndex, NodeId, StorageId, Term};
+pub use types::{ClusterId, LogId, LogIndex, NodeId, StorageId, Term};

@@ -76,6 +76,10 @@ pub struct HardState {
     /// The log once went up to here and was cut because a record was damaged. What the node acknowledged it may not hold
     /// any more, so that it votes as if it still had it, and stands for nothing, until its log is as far again.
     pub lost_through: Option<LogId>,
+    /// Set while a log that began empty, without a first configuration, has not yet reached what was committed when it
+    /// joined: the commit index that the first leader told it, 0 until one did. Such a node may be a former member whose disk
+    /// was emptied, so it does not campaign, and its acknowledgements do not count.
+    pub joining: Option<LogIndex>,
 }
 
 /// What a snapshot, or the removed head of a log, covers.

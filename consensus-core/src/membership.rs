@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::{Endpoint, NodeId, StorageId};
+use crate::{ClusterId, Endpoint, NodeId, StorageId};
 
 /// What a member does in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +55,9 @@ pub struct Member {
     /// Where it serves its clients, for engines' users to tell them; engines do not use it.
     pub client_endpoint: Option<Endpoint>,
     /// Its log storage, from when a leader first heard of it: a node that comes back with another one has forgotten what
-    /// it voted and acknowledged, and counts no more until it is removed and added again.
+    /// it voted and acknowledged, and counts no more until it is removed and added again. Until then
+    /// [`StorageId::UNHEARD`] for a member that a change added, and `None` for a founding member, which may have voted and
+    /// acknowledged without anybody noting its storage.
     pub storage: Option<StorageId>,
 }
 
@@ -77,6 +79,8 @@ pub struct Membership {
     members: BTreeMap<NodeId, Member>,
     /// The voters as they were; empty unless joint.
     outgoing: BTreeMap<NodeId, Member>,
+    /// Identity of the cluster, [`ClusterId::NONE`] until its first leader has drawn one.
+    cluster: ClusterId,
 }
 
 /// One change of a configuration.
@@ -104,19 +108,43 @@ pub enum InvalidMembership {
     /// It cannot be removed.
     #[error("node {0} is not a member")]
     NotAMember(NodeId),
+    /// The change removes a member and adds its id again. Its new disk would count as the old one, which may have held what
+    /// was committed: membership is about disks, not ids.
+    #[error(
+        "node {0} is removed and added again in one change: remove it in one change, and add it in another when that is done"
+    )]
+    RemovedAndAdded(NodeId),
 }
 
 impl Membership {
     /// From its members.
     #[must_use]
     pub fn new(members: BTreeMap<NodeId, Member>) -> Self {
-        Self { members, outgoing: BTreeMap::new() }
+        Self { members, outgoing: BTreeMap::new(), cluster: ClusterId::NONE }
     }
 
     /// A joint configuration: `members`, and the voters as they were.
     #[must_use]
     pub fn joint(members: BTreeMap<NodeId, Member>, outgoing: BTreeMap<NodeId, Member>) -> Self {
-        Self { members, outgoing }
+        Self { members, outgoing, cluster: ClusterId::NONE }
+    }
+
+    /// The same members in the cluster with this identity.
+    #[must_use]
+    pub fn with_cluster(self, cluster: ClusterId) -> Self {
+        Self { cluster, ..self }
+    }
+
+    /// The same cluster with these members instead; not joint.
+    #[must_use]
+    pub fn with_members(&self, members: BTreeMap<NodeId, Member>) -> Self {
+        Self::new(members).with_cluster(self.cluster)
+    }
+
+    /// Identity of the cluster; [`ClusterId::NONE`] until its first leader has drawn one.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
     }
 
     /// Voters only, without endpoints.
@@ -185,7 +213,8 @@ impl Membership {
     /// Whether votes and acknowledgements of `node` count when they come from `storage`.
     #[must_use]
     pub fn trusts(&self, node: NodeId, storage: StorageId) -> bool {
-        self.get(node).and_then(|member| member.storage).is_none_or(|known| known == storage)
+        let known = self.get(node).and_then(|member| member.storage);
+        known.is_none_or(|known| known == storage || known == StorageId::UNHEARD)
     }
 
     /// The sets of voters that decide: one, or two in a joint configuration.
@@ -226,8 +255,12 @@ impl Membership {
         let mut members = self.members.clone();
         for change in changes {
             match change {
+                MemberChange::Set(id, _) if self.members.contains_key(id) && !members.contains_key(id) => {
+                    return Err(InvalidMembership::RemovedAndAdded(*id));
+                }
                 MemberChange::Set(id, member) => {
-                    let storage = members.get(id).and_then(|member| member.storage);
+                    let added = Some(StorageId::UNHEARD);
+                    let storage = members.get(id).map_or(added, |member| member.storage);
                     members.insert(*id, Member { storage, ..member.clone() });
                 }
                 MemberChange::Remove(id) => {
@@ -242,7 +275,7 @@ impl Membership {
         if let Some((id, _)) = members.iter().find(turned) {
             return Err(InvalidMembership::Witness(*id));
         }
-        let changed = Self::new(members);
+        let changed = self.with_members(members);
         if !changed.members.keys().any(|id| changed.can_lead(*id)) {
             Err(InvalidMembership::NoVoter)
         } else {
@@ -258,13 +291,14 @@ impl Membership {
             return target.clone();
         }
         let outgoing = self.members.iter().filter(|(_, member)| member.kind.votes());
-        Self::joint(target.members.clone(), outgoing.map(|(id, member)| (*id, member.clone())).collect())
+        let outgoing = outgoing.map(|(id, member)| (*id, member.clone())).collect();
+        Self::joint(target.members.clone(), outgoing).with_cluster(self.cluster)
     }
 
     /// The configuration after a joint one.
     #[must_use]
     pub fn left(&self) -> Self {
-        Self::new(self.members.clone())
+        self.with_members(self.members.clone())
     }
 }
 
@@ -342,6 +376,27 @@ mod tests {
             one.changed(&[MemberChange::Remove(NodeId(7))]),
             Err(InvalidMembership::NotAMember(NodeId(7)))
         );
+    }
+
+    #[test]
+    fn change_that_removes_and_adds_one_id_is_refused() {
+        let three = Membership::of_voters(1..=3);
+        let voter = || Member::new(MemberKind::Voter);
+        let replaced = [MemberChange::Remove(NodeId(2)), MemberChange::Set(NodeId(2), voter())];
+        assert_eq!(three.changed(&replaced), Err(InvalidMembership::RemovedAndAdded(NodeId(2))));
+        let elsewhere = [MemberChange::Set(NodeId(4), voter()), MemberChange::Remove(NodeId(4))];
+        assert_eq!(three.changed(&elsewhere), Ok(three.clone()), "node 4 was no member before");
+    }
+
+    #[test]
+    fn cluster_identity_stays_through_changes() {
+        let cluster = ClusterId(7);
+        let three = Membership::of_voters(1..=3).with_cluster(cluster);
+        let target = three.changed(&[MemberChange::Remove(NodeId(3))]).unwrap();
+        let joint = three.towards(&target);
+        assert!(joint.is_joint());
+        assert_eq!([target.cluster(), joint.cluster(), joint.left().cluster()], [cluster; 3]);
+        assert!(cluster.is_compatible_with(ClusterId::NONE) && !cluster.is_compatible_with(ClusterId(8)));
     }
 
     #[test]

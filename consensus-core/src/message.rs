@@ -51,6 +51,9 @@ pub struct VoteRequest {
     pub last_log: LogId,
     /// The candidate's storage.
     pub storage: StorageId,
+    /// What the candidate's configuration knows of the receiver's storage ([`Member::storage`](crate::Member::storage)). A
+    /// receiver with another one was emptied, and votes for nobody.
+    pub voter_storage: Option<StorageId>,
 }
 
 /// Answer to a [`VoteRequest`].
@@ -93,6 +96,9 @@ pub struct AppendResponse {
     pub outcome: AppendOutcome,
     /// The follower's storage.
     pub storage: StorageId,
+    /// Whether the follower's log still lacks what was committed when it joined
+    /// ([`HardState::joining`](crate::HardState::joining)); then its acknowledgement counts towards no quorum.
+    pub joining: bool,
 }
 
 /// What became of an [`AppendEntries`].

@@ -44,6 +44,43 @@ number! {
     StorageId
 }
 
+impl StorageId {
+    /// Stands for a storage of which nothing was heard yet; also the identity of storages in memory, which are not lost
+    /// without their nodes.
+    pub const UNHEARD: Self = Self(0);
+}
+
+/// Identity of a cluster: drawn at random by its first leader, which writes it into the first entry that it commits. From
+/// then on it is in every configuration, snapshot and handshake, so that nodes of two histories never exchange a message.
+/// Two clusters that were made from the same file have different ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClusterId(pub u64);
+
+impl ClusterId {
+    /// The identity of a cluster whose first leader has not committed anything yet.
+    pub const NONE: Self = Self(0);
+
+    /// Whether nodes with these two identities may talk: they are equal, or one of them is not known yet.
+    #[must_use]
+    pub fn is_compatible_with(self, other: Self) -> bool {
+        self == other || self == Self::NONE || other == Self::NONE
+    }
+}
+
+/// Sixteen hexadecimal digits, or `none`.
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::NONE { f.write_str("none") } else { write!(f, "{:016x}", self.0) }
+    }
+}
+
+impl From<u64> for ClusterId {
+    fn from(value: u64) -> Self {
+        Self(value)
+    }
+}
+
 impl Term {
     /// Before any election.
     pub const ZERO: Self = Self(0);

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use consensus_core::{Membership, NodeId};
+use consensus_core::{ClusterId, Membership, NodeId};
 use consensus_raft_protocol::{Config, ConfigError};
 
 use crate::flight::FlightRecorder;
@@ -74,6 +74,7 @@ impl RaftConfig {
     pub fn new(id: NodeId) -> Self {
         let mut protocol = Config::new(id);
         protocol.seed = id.0 ^ entropy();
+        protocol.new_cluster = new_cluster();
         Self {
             protocol,
             bootstrap: None,
@@ -123,6 +124,11 @@ impl RaftConfig {
 }
 
 /// What the standard library draws for its hash maps.
+/// An identity that no other cluster has.
+pub(crate) fn new_cluster() -> ClusterId {
+    ClusterId(entropy().max(1))
+}
+
 fn entropy() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)

@@ -426,6 +426,7 @@ impl Driver {
             Output::Apply(through) => self.apply.target = through,
             Output::Install(meta) => self.install(&meta),
             Output::SnapshotSettled(verdict) => self.settle_arrival(verdict),
+            Output::Contradicted(contradiction) => self.fail(contradiction.to_string()),
             Output::Send(..) | Output::SendAppend(..) | Output::SendSnapshot(..) => {
                 unreachable!("carried out above")
             }

@@ -5,6 +5,8 @@ use consensus_core::{
     StorageError,
 };
 
+use crate::config::new_cluster;
+
 /// What [`force_new_cluster`] did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
@@ -64,6 +66,8 @@ pub fn force_new_cluster(storage: &dyn LogStorage, node: NodeId) -> Result<Recov
     let term = state.hard_state.term.max(last.term).next();
     let by = LogId { term, index: last.index.next() };
     let alone = Membership::new([(node, Member { kind: MemberKind::Voter, ..own.clone() })].into());
+    // Another cluster from here on: those who come back with the old one are refused.
+    let alone = alone.with_cluster(new_cluster());
     storage.write(LogBatch {
         hard_state: Some(HardState { term, voted_for: Some(node), ..HardState::default() }),
         entries: vec![Entry { id: by, payload: Payload::Membership(alone) }],

@@ -201,8 +201,13 @@ impl Replication {
             self.log.extend(append.entries.into_iter().skip(known));
             AppendOutcome::Accepted { matched }
         };
-        let response =
-            AppendResponse { term: TERM, round: append.round, outcome, storage: StorageId::default() };
+        let response = AppendResponse {
+            term: TERM,
+            round: append.round,
+            outcome,
+            storage: StorageId::default(),
+            joining: false,
+        };
         let _ = self.transport.send(self.leader, Message::AppendResponse(response));
         self.apply(append.commit);
     }

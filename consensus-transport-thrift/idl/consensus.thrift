@@ -28,6 +28,8 @@ struct Membership {
   1: required list<Member> members
   /** In a joint configuration the voters as they were. */
   2: required list<Member> outgoing
+  /** Identity of the cluster; 0 until its first leader has drawn one. */
+  3: required i64 cluster
 }
 
 /** Neither a command nor a membership, and nothing withheld: a blank entry. */
@@ -46,6 +48,8 @@ struct VoteRequest {
   2: required i64 term
   3: required LogId last_log
   4: required i64 storage
+  /** What the candidate's configuration knows of the receiver's storage. */
+  5: optional i64 voter_storage
 }
 
 struct VoteResponse {
@@ -79,6 +83,8 @@ struct AppendResponse {
   2: required i64 round
   3: required AppendOutcome outcome
   4: required i64 storage
+  /** The sender's log still lacks what was committed when it joined: it counts towards no quorum. */
+  5: required bool joining
 }
 
 struct TimeoutNow {

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use consensus_core::{
-    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Endpoint, EndpointError, Entry, LogId,
-    LogIndex, Member, MemberKind, Membership, Message, NodeId, Payload, ReadIndexRequest, ReadIndexResponse,
-    SnapshotAck, SnapshotChunk, SnapshotMeta, SnapshotOutcome, StorageId, Term, TimeoutNow, VoteKind,
-    VoteRequest, VoteResponse,
+    AppendEntries, AppendOutcome, AppendResponse, ClusterId, CommitNotification, Endpoint, EndpointError,
+    Entry, LogId, LogIndex, Member, MemberKind, Membership, Message, NodeId, Payload, ReadIndexRequest,
+    ReadIndexResponse, SnapshotAck, SnapshotChunk, SnapshotMeta, SnapshotOutcome, StorageId, Term,
+    TimeoutNow, VoteKind, VoteRequest, VoteResponse,
 };
 
 use crate::generated as wire;
@@ -16,12 +16,13 @@ type Result<T> = std::result::Result<T, String>;
 
 pub(crate) fn message_to_wire(message: Message) -> Result<wire::Message> {
     Ok(match message {
-        Message::VoteRequest(VoteRequest { kind, term, last_log, storage }) => {
+        Message::VoteRequest(VoteRequest { kind, term, last_log, storage, voter_storage }) => {
             wire::Message::VoteRequest(wire::VoteRequest {
                 kind: kind_to_wire(kind),
                 term: signed(term.0),
                 last_log: id_to_wire(last_log),
                 storage: signed(storage.0),
+                voter_storage: voter_storage.map(|storage| signed(storage.0)),
             })
         }
         Message::VoteResponse(VoteResponse { kind, term, granted, storage }) => {
@@ -39,7 +40,7 @@ pub(crate) fn message_to_wire(message: Message) -> Result<wire::Message> {
             commit: signed(append.commit.0),
             round: signed(append.round),
         }),
-        Message::AppendResponse(AppendResponse { term, round, outcome, storage }) => {
+        Message::AppendResponse(AppendResponse { term, round, outcome, storage, joining }) => {
             let outcome = match outcome {
                 AppendOutcome::Accepted { matched } => wire::AppendOutcome::Matched(signed(matched.0)),
                 AppendOutcome::Rejected { prev, hint } => {
@@ -48,7 +49,7 @@ pub(crate) fn message_to_wire(message: Message) -> Result<wire::Message> {
                 }
             };
             let (term, round, storage) = (signed(term.0), signed(round), signed(storage.0));
-            wire::Message::AppendResponse(wire::AppendResponse { term, round, outcome, storage })
+            wire::Message::AppendResponse(wire::AppendResponse { term, round, outcome, storage, joining })
         }
         Message::TimeoutNow(TimeoutNow { term }) => {
             wire::Message::TimeoutNow(wire::TimeoutNow { term: signed(term.0) })
@@ -77,6 +78,7 @@ pub(crate) fn message_from_wire(message: wire::Message) -> Result<Message> {
             term: term(request.term),
             last_log: id_from_wire(&request.last_log),
             storage: storage(request.storage),
+            voter_storage: request.voter_storage.map(storage),
         }),
         wire::Message::VoteResponse(response) => Message::VoteResponse(VoteResponse {
             kind: kind_from_wire(response.kind)?,
@@ -102,6 +104,7 @@ pub(crate) fn message_from_wire(message: wire::Message) -> Result<Message> {
                 }
             },
             storage: storage(response.storage),
+            joining: response.joining,
         }),
         wire::Message::TimeoutNow(request) => Message::TimeoutNow(TimeoutNow { term: term(request.term) }),
         wire::Message::ReadIndexRequest(request) => {
@@ -189,7 +192,11 @@ fn entry_from_wire(entry: wire::Entry) -> Result<Entry> {
 
 fn membership_to_wire(membership: &Membership) -> wire::Membership {
     let members = |members: &BTreeMap<NodeId, Member>| members.iter().map(member_to_wire).collect();
-    wire::Membership { members: members(membership.members()), outgoing: members(membership.outgoing()) }
+    wire::Membership {
+        members: members(membership.members()),
+        outgoing: members(membership.outgoing()),
+        cluster: signed(membership.cluster().0),
+    }
 }
 
 fn member_to_wire((id, member): (&NodeId, &Member)) -> wire::Member {
@@ -212,7 +219,8 @@ fn membership_from_wire(membership: wire::Membership) -> Result<Membership> {
     let members = |members: Vec<wire::Member>| -> Result<BTreeMap<NodeId, Member>> {
         members.into_iter().map(member_from_wire).collect()
     };
-    Ok(Membership::joint(members(membership.members)?, members(membership.outgoing)?))
+    let cluster = ClusterId(unsigned(membership.cluster));
+    Ok(Membership::joint(members(membership.members)?, members(membership.outgoing)?).with_cluster(cluster))
 }
 
 fn member_from_wire(member: wire::Member) -> Result<(NodeId, Member)> {
@@ -323,7 +331,9 @@ mod tests {
     }
 
     fn membership() -> impl Strategy<Value = Membership> {
-        (members(), members()).prop_map(|(members, outgoing)| Membership::joint(members, outgoing))
+        (members(), members(), any::<u64>()).prop_map(|(members, outgoing, cluster)| {
+            Membership::joint(members, outgoing).with_cluster(ClusterId(cluster))
+        })
     }
 
     fn entry() -> impl Strategy<Value = Entry> {
@@ -410,7 +420,7 @@ mod tests {
         let entry = wire::Entry {
             id: wire::LogId { term: 1, index: 1 },
             command: Some(vec![]),
-            membership: Some(wire::Membership { members: vec![], outgoing: vec![] }),
+            membership: Some(wire::Membership { members: vec![], outgoing: vec![], cluster: 0 }),
             withheld: None,
         };
         assert!(entry_from_wire(entry).is_err());

@@ -390,13 +390,16 @@ pub struct Membership {
   pub members: Vec<Member>,
   /// In a joint configuration the voters as they were.
   pub outgoing: Vec<Member>,
+  /// Identity of the cluster; 0 until its first leader has drawn one.
+  pub cluster: i64,
 }
 
 impl Membership {
-  pub fn new(members: Vec<Member>, outgoing: Vec<Member>) -> Membership {
+  pub fn new(members: Vec<Member>, outgoing: Vec<Member>, cluster: i64) -> Membership {
     Membership {
       members,
       outgoing,
+      cluster,
     }
   }
 }
@@ -406,6 +409,7 @@ impl TSerializable for Membership {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Vec<Member>> = None;
     let mut f_2: Option<Vec<Member>> = None;
+    let mut f_3: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -433,6 +437,10 @@ impl TSerializable for Membership {
           i_prot.read_list_end()?;
           f_2 = Some(val);
         },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -442,9 +450,11 @@ impl TSerializable for Membership {
     i_prot.read_struct_end()?;
     verify_required_field_exists("Membership.members", &f_1)?;
     verify_required_field_exists("Membership.outgoing", &f_2)?;
+    verify_required_field_exists("Membership.cluster", &f_3)?;
     let ret = Membership {
       members: f_1.expect("auto-generated code should have checked for presence of required fields"),
       outgoing: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      cluster: f_3.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -464,6 +474,9 @@ impl TSerializable for Membership {
       e.write_to_out_protocol(o_prot)?;
     }
     o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("cluster", TType::I64, 3))?;
+    o_prot.write_i64(self.cluster)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -577,15 +590,18 @@ pub struct VoteRequest {
   pub term: i64,
   pub last_log: LogId,
   pub storage: i64,
+  /// What the candidate's configuration knows of the receiver's storage.
+  pub voter_storage: Option<i64>,
 }
 
 impl VoteRequest {
-  pub fn new(kind: VoteKind, term: i64, last_log: LogId, storage: i64) -> VoteRequest {
+  pub fn new<F5>(kind: VoteKind, term: i64, last_log: LogId, storage: i64, voter_storage: F5) -> VoteRequest where F5: Into<Option<i64>> {
     VoteRequest {
       kind,
       term,
       last_log,
       storage,
+      voter_storage: voter_storage.into(),
     }
   }
 }
@@ -597,6 +613,7 @@ impl TSerializable for VoteRequest {
     let mut f_2: Option<i64> = None;
     let mut f_3: Option<LogId> = None;
     let mut f_4: Option<i64> = None;
+    let mut f_5: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -620,6 +637,10 @@ impl TSerializable for VoteRequest {
           let val = i_prot.read_i64()?;
           f_4 = Some(val);
         },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -636,6 +657,7 @@ impl TSerializable for VoteRequest {
       term: f_2.expect("auto-generated code should have checked for presence of required fields"),
       last_log: f_3.expect("auto-generated code should have checked for presence of required fields"),
       storage: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      voter_storage: f_5,
     };
     Ok(ret)
   }
@@ -654,6 +676,11 @@ impl TSerializable for VoteRequest {
     o_prot.write_field_begin(&TFieldIdentifier::new("storage", TType::I64, 4))?;
     o_prot.write_i64(self.storage)?;
     o_prot.write_field_end()?;
+    if let Some(fld_var) = self.voter_storage {
+      o_prot.write_field_begin(&TFieldIdentifier::new("voter_storage", TType::I64, 5))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -1029,15 +1056,18 @@ pub struct AppendResponse {
   pub round: i64,
   pub outcome: AppendOutcome,
   pub storage: i64,
+  /// The sender's log still lacks what was committed when it joined: it counts towards no quorum.
+  pub joining: bool,
 }
 
 impl AppendResponse {
-  pub fn new(term: i64, round: i64, outcome: AppendOutcome, storage: i64) -> AppendResponse {
+  pub fn new(term: i64, round: i64, outcome: AppendOutcome, storage: i64, joining: bool) -> AppendResponse {
     AppendResponse {
       term,
       round,
       outcome,
       storage,
+      joining,
     }
   }
 }
@@ -1049,6 +1079,7 @@ impl TSerializable for AppendResponse {
     let mut f_2: Option<i64> = None;
     let mut f_3: Option<AppendOutcome> = None;
     let mut f_4: Option<i64> = None;
+    let mut f_5: Option<bool> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1072,6 +1103,10 @@ impl TSerializable for AppendResponse {
           let val = i_prot.read_i64()?;
           f_4 = Some(val);
         },
+        5 => {
+          let val = i_prot.read_bool()?;
+          f_5 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1083,11 +1118,13 @@ impl TSerializable for AppendResponse {
     verify_required_field_exists("AppendResponse.round", &f_2)?;
     verify_required_field_exists("AppendResponse.outcome", &f_3)?;
     verify_required_field_exists("AppendResponse.storage", &f_4)?;
+    verify_required_field_exists("AppendResponse.joining", &f_5)?;
     let ret = AppendResponse {
       term: f_1.expect("auto-generated code should have checked for presence of required fields"),
       round: f_2.expect("auto-generated code should have checked for presence of required fields"),
       outcome: f_3.expect("auto-generated code should have checked for presence of required fields"),
       storage: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      joining: f_5.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -1105,6 +1142,9 @@ impl TSerializable for AppendResponse {
     o_prot.write_field_end()?;
     o_prot.write_field_begin(&TFieldIdentifier::new("storage", TType::I64, 4))?;
     o_prot.write_i64(self.storage)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("joining", TType::Bool, 5))?;
+    o_prot.write_bool(self.joining)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()

@@ -174,6 +174,7 @@ pub fn stored() -> Seeds {
         voted_for: Some(NodeId(300)),
         installing: Some(snapshot_meta()),
         lost_through: Some(LogId::new(1, 2)),
+        joining: Some(LogIndex(3)),
     };
     let mut raft = raft();
     let mut returned: Seeds = calls().into_iter().map(|call| codec::encode(1, &raft.call(call))).collect();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consensus_core::NodeId;
+use consensus_core::{ClusterId, NodeId};
 use serde::{Deserialize, Serialize};
 
 /// Settings of one node's protocol. [`Config::validate`] is called by [`Raft::new`](crate::Raft::new), so that an invalid
@@ -36,6 +36,9 @@ pub struct Config {
     pub lease_drift_percent: u32,
     /// This node keeps no commands, whatever its membership says of it: it never stands for election.
     pub witness: bool,
+    /// Identity that this node gives the cluster if it becomes its first leader; drawn at random at each start, so that two
+    /// clusters never get the same one. [`ClusterId::NONE`], the default here, gives none (for tests of the protocol alone).
+    pub new_cluster: ClusterId,
     /// Seeds the election timeouts, different on each node, or they would ask for votes at once again and again; and the
     /// ids of questions and forwarded proposals, different at each start, or an answer from before could be taken for one
     /// to a new question.
@@ -57,6 +60,7 @@ impl Config {
             promote_lag_entries: 1000,
             lease_drift_percent: 0,
             witness: false,
+            new_cluster: ClusterId::NONE,
             seed: id.0,
         }
     }

@@ -59,7 +59,10 @@ impl Raft {
         let (at, membership) = self.log.newest_membership();
         let may =
             membership.can_lead(own) || (at > self.commit && self.log.membership_at(at.prev()).can_lead(own));
-        may && !self.config.witness && self.hard.installing.is_none() && self.hard.lost_through.is_none()
+        may && !self.config.witness
+            && self.hard.installing.is_none()
+            && self.hard.lost_through.is_none()
+            && !self.is_joining()
     }
 
     /// How far this node's log goes, or went before damage: what it has acknowledged ends there (I16).
@@ -102,9 +105,12 @@ impl Raft {
             VoteKind::Vote | VoteKind::Transfer => self.hard.term,
         };
         let (last_log, storage) = (self.log.last(), self.storage);
-        let request = Reply::VoteRequest(VoteRequest { kind, term, last_log, storage });
-        let voters: Vec<NodeId> = self.membership().voters().filter(|id| *id != self.config.id).collect();
-        for voter in voters {
+        let membership = self.membership().clone();
+        let own = self.config.id;
+        for voter in membership.voters().filter(|id| *id != own) {
+            let voter_storage = membership.get(voter).and_then(|member| member.storage);
+            let request = VoteRequest { kind, term, last_log, storage, voter_storage };
+            let request = Reply::VoteRequest(request);
             match kind {
                 VoteKind::PreVote => self.outputs.push(Output::Send(voter, request)),
                 VoteKind::Vote | VoteKind::Transfer => self.when_durable(Held::Send(voter, request)),
@@ -130,8 +136,8 @@ impl Raft {
         if request.term < self.hard.term || (undisturbed && request.kind != VoteKind::Transfer) {
             return refuse(self);
         }
-        if !self.log.membership().trusts(from, request.storage) {
-            return refuse(self); // I14
+        if !self.log.membership().trusts(from, request.storage) || !self.may_vote(request.voter_storage) {
+            return refuse(self); // I14, I18
         }
         let up_to_date = request.last_log >= self.acknowledged(); // §5.4.1
         match request.kind {
@@ -192,7 +198,7 @@ impl Raft {
     fn become_leader(&mut self) {
         let next = self.log.last().index.next();
         let peers = self.membership().everybody().filter(|(id, _)| *id != self.config.id);
-        let peers = peers.map(|(id, _)| (id, Progress::new(next, self.now))).collect();
+        let peers = peers.map(|(id, _)| (id, Progress::new(next, self.now, 0))).collect();
         self.role = Role::Leader(Box::new(Leader {
             peers,
             heartbeat_deadline: self.now + self.config.heartbeat_interval,
@@ -204,6 +210,9 @@ impl Raft {
             lease_void: false,
         }));
         self.set_leader(Some(self.config.id));
+        if let Some(membership) = self.founding_membership() {
+            return self.append_membership(membership);
+        }
         let id = self.log.push(EntryInfo { term: self.hard.term, size_bytes: BLANK_BYTES, membership: None });
         self.outputs.push(Output::AppendedBlank(id));
     }
@@ -212,8 +221,9 @@ impl Raft {
     /// itself would keep a new one from being elected.
     pub(crate) fn has_active_quorum(&self, leader: &Leader) -> bool {
         let own = self.config.id;
+        let heard_from = |peer: &Progress| if peer.counts() { peer.heard } else { Time::ZERO };
         let heard =
-            |id| if id == own { self.now } else { leader.peers.get(&id).map_or(Time::ZERO, |p| p.heard) };
+            |id| if id == own { self.now } else { leader.peers.get(&id).map_or(Time::ZERO, heard_from) };
         let quorum = self.membership().quorum_value(heard);
         quorum.is_some_and(|heard| heard + self.config.election_timeout > self.now)
     }

@@ -138,6 +138,20 @@ pub struct EntryInfo {
     pub membership: Option<Arc<Membership>>,
 }
 
+/// What happened, what it means and what to do, for an operator.
+impl std::fmt::Display for Contradiction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { own, theirs, leader } = self;
+        write!(
+            f,
+            "the log of this node contradicts that of leader {leader}: entry {own}, which is committed here, is entry \
+             {theirs} there. An old copy of a data directory was put back on one of the nodes, or the two belong to \
+             different clusters. Nothing of the leader was taken over. Decide which of the two histories counts; on the \
+             nodes of the other one, remove the node from its cluster, move its data directory away, and add it again"
+        )
+    }
+}
+
 /// Something to be done, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Output {
@@ -171,6 +185,20 @@ pub enum Output {
     Install(SnapshotMeta),
     /// What became of the snapshot that arrived.
     SnapshotSettled(SnapshotVerdict),
+    /// The leader's log differs from what is committed on this node, which ends with that (I17): nothing more may be applied
+    /// or said. One of the two has an old copy of its disk, or they belong to two clusters.
+    Contradicted(Contradiction),
+}
+
+/// Two different entries at one index, of which this node's is committed (I17).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Contradiction {
+    /// This node's entry.
+    pub own: LogId,
+    /// The leader's entry.
+    pub theirs: LogId,
+    /// The leader.
+    pub leader: NodeId,
 }
 
 /// A message without entries.

@@ -46,11 +46,21 @@
 //!   for, and no lease survives the begin of a transfer (D §6.4.1).
 //! * **I16** A node whose log was cut because of damage votes as if it still had what it may have acknowledged, and does not
 //!   stand, until its log is as far again (after Alagappan et al. 2018, protocol-aware recovery).
+//! * **I17** What is committed is never silently replaced: a node that finds its own committed entry different from the
+//!   leader's applies nothing more and says so ([`Output::Contradicted`]).
+//! * **I18** A node whose log began empty, without a first configuration, does not campaign, and counts towards no quorum,
+//!   until its log holds what was committed when a leader first told it: it may be a former member whose disk was emptied.
+//!   Until then it votes only as a member that a change has added, and that nobody has heard of since.
+//! * **I19** An acknowledgement counts only for the storage that it came from, and only if it answers a message that was sent
+//!   since the member was last added.
+//! * **I20** The first leader of a cluster draws its identity and writes it into the first entry of its term; once that is
+//!   committed, no configuration of the cluster has another one.
 
 mod call;
 mod config;
 mod election;
 mod event;
+mod identity;
 mod log;
 mod membership;
 #[doc(hidden)]
@@ -65,7 +75,7 @@ mod transfer;
 
 pub use call::{Call, Returned};
 pub use config::{Config, ConfigError};
-pub use event::{Append, EntryInfo, Event, Output, Refusal, Reply, SnapshotVerdict};
+pub use event::{Append, Contradiction, EntryInfo, Event, Output, Refusal, Reply, SnapshotVerdict};
 pub use persist::Persist;
 pub use raft::{Raft, Restored};
 pub use snapshot::InterruptedInstall;

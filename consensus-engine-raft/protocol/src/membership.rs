@@ -89,16 +89,21 @@ impl Raft {
     }
 
     /// Appends a configuration; it counts from now on (I10).
-    fn append_membership(&mut self, membership: Membership) {
+    pub(crate) fn append_membership(&mut self, membership: Membership) {
         let term = self.hard.term;
         let membership = std::sync::Arc::new(membership);
         let size_bytes = Payload::Membership((*membership).clone()).size_bytes();
         let id = self.log.push(EntryInfo { term, size_bytes, membership: Some(membership.clone()) });
         self.outputs.push(Output::AppendedMembership(id, membership.clone()));
         let Role::Leader(leader) = &mut self.role else { return };
-        for (peer, _) in membership.everybody().filter(|(peer, _)| *peer != self.config.id) {
-            leader.peers.entry(peer).or_insert_with(|| Progress::new(id.index, self.now));
+        let others = membership.everybody().map(|(peer, _)| peer).filter(|peer| *peer != self.config.id);
+        let added: Vec<NodeId> = others.filter(|peer| !leader.peers.contains_key(peer)).collect();
+        if !added.is_empty() {
+            // What a former member of that id still answers is of an earlier round (I19).
+            leader.begin_round(self.now);
         }
+        let progress = Progress::new(id.index, self.now, leader.round);
+        leader.peers.extend(added.into_iter().map(|peer| (peer, progress.clone())));
         self.advance_commit(); // A lone voter has what is durable already.
     }
 
@@ -134,7 +139,7 @@ impl Raft {
         if members == *membership.members() {
             self.promote(leader, &mut members);
         }
-        let improved = Membership::new(members);
+        let improved = membership.with_members(members);
         if improved != **membership {
             let next = membership.towards(&improved);
             self.append_membership(next);
@@ -148,7 +153,7 @@ impl Raft {
         } else {
             leader.peers.get(&id).map_or(StorageId::default(), |peer| peer.storage)
         };
-        if member.storage.is_none() && heard != StorageId::default() {
+        if member.storage.is_none_or(|known| known == StorageId::UNHEARD) && heard != StorageId::default() {
             member.storage = Some(heard);
         }
     }
@@ -158,6 +163,7 @@ impl Raft {
         for (id, member) in members.iter_mut().filter(|(_, member)| member.kind == MemberKind::Joining) {
             let caught_up = leader.peers.get(id).is_some_and(|peer| {
                 matches!(peer.state, State::Replicate(_))
+                    && peer.counts()
                     && self.log.last().index.since(peer.matched) <= self.config.promote_lag_entries
             });
             if caught_up {

@@ -104,12 +104,13 @@ impl Raft {
             asking,
             election_deadline,
             answered_round,
+            contradicted,
             outputs,
         } = self;
         assert!(outputs.is_empty(), "between calls nothing is left to be said");
         (now, storage, durable, commit, applying, leader_heard, patient_until, election_deadline)
             .hash(hasher);
-        answered_round.hash(hasher);
+        (answered_round, contradicted).hash(hasher);
         hash_hard_state(hard, names, hasher);
         leader.map(|id| name(id, names)).hash(hasher);
         log.digest(names, hasher);
@@ -144,8 +145,8 @@ impl Leader {
 
 impl Progress {
     fn digest(&self, hasher: &mut impl Hasher) {
-        let Self { matched, next, state, round, heard, storage } = self;
-        (matched, next, round, heard, storage).hash(hasher);
+        let Self { matched, next, state, round, heard, storage, first_round, discount } = self;
+        (matched, next, round, heard, storage, first_round, discount).hash(hasher);
         match state {
             State::Probe { sent } => (0, sent).hash(hasher),
             State::Replicate(inflight) => inflight.digest(hasher),
@@ -187,8 +188,8 @@ pub(crate) fn name(id: NodeId, names: Names<'_>) -> u8 {
 
 /// What a hard state says, with other names.
 pub fn hash_hard_state(hard: &HardState, names: Names<'_>, hasher: &mut impl Hasher) {
-    let HardState { term, voted_for, installing, lost_through } = hard;
-    (term, voted_for.map(|id| name(id, names)), lost_through).hash(hasher);
+    let HardState { term, voted_for, installing, lost_through, joining } = hard;
+    (term, voted_for.map(|id| name(id, names)), lost_through, joining).hash(hasher);
     installing.is_some().hash(hasher);
     if let Some(meta) = installing {
         hash_meta(meta, names, hasher);
@@ -203,6 +204,7 @@ pub fn hash_meta(meta: &SnapshotMeta, names: Names<'_>, hasher: &mut impl Hasher
 
 /// A configuration, with other names.
 pub fn hash_membership(membership: &Membership, names: Names<'_>, hasher: &mut impl Hasher) {
+    membership.cluster().hash(hasher);
     for members in [membership.members(), membership.outgoing()] {
         unordered(members.iter(), hasher, |(id, member), hasher| {
             let Member { kind, endpoint: _, priority, client_endpoint: _, storage } = member;

@@ -4,7 +4,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use consensus_core::{HardState, LogIndex, NodeId, SnapshotMeta};
+use consensus_core::{AppendResponse, HardState, LogIndex, NodeId, SnapshotMeta};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -104,7 +104,7 @@ impl Raft {
     /// steps [`Event::Persisted`]; meanwhile it goes on stepping, so that the next write gathers.
     pub fn take_persist(&mut self) -> Option<Persist> {
         let last = self.log.last().index;
-        if self.writes.in_flight.is_some() || !self.writes.is_unwritten(last) {
+        if self.contradicted || self.writes.in_flight.is_some() || !self.writes.is_unwritten(last) {
             return None;
         }
         let after = std::mem::replace(&mut self.writes.issued, last);
@@ -135,6 +135,7 @@ impl Raft {
         let Some(mut in_flight) = self.writes.in_flight.take() else { return };
         self.durable = self.durable.max(in_flight.last);
         self.forget_loss();
+        self.finish_joining();
         for held in in_flight.held.drain(..) {
             self.release(held);
         }
@@ -157,6 +158,11 @@ impl Raft {
         match held {
             // Said in a term that has passed meanwhile; nobody waits for it, and it might speak of entries that are gone.
             Held::Send(_, reply) if reply.term() < self.hard.term => {}
+            // What was written may have ended the joining.
+            Held::Send(to, Reply::AppendResponse(response)) => {
+                let response = AppendResponse { joining: self.is_joining(), ..response };
+                self.outputs.push(Output::Send(to, Reply::AppendResponse(response)));
+            }
             // A candidate's vote for itself counts when it is durable, like anybody's (I1).
             Held::Send(to, Reply::VoteResponse(response)) if to == self.config.id => {
                 self.handle(Event::VoteResponse(to, response));

@@ -22,8 +22,21 @@ pub(crate) struct Progress {
     pub(crate) round: u64,
     /// When it last answered.
     pub(crate) heard: Time,
-    /// From which storage.
+    /// Storage from which it first answered.
     pub(crate) storage: StorageId,
+    /// Round of the first message since the member was added: earlier ones were answered by a former member (I19).
+    pub(crate) first_round: u64,
+    /// Why its acknowledgements do not count, if they do not.
+    pub(crate) discount: Option<Discount>,
+}
+
+/// Why a member's acknowledgements count towards no quorum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) enum Discount {
+    /// Its storage is not the one that the configuration knows, or not the one from which it first answered (I14, I19).
+    OtherStorage,
+    /// Its log still lacks what was committed when it joined (I18).
+    Joining,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -66,9 +79,46 @@ impl Inflight {
 }
 
 impl Progress {
-    pub(crate) fn new(next: LogIndex, now: Time) -> Self {
-        let (matched, state, storage) = (LogIndex::ZERO, State::Probe { sent: false }, StorageId::default());
-        Self { matched, next, state, round: 0, heard: now, storage }
+    pub(crate) fn new(next: LogIndex, now: Time, first_round: u64) -> Self {
+        Self {
+            matched: LogIndex::ZERO,
+            next,
+            state: State::Probe { sent: false },
+            round: 0,
+            heard: now,
+            storage: StorageId::default(),
+            first_round,
+            discount: None,
+        }
+    }
+
+    /// Whether its acknowledgements count towards a quorum.
+    pub(crate) fn counts(&self) -> bool {
+        self.discount.is_none()
+    }
+
+    /// How far its log counts towards a quorum.
+    pub(crate) fn counted_match(&self) -> LogIndex {
+        if self.counts() { self.matched } else { LogIndex::ZERO }
+    }
+
+    /// The round that it counts as having answered.
+    pub(crate) fn counted_round(&self) -> u64 {
+        if self.counts() { self.round } else { 0 }
+    }
+
+    /// Notes from which storage an acknowledgement came, and so whether it counts (I14, I18, I19).
+    pub(crate) fn note_sender(&mut self, storage: StorageId, is_trusted: bool, joining: bool) {
+        let unknown = StorageId::default();
+        if is_trusted && self.storage == unknown {
+            self.storage = storage;
+        }
+        let same = is_trusted && self.storage == storage;
+        self.discount = match (same, joining) {
+            (false, _) => Some(Discount::OtherStorage),
+            (true, true) => Some(Discount::Joining),
+            (true, false) => None,
+        };
     }
 
     /// Whether it answered within an election timeout.
@@ -114,7 +164,7 @@ mod tests {
 
     #[test]
     fn next_never_falls_to_matched() {
-        let mut progress = Progress::new(LogIndex(9), Time::ZERO);
+        let mut progress = Progress::new(LogIndex(9), Time::ZERO, 0);
         progress.accepted(LogIndex(5), LogIndex::ZERO);
         progress.probe_from(LogIndex(2));
         assert_eq!(progress.next, LogIndex(6));

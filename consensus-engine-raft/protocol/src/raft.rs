@@ -13,7 +13,7 @@ use crate::{
     log::Log,
     membership::Change,
     persist::{Held, Writes},
-    progress::{Progress, State},
+    progress::{Discount, Progress, State},
     reads::{Asking, Reads},
     transfer::Transfer,
 };
@@ -45,6 +45,8 @@ pub struct Raft {
     pub(crate) election_deadline: Time,
     /// Latest heartbeat round that this node answered, with its term.
     pub(crate) answered_round: (Term, u64),
+    /// A leader contradicted what is committed here (I17): nothing is done any more.
+    pub(crate) contradicted: bool,
     pub(crate) outputs: Vec<Output>,
 }
 
@@ -92,6 +94,7 @@ impl Raft {
         let hard = restored.log.hard_state.clone();
         let storage = restored.log.storage;
         let patience = if config.lease_drift_percent > 0 { config.election_timeout } else { Time::ZERO };
+        let is_new = restored.log.is_new();
         let log = Log::new(restored.log);
         let (purged, last) = (log.purged().index, log.last().index);
         let known = restored.applied.clamp(purged, last);
@@ -113,8 +116,13 @@ impl Raft {
             asking: Asking::default(),
             election_deadline: now,
             answered_round: (Term::ZERO, 0),
+            contradicted: false,
             outputs: Vec::new(),
         };
+        if is_new {
+            raft.begin_joining();
+        }
+        raft.finish_joining();
         // A crash may have come between the last entry that was missing and the note that none is.
         raft.forget_loss();
         // The one voter need not wait for anybody.
@@ -145,8 +153,10 @@ impl Raft {
     /// Ends a turn: sends what the events of the turn made ready, at most one run of entries per peer and message limit.
     pub fn finish_turn(&mut self, now: Time) -> Vec<Output> {
         self.now = self.now.max(now);
-        self.begin_read_round();
-        self.replicate();
+        if !self.contradicted {
+            self.begin_read_round();
+            self.replicate();
+        }
         self.check_invariants();
         std::mem::take(&mut self.outputs)
     }
@@ -169,7 +179,7 @@ impl Raft {
     }
 
     pub(crate) fn handle(&mut self, event: Event) {
-        if !event.is_plausible() {
+        if self.contradicted || !event.is_plausible() {
             return self.ignore(event);
         }
         match event {
@@ -401,6 +411,8 @@ impl Raft {
             // The driver, which sends it, knows how far it is.
             snapshot_bytes: matches!(peer.state, State::Snapshot).then_some(0),
             active: peer.in_touch(&self.config, self.now),
+            other_storage: peer.discount == Some(Discount::OtherStorage),
+            joining: peer.discount == Some(Discount::Joining),
         };
         let leader = match &self.role {
             Role::Leader(leader) => Some(leader),

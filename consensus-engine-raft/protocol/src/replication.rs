@@ -127,20 +127,23 @@ impl Raft {
     }
 
     pub(crate) fn on_append_response(&mut self, from: NodeId, response: AppendResponse) {
-        if !self.log.membership().trusts(from, response.storage) {
-            return; // I14
-        }
+        let is_trusted = self.log.membership().trusts(from, response.storage);
         if response.term > self.hard.term {
-            self.become_follower(response.term, None);
+            if is_trusted {
+                self.become_follower(response.term, None);
+            }
             return;
         }
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(peer) = leader.peers.get_mut(&from) else { return };
+        if response.round < peer.first_round {
+            return; // To a message from before it was added (I19).
+        }
         if response.term < self.hard.term || response.round > leader.round {
             return; // Of an earlier term, whose acknowledgements mean other entries; or of nobody's.
         }
         peer.heard = self.now;
-        peer.storage = response.storage;
+        peer.note_sender(response.storage, is_trusted, response.joining);
         let newest = response.round > peer.round;
         peer.round = peer.round.max(response.round);
         match response.outcome {
@@ -200,7 +203,11 @@ impl Raft {
         let Role::Leader(leader) = &mut self.role else { return };
         let (own, durable) = (self.config.id, self.durable);
         let reached = |id| {
-            if id == own { durable } else { leader.peers.get(&id).map_or(LogIndex::ZERO, |p| p.matched) }
+            if id == own {
+                durable
+            } else {
+                leader.peers.get(&id).map_or(LogIndex::ZERO, Progress::counted_match)
+            }
         };
         let Some(index) = self.log.membership().quorum_value(reached) else { return };
         if index > self.commit && self.log.id_at(index).is_some_and(|id| id.term == self.hard.term) {
@@ -231,7 +238,8 @@ impl Raft {
         let answered_round = if is_stale { 0 } else { append.round };
         let answer = |raft: &Self, outcome| {
             let (term, round, storage) = (raft.hard.term, answered_round, raft.storage);
-            Reply::AppendResponse(AppendResponse { term, round, outcome, storage })
+            let joining = raft.is_joining();
+            Reply::AppendResponse(AppendResponse { term, round, outcome, storage, joining })
         };
         let rejected = |hint| AppendOutcome::Rejected { prev: append.prev.index, hint };
         if is_stale {
@@ -246,7 +254,11 @@ impl Raft {
         let round = (append.term, append.round);
         let at_once = entries.is_empty() || (append.round > 0 && round > self.answered_round);
         self.answered_round = self.answered_round.max(round);
+        if let Some(contradiction) = self.find_contradiction(from, &append, &entries) {
+            return self.contradict(contradiction);
+        }
         let fitted = self.take_entries(&append, entries);
+        self.note_commit_of_leader(append.commit);
         match fitted {
             Ok(matched) if matched <= self.durable || at_once => {
                 let durable = AppendOutcome::Accepted { matched: matched.min(self.durable) };
@@ -271,6 +283,7 @@ impl Raft {
             return false;
         }
         self.become_follower(term, Some(from));
+        self.note_vote_while_joining(from);
         self.leader_heard = Some(self.now);
         self.reset_election_deadline();
         true
@@ -297,10 +310,7 @@ impl Raft {
         let matched = LogIndex(prev.index.0 + entries.len() as u64);
         let mut agreed = prev.index;
         let mut rest = entries.into_iter().peekable();
-        while let Some(id) = rest.peek().map(|entry| LogId { term: entry.term, index: agreed.next() }) {
-            if !self.log.contains(id) {
-                break;
-            }
+        while rest.peek().is_some_and(|entry| self.holds(agreed.next(), entry)) {
             agreed = agreed.next();
             rest.next();
         }
@@ -329,7 +339,7 @@ impl Leader {
     /// The round that a quorum has answered, counting the leader itself.
     pub(crate) fn quorum_round(&self, own: NodeId, membership: &Membership) -> Option<u64> {
         membership.quorum_value(|id| {
-            if id == own { self.round } else { self.peers.get(&id).map_or(0, |p| p.round) }
+            if id == own { self.round } else { self.peers.get(&id).map_or(0, Progress::counted_round) }
         })
     }
 }

@@ -21,6 +21,10 @@ impl Raft {
             self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
             return;
         }
+        if let Some(contradiction) = self.contradicts_snapshot(from, &meta) {
+            self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
+            return self.contradict(contradiction);
+        }
         if meta.last.index <= self.commit || self.log.contains(meta.last) {
             // Everything it covers is in the log: what a snapshot covers is committed.
             self.commit = self.commit.max(meta.last.index);
@@ -41,6 +45,7 @@ impl Raft {
         self.writes.hard_state();
         self.applied_by_snapshot(meta.last.index);
         self.forget_loss();
+        self.finish_joining();
         self.writes.purge(meta);
         self.output_when_durable(Output::SnapshotSettled(SnapshotVerdict::Held));
         self.reset_election_deadline();

@@ -62,7 +62,7 @@ impl Raft {
             return;
         }
         // Asked again at every acknowledgement: a repeated request finds the target in a later term and is ignored.
-        if leader.peers.get(&transfer.to).is_some_and(|peer| peer.matched == last) {
+        if leader.peers.get(&transfer.to).is_some_and(|peer| peer.counted_match() == last) {
             let request = Reply::TimeoutNow(TimeoutNow { term: self.hard.term });
             self.outputs.push(Output::Send(transfer.to, request));
         }
@@ -85,6 +85,7 @@ impl Raft {
             membership.can_lead(**id)
                 && peer.in_touch(&self.config, self.now)
                 && follows
+                && peer.counts()
                 && priority(**id) >= priority_min
         };
         let heir = leader.peers.iter().filter(fit).max_by_key(|(id, peer)| (priority(**id), peer.matched));

@@ -29,6 +29,12 @@ fn acknowledge(raft: &mut Raft, now: Time, from: u64, matched: u64) -> Vec<Outpu
     step(raft, now, Event::AppendResponse(NodeId(from), response))
 }
 
+/// Acknowledges a message that was sent since the member was added: of round 1, which began then (I19).
+fn acknowledge_as_added(raft: &mut Raft, now: Time, from: u64, matched: u64) -> Vec<Output> {
+    let response = consensus_core::AppendResponse { round: 1, ..accepted(raft.term().0, matched) };
+    step(raft, now, Event::AppendResponse(NodeId(from), response))
+}
+
 /// Node 0, which leads three voters in term 1 and has committed entry 2 in it.
 fn leader() -> Raft {
     let mut raft = node(3, 0, &[]);
@@ -82,10 +88,10 @@ fn d_4_3_a_joint_configuration_is_not_left_because_something_before_it_is_commit
     let mut raft = leader();
     propose(&mut raft, SECOND);
     change(&mut raft, SECOND, vec![set(3, MemberKind::Voter)]);
-    acknowledge(&mut raft, SECOND, 3, 3);
+    acknowledge_as_added(&mut raft, SECOND, 3, 3);
     let outputs = acknowledge(&mut raft, SECOND, 1, 3);
     assert_eq!((raft.commit(), appended(&outputs)), (LogIndex(3), None), "M3");
-    acknowledge(&mut raft, SECOND, 3, 4);
+    acknowledge_as_added(&mut raft, SECOND, 3, 4);
     assert!(appended(&acknowledge(&mut raft, SECOND, 1, 4)).is_some_and(|now| !now.is_joint()));
 }
 
@@ -180,7 +186,7 @@ fn d_4_2_1_who_joins_becomes_a_voter_when_it_has_caught_up() {
     };
     tick(&mut raft, SECOND + SECOND / 5);
     assert_eq!(kind(&raft), Some(MemberKind::Joining), "not heard of yet");
-    acknowledge(&mut raft, SECOND, 3, 3);
+    acknowledge_as_added(&mut raft, SECOND, 3, 3);
     tick(&mut raft, SECOND + SECOND / 2);
     assert_eq!(kind(&raft), Some(MemberKind::Voter));
     assert!(raft.membership().is_joint());
@@ -212,6 +218,7 @@ fn an_emptied_disk_counts_no_more() {
         term: Term(9),
         last_log: LogId::new(9, 9),
         storage: StorageId(12),
+        voter_storage: None,
     };
     step(&mut raft, later, Event::VoteRequest(NodeId(1), request));
     assert_eq!((raft.term(), raft.role()), (Term(1), Role::Leader), "I14: nor is it heard as a candidate");
@@ -231,6 +238,7 @@ fn d_3_10_a_transfer_takes_no_proposals_and_waits_until_the_target_has_all() {
         term: Term(2),
         last_log: LogId::new(1, 3),
         storage: StorageId(0),
+        voter_storage: None,
     };
     let outputs = step(&mut raft, SECOND, Event::VoteRequest(NodeId(1), request));
     assert!(outputs.contains(&Output::TransferEnded(9, Ok(()))), "{outputs:?}");
@@ -404,7 +412,7 @@ fn a_lease_does_not_survive_the_begin_of_a_transfer() {
 /// Asked by node 2 for a vote that it may give; whether it gives it.
 fn asked(raft: &mut Raft, now: Time) -> bool {
     let (last_log, storage) = (LogId::new(9, 9), StorageId(0));
-    let request = VoteRequest { kind: VoteKind::Vote, term: Term(9), last_log, storage };
+    let request = VoteRequest { kind: VoteKind::Vote, term: Term(9), last_log, storage, voter_storage: None };
     step(raft, now, Event::VoteRequest(NodeId(2), request));
     raft.hard_state().voted_for.is_some()
 }
@@ -522,9 +530,9 @@ fn a_witness_is_sent_what_is_on_the_leaders_disk() {
     acknowledge(&mut raft, SECOND, 1, 2);
     change(&mut raft, SECOND, vec![set(2, MemberKind::Witness)]);
     acknowledge(&mut raft, SECOND, 1, 3);
-    acknowledge(&mut raft, SECOND, 2, 3);
+    acknowledge_as_added(&mut raft, SECOND, 2, 3);
     acknowledge(&mut raft, SECOND, 1, 4);
-    acknowledge(&mut raft, SECOND, 2, 4);
+    acknowledge_as_added(&mut raft, SECOND, 2, 4);
     let to_witness = |outputs: &[Output]| {
         outputs
             .iter()
@@ -594,18 +602,18 @@ fn d_3_10_there_is_no_change_during_a_transfer_and_nobody_is_promoted() {
     let mut raft = leader();
     change(&mut raft, SECOND, vec![set(3, MemberKind::Joining)]);
     acknowledge(&mut raft, SECOND, 1, 3);
-    acknowledge(&mut raft, SECOND, 3, 3);
+    acknowledge_as_added(&mut raft, SECOND, 3, 3);
     step(&mut raft, SECOND, Event::Transfer { token: 9, to: Some(NodeId(2)) });
     let outputs = change(&mut raft, SECOND, vec![set(4, MemberKind::Learner)]);
     assert!(outputs.contains(&Output::ChangeRefused(7, Refusal::Busy)), "{outputs:?}");
     let soon = SECOND + SECOND / 5;
     acknowledge(&mut raft, soon, 1, 3);
-    acknowledge(&mut raft, soon, 3, 3);
+    acknowledge_as_added(&mut raft, soon, 3, 3);
     assert_eq!(appended(&step(&mut raft, soon, Event::Tick)), None, "not promoted");
     let after = SECOND + SECOND / 2;
     acknowledge(&mut raft, after, 1, 3);
     assert_eq!(raft.transferring_to(), None, "given up");
-    acknowledge(&mut raft, after, 3, 3);
+    acknowledge_as_added(&mut raft, after, 3, 3);
     assert!(appended(&step(&mut raft, after, Event::Tick)).is_some(), "promoted");
 }
 

@@ -41,7 +41,10 @@ fn kind() -> impl Strategy<Value = VoteKind> {
 fn event() -> impl Strategy<Value = Event> {
     let storage = StorageId(0);
     let vote_request = (peer(), kind(), number(), log_id()).prop_map(move |(from, kind, term, last_log)| {
-        Event::VoteRequest(from, VoteRequest { kind, term: Term(term), last_log, storage })
+        Event::VoteRequest(
+            from,
+            VoteRequest { kind, term: Term(term), last_log, storage, voter_storage: None },
+        )
     });
     let vote_response =
         (peer(), kind(), number(), any::<bool>()).prop_map(move |(from, kind, term, granted)| {
@@ -59,7 +62,10 @@ fn event() -> impl Strategy<Value = Event> {
     ];
     let append_response =
         (peer(), number(), number(), outcome).prop_map(move |(from, term, round, outcome)| {
-            Event::AppendResponse(from, AppendResponse { term: Term(term), round, outcome, storage })
+            Event::AppendResponse(
+                from,
+                AppendResponse { term: Term(term), round, outcome, storage, joining: false },
+            )
         });
     let snapshot = (peer(), number(), log_id()).prop_map(|(from, term, last)| {
         let meta = SnapshotMeta { last, membership: Membership::of_voters(0..3) };

@@ -111,7 +111,7 @@ fn numbers_that_cannot_be_are_not_believed() {
     let (large, storage) = (Term(TOO_LARGE), StorageId(0));
     let far = |term, index| LogId::new(term, index);
     let request = |term, last_log| {
-        let request = VoteRequest { kind: VoteKind::Vote, term, last_log, storage };
+        let request = VoteRequest { kind: VoteKind::Vote, term, last_log, storage, voter_storage: None };
         Event::VoteRequest(NodeId(1), request)
     };
     let appended = |term, prev: LogId, last, entry| {
@@ -159,7 +159,8 @@ fn a_leader_does_not_believe_numbers_that_cannot_be() {
     ] {
         let mut raft = node(3, 0, &[]);
         lead(&mut raft, SECOND);
-        let response = AppendResponse { term: Term(term), round: 0, outcome, storage: StorageId(0) };
+        let response =
+            AppendResponse { term: Term(term), round: 0, outcome, storage: StorageId(0), joining: false };
         let outputs = step(&mut raft, SECOND * 2, Event::AppendResponse(NodeId(1), response));
         assert_eq!((raft.term(), outputs), (Term(1), vec![]), "{outcome:?}");
         assert!(!raft.peers()[&NodeId(1)].active, "{outcome:?}: it is as if it had not been heard");

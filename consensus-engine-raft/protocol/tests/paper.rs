@@ -21,7 +21,8 @@ fn granted(outputs: &[Output]) -> Option<bool> {
 }
 
 fn ask(raft: &mut Raft, from: u64, kind: VoteKind, term: u64, last_log: LogId) -> Option<bool> {
-    let request = VoteRequest { kind, term: Term(term), last_log, storage: StorageId(0) };
+    let request =
+        VoteRequest { kind, term: Term(term), last_log, storage: StorageId(0), voter_storage: None };
     granted(&step(raft, raft_time(), Event::VoteRequest(NodeId(from), request)))
 }
 
@@ -37,6 +38,7 @@ fn figure_2_persistent_state_is_updated_on_stable_storage_before_responding() {
         term: Term(1),
         last_log: LogId::new(0, 1),
         storage: StorageId(0),
+        voter_storage: None,
     };
     let early = raft.step(SECOND, Event::VoteRequest(NodeId(1), request));
     assert_eq!(granted(&early), None, "no answer before the vote is durable");
@@ -166,7 +168,13 @@ fn d_4_2_3_a_node_in_touch_with_a_leader_does_not_vote() {
     let now = raft_time();
     step(&mut raft, now, append(1, LogId::new(1, 2), &[], 0));
     for kind in [VoteKind::PreVote, VoteKind::Vote] {
-        let request = VoteRequest { kind, term: Term(2), last_log: LogId::new(1, 9), storage: StorageId(0) };
+        let request = VoteRequest {
+            kind,
+            term: Term(2),
+            last_log: LogId::new(1, 9),
+            storage: StorageId(0),
+            voter_storage: None,
+        };
         assert_eq!(granted(&step(&mut raft, now, Event::VoteRequest(NodeId(2), request))), Some(false));
         assert_eq!(raft.term(), Term(1));
     }
@@ -176,6 +184,7 @@ fn d_4_2_3_a_node_in_touch_with_a_leader_does_not_vote() {
         term: Term(2),
         last_log: LogId::new(1, 9),
         storage: StorageId(0),
+        voter_storage: None,
     };
     let later = now + Duration::from_millis(500);
     assert_eq!(granted(&step(&mut raft, later, Event::VoteRequest(NodeId(2), request))), Some(true));
@@ -218,7 +227,7 @@ fn d_6_4_a_read_waits_for_an_entry_of_the_term_and_for_a_quorum_after_it() {
     let late = step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(1, 2)));
     assert!(!late.iter().any(|output| matches!(output, Output::ReadReady(..))));
     let outcome = AppendOutcome::Accepted { matched: LogIndex(2) };
-    let response = AppendResponse { term: Term(1), round: 1, outcome, storage: StorageId(0) };
+    let response = AppendResponse { term: Term(1), round: 1, outcome, storage: StorageId(0), joining: false };
     let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), response));
     assert!(outputs.contains(&Output::ReadReady(7, LogIndex(2))), "{outputs:?}");
 }
@@ -308,7 +317,13 @@ fn section_7_a_follower_behind_the_purged_log_is_sent_a_snapshot() {
         let mut probes = 0;
         let outputs = loop {
             let outcome = AppendOutcome::Rejected { prev, hint };
-            let response = AppendResponse { term: raft.term(), round: 0, outcome, storage: StorageId(0) };
+            let response = AppendResponse {
+                term: raft.term(),
+                round: 0,
+                outcome,
+                storage: StorageId(0),
+                joining: false,
+            };
             let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), response));
             let next = outputs.iter().find_map(|output| match output {
                 Output::SendAppend(NodeId(1), append) => Some(append.prev.index),
@@ -369,7 +384,13 @@ fn an_answer_of_a_term_that_has_passed_is_not_given() {
         let last_log = LogId::new(0, 1);
         Event::VoteRequest(
             NodeId(term),
-            VoteRequest { kind: VoteKind::Vote, term: Term(term), last_log, storage: StorageId(0) },
+            VoteRequest {
+                kind: VoteKind::Vote,
+                term: Term(term),
+                last_log,
+                storage: StorageId(0),
+                voter_storage: None,
+            },
         )
     };
     raft.step(SECOND, request(1));

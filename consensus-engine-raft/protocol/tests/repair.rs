@@ -36,7 +36,7 @@ fn cut(applied: u64) -> Raft {
 }
 
 fn votes(raft: &mut Raft, kind: VoteKind, last_log: LogId) -> bool {
-    let request = VoteRequest { kind, term: Term(4), last_log, storage: StorageId(0) };
+    let request = VoteRequest { kind, term: Term(4), last_log, storage: StorageId(0), voter_storage: None };
     let outputs = step(raft, 10 * SECOND, Event::VoteRequest(NodeId(1), request));
     outputs
         .iter()
@@ -105,6 +105,7 @@ fn a_leader_asks_it_again_for_what_it_had_acknowledged() {
         round: round.unwrap(),
         outcome: AppendOutcome::Rejected { prev: LogIndex(5), hint },
         storage: StorageId(0),
+        joining: false,
     };
     let outputs = step(&mut leader, now, Event::AppendResponse(NodeId(1), answer));
     let sent = outputs.iter().find_map(|output| match output {

@@ -437,6 +437,10 @@ impl Story {
             Output::AppendedMembership(id, membership) => {
                 self.configurations.insert(id, membership);
             }
+            Output::Contradicted(contradiction) => {
+                let (own, theirs) = (contradiction.own, contradiction.theirs);
+                self.say(format!("      {node} ends: its {own} is committed, the leader has {theirs} there"));
+            }
             Output::Install(meta) => {
                 self.say(format!("      {node} replaces its state by the snapshot up to {}", meta.last));
                 self.nodes.get_mut(&node).unwrap().disk.machine = meta.last.index;

@@ -61,6 +61,7 @@ impl World {
             Output::Changed(..) => self.checks.reach("change done"),
             Output::TransferEnded(_, Ok(())) => self.checks.reach("transfer"),
             Output::ChangeRefused(..) | Output::TransferEnded(..) => {}
+            Output::Contradicted(contradiction) => panic!("node {id}: {contradiction}"),
         }
     }
 

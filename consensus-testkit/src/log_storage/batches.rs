@@ -30,6 +30,7 @@ pub(super) fn durable<S: LogStorage>(place: &Place<'_, S>) {
         voted_for: Some(NodeId(2)),
         installing,
         lost_through: Some(LogId::new(3, 9)),
+        joining: Some(LogIndex(7)),
     };
     let entry = |index, payload| Entry { id: LogId::new(3, index), payload };
     let entries = vec![

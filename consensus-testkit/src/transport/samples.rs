@@ -35,9 +35,27 @@ pub fn samples() -> Vec<Message> {
     let accepted = AppendOutcome::Accepted { matched: LogIndex(8) };
     let empty = AppendEntries { term, prev: LogId::ZERO, entries: Vec::new(), commit: LogIndex(0), round: 0 };
     vec![
-        Message::VoteRequest(VoteRequest { kind: VoteKind::PreVote, term, last_log: id, storage }),
-        Message::VoteRequest(VoteRequest { kind: VoteKind::Vote, term, last_log: LogId::ZERO, storage }),
-        Message::VoteRequest(VoteRequest { kind: VoteKind::Transfer, term, last_log: id, storage }),
+        Message::VoteRequest(VoteRequest {
+            kind: VoteKind::PreVote,
+            term,
+            last_log: id,
+            storage,
+            voter_storage: None,
+        }),
+        Message::VoteRequest(VoteRequest {
+            kind: VoteKind::Vote,
+            term,
+            last_log: LogId::ZERO,
+            storage,
+            voter_storage: None,
+        }),
+        Message::VoteRequest(VoteRequest {
+            kind: VoteKind::Transfer,
+            term,
+            last_log: id,
+            storage,
+            voter_storage: Some(storage),
+        }),
         Message::VoteResponse(VoteResponse { kind: VoteKind::PreVote, term, granted: false, storage }),
         Message::VoteResponse(VoteResponse { kind: VoteKind::Vote, term, granted: true, storage }),
         Message::TimeoutNow(TimeoutNow { term }),
@@ -46,8 +64,8 @@ pub fn samples() -> Vec<Message> {
         Message::ReadIndexResponse(ReadIndexResponse { term, id: 7, index: Some(LogIndex(9)) }),
         Message::AppendEntries(AppendEntries { term, prev: id, entries, commit: LogIndex(5), round }),
         Message::AppendEntries(empty),
-        Message::AppendResponse(AppendResponse { term, round, outcome: rejected, storage }),
-        Message::AppendResponse(AppendResponse { term, round, outcome: accepted, storage }),
+        Message::AppendResponse(AppendResponse { term, round, outcome: rejected, storage, joining: false }),
+        Message::AppendResponse(AppendResponse { term, round, outcome: accepted, storage, joining: true }),
         Message::CommitNotification(CommitNotification { term, commit: LogIndex(6) }),
         Message::Extension(vec![1, 0, 2].into()),
     ]

@@ -89,6 +89,7 @@ pub(crate) fn accepted(term: u64, matched: u64) -> AppendResponse {
         round: 0,
         outcome: AppendOutcome::Accepted { matched: LogIndex(matched) },
         storage: StorageId(0),
+        joining: false,
     }
 }
 

@@ -1,0 +1,306 @@
+//! Disks that are not what they are taken for (I14, I17 to I20): one test for each way to lose data that an operator has.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{accepted, append, lead, node, restored, step};
+use consensus_core::{
+    AppendResponse, ClusterId, HardState, InvalidMembership, LogId, LogIndex, LogState, Member, MemberChange,
+    MemberKind, Membership, NodeId, Role, SnapshotMeta, StorageId, Term, VoteKind, VoteRequest,
+};
+use consensus_raft_protocol::{
+    Append, Config, Contradiction, EntryInfo, Event, Output, Raft, Refusal, Reply, Restored, SnapshotVerdict,
+    Time,
+};
+
+const SECOND: Time = Time::from_secs(1);
+const CLUSTER: ClusterId = ClusterId(0xC1);
+
+fn contradiction(outputs: &[Output]) -> Option<Contradiction> {
+    outputs.iter().find_map(|output| match output {
+        Output::Contradicted(contradiction) => Some(*contradiction),
+        _ => None,
+    })
+}
+
+/// The answer to an AppendEntries.
+fn answer(outputs: &[Output]) -> Option<AppendResponse> {
+    outputs.iter().find_map(|output| match output {
+        Output::Send(_, Reply::AppendResponse(response)) => Some(*response),
+        _ => None,
+    })
+}
+
+fn membership_entry(term: u64, membership: Membership) -> EntryInfo {
+    EntryInfo { term: Term(term), size_bytes: 100, membership: Some(Arc::new(membership)) }
+}
+
+fn append_configuration(term: u64, prev: LogId, membership: Membership, commit: u64) -> Event {
+    let entries = vec![membership_entry(term, membership)];
+    let last = prev.index.next();
+    let append = Append { term: Term(term), prev, last, commit: LogIndex(commit), round: 0 };
+    Event::Append { from: NodeId(1), append, entries }
+}
+
+/// A node with nothing on its disk and no first configuration.
+fn empty(id: u64) -> Raft {
+    let log = LogState { storage: StorageId(id + 100), ..LogState::default() };
+    Raft::new(Config::new(NodeId(id)), Restored { log, applied: LogIndex::ZERO }, Time::ZERO).unwrap()
+}
+
+// I17: what is committed is never silently replaced.
+
+#[test]
+fn follower_with_other_committed_entry_ends_and_takes_nothing() {
+    // 1.2 and 1.3 are committed here; the leader of term 4 has 2.2 in that place.
+    let mut raft = restored(3, 0, &[1, 1], 3);
+    let outputs = step(&mut raft, SECOND, append(4, LogId::new(0, 1), &[2, 4], 3));
+    let (own, theirs) = (LogId::new(1, 2), LogId::new(2, 2));
+    assert_eq!(contradiction(&outputs), Some(Contradiction { own, theirs, leader: NodeId(1) }));
+    assert_eq!(answer(&outputs), None, "it acknowledges nothing");
+    assert_eq!((raft.last_log(), raft.commit()), (LogId::new(1, 3), LogIndex(3)));
+    assert!(step(&mut raft, SECOND * 9, Event::Tick).is_empty(), "it takes part in nothing any more");
+    assert_eq!(raft.take_persist(), None);
+}
+
+#[test]
+fn follower_with_other_committed_entry_before_the_message_ends() {
+    let mut raft = restored(3, 0, &[1, 1], 3);
+    let outputs = step(&mut raft, SECOND, append(4, LogId::new(2, 3), &[4], 3));
+    assert_eq!(contradiction(&outputs).map(|found| found.own), Some(LogId::new(1, 3)));
+}
+
+#[test]
+fn follower_whose_committed_entries_are_the_leaders_goes_on() {
+    let mut raft = restored(3, 0, &[1, 1], 3);
+    let outputs = step(&mut raft, SECOND, append(4, LogId::new(0, 1), &[1, 1, 4], 3));
+    assert_eq!((contradiction(&outputs), raft.last_log()), (None, LogId::new(4, 4)));
+}
+
+#[test]
+fn snapshot_with_other_last_entry_than_the_committed_one_ends_the_node() {
+    let mut raft = restored(3, 0, &[1, 1], 3);
+    let meta = SnapshotMeta { last: LogId::new(2, 3), membership: Membership::of_voters(0..3) };
+    let outputs = step(&mut raft, SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(4), meta });
+    assert_eq!(contradiction(&outputs).map(|found| found.theirs), Some(LogId::new(2, 3)));
+    assert!(outputs.contains(&Output::SnapshotSettled(SnapshotVerdict::Refused)));
+}
+
+#[test]
+fn two_first_configurations_are_two_entries_though_they_have_one_id() {
+    // Both nodes bootstrapped, from different files: 0.1 is {0, 1, 2} here and {0, 1} at the leader.
+    let theirs = Membership::of_voters(0..2);
+    let mut uncommitted = node(3, 0, &[]);
+    let outputs = step(&mut uncommitted, SECOND, append_configuration(1, LogId::ZERO, theirs.clone(), 0));
+    assert_eq!(contradiction(&outputs), None);
+    assert_eq!(**uncommitted.membership(), theirs, "the leader's replaces it");
+    let mut committed = restored(3, 0, &[], 1);
+    let outputs = step(&mut committed, SECOND, append_configuration(1, LogId::ZERO, theirs, 0));
+    assert_eq!(contradiction(&outputs).map(|found| found.own), Some(LogId::new(0, 1)));
+}
+
+// I18: a log that began empty.
+
+#[test]
+fn empty_log_of_a_founding_member_neither_campaigns_nor_votes() {
+    // The leader's configurations: {2} alone at first, as when node 2 began; this is node 2, emptied.
+    let mut raft = empty(2);
+    let first = append_configuration(3, LogId::ZERO, Membership::of_voters([2]), 9);
+    step(&mut raft, SECOND, first);
+    assert!(raft.membership().is_only_voter(NodeId(2)), "as far as it has read");
+    step(&mut raft, SECOND * 60, Event::Tick);
+    assert_eq!((raft.role(), raft.term()), (Role::Follower, Term(3)), "it does not elect itself");
+    for kind in [VoteKind::PreVote, VoteKind::Vote, VoteKind::Transfer] {
+        let (last_log, storage) = (LogId::new(3, 99), StorageId(0));
+        let request = VoteRequest { kind, term: Term(7), last_log, storage, voter_storage: None };
+        let outputs = step(&mut raft, SECOND * 60, Event::VoteRequest(NodeId(1), request));
+        let refused =
+            |output: &Output| matches!(output, Output::Send(_, Reply::VoteResponse(r)) if !r.granted);
+        assert!(outputs.iter().any(refused), "{kind:?}: {outputs:?}");
+    }
+}
+
+#[test]
+fn empty_disk_votes_for_nobody_who_knows_another_storage_of_it() {
+    let vote = |raft: &mut Raft, voter_storage| {
+        let (term, last_log) = (raft.term().next(), LogId::new(3, 99));
+        let request =
+            VoteRequest { kind: VoteKind::Vote, term, last_log, storage: StorageId(0), voter_storage };
+        let outputs = step(raft, SECOND * 60, Event::VoteRequest(NodeId(1), request));
+        outputs.iter().any(|output| matches!(output, Output::Send(_, Reply::VoteResponse(r)) if r.granted))
+    };
+    assert!(!vote(&mut empty(2), Some(StorageId(7))), "its former disk");
+    assert!(!vote(&mut empty(2), None), "a founding member, which may have voted with a former disk");
+    assert!(vote(&mut empty(2), Some(StorageId(102))), "this very disk");
+    assert!(vote(&mut empty(2), Some(StorageId::UNHEARD)), "a change has just added it");
+    assert!(vote(&mut node(3, 0, &[]), None), "its log has what it was founded with");
+}
+
+#[test]
+fn empty_log_counts_when_it_holds_what_was_committed_when_it_joined() {
+    let mut raft = empty(2);
+    let outputs =
+        step(&mut raft, SECOND, append_configuration(3, LogId::ZERO, Membership::of_voters(0..3), 3));
+    assert!(answer(&outputs).is_some_and(|answer| answer.joining));
+    assert_eq!(raft.hard_state().joining, Some(LogIndex(3)), "what the first leader told it, and no other");
+    let outputs = step(&mut raft, SECOND, append(3, LogId::new(3, 1), &[3, 3], 8));
+    assert!(answer(&outputs).is_some_and(|answer| !answer.joining), "{outputs:?}");
+    assert_eq!(raft.hard_state().joining, None);
+    step(&mut raft, SECOND * 60, Event::Tick);
+    assert_eq!(raft.role(), Role::PreCandidate);
+}
+
+#[test]
+fn joining_survives_a_restart() {
+    let hard_state = HardState { term: Term(3), joining: Some(LogIndex(9)), ..HardState::default() };
+    let log = LogState {
+        hard_state,
+        entries: vec![(LogId::new(0, 1), 100)],
+        memberships: vec![(LogIndex(1), Membership::of_voters([2]))],
+        ..LogState::default()
+    };
+    let config = Config::new(NodeId(2));
+    let mut raft = Raft::new(config, Restored { log, applied: LogIndex(1) }, Time::ZERO).unwrap();
+    step(&mut raft, SECOND * 60, Event::Tick);
+    assert_eq!((raft.role(), raft.term()), (Role::Follower, Term(3)));
+}
+
+#[test]
+fn joining_node_votes_for_nobody_else_in_the_term_of_its_leader() {
+    let mut raft = empty(2);
+    step(&mut raft, SECOND, append_configuration(3, LogId::ZERO, Membership::of_voters(0..3), 1));
+    assert_eq!(raft.hard_state().voted_for, Some(NodeId(1)));
+}
+
+#[test]
+fn acknowledgement_of_a_joining_node_counts_towards_no_quorum() {
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    let acknowledge = |raft: &mut Raft, joining| {
+        let response = AppendResponse { joining, ..accepted(1, 2) };
+        step(raft, SECOND, Event::AppendResponse(NodeId(1), response));
+    };
+    acknowledge(&mut raft, true);
+    assert_eq!(raft.commit(), LogIndex::ZERO);
+    assert!(raft.peers()[&NodeId(1)].joining && raft.peers()[&NodeId(1)].matched == LogIndex(2));
+    acknowledge(&mut raft, false);
+    assert_eq!(raft.commit(), LogIndex(2));
+}
+
+// I19: one acknowledgement, one storage, one membership.
+
+#[test]
+fn change_that_removes_and_adds_one_id_is_refused() {
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
+    let voter = Member::new(MemberKind::Voter);
+    let changes = vec![MemberChange::Remove(NodeId(2)), MemberChange::Set(NodeId(2), voter)];
+    let outputs = step(&mut raft, SECOND, Event::ChangeMembership { token: 7, changes });
+    let why = InvalidMembership::RemovedAndAdded(NodeId(2));
+    assert!(outputs.contains(&Output::ChangeRefused(7, Refusal::Invalid(why))), "{outputs:?}");
+}
+
+#[test]
+fn acknowledgement_from_before_the_removal_does_not_count_after_the_member_is_added_again() {
+    // 1. The leader of three sends entries to node 2. 2. Node 2 is removed; its disk is emptied. 3. It is added again, in
+    // the same term of the same leader. 4. What the old disk acknowledged in step 1 arrives only now.
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    let acknowledge = |raft: &mut Raft, from, round, matched, storage| {
+        let storage = StorageId(storage);
+        let response = AppendResponse { round, storage, ..accepted(1, matched) };
+        step(raft, SECOND, Event::AppendResponse(NodeId(from), response))
+    };
+    acknowledge(&mut raft, 1, 0, 2, 1);
+    let change = |raft: &mut Raft, change| {
+        step(raft, SECOND, Event::ChangeMembership { token: 7, changes: vec![change] });
+    };
+    change(&mut raft, MemberChange::Remove(NodeId(2)));
+    for matched in [3, 4] {
+        acknowledge(&mut raft, 1, 0, matched, 1);
+    }
+    assert!(raft.membership().get(NodeId(2)).is_none() && raft.commit() == LogIndex(4));
+    change(&mut raft, MemberChange::Set(NodeId(2), Member::new(MemberKind::Learner)));
+    acknowledge(&mut raft, 2, 0, 2, 22);
+    assert_eq!(raft.peers()[&NodeId(2)].matched, LogIndex::ZERO, "the new disk has nothing");
+    acknowledge(&mut raft, 2, 1, 1, 23);
+    let peer = raft.peers()[&NodeId(2)];
+    assert_eq!((peer.matched, peer.other_storage), (LogIndex(1), false), "its storage is the new one");
+}
+
+#[test]
+fn acknowledgement_from_another_storage_than_before_does_not_count() {
+    // The configuration knows no storage yet, and the disk is exchanged meanwhile.
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    let acknowledge = |raft: &mut Raft, matched, storage| {
+        let response = AppendResponse { storage: StorageId(storage), ..accepted(1, matched) };
+        step(raft, SECOND, Event::AppendResponse(NodeId(1), response));
+    };
+    acknowledge(&mut raft, 1, 11);
+    acknowledge(&mut raft, 2, 12);
+    assert_eq!(raft.commit(), LogIndex::ZERO);
+    assert!(raft.peers()[&NodeId(1)].other_storage);
+}
+
+#[test]
+fn member_with_another_storage_is_sent_the_log_and_does_not_count() {
+    let mut members = Membership::of_voters(0..3).members().clone();
+    members.get_mut(&NodeId(1)).unwrap().storage = Some(StorageId(11));
+    let log = LogState {
+        entries: vec![(LogId::new(0, 1), 100)],
+        memberships: vec![(LogIndex(1), Membership::new(members))],
+        ..LogState::default()
+    };
+    let config = Config::new(NodeId(0));
+    let mut raft = Raft::new(config, Restored { log, applied: LogIndex::ZERO }, Time::ZERO).unwrap();
+    lead(&mut raft, SECOND); // By the vote of node 2.
+    let response = AppendResponse { storage: StorageId(12), ..accepted(1, 1) };
+    let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), response));
+    let sent =
+        |output: &Output| matches!(output, Output::SendAppend(NodeId(1), sent) if sent.last == LogIndex(2));
+    assert!(outputs.iter().any(sent), "{outputs:?}");
+    assert!(raft.peers()[&NodeId(1)].other_storage);
+    let response = AppendResponse { storage: StorageId(12), ..accepted(1, 2) };
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), response));
+    assert_eq!((raft.commit(), raft.peers()[&NodeId(1)].matched), (LogIndex::ZERO, LogIndex(2)));
+}
+
+// I20: the identity of the cluster.
+
+#[test]
+fn first_leader_draws_the_identity_of_the_cluster_in_its_first_entry() {
+    let mut raft = common::configured(3, 0, &[], |config| config.new_cluster = CLUSTER);
+    lead(&mut raft, SECOND);
+    assert_eq!(
+        (raft.membership().cluster(), raft.cluster()),
+        (CLUSTER, ClusterId::NONE),
+        "not committed yet"
+    );
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
+    assert_eq!(raft.cluster(), CLUSTER);
+    let learner = MemberChange::Set(NodeId(5), Member::new(MemberKind::Learner));
+    step(&mut raft, SECOND, Event::ChangeMembership { token: 7, changes: vec![learner] });
+    assert_eq!(raft.membership().cluster(), CLUSTER, "it stays");
+}
+
+#[test]
+fn later_leader_keeps_the_identity() {
+    let mut raft = common::configured(3, 0, &[], |config| config.new_cluster = ClusterId(0xC2));
+    let founded = Membership::of_voters(0..3).with_cluster(CLUSTER);
+    step(&mut raft, SECOND, append_configuration(1, LogId::new(0, 1), founded, 1));
+    lead(&mut raft, SECOND * 60);
+    assert_eq!(raft.membership().cluster(), CLUSTER);
+}
+
+#[test]
+fn configuration_of_another_cluster_ends_the_node() {
+    let mut raft = node(3, 0, &[]);
+    let founded = |cluster| Membership::of_voters(0..3).with_cluster(ClusterId(cluster));
+    step(&mut raft, SECOND, append_configuration(1, LogId::new(0, 1), founded(0xC1), 2));
+    assert_eq!(raft.cluster(), CLUSTER);
+    let outputs = step(&mut raft, SECOND, append_configuration(2, LogId::new(1, 2), founded(0xC2), 2));
+    assert_eq!(contradiction(&outputs).map(|found| found.theirs), Some(LogId::new(2, 3)));
+}

@@ -1,23 +1,98 @@
 //! Making connections.
 
-use std::{io, time::Duration};
+use std::{collections::VecDeque, io, net::SocketAddr, time::Duration};
 
 use consensus_core::Endpoint;
+use futures::{StreamExt, stream::FuturesUnordered};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::{Instant, timeout, timeout_at},
+};
 
-/// Connects to `endpoint`, trying every address that its name has, and sets what every connection here has: no delay,
-/// and notice of a peer that is gone within about 20 s.
+/// Connects to `endpoint` within `patience`, which covers the look-up of the name too. Sets on the connection what every
+/// connection here has: no delay, and notice within about 20 s that the peer is gone.
+///
+/// A name may have several addresses, and some of them may drop what is sent to them. They are tried as RFC 8305 advises:
+/// IPv6 and IPv4 in turn, the next one as soon as the one before has failed or has not answered for a while (250 ms, or
+/// less if otherwise some address would not be tried in the first half of `patience`). The first that answers is taken.
 ///
 /// # Errors
-/// The name has no address, or none answers within `timeout`; the error names the endpoint.
-pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> io::Result<TcpStream> {
+/// The name has no address, or no address answers within `patience`. The error names the endpoint and says what each address
+/// did.
+pub async fn connect(endpoint: &Endpoint, patience: Duration) -> io::Result<TcpStream> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{endpoint}: {error}"));
-    let attempt = TcpStream::connect((endpoint.host(), endpoint.port()));
-    let stream = tokio::time::timeout(timeout, attempt).await;
-    let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(named)?;
+    let deadline = Instant::now() + patience;
+    let found = timeout_at(deadline, lookup_host((endpoint.host(), endpoint.port()))).await;
+    let found = found.unwrap_or_else(|_| Err(timed_out("the name is not resolved", patience)));
+    let stream = connect_to_any(found.map_err(named)?, patience, deadline).await.map_err(named)?;
     configure(&stream).map_err(named)?;
     Ok(stream)
+}
+
+/// Connects to whichever of `addresses` answers first.
+async fn connect_to_any(
+    addresses: impl Iterator<Item = SocketAddr>,
+    patience: Duration,
+    deadline: Instant,
+) -> io::Result<TcpStream> {
+    let attempt = |address| async move {
+        let connecting = timeout_at(deadline, TcpStream::connect(address)).await;
+        (address, connecting.unwrap_or_else(|_| Err(timed_out("no answer", patience))))
+    };
+    let mut untried = in_turn(addresses);
+    let head_start = HEAD_START.min(patience / (2 * untried.len().max(1) as u32));
+    let mut attempts = FuturesUnordered::new();
+    let mut failed = Vec::new();
+    loop {
+        attempts.extend(untried.pop_front().map(attempt));
+        let ended = if untried.is_empty() {
+            attempts.next().await
+        } else {
+            timeout(head_start, attempts.next()).await.unwrap_or(None)
+        };
+        match ended {
+            Some((_, Ok(stream))) => return Ok(stream),
+            Some((address, Err(error))) => failed.push((address, error)),
+            None if attempts.is_empty() => return Err(nobody_answers(failed)),
+            None => {} // Not yet; the next address gets its turn.
+        }
+    }
+}
+
+/// The order in which addresses are tried: the families in turn, each in the order of the resolver, which prefers the first.
+fn in_turn(addresses: impl Iterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
+    let mut families: [VecDeque<SocketAddr>; 2] = Default::default();
+    let mut first_is_v6 = None;
+    for address in addresses {
+        let other_family = usize::from(*first_is_v6.get_or_insert(address.is_ipv6()) != address.is_ipv6());
+        if !families[other_family].contains(&address) {
+            families[other_family].push_back(address);
+        }
+    }
+    let [mut preferred, mut other] = families;
+    let mut order = VecDeque::new();
+    while order.len() < ADDRESSES_MAX && !(preferred.is_empty() && other.is_empty()) {
+        order.extend(preferred.pop_front());
+        order.extend(other.pop_front());
+    }
+    order
+}
+
+fn timed_out(what: &str, patience: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("{what} within {} ms", patience.as_millis()))
+}
+
+fn nobody_answers(mut failed: Vec<(SocketAddr, io::Error)>) -> io::Error {
+    let Some((_, last)) = failed.last() else {
+        return io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    };
+    let kind = last.kind();
+    if failed.len() == 1 {
+        return failed.remove(0).1;
+    }
+    let each: Vec<String> = failed.iter().map(|(address, error)| format!("{address}: {error}")).collect();
+    io::Error::new(kind, format!("none of its {} addresses answers: {}", each.len(), each.join("; ")))
 }
 
 /// Sets on an accepted connection what [`connect`] sets on one made.
@@ -34,6 +109,91 @@ pub(crate) fn configure(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// How long an address is tried alone; RFC 8305, section 8.
+const HEAD_START: Duration = Duration::from_millis(250);
+/// Addresses of one name beyond these (by one, perhaps) are not tried.
+const ADDRESSES_MAX: usize = 16;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEPALIVE_PROBES: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    /// A port whose queue of connections is full, so that the system drops whoever asks for another; and what keeps it so.
+    async fn silent_port() -> (SocketAddr, Vec<TcpStream>, socket2::Socket) {
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+            waiting.push(stream.unwrap());
+            assert!(waiting.len() < 100, "the queue does not fill");
+        }
+        (address, waiting, listener)
+    }
+
+    /// A port that refuses connections.
+    async fn closed_port() -> SocketAddr {
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    }
+
+    async fn connect_to(addresses: &[SocketAddr], patience: Duration) -> io::Result<TcpStream> {
+        connect_to_any(addresses.iter().copied(), patience, Instant::now() + patience).await
+    }
+
+    #[tokio::test]
+    async fn second_address_is_taken_when_the_first_drops_packets() {
+        let (silent, _waiting, _full) = silent_port().await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = listener.local_addr().unwrap();
+        for addresses in [[silent, good], [good, silent]] {
+            for patience in [PATIENCE, Duration::from_millis(400)] {
+                let since = Instant::now();
+                let stream = connect_to(&addresses, patience).await.unwrap();
+                assert_eq!(stream.peer_addr().unwrap(), good);
+                assert!(since.elapsed() < patience, "{:?}", since.elapsed());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn second_address_is_tried_at_once_when_the_first_refuses() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = listener.local_addr().unwrap();
+        let since = Instant::now();
+        connect_to(&[closed_port().await, good], Duration::from_secs(60)).await.unwrap();
+        assert!(since.elapsed() < HEAD_START, "{:?}", since.elapsed());
+    }
+
+    #[tokio::test]
+    async fn error_says_what_each_address_did() {
+        let (silent, _waiting, _full) = silent_port().await;
+        let closed = closed_port().await;
+        let since = Instant::now();
+        let error = connect_to(&[silent, closed], Duration::from_millis(300)).await.unwrap_err().to_string();
+        assert!(since.elapsed() < PATIENCE, "{:?}", since.elapsed());
+        for words in ["none of its 2 addresses", &format!("{silent}: no answer within 300 ms"), "refused"] {
+            assert!(error.contains(words), "{error}");
+        }
+        let error = connect_to(&[closed, closed], PATIENCE).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(connect_to(&[], PATIENCE).await.unwrap_err().to_string().contains("no address"));
+    }
+
+    #[test]
+    fn families_are_tried_in_turn_each_address_once() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let [a, b, c, v4] = ["[::1]:1", "[::2]:1", "[::3]:1", "127.0.0.1:1"].map(address);
+        assert_eq!(in_turn([a, b, a, c, v4].into_iter()), [a, v4, b, c]);
+        assert_eq!(in_turn([v4, a, b].into_iter()), [v4, a, b]);
+        let many = (1..100).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        assert_eq!(in_turn(many).len(), ADDRESSES_MAX);
+    }
+}

@@ -151,6 +151,8 @@ struct Hello {
   4: required i64 callee
   /** Where the caller is called back, host:port, if the callee does not know. */
   5: optional string endpoint
+  /** The callee shall say what it has received at most this often, in milliseconds. */
+  6: required i32 receipt_interval_ms
 }
 
 /** The callee does not want the connection and closes it. */
@@ -162,4 +164,9 @@ service Consensus {
   void hello(1: Hello hello) throws (1: Refused refused),
   oneway void deliver(1: Message message),
   SnapshotAck snapshot_chunk(1: SnapshotChunk chunk),
+  /**
+   * Said by the callee to the caller: bytes that it has received on this connection, lengths of frames included. A caller with
+   * bytes under way that hears nothing for a while makes a new connection.
+   */
+  oneway void received(1: i64 bytes),
 }

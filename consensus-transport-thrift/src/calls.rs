@@ -4,10 +4,12 @@ use bytes::Bytes;
 use thrift::protocol::{TInputProtocol, TMessageType};
 
 use crate::{
+    convert::{signed, unsigned},
     framing,
     generated::{
-        ConsensusDeliverArgs, ConsensusHelloArgs, ConsensusHelloResult, ConsensusSnapshotChunkArgs,
-        ConsensusSnapshotChunkResult, Hello, Message, Refused, SnapshotAck, SnapshotChunk,
+        ConsensusDeliverArgs, ConsensusHelloArgs, ConsensusHelloResult, ConsensusReceivedArgs,
+        ConsensusSnapshotChunkArgs, ConsensusSnapshotChunkResult, Hello, Message, Refused, SnapshotAck,
+        SnapshotChunk,
     },
 };
 
@@ -60,6 +62,20 @@ pub(crate) fn answer_chunk(sequence: i32, ack: SnapshotAck) -> thrift::Result<By
     framing::encode("snapshot_chunk", TMessageType::Reply, sequence, |out| result.write_to_out_protocol(out))
 }
 
+/// A receipt: the callee has received this many bytes.
+pub(crate) fn received(bytes: u64) -> thrift::Result<Bytes> {
+    let args = ConsensusReceivedArgs { bytes: signed(bytes) };
+    framing::encode(RECEIVED, TMessageType::OneWay, 0, |out| args.write_to_out_protocol(out))
+}
+
+/// The number of bytes if the frame is a receipt. What cannot be read is none; whoever reads it as an answer says why.
+pub(crate) fn read_received(frame: &[u8]) -> Option<u64> {
+    let (identifier, mut protocol) = framing::open(frame).ok()?;
+    let is_receipt = identifier.name == RECEIVED && identifier.message_type == TMessageType::OneWay;
+    let args = is_receipt.then(|| ConsensusReceivedArgs::read_from_in_protocol(&mut protocol))?;
+    Some(unsigned(args.ok()?.bytes))
+}
+
 pub(crate) fn read_hello_answer(frame: &[u8]) -> thrift::Result<()> {
     let (identifier, mut protocol) = framing::open(frame)?;
     raise(identifier.message_type, &mut protocol)?;
@@ -87,3 +103,5 @@ fn raise(kind: TMessageType, protocol: &mut dyn TInputProtocol) -> thrift::Resul
         _ => Ok(()),
     }
 }
+
+const RECEIVED: &str = "received";

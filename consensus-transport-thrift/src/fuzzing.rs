@@ -28,7 +28,8 @@ pub struct Greeting(Hello);
 impl Greeting {
     pub fn new(cluster: &str, endpoint: Option<&str>) -> Self {
         let endpoint = endpoint.map(str::to_owned);
-        Self(Hello { format: 1, cluster: cluster.to_owned(), node_id: 1, callee: 2, endpoint })
+        let cluster = cluster.to_owned();
+        Self(Hello { format: 1, cluster, node_id: 1, callee: 2, endpoint, receipt_interval_ms: 125 })
     }
 }
 

@@ -1830,16 +1830,19 @@ pub struct Hello {
   pub callee: i64,
   /// Where the caller is called back, host:port, if the callee does not know.
   pub endpoint: Option<String>,
+  /// The callee shall say what it has received at most this often, in milliseconds.
+  pub receipt_interval_ms: i32,
 }
 
 impl Hello {
-  pub fn new<F5>(format: i32, cluster: String, node_id: i64, callee: i64, endpoint: F5) -> Hello where F5: Into<Option<String>> {
+  pub fn new<F5>(format: i32, cluster: String, node_id: i64, callee: i64, endpoint: F5, receipt_interval_ms: i32) -> Hello where F5: Into<Option<String>> {
     Hello {
       format,
       cluster,
       node_id,
       callee,
       endpoint: endpoint.into(),
+      receipt_interval_ms,
     }
   }
 }
@@ -1852,6 +1855,7 @@ impl TSerializable for Hello {
     let mut f_3: Option<i64> = None;
     let mut f_4: Option<i64> = None;
     let mut f_5: Option<String> = None;
+    let mut f_6: Option<i32> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1879,6 +1883,10 @@ impl TSerializable for Hello {
           let val = i_prot.read_string()?;
           f_5 = Some(val);
         },
+        6 => {
+          let val = i_prot.read_i32()?;
+          f_6 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1890,12 +1898,14 @@ impl TSerializable for Hello {
     verify_required_field_exists("Hello.cluster", &f_2)?;
     verify_required_field_exists("Hello.node_id", &f_3)?;
     verify_required_field_exists("Hello.callee", &f_4)?;
+    verify_required_field_exists("Hello.receipt_interval_ms", &f_6)?;
     let ret = Hello {
       format: f_1.expect("auto-generated code should have checked for presence of required fields"),
       cluster: f_2.expect("auto-generated code should have checked for presence of required fields"),
       node_id: f_3.expect("auto-generated code should have checked for presence of required fields"),
       callee: f_4.expect("auto-generated code should have checked for presence of required fields"),
       endpoint: f_5,
+      receipt_interval_ms: f_6.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -1919,6 +1929,9 @@ impl TSerializable for Hello {
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
+    o_prot.write_field_begin(&TFieldIdentifier::new("receipt_interval_ms", TType::I32, 6))?;
+    o_prot.write_i32(self.receipt_interval_ms)?;
+    o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -2253,6 +2266,54 @@ impl ConsensusSnapshotChunkResult {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// ConsensusReceivedArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct ConsensusReceivedArgs {
+  pub(crate) bytes: i64,
+}
+
+impl ConsensusReceivedArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ConsensusReceivedArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("ConsensusReceivedArgs.bytes", &f_1)?;
+    let ret = ConsensusReceivedArgs {
+      bytes: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("received_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("bytes", TType::I64, 1))?;
+    o_prot.write_i64(self.bytes)?;
+    o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }

@@ -24,6 +24,7 @@
 //! ```
 
 mod calls;
+mod chronicle;
 mod connection;
 mod convert;
 pub mod framing;
@@ -32,6 +33,8 @@ pub mod fuzzing;
 #[rustfmt::skip]
 mod generated;
 mod peer;
+mod progress;
+mod repeats;
 mod server;
 pub mod testing;
 mod transport;

@@ -11,34 +11,35 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{Endpoint, NodeId, Reachability, SendError, TransportError};
-use futures::StreamExt;
+use futures::{StreamExt, stream::FuturesUnordered};
 use rand::Rng;
 use tokio::{
     io::AsyncWriteExt,
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-    sync::{Mutex, Notify, mpsc},
+    net::{TcpStream, tcp::OwnedWriteHalf},
+    sync::{Mutex, Notify, mpsc, watch},
     time::Instant,
 };
-use tokio_util::codec::FramedRead;
 
 use crate::{
     ThriftConfig, calls,
+    chronicle::Chronicle,
     connection::connect,
     convert::{ack_from_wire, chunk_to_wire, signed},
     framing,
     generated::{Hello, SnapshotAck},
+    progress::{Answers, Counted, Counter, RECEIPTS_PER_STALL_TIMEOUT, next_frame},
 };
 
 /// One other node.
 #[derive(Debug)]
 pub(crate) struct Peer {
     link: Arc<Link>,
+    /// Keeps the connection for messages.
     task: tokio::task::JoinHandle<()>,
     /// For snapshots; made when one is sent.
     bulk: Mutex<Option<Bulk>>,
+    /// Set when the node is dialled no more: what a chunk that is under way ends with.
+    forgotten: watch::Sender<Option<SendError>>,
 }
 
 /// What the sending side and the connection's task share.
@@ -54,10 +55,16 @@ struct Link {
     connect_now: Notify,
 }
 
+/// A connection that stands: both have said who they are.
+#[derive(Debug)]
+struct Established {
+    answers: Answers,
+    writer: Counted<OwnedWriteHalf>,
+}
+
 #[derive(Debug)]
 struct Bulk {
-    reader: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
-    writer: OwnedWriteHalf,
+    connection: Established,
     sequence: i32,
 }
 
@@ -72,7 +79,7 @@ impl Peer {
         let (queue, queued_bytes) = (std::sync::Mutex::new(None), AtomicU64::new(0));
         let link = Arc::new(Link { node, endpoint, config, queue, queued_bytes, connect_now: Notify::new() });
         let task = tokio::spawn(link.clone().keep_connected(report));
-        Self { link, task, bulk: Mutex::new(None) }
+        Self { link, task, bulk: Mutex::new(None), forgotten: watch::Sender::new(None) }
     }
 
     /// Where it is.
@@ -83,6 +90,13 @@ impl Peer {
     /// The node is there: if no connection stands there shall be one at once.
     pub(crate) fn connect_now(&self) {
         self.link.connect_now.notify_one();
+    }
+
+    /// Closes the connections and makes no new ones. Chunks that are under way end with the error.
+    pub(crate) fn forget(&self, error: SendError) {
+        self.task.abort();
+        *self.link.lock_queue() = None;
+        self.forgotten.send_replace(Some(error));
     }
 
     /// Queues a frame.
@@ -104,17 +118,27 @@ impl Peer {
         &self,
         chunk: consensus_core::SnapshotChunk,
     ) -> Result<consensus_core::SnapshotAck, TransportError> {
+        let mut forgotten = self.forgotten.subscribe();
+        let forgotten = async {
+            let why = forgotten.wait_for(Option::is_some).await;
+            why.ok().and_then(|why| why.clone()).unwrap_or(SendError::Unreachable(self.link.node))
+        };
+        tokio::select! {
+            answer = self.exchange_chunk(chunk) => answer,
+            why = forgotten => Err(why.into()),
+        }
+    }
+
+    async fn exchange_chunk(
+        &self,
+        chunk: consensus_core::SnapshotChunk,
+    ) -> Result<consensus_core::SnapshotAck, TransportError> {
         let mut bulk = self.bulk.lock().await;
         // Taken out while in use: if this call is cancelled or fails, the connection, with an answer perhaps still to
         // come, is not used again.
         let mut connection = match bulk.take() {
             Some(connection) => connection,
-            None => {
-                let stream =
-                    self.link.connect().await.map_err(|source| self.link.io("connecting", source))?;
-                let (reader, writer) = self.link.greet(stream).await?;
-                Bulk { reader, writer, sequence: 0 }
-            }
+            None => Bulk { connection: self.link.establish().await?, sequence: 0 },
         };
         let wait = if chunk.last.is_some() {
             self.link.config.install_timeout
@@ -145,9 +169,12 @@ impl Bulk {
         self.sequence = self.sequence.wrapping_add(1);
         let frame = calls::snapshot_chunk(self.sequence, chunk_to_wire(chunk))
             .map_err(|error| link.thrift(&error))?;
-        self.writer.write_all(&frame).await.map_err(|source| link.io("sending a snapshot chunk", source))?;
-        let answer =
-            next_frame(&mut self.reader).await.map_err(|source| link.io("reading an answer", source))?;
+        let Established { answers, writer } = &mut self.connection;
+        let write = async {
+            writer.write_all(&frame).await.map_err(|source| link.io("sending a snapshot chunk", source))
+        };
+        let read = async { answers.next().await.map_err(|source| link.io("reading an answer", source)) };
+        let ((), answer) = tokio::try_join!(write, read)?;
         let (sequence, ack) = calls::read_chunk_answer(&answer).map_err(|error| link.thrift(&error))?;
         if sequence != self.sequence {
             let why = format!("answer {sequence} to call {}", self.sequence);
@@ -164,25 +191,21 @@ impl Link {
 
     async fn keep_connected(self: Arc<Self>, report: impl Fn(Reachability)) {
         let mut wait = self.config.reconnect_min;
-        let mut complained = false;
+        let mut chronicle = Chronicle::new(self.node, self.endpoint.clone());
         loop {
+            let begun = Instant::now();
             let mut stood = Duration::ZERO;
-            match self.connect_for_messages().await {
-                Ok((reader, writer, frames)) => {
-                    (wait, complained) = (self.config.reconnect_min, false);
-                    tracing::info!(node = %self.node, endpoint = %self.endpoint, "connected");
+            match self.establish().await {
+                Ok(connection) => {
+                    wait = self.config.reconnect_min;
+                    let (queue, frames) = mpsc::channel(QUEUE_FRAMES_MAX);
+                    *self.lock_queue() = Some(queue);
                     report(Reachability::Reachable);
                     let since = Instant::now();
-                    let error = self.run(reader, writer, frames).await;
-                    tracing::info!(node = %self.node, %error, "disconnected");
+                    chronicle.connected_until(self.run(connection, frames)).await;
                     stood = since.elapsed();
                 }
-                // Said once per outage, not once per attempt.
-                Err(error) if !complained => {
-                    complained = true;
-                    tracing::warn!(node = %self.node, %error, "cannot connect; trying on");
-                }
-                Err(error) => tracing::debug!(node = %self.node, %error, "cannot connect"),
+                Err(error) => chronicle.cannot_connect(&error),
             }
             *self.lock_queue() = None;
             self.queued_bytes.store(0, Ordering::Relaxed);
@@ -192,33 +215,66 @@ impl Link {
                 continue;
             }
             report(Reachability::Unreachable);
-            // With jitter, so that a cluster does not come back in step.
+            // With jitter, so that a cluster does not come back in step. An attempt that took as long as the wait is followed
+            // by the next one at once: it has left the network in peace meanwhile.
             let jitter = rand::rng().random_range(0.5..1.0);
-            let _ = tokio::time::timeout(wait.mul_f64(jitter), self.connect_now.notified()).await;
+            let pause = wait.mul_f64(jitter).saturating_sub(begun.elapsed());
+            let _ = tokio::time::timeout(pause, self.connect_now.notified()).await;
             wait = (wait * 2).min(self.config.reconnect_max);
         }
     }
 
-    async fn connect_for_messages(
-        &self,
-    ) -> Result<
-        (FramedRead<OwnedReadHalf, framing::FrameDecoder>, OwnedWriteHalf, mpsc::Receiver<Bytes>),
-        TransportError,
-    > {
-        let stream = self.connect().await.map_err(|source| self.io("connecting", source))?;
-        let (reader, writer) = self.greet(stream).await?;
-        let (queue, frames) = mpsc::channel(QUEUE_FRAMES_MAX);
-        *self.lock_queue() = Some(queue);
-        Ok((reader, writer, frames))
+    /// Connects and says who calls.
+    ///
+    /// While an attempt has no outcome another one is made beside it, every half of the stall timeout. A packet that asks
+    /// for a connection and is lost is sent again by TCP after 1 s, 3 s, and so on: when the network is back, only a new
+    /// attempt finds out at once. The first outcome counts, so that a peer that is slow to answer has the whole
+    /// [`connect_timeout`](ThriftConfig::connect_timeout), too.
+    async fn establish(&self) -> Result<Established, TransportError> {
+        let every = (self.config.stall_timeout / 2).max(self.config.connect_timeout / ATTEMPTS_MAX);
+        let mut attempts = FuturesUnordered::new();
+        loop {
+            attempts.push(self.attempt());
+            if let Ok(Some(outcome)) = tokio::time::timeout(every, attempts.next()).await {
+                return outcome;
+            }
+        }
+    }
+
+    async fn attempt(&self) -> Result<Established, TransportError> {
+        let begun = Instant::now();
+        let stream = connect(&self.endpoint, self.config.connect_timeout).await;
+        let stream = stream.map_err(|source| self.io("connecting", source))?;
+        let left = self.config.connect_timeout.saturating_sub(begun.elapsed());
+        let timed_out = |_| self.io("greeting", io::ErrorKind::TimedOut.into());
+        tokio::time::timeout(left, self.greet(stream)).await.map_err(timed_out)?
+    }
+
+    /// Says who calls; the callee may refuse.
+    async fn greet(&self, stream: TcpStream) -> Result<Established, TransportError> {
+        let (reader, writer) = stream.into_split();
+        let mut reader = framing::reader(reader, self.config.frame_bytes_max);
+        let sent = Arc::new(Counter::default());
+        let mut writer = Counted::new(writer, sent.clone());
+        let receipt_interval = self.config.stall_timeout / RECEIPTS_PER_STALL_TIMEOUT;
+        let hello = Hello {
+            format: FORMAT,
+            cluster: self.config.cluster.clone(),
+            node_id: signed(self.config.node.0),
+            callee: signed(self.node.0),
+            endpoint: self.config.advertise.as_ref().map(Endpoint::to_string),
+            receipt_interval_ms: i32::try_from(receipt_interval.as_millis()).unwrap_or(i32::MAX),
+        };
+        let frame = calls::hello(hello).map_err(|error| self.thrift(&error))?;
+        writer.write_all(&frame).await.map_err(|source| self.io("greeting", source))?;
+        let answer = next_frame(&mut reader).await.map_err(|source| self.io("greeting", source))?;
+        calls::read_hello_answer(&answer).map_err(|error| self.thrift(&error))?;
+        Ok(Established { answers: Answers::new(reader, sent, self.config.stall_timeout), writer })
     }
 
     /// Writes what is queued until the connection ends; says why it did.
-    async fn run(
-        &self,
-        mut reader: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
-        writer: OwnedWriteHalf,
-        frames: mpsc::Receiver<Bytes>,
-    ) -> io::Error {
+    async fn run(&self, connection: Established, frames: mpsc::Receiver<Bytes>) -> io::Error {
+        let Established { mut answers, writer } = connection;
         let written = |bytes| {
             self.queued_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
         };
@@ -226,38 +282,9 @@ impl Link {
             result = framing::write_all(writer, frames, written, || false) => {
                 result.err().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into())
             }
-            // Nothing is ever answered here; what comes is the end.
-            end = next_frame(&mut reader) => end.err().unwrap_or_else(|| io::ErrorKind::InvalidData.into()),
+            // Messages have no answers; what comes is the end.
+            end = answers.next() => end.err().unwrap_or_else(|| io::ErrorKind::InvalidData.into()),
         }
-    }
-
-    async fn connect(&self) -> io::Result<TcpStream> {
-        connect(&self.endpoint, self.config.connect_timeout).await
-    }
-
-    /// Says who calls; the callee may refuse.
-    async fn greet(
-        &self,
-        stream: TcpStream,
-    ) -> Result<(FramedRead<OwnedReadHalf, framing::FrameDecoder>, OwnedWriteHalf), TransportError> {
-        let (reader, mut writer) = stream.into_split();
-        let mut reader = framing::reader(reader, self.config.frame_bytes_max);
-        let hello = Hello {
-            format: FORMAT,
-            cluster: self.config.cluster.clone(),
-            node_id: signed(self.config.node.0),
-            callee: signed(self.node.0),
-            endpoint: self.config.advertise.as_ref().map(Endpoint::to_string),
-        };
-        let exchange = async {
-            let frame = calls::hello(hello).map_err(|error| self.thrift(&error))?;
-            writer.write_all(&frame).await.map_err(|source| self.io("greeting", source))?;
-            let answer = next_frame(&mut reader).await.map_err(|source| self.io("greeting", source))?;
-            calls::read_hello_answer(&answer).map_err(|error| self.thrift(&error))
-        };
-        let timed_out = |_| self.io("greeting", io::ErrorKind::TimedOut.into());
-        tokio::time::timeout(self.config.connect_timeout, exchange).await.map_err(timed_out)??;
-        Ok((reader, writer))
     }
 
     fn io(&self, doing: &str, source: io::Error) -> TransportError {
@@ -269,15 +296,13 @@ impl Link {
     }
 }
 
-pub(crate) async fn next_frame(
-    reader: &mut FramedRead<OwnedReadHalf, framing::FrameDecoder>,
-) -> io::Result<bytes::BytesMut> {
-    reader.next().await.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
-}
-
 /// Version of the vocabulary in `idl/consensus.thrift`.
 pub(crate) const FORMAT: i32 = 1;
 /// Frames queued to one node, besides the bound in bytes.
 const QUEUE_FRAMES_MAX: usize = 16_384;
 /// The least that a reconnection may wait.
 pub(crate) const RECONNECT_FLOOR: Duration = Duration::from_millis(1);
+/// The shortest stall timeout.
+pub(crate) const STALL_TIMEOUT_FLOOR: Duration = Duration::from_millis(20);
+/// Attempts to connect that are made at once.
+const ATTEMPTS_MAX: u32 = 8;

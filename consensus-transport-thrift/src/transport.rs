@@ -18,7 +18,7 @@ use crate::{
     calls,
     convert::message_to_wire,
     framing,
-    peer::{Peer, RECONNECT_FLOOR},
+    peer::{Peer, RECONNECT_FLOOR, STALL_TIMEOUT_FLOOR},
     server,
 };
 
@@ -37,11 +37,17 @@ pub struct ThriftConfig {
     pub frame_bytes_max: usize,
     /// Most bytes queued to one node. Default 64 MiB.
     pub queue_bytes_max: u64,
-    /// For connecting and greeting. Default 2 s.
+    /// For connecting and greeting together. Default 2 s.
     pub connect_timeout: Duration,
+    /// A connection with bytes under way on which the peer says nothing for so long is replaced by a new one. Set it to the
+    /// election timeout of the engine, as [`with_election_timeout`](Self::with_election_timeout) does: shorter, and a peer
+    /// that pauses costs messages for nothing; longer, and after a failure of the network the cluster is without a leader
+    /// for longer than it must be. At least 20 ms. Default 500 ms, the default of `consensus-engine-raft`.
+    pub stall_timeout: Duration,
     /// First wait before connecting again; it doubles up to `reconnect_max`. Default 20 ms.
     pub reconnect_min: Duration,
-    /// Longest such wait. Default 500 ms: a restarted node is found again within that time.
+    /// Longest such wait. Default 500 ms: a restarted node is found again within that
+    /// time.
     pub reconnect_max: Duration,
     /// For the answer to a snapshot chunk. Default 30 s.
     pub chunk_timeout: Duration,
@@ -61,11 +67,21 @@ impl ThriftConfig {
             frame_bytes_max: 64 << 20,
             queue_bytes_max: 64 << 20,
             connect_timeout: Duration::from_secs(2),
+            stall_timeout: Duration::from_millis(500),
             reconnect_min: Duration::from_millis(20),
             reconnect_max: Duration::from_millis(500),
             chunk_timeout: Duration::from_secs(30),
             install_timeout: Duration::from_secs(30 * 60),
         }
+    }
+
+    /// Derives from the engine's election timeout what depends on it: [`stall_timeout`](Self::stall_timeout) is as long, and
+    /// [`reconnect_max`](Self::reconnect_max) at most half as long, so that nodes find each other within an election timeout
+    /// once the network lets them.
+    #[must_use]
+    pub fn with_election_timeout(self, election_timeout: Duration) -> Self {
+        let reconnect_max = self.reconnect_max.min(election_timeout / 2);
+        Self { stall_timeout: election_timeout, reconnect_max, ..self }
     }
 }
 
@@ -116,12 +132,17 @@ impl Peers {
             reachability.send_if_modified(|all| all.insert(node, state) != Some(state));
         };
         report(Reachability::Unknown);
-        peers.insert(node, Arc::new(Peer::start(node, endpoint, self.config.clone(), report)));
+        let new = Arc::new(Peer::start(node, endpoint, self.config.clone(), report));
+        if let Some(old) = peers.insert(node, new) {
+            old.forget(SendError::Unreachable(node));
+        }
     }
 
     fn remove(&self, node: NodeId) {
-        if let Some(peers) = lock(&self.peers).as_mut() {
-            peers.remove(&node);
+        if let Some(peers) = lock(&self.peers).as_mut()
+            && let Some(peer) = peers.remove(&node)
+        {
+            peer.forget(SendError::UnknownNode(node));
         }
         self.reachability.send_if_modified(|all| all.remove(&node).is_some());
     }
@@ -144,7 +165,11 @@ impl ThriftTransport {
         let listener = TcpListener::bind((listen.host(), listen.port())).await.map_err(error)?;
         let port = listener.local_addr().map_err(error)?.port();
         let local = Endpoint::new(listen.host(), port).map_err(|bad| error(io::Error::other(bad)))?;
-        let config = ThriftConfig { reconnect_min: config.reconnect_min.max(RECONNECT_FLOOR), ..config };
+        let config = ThriftConfig {
+            reconnect_min: config.reconnect_min.max(RECONNECT_FLOOR),
+            stall_timeout: config.stall_timeout.max(STALL_TIMEOUT_FLOOR),
+            ..config
+        };
         let config = Arc::new(config);
         let peers = Peers {
             config: config.clone(),
@@ -228,7 +253,8 @@ impl NetworkTransport for ThriftTransport {
     }
 
     async fn shutdown(&self) {
-        lock(&self.peers.peers).take();
+        let peers = lock(&self.peers.peers).take();
+        peers.iter().flat_map(BTreeMap::values).for_each(|peer| peer.forget(SendError::Closed));
         lock(&self.listener).take();
         let accepting = lock(&self.accepting).take();
         if let Some(task) = accepting {

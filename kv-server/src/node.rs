@@ -113,7 +113,8 @@ async fn replicated(
     cluster: &ClusterSettings,
 ) -> Result<(ConsensusKvDatabase, Arc<ThriftTransport>), NodeError> {
     let storage = open_log(settings, cluster.log)?;
-    let mut thrift = ThriftConfig::new(settings.node, cluster.consensus_listen.clone());
+    let mut thrift = ThriftConfig::new(settings.node, cluster.consensus_listen.clone())
+        .with_election_timeout(cluster.election_timeout);
     thrift.cluster.clone_from(&cluster.name);
     thrift.advertise = cluster.nodes.get(&settings.node).map(|endpoints| endpoints.consensus.clone());
     let transport = Arc::new(ThriftTransport::bind(thrift).await?);

@@ -8,7 +8,7 @@ mod reads;
 mod snapshots;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -78,9 +78,10 @@ pub(crate) struct Driver {
     asked: Asked,
     /// Since when this node is leaving, and who waits for it.
     leaving: Option<(Duration, Option<oneshot::Sender<()>>)>,
-    /// For which configuration the transport has the endpoints, and who left with it.
+    /// The configuration whose endpoints the transport has.
     addressed: Arc<Membership>,
-    retired: BTreeSet<NodeId>,
+    /// Members that were removed, and until when the transport keeps their endpoints.
+    retired: BTreeMap<NodeId, Duration>,
     freshness: Freshness,
     /// While the log thread waits for room on the disk.
     no_room: Option<String>,
@@ -166,7 +167,7 @@ impl Driver {
             asked: Asked::default(),
             leaving: None,
             addressed: Arc::default(),
-            retired: BTreeSet::new(),
+            retired: BTreeMap::new(),
             freshness: Freshness::default(),
             no_room: None,
             apply: Apply { done: applied, handed: applied, target: raft.commit() },
@@ -234,6 +235,7 @@ impl Driver {
             self.forwarding.expire(now);
             self.end_turn();
             self.conclude(now);
+            self.forget_retired();
             drop(span);
         }
         watching.abort();
@@ -250,6 +252,7 @@ impl Driver {
             self.forwarding.next_deadline(),
             leaving,
             transfers,
+            self.retired.values().min().copied(),
             self.writer.due().map(|at| at - self.started),
         ]
         .into_iter()

@@ -13,8 +13,8 @@ use std::{
 use common::Cluster;
 use consensus_core::{
     ChangeError, ConsensusEngine, Entry, Health, InvalidMembership, LogBatch, LogId, LogStorage, Member,
-    MemberChange, MemberKind, Membership, NodeId, Payload, ProposeError, ReadConsistency, ReadError, Role,
-    TransferError,
+    MemberChange, MemberKind, Membership, Message, NetworkTransport, NodeId, Payload, ProposeError,
+    ReadConsistency, ReadError, Role, SendError, TransferError,
 };
 use consensus_engine_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::{
@@ -22,7 +22,7 @@ use consensus_testkit::{
     engine::{Node, converged},
     eventually,
 };
-use consensus_transport_mem::Link;
+use consensus_transport_mem::{Link, MemNetwork, MemTransport};
 
 fn set(id: NodeId, kind: MemberKind) -> MemberChange {
     MemberChange::Set(id, Member::new(kind))
@@ -270,4 +270,52 @@ async fn proposals_during_a_transfer_are_refused_and_not_lost() {
     }
     transfer.await.unwrap().unwrap();
     converged(&cluster.nodes, acknowledged).await;
+}
+
+/// A voter alone, and its transport.
+async fn alone(network: &MemNetwork) -> (Arc<RaftEngine>, Arc<MemTransport>) {
+    let mut config = RaftConfig::new(NodeId(1));
+    config.bootstrap = Some(Membership::of_voters([1]));
+    config.protocol.election_timeout = Duration::from_millis(100);
+    config.protocol.heartbeat_interval = Duration::from_millis(20);
+    let transport = network.transport(NodeId(1));
+    let (storage, machine) = (Arc::new(MemLogStorage::new()), Box::new(Journal::new()));
+    let engine = RaftEngine::start(config, transport.clone(), storage, machine).await.unwrap();
+    engine.status().wait_for(|status| status.role == Role::Leader).await.unwrap();
+    (engine, transport)
+}
+
+#[tokio::test]
+async fn removed_member_is_dialled_no_more_without_another_change() {
+    let network = MemNetwork::new(1);
+    let (engine, transport) = alone(&network).await;
+    let other = network.transport(NodeId(2));
+    let endpoint = "127.0.0.1:1".parse().ok();
+    let learner = Member { endpoint, ..Member::new(MemberKind::Learner) };
+    engine.change_membership(vec![MemberChange::Set(other.local(), learner)]).await.unwrap();
+    let send = || transport.send(other.local(), Message::Extension("x".into()));
+    send().unwrap();
+    engine.change_membership(vec![MemberChange::Remove(other.local())]).await.unwrap();
+    eventually("it is forgotten", || match send() {
+        Err(SendError::UnknownNode(_)) => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    engine.shutdown().await.unwrap();
+}
+
+/// Its address is not in the configuration, which can therefore not give it back.
+#[tokio::test]
+async fn removed_member_without_an_endpoint_can_be_added_again() {
+    let network = MemNetwork::new(1);
+    let (engine, transport) = alone(&network).await;
+    let (id, learner) = (network.transport(NodeId(2)).local(), Member::new(MemberKind::Learner));
+    for _ in 0..2 {
+        engine.change_membership(vec![MemberChange::Set(id, learner.clone())]).await.unwrap();
+        engine.change_membership(vec![MemberChange::Remove(id)]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(600)).await;
+    }
+    engine.change_membership(vec![MemberChange::Set(id, learner)]).await.unwrap();
+    transport.send(id, Message::Extension("x".into())).unwrap();
+    engine.shutdown().await.unwrap();
 }

@@ -1,12 +1,8 @@
 //! Members and leaders that change.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use consensus_core::{ChangeError, NodeId, Role, TransferError};
+use consensus_core::{ChangeError, Role, TransferError};
 use consensus_raft_protocol::{Event, Refusal};
 use tokio::sync::oneshot;
 
@@ -103,8 +99,8 @@ impl Driver {
         }));
     }
 
-    /// Tells the transport where everybody is. Who is no longer a member may still have to hear so; its endpoint goes
-    /// with the next change.
+    /// Tells the transport where everybody is. Who is no longer a member is still reached for a while: it has to hear that it
+    /// was removed.
     pub(super) fn address_members(&mut self) {
         let membership = self.raft.membership().clone();
         if Arc::ptr_eq(&membership, &self.addressed) {
@@ -120,11 +116,29 @@ impl Driver {
                 self.transport.set_endpoint(id, endpoint.clone());
             }
         }
-        let before: BTreeSet<NodeId> = self.addressed.everybody().map(|(id, _)| id).collect();
-        for gone in self.retired.iter().filter(|id| membership.get(**id).is_none()) {
-            self.transport.remove_endpoint(*gone);
+        let until = self.now + RETIREMENT * self.config.protocol.election_timeout;
+        for (id, member) in self.addressed.everybody().filter(|(id, _)| *id != own) {
+            // Addresses that do not come from the configuration are not this engine's to remove.
+            if membership.get(id).is_none() && member.endpoint.is_some() {
+                self.retired.entry(id).or_insert(until);
+            }
         }
-        self.retired = before.into_iter().filter(|id| *id != own && membership.get(*id).is_none()).collect();
+        self.retired.retain(|id, _| membership.get(*id).is_none());
         self.addressed = membership;
     }
+
+    /// Has the transport forget those who had time enough to hear that they were removed.
+    pub(super) fn forget_retired(&mut self) {
+        self.retired.retain(|gone, until| {
+            let is_due = *until <= self.now;
+            if is_due {
+                self.transport.remove_endpoint(*gone);
+            }
+            !is_due
+        });
+    }
 }
+
+/// A member that was removed is reached for so many election timeouts more. The leader tells it once, when the change is
+/// committed; a node that did not hear it asks by itself.
+const RETIREMENT: u32 = 4;

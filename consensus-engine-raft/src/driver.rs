@@ -146,7 +146,7 @@ impl Driver {
         let driver = Self {
             cache: EntryCache::new(raft.last_log().index),
             life: config.protocol.seed,
-            forwarding: Forwarding::default(),
+            forwarding: Forwarding::new(raft.term()),
             proposals,
             config,
             started: Instant::now(),
@@ -365,6 +365,9 @@ impl Driver {
         let was = (self.raft.role() == Role::Leader, self.raft.term());
         let outputs = self.raft.step(now, event);
         self.carry_out(outputs.into());
+        if self.raft.role() == Role::Leader {
+            self.forwarding.begin_term(self.raft.term());
+        }
         if was.0 && (self.raft.role() != Role::Leader || self.raft.term() != was.1) {
             self.waiters.orphan(now + 2 * self.config.protocol.election_timeout);
             for (_, sending) in std::mem::take(&mut self.transfers) {

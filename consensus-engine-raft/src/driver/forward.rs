@@ -4,7 +4,7 @@
 //! delivers twice is taken once. The answer may be lost: then nobody knows, and the caller needs a session
 //! ([`consensus_core::session`]) to propose again.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cmp::Ordering, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use consensus_core::{Committed, LogId, Message, NodeId, ProposeError, Role, Term, codec};
@@ -44,16 +44,23 @@ enum Answer {
     Unknown,
 }
 
-#[derive(Default)]
 pub(super) struct Forwarding {
     numbers: u64,
     /// Those who wait here: until when, for whose answer. Dropped, they learn that nobody knows.
     waiting: BTreeMap<u64, (Duration, NodeId, Waiter)>,
-    /// On a leader: in which term the latest number was taken, of each life of each sender.
-    taken: (Term, BTreeMap<(NodeId, u64), u64>),
+    taken: Taken,
 }
 
 impl Forwarding {
+    pub(super) fn new(term_at_start: Term) -> Self {
+        Self { numbers: 0, waiting: BTreeMap::new(), taken: Taken::new(term_at_start) }
+    }
+
+    /// This node became the leader of `term`.
+    pub(super) fn begin_term(&mut self, term: Term) {
+        self.taken.begin_term(term);
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         // All wait equally long.
         self.waiting.first_key_value().map(|(_, (until, ..))| *until)
@@ -65,19 +72,50 @@ impl Forwarding {
             waiter.answer(Err(ProposeError::Unknown { why: "the leader did not answer" }));
         }
     }
+}
 
-    /// Whether a command comes for the first time.
-    fn is_new(&mut self, term: Term, from: NodeId, life: u64, number: u64) -> bool {
-        if self.taken.0 != term {
-            self.taken = (term, BTreeMap::new());
+/// The forwarded commands that this node took as the leader of one term, the last one in which it was a leader.
+struct Taken {
+    term: Term,
+    /// Term in which this node was when it started: what it took in earlier ones it has forgotten.
+    term_at_start: Term,
+    /// Latest number of each life of each sender.
+    numbers: BTreeMap<(NodeId, u64), u64>,
+}
+
+impl Taken {
+    fn new(term_at_start: Term) -> Self {
+        Self { term: Term::ZERO, term_at_start, numbers: BTreeMap::new() }
+    }
+
+    /// This node became the leader of `term`.
+    fn begin_term(&mut self, term: Term) {
+        if term > self.term {
+            self.term = term;
+            self.numbers.clear();
         }
-        let taken = &mut self.taken.1;
+    }
+
+    /// Notes a command of the term that this node leads; whether it comes for the first time.
+    fn is_new(&mut self, term: Term, from: NodeId, life: u64, number: u64) -> bool {
+        self.begin_term(term);
         // Lives are few; more than this in one term only someone in error has.
-        if taken.len() >= LIVES_MAX && !taken.contains_key(&(from, life)) {
+        if self.numbers.len() >= LIVES_MAX && !self.numbers.contains_key(&(from, life)) {
             return false;
         }
-        let last = taken.entry((from, life)).or_default();
+        let last = self.numbers.entry((from, life)).or_default();
         number > std::mem::replace(last, number.max(*last))
+    }
+
+    /// Whether it is certain that no copy of this command was taken in `term`, which this node does not lead any more and so
+    /// will not take it in. A copy that arrives late says nothing of the first one.
+    fn is_certainly_not_taken(&self, term: Term, from: NodeId, life: u64, number: u64) -> bool {
+        match term.cmp(&self.term) {
+            Ordering::Equal => self.numbers.get(&(from, life)).is_none_or(|last| number > *last),
+            // Terms in which it was a leader since its start are noted when they begin: this one was none of them.
+            Ordering::Greater => term > self.term_at_start,
+            Ordering::Less => false,
+        }
     }
 }
 
@@ -125,11 +163,15 @@ impl Driver {
         let refuse = |driver: &Self, error: ProposeError| {
             driver.send_forwarded(from, &Forwarded::Answer { life, number, answer: Err(error).into() });
         };
-        // In that term it will not lead again, so this is the truth for every copy of the command.
         if self.raft.role() != Role::Leader || self.raft.term() != term {
-            return refuse(self, ProposeError::NotLeader { leader: self.raft.leader() });
+            let error = if self.forwarding.taken.is_certainly_not_taken(term, from, life, number) {
+                ProposeError::NotLeader { leader: self.raft.leader() }
+            } else {
+                ProposeError::Unknown { why: "an earlier copy of the command may be in the log" }
+            };
+            return refuse(self, error);
         }
-        if !self.forwarding.is_new(term, from, life, number) {
+        if !self.forwarding.taken.is_new(term, from, life, number) {
             return;
         }
         let (bytes, limit) = (command.len() as u64, self.config.command_bytes_max);
@@ -205,12 +247,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_delivered_twice_is_taken_once() {
-        let mut leader = Forwarding::default();
+    fn command_delivered_twice_is_taken_once() {
+        let mut leader = Taken::new(Term::ZERO);
         let mut is_new = |term, from, life, number| leader.is_new(Term(term), NodeId(from), life, number);
         assert!(is_new(1, 2, 7, 1) && !is_new(1, 2, 7, 1) && is_new(1, 2, 7, 2));
         assert!(is_new(1, 3, 7, 1), "another sender");
         assert!(is_new(1, 2, 8, 1) && !is_new(1, 2, 7, 2), "restarted, and a message from before");
         assert!(is_new(2, 2, 7, 3), "another term");
+    }
+
+    #[test]
+    fn late_copy_is_refused_as_not_done_only_where_that_is_certain() {
+        // A node that came up in term 3 and was the leader of terms 5 and 7.
+        let mut taken = Taken::new(Term(3));
+        assert!(taken.is_new(Term(5), NodeId(2), 9, 1));
+        assert!(taken.is_new(Term(7), NodeId(2), 9, 4));
+        let certain = |term, number| taken.is_certainly_not_taken(Term(term), NodeId(2), 9, number);
+        assert!(!certain(7, 4), "its first copy is in the log");
+        assert!(certain(7, 5), "no copy came while the node was a leader");
+        assert!(certain(8, 1), "the node was no leader in that term");
+        assert!(!certain(5, 1) && !certain(6, 1), "what it took then is forgotten");
+        let restarted = Taken::new(Term(7));
+        assert!(
+            !restarted.is_certainly_not_taken(Term(7), NodeId(2), 9, 4),
+            "it may have led before it was restarted"
+        );
+        assert!(restarted.is_certainly_not_taken(Term(8), NodeId(2), 9, 4));
     }
 }

@@ -373,7 +373,7 @@ pub struct PeerStatus {
     /// Its log storage is not the one that the configuration knows for it: its disk was emptied or exchanged. It is sent the
     /// log, but its votes and acknowledgements do not count until it is removed from the cluster and added again.
     pub other_storage: bool,
-    /// Its log began empty and still lacks what was committed when it joined; its acknowledgements do not count yet.
+    /// Its log began empty and still lacks what was committed when it joined.
     pub joining: bool,
 }
 

@@ -78,7 +78,7 @@ pub struct HardState {
     pub lost_through: Option<LogId>,
     /// Set while a log that began empty, without a first configuration, has not yet reached what was committed when it
     /// joined: the commit index that the first leader told it, 0 until one did. Such a node may be a former member whose disk
-    /// was emptied, so it does not campaign, and its acknowledgements do not count.
+    /// was emptied, so it does not campaign; as a founding member it neither votes nor counts.
     pub joining: Option<LogIndex>,
 }
 

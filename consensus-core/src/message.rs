@@ -97,7 +97,7 @@ pub struct AppendResponse {
     /// The follower's storage.
     pub storage: StorageId,
     /// Whether the follower's log still lacks what was committed when it joined
-    /// ([`HardState::joining`](crate::HardState::joining)); then its acknowledgement counts towards no quorum.
+    /// ([`HardState::joining`](crate::HardState::joining)); a founding member's acknowledgement then counts towards no quorum.
     pub joining: bool,
 }
 

@@ -83,7 +83,7 @@ struct AppendResponse {
   2: required i64 round
   3: required AppendOutcome outcome
   4: required i64 storage
-  /** The sender's log still lacks what was committed when it joined: it counts towards no quorum. */
+  /** The sender's log still lacks what was committed when it joined. */
   5: required bool joining
 }
 

@@ -1056,7 +1056,7 @@ pub struct AppendResponse {
   pub round: i64,
   pub outcome: AppendOutcome,
   pub storage: i64,
-  /// The sender's log still lacks what was committed when it joined: it counts towards no quorum.
+  /// The sender's log still lacks what was committed when it joined.
   pub joining: bool,
 }
 

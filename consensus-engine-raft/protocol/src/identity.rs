@@ -2,8 +2,9 @@
 //!
 //! * What is committed here is compared with what every leader sends (I17): a node that differs ends.
 //! * A log that began empty may be that of a former member whose disk was emptied, which voted and acknowledged what it
-//!   no longer knows. It takes the log, but does not campaign, and counts towards no quorum, until it holds what was committed
-//!   at that time (I18):
+//!   no longer knows. It takes the log, but does not campaign, and as a founding member it neither votes nor counts, until it
+//!   holds what was committed at that time (I18). One that a change has added votes and counts at once: without that a
+//!   cluster of one voter could not grow, as new members may be needed to commit anything.
 //!   1. it starts with an empty log and no configuration: [`HardState::joining`](consensus_core::HardState::joining) is 0;
 //!   2. the first leader with a commit index tells it that index, which is written down;
 //!   3. its own disk holds that much, and it knows that it is committed: it is a member like any other.

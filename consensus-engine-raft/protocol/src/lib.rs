@@ -48,9 +48,9 @@
 //!   stand, until its log is as far again (after Alagappan et al. 2018, protocol-aware recovery).
 //! * **I17** What is committed is never silently replaced: a node that finds its own committed entry different from the
 //!   leader's applies nothing more and says so ([`Output::Contradicted`]).
-//! * **I18** A node whose log began empty, without a first configuration, does not campaign, and counts towards no quorum,
-//!   until its log holds what was committed when a leader first told it: it may be a former member whose disk was emptied.
-//!   Until then it votes only as a member that a change has added, and that nobody has heard of since.
+//! * **I18** A node whose log began empty, without a first configuration, does not campaign until its log holds what was
+//!   committed when a leader first told it: it may be a former member whose disk was emptied. Until then it votes, and counts
+//!   towards quorums, only as a member that a change has added: what a former member promised ended with its removal.
 //! * **I19** An acknowledgement counts only for the storage that it came from, and only if it answers a message that was sent
 //!   since the member was last added.
 //! * **I20** The first leader of a cluster draws its identity and writes it into the first entry of its term; once that is

@@ -164,6 +164,7 @@ impl Raft {
             let caught_up = leader.peers.get(id).is_some_and(|peer| {
                 matches!(peer.state, State::Replicate(_))
                     && peer.counts()
+                    && !peer.joining
                     && self.log.last().index.since(peer.matched) <= self.config.promote_lag_entries
             });
             if caught_up {

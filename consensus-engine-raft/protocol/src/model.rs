@@ -145,8 +145,8 @@ impl Leader {
 
 impl Progress {
     fn digest(&self, hasher: &mut impl Hasher) {
-        let Self { matched, next, state, round, heard, storage, first_round, discount } = self;
-        (matched, next, round, heard, storage, first_round, discount).hash(hasher);
+        let Self { matched, next, state, round, heard, storage, first_round, joining, discount } = self;
+        (matched, next, round, heard, storage, first_round, joining, discount).hash(hasher);
         match state {
             State::Probe { sent } => (0, sent).hash(hasher),
             State::Replicate(inflight) => inflight.digest(hasher),

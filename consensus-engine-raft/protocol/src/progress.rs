@@ -5,7 +5,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use consensus_core::{LogIndex, StorageId};
+use consensus_core::{AppendResponse, LogIndex, Membership, NodeId, StorageId};
 use serde::{Deserialize, Serialize};
 
 use crate::{Config, Time};
@@ -26,6 +26,8 @@ pub(crate) struct Progress {
     pub(crate) storage: StorageId,
     /// Round of the first message since the member was added: earlier ones were answered by a former member (I19).
     pub(crate) first_round: u64,
+    /// Whether its log still lacks what was committed when it joined (I18).
+    pub(crate) joining: bool,
     /// Why its acknowledgements do not count, if they do not.
     pub(crate) discount: Option<Discount>,
 }
@@ -35,8 +37,8 @@ pub(crate) struct Progress {
 pub(crate) enum Discount {
     /// Its storage is not the one that the configuration knows, or not the one from which it first answered (I14, I19).
     OtherStorage,
-    /// Its log still lacks what was committed when it joined (I18).
-    Joining,
+    /// It is a founding member whose log began empty, and lacks what was committed when it joined (I18).
+    EmptiedFounder,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -88,6 +90,7 @@ impl Progress {
             heard: now,
             storage: StorageId::default(),
             first_round,
+            joining: false,
             discount: None,
         }
     }
@@ -107,17 +110,20 @@ impl Progress {
         if self.counts() { self.round } else { 0 }
     }
 
-    /// Notes from which storage an acknowledgement came, and so whether it counts (I14, I18, I19).
-    pub(crate) fn note_sender(&mut self, storage: StorageId, is_trusted: bool, joining: bool) {
-        let unknown = StorageId::default();
-        if is_trusted && self.storage == unknown {
-            self.storage = storage;
+    /// Notes from which storage an acknowledgement came, and so whether it counts (I14, I18, I19). `membership` is the
+    /// configuration in force, `from` the sender.
+    pub(crate) fn note_sender(&mut self, membership: &Membership, from: NodeId, response: &AppendResponse) {
+        let is_trusted = membership.trusts(from, response.storage);
+        if is_trusted && self.storage == StorageId::UNHEARD {
+            self.storage = response.storage;
         }
-        let same = is_trusted && self.storage == storage;
-        self.discount = match (same, joining) {
-            (false, _) => Some(Discount::OtherStorage),
-            (true, true) => Some(Discount::Joining),
-            (true, false) => None,
+        self.joining = response.joining;
+        let is_founder = membership.get(from).is_some_and(|member| member.storage.is_none());
+        self.discount = if !is_trusted || self.storage != response.storage {
+            Some(Discount::OtherStorage)
+        } else {
+            // What a former member promised ended when it was removed: one that a change added counts at once.
+            (self.joining && is_founder).then_some(Discount::EmptiedFounder)
         };
     }
 

@@ -412,7 +412,7 @@ impl Raft {
             snapshot_bytes: matches!(peer.state, State::Snapshot).then_some(0),
             active: peer.in_touch(&self.config, self.now),
             other_storage: peer.discount == Some(Discount::OtherStorage),
-            joining: peer.discount == Some(Discount::Joining),
+            joining: peer.joining,
         };
         let leader = match &self.role {
             Role::Leader(leader) => Some(leader),

@@ -127,9 +127,8 @@ impl Raft {
     }
 
     pub(crate) fn on_append_response(&mut self, from: NodeId, response: AppendResponse) {
-        let is_trusted = self.log.membership().trusts(from, response.storage);
         if response.term > self.hard.term {
-            if is_trusted {
+            if self.log.membership().trusts(from, response.storage) {
                 self.become_follower(response.term, None);
             }
             return;
@@ -143,7 +142,7 @@ impl Raft {
             return; // Of an earlier term, whose acknowledgements mean other entries; or of nobody's.
         }
         peer.heard = self.now;
-        peer.note_sender(response.storage, is_trusted, response.joining);
+        peer.note_sender(self.log.membership(), from, &response);
         let newest = response.round > peer.round;
         peer.round = peer.round.max(response.round);
         match response.outcome {

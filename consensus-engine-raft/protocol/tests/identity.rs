@@ -174,7 +174,7 @@ fn joining_node_votes_for_nobody_else_in_the_term_of_its_leader() {
 }
 
 #[test]
-fn acknowledgement_of_a_joining_node_counts_towards_no_quorum() {
+fn acknowledgement_of_an_emptied_founder_counts_towards_no_quorum() {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     let acknowledge = |raft: &mut Raft, joining| {
@@ -186,6 +186,19 @@ fn acknowledgement_of_a_joining_node_counts_towards_no_quorum() {
     assert!(raft.peers()[&NodeId(1)].joining && raft.peers()[&NodeId(1)].matched == LogIndex(2));
     acknowledge(&mut raft, false);
     assert_eq!(raft.commit(), LogIndex(2));
+}
+
+#[test]
+fn acknowledgement_of_an_added_member_counts_while_its_log_is_caught_up() {
+    // A cluster of one voter grows: nothing can be committed without the new member, whose log began empty.
+    let mut raft = node(1, 0, &[]);
+    step(&mut raft, SECOND, Event::Tick);
+    let change = vec![MemberChange::Set(NodeId(1), Member::new(MemberKind::Voter))];
+    step(&mut raft, SECOND, Event::ChangeMembership { token: 7, changes: change });
+    assert_eq!(raft.commit(), LogIndex(2), "the joint configuration needs both");
+    let response = AppendResponse { joining: true, round: 1, ..accepted(1, 3) };
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), response));
+    assert_eq!(raft.commit(), LogIndex(3));
 }
 
 // I19: one acknowledgement, one storage, one membership.

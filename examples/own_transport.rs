@@ -7,8 +7,8 @@ use std::{
 
 use async_trait::async_trait;
 use consensus_core::{
-    ConsensusEngine, Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError,
-    SnapshotAck, SnapshotChunk, TransportError,
+    ClusterId, ConsensusEngine, Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability,
+    SendError, SnapshotAck, SnapshotChunk, TransportError,
 };
 use consensus_engine_raft::RaftEngine;
 use consensus_testkit::{Journal, MemLogStorage, transport::run_suite};
@@ -19,9 +19,21 @@ use tokio::{
 
 type Inbox = mpsc::Sender<(NodeId, Message)>;
 
-/// Who is there: a queue for messages, and a handler to ask directly about snapshots.
+/// Who is there: a queue for messages, and a handler to ask directly about snapshots. And to which cluster each belongs.
 #[derive(Default)]
-struct Hub(Mutex<BTreeMap<NodeId, (Inbox, Option<Arc<dyn MessageHandler>>)>>);
+struct Hub(
+    Mutex<BTreeMap<NodeId, (Inbox, Option<Arc<dyn MessageHandler>>)>>,
+    Mutex<BTreeMap<NodeId, ClusterId>>,
+);
+
+impl Hub {
+    /// Nodes of two clusters never exchange a message.
+    fn may_talk(&self, from: NodeId, to: NodeId) -> bool {
+        let clusters = lock(&self.1);
+        let cluster = |node| clusters.get(&node).copied().unwrap_or_default();
+        cluster(from).is_compatible_with(cluster(to))
+    }
+}
 
 struct ChannelTransport {
     node: NodeId,
@@ -67,9 +79,12 @@ impl NetworkTransport for ChannelTransport {
         if let Some(own) = lock(&self.hub.0).get_mut(&self.node) {
             own.1 = Some(handler.clone());
         }
+        let (hub, node) = (self.hub.clone(), self.node);
         let task = tokio::spawn(async move {
             while let Some((from, message)) = queue.recv().await {
-                handler.on_message(from, message);
+                if hub.may_talk(from, node) {
+                    handler.on_message(from, message);
+                }
             }
         });
         *lock(&self.delivering) = Some(task);
@@ -91,7 +106,8 @@ impl NetworkTransport for ChannelTransport {
         to: NodeId,
         chunk: SnapshotChunk,
     ) -> Result<SnapshotAck, TransportError> {
-        let handler = self.peer(to)?.1.ok_or(SendError::Unreachable(to))?;
+        let handler = self.peer(to)?.1.filter(|_| self.hub.may_talk(self.node, to));
+        let handler = handler.ok_or(SendError::Unreachable(to))?;
         Ok(handler.on_snapshot_chunk(self.node, chunk).await)
     }
 
@@ -101,6 +117,10 @@ impl NetworkTransport for ChannelTransport {
 
     fn remove_endpoint(&self, node: NodeId) {
         lock(&self.removed).push(node);
+    }
+
+    fn set_cluster(&self, cluster: ClusterId) {
+        lock(&self.hub.1).insert(self.node, cluster);
     }
 
     fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use crate::{Endpoint, Message, NodeId, SnapshotAck, SnapshotChunk};
+use crate::{ClusterId, Endpoint, Message, NodeId, SnapshotAck, SnapshotChunk};
 
 /// Moves messages between nodes.
 ///
@@ -14,8 +14,8 @@ use crate::{Endpoint, Message, NodeId, SnapshotAck, SnapshotChunk};
 /// and its sender is told truly (as truly as the network is trusted). Engines live with the rest.
 ///
 /// # Who calls
-/// An engine calls [`start`](Self::start) once with its handler, then [`send`](Self::send) from any thread. Whoever
-/// manages the cluster sets endpoints, at any time.
+/// An engine calls [`start`](Self::start) once with its handler, then [`send`](Self::send) from any thread, and
+/// [`set_cluster`](Self::set_cluster) when it knows its cluster. Whoever manages the cluster sets endpoints, at any time.
 ///
 /// # Example
 /// ```
@@ -62,6 +62,17 @@ pub trait NetworkTransport: Send + Sync + 'static {
 
     /// Forgets a node; sends to it then fail with [`SendError::UnknownNode`].
     fn remove_endpoint(&self, node: NodeId);
+
+    /// Tells to which cluster this node belongs. Engines do so after every start, as soon as they know.
+    ///
+    /// Once this has returned no message passes between this node and one that is known to belong to another cluster, in
+    /// either direction: what such a node sends is not delivered, what is sent to it is lost or refused, and connections to it
+    /// are closed. Nodes whose cluster is not known are not affected ([`ClusterId::is_compatible_with`]). Both ends log a
+    /// node that they refuse, once.
+    ///
+    /// Right: each message and each receipt says to which cluster its sender belongs. Wrong: comparing when a connection is
+    /// made and never again; both ends may learn their clusters later.
+    fn set_cluster(&self, cluster: ClusterId);
 
     /// What is known of each peer, as a value that can be watched.
     fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>>;

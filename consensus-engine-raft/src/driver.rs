@@ -19,8 +19,8 @@ use std::{
 use bytes::Bytes;
 use compaction::Compaction;
 use consensus_core::{
-    EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage, Membership, NetworkTransport, NodeId,
-    Payload, PeerStatus, ProposeError, Reachability, ReadError, Role,
+    ClusterId, EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage, Membership,
+    NetworkTransport, NodeId, Payload, PeerStatus, ProposeError, Reachability, ReadError, Role,
 };
 use consensus_raft_protocol::{Append, Event, Output, Raft};
 use forward::Forwarding;
@@ -80,6 +80,8 @@ pub(crate) struct Driver {
     leaving: Option<(Duration, Option<oneshot::Sender<()>>)>,
     /// The configuration whose endpoints the transport has.
     addressed: Arc<Membership>,
+    /// The cluster of which the transport was told.
+    cluster: ClusterId,
     /// Members that were removed, and until when the transport keeps their endpoints.
     retired: BTreeMap<NodeId, Duration>,
     freshness: Freshness,
@@ -167,6 +169,7 @@ impl Driver {
             asked: Asked::default(),
             leaving: None,
             addressed: Arc::default(),
+            cluster: ClusterId::NONE,
             retired: BTreeMap::new(),
             freshness: Freshness::default(),
             no_room: None,
@@ -444,6 +447,7 @@ impl Driver {
             let outputs = self.raft.finish_turn(self.now);
             self.carry_out(outputs.into());
             self.address_members();
+            self.tell_cluster();
             self.start_write();
             self.raft.flush();
             self.start_apply();

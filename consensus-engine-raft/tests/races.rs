@@ -12,8 +12,8 @@ use std::{
 
 use async_trait::async_trait;
 use consensus_core::{
-    AppendEntries, ConsensusEngine, Endpoint, EngineStatus, Entry, Health, LogBatch, LogId, LogIndex,
-    LogState, LogStorage, Member, MemberChange, MemberKind, Membership, Message, MessageHandler,
+    AppendEntries, ClusterId, ConsensusEngine, Endpoint, EngineStatus, Entry, Health, LogBatch, LogId,
+    LogIndex, LogState, LogStorage, Member, MemberChange, MemberKind, Membership, Message, MessageHandler,
     NetworkTransport, NodeId, Payload, ProposeError, Reachability, ReadConsistency, ReadError, Role,
     SendError, SnapshotAck, SnapshotChunk, StorageError, Term, TransportError,
 };
@@ -164,6 +164,10 @@ impl NetworkTransport for Faulty {
 
     fn remove_endpoint(&self, node: NodeId) {
         self.0.remove_endpoint(node);
+    }
+
+    fn set_cluster(&self, cluster: ClusterId) {
+        self.0.set_cluster(cluster);
     }
 
     fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>> {

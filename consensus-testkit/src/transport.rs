@@ -19,6 +19,7 @@
 //! What this is *not*: a check of what a network does that loses, delays or cuts; the suite's network is whole.
 
 mod chunks;
+mod clusters;
 mod ends;
 mod messages;
 mod net;
@@ -64,7 +65,7 @@ pub fn rules() -> Vec<&'static str> {
 
 type Case = fn(Net) -> Pin<Box<dyn Future<Output = ()>>>;
 
-fn cases() -> [(&'static str, Case); 19] {
+fn cases() -> [(&'static str, Case); 22] {
     [
         ("a transport says whose end it is", |net| Box::pin(ends::local(net))),
         ("every kind of message arrives as it was sent", |net| Box::pin(messages::unaltered(net))),
@@ -87,6 +88,11 @@ fn cases() -> [(&'static str, Case); 19] {
         ("a second start is misuse", |net| Box::pin(ends::started_twice(net))),
         ("a node without an endpoint is unknown", |net| Box::pin(ends::unknown(net))),
         ("a node whose endpoint was removed is unknown, and no other", |net| Box::pin(ends::removed(net))),
+        ("nodes of one cluster, and those that know none yet, talk to each other", |net| {
+            Box::pin(clusters::compatible(net))
+        }),
+        ("no message passes between nodes of two clusters", |net| Box::pin(clusters::messages(net))),
+        ("no snapshot chunk passes between nodes of two clusters", |net| Box::pin(clusters::chunks(net))),
         ("a transport that is shut down sends nothing, and says so", |net| {
             Box::pin(ends::sends_no_more(net))
         }),

@@ -14,8 +14,8 @@ use std::{
 use async_trait::async_trait;
 use common::assert_rejected;
 use consensus_core::{
-    Endpoint, LogIndex, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError,
-    SnapshotAck, SnapshotChunk, SnapshotOutcome, TransportError,
+    ClusterId, Endpoint, LogIndex, Message, MessageHandler, NetworkTransport, NodeId, Reachability,
+    SendError, SnapshotAck, SnapshotChunk, SnapshotOutcome, TransportError,
 };
 use consensus_testkit::transport::{rules, run_suite_within};
 use consensus_transport_mem::{MemNetwork, MemTransport};
@@ -43,6 +43,10 @@ enum Defect {
     KnowsEverybody,
     KeepsWhatIsRemoved,
     RemovesEverybody,
+    RefusesWhoKnowsNoCluster,
+    IgnoresClusters,
+    ComparesClustersOnce,
+    SendsChunksToOtherClusters,
     QueuesWhenShutDown,
     DeliversWhenShutDown,
     ReportsNothing,
@@ -60,6 +64,7 @@ fn each_rule_rejects_what_breaks_it() {
     let answered = "a snapshot chunk arrives as it was sent, and its answer comes back";
     let unanswered = "a snapshot chunk without an answer is an error";
     let removed = "a node whose endpoint was removed is unknown, and no other";
+    let between_clusters = "no message passes between nodes of two clusters";
     let table = [
         (Defect::SaysItIsAnother, "a transport says whose end it is"),
         (Defect::AltersMessages, unaltered),
@@ -80,6 +85,13 @@ fn each_rule_rejects_what_breaks_it() {
         (Defect::KnowsEverybody, "a node without an endpoint is unknown"),
         (Defect::KeepsWhatIsRemoved, removed),
         (Defect::RemovesEverybody, removed),
+        (
+            Defect::RefusesWhoKnowsNoCluster,
+            "nodes of one cluster, and those that know none yet, talk to each other",
+        ),
+        (Defect::IgnoresClusters, between_clusters),
+        (Defect::ComparesClustersOnce, between_clusters),
+        (Defect::SendsChunksToOtherClusters, "no snapshot chunk passes between nodes of two clusters"),
         (Defect::QueuesWhenShutDown, "a transport that is shut down sends nothing, and says so"),
         (Defect::DeliversWhenShutDown, "a transport that is shut down delivers nothing more"),
         (Defect::ReportsNothing, "a node that was reached is reported as reachable"),
@@ -92,10 +104,18 @@ fn each_rule_rejects_what_breaks_it() {
 fn run(defect: Defect) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.unwrap().block_on(run_suite_within(Duration::from_secs(1), |size| async move {
-        let (network, closed) = (MemNetwork::new(7), Arc::default());
-        let transport = |id| Broken::new(defect, network.transport(NodeId(id)), size, Arc::clone(&closed));
+        let (network, everybody) = (MemNetwork::new(7), Arc::default());
+        let transport = |id| Broken::new(defect, network.transport(NodeId(id)), size, Arc::clone(&everybody));
         (0..size).map(|id| Arc::new(transport(id)) as Arc<dyn NetworkTransport>).collect()
     }));
+}
+
+/// What is known of all nodes.
+#[derive(Default)]
+struct Everybody {
+    /// For who shuts down in name only.
+    closed: Mutex<BTreeSet<NodeId>>,
+    clusters: Mutex<BTreeMap<NodeId, ClusterId>>,
 }
 
 struct Broken {
@@ -103,28 +123,25 @@ struct Broken {
     inner: Arc<MemTransport>,
     nodes: u64,
     started: AtomicBool,
-    /// Everybody's, for who shuts down in name only.
-    closed: Arc<Mutex<BTreeSet<NodeId>>>,
+    /// Something was sent.
+    has_sent: AtomicBool,
+    everybody: Arc<Everybody>,
     chunks_under_way: AtomicU64,
     answers: Mutex<Vec<SnapshotAck>>,
     reported: watch::Sender<BTreeMap<NodeId, Reachability>>,
 }
 
 impl Broken {
-    fn new(
-        defect: Defect,
-        inner: Arc<MemTransport>,
-        nodes: u64,
-        closed: Arc<Mutex<BTreeSet<NodeId>>>,
-    ) -> Self {
-        let everybody = (0..nodes).map(|id| (NodeId(id), Reachability::Reachable)).collect();
-        let reported = if defect == Defect::ReportsNothing { BTreeMap::new() } else { everybody };
+    fn new(defect: Defect, inner: Arc<MemTransport>, nodes: u64, everybody: Arc<Everybody>) -> Self {
+        let all = (0..nodes).map(|id| (NodeId(id), Reachability::Reachable)).collect();
+        let reported = if defect == Defect::ReportsNothing { BTreeMap::new() } else { all };
         Self {
             defect,
             inner,
             nodes,
             started: AtomicBool::new(false),
-            closed,
+            has_sent: AtomicBool::new(false),
+            everybody,
             chunks_under_way: AtomicU64::new(0),
             answers: Mutex::default(),
             reported: watch::channel(reported).0,
@@ -132,7 +149,13 @@ impl Broken {
     }
 
     fn is_closed(&self, node: NodeId) -> bool {
-        self.closed.lock().unwrap().contains(&node)
+        self.everybody.closed.lock().unwrap().contains(&node)
+    }
+
+    fn clusters(&self, to: NodeId) -> (ClusterId, ClusterId) {
+        let clusters = self.everybody.clusters.lock().unwrap();
+        let cluster = |node| clusters.get(&node).copied().unwrap_or_default();
+        (cluster(self.inner.local()), cluster(to))
     }
 
     /// What is made of a message that was not queued.
@@ -212,7 +235,13 @@ impl NetworkTransport for Broken {
     }
 
     fn send(&self, to: NodeId, message: Message) -> Result<(), SendError> {
+        self.has_sent.store(true, Ordering::SeqCst);
+        let (own, theirs) = self.clusters(to);
         match self.defect {
+            Defect::RefusesWhoKnowsNoCluster if own != theirs => return Err(SendError::Unreachable(to)),
+            Defect::SendsChunksToOtherClusters if !own.is_compatible_with(theirs) => {
+                return Err(SendError::Unreachable(to));
+            }
             Defect::LosesOneKindOfMessage if matches!(message, Message::TimeoutNow(_)) => return Ok(()),
             Defect::HoldsUpMessagesForChunks if self.chunks_under_way.load(Ordering::SeqCst) > 0 => {
                 return Err(SendError::QueueFull(to));
@@ -265,6 +294,17 @@ impl NetworkTransport for Broken {
         }
     }
 
+    fn set_cluster(&self, cluster: ClusterId) {
+        self.everybody.clusters.lock().unwrap().insert(self.inner.local(), cluster);
+        match self.defect {
+            Defect::IgnoresClusters
+            | Defect::RefusesWhoKnowsNoCluster
+            | Defect::SendsChunksToOtherClusters => {}
+            Defect::ComparesClustersOnce if self.has_sent.load(Ordering::SeqCst) => {}
+            _ => self.inner.set_cluster(cluster),
+        }
+    }
+
     fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>> {
         match self.defect {
             Defect::ReportsNothing | Defect::ReportsWhatOnceWas => self.reported.subscribe(),
@@ -274,7 +314,9 @@ impl NetworkTransport for Broken {
 
     async fn shutdown(&self) {
         match self.defect {
-            Defect::DeliversWhenShutDown => drop(self.closed.lock().unwrap().insert(self.inner.local())),
+            Defect::DeliversWhenShutDown => {
+                self.everybody.closed.lock().unwrap().insert(self.inner.local());
+            }
             _ => self.inner.shutdown().await,
         }
     }

@@ -28,8 +28,8 @@ use std::{
 
 use async_trait::async_trait;
 use consensus_core::{
-    Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError, SnapshotAck,
-    SnapshotChunk, TransportError,
+    ClusterId, Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError,
+    SnapshotAck, SnapshotChunk, TransportError,
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::{
@@ -81,11 +81,28 @@ struct Node {
     handler: Option<Arc<dyn MessageHandler>>,
     queued_bytes: Arc<AtomicU64>,
     reachability: watch::Sender<BTreeMap<NodeId, Reachability>>,
+    cluster: Arc<OwnCluster>,
+}
+
+/// The cluster to which a node belongs.
+#[derive(Default)]
+struct OwnCluster(AtomicU64);
+
+impl OwnCluster {
+    fn get(&self) -> ClusterId {
+        ClusterId(self.0.load(Ordering::Acquire))
+    }
+
+    fn set(&self, cluster: ClusterId) {
+        self.0.store(cluster.0, Ordering::Release);
+    }
 }
 
 struct Delivery {
     at: Instant,
     from: NodeId,
+    /// The sender's.
+    cluster: ClusterId,
     message: Message,
     bytes: u64,
 }
@@ -127,6 +144,7 @@ impl MemNetwork {
             handler: None,
             queued_bytes: Arc::new(AtomicU64::new(0)),
             reachability,
+            cluster: Arc::default(),
         };
         if shared.nodes.insert(node, new).is_some() {
             shared.tell_others_of_end(node);
@@ -213,7 +231,8 @@ impl Shared {
             let (inbox, _) = mpsc::unbounded_channel();
             let (reachability, _) = watch::channel(BTreeMap::new());
             let (generation, queued_bytes) = (generation + 1, Arc::new(AtomicU64::new(0)));
-            self.nodes.insert(node, Node { inbox, generation, handler: None, queued_bytes, reachability });
+            let (handler, cluster) = (None, Arc::default());
+            self.nodes.insert(node, Node { inbox, generation, handler, queued_bytes, reachability, cluster });
             self.tell_others_of_end(node);
         }
     }
@@ -223,6 +242,12 @@ impl Shared {
         for from in self.nodes.keys().filter(|from| **from != node) {
             self.note(*from, node, Reachability::Unreachable);
         }
+    }
+
+    /// Whether nothing is known of the two that says that they are of different clusters.
+    fn may_talk(&self, from: NodeId, to: NodeId) -> bool {
+        let cluster = |node| self.nodes.get(&node).map_or(ClusterId::NONE, |node| node.cluster.get());
+        cluster(from).is_compatible_with(cluster(to))
     }
 
     fn note(&self, from: NodeId, to: NodeId, state: Reachability) {
@@ -267,14 +292,14 @@ impl NetworkTransport for MemTransport {
     async fn start(&self, handler: Arc<dyn MessageHandler>) -> Result<(), TransportError> {
         let deliveries = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner).take();
         let deliveries = deliveries.ok_or(TransportError::Misuse("it was started before"))?;
-        let queued = {
+        let (queued, cluster) = {
             let mut shared = self.network.lock();
             let node = shared.nodes.get_mut(&self.node).filter(|own| own.generation == self.generation);
             let node = node.ok_or(SendError::Closed)?;
             node.handler = Some(handler.clone());
-            node.queued_bytes.clone()
+            (node.queued_bytes.clone(), node.cluster.clone())
         };
-        let task = tokio::spawn(deliver_in_time(deliveries, handler, queued));
+        let task = tokio::spawn(deliver_in_time(deliveries, handler, queued, cluster));
         *self.delivering.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         Ok(())
     }
@@ -282,6 +307,10 @@ impl NetworkTransport for MemTransport {
     fn send(&self, to: NodeId, message: Message) -> Result<(), SendError> {
         let mut shared = self.network.lock();
         self.check(&shared, to)?;
+        if !shared.may_talk(self.node, to) {
+            shared.note(self.node, to, Reachability::Unreachable);
+            return Err(SendError::Unreachable(to));
+        }
         if let Some(handler) = shared.direct_way(self.node, to) {
             drop(shared);
             handler.on_message(self.node, message);
@@ -289,13 +318,14 @@ impl NetworkTransport for MemTransport {
         }
         let bytes = message.size_bytes();
         let fate = shared.fate(self.node, to);
+        let cluster = shared.nodes.get(&self.node).map_or(ClusterId::NONE, |own| own.cluster.get());
         let Some(node) = shared.nodes.get(&to) else { return Ok(()) };
         for at in fate {
             if node.queued_bytes.fetch_add(bytes, Ordering::Relaxed) > QUEUE_BYTES_MAX {
                 node.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
                 return Err(SendError::QueueFull(to));
             }
-            let delivery = Delivery { at, from: self.node, message: message.clone(), bytes };
+            let delivery = Delivery { at, from: self.node, cluster, message: message.clone(), bytes };
             let _ = node.inbox.send(delivery); // To a node that is gone: lost.
         }
         let gone = node.inbox.is_closed();
@@ -317,11 +347,17 @@ impl NetworkTransport for MemTransport {
         let (there, back, handler) = {
             let mut shared = self.network.lock();
             self.check(&shared, to)?;
+            if !shared.may_talk(self.node, to) {
+                return Err(SendError::Unreachable(to).into());
+            }
             let (there, back) = (shared.fate(self.node, to), shared.fate(to, self.node));
             (there, back, shared.nodes.get(&to).and_then(|node| node.handler.clone()))
         };
         let (Some(there), Some(handler)) = (there.first(), handler) else { return Err(lost()) };
         tokio::time::sleep_until(*there).await;
+        if !self.network.lock().may_talk(self.node, to) {
+            return Err(SendError::Unreachable(to).into());
+        }
         let ack = handler.on_snapshot_chunk(self.node, chunk).await;
         tokio::time::sleep_until(*back.first().ok_or_else(lost)?).await;
         Ok(ack)
@@ -333,6 +369,13 @@ impl NetworkTransport for MemTransport {
 
     fn remove_endpoint(&self, node: NodeId) {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner).insert(node, false);
+    }
+
+    fn set_cluster(&self, cluster: ClusterId) {
+        let shared = self.network.lock();
+        if let Some(own) = shared.nodes.get(&self.node).filter(|own| own.generation == self.generation) {
+            own.cluster.set(cluster);
+        }
     }
 
     fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>> {
@@ -368,9 +411,12 @@ async fn deliver_in_time(
     mut deliveries: mpsc::UnboundedReceiver<Delivery>,
     handler: Arc<dyn MessageHandler>,
     queued: Arc<AtomicU64>,
+    cluster: Arc<OwnCluster>,
 ) {
     let hand_over = |delivery: Delivery| {
-        handler.on_message(delivery.from, delivery.message);
+        if cluster.get().is_compatible_with(delivery.cluster) {
+            handler.on_message(delivery.from, delivery.message);
+        }
         // Only now: until then nothing may overtake it.
         queued.fetch_sub(delivery.bytes, Ordering::Release);
     };

@@ -140,19 +140,59 @@ struct SnapshotAck {
   3: optional i64 offset
 }
 
-/** The first call on every connection. */
+/** Who a node is. These fields stay as they are in all versions of the format. */
+struct Identity {
+  /** Versions of this vocabulary that the node speaks, first and last. */
+  1: required i32 format_min
+  2: required i32 format_max
+  3: required string cluster_name
+  /** Identity of the node's cluster; 0 if it knows none yet. */
+  4: required i64 cluster
+  5: required i64 node_id
+  /** Identity of its log storage; 0 if it does not say. */
+  6: required i64 storage
+}
+
+/** The first call on a connection for messages or snapshots. */
 struct Hello {
-  /** Version of this vocabulary. */
-  1: required i32 format
-  2: required string cluster
-  /** Who calls. */
-  3: required i64 node_id
+  1: required Identity caller
   /** Whom it means to call. */
-  4: required i64 callee
+  2: required i64 callee
   /** Where the caller is called back, host:port, if the callee does not know. */
-  5: optional string endpoint
+  3: optional string endpoint
   /** The callee shall say what it has received at most this often, in milliseconds. */
-  6: required i32 receipt_interval_ms
+  4: required i32 receipt_interval_ms
+}
+
+enum NodeState {
+  /** Its log is empty. */
+  EMPTY = 1,
+  /** Its log has the first configuration and no identity of a cluster. */
+  FOUNDING = 2,
+  /** It belongs to a cluster with a history. */
+  MEMBER = 3
+}
+
+/** A voter of a first configuration. */
+struct Founder {
+  1: required i64 node_id
+  2: required bool witness
+}
+
+/** What a node knows of another one. */
+struct KnownNode {
+  /** Identity of its log storage, where it is known. */
+  1: optional i64 storage
+}
+
+/** What a node says of itself to one that asks. */
+struct Description {
+  1: required Identity callee
+  2: required NodeState state
+  /** EMPTY: with whom it will begin a cluster, nobody if it waits to be added. FOUNDING: with whom it did. */
+  3: required list<Founder> founders
+  /** What it knows of a node with the asker's id; not set if nothing. */
+  4: optional KnownNode asker
 }
 
 /** The callee does not want the connection and closes it. */
@@ -161,12 +201,16 @@ exception Refused {
 }
 
 service Consensus {
-  void hello(1: Hello hello) throws (1: Refused refused),
-  oneway void deliver(1: Message message),
-  SnapshotAck snapshot_chunk(1: SnapshotChunk chunk),
+  /** Who the callee is; asked on a connection of its own, by whoever wants to know. */
+  Description describe(1: Identity asker),
+  /** Begins a connection; answered with who the callee is. */
+  Identity hello(1: Hello hello) throws (1: Refused refused),
+  /** `cluster`: the identity of the sender's cluster, 0 if it knows none. */
+  oneway void deliver(1: Message message, 2: i64 cluster),
+  SnapshotAck snapshot_chunk(1: SnapshotChunk chunk, 2: i64 cluster),
   /**
-   * Said by the callee to the caller: bytes that it has received on this connection, lengths of frames included. A caller with
-   * bytes under way that hears nothing for a while makes a new connection.
+   * Said by the callee to the caller: bytes that it has received on this connection, lengths of frames included, and the identity
+   * of its cluster. A caller with bytes under way that hears nothing for a while makes a new connection.
    */
-  oneway void received(1: i64 bytes),
+  oneway void received(1: i64 bytes, 2: i64 cluster),
 }

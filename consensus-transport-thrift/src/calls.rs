@@ -3,57 +3,86 @@
 use bytes::Bytes;
 use thrift::protocol::{TInputProtocol, TMessageType};
 
+use consensus_core::ClusterId;
+
 use crate::{
     convert::{signed, unsigned},
     framing,
     generated::{
-        ConsensusDeliverArgs, ConsensusHelloArgs, ConsensusHelloResult, ConsensusReceivedArgs,
-        ConsensusSnapshotChunkArgs, ConsensusSnapshotChunkResult, Hello, Message, Refused, SnapshotAck,
+        ConsensusDeliverArgs, ConsensusDescribeArgs, ConsensusDescribeResult, ConsensusHelloArgs,
+        ConsensusHelloResult, ConsensusReceivedArgs, ConsensusSnapshotChunkArgs,
+        ConsensusSnapshotChunkResult, Description, Hello, Identity, Message, Refused, SnapshotAck,
         SnapshotChunk,
     },
 };
 
 /// A call as it arrives.
 pub(crate) enum Call {
+    Describe(Identity),
     Hello(Hello),
-    Deliver(Message),
-    SnapshotChunk(SnapshotChunk),
+    /// A message, and to which cluster its sender belongs.
+    Deliver(Message, ClusterId),
+    SnapshotChunk(SnapshotChunk, ClusterId),
     /// A method that the IDL does not have.
     Unknown(String),
 }
 
-pub(crate) fn hello(hello: Hello) -> thrift::Result<Bytes> {
-    framing::encode("hello", TMessageType::Call, 0, |out| {
-        ConsensusHelloArgs { hello }.write_to_out_protocol(out)
-    })
+pub(crate) fn describe(asker: Identity) -> thrift::Result<Bytes> {
+    let args = ConsensusDescribeArgs { asker };
+    framing::encode("describe", TMessageType::Call, 0, |out| args.write_to_out_protocol(out))
 }
 
-pub(crate) fn deliver(message: Message) -> thrift::Result<Bytes> {
-    let args = ConsensusDeliverArgs { message };
+pub(crate) fn hello(hello: Hello) -> thrift::Result<Bytes> {
+    let args = ConsensusHelloArgs { hello };
+    framing::encode("hello", TMessageType::Call, 0, |out| args.write_to_out_protocol(out))
+}
+
+pub(crate) fn deliver(message: Message, cluster: ClusterId) -> thrift::Result<Bytes> {
+    let args = ConsensusDeliverArgs { message, cluster: signed(cluster.0) };
     framing::encode("deliver", TMessageType::OneWay, 0, |out| args.write_to_out_protocol(out))
 }
 
-pub(crate) fn snapshot_chunk(sequence: i32, chunk: SnapshotChunk) -> thrift::Result<Bytes> {
-    let args = ConsensusSnapshotChunkArgs { chunk };
+pub(crate) fn snapshot_chunk(
+    sequence: i32,
+    chunk: SnapshotChunk,
+    cluster: ClusterId,
+) -> thrift::Result<Bytes> {
+    let args = ConsensusSnapshotChunkArgs { chunk, cluster: signed(cluster.0) };
     framing::encode("snapshot_chunk", TMessageType::Call, sequence, |out| args.write_to_out_protocol(out))
 }
 
 /// The call in `frame` and its sequence number.
 pub(crate) fn read_call(frame: &[u8]) -> thrift::Result<(i32, Call)> {
     let (identifier, mut protocol) = framing::open(frame)?;
+    let input = &mut protocol;
     let call = match identifier.name.as_str() {
-        "hello" => Call::Hello(ConsensusHelloArgs::read_from_in_protocol(&mut protocol)?.hello),
-        "deliver" => Call::Deliver(ConsensusDeliverArgs::read_from_in_protocol(&mut protocol)?.message),
+        "describe" => Call::Describe(ConsensusDescribeArgs::read_from_in_protocol(input)?.asker),
+        "hello" => Call::Hello(ConsensusHelloArgs::read_from_in_protocol(input)?.hello),
+        "deliver" => {
+            let ConsensusDeliverArgs { message, cluster } =
+                ConsensusDeliverArgs::read_from_in_protocol(input)?;
+            Call::Deliver(message, ClusterId(unsigned(cluster)))
+        }
         "snapshot_chunk" => {
-            Call::SnapshotChunk(ConsensusSnapshotChunkArgs::read_from_in_protocol(&mut protocol)?.chunk)
+            let args = ConsensusSnapshotChunkArgs::read_from_in_protocol(input)?;
+            Call::SnapshotChunk(args.chunk, ClusterId(unsigned(args.cluster)))
         }
         _ => Call::Unknown(identifier.name),
     };
     Ok((identifier.sequence_number, call))
 }
 
-pub(crate) fn answer_hello(sequence: i32, refused: Option<String>) -> thrift::Result<Bytes> {
-    let result = ConsensusHelloResult { refused: refused.map(|message| Refused { message }) };
+pub(crate) fn answer_describe(sequence: i32, description: Description) -> thrift::Result<Bytes> {
+    let result = ConsensusDescribeResult { result_value: Some(description) };
+    framing::encode("describe", TMessageType::Reply, sequence, |out| result.write_to_out_protocol(out))
+}
+
+/// Who the callee is, or why it refuses the connection.
+pub(crate) fn answer_hello(sequence: i32, answer: Result<Identity, String>) -> thrift::Result<Bytes> {
+    let result = match answer {
+        Ok(callee) => ConsensusHelloResult { result_value: Some(callee), refused: None },
+        Err(message) => ConsensusHelloResult { result_value: None, refused: Some(Refused { message }) },
+    };
     framing::encode("hello", TMessageType::Reply, sequence, |out| result.write_to_out_protocol(out))
 }
 
@@ -62,30 +91,43 @@ pub(crate) fn answer_chunk(sequence: i32, ack: SnapshotAck) -> thrift::Result<By
     framing::encode("snapshot_chunk", TMessageType::Reply, sequence, |out| result.write_to_out_protocol(out))
 }
 
-/// A receipt: the callee has received this many bytes.
-pub(crate) fn received(bytes: u64) -> thrift::Result<Bytes> {
-    let args = ConsensusReceivedArgs { bytes: signed(bytes) };
+/// What the callee says of a connection by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Receipt {
+    /// Bytes that it has received.
+    pub(crate) bytes: u64,
+    /// To which cluster it belongs.
+    pub(crate) cluster: ClusterId,
+}
+
+pub(crate) fn received(receipt: Receipt) -> thrift::Result<Bytes> {
+    let args = ConsensusReceivedArgs { bytes: signed(receipt.bytes), cluster: signed(receipt.cluster.0) };
     framing::encode(RECEIVED, TMessageType::OneWay, 0, |out| args.write_to_out_protocol(out))
 }
 
-/// The number of bytes if the frame is a receipt. What cannot be read is none; whoever reads it as an answer says why.
-pub(crate) fn read_received(frame: &[u8]) -> Option<u64> {
+/// `None` if the frame is no receipt. What cannot be read is none; whoever reads it as an answer says why.
+pub(crate) fn read_received(frame: &[u8]) -> Option<Receipt> {
     let (identifier, mut protocol) = framing::open(frame).ok()?;
     let is_receipt = identifier.name == RECEIVED && identifier.message_type == TMessageType::OneWay;
-    let args = is_receipt.then(|| ConsensusReceivedArgs::read_from_in_protocol(&mut protocol))?;
-    Some(unsigned(args.ok()?.bytes))
+    let args = is_receipt.then(|| ConsensusReceivedArgs::read_from_in_protocol(&mut protocol))?.ok()?;
+    Some(Receipt { bytes: unsigned(args.bytes), cluster: ClusterId(unsigned(args.cluster)) })
 }
 
-pub(crate) fn read_hello_answer(frame: &[u8]) -> thrift::Result<()> {
+pub(crate) fn read_description(frame: &[u8]) -> thrift::Result<Description> {
     let (identifier, mut protocol) = framing::open(frame)?;
     raise(identifier.message_type, &mut protocol)?;
-    match ConsensusHelloResult::read_from_in_protocol(&mut protocol)?.refused {
-        Some(Refused { message }) => Err(thrift::new_application_error(
-            thrift::ApplicationErrorKind::Unknown,
-            format!("refused: {message}"),
-        )),
-        None => Ok(()),
+    ConsensusDescribeResult::read_from_in_protocol(&mut protocol)?.ok_or()
+}
+
+pub(crate) fn read_hello_answer(frame: &[u8]) -> thrift::Result<Identity> {
+    let (identifier, mut protocol) = framing::open(frame)?;
+    raise(identifier.message_type, &mut protocol)?;
+    let result = ConsensusHelloResult::read_from_in_protocol(&mut protocol)?;
+    if let Some(Refused { message }) = result.refused {
+        let kind = thrift::ApplicationErrorKind::Unknown;
+        return Err(thrift::new_application_error(kind, format!("refused: {message}")));
     }
+    result.ok_or()
 }
 
 pub(crate) fn read_chunk_answer(frame: &[u8]) -> thrift::Result<(i32, SnapshotAck)> {

@@ -1,7 +1,7 @@
 //! For the crate `fuzz`: what a node makes of the frames of others, and how it writes them.
 
 use bytes::Bytes;
-use consensus_core::{Message, SnapshotAck, SnapshotChunk};
+use consensus_core::{ClusterId, Message, SnapshotAck, SnapshotChunk};
 
 use crate::{
     calls,
@@ -9,16 +9,33 @@ use crate::{
         ack_from_wire, ack_to_wire, chunk_from_wire, chunk_to_wire, message_from_wire, message_to_wire,
     },
     framing::describe,
-    generated::Hello,
+    generated::{Hello, Identity},
+    identity::description_from_wire,
 };
 
 /// A call on the consensus port.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Call {
+    Describe(Asker),
     Hello(Greeting),
     Deliver(Message),
     SnapshotChunk(i32, SnapshotChunk),
     Unknown(String),
+}
+
+/// Who asks this node who it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asker(Identity);
+
+impl Asker {
+    pub fn new(cluster: &str) -> Self {
+        Self(identity(cluster))
+    }
+}
+
+fn identity(cluster: &str) -> Identity {
+    let cluster_name = cluster.to_owned();
+    Identity { format_min: 1, format_max: 1, cluster_name, cluster: 7, node_id: 1, storage: 8 }
 }
 
 /// What a connection begins with.
@@ -28,8 +45,7 @@ pub struct Greeting(Hello);
 impl Greeting {
     pub fn new(cluster: &str, endpoint: Option<&str>) -> Self {
         let endpoint = endpoint.map(str::to_owned);
-        let cluster = cluster.to_owned();
-        Self(Hello { format: 1, cluster, node_id: 1, callee: 2, endpoint, receipt_interval_ms: 125 })
+        Self(Hello { caller: identity(cluster), callee: 2, endpoint, receipt_interval_ms: 125 })
     }
 }
 
@@ -37,9 +53,10 @@ impl Greeting {
 pub fn read_call(frame: &[u8]) -> Result<Call, String> {
     let (sequence, call) = calls::read_call(frame).map_err(|error| describe(&error))?;
     Ok(match call {
+        calls::Call::Describe(asker) => Call::Describe(Asker(asker)),
         calls::Call::Hello(hello) => Call::Hello(Greeting(hello)),
-        calls::Call::Deliver(message) => Call::Deliver(message_from_wire(message)?),
-        calls::Call::SnapshotChunk(chunk) => Call::SnapshotChunk(sequence, chunk_from_wire(chunk)?),
+        calls::Call::Deliver(message, _) => Call::Deliver(message_from_wire(message)?),
+        calls::Call::SnapshotChunk(chunk, _) => Call::SnapshotChunk(sequence, chunk_from_wire(chunk)?),
         calls::Call::Unknown(name) => Call::Unknown(name),
     })
 }
@@ -47,9 +64,12 @@ pub fn read_call(frame: &[u8]) -> Result<Call, String> {
 /// A call as a frame with its length; `None` for what nobody calls.
 pub fn write_call(call: Call) -> Option<Bytes> {
     let frame = match call {
+        Call::Describe(Asker(asker)) => calls::describe(asker),
         Call::Hello(Greeting(hello)) => calls::hello(hello),
-        Call::Deliver(message) => calls::deliver(message_to_wire(message).ok()?),
-        Call::SnapshotChunk(sequence, chunk) => calls::snapshot_chunk(sequence, chunk_to_wire(chunk)),
+        Call::Deliver(message) => calls::deliver(message_to_wire(message).ok()?, CLUSTER),
+        Call::SnapshotChunk(sequence, chunk) => {
+            calls::snapshot_chunk(sequence, chunk_to_wire(chunk), CLUSTER)
+        }
         Call::Unknown(_) => return None,
     };
     frame.ok()
@@ -68,10 +88,19 @@ pub fn write_chunk_answer(sequence: i32, ack: SnapshotAck) -> Option<Bytes> {
 
 /// The answer to a greeting: whether the node is taken, or what a refusal says.
 pub fn read_hello_answer(frame: &[u8]) -> Result<(), String> {
-    calls::read_hello_answer(frame).map_err(|error| describe(&error))
+    calls::read_hello_answer(frame).map(drop).map_err(|error| describe(&error))
+}
+
+/// What the callee says of itself to one that asks, and of what it has received.
+pub fn read_what_a_callee_says(frame: &[u8]) -> Result<(), String> {
+    let _ = calls::read_received(frame);
+    description_from_wire(calls::read_description(frame).map_err(|error| describe(&error))?).map(drop)
 }
 
 /// The answer to a greeting as a frame with its length.
 pub fn write_hello_answer(refused: Option<&str>) -> Option<Bytes> {
-    calls::answer_hello(0, refused.map(str::to_owned)).ok()
+    let answer = refused.map_or_else(|| Ok(identity("default")), |why| Err(why.to_owned()));
+    calls::answer_hello(0, answer).ok()
 }
+
+const CLUSTER: ClusterId = ClusterId(7);

@@ -190,6 +190,63 @@ impl From<&SnapshotOutcome> for i32 {
   }
 }
 
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct NodeState(pub i32);
+
+impl NodeState {
+  /// Its log is empty.
+  pub const EMPTY: NodeState = NodeState(1);
+  /// Its log has the first configuration and no identity of a cluster.
+  pub const FOUNDING: NodeState = NodeState(2);
+  /// It belongs to a cluster with a history.
+  pub const MEMBER: NodeState = NodeState(3);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::EMPTY,
+    Self::FOUNDING,
+    Self::MEMBER,
+  ];
+}
+
+impl TSerializable for NodeState {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<NodeState> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(NodeState::from(enum_value))
+  }
+}
+
+impl From<i32> for NodeState {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => NodeState::EMPTY,
+      2 => NodeState::FOUNDING,
+      3 => NodeState::MEMBER,
+      _ => NodeState(i)
+    }
+  }
+}
+
+impl From<&i32> for NodeState {
+  fn from(i: &i32) -> Self {
+    NodeState::from(*i)
+  }
+}
+
+impl From<NodeState> for i32 {
+  fn from(e: NodeState) -> i32 {
+    e.0
+  }
+}
+
+impl From<&NodeState> for i32 {
+  fn from(e: &NodeState) -> i32 {
+    e.0
+  }
+}
+
 //
 // LogId
 //
@@ -1815,47 +1872,45 @@ impl TSerializable for SnapshotAck {
 }
 
 //
-// Hello
+// Identity
 //
 
-/// The first call on every connection.
+/// Who a node is. These fields stay as they are in all versions of the format.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Hello {
-  /// Version of this vocabulary.
-  pub format: i32,
-  pub cluster: String,
-  /// Who calls.
+pub struct Identity {
+  /// Versions of this vocabulary that the node speaks, first and last.
+  pub format_min: i32,
+  pub format_max: i32,
+  pub cluster_name: String,
+  /// Identity of the node's cluster; 0 if it knows none yet.
+  pub cluster: i64,
   pub node_id: i64,
-  /// Whom it means to call.
-  pub callee: i64,
-  /// Where the caller is called back, host:port, if the callee does not know.
-  pub endpoint: Option<String>,
-  /// The callee shall say what it has received at most this often, in milliseconds.
-  pub receipt_interval_ms: i32,
+  /// Identity of its log storage; 0 if it does not say.
+  pub storage: i64,
 }
 
-impl Hello {
-  pub fn new<F5>(format: i32, cluster: String, node_id: i64, callee: i64, endpoint: F5, receipt_interval_ms: i32) -> Hello where F5: Into<Option<String>> {
-    Hello {
-      format,
+impl Identity {
+  pub fn new(format_min: i32, format_max: i32, cluster_name: String, cluster: i64, node_id: i64, storage: i64) -> Identity {
+    Identity {
+      format_min,
+      format_max,
+      cluster_name,
       cluster,
       node_id,
-      callee,
-      endpoint: endpoint.into(),
-      receipt_interval_ms,
+      storage,
     }
   }
 }
 
-impl TSerializable for Hello {
-  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Hello> {
+impl TSerializable for Identity {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Identity> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<i32> = None;
-    let mut f_2: Option<String> = None;
-    let mut f_3: Option<i64> = None;
+    let mut f_2: Option<i32> = None;
+    let mut f_3: Option<String> = None;
     let mut f_4: Option<i64> = None;
-    let mut f_5: Option<String> = None;
-    let mut f_6: Option<i32> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1868,11 +1923,11 @@ impl TSerializable for Hello {
           f_1 = Some(val);
         },
         2 => {
-          let val = i_prot.read_string()?;
+          let val = i_prot.read_i32()?;
           f_2 = Some(val);
         },
         3 => {
-          let val = i_prot.read_i64()?;
+          let val = i_prot.read_string()?;
           f_3 = Some(val);
         },
         4 => {
@@ -1880,11 +1935,11 @@ impl TSerializable for Hello {
           f_4 = Some(val);
         },
         5 => {
-          let val = i_prot.read_string()?;
+          let val = i_prot.read_i64()?;
           f_5 = Some(val);
         },
         6 => {
-          let val = i_prot.read_i32()?;
+          let val = i_prot.read_i64()?;
           f_6 = Some(val);
         },
         _ => {
@@ -1894,44 +1949,382 @@ impl TSerializable for Hello {
       i_prot.read_field_end()?;
     }
     i_prot.read_struct_end()?;
-    verify_required_field_exists("Hello.format", &f_1)?;
-    verify_required_field_exists("Hello.cluster", &f_2)?;
-    verify_required_field_exists("Hello.node_id", &f_3)?;
-    verify_required_field_exists("Hello.callee", &f_4)?;
-    verify_required_field_exists("Hello.receipt_interval_ms", &f_6)?;
+    verify_required_field_exists("Identity.format_min", &f_1)?;
+    verify_required_field_exists("Identity.format_max", &f_2)?;
+    verify_required_field_exists("Identity.cluster_name", &f_3)?;
+    verify_required_field_exists("Identity.cluster", &f_4)?;
+    verify_required_field_exists("Identity.node_id", &f_5)?;
+    verify_required_field_exists("Identity.storage", &f_6)?;
+    let ret = Identity {
+      format_min: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      format_max: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      cluster_name: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      cluster: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      node_id: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      storage: f_6.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Identity");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("format_min", TType::I32, 1))?;
+    o_prot.write_i32(self.format_min)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("format_max", TType::I32, 2))?;
+    o_prot.write_i32(self.format_max)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("cluster_name", TType::String, 3))?;
+    o_prot.write_string(&self.cluster_name)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("cluster", TType::I64, 4))?;
+    o_prot.write_i64(self.cluster)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("node_id", TType::I64, 5))?;
+    o_prot.write_i64(self.node_id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("storage", TType::I64, 6))?;
+    o_prot.write_i64(self.storage)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Hello
+//
+
+/// The first call on a connection for messages or snapshots.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Hello {
+  pub caller: Identity,
+  /// Whom it means to call.
+  pub callee: i64,
+  /// Where the caller is called back, host:port, if the callee does not know.
+  pub endpoint: Option<String>,
+  /// The callee shall say what it has received at most this often, in milliseconds.
+  pub receipt_interval_ms: i32,
+}
+
+impl Hello {
+  pub fn new<F3>(caller: Identity, callee: i64, endpoint: F3, receipt_interval_ms: i32) -> Hello where F3: Into<Option<String>> {
+    Hello {
+      caller,
+      callee,
+      endpoint: endpoint.into(),
+      receipt_interval_ms,
+    }
+  }
+}
+
+impl TSerializable for Hello {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Hello> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Identity> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<i32> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Identity::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i32()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Hello.caller", &f_1)?;
+    verify_required_field_exists("Hello.callee", &f_2)?;
+    verify_required_field_exists("Hello.receipt_interval_ms", &f_4)?;
     let ret = Hello {
-      format: f_1.expect("auto-generated code should have checked for presence of required fields"),
-      cluster: f_2.expect("auto-generated code should have checked for presence of required fields"),
-      node_id: f_3.expect("auto-generated code should have checked for presence of required fields"),
-      callee: f_4.expect("auto-generated code should have checked for presence of required fields"),
-      endpoint: f_5,
-      receipt_interval_ms: f_6.expect("auto-generated code should have checked for presence of required fields"),
+      caller: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      callee: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      endpoint: f_3,
+      receipt_interval_ms: f_4.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
     let struct_ident = TStructIdentifier::new("Hello");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("format", TType::I32, 1))?;
-    o_prot.write_i32(self.format)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("caller", TType::Struct, 1))?;
+    self.caller.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("cluster", TType::String, 2))?;
-    o_prot.write_string(&self.cluster)?;
-    o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("node_id", TType::I64, 3))?;
-    o_prot.write_i64(self.node_id)?;
-    o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("callee", TType::I64, 4))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("callee", TType::I64, 2))?;
     o_prot.write_i64(self.callee)?;
     o_prot.write_field_end()?;
     if let Some(ref fld_var) = self.endpoint {
-      o_prot.write_field_begin(&TFieldIdentifier::new("endpoint", TType::String, 5))?;
+      o_prot.write_field_begin(&TFieldIdentifier::new("endpoint", TType::String, 3))?;
       o_prot.write_string(fld_var)?;
       o_prot.write_field_end()?
     }
-    o_prot.write_field_begin(&TFieldIdentifier::new("receipt_interval_ms", TType::I32, 6))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("receipt_interval_ms", TType::I32, 4))?;
     o_prot.write_i32(self.receipt_interval_ms)?;
     o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Founder
+//
+
+/// A voter of a first configuration.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Founder {
+  pub node_id: i64,
+  pub witness: bool,
+}
+
+impl Founder {
+  pub fn new(node_id: i64, witness: bool) -> Founder {
+    Founder {
+      node_id,
+      witness,
+    }
+  }
+}
+
+impl TSerializable for Founder {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Founder> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bool()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Founder.node_id", &f_1)?;
+    verify_required_field_exists("Founder.witness", &f_2)?;
+    let ret = Founder {
+      node_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      witness: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Founder");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("node_id", TType::I64, 1))?;
+    o_prot.write_i64(self.node_id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("witness", TType::Bool, 2))?;
+    o_prot.write_bool(self.witness)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KnownNode
+//
+
+/// What a node knows of another one.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct KnownNode {
+  /// Identity of its log storage, where it is known.
+  pub storage: Option<i64>,
+}
+
+impl KnownNode {
+  pub fn new<F1>(storage: F1) -> KnownNode where F1: Into<Option<i64>> {
+    KnownNode {
+      storage: storage.into(),
+    }
+  }
+}
+
+impl TSerializable for KnownNode {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KnownNode> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = KnownNode {
+      storage: f_1,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("KnownNode");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(fld_var) = self.storage {
+      o_prot.write_field_begin(&TFieldIdentifier::new("storage", TType::I64, 1))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for KnownNode {
+  fn default() -> Self {
+    KnownNode{
+      storage: Some(0),
+    }
+  }
+}
+
+//
+// Description
+//
+
+/// What a node says of itself to one that asks.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Description {
+  pub callee: Identity,
+  pub state: NodeState,
+  /// EMPTY: with whom it will begin a cluster, nobody if it waits to be added. FOUNDING: with whom it did.
+  pub founders: Vec<Founder>,
+  /// What it knows of a node with the asker's id; not set if nothing.
+  pub asker: Option<KnownNode>,
+}
+
+impl Description {
+  pub fn new<F4>(callee: Identity, state: NodeState, founders: Vec<Founder>, asker: F4) -> Description where F4: Into<Option<KnownNode>> {
+    Description {
+      callee,
+      state,
+      founders,
+      asker: asker.into(),
+    }
+  }
+}
+
+impl TSerializable for Description {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Description> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Identity> = None;
+    let mut f_2: Option<NodeState> = None;
+    let mut f_3: Option<Vec<Founder>> = None;
+    let mut f_4: Option<KnownNode> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Identity::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = NodeState::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Founder> = Vec::with_capacity((list_ident.size as usize).min(64));
+          for _ in 0..list_ident.size {
+            let list_elem_3 = Founder::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_3);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = KnownNode::read_from_in_protocol(i_prot)?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Description.callee", &f_1)?;
+    verify_required_field_exists("Description.state", &f_2)?;
+    verify_required_field_exists("Description.founders", &f_3)?;
+    let ret = Description {
+      callee: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      state: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      founders: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      asker: f_4,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Description");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("callee", TType::Struct, 1))?;
+    self.callee.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("state", TType::I32, 2))?;
+    self.state.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("founders", TType::List, 3))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.founders.len() as i32))?;
+    for e in &self.founders {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.asker {
+      o_prot.write_field_begin(&TFieldIdentifier::new("asker", TType::Struct, 4))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -2009,6 +2402,117 @@ impl Display for Refused {
 }
 
 //
+// ConsensusDescribeArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct ConsensusDescribeArgs {
+  pub(crate) asker: Identity,
+}
+
+impl ConsensusDescribeArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ConsensusDescribeArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Identity> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Identity::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("ConsensusDescribeArgs.asker", &f_1)?;
+    let ret = ConsensusDescribeArgs {
+      asker: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("describe_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("asker", TType::Struct, 1))?;
+    self.asker.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// ConsensusDescribeResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct ConsensusDescribeResult {
+  pub(crate) result_value: Option<Description>,
+}
+
+impl ConsensusDescribeResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<Description> {
+    if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for ConsensusDescribe"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ConsensusDescribeResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<Description> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = Description::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = ConsensusDescribeResult {
+      result_value: f_0,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("ConsensusDescribeResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // ConsensusHelloArgs
 //
 
@@ -2062,19 +2566,30 @@ impl ConsensusHelloArgs {
 
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct ConsensusHelloResult {
+  pub(crate) result_value: Option<Identity>,
   pub(crate) refused: Option<Refused>,
 }
 
 impl ConsensusHelloResult {
-  pub(crate) fn ok_or(self) -> thrift::Result<()> {
+  pub(crate) fn ok_or(self) -> thrift::Result<Identity> {
     if self.refused.is_some() {
       Err(thrift::Error::User(Box::new(self.refused.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
     } else {
-      Ok(())
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for ConsensusHello"
+          )
+        )
+      )
     }
   }
   pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ConsensusHelloResult> {
     i_prot.read_struct_begin()?;
+    let mut f_0: Option<Identity> = None;
     let mut f_1: Option<Refused> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
@@ -2083,6 +2598,10 @@ impl ConsensusHelloResult {
       }
       let field_id = field_id(&field_ident)?;
       match field_id {
+        0 => {
+          let val = Identity::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
         1 => {
           let val = Refused::read_from_in_protocol(i_prot)?;
           f_1 = Some(val);
@@ -2095,6 +2614,7 @@ impl ConsensusHelloResult {
     }
     i_prot.read_struct_end()?;
     let ret = ConsensusHelloResult {
+      result_value: f_0,
       refused: f_1,
     };
     Ok(ret)
@@ -2102,6 +2622,11 @@ impl ConsensusHelloResult {
   pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
     let struct_ident = TStructIdentifier::new("ConsensusHelloResult");
     o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     if let Some(ref fld_var) = self.refused {
       o_prot.write_field_begin(&TFieldIdentifier::new("refused", TType::Struct, 1))?;
       fld_var.write_to_out_protocol(o_prot)?;
@@ -2119,12 +2644,14 @@ impl ConsensusHelloResult {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct ConsensusDeliverArgs {
   pub(crate) message: Message,
+  pub(crate) cluster: i64,
 }
 
 impl ConsensusDeliverArgs {
   pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ConsensusDeliverArgs> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Message> = None;
+    let mut f_2: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2136,6 +2663,10 @@ impl ConsensusDeliverArgs {
           let val = Message::read_from_in_protocol(i_prot)?;
           f_1 = Some(val);
         },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2144,8 +2675,10 @@ impl ConsensusDeliverArgs {
     }
     i_prot.read_struct_end()?;
     verify_required_field_exists("ConsensusDeliverArgs.message", &f_1)?;
+    verify_required_field_exists("ConsensusDeliverArgs.cluster", &f_2)?;
     let ret = ConsensusDeliverArgs {
       message: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      cluster: f_2.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -2154,6 +2687,9 @@ impl ConsensusDeliverArgs {
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::Struct, 1))?;
     self.message.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("cluster", TType::I64, 2))?;
+    o_prot.write_i64(self.cluster)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -2167,12 +2703,14 @@ impl ConsensusDeliverArgs {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct ConsensusSnapshotChunkArgs {
   pub(crate) chunk: SnapshotChunk,
+  pub(crate) cluster: i64,
 }
 
 impl ConsensusSnapshotChunkArgs {
   pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ConsensusSnapshotChunkArgs> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<SnapshotChunk> = None;
+    let mut f_2: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2184,6 +2722,10 @@ impl ConsensusSnapshotChunkArgs {
           let val = SnapshotChunk::read_from_in_protocol(i_prot)?;
           f_1 = Some(val);
         },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2192,8 +2734,10 @@ impl ConsensusSnapshotChunkArgs {
     }
     i_prot.read_struct_end()?;
     verify_required_field_exists("ConsensusSnapshotChunkArgs.chunk", &f_1)?;
+    verify_required_field_exists("ConsensusSnapshotChunkArgs.cluster", &f_2)?;
     let ret = ConsensusSnapshotChunkArgs {
       chunk: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      cluster: f_2.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -2202,6 +2746,9 @@ impl ConsensusSnapshotChunkArgs {
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_begin(&TFieldIdentifier::new("chunk", TType::Struct, 1))?;
     self.chunk.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("cluster", TType::I64, 2))?;
+    o_prot.write_i64(self.cluster)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -2278,12 +2825,14 @@ impl ConsensusSnapshotChunkResult {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct ConsensusReceivedArgs {
   pub(crate) bytes: i64,
+  pub(crate) cluster: i64,
 }
 
 impl ConsensusReceivedArgs {
   pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ConsensusReceivedArgs> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2295,6 +2844,10 @@ impl ConsensusReceivedArgs {
           let val = i_prot.read_i64()?;
           f_1 = Some(val);
         },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2303,8 +2856,10 @@ impl ConsensusReceivedArgs {
     }
     i_prot.read_struct_end()?;
     verify_required_field_exists("ConsensusReceivedArgs.bytes", &f_1)?;
+    verify_required_field_exists("ConsensusReceivedArgs.cluster", &f_2)?;
     let ret = ConsensusReceivedArgs {
       bytes: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      cluster: f_2.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -2313,6 +2868,9 @@ impl ConsensusReceivedArgs {
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_begin(&TFieldIdentifier::new("bytes", TType::I64, 1))?;
     o_prot.write_i64(self.bytes)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("cluster", TType::I64, 2))?;
+    o_prot.write_i64(self.cluster)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::{Endpoint, NodeId, Reachability, SendError, TransportError};
+use consensus_core::{ClusterId, Endpoint, NodeId, Reachability, SendError, StorageId, TransportError};
 use futures::{StreamExt, stream::FuturesUnordered};
 use rand::Rng;
 use tokio::{
@@ -21,13 +21,15 @@ use tokio::{
 };
 
 use crate::{
-    ThriftConfig, calls,
+    calls,
     chronicle::Chronicle,
     connection::connect,
-    convert::{ack_from_wire, chunk_to_wire, signed},
+    convert::{ack_from_wire, chunk_to_wire, signed, unsigned},
     framing,
     generated::{Hello, SnapshotAck},
+    identity::Own,
     progress::{Answers, Counted, Counter, RECEIPTS_PER_STALL_TIMEOUT, next_frame},
+    transport::lock,
 };
 
 /// One other node.
@@ -47,7 +49,10 @@ pub(crate) struct Peer {
 struct Link {
     node: NodeId,
     endpoint: Endpoint,
-    config: Arc<ThriftConfig>,
+    dialled: std::sync::Mutex<Dialled>,
+    own: Arc<Own>,
+    /// The storage that answered on the connection that stands.
+    storage: std::sync::Mutex<Option<StorageId>>,
     /// The queue of the connection that stands, if one does.
     queue: std::sync::Mutex<Option<mpsc::Sender<Bytes>>>,
     queued_bytes: AtomicU64,
@@ -55,11 +60,24 @@ struct Link {
     connect_now: Notify,
 }
 
+/// Whether a node is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialled {
+    /// Until it is forgotten.
+    Kept,
+    /// Nobody but the node itself has said where it is: as long as it answers now and then.
+    Learned,
+    /// It is dialled no more.
+    GivenUp,
+}
+
 /// A connection that stands: both have said who they are.
 #[derive(Debug)]
 struct Established {
     answers: Answers,
     writer: Counted<OwnedWriteHalf>,
+    /// The callee's.
+    storage: StorageId,
 }
 
 #[derive(Debug)]
@@ -73,11 +91,14 @@ impl Peer {
     pub(crate) fn start(
         node: NodeId,
         endpoint: Endpoint,
-        config: Arc<ThriftConfig>,
+        dialled: Dialled,
+        own: Arc<Own>,
         report: impl Fn(Reachability) + Send + 'static,
     ) -> Self {
-        let (queue, queued_bytes) = (std::sync::Mutex::new(None), AtomicU64::new(0));
-        let link = Arc::new(Link { node, endpoint, config, queue, queued_bytes, connect_now: Notify::new() });
+        let (storage, queue) = Default::default();
+        let (queued_bytes, connect_now) = (AtomicU64::new(0), Notify::new());
+        let dialled = std::sync::Mutex::new(dialled);
+        let link = Arc::new(Link { node, endpoint, dialled, own, storage, queue, queued_bytes, connect_now });
         let task = tokio::spawn(link.clone().keep_connected(report));
         Self { link, task, bulk: Mutex::new(None), forgotten: watch::Sender::new(None) }
     }
@@ -85,6 +106,25 @@ impl Peer {
     /// Where it is.
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.link.endpoint
+    }
+
+    /// Dials it until it is forgotten; `false` if it was given up before.
+    pub(crate) fn keep(&self) -> bool {
+        let mut dialled = lock(&self.link.dialled);
+        if *dialled == Dialled::Learned {
+            *dialled = Dialled::Kept;
+        }
+        *dialled == Dialled::Kept
+    }
+
+    /// It is dialled no more, as it did not answer for long.
+    pub(crate) fn is_given_up(&self) -> bool {
+        *lock(&self.link.dialled) == Dialled::GivenUp
+    }
+
+    /// The storage of the node that answers at the endpoint just now.
+    pub(crate) fn storage(&self) -> Option<StorageId> {
+        *self.link.lock_storage()
     }
 
     /// The node is there: if no connection stands there shall be one at once.
@@ -105,7 +145,7 @@ impl Peer {
         let queue = self.link.lock_queue();
         let queue = queue.as_ref().ok_or(SendError::Unreachable(node))?;
         let held = self.link.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let has_room = held == 0 || held + bytes <= self.link.config.queue_bytes_max;
+        let has_room = held == 0 || held + bytes <= self.link.own.config.queue_bytes_max;
         if !has_room || queue.try_send(frame).is_err() {
             self.link.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(SendError::QueueFull(node));
@@ -136,14 +176,19 @@ impl Peer {
         let mut bulk = self.bulk.lock().await;
         // Taken out while in use: if this call is cancelled or fails, the connection, with an answer perhaps still to
         // come, is not used again.
-        let mut connection = match bulk.take() {
+        // One to a node that turned out to be of another cluster is closed; the next one is refused with the reason.
+        let is_friend = |bulk: &Bulk| {
+            let cluster = *bulk.connection.answers.callee_cluster().borrow();
+            self.link.own.cluster().is_compatible_with(cluster)
+        };
+        let mut connection = match bulk.take().filter(is_friend) {
             Some(connection) => connection,
             None => Bulk { connection: self.link.establish().await?, sequence: 0 },
         };
         let wait = if chunk.last.is_some() {
-            self.link.config.install_timeout
+            self.link.own.config.install_timeout
         } else {
-            self.link.config.chunk_timeout
+            self.link.own.config.chunk_timeout
         };
         let timed_out =
             |_| self.link.io("waiting for the answer to a snapshot chunk", io::ErrorKind::TimedOut.into());
@@ -167,9 +212,9 @@ impl Bulk {
         chunk: consensus_core::SnapshotChunk,
     ) -> Result<SnapshotAck, TransportError> {
         self.sequence = self.sequence.wrapping_add(1);
-        let frame = calls::snapshot_chunk(self.sequence, chunk_to_wire(chunk))
+        let frame = calls::snapshot_chunk(self.sequence, chunk_to_wire(chunk), link.own.cluster())
             .map_err(|error| link.thrift(&error))?;
-        let Established { answers, writer } = &mut self.connection;
+        let Established { answers, writer, .. } = &mut self.connection;
         let write = async {
             writer.write_all(&frame).await.map_err(|source| link.io("sending a snapshot chunk", source))
         };
@@ -186,41 +231,61 @@ impl Bulk {
 
 impl Link {
     fn lock_queue(&self) -> std::sync::MutexGuard<'_, Option<mpsc::Sender<Bytes>>> {
-        self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.queue)
+    }
+
+    fn lock_storage(&self) -> std::sync::MutexGuard<'_, Option<StorageId>> {
+        lock(&self.storage)
+    }
+
+    /// Gives up a node that was only learned.
+    fn gives_up(&self) -> bool {
+        let mut dialled = lock(&self.dialled);
+        if *dialled == Dialled::Learned {
+            *dialled = Dialled::GivenUp;
+        }
+        *dialled == Dialled::GivenUp
     }
 
     async fn keep_connected(self: Arc<Self>, report: impl Fn(Reachability)) {
-        let mut wait = self.config.reconnect_min;
+        let mut wait = self.own.config.reconnect_min;
         let mut chronicle = Chronicle::new(self.node, self.endpoint.clone());
+        let mut last_contact = Instant::now();
         loop {
             let begun = Instant::now();
             let mut stood = Duration::ZERO;
             match self.establish().await {
                 Ok(connection) => {
-                    wait = self.config.reconnect_min;
+                    wait = self.own.config.reconnect_min;
+                    *self.lock_storage() = Some(connection.storage);
                     let (queue, frames) = mpsc::channel(QUEUE_FRAMES_MAX);
                     *self.lock_queue() = Some(queue);
                     report(Reachability::Reachable);
                     let since = Instant::now();
                     chronicle.connected_until(self.run(connection, frames)).await;
                     stood = since.elapsed();
+                    last_contact = Instant::now();
                 }
                 Err(error) => chronicle.cannot_connect(&error),
             }
+            *self.lock_storage() = None;
             *self.lock_queue() = None;
             self.queued_bytes.store(0, Ordering::Relaxed);
             // What ends a connection may leave the node as it is: whether it is gone the next attempt tells. What ends one
             // after another is not met with attempts at network speed.
-            if stood > self.config.reconnect_max {
+            if stood > self.own.config.reconnect_max {
                 continue;
             }
             report(Reachability::Unreachable);
+            if last_contact.elapsed() > LEARNED_FOR && self.gives_up() {
+                return;
+            }
             // With jitter, so that a cluster does not come back in step. An attempt that took as long as the wait is followed
             // by the next one at once: it has left the network in peace meanwhile.
             let jitter = rand::rng().random_range(0.5..1.0);
             let pause = wait.mul_f64(jitter).saturating_sub(begun.elapsed());
             let _ = tokio::time::timeout(pause, self.connect_now.notified()).await;
-            wait = (wait * 2).min(self.config.reconnect_max);
+            wait = (wait * 2).min(self.own.config.reconnect_max);
         }
     }
 
@@ -229,9 +294,9 @@ impl Link {
     /// While an attempt has no outcome another one is made beside it, every half of the stall timeout. A packet that asks
     /// for a connection and is lost is sent again by TCP after 1 s, 3 s, and so on: when the network is back, only a new
     /// attempt finds out at once. The first outcome counts, so that a peer that is slow to answer has the whole
-    /// [`connect_timeout`](ThriftConfig::connect_timeout), too.
+    /// [`connect_timeout`](crate::ThriftConfig::connect_timeout), too.
     async fn establish(&self) -> Result<Established, TransportError> {
-        let every = (self.config.stall_timeout / 2).max(self.config.connect_timeout / ATTEMPTS_MAX);
+        let every = (self.own.config.stall_timeout / 2).max(self.own.config.connect_timeout / ATTEMPTS_MAX);
         let mut attempts = FuturesUnordered::new();
         loop {
             attempts.push(self.attempt());
@@ -243,9 +308,9 @@ impl Link {
 
     async fn attempt(&self) -> Result<Established, TransportError> {
         let begun = Instant::now();
-        let stream = connect(&self.endpoint, self.config.connect_timeout).await;
+        let stream = connect(&self.endpoint, self.own.config.connect_timeout).await;
         let stream = stream.map_err(|source| self.io("connecting", source))?;
-        let left = self.config.connect_timeout.saturating_sub(begun.elapsed());
+        let left = self.own.config.connect_timeout.saturating_sub(begun.elapsed());
         let timed_out = |_| self.io("greeting", io::ErrorKind::TimedOut.into());
         tokio::time::timeout(left, self.greet(stream)).await.map_err(timed_out)?
     }
@@ -253,28 +318,32 @@ impl Link {
     /// Says who calls; the callee may refuse.
     async fn greet(&self, stream: TcpStream) -> Result<Established, TransportError> {
         let (reader, writer) = stream.into_split();
-        let mut reader = framing::reader(reader, self.config.frame_bytes_max);
+        let mut reader = framing::reader(reader, self.own.config.frame_bytes_max);
         let sent = Arc::new(Counter::default());
         let mut writer = Counted::new(writer, sent.clone());
-        let receipt_interval = self.config.stall_timeout / RECEIPTS_PER_STALL_TIMEOUT;
+        let receipt_interval = self.own.config.stall_timeout / RECEIPTS_PER_STALL_TIMEOUT;
         let hello = Hello {
-            format: FORMAT,
-            cluster: self.config.cluster.clone(),
-            node_id: signed(self.config.node.0),
+            caller: self.own.identity(),
             callee: signed(self.node.0),
-            endpoint: self.config.advertise.as_ref().map(Endpoint::to_string),
+            endpoint: self.own.config.advertise.as_ref().map(Endpoint::to_string),
             receipt_interval_ms: i32::try_from(receipt_interval.as_millis()).unwrap_or(i32::MAX),
         };
         let frame = calls::hello(hello).map_err(|error| self.thrift(&error))?;
         writer.write_all(&frame).await.map_err(|source| self.io("greeting", source))?;
         let answer = next_frame(&mut reader).await.map_err(|source| self.io("greeting", source))?;
-        calls::read_hello_answer(&answer).map_err(|error| self.thrift(&error))?;
-        Ok(Established { answers: Answers::new(reader, sent, self.config.stall_timeout), writer })
+        let callee = calls::read_hello_answer(&answer).map_err(|error| self.thrift(&error))?;
+        if let Some(why) = self.own.objection(&callee) {
+            return Err(TransportError::Protocol { node: self.node, why });
+        }
+        let (cluster, storage) = (ClusterId(unsigned(callee.cluster)), StorageId(unsigned(callee.storage)));
+        let answers = Answers::new(reader, sent, self.own.config.stall_timeout, cluster);
+        Ok(Established { answers, writer, storage })
     }
 
     /// Writes what is queued until the connection ends; says why it did.
     async fn run(&self, connection: Established, frames: mpsc::Receiver<Bytes>) -> io::Error {
-        let Established { mut answers, writer } = connection;
+        let Established { mut answers, writer, .. } = connection;
+        let callee_cluster = answers.callee_cluster();
         let written = |bytes| {
             self.queued_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
         };
@@ -284,6 +353,9 @@ impl Link {
             }
             // Messages have no answers; what comes is the end.
             end = answers.next() => end.err().unwrap_or_else(|| io::ErrorKind::InvalidData.into()),
+            why = self.own.parted(self.node, callee_cluster) => {
+                io::Error::new(io::ErrorKind::PermissionDenied, why)
+            }
         }
     }
 
@@ -296,12 +368,12 @@ impl Link {
     }
 }
 
-/// Version of the vocabulary in `idl/consensus.thrift`.
-pub(crate) const FORMAT: i32 = 1;
 /// Frames queued to one node, besides the bound in bytes.
 const QUEUE_FRAMES_MAX: usize = 16_384;
 /// The least that a reconnection may wait.
 pub(crate) const RECONNECT_FLOOR: Duration = Duration::from_millis(1);
+/// A node that is known from its own calls only is dialled so long without success.
+const LEARNED_FOR: Duration = Duration::from_secs(60);
 /// The shortest stall timeout.
 pub(crate) const STALL_TIMEOUT_FLOOR: Duration = Duration::from_millis(20);
 /// Attempts to connect that are made at once.

@@ -22,16 +22,20 @@ use std::{
 };
 
 use bytes::BytesMut;
+use consensus_core::ClusterId;
 use futures::StreamExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::tcp::{OwnedReadHalf, OwnedWriteHalf},
-    sync::{Mutex, Notify},
+    sync::{Mutex, Notify, watch},
     time::{sleep, timeout},
 };
 use tokio_util::codec::FramedRead;
 
-use crate::{calls, framing};
+use crate::{
+    calls::{self, Receipt},
+    framing,
+};
 
 /// Counts the bytes of one direction of a connection.
 #[derive(Debug, Default)]
@@ -106,6 +110,8 @@ pub(crate) struct Answers {
     sent: Arc<Counter>,
     /// Bytes that the callee has, as it last said.
     received: u64,
+    /// To which cluster the callee belongs, as it last said.
+    callee_cluster: watch::Sender<ClusterId>,
     stall_timeout: Duration,
 }
 
@@ -114,8 +120,15 @@ impl Answers {
         frames: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
         sent: Arc<Counter>,
         stall_timeout: Duration,
+        callee_cluster: ClusterId,
     ) -> Self {
-        Self { frames, sent, received: 0, stall_timeout }
+        let callee_cluster = watch::Sender::new(callee_cluster);
+        Self { frames, sent, received: 0, callee_cluster, stall_timeout }
+    }
+
+    /// To which cluster the callee belongs.
+    pub(crate) fn callee_cluster(&self) -> watch::Receiver<ClusterId> {
+        self.callee_cluster.subscribe()
     }
 
     /// The next answer. Takes in receipts meanwhile.
@@ -135,30 +148,38 @@ impl Answers {
                 }
             };
             match calls::read_received(&frame) {
-                Some(bytes) => self.received = self.received.max(bytes),
+                Some(Receipt { bytes, cluster }) => {
+                    self.received = self.received.max(bytes);
+                    self.callee_cluster
+                        .send_if_modified(|known| std::mem::replace(known, cluster) != cluster);
+                }
                 None => return Ok(frame),
             }
         }
     }
 
     fn stalled(&self) -> io::Error {
-        let under_way = self.sent.bytes().saturating_sub(self.received);
         let silence = self.stall_timeout.as_millis();
-        let why = format!("nothing was heard for {silence} ms with {under_way} bytes under way");
+        let why = format!("the peer acknowledged nothing for {silence} ms of what was sent to it");
         io::Error::new(io::ErrorKind::TimedOut, why)
     }
 }
 
-/// Tells the caller how much was received: at once when something was, then at most every `interval`. Ends with the
-/// connection.
+/// Tells the caller how much was received, and to which cluster this node belongs: at once when something was or that
+/// changed, then at most every `interval`. Ends with the connection.
 pub(crate) async fn acknowledge(
     received: &Counter,
     writer: &Mutex<OwnedWriteHalf>,
     interval: Duration,
+    mut cluster: watch::Receiver<ClusterId>,
 ) -> io::Result<()> {
     loop {
-        received.grown.notified().await;
-        let frame = calls::received(received.bytes())
+        tokio::select! {
+            () = received.grown.notified() => {}
+            changed = cluster.changed() => changed.map_err(|_| io::ErrorKind::ConnectionAborted)?,
+        }
+        let receipt = Receipt { bytes: received.bytes(), cluster: *cluster.borrow_and_update() };
+        let frame = calls::received(receipt)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, framing::describe(&error)))?;
         writer.lock().await.write_all(&frame).await?;
         sleep(interval).await;

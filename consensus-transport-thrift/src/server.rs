@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::{MessageHandler, NodeId};
+use consensus_core::{ClusterId, MessageHandler, NodeId, StorageId};
 use futures::StreamExt;
 use tokio::{
     io::AsyncWriteExt,
@@ -15,19 +15,19 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{Mutex, Semaphore},
+    sync::{Mutex, Semaphore, watch},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_util::codec::FramedRead;
 
 use crate::{
-    ThriftConfig,
     calls::{self, Call},
     connection,
     convert::{ack_to_wire, chunk_from_wire, message_from_wire, unsigned},
     framing,
     generated::Hello,
-    peer::FORMAT,
+    identity::Own,
     progress::{Counted, Counter, INTERVAL_MAX, INTERVAL_MIN, acknowledge, next_frame},
     repeats::{OVER_AFTER, Repeats, Times},
     transport::Peers,
@@ -36,9 +36,9 @@ use crate::{
 /// Accepts connections until it is cancelled; they end with it.
 pub(crate) async fn accept(
     listener: Arc<TcpListener>,
-    config: Arc<ThriftConfig>,
+    own: Arc<Own>,
     peers: Arc<Peers>,
-    handler: Arc<dyn MessageHandler>,
+    handler: watch::Receiver<Option<Arc<dyn MessageHandler>>>,
 ) {
     let refusals = Arc::new(Refusals::default());
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -57,10 +57,10 @@ pub(crate) async fn accept(
         };
         match accepted {
             Ok((stream, from)) => {
-                let (config, peers, handler) = (config.clone(), peers.clone(), handler.clone());
-                let refusals = refusals.clone();
+                let (own, peers, refusals) = (own.clone(), peers.clone(), refusals.clone());
+                let callee = Callee { own, peers, refusals, handler: handler.clone() };
                 connections.spawn(async move {
-                    if let Err(error) = serve(stream, &config, &peers, &refusals, &*handler).await {
+                    if let Err(error) = callee.serve(stream).await {
                         tracing::debug!(%from, %error, "a node's connection ended");
                     }
                     drop(place);
@@ -78,39 +78,123 @@ pub(crate) async fn accept(
     }
 }
 
-async fn serve(
-    stream: TcpStream,
-    config: &ThriftConfig,
-    peers: &Peers,
-    refusals: &Refusals,
-    handler: &dyn MessageHandler,
-) -> io::Result<()> {
-    connection::configure(&stream)?;
-    let (reader, mut writer) = stream.into_split();
-    let received = Arc::new(Counter::default());
-    // A stranger gets little room.
-    let mut frames = framing::reader(Counted::new(reader, received.clone()), HELLO_BYTES_MAX);
-    let frame = tokio::time::timeout(config.connect_timeout, next_frame(&mut frames)).await??;
-    let (sequence, Call::Hello(hello)) = calls::read_call(&frame).map_err(invalid)? else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the first call is not hello"));
-    };
-    let from = NodeId(unsigned(hello.node_id));
-    let objection = objection(&hello, config);
-    let answer = calls::answer_hello(sequence, objection.clone()).map_err(invalid)?;
-    writer.write_all(&answer).await?;
-    if let Some(why) = objection {
-        refusals.refused(from, &why);
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+/// This node's end of a connection that another one made.
+struct Callee {
+    own: Arc<Own>,
+    peers: Arc<Peers>,
+    refusals: Arc<Refusals>,
+    /// `None` until the transport is started.
+    handler: watch::Receiver<Option<Arc<dyn MessageHandler>>>,
+}
+
+impl Callee {
+    async fn serve(mut self, stream: TcpStream) -> io::Result<()> {
+        connection::configure(&stream)?;
+        let (reader, mut writer) = stream.into_split();
+        let received = Arc::new(Counter::default());
+        // A stranger gets little room.
+        let mut frames = framing::reader(Counted::new(reader, received.clone()), HELLO_BYTES_MAX);
+        let patience = self.own.config.connect_timeout;
+        let frame = timeout(patience, next_frame(&mut frames)).await??;
+        let (sequence, hello) = match calls::read_call(&frame).map_err(invalid)? {
+            (sequence, Call::Hello(hello)) => (sequence, hello),
+            (sequence, Call::Describe(asker)) => {
+                let description = self.own.describe(NodeId(unsigned(asker.node_id)));
+                let answer = calls::answer_describe(sequence, description).map_err(invalid)?;
+                return writer.write_all(&answer).await;
+            }
+            _ => return Err(invalid_text("the first call is neither hello nor describe".to_owned())),
+        };
+        let started = timeout(patience, self.handler.wait_for(Option::is_some)).await?;
+        let handler = started.ok().and_then(|handler| handler.clone()).ok_or(io::ErrorKind::NotConnected)?;
+        let from = NodeId(unsigned(hello.caller.node_id));
+        if let Some(why) = self.objection(from, &hello) {
+            let answer = calls::answer_hello(sequence, Err(why.clone())).map_err(invalid)?;
+            writer.write_all(&answer).await?;
+            return Err(self.refuse(from, why));
+        }
+        let answer = calls::answer_hello(sequence, Ok(self.own.identity())).map_err(invalid)?;
+        writer.write_all(&answer).await?;
+        self.refusals.accepted(from);
+        frames.decoder_mut().set_frame_bytes_max(self.own.config.frame_bytes_max);
+        self.peers.called_by(from, hello.endpoint.and_then(|text| text.parse().ok()));
+        let interval = Duration::from_millis(u64::try_from(hello.receipt_interval_ms).unwrap_or(0));
+        let interval = interval.clamp(INTERVAL_MIN, INTERVAL_MAX);
+        let writer = Mutex::new(writer);
+        let cluster = watch::Sender::new(ClusterId(unsigned(hello.caller.cluster)));
+        // Receipts go out even while a handler takes its time with a snapshot.
+        tokio::select! {
+            ended = self.deliver(from, frames, &writer, &*handler, &cluster) => ended,
+            ended = acknowledge(&received, &writer, interval, self.own.watch_cluster()) => ended,
+            why = self.own.parted(from, cluster.subscribe()) => Err(self.refuse(from, why)),
+        }
     }
-    refusals.accepted(from);
-    frames.decoder_mut().set_frame_bytes_max(config.frame_bytes_max);
-    peers.called_by(from, hello.endpoint.and_then(|text| text.parse().ok()));
-    let interval = Duration::from_millis(u64::try_from(hello.receipt_interval_ms).unwrap_or(0));
-    let writer = Mutex::new(writer);
-    // Receipts go out even while a handler takes its time with a snapshot.
-    tokio::select! {
-        ended = deliver(from, frames, &writer, handler) => ended,
-        ended = acknowledge(&received, &writer, interval.clamp(INTERVAL_MIN, INTERVAL_MAX)) => ended,
+
+    /// Why this node does not want to talk to that one.
+    fn objection(&self, from: NodeId, hello: &Hello) -> Option<String> {
+        let own = self.own.config.node;
+        if let Some(why) = self.own.objection(&hello.caller) {
+            return Some(why);
+        }
+        let callee = NodeId(unsigned(hello.callee));
+        if callee != own {
+            return Some(format!("this is node {own}, not node {callee}: check the endpoints"));
+        }
+        if from == own {
+            return Some(format!("this is node {own} itself, or another node was started with its id"));
+        }
+        let storage = StorageId(unsigned(hello.caller.storage));
+        self.peers.other_storage(from, storage).map(|(other, endpoint)| {
+            format!(
+                "node {from} answers at {endpoint} with the storage {other}, and this caller with the storage {storage} says \
+                 that it is node {from}, too: two nodes were started with one id; stop the one that does not belong there"
+            )
+        })
+    }
+
+    fn refuse(&self, from: NodeId, why: String) -> io::Error {
+        self.refusals.refused(from, &why);
+        io::Error::new(io::ErrorKind::PermissionDenied, why)
+    }
+
+    /// Hands over what the caller sends, until it ends.
+    async fn deliver(
+        &self,
+        from: NodeId,
+        mut frames: FramedRead<Counted<OwnedReadHalf>, framing::FrameDecoder>,
+        writer: &Mutex<OwnedWriteHalf>,
+        handler: &dyn MessageHandler,
+        caller_cluster: &watch::Sender<ClusterId>,
+    ) -> io::Result<()> {
+        // Each message says to which cluster its sender belongs: it may have learned that since the last one.
+        let check = |cluster| {
+            caller_cluster.send_if_modified(|known| std::mem::replace(known, cluster) != cluster);
+            self.own.cluster_objection(from, cluster).map_or(Ok(()), |why| Err(self.refuse(from, why)))
+        };
+        while let Some(frame) = frames.next().await {
+            let (sequence, call) = calls::read_call(&frame?).map_err(invalid)?;
+            match call {
+                Call::Deliver(message, cluster) => {
+                    check(cluster)?;
+                    handler.on_message(from, message_from_wire(message).map_err(invalid_text)?);
+                }
+                Call::SnapshotChunk(chunk, cluster) => {
+                    check(cluster)?;
+                    let chunk = chunk_from_wire(chunk).map_err(invalid_text)?;
+                    let ack = handler.on_snapshot_chunk(from, chunk).await;
+                    reply(writer, calls::answer_chunk(sequence, ack_to_wire(ack))).await?;
+                }
+                Call::Hello(_) | Call::Describe(_) => {
+                    return Err(invalid_text("a second hello".to_owned()));
+                }
+                Call::Unknown(name) => {
+                    let kind = thrift::ApplicationErrorKind::UnknownMethod;
+                    let message = format!("there is no method {name:?}");
+                    reply(writer, framing::encode_application_error(&name, sequence, kind, &message)).await?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -145,55 +229,6 @@ impl Refusals {
             tracing::info!(%node, why, %times, "a node that was refused does not call any more, or is accepted now");
         }
     }
-}
-
-/// Hands over what the caller sends, until it ends.
-async fn deliver(
-    from: NodeId,
-    mut frames: FramedRead<Counted<OwnedReadHalf>, framing::FrameDecoder>,
-    writer: &Mutex<OwnedWriteHalf>,
-    handler: &dyn MessageHandler,
-) -> io::Result<()> {
-    while let Some(frame) = frames.next().await {
-        let (sequence, call) = calls::read_call(&frame?).map_err(invalid)?;
-        match call {
-            Call::Deliver(message) => {
-                handler.on_message(from, message_from_wire(message).map_err(invalid_text)?);
-            }
-            Call::SnapshotChunk(chunk) => {
-                let chunk = chunk_from_wire(chunk).map_err(invalid_text)?;
-                let ack = handler.on_snapshot_chunk(from, chunk).await;
-                reply(writer, calls::answer_chunk(sequence, ack_to_wire(ack))).await?;
-            }
-            Call::Hello(_) => return Err(invalid_text("a second hello".to_owned())),
-            Call::Unknown(name) => {
-                let kind = thrift::ApplicationErrorKind::UnknownMethod;
-                let message = format!("there is no method {name:?}");
-                reply(writer, framing::encode_application_error(&name, sequence, kind, &message)).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Why this node does not want to talk to that one.
-fn objection(hello: &Hello, config: &ThriftConfig) -> Option<String> {
-    if hello.format != FORMAT {
-        return Some(format!(
-            "message format {} is not {FORMAT}, which node {} speaks",
-            hello.format, config.node
-        ));
-    }
-    if hello.cluster != config.cluster {
-        return Some(format!(
-            "node {} is of cluster {:?}, not {:?}",
-            config.node, config.cluster, hello.cluster
-        ));
-    }
-    if unsigned(hello.callee) != config.node.0 {
-        return Some(format!("this is node {}, not node {}: check the endpoints", config.node, hello.callee));
-    }
-    (unsigned(hello.node_id) == config.node.0).then(|| format!("this is node {} itself", config.node))
 }
 
 async fn reply(writer: &Mutex<OwnedWriteHalf>, frame: thrift::Result<Bytes>) -> io::Result<()> {

@@ -1,10 +1,25 @@
-//! For tests: nodes on free ports of the loopback interface.
+//! For tests: nodes on free ports of the loopback interface, and what goes between them.
 
 use std::{net::Ipv6Addr, sync::Arc};
 
 use consensus_core::{NetworkTransport, NodeId};
 
-use crate::{ThriftConfig, ThriftTransport};
+use crate::{
+    ThriftConfig, ThriftTransport,
+    calls::{self, Call},
+    convert::unsigned,
+};
+
+/// Who says that it calls, in the first frame of a connection (without its length); `None` if it is no such frame.
+#[must_use]
+pub fn caller(frame: &[u8]) -> Option<NodeId> {
+    let caller = match calls::read_call(frame).ok()?.1 {
+        Call::Hello(hello) => hello.caller,
+        Call::Describe(asker) => asker,
+        _ => return None,
+    };
+    Some(NodeId(unsigned(caller.node_id)))
+}
 
 /// Transports of nodes 0 to `size` - 1 that know each other; node 1 listens on IPv6 where the machine has it.
 ///

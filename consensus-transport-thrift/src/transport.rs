@@ -2,15 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use consensus_core::{
-    Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError, SnapshotAck,
-    SnapshotChunk, TransportError,
+    ClusterId, Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError,
+    SnapshotAck, SnapshotChunk, StorageId, TransportError,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
@@ -18,7 +18,8 @@ use crate::{
     calls,
     convert::message_to_wire,
     framing,
-    peer::{Peer, RECONNECT_FLOOR, STALL_TIMEOUT_FLOOR},
+    identity::{Own, Standing},
+    peer::{Dialled, Peer, RECONNECT_FLOOR, STALL_TIMEOUT_FLOOR},
     server,
 };
 
@@ -31,8 +32,10 @@ pub struct ThriftConfig {
     pub listen: Endpoint,
     /// Where other nodes reach this one, told to those who do not know; `None`, the default: they must know.
     pub advertise: Option<Endpoint>,
-    /// Nodes of another cluster are refused. Default "default".
+    /// Name of the cluster; nodes with another one are refused. Default "default".
     pub cluster: String,
+    /// Identity of the node's log storage, told to the others; 0, the default: not told.
+    pub storage: StorageId,
     /// Longest frame sent or taken. Default 64 MiB; must hold an `AppendEntries` or a snapshot chunk.
     pub frame_bytes_max: usize,
     /// Most bytes queued to one node. Default 64 MiB.
@@ -64,6 +67,7 @@ impl ThriftConfig {
             listen,
             advertise: None,
             cluster: "default".to_owned(),
+            storage: StorageId(0),
             frame_bytes_max: 64 << 20,
             queue_bytes_max: 64 << 20,
             connect_timeout: Duration::from_secs(2),
@@ -86,19 +90,20 @@ impl ThriftConfig {
 }
 
 /// A node's end of a network of Thrift over TCP.
-#[derive(Debug)]
 pub struct ThriftTransport {
-    config: Arc<ThriftConfig>,
+    own: Arc<Own>,
     local: Endpoint,
     listener: Mutex<Option<Arc<TcpListener>>>,
     accepting: Mutex<Option<JoinHandle<()>>>,
+    /// Set by [`start`](NetworkTransport::start); connections for messages wait for it.
+    handler: watch::Sender<Option<Arc<dyn MessageHandler>>>,
     peers: Arc<Peers>,
 }
 
 /// The nodes whose endpoints are known.
 #[derive(Debug)]
 pub(crate) struct Peers {
-    config: Arc<ThriftConfig>,
+    own: Arc<Own>,
     /// `None` after shutdown.
     peers: Mutex<Option<BTreeMap<NodeId, Arc<Peer>>>>,
     reachability: Arc<watch::Sender<BTreeMap<NodeId, Reachability>>>,
@@ -107,7 +112,10 @@ pub(crate) struct Peers {
 impl Peers {
     fn set(&self, node: NodeId, endpoint: Endpoint) {
         if let Some(peers) = lock(&self.peers).as_mut() {
-            self.put(peers, node, endpoint);
+            // A connection that stands is not broken.
+            if peers.get(&node).is_none_or(|peer| *peer.endpoint() != endpoint || !peer.keep()) {
+                self.put(peers, node, endpoint, Dialled::Kept);
+            }
         }
     }
 
@@ -117,25 +125,38 @@ impl Peers {
         let mut peers = lock(&self.peers);
         let Some(peers) = peers.as_mut() else { return };
         match (peers.get(&node), endpoint) {
-            (Some(peer), _) => peer.connect_now(),
-            (None, Some(endpoint)) if peers.len() < PEERS_LEARNED_MAX => self.put(peers, node, endpoint),
+            (Some(peer), _) if !peer.is_given_up() => peer.connect_now(),
+            (known, Some(endpoint)) if known.is_some() || peers.len() < PEERS_LEARNED_MAX => {
+                self.put(peers, node, endpoint, Dialled::Learned);
+            }
             _ => {}
         }
     }
 
-    fn put(&self, peers: &mut BTreeMap<NodeId, Arc<Peer>>, node: NodeId, endpoint: Endpoint) {
-        if peers.get(&node).is_some_and(|peer| *peer.endpoint() == endpoint) {
-            return; // A connection that stands is not broken.
-        }
+    fn put(
+        &self,
+        peers: &mut BTreeMap<NodeId, Arc<Peer>>,
+        node: NodeId,
+        endpoint: Endpoint,
+        dialled: Dialled,
+    ) {
         let reachability = self.reachability.clone();
         let report = move |state| {
             reachability.send_if_modified(|all| all.insert(node, state) != Some(state));
         };
         report(Reachability::Unknown);
-        let new = Arc::new(Peer::start(node, endpoint, self.config.clone(), report));
+        let new = Arc::new(Peer::start(node, endpoint, dialled, self.own.clone(), report));
         if let Some(old) = peers.insert(node, new) {
             old.forget(SendError::Unreachable(node));
         }
+    }
+
+    /// Another storage than `storage` that answers at the endpoint of `node`, just now.
+    pub(crate) fn other_storage(&self, node: NodeId, storage: StorageId) -> Option<(StorageId, Endpoint)> {
+        let peers = lock(&self.peers);
+        let peer = peers.as_ref()?.get(&node)?;
+        let answers = peer.storage().filter(|known| *known != StorageId(0) && storage != StorageId(0))?;
+        (answers != storage).then(|| (answers, peer.endpoint().clone()))
     }
 
     fn remove(&self, node: NodeId) {
@@ -155,7 +176,8 @@ impl Peers {
 }
 
 impl ThriftTransport {
-    /// Listens at the configured place. Connections are accepted from [`start`](NetworkTransport::start) on.
+    /// Listens at the configured place. Connections are accepted from [`start`](NetworkTransport::start) on, or from
+    /// [`answer_probes`](Self::answer_probes) on.
     ///
     /// # Errors
     /// The place cannot be listened at; the error names it.
@@ -170,19 +192,45 @@ impl ThriftTransport {
             stall_timeout: config.stall_timeout.max(STALL_TIMEOUT_FLOOR),
             ..config
         };
-        let config = Arc::new(config);
+        let own = Arc::new(Own::new(Arc::new(config)));
         let peers = Peers {
-            config: config.clone(),
+            own: own.clone(),
             peers: Mutex::new(Some(BTreeMap::new())),
             reachability: Arc::new(watch::channel(BTreeMap::new()).0),
         };
         Ok(Self {
-            config,
+            own,
             local,
             listener: Mutex::new(Some(Arc::new(listener))),
             accepting: Mutex::new(None),
+            handler: watch::Sender::new(None),
             peers: Arc::new(peers),
         })
+    }
+
+    /// Answers those who ask this node who it is ([`probe`](crate::probe)), before an engine starts it. Callers with messages
+    /// wait until then. [`start`](NetworkTransport::start) does so too.
+    pub fn answer_probes(&self) {
+        let mut accepting = lock(&self.accepting);
+        let Some(listener) = lock(&self.listener).clone().filter(|_| accepting.is_none()) else { return };
+        let (own, peers, handler) = (self.own.clone(), self.peers.clone(), self.handler.subscribe());
+        *accepting = Some(tokio::spawn(server::accept(listener, own, peers, handler)));
+    }
+
+    /// Sets what this node answers to those who ask what it has of the history of a cluster. Before it is called, and without
+    /// an identity of the cluster, that is a first configuration with nobody in it.
+    pub fn announce(&self, standing: Standing) {
+        self.own.announce(standing);
+    }
+
+    /// The settings that it was bound with, with those that were out of range put right.
+    #[must_use]
+    pub fn config(&self) -> &ThriftConfig {
+        &self.own.config
+    }
+
+    pub(crate) fn own(&self) -> &Own {
+        &self.own
     }
 
     /// Where it listens, the port as taken.
@@ -192,30 +240,36 @@ impl ThriftTransport {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
 impl NetworkTransport for ThriftTransport {
     fn local(&self) -> NodeId {
-        self.config.node
+        self.own.config.node
     }
 
     async fn start(&self, handler: Arc<dyn MessageHandler>) -> Result<(), TransportError> {
-        let mut accepting = lock(&self.accepting);
-        if accepting.is_some() {
+        if lock(&self.listener).is_none() {
+            return Err(SendError::Closed.into());
+        }
+        let mut is_first = false;
+        self.handler.send_if_modified(|started| {
+            is_first = started.is_none();
+            started.get_or_insert(handler);
+            is_first
+        });
+        if !is_first {
             return Err(TransportError::Misuse("it was started before"));
         }
-        let listener = lock(&self.listener).clone().ok_or(SendError::Closed)?;
-        *accepting =
-            Some(tokio::spawn(server::accept(listener, self.config.clone(), self.peers.clone(), handler)));
+        self.answer_probes();
         Ok(())
     }
 
     fn send(&self, to: NodeId, message: Message) -> Result<(), SendError> {
         let peer = self.peers.get(to)?;
-        let (bytes, limit) = (message.size_bytes(), self.config.frame_bytes_max as u64);
+        let (bytes, limit) = (message.size_bytes(), self.own.config.frame_bytes_max as u64);
         let too_large = SendError::TooLarge { bytes, limit };
         if bytes > limit {
             return Err(too_large);
@@ -224,9 +278,9 @@ impl NetworkTransport for ThriftTransport {
             tracing::error!(why, "a message that cannot be sent");
             too_large.clone()
         })?;
-        let frame = calls::deliver(message).map_err(|_| too_large.clone())?;
+        let frame = calls::deliver(message, self.own.cluster()).map_err(|_| too_large.clone())?;
         // The limit is on the frame's body.
-        if frame.len() - 4 > self.config.frame_bytes_max {
+        if frame.len() - 4 > self.own.config.frame_bytes_max {
             return Err(too_large);
         }
         peer.send(frame)
@@ -248,6 +302,10 @@ impl NetworkTransport for ThriftTransport {
         self.peers.remove(node);
     }
 
+    fn set_cluster(&self, cluster: ClusterId) {
+        self.own.set_cluster(cluster);
+    }
+
     fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>> {
         self.peers.reachability.subscribe()
     }
@@ -261,6 +319,12 @@ impl NetworkTransport for ThriftTransport {
             task.abort();
             let _ = task.await; // Cancelled, as asked; its connections went with it.
         }
+    }
+}
+
+impl fmt::Debug for ThriftTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThriftTransport").field("config", self.config()).finish_non_exhaustive()
     }
 }
 

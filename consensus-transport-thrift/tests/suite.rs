@@ -161,7 +161,7 @@ async fn wrong_nodes_are_refused_with_the_reason() {
     let place = b.local_endpoint().clone();
     let cases = [
         (NodeId(3), "default", "this is node 2, not node 3"),
-        (NodeId(2), "another", "of cluster \"default\", not \"another\""),
+        (NodeId(2), "another", "of the cluster named \"another\""),
     ];
     for (callee, cluster, why) in cases {
         let mut config = ThriftConfig::new(NodeId(1), anywhere());

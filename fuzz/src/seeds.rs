@@ -16,7 +16,7 @@ use consensus_engine_raft::flight::{MAGIC, Record, checksum, framed};
 use consensus_raft_protocol::{Call as RaftCall, Config, Event, Raft, Restored};
 use consensus_storage_wal::fuzzing;
 use consensus_transport_thrift::fuzzing::{
-    Call, Greeting, write_call, write_chunk_answer, write_hello_answer,
+    Asker, Call, Greeting, write_call, write_chunk_answer, write_hello_answer,
 };
 #[cfg(feature = "kv")]
 pub use kv::*;
@@ -90,6 +90,7 @@ pub fn messages() -> Seeds {
     let calls = all_messages().into_iter().map(Call::Deliver).chain([
         Call::Hello(Greeting::new("default", Some("db1.example:10090"))),
         Call::Hello(Greeting::new("", None)),
+        Call::Describe(Asker::new("default")),
         Call::SnapshotChunk(1, chunk(0, b"some", None)),
         Call::SnapshotChunk(-1, chunk(4, b"more", Some(u32::MAX))),
     ]);

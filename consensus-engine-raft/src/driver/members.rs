@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use consensus_core::{ChangeError, Role, TransferError};
+use consensus_core::{ChangeError, ClusterId, Role, TransferError};
 use consensus_raft_protocol::{Event, Refusal};
 use tokio::sync::oneshot;
 
@@ -125,6 +125,17 @@ impl Driver {
         }
         self.retired.retain(|id, _| membership.get(*id).is_none());
         self.addressed = membership;
+    }
+
+    /// Tells the transport to which cluster this node belongs, when that is committed. It stays so.
+    pub(super) fn tell_cluster(&mut self) {
+        if self.cluster == ClusterId::NONE {
+            self.cluster = self.raft.cluster();
+            if self.cluster != ClusterId::NONE {
+                tracing::info!(cluster = %self.cluster, "the cluster has an identity");
+                self.transport.set_cluster(self.cluster);
+            }
+        }
     }
 
     /// Has the transport forget those who had time enough to hear that they were removed.

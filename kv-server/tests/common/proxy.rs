@@ -5,8 +5,7 @@
 
 use std::{collections::BTreeMap, io, time::Duration};
 
-use consensus_transport_thrift::framing;
-use thrift::protocol::{TInputProtocol, TType};
+use consensus_transport_thrift::testing::caller;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -83,7 +82,7 @@ impl Drop for Proxy {
 async fn connection(stream: TcpStream, to: usize, port: u16, links: watch::Sender<Links>) -> io::Result<()> {
     let (mut from_caller, to_caller) = stream.into_split();
     let hello = first_frame(&mut from_caller).await?;
-    let from = caller(&hello[4..]).map_err(io::Error::other)?;
+    let from = caller(&hello[4..]).ok_or(io::ErrorKind::InvalidData)?.0 as usize;
     let callee = TcpStream::connect(("127.0.0.1", port)).await?;
     let (from_callee, to_callee) = callee.into_split();
     let there = pump(hello, from_caller, to_callee, (from, to), links.subscribe());
@@ -130,20 +129,4 @@ async fn first_frame(stream: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
     frame.resize(4 + length, 0);
     stream.read_exact(&mut frame[4..]).await?;
     Ok(frame)
-}
-
-/// Field 3 of the `Hello`, which is the first argument.
-fn caller(frame: &[u8]) -> thrift::Result<usize> {
-    let (_, mut protocol) = framing::open(frame)?;
-    protocol.read_struct_begin()?;
-    protocol.read_field_begin()?;
-    protocol.read_struct_begin()?;
-    loop {
-        let field = protocol.read_field_begin()?;
-        match field.id {
-            Some(3) => return Ok(protocol.read_i64()? as usize),
-            _ if field.field_type == TType::Stop => panic!("a hello without a node id"),
-            _ => protocol.skip(field.field_type)?,
-        }
-    }
 }

@@ -30,6 +30,11 @@ pub(crate) struct Arguments {
     /// The node joins a running cluster: it waits to be added by `kvctl member add`.
     #[arg(long, env = "KV_JOIN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     join: Option<bool>,
+    /// Nodes of the file, as 1,2,.., that need not answer before the very first start of the cluster. A node without data
+    /// begins a cluster only when all others have answered that they have none, either; name those that cannot be started
+    /// and never had data. A node named here that has the cluster's data may cost that data.
+    #[arg(long, value_delimiter = ',')]
+    founding_peers_missing: Option<Vec<u64>>,
     /// Where the node keeps its data. Default: ./data/node-N, where N is the node id.
     #[arg(long, env = "KV_DATA_DIR")]
     data_dir: Option<PathBuf>,
@@ -212,6 +217,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) name: String,
     /// The node waits to be added rather than begin a cluster of `nodes`.
     pub(crate) join: bool,
+    /// Nodes that need not answer before the first start of the cluster.
+    pub(crate) founding_peers_missing: BTreeSet<NodeId>,
     pub(crate) lease_drift_percent: u32,
     pub(crate) witnesses: BTreeSet<NodeId>,
     /// All nodes, this one included.
@@ -349,6 +356,7 @@ impl Builder {
         let (arguments, file) = (&self.arguments, &self.file);
         let witnesses = arguments.witnesses.as_ref().unwrap_or(&file.deployment.witnesses);
         let witnesses: BTreeSet<NodeId> = witnesses.iter().copied().map(NodeId).collect();
+        let missing = arguments.founding_peers_missing.iter().flatten().copied().map(NodeId).collect();
         let ms = |flag: Option<u64>, file: Option<u64>, default| {
             Duration::from_millis(flag.or(file).unwrap_or(default))
         };
@@ -359,6 +367,7 @@ impl Builder {
                 .or_else(|| file.deployment.cluster_name.clone())
                 .unwrap_or("default".into()),
             join: arguments.join.or(file.deployment.join).unwrap_or(false),
+            founding_peers_missing: missing,
             lease_drift_percent: arguments
                 .lease_drift_percent
                 .or(file.cluster.lease_drift_percent)
@@ -405,12 +414,20 @@ impl Builder {
             witnesses,
             nodes: nodes.clone(),
         };
-        self.check(&settings)?;
+        self.check(node, &settings)?;
         Ok((self.listen(own.client.host(), own.client.port())?, settings))
     }
 
-    fn check(&self, settings: &ClusterSettings) -> Result<(), ConfigError> {
+    fn check(&self, node: NodeId, settings: &ClusterSettings) -> Result<(), ConfigError> {
         let ms = |time: Duration| time.as_millis();
+        let is_peer = |id: &&NodeId| **id != node && settings.nodes.contains_key(*id);
+        if let Some(wrong) = settings.founding_peers_missing.iter().find(|id| !is_peer(id)) {
+            return self.error(
+                "founding_peers_missing",
+                wrong,
+                "it is not one of the other nodes of this cluster",
+            );
+        }
         if let Some(unknown) = settings.witnesses.iter().find(|id| !settings.nodes.contains_key(id)) {
             return self.error("witnesses", unknown, "it is not one of the nodes of this cluster");
         }
@@ -612,6 +629,11 @@ mod tests {
             ),
             (vec![], "[deployment]\nreplica_endpoints = [\"a:65000\"]".into(), vec!["a:65000", "65535"]),
             (vec!["--mode", "replicated"], String::new(), vec!["replica_endpoints"]),
+            (
+                vec!["--founding-peers-missing", "1,0"],
+                format!("[deployment]\n{nodes}"),
+                vec!["founding_peers_missing = 0", "not one of the other nodes"],
+            ),
             (vec!["--witnesses", "7"], format!("[deployment]\n{nodes}"), vec!["witnesses = 7", "not one of"]),
             (
                 vec!["--witnesses", "0,1"],

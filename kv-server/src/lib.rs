@@ -7,6 +7,7 @@
 mod cluster;
 mod config;
 mod convert;
+mod founding;
 mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -68,7 +69,13 @@ async fn serve(settings: Settings) -> ExitCode {
         eprintln!("kv-server: cannot listen for signals");
         return ExitCode::FAILURE;
     };
-    let node = match node::Node::start(settings).await {
+    // A start may wait for other nodes.
+    let started = tokio::select! {
+        started = node::Node::start(settings) => started,
+        _ = terminate.recv() => return ExitCode::SUCCESS,
+        _ = interrupt.recv() => return ExitCode::SUCCESS,
+    };
+    let node = match started {
         Ok(node) => node,
         Err(error) => {
             eprintln!("kv-server: {error}");

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, io, sync::Arc};
 
 use consensus_core::{
-    Health, LogStorage, Member, MemberKind, Membership, NetworkTransport, StorageError, TransportError,
+    ConsensusEngine, Health, LogStorage, Member, MemberKind, Membership, NetworkTransport, StorageError,
+    TransportError,
 };
 use consensus_engine_raft::{
     RaftConfig, RaftEngine, StartError,
@@ -19,6 +20,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use crate::{
     cluster::ClusterManager,
     config::{ClusterSettings, LogKind, Routing, Settings},
+    founding::{Loaded, announce_members, explain, may_bootstrap},
     frontend::Frontend,
     routing::RoutingManager,
 };
@@ -47,6 +49,8 @@ pub(crate) enum NodeError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    #[error("{0}")]
+    Founding(String),
     #[error("{path} is not there: choose the node's --data-dir")]
     NoLog { path: String },
     #[error("{path} holds the data of {found}; {hint}")]
@@ -112,20 +116,27 @@ async fn replicated(
     settings: &Settings,
     cluster: &ClusterSettings,
 ) -> Result<(ConsensusKvDatabase, Arc<ThriftTransport>), NodeError> {
-    let storage = open_log(settings, cluster.log)?;
+    let (storage, log) = Loaded::load(open_log(settings, cluster.log)?)?;
     let mut thrift = ThriftConfig::new(settings.node, cluster.consensus_listen.clone())
         .with_election_timeout(cluster.election_timeout);
     thrift.cluster.clone_from(&cluster.name);
+    thrift.storage = log.storage;
     thrift.advertise = cluster.nodes.get(&settings.node).map(|endpoints| endpoints.consensus.clone());
     let transport = Arc::new(ThriftTransport::bind(thrift).await?);
-    let config = raft_config(settings, cluster);
+    let mut config = raft_config(settings, cluster);
+    let may_bootstrap = may_bootstrap(settings, cluster, &log, &transport).await;
+    if !may_bootstrap.map_err(|error| NodeError::Founding(explain(settings, &error)))? {
+        config.bootstrap = None;
+    }
     if cluster.witnesses.contains(&settings.node) {
         let engine = RaftEngine::start_witness(config, transport.clone(), storage).await?;
+        tokio::spawn(announce_members(transport.clone(), engine.status()));
         return Ok((ConsensusKvDatabase::witness(engine), transport));
     }
     let machine = KvStateMachine::open(&settings.data_dir.join(STATE), settings.node, Durability::FromLog)?;
     let executor = machine.executor();
     let engine = RaftEngine::start(config, transport.clone(), storage, Box::new(machine)).await?;
+    tokio::spawn(announce_members(transport.clone(), engine.status()));
     Ok((ConsensusKvDatabase::new(engine, executor), transport))
 }
 

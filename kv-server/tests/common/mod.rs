@@ -74,6 +74,38 @@ impl Server {
         (code, start.elapsed())
     }
 
+    /// Waits until it has ended by itself; its exit code.
+    pub fn ended(&mut self) -> Option<i32> {
+        let (mut child, start) = (self.child.take().unwrap(), Instant::now());
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status.code();
+            }
+            if start.elapsed() > Duration::from_secs(60) {
+                self.child = Some(child);
+                panic!("it has not ended after 60 s");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until its log has these words.
+    pub fn says(&self, words: &str) {
+        let start = Instant::now();
+        while !self.log().contains(words) {
+            assert!(start.elapsed() < Duration::from_secs(60), "it does not say {words:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Changes the value of an argument, or adds the argument.
+    pub fn set_argument(&mut self, name: &str, value: &str) {
+        match self.arguments.iter().position(|argument| argument == name) {
+            Some(at) => value.clone_into(&mut self.arguments[at + 1]),
+            None => self.arguments.extend([name.to_owned(), value.to_owned()]),
+        }
+    }
+
     pub fn signal(&self, signal: &str) {
         assert!(Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap().success());
     }
@@ -133,6 +165,29 @@ impl Cluster {
     }
 
     fn start_at(ports: &[u16], deployment: &str, more: &str) -> Self {
+        let mut cluster = Self::prepare_at(ports, deployment, more);
+        cluster.servers.iter_mut().for_each(Server::start);
+        cluster
+    }
+
+    /// As many nodes as are wanted, none of them running yet.
+    pub fn prepare(size: usize) -> Self {
+        let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
+        Self::prepare_at(&ports, "", "")
+    }
+
+    /// Where node `id` keeps its data.
+    pub fn data(&self, id: usize) -> PathBuf {
+        self.dir.path().join(format!("node-{id}"))
+    }
+
+    /// A server that does not run loses its disk.
+    pub fn wipe(&self, id: usize) {
+        assert!(self.servers[id].child.is_none(), "it runs");
+        std::fs::remove_dir_all(self.data(id)).unwrap();
+    }
+
+    fn prepare_at(ports: &[u16], deployment: &str, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let endpoints: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
         let config = dir.path().join("cluster.toml");
@@ -149,9 +204,7 @@ impl Cluster {
             let name = format!("node-{id}");
             let arguments =
                 ["--config", &config, "--node-id", &id, "--data-dir", &data].map(str::to_owned).to_vec();
-            let mut server = Server::new(dir.path(), &name, *port, arguments);
-            server.start();
-            servers.push(server);
+            servers.push(Server::new(dir.path(), &name, *port, arguments));
         }
         Self { servers, dir }
     }

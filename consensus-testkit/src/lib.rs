@@ -4,8 +4,9 @@
 //!   fixture that makes fresh instances of your implementation, call `run_suite`, and it panics with the rule that is
 //!   broken; `rules` lists them. Every implementation in this workspace passes the same suites, and for each rule this
 //!   crate's tests have an implementation that is broken so and is rejected.
-//! * Doubles: [`MemLogStorage`], whose content outlives it as a disk would and which fails on demand, and [`Journal`], a
-//!   state machine that remembers what it applied.
+//! * Doubles: [`MemLogStorage`], whose content outlives it as a disk would and which fails on demand; [`Journal`], a state
+//!   machine that remembers what it applied; [`OnFiles`], which keeps a machine in the files of a [`SimDir`], a directory in
+//!   memory that forgets what was not synced when the power goes.
 //! * A checker of [linearizability], for what clients of your service saw.
 //! * What a crash can leave of a directory: `crash_images` (Linux, with `strace`). What becomes of one whose files are
 //!   damaged: [damage]. What a full disk does: `SmallDisk` (unix, as root). All for storages.
@@ -21,7 +22,9 @@ mod journal;
 pub mod linearizability;
 pub mod log_storage;
 mod mem_log;
+mod on_files;
 mod rule;
+mod sim_dir;
 #[cfg(unix)]
 mod small_disk;
 pub mod state_machine;
@@ -30,6 +33,8 @@ mod wait;
 
 pub use journal::{Journal, JournalReader};
 pub use mem_log::MemLogStorage;
+pub use on_files::{OnFiles, durable_position};
+pub use sim_dir::SimDir;
 #[cfg(unix)]
 pub use small_disk::SmallDisk;
 pub use wait::eventually;

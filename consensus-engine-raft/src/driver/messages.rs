@@ -95,11 +95,7 @@ impl Driver {
             let entries = storage.read(after, last, u64::MAX);
             let _ = inbox.send(Input::Loaded(to, append, entries));
         };
-        if self.config.threads {
-            tokio::task::spawn_blocking(read);
-        } else {
-            read();
-        }
+        self.do_aside(read);
     }
 
     pub(super) fn on_loaded(
@@ -111,7 +107,7 @@ impl Driver {
         let Some(queue) = self.loading.remove(&to) else { return };
         let failed = match entries {
             _ if append.term != self.raft.term() => None,
-            Ok(entries) => self.send_entries(to, append, entries),
+            Ok(entries) => self.send_entries(to, self.renewed(append), entries),
             Err(StorageError::Missing { .. }) => Some(to),
             Err(error) => return self.fail(error.to_string()),
         };
@@ -119,8 +115,15 @@ impl Driver {
             self.step(Event::SendFailed(to));
         }
         // In the order in which the protocol said; if one needs the disk again, the rest wait behind it.
-        let outputs = queue.into_iter().map(|append| Output::SendAppend(to, append)).collect();
+        let outputs = queue.into_iter().map(|append| Output::SendAppend(to, self.renewed(append))).collect();
         self.carry_out(outputs);
+    }
+
+    /// Says what is committed now. While the entries were read from disk more may have been, and who hears of it takes it for
+    /// what is committed when it hears ([`StaleWithin`](consensus_core::ReadConsistency::StaleWithin)).
+    fn renewed(&self, append: Append) -> Append {
+        let commit = if append.term == self.raft.term() { self.raft.commit() } else { append.commit };
+        Append { commit, ..append }
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Applier {
     /// There need not be commands in the log.
     witness: bool,
     storage: Arc<dyn LogStorage>,
+    /// Most bytes of entries that are read at once.
+    read_bytes_max: u64,
     applied: LogId,
     stages: measure::Stages,
 }
@@ -92,9 +94,14 @@ impl Work for Applier {
 }
 
 impl Applier {
-    pub(crate) fn new(machine: Box<dyn StateMachine>, witness: bool, storage: Arc<dyn LogStorage>) -> Self {
+    pub(crate) fn new(
+        machine: Box<dyn StateMachine>,
+        witness: bool,
+        storage: Arc<dyn LogStorage>,
+        read_bytes_max: u64,
+    ) -> Self {
         let applied = machine.applied();
-        Self { machine, witness, storage, applied, stages: measure::Stages::new() }
+        Self { machine, witness, storage, read_bytes_max, applied, stages: measure::Stages::new() }
     }
 
     fn take_snapshot(&mut self, to: NodeId) -> (Input, bool) {
@@ -116,7 +123,7 @@ impl Applier {
             return self.apply(&entries, &mut waiters);
         }
         while after < last {
-            let read = self.storage.read(after, last, READ_BYTES);
+            let read = self.storage.read(after, last, self.read_bytes_max);
             let entries = read.map_err(|error| StateMachineError::Other(error.to_string()))?;
             self.apply(&entries, &mut waiters)?;
             if self.applied.index <= after {
@@ -179,9 +186,6 @@ pub(crate) fn describe(panic: &(dyn Any + Send)) -> String {
     format!("it panicked: {}", text.unwrap_or("without a message"))
 }
 
-/// Entries read from disk at once while catching up.
-const READ_BYTES: u64 = 4 << 20;
-
 #[cfg(test)]
 mod tests {
     use consensus_testkit::{Journal, MemLogStorage};
@@ -196,7 +200,7 @@ mod tests {
         drop(inputs);
         let journal = Journal::new();
         let reader = journal.reader();
-        let applier = Applier::new(Box::new(journal), false, Arc::new(MemLogStorage::new()));
+        let applier = Applier::new(Box::new(journal), false, Arc::new(MemLogStorage::new()), 4 << 20);
         let mut worker = Worker::spawn("apply", tracing::Span::none(), inbox, applier).unwrap();
         let entry = Entry::command(LogId::new(1, 1), "x");
         let (after, last) = (LogIndex(0), LogIndex(1));

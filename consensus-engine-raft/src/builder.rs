@@ -145,6 +145,7 @@ mod tests {
             Err("proposal_bytes_max")
         );
         assert_eq!(wrong(|config| config.snapshot_chunk_bytes = 0), Err("snapshot_chunk_bytes"));
+        assert_eq!(wrong(|config| config.apply_entries_max = 0), Err("apply_entries_max"));
         let small = |config: &mut RaftConfig| {
             config.flight_recorder = Some(FlightRecorder { dir: PathBuf::new(), bytes_max: (1 << 20) - 1 });
         };

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use consensus_core::{ClusterId, Membership, NodeId};
 use consensus_raft_protocol::{Config, ConfigError};
 
-use crate::flight::FlightRecorder;
+use crate::{flight::FlightRecorder, latency::SimulatedLatency};
 
 /// Settings of one node's engine; checked by [`RaftEngine::start`](crate::RaftEngine::start).
 #[derive(Clone, Debug)]
@@ -32,6 +32,12 @@ pub struct RaftConfig {
     pub inbox_bytes_max: u64,
     /// Entries kept in memory for followers that are a little behind; what is older is read from disk. Default 32 MiB.
     pub cache_bytes_max: u64,
+    /// Most entries that the state machine is given in one call; what waits behind it, such as a snapshot, waits that long.
+    /// Default 4096, at least 1.
+    pub apply_entries_max: u64,
+    /// Most bytes of entries that are read from the log at once for the state machine, when they are no longer in memory; one
+    /// entry is always read. Default 4 MiB.
+    pub apply_read_bytes_max: u64,
     /// The log is compacted each time that this many entries have been applied, by one member after another, not by all at
     /// once; 0: never by itself. Default 100 000. Lower saves disk, and costs a flush of the state machine each time.
     pub compact_after_entries: u64,
@@ -64,6 +70,8 @@ pub struct RaftConfig {
     /// as that takes less than a millisecond and the runtime has another thread for other tasks. (The first write of a disk that
     /// stalls holds up reads, too; the next goes to the thread.)
     pub threads: bool,
+    /// How long storage and state machine take where `threads` is `false`, for simulations. Default: no time.
+    pub simulated_latency: Option<SimulatedLatency>,
     /// Records what the protocol is told, for `raft-replay`. Default: it does not.
     pub flight_recorder: Option<FlightRecorder>,
 }
@@ -85,6 +93,8 @@ impl RaftConfig {
             reads_max: 65_536,
             inbox_bytes_max: 64 << 20,
             cache_bytes_max: 32 << 20,
+            apply_entries_max: 4096,
+            apply_read_bytes_max: 4 << 20,
             compact_after_entries: 100_000,
             compact_after_bytes: 256 << 20,
             compact_keep_entries: 10_000,
@@ -96,6 +106,7 @@ impl RaftConfig {
             snapshot_resume: Duration::from_secs(60),
             snapshot_dir: std::env::temp_dir(),
             threads: true,
+            simulated_latency: None,
             flight_recorder: None,
         }
     }
@@ -112,6 +123,9 @@ impl RaftConfig {
         }
         if self.command_bytes_max > self.proposal_bytes_max {
             return bad("proposal_bytes_max", "at least command_bytes_max");
+        }
+        if self.apply_entries_max == 0 {
+            return bad("apply_entries_max", "at least 1");
         }
         if self.snapshot_chunk_bytes == 0 {
             return bad("snapshot_chunk_bytes", "at least 1");

@@ -30,6 +30,7 @@ use messages::message_of;
 use reads::{Freshness, Reads};
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::Instant,
 };
 use tracing::Instrument;
@@ -41,6 +42,7 @@ use crate::{
     cache::EntryCache,
     flight::Recorded,
     inbox::{Arrival, FlushedFor, Inbox, Input},
+    latency::Latency,
     measure,
     waiters::{Waiter, Waiters},
     worker::{self, Worker},
@@ -64,6 +66,8 @@ pub(crate) struct Driver {
     status: watch::Sender<Arc<EngineStatus>>,
     writer: Worker<LogBatch>,
     applier: Worker<Job>,
+    /// Of what is done beside those two.
+    aside: Option<Latency>,
     cache: EntryCache,
     /// The entries of the message in hand.
     incoming: Vec<Entry>,
@@ -119,7 +123,7 @@ struct Gathered {
 
 /// A snapshot being sent.
 struct Sending {
-    task: tokio::task::JoinHandle<()>,
+    task: JoinHandle<()>,
     last: LogIndex,
     /// Bytes that have arrived.
     progress: Arc<AtomicU64>,
@@ -150,6 +154,7 @@ impl Driver {
             life: config.protocol.seed,
             forwarding: Forwarding::new(raft.term()),
             proposals,
+            aside: config.simulated_latency.as_ref().map(|simulated| Latency::new(simulated, 3)),
             config,
             started: Instant::now(),
             now: Duration::ZERO,
@@ -494,12 +499,28 @@ impl Driver {
         if done < handed || target <= handed || installing {
             return;
         }
-        let last = LogIndex(target.0.min(handed.0 + APPLY_ENTRIES_MAX));
+        let last = LogIndex(target.0.min(handed.0 + self.config.apply_entries_max));
         let raft = &self.raft;
         let waiters = self.waiters.take(last, raft.leader(), |i| raft.id_at(i).map(|id| id.term));
         let entries = self.cache.get(handed, last);
         self.apply.handed = last;
         self.give(Job::Apply { after: handed, last, entries, waiters });
+    }
+
+    /// Does what may block, beside everything else where there are threads.
+    fn do_aside(&mut self, work: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
+        if self.config.threads {
+            return Some(tokio::task::spawn_blocking(work));
+        }
+        let Some(latency) = &mut self.aside else {
+            work();
+            return None;
+        };
+        let takes = latency.draw();
+        Some(tokio::spawn(async move {
+            tokio::time::sleep(takes).await;
+            work();
+        }))
     }
 
     /// Whether this task may wait for what is done with so many entries: it keeps no other node waiting, and no other task.
@@ -599,6 +620,8 @@ impl Driver {
         for flush in self.compaction.aside.drain(..) {
             let _ = flush.await; // It holds the machine's files.
         }
+        self.writer.settle().await;
+        self.applier.settle().await;
         let threads: Vec<_> = [self.writer.end(), self.applier.end()].into_iter().flatten().collect();
         let join = move || threads.into_iter().all(|thread| thread.join().is_ok());
         if !worker::call(self.config.threads, join).await.unwrap_or(true) {
@@ -680,5 +703,3 @@ const HERE_ENTRIES_MAX: usize = 16;
 const NO_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Inputs taken in one turn; bounds the time between two looks at the clock.
 const TURN_INPUTS_MAX: usize = 4096;
-/// Entries applied in one call; bounds how long a snapshot or a shutdown waits.
-const APPLY_ENTRIES_MAX: u64 = 4096;

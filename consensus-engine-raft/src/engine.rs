@@ -24,6 +24,7 @@ use crate::{
     driver::Driver,
     flight::Recorded,
     inbox::{Arrival, Inbox, Input},
+    latency::Latency,
     measure::{self, Course},
     snapshot_receive::{Received, Receiver},
     storage_thread::LogWriter,
@@ -169,11 +170,16 @@ impl RaftEngine {
         let (inbox, inputs) = mpsc::unbounded_channel();
         let span = tracing::error_span!("raft", node = %config.protocol.id);
         let writer = LogWriter::new(storage.clone());
-        let applier = Applier::new(machine, witness, storage.clone());
+        let applier = Applier::new(machine, witness, storage.clone(), config.apply_read_bytes_max);
         let (writer, applier) = if config.threads {
             (
                 Worker::spawn("raft-log", span.clone(), inbox.clone(), writer)?,
                 Worker::spawn("raft-apply", span.clone(), inbox.clone(), applier)?,
+            )
+        } else if let Some(simulated) = &config.simulated_latency {
+            (
+                Worker::late(Latency::new(simulated, 1), inbox.clone(), writer),
+                Worker::late(Latency::new(simulated, 2), inbox.clone(), applier),
             )
         } else {
             (Worker::inline(writer), Worker::inline(applier))

@@ -41,6 +41,7 @@ pub mod flight;
 #[doc(hidden)]
 pub mod fuzzing;
 mod inbox;
+mod latency;
 pub mod measure;
 pub mod recover;
 mod snapshot_receive;
@@ -53,3 +54,4 @@ mod worker;
 pub use builder::RaftBuilder;
 pub use config::RaftConfig;
 pub use engine::{RaftEngine, StartError};
+pub use latency::SimulatedLatency;

@@ -16,11 +16,15 @@ use std::{
 
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::{JoinError, block_in_place},
-    time::Instant,
+    time::{Instant, sleep},
 };
 
-use crate::inbox::{Inbox, Input};
+use crate::{
+    inbox::{Inbox, Input},
+    latency::Latency,
+};
 
 /// What is done with jobs, in order.
 pub(crate) trait Work: Send + 'static {
@@ -48,6 +52,8 @@ pub(crate) enum Worker<J> {
     Thread(mpsc::Sender<J>, JoinHandle<()>, Arc<Shared<J>>),
     /// `None` once it is over; with the job to do again, and when.
     Inline(Option<Box<dyn Work<Job = J>>>, Option<(Instant, J)>),
+    /// On a task of its own, where each job takes a simulated time. Without a sender once it is settled.
+    Late(Option<UnboundedSender<J>>, tokio::task::JoinHandle<()>),
 }
 
 /// Between the thread and the engine's task.
@@ -96,6 +102,11 @@ impl<J: Send + 'static> Worker<J> {
         Self::Inline(Some(Box::new(work)), None)
     }
 
+    pub(crate) fn late(latency: Latency, inbox: Inbox, work: impl Work<Job = J>) -> Self {
+        let (jobs, queue) = unbounded_channel();
+        Self::Late(Some(jobs), tokio::spawn(run_late(latency, queue, inbox, work)))
+    }
+
     /// `false` if it is over. What came of a job that was done here is added to `reports`. A small one may be done here if
     /// [`others_can_run`].
     pub(crate) fn give(&mut self, job: J, may_be_here: bool, reports: &mut Vec<Input>) -> bool {
@@ -116,6 +127,7 @@ impl<J: Send + 'static> Worker<J> {
                 shared.given.fetch_add(1, Ordering::Relaxed);
                 jobs.send(job).is_ok()
             }
+            Self::Late(jobs, _) => jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()),
             Self::Inline(work, again) => {
                 let Some(working) = work else { return false };
                 match working.work(job, &mut report) {
@@ -131,7 +143,7 @@ impl<J: Send + 'static> Worker<J> {
     /// When [`retry`](Self::retry) has something to do.
     pub(crate) fn due(&self) -> Option<Instant> {
         match self {
-            Self::Thread(..) => None, // It has a clock of its own.
+            Self::Thread(..) | Self::Late(..) => None, // It has a clock of its own.
             Self::Inline(_, again) => again.as_ref().map(|(at, _)| *at),
         }
     }
@@ -143,6 +155,14 @@ impl<J: Send + 'static> Worker<J> {
         }
     }
 
+    /// Waits until a task has done what it was given; a thread is waited for by [`end`](Self::end).
+    pub(crate) async fn settle(&mut self) {
+        if let Self::Late(jobs, task) = self {
+            *jobs = None;
+            let _ = task.await; // A panic was reported where it happened.
+        }
+    }
+
     /// Nothing more is given; returns the thread that is to be waited for, if there is one.
     pub(crate) fn end(self) -> Option<JoinHandle<()>> {
         match self {
@@ -151,6 +171,7 @@ impl<J: Send + 'static> Worker<J> {
                 work.into_iter().for_each(|mut work| work.end());
                 None
             }
+            Self::Late(..) => None,
         }
     }
 }
@@ -173,6 +194,30 @@ fn run<J: Send + 'static>(shared: &Shared<J>, queue: &mpsc::Receiver<J>, inbox: 
         shared.given.fetch_sub(1, Ordering::Release);
     }
     shared.work.lock().unwrap_or_else(PoisonError::into_inner).end();
+}
+
+async fn run_late<J>(
+    mut latency: Latency,
+    mut queue: UnboundedReceiver<J>,
+    inbox: Inbox,
+    mut work: impl Work<Job = J>,
+) {
+    let mut report = |input| inbox.send(input).is_ok();
+    while let Some(mut job) = queue.recv().await {
+        sleep(latency.draw()).await;
+        loop {
+            match work.work(job, &mut report) {
+                Next::Ready => break,
+                Next::Over => return,
+                Next::Again(_, _) if queue.is_closed() => return,
+                Next::Again(again, after) => {
+                    sleep(after).await;
+                    job = again;
+                }
+            }
+        }
+    }
+    work.end();
 }
 
 /// Whether other tasks have a thread while the one at hand is blocked for a moment. Never under a paused clock.

@@ -69,12 +69,9 @@ impl Driver {
             let _flush = tracing::debug_span!(parent: &span, "flush").entered();
             let _ = inbox.send(Input::Flushed(guarded(work), why)); // The engine is ending.
         };
-        if self.config.threads {
-            self.compaction.aside.retain(|flush| !flush.is_finished());
-            self.compaction.aside.push(tokio::task::spawn_blocking(flush));
-        } else {
-            flush();
-        }
+        self.compaction.aside.retain(|flush| !flush.is_finished());
+        let flushing = self.do_aside(flush);
+        self.compaction.aside.extend(flushing);
     }
 
     /// Removes the log up to what the machine answers for, less a tail; without one if somebody asked.

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use consensus_core::{ConsensusEngine, ProposeError, ReadConsistency, session::Session};
 use consensus_raft_simulator::{Command, KEYS, Random};
 use consensus_testkit::linearizability::{Operation, Register};
@@ -13,13 +14,20 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::cluster::{FOREVER, Node, World};
+use super::{
+    cluster::{FOREVER, Node, World},
+    machine,
+    plan::ELECTION_TIMEOUT,
+};
 
 struct Client {
     world: Arc<World>,
     id: u64,
     random: Random,
-    sequence: u64,
+    /// Opened when it is first needed.
+    session: Option<Session>,
+    /// Commands so far.
+    values: u64,
     /// What it saw last in each register.
     seen: [u64; KEYS],
 }
@@ -30,13 +38,15 @@ enum Answer {
     Done(Option<u64>),
     /// This attempt, certainly.
     NotApplied,
+    /// This attempt, certainly; and the session is over.
+    NoSession,
     Unknown,
 }
 
 /// One after the other, until the end.
 pub(crate) async fn run(world: Arc<World>, id: u64) {
     let random = Random::new(world.plan.seed, 100 + id);
-    let mut client = Client { world, id, random, sequence: 0, seen: [0; KEYS] };
+    let mut client = Client { world, id, random, session: None, values: 0, seen: [0; KEYS] };
     while !client.world.over.load(Ordering::Relaxed) {
         client.pause(60).await;
         client.operation().await;
@@ -49,10 +59,11 @@ impl Client {
     }
 
     async fn operation(&mut self) {
+        let Some(session) = self.next_number().await else { return };
         let key = self.random.below(KEYS as u64) as u8;
-        self.sequence += 1;
+        self.values += 1;
         // No value is written twice, so that a read tells which write it saw.
-        let value = 1 + (self.id << 32) + self.sequence;
+        let value = 1 + (self.id << 32) + self.values;
         let call = match self.random.below(100) {
             percent if percent < self.world.plan.reads_percent => Register::Read,
             percent if percent < 80 => Register::Write(value),
@@ -67,12 +78,16 @@ impl Client {
         };
         let (mut answer, mut certain) = (None, true);
         for _ in 0..TRIES {
-            match self.attempt(key, call, consistency).await {
+            match self.attempt(session, key, call, consistency).await {
                 Answer::Done(value) => {
                     answer = Some(value);
                     break;
                 }
                 Answer::NotApplied => self.pause(60).await,
+                Answer::NoSession => {
+                    self.session = None;
+                    break;
+                }
                 Answer::Unknown => {
                     certain = false;
                     self.pause(10).await;
@@ -82,14 +97,23 @@ impl Client {
         let now = self.world.now_ms();
         let mut record = self.world.record();
         let ended = answer.map(|value| (record.moment(now), value));
-        // One that may be stale is a read that may have begun as much earlier.
+        // One that may be stale is a read that may have begun as much earlier, and a leader that was replaced may not have
+        // noticed yet.
         let stale = call == Register::Read && matches!(consistency, ReadConsistency::StaleWithin(_));
-        let latest = now.saturating_sub((STALE + self.world.plan.link.latency.1).as_millis() as u64 + 1);
+        let under_way = self.world.plan.link.latency.1 + self.world.plan.latency.unwrap_or_default();
+        let latest = now.saturating_sub((STALE + ELECTION_TIMEOUT + under_way).as_millis() as u64 + 1);
         let began = if stale { began.min(record.moment_at(latest)) } else { began };
         self.seen[key as usize] = answer.flatten().unwrap_or(self.seen[key as usize]);
+        // What one reads in an explanation of a failure: 0, 1 and 2 hundreds are linearizable, by lease, and stale.
+        let kind = match consistency {
+            _ if call != Register::Read => 0,
+            ReadConsistency::Lease => 1,
+            ReadConsistency::StaleWithin(_) => 2,
+            _ => 0,
+        };
         // One that certainly came to nothing is no part of the history: nobody may see it.
         if ended.is_some() || (!certain && call != Register::Read) {
-            record.history[key as usize].push(Operation { client: self.id, call, began, ended });
+            record.history[key as usize].push(Operation { client: self.id + 100 * kind, call, began, ended });
         }
         if stale && ended.is_some() {
             record.count("stale read");
@@ -97,8 +121,46 @@ impl Client {
         record.count(if ended.is_some() { "operation" } else { "operation given up" });
     }
 
+    /// The next number of its session, in a new one if it has none or was idle for long.
+    async fn next_number(&mut self) -> Option<Session> {
+        if self.random.percent(4) {
+            self.pause(3_000).await;
+        }
+        if self.random.percent(3) {
+            self.session = None;
+        }
+        if self.session.is_none() {
+            self.session = self.open_session().await;
+        }
+        let session = self.session.as_mut()?;
+        session.sequence += 1;
+        Some(*session)
+    }
+
+    async fn open_session(&mut self) -> Option<Session> {
+        let node = self.whom()?;
+        let command = machine::open_session(self.world.plan.sessions_max);
+        let opened = self.world.answered("a session", node.engine.propose(command)).await?;
+        match machine::answer(&opened.ok()?.response) {
+            Some(machine::Answer::Opened(client_id)) => {
+                self.world.record().count("session opened");
+                Some(Session { client_id, sequence: 0 })
+            }
+            other => {
+                self.world.record().fail(format!("who opens a session is answered {other:?}"));
+                None
+            }
+        }
+    }
+
     /// Asks a node, and waits as long as it has patience; the answer is recorded whenever it comes.
-    async fn attempt(&mut self, key: u8, call: Register, consistency: ReadConsistency) -> Answer {
+    async fn attempt(
+        &mut self,
+        session: Session,
+        key: u8,
+        call: Register,
+        consistency: ReadConsistency,
+    ) -> Answer {
         let Some(node) = self.whom() else { return Answer::NotApplied };
         let (world, id) = (self.world.clone(), self.id);
         let attempt = {
@@ -106,7 +168,6 @@ impl Client {
             record.attempts += 1;
             record.attempts
         };
-        let session = Session { client_id: id + 1, sequence: self.sequence };
         let command = Command { session, attempt, key, call };
         let leaves = self.random.percent(5).then(|| Duration::from_millis(self.random.below(30)));
         let (told, answer) = oneshot::channel();
@@ -123,6 +184,7 @@ impl Client {
                 Answer::Done(value) => (0, value.unwrap_or(0)),
                 Answer::NotApplied => (1, 0),
                 Answer::Unknown => (2, 0),
+                Answer::NoSession => (3, 0),
             };
             record.note(&[now, id, attempt, node.id, kind, value]);
             let _ = told.send(answer);
@@ -141,8 +203,8 @@ impl Client {
 
 async fn propose(world: &World, node: &Node, command: &Command) -> Answer {
     let what = format!("attempt {} on node {}", command.attempt, node.id);
-    match world.answered(&what, node.engine.propose(command.encode())).await {
-        Some(Ok(committed)) => Answer::Done(committed.response[..].try_into().map(u64::from_le_bytes).ok()),
+    match world.answered(&what, node.engine.propose(machine::call(command))).await {
+        Some(Ok(committed)) => answered(world, &committed.response),
         Some(Err(error)) if !error.maybe_applied() => {
             let mut record = world.record();
             record.not_applied(command.attempt, &error.to_string());
@@ -162,6 +224,22 @@ async fn propose(world: &World, node: &Node, command: &Command) -> Answer {
     }
 }
 
+fn answered(world: &World, response: &Bytes) -> Answer {
+    match machine::answer(response) {
+        Some(machine::Answer::Response(response)) => {
+            Answer::Done(response[..].try_into().map(u64::from_le_bytes).ok())
+        }
+        Some(machine::Answer::Refused(_)) => {
+            world.record().count("refused: session is over");
+            Answer::NoSession
+        }
+        other => {
+            world.record().fail(format!("a call is answered {other:?}"));
+            Answer::Unknown
+        }
+    }
+}
+
 async fn read(world: &World, node: &Node, key: u8, consistency: ReadConsistency) -> Answer {
     match world.answered("a read", node.engine.read_barrier(consistency)).await {
         Some(Ok(_)) => Answer::Done(Some(node.view.lock().unwrap().registers[key as usize])),
@@ -171,7 +249,7 @@ async fn read(world: &World, node: &Node, key: u8, consistency: ReadConsistency)
 
 /// In the end, what every node says.
 pub(crate) async fn read_everything(world: &World) -> Result<(), String> {
-    for node in world.nodes() {
+    for node in world.members() {
         for key in 0..KEYS as u8 {
             let began = world.record().moment(world.now_ms());
             let mut value = Answer::NotApplied;

@@ -1,12 +1,25 @@
 //! Whole engines under tokio's paused clock, from a seed: the driver, with its queues, waiters, snapshots and ends.
 //!
-//! The protocol, the driver and the network in memory are the real ones; log storage and state machine are those of
-//! `consensus-raft-simulator`, called on the engines' tasks, so that simulated time passes only while everybody waits.
+//! The protocol, the driver, the network in memory and the log on disk are the real ones; the state machine keeps its state in
+//! files. Both are called on tasks of the engines' runtime, where a call takes a simulated time, so that time passes only while
+//! everybody waits. The power may go between any two operations on their disks.
+//!
+//! ```text
+//! clients ─▶ RaftEngine ─▶ boundary ─▶ log_disk (WalLogStorage, in a directory)
+//!              │   │        (checks) ─▶ machine (ExactlyOnce in OnFiles, in a SimDir)
+//!              │   └─────────────────▶ addressed ─▶ MemNetwork
+//!            troubles, members
+//! ```
 
 #![allow(dead_code, reason = "each test uses some of it")]
 
+mod addressed;
+mod boundary;
 mod clients;
 mod cluster;
+mod log_disk;
+mod machine;
+mod members;
 mod plan;
 mod record;
 mod troubles;
@@ -64,6 +77,7 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     world.network.heal();
     sleep(QUIET).await;
     world.check_health()?;
+    world.restart_lost().await;
     world.end_clients();
     for client in clients {
         let ended =
@@ -82,11 +96,14 @@ async fn converge(world: &World) -> Result<(), String> {
     loop {
         world.check_health()?;
         let states = world.states();
-        if states.windows(2).all(|pair| pair[0] == pair[1]) {
+        if !states.is_empty() && states.windows(2).all(|pair| pair[0] == pair[1]) {
             return Ok(());
         }
         if began.elapsed() > CONVERGED_BY {
-            return Err(format!("the nodes do not converge: applied and hash of each are {states:?}"));
+            let told: Vec<_> = world.nodes().iter().map(cluster::Node::status).collect();
+            return Err(format!(
+                "the members do not converge: applied and hash of each are {states:?}\n{told:#?}"
+            ));
         }
         sleep(Duration::from_millis(50)).await;
     }

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use consensus_core::{Membership, NodeId};
-use consensus_engine_raft::RaftConfig;
+use consensus_core::{Endpoint, Member, MemberKind, Membership, NodeId};
+use consensus_engine_raft::{RaftConfig, SimulatedLatency};
 use consensus_raft_simulator::{Random, mix};
 use consensus_transport_mem::Link;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
+    /// Nodes with which the cluster begins, numbered from 0.
+    pub(crate) voters: u64,
+    /// All nodes: the last ones are there to be added.
     pub(crate) nodes: u64,
     pub(crate) clients: u64,
     pub(crate) troubled: Duration,
@@ -20,6 +23,20 @@ pub(crate) struct Plan {
     pub(crate) reads_max: u64,
     pub(crate) inbox_bytes: u64,
     pub(crate) compact_after: u64,
+    pub(crate) compact_keep: u64,
+    /// Bytes that a compaction leaves, and those that it leaves for followers behind.
+    pub(crate) compact_keep_bytes: u64,
+    pub(crate) compact_hold_bytes: u64,
+    pub(crate) snapshot_chunk_bytes: usize,
+    /// Most entries of one message, and of one call of the state machine.
+    pub(crate) append_entries: usize,
+    pub(crate) apply_entries: u64,
+    /// What is read from the log at once for the state machine.
+    pub(crate) apply_read_bytes: u64,
+    /// Longest time that a call of storage or state machine takes, if they take any.
+    pub(crate) latency: Option<Duration>,
+    /// Sessions that are kept.
+    pub(crate) sessions_max: u64,
     pub(crate) snapshot_bytes_per_second: u64,
     pub(crate) cache_bytes: u64,
     /// How long a client waits for an answer before it asks elsewhere.
@@ -33,10 +50,13 @@ impl Plan {
         let ms = Duration::from_millis;
         let bad_network = random.percent(50);
         let percent = |random: &mut Random, most| random.below(most) as f64 / 100.0;
+        let voters = random.of(&[1, 3, 3, 3, 3, 3, 3, 3, 4, 5]);
+        let clients = 4 + random.below(5);
         Self {
             seed,
-            nodes: random.of(&[1, 3, 3, 3, 3, 3, 3, 3, 5, 5]),
-            clients: 4 + random.below(5),
+            voters,
+            nodes: voters + random.below(3),
+            clients,
             troubled: ms(10_000 + random.below(6_000)),
             link: Link {
                 latency: (ms(1), ms(1 + random.below(8))),
@@ -50,33 +70,67 @@ impl Plan {
             reads_max: random.of(&[1, 1000, 1000]),
             inbox_bytes: random.of(&[1_000, 1 << 20]),
             snapshot_bytes_per_second: random.of(&[0, 0, 300]),
-            compact_after: random.of(&[0, 40, 200]),
-            cache_bytes: random.of(&[500, 4_000, 1 << 20]),
+            compact_after: random.of(&[0, 5, 40, 200]),
+            compact_keep: random.of(&[0, 3, 20]),
+            compact_keep_bytes: random.of(&[300, 64 << 20]),
+            compact_hold_bytes: random.of(&[300, 512 << 20]),
+            snapshot_chunk_bytes: random.of(&[20, 100]),
+            append_entries: random.of(&[1, 3, 4096]),
+            apply_entries: random.of(&[1, 3, 4096, 4096]),
+            apply_read_bytes: random.of(&[1, 200, 4 << 20]),
+            latency: random.of(&[None, Some(ms(2)), Some(ms(10)), Some(ms(40))]),
+            sessions_max: clients + random.below(2),
+            cache_bytes: random.of(&[0, 500, 4_000, 1 << 20]),
             patience: ms(random.of(&[300, 2_000])),
             reads_percent: random.of(&[20, 50]),
         }
+    }
+
+    /// Where the node `id` is after so many moves.
+    pub(crate) fn endpoint(id: u64, moves: u16) -> Endpoint {
+        Endpoint::new("node", Self::port(id, moves)).expect("a name and a port")
+    }
+
+    pub(crate) fn port(id: u64, moves: u16) -> u16 {
+        1000 * (1 + id as u16) + moves
+    }
+
+    fn first_members(&self) -> Membership {
+        let member = |id| Member { endpoint: Some(Self::endpoint(id, 0)), ..Member::new(MemberKind::Voter) };
+        Membership::new((0..self.voters).map(|id| (NodeId(id), member(id))).collect())
     }
 
     /// Of the node `id`, at its start number `life`.
     pub(crate) fn config(&self, id: u64, life: u64) -> RaftConfig {
         let mut config = RaftConfig::new(NodeId(id));
         config.protocol.seed = mix(self.seed ^ mix(id ^ mix(life)));
-        config.protocol.election_timeout = Duration::from_millis(500);
+        config.protocol.election_timeout = ELECTION_TIMEOUT;
         config.protocol.heartbeat_interval = Duration::from_millis(100);
         config.protocol.lease_drift_percent = 10;
-        config.bootstrap = Some(Membership::of_voters(0..self.nodes));
+        config.protocol.append_entries_max = self.append_entries;
+        config.protocol.promote_lag_entries = 5;
+        config.bootstrap = (id < self.voters).then(|| self.first_members());
         config.threads = false;
+        let seed = config.protocol.seed;
+        config.simulated_latency = self.latency.map(|max| SimulatedLatency { seed, max });
         config.forward_proposals = self.forward;
         config.proposals_max = self.proposals_max;
         config.reads_max = self.reads_max;
         config.inbox_bytes_max = self.inbox_bytes;
+        config.protocol.append_bytes_max = (self.inbox_bytes / 3).min(1 << 20); // Or what is sent is never taken.
         config.snapshot_bytes_per_second = self.snapshot_bytes_per_second;
         config.cache_bytes_max = self.cache_bytes;
+        config.apply_entries_max = self.apply_entries;
+        config.apply_read_bytes_max = self.apply_read_bytes;
         config.compact_after_entries = self.compact_after;
-        config.compact_keep_entries = 20;
-        config.snapshot_chunk_bytes = 100;
+        config.compact_keep_entries = self.compact_keep;
+        config.compact_keep_bytes = self.compact_keep_bytes;
+        config.compact_hold_bytes = self.compact_hold_bytes;
+        config.snapshot_chunk_bytes = self.snapshot_chunk_bytes;
         config.snapshot_retry = Duration::from_millis(300);
         config.snapshot_resume = Duration::from_secs(3);
         config
     }
 }
+
+pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(500);

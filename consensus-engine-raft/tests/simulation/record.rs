@@ -10,9 +10,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::{Entry, LogId, Snapshot, StateMachine, StateMachineError};
-use consensus_raft_simulator::{Effect, KEYS, SimMachine, chain};
+use consensus_core::{
+    Entry, FlushWork, LogId, LogIndex, Membership, Payload, Snapshot, SnapshotMeta, StateMachine,
+    StateMachineError, record, session::SessionRefusal,
+};
+use consensus_raft_simulator::{Command, KEYS, chain};
 use consensus_testkit::linearizability::{Operation, Register};
+
+use super::{
+    boundary::Boundary,
+    machine::{self, Answer, Machine, Shown},
+};
 
 /// What clients were told, and what was applied.
 #[derive(Debug, Default)]
@@ -34,6 +42,12 @@ pub(crate) struct Record {
     applied: BTreeMap<u64, u64>,
     /// Attempts of which a client was told that they certainly came to nothing.
     not_applied: BTreeSet<u64>,
+    /// What was committed: the entry at each index, and a checksum of it.
+    committed: BTreeMap<LogIndex, (LogId, u64)>,
+    /// A checksum of the response to each entry.
+    responses: BTreeMap<LogIndex, u64>,
+    /// Committed configurations.
+    memberships: BTreeMap<LogIndex, Membership>,
 }
 
 impl Record {
@@ -70,24 +84,73 @@ impl Record {
         }
     }
 
-    fn effect(&mut self, node: u64, effect: &Effect) {
-        let Effect { command, executed, at, hash } = effect;
-        let (attempt, index) = (command.attempt, at.index.0);
-        if self.not_applied.contains(&attempt) {
-            self.fail(format!("K1: attempt {attempt} was certainly not applied, and is at {at}"));
+    /// An entry that a node was given to apply is committed: it is the same on all nodes.
+    fn applies(&mut self, node: u64, entry: &Entry) {
+        let mut bytes = Vec::new();
+        record::encode(entry, &mut bytes);
+        let committed = (entry.id, checksum(&bytes));
+        let first = *self.committed.entry(entry.id.index).or_insert(committed);
+        if first != committed {
+            self.fail(format!(
+                "State Machine Safety: node {node} applies another entry {} than others, which applied {}",
+                entry.id, first.0
+            ));
         }
-        if *self.hashes.entry(index).or_insert(*hash) != *hash {
-            self.fail(format!("State Machine Safety: node {node} differs from others after {at}"));
+        if let Payload::Membership(membership) = &entry.payload {
+            self.memberships.entry(entry.id.index).or_insert_with(|| membership.clone());
+        }
+        let Some(command) = machine::command_of(entry) else { return };
+        let (attempt, index) = (command.attempt, entry.id.index.0);
+        if self.not_applied.contains(&attempt) {
+            self.fail(format!("K1: attempt {attempt} was certainly not applied, and is at {}", entry.id));
         }
         let before = *self.applied.entry(attempt).or_insert(index);
         if before != index {
-            self.fail(format!("K2: attempt {attempt}, proposed once, is at {before} and at {at}"));
+            self.fail(format!("K2: attempt {attempt}, proposed once, is at {before} and at {index}"));
         }
+    }
+
+    /// A response is the same on all nodes, and after a restart too.
+    fn responds(&mut self, node: u64, at: LogId, response: &[u8]) {
+        let response = checksum(response);
+        if *self.responses.entry(at.index).or_insert(response) != response {
+            self.fail(format!("State Machine Safety: node {node} answers entry {at} otherwise than others"));
+        }
+    }
+
+    fn executed(&mut self, command: &Command, at: LogId) {
         let session = (command.session.client_id, command.session.sequence);
-        if *executed && *self.executed.entry(session).or_insert(index) != index {
+        if *self.executed.entry(session).or_insert(at.index.0) != at.index.0 {
             self.fail(format!("exactly once: {session:?} took effect at two indices, {at} is one"));
         }
     }
+
+    fn reaches(&mut self, node: u64, at: LogId, hash: u64) {
+        if *self.hashes.entry(at.index.0).or_insert(hash) != hash {
+            self.fail(format!("State Machine Safety: node {node} differs from others after {at}"));
+        }
+    }
+
+    /// Why `meta` does not say what was committed at its last entry, if so.
+    pub(crate) fn differs_from_committed(&self, meta: &SnapshotMeta) -> Option<String> {
+        let committed = self.committed.get(&meta.last.index).map(|(id, _)| *id);
+        if committed != Some(meta.last) {
+            return Some(format!("the committed entry there is {committed:?}"));
+        }
+        let (at, membership) = self.memberships.range(..=meta.last.index).next_back()?;
+        (*membership != meta.membership).then(|| {
+            format!("it has the configuration {}, committed there is {membership} of {at}", meta.membership)
+        })
+    }
+
+    /// Of the newest configuration that was committed up to `index`.
+    pub(crate) fn membership_index(&self, index: LogIndex) -> LogIndex {
+        self.memberships.range(..=index).next_back().map_or(LogIndex(0), |(at, _)| *at)
+    }
+}
+
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(bytes.len() as u64, |sum, byte| chain(sum, u64::from(*byte)))
 }
 
 /// What of a machine is seen from outside.
@@ -98,11 +161,11 @@ pub(crate) struct View {
     pub(crate) registers: [u64; KEYS],
 }
 
-/// Shows what it holds, records what it applies, and panics when told to.
+/// The state machine, as an engine is given it: it shows what it holds, checks what it is asked for, and panics when told to.
 pub(crate) struct Watched {
-    node: u64,
-    machine: SimMachine,
-    record: Arc<Mutex<Record>>,
+    boundary: Arc<Boundary>,
+    machine: Machine,
+    shown: Arc<Mutex<Shown>>,
     pub(crate) view: Arc<Mutex<View>>,
     pub(crate) panics: Arc<Panics>,
 }
@@ -125,17 +188,36 @@ impl Panics {
 }
 
 impl Watched {
-    pub(crate) fn new(node: u64, machine: SimMachine, record: Arc<Mutex<Record>>) -> Self {
-        let mut watched = Self { node, machine, record, view: Arc::default(), panics: Arc::default() };
-        watched.show();
-        watched
+    /// Opens the machine of a node.
+    pub(crate) fn open(boundary: Arc<Boundary>) -> Result<Self, StateMachineError> {
+        let shown = Arc::default();
+        let machine = machine::open(boundary.dir.clone(), &shown)?;
+        boundary.known().applied = machine.applied();
+        let mut watched = Self { boundary, machine, shown, view: Arc::default(), panics: Arc::default() };
+        watched.show()?;
+        Ok(watched)
     }
 
-    fn show(&mut self) {
-        let mut registers = [0; KEYS];
-        (0..).zip(&mut registers).for_each(|(key, value)| *value = self.machine.value(key));
-        *self.view.lock().unwrap() =
-            View { applied: self.machine.applied(), hash: self.machine.hash(), registers };
+    /// Compares the state with what others had here, and shows it.
+    fn show(&mut self) -> Result<(), StateMachineError> {
+        let mut stream = Vec::new();
+        self.machine.snapshot()?.write_to(&mut stream)?;
+        let (applied, hash) = (self.machine.applied(), checksum(&stream));
+        self.boundary.record().reaches(self.boundary.node, applied, hash);
+        let registers = self.shown.lock().unwrap().values;
+        *self.view.lock().unwrap() = View { applied, hash, registers };
+        Ok(())
+    }
+
+    /// What is applied follows what was applied before.
+    fn check_sequence(&self, entries: &[Entry]) {
+        let applied = self.machine.applied().index.0;
+        let gapless = (applied + 1..).zip(entries).all(|(index, entry)| entry.id.index.0 == index);
+        if !gapless || entries.is_empty() {
+            let ids: Vec<String> = entries.iter().map(|entry| entry.id.to_string()).collect();
+            let why = format!("I8: node {} is to apply {ids:?} after {applied}", self.boundary.node);
+            self.boundary.record().fail(why);
+        }
     }
 }
 
@@ -149,11 +231,27 @@ impl StateMachine for Watched {
             self.panics.happened.store(true, Ordering::Relaxed);
             std::panic::resume_unwind(Box::new("as the simulation told it")); // Without a word on stderr.
         }
+        self.check_sequence(entries);
         let responses = self.machine.apply(entries)?;
-        for effect in self.machine.take_effects() {
-            self.record.lock().unwrap().effect(self.node, &effect);
+        let (node, installs) = (self.boundary.node, self.boundary.known().installs);
+        let mut record = self.boundary.record();
+        for (entry, response) in entries.iter().zip(&responses) {
+            record.applies(node, entry);
+            record.responds(node, entry.id, response);
+            let is_call = machine::command_of(entry).is_some();
+            if is_call
+                && installs > 0
+                && matches!(machine::answer(response), Some(Answer::Refused(SessionRefusal::NoSession(_))))
+            {
+                record.count("session found expired after a snapshot was installed");
+            }
         }
-        self.show();
+        for (command, at) in std::mem::take(&mut self.shown.lock().unwrap().executed) {
+            record.executed(&command, at);
+        }
+        drop(record);
+        self.boundary.known().applied = self.machine.applied();
+        self.show()?;
         Ok(responses)
     }
 
@@ -161,20 +259,33 @@ impl StateMachine for Watched {
         self.machine.flush()
     }
 
+    fn flush_aside(&mut self) -> Option<FlushWork> {
+        let (work, boundary) = (self.machine.flush_aside()?, self.boundary.clone());
+        let (applied, installs) = (self.machine.applied(), self.boundary.known().installs);
+        Some(Box::new(move || {
+            let durable = work()?;
+            let known = boundary.known();
+            let (now, installed) = (known.applied, known.installs != installs);
+            drop(known);
+            if installed {
+                boundary.record().count("snapshot installed beside a flush");
+            } else if now > applied {
+                boundary.record().count("entries applied beside a flush");
+            }
+            Ok(durable)
+        }))
+    }
+
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
+        self.boundary.note_snapshot_taken();
         self.machine.snapshot()
     }
 
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
         let before = self.machine.applied();
+        self.boundary.crash_in_restore();
         self.machine.restore(stream)?;
-        let (after, mut record) = (self.machine.applied(), self.record.lock().unwrap());
-        if after.index < before.index {
-            record.fail(format!("S3: a snapshot takes node {} back from {before} to {after}", self.node));
-        }
-        record.count("snapshot installed");
-        drop(record);
-        self.show();
-        Ok(())
+        self.boundary.check_restored(before, self.machine.applied());
+        self.show()
     }
 }

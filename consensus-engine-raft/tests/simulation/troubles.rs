@@ -1,41 +1,48 @@
 //! What befalls the cluster.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use consensus_core::{ConsensusEngine, Health, NodeId};
-use consensus_raft_simulator::{Harm, Random};
-use tokio::time::sleep;
+use consensus_engine_raft::StartError;
+use consensus_raft_simulator::Random;
+use tokio::time::{Instant, sleep};
 
-use super::cluster::{Node, World};
+use super::{
+    boundary::Crash,
+    cluster::{Node, World},
+    log_disk::{self, LEFT},
+    members,
+};
 
 /// One of them, to its end.
 pub(crate) async fn any(world: Arc<World>, mut random: Random) {
-    let kind = random.below(13);
-    if kind < 2 {
-        return partition(&world, random).await;
+    let kind = random.below(20);
+    match kind {
+        0 | 1 => return partition(&world, random).await,
+        2..=4 => return members::change(&world, random).await,
+        _ => {}
     }
     let by_chance = random.below(world.plan.nodes);
     let leader = world.leader().filter(|_| random.percent(40)).map(|node| node.id);
     let Some(node) = world.take(leader.unwrap_or(by_chance)) else { return };
     match kind {
-        2 | 3 => power(&world, &node, random).await,
-        4 => failing_disk(&world, &node, random).await,
-        5 => full_disk(&world, &node, random).await,
-        6 => restart(&world, &node, random).await,
-        7 => {
+        5 => power(&world, &node, random).await,
+        6..=8 => power_between_writes(&world, &node, random).await,
+        9 => failing_disk(&world, &node, random).await,
+        10 => full_disk(&world, &node, random).await,
+        11 => restart(&world, &node, random).await,
+        12 => {
             world.record().count("trouble: transfer");
             let to = random.percent(50).then(|| NodeId(random.below(world.plan.nodes)));
             let _ = world.answered("a transfer", node.engine.transfer_leadership(to)).await;
         }
-        8 => {
+        13 => {
             world.record().count("trouble: compaction");
             let _ = world.answered("a compaction", node.engine.compact_log()).await;
         }
-        9 | 10 => left_behind(&world, &node, random).await,
-        11 => panicking_machine(&world, &node, random).await,
+        14 => left_behind(&world, &node, random).await,
+        15 | 16 => power_in_install(&world, &node, random).await,
+        17 => panicking_machine(&world, &node, random).await,
         _ => damage(&world, &node, random).await,
     }
     world.give_back(node.id);
@@ -69,12 +76,28 @@ async fn power(world: &World, node: &Node, mut random: Random) {
     world.up_again(node.id).await;
 }
 
+/// The power goes between two writes, or within one, to the log or to the state.
+async fn power_between_writes(world: &World, node: &Node, mut random: Random) {
+    world.record().count("trouble: power lost between two writes");
+    if random.percent(60) {
+        node.boundary.set_crash(Some(Crash::Write(random.below(6), random.of(&LEFT))));
+    } else {
+        node.boundary.dir.lose_power_after(random.below(9));
+    }
+    if world.power_lost_within(node, Duration::from_secs(2)).await {
+        world.record().count("power went between two writes");
+    }
+    world.lose_power(node.id).await;
+    a_while(&mut random, 1_000).await;
+    world.up_again(node.id).await;
+}
+
 /// The engine has to end; it starts again on what lies on the disk.
 async fn failing_disk(world: &World, node: &Node, mut random: Random) {
     world.record().count("trouble: disk failed");
-    node.disk.sim.fail(true);
+    node.boundary.log.fail(random.of(&LEFT));
     a_while(&mut random, 1_000).await;
-    must_be_fatal(world, node, node.disk.failed.load(Ordering::Relaxed)).await;
+    must_be_fatal(world, node, node.boundary.log.has_failed()).await;
     world.lose_power(node.id).await;
     world.up_again(node.id).await;
 }
@@ -83,24 +106,23 @@ async fn must_be_fatal(world: &World, node: &Node, reason: bool) {
     // It hears of it as an input, so in its next turn.
     sleep(Duration::from_millis(2)).await;
     if reason && !matches!(node.health(), Health::Fatal(_)) {
-        let (id, status) = (node.id, node.engine.status().borrow().clone());
+        let (id, status) = (node.id, node.status());
         world.record().fail(format!("node {id} goes on after what has to end it: {status:?}"));
     }
 }
 
 async fn full_disk(world: &World, node: &Node, mut random: Random) {
     world.record().count("trouble: disk full");
-    node.disk.sim.fill(true);
+    node.boundary.log.fill(true);
     a_while(&mut random, 3_000).await;
     if random.percent(30) {
         world.shut_down_one(node.id).await;
-        node.disk.sim.fill(false);
         return world.up_again(node.id).await;
     }
-    node.disk.sim.fill(false);
+    node.boundary.log.fill(false);
     // It looks again by itself.
     sleep(Duration::from_millis(500)).await;
-    let no_room = node.engine.status().borrow().no_room.clone();
+    let no_room = node.status().no_room.clone();
     if let Some(why) = no_room {
         world.record().fail(format!("node {} does not see that there is room: {why}", node.id));
     }
@@ -124,6 +146,31 @@ async fn left_behind(world: &World, node: &Node, mut random: Random) {
     world.up_again(node.id).await;
 }
 
+/// The power goes at a step of the install of a snapshot.
+async fn power_in_install(world: &World, node: &Node, mut random: Random) {
+    world.record().count("trouble: power lost in an install");
+    world.lose_power(node.id).await;
+    a_while(&mut random, 1_500).await;
+    for other in world.nodes() {
+        let _ = world.answered("a compaction", other.engine.compact_log()).await;
+    }
+    let step = match random.below(5) {
+        0 => Crash::InstallMarked,
+        1 | 2 => Crash::InstallRestored(random.below(5)),
+        _ => Crash::InstallPurged(random.of(&LEFT)),
+    };
+    if let Err(error) = world.up_until(node.id, Some(step)).await {
+        return world.record().fail(format!("node {} does not start again: {error}", node.id));
+    }
+    let Some(node) = world.nodes().into_iter().find(|up| up.id == node.id) else { return };
+    if world.power_lost_within(&node, Duration::from_secs(3)).await {
+        world.record().count("power went in an install");
+        world.lose_power(node.id).await;
+        a_while(&mut random, 500).await;
+        world.up_again(node.id).await;
+    }
+}
+
 async fn panicking_machine(world: &World, node: &Node, mut random: Random) {
     world.record().count("trouble: machine panicked");
     node.panics.call_for();
@@ -133,32 +180,75 @@ async fn panicking_machine(world: &World, node: &Node, mut random: Random) {
     world.up_again(node.id).await;
 }
 
-/// A record of the log is damaged while the node is down. It has to do without, while the others hold it (I16).
+/// A record of the log is damaged while the node is down. It has to do without, while the others hold it (I16); and again,
+/// while it fetches the rest.
 async fn damage(world: &World, node: &Node, mut random: Random) {
-    let id = node.id;
-    if random.percent(50) {
-        world.shut_down_one(id).await; // Its machine reflects all of the log, and what is cut off it too.
-    } else {
-        world.lose_power(id).await;
-    }
-    a_while(&mut random, 500).await;
-    let disk = world.disk_of(id);
-    // The configuration that it began with must be readable, or it refuses to start.
-    let indices: Vec<u64> = disk.indices().into_iter().filter(|index| *index > 1).collect();
     // Nobody promises anything where two nodes have lost the same.
-    let spared = world.plan.nodes > 1
-        && (0..world.plan.nodes).all(|other| world.disk_of(other).hard_state().lost_through.is_none());
-    if !spared || indices.is_empty() {
-        return world.up_again(id).await;
+    let Ok(_alone) = world.damaging.try_lock() else { return };
+    // Nor where the others are no quorum for another reason.
+    let Ok(_unchanged) = world.changing.try_lock() else { return };
+    for _ in 0..1 + random.below(3) {
+        if random.percent(50) {
+            world.shut_down_one(node.id).await; // Its machine reflects all of the log, and what is cut off it too.
+        } else {
+            // A power cut takes the mark: with damage beside it the last record can disappear without a trace.
+            world.kill(node.id).await;
+        }
+        a_while(&mut random, 100).await;
+        if !start_damaged(world, node.id, &mut random).await {
+            return;
+        }
+        a_while(&mut random, 60).await;
     }
-    world.record().count("trouble: record damaged");
-    let index = random.of(&indices);
-    let harm = random.of(&[Harm::Flip, Harm::Lost, Harm::Misdirected]);
-    // That the last record was never written nobody can know.
-    let harm = if indices.last() == Some(&index) { Harm::Flip } else { harm };
-    disk.harm(index, harm, random.next());
-    world.up_again(id).await;
-    if disk.hard_state().lost_through.is_some() {
-        world.record().count("damaged log cut");
+    // Whatever a member lost it has again.
+    let began = Instant::now();
+    while world.nodes().iter().any(|up| up.id == node.id && up.boundary.is_damaged()) {
+        if began.elapsed() > REPAIRED_BY && world.members().iter().any(|member| member.id == node.id) {
+            let told: Vec<_> = world.nodes().iter().map(Node::status).collect();
+            return world
+                .record()
+                .fail(format!("node {} does not get back what its log lost\n{told:#?}", node.id));
+        }
+        if began.elapsed() > 2 * REPAIRED_BY {
+            return; // It was removed.
+        }
+        sleep(Duration::from_millis(300)).await;
     }
 }
+
+/// `false` if the damage was refused, and the node started without it.
+async fn start_damaged(world: &World, id: u64, random: &mut Random) -> bool {
+    let sound = world.log_files(id);
+    let commands = log_disk::commands_in(NodeId(id), &sound);
+    let mut files = sound.clone();
+    let is_damaged = !commands.is_empty() && {
+        let entry = &commands[random.below(commands.len() as u64) as usize];
+        log_disk::damage(&mut files, entry, random)
+    };
+    if !is_damaged {
+        world.up_again(id).await;
+        return true;
+    }
+    world.record().count("trouble: record damaged");
+    world.set_log_files(id, files);
+    match world.up(id).await {
+        Ok(()) => {
+            world.record().count("damaged log cut");
+            true
+        }
+        // The others could not do without it.
+        Err(StartError::Storage(_)) => {
+            world.record().count("damaged log refused");
+            world.set_log_files(id, sound);
+            world.up_again(id).await;
+            false
+        }
+        Err(error) => {
+            world.record().fail(format!("node {id} does not start with a damaged log: {error}"));
+            false
+        }
+    }
+}
+
+/// In the midst of other troubles.
+const REPAIRED_BY: Duration = Duration::from_secs(30);

@@ -190,7 +190,11 @@ impl Inner {
     /// Some of the sectors that were written are there, and at least one is not.
     fn torn(&mut self, before: Files, after: &Files) -> Files {
         let mut torn = before;
-        // A segment that was new has its header, synced before anything else.
+        // A segment that was new has its header, synced before anything else; one after it is made when the write is over.
+        let is_new = |path: &Path| !torn.contains_key(path);
+        let later = after.keys().filter(|path| is_segment(path) && is_new(path)).nth(1).cloned();
+        let mut after = after.clone();
+        after.retain(|path, _| later.as_ref().is_none_or(|later| !is_segment(path) || path < later));
         for (path, written) in after.iter().filter(|(path, _)| is_segment(path)) {
             let content = torn.entry(path.clone()).or_insert_with(|| written[..SECTOR_BYTES].to_vec());
             content.resize(written.len().max(content.len()), 0);

@@ -91,6 +91,9 @@ pub enum MemberChange {
     Set(NodeId, Member),
     /// Removes a member.
     Remove(NodeId),
+    /// Adds a member; refused if the node is one. A caller that means somebody new cannot demote or move a member by
+    /// mistake.
+    Add(NodeId, Member),
 }
 
 /// Why a configuration cannot be what was asked for.
@@ -114,6 +117,19 @@ pub enum InvalidMembership {
         "node {0} is removed and added again in one change: remove it in one change, and add it in another when that is done"
     )]
     RemovedAndAdded(NodeId),
+    /// It cannot be added.
+    #[error(
+        "node {0} is a member already: change it as a member, or remove it first if its disk was emptied or replaced"
+    )]
+    AlreadyAMember(NodeId),
+    /// Two members cannot listen at one place: whoever listens there would be taken for both.
+    #[error("node {node} cannot have the consensus endpoint that node {owner} has")]
+    EndpointTaken {
+        /// The member that was to get the endpoint.
+        node: NodeId,
+        /// The member that has it.
+        owner: NodeId,
+    },
 }
 
 impl Membership {
@@ -255,10 +271,15 @@ impl Membership {
         let mut members = self.members.clone();
         for change in changes {
             match change {
-                MemberChange::Set(id, _) if self.members.contains_key(id) && !members.contains_key(id) => {
+                MemberChange::Set(id, _) | MemberChange::Add(id, _)
+                    if self.members.contains_key(id) && !members.contains_key(id) =>
+                {
                     return Err(InvalidMembership::RemovedAndAdded(*id));
                 }
-                MemberChange::Set(id, member) => {
+                MemberChange::Add(id, _) if members.contains_key(id) => {
+                    return Err(InvalidMembership::AlreadyAMember(*id));
+                }
+                MemberChange::Set(id, member) | MemberChange::Add(id, member) => {
                     let added = Some(StorageId::UNHEARD);
                     let storage = members.get(id).map_or(added, |member| member.storage);
                     members.insert(*id, Member { storage, ..member.clone() });
@@ -268,6 +289,7 @@ impl Membership {
                 }
             }
         }
+        self.check_endpoints(&members)?;
         let is_witness = |member: &Member| member.kind == MemberKind::Witness;
         let turned = |(id, member): &(&NodeId, &Member)| {
             self.members.get(id).is_some_and(|before| is_witness(before) != is_witness(member))
@@ -281,6 +303,23 @@ impl Membership {
         } else {
             Ok(changed)
         }
+    }
+
+    /// Refuses an endpoint that is new for its member and that another member has. What two members share already, by a
+    /// configuration of before this check, stands in the way of no other change.
+    fn check_endpoints(&self, members: &BTreeMap<NodeId, Member>) -> Result<(), InvalidMembership> {
+        let before = |id| self.members.get(&id).and_then(|member| member.endpoint.as_ref());
+        for (node, member) in members {
+            let Some(endpoint) = member.endpoint.as_ref().filter(|new| before(*node) != Some(*new)) else {
+                continue;
+            };
+            let has =
+                |(id, other): &(&NodeId, &Member)| *id != node && other.endpoint.as_ref() == Some(endpoint);
+            if let Some((owner, _)) = members.iter().find(has) {
+                return Err(InvalidMembership::EndpointTaken { node: *node, owner: *owner });
+            }
+        }
+        Ok(())
     }
 
     /// The next step from this configuration, which is not joint, towards `target`: the joint one of both if voters
@@ -384,6 +423,8 @@ mod tests {
         let voter = || Member::new(MemberKind::Voter);
         let replaced = [MemberChange::Remove(NodeId(2)), MemberChange::Set(NodeId(2), voter())];
         assert_eq!(three.changed(&replaced), Err(InvalidMembership::RemovedAndAdded(NodeId(2))));
+        let replaced = [MemberChange::Remove(NodeId(2)), MemberChange::Add(NodeId(2), voter())];
+        assert_eq!(three.changed(&replaced), Err(InvalidMembership::RemovedAndAdded(NodeId(2))));
         let elsewhere = [MemberChange::Set(NodeId(4), voter()), MemberChange::Remove(NodeId(4))];
         assert_eq!(three.changed(&elsewhere), Ok(three.clone()), "node 4 was no member before");
     }
@@ -397,6 +438,36 @@ mod tests {
         assert!(joint.is_joint());
         assert_eq!([target.cluster(), joint.cluster(), joint.left().cluster()], [cluster; 3]);
         assert!(cluster.is_compatible_with(ClusterId::NONE) && !cluster.is_compatible_with(ClusterId(8)));
+    }
+
+    #[test]
+    fn member_added_again_is_refused() {
+        let two = Membership::of_voters(1..=2);
+        let add = |id| MemberChange::Add(NodeId(id), Member::new(MemberKind::Joining));
+        assert_eq!(two.changed(&[add(1)]), Err(InvalidMembership::AlreadyAMember(NodeId(1))));
+        assert_eq!(two.changed(&[add(3), add(3)]), Err(InvalidMembership::AlreadyAMember(NodeId(3))));
+        let three = two.changed(&[add(3)]).unwrap();
+        let added = Member { storage: Some(StorageId::UNHEARD), ..Member::new(MemberKind::Joining) };
+        assert_eq!(three.get(NodeId(3)), Some(&added), "as Set adds it: not as a founding member");
+    }
+
+    #[test]
+    fn endpoint_of_another_member_is_refused() {
+        let at = |port| {
+            let endpoint = Some(Endpoint::new("localhost", port).unwrap());
+            Member { endpoint, ..Member::new(MemberKind::Voter) }
+        };
+        let two = Membership::new([(NodeId(1), at(1)), (NodeId(2), at(2))].into());
+        let taken =
+            |node, owner| Err(InvalidMembership::EndpointTaken { node: NodeId(node), owner: NodeId(owner) });
+        assert_eq!(two.changed(&[MemberChange::Add(NodeId(3), at(2))]), taken(3, 2));
+        assert_eq!(two.changed(&[MemberChange::Set(NodeId(1), at(2))]), taken(1, 2));
+        let replaced = [MemberChange::Remove(NodeId(2)), MemberChange::Add(NodeId(3), at(2))];
+        assert!(two.changed(&replaced).is_ok(), "the endpoint is free in the same step");
+        let swapped = [MemberChange::Set(NodeId(1), at(2)), MemberChange::Set(NodeId(2), at(1))];
+        assert!(two.changed(&swapped).is_ok(), "two members trade places");
+        let shared = Membership::new([(NodeId(1), at(1)), (NodeId(2), at(1))].into());
+        assert!(shared.changed(&[MemberChange::Set(NodeId(3), at(3))]).is_ok(), "it was shared before");
     }
 
     #[test]

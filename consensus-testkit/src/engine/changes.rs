@@ -74,8 +74,10 @@ pub(super) async fn refused_members(nodes: Vec<Node>) {
     };
     let none: Vec<_> = before.voters().map(MemberChange::Remove).collect();
     let half_wrong = [MemberChange::Remove(STRANGER), MemberChange::Remove(OTHER_STRANGER)];
+    let again = [MemberChange::Add(STRANGER, Member::new(MemberKind::Learner))];
     for (changes, why) in [
         (&none[..], InvalidMembership::NoVoter),
+        (&again, InvalidMembership::AlreadyAMember(STRANGER)),
         (&half_wrong, InvalidMembership::NotAMember(OTHER_STRANGER)),
     ] {
         let refused = change(&*leading.engine, changes).await;

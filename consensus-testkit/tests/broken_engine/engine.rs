@@ -264,7 +264,9 @@ impl ConsensusEngine for Engine {
 
 fn voting(change: &MemberChange) -> MemberChange {
     match change {
-        MemberChange::Set(node, _) => MemberChange::Set(*node, Member::new(MemberKind::Voter)),
+        MemberChange::Set(node, _) | MemberChange::Add(node, _) => {
+            MemberChange::Set(*node, Member::new(MemberKind::Voter))
+        }
         MemberChange::Remove(node) => MemberChange::Remove(*node),
     }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::{InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId, Term};
+use crate::{InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId, StorageId, Term};
 
 /// Agrees with the engines of other nodes on one order of commands, and applies them to the node's
 /// [`StateMachine`](crate::StateMachine) in that order.
@@ -336,6 +336,9 @@ pub enum Health {
 pub struct EngineStatus {
     /// This node.
     pub node_id: NodeId,
+    /// Identity of this node's log storage; the default where an engine has none. If the [`membership`](Self::membership)
+    /// does not [trust](Membership::trusts) it, the disk was emptied or replaced, and the node does not count.
+    pub storage: StorageId,
     /// Whether the engine works.
     pub health: Health,
     /// While the disk is too full for more log: how full. The node takes no commands then, and goes on by itself when

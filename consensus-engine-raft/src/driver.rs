@@ -650,6 +650,7 @@ impl Driver {
 pub(crate) fn initial_status(raft: &Raft, applied: LogIndex) -> EngineStatus {
     EngineStatus {
         node_id: raft.id(),
+        storage: raft.storage(),
         health: Health::Running,
         no_room: None,
         role: raft.role(),

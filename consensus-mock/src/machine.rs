@@ -98,6 +98,7 @@ impl MachineThread {
         let status = watch::channel(Arc::new(EngineStatus {
             node_id,
             health: Health::Running,
+            storage: consensus_core::StorageId::default(),
             no_room: None,
             role,
             term: TERM,

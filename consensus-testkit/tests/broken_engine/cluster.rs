@@ -189,6 +189,7 @@ impl Cluster {
         EngineStatus {
             node_id: NodeId(node as u64),
             health: health.clone(),
+            storage: consensus_core::StorageId::default(),
             no_room: None,
             role: if self.leads(node) { Role::Leader } else { Role::Follower },
             term: self.term,

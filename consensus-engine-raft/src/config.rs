@@ -1,8 +1,8 @@
 //! Settings of one node's engine.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use consensus_core::{ClusterId, Membership, NodeId};
+use consensus_core::{ClusterId, Endpoint, Membership, NodeId};
 use consensus_raft_protocol::{Config, ConfigError};
 
 use crate::{flight::FlightRecorder, latency::SimulatedLatency};
@@ -15,6 +15,10 @@ pub struct RaftConfig {
     /// The first configuration of the cluster, the same on every node; used only where the log is empty. `None` waits
     /// for a leader to bring it.
     pub bootstrap: Option<Membership>,
+    /// Where members listen, in place of what the configuration in this node's log says when the node starts: for members
+    /// that moved while no leader could tell the others. A configuration that comes later counts again. The node and the
+    /// cluster that answer there must be the same: this changes nobody's vote. Default: empty.
+    pub moved_endpoints: BTreeMap<NodeId, Endpoint>,
     /// Whether a proposal on a node that does not lead is handed to the leader, rather than refused. It costs a way to
     /// the leader and back; if the answer is lost nobody knows what became of the command
     /// ([`ProposeError::Unknown`](consensus_core::ProposeError::Unknown)), so clients that propose again do so in a
@@ -86,6 +90,7 @@ impl RaftConfig {
         Self {
             protocol,
             bootstrap: None,
+            moved_endpoints: BTreeMap::new(),
             forward_proposals: false,
             command_bytes_max: 4 << 20,
             proposals_max: 65_536,

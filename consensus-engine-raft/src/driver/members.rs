@@ -113,7 +113,8 @@ impl Driver {
         for (id, member) in membership.everybody().filter(|(id, _)| *id != own) {
             let known = self.addressed.get(id).and_then(|member| member.endpoint.as_ref());
             if let Some(endpoint) = member.endpoint.as_ref().filter(|endpoint| Some(*endpoint) != known) {
-                self.transport.set_endpoint(id, endpoint.clone());
+                let moved = self.config.moved_endpoints.remove(&id);
+                self.transport.set_endpoint(id, moved.unwrap_or_else(|| endpoint.clone()));
             }
         }
         let until = self.now + RETIREMENT * self.config.protocol.election_timeout;

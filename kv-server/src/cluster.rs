@@ -1,29 +1,36 @@
 //! Who is in the cluster, who leads it, and who is well.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod health;
 
-use consensus_core::{Endpoint, EngineStatus, Membership, NodeId, Role};
-use kv_store_client::{
-    Connection, idl,
-    protocol::{Call, Reply},
-};
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use consensus_core::{Endpoint, EngineStatus, Membership, NodeId};
+use kv_store_client::idl;
+use tokio::{sync::watch, task::JoinHandle};
+
+use self::health::{Check, Checker, Seen};
 use crate::config::{ClusterSettings, NodeEndpoints};
 
 /// Knows the members, tracks the leader, and asks the others regularly how they are.
 #[derive(Debug)]
 pub(crate) struct ClusterManager {
     node: NodeId,
+    name: String,
     /// As the file has them; counts for those of whom the membership says nothing.
     configured: BTreeMap<NodeId, NodeEndpoints>,
     status: watch::Receiver<Arc<EngineStatus>>,
     seen: Arc<Seen>,
     watching: JoinHandle<()>,
+}
+
+/// This node's part, as far as its own log tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Member,
+    /// It has heard of no configuration yet.
+    Waiting,
+    /// The configuration is without it.
+    Removed,
 }
 
 impl ClusterManager {
@@ -33,16 +40,20 @@ impl ClusterManager {
         settings: &ClusterSettings,
         status: watch::Receiver<Arc<EngineStatus>>,
     ) -> Arc<Self> {
-        let seen = Arc::new(Seen { timeout: settings.node_timeout, last: Mutex::default() });
-        let configured = settings.nodes.clone();
-        let watching = watch_members(
-            node,
-            configured.clone(),
-            status.clone(),
-            seen.clone(),
-            settings.health_check_interval,
-        );
-        Arc::new(Self { node, configured, status, seen, watching: tokio::spawn(watching) })
+        let seen = Seen::new(settings.node_timeout);
+        let (name, configured) = (settings.name.clone(), settings.nodes.clone());
+        let checker = Checker {
+            cluster_name: name.clone(),
+            interval: settings.health_check_interval,
+            seen: seen.clone(),
+        };
+        let watching = tokio::spawn(watch_members(node, configured.clone(), status.clone(), checker));
+        Arc::new(Self { node, name, configured, status, seen, watching })
+    }
+
+    /// Name of the cluster, as the file has it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Where the clients of `node` go.
@@ -54,8 +65,20 @@ impl ClusterManager {
         self.status.borrow().membership.clone()
     }
 
-    /// Awaits until a leader other than this node is known, or this node leads, at most `wait`.
+    fn part(&self, membership: &Membership) -> Part {
+        match membership.get(self.node) {
+            Some(_) => Part::Member,
+            None if membership.members().is_empty() => Part::Waiting,
+            None => Part::Removed,
+        }
+    }
+
+    /// Awaits until a leader other than this node is known, or this node leads, at most `wait`. A node that is no member
+    /// hears of none.
     pub(crate) async fn leader_within(&self, wait: Duration) -> Option<NodeId> {
+        if self.part(&self.membership()) != Part::Member {
+            return self.status.borrow().leader;
+        }
         let mut status = self.status.clone();
         let known = status.wait_for(|status| status.leader.is_some());
         match tokio::time::timeout(wait, known).await {
@@ -64,39 +87,100 @@ impl ClusterManager {
         }
     }
 
-    /// Awaits that another node leads than `leader`.
-    pub(crate) async fn superseded(&self, leader: NodeId) {
+    /// Awaits that another node leads than `leader`; returns it.
+    pub(crate) async fn superseded(&self, leader: NodeId) -> NodeId {
         let mut status = self.status.clone();
-        let superseded =
-            status.wait_for(|status| status.leader.is_some_and(|now| now != leader)).await.is_ok();
-        if !superseded {
-            std::future::pending::<()>().await; // The engine is gone, and will not say.
+        let superseded = status.wait_for(|status| status.leader.is_some_and(|now| now != leader)).await;
+        let successor = superseded.ok().and_then(|status| status.leader);
+        match successor {
+            Some(successor) => successor,
+            None => std::future::pending().await, // The engine is gone, and will not say.
         }
     }
 
-    /// The members, as the IDL shows them; before this node has heard of any, those of its file.
-    pub(crate) fn members(&self) -> Vec<idl::MemberStatus> {
+    /// What an operator is told of a node that is not a member; `None` for a member.
+    pub(crate) fn why_no_member(&self) -> Option<String> {
+        match self.part(&self.membership()) {
+            Part::Member => None,
+            Part::Waiting => Some(waiting(self.node)),
+            Part::Removed => Some(removed(self.node)),
+        }
+    }
+
+    /// Why this node knows no leader, and what to do.
+    pub(crate) fn why_no_leader(&self) -> String {
+        if let Some(why) = self.why_no_member() {
+            return why;
+        }
         let membership = self.membership();
-        let mut clients = client_endpoints(&membership, &self.configured);
-        let kind = |id| membership.get(id).map_or("configured".to_owned(), |member| member.kind.to_string());
-        let consensus = |id| {
-            let known = membership.get(id).and_then(|member| member.endpoint.as_ref());
-            known
-                .or_else(|| self.configured.get(&id).map(|endpoints| &endpoints.consensus))
-                .map(Endpoint::to_string)
-        };
+        let voters = membership.voters().filter(|id| *id != self.node);
+        let problem = |id| Some(format!("node {id}: {}", self.seen.problem(id)?));
+        let unwell: Vec<String> = voters.filter_map(problem).collect();
+        let detail = if unwell.is_empty() { String::new() } else { format!(" ({})", unwell.join("; ")) };
+        format!("there is no leader: a majority of the nodes is needed{detail}")
+    }
+
+    /// This node's role in the words of the IDL.
+    pub(crate) fn role(&self, status: &EngineStatus) -> String {
+        match self.part(&status.membership) {
+            Part::Member => status.role.to_string(),
+            Part::Waiting => role::WAITING.to_owned(),
+            Part::Removed => role::REMOVED.to_owned(),
+        }
+    }
+
+    /// What keeps this node from doing its part, and what to do.
+    pub(crate) fn problems(&self, status: &EngineStatus) -> Vec<String> {
+        let no_room = status.no_room.as_ref().map(|why| {
+            format!(
+                "low on disk ({why}): it takes no commands until there is room, and goes on by itself then"
+            )
+        });
+        let is_other = !status.membership.trusts(self.node, status.storage);
+        let other_disk = is_other.then(|| other_disk(self.node));
+        self.why_no_member().into_iter().chain(other_disk).chain(no_room).collect()
+    }
+
+    /// The members, as the IDL shows them; before this node has heard of any, those of its file.
+    pub(crate) fn members(&self, status: &EngineStatus) -> Vec<idl::MemberStatus> {
+        let membership = &status.membership;
+        let mut clients = client_endpoints(membership, &self.configured);
         let mut ids: Vec<NodeId> = membership.everybody().map(|(id, _)| id).collect();
         if ids.is_empty() {
             ids = self.configured.keys().copied().collect();
         }
-        let member = |id: NodeId| idl::MemberStatus {
-            node_id: i64::try_from(id.0).unwrap_or(i64::MAX),
-            consensus_endpoint: consensus(id).unwrap_or_default(),
-            client_endpoint: clients.remove(&id).map_or_else(String::new, |endpoint| endpoint.to_string()),
-            kind: kind(id),
-            healthy: id == self.node || self.seen.is_healthy(id),
+        let member = |id: NodeId| {
+            let consensus = membership.get(id).and_then(|member| member.endpoint.as_ref());
+            let consensus =
+                consensus.or_else(|| self.configured.get(&id).map(|endpoints| &endpoints.consensus));
+            let problem = self.problem_of(id, status);
+            let peer = status.peers.get(&id);
+            idl::MemberStatus {
+                node_id: number(id.0),
+                consensus_endpoint: consensus.map_or_else(String::new, Endpoint::to_string),
+                client_endpoint: clients
+                    .remove(&id)
+                    .map_or_else(String::new, |endpoint| endpoint.to_string()),
+                kind: kind(id, membership),
+                healthy: problem.is_none(),
+                problem,
+                matched_index: peer.map(|peer| number(peer.matched.0)),
+                lag_entries: peer.map(|peer| number(status.last_log.index.since(peer.matched))),
+                snapshot_bytes: peer.and_then(|peer| peer.snapshot_bytes).map(number),
+                storage_mismatch: None,
+            }
         };
         ids.into_iter().map(member).collect()
+    }
+
+    /// What is wrong with a member, as far as this node knows.
+    fn problem_of(&self, id: NodeId, status: &EngineStatus) -> Option<String> {
+        if id == self.node {
+            return Some(self.problems(status).join("; ")).filter(|problems| !problems.is_empty());
+        }
+        let is_silent = status.peers.get(&id).is_some_and(|peer| !peer.active);
+        let silent = || "it does not answer the leader at its consensus endpoint".to_owned();
+        self.seen.problem(id).or_else(|| is_silent.then(silent))
     }
 }
 
@@ -120,30 +204,18 @@ async fn watch_members(
     node: NodeId,
     configured: BTreeMap<NodeId, NodeEndpoints>,
     mut status: watch::Receiver<Arc<EngineStatus>>,
-    seen: Arc<Seen>,
-    interval: Duration,
+    checker: Checker,
 ) {
     let mut checks: BTreeMap<NodeId, (Endpoint, Check)> = BTreeMap::new();
     loop {
         let membership = status.borrow_and_update().membership.clone();
         let mut others = client_endpoints(&membership, &configured);
         others.retain(|id, _| {
-            *id != node && (membership.get(*id).is_some() || *membership == Membership::default())
+            *id != node && (membership.get(*id).is_some() || membership.members().is_empty())
         });
         checks.retain(|id, (endpoint, _)| others.get(id) == Some(endpoint));
         for (id, endpoint) in others {
-            checks.entry(id).or_insert_with(|| {
-                // Everybody gets the benefit of the doubt at first.
-                seen.lock().entry(id).or_insert_with(Instant::now);
-                let check = HealthCheck {
-                    id,
-                    endpoint: endpoint.clone(),
-                    connection: None,
-                    well: None,
-                    seen: seen.clone(),
-                };
-                (endpoint, Check(tokio::spawn(check.run(interval))))
-            });
+            checks.entry(id).or_insert_with(|| (endpoint.clone(), checker.check(id, endpoint)));
         }
         if status.wait_for(|status| !Arc::ptr_eq(&status.membership, &membership)).await.is_err() {
             return;
@@ -151,85 +223,44 @@ async fn watch_members(
     }
 }
 
-/// A task that ends with its owner.
-struct Check(JoinHandle<()>);
-
-impl Drop for Check {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+/// What an operator is told of a node that is to be added.
+fn waiting(node: NodeId) -> String {
+    format!(
+        "node {node} waits to be added to a cluster: `kvctl member add {node} --consensus HOST:PORT --client HOST:PORT`, at \
+         the cluster's endpoints"
+    )
 }
 
-/// When each other node last answered.
-#[derive(Debug)]
-struct Seen {
-    timeout: Duration,
-    last: Mutex<BTreeMap<NodeId, Instant>>,
+/// What an operator is told of a node that is no member any more.
+fn removed(node: NodeId) -> String {
+    format!(
+        "node {node} was removed from the cluster: stop its server; to add it again, empty its data directory, start it \
+         with --join, and `kvctl member add {node}`"
+    )
 }
 
-impl Seen {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Instant>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether `node` was seen within the failure-detection time, or is not asked yet.
-    fn is_healthy(&self, node: NodeId) -> bool {
-        self.lock().get(&node).is_none_or(|seen| seen.elapsed() < self.timeout)
-    }
+/// What an operator is told of a member whose disk was emptied or replaced.
+fn other_disk(node: NodeId) -> String {
+    format!(
+        "the disk of node {node} is not the one that the cluster knows (it was emptied or replaced): the node is sent the \
+         log, and neither its votes nor its acknowledgements count; `kvctl member remove {node}`, then empty its data \
+         directory, start it with --join, and `kvctl member add {node}`"
+    )
 }
 
-/// The health check of one other node: asks for its status over a connection of its own.
-struct HealthCheck {
-    id: NodeId,
-    endpoint: Endpoint,
-    connection: Option<Connection>,
-    well: Option<bool>,
-    seen: Arc<Seen>,
+/// A member's kind in the words of the IDL; `configured` if only the file names it.
+fn kind(id: NodeId, membership: &Membership) -> String {
+    membership.get(id).map_or_else(|| "configured".to_owned(), |member| member.kind.to_string())
 }
 
-impl HealthCheck {
-    async fn run(mut self, interval: Duration) {
-        let mut ticks = tokio::time::interval(interval);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            if self.answers(interval).await {
-                self.seen.lock().insert(self.id, Instant::now());
-            }
-            self.tell();
-        }
-    }
-
-    async fn answers(&mut self, within: Duration) -> bool {
-        let ask = async {
-            if self.connection.as_ref().is_none_or(|connection| !connection.is_open()) {
-                self.connection = Connection::open(&self.endpoint, within).await.ok();
-            }
-            let connection = self.connection.as_ref()?;
-            connection.call(Call::Status).await.ok()?.ok().filter(|reply| matches!(reply, Reply::Status(_)))
-        };
-        let answered = tokio::time::timeout(within, ask).await.ok().flatten().is_some();
-        if !answered {
-            self.connection = None;
-        }
-        answered
-    }
-
-    fn tell(&mut self) {
-        let well = self.seen.is_healthy(self.id);
-        if self.well.replace(well) == Some(well) {
-            return;
-        }
-        match well {
-            true => tracing::info!(node = %self.id, "seen"),
-            false => {
-                tracing::warn!(node = %self.id, endpoint = %self.endpoint, "not seen within node_timeout_ms");
-            }
-        }
-    }
+/// Numbers of the protocol stay far below 2^63; one that does not is shown as the greatest.
+pub(crate) fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// A role in the words of the IDL.
-pub(crate) fn role_name(role: Role) -> String {
-    role.to_string()
+/// Roles in the words of the IDL that are no roles of the engine.
+pub(crate) mod role {
+    pub(crate) const STANDALONE: &str = "standalone";
+    pub(crate) const WAITING: &str = "waiting";
+    pub(crate) const REMOVED: &str = "removed";
 }

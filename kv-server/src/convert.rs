@@ -7,7 +7,8 @@ use kv_state_machine::{
     KvError, KvOperation, KvRejection, KvResult, Put, PutDone, Range, Session, StateHash, Txn, Versionstamp,
 };
 use kv_store_client::{
-    admin, idl,
+    admin::{self, RefusedReason},
+    idl,
     protocol::{Fault, Reply},
 };
 
@@ -17,59 +18,158 @@ pub(crate) fn invalid(message: impl Into<String>) -> Fault {
     Fault::Invalid(idl::InvalidRequest { message: message.into() })
 }
 
-pub(crate) fn refused(message: impl Into<String>, maybe_done: bool) -> Fault {
-    Fault::Refused(admin::Refused { message: message.into(), maybe_done })
+pub(crate) fn refused(message: impl Into<String>, reason: RefusedReason) -> Fault {
+    Fault::Refused(admin::Refused {
+        message: message.into(),
+        maybe_done: reason == RefusedReason::UNKNOWN,
+        reason: Some(reason),
+        leader_id: None,
+        leader_endpoint: None,
+    })
 }
 
-/// The service for operators has an exception of its own.
+/// A fault as the service for operators says it, which has one exception for all.
 pub(crate) fn admins_fault(fault: Fault) -> Fault {
+    let message = fault.to_string();
     match fault {
-        Fault::Unavailable(why) => refused(why.message, why.maybe_applied),
-        Fault::NotLeader(_) | Fault::Invalid(_) => refused(fault.to_string(), false),
+        Fault::Unavailable(why) if why.maybe_applied => refused(why.message, RefusedReason::UNKNOWN),
+        Fault::Unavailable(why) => refused(why.message, RefusedReason::UNAVAILABLE),
+        Fault::Invalid(_) => refused(message, RefusedReason::REJECTED),
+        Fault::NotLeader(idl::NotLeader { leader_id, leader_endpoint }) => Fault::Refused(admin::Refused {
+            message,
+            maybe_done: false,
+            reason: Some(RefusedReason::NOT_LEADER),
+            leader_id,
+            leader_endpoint,
+        }),
         other => other,
     }
 }
 
+/// The changes that a caller asks for, checked against the configuration `now`.
 pub(crate) fn member_changes(changes: &[admin::MemberChange], now: &Membership) -> Result<Vec<MemberChange>> {
-    changes.iter().map(|change| member_change(change, now)).collect()
+    let changes: Vec<_> = changes.iter().map(|change| member_change(change, now)).collect::<Result<_>>()?;
+    check_endpoints(&changes, now)?;
+    Ok(changes)
 }
 
 fn member_change(change: &admin::MemberChange, now: &Membership) -> Result<MemberChange> {
-    let refuse = |why: String| refused(why, false);
+    let refuse = |why: String| refused(why, RefusedReason::REJECTED);
     let id = NodeId(natural("node_id", Some(change.node_id))?);
+    let known = now.members().get(&id);
+    match (change.is_member, known) {
+        (Some(false), Some(member)) => return Err(refuse(already_a_member(id, member))),
+        (Some(true), None) => return Err(refuse(no_member(id, now))),
+        _ => {}
+    }
     let Some(kind) = change.kind else { return Ok(MemberChange::Remove(id)) };
     let kind = match kind {
         admin::MemberKind::VOTER => MemberKind::Voter,
         admin::MemberKind::LEARNER => MemberKind::Learner,
         admin::MemberKind::JOINING => MemberKind::Joining,
         admin::MemberKind::WITNESS => MemberKind::Witness,
-        other => return Err(refuse(format!("kind {} is not 1, 2, 3 or 4", other.0))),
+        admin::MemberKind::AS_IS => known.ok_or_else(|| refuse(no_member(id, now)))?.kind,
+        other => return Err(refuse(format!("kind {} is not 1, 2, 3, 4 or 5", other.0))),
     };
-    let known = now.members().get(&id);
+    if let Some(member) = known.filter(|member| kind == MemberKind::Joining && member.kind.votes()) {
+        return Err(refuse(match change.is_member {
+            Some(true) => format!("node {id} votes already: it is a {}", member.kind),
+            _ => already_a_member(id, member),
+        }));
+    }
     let endpoint = |name: &str, text: &Option<String>, known: Option<Endpoint>| match text {
         Some(text) => text.parse().map(Some).map_err(|error: EndpointError| refuse(error.to_string())),
         None if known.is_none() => Err(refuse(format!("node {id} is new: its {name} endpoint is needed"))),
         None => Ok(known),
     };
     let priority = change.priority.map_or(Ok(known.map_or(0, |member| member.priority)), u32::try_from);
-    Ok(MemberChange::Set(
-        id,
-        Member {
-            kind,
-            endpoint: endpoint(
-                "consensus",
-                &change.consensus_endpoint,
-                known.and_then(|m| m.endpoint.clone()),
-            )?,
-            client_endpoint: endpoint(
-                "client",
-                &change.client_endpoint,
-                known.and_then(|m| m.client_endpoint.clone()),
-            )?,
-            priority: priority.map_err(|_| refuse("a priority cannot be negative".to_owned()))?,
-            storage: None,
-        },
-    ))
+    let consensus = known.and_then(|member| member.endpoint.clone());
+    let client = known.and_then(|member| member.client_endpoint.clone());
+    let member = Member {
+        kind,
+        endpoint: endpoint("consensus", &change.consensus_endpoint, consensus)?,
+        client_endpoint: endpoint("client", &change.client_endpoint, client)?,
+        priority: priority.map_err(|_| refuse("a priority cannot be negative".to_owned()))?,
+        storage: None,
+    };
+    // The engine checks again that it is new, when the change is its turn.
+    let adds = change.is_member == Some(false) || (change.is_member.is_none() && known.is_none());
+    Ok(if adds { MemberChange::Add(id, member) } else { MemberChange::Set(id, member) })
+}
+
+/// What an operator is told who adds a member.
+fn already_a_member(id: NodeId, member: &Member) -> String {
+    format!(
+        "node {id} is a member already: {} at {}. To move it: `kvctl member update {id} --consensus HOST:PORT --client \
+         HOST:PORT`. If its disk was emptied or replaced: `kvctl member remove {id}`, then add it again. For another \
+         server choose an id that was never used",
+        member.kind,
+        places(member)
+    )
+}
+
+fn no_member(id: NodeId, now: &Membership) -> String {
+    let ids: Vec<String> = now.members().keys().map(NodeId::to_string).collect();
+    format!("node {id} is not a member; the members are {}. To add it: `kvctl member add`", ids.join(", "))
+}
+
+/// Where a member is, for people.
+fn places(member: &Member) -> String {
+    let place = |endpoint: &Option<Endpoint>| {
+        endpoint.as_ref().map_or_else(|| "an unknown endpoint".to_owned(), Endpoint::to_string)
+    };
+    format!("{} (clients {})", place(&member.endpoint), place(&member.client_endpoint))
+}
+
+/// Refuses an endpoint that another node listens at, be it for nodes or for clients: the one would be called in place of
+/// the other. What two members share already stands in the way of no other change.
+fn check_endpoints(changes: &[MemberChange], now: &Membership) -> Result<()> {
+    let mut members = now.members().clone();
+    for change in changes {
+        match change {
+            MemberChange::Set(id, member) | MemberChange::Add(id, member) => {
+                members.insert(*id, member.clone());
+            }
+            MemberChange::Remove(id) => drop(members.remove(id)),
+        }
+    }
+    for (id, member) in &members {
+        let known = now.members().get(id).map(endpoints_of).unwrap_or_default();
+        let new: Vec<&Endpoint> =
+            endpoints_of(member).into_iter().filter(|new| !known.contains(new)).collect();
+        if let [one, other] = new[..]
+            && one == other
+        {
+            return Err(refused(
+                format!("node {id} cannot serve nodes and clients at the same endpoint, {one}"),
+                RefusedReason::REJECTED,
+            ));
+        }
+        for new in new {
+            let has =
+                |(other, member): &(&NodeId, &Member)| *other != id && endpoints_of(member).contains(&new);
+            if let Some((owner, _)) = members.iter().find(has) {
+                return Err(refused(endpoint_taken(*id, new, *owner), RefusedReason::REJECTED));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn endpoints_of(member: &Member) -> Vec<&Endpoint> {
+    member.endpoint.iter().chain(&member.client_endpoint).collect()
+}
+
+fn endpoint_taken(id: NodeId, endpoint: &Endpoint, owner: NodeId) -> String {
+    format!(
+        "node {id} cannot be at {endpoint}: node {owner} is there by the configuration. If node {owner} is gone: `kvctl \
+         member remove {owner}` first; if it moved: `kvctl member update {owner} --consensus HOST:PORT --client HOST:PORT` \
+         first"
+    )
+}
+
+pub(crate) fn transferred(leader: NodeId) -> Reply {
+    Reply::TransferLeader(signed(leader.0))
 }
 
 fn natural(what: &str, value: Option<i64>) -> Result<u64> {
@@ -267,6 +367,13 @@ pub(crate) fn fault(error: KvError) -> Fault {
         }
         KvError::Rejected(KvRejection::Conflict { key, mod_revision }) => {
             Fault::Conflict(idl::Conflict { key: key.into(), mod_revision: signed(mod_revision) })
+        }
+        KvError::Rejected(KvRejection::NoSession { client_id }) => {
+            Fault::NoSession(idl::NoSession { client_id: signed(client_id) })
+        }
+        KvError::Rejected(KvRejection::SequenceOver { client_id, sequence, last }) => {
+            let (client_id, sequence, last_sequence) = (signed(client_id), signed(sequence), signed(last));
+            Fault::SequenceOver(idl::SequenceOver { client_id, sequence, last_sequence })
         }
         KvError::Unavailable { why, maybe_applied } => unavailable(why, maybe_applied),
         other => unavailable(other.to_string(), false),

@@ -6,14 +6,14 @@ use consensus_core::{ChangeError, Endpoint, NodeId, TransferError};
 use kv_state_machine::{ConsensusKvDatabase, Consistency, KvError, KvOperation, Session};
 use kv_store_client::{
     CallError, Connection,
-    admin::MemberChange,
+    admin::{MemberChange, RefusedReason},
     idl,
     protocol::{Call, Fault, Reply},
 };
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
-    cluster::{ClusterManager, role_name},
+    cluster::{ClusterManager, number},
     config::Routing,
     convert,
 };
@@ -71,6 +71,10 @@ impl RoutingManager {
         match call {
             Call::Status => return self.status(),
             Call::Hash => {
+                if self.database.is_witness() {
+                    let message = format!("node {} is a witness: it votes, and has no data", self.node);
+                    return Err(Fault::NoData(idl::NoData { message }));
+                }
                 let hash = self.database.hash().await.map_err(convert::fault)?;
                 return Ok(convert::hash(self.node, &hash));
             }
@@ -97,12 +101,7 @@ impl RoutingManager {
                     return self.forward(cluster, leader, call).await;
                 }
                 Some(leader) if leader != self.node => return Err(self.not_leader(Some(leader))),
-                _ => {
-                    return Err(convert::unavailable(
-                        "there is no leader: a majority of the nodes is needed",
-                        false,
-                    ));
-                }
+                _ => return Err(convert::unavailable(cluster.why_no_leader(), false)),
             }
         }
     }
@@ -127,30 +126,47 @@ impl RoutingManager {
     }
 
     async fn change_members(&self, changes: &[MemberChange]) -> Result<Reply, Refusal> {
-        let Some(cluster) = &self.cluster else { return Err(convert::refused(STANDALONE, false).into()) };
+        let Some(cluster) = &self.cluster else {
+            return Err(convert::refused(STANDALONE, RefusedReason::REJECTED).into());
+        };
+        // Only the leader's configuration is sure to be the newest.
+        let status = self.database.status().borrow().clone();
+        if status.leader != Some(self.node) {
+            return Err(Refusal::NotLeader(status.leader));
+        }
         let changes = convert::member_changes(changes, &cluster.membership())?;
         let change = self.database.engine().change_membership(changes);
-        let late = || convert::refused("no quorum has confirmed it in time", true);
+        let late = || convert::refused("no quorum has confirmed it in time", RefusedReason::UNKNOWN);
         match tokio::time::timeout(ADMIN_TIMEOUT, change).await.map_err(|_| late())? {
             Ok(_) => Ok(Reply::ChangeMembers),
             Err(ChangeError::NotLeader { leader }) => Err(Refusal::NotLeader(leader)),
             Err(error) => {
-                let maybe_done = matches!(error, ChangeError::Unknown { .. });
-                Err(convert::refused(error.to_string(), maybe_done).into())
+                let reason = match error {
+                    ChangeError::Unknown { .. } => RefusedReason::UNKNOWN,
+                    ChangeError::Busy => RefusedReason::BUSY,
+                    ChangeError::NotRunning { .. } => RefusedReason::UNAVAILABLE,
+                    _ => RefusedReason::REJECTED,
+                };
+                Err(convert::refused(error.to_string(), reason).into())
             }
         }
     }
 
     async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Reply, Refusal> {
         if self.cluster.is_none() {
-            return Err(convert::refused(STANDALONE, false).into());
+            return Err(convert::refused(STANDALONE, RefusedReason::REJECTED).into());
         }
         match self.database.engine().transfer_leadership(to).await {
-            Ok(leader) => Ok(Reply::TransferLeader(i64::try_from(leader.0).unwrap_or(i64::MAX))),
+            Ok(leader) => Ok(convert::transferred(leader)),
             Err(TransferError::NotLeader { leader }) => Err(Refusal::NotLeader(leader)),
             Err(error) => {
-                let maybe_done = matches!(error, TransferError::Unknown);
-                Err(convert::refused(error.to_string(), maybe_done).into())
+                let reason = match error {
+                    TransferError::Unknown => RefusedReason::UNKNOWN,
+                    TransferError::Busy => RefusedReason::BUSY,
+                    TransferError::NotRunning { .. } => RefusedReason::UNAVAILABLE,
+                    _ => RefusedReason::REJECTED,
+                };
+                Err(convert::refused(error.to_string(), reason).into())
             }
         }
     }
@@ -170,12 +186,27 @@ impl RoutingManager {
     /// caller to find out, with its session.
     async fn forward(&self, cluster: &ClusterManager, leader: NodeId, call: Call) -> Result<Reply, Fault> {
         let connection = self.connection_to(leader).await?;
+        let transfer_to = if let Call::TransferLeader(to) = &call { Some(*to) } else { None };
+        let mut called = std::pin::pin!(tokio::time::timeout(FORWARD_TIMEOUT, connection.call(call)));
         let answer = tokio::select! {
-            answer = tokio::time::timeout(FORWARD_TIMEOUT, connection.call(call)) => answer,
-            // It hangs, perhaps for long; what it was to do may yet be done.
-            () = cluster.superseded(leader) => {
-                return Err(convert::unavailable(format!("the leader, node {leader}, was replaced"), true));
-            }
+            answer = &mut called => answer,
+            successor = cluster.superseded(leader) => match transfer_to {
+                // The leader hangs, perhaps for long; what it was to do may yet be done.
+                None => {
+                    return Err(convert::unavailable(format!("the leader, node {leader}, was replaced"), true));
+                }
+                // A transfer replaces the leader, which is about to say so.
+                Some(to) => match tokio::time::timeout(TRANSFER_GRACE, called).await {
+                    Ok(answer) => answer,
+                    Err(_) if to == -1 || to == number(successor.0) => {
+                        return Ok(convert::transferred(successor));
+                    }
+                    Err(_) => {
+                        let why = format!("node {successor} leads now, and node {leader}, the leader before, is silent");
+                        return Err(convert::unavailable(why, true));
+                    }
+                },
+            },
         };
         match answer {
             Ok(Ok(outcome)) => outcome,
@@ -188,8 +219,13 @@ impl RoutingManager {
     }
 
     async fn connection_to(&self, leader: NodeId) -> Result<Arc<Connection>, Fault> {
-        let unreachable =
-            |why: String| convert::unavailable(format!("the leader, node {leader}: {why}"), false);
+        // The leader that a node knew when it was removed may be long gone.
+        let why_no_member = self.cluster.as_ref().and_then(|cluster| cluster.why_no_member());
+        let unreachable = |why: String| {
+            let text = format!("the leader, node {leader}: {why}");
+            let text = why_no_member.iter().fold(text, |text, why| format!("{text}; {why}"));
+            convert::unavailable(text, false)
+        };
         let endpoint =
             self.endpoint_of(leader).ok_or_else(|| unreachable("its endpoint is unknown".to_owned()))?;
         let mut current = self.to_leader.lock().await;
@@ -211,7 +247,7 @@ impl RoutingManager {
 
     fn status(&self) -> Result<Reply, Fault> {
         let engine = self.database.status().borrow().clone();
-        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let cluster = self.cluster.as_deref();
         let revision = self.database.revision().map_err(convert::fault)?;
         let header = idl::ResponseHeader {
             revision: number(revision),
@@ -222,12 +258,14 @@ impl RoutingManager {
         Ok(Reply::Status(idl::StatusResponse {
             header,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            role: role_name(engine.role),
+            role: cluster.map_or_else(|| engine.role.to_string(), |cluster| cluster.role(&engine)),
             leader_id: engine.leader.map(|id| number(id.0)),
             commit_index: number(engine.commit.0),
             last_log_index: number(engine.last_log.index.0),
             first_log_index: number(engine.first_index.0),
-            members: self.cluster.as_ref().map_or_else(Vec::new, |cluster| cluster.members()),
+            members: cluster.map_or_else(Vec::new, |cluster| cluster.members(&engine)),
+            cluster_name: cluster.map(|cluster| cluster.name().to_owned()),
+            problems: cluster.map(|cluster| cluster.problems(&engine)),
         }))
     }
 }
@@ -255,8 +293,12 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
         Call::Compact(revision) => convert::compact(revision)?,
         Call::OpenSession => KvOperation::OpenSession { sessions_max },
         Call::ChangeMembers(changes) => return Ok(Request::ChangeMembers(changes)),
+        Call::TransferLeader(-1) => return Ok(Request::TransferLeader(None)),
         Call::TransferLeader(to) => {
-            return Ok(Request::TransferLeader(u64::try_from(to).ok().map(NodeId)));
+            let to = u64::try_from(to).map_err(|_| {
+                convert::invalid(format!("there is no node {to}; -1 stands for the most up-to-date voter"))
+            })?;
+            return Ok(Request::TransferLeader(Some(NodeId(to))));
         }
         Call::Status | Call::Hash | Call::NoForwarding => {
             return Err(convert::invalid("not an operation"));
@@ -270,6 +312,8 @@ const STANDALONE: &str = "this server stands alone; it has no members";
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a call waits for an election to end.
 const LEADER_WAIT: Duration = Duration::from_secs(2);
+/// How long a follower that sees a new leader waits for the word of the old one, which was to transfer leadership.
+const TRANSFER_GRACE: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longer than the leader itself takes to say that it does not know.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);

@@ -2,6 +2,11 @@
 
 mod common;
 
+use std::{
+    io::BufRead,
+    time::{Duration, Instant},
+};
+
 use common::{Server, kvctl::Kvctl};
 
 #[test]
@@ -45,6 +50,13 @@ fn exit_codes_tell_failures_apart() {
     kvctl.says(&["txn", "no-such-file"], 2, "no-such-file: No such file");
     kvctl.says(&["put", "", "1"], 3, "key");
     kvctl.says(&["get", "a", "--revision", "99"], 3, "99");
+    for negative in [&["transfer", "--", "-5"][..], &["member", "remove", "--", "-5"]] {
+        kvctl.says(negative, 2, "-5");
+    }
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    kvctl.says(&["put", "a", "1"], 0, "revision 2");
+    let (code, error) = kvctl.run_into(full, &["get", "a"]);
+    assert!(code == 7 && error.contains("could not be written to standard output: No space left"), "{error}");
     server.terminate();
     kvctl.says(&["--timeout-ms", "300", "get", "a"], 4, "unavailable");
     kvctl.says(&["--timeout-ms", "300", "status"], 4, "");
@@ -52,6 +64,69 @@ fn exit_codes_tell_failures_apart() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let kvctl = Kvctl::new(silent.local_addr().unwrap().to_string());
     kvctl.says(&["--timeout-ms", "300", "get", "a"], 4, "nothing was done");
+}
+
+#[test]
+fn program_tells_its_own_name() {
+    let (code, version, _) = Kvctl::new("localhost:1".to_owned()).run(&["-V"], "");
+    assert_eq!((code, version.as_str()), (0, concat!("kvctl ", env!("CARGO_PKG_VERSION"))));
+}
+
+/// An endpoint where nobody listens.
+fn nobody() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[test]
+fn command_where_nobody_listens_fails_at_once() {
+    let places = [nobody(), nobody()];
+    let kvctl = Kvctl::new(places.join(","));
+    for command in [
+        &["get", "a"][..],
+        &["put", "a", "1"],
+        &["member", "remove", "1"],
+        &["transfer"],
+        &["member", "list"],
+    ] {
+        let start = Instant::now();
+        let (code, out, error) = kvctl.run(command, "");
+        assert!(start.elapsed() < Duration::from_secs(5), "{command:?}: of 15 s took {:?}", start.elapsed());
+        assert!(
+            code == 4 && places.iter().all(|place| error.contains(place)),
+            "{command:?}: {code} {out} {error}"
+        );
+        assert!(error.contains("refused"), "{error}");
+    }
+}
+
+#[test]
+fn silent_server_is_passed_over_and_the_time_limit_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::standalone(dir.path());
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap().to_string();
+    let live = format!("127.0.0.1:{}", server.port);
+    Kvctl::new(live.clone()).says(&["put", "a", "1"], 0, "revision 2");
+    let both = Kvctl::new(format!("{silent},{live}"));
+    both.says(&["get", "a"], 0, "1");
+    both.says(&["get", "a", "--stale"], 0, "1");
+    let alone = Kvctl::new(silent.clone());
+    for command in [&["get", "a"][..], &["put", "a", "1"], &["transfer"], &["status"], &["hash"]] {
+        let start = Instant::now();
+        let limited: Vec<&str> = ["--timeout-ms", "1000"].iter().chain(command).copied().collect();
+        let (code, out, error) = alone.run(&limited, "");
+        let took = start.elapsed();
+        assert!(took < Duration::from_millis(2500), "{command:?} took {took:?}");
+        assert!(code == 4 || code == 5, "{command:?}: {code} {out} {error}");
+        assert!((out + &error).contains("no answer in time"), "{command:?}: {error}");
+    }
+    // The row of the server that answers does not wait for the other one.
+    let mut status = both.start(&["status"]);
+    let mut row = String::new();
+    std::io::BufReader::new(status.stdout.take().unwrap()).read_line(&mut row).unwrap();
+    assert!(row.starts_with(&live), "{row}");
+    assert_eq!(status.wait().unwrap().code(), Some(4));
 }
 
 #[test]
@@ -67,5 +142,5 @@ fn states_that_differ_are_told() {
     one.says(&["put", "b", "1"], 0, "revision 3");
     assert_eq!(both.run(&["hash"], "").0, 0, "one is ahead");
     other.says(&["put", "b", "2"], 0, "revision 3");
-    both.says(&["hash"], 6, "have applied the same and differ");
+    both.says(&["hash"], 6, "have applied the same entries and differ");
 }

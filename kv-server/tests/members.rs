@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{
     Cluster, Server,
@@ -10,19 +10,19 @@ use common::{
     writers::{Writers, check},
 };
 use kv_store_client::{
-    ClientError, KvClient,
+    ClientError, Connection, KvClient,
     admin::{MemberChange, MemberKind},
-    protocol::Fault,
+    protocol::{Call, Fault, Reply},
 };
 
 fn add(cluster: &Cluster, id: usize) -> MemberChange {
     let port = cluster.servers[id].port;
     let (consensus, client) = (format!("127.0.0.1:{}", port + 1000), format!("127.0.0.1:{port}"));
-    MemberChange::new(id as i64, MemberKind::JOINING, consensus, client, None)
+    MemberChange::new(id as i64, MemberKind::JOINING, consensus, client, None, false)
 }
 
 fn remove(id: usize) -> MemberChange {
-    MemberChange::new(id as i64, None, None, None, None)
+    MemberChange::new(id as i64, None, None, None, None, None)
 }
 
 /// As an operator would: again, when another change is under way or there is no leader just then.
@@ -33,7 +33,7 @@ async fn change(client: &KvClient, changes: Vec<MemberChange>) {
             Ok(()) => return,
             Err(error) => {
                 assert!(start.elapsed().as_secs() < 30, "{error}");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
@@ -179,11 +179,11 @@ async fn what_an_operator_gets_wrong_is_told() {
         Err(ClientError::Rejected(Fault::Refused(why))) => why.message,
         other => panic!("{other:?}"),
     };
-    let without_endpoint = MemberChange::new(7, MemberKind::VOTER, None, None, None);
+    let without_endpoint = MemberChange::new(7, MemberKind::VOTER, None, None, None, None);
     assert_eq!(refused(vec![without_endpoint]).await, "node 7 is new: its consensus endpoint is needed");
     assert!(refused(vec![remove(7)]).await.contains("node 7 is not a member"));
     assert!(refused(vec![remove(0)]).await.contains("no voter would be left"));
-    let bad = MemberChange::new(7, MemberKind::VOTER, "nowhere".to_owned(), "h:1".to_owned(), None);
+    let bad = MemberChange::new(7, MemberKind::VOTER, "nowhere".to_owned(), "h:1".to_owned(), None, None);
     assert!(refused(vec![bad]).await.contains("there is no port"));
     let nobody = client.transfer_leader(None).await.unwrap_err().to_string();
     assert!(nobody.contains("no other node is fit to lead"), "{nobody}");
@@ -191,4 +191,120 @@ async fn what_an_operator_gets_wrong_is_told() {
     let server = Server::standalone(dir.path());
     let alone = server.client().transfer_leader(None).await.unwrap_err().to_string();
     assert!(alone.contains("stands alone"), "{alone}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn member_added_again_or_at_another_members_endpoint_is_refused() {
+    let cluster = Cluster::start(3, "", "");
+    cluster.leader().await;
+    let operator = kvctl(&cluster, &[0, 1, 2]);
+    let [first, second, _] = cluster.ports()[..] else { panic!("three servers") };
+    let at = |consensus: u16, client: u16| {
+        format!("--consensus 127.0.0.1:{consensus} --client 127.0.0.1:{client}")
+    };
+    let cases = [
+        (format!("member add 1 {}", at(1, 2)), "kvctl member update 1"),
+        (format!("member add 1 {} --learner", at(1, 2)), "kvctl member remove 1"),
+        (format!("member add 7 {}", at(first + 1000, 2)), "node 7 cannot be at"),
+        (format!("member add 7 {}", at(first, 2)), "node 0 is there"),
+        (format!("member add 7 {}", at(1, second)), "kvctl member remove 1"),
+        (format!("member add 7 {}", at(1, 1)), "cannot serve nodes and clients at the same endpoint"),
+        (format!("member update 0 --client 127.0.0.1:{second}"), "node 1 is there"),
+        (format!("member update 0 --consensus 127.0.0.1:{}", second + 1000), "kvctl member update 1"),
+        ("member update 7 --priority 1".to_owned(), "kvctl member add"),
+        ("member promote 1".to_owned(), "votes already"),
+    ];
+    for (command, words) in cases {
+        let arguments: Vec<&str> = command.split(' ').collect();
+        let (code, out, error) = tokio::task::block_in_place(|| operator.run(&arguments, ""));
+        assert!(code == 3 && error.contains(words), "{command}: {code} {out} {error}");
+    }
+    // A client that does not say whether it means a member cannot demote one either.
+    let (consensus, client) = ("127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned());
+    let naive = MemberChange::new(1, MemberKind::JOINING, consensus, client, None, None);
+    let error = cluster.client().change_members(vec![naive]).await.unwrap_err().to_string();
+    assert!(error.contains("node 1 is a member already: voter at"), "{error}");
+    wait_for_voters(&cluster, 0, &[0, 1, 2]).await;
+    cluster.client().put("k", "v").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transfer_through_a_follower_tells_the_new_leader() {
+    let cluster = Cluster::start(3, "", "");
+    for _ in 0..3 {
+        let leader = cluster.leader().await;
+        let follower = (leader + 1) % 3;
+        cluster
+            .eventually("the follower knows the leader", async |cluster| {
+                (cluster.status(follower).await?.leader_id == Some(leader as i64)).then_some(())
+            })
+            .await;
+        let endpoint = format!("127.0.0.1:{}", cluster.servers[follower].port).parse().unwrap();
+        let connection = Connection::open(&endpoint, Duration::from_secs(1)).await.unwrap();
+        // A leader that was elected just now has not heard of anybody whether it follows.
+        let successor = cluster
+            .eventually("leadership is transferred", async |_| {
+                match connection.call(Call::TransferLeader(-1)).await.unwrap() {
+                    Ok(Reply::TransferLeader(successor)) => Some(successor),
+                    Err(Fault::Refused(why)) if why.message.contains("no other node is fit") => None,
+                    other => panic!("{other:?}"),
+                }
+            })
+            .await;
+        assert_ne!(successor, leader as i64);
+        cluster
+            .eventually("the successor leads", async |cluster| {
+                (cluster.status(successor as usize).await?.role == "leader").then_some(())
+            })
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_are_no_members_say_so() {
+    let mut cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let (removed, waiting) = ((leader + 1) % 3, cluster.join());
+    let role = async |cluster: &Cluster, id: usize| Some(cluster.status(id).await?.role);
+    change(&cluster.client(), vec![remove(removed)]).await;
+    for (id, expected) in [(removed, "removed"), (waiting, "waiting")] {
+        cluster
+            .eventually(expected, async |cluster| (role(cluster, id).await? == expected).then_some(()))
+            .await;
+    }
+    for id in (0..3).filter(|id| *id != removed) {
+        cluster.servers[id].kill();
+    }
+    for (id, words) in [
+        (removed, format!("node {removed} was removed from the cluster")),
+        (waiting, format!("kvctl member add {waiting}")),
+    ] {
+        let operator = kvctl(&cluster, &[id]);
+        let run = |command: &[&str]| tokio::task::block_in_place(|| operator.run(command, ""));
+        let (code, out, error) = run(&["--timeout-ms", "2000", "put", "k", "v"]);
+        assert!(code == 4 && error.contains(&words) && !error.contains("majority"), "{code} {out} {error}");
+        let (code, out, _) = run(&["status"]);
+        assert!(code == 0 && out.contains(&words), "{out}");
+    }
+}
+
+/// The first endpoint knows of no leader; the others have one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_call_goes_on_to_the_endpoint_that_has_a_leader() {
+    let mut cluster = Cluster::start(3, "", "");
+    cluster.leader().await;
+    let waiting = cluster.join();
+    let run = |ids: &[usize], command: &[&str]| {
+        let operator = kvctl(&cluster, ids);
+        tokio::task::block_in_place(|| operator.run(command, ""))
+    };
+    let (code, out, error) = run(&[waiting, 0, 1, 2], &["transfer"]);
+    assert_eq!(code, 0, "{out} {error}");
+    // A word of a server tells more than a port where nobody listens, and the codes are those of a put.
+    for command in [&["--timeout-ms", "1500", "transfer"][..], &["--timeout-ms", "1500", "put", "k", "v"]] {
+        let operator = Kvctl::new(format!("127.0.0.1:{},127.0.0.1:1", cluster.servers[waiting].port));
+        let (code, out, error) = tokio::task::block_in_place(|| operator.run(command, ""));
+        let told = error.find("waits to be added").zip(error.find("127.0.0.1:1:"));
+        assert!(code == 4 && told.is_some_and(|(word, refused)| word < refused), "{code} {out} {error}");
+    }
 }

@@ -129,7 +129,6 @@ async fn a_cluster_of_one_survives_kill_9() {
     killed_again_and_again(restart, client).await;
 }
 
-/// Holds the client's idea of a forgotten session and the store's words for it together.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_whose_session_was_forgotten_goes_on_with_another() {
     let cluster = Cluster::start(1, "sessions_max = 1", "");

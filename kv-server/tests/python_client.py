@@ -1,10 +1,11 @@
-"""Every call of kv.thrift, errors included, from a stock Thrift client.
+"""Every call of kv.thrift, and refusals of admin.thrift, which is beside it, from a stock Thrift client.
 
 Usage: python_client.py kv.thrift STANDALONE_PORT FOLLOWER_PORT LEADER_ENDPOINT LONELY_PORT
 
 FOLLOWER_PORT: a follower with routing = "redirect", whose leader is at LEADER_ENDPOINT. LONELY_PORT: a node without
 a quorum.
 """
+import os
 import struct
 import sys
 
@@ -15,10 +16,11 @@ from thriftpy2.thrift import TApplicationException
 from thriftpy2.transport import TFramedTransportFactory
 
 kv = thriftpy2.load(sys.argv[1], module_name="kv_thrift")
+admin = thriftpy2.load(os.path.join(os.path.dirname(sys.argv[1]), "admin.thrift"), module_name="admin_thrift")
 
 
-def connect(port):
-    return make_client(kv.Kv, "127.0.0.1", int(port), proto_factory=TBinaryProtocolFactory(),
+def connect(port, service=kv.Kv):
+    return make_client(service, "127.0.0.1", int(port), proto_factory=TBinaryProtocolFactory(),
                        trans_factory=TFramedTransportFactory(), timeout=30_000)
 
 
@@ -118,8 +120,38 @@ def standalone(port):
     bad = kv.Compare(key=b"a", target=kv.CompareTarget.VERSION, result=kv.CompareResult.EQUAL)
     assert "number" in raises(kv.InvalidRequest, client.txn, kv.TxnRequest(compare=[bad], success=[], failure=[])).message
     raises(kv.InvalidRequest, client.compact, 10_000)
-    raises(kv.InvalidRequest, client.put, put(b"x", b"x", session=kv.Session(client_id=999, sequence=1)))
+    assert "counts from 1" in raises(
+        kv.InvalidRequest, client.put, put(b"x", b"x", session=kv.Session(client_id=1, sequence=0))).message
+    sessions(client)
     assert client.status().role == "standalone"
+
+
+def sessions(client):
+    """What the IDL says of Session: repetitions, gaps, numbers that are used up, sessions that are not known."""
+    client_id = client.open_session()
+    session = lambda sequence: kv.Session(client_id=client_id, sequence=sequence)
+    nothing = lambda **more: kv.TxnRequest(compare=[], success=[], failure=[], **more)
+    first = client.put(put(b"n", b"1", session=session(1)))
+    gap = client.put(put(b"n", b"5", session=session(5)))
+    assert gap.header.revision == first.header.revision + 1, gap
+    # An earlier number, whether it was used or left out: every method that takes a session says so alike.
+    for call, request in [(client.put, put(b"n", b"1", session=session(1))),
+                          (client.delete_range, kv.DeleteRequest(key=b"n", session=session(4))),
+                          (client.txn, nothing(session=session(1)))]:
+        over = raises(kv.SequenceOver, call, request)
+        assert (over.client_id, over.sequence, over.last_sequence) == (client_id, request.session.sequence, 5), over
+    # A conflict uses its number up: its repetition has the same answer, another request is refused, the next number goes.
+    stale = nothing(session=session(6), read_revision=first.header.revision, read_ranges=[kv.KeyRange(key=b"n")])
+    conflict, again = raises(kv.Conflict, client.txn, stale), raises(kv.Conflict, client.txn, stale)
+    assert (again.key, again.mod_revision) == (conflict.key, conflict.mod_revision) == (b"n", gap.header.revision), again
+    assert "used for another request" in raises(kv.InvalidRequest, client.put, put(b"n", b"6", session=session(6))).message
+    assert client.range(kv.RangeRequest(key=b"n")).kvs[0].value == b"5"
+    client.put(put(b"n", b"7", session=session(7)))
+    # A session that nobody opened.
+    for call, request in [(client.put, put(b"x", b"x", session=kv.Session(client_id=999, sequence=1))),
+                          (client.delete_range, kv.DeleteRequest(key=b"x", session=kv.Session(client_id=999, sequence=1))),
+                          (client.txn, nothing(session=kv.Session(client_id=999, sequence=1)))]:
+        assert raises(kv.NoSession, call, request).client_id == 999
 
 
 def unknown_method(port):
@@ -146,6 +178,16 @@ def follower(port, leader_endpoint):
     status = client.status()
     assert status.role == "follower" and len(status.members) == 3, status
     assert {member.kind for member in status.members} == {"voter"} and all(member.healthy for member in status.members), status
+    # An operator's call is refused with the leader in fields, and the leader does it.
+    remove_nobody = [admin.MemberChange(node_id=77)]
+    for call, argument in [("transfer_leader", -1), ("change_members", remove_nobody)]:
+        refused = raises(admin.Refused, getattr(connect(port, admin.Admin), call), argument)
+        assert refused.reason == admin.RefusedReason.NOT_LEADER and refused.maybe_done is False, refused
+        assert (refused.leader_id, refused.leader_endpoint) == (status.leader_id, leader_endpoint), refused
+    operator = connect(leader_endpoint.split(":")[1], admin.Admin)
+    for call, argument, words in [("transfer_leader", -5, "no node -5"), ("change_members", remove_nobody, "not a member")]:
+        refused = raises(admin.Refused, getattr(operator, call), argument)
+        assert refused.reason == admin.RefusedReason.REJECTED and words in refused.message, refused
     leader = connect(leader_endpoint.split(":")[1])
     assert leader.put(put(b"k", b"v")).header.node_id == status.leader_id
 
@@ -156,6 +198,8 @@ def lonely(port):
         error = raises(kv.Unavailable, call, *arguments)
         assert error.maybe_applied is False and error.retry_after_ms > 0 and "majority" in error.message, error
     assert client.status().leader_id is None
+    refused = raises(admin.Refused, connect(port, admin.Admin).transfer_leader, -1)
+    assert refused.reason == admin.RefusedReason.UNAVAILABLE and "majority" in refused.message, refused
 
 
 standalone(sys.argv[2])

@@ -4,7 +4,7 @@ mod common;
 
 use std::{path::Path, process::Command};
 
-use common::{Cluster, client};
+use common::{Cluster, client, kvctl::Kvctl};
 use kv_store_client::{
     admin::{MemberChange, MemberKind},
     idl::{Consistency, RangeRequest},
@@ -74,7 +74,7 @@ async fn a_witness_joins_and_is_not_taken_for_more() {
     let id = cluster.join_with(&["--witnesses", "2"]);
     let port = cluster.servers[id].port;
     let (consensus, clients) = (format!("127.0.0.1:{}", port + 1000), format!("127.0.0.1:{port}"));
-    let add = MemberChange::new(id as i64, MemberKind::WITNESS, consensus, clients, None);
+    let add = MemberChange::new(id as i64, MemberKind::WITNESS, consensus, clients, None, false);
     cluster.client().change_members(vec![add]).await.unwrap();
     cluster
         .eventually("the witness knows that it is one", async |cluster| {
@@ -87,6 +87,10 @@ async fn a_witness_joins_and_is_not_taken_for_more() {
                 .then_some(())
         })
         .await;
+    let endpoints: Vec<String> = cluster.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let operator = Kvctl::new(endpoints.join(","));
+    let (code, hashes, error) = tokio::task::block_in_place(|| operator.run(&["hash"], ""));
+    assert!(code == 0 && hashes.contains("a witness: it votes, and has no state"), "{code} {hashes} {error}");
     let leader = cluster.leader().await;
     cluster.servers[1 - leader].kill();
     cluster.client().put("k", "with the witness's vote").await.unwrap();

@@ -196,6 +196,12 @@ impl ConsensusKvDatabase {
         blocking(move || executor.hash()).await
     }
 
+    /// Whether this is the database on a witness.
+    #[must_use]
+    pub fn is_witness(&self) -> bool {
+        self.executor.is_none()
+    }
+
     /// The store's revision on this node; 0 on a witness.
     ///
     /// # Errors

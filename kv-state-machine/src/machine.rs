@@ -151,7 +151,7 @@ impl Batch<'_> {
         let KvCommand { session, operation } = command;
         let verdict = match (check::command(session.as_ref(), &operation), session) {
             (Err(rejection), _) => Verdict::Refused(rejection),
-            (Ok(()), Some(session)) => self.sessions.take(self.db, session, id.index.0)?,
+            (Ok(()), Some(session)) => self.sessions.take(self.db, session, id.index.0, bytes)?,
             (Ok(()), None) => Verdict::Execute,
         };
         let answer = match verdict {
@@ -163,7 +163,7 @@ impl Batch<'_> {
         };
         let answer = Bytes::from(codec::encode(ANSWER_VERSION, &answer));
         if let Some(session) = session {
-            self.sessions.record(session, id.index.0, answer.clone());
+            self.sessions.record(session, id.index.0, bytes, answer.clone());
         }
         Ok(answer)
     }
@@ -239,7 +239,8 @@ impl StateMachine for KvStateMachine {
     }
 }
 
-/// Format of commands in the log.
+/// Format of commands in the log. A second one must tell a repetition in the other format from another request
+/// (`Sessions::take`).
 pub(crate) const COMMAND_VERSION: u8 = 1;
 /// Format of the answers to them.
 pub(crate) const ANSWER_VERSION: u8 = 1;

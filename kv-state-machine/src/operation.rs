@@ -246,7 +246,7 @@ pub struct KvAnswer {
     pub result: KvResult,
 }
 
-/// Why the store did not do it. Nothing was done.
+/// Why the store did not do it. This attempt did nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum KvRejection {
     /// The request itself is wrong.
@@ -265,6 +265,25 @@ pub enum KvRejection {
         key: Bytes,
         /// When it was changed.
         mod_revision: u64,
+    },
+    /// The session was never opened, or was forgotten because it was idle the longest. Whether the request was executed
+    /// before is not known any more.
+    #[error("there is no session {client_id}, or it was idle for too long: open a new one")]
+    NoSession {
+        /// Id of the session.
+        client_id: u64,
+    },
+    /// A later number of the session was executed. This one may have been executed before; its answer is not kept.
+    #[error(
+        "sequence {sequence} of session {client_id} is over: {last} was executed; the answer to an earlier number is not kept"
+    )]
+    SequenceOver {
+        /// Id of the session.
+        client_id: u64,
+        /// Number of the request.
+        sequence: u64,
+        /// Last number that was executed.
+        last: u64,
     },
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use consensus_core::{
     StateMachineError, codec,
-    session::{self, LastUse},
+    session::{self, LastUse, SessionRefusal},
 };
 use rocksdb::{DB, IteratorMode, ReadOptions, WriteBatch};
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,8 @@ struct Stored {
     last: LastUse,
     /// The answer to the last number, as it was given.
     answer: Bytes,
+    /// CRC-32C of the command that had the last number, as it was in the log; a repetition has the same.
+    command: u32,
 }
 
 /// All sessions: numbers in memory, answers in the store.
@@ -63,36 +65,58 @@ impl Sessions {
         for idle in self.numbers.open(id, index, max) {
             self.changed.insert(idle, None);
         }
-        self.changed.insert(id, Some(Stored { last: LastUse { sequence: 0, index }, answer: Bytes::new() }));
+        let last = LastUse { sequence: 0, index };
+        self.changed.insert(id, Some(Stored { last, answer: Bytes::new(), command: 0 }));
     }
 
-    /// Takes a request made at log index `index`.
-    pub(crate) fn take(&mut self, db: &DB, session: Session, index: u64) -> Result<Verdict, Failure> {
+    /// Takes a request made at log index `index`; `command` is the request as it is in the log.
+    pub(crate) fn take(
+        &mut self,
+        db: &DB,
+        session: Session,
+        index: u64,
+        command: &[u8],
+    ) -> Result<Verdict, Failure> {
         Ok(match self.numbers.take(session, index) {
             session::Verdict::Apply => Verdict::Execute,
-            session::Verdict::Repeat => {
-                let answer = self.answer(db, session.client_id)?;
-                self.record(session, index, answer.clone());
-                Verdict::Answered(answer)
-            }
-            session::Verdict::Refuse(refusal) => Verdict::Refused(KvRejection::Invalid(refusal.to_string())),
+            session::Verdict::Repeat => self.repeat(db, session, index, command)?,
+            session::Verdict::Refuse(refusal) => Verdict::Refused(rejection(refusal)),
         })
     }
 
-    fn answer(&self, db: &DB, id: u64) -> Result<Bytes, Failure> {
+    /// Answers a repetition of the session's last number. Another request with that number would get an answer that is
+    /// not its own: it is refused, and the first answer stays.
+    fn repeat(&mut self, db: &DB, session: Session, index: u64, command: &[u8]) -> Result<Verdict, Failure> {
+        let mut stored = self.stored(db, session.client_id)?;
+        stored.last.index = index;
+        let is_same = stored.command == crc32c::crc32c(command);
+        let answer = stored.answer.clone();
+        self.changed.insert(session.client_id, Some(stored));
+        let Session { client_id, sequence } = session;
+        Ok(if is_same {
+            Verdict::Answered(answer)
+        } else {
+            Verdict::Refused(KvRejection::Invalid(format!(
+                "sequence {sequence} of session {client_id} was used for another request: each write takes a number of its own"
+            )))
+        })
+    }
+
+    fn stored(&self, db: &DB, id: u64) -> Result<Stored, Failure> {
         if let Some(Some(stored)) = self.changed.get(&id) {
-            return Ok(stored.answer.clone());
+            return Ok(stored.clone());
         }
         let bytes = db.get(keys::session(id)).map_err(disk)?;
         let bytes =
             bytes.ok_or_else(|| StateMachineError::Other(format!("session {id} is not in the store")))?;
-        Ok(codec::decode::<Stored>("session", VERSION, &bytes)?.answer)
+        Ok(codec::decode::<Stored>("session", VERSION, &bytes)?)
     }
 
-    /// Keeps the answer to a request.
-    pub(crate) fn record(&mut self, session: Session, index: u64, answer: Bytes) {
+    /// Keeps the answer to a request; `command` is the request as it is in the log.
+    pub(crate) fn record(&mut self, session: Session, index: u64, command: &[u8], answer: Bytes) {
         let last = LastUse { sequence: session.sequence, index };
-        self.changed.insert(session.client_id, Some(Stored { last, answer }));
+        let command = crc32c::crc32c(command);
+        self.changed.insert(session.client_id, Some(Stored { last, answer, command }));
     }
 
     /// Adds what changed to the write.
@@ -103,6 +127,16 @@ impl Sessions {
                 None => write.delete(keys::session(id)),
             }
         }
+    }
+}
+
+fn rejection(refusal: SessionRefusal) -> KvRejection {
+    match refusal {
+        SessionRefusal::NoSession(client_id) => KvRejection::NoSession { client_id },
+        SessionRefusal::Over { client_id, sequence, last } => {
+            KvRejection::SequenceOver { client_id, sequence, last }
+        }
+        other => KvRejection::Invalid(other.to_string()),
     }
 }
 
@@ -119,7 +153,11 @@ mod tests {
 
     #[test]
     fn golden_bytes_of_version_1() {
-        let (last, answer) = (LastUse { sequence: 3, index: 300 }, Bytes::from_static(&[1, 251, 255]));
-        assert_eq!(codec::encode(VERSION, &Stored { last, answer }), [1, 3, 251, 44, 1, 3, 1, 251, 255]);
+        let stored = Stored {
+            last: LastUse { sequence: 3, index: 300 },
+            answer: Bytes::from_static(&[1, 251, 255]),
+            command: 7,
+        };
+        assert_eq!(codec::encode(VERSION, &stored), [1, 3, 251, 44, 1, 3, 1, 251, 255, 7]);
     }
 }

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
 use consensus_testkit::state_machine::{Fixture, run_suite};
 use kv_state_machine::{
-    Delete, Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStateMachine, Put, Range,
-    Session, StateHash, Txn,
+    Delete, Durability, KeyRange, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStateMachine,
+    Put, Range, Session, StateHash, Txn,
 };
 use tempfile::TempDir;
 
@@ -112,8 +112,10 @@ fn a_repeated_write_is_applied_once_and_answered_the_same() {
     restored.machine.restore(&mut &stream[..]).unwrap();
     restored.last = fed.last;
     assert_eq!(restored.put(id, 2, "two"), second);
-    // What is over is refused, and changes nothing.
-    assert_ne!(restored.put(id, 1, "one"), first);
+    // An earlier number is refused as such, and changes nothing.
+    assert!(first.is_ok());
+    let over = KvRejection::SequenceOver { client_id: id, sequence: 1, last: 2 };
+    assert_eq!(restored.put(id, 1, "one"), Err(over));
     assert_eq!(restored.value().unwrap(), "two");
 }
 
@@ -127,8 +129,35 @@ fn a_rejected_write_uses_its_number_too() {
     let future = KvOperation::Compact { revision: 99 };
     let rejected = fed.apply(session, future.clone());
     assert!(matches!(rejected, Err(KvRejection::Invalid(_))), "{rejected:?}");
-    assert_eq!(fed.put(client_id, 1, "late"), rejected);
+    assert_eq!(fed.apply(session, future), rejected);
+    assert!(fed.put(client_id, 1, "late").is_err());
     assert_eq!(fed.value(), None);
+}
+
+#[test]
+fn number_used_for_another_request_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fed = Fed::new(&dir);
+    let client_id = fed.open_session(10);
+    fed.put(client_id, 1, "read").unwrap();
+    fed.put(client_id, 2, "changed since").unwrap();
+    let session = Some(Session { client_id, sequence: 3 });
+    let range = KeyRange { key: "k".into(), range_end: None };
+    let stale = KvOperation::Txn(Txn { read_revision: 2, read_ranges: vec![range], ..Txn::default() });
+    let conflict = fed.apply(session, stale.clone());
+    assert!(matches!(conflict, Err(KvRejection::Conflict { .. })), "{conflict:?}");
+    // Its answer would be the conflict, of which a put knows nothing; and the put would be lost in silence.
+    let refused = fed.put(client_id, 3, "another request");
+    let is_told = |why: &str| why.contains("was used for another request");
+    assert!(matches!(&refused, Err(KvRejection::Invalid(why)) if is_told(why)), "{refused:?}");
+    assert_eq!(fed.value().unwrap(), "changed since");
+    // The first request still has its answer, after a restart, too.
+    assert_eq!(fed.apply(session, stale.clone()), conflict);
+    fed.machine.flush().unwrap();
+    drop(fed);
+    let mut fed = Fed::new(&dir);
+    assert_eq!(fed.apply(session, stale), conflict);
+    fed.put(client_id, 9, "with a gap in the numbers").unwrap();
 }
 
 #[test]
@@ -138,7 +167,7 @@ fn the_session_idle_longest_is_forgotten() {
     let (a, b) = (fed.open_session(2), fed.open_session(2));
     fed.put(a, 1, "used").unwrap();
     let c = fed.open_session(2);
-    assert!(matches!(fed.put(b, 1, "x"), Err(KvRejection::Invalid(why)) if why.contains("no session")));
+    assert!(matches!(fed.put(b, 1, "x"), Err(KvRejection::NoSession { client_id }) if client_id == b));
     fed.put(a, 2, "x").unwrap();
     fed.put(c, 1, "x").unwrap();
     // The same after a restart from disk.

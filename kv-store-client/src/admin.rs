@@ -30,17 +30,20 @@ pub struct MemberKind(pub i32);
 
 impl MemberKind {
   pub const VOTER: MemberKind = MemberKind(1);
-  /// Receives everything, and neither votes nor counts.
+  /// Receives everything; neither votes nor counts.
   pub const LEARNER: MemberKind = MemberKind(2);
-  /// Becomes a voter by itself when it has caught up.
+  /// A learner that becomes a voter by itself when it has caught up. Refused for a node that votes already.
   pub const JOINING: MemberKind = MemberKind(3);
   /// Votes, and keeps no data.
   pub const WITNESS: MemberKind = MemberKind(4);
+  /// As it is, for a change of endpoints or priority; refused for a node that is no member.
+  pub const AS_IS: MemberKind = MemberKind(5);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::VOTER,
     Self::LEARNER,
     Self::JOINING,
     Self::WITNESS,
+    Self::AS_IS,
   ];
 }
 
@@ -62,6 +65,7 @@ impl From<i32> for MemberKind {
       2 => MemberKind::LEARNER,
       3 => MemberKind::JOINING,
       4 => MemberKind::WITNESS,
+      5 => MemberKind::AS_IS,
       _ => MemberKind(i)
     }
   }
@@ -85,6 +89,71 @@ impl From<&MemberKind> for i32 {
   }
 }
 
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct RefusedReason(pub i32);
+
+impl RefusedReason {
+  /// The request is wrong, or not possible in the state of the cluster; the message says what to do.
+  pub const REJECTED: RefusedReason = RefusedReason(1);
+  /// This node does not lead and was not to forward the call; leader_endpoint, if set, is where to ask.
+  pub const NOT_LEADER: RefusedReason = RefusedReason(2);
+  /// Another change of members or transfer of leadership is under way; ask again when it has ended.
+  pub const BUSY: RefusedReason = RefusedReason(3);
+  /// This node knows no leader, cannot reach it, or is stopping. Another node may do better.
+  pub const UNAVAILABLE: RefusedReason = RefusedReason(4);
+  /// The call was taken on, and nobody knows what became of it.
+  pub const UNKNOWN: RefusedReason = RefusedReason(5);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::REJECTED,
+    Self::NOT_LEADER,
+    Self::BUSY,
+    Self::UNAVAILABLE,
+    Self::UNKNOWN,
+  ];
+}
+
+impl TSerializable for RefusedReason {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<RefusedReason> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(RefusedReason::from(enum_value))
+  }
+}
+
+impl From<i32> for RefusedReason {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => RefusedReason::REJECTED,
+      2 => RefusedReason::NOT_LEADER,
+      3 => RefusedReason::BUSY,
+      4 => RefusedReason::UNAVAILABLE,
+      5 => RefusedReason::UNKNOWN,
+      _ => RefusedReason(i)
+    }
+  }
+}
+
+impl From<&i32> for RefusedReason {
+  fn from(i: &i32) -> Self {
+    RefusedReason::from(*i)
+  }
+}
+
+impl From<RefusedReason> for i32 {
+  fn from(e: RefusedReason) -> i32 {
+    e.0
+  }
+}
+
+impl From<&RefusedReason> for i32 {
+  fn from(e: &RefusedReason) -> i32 {
+    e.0
+  }
+}
+
 //
 // MemberChange
 //
@@ -92,23 +161,26 @@ impl From<&MemberKind> for i32 {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct MemberChange {
   pub node_id: i64,
-  /// Not set: removed.
+  /// Not set: the member is removed.
   pub kind: Option<MemberKind>,
-  /// host:port; not set: as they are. Who is added needs both.
+  /// host:port; not set: as it is. A node that is added needs both endpoints.
   pub consensus_endpoint: Option<String>,
   pub client_endpoint: Option<String>,
-  /// Who has a higher one gets the lead when it has caught up; not set: as it is, or 0.
+  /// A member with a higher priority gets leadership when it has caught up; not set: as it is, or 0.
   pub priority: Option<i32>,
+  /// false: refused if the node is a member. true: refused if it is none. Not set: not checked.
+  pub is_member: Option<bool>,
 }
 
 impl MemberChange {
-  pub fn new<F2, F3, F4, F5>(node_id: i64, kind: F2, consensus_endpoint: F3, client_endpoint: F4, priority: F5) -> MemberChange where F2: Into<Option<MemberKind>>, F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<i32>> {
+  pub fn new<F2, F3, F4, F5, F6>(node_id: i64, kind: F2, consensus_endpoint: F3, client_endpoint: F4, priority: F5, is_member: F6) -> MemberChange where F2: Into<Option<MemberKind>>, F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<i32>>, F6: Into<Option<bool>> {
     MemberChange {
       node_id,
       kind: kind.into(),
       consensus_endpoint: consensus_endpoint.into(),
       client_endpoint: client_endpoint.into(),
       priority: priority.into(),
+      is_member: is_member.into(),
     }
   }
 }
@@ -121,6 +193,7 @@ impl TSerializable for MemberChange {
     let mut f_3: Option<String> = None;
     let mut f_4: Option<String> = None;
     let mut f_5: Option<i32> = None;
+    let mut f_6: Option<bool> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -148,6 +221,10 @@ impl TSerializable for MemberChange {
           let val = i_prot.read_i32()?;
           f_5 = Some(val);
         },
+        6 => {
+          let val = i_prot.read_bool()?;
+          f_6 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -162,6 +239,7 @@ impl TSerializable for MemberChange {
       consensus_endpoint: f_3,
       client_endpoint: f_4,
       priority: f_5,
+      is_member: f_6,
     };
     Ok(ret)
   }
@@ -191,6 +269,11 @@ impl TSerializable for MemberChange {
       o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
+    if let Some(fld_var) = self.is_member {
+      o_prot.write_field_begin(&TFieldIdentifier::new("is_member", TType::Bool, 6))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -204,15 +287,22 @@ impl TSerializable for MemberChange {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Refused {
   pub message: String,
-  /// It may have been done.
+  /// It may have been done, or may be done later.
   pub maybe_done: bool,
+  pub reason: Option<RefusedReason>,
+  /// The leader, if this node knows one: its id, and where it serves clients.
+  pub leader_id: Option<i64>,
+  pub leader_endpoint: Option<String>,
 }
 
 impl Refused {
-  pub fn new(message: String, maybe_done: bool) -> Refused {
+  pub fn new<F3, F4, F5>(message: String, maybe_done: bool, reason: F3, leader_id: F4, leader_endpoint: F5) -> Refused where F3: Into<Option<RefusedReason>>, F4: Into<Option<i64>>, F5: Into<Option<String>> {
     Refused {
       message,
       maybe_done,
+      reason: reason.into(),
+      leader_id: leader_id.into(),
+      leader_endpoint: leader_endpoint.into(),
     }
   }
 }
@@ -222,6 +312,9 @@ impl TSerializable for Refused {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<String> = None;
     let mut f_2: Option<bool> = None;
+    let mut f_3: Option<RefusedReason> = None;
+    let mut f_4: Option<i64> = None;
+    let mut f_5: Option<String> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -237,6 +330,18 @@ impl TSerializable for Refused {
           let val = i_prot.read_bool()?;
           f_2 = Some(val);
         },
+        3 => {
+          let val = RefusedReason::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_string()?;
+          f_5 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -249,6 +354,9 @@ impl TSerializable for Refused {
     let ret = Refused {
       message: f_1.expect("auto-generated code should have checked for presence of required fields"),
       maybe_done: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      reason: f_3,
+      leader_id: f_4,
+      leader_endpoint: f_5,
     };
     Ok(ret)
   }
@@ -261,6 +369,21 @@ impl TSerializable for Refused {
     o_prot.write_field_begin(&TFieldIdentifier::new("maybe_done", TType::Bool, 2))?;
     o_prot.write_bool(self.maybe_done)?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.reason {
+      o_prot.write_field_begin(&TFieldIdentifier::new("reason", TType::I32, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.leader_id {
+      o_prot.write_field_begin(&TFieldIdentifier::new("leader_id", TType::I64, 4))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.leader_endpoint {
+      o_prot.write_field_begin(&TFieldIdentifier::new("leader_endpoint", TType::String, 5))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }

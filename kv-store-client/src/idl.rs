@@ -259,11 +259,20 @@ impl From<&CompareResult> for i32 {
 // Session
 //
 
-/// Makes a write exactly-once: the cluster applies one (client_id, sequence) once, and answers a repetition with the
-/// first answer. A client takes its id from open_session and numbers its writes from 1 without gaps.
+/// Makes a write exactly-once: the cluster executes one (client_id, sequence) once, and answers a repetition of the last
+/// sequence with its first answer, be that a response or an exception.
+/// 
+/// - A client takes its id from open_session. It numbers its writes from 1 upwards, has one of them in flight at a time,
+///   and sends the next one when it knows the answer to the last one.
+/// - Each write takes a number of its own. Gaps do no harm: a number may be left out.
+/// - An executed number is used up whatever the answer was: after Conflict, Compacted, or InvalidRequest the corrected
+///   write takes the next number. After NotLeader, or Unavailable, the same write may be repeated with the same number.
+/// - Only the answer to the last number is kept. A number below it raises SequenceOver; the last number with another
+///   request raises InvalidRequest.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Session {
   pub client_id: i64,
+  /// At least 1.
   pub sequence: i64,
 }
 
@@ -1833,20 +1842,35 @@ pub struct MemberStatus {
   pub node_id: i64,
   pub consensus_endpoint: String,
   pub client_endpoint: String,
-  /// voter, learner
+  /// voter, learner, joining, witness
   pub kind: String,
-  /// Seen within the failure-detection time.
+  /// It answered within the failure-detection time, as this node of this cluster, and nothing is wrong with it.
   pub healthy: bool,
+  /// What is wrong with it, and what to do, in words. Set if it is not healthy.
+  pub problem: Option<String>,
+  /// Last log index that is known to be on its disk. Fields 7 to 10 are set by the leader only, for the others.
+  pub matched_index: Option<i64>,
+  /// Entries of the leader's log that it is not known to have.
+  pub lag_entries: Option<i64>,
+  /// While it receives a snapshot: bytes of it that have arrived.
+  pub snapshot_bytes: Option<i64>,
+  /// Its disk is not the one that the cluster knows: it does not count until it is removed and added again.
+  pub storage_mismatch: Option<bool>,
 }
 
 impl MemberStatus {
-  pub fn new(node_id: i64, consensus_endpoint: String, client_endpoint: String, kind: String, healthy: bool) -> MemberStatus {
+  pub fn new<F6, F7, F8, F9, F10>(node_id: i64, consensus_endpoint: String, client_endpoint: String, kind: String, healthy: bool, problem: F6, matched_index: F7, lag_entries: F8, snapshot_bytes: F9, storage_mismatch: F10) -> MemberStatus where F6: Into<Option<String>>, F7: Into<Option<i64>>, F8: Into<Option<i64>>, F9: Into<Option<i64>>, F10: Into<Option<bool>> {
     MemberStatus {
       node_id,
       consensus_endpoint,
       client_endpoint,
       kind,
       healthy,
+      problem: problem.into(),
+      matched_index: matched_index.into(),
+      lag_entries: lag_entries.into(),
+      snapshot_bytes: snapshot_bytes.into(),
+      storage_mismatch: storage_mismatch.into(),
     }
   }
 }
@@ -1859,6 +1883,11 @@ impl TSerializable for MemberStatus {
     let mut f_3: Option<String> = None;
     let mut f_4: Option<String> = None;
     let mut f_5: Option<bool> = None;
+    let mut f_6: Option<String> = None;
+    let mut f_7: Option<i64> = None;
+    let mut f_8: Option<i64> = None;
+    let mut f_9: Option<i64> = None;
+    let mut f_10: Option<bool> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1886,6 +1915,26 @@ impl TSerializable for MemberStatus {
           let val = i_prot.read_bool()?;
           f_5 = Some(val);
         },
+        6 => {
+          let val = i_prot.read_string()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_i64()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_i64()?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let val = i_prot.read_bool()?;
+          f_10 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1904,6 +1953,11 @@ impl TSerializable for MemberStatus {
       client_endpoint: f_3.expect("auto-generated code should have checked for presence of required fields"),
       kind: f_4.expect("auto-generated code should have checked for presence of required fields"),
       healthy: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      problem: f_6,
+      matched_index: f_7,
+      lag_entries: f_8,
+      snapshot_bytes: f_9,
+      storage_mismatch: f_10,
     };
     Ok(ret)
   }
@@ -1925,6 +1979,31 @@ impl TSerializable for MemberStatus {
     o_prot.write_field_begin(&TFieldIdentifier::new("healthy", TType::Bool, 5))?;
     o_prot.write_bool(self.healthy)?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.problem {
+      o_prot.write_field_begin(&TFieldIdentifier::new("problem", TType::String, 6))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.matched_index {
+      o_prot.write_field_begin(&TFieldIdentifier::new("matched_index", TType::I64, 7))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.lag_entries {
+      o_prot.write_field_begin(&TFieldIdentifier::new("lag_entries", TType::I64, 8))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.snapshot_bytes {
+      o_prot.write_field_begin(&TFieldIdentifier::new("snapshot_bytes", TType::I64, 9))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.storage_mismatch {
+      o_prot.write_field_begin(&TFieldIdentifier::new("storage_mismatch", TType::Bool, 10))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -1938,17 +2017,22 @@ impl TSerializable for MemberStatus {
 pub struct StatusResponse {
   pub header: ResponseHeader,
   pub version: String,
-  /// leader, follower, candidate, pre-candidate, learner, standalone
+  /// leader, follower, candidate, pre-candidate, learner, standalone; removed: the node is no member any more; waiting: it
+  /// was started to join a cluster and is not a member yet.
   pub role: String,
   pub leader_id: Option<i64>,
   pub commit_index: i64,
   pub last_log_index: i64,
   pub first_log_index: i64,
   pub members: Vec<MemberStatus>,
+  /// Not set on a standalone server.
+  pub cluster_name: Option<String>,
+  /// What keeps this node from doing its part, and what to do, in words. Not set or empty: nothing.
+  pub problems: Option<Vec<String>>,
 }
 
 impl StatusResponse {
-  pub fn new<F4>(header: ResponseHeader, version: String, role: String, leader_id: F4, commit_index: i64, last_log_index: i64, first_log_index: i64, members: Vec<MemberStatus>) -> StatusResponse where F4: Into<Option<i64>> {
+  pub fn new<F4, F9, F10>(header: ResponseHeader, version: String, role: String, leader_id: F4, commit_index: i64, last_log_index: i64, first_log_index: i64, members: Vec<MemberStatus>, cluster_name: F9, problems: F10) -> StatusResponse where F4: Into<Option<i64>>, F9: Into<Option<String>>, F10: Into<Option<Vec<String>>> {
     StatusResponse {
       header,
       version,
@@ -1958,6 +2042,8 @@ impl StatusResponse {
       last_log_index,
       first_log_index,
       members,
+      cluster_name: cluster_name.into(),
+      problems: problems.into(),
     }
   }
 }
@@ -1973,6 +2059,8 @@ impl TSerializable for StatusResponse {
     let mut f_6: Option<i64> = None;
     let mut f_7: Option<i64> = None;
     let mut f_8: Option<Vec<MemberStatus>> = None;
+    let mut f_9: Option<String> = None;
+    let mut f_10: Option<Vec<String>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2018,6 +2106,20 @@ impl TSerializable for StatusResponse {
           i_prot.read_list_end()?;
           f_8 = Some(val);
         },
+        9 => {
+          let val = i_prot.read_string()?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity((list_ident.size as usize).min(64));
+          for _ in 0..list_ident.size {
+            let list_elem_8 = i_prot.read_string()?;
+            val.push(list_elem_8);
+          }
+          i_prot.read_list_end()?;
+          f_10 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2041,6 +2143,8 @@ impl TSerializable for StatusResponse {
       last_log_index: f_6.expect("auto-generated code should have checked for presence of required fields"),
       first_log_index: f_7.expect("auto-generated code should have checked for presence of required fields"),
       members: f_8.expect("auto-generated code should have checked for presence of required fields"),
+      cluster_name: f_9,
+      problems: f_10,
     };
     Ok(ret)
   }
@@ -2077,6 +2181,20 @@ impl TSerializable for StatusResponse {
     }
     o_prot.write_list_end()?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.cluster_name {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cluster_name", TType::String, 9))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.problems {
+      o_prot.write_field_begin(&TFieldIdentifier::new("problems", TType::List, 10))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_string(e)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -2249,7 +2367,7 @@ impl Display for NotLeader {
 // Unavailable
 //
 
-/// No quorum, overload or shutdown.
+/// No quorum, no room on the disk, overload or shutdown.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Unavailable {
   pub message: String,
@@ -2488,7 +2606,8 @@ impl Display for Compacted {
 // Conflict
 //
 
-/// A key that the transaction had read was changed after its read revision. Nothing was done; read again and retry.
+/// A key that the transaction had read was changed after its read revision. Nothing was done: read again and send the
+/// transaction anew, with the next number of its session (this one is used up).
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Conflict {
   pub key: Vec<u8>,
@@ -2568,6 +2687,246 @@ impl Display for Conflict {
 }
 
 //
+// NoSession
+//
+
+/// The cluster has no session of this id: it was never opened, or was forgotten because it was idle the longest of too many.
+/// This call did nothing. Whether an earlier attempt with the same sequence was executed is not known any more.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct NoSession {
+  pub client_id: i64,
+}
+
+impl NoSession {
+  pub fn new(client_id: i64) -> NoSession {
+    NoSession {
+      client_id,
+    }
+  }
+}
+
+impl TSerializable for NoSession {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<NoSession> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("NoSession.client_id", &f_1)?;
+    let ret = NoSession {
+      client_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("NoSession");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("client_id", TType::I64, 1))?;
+    o_prot.write_i64(self.client_id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Error for NoSession {}
+
+impl From<NoSession> for thrift::Error {
+  fn from(e: NoSession) -> Self {
+    thrift::Error::User(Box::new(e))
+  }
+}
+
+impl Display for NoSession {
+  fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+    write!(f, "remote service threw NoSession")
+  }
+}
+
+//
+// SequenceOver
+//
+
+/// A later number of the session was executed. This call did nothing. Its number may have been executed before; the answer
+/// is no longer kept.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SequenceOver {
+  pub client_id: i64,
+  pub sequence: i64,
+  /// Last number of the session that was executed.
+  pub last_sequence: i64,
+}
+
+impl SequenceOver {
+  pub fn new(client_id: i64, sequence: i64, last_sequence: i64) -> SequenceOver {
+    SequenceOver {
+      client_id,
+      sequence,
+      last_sequence,
+    }
+  }
+}
+
+impl TSerializable for SequenceOver {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<SequenceOver> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("SequenceOver.client_id", &f_1)?;
+    verify_required_field_exists("SequenceOver.sequence", &f_2)?;
+    verify_required_field_exists("SequenceOver.last_sequence", &f_3)?;
+    let ret = SequenceOver {
+      client_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      sequence: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      last_sequence: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("SequenceOver");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("client_id", TType::I64, 1))?;
+    o_prot.write_i64(self.client_id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("sequence", TType::I64, 2))?;
+    o_prot.write_i64(self.sequence)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("last_sequence", TType::I64, 3))?;
+    o_prot.write_i64(self.last_sequence)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Error for SequenceOver {}
+
+impl From<SequenceOver> for thrift::Error {
+  fn from(e: SequenceOver) -> Self {
+    thrift::Error::User(Box::new(e))
+  }
+}
+
+impl Display for SequenceOver {
+  fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+    write!(f, "remote service threw SequenceOver")
+  }
+}
+
+//
+// NoData
+//
+
+/// The node is a witness: it votes and has no data.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct NoData {
+  pub message: String,
+}
+
+impl NoData {
+  pub fn new(message: String) -> NoData {
+    NoData {
+      message,
+    }
+  }
+}
+
+impl TSerializable for NoData {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<NoData> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("NoData.message", &f_1)?;
+    let ret = NoData {
+      message: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("NoData");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 1))?;
+    o_prot.write_string(&self.message)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Error for NoData {}
+
+impl From<NoData> for thrift::Error {
+  fn from(e: NoData) -> Self {
+    thrift::Error::User(Box::new(e))
+  }
+}
+
+impl Display for NoData {
+  fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+    write!(f, "remote service threw NoData")
+  }
+}
+
+//
 // KvPutArgs
 //
 
@@ -2625,6 +2984,8 @@ pub(crate) struct KvPutResult {
   pub(crate) not_leader: Option<NotLeader>,
   pub(crate) unavailable: Option<Unavailable>,
   pub(crate) invalid: Option<InvalidRequest>,
+  pub(crate) no_session: Option<NoSession>,
+  pub(crate) sequence_over: Option<SequenceOver>,
 }
 
 impl KvPutResult {
@@ -2635,6 +2996,10 @@ impl KvPutResult {
       Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
     } else if self.invalid.is_some() {
       Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
+    } else if self.no_session.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_session.unwrap())))
+    } else if self.sequence_over.is_some() {
+      Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -2654,6 +3019,8 @@ impl KvPutResult {
     let mut f_1: Option<NotLeader> = None;
     let mut f_2: Option<Unavailable> = None;
     let mut f_3: Option<InvalidRequest> = None;
+    let mut f_6: Option<NoSession> = None;
+    let mut f_7: Option<SequenceOver> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2677,6 +3044,14 @@ impl KvPutResult {
           let val = InvalidRequest::read_from_in_protocol(i_prot)?;
           f_3 = Some(val);
         },
+        6 => {
+          let val = NoSession::read_from_in_protocol(i_prot)?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = SequenceOver::read_from_in_protocol(i_prot)?;
+          f_7 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2689,6 +3064,8 @@ impl KvPutResult {
       not_leader: f_1,
       unavailable: f_2,
       invalid: f_3,
+      no_session: f_6,
+      sequence_over: f_7,
     };
     Ok(ret)
   }
@@ -2712,6 +3089,16 @@ impl KvPutResult {
     }
     if let Some(ref fld_var) = self.invalid {
       o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_session {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_session", TType::Struct, 6))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.sequence_over {
+      o_prot.write_field_begin(&TFieldIdentifier::new("sequence_over", TType::Struct, 7))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -2778,6 +3165,8 @@ pub(crate) struct KvDeleteRangeResult {
   pub(crate) not_leader: Option<NotLeader>,
   pub(crate) unavailable: Option<Unavailable>,
   pub(crate) invalid: Option<InvalidRequest>,
+  pub(crate) no_session: Option<NoSession>,
+  pub(crate) sequence_over: Option<SequenceOver>,
 }
 
 impl KvDeleteRangeResult {
@@ -2788,6 +3177,10 @@ impl KvDeleteRangeResult {
       Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
     } else if self.invalid.is_some() {
       Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
+    } else if self.no_session.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_session.unwrap())))
+    } else if self.sequence_over.is_some() {
+      Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -2807,6 +3200,8 @@ impl KvDeleteRangeResult {
     let mut f_1: Option<NotLeader> = None;
     let mut f_2: Option<Unavailable> = None;
     let mut f_3: Option<InvalidRequest> = None;
+    let mut f_6: Option<NoSession> = None;
+    let mut f_7: Option<SequenceOver> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2830,6 +3225,14 @@ impl KvDeleteRangeResult {
           let val = InvalidRequest::read_from_in_protocol(i_prot)?;
           f_3 = Some(val);
         },
+        6 => {
+          let val = NoSession::read_from_in_protocol(i_prot)?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = SequenceOver::read_from_in_protocol(i_prot)?;
+          f_7 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2842,6 +3245,8 @@ impl KvDeleteRangeResult {
       not_leader: f_1,
       unavailable: f_2,
       invalid: f_3,
+      no_session: f_6,
+      sequence_over: f_7,
     };
     Ok(ret)
   }
@@ -2865,6 +3270,16 @@ impl KvDeleteRangeResult {
     }
     if let Some(ref fld_var) = self.invalid {
       o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_session {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_session", TType::Struct, 6))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.sequence_over {
+      o_prot.write_field_begin(&TFieldIdentifier::new("sequence_over", TType::Struct, 7))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -3100,6 +3515,8 @@ pub(crate) struct KvTxnResult {
   pub(crate) invalid: Option<InvalidRequest>,
   pub(crate) compacted: Option<Compacted>,
   pub(crate) conflict: Option<Conflict>,
+  pub(crate) no_session: Option<NoSession>,
+  pub(crate) sequence_over: Option<SequenceOver>,
 }
 
 impl KvTxnResult {
@@ -3114,6 +3531,10 @@ impl KvTxnResult {
       Err(thrift::Error::User(Box::new(self.compacted.unwrap())))
     } else if self.conflict.is_some() {
       Err(thrift::Error::User(Box::new(self.conflict.unwrap())))
+    } else if self.no_session.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_session.unwrap())))
+    } else if self.sequence_over.is_some() {
+      Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -3135,6 +3556,8 @@ impl KvTxnResult {
     let mut f_3: Option<InvalidRequest> = None;
     let mut f_4: Option<Compacted> = None;
     let mut f_5: Option<Conflict> = None;
+    let mut f_6: Option<NoSession> = None;
+    let mut f_7: Option<SequenceOver> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -3166,6 +3589,14 @@ impl KvTxnResult {
           let val = Conflict::read_from_in_protocol(i_prot)?;
           f_5 = Some(val);
         },
+        6 => {
+          let val = NoSession::read_from_in_protocol(i_prot)?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = SequenceOver::read_from_in_protocol(i_prot)?;
+          f_7 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -3180,6 +3611,8 @@ impl KvTxnResult {
       invalid: f_3,
       compacted: f_4,
       conflict: f_5,
+      no_session: f_6,
+      sequence_over: f_7,
     };
     Ok(ret)
   }
@@ -3213,6 +3646,16 @@ impl KvTxnResult {
     }
     if let Some(ref fld_var) = self.conflict {
       o_prot.write_field_begin(&TFieldIdentifier::new("conflict", TType::Struct, 5))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_session {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_session", TType::Struct, 6))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.sequence_over {
+      o_prot.write_field_begin(&TFieldIdentifier::new("sequence_over", TType::Struct, 7))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -3657,11 +4100,17 @@ impl KvHashArgs {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct KvHashResult {
   pub(crate) result_value: Option<HashResponse>,
+  pub(crate) unavailable: Option<Unavailable>,
+  pub(crate) no_data: Option<NoData>,
 }
 
 impl KvHashResult {
   pub(crate) fn ok_or(self) -> thrift::Result<HashResponse> {
-    if self.result_value.is_some() {
+    if self.unavailable.is_some() {
+      Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
+    } else if self.no_data.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_data.unwrap())))
+    } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
       Err(
@@ -3677,6 +4126,8 @@ impl KvHashResult {
   pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvHashResult> {
     i_prot.read_struct_begin()?;
     let mut f_0: Option<HashResponse> = None;
+    let mut f_1: Option<Unavailable> = None;
+    let mut f_2: Option<NoData> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -3688,6 +4139,14 @@ impl KvHashResult {
           let val = HashResponse::read_from_in_protocol(i_prot)?;
           f_0 = Some(val);
         },
+        1 => {
+          let val = Unavailable::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = NoData::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -3697,6 +4156,8 @@ impl KvHashResult {
     i_prot.read_struct_end()?;
     let ret = KvHashResult {
       result_value: f_0,
+      unavailable: f_1,
+      no_data: f_2,
     };
     Ok(ret)
   }
@@ -3705,6 +4166,16 @@ impl KvHashResult {
     o_prot.write_struct_begin(&struct_ident)?;
     if let Some(ref fld_var) = self.result_value {
       o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.unavailable {
+      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 1))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_data {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_data", TType::Struct, 2))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }

@@ -15,8 +15,8 @@ use crate::idl::{
     Compacted, Conflict, DeleteRequest, DeleteResponse, HashResponse, InvalidRequest, KvCompactArgs,
     KvCompactResult, KvDeleteRangeArgs, KvDeleteRangeResult, KvHashArgs, KvHashResult, KvOpenSessionArgs,
     KvOpenSessionResult, KvPutArgs, KvPutResult, KvRangeArgs, KvRangeResult, KvStatusArgs, KvStatusResult,
-    KvTxnArgs, KvTxnResult, NotLeader, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader,
-    StatusResponse, TxnRequest, TxnResponse, Unavailable,
+    KvTxnArgs, KvTxnResult, NoData, NoSession, NotLeader, PutRequest, PutResponse, RangeRequest,
+    RangeResponse, ResponseHeader, SequenceOver, StatusResponse, TxnRequest, TxnResponse, Unavailable,
 };
 
 /// A call.
@@ -67,6 +67,15 @@ pub enum Fault {
     Compacted(Compacted),
     #[error("a key that was read was changed at revision {}", .0.mod_revision)]
     Conflict(Conflict),
+    #[error("there is no session {}, or it was idle for too long", .0.client_id)]
+    NoSession(NoSession),
+    #[error(
+        "sequence {} of session {} is over: {} was executed; the answer to an earlier number is not kept",
+        .0.sequence, .0.client_id, .0.last_sequence
+    )]
+    SequenceOver(SequenceOver),
+    #[error("{}", .0.message)]
+    NoData(NoData),
     #[error("{}", .0.message)]
     Refused(Refused),
     /// A `TApplicationException`.
@@ -199,16 +208,19 @@ fn write_result(
 ) -> thrift::Result<()> {
     match name {
         "put" => result_struct!(KvPutResult, outcome, Put,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid)
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
+            no_session: NoSession, sequence_over: SequenceOver)
         .write_to_out_protocol(out),
         "delete_range" => result_struct!(KvDeleteRangeResult, outcome, DeleteRange,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid)
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
+            no_session: NoSession, sequence_over: SequenceOver)
         .write_to_out_protocol(out),
         "range" => result_struct!(KvRangeResult, outcome, Range,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted)
         .write_to_out_protocol(out),
         "txn" => result_struct!(KvTxnResult, outcome, Txn,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, conflict: Conflict)
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, conflict: Conflict,
+            no_session: NoSession, sequence_over: SequenceOver)
         .write_to_out_protocol(out),
         "compact" => result_struct!(KvCompactResult, outcome, Compact,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted)
@@ -218,7 +230,8 @@ fn write_result(
         .write_to_out_protocol(out),
         "status" => result_struct!(KvStatusResult, outcome, Status,)
             .write_to_out_protocol(out),
-        "hash" => result_struct!(KvHashResult, outcome, Hash,).write_to_out_protocol(out),
+        "hash" => result_struct!(KvHashResult, outcome, Hash, unavailable: Unavailable, no_data: NoData)
+            .write_to_out_protocol(out),
         "transfer_leader" => result_struct!(AdminTransferLeaderResult, outcome, TransferLeader, refused: Refused)
             .write_to_out_protocol(out),
         "change_members" => match outcome {
@@ -278,19 +291,22 @@ fn read_outcome(
 ) -> thrift::Result<Result<Reply, Fault>> {
     let reply = match name {
         "put" => outcome!(KvPutResult, input, Put,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid),
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
+            no_session: NoSession, sequence_over: SequenceOver),
         "delete_range" => outcome!(KvDeleteRangeResult, input, DeleteRange,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid),
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
+            no_session: NoSession, sequence_over: SequenceOver),
         "range" => outcome!(KvRangeResult, input, Range,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted),
         "txn" => outcome!(KvTxnResult, input, Txn,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, conflict: Conflict),
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, conflict: Conflict,
+            no_session: NoSession, sequence_over: SequenceOver),
         "compact" => outcome!(KvCompactResult, input, Compact,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted),
         "open_session" => outcome!(KvOpenSessionResult, input, OpenSession,
             not_leader: NotLeader, unavailable: Unavailable),
         "status" => outcome!(KvStatusResult, input, Status,),
-        "hash" => outcome!(KvHashResult, input, Hash,),
+        "hash" => outcome!(KvHashResult, input, Hash, unavailable: Unavailable, no_data: NoData),
         "transfer_leader" => outcome!(AdminTransferLeaderResult, input, TransferLeader, refused: Refused),
         "change_members" => match AdminChangeMembersResult::read_from_in_protocol(input)?.refused {
             Some(refused) => return Ok(Err(Fault::Refused(refused))),
@@ -312,6 +328,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::admin::RefusedReason;
 
     fn header() -> ResponseHeader {
         ResponseHeader { revision: 7, node_id: 1, term: 2, applied_index: 9 }
@@ -320,7 +337,8 @@ mod tests {
     #[test]
     fn calls_and_outcomes_come_back() {
         let put = PutRequest::new(vec![1], vec![2, 0], None, true, None, None);
-        let change = MemberChange::new(3, crate::admin::MemberKind::JOINING, "h:1".to_owned(), None, 7);
+        let change =
+            MemberChange::new(3, crate::admin::MemberKind::JOINING, "h:1".to_owned(), None, 7, false);
         let admin = [Call::ChangeMembers(vec![change]), Call::TransferLeader(-1), Call::NoForwarding];
         let kv = [Call::Put(put), Call::Compact(5), Call::OpenSession, Call::Status];
         for call in kv.into_iter().chain(admin) {
@@ -329,6 +347,13 @@ mod tests {
             assert_eq!((incoming.sequence, incoming.call), (3, Ok(call)));
         }
         let unavailable = Unavailable { message: "m".into(), maybe_applied: true, retry_after_ms: Some(5) };
+        let refused = Refused {
+            message: "m".into(),
+            maybe_done: false,
+            reason: Some(RefusedReason::NOT_LEADER),
+            leader_id: Some(1),
+            leader_endpoint: Some("h:1".into()),
+        };
         let internal = Fault::Application { kind: ApplicationErrorKind::InternalError, message: "x".into() };
         let outcomes = [
             ("put", Ok(Reply::Put(PutResponse { header: header(), previous: None, stamped: Some(vec![3]) }))),
@@ -338,7 +363,10 @@ mod tests {
             ("hash", Err(internal)),
             ("no_forwarding", Ok(Reply::NoForwarding)),
             ("change_members", Ok(Reply::ChangeMembers)),
-            ("change_members", Err(Fault::Refused(Refused { message: "m".into(), maybe_done: true }))),
+            ("put", Err(Fault::NoSession(NoSession { client_id: 5 }))),
+            ("txn", Err(Fault::SequenceOver(SequenceOver { client_id: 5, sequence: 1, last_sequence: 2 }))),
+            ("hash", Err(Fault::NoData(NoData { message: "m".into() }))),
+            ("change_members", Err(Fault::Refused(refused))),
             ("transfer_leader", Ok(Reply::TransferLeader(2))),
         ];
         for (name, outcome) in outcomes {

@@ -8,7 +8,7 @@ use kv_state_machine::{
     fuzzing::send_snapshot,
 };
 use kv_store_client::{
-    admin::{MemberChange, MemberKind, Refused},
+    admin::{MemberChange, MemberKind, Refused, RefusedReason},
     idl,
     protocol::{Call, Fault, Reply, encode_reply},
 };
@@ -44,7 +44,7 @@ fn all_calls() -> Vec<Call> {
     let read_ranges = vec![idl::KeyRange::new(b"a".to_vec(), b"b".to_vec())];
     let txn = idl::TxnRequest::new(compares, operations.clone(), operations, session(), 9, read_ranges);
     let endpoint = || "db.example:9090".to_owned();
-    let change = MemberChange::new(3, MemberKind::JOINING, endpoint(), endpoint(), 7);
+    let change = MemberChange::new(3, MemberKind::JOINING, endpoint(), endpoint(), 7, false);
     vec![
         Call::Put(put),
         Call::DeleteRange(delete),
@@ -54,7 +54,7 @@ fn all_calls() -> Vec<Call> {
         Call::OpenSession,
         Call::Status,
         Call::Hash,
-        Call::ChangeMembers(vec![change, MemberChange::new(4, None, None, None, None)]),
+        Call::ChangeMembers(vec![change, MemberChange::new(4, None, None, None, None, None)]),
         Call::TransferLeader(-1),
         Call::NoForwarding,
     ]
@@ -97,23 +97,40 @@ pub fn kv_replies() -> Seeds {
     let answers = names.into_iter().zip(answers().into_iter().map(server::reply));
     let header = || idl::ResponseHeader::new(7, 1, 2, 9);
     let endpoint = || "h:1".to_owned();
-    let member = idl::MemberStatus::new(1, endpoint(), endpoint(), "voter".to_owned(), true);
-    let status =
-        idl::StatusResponse::new(header(), "0.1".to_owned(), "leader".to_owned(), 1, 9, 9, 1, vec![member]);
+    let member =
+        idl::MemberStatus::new(1, endpoint(), endpoint(), "voter".to_owned(), true, None, 8, 1, None, None);
+    let status = idl::StatusResponse::new(
+        header(),
+        "0.1".to_owned(),
+        "leader".to_owned(),
+        1,
+        9,
+        9,
+        1,
+        vec![member],
+        "c".to_owned(),
+        vec!["low on disk".to_owned()],
+    );
     let faults = [
         Fault::NotLeader(idl::NotLeader::new(2, endpoint())),
         Fault::Unavailable(idl::Unavailable::new("later".to_owned(), true, 100)),
-        Fault::Refused(Refused { message: "no".to_owned(), maybe_done: true }),
+        Fault::NoSession(idl::NoSession::new(5)),
+        Fault::SequenceOver(idl::SequenceOver::new(5, 1, 2)),
+        Fault::NoData(idl::NoData::new("a witness".to_owned())),
+        Fault::Refused(Refused::new("no".to_owned(), true, RefusedReason::UNKNOWN, 1, endpoint())),
     ];
-    let others = ["put", "txn", "change_members"].into_iter().zip(faults.map(Err)).chain([
-        ("status", Ok(Reply::Status(status))),
-        ("hash", Ok(Reply::Hash(idl::HashResponse::new(header(), -1)))),
-        ("change_members", Ok(Reply::ChangeMembers)),
-        ("transfer_leader", Ok(Reply::TransferLeader(2))),
-        ("no_forwarding", Ok(Reply::NoForwarding)),
-        ("nothing", Ok(Reply::NoForwarding)),
-        ("put", Ok(Reply::OpenSession(1))),
-    ]);
+    let others = ["put", "txn", "put", "delete_range", "hash", "change_members"]
+        .into_iter()
+        .zip(faults.map(Err))
+        .chain([
+            ("status", Ok(Reply::Status(status))),
+            ("hash", Ok(Reply::Hash(idl::HashResponse::new(header(), -1)))),
+            ("change_members", Ok(Reply::ChangeMembers)),
+            ("transfer_leader", Ok(Reply::TransferLeader(2))),
+            ("no_forwarding", Ok(Reply::NoForwarding)),
+            ("nothing", Ok(Reply::NoForwarding)),
+            ("put", Ok(Reply::OpenSession(1))),
+        ]);
     let frames = answers.chain(others).map(|(name, outcome)| encode_reply(name, -8, outcome));
     frames.map(|frame| frame.expect("a seed can be written")[4..].to_vec()).collect()
 }

@@ -1,9 +1,10 @@
 //! `kvctl`, as people and scripts run it.
 
 use std::{
+    fs::File,
     io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -32,6 +33,21 @@ impl Kvctl {
         let output = child.wait_with_output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap().trim_end().to_owned();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    /// Started, with its output in pipes.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Child {
+        let mut command = Command::new(&self.program);
+        command.args(["--endpoints", &self.endpoints]).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Its exit code and standard error, with standard output into a file.
+    pub(crate) fn run_into(&self, out: File, arguments: &[&str]) -> (i32, String) {
+        let mut command = Command::new(&self.program);
+        command.args(["--endpoints", &self.endpoints]).args(arguments);
+        let output = command.stdin(Stdio::null()).stdout(out).stderr(Stdio::piped()).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     }
 
     pub(crate) fn says(&self, arguments: &[&str], code: i32, expected: &str) {

@@ -12,7 +12,7 @@ pub(crate) async fn run(
     clients: usize,
     time: Duration,
     value_bytes: usize,
-    show: &Show,
+    show: Show,
 ) -> Result<u8, Failure> {
     // Sessions and connection first: they are made once in the life of a client.
     let warm_up = (0..clients).map(|id| client.put(format!("bench/warm-up/{id}"), "x"));
@@ -43,6 +43,6 @@ pub(crate) async fn run(
     let (p50, p99, worst) = (ms(at(0.5)), ms(at(0.99)), ms(latencies.last().copied().unwrap_or_default()));
     show.either(&format!("{clients} clients: {rate:.0} writes/s, p50 {p50} ms, p99 {p99} ms, worst {worst} ms"), || {
         json!({ "clients": clients, "writes_per_s": rate, "p50_ms": p50, "p99_ms": p99, "worst_ms": worst })
-    });
+    })?;
     Ok(0)
 }

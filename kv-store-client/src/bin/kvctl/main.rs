@@ -6,13 +6,19 @@ mod nodes;
 mod show;
 mod transaction;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fmt,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use consensus_core::Endpoint;
 use kv_store_client::{
     ClientConfig, ClientError, KvClient,
-    idl::{Consistency, DeleteRequest, RangeRequest},
+    idl::{DeleteRequest, RangeRequest, RangeResponse},
 };
 use serde_json::{Value, json};
 use show::{Show, line, pair};
@@ -20,9 +26,10 @@ use show::{Show, line, pair};
 /// Talks to a kv-server or a cluster of them.
 ///
 /// Exit codes: 0 done; 1 the key is not there, or a transaction's compares do not hold; 2 wrong usage; 3 refused by the
-/// store (nothing was done); 4 unavailable (nothing was done); 5 the outcome is unknown; 6 nodes' states differ.
+/// store (nothing was done); 4 unavailable (nothing was done); 5 the outcome is unknown; 6 nodes' states differ; 7 the
+/// result could not be written to standard output (a write was done).
 #[derive(Parser)]
-#[command(version, about)]
+#[command(name = "kvctl", version, about)]
 struct Arguments {
     /// Servers, separated by commas.
     #[arg(
@@ -36,7 +43,8 @@ struct Arguments {
     /// How to print.
     #[arg(long, value_enum, default_value = "text", global = true)]
     output: Output,
-    /// How long to try, in milliseconds.
+    /// How long to try, in milliseconds. A server that is silent for 3 s, or for its share of this time if that is less, is
+    /// given up for the next one.
     #[arg(long, default_value_t = 15_000, global = true)]
     timeout_ms: u64,
     #[command(subcommand)]
@@ -64,7 +72,7 @@ enum Command {
     Get {
         /// The key.
         key: String,
-        /// What the server asked has, at once, perhaps old.
+        /// Ask one server only, the first endpoint that answers, for what it has. It may be old.
         #[arg(long)]
         stale: bool,
         /// As of this revision.
@@ -124,14 +132,16 @@ enum Command {
     /// Lists and changes the members of the cluster.
     #[command(subcommand)]
     Member(members::Command),
-    /// Gives the lead to another node.
+    /// Transfers leadership to another node.
     Transfer {
-        /// Which; left out for whichever is fit.
+        /// The new leader's number; left out for the most up-to-date voter.
+        #[arg(value_parser = clap::value_parser!(i64).range(0..))]
         node_id: Option<i64>,
     },
     /// Asks every endpoint how it is.
     Status,
-    /// Asks every endpoint for the checksum of its state, and compares those that have applied the same.
+    /// Asks every endpoint for the checksum of its state, and compares those that have applied the same. A witness has no
+    /// state.
     Hash,
     /// Writes random keys for a while and prints writes per second and latencies. It leaves its keys (`bench/...`).
     Bench {
@@ -151,6 +161,30 @@ enum Command {
 enum Failure {
     Usage(String),
     Client(ClientError),
+    /// Standard output takes no more.
+    Output(io::Error),
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Client(ClientError::Rejected(_)) => 3,
+            Self::Client(ClientError::Unknown(_)) => 5,
+            Self::Client(_) => 4,
+            Self::Output(_) => 7,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(why) => f.write_str(why),
+            Self::Client(error) => error.fmt(f),
+            Self::Output(error) => write!(f, "the result could not be written to standard output: {error}"),
+        }
+    }
 }
 
 impl From<ClientError> for Failure {
@@ -165,16 +199,12 @@ async fn main() -> ExitCode {
     match run(&arguments).await {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            let (code, message) = match &failure {
-                Failure::Usage(why) => (2, why.clone()),
-                Failure::Client(error @ ClientError::Rejected(_)) => (3, error.to_string()),
-                Failure::Client(error @ ClientError::Unknown(_)) => (5, error.to_string()),
-                Failure::Client(error) => (4, error.to_string()),
-            };
-            if arguments.output == Output::Json {
-                println!("{}", json!({ "error": message, "code": code }));
+            let (code, message) = (failure.code(), failure.to_string());
+            if !matches!(failure, Failure::Output(_)) {
+                // Whatever becomes of it, standard error has the same.
+                let _ = Show(arguments.output).whole(|| json!({ "error": message, "code": code }));
             }
-            eprintln!("kvctl: {message}");
+            let _ = writeln!(io::stderr(), "kvctl: {message}");
             ExitCode::from(code)
         }
     }
@@ -183,45 +213,37 @@ async fn main() -> ExitCode {
 async fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let mut config = ClientConfig::new(arguments.endpoints.clone());
     config.timeout = Duration::from_millis(arguments.timeout_ms);
+    config.wait_for_servers = false;
     let client = KvClient::new(config)?;
     let show = Show(arguments.output);
     match &arguments.command {
         Command::Put { key, value } => {
             let response = client.put(key.as_str(), value.as_str()).await?;
             let revision = response.header.revision;
-            show.either(&format!("revision {revision}"), || json!({ "revision": revision }));
+            show.either(&format!("revision {revision}"), || json!({ "revision": revision }))?;
             Ok(0)
         }
         Command::Get { key, stale, revision } => {
-            let consistency = if *stale { Consistency::STALE } else { Consistency::LINEARIZABLE };
-            let request = RangeRequest::new(
-                key.as_bytes().to_vec(),
-                None,
-                None,
-                *revision,
-                None,
-                None,
-                None,
-                consistency,
-            );
-            match client.range(request).await?.kvs.first() {
-                Some(kv) => show.either(&String::from_utf8_lossy(&kv.value), || pair(kv)),
-                None => {
-                    show.either("", || Value::Null);
-                    return Ok(1);
-                }
+            let key = key.as_bytes().to_vec();
+            let request = RangeRequest::new(key, None, None, *revision, None, None, None, None);
+            let found = if *stale {
+                nodes::read_of_one(&client, &arguments.endpoints, request).await?
+            } else {
+                client.range(request).await?
+            };
+            match found.kvs.first() {
+                Some(kv) => show.either(&String::from_utf8_lossy(&kv.value), || pair(kv))?,
+                None => show.either("", || Value::Null)?,
             }
-            Ok(0)
+            Ok(u8::from(found.kvs.is_empty()))
         }
         Command::Del { key, to, prefix } => {
             let end = range_end(key, to.as_deref(), *prefix);
-            let response =
-                client.delete_range(DeleteRequest::new(key.as_bytes().to_vec(), end, None, None)).await?;
-            let deleted = response.deleted;
-            show.either(
-                &format!("{deleted} deleted"),
-                || json!({ "deleted": deleted, "revision": response.header.revision }),
-            );
+            let request = DeleteRequest::new(key.as_bytes().to_vec(), end, None, None);
+            let response = client.delete_range(request).await?;
+            let (deleted, revision) = (response.deleted, response.header.revision);
+            let value = || json!({ "deleted": deleted, "revision": revision });
+            show.either(&format!("{deleted} deleted"), value)?;
             Ok(u8::from(deleted == 0))
         }
         Command::Range { from, to, prefix, limit, revision, descending, keys_only, count_only } => {
@@ -232,32 +254,33 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
             let start = if from.is_empty() { vec![0] } else { from.as_bytes().to_vec() };
             let request =
                 RangeRequest::new(start, end, *limit, *revision, *descending, *keys_only, *count_only, None);
-            let found = client.range(request).await?;
-            let lines: Vec<String> = found.kvs.iter().map(|kv| line(kv, *keys_only)).collect();
-            let rest =
-                if found.more { format!("({} of {})", found.kvs.len(), found.count) } else { String::new() };
-            let text =
-                if *count_only { found.count.to_string() } else { [lines.join("\n"), rest].join("\n") };
-            show.either(text.trim_end(), || {
-                let kvs: Vec<Value> = found.kvs.iter().map(pair).collect();
-                json!({ "kvs": kvs, "more": found.more, "count": found.count, "revision": found.header.revision })
-            });
+            show_range(&client.range(request).await?, *keys_only, *count_only, show)?;
             Ok(0)
         }
-        Command::Txn { file } => transaction::execute(&client, file, &show).await,
+        Command::Txn { file } => transaction::execute(&client, file, show).await,
         Command::Compact { revision } => {
             client.compact(*revision).await?;
-            show.either(&format!("compacted to revision {revision}"), || json!({ "compacted": revision }));
+            show.either(&format!("compacted to revision {revision}"), || json!({ "compacted": revision }))?;
             Ok(0)
         }
-        Command::Member(command) => members::execute(&client, &arguments.endpoints, command, &show).await,
-        Command::Transfer { node_id } => members::transfer(&client, *node_id, &show).await,
-        Command::Status => Ok(nodes::status(&client, &arguments.endpoints, &show).await),
-        Command::Hash => Ok(nodes::hash(&client, &arguments.endpoints, &show).await),
+        Command::Member(command) => members::execute(&client, &arguments.endpoints, command, show).await,
+        Command::Transfer { node_id } => members::transfer(&client, *node_id, show).await,
+        Command::Status => nodes::status(&client, &arguments.endpoints, show).await,
+        Command::Hash => nodes::hash(&client, &arguments.endpoints, show).await,
         Command::Bench { clients, seconds, value_bytes } => {
-            bench::run(&client, *clients, Duration::from_secs(*seconds), *value_bytes, &show).await
+            bench::run(&client, *clients, Duration::from_secs(*seconds), *value_bytes, show).await
         }
     }
+}
+
+fn show_range(found: &RangeResponse, keys_only: bool, count_only: bool, show: Show) -> Result<(), Failure> {
+    let lines: Vec<String> = found.kvs.iter().map(|kv| line(kv, keys_only)).collect();
+    let rest = if found.more { format!("({} of {})", found.kvs.len(), found.count) } else { String::new() };
+    let text = if count_only { found.count.to_string() } else { [lines.join("\n"), rest].join("\n") };
+    show.either(text.trim_end(), || {
+        let kvs: Vec<Value> = found.kvs.iter().map(pair).collect();
+        json!({ "kvs": kvs, "more": found.more, "count": found.count, "revision": found.header.revision })
+    })
 }
 
 /// One key, up to another, or all that begin so.

@@ -1,35 +1,84 @@
-//! What every node says of itself.
+//! What each node says of itself.
 
 use std::collections::BTreeMap;
 
 use consensus_core::Endpoint;
-use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt};
 use kv_store_client::{
     ClientError, KvClient,
-    idl::{HashResponse, StatusResponse},
+    idl::{HashResponse, MemberStatus, RangeRequest, RangeResponse, StatusResponse},
+    protocol::Fault,
 };
 use serde_json::{Value, json};
 
-use crate::{members, show::Show};
+use crate::{Failure, members, show::Show};
 
 /// Asks every endpoint how it is. The exit code: 4 if one does not answer.
-pub(crate) async fn status(client: &KvClient, endpoints: &[Endpoint], show: &Show) -> u8 {
-    let answers = join_all(endpoints.iter().map(|endpoint| client.status_of(endpoint))).await;
-    show_all(endpoints, answers, status_row, status_value, show)
+pub(crate) async fn status(client: &KvClient, endpoints: &[Endpoint], show: Show) -> Result<u8, Failure> {
+    let ask = async |endpoint| client.status_of(endpoint).await;
+    let answers = show_all(endpoints, ask, status_rows, status_value, show).await?;
+    Ok(if answers.iter().all(Result::is_ok) { 0 } else { 4 })
 }
 
 /// Asks every endpoint for the checksum of its state. The exit code: 6 if two have applied the same and differ, 4 if one
-/// does not answer.
-pub(crate) async fn hash(client: &KvClient, endpoints: &[Endpoint], show: &Show) -> u8 {
-    let answers = join_all(endpoints.iter().map(|endpoint| client.hash_of(endpoint))).await;
-    let differing = differing(answers.iter().flatten());
-    let code = show_all(endpoints, answers, hash_row, hash_value, show);
-    let Some((one, other)) = differing else { return code };
-    eprintln!(
-        "kvctl: nodes {one} and {other} have applied the same and differ: keep both data directories, remove the one that \
-         is wrong (`kvctl member remove`), and add it again with an empty one"
-    );
-    6
+/// does not answer. A witness, which has no state, is none of these.
+pub(crate) async fn hash(client: &KvClient, endpoints: &[Endpoint], show: Show) -> Result<u8, Failure> {
+    let ask = async |endpoint| match client.hash_of(endpoint).await {
+        Err(ClientError::Rejected(Fault::NoData(_))) => Ok(None),
+        answer => answer.map(Some),
+    };
+    let answers = show_all(endpoints, ask, hash_row, hash_value, show).await?;
+    if let Some((one, other)) = differing(answers.iter().flatten().flatten()) {
+        eprintln!(
+            "kvctl: nodes {one} and {other} have applied the same entries and differ: keep both data directories, find out \
+             which one is wrong, remove it (`kvctl member remove`), and add it again with an empty data directory"
+        );
+        return Ok(6);
+    }
+    Ok(if answers.iter().all(Result::is_ok) { 0 } else { 4 })
+}
+
+/// Reads what one server has: the first endpoint that answers.
+pub(crate) async fn read_of_one(
+    client: &KvClient,
+    endpoints: &[Endpoint],
+    request: RangeRequest,
+) -> Result<RangeResponse, Failure> {
+    let mut silent = Vec::new();
+    for endpoint in endpoints {
+        match client.range_of(endpoint, request.clone()).await {
+            Err(ClientError::Unavailable(why)) => silent.push(why),
+            // A witness, which has no data.
+            Err(ClientError::Rejected(Fault::NotLeader(why))) => silent.push(format!("{endpoint}: {why:?}")),
+            outcome => return Ok(outcome?),
+        }
+    }
+    Err(ClientError::Unavailable(silent.join("; ")).into())
+}
+
+/// What the leader says of the cluster, or else the best informed of those that answer.
+pub(crate) async fn best_status(
+    client: &KvClient,
+    endpoints: &[Endpoint],
+) -> Result<StatusResponse, Failure> {
+    let ask = |endpoint| client.status_of(endpoint);
+    let mut answers: FuturesUnordered<_> = endpoints.iter().map(ask).collect();
+    let (mut best, mut silent): (Option<StatusResponse>, Vec<String>) = (None, Vec::new());
+    while let Some(answer) = answers.next().await {
+        match answer {
+            Ok(status) if status.role == "leader" => return Ok(status),
+            Ok(status) => best = best.into_iter().chain([status]).max_by_key(information),
+            Err(ClientError::Unavailable(why)) => silent.push(why),
+            Err(error) => silent.push(error.to_string()),
+        }
+    }
+    best.ok_or_else(|| ClientError::Unavailable(silent.join("; ")).into())
+}
+
+/// How much a node can know of the cluster: one that is not a member, or follows nobody, may know an old configuration.
+fn information(status: &StatusResponse) -> (bool, bool, i64) {
+    let is_member = !matches!(status.role.as_str(), "removed" | "waiting");
+    (is_member, status.leader_id.is_some(), status.header.term)
 }
 
 /// Two nodes that differ although they have applied the same. Nodes that were asked under load may be apart, and then
@@ -45,31 +94,43 @@ fn differing<'a>(hashes: impl Iterator<Item = &'a HashResponse>) -> Option<(i64,
     None
 }
 
-fn show_all<T>(
-    endpoints: &[Endpoint],
-    answers: Vec<Result<T, ClientError>>,
+/// Asks all endpoints at once and prints each answer when it comes; returns the answers in the endpoints' order.
+async fn show_all<'a, T>(
+    endpoints: &'a [Endpoint],
+    ask: impl AsyncFn(&'a Endpoint) -> Result<T, ClientError>,
     row: fn(&T) -> String,
     value: fn(&T) -> Value,
-    show: &Show,
-) -> u8 {
-    let (mut rows, mut values) = (Vec::new(), Vec::new());
-    for (endpoint, answer) in endpoints.iter().zip(&answers) {
-        let (text, mut fields) = match answer {
+    show: Show,
+) -> Result<Vec<Result<T, ClientError>>, Failure> {
+    let ask = async |(place, endpoint)| (place, endpoint, ask(endpoint).await);
+    let mut asked: FuturesUnordered<_> = endpoints.iter().enumerate().map(ask).collect();
+    let mut answers = BTreeMap::new();
+    while let Some((place, endpoint, answer)) = asked.next().await {
+        let (text, mut fields) = match &answer {
             Ok(answer) => (row(answer), value(answer)),
-            Err(error) => (error.to_string(), json!({ "error": error.to_string() })),
+            Err(error) => (silence(endpoint, error), json!({ "error": error.to_string() })),
         };
-        rows.push(format!("{endpoint}  {text}"));
+        show.row(&format!("{endpoint}  {text}"))?;
         fields["endpoint"] = json!(endpoint.to_string());
-        values.push(fields);
+        answers.insert(place, (fields, answer));
     }
-    show.either(&rows.join("\n"), || json!(values));
-    if answers.iter().all(Result::is_ok) { 0 } else { 4 }
+    let (values, answers): (Vec<Value>, Vec<_>) = answers.into_values().unzip();
+    show.whole(|| json!(values))?;
+    Ok(answers)
 }
 
-fn status_row(status: &StatusResponse) -> String {
+/// Why an endpoint has no row, without the endpoint: the row begins with it.
+fn silence(endpoint: &Endpoint, error: &ClientError) -> String {
+    match error {
+        ClientError::Unavailable(why) => why.strip_prefix(&format!("{endpoint}: ")).unwrap_or(why).to_owned(),
+        error => error.to_string(),
+    }
+}
+
+fn status_rows(status: &StatusResponse) -> String {
     let header = &status.header;
     let leader = status.leader_id.map_or("-".to_owned(), |id| id.to_string());
-    let mut row = format!(
+    let mut rows = vec![format!(
         "node {}  {}  term {}  leader {leader}  commit {}  applied {}  log {}..{}  revision {}",
         header.node_id,
         status.role,
@@ -79,17 +140,30 @@ fn status_row(status: &StatusResponse) -> String {
         status.first_log_index,
         status.last_log_index,
         header.revision,
-    );
-    let unwell: Vec<String> = status
-        .members
-        .iter()
-        .filter(|member| !member.healthy)
-        .map(|member| member.node_id.to_string())
-        .collect();
-    if !unwell.is_empty() {
-        row += &format!("  not seen: {}", unwell.join(", "));
+    )];
+    rows.extend(status.problems.iter().flatten().cloned());
+    let others = status.members.iter().filter(|member| member.node_id != header.node_id);
+    // The leader knows how far each member is; others know who is not well.
+    let told = others.filter(|member| member.matched_index.is_some() || !member.healthy);
+    rows.extend(told.map(|member| format!("node {}  {}{}", member.node_id, member.kind, condition(member))));
+    rows.join("\n    ")
+}
+
+/// How a member is, in words: how far it is behind, and what is wrong.
+pub(crate) fn condition(member: &MemberStatus) -> String {
+    let mut words = String::new();
+    match (member.snapshot_bytes, member.matched_index, member.lag_entries) {
+        (Some(bytes), ..) => words += &format!("  receives a snapshot ({bytes} bytes so far)"),
+        (None, Some(matched), Some(0)) => words += &format!("  has all entries (up to {matched})"),
+        (None, Some(matched), Some(lag)) => words += &format!("  {lag} entries behind (has up to {matched})"),
+        _ => {}
     }
-    row
+    match &member.problem {
+        Some(problem) => words += &format!("  {problem}"),
+        None if !member.healthy => words += "  not seen",
+        None => {}
+    }
+    words
 }
 
 fn status_value(status: &StatusResponse) -> Value {
@@ -99,11 +173,13 @@ fn status_value(status: &StatusResponse) -> Value {
         "leader_id": status.leader_id, "commit_index": status.commit_index,
         "applied_index": status.header.applied_index, "first_log_index": status.first_log_index,
         "last_log_index": status.last_log_index, "revision": status.header.revision, "version": status.version,
+        "cluster_name": status.cluster_name, "problems": status.problems.clone().unwrap_or_default(),
         "members": members,
     })
 }
 
-fn hash_row(hash: &HashResponse) -> String {
+fn hash_row(hash: &Option<HashResponse>) -> String {
+    let Some(hash) = hash else { return "a witness: it votes, and has no state".to_owned() };
     let header = &hash.header;
     format!(
         "node {}  hash {:08x}  revision {}  applied {}",
@@ -111,7 +187,8 @@ fn hash_row(hash: &HashResponse) -> String {
     )
 }
 
-fn hash_value(hash: &HashResponse) -> Value {
+fn hash_value(hash: &Option<HashResponse>) -> Value {
+    let Some(hash) = hash else { return json!({ "witness": true }) };
     let header = &hash.header;
     json!({
         "node_id": header.node_id, "hash": hash.hash, "revision": header.revision, "applied_index": header.applied_index,

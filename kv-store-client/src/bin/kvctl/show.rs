@@ -1,29 +1,44 @@
 //! Results, for people and for programs.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use kv_store_client::idl::KeyValue;
 use serde_json::{Value, json};
 
-use crate::Output;
+use crate::{Failure, Output};
 
 /// How results are printed.
+#[derive(Clone, Copy)]
 pub(crate) struct Show(pub(crate) Output);
 
 impl Show {
     /// Prints the one or the other.
-    pub(crate) fn either(&self, text: &str, value: impl FnOnce() -> Value) {
+    pub(crate) fn either(self, text: &str, value: impl FnOnce() -> Value) -> Result<(), Failure> {
         match self.0 {
             Output::Json => print(&value().to_string()),
-            Output::Text if text.is_empty() => {}
+            Output::Text if text.is_empty() => Ok(()),
             Output::Text => print(text),
         }
     }
+
+    /// Prints a part of a result for people, as soon as it is known. Programs get the whole in the end.
+    pub(crate) fn row(self, text: &str) -> Result<(), Failure> {
+        if self.0 == Output::Text { print(text) } else { Ok(()) }
+    }
+
+    /// Prints a result for programs, of which people have had all rows.
+    pub(crate) fn whole(self, value: impl FnOnce() -> Value) -> Result<(), Failure> {
+        if self.0 == Output::Json { print(&value().to_string()) } else { Ok(()) }
+    }
 }
 
-/// Who does not read on, as `head` does, does not want the rest.
-fn print(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+/// A reader that closes the pipe, as `head` does, does not want the rest; any other failure loses the result.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(error)),
+        _ => Ok(()),
+    }
 }
 
 /// A row of a range.

@@ -17,7 +17,7 @@ use crate::{
     show::{Show, pair},
 };
 
-pub(crate) async fn execute(client: &KvClient, file: &PathBuf, show: &Show) -> Result<u8, Failure> {
+pub(crate) async fn execute(client: &KvClient, file: &PathBuf, show: Show) -> Result<u8, Failure> {
     let bad = |why: String| Failure::Usage(format!("{}: {why}", file.display()));
     let text = if file.as_os_str() == "-" {
         std::io::read_to_string(std::io::stdin())
@@ -38,7 +38,7 @@ pub(crate) async fn execute(client: &KvClient, file: &PathBuf, show: &Show) -> R
     show.either(
         [verdict.to_owned(), lines.join("\n")].join("\n").trim_end(),
         || json!({ "succeeded": succeeded, "responses": results, "revision": response.header.revision }),
-    );
+    )?;
     Ok(u8::from(!succeeded))
 }
 

@@ -1,0 +1,244 @@
+//! Health checks: each other node is asked for its status over and over, and must be the node that it should be.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use consensus_core::{Endpoint, NodeId};
+use kv_store_client::{
+    Connection,
+    idl::StatusResponse,
+    protocol::{Call, Reply},
+};
+use tokio::{task::JoinHandle, time::Instant};
+
+use super::{number, role};
+
+/// What is known of the health of the other nodes.
+#[derive(Debug)]
+pub(super) struct Seen {
+    timeout: Duration,
+    nodes: Mutex<BTreeMap<NodeId, Sight>>,
+}
+
+/// What is known of one node.
+#[derive(Debug)]
+struct Sight {
+    /// When it last answered as the node that it should be.
+    answered: Instant,
+    /// What came of the last question, if it did not answer so.
+    silence: Option<String>,
+    /// Who is there is not who should be.
+    is_other: bool,
+    /// What it says itself that keeps it from doing its part.
+    complaints: Vec<String>,
+}
+
+impl Seen {
+    pub(super) fn new(timeout: Duration) -> Arc<Self> {
+        Arc::new(Self { timeout, nodes: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Sight>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a node the benefit of the doubt until it was asked.
+    fn expect(&self, node: NodeId) {
+        let fresh =
+            || Sight { answered: Instant::now(), silence: None, is_other: false, complaints: Vec::new() };
+        self.lock().entry(node).or_insert_with(fresh);
+    }
+
+    /// What is wrong with `node`; `None` if it answered within the failure-detection time, as the node that it should be,
+    /// and had no complaint, or if it is not asked yet.
+    pub(super) fn problem(&self, node: NodeId) -> Option<String> {
+        let nodes = self.lock();
+        let sight = nodes.get(&node)?;
+        let is_late = sight.answered.elapsed() >= self.timeout;
+        if let Some(silence) = sight.silence.as_ref().filter(|_| is_late || sight.is_other) {
+            return Some(if sight.is_other { silence.clone() } else { format!("not seen: {silence}") });
+        }
+        Some(sight.complaints.join("; ")).filter(|complaints| !complaints.is_empty())
+    }
+
+    fn note(&self, node: NodeId, found: Found) {
+        let mut nodes = self.lock();
+        let Some(sight) = nodes.get_mut(&node) else { return };
+        match found {
+            Found::Node(complaints) => {
+                *sight = Sight { answered: Instant::now(), silence: None, is_other: false, complaints };
+            }
+            Found::Other(who) => (sight.silence, sight.is_other) = (Some(who), true),
+            Found::Nobody(why) => (sight.silence, sight.is_other) = (Some(why), false),
+        }
+    }
+}
+
+/// What a health check found.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// The node, with its complaints.
+    Node(Vec<String>),
+    /// Somebody else.
+    Other(String),
+    /// No answer.
+    Nobody(String),
+}
+
+/// The task that checks one node; it ends with this value.
+pub(super) struct Check(JoinHandle<()>);
+
+impl Drop for Check {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Checks of nodes: whom to expect, and how often to ask.
+#[derive(Clone)]
+pub(super) struct Checker {
+    pub(super) cluster_name: String,
+    pub(super) interval: Duration,
+    pub(super) seen: Arc<Seen>,
+}
+
+impl Checker {
+    /// Begins to check `node` at `endpoint`.
+    pub(super) fn check(&self, node: NodeId, endpoint: Endpoint) -> Check {
+        self.seen.expect(node);
+        let check = HealthCheck { node, endpoint, checker: self.clone(), connection: None, told: None };
+        Check(tokio::spawn(check.run()))
+    }
+}
+
+/// The health check of one other node: asks for its status over a connection of its own.
+struct HealthCheck {
+    node: NodeId,
+    endpoint: Endpoint,
+    checker: Checker,
+    connection: Option<Connection>,
+    /// The problem that was logged last; the outer `None`: nothing yet.
+    told: Option<Option<String>>,
+}
+
+impl HealthCheck {
+    async fn run(mut self) {
+        let mut ticks = tokio::time::interval(self.checker.interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let found = self.ask().await;
+            self.checker.seen.note(self.node, found);
+            self.tell();
+        }
+    }
+
+    async fn ask(&mut self) -> Found {
+        let within = self.checker.interval;
+        let asked = tokio::time::timeout(within, self.status()).await;
+        let found = match asked {
+            Ok(Ok(status)) => identify(self.node, &self.checker.cluster_name, &self.endpoint, &status),
+            Ok(Err(why)) => Found::Nobody(why),
+            Err(_) => Found::Nobody(format!("{}: no answer within {within:?}", self.endpoint)),
+        };
+        if matches!(found, Found::Nobody(_)) {
+            self.connection = None;
+        }
+        found
+    }
+
+    async fn status(&mut self) -> Result<StatusResponse, String> {
+        if self.connection.as_ref().is_none_or(|connection| !connection.is_open()) {
+            let opened = Connection::open(&self.endpoint, self.checker.interval).await;
+            self.connection = Some(opened.map_err(|error| error.to_string())?);
+        }
+        let connection = self.connection.as_ref().ok_or("no connection")?;
+        match connection.call(Call::Status).await {
+            Ok(Ok(Reply::Status(status))) => Ok(status),
+            Ok(Ok(other)) => Err(format!("{}: answered something else: {other:?}", self.endpoint)),
+            Ok(Err(fault)) => Err(format!("{}: {fault}", self.endpoint)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Logs a change; not the same problem again.
+    fn tell(&mut self) {
+        let problem = self.checker.seen.problem(self.node);
+        if self.told.as_ref() == Some(&problem) {
+            return;
+        }
+        match &problem {
+            None => tracing::info!(node = %self.node, "seen"),
+            Some(problem) => {
+                tracing::warn!(node = %self.node, endpoint = %self.endpoint, problem, "a node is not well");
+            }
+        }
+        self.told = Some(problem);
+    }
+}
+
+/// Whether the one who answered is the node of this cluster that should be there.
+fn identify(node: NodeId, cluster: &str, endpoint: &Endpoint, status: &StatusResponse) -> Found {
+    let found = status.header.node_id;
+    let name = status.cluster_name.as_deref();
+    if status.role == role::STANDALONE {
+        Found::Other(format!("at {endpoint} is a standalone server, not node {node} of this cluster"))
+    } else if let Some(name) = name.filter(|name| *name != cluster) {
+        Found::Other(format!(
+            "at {endpoint} is node {found} of another cluster, \"{name}\"; this one is \"{cluster}\": correct cluster_name \
+             or the endpoint"
+        ))
+    } else if found != number(node.0) {
+        Found::Other(format!(
+            "at {endpoint} is node {found}, not node {node}: correct the node's number or its endpoint (`kvctl member update`)"
+        ))
+    } else {
+        Found::Node(status.problems.clone().unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_store_client::idl::ResponseHeader;
+
+    use super::*;
+
+    fn status(node: i64, cluster: &str, role: &str) -> StatusResponse {
+        let header = ResponseHeader::new(1, node, 1, 1);
+        let version = "1".to_owned();
+        StatusResponse::new(header, version, role.to_owned(), None, 1, 1, 1, vec![], cluster.to_owned(), None)
+    }
+
+    #[test]
+    fn another_node_or_cluster_is_told_from_the_one_expected() {
+        let endpoint = "h:1".parse().unwrap();
+        let found = |status: &StatusResponse| identify(NodeId(2), "mine", &endpoint, status);
+        assert_eq!(found(&status(2, "mine", "follower")), Found::Node(vec![]));
+        for (status, words) in [
+            (status(3, "mine", "follower"), "is node 3, not node 2"),
+            (status(2, "other", "leader"), "another cluster, \"other\""),
+            (status(2, "mine", "standalone"), "is a standalone server"),
+        ] {
+            let Found::Other(who) = found(&status) else { panic!("{status:?}") };
+            assert!(who.contains(words), "{who}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn node_is_well_until_it_is_late_or_somebody_else() {
+        let (seen, node) = (Seen::new(Duration::from_secs(10)), NodeId(1));
+        seen.expect(node);
+        seen.note(node, Found::Nobody("refused".to_owned()));
+        assert_eq!(seen.problem(node), None, "within the failure-detection time");
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert_eq!(seen.problem(node).as_deref(), Some("not seen: refused"));
+        seen.note(node, Found::Node(vec!["low on disk".to_owned()]));
+        assert_eq!(seen.problem(node).as_deref(), Some("low on disk"));
+        seen.note(node, Found::Node(vec![]));
+        seen.note(node, Found::Other("somebody else".to_owned()));
+        assert_eq!(seen.problem(node).as_deref(), Some("somebody else"), "at once");
+    }
+}

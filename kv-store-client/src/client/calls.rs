@@ -1,0 +1,338 @@
+//! How a call finds a server that answers it: attempts, retries, and what the caller is told when none did.
+
+use std::{
+    io,
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use consensus_core::Endpoint;
+use rand::Rng;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    ClientError, KvClient, Shared,
+    failures::{Failure, Failures, Told},
+};
+use crate::{
+    CallError, Connection,
+    admin::{Refused, RefusedReason},
+    idl::Session,
+    protocol::{Call, Fault, Reply},
+};
+
+/// Why an attempt has no reply.
+enum Ending {
+    /// The server said so.
+    Fault(Endpoint, Fault),
+    /// The server never got the call.
+    NotSent(Failure),
+    /// The server may have executed the call.
+    NoAnswer(Failure),
+}
+
+/// What a server has to do before a call is sent to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// Answer a question for its status, unless it is the only server there is.
+    IfOthers,
+    /// Answer a question for its status: the call cannot be repeated once it was sent.
+    Always,
+}
+
+impl KvClient {
+    /// Makes a call that may be repeated as it is.
+    pub(super) async fn read(&self, call: Call) -> Result<Reply, ClientError> {
+        let deadline = Instant::now() + self.config.timeout;
+        let read = self.repeat(&call, deadline, &mut false).await;
+        // Whether the server came to it makes no difference.
+        read.map_err(|error| match error {
+            ClientError::Unknown(why) => ClientError::Unavailable(why),
+            error => error,
+        })
+    }
+
+    /// Makes a write in a session: one write at a time in each, with the next number, which is never used for another.
+    pub(super) async fn write(&self, call: impl Fn(Session) -> Call) -> Result<Reply, ClientError> {
+        let deadline = Instant::now() + self.config.timeout;
+        loop {
+            let mut session = self.take_session(deadline).await?;
+            session.sequence += 1;
+            let mut maybe_applied = false;
+            let result = self.repeat(&call(session.clone()), deadline, &mut maybe_applied).await;
+            match &result {
+                // The session was idle for too long. No attempt was executed: the write goes in a new session.
+                Err(ClientError::Rejected(Fault::NoSession(_))) if !maybe_applied => {}
+                Err(ClientError::Rejected(Fault::NoSession(_))) => {
+                    return Err(ClientError::Unknown("the session was forgotten meanwhile".to_owned()));
+                }
+                _ => {
+                    self.lock().sessions.push(session);
+                    return result;
+                }
+            }
+        }
+    }
+
+    async fn take_session(&self, deadline: Instant) -> Result<Session, ClientError> {
+        if let Some(session) = self.lock().sessions.pop() {
+            return Ok(session);
+        }
+        match self.repeat(&Call::OpenSession, deadline, &mut false).await {
+            Ok(Reply::OpenSession(client_id)) => Ok(Session { client_id, sequence: 0 }),
+            // A session that was opened and never used is forgotten by the store in time.
+            Err(ClientError::Unknown(why)) => Err(ClientError::Unavailable(why)),
+            Err(error) => Err(error),
+            Ok(reply) => Err(ClientError::Unavailable(format!("a session was asked for, {reply:?} came"))),
+        }
+    }
+
+    /// Calls until there is an outcome, or the time is over; at another server when one fails. `maybe_applied` is set as
+    /// soon as an attempt may have been executed.
+    async fn repeat(
+        &self,
+        call: &Call,
+        deadline: Instant,
+        maybe_applied: &mut bool,
+    ) -> Result<Reply, ClientError> {
+        let mut failures = Failures::default();
+        let mut pause = PAUSE_MIN;
+        loop {
+            match self.attempt(call, deadline).await {
+                Ok(reply) => return Ok(reply),
+                Err(Ending::Fault(server, Fault::Unavailable(why))) => {
+                    *maybe_applied |= why.maybe_applied;
+                    failures.note(Failure::said(server, why.message));
+                }
+                Err(Ending::Fault(server, Fault::NotLeader(why))) => {
+                    self.follow(why.leader_endpoint.as_deref(), deadline).await;
+                    failures.note(Failure::said(server, Fault::NotLeader(why).to_string()));
+                }
+                Err(Ending::Fault(_, fault)) => return Err(ClientError::Rejected(fault)),
+                Err(Ending::NotSent(failure)) => failures.note(failure),
+                Err(Ending::NoAnswer(failure)) => {
+                    *maybe_applied = true;
+                    failures.note(failure);
+                }
+            }
+            tracing::debug!(%failures, "trying again");
+            if self.is_over(&failures, pause, deadline) {
+                let error = if *maybe_applied { ClientError::Unknown } else { ClientError::Unavailable };
+                return Err(error(failures.to_string()));
+            }
+            wait(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn attempt(&self, call: &Call, deadline: Instant) -> Result<Reply, Ending> {
+        let until = deadline.min(Instant::now() + self.server_timeout());
+        let connection = self.connection(until, Proof::IfOthers).await.map_err(Ending::NotSent)?;
+        let ending = match self.call(&connection, call.clone(), until).await {
+            Err(ending) => ending,
+            reply => return reply,
+        };
+        let is_the_stores_word = matches!(
+            &ending,
+            Ending::Fault(_, fault) if !matches!(fault, Fault::Unavailable(_) | Fault::NotLeader(_))
+        );
+        if !is_the_stores_word {
+            self.give_up(&connection);
+        }
+        Err(ending)
+    }
+
+    /// Makes a call of an operator. It is repeated only while no server can have taken it on.
+    pub(super) async fn administer(&self, call: Call) -> Result<Reply, ClientError> {
+        let deadline = Instant::now() + self.config.timeout;
+        let mut failures = Failures::default();
+        loop {
+            match self.administer_once(&call, deadline).await {
+                Ok(reply) => return Ok(reply),
+                Err(Ending::Fault(server, Fault::Refused(why))) => match refused(server, why) {
+                    Ok((failure, leader)) => {
+                        self.follow(leader.as_deref(), deadline).await;
+                        failures.note(failure);
+                    }
+                    Err(error) => return Err(error),
+                },
+                Err(Ending::Fault(_, fault)) => return Err(ClientError::Rejected(fault)),
+                Err(Ending::NotSent(failure)) => failures.note(failure),
+                Err(Ending::NoAnswer(failure)) => return Err(ClientError::Unknown(failure.to_string())),
+            }
+            if self.is_over(&failures, ADMIN_PAUSE, deadline) {
+                return Err(ClientError::Unavailable(failures.to_string()));
+            }
+            wait(ADMIN_PAUSE).await;
+        }
+    }
+
+    async fn administer_once(&self, call: &Call, deadline: Instant) -> Result<Reply, Ending> {
+        let until = deadline.min(Instant::now() + self.server_timeout());
+        let connection = self.connection(until, Proof::Always).await.map_err(Ending::NotSent)?;
+        let outcome = self.call(&connection, call.clone(), deadline).await;
+        if outcome.is_err() {
+            self.give_up(&connection);
+        }
+        outcome
+    }
+
+    /// Asks one server, and no other, within the time for one server.
+    pub(super) async fn ask(&self, endpoint: &Endpoint, call: Call) -> Result<Reply, ClientError> {
+        let until = Instant::now() + self.server_timeout();
+        let connection = self.open(endpoint, until).await.map_err(unavailable)?;
+        self.call(&connection, call, until).await.map_err(only_servers_word)
+    }
+
+    /// Asks one server, and no other, for what may take it long. A server that is at work says so by its status.
+    pub(super) async fn ask_patiently(&self, endpoint: &Endpoint, call: Call) -> Result<Reply, ClientError> {
+        let start = Instant::now();
+        let connection = self.open(endpoint, start + self.server_timeout()).await.map_err(unavailable)?;
+        let alive = self.call(&connection, Call::Status, start + self.server_timeout()).await;
+        alive.map_err(only_servers_word)?;
+        self.call(&connection, call, start + self.config.timeout).await.map_err(only_servers_word)
+    }
+
+    async fn call(&self, connection: &Connection, call: Call, until: Instant) -> Result<Reply, Ending> {
+        let server = connection.endpoint().clone();
+        let start = Instant::now();
+        match timeout_at(until, connection.call(call)).await {
+            Ok(Ok(Ok(reply))) => Ok(reply),
+            Ok(Ok(Err(fault))) => Err(Ending::Fault(server, fault)),
+            Ok(Err(CallError::NotSent { why, .. })) => {
+                Err(Ending::NotSent(Failure { server, told: Told::Nothing, why }))
+            }
+            Ok(Err(CallError::NoAnswer { why, .. })) => Err(Ending::NoAnswer(Failure {
+                server,
+                told: Told::Nothing,
+                why: format!("no answer: {why}"),
+            })),
+            Err(_) => Err(Ending::NoAnswer(Failure::late(server, start.elapsed()))),
+        }
+    }
+
+    /// Whether no further attempt is made.
+    fn is_over(&self, failures: &Failures, pause: Duration, deadline: Instant) -> bool {
+        let nobody_listens = !self.config.wait_for_servers && failures.all_refuse(&self.config.endpoints);
+        nobody_listens || Instant::now() + pause >= deadline
+    }
+
+    /// How long one server is waited for: so that each has its turn within the time for all.
+    fn server_timeout(&self) -> Duration {
+        let share = self.config.timeout / u32::try_from(self.config.endpoints.len()).unwrap_or(u32::MAX);
+        self.config.attempt_timeout.min(share)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next attempt goes to another server.
+    fn give_up(&self, connection: &Arc<Connection>) {
+        let mut shared = self.lock();
+        if shared.connection.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+            shared.connection = None;
+        }
+    }
+
+    /// The connection in use, or one to the next server, or to the leader that it names.
+    async fn connection(&self, until: Instant, proof: Proof) -> Result<Arc<Connection>, Failure> {
+        if let Some(connection) = self.lock().connection.clone().filter(|connection| connection.is_open()) {
+            return Ok(connection);
+        }
+        let endpoint = {
+            let mut shared = self.lock();
+            let endpoint = self.config.endpoints[shared.next % self.config.endpoints.len()].clone();
+            shared.next += 1;
+            endpoint
+        };
+        let connection = self.open(&endpoint, until).await?;
+        let connection = Arc::new(self.to_leader(connection, until, proof).await?);
+        self.lock().connection = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn open(&self, endpoint: &Endpoint, until: Instant) -> Result<Connection, Failure> {
+        let left = until.saturating_duration_since(Instant::now());
+        let opened = Connection::open(endpoint, self.config.connect_timeout.min(left)).await;
+        opened.map_err(|error| Failure {
+            server: endpoint.clone(),
+            told: if error.kind() == io::ErrorKind::TimedOut { Told::Nothing } else { Told::Refused },
+            why: without_prefix(&error.to_string(), endpoint),
+        })
+    }
+
+    /// A server forwards, but the way is shorter without: goes on to the leader, if the server knows one that answers.
+    async fn to_leader(
+        &self,
+        connection: Connection,
+        until: Instant,
+        proof: Proof,
+    ) -> Result<Connection, Failure> {
+        let start = Instant::now();
+        // Half of what is left, so that a server that does not tell its status may yet answer the call.
+        let half = start + until.saturating_duration_since(start) / 2;
+        let patience = half.min(start + self.config.connect_timeout);
+        let Ok(status) = timeout_at(patience, connection.call(Call::Status)).await else {
+            let is_needed = proof == Proof::Always || self.config.endpoints.len() > 1;
+            let late = Failure::late(connection.endpoint().clone(), start.elapsed());
+            return if is_needed { Err(late) } else { Ok(connection) };
+        };
+        let Ok(Ok(Reply::Status(status))) = status else { return Ok(connection) };
+        let leader = status.members.iter().find(|member| Some(member.node_id) == status.leader_id);
+        let elsewhere = leader.filter(|leader| leader.node_id != status.header.node_id);
+        let Some(Ok(endpoint)) = elsewhere.map(|leader| leader.client_endpoint.parse()) else {
+            return Ok(connection);
+        };
+        Ok(self.open(&endpoint, until).await.unwrap_or(connection))
+    }
+
+    /// Goes where a server that does not forward said the leader is.
+    async fn follow(&self, leader: Option<&str>, deadline: Instant) {
+        let Some(Ok(endpoint)) = leader.map(str::parse::<Endpoint>) else { return };
+        if let Ok(connection) = self.open(&endpoint, deadline).await {
+            self.lock().connection = Some(Arc::new(connection));
+        }
+    }
+}
+
+/// What follows from a refusal: another server is tried, with the leader's endpoint if it is known, or the call ends.
+fn refused(server: Endpoint, why: Refused) -> Result<(Failure, Option<String>), ClientError> {
+    if why.maybe_done {
+        return Err(ClientError::Unknown(why.message));
+    }
+    match why.reason {
+        Some(RefusedReason::NOT_LEADER) => Ok((Failure::said(server, why.message), why.leader_endpoint)),
+        Some(RefusedReason::UNAVAILABLE) => Ok((Failure::said(server, why.message), None)),
+        Some(RefusedReason::BUSY) => Err(ClientError::Unavailable(why.message)),
+        _ => Err(ClientError::Rejected(Fault::Refused(why))),
+    }
+}
+
+/// Why the only server that was asked has no reply, to a call that changes nothing.
+fn only_servers_word(ending: Ending) -> ClientError {
+    match ending {
+        Ending::Fault(_, fault) => ClientError::Rejected(fault),
+        Ending::NotSent(failure) | Ending::NoAnswer(failure) => unavailable(failure),
+    }
+}
+
+fn unavailable(failure: Failure) -> ClientError {
+    ClientError::Unavailable(failure.to_string())
+}
+
+/// An error of a connection names the endpoint, and so does a [`Failure`].
+fn without_prefix(error: &str, endpoint: &Endpoint) -> String {
+    error.strip_prefix(&format!("{endpoint}: ")).unwrap_or(error).to_owned()
+}
+
+/// With jitter, so that the clients of a failed server do not come back in step.
+async fn wait(pause: Duration) {
+    let jitter = rand::rng().random_range(0.5..1.0);
+    tokio::time::sleep(pause.mul_f64(jitter)).await;
+}
+
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Between the attempts of an operator's call.
+const ADMIN_PAUSE: Duration = Duration::from_millis(200);

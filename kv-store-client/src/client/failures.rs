@@ -1,0 +1,122 @@
+//! What went wrong at each server, for the error of a call that none of them answered.
+
+use std::{fmt, time::Duration};
+
+use consensus_core::Endpoint;
+
+/// Why one server did not do a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) server: Endpoint,
+    pub(super) told: Told,
+    pub(super) why: String,
+}
+
+/// How much a failure tells of the cluster; a greater one tells more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Told {
+    /// Nobody listens there.
+    Refused,
+    /// The server, or the way to it, is silent.
+    Nothing,
+    /// The server itself said why.
+    Word,
+}
+
+impl Failure {
+    /// The server said why.
+    pub(super) fn said(server: Endpoint, why: String) -> Self {
+        Self { server, told: Told::Word, why }
+    }
+
+    /// The server did not answer for so long.
+    pub(super) fn late(server: Endpoint, waited: Duration) -> Self {
+        let why =
+            format!("no answer in time ({:.1} s): it hangs, is paused, or is cut off", waited.as_secs_f64());
+        Self { server, told: Told::Nothing, why }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.server, self.why)
+    }
+}
+
+/// The last failure of each server that was tried, in the order of the first one.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Vec<Failure>);
+
+impl Failures {
+    pub(super) fn note(&mut self, failure: Failure) {
+        match self.0.iter_mut().find(|known| known.server == failure.server) {
+            Some(known) => *known = failure,
+            None => self.0.push(failure),
+        }
+    }
+
+    /// Whether nobody listens at any of these places, as far as was tried.
+    pub(super) fn all_refuse(&self, servers: &[Endpoint]) -> bool {
+        let refuses = |server: &Endpoint| {
+            self.0.iter().any(|known| known.server == *server && known.told == Told::Refused)
+        };
+        servers.iter().all(refuses)
+    }
+}
+
+/// The most telling failure first; servers that fail alike share a line.
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut known: Vec<&Failure> = self.0.iter().collect();
+        known.sort_by_key(|failure| std::cmp::Reverse(failure.told));
+        let mut groups: Vec<(&str, Vec<String>)> = Vec::new();
+        for failure in known {
+            match groups.iter_mut().find(|(why, _)| *why == failure.why) {
+                Some((_, servers)) => servers.push(failure.server.to_string()),
+                None => groups.push((&failure.why, vec![failure.server.to_string()])),
+            }
+        }
+        let text: Vec<String> = groups
+            .iter()
+            .take(GROUPS_MAX)
+            .map(|(why, servers)| format!("{}: {why}", servers.join(", ")))
+            .collect();
+        f.write_str(&text.join("; "))
+    }
+}
+
+/// Different failures that one error names.
+const GROUPS_MAX: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(port: u16) -> Endpoint {
+        Endpoint::new("h", port).unwrap()
+    }
+
+    fn failure(port: u16, told: Told, why: &str) -> Failure {
+        Failure { server: at(port), told, why: why.to_owned() }
+    }
+
+    #[test]
+    fn most_telling_failure_comes_first() {
+        let mut failures = Failures::default();
+        failures.note(failure(1, Told::Refused, "refused"));
+        failures.note(failure(2, Told::Word, "there is no leader"));
+        failures.note(failure(3, Told::Nothing, "no answer"));
+        failures.note(failure(4, Told::Refused, "refused"));
+        assert_eq!(failures.to_string(), "h:2: there is no leader; h:3: no answer; h:1, h:4: refused");
+    }
+
+    #[test]
+    fn last_failure_of_a_server_counts() {
+        let mut failures = Failures::default();
+        failures.note(failure(1, Told::Word, "there is no leader"));
+        assert!(!failures.all_refuse(&[at(1)]));
+        failures.note(failure(1, Told::Refused, "refused"));
+        assert_eq!(failures.to_string(), "h:1: refused");
+        assert!(failures.all_refuse(&[at(1)]) && !failures.all_refuse(&[at(1), at(2)]));
+    }
+}

@@ -1,5 +1,6 @@
 //! Who is in the cluster, who leads it, and who is well.
 
+pub(crate) mod endpoints;
 mod health;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

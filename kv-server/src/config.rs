@@ -104,6 +104,11 @@ pub(crate) struct Arguments {
     /// what that means, and exits. What the others had beyond its log is lost.
     #[arg(long)]
     pub(crate) force_new_cluster: bool,
+    /// For when so many nodes got other endpoints that there is no leader: this node goes by the endpoints of its file in
+    /// place of those in its log, and writes them into the cluster's configuration when it leads. Start all nodes so, once,
+    /// each with the new file.
+    #[arg(long)]
+    rewrite_endpoints: bool,
     /// What to log, as tracing's EnvFilter understands it.
     #[arg(long, env = "KV_LOG", default_value = "info")]
     pub(crate) log: String,
@@ -219,6 +224,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) join: bool,
     /// Nodes that need not answer before the first start of the cluster.
     pub(crate) founding_peers_missing: BTreeSet<NodeId>,
+    /// The endpoints of `nodes` count for more than those of the log, and go into the cluster's configuration.
+    pub(crate) rewrite_endpoints: bool,
     pub(crate) lease_drift_percent: u32,
     pub(crate) witnesses: BTreeSet<NodeId>,
     /// All nodes, this one included.
@@ -368,6 +375,7 @@ impl Builder {
                 .unwrap_or("default".into()),
             join: arguments.join.or(file.deployment.join).unwrap_or(false),
             founding_peers_missing: missing,
+            rewrite_endpoints: arguments.rewrite_endpoints,
             lease_drift_percent: arguments
                 .lease_drift_percent
                 .or(file.cluster.lease_drift_percent)

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, io, sync::Arc};
 
 use consensus_core::{
-    ConsensusEngine, Health, LogStorage, Member, MemberKind, Membership, NetworkTransport, StorageError,
-    TransportError,
+    ConsensusEngine, Health, LogStorage, Member, MemberKind, Membership, NetworkTransport, NodeId,
+    StorageError, TransportError,
 };
 use consensus_engine_raft::{
     RaftConfig, RaftEngine, StartError,
@@ -18,8 +18,8 @@ use kv_state_machine::{ConsensusKvDatabase, Durability, KvStartError, KvStateMac
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
-    cluster::ClusterManager,
-    config::{ClusterSettings, LogKind, Routing, Settings},
+    cluster::{ClusterManager, endpoints},
+    config::{ClusterSettings, LogKind, NodeEndpoints, Routing, Settings},
     founding::{Loaded, announce_members, explain, may_bootstrap},
     frontend::Frontend,
     routing::RoutingManager,
@@ -69,6 +69,14 @@ impl Node {
             }
             Some(cluster) => {
                 let (database, transport) = replicated(&settings, cluster).await?;
+                let membership = database.status().borrow().membership.clone();
+                if let Some(differences) = endpoints::warning(&membership, &cluster.nodes) {
+                    tracing::warn!("{differences}");
+                    if cluster.rewrite_endpoints {
+                        let (engine, file) = (database.engine().clone(), cluster.nodes.clone());
+                        tokio::spawn(endpoints::rewrite(engine, settings.node, membership, file));
+                    }
+                }
                 let manager = ClusterManager::start(settings.node, cluster, database.status());
                 (database, Some(transport), Some(manager))
             }
@@ -159,6 +167,10 @@ pub(crate) fn raft_config(settings: &Settings, cluster: &ClusterSettings) -> Raf
     }
     let mut config = RaftConfig::new(settings.node);
     config.bootstrap = Some(Membership::new(members)).filter(|_| !cluster.join);
+    if cluster.rewrite_endpoints {
+        let consensus = |(id, endpoints): (&NodeId, &NodeEndpoints)| (*id, endpoints.consensus.clone());
+        config.moved_endpoints = cluster.nodes.iter().map(consensus).collect();
+    }
     config.protocol.lease_drift_percent = cluster.lease_drift_percent;
     config.protocol.election_timeout = cluster.election_timeout;
     config.protocol.heartbeat_interval = cluster.heartbeat_interval;

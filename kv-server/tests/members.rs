@@ -308,3 +308,55 @@ async fn operators_call_goes_on_to_the_endpoint_that_has_a_leader() {
         assert!(code == 4 && told.is_some_and(|(word, refused)| word < refused), "{code} {out} {error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_all_moved_go_on_by_the_file_when_told_so() {
+    let mut cluster = Cluster::start(3, "", "");
+    cluster.leader().await;
+    cluster.client().put("k", "v").await.unwrap();
+    cluster.same_hash().await;
+    cluster.servers.iter_mut().for_each(Server::kill);
+    cluster.move_all();
+    cluster.servers.iter_mut().for_each(Server::start);
+    let place = format!(
+        "at 127.0.0.1:{} (clients 127.0.0.1:{}) by the file",
+        cluster.servers[0].port + 1000,
+        cluster.servers[0].port
+    );
+    for id in 0..3 {
+        cluster
+            .eventually("it is told what differs and what to do", async |cluster| {
+                let log = cluster.servers[id].log();
+                (log.contains(&place) && log.contains("--rewrite-endpoints")).then_some(())
+            })
+            .await;
+    }
+    for server in &mut cluster.servers {
+        server.kill();
+        server.argue("--rewrite-endpoints");
+        server.start();
+    }
+    assert_eq!(cluster.client().get("k").await.unwrap().unwrap().value, b"v");
+    let ports = cluster.ports();
+    for id in 0..3 {
+        cluster
+            .eventually("the configuration has the new endpoints", async |cluster| {
+                let members = cluster.status(id).await?.members;
+                let moved = members.iter().zip(&ports).all(|(member, port)| {
+                    member.client_endpoint == format!("127.0.0.1:{port}")
+                        && member.consensus_endpoint == format!("127.0.0.1:{}", port + 1000)
+                        && member.kind == "voter"
+                });
+                (moved && members.len() == 3).then_some(())
+            })
+            .await;
+    }
+    // From now on they are as any other nodes.
+    for server in &mut cluster.servers {
+        server.kill();
+        server.argue_no_more("--rewrite-endpoints");
+        server.start();
+    }
+    cluster.client().put("k", "w").await.unwrap();
+    cluster.same_hash().await;
+}

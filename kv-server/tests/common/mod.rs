@@ -54,6 +54,16 @@ impl Server {
         self.child = Some(command.spawn().unwrap());
     }
 
+    /// One more argument, from its next start on.
+    pub fn argue(&mut self, argument: &str) {
+        self.arguments.push(argument.to_owned());
+    }
+
+    /// Without the argument, from its next start on.
+    pub fn argue_no_more(&mut self, argument: &str) {
+        self.arguments.retain(|given| given != argument);
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
@@ -219,6 +229,18 @@ impl Cluster {
         server.arguments[at + 1] = config.display().to_string();
         server.port = port;
         server.start();
+    }
+
+    /// Gives all servers, of which none runs, other ports, in the file that they share.
+    pub fn move_all(&mut self) {
+        let config = self.dir.path().join("cluster.toml");
+        let mut text = std::fs::read_to_string(&config).unwrap();
+        for server in &mut self.servers {
+            let port = free_port();
+            text = text.replace(&format!("\"127.0.0.1:{}\"", server.port), &format!("\"127.0.0.1:{port}\""));
+            server.port = port;
+        }
+        std::fs::write(&config, text).unwrap();
     }
 
     /// One more server, which waits to be made a member; its id.

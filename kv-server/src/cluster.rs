@@ -168,20 +168,23 @@ impl ClusterManager {
                 matched_index: peer.map(|peer| number(peer.matched.0)),
                 lag_entries: peer.map(|peer| number(status.last_log.index.since(peer.matched))),
                 snapshot_bytes: peer.and_then(|peer| peer.snapshot_bytes).map(number),
-                storage_mismatch: None,
+                storage_mismatch: peer.map(|peer| peer.other_storage),
             }
         };
         ids.into_iter().map(member).collect()
     }
 
     /// What is wrong with a member, as far as this node knows.
-    fn problem_of(&self, id: NodeId, status: &EngineStatus) -> Option<String> {
+    pub(crate) fn problem_of(&self, id: NodeId, status: &EngineStatus) -> Option<String> {
         if id == self.node {
             return Some(self.problems(status).join("; ")).filter(|problems| !problems.is_empty());
         }
-        let is_silent = status.peers.get(&id).is_some_and(|peer| !peer.active);
+        let peer = status.peers.get(&id);
+        if peer.is_some_and(|peer| peer.other_storage) {
+            return Some(other_disk(id));
+        }
         let silent = || "it does not answer the leader at its consensus endpoint".to_owned();
-        self.seen.problem(id).or_else(|| is_silent.then(silent))
+        self.seen.problem(id).or_else(|| peer.is_some_and(|peer| !peer.active).then(silent))
     }
 }
 

@@ -46,19 +46,28 @@ pub(crate) fn admins_fault(fault: Fault) -> Fault {
     }
 }
 
-/// The changes that a caller asks for, checked against the configuration `now`.
-pub(crate) fn member_changes(changes: &[admin::MemberChange], now: &Membership) -> Result<Vec<MemberChange>> {
-    let changes: Vec<_> = changes.iter().map(|change| member_change(change, now)).collect::<Result<_>>()?;
+/// The changes that a caller asks for, checked against the configuration `now`; `problem` tells what is wrong with a member.
+pub(crate) fn member_changes(
+    changes: &[admin::MemberChange],
+    now: &Membership,
+    problem: impl Fn(NodeId) -> Option<String>,
+) -> Result<Vec<MemberChange>> {
+    let change = |change| member_change(change, now, &problem);
+    let changes: Vec<_> = changes.iter().map(change).collect::<Result<_>>()?;
     check_endpoints(&changes, now)?;
     Ok(changes)
 }
 
-fn member_change(change: &admin::MemberChange, now: &Membership) -> Result<MemberChange> {
+fn member_change(
+    change: &admin::MemberChange,
+    now: &Membership,
+    problem: impl Fn(NodeId) -> Option<String>,
+) -> Result<MemberChange> {
     let refuse = |why: String| refused(why, RefusedReason::REJECTED);
     let id = NodeId(natural("node_id", Some(change.node_id))?);
     let known = now.members().get(&id);
     match (change.is_member, known) {
-        (Some(false), Some(member)) => return Err(refuse(already_a_member(id, member))),
+        (Some(false), Some(member)) => return Err(refuse(already_a_member(id, member, problem(id)))),
         (Some(true), None) => return Err(refuse(no_member(id, now))),
         _ => {}
     }
@@ -74,7 +83,7 @@ fn member_change(change: &admin::MemberChange, now: &Membership) -> Result<Membe
     if let Some(member) = known.filter(|member| kind == MemberKind::Joining && member.kind.votes()) {
         return Err(refuse(match change.is_member {
             Some(true) => format!("node {id} votes already: it is a {}", member.kind),
-            _ => already_a_member(id, member),
+            _ => already_a_member(id, member, problem(id)),
         }));
     }
     let endpoint = |name: &str, text: &Option<String>, known: Option<Endpoint>| match text {
@@ -98,9 +107,10 @@ fn member_change(change: &admin::MemberChange, now: &Membership) -> Result<Membe
 }
 
 /// What an operator is told who adds a member.
-fn already_a_member(id: NodeId, member: &Member) -> String {
+fn already_a_member(id: NodeId, member: &Member, problem: Option<String>) -> String {
+    let problem = problem.map_or_else(String::new, |problem| format!("; {problem}"));
     format!(
-        "node {id} is a member already: {} at {}. To move it: `kvctl member update {id} --consensus HOST:PORT --client \
+        "node {id} is a member already: {} at {}{problem}. To move it: `kvctl member update {id} --consensus HOST:PORT --client \
          HOST:PORT`. If its disk was emptied or replaced: `kvctl member remove {id}`, then add it again. For another \
          server choose an id that was never used",
         member.kind,

@@ -134,7 +134,8 @@ impl RoutingManager {
         if status.leader != Some(self.node) {
             return Err(Refusal::NotLeader(status.leader));
         }
-        let changes = convert::member_changes(changes, &cluster.membership())?;
+        let changes =
+            convert::member_changes(changes, &status.membership, |id| cluster.problem_of(id, &status))?;
         let change = self.database.engine().change_membership(changes);
         let late = || convert::refused("no quorum has confirmed it in time", RefusedReason::UNKNOWN);
         match tokio::time::timeout(ADMIN_TIMEOUT, change).await.map_err(|_| late())? {

@@ -360,3 +360,46 @@ async fn nodes_that_all_moved_go_on_by_the_file_when_told_so() {
     cluster.client().put("k", "w").await.unwrap();
     cluster.same_hash().await;
 }
+
+/// Its usual command with --join: without it the server would not start with an empty disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn member_whose_disk_was_emptied_is_told_apart_and_can_be_replaced() {
+    let mut cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    cluster.client().put("k", "v").await.unwrap();
+    cluster.same_hash().await;
+    let (emptied, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.servers[emptied].kill();
+    std::fs::remove_dir_all(cluster.dir.path().join(format!("node-{emptied}"))).unwrap();
+    cluster.servers[emptied].argue("--join");
+    cluster.servers[emptied].start();
+    let words = format!("the disk of node {emptied} is not the one that the cluster knows");
+    cluster
+        .eventually("the node itself says so", async |cluster| {
+            let problems = cluster.status(emptied).await?.problems?;
+            problems.iter().any(|problem| problem.contains(&words)).then_some(())
+        })
+        .await;
+    for id in [leader, other] {
+        cluster
+            .eventually("the others say so", async |cluster| {
+                let members = cluster.status(id).await?.members;
+                let member = members.into_iter().find(|member| member.node_id == emptied as i64)?;
+                (!member.healthy && member.problem?.contains(&words)).then_some(())
+            })
+            .await;
+    }
+    let operator = kvctl(&cluster, &[leader]);
+    let add = with_endpoints("add", &cluster, emptied);
+    let arguments: Vec<&str> = add.split(' ').collect();
+    let (code, out, error) = tokio::task::block_in_place(|| operator.run(&arguments, ""));
+    assert!(code == 3 && error.contains(&words), "{code} {out} {error}");
+    // What the message says to do.
+    tokio::task::block_in_place(|| operator.insist(&format!("member remove {emptied}")));
+    cluster.servers[emptied].kill();
+    std::fs::remove_dir_all(cluster.dir.path().join(format!("node-{emptied}"))).unwrap();
+    cluster.servers[emptied].start();
+    tokio::task::block_in_place(|| operator.insist(&add));
+    wait_for_voters(&cluster, emptied, &[0, 1, 2]).await;
+    cluster.same_hash().await;
+}

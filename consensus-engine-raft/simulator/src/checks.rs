@@ -1,4 +1,18 @@
 //! What must hold at every step (the properties of the paper's figure 3, and `docs/invariants.md`), and what a run came by.
+//!
+//! # What is promised when operators make mistakes
+//! 1. An emptied disk is another disk. Its node neither votes nor counts before it has caught up, or was added again; so all
+//!    that was acknowledged is kept, and every check holds in full. If a quorum was emptied nobody can lead, and that is all.
+//! 2. Nothing tells an old copy that is put back from the disk that it replaces: that node has forgotten what it acknowledged
+//!    and voted since. Every check holds in full as long as
+//!    * each committed entry is on a quorum of disks even so,
+//!    * no term is led twice in which that node may have forgotten a vote, and
+//!    * the copy's configuration has the same voters as the one in force.
+//! 3. Otherwise acknowledged writes can be lost; *one* old copy is enough for a write that a bare majority held. The promise is
+//!    void, and what is left of it is that the loss is said where it can be seen: of two nodes that exchange messages and have
+//!    different committed entries at one index, one has ended.
+//! 4. A cluster makes progress when trouble is over if, in every configuration that a node goes by, a quorum of *sound* nodes is
+//!    left: their disks are those that the others know, none is an old copy, and none has ended.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -10,6 +24,7 @@ use consensus_raft_protocol::Raft;
 
 use crate::{
     disk::SimDisk,
+    losses::{LossKind, Lost, Promise},
     machine::{Command, Effect},
     random::chain,
     world::{Before, World},
@@ -36,7 +51,9 @@ pub(crate) struct Checks {
     /// Highest index that a client was told of.
     pub(crate) acknowledged: LogIndex,
     /// What nodes held that have lost some of it since.
-    lost: Vec<(NodeId, SimDisk)>,
+    pub(crate) lost: Vec<Lost>,
+    /// What operators left of what is promised.
+    pub(crate) promise: Promise,
     /// Requests that clients were answered.
     pub(crate) answered: u64,
     /// How often what came about.
@@ -75,6 +92,24 @@ pub const RARE: &[&str] = &[
     "repeated command answered again",
 ];
 
+/// The same for runs in which operators make mistakes.
+pub const RARE_MISTAKES: &[&str] = &[
+    "copy put back",
+    "several copies put back",
+    "disk wiped, node joins",
+    "disk wiped, node starts as usual",
+    "member replaced under its id",
+    "member replaced in one change",
+    "member added again with an empty disk",
+    "node started with another first configuration",
+    "a write hung",
+    "an apply hung",
+    "snapshot could not be taken",
+    "no room for a snapshot",
+    "promise void",
+    "no sound quorum was left",
+];
+
 impl Checks {
     pub(crate) fn reach(&mut self, what: &'static str) {
         *self.reached.entry(what).or_insert(0) += 1;
@@ -82,11 +117,11 @@ impl Checks {
 
     /// A disk is about to lose some of this.
     pub(crate) fn loses(&mut self, id: NodeId, disk: &SimDisk) {
-        self.lost.push((id, disk.image()));
+        self.lost.push(Lost { node: id, disk: disk.image(), kind: LossKind::Known });
     }
 
     pub(crate) fn last_lost(&self, id: NodeId) -> Option<SimDisk> {
-        self.lost.iter().rev().find(|(node, _)| *node == id).map(|(_, disk)| disk.image())
+        self.lost.iter().rev().find(|lost| lost.node == id).map(|lost| lost.disk.image())
     }
 
     /// The committed configuration with the greatest index.
@@ -112,11 +147,15 @@ impl Checks {
         };
         let Some(before) = raft.and_then(|raft| raft.id_at(at.index.prev())) else { return };
         let known = *self.entries.entry(at).or_insert((before, content));
-        assert!(known == (before, content), "Log Matching: two entries {at}, after {} and {before}", known.0);
+        let is_same = known == (before, content) || !self.is_promised();
+        assert!(is_same, "Log Matching: two entries {at}, after {} and {before}", known.0);
     }
 
     /// State Machine Safety, sessions, and what clients were told.
     pub(crate) fn effect(&mut self, id: NodeId, effect: &Effect) {
+        if !self.is_promised() {
+            return;
+        }
         let Effect { command, executed, at, hash } = effect;
         let known = *self.hashes.entry(at.index.0).or_insert(*hash);
         assert!(known == *hash, "State Machine Safety: node {id} differs from others after {at}");
@@ -137,7 +176,7 @@ impl Checks {
     pub(crate) fn snapshot(&mut self, last: LogId, membership: &Membership) {
         let committed = |id: &&LogId| id.index <= last.index && self.committed.get(&id.index.0) == Some(id);
         let in_force = self.configurations.keys().filter(committed).max_by_key(|id| id.index);
-        if let Some(in_force) = in_force {
+        if let Some(in_force) = in_force.filter(|_| self.is_promised()) {
             let known = &self.configurations[in_force];
             assert!(
                 **known == *membership,
@@ -195,12 +234,19 @@ impl World {
         }
         self.check_commit(id, before, commit);
         self.check_recovery(id);
+        self.check_added(id);
     }
 
     /// Election Safety and Leader Completeness.
     fn elected(&mut self, id: NodeId, term: Term) {
         self.checks.reach("leader");
         let other = self.checks.leaders.insert(term, id);
+        if other.is_some() {
+            self.checks.note_second_leader(term);
+        }
+        if !self.checks.is_promised() {
+            return;
+        }
         assert!(
             other.is_none_or(|other| other == id),
             "Election Safety: {id} and {other:?} lead term {term}"
@@ -227,13 +273,14 @@ impl World {
             let (role, term) = (raft.role(), raft.term());
             let Some(entry) = raft.id_at(LogIndex(index)) else { continue };
             match self.checks.committed.get(&index) {
-                Some(known) => {
+                Some(known) if self.checks.is_promised() => {
                     assert!(*known == entry, "State Machine Safety: {known} and {entry} are committed");
                 }
-                None => {
+                _ => {
                     // A step may commit by the configuration that it found, and by the one that it appended.
                     let now = raft.membership().clone();
                     let durable = [&before.membership, &now].iter().any(|by| self.is_on_quorum(entry, by));
+                    let durable = durable || self.checks.note_unprotected(entry);
                     assert!(durable, "I4: {entry} is committed by {id} and on no quorum of {now}");
                     earlier |= role == Role::Leader && entry.term < term;
                     self.checks.committed.insert(index, entry);
@@ -248,16 +295,15 @@ impl World {
 
     /// What a node acknowledged before it lost it counts: whoever is elected without that has it from another.
     pub(crate) fn is_on_quorum(&self, id: LogId, membership: &Membership) -> bool {
-        let trusted = |voter: NodeId, disk: &SimDisk| membership.trusts(voter, disk.storage());
         let was_on = |voter: NodeId| {
-            let lost = self.checks.lost.iter().filter(|(node, disk)| *node == voter && trusted(voter, disk));
-            lost.into_iter().any(|(_, disk)| disk.holds(id))
+            let lost = self.checks.lost.iter().filter(|lost| lost.node == voter && lost.counts(membership));
+            lost.into_iter().any(|lost| lost.disk.holds(id))
         };
         membership.quorum_value(|voter| self.holds(voter, id) || was_on(voter)) == Some(true)
     }
 
     /// In its log; or in the snapshot that its machine holds, and which a restart would finish to install (I11).
-    fn holds(&self, node: NodeId, id: LogId) -> bool {
+    pub(crate) fn holds(&self, node: NodeId, id: LogId) -> bool {
         let node = self.node(node);
         let installed = || {
             let installing =
@@ -268,7 +314,7 @@ impl World {
     }
 
     fn was_on(&self, node: NodeId, id: LogId) -> bool {
-        self.checks.lost.iter().any(|(lost, disk)| *lost == node && disk.holds(id))
+        self.checks.lost.iter().any(|lost| lost.node == node && lost.disk.holds(id))
     }
 
     /// Only what is committed and on this disk is applied (I8).
@@ -278,7 +324,7 @@ impl World {
         for index in up.applied.0 + 1..=through.0 {
             let entry = up.raft.id_at(LogIndex(index)).expect("what is applied is in the log");
             assert!(
-                self.checks.committed.get(&index) == Some(&entry),
+                self.checks.committed.get(&index) == Some(&entry) || !self.checks.is_promised(),
                 "I8: {id} applies {entry}, which is not committed"
             );
             assert!(node.disk.holds(entry), "I8: {id} applies {entry}, which is not on its disk");
@@ -293,7 +339,7 @@ impl World {
         if self.node(to).disk.hard_state().term > raft.term() {
             return;
         }
-        let has = self.holds(to, last) || self.was_on(to, last);
+        let has = self.holds(to, last) || self.was_on(to, last) || !self.checks.is_promised();
         assert!(has, "T2: {to} is asked to stand and lacks {last}");
     }
 
@@ -318,8 +364,7 @@ impl World {
             let raft = &up.raft;
             Some((raft.term(), raft.leader(), raft.last_log(), raft.commit(), up.machine.applied_index()))
         };
-        let members =
-            membership.members().keys().filter(|id| membership.trusts(**id, self.node(**id).disk.storage()));
+        let members = membership.members().keys().filter(|id| self.counts_in(**id, &membership));
         let states: Vec<_> = members.clone().map(|id| state(*id)).collect();
         let hashes: Vec<_> = members
             .filter(|id| !self.is_witness(**id))
@@ -332,16 +377,25 @@ impl World {
         });
         assert!(
             done && states.iter().all(|state| *state == agreed)
-                && hashes.iter().all(|hash| *hash == hashes[0]),
+                && (self.checks.promise.split_term || hashes.iter().all(|hash| *hash == hashes[0])),
             "liveness: the nodes did not converge:\n{}",
             self.overview()
         );
     }
 
+    /// Whether a node has to keep up with the others.
+    pub(crate) fn counts_in(&self, id: NodeId, membership: &Membership) -> bool {
+        let trusted = membership.trusts(id, self.node(id).disk.storage());
+        trusted && (!self.plan.has_mistakes() || self.is_sound(id, membership))
+    }
+
     /// Each node in a line.
     pub(crate) fn overview(&self) -> String {
         let line = |node: &crate::node::Node| {
-            let Some(up) = &node.up else { return format!("  {}: down\n", node.id) };
+            let Some(up) = &node.up else {
+                let why = node.ended.as_ref().or(node.waits.as_ref()).map(|why| format!(", {why}"));
+                return format!("  {}: down{}\n", node.id, why.unwrap_or_default());
+            };
             let raft = &up.raft;
             let (role, term, last, commit) = (raft.role(), raft.term(), raft.last_log(), raft.commit());
             let (leader, applied, members) =

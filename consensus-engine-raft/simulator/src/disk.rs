@@ -76,6 +76,19 @@ impl SimDisk {
         self.slots().hard.clone()
     }
 
+    /// Whether nothing was ever written.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        let slots = self.slots();
+        slots.records.is_empty() && slots.purged.last == LogId::ZERO && slots.hard == HardState::default()
+    }
+
+    /// The last entry.
+    #[must_use]
+    pub fn last(&self) -> LogId {
+        self.slots().last
+    }
+
     /// Whether the entry is there, whole, or was purged.
     #[must_use]
     pub fn holds(&self, id: LogId) -> bool {

@@ -43,6 +43,7 @@ impl World {
             Output::AppendedBlank(at) => self.append(id, at, Payload::Blank),
             Output::AppendedMembership(at, membership) => {
                 self.reach_membership(&membership);
+                self.note_added(id, at, &membership);
                 self.append(id, at, Payload::Membership(Membership::clone(&membership)));
             }
             Output::ReadReady(token, index) => self.read_ready(id, token, index),
@@ -104,7 +105,9 @@ impl World {
 
     pub(crate) fn start_apply(&mut self, id: NodeId) {
         let slow = self.random.below(self.plan.apply_max_ms * MS);
+        let now = self.now;
         let node = self.node_mut(id);
+        let hangs = node.apply_stalls_until > now;
         let life = node.life;
         let Some(up) = &mut node.up else { return };
         // What gathered before a snapshot arrived is in the snapshot.
@@ -112,7 +115,7 @@ impl World {
             return;
         }
         up.applying = Some(up.target);
-        if slow == 0 { self.finish_apply(id) } else { self.schedule(slow, Due::Applied(id, life)) }
+        if slow == 0 && !hangs { self.finish_apply(id) } else { self.schedule(slow, Due::Applied(id, life)) }
     }
 
     pub(crate) fn finish_apply(&mut self, id: NodeId) {
@@ -147,11 +150,12 @@ impl World {
     }
 
     fn read_ready(&mut self, id: NodeId, token: u64, index: LogIndex) {
+        let is_promised = self.checks.is_promised();
         let Some(up) = &mut self.node_mut(id).up else { return };
         let Some((asked, lease)) = up.reads.remove(&token) else { return };
         let role = up.raft.role();
         assert!(
-            index >= asked.acknowledged,
+            index >= asked.acknowledged || !is_promised,
             "I9: a read at {index} by {id} ({role}) does not see what was acknowledged at {}",
             asked.acknowledged
         );
@@ -197,11 +201,18 @@ impl World {
     fn send_snapshot(&mut self, id: NodeId, to: NodeId) {
         self.tokens += 1;
         let transfer = self.tokens;
+        let is_unable = self.node(id).no_snapshot_until > self.now;
         let Some(up) = &mut self.node_mut(id).up else { return };
         if up.transfers.contains_key(&to) {
             return;
         }
         up.transfers.insert(to, transfer);
+        if is_unable {
+            self.checks.reach("snapshot could not be taken");
+            // The driver waits before it tries again.
+            return self.schedule(500 * MS, Due::TransferOver { from: id, to, transfer });
+        }
+        let Some(up) = &mut self.node_mut(id).up else { return };
         let (term, last) = (up.raft.term(), up.machine.applied());
         let membership = (*up.raft.membership_at(last.index)).clone();
         let mut bytes = Vec::new();

@@ -10,7 +10,9 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use consensus_raft_simulator::{Options, Outcome, RARE, Totals, model, page, run, shrink, sweep};
+use consensus_raft_simulator::{
+    Options, Outcome, RARE, RARE_MISTAKES, Totals, model, page, run, shrink, sweep,
+};
 
 /// Runs, repeats and shows simulated Raft clusters.
 #[derive(Parser)]
@@ -40,6 +42,9 @@ enum Command {
         /// If it fails, look for the smallest failure.
         #[arg(long)]
         shrink: bool,
+        /// Operators make mistakes, too.
+        #[arg(long)]
+        mistakes: bool,
     },
     /// Many seeds; fails if one of them does, or if something rare was never come by.
     Sweep {
@@ -61,6 +66,9 @@ enum Command {
         /// Ends at the first failure, and says how long it took to find it.
         #[arg(long)]
         first: bool,
+        /// Operators make mistakes, too.
+        #[arg(long)]
+        mistakes: bool,
     },
     /// Every state of small clusters.
     ModelCheck {
@@ -81,11 +89,16 @@ fn main() -> ExitCode {
         panic::set_hook(Box::new(|_| ()));
     }
     match Arguments::parse().command {
-        Command::Run { seed, all, last, skip, page, shrink } => one(seed, all, last, skip, page, shrink),
-        Command::Sweep { from, seeds, seconds, hours, any, first } => {
+        Command::Run { seed, all, last, skip, page, shrink, mistakes } => {
+            let skip = skip.into_iter().collect();
+            let options = Options { seed, keeps_trace: true, skip, mistakes, ..Options::default() };
+            one(&options, all, last, page, shrink)
+        }
+        Command::Sweep { from, seeds, seconds, hours, any, first, mistakes } => {
             let failures_max = if first { 1 } else { FAILURES_MAX };
             let extent = Extent { time: seconds.map(Duration::from_secs), hours, failures_max };
-            sweep_seeds(from..from.saturating_add(seeds), extent, any)
+            let options = Options { mistakes, ..Options::default() };
+            sweep_seeds(&options, from..from.saturating_add(seeds), extent, any)
         }
         Command::ModelCheck { names, states, seconds } => {
             model_check(&names, states, Duration::from_secs(seconds))
@@ -94,17 +107,15 @@ fn main() -> ExitCode {
 }
 
 fn one(
-    seed: u64,
+    options: &Options,
     all: bool,
     last: usize,
-    skip: Vec<u64>,
     page_at: Option<PathBuf>,
     wants_smallest: bool,
 ) -> ExitCode {
-    let skip = skip.into_iter().collect();
-    let options = Options { seed, keeps_trace: true, skip, ..Options::default() };
-    let mut outcome = run(&options);
-    if wants_smallest && let Some((options, smallest)) = shrink(&options) {
+    let seed = options.seed;
+    let mut outcome = run(options);
+    if wants_smallest && let Some((options, smallest)) = shrink(options) {
         let skip: Vec<String> = options.skip.iter().map(u64::to_string).collect();
         println!("the smallest failure leaves out these troubles: --skip {}", skip.join(","));
         outcome = smallest;
@@ -181,6 +192,7 @@ fn model_check(names: &[String], states: u64, time: Duration) -> ExitCode {
 #[derive(Default)]
 struct Swept {
     totals: Totals,
+    mistakes: bool,
     failures: u64,
     /// Lowest seed that failed.
     first_failure: Option<u64>,
@@ -199,10 +211,10 @@ struct Extent {
 /// Failures that say enough: more of them mostly repeat the first.
 const FAILURES_MAX: u64 = 20;
 
-fn sweep_seeds(seeds: Range<u64>, extent: Extent, any: bool) -> ExitCode {
-    let mut swept = Swept::default();
+fn sweep_seeds(options: &Options, seeds: Range<u64>, extent: Extent, any: bool) -> ExitCode {
+    let mut swept = Swept { mistakes: options.mistakes, ..Swept::default() };
     let began = Instant::now();
-    sweep(&Options::default(), seeds, |seed, outcome| {
+    sweep(options, seeds, |seed, outcome| {
         swept.add(seed, &outcome);
         let late = extent.time.is_some_and(|time| began.elapsed() >= time);
         let enough = extent.hours.is_some_and(|hours| swept.totals.simulated_us >= hours * 3_600_000_000);
@@ -220,7 +232,8 @@ impl Swept {
     fn add(&mut self, seed: u64, outcome: &Outcome) {
         self.totals.add(outcome);
         if let Some(failure) = &outcome.failure {
-            println!("seed {seed} FAILED: {failure}\n  replay: make sim SEED={seed}");
+            let mistakes = if self.mistakes { " ARGS=--mistakes" } else { "" };
+            println!("seed {seed} FAILED: {failure}\n  replay: make sim SEED={seed}{mistakes}");
             self.failures += 1;
             self.first_failure = Some(self.first_failure.map_or(seed, |first| first.min(seed)));
         }
@@ -231,7 +244,8 @@ impl Swept {
         for (what, count) in &totals.reached {
             println!("{count:>10}  {what}");
         }
-        let missing: Vec<_> = RARE.iter().filter(|what| !totals.reached.contains_key(*what)).collect();
+        let rare = if self.mistakes { RARE_MISTAKES } else { RARE };
+        let missing: Vec<_> = rare.iter().filter(|what| !totals.reached.contains_key(*what)).collect();
         if !any && !missing.is_empty() {
             println!("never come by: {missing:?}");
         }

@@ -31,6 +31,26 @@ pub(crate) struct Node {
     /// It does nothing before this.
     pub(crate) paused_until: u64,
     pub(crate) slow_disk: bool,
+    /// What it bootstraps from if its log is empty.
+    pub(crate) file: Option<Membership>,
+    /// It is started with `--join`: it does not bootstrap.
+    pub(crate) joins: bool,
+    /// Its disk was replaced by an empty one.
+    pub(crate) wiped: bool,
+    /// Its disk is an old copy.
+    pub(crate) put_back: bool,
+    /// Why it ended for good, until an operator does something about it.
+    pub(crate) ended: Option<String>,
+    /// Why it does not start yet.
+    pub(crate) waits: Option<String>,
+    /// Its writes, and its applies, do not return before this.
+    pub(crate) disk_stalls_until: u64,
+    /// See `disk_stalls_until`.
+    pub(crate) apply_stalls_until: u64,
+    /// It cannot take snapshots, and has no room for them, before this.
+    pub(crate) no_snapshot_until: u64,
+    /// See `no_snapshot_until`.
+    pub(crate) no_room_until: u64,
 }
 
 /// What a node is while it is up.
@@ -108,6 +128,16 @@ impl Node {
             skew_us: 0,
             paused_until: 0,
             slow_disk: false,
+            file: None,
+            joins: false,
+            wiped: false,
+            put_back: false,
+            ended: None,
+            waits: None,
+            disk_stalls_until: 0,
+            apply_stalls_until: 0,
+            no_snapshot_until: 0,
+            no_room_until: 0,
         }
     }
 

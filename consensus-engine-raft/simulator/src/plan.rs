@@ -42,6 +42,30 @@ pub enum Trouble {
     Transfer,
     /// Some nodes lose their connection to the leader, which is there all the same.
     Disconnect,
+    /// Operators copy the data directories of all nodes, as backups.
+    CopyDisks,
+    /// An operator puts an old copy of a node's data directory back.
+    PutBack,
+    /// An operator puts old copies of several nodes' data directories back.
+    PutBackSeveral,
+    /// An operator empties a node's disk and starts it by its usual command.
+    WipeAndStart,
+    /// An operator empties a node's disk and starts it with `--join`.
+    WipeAndJoin,
+    /// An operator removes a member, empties its disk, and adds it under the same id, in several changes.
+    Replace,
+    /// An operator does so in one change.
+    ReplaceInOneChange,
+    /// An operator starts nodes that have no log yet with a first configuration of all nodes, beside a cluster that exists.
+    OtherFirstConfiguration,
+    /// A write does not return for a long time.
+    StallDisk,
+    /// The state machine does not return from an apply for a long time.
+    StallApply,
+    /// A node cannot take snapshots for a while.
+    NoSnapshot,
+    /// A node has no room for snapshots for a while.
+    NoRoomForSnapshot,
 }
 
 /// All, with how often each comes up in a run that has it.
@@ -64,6 +88,21 @@ const TROUBLES: &[(Trouble, u64)] = &[
     (Trouble::Members, 4),
     (Trouble::Transfer, 3),
     (Trouble::Disconnect, 3),
+];
+
+/// Operators' mistakes, and disks and machines that hang: how often each comes up in a run that has it.
+const MISTAKES: &[(Trouble, u64)] = &[
+    (Trouble::PutBack, 2),
+    (Trouble::PutBackSeveral, 1),
+    (Trouble::WipeAndStart, 2),
+    (Trouble::WipeAndJoin, 2),
+    (Trouble::Replace, 3),
+    (Trouble::ReplaceInOneChange, 2),
+    (Trouble::OtherFirstConfiguration, 2),
+    (Trouble::StallDisk, 1),
+    (Trouble::StallApply, 1),
+    (Trouble::NoSnapshot, 1),
+    (Trouble::NoRoomForSnapshot, 1),
 ];
 
 /// What a run is like.
@@ -117,6 +156,8 @@ pub struct Plan {
     pub trouble_pause_ms: u64,
     /// For how long, in milliseconds.
     pub trouble_ms: u64,
+    /// Operators make mistakes: at most so many times in the run something is done to a disk.
+    pub mistakes_max: u64,
 }
 
 impl Plan {
@@ -156,6 +197,7 @@ impl Plan {
             troubles,
             trouble_pause_ms: random.of(&[50, 200, 800]),
             trouble_ms: random.of(&[4_000, 8_000, 12_000]),
+            mistakes_max: 0,
         };
         match seed % 4 {
             1 => drawn.with_elections(&mut random),
@@ -217,6 +259,59 @@ impl Plan {
             (Trouble::Damage, random.below(3)),
         ];
         self
+    }
+
+    /// Adds operators' mistakes to the plan of this seed, each with its own switch.
+    #[must_use]
+    pub fn with_mistakes(mut self, seed: u64) -> Self {
+        let mut random = Random::new(seed, 3);
+        // These count on a quorum of disks that nobody else touches.
+        self.troubles.retain(|(trouble, _)| !matches!(trouble, Trouble::Damage | Trouble::Wipe));
+        self.mistakes_max = random.of(&[1, 2, 2, 4]);
+        let mut mistakes: Vec<_> = MISTAKES.iter().copied().filter(|_| random.percent(35)).collect();
+        match seed / 4 % 4 {
+            1 => self.with_one_that_becomes_three(&mut random, &mut mistakes),
+            2 => self.with_replacements(&mut random, &mut mistakes),
+            _ => {}
+        }
+        if mistakes.iter().any(|(trouble, _)| matches!(trouble, Trouble::PutBack | Trouble::PutBackSeveral)) {
+            self.troubles.push((Trouble::CopyDisks, 3));
+        }
+        self.troubles.append(&mut mistakes);
+        self
+    }
+
+    /// A cluster of one grows, in one way or another.
+    fn with_one_that_becomes_three(&mut self, random: &mut Random, mistakes: &mut Vec<(Trouble, u64)>) {
+        (self.voters, self.spares, self.witness) = (1, 2, false);
+        let mistake = random.of(&[Trouble::OtherFirstConfiguration, Trouble::Replace, Trouble::PutBack]);
+        mistakes.retain(|(trouble, _)| *trouble != mistake);
+        mistakes.push((mistake, 4));
+        self.troubles.retain(|(trouble, _)| *trouble != Trouble::CrashLeader);
+        self.troubles.push((Trouble::CrashLeader, 3));
+    }
+
+    /// Members are replaced under the same id by leaders that stay, while messages take seconds.
+    fn with_replacements(&mut self, random: &mut Random, mistakes: &mut Vec<(Trouble, u64)>) {
+        (self.voters, self.witness, self.loss) = (random.of(&[3, 3, 5]), false, 0);
+        (self.stragglers, self.clients, self.think_max_ms) = (random.of(&[30, 150]), 4, 15);
+        (self.trouble_ms, self.trouble_pause_ms) = (8_000, random.of(&[200, 800]));
+        *mistakes = vec![(random.of(&[Trouble::Replace, Trouble::ReplaceInOneChange]), 6)];
+        self.mistakes_max = 4;
+        self.troubles = vec![
+            (Trouble::CrashLeader, random.below(3)),
+            (Trouble::IsolateLeader, random.below(2)),
+            (Trouble::OneWay, random.below(2)),
+            (Trouble::Pause, 1),
+            (Trouble::SlowDisk, 2),
+            (Trouble::Mend, 5),
+            (Trouble::Compact, random.below(3)),
+        ];
+    }
+
+    /// Whether operators make mistakes.
+    pub(crate) fn has_mistakes(&self) -> bool {
+        self.mistakes_max > 0
     }
 
     /// Whoever falls behind is sent a snapshot.

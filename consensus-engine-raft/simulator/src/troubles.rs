@@ -116,6 +116,17 @@ impl World {
                 self.step(from, Event::Transfer { token: self.tokens, to });
                 Some(format!("node {from} is asked to hand over to {to:?}"))
             }
+            Trouble::StallDisk | Trouble::StallApply | Trouble::NoSnapshot | Trouble::NoRoomForSnapshot => {
+                self.stall(trouble, id, random)
+            }
+            Trouble::CopyDisks
+            | Trouble::PutBack
+            | Trouble::PutBackSeveral
+            | Trouble::WipeAndStart
+            | Trouble::WipeAndJoin
+            | Trouble::Replace
+            | Trouble::ReplaceInOneChange
+            | Trouble::OtherFirstConfiguration => self.operate(trouble, id, random),
             Trouble::Disconnect => {
                 let leader = self.leader()?;
                 let some: Vec<u64> = (0..nodes).filter(|id| *id != leader.0 && random.percent(60)).collect();
@@ -123,6 +134,21 @@ impl World {
                 Some(format!("nodes {some:?} lose their connection to leader {leader}"))
             }
         }
+    }
+
+    /// Something hangs, or cannot be done, for a while: seconds, or until all trouble is over.
+    fn stall(&mut self, trouble: Trouble, id: NodeId, random: &mut Random) -> Option<String> {
+        let until = self.now + random.of(&[1_000, 4_000, 60_000]) * MS;
+        let id = self.leader().filter(|_| random.percent(50)).unwrap_or(id);
+        let node = self.node_mut(id);
+        let (field, what) = match trouble {
+            Trouble::StallDisk => (&mut node.disk_stalls_until, "writes of node"),
+            Trouble::StallApply => (&mut node.apply_stalls_until, "applies of node"),
+            Trouble::NoSnapshot => (&mut node.no_snapshot_until, "snapshots cannot be taken by node"),
+            _ => (&mut node.no_room_until, "there is no room for snapshots on node"),
+        };
+        *field = until;
+        Some(format!("until {} ms: {what} {id} (hanging, where it is a call)", until / MS))
     }
 
     fn block(&mut self, cuts: impl Fn(u64, u64) -> bool) {
@@ -236,9 +262,12 @@ impl World {
         let disk = self.node(id).disk.clone();
         self.checks.loses(id, &disk);
         self.crash(id, true);
+        let alone = self.plan.voters == 1;
         let node = self.node_mut(id);
         node.disk = SimDisk::new(storage);
         node.machine_disk = MachineDisk::default();
+        // Alone it would take itself for the whole cluster; whoever lost its disk is to join instead.
+        node.joins = alone;
         self.wiped = Some(id);
         self.impaired = Some((id, LogId { term: consensus_core::Term(u64::MAX), index: LogIndex(0) }));
         self.checks.reach("disk emptied");

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::{BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     sync::Arc,
 };
 
@@ -19,6 +19,7 @@ use crate::{
     disk::SimDisk,
     host::Hosting,
     node::{Arrival, Asked, Node, Started},
+    operator::Operator,
     plan::Plan,
     random::Random,
     recorder::Recorder,
@@ -61,6 +62,9 @@ pub(crate) struct World {
     pub(crate) impaired: Option<(NodeId, LogId)>,
     /// A disk was replaced; once in a run.
     pub(crate) wiped: Option<NodeId>,
+    pub(crate) operator: Operator,
+    /// Storages of members that a leader added, in a term, after their disk had been emptied.
+    pub(crate) added: BTreeMap<(NodeId, Term, NodeId), StorageId>,
 }
 
 /// What will happen.
@@ -71,6 +75,8 @@ pub(crate) enum Due {
         to: NodeId,
         packet: Packet,
         sent: u64,
+        /// Which starts of the two nodes it belongs to.
+        lives: (u64, u64),
     },
     SendFailed(NodeId, NodeId),
     /// The first learns that the connection to the other broke.
@@ -99,6 +105,8 @@ pub(crate) enum Due {
     },
     Room(NodeId),
     Speed(NodeId),
+    /// An operator goes on with the procedure of this number.
+    Operator(u64),
 }
 
 /// What travels.
@@ -138,6 +146,8 @@ impl Ord for Scheduled {
 }
 
 pub(crate) const MS: u64 = 1000;
+/// How often something that hangs is looked at again, in milliseconds.
+const STALL_STEP_MS: u64 = 100;
 /// Ten times what the busiest run comes to.
 const HAPPENINGS_MAX: u64 = 2_000_000;
 
@@ -177,6 +187,8 @@ impl World {
             guest: None,
             impaired: None,
             wiped: None,
+            operator: Operator::default(),
+            added: BTreeMap::new(),
             random,
             plan,
         };
@@ -186,6 +198,7 @@ impl World {
             // Half the bound below and half above keep any two clocks within it of each other.
             node.rate = 1000 - drift / 2 + world.random.below(drift.max(1));
             node.skew_us = world.random.below(5_000_000);
+            node.file = (id < world.plan.voters).then(|| world.first.clone());
         }
         world
     }
@@ -254,10 +267,16 @@ impl World {
             return self.schedule(until - self.now + after, due);
         }
         match due {
-            Due::Deliver { from, to, packet, sent } => self.deliver(from, to, packet, sent),
+            // A connection does not outlive both of its ends.
+            Due::Deliver { from, to, lives, .. } if self.is_of_past(from, to, lives) => {}
+            Due::Deliver { from, to, packet, sent, .. } => self.deliver(from, to, packet, sent),
             Due::SendFailed(id, to) => self.step(id, Event::SendFailed(to)),
             Due::Disconnected(id, node) => self.disconnected(id, node),
             Due::Written(id, life) if self.is_alive(id, life) => self.written(id),
+            Due::Applied(id, life) if self.node(id).apply_stalls_until > self.now => {
+                self.checks.reach("an apply hung");
+                self.schedule(STALL_STEP_MS * MS, Due::Applied(id, life));
+            }
             Due::Applied(id, life) if self.is_alive(id, life) => self.finish_apply(id),
             Due::Installed(id, life) if self.is_alive(id, life) => self.installed(id),
             Due::Wake(id, life) if self.is_alive(id, life) => {
@@ -276,8 +295,13 @@ impl World {
             Due::TransferOver { from, to, transfer } => self.transfer_over(from, to, transfer, None),
             Due::Room(id) => self.node(id).disk.fill(false),
             Due::Speed(id) => self.node_mut(id).slow_disk = false,
+            Due::Operator(number) => self.proceed(number),
             _ => {}
         }
+    }
+
+    fn is_of_past(&self, from: NodeId, to: NodeId, lives: (u64, u64)) -> bool {
+        self.plan.has_mistakes() && self.node(from).life != lives.0 && self.node(to).life != lives.1
     }
 
     /// The protocol takes an event; what it says is carried out.
@@ -414,6 +438,10 @@ impl World {
     fn written(&mut self, id: NodeId) {
         let disk = self.node(id).disk.clone();
         let life = self.node(id).life;
+        if self.node(id).disk_stalls_until > self.now {
+            self.checks.reach("a write hung");
+            return self.schedule(STALL_STEP_MS * MS, Due::Written(id, life));
+        }
         let Some(up) = &mut self.node_mut(id).up else { return };
         let Some(batch) = up.writing.pop_front() else { return };
         match consensus_core::LogStorage::write(&disk, batch) {
@@ -458,6 +486,7 @@ impl World {
             return;
         }
         let twice = !matches!(packet, Packet::Snapshot(..) | Packet::SnapshotAck(..));
+        let lives = (self.node(from).life, self.node(to).life);
         let copies = if twice && self.faults && self.random.percent(self.plan.duplication) { 2 } else { 1 };
         for _ in 0..copies {
             let delay_max = if self.faults { self.plan.delay_max_ms } else { 2 };
@@ -469,7 +498,7 @@ impl World {
                 delay += self.random.below(600 * MS);
             }
             let (packet, sent) = (packet.clone(), self.now);
-            self.schedule(delay, Due::Deliver { from, to, packet, sent });
+            self.schedule(delay, Due::Deliver { from, to, packet, sent, lives });
         }
     }
 
@@ -494,6 +523,10 @@ impl World {
                 let infos = entries.iter().map(info).collect();
                 self.incoming = entries;
                 Event::Append { from, append, entries: infos }
+            }
+            Packet::Snapshot(.., transfer) if self.node(to).no_room_until > now => {
+                self.checks.reach("no room for a snapshot");
+                return self.send(to, from, Packet::SnapshotAck(None, transfer));
             }
             Packet::Snapshot(term, meta, bytes, transfer) => {
                 let Some(up) = &mut self.node_mut(to).up else { return };
@@ -567,13 +600,14 @@ impl World {
     }
 
     pub(crate) fn restart(&mut self, id: NodeId) {
+        if self.node(id).ended.is_some() {
+            return;
+        }
         let now = self.now;
         // Nobody starts a node on a disk that is full.
         self.node(id).disk.fill(false);
         let config = self.config(id);
-        // Alone it would take itself for the whole cluster; whoever lost its disk is to join instead.
-        let begins = self.plan.voters > 1 || self.wiped != Some(id);
-        let bootstrap = (id.0 < self.plan.voters && begins).then(|| self.first.clone());
+        let bootstrap = self.node(id).file.clone().filter(|_| !self.node(id).joins);
         // A witness has no state machine.
         let guest = self.guest.clone().filter(|_| !self.is_witness(id));
         let started = self.node_mut(id).start(config, bootstrap.as_ref(), guest.as_ref(), now);

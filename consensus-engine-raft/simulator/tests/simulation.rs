@@ -1,6 +1,6 @@
 //! Seeds that must pass, and what holds of every run; `make simulate` and `make soak` go on with more.
 
-use consensus_raft_simulator::{Options, page, run, shrink};
+use consensus_raft_simulator::{Options, RARE_MISTAKES, page, run, shrink};
 
 #[test]
 fn random_troubles_break_no_property() {
@@ -25,6 +25,18 @@ fn the_same_seed_is_the_same_run() {
         run(&Options { seed: 7, ..Options::default() }).trace.hash,
         "looked at or not"
     );
+}
+
+#[test]
+fn same_seed_with_mistakes_is_same_run_and_has_mistakes() {
+    let mut faults = 0;
+    for seed in 0..30 {
+        let once = || run(&Options { seed, mistakes: true, ..Options::default() });
+        let outcome = once();
+        assert_eq!(outcome.trace.hash, once().trace.hash, "seed {seed}");
+        faults += RARE_MISTAKES.iter().filter_map(|what| outcome.reached.get(what)).sum::<u64>();
+    }
+    assert!(faults > 10, "{faults} mistakes");
 }
 
 /// What the flight recorder and `raft-replay` rest on.

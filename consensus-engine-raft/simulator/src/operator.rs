@@ -1,0 +1,286 @@
+//! Operators and their mistakes: disks that are emptied or put back, members that are added again under their old id, nodes
+//! that are started with another first configuration. What can be promised then is told in `checks.rs`.
+
+use std::collections::VecDeque;
+
+use consensus_core::{LogStorage, Member, MemberChange, MemberKind, Membership, NodeId, StorageId};
+use consensus_raft_protocol::Event;
+
+use crate::{
+    disk::SimDisk,
+    machine::MachineDisk,
+    plan::Trouble,
+    random::Random,
+    world::{Due, MS, World},
+};
+
+/// What operators have at hand, and what they are about to do.
+#[derive(Debug, Default)]
+pub(crate) struct Operator {
+    copies: Vec<DiskCopy>,
+    procedure: Option<Procedure>,
+    /// Number of the procedure under way.
+    procedures: u64,
+    /// Disks that were bought.
+    disks: u64,
+    /// Mistakes that were made.
+    mistakes: u64,
+}
+
+/// A copy of a node's data directory.
+#[derive(Debug)]
+struct DiskCopy {
+    node: NodeId,
+    disk: SimDisk,
+    machine: MachineDisk,
+}
+
+/// Steps that follow each other.
+#[derive(Debug)]
+struct Procedure {
+    steps: VecDeque<Step>,
+    /// Times that the step at hand was tried.
+    tries: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Asks the leader for the changes until they are in force.
+    Change(Vec<MemberChange>),
+    /// Asks the leader for the changes once.
+    ChangeOnce(Vec<MemberChange>),
+    /// Empties the disk of a node and starts it.
+    Wipe { node: NodeId, joins: bool },
+    /// Waits so many milliseconds.
+    Pause(u64),
+}
+
+impl World {
+    /// Does one of the things that operators do; says what, if it can be done now.
+    pub(crate) fn operate(&mut self, trouble: Trouble, id: NodeId, random: &mut Random) -> Option<String> {
+        if trouble == Trouble::CopyDisks {
+            return self.copy_disks();
+        }
+        if self.operator.mistakes >= self.plan.mistakes_max || self.operator.procedure.is_some() {
+            return None;
+        }
+        let done = match trouble {
+            Trouble::PutBack => self.put_back(&[id], random),
+            Trouble::PutBackSeveral => {
+                let several: Vec<NodeId> = self.ids().filter(|_| random.percent(60)).collect();
+                if several.len() < 2 { None } else { self.put_back(&several, random) }
+            }
+            Trouble::WipeAndStart => self.wipe_disk(id, false),
+            Trouble::WipeAndJoin => self.wipe_disk(id, true),
+            Trouble::Replace => self.replace(id, random),
+            Trouble::ReplaceInOneChange => self.replace_in_one_change(id, random),
+            _ => self.start_with_other_configuration(),
+        }?;
+        self.operator.mistakes += 1;
+        Some(done)
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.nodes.len() as u64).map(NodeId)
+    }
+
+    fn copy_disks(&mut self) -> Option<String> {
+        for id in self.ids() {
+            let node = self.node(id);
+            let (disk, machine) = (node.disk.image(), node.machine_disk.image());
+            self.operator.copies.push(DiskCopy { node: id, disk, machine });
+        }
+        Some("all data directories are copied".to_owned())
+    }
+
+    /// Puts a copy of some age back, on each of the nodes that has one.
+    fn put_back(&mut self, ids: &[NodeId], random: &mut Random) -> Option<String> {
+        let mut done = Vec::new();
+        for id in ids {
+            let copies = self.operator.copies.iter().filter(|copy| copy.node == *id && !copy.disk.is_new());
+            let images: Vec<_> = copies.map(|copy| (copy.disk.image(), copy.machine.image())).collect();
+            if images.is_empty() {
+                continue;
+            }
+            let (disk, machine) = images[random.below(images.len() as u64) as usize].clone();
+            let old = self.node(*id).disk.clone();
+            self.take_down(*id);
+            done.push(format!("{id} (its log ends at {} instead of {})", disk.last(), old.last()));
+            let node = self.node_mut(*id);
+            (node.disk, node.machine_disk, node.put_back) = (disk, machine, true);
+            self.checks.note_lost(*id, &old, true);
+        }
+        if done.is_empty() {
+            return None;
+        }
+        self.checks.reach(if done.len() > 1 { "several copies put back" } else { "copy put back" });
+        ids.iter().for_each(|id| self.note_put_back(*id));
+        Some(format!("old copies of data directories are put back on nodes {}", done.join(", ")))
+    }
+
+    /// Empties a disk, unless no other holds any entry: that would be a new cluster.
+    fn wipe_disk(&mut self, id: NodeId, joins: bool) -> Option<String> {
+        let others = self.ids().filter(|other| *other != id);
+        if others.into_iter().all(|other| self.node(other).disk.is_new()) || self.is_witness(id) {
+            return None;
+        }
+        self.operator.disks += 1;
+        let old = self.node(id).disk.clone();
+        self.take_down(id);
+        self.checks.note_lost(id, &old, false);
+        let storage = StorageId(10_000 + self.operator.disks);
+        // The file of a cluster that began with one node names nobody whom it could ask: such a node is to join.
+        let joins = joins || self.plan.voters == 1;
+        let node = self.node_mut(id);
+        (node.disk, node.machine_disk, node.joins) = (SimDisk::new(storage), MachineDisk::default(), joins);
+        (node.wiped, node.put_back) = (true, false);
+        let how = if joins { "with --join" } else { "by its usual command" };
+        self.checks.reach(if joins { "disk wiped, node joins" } else { "disk wiped, node starts as usual" });
+        Some(format!("the disk of node {id} is emptied, and it is started {how}"))
+    }
+
+    /// Ends a node; somebody starts it again.
+    fn take_down(&mut self, id: NodeId) {
+        if self.node(id).up.is_some() {
+            self.crash(id, true);
+        } else {
+            self.schedule(300 * MS, Due::Restart(id));
+        }
+        self.node_mut(id).ended = None;
+    }
+
+    /// Removes a member, empties its disk before or after that, and adds it again.
+    fn replace(&mut self, id: NodeId, random: &mut Random) -> Option<String> {
+        let membership = self.newest_membership();
+        if membership.get(id).is_none() || self.is_witness(id) {
+            return None;
+        }
+        let mut steps = VecDeque::new();
+        // A sole member is replaced when there are others.
+        let others: Vec<NodeId> = self.ids().filter(|other| *other != id).collect();
+        if membership.members().len() == 1 {
+            let add = |other: &NodeId| MemberChange::Set(*other, Member::new(MemberKind::Joining));
+            steps.push_back(Step::Change(others.iter().map(add).collect()));
+            steps.push_back(Step::Pause(300 + random.below(1500)));
+        }
+        let wipe = Step::Wipe { node: id, joins: random.percent(80) };
+        let kind = random.of(&[MemberKind::Joining, MemberKind::Voter]);
+        let remove = Step::Change(vec![MemberChange::Remove(id)]);
+        let add = Step::Change(vec![MemberChange::Set(id, Member::new(kind))]);
+        let pause = Step::Pause(random.of(&[0, 0, 300]));
+        steps.extend(match random.below(3) {
+            0 => [wipe, remove, pause, add],
+            1 => [remove, wipe, pause, add],
+            _ => [remove, add, pause, wipe],
+        });
+        self.begin_procedure(steps);
+        self.checks.reach("member replaced under its id");
+        Some(format!("member {id} is about to be replaced under its id"))
+    }
+
+    fn replace_in_one_change(&mut self, id: NodeId, random: &mut Random) -> Option<String> {
+        if self.newest_membership().get(id).is_none() || self.is_witness(id) {
+            return None;
+        }
+        let mut changes =
+            vec![MemberChange::Remove(id), MemberChange::Set(id, Member::new(MemberKind::Voter))];
+        let other = NodeId(random.below(self.nodes.len() as u64));
+        if other != id && random.percent(40) && !self.is_witness(other) {
+            let member = Member::new(MemberKind::Voter);
+            changes.push(match self.newest_membership().get(other) {
+                Some(_) => MemberChange::Remove(other),
+                None => MemberChange::Set(other, member),
+            });
+        }
+        let wipe = Step::Wipe { node: id, joins: random.percent(80) };
+        let (change, pause) = (Step::ChangeOnce(changes), Step::Pause(random.of(&[0, 20, 100])));
+        let steps = if random.percent(50) { [wipe, pause, change] } else { [change, pause, wipe] };
+        self.begin_procedure(steps.into());
+        self.checks.reach("member replaced in one change");
+        Some(format!("member {id} is about to be removed and added in one change"))
+    }
+
+    /// Nodes without a log are started with a file that lists all nodes.
+    fn start_with_other_configuration(&mut self) -> Option<String> {
+        let new: Vec<NodeId> = self.ids().filter(|id| self.node(*id).disk.is_new()).collect();
+        let all = Membership::of_voters(0..self.nodes.len() as u64);
+        if new.is_empty() || all == self.first {
+            return None;
+        }
+        for id in &new {
+            self.take_down(*id);
+            let node = self.node_mut(*id);
+            (node.joins, node.file) = (false, Some(all.clone()));
+        }
+        self.checks.reach("node started with another first configuration");
+        Some(format!("nodes {new:?}, which have no log, are started with the first configuration {all}"))
+    }
+
+    fn begin_procedure(&mut self, steps: VecDeque<Step>) {
+        self.operator.procedures += 1;
+        self.operator.procedure = Some(Procedure { steps, tries: 0 });
+        self.schedule(0, Due::Operator(self.operator.procedures));
+    }
+
+    /// Takes the next step of a procedure, or tries it again.
+    pub(crate) fn proceed(&mut self, number: u64) {
+        if number != self.operator.procedures || !self.faults {
+            return;
+        }
+        let Some(Procedure { mut steps, tries }) = self.operator.procedure.take() else { return };
+        let Some(step) = steps.pop_front() else { return };
+        let (is_done, pause) = match &step {
+            Step::Change(changes) => {
+                let is_done = self.is_changed(changes);
+                if !is_done && tries % 5 == 0 {
+                    self.ask_for(changes.clone());
+                }
+                (is_done, if is_done { 0 } else { 40 * MS })
+            }
+            Step::ChangeOnce(changes) => {
+                self.ask_for(changes.clone());
+                (true, 0)
+            }
+            Step::Wipe { node, joins } => {
+                self.wipe_disk(*node, *joins);
+                (true, 0)
+            }
+            Step::Pause(ms) => (true, ms * MS),
+        };
+        if !is_done {
+            steps.push_front(step);
+        }
+        let tries = if is_done { 0 } else { tries + 1 };
+        // It is given up when there is no leader for long.
+        if tries < 60 {
+            self.operator.procedure = Some(Procedure { steps, tries });
+            self.schedule(pause, Due::Operator(number));
+        }
+    }
+
+    fn is_changed(&self, changes: &[MemberChange]) -> bool {
+        let membership = self.newest_membership();
+        !membership.is_joint()
+            && changes.iter().all(|change| match change {
+                MemberChange::Remove(id) => membership.get(*id).is_none(),
+                MemberChange::Set(id, _) | MemberChange::Add(id, _) => membership.get(*id).is_some(),
+            })
+    }
+
+    fn ask_for(&mut self, changes: Vec<MemberChange>) {
+        let Some(leader) = self.leader() else { return };
+        self.tokens += 1;
+        self.step(leader, Event::ChangeMembership { token: self.tokens, changes });
+    }
+
+    /// All trouble is over: nobody goes on with anything, and nodes that wait for their operators are started as they ask to be.
+    pub(crate) fn end_operations(&mut self) {
+        self.operator.procedure = None;
+    }
+}
+
+/// The configuration that a log ends with.
+pub(crate) fn membership_of(disk: &SimDisk) -> Membership {
+    let state = disk.load().unwrap_or_default();
+    state.memberships.last().map_or(state.purged.membership, |(_, membership)| membership.clone())
+}

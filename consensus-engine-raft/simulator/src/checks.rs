@@ -106,6 +106,13 @@ pub const RARE_MISTAKES: &[&str] = &[
     "an apply hung",
     "snapshot could not be taken",
     "no room for a snapshot",
+    "two clusters meet",
+    "message of another cluster refused",
+    "node refuses to bootstrap",
+    "node waits for its peers",
+    "stalled leader gives leadership away",
+    "cluster went on without a stalled node",
+    "node ended by a contradiction",
     "promise void",
     "no sound quorum was left",
 ];
@@ -393,7 +400,8 @@ impl World {
     pub(crate) fn overview(&self) -> String {
         let line = |node: &crate::node::Node| {
             let Some(up) = &node.up else {
-                let why = node.ended.as_ref().or(node.waits.as_ref()).map(|why| format!(", {why}"));
+                let why = node.ended.clone().or(node.waits.map(|hold| hold.to_string()));
+                let why = why.map(|why| format!(", {why}"));
                 return format!("  {}: down{}\n", node.id, why.unwrap_or_default());
             };
             let raft = &up.raft;

@@ -147,7 +147,8 @@ impl World {
             }
             return;
         }
-        if up.no_room && up.raft.role() == Role::Leader {
+        let is_stalled = up.stalled_since.is_some_and(|since| now - since >= 2_000 * MS);
+        if (up.no_room || is_stalled) && up.raft.role() == Role::Leader {
             return self.answer(asked, Answer::NotApplied);
         }
         let session = Session { client_id: asked.client + 1, sequence: session };

@@ -83,6 +83,13 @@ impl SimDisk {
         slots.records.is_empty() && slots.purged.last == LogId::ZERO && slots.hard == HardState::default()
     }
 
+    /// Whether there is more than a first configuration.
+    #[must_use]
+    pub fn has_history(&self) -> bool {
+        let slots = self.slots();
+        slots.last.index > LogIndex(1) || slots.hard.term > consensus_core::Term::ZERO
+    }
+
     /// The last entry.
     #[must_use]
     pub fn last(&self) -> LogId {

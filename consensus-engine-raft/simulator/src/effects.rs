@@ -62,7 +62,7 @@ impl World {
             Output::Changed(..) => self.checks.reach("change done"),
             Output::TransferEnded(_, Ok(())) => self.checks.reach("transfer"),
             Output::ChangeRefused(..) | Output::TransferEnded(..) => {}
-            Output::Contradicted(contradiction) => panic!("node {id}: {contradiction}"),
+            Output::Contradicted(contradiction) => self.end_node(id, contradiction.to_string()),
         }
     }
 
@@ -122,6 +122,7 @@ impl World {
         let witness = self.is_witness(id);
         let Some(up) = &mut self.node_mut(id).up else { return };
         let Some(last) = up.applying.take() else { return };
+        up.stalled_since = None;
         let entries = up.entries(up.machine.applied().index, last);
         let responses = up.machine.apply(&entries).expect("a machine in memory");
         up.applied = up.applied.max(up.machine.applied().index);

@@ -59,6 +59,7 @@ mod guest;
 mod host;
 mod losses;
 mod machine;
+mod meeting;
 pub mod model;
 mod node;
 mod operator;

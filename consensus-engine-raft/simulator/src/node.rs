@@ -12,6 +12,7 @@ use crate::{
     disk::SimDisk,
     host::Hosting,
     machine::{MachineDisk, SimMachine},
+    operator::Hold,
     recorder::Recorder,
 };
 
@@ -42,7 +43,7 @@ pub(crate) struct Node {
     /// Why it ended for good, until an operator does something about it.
     pub(crate) ended: Option<String>,
     /// Why it does not start yet.
-    pub(crate) waits: Option<String>,
+    pub(crate) waits: Option<Hold>,
     /// Its writes, and its applies, do not return before this.
     pub(crate) disk_stalls_until: u64,
     /// See `disk_stalls_until`.
@@ -77,6 +78,8 @@ pub(crate) struct Up {
     /// Snapshots being sent, by number; one to each peer.
     pub(crate) transfers: BTreeMap<NodeId, u64>,
     pub(crate) no_room: bool,
+    /// Since when a write or an apply has not returned.
+    pub(crate) stalled_since: Option<u64>,
     /// The deadline for which it will be woken.
     pub(crate) wake: Option<Time>,
     /// A turn is under way: more events come before it ends.
@@ -218,6 +221,7 @@ impl Node {
             arrival: None,
             transfers: BTreeMap::new(),
             no_room: false,
+            stalled_since: None,
             wake: None,
             turn_open: false,
             heard: None,

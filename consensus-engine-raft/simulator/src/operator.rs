@@ -1,7 +1,7 @@
 //! Operators and their mistakes: disks that are emptied or put back, members that are added again under their old id, nodes
 //! that are started with another first configuration. What can be promised then is told in `checks.rs`.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, fmt};
 
 use consensus_core::{LogStorage, Member, MemberChange, MemberKind, Membership, NodeId, StorageId};
 use consensus_raft_protocol::Event;
@@ -53,6 +53,26 @@ enum Step {
     Wipe { node: NodeId, joins: bool },
     /// Waits so many milliseconds.
     Pause(u64),
+}
+
+/// Why a node does not bootstrap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Hold {
+    /// This peer has not said yet whether it is empty.
+    SilentPeer(NodeId),
+    /// This peer has a log.
+    PeerWithLog(NodeId),
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SilentPeer(peer) => write!(f, "it waits for node {peer} to say whether it has a log"),
+            Self::PeerWithLog(peer) => {
+                write!(f, "it does not bootstrap: node {peer} has a log; start it with --join")
+            }
+        }
+    }
 }
 
 impl World {
@@ -273,9 +293,45 @@ impl World {
         self.step(leader, Event::ChangeMembership { token: self.tokens, changes });
     }
 
-    /// All trouble is over: nobody goes on with anything, and nodes that wait for their operators are started as they ask to be.
+    /// The first configuration that a node bootstraps from, if it does. As the server does it: only when each of the peers in
+    /// its file has said that it is empty, too. `Err`: why it does not start.
+    pub(crate) fn first_configuration(&self, id: NodeId) -> Result<Option<Membership>, Hold> {
+        let node = self.node(id);
+        let Some(file) = node.file.clone().filter(|_| !node.joins && node.disk.is_new()) else {
+            return Ok(None);
+        };
+        // In the beginning all are started at once, and are empty.
+        if self.now == 0 || !self.plan.has_mistakes() {
+            return Ok(Some(file));
+        }
+        for peer in file.members().keys().filter(|peer| **peer != id) {
+            let other = self.node(*peer);
+            let is_cut_off = self.blocked.contains(&(id.0, peer.0)) || self.blocked.contains(&(peer.0, id.0));
+            if is_cut_off || (other.up.is_none() && other.waits.is_none()) {
+                return Err(Hold::SilentPeer(*peer));
+            }
+            if other.disk.has_history() {
+                return Err(Hold::PeerWithLog(*peer));
+            }
+        }
+        Ok(Some(file))
+    }
+
+    /// A node of another history, or what its leader says, contradicts what is committed on this one, which ends (I17).
+    pub(crate) fn end_node(&mut self, id: NodeId, why: String) {
+        assert!(!self.checks.is_promised(), "node {id} ends although nothing was lost: {why}");
+        self.checks.reach("node ended by a contradiction");
+        self.crash(id, true);
+        self.node_mut(id).ended = Some(why);
+    }
+
+    /// All trouble is over: nobody goes on with anything, and nodes that did not bootstrap are started as they ask to be.
     pub(crate) fn end_operations(&mut self) {
         self.operator.procedure = None;
+        self.meets_until = 0;
+        for node in self.nodes.iter_mut().filter(|node| node.waits.is_some()) {
+            (node.joins, node.waits) = (true, None);
+        }
     }
 }
 

@@ -66,6 +66,8 @@ pub enum Trouble {
     NoSnapshot,
     /// A node has no room for snapshots for a while.
     NoRoomForSnapshot,
+    /// Nodes of another cluster, with the same ids, are taken for those of this one for a while.
+    Meet,
 }
 
 /// All, with how often each comes up in a run that has it.
@@ -103,6 +105,7 @@ const MISTAKES: &[(Trouble, u64)] = &[
     (Trouble::StallApply, 1),
     (Trouble::NoSnapshot, 1),
     (Trouble::NoRoomForSnapshot, 1),
+    (Trouble::Meet, 2),
 ];
 
 /// What a run is like.
@@ -307,6 +310,15 @@ impl Plan {
             (Trouble::Mend, 5),
             (Trouble::Compact, random.below(3)),
         ];
+    }
+
+    /// What another cluster is like that this one meets: left alone otherwise.
+    pub(crate) fn other_cluster(&self) -> Self {
+        Self { troubles: Vec::new(), trouble_pause_ms: 1_000, loss: 0, witness: false, ..self.clone() }
+    }
+
+    pub(crate) fn has(&self, trouble: Trouble) -> bool {
+        self.troubles.iter().any(|(known, _)| *known == trouble)
     }
 
     /// Whether operators make mistakes.

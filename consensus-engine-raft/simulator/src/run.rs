@@ -10,7 +10,7 @@ use consensus_core::{Member, MemberKind, NodeId};
 use crate::{
     guest::AnyGuest,
     host::{Hosting, panic_text},
-    plan::Plan,
+    plan::{Plan, Trouble},
     recorder::Recorder,
     trace::{Trace, What},
     world::{MS, World},
@@ -72,6 +72,9 @@ pub fn run(options: &Options) -> Outcome {
         plan = plan.with_mistakes(options.seed);
     }
     let mut world = World::new(options.seed, plan.clone());
+    if plan.has(Trouble::Meet) {
+        world = world.with_other_cluster();
+    }
     world.trace.keeps = options.keeps_trace;
     world.recorder = options.replays.then(Recorder::default);
     world.skip.clone_from(&options.skip);
@@ -123,7 +126,10 @@ impl World {
         self.check_converged();
         let heartbeats = 2 * 4_000 * 5 / self.plan.election_ms * (self.nodes.len() as u64 - 1);
         assert!(self.delivered < 4 * heartbeats + 100, "{} messages while nothing happened", self.delivered);
+        self.check_other_cluster();
+        self.other = None;
         self.disrupt();
+        self.stall_drill();
         self.quiet = false;
         let before = self.checks.answered;
         self.run_for(5_000 * MS);
@@ -188,6 +194,33 @@ impl World {
             "I12: {follower} was cut off and deposed leader {leader} when it came back: {now:?}"
         );
         self.check_converged();
+    }
+
+    /// The cluster goes on without a node of which a call does not return, whoever leads.
+    fn stall_drill(&mut self) {
+        let (disk, apply) = (self.plan.has(Trouble::StallDisk), self.plan.has(Trouble::StallApply));
+        let membership = self.newest_membership();
+        let Some(leader) = self.leader().filter(|_| disk || apply) else { return };
+        let others = |id| id != leader && self.counts_in(id, &membership);
+        let can_lead = membership.members().keys().any(|id| others(*id) && membership.can_lead(*id));
+        if !can_lead || membership.quorum_value(others) != Some(true) {
+            return;
+        }
+        let node = self.node_mut(leader);
+        let until = if disk { &mut node.disk_stalls_until } else { &mut node.apply_stalls_until };
+        *until = u64::MAX;
+        self.quiet = false;
+        self.run_for(5_000 * MS);
+        let before = self.checks.answered;
+        self.run_for(3_000 * MS);
+        self.checks.reach("cluster went on without a stalled node");
+        assert!(
+            self.checks.answered > before,
+            "liveness: nothing was answered while node {leader}, which led, is stalled\n{}",
+            self.overview()
+        );
+        let node = self.node_mut(leader);
+        (node.disk_stalls_until, node.apply_stalls_until) = (0, 0);
     }
 
     fn cut_off(&mut self, cut: NodeId) {

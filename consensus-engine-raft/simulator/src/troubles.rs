@@ -119,6 +119,7 @@ impl World {
             Trouble::StallDisk | Trouble::StallApply | Trouble::NoSnapshot | Trouble::NoRoomForSnapshot => {
                 self.stall(trouble, id, random)
             }
+            Trouble::Meet => self.meet(random),
             Trouble::CopyDisks
             | Trouble::PutBack
             | Trouble::PutBackSeveral

@@ -8,7 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{
-    Entry, LogId, LogIndex, Membership, NodeId, Payload, SnapshotMeta, StorageError, StorageId, Term,
+    ClusterId, Entry, LogId, LogIndex, Membership, NodeId, Payload, SnapshotMeta, StorageError, StorageId,
+    Term,
 };
 use consensus_raft_protocol::{Append, Call, Config, EntryInfo, Event, Output, Raft, Reply, Returned, Time};
 use consensus_testkit::linearizability::Register;
@@ -18,10 +19,11 @@ use crate::{
     clients::{Answer, Client},
     disk::SimDisk,
     host::Hosting,
+    meeting::Escaped,
     node::{Arrival, Asked, Node, Started},
-    operator::Operator,
+    operator::{Hold, Operator},
     plan::Plan,
-    random::Random,
+    random::{Random, mix},
     recorder::Recorder,
     trace::{Trace, What, role_name},
 };
@@ -63,6 +65,12 @@ pub(crate) struct World {
     /// A disk was replaced; once in a run.
     pub(crate) wiped: Option<NodeId>,
     pub(crate) operator: Operator,
+    /// Another cluster that this one may meet.
+    pub(crate) other: Option<Box<World>>,
+    /// Until when messages go to the other cluster, too.
+    pub(crate) meets_until: u64,
+    /// Messages on their way to the other cluster.
+    pub(crate) escaped: Vec<Escaped>,
     /// Storages of members that a leader added, in a term, after their disk had been emptied.
     pub(crate) added: BTreeMap<(NodeId, Term, NodeId), StorageId>,
 }
@@ -77,6 +85,8 @@ pub(crate) enum Due {
         sent: u64,
         /// Which starts of the two nodes it belongs to.
         lives: (u64, u64),
+        /// Identity of the sender's cluster, as it knew it.
+        cluster: ClusterId,
     },
     SendFailed(NodeId, NodeId),
     /// The first learns that the connection to the other broke.
@@ -148,6 +158,8 @@ impl Ord for Scheduled {
 pub(crate) const MS: u64 = 1000;
 /// How often something that hangs is looked at again, in milliseconds.
 const STALL_STEP_MS: u64 = 100;
+/// A leader of which a call does not return for so long gives leadership away: as the driver's default.
+const STALL_MAX_MS: u64 = 2_000;
 /// Ten times what the busiest run comes to.
 const HAPPENINGS_MAX: u64 = 2_000_000;
 
@@ -188,6 +200,9 @@ impl World {
             impaired: None,
             wiped: None,
             operator: Operator::default(),
+            other: None,
+            meets_until: 0,
+            escaped: Vec::new(),
             added: BTreeMap::new(),
             random,
             plan,
@@ -205,6 +220,9 @@ impl World {
 
     /// Everything begins.
     pub(crate) fn begin(&mut self) {
+        if let Some(other) = &mut self.other {
+            other.begin();
+        }
         for id in 0..self.nodes.len() as u64 {
             self.restart(NodeId(id));
         }
@@ -231,6 +249,7 @@ impl World {
                 at / MS
             );
             self.happen(due);
+            self.go_along();
         }
         self.now = end;
     }
@@ -269,12 +288,14 @@ impl World {
         match due {
             // A connection does not outlive both of its ends.
             Due::Deliver { from, to, lives, .. } if self.is_of_past(from, to, lives) => {}
+            Due::Deliver { from, to, cluster, .. } if self.is_refused(from, to, cluster) => {}
             Due::Deliver { from, to, packet, sent, .. } => self.deliver(from, to, packet, sent),
             Due::SendFailed(id, to) => self.step(id, Event::SendFailed(to)),
             Due::Disconnected(id, node) => self.disconnected(id, node),
             Due::Written(id, life) if self.is_alive(id, life) => self.written(id),
             Due::Applied(id, life) if self.node(id).apply_stalls_until > self.now => {
                 self.checks.reach("an apply hung");
+                self.note_stall(id);
                 self.schedule(STALL_STEP_MS * MS, Due::Applied(id, life));
             }
             Due::Applied(id, life) if self.is_alive(id, life) => self.finish_apply(id),
@@ -298,6 +319,20 @@ impl World {
             Due::Operator(number) => self.proceed(number),
             _ => {}
         }
+    }
+
+    /// The transport of a node refuses those of another cluster, when both know theirs.
+    fn is_refused(&mut self, from: NodeId, to: NodeId, cluster: ClusterId) -> bool {
+        let own = self.cluster_of(to);
+        if own.is_compatible_with(cluster) {
+            return false;
+        }
+        let now = self.now;
+        self.checks.reach("message of another cluster refused");
+        self.trace.note(now, Some(to), || What::Up {
+            text: format!("refuses node {from}, which is of cluster {cluster}, not {own}"),
+        });
+        true
     }
 
     fn is_of_past(&self, from: NodeId, to: NodeId, lives: (u64, u64)) -> bool {
@@ -435,18 +470,32 @@ impl World {
         self.schedule(delay, Due::Written(id, life));
     }
 
+    /// A call does not return. As the driver does it: a leader of which that is true for long gives leadership away, and
+    /// takes no proposals.
+    fn note_stall(&mut self, id: NodeId) {
+        let now = self.now;
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        let since = *up.stalled_since.get_or_insert(now);
+        if now - since >= STALL_MAX_MS * MS && up.raft.role() == consensus_core::Role::Leader {
+            self.tokens += 1;
+            self.checks.reach("stalled leader gives leadership away");
+            self.step(id, Event::Transfer { token: self.tokens, to: None });
+        }
+    }
+
     fn written(&mut self, id: NodeId) {
         let disk = self.node(id).disk.clone();
         let life = self.node(id).life;
         if self.node(id).disk_stalls_until > self.now {
             self.checks.reach("a write hung");
+            self.note_stall(id);
             return self.schedule(STALL_STEP_MS * MS, Due::Written(id, life));
         }
         let Some(up) = &mut self.node_mut(id).up else { return };
         let Some(batch) = up.writing.pop_front() else { return };
         match consensus_core::LogStorage::write(&disk, batch) {
             Ok(()) => {
-                up.no_room = false;
+                (up.no_room, up.stalled_since) = (false, None);
                 self.step(id, Event::Persisted);
             }
             Err(StorageError::NoRoom { batch, .. }) => {
@@ -471,6 +520,7 @@ impl World {
     }
 
     pub(crate) fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
+        self.let_escape(from, to, &packet);
         let blocked = self.blocked.contains(&(from.0, to.0));
         let lost = blocked || (self.faults && self.random.percent(self.plan.loss));
         if to.0 >= self.nodes.len() as u64 {
@@ -486,7 +536,7 @@ impl World {
             return;
         }
         let twice = !matches!(packet, Packet::Snapshot(..) | Packet::SnapshotAck(..));
-        let lives = (self.node(from).life, self.node(to).life);
+        let (lives, cluster) = ((self.node(from).life, self.node(to).life), self.cluster_of(from));
         let copies = if twice && self.faults && self.random.percent(self.plan.duplication) { 2 } else { 1 };
         for _ in 0..copies {
             let delay_max = if self.faults { self.plan.delay_max_ms } else { 2 };
@@ -498,7 +548,7 @@ impl World {
                 delay += self.random.below(600 * MS);
             }
             let (packet, sent) = (packet.clone(), self.now);
-            self.schedule(delay, Due::Deliver { from, to, packet, sent, lives });
+            self.schedule(delay, Due::Deliver { from, to, packet, sent, lives, cluster });
         }
     }
 
@@ -604,10 +654,21 @@ impl World {
             return;
         }
         let now = self.now;
+        let bootstrap = match self.first_configuration(id) {
+            Ok(bootstrap) => bootstrap,
+            Err(hold) => {
+                self.checks.reach(match hold {
+                    Hold::SilentPeer(_) => "node waits for its peers",
+                    Hold::PeerWithLog(_) => "node refuses to bootstrap",
+                });
+                self.node_mut(id).waits = Some(hold);
+                return self.schedule(300 * MS, Due::Restart(id));
+            }
+        };
+        self.node_mut(id).waits = None;
         // Nobody starts a node on a disk that is full.
         self.node(id).disk.fill(false);
         let config = self.config(id);
-        let bootstrap = self.node(id).file.clone().filter(|_| !self.node(id).joins);
         // A witness has no state machine.
         let guest = self.guest.clone().filter(|_| !self.is_witness(id));
         let started = self.node_mut(id).start(config, bootstrap.as_ref(), guest.as_ref(), now);
@@ -652,6 +713,7 @@ impl World {
         config.lease_drift_percent = plan.lease_drift;
         config.promote_lag_entries = 3;
         config.witness = self.first.get(id).is_some_and(|m| m.kind == consensus_core::MemberKind::Witness);
+        config.new_cluster = ClusterId(mix(self.seed ^ mix(self.now + id.0)) | 1);
         config.seed = self.random.next();
         config
     }

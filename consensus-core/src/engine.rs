@@ -1,6 +1,11 @@
 //! Agreement on the order of commands.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -132,6 +137,13 @@ pub enum ProposeError {
     #[error("no room for new commands: {why}")]
     NoRoom {
         /// How much there is, and how much it should be.
+        why: String,
+    },
+    /// *Certainly not applied.* The disk or the state machine of this leader does not answer, and nobody else can take over
+    /// leadership yet; ask again a little later.
+    #[error("this leader is stalled: {why}")]
+    Stalled {
+        /// What does not answer, and for how long.
         why: String,
     },
     /// *Certainly not applied.* The command is larger than the engine takes.
@@ -279,6 +291,9 @@ pub enum SnapshotError {
     /// The engine has no log that could be compacted.
     #[error("this engine keeps no log")]
     NoLog,
+    /// The state machine could not be flushed, so that the log is still needed. The engine tries again by itself.
+    #[error("the log was not compacted, as the state machine could not be flushed: {0}")]
+    NotFlushed(String),
     /// The engine is shut down or stopped of an error.
     #[error("the engine is not running: {0}")]
     NotRunning(String),
@@ -344,6 +359,16 @@ pub struct EngineStatus {
     /// While the disk is too full for more log: how full. The node takes no commands then, and goes on by itself when
     /// there is room.
     pub no_room: Option<String>,
+    /// Start of the log write that has not returned, once it takes longer than the engine's limit. `None` again when it has
+    /// returned. A leader gives leadership away meanwhile.
+    pub storage_stalled_since: Option<Instant>,
+    /// Start of the call of the state machine that has not returned, once it takes longer than the engine's limit. `None`
+    /// again when it has returned. A leader gives leadership away meanwhile.
+    pub apply_stalled_since: Option<Instant>,
+    /// Why this node does not take the snapshot that its leader sends. `None` again when the node has caught up.
+    pub snapshot_blocked: Option<String>,
+    /// On a leader: why the last attempt to send a snapshot failed, by the member that still needs one.
+    pub snapshot_errors: BTreeMap<NodeId, String>,
     /// What the node does.
     pub role: Role,
     /// Its term.

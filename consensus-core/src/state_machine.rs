@@ -28,8 +28,10 @@ use crate::{Entry, LogId};
 ///   the state from before or the one restored, `applied` telling which.
 ///
 /// # Errors and panics
-/// An error or a panic stops the engine of this node (never the process), with the reason in its status. An invalid
-/// *command* is no error: answer it in the response, the same on every node.
+/// An error of [`apply`](Self::apply) stops the engine of this node (never the process), with the reason in its status, and so
+/// does [`StateMachineError::Broken`] or a panic wherever it comes from. After any other error of `flush`, `flush_aside`,
+/// `snapshot` or `restore` the state is the one from before, and the engine calls again a little later. An invalid *command* is
+/// no error: answer it in the response, the same on every node.
 ///
 /// # Example
 /// ```
@@ -89,7 +91,8 @@ pub trait StateMachine: Send + 'static {
     /// crash; the log up to there may go. The engine calls it before it compacts the log.
     ///
     /// # Errors
-    /// The disk fails.
+    /// The disk fails. The engine keeps its log and tries again later: a machine that does not know what a failed flush left on
+    /// the disk returns [`StateMachineError::Broken`].
     fn flush(&mut self) -> Result<LogId, StateMachineError>;
 
     /// [`flush`](Self::flush) as work to be done beside later `apply`s, on a thread that may block: when it has been done, what
@@ -105,14 +108,16 @@ pub trait StateMachine: Send + 'static {
     /// [`Snapshot::write_to`], which runs beside later `apply`s and must not see them.
     ///
     /// # Errors
-    /// The disk fails.
+    /// It cannot be taken now. The engine tries again later.
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError>;
 
     /// Replaces the state by what a [`Snapshot`] wrote, all or nothing, durably, [`applied`](Self::applied) included.
     /// The engine has checked the stream against its checksum; a machine still bounds what it allocates.
     ///
     /// # Errors
-    /// The stream is not a snapshot of this machine, or the disk fails; the state is the one from before.
+    /// The stream is not a snapshot of this machine, there is no room for it, or the disk fails; the state is the one from
+    /// before, in memory and on disk, and the engine asks for another snapshot later. [`StateMachineError::Broken`] if it may not
+    /// be.
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError>;
 }
 
@@ -135,7 +140,7 @@ impl Snapshot for Vec<u8> {
     }
 }
 
-/// Why a state machine cannot go on. It stops the engine of its node.
+/// Why a state machine did not do as asked. [`StateMachine`] says which errors stop the engine of the node.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateMachineError {
@@ -150,6 +155,12 @@ pub enum StateMachineError {
         /// What is wrong with it.
         why: String,
     },
+    /// There is too little room on the disk; nothing was changed.
+    #[error("state machine: {0}")]
+    NoRoom(String),
+    /// The machine panicked, or does not know what state it is in. Stops the engine wherever it comes from.
+    #[error("state machine: {0}")]
+    Broken(String),
     /// Something else, in the machine's own words.
     #[error("state machine: {0}")]
     Other(String),

@@ -1,16 +1,16 @@
-//! What owns the state machine, on a thread of its own as a rule.
+//! Owns the state machine, on a thread of its own as a rule.
 
 use std::{
     any::Any,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Instant,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use consensus_core::{
     Committed, Entry, LogId, LogIndex, LogStorage, NodeId, Payload, ProposeError, Snapshot, StateMachine,
-    StateMachineError,
+    StateMachineError, StorageError,
 };
 
 use crate::{
@@ -27,7 +27,7 @@ pub(crate) enum Job {
         after: LogIndex,
         last: LogIndex,
         entries: Option<Vec<Entry>>,
-        waiters: Vec<(LogIndex, Waiter)>,
+        waiters: AppliedWaiters,
     },
     /// Flush beside the jobs after this, if the machine can. If not: now for a compaction, within the picture for a snapshot.
     Flush(FlushedFor),
@@ -36,7 +36,15 @@ pub(crate) enum Job {
     Install(std::fs::File, LogId),
 }
 
-/// Takes no more jobs after the machine's first error; ends with a last flush otherwise.
+/// Clients whose commands are being applied, in log order. The engine's task answers them if the state machine does not.
+pub(crate) type AppliedWaiters = Arc<Mutex<VecDeque<(LogIndex, Waiter)>>>;
+
+/// Takes them all out.
+pub(crate) fn take_all(waiters: &AppliedWaiters) -> VecDeque<(LogIndex, Waiter)> {
+    std::mem::take(&mut *waiters.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Takes no more jobs after an error that leaves the state in doubt; ends with a last flush otherwise.
 pub(crate) struct Applier {
     machine: Box<dyn StateMachine>,
     /// There need not be commands in the log.
@@ -45,7 +53,23 @@ pub(crate) struct Applier {
     /// Most bytes of entries that are read at once.
     read_bytes_max: u64,
     applied: LogId,
+    /// Committed entries could not be read the last time.
+    is_reading_failing: bool,
     stages: measure::Stages,
+}
+
+/// Why entries are not applied.
+enum Unapplied {
+    /// Final.
+    Failed(StateMachineError),
+    /// The log could not be read now.
+    Unread(StorageError),
+}
+
+impl From<StateMachineError> for Unapplied {
+    fn from(error: StateMachineError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl Work for Applier {
@@ -55,9 +79,17 @@ impl Work for Applier {
         let (input, sound) = match job {
             Job::Apply { after, last, entries, waiters } => {
                 let _apply = tracing::debug_span!("apply", %after, %last).entered();
-                let result = self.apply_all(after, last, entries, waiters.into());
-                let sound = result.is_ok();
-                (Input::Applied(result.map(|()| last)), sound)
+                match self.apply_all(after, last, entries, &waiters) {
+                    Ok(()) => (Input::Applied(Ok(last)), true),
+                    Err(Unapplied::Failed(error)) => (Input::Applied(Err(error)), false),
+                    Err(Unapplied::Unread(error)) => {
+                        if !std::mem::replace(&mut self.is_reading_failing, true) {
+                            tracing::warn!(%error, "committed entries cannot be read from the log; trying again");
+                        }
+                        let after = after.max(self.applied.index);
+                        return Next::Again(Job::Apply { after, last, entries: None, waiters }, READ_RETRY);
+                    }
+                }
             }
             Job::Flush(why) => match (guarded(|| Ok(self.machine.flush_aside())), why) {
                 (Ok(Some(work)), _) => (Input::FlushAside(work, why), true),
@@ -65,7 +97,7 @@ impl Work for Applier {
                 (begun, _) => {
                     let _flush = tracing::debug_span!("flush").entered();
                     let result = begun.and_then(|_| guarded(|| self.machine.flush()));
-                    let sound = result.is_ok();
+                    let sound = is_sound(&result);
                     (Input::Flushed(result, why), sound)
                 }
             },
@@ -73,8 +105,8 @@ impl Work for Applier {
             Job::Install(mut file, last) => {
                 let _install = tracing::info_span!("install", %last).entered();
                 let result = guarded(|| self.machine.restore(&mut file));
-                let sound = result.is_ok();
-                if sound {
+                let sound = is_sound(&result);
+                if result.is_ok() {
                     measure::snapshot_installed();
                     self.applied = last;
                 }
@@ -101,14 +133,15 @@ impl Applier {
         read_bytes_max: u64,
     ) -> Self {
         let applied = machine.applied();
-        Self { machine, witness, storage, read_bytes_max, applied, stages: measure::Stages::new() }
+        let (is_reading_failing, stages) = (false, measure::Stages::new());
+        Self { machine, witness, storage, read_bytes_max, applied, is_reading_failing, stages }
     }
 
     fn take_snapshot(&mut self, to: NodeId) -> (Input, bool) {
         let _picture = tracing::debug_span!("picture", %to).entered();
         let result =
             guarded(|| self.machine.snapshot()).map(|picture: Box<dyn Snapshot>| (self.applied, picture));
-        let sound = result.is_ok();
+        let sound = is_sound(&result);
         (Input::SnapshotTaken(to, result), sound)
     }
 
@@ -117,28 +150,30 @@ impl Applier {
         mut after: LogIndex,
         last: LogIndex,
         entries: Option<Vec<Entry>>,
-        mut waiters: VecDeque<(LogIndex, Waiter)>,
-    ) -> Result<(), StateMachineError> {
+        waiters: &AppliedWaiters,
+    ) -> Result<(), Unapplied> {
         if let Some(entries) = entries {
-            return self.apply(&entries, &mut waiters);
+            return Ok(self.apply(&entries, waiters)?);
         }
         while after < last {
             let read = self.storage.read(after, last, self.read_bytes_max);
-            let entries = read.map_err(|error| StateMachineError::Other(error.to_string()))?;
-            self.apply(&entries, &mut waiters)?;
+            let entries = read.map_err(|error| match error {
+                StorageError::Io { .. } => Unapplied::Unread(error),
+                other => StateMachineError::Other(other.to_string()).into(),
+            })?;
+            if std::mem::take(&mut self.is_reading_failing) {
+                tracing::info!("committed entries can be read from the log again");
+            }
+            self.apply(&entries, waiters)?;
             if self.applied.index <= after {
-                return Err(StateMachineError::Other(format!("the log gave no entry after {after}")));
+                return Err(StateMachineError::Other(format!("the log gave no entry after {after}")).into());
             }
             after = self.applied.index;
         }
         Ok(())
     }
 
-    fn apply(
-        &mut self,
-        entries: &[Entry],
-        waiters: &mut VecDeque<(LogIndex, Waiter)>,
-    ) -> Result<(), StateMachineError> {
+    fn apply(&mut self, entries: &[Entry], waiters: &AppliedWaiters) -> Result<(), StateMachineError> {
         let withheld = entries.iter().find(|entry| entry.payload == Payload::Withheld);
         if let Some(entry) = withheld.filter(|_| !self.witness) {
             return Err(StateMachineError::Other(format!(
@@ -150,7 +185,7 @@ impl Applier {
         let committed = Instant::now();
         let responses = guarded(|| self.machine.apply(entries)).inspect_err(|error| {
             let why = error.to_string();
-            for (_, waiter) in waiters.drain(..) {
+            for (_, waiter) in take_all(waiters) {
                 waiter.answer(Err(ProposeError::Fatal { why: why.clone() }));
             }
         })?;
@@ -159,6 +194,7 @@ impl Applier {
             return Err(StateMachineError::Other(why));
         }
         let applied = Instant::now();
+        let mut waiters = waiters.lock().unwrap_or_else(PoisonError::into_inner);
         for (entry, response) in entries.iter().zip(responses) {
             if waiters.front().is_some_and(|(index, _)| *index == entry.id.index)
                 && let Some((_, waiter)) = waiters.pop_front()
@@ -172,12 +208,17 @@ impl Applier {
     }
 }
 
+/// Whether the machine is in a known state: all errors leave it as it was, but one.
+fn is_sound<T>(result: &Result<T, StateMachineError>) -> bool {
+    !matches!(result, Err(StateMachineError::Broken(_)))
+}
+
 /// A panic of the state machine stops its engine, not the process.
 pub(crate) fn guarded<T>(
     call: impl FnOnce() -> Result<T, StateMachineError>,
 ) -> Result<T, StateMachineError> {
     catch_unwind(AssertUnwindSafe(call))
-        .unwrap_or_else(|panic| Err(StateMachineError::Other(describe(&*panic))))
+        .unwrap_or_else(|panic| Err(StateMachineError::Broken(describe(&*panic))))
 }
 
 pub(crate) fn describe(panic: &(dyn Any + Send)) -> String {
@@ -185,6 +226,9 @@ pub(crate) fn describe(panic: &(dyn Any + Send)) -> String {
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("it panicked: {}", text.unwrap_or("without a message"))
 }
+
+/// Time until entries that could not be read are read again.
+const READ_RETRY: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
@@ -204,7 +248,7 @@ mod tests {
         let mut worker = Worker::spawn("apply", tracing::Span::none(), inbox, applier).unwrap();
         let entry = Entry::command(LogId::new(1, 1), "x");
         let (after, last) = (LogIndex(0), LogIndex(1));
-        let job = Job::Apply { after, last, entries: Some(vec![entry]), waiters: Vec::new() };
+        let job = Job::Apply { after, last, entries: Some(vec![entry]), waiters: AppliedWaiters::default() };
         assert!(worker.give(job, false, &mut Vec::new()));
         worker.end().unwrap().join().unwrap();
         assert_eq!(Journal::reopen(&reader).reader().commands(), reader.commands());

@@ -146,6 +146,11 @@ mod tests {
         );
         assert_eq!(wrong(|config| config.snapshot_chunk_bytes = 0), Err("snapshot_chunk_bytes"));
         assert_eq!(wrong(|config| config.apply_entries_max = 0), Err("apply_entries_max"));
+        assert_eq!(
+            wrong(|config| config.storage_stall_limit = Some(Duration::ZERO)),
+            Err("storage_stall_limit")
+        );
+        assert_eq!(wrong(|config| config.apply_stall_limit = Some(Duration::MAX)), Err("apply_stall_limit"));
         let small = |config: &mut RaftConfig| {
             config.flight_recorder = Some(FlightRecorder { dir: PathBuf::new(), bytes_max: (1 << 20) - 1 });
         };

@@ -59,7 +59,9 @@ pub struct RaftConfig {
     pub snapshot_chunk_bytes: usize,
     /// Most bytes of a snapshot sent per second, so that it leaves room on the network for the rest. Default 0: no bound.
     pub snapshot_bytes_per_second: u64,
-    /// Wait before a piece of a snapshot that could not be sent is sent again. Default 1 s.
+    /// Wait before a piece of a snapshot that could not be sent is sent again, and before work that failed and can be repeated
+    /// is done again the first time (a snapshot, a flush of the state machine); then twice as long each time, up to 16 times
+    /// as long. Default 1 s.
     pub snapshot_retry: Duration,
     /// How long a transfer waits for a network that fails, to go on where it was; then it is begun anew with a new
     /// snapshot. The old one is kept until then, with what it takes of the disk. Default 60 s.
@@ -67,6 +69,18 @@ pub struct RaftConfig {
     /// Where a snapshot is gathered while it arrives (unlinked files; a crash leaves nothing). Default: the system's
     /// place for temporary files. Needs room for one snapshot.
     pub snapshot_dir: PathBuf,
+    /// Bytes of the disk of `snapshot_dir` that a snapshot leaves free while it arrives. What would take more is refused, and
+    /// the leader sends a snapshot again later. Default 0: the disk is not asked.
+    pub snapshot_reserve_bytes: u64,
+    /// Longest time that a write of the log may take. Then the disk counts as stalled: a leader gives leadership away, the
+    /// outcome of its proposals is reported as unknown, and the status says so until the write returns. Lower finds a disk that
+    /// hangs sooner, and mistakes one that pauses (virtual disks do so for a second now and then) for one that hangs. More than
+    /// 0. Default, with `None`: two election timeouts, but at least 2 s.
+    pub storage_stall_limit: Option<Duration>,
+    /// Longest time that the state machine may take to apply what is handed to it at once, with the same consequences. A
+    /// command that takes longer makes each leader give leadership away in turn. More than 0. Default, with `None`: 20 election
+    /// timeouts, but at least 10 s.
+    pub apply_stall_limit: Option<Duration>,
     /// Whether storage and state machine are called on threads of their own. `false` is for storages and machines in memory,
     /// whose calls do not block: they are called on the engine's own task, without a hop to another thread, and under
     /// tokio's paused clock a run takes no time and can be repeated. One that blocks would hold up heartbeats. Default
@@ -110,6 +124,9 @@ impl RaftConfig {
             snapshot_retry: Duration::from_secs(1),
             snapshot_resume: Duration::from_secs(60),
             snapshot_dir: std::env::temp_dir(),
+            snapshot_reserve_bytes: 0,
+            storage_stall_limit: None,
+            apply_stall_limit: None,
             threads: true,
             simulated_latency: None,
             flight_recorder: None,
@@ -135,12 +152,36 @@ impl RaftConfig {
         if self.snapshot_chunk_bytes == 0 {
             return bad("snapshot_chunk_bytes", "at least 1");
         }
+        for (key, limit) in
+            [("storage_stall_limit", self.storage_stall_limit), ("apply_stall_limit", self.apply_stall_limit)]
+        {
+            if limit.is_some_and(|limit| limit.is_zero() || limit > STALL_LIMIT_MAX) {
+                return bad(key, "more than 0, and at most a day");
+            }
+        }
         if self.flight_recorder.as_ref().is_some_and(|recorder| recorder.bytes_max < 1 << 20) {
             return bad("flight_recorder.bytes_max", "at least 1 MiB");
         }
         Ok(())
     }
 }
+
+impl RaftConfig {
+    /// Longest time that a write of the log may take.
+    pub(crate) fn storage_limit(&self) -> Duration {
+        let default = || (2 * self.protocol.election_timeout).max(Duration::from_secs(2));
+        self.storage_stall_limit.unwrap_or_else(default)
+    }
+
+    /// Longest time that an apply may take.
+    pub(crate) fn apply_limit(&self) -> Duration {
+        let default = || (20 * self.protocol.election_timeout).max(Duration::from_secs(10));
+        self.apply_stall_limit.unwrap_or_else(default)
+    }
+}
+
+/// A longer limit can only be a mistake.
+const STALL_LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What the standard library draws for its hash maps.
 /// An identity that no other cluster has.

@@ -5,12 +5,15 @@ mod forward;
 mod members;
 mod messages;
 mod reads;
+mod retry;
+mod room;
 mod snapshots;
+mod stall;
 
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -21,6 +24,7 @@ use compaction::Compaction;
 use consensus_core::{
     ClusterId, EngineStatus, Entry, Health, LogBatch, LogId, LogIndex, LogStorage, Membership,
     NetworkTransport, NodeId, Payload, PeerStatus, ProposeError, Reachability, ReadError, Role,
+    StateMachineError,
 };
 use consensus_raft_protocol::{Append, Event, Output, Raft};
 use forward::Forwarding;
@@ -28,6 +32,9 @@ pub(crate) use forward::reread as reread_forwarded;
 use members::Asked;
 use messages::message_of;
 use reads::{Freshness, Reads};
+use retry::SnapshotOutages;
+use room::{FullMembers, NoRoom};
+use stall::Calls;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -38,12 +45,13 @@ use tracing::Instrument;
 use crate::{
     RaftConfig,
     admission::Admission,
-    apply_thread::{Job, describe},
+    apply_thread::{AppliedWaiters, Job, describe, take_all},
     cache::EntryCache,
     flight::Recorded,
     inbox::{Arrival, FlushedFor, Inbox, Input},
     latency::Latency,
     measure,
+    snapshot_send::SendFailure,
     waiters::{Waiter, Waiters},
     worker::{self, Worker},
 };
@@ -89,8 +97,12 @@ pub(crate) struct Driver {
     /// Members that were removed, and until when the transport keeps their endpoints.
     retired: BTreeMap<NodeId, Duration>,
     freshness: Freshness,
-    /// While the log thread waits for room on the disk.
-    no_room: Option<String>,
+    /// While entries have no room on the disk.
+    no_room: Option<NoRoom>,
+    full_members: FullMembers,
+    /// Why the snapshot that arrived last was not taken, and what was committed then.
+    snapshot_blocked: Option<(String, LogIndex)>,
+    calls: Calls,
     apply: Apply,
     compaction: Compaction,
     /// Appends that wait for entries from disk, in order, per peer; the first of each is being loaded.
@@ -98,6 +110,9 @@ pub(crate) struct Driver {
     /// Snapshots being sent.
     transfers: BTreeMap<NodeId, Sending>,
     transfers_begun: u64,
+    snapshot_outages: SnapshotOutages,
+    /// Entries for a follower could not be read from the log the last time.
+    is_loading_failing: bool,
     arrivals: VecDeque<Arrival>,
     /// On the runtime that this task is on, known when it runs.
     others_can_run: bool,
@@ -111,6 +126,10 @@ struct Apply {
     done: LogIndex,
     handed: LogIndex,
     target: LogIndex,
+    /// Those who wait for what was handed over last.
+    waiters: AppliedWaiters,
+    /// Entries that are handed over at once, at most.
+    batch_max: u64,
 }
 
 /// Commands that came one after another: they are proposed in one call.
@@ -148,6 +167,7 @@ impl Driver {
         writer: Worker<LogBatch>,
         applier: Worker<Job>,
     ) -> (Self, watch::Receiver<Arc<EngineStatus>>) {
+        let apply_entries_max = config.apply_entries_max;
         let (status, watching) = watch::channel(Arc::new(initial_status(&raft, applied)));
         let driver = Self {
             cache: EntryCache::new(raft.last_log().index),
@@ -178,11 +198,22 @@ impl Driver {
             retired: BTreeMap::new(),
             freshness: Freshness::default(),
             no_room: None,
-            apply: Apply { done: applied, handed: applied, target: raft.commit() },
+            full_members: FullMembers::default(),
+            snapshot_blocked: None,
+            calls: Calls::default(),
+            apply: Apply {
+                done: applied,
+                handed: applied,
+                target: raft.commit(),
+                waiters: AppliedWaiters::default(),
+                batch_max: apply_entries_max,
+            },
             compaction: Compaction::new(raft.purged().index),
             loading: BTreeMap::new(),
             transfers: BTreeMap::new(),
             transfers_begun: 0,
+            snapshot_outages: SnapshotOutages::new(),
+            is_loading_failing: false,
             arrivals: VecDeque::new(),
             others_can_run: false,
             stop: None,
@@ -237,7 +268,11 @@ impl Driver {
             if self.raft.next_deadline().is_some_and(|at| at <= self.now) {
                 self.step(Event::Tick);
             }
-            self.writer.retry(&mut self.reports);
+            self.applier.retry(&mut self.reports);
+            self.watch_calls();
+            self.retry_entries();
+            self.retry_work();
+            self.yield_leadership();
             let now = self.now;
             self.waiters.expire(now);
             self.forwarding.expire(now);
@@ -261,7 +296,10 @@ impl Driver {
             leaving,
             transfers,
             self.retired.values().min().copied(),
-            self.writer.due().map(|at| at - self.started),
+            self.applier.due().map(|at| at - self.started),
+            self.next_stall_deadline(),
+            self.next_room_deadline(),
+            self.next_retry(),
         ]
         .into_iter()
         .flatten()
@@ -297,8 +335,8 @@ impl Driver {
                 self.step(Event::Transfer { token, to });
             }
             Input::Persisted(Ok(())) => {
-                if self.no_room.take().is_some() {
-                    tracing::info!("there is room on the disk again");
+                if self.write_returned() {
+                    self.room_is_back();
                 }
                 self.step(Event::Persisted);
             }
@@ -310,13 +348,28 @@ impl Driver {
             Input::Flushed(Ok(_), FlushedFor::Snapshot(to)) => self.give(Job::TakeSnapshot(to)),
             Input::Installed(Ok(())) => self.on_installed(),
             Input::SnapshotTaken(to, Ok((last, picture))) => self.send_snapshot(to, last, picture),
-            Input::Applied(Err(error)) | Input::Flushed(Err(error), _) | Input::Installed(Err(error)) => {
+            Input::Applied(Err(error))
+            | Input::Flushed(Err(error @ StateMachineError::Broken(_)), _)
+            | Input::Installed(Err(error @ StateMachineError::Broken(_)))
+            | Input::SnapshotTaken(_, Err(error @ StateMachineError::Broken(_))) => {
                 self.fail(error.to_string());
             }
-            Input::SnapshotTaken(_, Err(error)) => self.fail(error.to_string()),
-            Input::SnapshotSent(to, last) => {
+            Input::Flushed(Err(error), FlushedFor::Compaction) => self.on_not_flushed(&error),
+            Input::Flushed(Err(error), FlushedFor::Snapshot(to)) | Input::SnapshotTaken(to, Err(error)) => {
+                let why = format!("it could not be taken: {error}");
+                self.on_snapshot_failed(to, SendFailure::Local(why));
+            }
+            Input::Installed(Err(error)) => self.on_not_installed(&error.to_string()),
+            Input::SnapshotBlocked(why) => self.snapshot_blocked = Some((why, self.raft.commit())),
+            Input::SnapshotSent(to, result) => {
                 self.transfers.remove(&to);
-                self.step(Event::SnapshotSent(to, last));
+                match result {
+                    Ok(last) => {
+                        self.on_snapshot_sent(to);
+                        self.step(Event::SnapshotSent(to, Some(last)));
+                    }
+                    Err(failure) => self.on_snapshot_failed(to, failure),
+                }
             }
             Input::SnapshotArrived(arrival) => {
                 let event = Event::SnapshotArrived {
@@ -339,10 +392,10 @@ impl Driver {
         }
         let Gathered { mut commands, mut sizes_bytes } = std::mem::take(&mut self.gathered);
         let leader = self.forward_to();
-        if let Some(why) = self.no_room.clone().filter(|_| self.raft.role() == Role::Leader) {
+        if let Some((reason, error)) = self.proposal_refusal() {
             for (_, waiter) in commands.drain(..) {
-                measure::refused("no_room");
-                waiter.answer(Err(ProposeError::NoRoom { why: why.clone() }));
+                measure::refused(reason);
+                waiter.answer(Err(error.clone()));
             }
         } else if let Some(leader) = leader {
             commands.drain(..).for_each(|(command, waiter)| self.forward(leader, command, waiter));
@@ -382,6 +435,8 @@ impl Driver {
                 sending.task.abort();
             }
             self.loading.clear();
+            self.snapshot_outages.clear();
+            self.full_members = FullMembers::default();
         }
     }
 
@@ -454,6 +509,9 @@ impl Driver {
             self.address_members();
             self.tell_cluster();
             self.start_write();
+            if self.no_room.is_some() && !self.raft.lacks_room() && !self.calls.is_writing() {
+                self.room_is_back(); // The entries were replaced, by a snapshot or by fewer.
+            }
             self.raft.flush();
             self.start_apply();
             if self.reports.is_empty() {
@@ -464,6 +522,7 @@ impl Driver {
             }
         }
         self.answer_reads();
+        self.refuse_stuck_reads();
         // What is written can be read again, by those who apply and send; a slow state machine fills no memory.
         self.cache.evict(self.config.cache_bytes_max, self.raft.durable());
         self.publish_status();
@@ -475,35 +534,29 @@ impl Driver {
         let entries = self.cache.get(after, last).expect("what is not yet durable is in the cache");
         let (hard_state, purge, truncate_after) = (persist.hard_state, persist.purge, persist.truncate_after);
         let batch = LogBatch { hard_state, purge, truncate_after, entries };
+        self.write_begins(!batch.entries.is_empty());
         let may_be_here = self.may_be_here(batch.entries.len());
         if !self.writer.give(batch, may_be_here, &mut self.reports) {
             self.fail("the log writer ended".to_owned());
         }
     }
 
-    /// The write in hand waits, for how long nobody knows. Who has room should lead.
-    fn on_no_room(&mut self, why: String) {
-        tracing::warn!(why, "no room on the disk: no commands are taken until there is");
-        self.no_room = Some(why);
-        self.waiters.fail_all(&ProposeError::Unknown { why: "it waits for room on the disk" });
-        let token = self.asked.token();
-        self.step(Event::Transfer { token, to: None });
-    }
-
     /// One batch at a time; the next one gathers meanwhile.
     fn start_apply(&mut self) {
-        let Apply { done, handed, target } = self.apply;
+        let Apply { done, handed, target, batch_max, .. } = self.apply;
         // What gathered before a snapshot arrived is in the snapshot; handed over behind its restore it would be applied
         // to the state after it (known bug S3).
         let installing = self.raft.hard_state().installing.is_some();
         if done < handed || target <= handed || installing {
             return;
         }
-        let last = LogIndex(target.0.min(handed.0 + self.config.apply_entries_max));
+        let last = LogIndex(target.0.min(handed.0 + batch_max));
         let raft = &self.raft;
         let waiters = self.waiters.take(last, raft.leader(), |i| raft.id_at(i).map(|id| id.term));
         let entries = self.cache.get(handed, last);
-        self.apply.handed = last;
+        let waiters = Arc::new(Mutex::new(waiters.into()));
+        (self.apply.handed, self.apply.waiters) = (last, waiters.clone());
+        self.apply_begins();
         self.give(Job::Apply { after: handed, last, entries, waiters });
     }
 
@@ -570,10 +623,27 @@ impl Driver {
         if !Arc::ptr_eq(&status.membership, raft.membership()) {
             changed |= update(&mut status.membership, raft.membership().clone());
         }
-        if status.no_room != self.no_room {
-            changed |= update(&mut status.no_room, self.no_room.clone());
-        }
+        changed |= self.update_outages(status);
         changed | self.update_peers(&mut status.peers)
+    }
+
+    fn update_outages(&self, status: &mut EngineStatus) -> bool {
+        let mut changed = update(&mut status.storage_stalled_since, self.calls.storage_stalled_since());
+        changed |= update(&mut status.apply_stalled_since, self.calls.apply_stalled_since());
+        let no_room = self.no_room.as_ref().map(|no_room| &no_room.why);
+        if status.no_room.as_ref() != no_room {
+            changed |= update(&mut status.no_room, no_room.cloned());
+        }
+        let blocked = self.snapshot_blocked.as_ref().map(|(why, _)| why);
+        if status.snapshot_blocked.as_ref() != blocked {
+            changed |= update(&mut status.snapshot_blocked, blocked.cloned());
+        }
+        let outages = self.snapshot_outages.iter().map(|(to, outage)| (to, &outage.why));
+        if !outages.clone().eq(&status.snapshot_errors) {
+            status.snapshot_errors = outages.map(|(to, why)| (*to, why.clone())).collect();
+            changed = true;
+        }
+        changed
     }
 
     fn update_peers(&self, peers: &mut BTreeMap<NodeId, PeerStatus>) -> bool {
@@ -627,6 +697,10 @@ impl Driver {
         if !worker::call(self.config.threads, join).await.unwrap_or(true) {
             tracing::error!("a thread of the engine panicked");
         }
+        // Those whose commands an apply left unanswered that ended in an error.
+        for (_, waiter) in take_all(&self.apply.waiters) {
+            waiter.answer(Err(ProposeError::Unknown { why: "the engine stopped meanwhile" }));
+        }
         for reply in reply {
             let _ = reply.send(());
         }
@@ -653,6 +727,10 @@ pub(crate) fn initial_status(raft: &Raft, applied: LogIndex) -> EngineStatus {
         storage: raft.storage(),
         health: Health::Running,
         no_room: None,
+        storage_stalled_since: None,
+        apply_stalled_since: None,
+        snapshot_blocked: None,
+        snapshot_errors: BTreeMap::new(),
         role: raft.role(),
         term: raft.term(),
         leader: raft.leader(),
@@ -704,3 +782,5 @@ const HERE_ENTRIES_MAX: usize = 16;
 const NO_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Inputs taken in one turn; bounds the time between two looks at the clock.
 const TURN_INPUTS_MAX: usize = 4096;
+/// An apply that takes longer is followed by one of half as many entries: a machine that is slow is not one that stalls.
+const APPLY_TIME_MAX: Duration = Duration::from_millis(500);

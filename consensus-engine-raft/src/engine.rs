@@ -189,7 +189,10 @@ impl RaftEngine {
             threads: config.threads,
             inbox: inbox.clone(),
             messages: Admission::new(u64::MAX, config.inbox_bytes_max),
-            snapshots: Arc::new(tokio::sync::Mutex::new(Receiver::new(config.snapshot_dir.clone()))),
+            snapshots: Arc::new(tokio::sync::Mutex::new(Receiver::new(
+                config.snapshot_dir.clone(),
+                config.snapshot_reserve_bytes,
+            ))),
         };
         let (proposals, reads) = (
             Admission::new(config.proposals_max, config.proposal_bytes_max),
@@ -402,13 +405,24 @@ impl MessageHandler for Handler {
         let received = worker::call(self.threads, take).await;
         match received {
             Ok(Received::Answer(outcome)) => SnapshotAck { term, outcome },
+            Ok(Received::Blocked(why)) => {
+                let _ = self.inbox.send(Input::SnapshotBlocked(why)); // The engine is ending.
+                refused
+            }
             Ok(Received::Whole(meta, file)) => {
+                let bytes = file.metadata().map_or(0, |file| file.len());
                 let (reply, answer) = oneshot::channel();
                 let arrival = Arrival { from, term, meta, file, reply };
                 if self.inbox.send(Input::SnapshotArrived(arrival)).is_err() {
                     return refused;
                 }
-                answer.await.unwrap_or(refused)
+                let ack = answer.await.unwrap_or(refused);
+                let mut receiver = self.snapshots.lock().await;
+                match ack.outcome {
+                    SnapshotOutcome::Installed => receiver.installed(),
+                    _ => receiver.not_installed(bytes),
+                }
+                ack
             }
             Err(_) => refused,
         }

@@ -14,7 +14,7 @@ use std::{
     io::{self, BufReader, BufWriter, Read, Write},
     ops::Deref,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -72,6 +72,8 @@ pub fn checksum(returned: &Returned) -> u32 {
 pub(crate) struct Recorded {
     raft: Raft,
     recorder: Option<Recorder>,
+    /// A recorder that is to start again.
+    stopped: Option<Stopped>,
 }
 
 impl Deref for Recorded {
@@ -85,7 +87,7 @@ impl Deref for Recorded {
 impl Recorded {
     pub(crate) fn new(raft: Raft, recorder: Option<&FlightRecorder>) -> io::Result<Self> {
         let recorder = recorder.map(|settings| Recorder::start(settings, &raft)).transpose()?;
-        Ok(Self { raft, recorder })
+        Ok(Self { raft, recorder, stopped: None })
     }
 
     pub(crate) fn step(&mut self, now: Time, event: Event) -> Vec<Output> {
@@ -143,17 +145,45 @@ impl Recorded {
     /// What was recorded so far outlives the process from here on.
     pub(crate) fn flush(&mut self) {
         self.record(|recorder, _| recorder.file.flush());
+        if self.stopped.as_ref().is_some_and(|stopped| stopped.retry_at <= Instant::now()) {
+            self.restart();
+        }
+    }
+
+    fn restart(&mut self) {
+        let Some(Stopped { settings, .. }) = self.stopped.take() else { return };
+        match Recorder::start(&settings, &self.raft) {
+            Ok(recorder) => {
+                tracing::info!(dir = %settings.dir.display(), "the flight recorder records again");
+                self.recorder = Some(recorder);
+            }
+            Err(error) => {
+                tracing::debug!(dir = %settings.dir.display(), %error, "the flight recorder does not start");
+                self.stopped = Some(Stopped { settings, retry_at: Instant::now() + RETRY });
+            }
+        }
     }
 
     fn record(&mut self, write: impl FnOnce(&mut Recorder, &Raft) -> io::Result<()>) {
         let Some(recorder) = &mut self.recorder else { return };
         if let Err(error) = write(recorder, &self.raft) {
             let dir = recorder.settings.dir.display();
-            tracing::warn!(%dir, %error, "the flight recorder ends");
+            tracing::warn!(%dir, %error, "the flight recorder stopped; it tries to start again once a minute");
+            let settings = recorder.settings.clone();
             self.recorder = None;
+            self.stopped = Some(Stopped { settings, retry_at: Instant::now() + RETRY });
         }
     }
 }
+
+/// A recorder that failed.
+struct Stopped {
+    settings: FlightRecorder,
+    retry_at: Instant,
+}
+
+/// Time between two attempts to record again.
+const RETRY: Duration = Duration::from_secs(60);
 
 struct Recorder {
     settings: FlightRecorder,
@@ -431,6 +461,36 @@ mod tests {
             any::<(Time, Vec<u64>)>().prop_map(|(now, sizes)| Record::Called(Call::Propose(now, sizes))),
             any::<u32>().prop_map(Record::Returned),
         ]
+    }
+
+    #[test]
+    fn recorder_that_failed_records_again_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = FlightRecorder { dir: dir.path().join("flight"), bytes_max: 1 << 20 };
+        let config = consensus_raft_protocol::Config::new(NodeId(1));
+        let raft = Raft::new(config, consensus_raft_protocol::Restored::default(), Time::ZERO).unwrap();
+        let mut recorded = Recorded::new(raft, Some(&settings)).unwrap();
+        recorded.step(Time::ZERO, Event::Tick);
+        // Its directory is gone when it wants the next file, and a file is in the place.
+        std::fs::remove_dir_all(&settings.dir).unwrap();
+        std::fs::write(&settings.dir, "in the way").unwrap();
+        for _ in 0..20_000 {
+            recorded.propose(Time::ZERO, &[1]);
+            recorded.step(Time::ZERO, Event::Tick);
+        }
+        assert!(recorded.recorder.is_none());
+        let again = |recorded: &mut Recorded| {
+            recorded.stopped.as_mut().unwrap().retry_at = Instant::now();
+            recorded.flush();
+        };
+        again(&mut recorded);
+        assert!(recorded.recorder.is_none() && recorded.stopped.is_some());
+        std::fs::remove_file(&settings.dir).unwrap();
+        again(&mut recorded);
+        recorded.step(Time::ZERO, Event::Tick);
+        recorded.flush();
+        assert!(recorded.recorder.is_some() && recorded.stopped.is_none());
+        assert_eq!(recording(&settings.dir).unwrap().len(), 1);
     }
 
     /// The records, and what ended them if it was no orderly end.

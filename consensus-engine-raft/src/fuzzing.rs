@@ -22,9 +22,10 @@ pub fn gather(
     dir: &Path,
     chunks: impl IntoIterator<Item = (NodeId, SnapshotChunk)>,
 ) -> Vec<Result<SnapshotOutcome, (SnapshotMeta, Vec<u8>)>> {
-    let mut receiver = Receiver::new(dir.to_owned());
+    let mut receiver = Receiver::new(dir.to_owned(), 0);
     let take = |(from, chunk)| match receiver.take(from, &chunk) {
         Received::Answer(outcome) => Ok(outcome),
+        Received::Blocked(_) => Ok(SnapshotOutcome::Refused),
         Received::Whole(meta, mut file) => {
             let mut whole = Vec::new();
             file.read_to_end(&mut whole).expect("a file just written can be read");

@@ -10,7 +10,7 @@ use consensus_core::{
 use consensus_raft_protocol::Append;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{admission::Permit, waiters::Waiter};
+use crate::{admission::Permit, snapshot_send::SendFailure, waiters::Waiter};
 
 /// The queue's writing end. It has no bound of its own: each kind of input is bounded where it comes from - proposals,
 /// reads and messages by permits, the rest by there being one in flight (per peer).
@@ -30,7 +30,7 @@ pub(crate) enum Input {
     Transfer(Option<NodeId>, TransferReply),
     /// From the storage thread.
     Persisted(Result<(), StorageError>),
-    /// From the storage thread: the write waits until there is room on the disk.
+    /// From the storage thread: nothing of the write was written, as its entries have no room on the disk.
     NoRoom(String),
     /// From the apply thread: everything up to here is applied.
     Applied(Result<LogIndex, StateMachineError>),
@@ -40,7 +40,10 @@ pub(crate) enum Input {
     Flushed(Result<LogId, StateMachineError>, FlushedFor),
     Installed(Result<(), StateMachineError>),
     SnapshotTaken(NodeId, Result<(LogId, Box<dyn Snapshot>), StateMachineError>),
-    SnapshotSent(NodeId, Option<LogIndex>),
+    /// The last index of the snapshot that the member has, or why it has not.
+    SnapshotSent(NodeId, Result<LogIndex, SendFailure>),
+    /// A snapshot that was arriving is not taken; why.
+    SnapshotBlocked(String),
     SnapshotArrived(Arrival),
     /// Entries that were no longer in memory, for an append that waits for them.
     Loaded(NodeId, Append, Result<Vec<Entry>, StorageError>),

@@ -4,7 +4,7 @@
 //! | name | |
 //! |---|---|
 //! | `raft_proposals_total` | commands appended by this node as leader |
-//! | `raft_proposals_refused_total{reason}` | commands certainly not applied: `overloaded`, `not_leader`, `handing_over`, `no_room`, `too_large` |
+//! | `raft_proposals_refused_total{reason}` | commands certainly not applied: `overloaded`, `not_leader`, `handing_over`, `no_room`, `stalled`, `too_large` |
 //! | `raft_proposal_seconds{stage}` | time of a command in the stages `queue` (until appended), `commit` (until handed to the state machine), `apply` (until answered) |
 //! | `raft_log_write_seconds`, `raft_log_write_entries` | log writes, with their syncs: time and entries of each |
 //! | `raft_apply_entries` | entries applied in one call |

@@ -7,11 +7,14 @@ use std::{
 };
 
 use consensus_core::{NodeId, SnapshotChunk, SnapshotMeta, SnapshotOutcome};
+use consensus_storage_dir::Reserve;
 
 /// What a chunk leads to.
 pub(crate) enum Received {
     /// To be answered at once.
     Answer(SnapshotOutcome),
+    /// To be refused, for a reason of this node.
+    Blocked(String),
     /// All is here and checked; the file stands at its beginning.
     Whole(SnapshotMeta, File),
 }
@@ -20,7 +23,14 @@ pub(crate) enum Received {
 #[derive(Debug)]
 pub(crate) struct Receiver {
     dir: PathBuf,
+    /// Room on the disk of `dir` that snapshots leave.
+    reserve: Reserve,
     current: Option<Stream>,
+    /// Room that the next snapshot needs, at least, in bytes: as much as one that was refused for want of room had needed by
+    /// then. Less with each refusal, as the next snapshot may be smaller.
+    needed_bytes: u64,
+    /// The last snapshot was refused; it was said why.
+    is_blocked: bool,
 }
 
 #[derive(Debug)]
@@ -34,16 +44,50 @@ struct Stream {
 }
 
 impl Receiver {
-    pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir, current: None }
+    /// For snapshots that are kept in `dir` while they arrive, and leave `reserve_bytes` of its disk free.
+    pub(crate) fn new(dir: PathBuf, reserve_bytes: u64) -> Self {
+        let reserve = Reserve::new(&dir, reserve_bytes);
+        Self { dir, reserve, current: None, needed_bytes: 0, is_blocked: false }
     }
 
     /// Takes in a chunk; blocks on the disk.
     pub(crate) fn take(&mut self, from: NodeId, chunk: &SnapshotChunk) -> Received {
         self.try_take(from, chunk).unwrap_or_else(|error| {
-            tracing::warn!(%from, %error, dir = %self.dir.display(), "cannot keep the snapshot that arrives");
             self.current = None;
-            Received::Answer(SnapshotOutcome::Refused)
+            let why = format!("cannot keep the snapshot of node {from} in {}: {error}", self.dir.display());
+            self.blocked(why)
+        })
+    }
+
+    /// The state machine did not take a snapshot that was whole; it has `bytes`.
+    pub(crate) fn not_installed(&mut self, bytes: u64) {
+        // The stream is kept while the state machine makes its own files of it.
+        self.needed_bytes = self.needed_bytes.max(bytes.saturating_mul(2));
+    }
+
+    /// A snapshot was taken: what is refused next is said again.
+    pub(crate) fn installed(&mut self) {
+        (self.needed_bytes, self.is_blocked) = (0, false);
+    }
+
+    fn blocked(&mut self, why: String) -> Received {
+        if std::mem::replace(&mut self.is_blocked, true) {
+            tracing::debug!(why, "a snapshot is refused");
+        } else {
+            tracing::warn!(why, "a snapshot is refused; the leader sends another one later");
+        }
+        Received::Blocked(why)
+    }
+
+    /// Refuses what would leave less than the reserve.
+    fn check_room(&mut self, stream: &Stream, more: u64) -> Result<(), String> {
+        let needed = if stream.offset == 0 { more.max(self.needed_bytes) } else { more };
+        self.reserve.check(needed).inspect_err(|_| {
+            self.needed_bytes = if stream.offset == 0 && self.needed_bytes > more {
+                self.needed_bytes / 8 * 7
+            } else {
+                stream.offset.saturating_add(more)
+            };
         })
     }
 
@@ -66,6 +110,9 @@ impl Receiver {
             },
         };
         if chunk.offset == stream.offset {
+            if let Err(why) = self.check_room(&stream, chunk.data.len() as u64) {
+                return Ok(self.blocked(format!("no room for the snapshot of node {from}: {why}")));
+            }
             stream.file.write_all(&chunk.data)?;
             stream.offset += chunk.data.len() as u64;
             stream.sum = crc32c::crc32c_append(stream.sum, &chunk.data);
@@ -102,13 +149,14 @@ mod tests {
     fn outcome(received: Received) -> SnapshotOutcome {
         match received {
             Received::Answer(outcome) => outcome,
+            Received::Blocked(_) => SnapshotOutcome::Refused,
             Received::Whole(..) => SnapshotOutcome::Installed,
         }
     }
 
     #[test]
     fn repeated_chunks_are_taken_once() {
-        let mut receiver = Receiver::new(std::env::temp_dir());
+        let mut receiver = Receiver::new(std::env::temp_dir(), 0);
         let five = SnapshotOutcome::Continue { offset: 5 };
         for _ in 0..2 {
             assert_eq!(outcome(receiver.take(NodeId(1), &chunk(7, 0, "hello", None))), five);
@@ -120,19 +168,52 @@ mod tests {
                 assert_eq!(text, "hello");
             }
             Received::Answer(outcome) => panic!("{outcome:?}"),
+            Received::Blocked(why) => panic!("{why}"),
         }
     }
 
     #[test]
+    fn chunk_beyond_the_reserve_is_refused_before_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut receiver = Receiver::new(dir.path().to_owned(), 1 << 60);
+        let Received::Blocked(why) = receiver.take(NodeId(1), &chunk(7, 0, "hello", None)) else {
+            panic!("it was taken");
+        };
+        assert!(why.contains("node 1") && why.contains("MiB free"), "{why}");
+        // Nothing is left of the stream.
+        assert_eq!(outcome(receiver.take(NodeId(1), &chunk(7, 5, "x", None))), SnapshotOutcome::Refused);
+    }
+
+    #[test]
+    fn snapshot_that_had_no_room_is_refused_at_its_start_until_there_is_enough() {
+        let mut receiver = Receiver::new(std::env::temp_dir(), 1);
+        receiver.not_installed(1 << 59);
+        let mut refused = 0;
+        while let Received::Blocked(_) = receiver.take(NodeId(1), &chunk(7, 0, "hello", None)) {
+            refused += 1;
+        }
+        assert!(refused > 10, "{refused}: the next one may be smaller, but not at once by much");
+    }
+
+    #[test]
+    fn directory_that_cannot_be_written_is_named() {
+        let mut receiver = Receiver::new("/nonexistent/snapshots".into(), 0);
+        let Received::Blocked(why) = receiver.take(NodeId(1), &chunk(7, 0, "hello", None)) else {
+            panic!("it was taken");
+        };
+        assert!(why.contains("/nonexistent/snapshots"), "{why}");
+    }
+
+    #[test]
     fn a_later_chunk_begins_nothing() {
-        let mut receiver = Receiver::new(std::env::temp_dir());
+        let mut receiver = Receiver::new(std::env::temp_dir(), 0);
         receiver.take(NodeId(1), &chunk(7, 0, "hello", None));
         assert_eq!(outcome(receiver.take(NodeId(1), &chunk(8, 5, "x", None))), SnapshotOutcome::Refused);
     }
 
     #[test]
     fn a_wrong_checksum_is_refused() {
-        let mut receiver = Receiver::new(std::env::temp_dir());
+        let mut receiver = Receiver::new(std::env::temp_dir(), 0);
         assert_eq!(
             outcome(receiver.take(NodeId(1), &chunk(7, 0, "hello", Some(1)))),
             SnapshotOutcome::Refused
@@ -147,7 +228,7 @@ mod tests {
             size in 1usize..50,
             noise in prop::collection::vec((0u64..3, 0u64..3, 0u64..250, any::<Vec<u8>>(), any::<Option<u32>>()), 0..12),
         ) {
-            let mut receiver = Receiver::new(std::env::temp_dir());
+            let mut receiver = Receiver::new(std::env::temp_dir(), 0);
             let meta = SnapshotMeta { last: LogId::new(1, 5), ..SnapshotMeta::default() };
             let chunk = |transfer, offset: u64, data: &[u8], last| {
                 let (meta, data) = (meta.clone(), data.to_vec().into());
@@ -174,7 +255,7 @@ mod tests {
                     }
                     Received::Answer(SnapshotOutcome::Continue { offset: next }) => offset = next as usize,
                     // Another stream has begun meanwhile.
-                    Received::Answer(_) => offset = 0,
+                    Received::Answer(_) | Received::Blocked(_) => offset = 0,
                 }
             }
         }

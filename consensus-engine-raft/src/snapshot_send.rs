@@ -36,24 +36,14 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// Sends `picture`; the snapshot's last index once the follower has it, `None` (after the wait before a new attempt)
-    /// if it has not.
-    pub(crate) async fn run(self, picture: Box<dyn Snapshot>) -> Option<LogIndex> {
-        let last = self.meta.last.index;
-        match self.stream(picture).await {
-            Ok(()) => {
-                measure::snapshot_sent();
-                Some(last)
-            }
-            Err(why) => {
-                tracing::warn!(why, "snapshot not sent; trying again");
-                tokio::time::sleep(self.retry).await;
-                None
-            }
-        }
+    /// Sends `picture`; returns the snapshot's last index once the follower has it.
+    pub(crate) async fn run(self, picture: Box<dyn Snapshot>) -> Result<LogIndex, SendFailure> {
+        self.stream(picture).await?;
+        measure::snapshot_sent();
+        Ok(self.meta.last.index)
     }
 
-    async fn stream(&self, picture: Box<dyn Snapshot>) -> Result<(), String> {
+    async fn stream(&self, picture: Box<dyn Snapshot>) -> Result<(), SendFailure> {
         let pieces = if self.threads { pieces_of } else { pieces_in_memory };
         let mut pieces = pieces(picture, self.chunk_bytes);
         let (mut offset, mut sum) = (0, 0);
@@ -64,18 +54,24 @@ impl Transfer {
                 Some(Piece::End) => {
                     return match self.send(offset, Bytes::new(), Some(sum)).await? {
                         SnapshotOutcome::Installed => Ok(()),
-                        other => Err(format!("the follower answered {other:?} to the last chunk")),
+                        other => Err(self.refused(&other, offset)),
                     };
                 }
-                Some(Piece::Failed(error)) => return Err(format!("the snapshot cannot be read: {error}")),
-                None => return Err("the snapshot's thread ended early".to_owned()),
+                Some(Piece::Failed(error)) => {
+                    return Err(SendFailure::Local(format!("the snapshot cannot be read: {error}")));
+                }
+                None => {
+                    return Err(SendFailure::Local(
+                        "the thread that reads the snapshot ended early".to_owned(),
+                    ));
+                }
             };
             sum = crc32c::crc32c_append(sum, &data);
             let next = offset + data.len() as u64;
             match self.send(offset, data, None).await? {
                 SnapshotOutcome::Continue { offset } if offset == next => {}
                 // A repeated chunk was already there; anything else cannot be resumed from a stream.
-                other => return Err(format!("the follower answered {other:?} to the chunk at {offset}")),
+                other => return Err(self.refused(&other, offset)),
             }
             measure::snapshot_chunk_sent((next - offset) as usize);
             offset = next;
@@ -89,7 +85,12 @@ impl Transfer {
     }
 
     /// One chunk, repeated with the same offset while the network fails; the receiver takes it once.
-    async fn send(&self, offset: u64, data: Bytes, last: Option<u32>) -> Result<SnapshotOutcome, String> {
+    async fn send(
+        &self,
+        offset: u64,
+        data: Bytes,
+        last: Option<u32>,
+    ) -> Result<SnapshotOutcome, SendFailure> {
         let began = tokio::time::Instant::now();
         loop {
             let (term, transfer, meta) = (self.term, self.number, self.meta.clone());
@@ -97,11 +98,36 @@ impl Transfer {
             match self.transport.send_snapshot_chunk(self.to, chunk).await {
                 Ok(ack) => return Ok(ack.outcome),
                 // Before the first there is nothing to go on with.
-                Err(error) if offset == 0 || began.elapsed() >= self.resume => return Err(error.to_string()),
+                Err(error) if offset == 0 || began.elapsed() >= self.resume => {
+                    return Err(SendFailure::Network(error.to_string()));
+                }
                 Err(_) => tokio::time::sleep(self.retry).await,
             }
         }
     }
+}
+
+impl Transfer {
+    fn refused(&self, outcome: &SnapshotOutcome, offset: u64) -> SendFailure {
+        let to = self.to;
+        SendFailure::Refused(match outcome {
+            SnapshotOutcome::Refused => {
+                format!("node {to} refused it after {offset} bytes; its log and its status say why")
+            }
+            other => format!("node {to} answered {other:?} after {offset} bytes"),
+        })
+    }
+}
+
+/// Why a snapshot was not sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SendFailure {
+    /// This node could not take or read it.
+    Local(String),
+    /// The member does not take it.
+    Refused(String),
+    /// The member could not be reached.
+    Network(String),
 }
 
 enum Piece {

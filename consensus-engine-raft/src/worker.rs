@@ -5,6 +5,7 @@
 //! thread and to be woken by it takes as long as a fast disk's sync.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -42,7 +43,7 @@ pub(crate) type Report<'a> = &'a mut dyn FnMut(Input) -> bool;
 /// What comes after a job.
 pub(crate) enum Next<J> {
     Ready,
-    /// The same job, after a while; until then no other comes, but the end may.
+    /// The same job, after a while; other jobs wait behind it.
     Again(J, Duration),
     /// Nothing: it failed, and that was reported.
     Over,
@@ -50,8 +51,8 @@ pub(crate) enum Next<J> {
 
 pub(crate) enum Worker<J> {
     Thread(mpsc::Sender<J>, JoinHandle<()>, Arc<Shared<J>>),
-    /// `None` once it is over; with the job to do again, and when.
-    Inline(Option<Box<dyn Work<Job = J>>>, Option<(Instant, J)>),
+    /// `None` once it is over; with the job to do again, and when; and the jobs behind it.
+    Inline(Option<Box<dyn Work<Job = J>>>, Option<(Instant, J)>, VecDeque<J>),
     /// On a task of its own, where each job takes a simulated time. Without a sender once it is settled.
     Late(Option<UnboundedSender<J>>, tokio::task::JoinHandle<()>),
 }
@@ -99,7 +100,7 @@ impl<J: Send + 'static> Worker<J> {
     }
 
     pub(crate) fn inline(work: impl Work<Job = J>) -> Self {
-        Self::Inline(Some(Box::new(work)), None)
+        Self::Inline(Some(Box::new(work)), None, VecDeque::new())
     }
 
     pub(crate) fn late(latency: Latency, inbox: Inbox, work: impl Work<Job = J>) -> Self {
@@ -128,8 +129,12 @@ impl<J: Send + 'static> Worker<J> {
                 jobs.send(job).is_ok()
             }
             Self::Late(jobs, _) => jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()),
-            Self::Inline(work, again) => {
+            Self::Inline(work, again, waiting) => {
                 let Some(working) = work else { return false };
+                if again.is_some() {
+                    waiting.push_back(job);
+                    return true;
+                }
                 match working.work(job, &mut report) {
                     Next::Ready => {}
                     Next::Again(job, after) => *again = Some((Instant::now() + after, job)),
@@ -144,13 +149,14 @@ impl<J: Send + 'static> Worker<J> {
     pub(crate) fn due(&self) -> Option<Instant> {
         match self {
             Self::Thread(..) | Self::Late(..) => None, // It has a clock of its own.
-            Self::Inline(_, again) => again.as_ref().map(|(at, _)| *at),
+            Self::Inline(_, again, _) => again.as_ref().map(|(at, _)| *at),
         }
     }
 
     pub(crate) fn retry(&mut self, reports: &mut Vec<Input>) {
-        let Self::Inline(_, again) = self else { return };
-        if let Some((_, job)) = again.take_if(|(at, _)| *at <= Instant::now()) {
+        let Self::Inline(_, again, waiting) = self else { return };
+        let Some((_, job)) = again.take_if(|(at, _)| *at <= Instant::now()) else { return };
+        for job in std::iter::once(job).chain(std::mem::take(waiting)) {
             self.give(job, true, reports);
         }
     }
@@ -167,7 +173,7 @@ impl<J: Send + 'static> Worker<J> {
     pub(crate) fn end(self) -> Option<JoinHandle<()>> {
         match self {
             Self::Thread(_, thread, _) => Some(thread),
-            Self::Inline(work, _) => {
+            Self::Inline(work, ..) => {
                 work.into_iter().for_each(|mut work| work.end());
                 None
             }
@@ -178,13 +184,15 @@ impl<J: Send + 'static> Worker<J> {
 
 fn run<J: Send + 'static>(shared: &Shared<J>, queue: &mpsc::Receiver<J>, inbox: &Inbox) {
     let mut report = |input| inbox.send(input).is_ok();
-    while let Ok(mut job) = queue.recv() {
+    // Jobs that came while one waited to be done again.
+    let mut waiting = VecDeque::new();
+    while let Some(mut job) = waiting.pop_front().or_else(|| queue.recv().ok()) {
         loop {
             match shared.work(job, &mut report) {
                 Next::Ready => break,
                 Next::Over => return,
                 Next::Again(again, after) => {
-                    if !matches!(queue.recv_timeout(after), Err(RecvTimeoutError::Timeout)) {
+                    if !pause(after, queue, &mut waiting) {
                         return;
                     }
                     job = again;
@@ -218,6 +226,18 @@ async fn run_late<J>(
         }
     }
     work.end();
+}
+
+/// Waits, and takes in what comes meanwhile. `false` if no job comes any more.
+fn pause<J>(time: Duration, queue: &mpsc::Receiver<J>, waiting: &mut VecDeque<J>) -> bool {
+    let until = std::time::Instant::now() + time;
+    loop {
+        match queue.recv_timeout(until.saturating_duration_since(std::time::Instant::now())) {
+            Ok(job) => waiting.push_back(job),
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+    }
 }
 
 /// Whether other tasks have a thread while the one at hand is blocked for a moment. Never under a paused clock.

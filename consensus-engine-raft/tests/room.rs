@@ -2,9 +2,11 @@
 
 mod common;
 
+use std::{sync::Arc, time::Duration};
+
 use bytes::Bytes;
 use common::Cluster;
-use consensus_core::ProposeError;
+use consensus_core::{ConsensusEngine, NodeId, ProposeError, ReadConsistency, Role};
 use consensus_testkit::eventually;
 
 fn commands(cluster: &Cluster, id: usize) -> Vec<Bytes> {
@@ -57,4 +59,94 @@ async fn an_engine_without_room_can_be_shut_down() {
     cluster.storages[0].fill(true);
     let _ = engine.propose("first".into()).await;
     engine.shutdown().await.unwrap();
+}
+
+/// Has the leader of a cluster of three find out that it has no room, while `others` have none either.
+async fn without_room(cluster: &Cluster, others: &[usize]) -> usize {
+    let leading = cluster.leader().await;
+    cluster.engine(leading).propose("before".into()).await.unwrap();
+    for node in std::iter::once(&0).chain(others) {
+        cluster.storages[(leading + node) % 3].fill(true);
+    }
+    let first = cluster.engine(leading).propose("first".into()).await;
+    assert!(matches!(first, Err(ProposeError::Unknown { .. })), "{first:?}");
+    leading
+}
+
+#[tokio::test]
+async fn leader_without_room_hands_over_when_others_have_room_again() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    let leading = without_room(&cluster, &[1, 2]).await;
+    // Longer than any transfer of leadership is waited for.
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    let status = cluster.engine(leading).status().borrow().clone();
+    assert!(status.role == Role::Leader && status.no_room.is_some(), "{status:?}");
+    for other in [1, 2] {
+        cluster.storages[(leading + other) % 3].fill(false);
+    }
+    let other = cluster.leader_other_than(leading).await;
+    cluster.engine(other).propose("after".into()).await.unwrap();
+    assert!(cluster.engine(leading).status().borrow().no_room.is_some(), "it has no room still");
+}
+
+#[tokio::test]
+async fn leader_without_room_leads_on_while_a_quorum_has_none() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    let leading = without_room(&cluster, &[1]).await;
+    let engine = cluster.engine(leading);
+    let term = engine.status().borrow().term;
+    let until = tokio::time::Instant::now() + Duration::from_secs(2);
+    while tokio::time::Instant::now() < until {
+        let refused = engine.propose("refused".into()).await;
+        assert!(
+            matches!(&refused, Err(ProposeError::NoRoom { why }) if why.contains("filled")),
+            "{refused:?}"
+        );
+        engine.read_barrier(ReadConsistency::Linearizable).await.expect("reads go on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let status = engine.status().borrow().clone();
+    assert_eq!((status.role, status.term), (Role::Leader, term), "there was no election");
+}
+
+#[tokio::test]
+async fn leader_is_elected_by_a_voter_without_room() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    let leading = without_room(&cluster, &[1]).await;
+    cluster.isolate(leading);
+    let other = cluster.leader_other_than(leading).await;
+    assert!(cluster.engine(other).status().borrow().leader == Some(NodeId(other as u64)));
+    cluster.storages[(leading + 1) % 3].fill(false);
+    taken_when_there_is_room(cluster.engine(other)).await;
+}
+
+#[tokio::test]
+async fn leader_refuses_commands_while_a_quorum_has_no_room() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    let leading = cluster.leader().await;
+    let engine = cluster.engine(leading);
+    engine.propose("before".into()).await.unwrap();
+    let others = [(leading + 1) % 3, (leading + 2) % 3];
+    others.iter().for_each(|other| cluster.storages[*other].fill(true));
+    let first = engine.propose("first".into()).await;
+    assert!(matches!(first, Err(ProposeError::Unknown { .. })), "{first:?}");
+    let refused = engine.propose("refused".into()).await;
+    assert!(matches!(&refused, Err(ProposeError::NoRoom { why }) if why.contains("node")), "{refused:?}");
+    engine.read_barrier(ReadConsistency::Linearizable).await.expect("reads go on");
+    others.iter().for_each(|other| cluster.storages[*other].fill(false));
+    eventually("the first is written", || {
+        let commands = commands(&cluster, leading);
+        commands.contains(&"first".into()).then_some(()).ok_or(commands)
+    })
+    .await;
+    taken_when_there_is_room(engine).await;
+}
+
+async fn taken_when_there_is_room(engine: &Arc<dyn ConsensusEngine>) {
+    let mut taken = engine.propose("after".into()).await;
+    while matches!(taken, Err(ProposeError::NoRoom { .. })) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        taken = engine.propose("after".into()).await;
+    }
+    taken.unwrap();
 }

@@ -71,4 +71,4 @@ impl Raft {
 }
 
 /// A recording is read by the version that made it.
-const CHECKPOINT_VERSION: u8 = 2;
+const CHECKPOINT_VERSION: u8 = 3;

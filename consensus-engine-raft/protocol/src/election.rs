@@ -52,9 +52,12 @@ impl Raft {
         self.election_deadline = self.election_deadline.min(deadline);
     }
 
-    /// Learners and witnesses do not stand, nor does a node whose log and state are being replaced. Who is to leave does
-    /// while that is not committed: it may be the only one that has all that is (D §4.2.2).
+    /// Learners and witnesses do not stand, nor does a node that is stalled or whose log and state are being replaced. Who is
+    /// to leave does while that is not committed: it may be the only one that has all that is (D §4.2.2).
     pub(crate) fn may_campaign(&self) -> bool {
+        if self.stalled {
+            return false;
+        }
         let own = self.config.id;
         let (at, membership) = self.log.newest_membership();
         let may =

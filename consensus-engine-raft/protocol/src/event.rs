@@ -72,11 +72,23 @@ pub enum Event {
     },
     /// The state machine now holds the snapshot of [`Output::Install`].
     SnapshotInstalled,
+    /// The state machine did not restore the snapshot of [`Output::Install`] and is as it was before: the node goes on with the
+    /// log that it has.
+    SnapshotNotInstalled,
     /// A snapshot asked for by [`Output::SendSnapshot`] was taken by the peer (with its last index), or was not.
     SnapshotSent(NodeId, Option<LogIndex>),
     /// The connection to this node broke and cannot be made again: its process has ended, most likely. It may be untrue, and
     /// need not be said.
     Disconnected(NodeId),
+    /// The write last taken by [`take_persist`](crate::Raft::take_persist) found no room for its entries, and nothing of it was
+    /// written. Until [`TryEntries`](Self::TryEntries) writes come without entries, with what does not depend on them.
+    NoRoom,
+    /// Entries are to be written again.
+    TryEntries,
+    /// Whether the disk or the state machine of this node does not answer. Meanwhile the node does not campaign.
+    Stalled(bool),
+    /// The node does not want to lead any more, whoever comes after it. A follower ignores it.
+    StepDown,
 }
 
 impl Event {
@@ -181,7 +193,7 @@ pub enum Output {
     /// Everything up to here may be applied (I8).
     Apply(LogIndex),
     /// Have the state machine restore the snapshot, unless it reflects as much already (I16); then step
-    /// [`Event::SnapshotInstalled`].
+    /// [`Event::SnapshotInstalled`], or [`Event::SnapshotNotInstalled`] if that failed.
     Install(SnapshotMeta),
     /// What became of the snapshot that arrived.
     SnapshotSettled(SnapshotVerdict),

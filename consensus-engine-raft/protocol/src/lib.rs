@@ -72,6 +72,7 @@ mod reads;
 mod replication;
 mod snapshot;
 mod transfer;
+mod unfit;
 
 pub use call::{Call, Returned};
 pub use config::{Config, ConfigError};

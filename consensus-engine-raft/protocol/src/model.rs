@@ -105,12 +105,13 @@ impl Raft {
             election_deadline,
             answered_round,
             contradicted,
+            stalled,
             outputs,
         } = self;
         assert!(outputs.is_empty(), "between calls nothing is left to be said");
         (now, storage, durable, commit, applying, leader_heard, patient_until, election_deadline)
             .hash(hasher);
-        (answered_round, contradicted).hash(hasher);
+        (answered_round, contradicted, stalled).hash(hasher);
         hash_hard_state(hard, names, hasher);
         leader.map(|id| name(id, names)).hash(hasher);
         log.digest(names, hasher);
@@ -176,7 +177,8 @@ pub(crate) fn digest_all(held: &[Held], names: Names<'_>, hasher: &mut impl Hash
 
 impl InFlight {
     pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
-        let Self { last, held } = self;
+        // What was asked for counts only when it is given back, which the disks of a model do not.
+        let Self { last, held, asked: _ } = self;
         last.hash(hasher);
         digest_all(held, names, hasher);
     }

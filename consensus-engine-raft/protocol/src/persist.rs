@@ -1,6 +1,9 @@
 //! What must reach the disk, and what waits for it (I2).
 //!
 //! Order is data here: a message that depends on a write is inside the write, and comes out when the write is done.
+//!
+//! Entries that find no room on the disk are taken back ([`Event::NoRoom`]) and wait. Meanwhile writes have no entries, and carry
+//! only the messages that do not depend on entries: votes, and the start of the installation of a snapshot.
 
 use std::hash::{Hash, Hasher};
 
@@ -35,6 +38,8 @@ pub(crate) struct Writes {
     issued: LogIndex,
     waiting: Vec<Held>,
     in_flight: Option<InFlight>,
+    /// Entries found no room; writes leave them out.
+    pub(crate) lacks_room: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,6 +47,8 @@ pub(crate) struct InFlight {
     /// Last index that this write makes durable; goes down when the log is truncated meanwhile.
     pub(crate) last: LogIndex,
     pub(crate) held: Vec<Held>,
+    /// What was asked to be written.
+    pub(crate) asked: Persist,
 }
 
 /// What waits for a write.
@@ -49,6 +56,17 @@ pub(crate) struct InFlight {
 pub(crate) enum Held {
     Send(NodeId, Reply),
     Output(Output),
+}
+
+impl Held {
+    /// Whether it depends on the hard state alone. A vote speaks of a log that need not be durable: who is elected with it holds
+    /// it in memory, and who dies before it is durable leads no longer.
+    fn needs_no_entries(&self) -> bool {
+        matches!(
+            self,
+            Self::Send(_, Reply::VoteRequest(_) | Reply::VoteResponse(_)) | Self::Output(Output::Install(_))
+        )
+    }
 }
 
 impl Writes {
@@ -84,7 +102,8 @@ impl Writes {
     }
 
     pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
-        let Self { hard_state, purge, truncate_after, issued, waiting, in_flight } = self;
+        let Self { hard_state, purge, truncate_after, issued, waiting, in_flight, lacks_room } = self;
+        lacks_room.hash(hasher);
         (hard_state, purge.as_ref().map(|meta| meta.last), truncate_after, issued, waiting.len())
             .hash(hasher);
         digest_all(waiting, names, hasher);
@@ -92,6 +111,35 @@ impl Writes {
         if let Some(in_flight) = in_flight {
             in_flight.digest(names, hasher);
         }
+    }
+
+    /// Takes back the write in flight, of which nothing was written; the log is purged up to `purged`.
+    pub(crate) fn take_back(&mut self, purged: LogIndex) {
+        let Some(InFlight { mut held, asked, .. }) = self.in_flight.take() else { return };
+        let Persist { hard_state, purge, truncate_after, append: (after, _) } = asked;
+        self.lacks_room = true;
+        self.hard_state |= hard_state.is_some();
+        self.purge = self.purge.take().or(purge);
+        // What was cut since is on the disk only if it had been written before.
+        let cut_since = self.truncate_after.filter(|at| *at < after);
+        let cut = truncate_after.into_iter().chain(cut_since).min();
+        self.truncate_after = cut.filter(|at| *at >= purged);
+        self.issued = self.issued.min(after).max(purged);
+        held.append(&mut self.waiting);
+        self.waiting = held;
+    }
+
+    /// The end of the log as far as it is to be written now, `last` being the end of the whole.
+    fn end(&self, last: LogIndex) -> LogIndex {
+        if self.lacks_room { self.issued } else { last }
+    }
+
+    /// The messages that the next write carries, `last` being the end of the log.
+    fn take_waiting(&mut self, last: LogIndex) -> Vec<Held> {
+        if self.end(last) == last {
+            return std::mem::take(&mut self.waiting);
+        }
+        self.waiting.extract_if(.., |held| held.needs_no_entries()).collect()
     }
 
     fn is_unwritten(&self, last: LogIndex) -> bool {
@@ -103,25 +151,24 @@ impl Raft {
     /// The next write, `None` if there is nothing to write or a write is in flight. The caller makes it durable and
     /// steps [`Event::Persisted`]; meanwhile it goes on stepping, so that the next write gathers.
     pub fn take_persist(&mut self) -> Option<Persist> {
-        let last = self.log.last().index;
+        let log_end = self.log.last().index;
+        let last = self.writes.end(log_end);
         if self.contradicted || self.writes.in_flight.is_some() || !self.writes.is_unwritten(last) {
             return None;
         }
         let after = std::mem::replace(&mut self.writes.issued, last);
-        let held = std::mem::take(&mut self.writes.waiting);
-        self.writes.in_flight = Some(InFlight { last, held });
+        let held = self.writes.take_waiting(log_end);
         let hard_state = std::mem::take(&mut self.writes.hard_state).then(|| self.hard.clone());
-        Some(Persist {
-            hard_state,
-            purge: self.writes.purge.take(),
-            truncate_after: self.writes.truncate_after.take(),
-            append: (after, last),
-        })
+        let (purge, truncate_after) = (self.writes.purge.take(), self.writes.truncate_after.take());
+        let asked = Persist { hard_state, purge, truncate_after, append: (after, last) };
+        self.writes.in_flight = Some(InFlight { last, held, asked: asked.clone() });
+        Some(asked)
     }
 
     /// Lets `held` out when all that this node has decided so far is durable; at once if it is.
     pub(crate) fn when_durable(&mut self, held: Held) {
-        let last = self.log.last().index;
+        let log_end = self.log.last().index;
+        let last = if held.needs_no_entries() { self.writes.end(log_end) } else { log_end };
         if self.writes.is_unwritten(last) {
             self.writes.waiting.push(held);
         } else if let Some(in_flight) = &mut self.writes.in_flight {

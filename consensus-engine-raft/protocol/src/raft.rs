@@ -47,6 +47,8 @@ pub struct Raft {
     pub(crate) answered_round: (Term, u64),
     /// A leader contradicted what is committed here (I17): nothing is done any more.
     pub(crate) contradicted: bool,
+    /// The disk or the state machine does not answer.
+    pub(crate) stalled: bool,
     pub(crate) outputs: Vec<Output>,
 }
 
@@ -117,6 +119,7 @@ impl Raft {
             election_deadline: now,
             answered_round: (Term::ZERO, 0),
             contradicted: false,
+            stalled: false,
             outputs: Vec::new(),
         };
         if is_new {
@@ -199,8 +202,13 @@ impl Raft {
             Event::Compact(through) => self.on_compact(through),
             Event::SnapshotArrived { from, term, meta } => self.on_snapshot_arrived(from, term, meta),
             Event::SnapshotInstalled => self.on_snapshot_installed(),
+            Event::SnapshotNotInstalled => self.on_snapshot_not_installed(),
             Event::SnapshotSent(to, last) => self.on_snapshot_sent(to, last),
             Event::Disconnected(node) => self.on_disconnected(node),
+            Event::NoRoom => self.on_no_room(),
+            Event::TryEntries => self.on_try_entries(),
+            Event::Stalled(is_stalled) => self.on_stalled(is_stalled),
+            Event::StepDown => self.on_step_down(),
         }
     }
 

@@ -7,6 +7,8 @@
 //! 4. One write purges the log up to the snapshot and clears `installing`.
 //! 5. Only then does the sender hear that it is installed.
 //!
+//! If the machine does not restore, `installing` is cleared again, and the node is what it was before 1.
+//!
 //! A restart between 2 and 4 asks the state machine which side of 3 it is on, and finishes or forgets.
 
 use consensus_core::{
@@ -49,6 +51,15 @@ impl Raft {
         self.writes.purge(meta);
         self.output_when_durable(Output::SnapshotSettled(SnapshotVerdict::Held));
         self.reset_election_deadline();
+    }
+
+    pub(crate) fn on_snapshot_not_installed(&mut self) {
+        if self.hard.installing.take().is_some() {
+            self.writes.hard_state();
+            self.reset_election_deadline();
+            // What was committed meanwhile was not let out.
+            self.apply_committed();
+        }
     }
 
     pub(crate) fn on_snapshot_sent(&mut self, to: NodeId, last: Option<LogIndex>) {

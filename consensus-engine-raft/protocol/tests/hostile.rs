@@ -96,25 +96,31 @@ fn event() -> impl Strategy<Value = Event> {
         1 => peer().prop_map(Event::Disconnected),
         1 => number().prop_map(|through| Event::Compact(LogIndex(through))),
         2 => Just(Event::Persisted),
+        1 => Just(Event::NoRoom),
+        1 => Just(Event::TryEntries),
+        1 => any::<bool>().prop_map(Event::Stalled),
+        1 => Just(Event::StepDown),
     ]
 }
 
-/// As a driver does it, with a disk that is done when a `Persisted` comes by.
+/// As a driver does it, with a disk that is done when a `Persisted` comes by, or has no room when a `NoRoom` does, and a state
+/// machine that fails to install a snapshot every other time.
 fn run(mut raft: Raft, events: Vec<Event>) {
-    let mut writing = false;
+    let (mut writing, mut fails) = (false, false);
     for (n, event) in events.into_iter().enumerate() {
         let now = SECOND * (2 + n as u32);
         let outputs = match event {
-            Event::Persisted if !writing => continue,
-            Event::Persisted => {
+            Event::Persisted | Event::NoRoom if !writing => continue,
+            Event::Persisted | Event::NoRoom => {
                 writing = false;
-                raft.step(now, Event::Persisted)
+                raft.step(now, event)
             }
             event => raft.step(now, event),
         };
         let install = outputs.iter().any(|output| matches!(output, Output::Install(_)));
         if install {
-            raft.step(now, Event::SnapshotInstalled);
+            fails = !fails;
+            raft.step(now, if fails { Event::SnapshotNotInstalled } else { Event::SnapshotInstalled });
         }
         raft.finish_turn(now);
         writing |= raft.take_persist().is_some();

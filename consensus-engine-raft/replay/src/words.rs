@@ -94,9 +94,15 @@ fn event(event: &Event) -> String {
             format!("from {from}: term {term}, a snapshot up to {} of {}", meta.last, meta.membership)
         }
         Event::SnapshotInstalled => "the state machine has the snapshot".to_owned(),
+        Event::SnapshotNotInstalled => "the state machine did not take the snapshot".to_owned(),
         Event::SnapshotSent(to, Some(last)) => format!("node {to} took a snapshot up to {last}"),
         Event::SnapshotSent(to, None) => format!("node {to} took no snapshot"),
         Event::Disconnected(node) => format!("the connection to {node} broke for good"),
+        Event::NoRoom => "the write found no room for its entries".to_owned(),
+        Event::TryEntries => "entries are to be written again".to_owned(),
+        Event::Stalled(true) => "the disk or the state machine does not answer".to_owned(),
+        Event::Stalled(false) => "the disk and the state machine answer again".to_owned(),
+        Event::StepDown => "the node is to step down".to_owned(),
     }
 }
 

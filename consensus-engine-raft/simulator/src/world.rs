@@ -92,6 +92,8 @@ pub(crate) enum Due {
     /// The first learns that the connection to the other broke.
     Disconnected(NodeId, NodeId),
     Written(NodeId, u64),
+    /// Entries that had no room are written again.
+    TryEntries(NodeId, u64),
     Applied(NodeId, u64),
     Installed(NodeId, u64),
     Wake(NodeId, u64),
@@ -274,6 +276,7 @@ impl World {
             | Due::SendFailed(id, _)
             | Due::Disconnected(id, _)
             | Due::Written(id, _)
+            | Due::TryEntries(id, _)
             | Due::Applied(id, _)
             | Due::Installed(id, _)
             | Due::Wake(id, _)
@@ -293,6 +296,7 @@ impl World {
             Due::SendFailed(id, to) => self.step(id, Event::SendFailed(to)),
             Due::Disconnected(id, node) => self.disconnected(id, node),
             Due::Written(id, life) if self.is_alive(id, life) => self.written(id),
+            Due::TryEntries(id, life) if self.is_alive(id, life) => self.try_entries(id),
             Due::Applied(id, life) if self.node(id).apply_stalls_until > self.now => {
                 self.checks.reach("an apply hung");
                 self.note_stall(id);
@@ -493,22 +497,41 @@ impl World {
         }
         let Some(up) = &mut self.node_mut(id).up else { return };
         let Some(batch) = up.writing.pop_front() else { return };
+        let has_entries = !batch.entries.is_empty();
         match consensus_core::LogStorage::write(&disk, batch) {
             Ok(()) => {
-                (up.no_room, up.stalled_since) = (false, None);
+                up.stalled_since = None;
+                up.no_room &= !has_entries;
+                if up.no_room && up.raft.lacks_room() {
+                    self.checks.reach("a write went ahead of entries without room");
+                }
                 self.step(id, Event::Persisted);
             }
-            Err(StorageError::NoRoom { batch, .. }) => {
-                up.writing.push_front(*batch);
-                let told = std::mem::replace(&mut up.no_room, true);
-                self.schedule(200 * MS, Due::Written(id, life));
-                if !told {
-                    self.checks.reach("no room on a disk");
-                    self.tokens += 1;
-                    self.step(id, Event::Transfer { token: self.tokens, to: None });
-                }
+            Err(StorageError::NoRoom { .. }) => {
+                up.no_room = true;
+                self.schedule(200 * MS, Due::TryEntries(id, life));
+                self.checks.reach("no room on a disk");
+                self.step(id, Event::NoRoom);
+                self.yield_leadership(id);
             }
             Err(_) => self.stop(id),
+        }
+    }
+
+    fn try_entries(&mut self, id: NodeId) {
+        self.step(id, Event::TryEntries);
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        // They may be gone meanwhile, replaced by a snapshot.
+        up.no_room &= up.raft.durable() < up.raft.last_log().index;
+    }
+
+    /// A leader without room transfers leadership to a voter that has the whole log, if there is one.
+    fn yield_leadership(&mut self, id: NodeId) {
+        let Some(up) = &self.node(id).up else { return };
+        let successor = up.raft.successor(&BTreeSet::new()).filter(|_| up.raft.transferring_to().is_none());
+        if let Some(to) = successor {
+            self.tokens += 1;
+            self.step(id, Event::Transfer { token: self.tokens, to: Some(to) });
         }
     }
 

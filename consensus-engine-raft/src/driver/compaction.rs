@@ -1,10 +1,10 @@
 //! When the log is compacted, and what is left of it.
 
-use consensus_core::{FlushWork, LogId, LogIndex, SnapshotError};
+use consensus_core::{FlushWork, LogId, LogIndex, SnapshotError, StateMachineError};
 use consensus_raft_protocol::Event;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::Driver;
+use super::{APPLY_TIME_MAX, Driver, retry::Outage};
 use crate::{
     apply_thread::{Job, guarded},
     inbox::{FlushedFor, Input},
@@ -19,6 +19,8 @@ pub(super) struct Compaction {
     last_at: LogIndex,
     /// What the last one left of the log.
     left_bytes: u64,
+    /// Flushes that failed.
+    pub(super) outage: Outage,
     asked: Vec<oneshot::Sender<Result<LogIndex, SnapshotError>>>,
 }
 
@@ -36,6 +38,13 @@ impl Driver {
     }
 
     pub(super) fn on_applied(&mut self, index: LogIndex) {
+        let took = self.apply_returned();
+        let batch_max = self.apply.batch_max;
+        if took > APPLY_TIME_MAX {
+            self.apply.batch_max = (batch_max / 2).max(1);
+        } else if took < APPLY_TIME_MAX / 4 {
+            self.apply.batch_max = (batch_max.saturating_mul(2)).min(self.config.apply_entries_max);
+        }
         self.apply.done = self.apply.done.max(index);
         let (entries, bytes) = (self.config.compact_after_entries, self.config.compact_after_bytes);
         let new_bytes = self.raft.log_bytes().saturating_sub(self.compaction.left_bytes);
@@ -54,8 +63,8 @@ impl Driver {
         round(self.apply.done) > round(self.compaction.last_at)
     }
 
-    fn flush_machine(&mut self) {
-        if !self.compaction.flushing {
+    pub(super) fn flush_machine(&mut self) {
+        if !self.compaction.flushing && self.compaction.outage.deadline().is_none() {
             self.compaction.flushing = true;
             self.compaction.last_at = self.apply.done;
             self.give(Job::Flush(FlushedFor::Compaction));
@@ -74,9 +83,25 @@ impl Driver {
         self.compaction.aside.extend(flushing);
     }
 
+    /// The log is kept until a flush succeeds.
+    pub(super) fn on_not_flushed(&mut self, error: &StateMachineError) {
+        self.compaction.flushing = false;
+        let why = error.to_string();
+        for reply in std::mem::take(&mut self.compaction.asked) {
+            let _ = reply.send(Err(SnapshotError::NotFlushed(why.clone())));
+        }
+        if self.compaction.outage.failed(why.clone(), self.now, self.config.snapshot_retry) {
+            tracing::warn!(
+                why,
+                "the state machine could not be flushed; the log is kept, trying again until it is"
+            );
+        }
+    }
+
     /// Removes the log up to what the machine answers for, less a tail; without one if somebody asked.
     pub(super) fn on_flushed(&mut self, durable: LogId) {
         self.compaction.flushing = false;
+        self.compaction.outage = Outage::default();
         let asked = std::mem::take(&mut self.compaction.asked);
         let through = if asked.is_empty() { self.spared(durable.index) } else { durable.index };
         self.step(Event::Compact(through));

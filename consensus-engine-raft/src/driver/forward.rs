@@ -16,7 +16,7 @@ use crate::{inbox::Input, measure::Course, waiters::Waiter};
 
 /// What travels as [`Message::Extension`].
 #[derive(Debug, Serialize, Deserialize)]
-enum Forwarded {
+pub(super) enum Forwarded {
     Command {
         term: Term,
         /// Which start of the sender; its numbers count up from there.
@@ -29,10 +29,12 @@ enum Forwarded {
         number: u64,
         answer: Answer,
     },
+    /// A follower has no room for the entries that the leader sent; why.
+    NoRoom(String),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Answer {
+pub(super) enum Answer {
     Committed(LogId, Bytes),
     NotLeader(Option<NodeId>),
     HandingOver(NodeId),
@@ -42,6 +44,7 @@ enum Answer {
     /// The leader is going down.
     ShutDown,
     Unknown,
+    Stalled(String),
 }
 
 pub(super) struct Forwarding {
@@ -137,7 +140,7 @@ impl Driver {
         }
     }
 
-    fn send_forwarded(&self, to: NodeId, forwarded: &Forwarded) -> bool {
+    pub(super) fn send_forwarded(&self, to: NodeId, forwarded: &Forwarded) -> bool {
         self.transport.send(to, Message::Extension(codec::encode(VERSION, forwarded).into())).is_ok()
     }
 
@@ -153,6 +156,7 @@ impl Driver {
                     waiter.answer(answer.into());
                 }
             }
+            Ok(Forwarded::NoRoom(why)) => self.on_member_without_room(from, why),
             Ok(Forwarded::Answer { .. }) => {} // To who this node was before it was restarted.
             Err(error) => tracing::debug!(%from, %error, "ignored"),
         }
@@ -206,6 +210,7 @@ impl From<Result<Committed, ProposeError>> for Answer {
                 Self::Overloaded(in_flight, in_flight_bytes)
             }
             Err(ProposeError::NoRoom { why }) => Self::NoRoom(why),
+            Err(ProposeError::Stalled { why }) => Self::Stalled(why),
             Err(ProposeError::TooLarge { bytes, limit }) => Self::TooLarge(bytes, limit),
             Err(ProposeError::ShutDown) => Self::ShutDown,
             Err(_) => Self::Unknown,
@@ -225,6 +230,7 @@ impl From<Answer> for Result<Committed, ProposeError> {
                 ProposeError::Overloaded { in_flight, in_flight_bytes }
             }
             Answer::NoRoom(why) => ProposeError::NoRoom { why },
+            Answer::Stalled(why) => ProposeError::Stalled { why },
             Answer::TooLarge(bytes, limit) => ProposeError::TooLarge { bytes, limit },
             Answer::Unknown => ProposeError::Unknown { why: "the leader does not know" },
         })

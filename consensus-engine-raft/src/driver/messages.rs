@@ -107,8 +107,20 @@ impl Driver {
         let Some(queue) = self.loading.remove(&to) else { return };
         let failed = match entries {
             _ if append.term != self.raft.term() => None,
-            Ok(entries) => self.send_entries(to, self.renewed(append), entries),
+            Ok(entries) => {
+                if std::mem::take(&mut self.is_loading_failing) {
+                    tracing::info!("entries for followers can be read from the log again");
+                }
+                self.send_entries(to, self.renewed(append), entries)
+            }
             Err(StorageError::Missing { .. }) => Some(to),
+            // Asked for again at the next heartbeat.
+            Err(error @ StorageError::Io { .. }) => {
+                if !std::mem::replace(&mut self.is_loading_failing, true) {
+                    tracing::warn!(%to, %error, "entries for a follower cannot be read from the log; trying again");
+                }
+                Some(to)
+            }
             Err(error) => return self.fail(error.to_string()),
         };
         if let Some(to) = failed {

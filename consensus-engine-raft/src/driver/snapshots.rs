@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use consensus_core::{LogId, Membership, NodeId, Role, Snapshot, SnapshotAck, SnapshotMeta, SnapshotOutcome};
+use consensus_core::{
+    LogId, Membership, NodeId, Role, Snapshot, SnapshotAck, SnapshotMeta, SnapshotOutcome, StateMachineError,
+};
 use consensus_raft_protocol::{Event, SnapshotVerdict};
 
 use tracing::Instrument;
@@ -48,7 +50,8 @@ impl Driver {
     }
 
     pub(super) fn install(&mut self, meta: &SnapshotMeta) {
-        let Some(arrival) = self.arrivals.front_mut() else { return };
+        // One that arrived before may still wait for entries to be written that it covers.
+        let Some(arrival) = self.arrivals.iter_mut().rfind(|arrival| arrival.meta == *meta) else { return };
         if self.apply.handed >= meta.last.index {
             // The machine of a log that was cut may be ahead of the snapshot, and must not go back (I16).
             let _ = self.inbox.send(Input::Installed(Ok(())));
@@ -57,8 +60,28 @@ impl Driver {
         tracing::info!(last = %meta.last, "installing a snapshot");
         match arrival.file.try_clone() {
             Ok(file) => self.give(Job::Install(file, meta.last)),
-            Err(error) => self.fail(format!("the snapshot that arrived cannot be read: {error}")),
+            Err(error) => {
+                let why = format!("the snapshot that arrived cannot be read: {error}");
+                let _ = self.inbox.send(Input::Installed(Err(StateMachineError::Other(why))));
+            }
         }
+    }
+
+    /// The state machine is as it was, and so is the log. The leader sends a snapshot again later.
+    pub(super) fn on_not_installed(&mut self, why: &str) {
+        let Some(meta) = self.raft.hard_state().installing.clone() else { return };
+        let why = format!("the snapshot up to {} was not installed: {why}", meta.last);
+        if self.snapshot_blocked.is_none() {
+            tracing::warn!(why, "a snapshot is refused; the leader sends another one later");
+        }
+        self.snapshot_blocked = Some((why, self.raft.commit()));
+        if let Some(at) = self.arrivals.iter().rposition(|arrival| arrival.meta == meta)
+            && let Some(arrival) = self.arrivals.remove(at)
+        {
+            let (term, outcome) = (self.raft.term(), SnapshotOutcome::Refused);
+            let _ = arrival.reply.send(SnapshotAck { term, outcome });
+        }
+        self.step(Event::SnapshotNotInstalled);
     }
 
     pub(super) fn on_installed(&mut self) {
@@ -66,8 +89,8 @@ impl Driver {
             return;
         };
         self.cache = EntryCache::new(last);
-        let Apply { done, handed, target } = self.apply;
-        self.apply = Apply { done: done.max(last), handed: handed.max(last), target: target.max(last) };
+        let Apply { done, handed, target, .. } = &mut self.apply;
+        (*done, *handed, *target) = ((*done).max(last), (*handed).max(last), (*target).max(last));
         self.step(Event::SnapshotInstalled);
         self.log_replaced(last);
     }

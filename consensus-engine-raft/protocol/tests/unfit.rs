@@ -1,0 +1,181 @@
+//! A node whose disk has no room or does not answer, sentence by sentence.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{LOG_1, SECOND, accepted, append, lead, node, outcome, propose, step};
+use consensus_core::{
+    AppendOutcome, LogId, LogIndex, Membership, NodeId, Role, SnapshotMeta, Term, TimeoutNow, VoteKind,
+    VoteRequest,
+};
+use consensus_raft_protocol::{Event, Output, Raft, Reply};
+
+fn vote_request(term: u64, last_log: LogId) -> Event {
+    let kind = VoteKind::Transfer;
+    Event::VoteRequest(
+        NodeId(2),
+        VoteRequest {
+            kind,
+            term: Term(term),
+            last_log,
+            storage: Default::default(),
+            voter_storage: Default::default(),
+        },
+    )
+}
+
+fn votes(outputs: &[Output]) -> usize {
+    let is_vote =
+        |output: &&Output| matches!(output, Output::Send(_, Reply::VoteResponse(vote)) if vote.granted);
+    outputs.iter().filter(is_vote).count()
+}
+
+/// A follower with an entry for which its disk has no room.
+fn full_follower() -> Raft {
+    let mut raft = node(3, 1, &[]);
+    raft.step(SECOND, append(1, LOG_1, &[1], 0));
+    assert_eq!(raft.take_persist().unwrap().append, (LogIndex(1), LogIndex(2)));
+    raft.step(SECOND, Event::NoRoom);
+    raft
+}
+
+#[test]
+fn vote_goes_ahead_of_entries_without_room() {
+    let mut raft = full_follower();
+    assert!(raft.take_persist().is_none(), "the entries are not tried again at once");
+    let outputs = raft.step(SECOND, vote_request(2, LogId::new(1, 2)));
+    assert_eq!(votes(&outputs), 0, "not before it is durable");
+
+    let persist = raft.take_persist().unwrap();
+    assert_eq!(persist.hard_state.unwrap().voted_for, Some(NodeId(2)));
+    assert_eq!(persist.append, (LogIndex(1), LogIndex(1)), "without the entries");
+    let outputs = raft.step(SECOND, Event::Persisted);
+    assert_eq!(votes(&outputs), 1);
+    assert_eq!(raft.durable(), LogIndex(1));
+    // Asked again, it need not write anything.
+    assert_eq!(votes(&raft.step(SECOND, vote_request(2, LogId::new(1, 2)))), 1);
+}
+
+#[test]
+fn entries_without_room_are_acknowledged_when_they_are_written() {
+    let mut raft = full_follower();
+    raft.step(SECOND, append(1, LogId::new(1, 2), &[1], 0));
+    assert!(raft.take_persist().is_none());
+    raft.step(SECOND, Event::TryEntries);
+    assert_eq!(raft.take_persist().unwrap().append, (LogIndex(1), LogIndex(3)), "with what came since");
+    let outputs = raft.step(SECOND, Event::Persisted);
+    assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(3) }));
+}
+
+#[test]
+fn vote_given_together_with_entries_without_room_is_written_by_itself() {
+    let mut raft = node(3, 1, &[]);
+    raft.step(SECOND, append(1, LOG_1, &[1], 0));
+    raft.step(SECOND, vote_request(2, LogId::new(1, 2)));
+    assert!(raft.take_persist().unwrap().hard_state.is_some());
+    raft.step(SECOND, Event::NoRoom);
+    let persist = raft.take_persist().unwrap();
+    assert!(persist.hard_state.is_some() && persist.append == (LogIndex(1), LogIndex(1)));
+    assert_eq!(votes(&raft.step(SECOND, Event::Persisted)), 1);
+}
+
+#[test]
+fn entries_cut_while_they_had_no_room_are_replaced_by_the_next_leaders() {
+    let mut raft = node(3, 1, &[1]);
+    raft.step(SECOND, append(1, LogId::new(1, 2), &[1, 1], 0));
+    assert_eq!(raft.take_persist().unwrap().append, (LogIndex(2), LogIndex(4)));
+    // The next leader replaces the last of them, then the one that is on the disk, before the disk says no.
+    raft.step(SECOND, append(2, LogId::new(1, 3), &[2], 0));
+    raft.step(SECOND, append(2, LOG_1, &[2, 2, 2], 0));
+    raft.step(SECOND, Event::NoRoom);
+    let persist = raft.take_persist().unwrap();
+    assert_eq!((persist.truncate_after, persist.append), (Some(LogIndex(1)), (LogIndex(1), LogIndex(1))));
+    raft.step(SECOND, Event::Persisted);
+    raft.step(SECOND, Event::TryEntries);
+    let persist = raft.take_persist().unwrap();
+    assert_eq!((persist.truncate_after, persist.append), (None, (LogIndex(1), LogIndex(4))));
+    let outputs = raft.step(SECOND, Event::Persisted);
+    assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(4) }));
+}
+
+#[test]
+fn snapshot_takes_the_place_of_entries_without_room() {
+    let mut raft = full_follower();
+    let meta = SnapshotMeta { last: LogId::new(1, 9), membership: Membership::of_voters(0..3) };
+    let (from, term) = (NodeId(1), Term(1));
+    raft.step(SECOND, Event::SnapshotArrived { from, term, meta: meta.clone() });
+    assert_eq!(raft.take_persist().unwrap().append, (LogIndex(1), LogIndex(1)));
+    let outputs = raft.step(SECOND, Event::Persisted);
+    assert!(outputs.contains(&Output::Install(meta.clone())), "{outputs:?}");
+    raft.step(SECOND, Event::SnapshotInstalled);
+    let persist = raft.take_persist().unwrap();
+    assert_eq!((persist.purge, persist.append), (Some(meta), (LogIndex(9), LogIndex(9))));
+    let outputs = raft.step(SECOND, Event::Persisted);
+    assert!(outputs.iter().any(|output| matches!(output, Output::SnapshotSettled(_))), "{outputs:?}");
+}
+
+#[test]
+fn snapshot_that_is_not_restored_leaves_the_log_as_it_was() {
+    let mut raft = node(3, 1, &[1]);
+    let meta = SnapshotMeta { last: LogId::new(1, 9), membership: Membership::of_voters(0..3) };
+    let (from, term) = (NodeId(1), Term(1));
+    step(&mut raft, SECOND, Event::SnapshotArrived { from, term, meta });
+    assert!(raft.hard_state().installing.is_some());
+    raft.step(SECOND, Event::SnapshotNotInstalled);
+    assert_eq!(raft.take_persist().unwrap().hard_state.unwrap().installing, None);
+    raft.step(SECOND, Event::Persisted);
+    let outputs = step(&mut raft, SECOND, append(1, LogId::new(1, 2), &[1], 3));
+    assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(3) }));
+    assert!(outputs.contains(&Output::Apply(LogIndex(3))), "{outputs:?}");
+}
+
+#[test]
+fn stalled_node_does_not_campaign_until_it_is_well() {
+    let mut raft = node(3, 1, &[]);
+    raft.step(SECOND, Event::Stalled(true));
+    assert_eq!(raft.next_deadline(), None);
+    raft.step(60 * SECOND, Event::Tick);
+    raft.step(60 * SECOND, append(1, LOG_1, &[], 0));
+    raft.step(60 * SECOND, Event::TimeoutNow(NodeId(1), TimeoutNow { term: Term(1) }));
+    assert_eq!((raft.role(), raft.term()), (Role::Follower, Term(1)));
+    raft.step(70 * SECOND, Event::Stalled(false));
+    assert!(raft.next_deadline() > Some(70 * SECOND), "it hears first whether there is a leader");
+    raft.step(90 * SECOND, Event::Tick);
+    assert_eq!(raft.role(), Role::PreCandidate);
+}
+
+#[test]
+fn leader_that_steps_down_follows_in_its_term() {
+    let mut raft = node(3, 1, &[]);
+    lead(&mut raft, SECOND);
+    raft.step(SECOND, Event::StepDown);
+    assert_eq!((raft.role(), raft.term(), raft.leader()), (Role::Follower, Term(2), None));
+}
+
+#[test]
+fn successor_has_the_whole_log_with_a_quorum_beside_the_leader() {
+    let mut raft = node(3, 1, &[]);
+    lead(&mut raft, SECOND);
+    propose(&mut raft, SECOND);
+    let none = BTreeSet::new();
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(2, 3)));
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(2, 2)));
+    assert_eq!(
+        raft.successor(&none),
+        None,
+        "with node 1 and this one, which cannot write, nothing is committed"
+    );
+    assert!(raft.can_be_replaced(), "another one could be elected");
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(2, 3)));
+    let first = raft.successor(&none).unwrap();
+    let second = raft.successor(&BTreeSet::from([first])).unwrap();
+    assert_ne!(first, second, "who did not take over is not the only one");
+    // Who is silent counts for nothing.
+    raft.step(SECOND + raft_timeout(), Event::Tick);
+    assert!(raft.successor(&none).is_none() && !raft.can_be_replaced());
+}
+
+fn raft_timeout() -> std::time::Duration {
+    consensus_raft_protocol::Config::new(NodeId(0)).election_timeout
+}

@@ -1,0 +1,229 @@
+//! A disk or a state machine that does not answer, or has no room: who leads meanwhile, and what clients are told.
+//!
+//! The task that owns the protocol never waits for either, so that it can tell how long a call of theirs takes. A leader beyond
+//! the limit ([`RaftConfig::storage_stall_limit`](crate::RaftConfig::storage_stall_limit),
+//! [`RaftConfig::apply_stall_limit`](crate::RaftConfig::apply_stall_limit)) transfers leadership to a voter that has the whole
+//! log. If there is none within an election timeout it steps down, provided that the others can elect somebody. It does not
+//! campaign until the call has returned.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use consensus_core::{ProposeError, ReadError, Role};
+use consensus_raft_protocol::Event;
+
+use super::Driver;
+use crate::apply_thread::take_all;
+
+/// The calls of storage and state machine that have not returned.
+#[derive(Default)]
+pub(super) struct Calls {
+    /// The write of the log in flight.
+    writing: Option<Call>,
+    /// The entries handed to the state machine.
+    applying: Option<Call>,
+    yielding: Yielding,
+}
+
+struct Call {
+    began: std::time::Instant,
+    /// On the clock of the driver; later than `began` if the driver itself did not run for a while.
+    since: Duration,
+    has_entries: bool,
+    is_stalled: bool,
+}
+
+/// A leader that wants somebody else to lead.
+#[derive(Default)]
+struct Yielding {
+    /// To whom it tried to transfer leadership.
+    tried: BTreeSet<consensus_core::NodeId>,
+    /// When it may try again.
+    next_transfer: Duration,
+    /// When it steps down.
+    step_down_at: Option<Duration>,
+}
+
+impl Call {
+    /// When it is to be looked at next.
+    fn deadline(&self, limit: Duration) -> Option<Duration> {
+        (!self.is_stalled).then(|| self.since.saturating_add(limit))
+    }
+
+    /// Whether it stalls from now on.
+    fn stalls(&mut self, now: Duration, limit: Duration) -> bool {
+        let Some(deadline) = self.deadline(limit).filter(|deadline| *deadline <= now) else { return false };
+        // This task was not run either: a machine that was paused has stalled nothing.
+        if now - deadline > limit / 2 {
+            self.since = now - limit / 2;
+            return false;
+        }
+        self.is_stalled = true;
+        true
+    }
+}
+
+impl Calls {
+    fn stalled(call: &Option<Call>) -> Option<&Call> {
+        call.as_ref().filter(|call| call.is_stalled)
+    }
+
+    pub(super) fn storage_stalled_since(&self) -> Option<std::time::Instant> {
+        Self::stalled(&self.writing).map(|call| call.began)
+    }
+
+    pub(super) fn apply_stalled_since(&self) -> Option<std::time::Instant> {
+        Self::stalled(&self.applying).map(|call| call.began)
+    }
+
+    pub(super) fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    fn are_stalled(&self) -> bool {
+        Self::stalled(&self.writing).or(Self::stalled(&self.applying)).is_some()
+    }
+}
+
+impl Driver {
+    fn call(&self, has_entries: bool) -> Option<Call> {
+        Some(Call { began: self.turn_began, since: self.now, has_entries, is_stalled: false })
+    }
+
+    /// A write is about to be given to the storage.
+    pub(super) fn write_begins(&mut self, has_entries: bool) {
+        self.calls.writing = self.call(has_entries);
+    }
+
+    /// The write in flight returned. Returns whether it had entries.
+    pub(super) fn write_returned(&mut self) -> bool {
+        let Some(call) = self.calls.writing.take() else { return false };
+        if call.is_stalled {
+            tracing::info!(after = ?call.began.elapsed(), "the disk of the log answers again");
+            self.end_stall();
+        }
+        call.has_entries
+    }
+
+    /// Entries are about to be given to the state machine.
+    pub(super) fn apply_begins(&mut self) {
+        self.calls.applying = self.call(true);
+    }
+
+    /// The entries were applied. Returns how long that took.
+    pub(super) fn apply_returned(&mut self) -> Duration {
+        let Some(call) = self.calls.applying.take() else { return Duration::ZERO };
+        if call.is_stalled {
+            tracing::info!(after = ?call.began.elapsed(), "the state machine answers again");
+            self.end_stall();
+        }
+        self.now.saturating_sub(call.since)
+    }
+
+    fn end_stall(&mut self) {
+        if !self.calls.are_stalled() {
+            self.step(Event::Stalled(false));
+        }
+    }
+
+    pub(super) fn next_stall_deadline(&self) -> Option<Duration> {
+        let writing = self.calls.writing.as_ref().and_then(|call| call.deadline(self.config.storage_limit()));
+        let applying = self.calls.applying.as_ref().and_then(|call| call.deadline(self.config.apply_limit()));
+        writing.into_iter().chain(applying).min()
+    }
+
+    /// Looks whether a call takes too long.
+    pub(super) fn watch_calls(&mut self) {
+        let now = self.now;
+        let (storage_limit, apply_limit) = (self.config.storage_limit(), self.config.apply_limit());
+        let were_stalled = self.calls.are_stalled();
+        if self.calls.writing.as_mut().is_some_and(|call| call.stalls(now, storage_limit)) {
+            tracing::warn!(limit = ?storage_limit, "the disk of the log does not answer: a write has not returned; this node does not lead until it does");
+            self.waiters.fail_all(&ProposeError::Unknown { why: DISK_STALLED });
+        }
+        if self.calls.applying.as_mut().is_some_and(|call| call.stalls(now, apply_limit)) {
+            tracing::warn!(limit = ?apply_limit, last = %self.apply.handed, "the state machine does not answer: entries are not applied; this node does not lead until they are");
+            self.waiters.fail_all(&ProposeError::Unknown { why: MACHINE_STALLED });
+            self.fail_handed(&ProposeError::Unknown { why: MACHINE_STALLED });
+        }
+        if self.calls.are_stalled() && !were_stalled {
+            self.step(Event::Stalled(true));
+        }
+    }
+
+    /// Answers those whose commands were handed to the state machine.
+    pub(super) fn fail_handed(&mut self, error: &ProposeError) {
+        for (_, waiter) in take_all(&self.apply.waiters) {
+            waiter.answer(Err(error.clone()));
+        }
+    }
+
+    /// What a leader that cannot do its part answers to proposals, unless it is transferring leadership.
+    pub(super) fn proposal_refusal(&self) -> Option<(&'static str, ProposeError)> {
+        if self.raft.role() != Role::Leader {
+            return None;
+        }
+        if let Some(why) = self.why_no_room() {
+            return Some(("no_room", ProposeError::NoRoom { why }));
+        }
+        let (call, what) = match (Calls::stalled(&self.calls.writing), Calls::stalled(&self.calls.applying)) {
+            (Some(call), _) => (call, DISK_STALLED),
+            (None, Some(call)) => (call, MACHINE_STALLED),
+            (None, None) => return None,
+        };
+        let why = format!("{what}, for {:.1} s now", call.began.elapsed().as_secs_f64());
+        let waits = self.raft.transferring_to().is_none();
+        waits.then_some(("stalled", ProposeError::Stalled { why }))
+    }
+
+    /// Reads that wait for what this node cannot apply for the time being are for another node to answer.
+    pub(super) fn refuse_stuck_reads(&mut self) {
+        let is_apply_stalled = Calls::stalled(&self.calls.applying).is_some();
+        let is_storage_stuck = Calls::stalled(&self.calls.writing).is_some() || self.no_room.is_some();
+        if !is_apply_stalled && !is_storage_stuck {
+            return;
+        }
+        let leader = self.raft.leader().filter(|leader| *leader != self.raft.id());
+        let durable = self.raft.durable();
+        let is_stuck = |index| is_apply_stalled || index > durable;
+        for (_, reply, _) in self.reads.ready.extract_if(.., |(index, ..)| is_stuck(*index)) {
+            let _ = reply.send(Err(ReadError::NotLeader { leader }));
+        }
+    }
+
+    /// A leader that cannot write or apply sees to it that somebody else leads, as soon as somebody can.
+    pub(super) fn yield_leadership(&mut self) {
+        let is_stalled = self.calls.are_stalled();
+        if self.raft.role() != Role::Leader || !(is_stalled || self.no_room.is_some()) {
+            self.calls.yielding = Yielding::default();
+            return;
+        }
+        if self.raft.transferring_to().is_some() || self.leaving.is_some() {
+            return;
+        }
+        let (now, timeout) = (self.now, self.config.protocol.election_timeout);
+        let yielding = &mut self.calls.yielding;
+        if now >= yielding.next_transfer
+            && let Some(to) = self.raft.successor(&yielding.tried)
+        {
+            if !yielding.tried.insert(to) {
+                yielding.tried = BTreeSet::from([to]);
+            }
+            yielding.next_transfer = now + 2 * timeout;
+            tracing::info!(%to, "transferring leadership, as this node cannot do its part");
+            let token = self.asked.token();
+            return self.step(Event::Transfer { token, to: Some(to) });
+        }
+        if is_stalled && self.raft.can_be_replaced() {
+            let at = *yielding.step_down_at.get_or_insert(now + timeout);
+            if now >= at {
+                tracing::warn!(
+                    "stepping down, as this node cannot do its part and no voter has the whole log"
+                );
+                self.step(Event::StepDown);
+            }
+        }
+    }
+}
+
+const DISK_STALLED: &str = "the disk of the leader does not answer";
+const MACHINE_STALLED: &str = "the state machine of the leader does not answer";

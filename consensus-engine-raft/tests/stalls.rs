@@ -1,0 +1,129 @@
+//! A disk or a state machine that does not answer: another node leads, and everybody is told something in time.
+
+mod faulty;
+
+use std::time::{Duration, Instant};
+
+use consensus_core::{
+    ConsensusEngine, Health, NodeId, ProposeError, ReadConsistency, ReadError, Role, TransferError,
+};
+use faulty::FaultyCluster;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_whose_disk_hangs_gives_leadership_away_and_comes_back() {
+    let cluster = FaultyCluster::start(3, |_| {}).await;
+    let stalled = cluster.leader().await;
+    let node = &cluster.nodes[stalled];
+    node.engine.propose("before".into()).await.unwrap();
+    node.faults.writes.close();
+    let began = Instant::now();
+    let pending = node.engine.propose("pending".into()).await;
+    assert!(matches!(pending, Err(ProposeError::Unknown { .. })), "{pending:?}");
+    let leading = cluster.leader_other_than(Some(stalled)).await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    cluster.nodes[leading].engine.propose("after".into()).await.unwrap();
+
+    // It says so, sends clients to the leader, and disturbs nobody.
+    let status = node.status_when("it follows", |status| status.leader == Some(NodeId(leading as u64))).await;
+    assert_eq!(status.health, Health::Running);
+    assert!(status.storage_stalled_since.is_some_and(|since| since.elapsed() < Duration::from_secs(20)));
+    let refused = node.engine.propose("refused".into()).await;
+    assert!(matches!(refused, Err(ProposeError::NotLeader { leader: Some(_) })), "{refused:?}");
+    let read = node.engine.read_barrier(ReadConsistency::Linearizable).await;
+    assert!(matches!(read, Err(ReadError::NotLeader { leader: Some(_) })), "{read:?}");
+    let term = cluster.nodes[leading].status().term;
+    let transfer = cluster.nodes[leading].engine.transfer_leadership(Some(NodeId(stalled as u64))).await;
+    assert!(matches!(transfer, Err(TransferError::TimedOut)), "{transfer:?}");
+    assert_eq!(cluster.nodes[leading].status().term, term, "nobody stood for election");
+
+    node.faults.writes.open();
+    node.status_when("the disk is well", |status| status.storage_stalled_since.is_none()).await;
+    node.applied("after").await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_whose_state_machine_hangs_gives_leadership_away_and_comes_back() {
+    let cluster = FaultyCluster::start(3, |_| {}).await;
+    let stalled = cluster.leader().await;
+    let node = &cluster.nodes[stalled];
+    node.engine.propose("before".into()).await.unwrap();
+    node.faults.applies.close();
+    // The first is in the hands of the state machine, the second waits for it.
+    let (first, second) =
+        tokio::join!(node.engine.propose("first".into()), node.engine.propose("second".into()));
+    for pending in [first, second] {
+        assert!(matches!(pending, Err(ProposeError::Unknown { .. })), "{pending:?}");
+    }
+    let leading = cluster.leader_other_than(Some(stalled)).await;
+    cluster.nodes[leading].engine.propose("after".into()).await.unwrap();
+    let status = node.status_when("it follows", |status| status.leader == Some(NodeId(leading as u64))).await;
+    assert!(status.apply_stalled_since.is_some() && status.storage_stalled_since.is_none());
+    let read = node.engine.read_barrier(ReadConsistency::Linearizable).await;
+    assert!(matches!(read, Err(ReadError::NotLeader { leader: Some(_) })), "{read:?}");
+
+    node.faults.applies.open();
+    node.status_when("the machine is well", |status| status.apply_stalled_since.is_none()).await;
+    node.applied("after").await;
+    assert_eq!(node.commands().len(), cluster.nodes[leading].commands().len(), "each was applied once");
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_whose_disk_hangs_steps_down_if_nobody_has_the_whole_log() {
+    let cluster = FaultyCluster::start(3, |_| {}).await;
+    let stalled = cluster.leader().await;
+    for node in &cluster.nodes {
+        node.log.fill(true); // Nobody can write what is proposed now.
+    }
+    cluster.nodes[stalled].faults.writes.close();
+    let pending = cluster.nodes[stalled].engine.propose("pending".into()).await;
+    assert!(matches!(pending, Err(ProposeError::Unknown { .. })), "{pending:?}");
+    let leading = cluster.leader_other_than(Some(stalled)).await;
+    for node in &cluster.nodes {
+        node.log.fill(false);
+    }
+    cluster.nodes[leading].status_when("there is room", |status| status.no_room.is_none()).await;
+    let leading = cluster.leader_other_than(Some(stalled)).await;
+    cluster.nodes[leading].engine.propose("after".into()).await.unwrap();
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn only_voter_whose_disk_hangs_leads_on_and_refuses_commands() {
+    let cluster = FaultyCluster::start(1, |_| {}).await;
+    let node = &cluster.nodes[cluster.leader().await];
+    node.engine.propose("before".into()).await.unwrap();
+    node.faults.writes.close();
+    let pending = node.engine.propose("pending".into()).await;
+    assert!(matches!(pending, Err(ProposeError::Unknown { .. })), "{pending:?}");
+    let refused = node.engine.propose("refused".into()).await.unwrap_err();
+    assert!(matches!(&refused, ProposeError::Stalled { why } if why.contains("disk")), "{refused:?}");
+    assert!(!refused.maybe_applied());
+    assert!(node.status().storage_stalled_since.is_some() && node.status().role == Role::Leader);
+    node.faults.writes.open();
+    node.status_when("the disk is well", |status| status.storage_stalled_since.is_none()).await;
+    node.engine.propose("after".into()).await.unwrap();
+    assert_eq!(node.commands(), ["before", "pending", "after"]);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disk_that_pauses_for_less_than_the_limit_changes_nothing() {
+    let cluster = FaultyCluster::start(3, |config| config.storage_stall_limit = None).await;
+    let leading = cluster.leader().await;
+    let node = &cluster.nodes[leading];
+    node.engine.propose("before".into()).await.unwrap();
+    let term = node.status().term;
+    node.faults.writes.close();
+    let faults = node.faults.clone();
+    let open = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        faults.writes.open();
+    });
+    node.engine.propose("during".into()).await.unwrap();
+    open.await.unwrap();
+    let status = node.status();
+    assert_eq!((status.role, status.term, status.storage_stalled_since), (Role::Leader, term, None));
+    cluster.end().await;
+}

@@ -27,7 +27,7 @@ pub(crate) struct Workshop {
 /// Why there is no next segment.
 #[derive(Debug)]
 pub(crate) enum NotMade {
-    /// Too little room; there may be more later.
+    /// Too little room, or too few file descriptors, or no permission; there may be later.
     NoRoom(String),
     Failed(io::Error),
 }
@@ -270,16 +270,26 @@ impl Worker {
     }
 }
 
-/// What became of the room for a segment in `dir`.
+/// Why there is no segment in `dir`. What an operator, or time, can change is no failure: nothing of the log was touched.
 pub(crate) fn not_made(dir: &Path, error: io::Error) -> NotMade {
+    let dir = dir.display();
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => NotMade::NoRoom(format!(
-            "the disk of {} has no room for a segment of the log: {error}",
-            dir.display()
-        )),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            NotMade::NoRoom(format!("the disk of {dir} has no room for a segment of the log: {error}"))
+        }
+        io::ErrorKind::PermissionDenied => {
+            NotMade::NoRoom(format!("no segment of the log can be made in {dir}: {error}"))
+        }
+        _ if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
+            NotMade::NoRoom(format!("no segment of the log can be made in {dir}: {error}"))
+        }
         _ => NotMade::Failed(error),
     }
 }
+
+/// "Too many open files", of the process and of the system; the same number on all Unix systems.
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
 
 /// So many purged segments are kept, to be used again.
 const SPARES_MAX: usize = 2;

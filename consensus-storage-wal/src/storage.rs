@@ -168,7 +168,7 @@ impl WalLogStorage {
         if writer.tail.at == FIRST_FRAME {
             return self.make_longer(&mut writer.tail, writer.buffer.len());
         }
-        let segment = self.workshop.take(&self.next(&writer.tail))?;
+        let segment = self.next_segment(&writer.tail, batch.entries.is_empty())?;
         let len = segment.len().map_err(NotMade::Failed)?;
         let full = std::mem::replace(&mut writer.tail, Tail { segment, at: FIRST_FRAME, len });
         writer.encode(plan, batch);
@@ -179,6 +179,21 @@ impl WalLogStorage {
             return Err(why);
         }
         Ok(())
+    }
+
+    /// The segment after `tail`. What has no entries, such as a vote, may use the reserve for it, and a short one will do.
+    fn next_segment(&self, tail: &Tail, may_use_reserve: bool) -> Result<Arc<Segment>, NotMade> {
+        let wanted = self.next(tail);
+        if !may_use_reserve {
+            return self.workshop.take(&wanted);
+        }
+        let wanted = Wanted { reserve: Reserve::new(self.dir.path(), 0), ..wanted };
+        match self.workshop.take(&wanted) {
+            Err(NotMade::NoRoom(_)) => {
+                self.workshop.take(&Wanted { len: wanted.len.min(2 * KEPT_BYTES), ..wanted })
+            }
+            taken => taken,
+        }
     }
 
     /// Makes room in an empty segment for a frame that is longer than others.

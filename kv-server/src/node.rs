@@ -141,7 +141,8 @@ async fn replicated(
         tokio::spawn(announce_members(transport.clone(), engine.status()));
         return Ok((ConsensusKvDatabase::witness(engine), transport));
     }
-    let machine = KvStateMachine::open(&settings.data_dir.join(STATE), settings.node, Durability::FromLog)?;
+    let machine = KvStateMachine::open(&settings.data_dir.join(STATE), settings.node, Durability::FromLog)?
+        .with_reserve(settings.disk_reserve_bytes);
     let executor = machine.executor();
     let engine = RaftEngine::start(config, transport.clone(), storage, Box::new(machine)).await?;
     tokio::spawn(announce_members(transport.clone(), engine.status()));
@@ -181,6 +182,7 @@ pub(crate) fn raft_config(settings: &Settings, cluster: &ClusterSettings) -> Raf
     config.compact_hold_bytes = cluster.compact_hold_bytes;
     config.snapshot_bytes_per_second = cluster.snapshot_bytes_per_second;
     config.snapshot_dir.clone_from(&settings.data_dir);
+    config.snapshot_reserve_bytes = settings.disk_reserve_bytes;
     let recorder =
         FlightRecorder { dir: settings.data_dir.join(FLIGHT), bytes_max: cluster.flight_recorder_bytes };
     config.flight_recorder = Some(recorder).filter(|recorder| recorder.bytes_max > 0);

@@ -11,6 +11,7 @@ use consensus_core::{
     NodeId, StorageError,
     codec::{self, CodecError},
 };
+use consensus_storage_rocksdb::Reserve;
 
 use crate::{
     Durability, KvStateMachine,
@@ -21,7 +22,7 @@ use crate::{
 
 /// Receives the files of a snapshot into an empty directory.
 pub fn receive_snapshot(dir: &Path, stream: &mut dyn Read) -> Result<(), Failure> {
-    snapshot::receive(dir, stream)
+    snapshot::receive(dir, stream, &Reserve::new(dir, 0))
 }
 
 /// Sends the files of a directory as a snapshot.

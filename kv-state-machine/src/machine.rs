@@ -6,6 +6,7 @@ use bytes::Bytes;
 use consensus_core::{
     Entry, FlushWork, LogId, NodeId, Payload, Snapshot, StateMachine, StateMachineError, StorageError, codec,
 };
+use consensus_storage_rocksdb::Reserve;
 use rocksdb::{DB, WriteBatch, WriteOptions};
 
 use crate::{
@@ -29,6 +30,23 @@ pub struct KvStateMachine {
     meta: Meta,
     sessions: Sessions,
     collector: Collector,
+    reserve: Reserve,
+}
+
+/// What a generation holds besides keys and values.
+struct Loaded {
+    meta: Meta,
+    sessions: Sessions,
+    /// The compaction whose garbage is gone.
+    collected: u64,
+}
+
+impl Loaded {
+    fn of(generation: &Generation) -> Result<Self, Failure> {
+        let db = generation.db();
+        let (meta, sessions) = (generation.meta(), Sessions::load(db)?);
+        Ok(Self { meta, sessions, collected: collect::collected(db)? })
+    }
 }
 
 /// What a batch is when `apply` returns.
@@ -57,29 +75,36 @@ impl KvStateMachine {
         recent_max: usize,
     ) -> Result<Self, StorageError> {
         let store = Arc::new(Store::open(path, node, recent_max)?);
+        let reserve = Reserve::new(store.path(), 0);
         let position = path.display().to_string();
         let unreadable =
             |error: Failure| StorageError::Corrupt { position: position.clone(), why: error.to_string() };
+        let loaded = Loaded::of(&store.current()).map_err(unreadable)?;
         let mut machine = Self {
             store,
             durability,
             meta: Meta::default(),
             sessions: Sessions::default(),
             collector: Collector::default(),
+            reserve,
         };
-        machine.load().map_err(unreadable)?;
+        machine.take_over(loaded);
         Ok(machine)
     }
 
+    /// Has snapshots refused that would leave less than `bytes` of room on the disk while they are restored. Default: none.
+    #[must_use]
+    pub fn with_reserve(mut self, bytes: u64) -> Self {
+        self.reserve = Reserve::new(self.store.path(), bytes);
+        self
+    }
+
     /// Takes over what the current generation holds.
-    fn load(&mut self) -> Result<(), Failure> {
-        let generation = self.store.current();
-        let (meta, sessions) = (generation.meta(), Sessions::load(generation.db())?);
-        (self.meta, self.sessions) = (meta, sessions);
-        if collect::collected(generation.db())? < self.meta.compacted {
-            self.collector.start(generation, self.meta.compacted);
+    fn take_over(&mut self, loaded: Loaded) {
+        (self.meta, self.sessions) = (loaded.meta, loaded.sessions);
+        if loaded.collected < self.meta.compacted {
+            self.collector.start(self.store.current(), self.meta.compacted);
         }
-        Ok(())
     }
 
     /// A handle for reads.
@@ -233,9 +258,13 @@ impl StateMachine for KvStateMachine {
     }
 
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
+        // Until the switch nothing has changed.
+        let generation = snapshot::receive_generation(&self.store, stream, &self.reserve)?;
+        let loaded = Loaded::of(&generation).inspect_err(|_| generation.discard())?;
+        self.store.switch(generation)?;
         self.collector.stop();
-        snapshot::restore(&self.store, stream)?;
-        self.load()
+        self.take_over(loaded);
+        Ok(())
     }
 }
 

@@ -12,8 +12,12 @@ use std::{
 };
 
 use consensus_core::{Snapshot, StateMachineError, StorageError};
+use consensus_storage_rocksdb::Reserve;
 
-use crate::{store::Store, view::Failure};
+use crate::{
+    store::{Generation, Store},
+    view::Failure,
+};
 
 /// A checkpoint on disk; removed when dropped.
 struct Checkpoint {
@@ -80,17 +84,20 @@ impl Drop for Checkpoint {
     }
 }
 
-/// Reads a stream into a new generation and makes it the current one. Until then nothing has changed.
-pub(crate) fn restore(store: &Store, stream: &mut dyn Read) -> Result<(), Failure> {
+/// Reads a stream into a new generation, which leaves `reserve` free on the disk. The current one is as it was.
+pub(crate) fn receive_generation(
+    store: &Store,
+    stream: &mut dyn Read,
+    reserve: &Reserve,
+) -> Result<Generation, Failure> {
     let path = store.next_generation_path()?;
-    let received = receive(&path, stream).and_then(|()| {
+    let received = receive(&path, stream, reserve).and_then(|()| {
         let unreadable = |error: StorageError| bad(error.to_string());
         store.open_received(path.clone()).map_err(unreadable)
     });
-    let generation = received.inspect_err(|_| {
+    received.inspect_err(|_| {
         let _ = fs::remove_dir_all(&path); // The next start removes it otherwise.
-    })?;
-    Ok(store.switch(generation)?)
+    })
 }
 
 fn bad(why: impl Into<String>) -> Failure {
@@ -98,14 +105,14 @@ fn bad(why: impl Into<String>) -> Failure {
 }
 
 /// Reads a stream into files of an empty directory.
-pub(crate) fn receive(dir: &Path, stream: &mut dyn Read) -> Result<(), Failure> {
+pub(crate) fn receive(dir: &Path, stream: &mut dyn Read, reserve: &Reserve) -> Result<(), Failure> {
     let mut magic = [0; MAGIC.len()];
     stream.read_exact(&mut magic)?;
     if magic != *MAGIC {
         return Err(bad("it does not begin like one, or is of another version"));
     }
     let mut files = 0u32;
-    while receive_file(dir, stream)? {
+    while receive_file(dir, stream, reserve)? {
         files += 1;
     }
     let mut count = [0; 4];
@@ -118,7 +125,7 @@ pub(crate) fn receive(dir: &Path, stream: &mut dyn Read) -> Result<(), Failure> 
 }
 
 /// `false` at the end marker.
-fn receive_file(dir: &Path, stream: &mut dyn Read) -> Result<bool, Failure> {
+fn receive_file(dir: &Path, stream: &mut dyn Read, reserve: &Reserve) -> Result<bool, Failure> {
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
     let length = u16::from_be_bytes(length);
@@ -135,8 +142,10 @@ fn receive_file(dir: &Path, stream: &mut dyn Read) -> Result<bool, Failure> {
     let name = name.ok_or_else(|| bad("a file has an impossible name"))?;
     let mut size = [0; 8];
     stream.read_exact(&mut size)?;
+    let size = u64::from_be_bytes(size);
+    reserve.check(size).map_err(StateMachineError::NoRoom)?;
     let mut file = File::create_new(dir.join(name))?; // No name comes twice.
-    let sum = copy(stream, &mut file, u64::from_be_bytes(size))?;
+    let sum = copy(stream, &mut file, size)?;
     file.sync_all()?;
     let mut expected = [0; 4];
     stream.read_exact(&mut expected)?;
@@ -170,7 +179,7 @@ mod tests {
 
     fn received(mut stream: &[u8]) -> Option<Files> {
         let dir = tempfile::tempdir().unwrap();
-        receive(dir.path(), &mut stream).ok()?;
+        receive(dir.path(), &mut stream, &Reserve::new(dir.path(), 0)).ok()?;
         let read =
             |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
         Some(fs::read_dir(dir.path()).unwrap().map(|entry| read(entry.unwrap())).collect())

@@ -16,7 +16,7 @@ use std::{
     },
 };
 
-use consensus_core::{LogId, NodeId, StorageError, codec};
+use consensus_core::{LogId, NodeId, StateMachineError, StorageError, codec};
 use consensus_storage_rocksdb::{DataDir, Expected, Kind, MarkedDb};
 use rocksdb::{DB, DBCompressionType, Options, SliceTransform};
 use serde::{Deserialize, Serialize};
@@ -88,6 +88,16 @@ impl Generation {
     /// Lets readers see what a batch has written.
     pub(crate) fn publish(&self, meta: Meta) {
         *self.meta.lock().unwrap_or_else(PoisonError::into_inner) = meta;
+    }
+
+    /// Of its directory.
+    fn name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    /// Has it removed from disk when nobody reads it any more.
+    pub(crate) fn discard(&self) {
+        self.obsolete.store(true, Ordering::Release);
     }
 
     pub(crate) fn db(&self) -> &MarkedDb {
@@ -172,13 +182,38 @@ impl Store {
     }
 
     /// Makes `generation`, whose files are on disk, the one in use. The rename of `CURRENT` is the moment.
-    pub(crate) fn switch(&self, generation: Generation) -> io::Result<()> {
-        let name = generation.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        self.dir.replace(CURRENT, &format!("{name}\n"))?;
+    ///
+    /// # Errors
+    /// The one from before is in use, but after [`StateMachineError::Broken`] it may not be the one that the next start finds.
+    pub(crate) fn switch(&self, generation: Generation) -> Result<(), Failure> {
+        if let Err(error) = self.note_current(&generation) {
+            // The file may be renamed although that is not durable.
+            let old = self.current();
+            let is_old = |text: &String| text.trim() == old.name();
+            let is_as_before = matches!(self.dir.read(CURRENT), Ok(Some(text)) if is_old(&text));
+            if !is_as_before && let Err(again) = self.note_current(&old) {
+                let path = self.dir.path().join(CURRENT);
+                return Err(StateMachineError::Broken(format!(
+                    "{} could not be written ({error}), nor written back ({again}): the next start finds the state from before or the snapshot",
+                    path.display()
+                )));
+            }
+            generation.discard();
+            return Err(error.into());
+        }
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::replace(&mut *current, Arc::new(generation));
-        old.obsolete.store(true, Ordering::Release);
+        old.discard();
         Ok(())
+    }
+
+    fn note_current(&self, generation: &Generation) -> io::Result<()> {
+        self.dir.replace(CURRENT, &format!("{}\n", generation.name()))
+    }
+
+    /// The directory.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
+use consensus_core::{Entry, LogId, NodeId, StateMachine, StateMachineError, codec};
 use consensus_testkit::state_machine::{Fixture, run_suite};
 use kv_state_machine::{
     Delete, Durability, KeyRange, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStateMachine,
@@ -272,6 +272,39 @@ fn a_snapshot_that_is_cut_or_changed_anywhere_is_refused_or_the_same() {
         }
         assert_eq!(old.machine.executor().hash().unwrap(), before, "changed at {at}");
     }
+}
+
+#[test]
+fn snapshot_without_room_is_refused_and_the_state_is_the_one_from_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut old, before, stream, _) = old_and_snapshot_of_new(&dir);
+    old.machine = old.machine.with_reserve(1 << 60);
+    let refused = old.machine.restore(&mut &stream[..]);
+    assert!(
+        matches!(&refused, Err(StateMachineError::NoRoom(why)) if why.contains("MiB free")),
+        "{refused:?}"
+    );
+    assert_eq!(old.machine.executor().hash().unwrap(), before);
+    assert!(!dir.path().join("gen-2").exists(), "what had arrived is removed");
+    old.apply(None, KvOperation::Put(Put { key: "k".into(), value: "new".into(), ..Put::default() }))
+        .unwrap();
+    assert_eq!(old.value().unwrap(), "new");
+}
+
+#[test]
+fn snapshot_that_cannot_be_made_current_is_refused_and_taken_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut old, before, stream, after) = old_and_snapshot_of_new(&dir);
+    let in_the_way = dir.path().join("CURRENT.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let refused = old.machine.restore(&mut &stream[..]);
+    assert!(matches!(&refused, Err(StateMachineError::Io(_))), "{refused:?}");
+    assert_eq!(old.machine.executor().hash().unwrap(), before);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    old.machine.restore(&mut &stream[..]).unwrap();
+    assert_eq!(old.machine.executor().hash().unwrap(), after);
+    drop(old);
+    assert_eq!(Fed::new(&dir).machine.executor().hash().unwrap(), after);
 }
 
 /// Each operation writes its revision to both keys, and history is compacted right behind it.

@@ -16,7 +16,9 @@ pub struct Table {
 pub struct Plot {
     /// Of the file, below docs/performance.
     pub file: &'static str,
+    /// Title above the plot.
     pub title: &'static str,
+    /// Column of the horizontal axis.
     pub x: usize,
     /// Columns, with their names in the plot.
     pub lines: Vec<(usize, &'static str)>,
@@ -32,10 +34,12 @@ pub struct Cell {
 }
 
 impl Cell {
+    /// A cell of text, which no plot shows.
     pub fn text(text: &str) -> Self {
         Self { text: text.to_owned(), value: f64::NAN }
     }
 
+    /// A whole number.
     pub fn count(count: usize) -> Self {
         Self { text: count.to_string(), value: count as f64 }
     }
@@ -47,6 +51,7 @@ impl Cell {
         Self { text: groups.join(" "), value: rate }
     }
 
+    /// A number with so many decimal digits.
     pub fn number(number: f64, digits: usize) -> Self {
         Self { text: format!("{number:.digits$}"), value: number }
     }
@@ -56,17 +61,20 @@ impl Cell {
         Self { text: format!("{:.0} %", 100.0 * share), value: share }
     }
 
+    /// How many times as large one figure is as another.
     pub fn factor(factor: f64) -> Self {
         Self { text: format!("{factor:.2} x"), value: factor }
     }
 }
 
 impl Table {
+    /// A table without rows; `head` has the names of the columns.
     pub fn new(name: &'static str, head: &[&str]) -> Self {
         let head = head.iter().map(|&column| column.to_owned()).collect();
         Self { name, head, rows: Vec::new(), plots: Vec::new() }
     }
 
+    /// The same table with one more plot.
     pub fn with_plot(mut self, plot: Plot) -> Self {
         self.plots.push(plot);
         self
@@ -79,6 +87,7 @@ impl Table {
         self.rows.push(row);
     }
 
+    /// Name of the table, which the page marks its place with.
     pub fn name(&self) -> &'static str {
         self.name
     }

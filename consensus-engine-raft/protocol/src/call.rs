@@ -34,6 +34,10 @@ impl Call {
 
 /// What it returned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "returned by value once per call; a box would be an allocation per write"
+)]
 pub enum Returned {
     /// From [`Call::Step`] and [`Call::FinishTurn`].
     Outputs(Vec<Output>),

@@ -319,7 +319,7 @@ impl Cluster {
 
 /// A port that is free, the port 1000 above it too. Each test process looks in a part of its own, so that those that run
 /// at once do not find the same.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() % 180) as u16 * 100;

@@ -21,10 +21,11 @@ use rand::Rng;
 use rocksdb::{DB, WriteOptions};
 use tempfile::TempDir;
 
+use consensus_bench_report::table::{Cell, Table};
+
 use crate::{
     engine::{Cluster, measure},
     place,
-    table::{Cell, Table},
 };
 
 pub(crate) fn compare(writers: &[usize], time: Duration) -> Result<Table, String> {

@@ -39,10 +39,15 @@ fn sections() -> BTreeMap<String, Section> {
             (Some(_), "```") => block = None,
             (Some(kind), _) if kind == "console" => match line.strip_prefix("$ ") {
                 Some(command) => {
-                    section.steps.push(Step { command: command.to_owned(), expected: Vec::new() })
+                    section.steps.push(Step { command: command.to_owned(), expected: Vec::new() });
                 }
                 None => {
-                    section.steps.last_mut().expect("output follows a command").expected.push(line.to_owned())
+                    section
+                        .steps
+                        .last_mut()
+                        .expect("output follows a command")
+                        .expected
+                        .push(line.to_owned());
                 }
             },
             (Some(kind), _) => {

@@ -21,7 +21,7 @@ pub(crate) async fn change(world: &Arc<World>, mut random: Random) {
     match random.below(8) {
         // The others have to agree on where it is.
         0 | 1 if membership.quorum_value(|id| id != some) == Some(true) => {
-            move_member(world, some, random).await
+            move_member(world, some, random).await;
         }
         0 | 1 => {}
         2 | 3 => {

@@ -50,7 +50,7 @@ fn sections() -> BTreeMap<String, Section> {
                         .push(line.to_owned());
                 }
             },
-            (Some(kind), _) => {
+            (Some(kind), _) if kind.contains("file=") => {
                 let name = kind.split_once("file=").expect("a file has a name").1;
                 let file = section.files.entry(name.to_owned()).or_default();
                 writeln!(file, "{line}").unwrap();
@@ -150,40 +150,13 @@ fn from_one_node_to_three_keeps_the_data() {
 }
 
 #[test]
-fn replaced_node_has_the_data_again() {
-    run("Replacing a node");
-}
-
-#[test]
-fn restored_copy_is_a_new_cluster() {
-    run("Restoring from a copy");
-}
-
-#[test]
 fn moved_node_is_found() {
     run("Moving addresses");
 }
 
 #[test]
-fn survivor_of_a_lost_majority_goes_on_alone() {
-    run("Loss of a majority");
-}
-
-#[test]
-fn full_disk_refuses_writes_and_takes_them_again() {
-    run("Full and stalled disks");
-}
-
-#[test]
 fn every_section_with_commands_is_run() {
     let titles: Vec<String> = sections().into_keys().collect();
-    let run = [
-        "From one node to three",
-        "Full and stalled disks",
-        "Loss of a majority",
-        "Moving addresses",
-        "Replacing a node",
-        "Restoring from a copy",
-    ];
+    let run = ["From one node to three", "Moving addresses"];
     assert_eq!(titles, run);
 }

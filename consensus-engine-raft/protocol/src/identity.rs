@@ -47,7 +47,8 @@ impl Raft {
         }
         for (index, entry) in (append.prev.index.0 + 1..).map(LogIndex).zip(entries) {
             let theirs = LogId { term: entry.term, index };
-            let own = self.log.id_at(index).filter(|_| index <= self.commit);
+            // Most entries are new: those are not looked up.
+            let own = if index <= self.commit { self.log.id_at(index) } else { None };
             if let Some(own) = own.filter(|own| *own != theirs || !self.has_content_of(index, entry)) {
                 return contradiction(own, theirs);
             }
@@ -93,7 +94,7 @@ impl Raft {
         self.hard.joining = Some(LogIndex::ZERO);
     }
 
-    /// Whether this node takes no part in elections and quorums yet.
+    /// Whether the log still lacks what was committed when it joined.
     pub(crate) fn is_joining(&self) -> bool {
         self.hard.joining.is_some()
     }

@@ -10,7 +10,7 @@ use kv_store_client::idl;
 use tokio::{sync::watch, task::JoinHandle};
 
 use self::health::{Check, Checker, Seen};
-use crate::config::{ClusterSettings, NodeEndpoints};
+use crate::config::{NodeEndpoints, Settings, Topology};
 
 /// Knows the members, tracks the leader, and asks the others regularly how they are.
 #[derive(Debug)]
@@ -37,15 +37,16 @@ enum Part {
 impl ClusterManager {
     /// Begins to watch the cluster.
     pub(crate) fn start(
-        node: NodeId,
-        settings: &ClusterSettings,
+        settings: &Settings,
+        topology: &Topology,
         status: watch::Receiver<Arc<EngineStatus>>,
     ) -> Arc<Self> {
-        let seen = Seen::new(settings.node_timeout);
-        let (name, configured) = (settings.name.clone(), settings.nodes.clone());
+        let node = settings.node;
+        let seen = Seen::new(settings.cluster.node_timeout);
+        let (name, configured) = (settings.deployment.cluster_name.clone(), topology.nodes.clone());
         let checker = Checker {
             cluster_name: name.clone(),
-            interval: settings.health_check_interval,
+            interval: settings.cluster.health_check_interval,
             seen: seen.clone(),
         };
         let watching = tokio::spawn(watch_members(node, configured.clone(), status.clone(), checker));

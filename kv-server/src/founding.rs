@@ -16,7 +16,7 @@ use consensus_transport_thrift::{
 };
 use tokio::sync::watch;
 
-use crate::config::{ClusterSettings, Settings};
+use crate::config::{Settings, Topology};
 
 /// A log that was loaded before the engine asks for it.
 pub(crate) struct Loaded {
@@ -54,30 +54,30 @@ impl LogStorage for Loaded {
 /// others are answered who this node is.
 pub(crate) async fn may_bootstrap(
     settings: &Settings,
-    cluster: &ClusterSettings,
+    topology: &Topology,
     log: &LogState,
     transport: &ThriftTransport,
 ) -> Result<bool, FoundingError> {
     if !log.is_new() {
         let membership = newest_membership(log);
-        warn_of_other_voters(settings.node, cluster, membership);
+        warn_of_other_voters(settings, topology, membership);
         transport.announce(Standing::of(membership));
         transport.answer_probes();
         return Ok(false);
     }
-    if cluster.join {
+    if settings.deployment.join {
         transport.announce(Standing::Empty { founders: Founders::new() });
         transport.answer_probes();
         return Ok(false);
     }
     let founding = FoundingConfig {
-        founders: cluster.founders(),
-        endpoints: cluster.nodes.iter().map(|(id, node)| (*id, node.consensus.clone())).collect(),
-        may_be_missing: cluster.founding_peers_missing.clone(),
+        founders: topology.founders(),
+        endpoints: topology.nodes.iter().map(|(id, node)| (*id, node.consensus.clone())).collect(),
+        may_be_missing: topology.founding_peers_missing.clone(),
     };
     let node = settings.node;
     let waiting = |whom: &BTreeSet<NodeId>| {
-        let whom = describe_nodes(cluster, whom);
+        let whom = describe_nodes(topology, whom);
         tracing::warn!(
             %node,
             "waiting for {whom}: before the first start of a cluster every node of the file must answer that it has no data; \
@@ -157,14 +157,14 @@ pub(crate) fn explain(settings: &Settings, error: &FoundingError) -> String {
 }
 
 /// One warning if the file lists other voters than the log has.
-fn warn_of_other_voters(node: NodeId, cluster: &ClusterSettings, membership: &Membership) {
+fn warn_of_other_voters(settings: &Settings, topology: &Topology, membership: &Membership) {
     let in_log: BTreeSet<NodeId> = membership.everybody().map(|(id, _)| id).collect();
-    let in_file: BTreeSet<NodeId> = cluster.nodes.keys().copied().collect();
-    if cluster.join || in_log.is_empty() || in_log == in_file {
+    let in_file: BTreeSet<NodeId> = topology.nodes.keys().copied().collect();
+    if settings.deployment.join || in_log.is_empty() || in_log == in_file {
         return;
     }
     tracing::warn!(
-        %node,
+        node = %settings.node,
         "the members are {}, as the log says; the file lists {}. The log counts: the file's list is only read at the very \
          first start. To add a node, start it with --join and an empty data directory, then run kvctl member add",
         ids(in_log.iter()),
@@ -180,15 +180,15 @@ fn ids<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> String {
     nodes.map(NodeId::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn describe_nodes(cluster: &ClusterSettings, nodes: &BTreeSet<NodeId>) -> String {
-    let describe = |id: &NodeId| match cluster.nodes.get(id) {
+fn describe_nodes(topology: &Topology, nodes: &BTreeSet<NodeId>) -> String {
+    let describe = |id: &NodeId| match topology.nodes.get(id) {
         Some(endpoints) => format!("node {id} at {}", endpoints.consensus),
         None => format!("node {id}"),
     };
     nodes.iter().map(describe).collect::<Vec<_>>().join(", ")
 }
 
-impl ClusterSettings {
+impl Topology {
     /// The voters of the first configuration.
     fn founders(&self) -> Founders {
         let kind = |id| if self.witnesses.contains(id) { MemberKind::Witness } else { MemberKind::Voter };

@@ -5,7 +5,8 @@ use kv_state_machine::{KvAnswer, KvCommand, KvError, KvRejection};
 use kv_store_client::protocol::{Call, Fault, Reply};
 
 use crate::{
-    config, convert, node,
+    config::{self, ConfigError},
+    convert, node,
     routing::{self, Request},
 };
 
@@ -17,9 +18,12 @@ use crate::{
 /// # Panics
 /// The engine does not accept it.
 pub fn configuration(flags: &[&str], file: &str) -> Result<String, String> {
-    let settings = config::from_text(flags, file).map_err(|error| error.to_string())?;
-    if let Some(cluster) = &settings.cluster {
-        let engine = node::raft_config(&settings, cluster);
+    let settings = config::from_text(flags, file).map_err(|error| match error {
+        ConfigError::CommandLine(error) => format!("command line: {error}"),
+        error => error.to_string(),
+    })?;
+    if let Some(topology) = &settings.topology {
+        let engine = node::raft_config(&settings, topology);
         assert_eq!(engine.validate(), Ok(()), "{settings:?}");
     }
     Ok(format!("{settings:?}"))

@@ -16,28 +16,26 @@ mod routing;
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Arguments, Settings};
+use crate::config::{ConfigError, Settings};
 
 /// The program: reads the command line, serves until it is told to stop, and says how it ended.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(&arguments.log))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
-    let force_new_cluster = arguments.force_new_cluster;
-    let settings = match Settings::from_arguments(arguments) {
+    let settings = match Settings::load(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(settings) => settings,
+        Err(ConfigError::CommandLine(error)) => error.exit(),
         Err(error) => {
             eprintln!("kv-server: {error}");
             return ExitCode::from(2);
         }
     };
-    if force_new_cluster {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&settings.program.log))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    if settings.once.force_new_cluster {
         return match node::force_new_cluster(&settings) {
             Ok(said) => {
                 println!("{said}");

@@ -19,7 +19,7 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     cluster::{ClusterManager, endpoints},
-    config::{ClusterSettings, LogKind, NodeEndpoints, Routing, Settings},
+    config::{LogKind, NodeEndpoints, Settings, Topology},
     founding::{Loaded, announce_members, explain, may_bootstrap},
     frontend::Frontend,
     routing::RoutingManager,
@@ -60,35 +60,34 @@ pub(crate) enum NodeError {
 impl Node {
     pub(crate) async fn start(settings: Settings) -> Result<Self, NodeError> {
         refuse_other_mode(&settings)?;
-        let (database, transport, cluster) = match &settings.cluster {
+        let (database, transport, cluster) = match &settings.topology {
             None => {
                 let database =
                     ConsensusKvDatabase::new_with_mock(settings.node, &settings.data_dir.join(STATE))?;
-                let reserve = Reserve::new(&settings.data_dir, settings.disk_reserve_bytes);
+                let reserve = Reserve::new(&settings.data_dir, settings.limits.disk_reserve);
                 (database.with_reserve(reserve), None, None)
             }
-            Some(cluster) => {
-                let (database, transport) = replicated(&settings, cluster).await?;
+            Some(topology) => {
+                let (database, transport) = replicated(&settings, topology).await?;
                 let membership = database.status().borrow().membership.clone();
-                if let Some(differences) = endpoints::warning(&membership, &cluster.nodes) {
+                if let Some(differences) = endpoints::warning(&membership, &topology.nodes) {
                     tracing::warn!("{differences}");
-                    if cluster.rewrite_endpoints {
-                        let (engine, file) = (database.engine().clone(), cluster.nodes.clone());
+                    if settings.once.rewrite_endpoints {
+                        let (engine, file) = (database.engine().clone(), topology.nodes.clone());
                         tokio::spawn(endpoints::rewrite(engine, settings.node, membership, file));
                     }
                 }
-                let manager = ClusterManager::start(settings.node, cluster, database.status());
+                let manager = ClusterManager::start(&settings, topology, database.status());
                 (database, Some(transport), Some(manager))
             }
         };
-        let routing = settings.cluster.as_ref().map_or(Routing::Forward, |cluster| cluster.routing);
-        let router =
-            RoutingManager::new(settings.node, database.clone(), cluster, routing, settings.sessions_max);
+        let (routing, sessions_max) = (settings.deployment.routing, settings.limits.sessions_max);
+        let router = RoutingManager::new(settings.node, database.clone(), cluster, routing, sessions_max);
         let frontend = Frontend::bind(&settings.client_listen, Arc::new(router)).await?;
         database.start().await?;
         let (stop, stopping) = watch::channel(false);
         let frontend = tokio::spawn(frontend.run(stopping));
-        let mode = if settings.cluster.is_some() { "replicated" } else { "standalone" };
+        let mode = if settings.topology.is_some() { "replicated" } else { "standalone" };
         tracing::info!(node = %settings.node, mode, clients = %settings.client_listen, data = %settings.data_dir.display(), "ready");
         Ok(Self { database, transport, frontend, stop })
     }
@@ -122,27 +121,27 @@ impl Node {
 
 async fn replicated(
     settings: &Settings,
-    cluster: &ClusterSettings,
+    topology: &Topology,
 ) -> Result<(ConsensusKvDatabase, Arc<ThriftTransport>), NodeError> {
-    let (storage, log) = Loaded::load(open_log(settings, cluster.log)?)?;
-    let mut thrift = ThriftConfig::new(settings.node, cluster.consensus_listen.clone())
-        .with_election_timeout(cluster.election_timeout);
-    thrift.cluster.clone_from(&cluster.name);
+    let (storage, log) = Loaded::load(open_log(settings)?)?;
+    let mut thrift = ThriftConfig::new(settings.node, topology.consensus_listen.clone())
+        .with_election_timeout(settings.cluster.election_timeout);
+    thrift.cluster.clone_from(&settings.deployment.cluster_name);
     thrift.storage = log.storage;
-    thrift.advertise = cluster.nodes.get(&settings.node).map(|endpoints| endpoints.consensus.clone());
+    thrift.advertise = topology.nodes.get(&settings.node).map(|endpoints| endpoints.consensus.clone());
     let transport = Arc::new(ThriftTransport::bind(thrift).await?);
-    let mut config = raft_config(settings, cluster);
-    let may_bootstrap = may_bootstrap(settings, cluster, &log, &transport).await;
+    let mut config = raft_config(settings, topology);
+    let may_bootstrap = may_bootstrap(settings, topology, &log, &transport).await;
     if !may_bootstrap.map_err(|error| NodeError::Founding(explain(settings, &error)))? {
         config.bootstrap = None;
     }
-    if cluster.witnesses.contains(&settings.node) {
+    if topology.witnesses.contains(&settings.node) {
         let engine = RaftEngine::start_witness(config, transport.clone(), storage).await?;
         tokio::spawn(announce_members(transport.clone(), engine.status()));
         return Ok((ConsensusKvDatabase::witness(engine), transport));
     }
     let machine = KvStateMachine::open(&settings.data_dir.join(STATE), settings.node, Durability::FromLog)?
-        .with_reserve(settings.disk_reserve_bytes);
+        .with_reserve(settings.limits.disk_reserve);
     let executor = machine.executor();
     let engine = RaftEngine::start(config, transport.clone(), storage, Box::new(machine)).await?;
     tokio::spawn(announce_members(transport.clone(), engine.status()));
@@ -150,41 +149,42 @@ async fn replicated(
 }
 
 /// The log of the node: of the kind that is wanted, or that is there.
-fn open_log(settings: &Settings, wanted: Option<LogKind>) -> Result<Arc<dyn LogStorage>, StorageError> {
-    let (path, node, reserve) = (settings.data_dir.join(LOG), settings.node, settings.disk_reserve_bytes);
+fn open_log(settings: &Settings) -> Result<Arc<dyn LogStorage>, StorageError> {
+    let (path, node, reserve) = (settings.data_dir.join(LOG), settings.node, settings.limits.disk_reserve);
     let found = path.join("rocksdb").exists().then_some(LogKind::Rocksdb);
-    Ok(match wanted.or(found).unwrap_or(LogKind::Wal) {
+    Ok(match settings.log.log_storage.or(found).unwrap_or(LogKind::Wal) {
         LogKind::Wal => Arc::new(WalLogStorage::open(&path, node)?.with_reserve(reserve)),
         LogKind::Rocksdb => Arc::new(RocksLogStorage::open(&path, node)?.with_reserve(reserve)),
     })
 }
 
-pub(crate) fn raft_config(settings: &Settings, cluster: &ClusterSettings) -> RaftConfig {
+pub(crate) fn raft_config(settings: &Settings, topology: &Topology) -> RaftConfig {
     let mut members = BTreeMap::new();
-    for (id, endpoints) in &cluster.nodes {
+    for (id, endpoints) in &topology.nodes {
         let (endpoint, client_endpoint) = (Some(endpoints.consensus.clone()), Some(endpoints.client.clone()));
-        let kind = if cluster.witnesses.contains(id) { MemberKind::Witness } else { MemberKind::Voter };
+        let kind = if topology.witnesses.contains(id) { MemberKind::Witness } else { MemberKind::Voter };
         members.insert(*id, Member { endpoint, client_endpoint, ..Member::new(kind) });
     }
+    let (cluster, log) = (&settings.cluster, &settings.log);
     let mut config = RaftConfig::new(settings.node);
-    config.bootstrap = Some(Membership::new(members)).filter(|_| !cluster.join);
-    if cluster.rewrite_endpoints {
+    config.bootstrap = Some(Membership::new(members)).filter(|_| !settings.deployment.join);
+    if settings.once.rewrite_endpoints {
         let consensus = |(id, endpoints): (&NodeId, &NodeEndpoints)| (*id, endpoints.consensus.clone());
-        config.moved_endpoints = cluster.nodes.iter().map(consensus).collect();
+        config.moved_endpoints = topology.nodes.iter().map(consensus).collect();
     }
     config.protocol.lease_drift_percent = cluster.lease_drift_percent;
     config.protocol.election_timeout = cluster.election_timeout;
     config.protocol.heartbeat_interval = cluster.heartbeat_interval;
-    config.compact_after_entries = cluster.compact_after_entries;
-    config.compact_after_bytes = cluster.compact_after_bytes;
-    config.compact_keep_entries = cluster.compact_keep_entries;
-    config.compact_keep_bytes = cluster.compact_keep_bytes;
-    config.compact_hold_bytes = cluster.compact_hold_bytes;
-    config.snapshot_bytes_per_second = cluster.snapshot_bytes_per_second;
+    config.compact_after_entries = log.compact_after_entries;
+    config.compact_after_bytes = log.compact_after_size;
+    config.compact_keep_entries = log.compact_keep_entries;
+    config.compact_keep_bytes = log.compact_keep_size;
+    config.compact_hold_bytes = log.compact_hold_size;
+    config.snapshot_bytes_per_second = log.snapshot_rate;
     config.snapshot_dir.clone_from(&settings.data_dir);
-    config.snapshot_reserve_bytes = settings.disk_reserve_bytes;
+    config.snapshot_reserve_bytes = settings.limits.disk_reserve;
     let recorder =
-        FlightRecorder { dir: settings.data_dir.join(FLIGHT), bytes_max: cluster.flight_recorder_bytes };
+        FlightRecorder { dir: settings.data_dir.join(FLIGHT), bytes_max: log.flight_recorder_size };
     config.flight_recorder = Some(recorder).filter(|recorder| recorder.bytes_max > 0);
     config
 }
@@ -195,7 +195,7 @@ pub(crate) fn force_new_cluster(settings: &Settings) -> Result<String, NodeError
     if !path.exists() {
         return Err(NodeError::NoLog { path: path.display().to_string() });
     }
-    let storage = open_log(settings, settings.cluster.as_ref().and_then(|cluster| cluster.log))?;
+    let storage = open_log(settings)?;
     let Recovered { before, last, by } = force_new_cluster_in(&*storage, node)?;
     Ok(format!(
         "node {node} is the only member now, by entry {by}; before, the members were: {before}\n\
@@ -210,7 +210,7 @@ pub(crate) fn force_new_cluster(settings: &Settings) -> Result<String, NodeError
 fn refuse_other_mode(settings: &Settings) -> Result<(), NodeError> {
     let (has_log, has_state) = (settings.data_dir.join(LOG).exists(), settings.data_dir.join(STATE).exists());
     let path = settings.data_dir.display().to_string();
-    match &settings.cluster {
+    match &settings.topology {
         None if has_log => {
             let hint = "start it with the cluster's --config, or choose another --data-dir";
             Err(NodeError::OtherMode { path, found: "a replicated node", hint })
@@ -219,7 +219,7 @@ fn refuse_other_mode(settings: &Settings) -> Result<(), NodeError> {
             let hint = "start it without --config, or choose another --data-dir";
             Err(NodeError::OtherMode { path, found: "a standalone server", hint })
         }
-        Some(cluster) if has_state && cluster.witnesses.contains(&settings.node) => {
+        Some(topology) if has_state && topology.witnesses.contains(&settings.node) => {
             let hint =
                 "remove the node from the cluster, and add it again as a witness with another --data-dir";
             Err(NodeError::OtherMode { path, found: "a node that is no witness", hint })

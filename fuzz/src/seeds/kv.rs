@@ -185,7 +185,13 @@ pub fn configurations() -> Seeds {
                [log]\ncompact_after_entries = 1\ncompact_after_mib = 2\ncompact_keep_entries = 3\n\
                compact_keep_mib = 4\ncompact_hold_mib = 5\nflight_recorder_mib = 6\n\
                snapshot_mib_per_second = 7\n";
+    let words = "[deployment]\nnode_id = 1\nlisten_host = \"[::]\"\n\
+                 [cluster]\nhealth_check_interval = \"1ms\"\nnode_timeout = \"1m 30s\"\nelection_timeout = \"4ms\"\n\
+                 heartbeat_interval = \"2ms\"\n\
+                 [log]\ncompact_after_size = \"2MiB\"\ncompact_keep_size = \"0\"\ncompact_hold_size = \"1.5GiB\"\n\
+                 flight_recorder_size = \"6MB\"\nsnapshot_rate = \"7MiB/s\"\nstorage = \"wal\"\n\
+                 [limits]\nsessions_max = 5\ndisk_reserve = \"64KiB\"\n";
     let flags = "--port=7000\n--node-id=7\n--mode=standalone\n--data-dir=x\n---\n";
     let endpoints = "--replica-endpoints=a:1,[::1]:2\n--node-id=1\n--witnesses=0\n--join=true\n---\n";
-    ["", cluster, nodes, all, flags, endpoints].map(|text| Bytes::from(text).to_vec()).to_vec()
+    ["", cluster, nodes, all, flags, endpoints, words].map(|text| Bytes::from(text).to_vec()).to_vec()
 }

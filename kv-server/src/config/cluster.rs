@@ -1,0 +1,41 @@
+//! Section `[cluster]`: health checks, elections, leases.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::values::{DAY, MILLISECOND, duration, number};
+
+/// Settings of `[cluster]`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "[cluster]")]
+pub(crate) struct Cluster {
+    /// Interval at which this node asks each other node for its status; at least 1ms.
+    #[arg(long, alias = "health-check-interval-ms", default_value = "2s", value_name = "DURATION",
+        value_parser = duration(MILLISECOND..=DAY))]
+    pub(crate) health_check_interval: Duration,
+    /// Time without a response after which a node is shown as failed; at least the health check interval.
+    ///
+    /// It is for people: elections depend on the election timeout and the heartbeat interval.
+    #[arg(long, alias = "node-timeout-ms", default_value = "10s", value_name = "DURATION",
+        value_parser = duration(MILLISECOND..))]
+    pub(crate) node_timeout: Duration,
+    /// Time without a message from the leader after which a follower starts an election; the follower waits once to
+    /// twice this long, chosen at random.
+    ///
+    /// It is the same on all nodes, at least twice the heartbeat interval and at most a day. A follower whose connection
+    /// to the leader was closed, and is refused when it connects again, starts an election within a third of this.
+    #[arg(long, alias = "election-timeout-ms", default_value = "500ms", value_name = "DURATION",
+        value_parser = duration(MILLISECOND..=DAY))]
+    pub(crate) election_timeout: Duration,
+    /// Interval at which a leader sends heartbeats; at least 1ms and at most half of the election timeout.
+    #[arg(long, alias = "heartbeat-interval-ms", default_value = "100ms", value_name = "DURATION",
+        value_parser = duration(MILLISECOND..=DAY))]
+    pub(crate) heartbeat_interval: Duration,
+    /// Greatest difference between the speeds of two nodes' clocks, in percent, at most 50. With it, reads with the
+    /// consistency `LEASE` cost no message.
+    ///
+    /// 0: the difference is not known, and these reads are served as `LINEARIZABLE`.
+    #[arg(long, default_value_t = 0, value_name = "PERCENT", value_parser = number(0_u32..=50))]
+    pub(crate) lease_drift_percent: u32,
+}

@@ -1,0 +1,159 @@
+//! The file: sections of settings, and the nodes.
+
+use std::ffi::OsString;
+
+use consensus_core::Endpoint;
+use serde::Deserialize;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    ConfigError,
+    definitions::{Definitions, Given},
+    layers::Layer,
+};
+
+/// What a file says.
+#[derive(Debug, Default)]
+pub(crate) struct File {
+    pub(crate) settings: Layer,
+    pub(crate) nodes: Vec<NodeEntry>,
+}
+
+/// One of the `[[nodes]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NodeEntry {
+    /// Node id.
+    pub(crate) id: u64,
+    /// Where the node listens for clients.
+    pub(crate) client_endpoint: Endpoint,
+    /// Where the node listens for other nodes; `None`: at the client port + 1000.
+    pub(crate) consensus_endpoint: Option<Endpoint>,
+}
+
+/// The part of the file that has no sections.
+#[derive(Deserialize)]
+struct Nodes {
+    #[serde(default)]
+    nodes: Vec<NodeEntry>,
+}
+
+impl File {
+    /// Parses the text of the file `path`.
+    pub(crate) fn parse(definitions: &Definitions, path: &str, text: &str) -> Result<Self, ConfigError> {
+        let syntax =
+            |error: toml::de::Error| ConfigError::File { path: path.to_owned(), why: error.to_string() };
+        let table = DeTable::parse(text).map_err(syntax)?;
+        let Nodes { nodes } = toml::from_str(text).map_err(syntax)?;
+        let mut parser = Parser { definitions, path, text, settings: Layer::default() };
+        for (name, value) in table.get_ref().iter().filter(|(name, _)| name.get_ref() != NODES) {
+            parser.section(name, value)?;
+        }
+        Ok(Self { settings: parser.settings, nodes })
+    }
+}
+
+struct Parser<'a> {
+    definitions: &'a Definitions,
+    path: &'a str,
+    text: &'a str,
+    settings: Layer,
+}
+
+type Name<'a> = Spanned<toml::de::DeString<'a>>;
+
+impl Parser<'_> {
+    fn place<T>(&self, at: &Spanned<T>) -> String {
+        let before = &self.text.as_bytes()[..at.span().start.min(self.text.len())];
+        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        format!("{}, line {line}", self.path)
+    }
+
+    fn section(&mut self, name: &Name<'_>, value: &Spanned<DeValue<'_>>) -> Result<(), ConfigError> {
+        let error =
+            |setting: String, why| Err(ConfigError::Setting { place: self.place(name), setting, why });
+        let mut sections: Vec<&str> = self.definitions.of_the_file().map(|(section, _)| section).collect();
+        sections.dedup();
+        sections.push(NODES);
+        let section = name.get_ref().as_ref();
+        if !sections.contains(&section) {
+            return error(format!("[{section}]"), unknown("section", section, &sections));
+        }
+        let DeValue::Table(table) = value.get_ref() else {
+            return error(section.to_owned(), format!("it is a section: [{section}] and its keys below it"));
+        };
+        for (key, value) in table {
+            self.key(section, key, value)?;
+        }
+        Ok(())
+    }
+
+    fn key(
+        &mut self,
+        section: &str,
+        key: &Name<'_>,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Result<(), ConfigError> {
+        let (place, name) = (self.place(key), key.get_ref().as_ref());
+        let texts = texts(value.get_ref());
+        let shown = match value.get_ref() {
+            DeValue::Array(_) => format!("[{}]", texts.clone().unwrap_or_default().join(", ")),
+            _ => texts.clone().unwrap_or_default().concat(),
+        };
+        let values = texts.clone().unwrap_or_default().into_iter().map(OsString::from).collect();
+        let given = Given { place, written: format!("{name} = {shown}"), values };
+        let belongs_to = self.definitions.name(name).and_then(|name| name.section.as_deref());
+        if belongs_to != Some(section) && !MOVED.contains(&(section, name)) {
+            return Err(given.error(match belongs_to {
+                Some(other) => format!("this key belongs to [{other}]"),
+                None => unknown("key", name, &self.keys(section)),
+            }));
+        }
+        if texts.is_none() {
+            return Err(given.error("it must be a value, or a list of values"));
+        }
+        self.settings.add(self.definitions, name, given)
+    }
+
+    /// The keys of a section, as they are documented.
+    fn keys(&self, section: &str) -> Vec<&str> {
+        let of_the_file = self.definitions.of_the_file();
+        of_the_file.filter(|(of, _)| *of == section).map(|(_, arg)| arg.get_id().as_str()).collect()
+    }
+}
+
+/// What is said of an unknown name: the nearest, and all.
+fn unknown(kind: &str, name: &str, known: &[&str]) -> String {
+    let nearest = known.iter().map(|known| (strsim::jaro_winkler(name, known), known));
+    let nearest = nearest.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(nearness, _)| *nearness > NEAR);
+    let advice = nearest.map_or_else(String::new, |(_, known)| format!("; did you mean {known}?"));
+    format!("unknown {kind}{advice} (expected one of {})", known.join(", "))
+}
+
+/// A value in the words of a flag; `None` if no flag can have it.
+fn texts(value: &DeValue<'_>) -> Option<Vec<String>> {
+    let text = |value: &DeValue<'_>| match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) => {
+            i128::from_str_radix(number.as_str(), number.radix()).ok().map(|n| n.to_string())
+        }
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Boolean(value) => Some(value.to_string()),
+        DeValue::Datetime(time) => Some(time.to_string()),
+        DeValue::Array(_) | DeValue::Table(_) => None,
+    };
+    match value {
+        DeValue::Array(values) => values.iter().map(|value| text(value.get_ref())).collect(),
+        value => Some(vec![text(value)?]),
+    }
+}
+
+const NODES: &str = "nodes";
+/// Names less alike than this are not offered in place of each other. As in clap.
+const NEAR: f64 = 0.7;
+/// Keys that are accepted in another section than their own.
+const MOVED: [(&str, &str); 3] =
+    [("deployment", "sessions_max"), ("deployment", "disk_reserve"), ("deployment", "disk_reserve_mib")];

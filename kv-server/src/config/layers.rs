@@ -1,0 +1,118 @@
+//! Where values come from. The first layer that has a value for a setting counts: flags, environment, file, defaults.
+
+use std::{collections::BTreeMap, ffi::OsString};
+
+use clap::{ArgMatches, FromArgMatches, parser::ValueSource};
+
+use super::{
+    Arguments, ConfigError,
+    definitions::{Definitions, Given, flags},
+};
+
+/// What one layer gives, by setting.
+#[derive(Debug, Default)]
+pub(crate) struct Layer(pub(crate) BTreeMap<String, Given>);
+
+impl Layer {
+    /// Adds a value, or refuses it.
+    pub(crate) fn add(
+        &mut self,
+        definitions: &Definitions,
+        name: &str,
+        mut given: Given,
+    ) -> Result<(), ConfigError> {
+        let Some(name) = definitions.name(name) else {
+            return Err(given.error("there is no such setting"));
+        };
+        definitions.check(name, &mut given)?;
+        match self.0.insert(name.setting.clone(), given) {
+            Some(other) => {
+                let why = format!(
+                    "{} ({}) gives the same setting another value; remove one",
+                    other.written, other.place
+                );
+                Err(self.0[&name.setting].error(why))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// What the flags say.
+pub(crate) fn command_line(definitions: &Definitions, matches: &ArgMatches) -> Result<Layer, ConfigError> {
+    let mut layer = Layer::default();
+    for (name, _) in definitions.names() {
+        let is_flag = matches.try_contains_id(name).unwrap_or(false)
+            && matches.value_source(name) == Some(ValueSource::CommandLine);
+        if !is_flag {
+            continue;
+        }
+        let values: Vec<OsString> = matches.get_raw(name).into_iter().flatten().map(OsString::from).collect();
+        let written = format!("--{}={}", name.replace('_', "-"), shown(&values));
+        layer.add(definitions, name, Given { place: "command line".to_owned(), written, values })?;
+    }
+    Ok(layer)
+}
+
+/// What the environment says. An empty variable counts as not set.
+pub(crate) fn environment(
+    definitions: &Definitions,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Layer, ConfigError> {
+    let mut layer = Layer::default();
+    for (name, _) in definitions.names() {
+        let key = variable_name(name);
+        if let Some(value) = variable(&key).filter(|value| !value.is_empty()) {
+            let values = vec![value];
+            let written = format!("{key}={}", shown(&values));
+            layer.add(definitions, name, Given { place: "environment".to_owned(), written, values })?;
+        }
+    }
+    Ok(layer)
+}
+
+/// The environment variable of a setting.
+fn variable_name(name: &str) -> String {
+    format!("KV_{}", name.to_uppercase())
+}
+
+fn shown(values: &[OsString]) -> String {
+    values.iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",")
+}
+
+/// The layers, merged.
+pub(crate) struct Merged<'a> {
+    definitions: &'a Definitions,
+    given: Layer,
+}
+
+impl<'a> Merged<'a> {
+    /// Of the given layers, the first that has a value counts.
+    pub(crate) fn new(definitions: &'a Definitions, layers: [Layer; 3]) -> Self {
+        let mut given = Layer::default();
+        for layer in layers.into_iter().rev() {
+            given.0.extend(layer.0);
+        }
+        Self { definitions, given }
+    }
+
+    /// The settings: what was given, and defaults for the rest.
+    pub(crate) fn arguments(&self) -> Result<Arguments, ConfigError> {
+        let given =
+            self.given.0.iter().flat_map(|(setting, given)| flags(self.definitions.arg(setting), given));
+        let line = std::iter::once(OsString::from("kv-server")).chain(given);
+        let matches = self.definitions.command().try_get_matches_from(line)?;
+        Ok(Arguments::from_arg_matches(&matches)?)
+    }
+
+    /// Why the value of a setting is wrong, with the place where it was given.
+    pub(crate) fn error(&self, setting: &str, why: impl Into<String>) -> ConfigError {
+        let by_default = || {
+            let values = self.definitions.arg(setting).get_default_values();
+            let values: Vec<OsString> = values.iter().map(OsString::from).collect();
+            let written = format!("{setting} = {}", shown(&values));
+            Given { place: "default".to_owned(), written, values }
+        };
+        self.given.0.get(setting).cloned().unwrap_or_else(by_default).error(why)
+    }
+}

@@ -1,0 +1,161 @@
+//! The nodes of a cluster, from `replica_endpoints` or `[[nodes]]`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use consensus_core::{Endpoint, NodeId};
+
+use super::{Arguments, ConfigError, file::NodeEntry, layers::Merged};
+
+/// The nodes of a cluster as the settings list them.
+#[derive(Clone, Debug)]
+pub(crate) struct Topology {
+    /// All nodes, this one included.
+    pub(crate) nodes: BTreeMap<NodeId, NodeEndpoints>,
+    /// Nodes that vote and keep no data.
+    pub(crate) witnesses: BTreeSet<NodeId>,
+    /// Nodes that need not answer before the first start of the cluster.
+    pub(crate) founding_peers_missing: BTreeSet<NodeId>,
+    /// Where this node listens for other nodes.
+    pub(crate) consensus_listen: Endpoint,
+}
+
+/// Endpoints of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeEndpoints {
+    /// Where the node listens for clients.
+    pub(crate) client: Endpoint,
+    /// Where the node listens for other nodes.
+    pub(crate) consensus: Endpoint,
+}
+
+/// What the endpoints of this node are derived from.
+pub(crate) struct Resolver<'a> {
+    /// The settings.
+    pub(crate) arguments: &'a Arguments,
+    /// Where each setting was given.
+    pub(crate) merged: &'a Merged<'a>,
+    /// `[[nodes]]` of the file.
+    pub(crate) entries: &'a [NodeEntry],
+    /// The file, for errors of what several settings say together.
+    pub(crate) place: &'a str,
+}
+
+impl Resolver<'_> {
+    fn error(&self, setting: String, why: impl Into<String>) -> ConfigError {
+        ConfigError::Setting { place: self.place.to_owned(), setting, why: why.into() }
+    }
+
+    /// Where to listen: at the configured host, else at `host`.
+    pub(crate) fn listen(&self, host: &str, port: u16) -> Result<Endpoint, ConfigError> {
+        let configured = self.arguments.deployment.listen_host.as_deref();
+        Endpoint::new(configured.unwrap_or(host), port)
+            .map_err(|error| self.merged.error("listen_host", error.to_string()))
+    }
+
+    /// The nodes, and where this one listens for clients.
+    pub(crate) fn topology(&self) -> Result<(Endpoint, Topology), ConfigError> {
+        let (nodes, node) = (self.nodes()?, NodeId(self.arguments.deployment.node_id));
+        let Some(own) = nodes.get(&node) else {
+            let known: Vec<String> = nodes.keys().map(NodeId::to_string).collect();
+            let why = format!("the nodes of this cluster ({}) are {}", self.place, known.join(", "));
+            return Err(self.merged.error("node_id", why));
+        };
+        if self.arguments.program.port.is_some_and(|port| port != own.client.port()) {
+            let why = format!(
+                "the other nodes look for node {node} at {}, as the list of nodes says ({})",
+                own.client, self.place
+            );
+            return Err(self.merged.error("port", why));
+        }
+        let witnesses = self.witnesses(&nodes)?;
+        let founding_peers_missing = self.founding_peers_missing(node, &nodes)?;
+        let client_listen = self.listen(own.client.host(), own.client.port())?;
+        let consensus_listen = self.listen(own.consensus.host(), own.consensus.port())?;
+        Ok((client_listen, Topology { nodes, witnesses, founding_peers_missing, consensus_listen }))
+    }
+
+    fn witnesses(&self, nodes: &BTreeMap<NodeId, NodeEndpoints>) -> Result<BTreeSet<NodeId>, ConfigError> {
+        let deployment = &self.arguments.deployment;
+        let witnesses: BTreeSet<NodeId> = deployment.witnesses.iter().copied().map(NodeId).collect();
+        if let Some(unknown) = witnesses.iter().find(|id| !nodes.contains_key(id)) {
+            return Err(self
+                .merged
+                .error("witnesses", format!("{unknown} is not one of the nodes of this cluster")));
+        }
+        if !deployment.join && nodes.keys().all(|id| witnesses.contains(id)) {
+            let why = "at least one node must keep data, or none could be the leader";
+            return Err(self.merged.error("witnesses", why));
+        }
+        Ok(witnesses)
+    }
+
+    fn founding_peers_missing(
+        &self,
+        node: NodeId,
+        nodes: &BTreeMap<NodeId, NodeEndpoints>,
+    ) -> Result<BTreeSet<NodeId>, ConfigError> {
+        let missing = self.arguments.once.founding_peers_missing.iter().copied().map(NodeId);
+        let missing: BTreeSet<NodeId> = missing.collect();
+        match missing.iter().find(|id| **id == node || !nodes.contains_key(id)) {
+            Some(wrong) => Err(ConfigError::Setting {
+                place: "command line".to_owned(),
+                setting: format!("--founding-peers-missing={wrong}"),
+                why: "it is not one of the other nodes of this cluster".to_owned(),
+            }),
+            None => Ok(missing),
+        }
+    }
+
+    /// All nodes: `[[nodes]]`, or `replica_endpoints` numbered from 0. `[[nodes]]` replace the list.
+    fn nodes(&self) -> Result<BTreeMap<NodeId, NodeEndpoints>, ConfigError> {
+        let listed = &self.arguments.deployment.replica_endpoints;
+        let mut nodes = BTreeMap::new();
+        for (id, client) in (0..).map(NodeId).zip(listed) {
+            let consensus = self.consensus_endpoint(client)?;
+            nodes.insert(id, NodeEndpoints { client: client.clone(), consensus });
+        }
+        if !self.entries.is_empty() {
+            nodes = self.entries()?;
+        }
+        if nodes.is_empty() {
+            let why = "a replicated deployment lists its nodes in replica_endpoints or in [[nodes]]";
+            return Err(self.error("replica_endpoints = []".to_owned(), why));
+        }
+        let mut places: Vec<&Endpoint> =
+            nodes.values().flat_map(|node| [&node.client, &node.consensus]).collect();
+        places.sort();
+        if let Some(twice) = places.windows(2).find(|pair| pair[0] == pair[1]) {
+            let why = "two nodes, or the client side and the consensus side of a node, cannot listen at the same place (the \
+                       consensus port is the client port + 1000 unless [[nodes]] has a consensus_endpoint)";
+            return Err(self.error(format!("endpoint = {}", twice[0]), why));
+        }
+        Ok(nodes)
+    }
+
+    fn entries(&self) -> Result<BTreeMap<NodeId, NodeEndpoints>, ConfigError> {
+        let mut nodes = BTreeMap::new();
+        for entry in self.entries {
+            let consensus = match &entry.consensus_endpoint {
+                Some(endpoint) => endpoint.clone(),
+                None => self.consensus_endpoint(&entry.client_endpoint)?,
+            };
+            let endpoints = NodeEndpoints { client: entry.client_endpoint.clone(), consensus };
+            if nodes.insert(NodeId(entry.id), endpoints).is_some() {
+                return Err(self.error(format!("nodes.id = {}", entry.id), "two [[nodes]] have this id"));
+            }
+        }
+        Ok(nodes)
+    }
+
+    fn consensus_endpoint(&self, client: &Endpoint) -> Result<Endpoint, ConfigError> {
+        let port = client.port().checked_add(CONSENSUS_PORT_OFFSET);
+        let endpoint = port.and_then(|port| Endpoint::new(client.host(), port).ok());
+        endpoint.ok_or_else(|| {
+            let why = "the consensus port is this port + 1000, which must not exceed 65535; set consensus_endpoint in \
+                       [[nodes]]";
+            self.error(format!("client endpoint = {client}"), why)
+        })
+    }
+}
+
+const CONSENSUS_PORT_OFFSET: u16 = 1000;

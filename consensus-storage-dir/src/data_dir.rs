@@ -66,7 +66,7 @@ impl DataDir {
                 let Kind { name, format, .. } = kind;
                 let text = format!("kind = {name}\nformat = {format}\nnode = {node}\nstorage = {storage}\n");
                 let text = format!("{text}{}", sum_line(&text));
-                sync_way_to(path).map_err(io("syncing the directory above"))?;
+                sync_path_to(path).map_err(io("syncing the directory above"))?;
                 write_durably(&identity, text.as_bytes()).map_err(io("writing IDENTITY in"))?;
                 storage
             }
@@ -103,7 +103,7 @@ impl DataDir {
     /// # Errors
     /// Those of the file system; the old file is as it was.
     pub fn replace(&self, name: &str, text: &str) -> io::Result<()> {
-        write_durably(&self.path.join(name), format!("{text}{}", sum_line(text)).as_bytes())
+        replace_with_checksum(&self.path.join(name), text)
     }
 
     /// The text that [`replace`](Self::replace) wrote; `None` if there is no such file.
@@ -111,17 +111,32 @@ impl DataDir {
     /// # Errors
     /// It is damaged, or cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<String>, StorageError> {
-        let path = self.path.join(name);
-        let position = path.display().to_string();
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StorageError::Io { context: format!("reading {position}"), source }),
-        };
-        let text = String::from_utf8(bytes).ok().filter(|text| has_sum(text));
-        let text = text.and_then(|text| Some(text[..text.rfind(SUM)?].to_owned()));
-        text.map(Some).ok_or(StorageError::Corrupt { position, why: "its checksum is wrong".to_owned() })
+        read_with_checksum(&self.path.join(name))
     }
+}
+
+/// Replaces the file `path` by `text` and a checksum, all or nothing, durably.
+///
+/// # Errors
+/// Those of the file system; the old file is as it was.
+pub fn replace_with_checksum(path: &Path, text: &str) -> io::Result<()> {
+    write_durably(path, format!("{text}{}", sum_line(text)).as_bytes())
+}
+
+/// The text that [`replace_with_checksum`] wrote; `None` if there is no such file.
+///
+/// # Errors
+/// It is damaged, or cannot be read.
+pub fn read_with_checksum(path: &Path) -> Result<Option<String>, StorageError> {
+    let position = path.display().to_string();
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StorageError::Io { context: format!("reading {position}"), source }),
+    };
+    let text = String::from_utf8(bytes).ok().filter(|text| has_sum(text));
+    let text = text.and_then(|text| Some(text[..text.rfind(SUM)?].to_owned()));
+    text.map(Some).ok_or(StorageError::Corrupt { position, why: "its checksum is wrong".to_owned() })
 }
 
 /// An identity that is gone must not be replaced by another: the node would not be known for what it was.
@@ -190,7 +205,10 @@ fn has_sum(text: &str) -> bool {
 
 /// Makes the names of a new directory and of those above it durable: syncs below are no use when a power cut takes the
 /// whole directory. Which of them were made just now, perhaps by a process that was killed, is not known.
-fn sync_way_to(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// Those of the file system.
+pub fn sync_path_to(path: &Path) -> io::Result<()> {
     let path = path.canonicalize()?;
     let mut above = path.ancestors().skip(1);
     above.next().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;

@@ -10,6 +10,6 @@ mod data_dir;
 mod mark;
 mod reserve;
 
-pub use data_dir::{DataDir, Kind, write_durably};
+pub use data_dir::{DataDir, Kind, read_with_checksum, replace_with_checksum, sync_path_to, write_durably};
 pub use mark::{Mark, MarkFile};
 pub use reserve::Reserve;

@@ -34,7 +34,7 @@ mod values;
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{FromArgMatches, Parser};
+use clap::{FromArgMatches, Parser, Subcommand};
 use consensus_core::{Endpoint, NodeId};
 
 pub(crate) use self::{
@@ -47,14 +47,17 @@ pub(crate) use self::{
     topology::{NodeEndpoints, Topology},
 };
 use self::{definitions::Definitions, file::File, layers::Merged, topology::Resolver};
+use crate::dev::Dev;
 
 /// A replicated key-value server. Without a list of nodes it runs standalone.
 ///
 /// Each setting is also an environment variable: KV_NODE_TIMEOUT for --node-timeout. The headings are the sections of the
 /// file, where the same setting is node_timeout.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "kv-server", version, about)]
+#[command(name = "kv-server", version, about, args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
     #[command(flatten)]
     pub(crate) program: Program,
     #[command(flatten)]
@@ -67,6 +70,21 @@ pub(crate) struct Arguments {
     pub(crate) log: Log,
     #[command(flatten)]
     pub(crate) limits: Limits,
+}
+
+/// What the program does instead of serving.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Command {
+    Dev(Dev),
+}
+
+/// What the program does.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Runs a node with these settings.
+    Serve(Box<Settings>),
+    /// Runs a cluster on this machine.
+    Dev(Dev),
 }
 
 /// What to start, checked.
@@ -110,11 +128,11 @@ pub(crate) enum ConfigError {
 }
 
 impl Settings {
-    /// Reads the settings from the command line, the environment, and the file that one of them names.
+    /// Reads the task from the command line; its settings also from the environment, and the file that one of them names.
     pub(crate) fn load(
         command_line: impl IntoIterator<Item = OsString>,
         environment: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Task, ConfigError> {
         let read = |path: &str| {
             let error =
                 |error| ConfigError::File { path: path.to_owned(), why: format!("cannot be read: {error}") };
@@ -127,9 +145,15 @@ impl Settings {
         command_line: impl IntoIterator<Item = OsString>,
         environment: impl Fn(&str) -> Option<OsString>,
         read: impl Fn(&str) -> Result<String, ConfigError>,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Task, ConfigError> {
         let definitions = Definitions::new();
         let matches = definitions.command().try_get_matches_from(command_line)?;
+        if matches.subcommand().is_some() {
+            return match Arguments::from_arg_matches(&matches)?.command {
+                Some(Command::Dev(dev)) => Ok(Task::Dev(dev)),
+                None => Err(clap::Error::new(clap::error::ErrorKind::MissingSubcommand).into()),
+            };
+        }
         let flags = layers::command_line(&definitions, &matches)?;
         let environment = layers::environment(&definitions, environment)?;
         let path = [&flags, &environment]
@@ -146,7 +170,7 @@ impl Settings {
         check(&arguments, &merged)?;
         let place = path.as_deref().unwrap_or("settings");
         let resolver = Resolver { arguments: &arguments, merged: &merged, entries: &nodes, place };
-        resolve(&resolver)
+        Ok(Task::Serve(Box::new(resolve(&resolver)?)))
     }
 }
 
@@ -168,7 +192,8 @@ fn check(arguments: &Arguments, merged: &Merged<'_>) -> Result<(), ConfigError> 
 }
 
 fn resolve(resolver: &Resolver<'_>) -> Result<Settings, ConfigError> {
-    let Arguments { program, once, deployment, cluster, log, limits } = resolver.arguments.clone();
+    let Arguments { command: _, program, once, deployment, cluster, log, limits } =
+        resolver.arguments.clone();
     let has_nodes = !deployment.replica_endpoints.is_empty() || !resolver.entries.is_empty();
     let by_default = if has_nodes { Mode::Replicated } else { Mode::Standalone };
     let (client_listen, topology) = match deployment.mode.unwrap_or(by_default) {
@@ -187,5 +212,19 @@ fn resolve(resolver: &Resolver<'_>) -> Result<Settings, ConfigError> {
 /// What these flags and a file of this text come to, without an environment: for tests, and for the crate `fuzz`.
 pub(crate) fn from_text(flags: &[&str], file: &str) -> Result<Settings, ConfigError> {
     let flags = ["kv-server", "--config", "cluster.toml"].into_iter().chain(flags.iter().copied());
-    Settings::load_with(flags.map(OsString::from), |_| None, |_| Ok(file.to_owned()))
+    from_layers(flags.map(OsString::from), |_| None, file)
+}
+
+/// The settings of these layers, in place of a file that is read.
+fn from_layers(
+    command_line: impl Iterator<Item = OsString>,
+    environment: impl Fn(&str) -> Option<OsString>,
+    file: &str,
+) -> Result<Settings, ConfigError> {
+    match Settings::load_with(command_line, environment, |_| Ok(file.to_owned()))? {
+        Task::Serve(settings) => Ok(*settings),
+        Task::Dev(_) => {
+            Err(clap::Error::raw(clap::error::ErrorKind::InvalidSubcommand, "it has no settings").into())
+        }
+    }
 }

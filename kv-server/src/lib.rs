@@ -7,10 +7,12 @@
 mod cluster;
 mod config;
 mod convert;
+mod dev;
 mod founding;
 mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;
+mod mode;
 mod node;
 mod routing;
 
@@ -18,12 +20,13 @@ use std::{process::ExitCode, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{ConfigError, Settings};
+use crate::config::{ConfigError, Settings, Task};
 
 /// The program: reads the command line, serves until it is told to stop, and says how it ended.
 pub fn run() -> ExitCode {
     let settings = match Settings::load(std::env::args_os(), |name| std::env::var_os(name)) {
-        Ok(settings) => settings,
+        Ok(Task::Serve(settings)) => *settings,
+        Ok(Task::Dev(dev)) => return run_to_end(dev.run()),
         Err(ConfigError::CommandLine(error)) => error.exit(),
         Err(error) => {
             eprintln!("kv-server: {error}");
@@ -47,6 +50,11 @@ pub fn run() -> ExitCode {
             }
         };
     }
+    run_to_end(serve(settings))
+}
+
+/// Runs the program's task on a runtime of its own.
+fn run_to_end(task: impl Future<Output = ExitCode>) -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -54,7 +62,7 @@ pub fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(serve(settings));
+    let code = runtime.block_on(task);
     // Reads of a large range may still run on their own threads; they are not waited for.
     runtime.shutdown_timeout(Duration::from_millis(200));
     code

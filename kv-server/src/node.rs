@@ -19,9 +19,10 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     cluster::{ClusterManager, endpoints},
-    config::{LogKind, NodeEndpoints, Settings, Topology},
+    config::{LogKind, Mode, NodeEndpoints, Settings, Topology},
     founding::{Loaded, announce_members, explain, may_bootstrap},
     frontend::Frontend,
+    mode::{self, ModeError},
     routing::RoutingManager,
 };
 
@@ -53,13 +54,18 @@ pub(crate) enum NodeError {
     Founding(String),
     #[error("{path} is not there: choose the node's --data-dir")]
     NoLog { path: String },
-    #[error("{path} holds the data of {found}; {hint}")]
-    OtherMode { path: String, found: &'static str, hint: &'static str },
+    #[error(transparent)]
+    Mode(#[from] ModeError),
+    #[error(
+        "{path} holds the data of a node that is no witness; remove the node from the cluster, and add it again as a \
+         witness with another --data-dir"
+    )]
+    NoWitness { path: String },
 }
 
 impl Node {
     pub(crate) async fn start(settings: Settings) -> Result<Self, NodeError> {
-        refuse_other_mode(&settings)?;
+        claim_data_dir(&settings)?;
         let (database, transport, cluster) = match &settings.topology {
             None => {
                 let database =
@@ -195,6 +201,7 @@ pub(crate) fn force_new_cluster(settings: &Settings) -> Result<String, NodeError
     if !path.exists() {
         return Err(NodeError::NoLog { path: path.display().to_string() });
     }
+    mode::require_replicated(&settings.data_dir)?;
     let storage = open_log(settings)?;
     let Recovered { before, last, by } = force_new_cluster_in(&*storage, node)?;
     Ok(format!(
@@ -206,26 +213,15 @@ pub(crate) fn force_new_cluster(settings: &Settings) -> Result<String, NodeError
     ))
 }
 
-/// Data written with consensus is not served without, nor the other way round: the two would part.
-fn refuse_other_mode(settings: &Settings) -> Result<(), NodeError> {
-    let (has_log, has_state) = (settings.data_dir.join(LOG).exists(), settings.data_dir.join(STATE).exists());
-    let path = settings.data_dir.display().to_string();
-    match &settings.topology {
-        None if has_log => {
-            let hint = "start it with the cluster's --config, or choose another --data-dir";
-            Err(NodeError::OtherMode { path, found: "a replicated node", hint })
-        }
-        Some(_) if has_state && !has_log => {
-            let hint = "start it without --config, or choose another --data-dir";
-            Err(NodeError::OtherMode { path, found: "a standalone server", hint })
-        }
-        Some(topology) if has_state && topology.witnesses.contains(&settings.node) => {
-            let hint =
-                "remove the node from the cluster, and add it again as a witness with another --data-dir";
-            Err(NodeError::OtherMode { path, found: "a node that is no witness", hint })
-        }
-        _ => Ok(()),
+/// Checks that the data directory is one of this mode, and of a node that is a witness or not; a new one gets the mode.
+fn claim_data_dir(settings: &Settings) -> Result<(), NodeError> {
+    let wanted = if settings.topology.is_some() { Mode::Replicated } else { Mode::Standalone };
+    mode::claim(&settings.data_dir, wanted, LOG, STATE)?;
+    let is_witness = settings.topology.as_ref().is_some_and(|all| all.witnesses.contains(&settings.node));
+    if is_witness && settings.data_dir.join(STATE).exists() {
+        return Err(NodeError::NoWitness { path: settings.data_dir.display().to_string() });
     }
+    Ok(())
 }
 
 /// Directories within the data directory.

@@ -9,7 +9,7 @@ use common::{
     writers::{Writers, check},
 };
 use kv_store_client::{
-    Connection, KvClient,
+    ClientConfig, Connection, KvClient,
     idl::{Consistency, PutRequest, RangeRequest},
     protocol::{Call, Fault, Reply},
 };
@@ -209,8 +209,40 @@ async fn a_data_directory_is_not_served_in_the_other_mode() {
     assert!(code == Some(1) && error.contains("holds the data of a standalone server"), "{error}");
     let (code, error) = start(&["--port", "1", "--node-id", "3", "--data-dir", data]);
     assert!(code == Some(1) && error.contains("belongs to node 0, not to node 3"), "{error}");
+    std::fs::remove_file(dir.path().join("data/MODE")).unwrap();
+    let (code, error) = start(&["--port", "1", "--data-dir", data]);
+    assert!(code == Some(1) && error.contains("its file MODE is missing"), "{error}");
     let (code, error) = start(&["--config", "/nowhere.toml"]);
     assert!(code == Some(2) && error.contains("/nowhere.toml: cannot be read"), "{error}");
+}
+
+#[tokio::test]
+async fn node_of_a_cluster_without_its_log_is_not_served_standalone() {
+    let mut cluster = Cluster::start(1, "", "");
+    cluster.leader().await;
+    cluster.client().put("k", "v").await.unwrap();
+    cluster.servers[0].terminate();
+    let data = cluster.dir.path().join("node-0");
+    std::fs::remove_dir_all(data.join("log")).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kv-server"));
+    let output = command.args(["--port", "1", "--data-dir"]).arg(&data).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let says =
+        error.contains("holds the data of a node of a cluster") && error.contains("a standalone server");
+    assert!(output.status.code() == Some(1) && says, "{error}");
+}
+
+#[tokio::test]
+async fn server_listens_at_an_ipv6_address_in_brackets() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        println!("this machine has no IPv6");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::standalone_with(dir.path(), &["--listen-host", "[::1]"]);
+    let endpoint = format!("[::1]:{}", server.port).parse().unwrap();
+    let client = KvClient::new(ClientConfig::new(vec![endpoint])).unwrap();
+    client.put("k", "v").await.unwrap();
 }
 
 #[tokio::test]

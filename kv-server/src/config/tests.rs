@@ -14,7 +14,7 @@ fn settings_with_environment(
     let flags = ["kv-server", "--config=cluster.toml"].into_iter().chain(flags.iter().copied());
     let variable =
         |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
-    let settings = Settings::load_with(flags.map(OsString::from), variable, |_| Ok(file.to_owned()));
+    let settings = from_layers(flags.map(OsString::from), variable, file);
     settings.map_err(|error| error.to_string())
 }
 

@@ -8,7 +8,8 @@
 //! |---|---|
 //! | name `node_timeout` | `--node-timeout`, `KV_NODE_TIMEOUT`, `node_timeout = ".."` |
 //! | `default_value` | the default; an `Option` has none, and the last sentence of its text is "Default: ..." |
-//! | `value_parser` | what is allowed; [`values`] has parsers for durations, sizes, and numbers within a range |
+//! | `value_name` | the kind of the value, for example DURATION, SIZE or COUNT |
+//! | `value_parser` | what is allowed; [`values`] has parsers for durations, sizes, and numbers within a range, which is added to the text |
 //! | `alias` | another name; numbers under a name that ends with `-ms` or `-mib` have that unit |
 //! | doc comment | the text; the first paragraph is a summary |
 //!

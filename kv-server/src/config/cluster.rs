@@ -10,7 +10,7 @@ use super::values::{DAY, MILLISECOND, duration, number};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "[cluster]")]
 pub(crate) struct Cluster {
-    /// Interval at which this node asks each other node for its status; at least 1ms.
+    /// Interval at which this node asks each other node for its status.
     #[arg(long, alias = "health-check-interval-ms", default_value = "2s", value_name = "DURATION",
         value_parser = duration(MILLISECOND..=DAY))]
     pub(crate) health_check_interval: Duration,
@@ -23,16 +23,16 @@ pub(crate) struct Cluster {
     /// Time without a message from the leader after which a follower starts an election; the follower waits once to
     /// twice this long, chosen at random.
     ///
-    /// It is the same on all nodes, at least twice the heartbeat interval and at most a day. A follower whose connection
+    /// It is the same on all nodes, and at least twice the heartbeat interval. A follower whose connection
     /// to the leader was closed, and is refused when it connects again, starts an election within a third of this.
     #[arg(long, alias = "election-timeout-ms", default_value = "500ms", value_name = "DURATION",
         value_parser = duration(MILLISECOND..=DAY))]
     pub(crate) election_timeout: Duration,
-    /// Interval at which a leader sends heartbeats; at least 1ms and at most half of the election timeout.
+    /// Interval at which a leader sends heartbeats; at most half of the election timeout.
     #[arg(long, alias = "heartbeat-interval-ms", default_value = "100ms", value_name = "DURATION",
         value_parser = duration(MILLISECOND..=DAY))]
     pub(crate) heartbeat_interval: Duration,
-    /// Greatest difference between the speeds of two nodes' clocks, in percent, at most 50. With it, reads with the
+    /// Greatest difference between the speeds of two nodes' clocks, in percent. With it, reads with the
     /// consistency `LEASE` cost no message.
     ///
     /// 0: the difference is not known, and these reads are served as `LINEARIZABLE`.

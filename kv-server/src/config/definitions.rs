@@ -64,7 +64,8 @@ impl Definitions {
             let has_unit =
                 arg.get_all_aliases().is_some_and(|all| all.iter().any(|alias| unit_of(alias).is_some()));
             // The hidden flag has this name now.
-            if has_unit { arg.alias(None) } else { arg }
+            let arg = if has_unit { arg.alias(None) } else { arg };
+            with_range(arg)
         });
         Self { command: command.args(old_flags), names }
     }
@@ -116,12 +117,45 @@ impl Definitions {
         if given.values.len() > 1 && !matches!(arg.get_action(), ArgAction::Append) {
             return Err(given.error("it takes one value, not a list"));
         }
-        let flags = flags(arg, given);
-        let parsed =
-            Command::new("setting").no_binary_name(true).arg(arg.clone()).try_get_matches_from(flags);
-        parsed.map(drop).map_err(|error| given.error(reason(&error)))
+        parse(arg, given).map_err(|error| given.error(reason(&error)))
     }
 }
+
+fn parse(arg: &Arg, given: &Given) -> Result<(), clap::Error> {
+    let command = Command::new("setting").no_binary_name(true).arg(arg.clone());
+    command.try_get_matches_from(flags(arg, given)).map(drop)
+}
+
+/// The flag with its range at the end of its text, if it has one.
+fn with_range(arg: Arg) -> Arg {
+    let Some(range) = range(&arg) else { return arg };
+    let range = format!("{RANGE}{range}.");
+    let (short, long) =
+        (arg.get_help().map(ToString::to_string), arg.get_long_help().map(ToString::to_string));
+    let arg = short.into_iter().fold(arg, |arg, text| arg.help(format!("{text}.{range}")));
+    long.into_iter().fold(arg, |arg, text| arg.long_help(format!("{text}{range}")))
+}
+
+/// The values that are allowed, as the parser says them when it is given one that is too small and one that is too large.
+fn range(arg: &Arg) -> Option<String> {
+    let probes: &[&str] = match arg.get_value_names()?.first()?.as_str() {
+        "DURATION" => &["0", "36500days"],
+        "SIZE" => &["0", "1024PiB"],
+        _ => &["0", "4294967295", "18446744073709551615"],
+    };
+    let mut bounds = Vec::new();
+    for probe in probes {
+        let given = Given { place: String::new(), written: String::new(), values: vec![probe.into()] };
+        let why = parse(arg, &given).err().map(|error| reason(&error)).unwrap_or_default();
+        bounds.extend(
+            why.strip_prefix("it must be ").filter(|bound| bound.starts_with("at ")).map(str::to_owned),
+        );
+    }
+    (!bounds.is_empty()).then(|| bounds.join(", "))
+}
+
+/// Begins the sentence that says the range.
+pub(crate) const RANGE: &str = " Allowed: ";
 
 /// The flags that set the setting to the values.
 pub(crate) fn flags(arg: &Arg, given: &Given) -> Vec<OsString> {

@@ -8,7 +8,7 @@ use super::values::{number, size};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "[limits]")]
 pub(crate) struct Limits {
-    /// Greatest number of sessions; at least 1. When there are more, the session that was idle longest is removed.
+    /// Greatest number of sessions. When there are more, the session that was idle longest is removed.
     #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = number(1_u64..))]
     pub(crate) sessions_max: u64,
     /// Free space on the disk that is kept in reserve. With less the node refuses writes, and a leader transfers its

@@ -2,7 +2,10 @@
 
 use clap::Arg;
 
-use super::{definitions::Definitions, once::ONCE};
+use super::{
+    definitions::{Definitions, RANGE},
+    once::ONCE,
+};
 
 /// One row for each setting, below its section.
 pub(crate) fn table() -> String {
@@ -39,6 +42,10 @@ fn row(arg: &Arg) -> String {
     let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
     let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    let (help, range) = match help.split_once(RANGE) {
+        Some((help, range)) => (help.to_owned(), format!("{RANGE}{range}")),
+        None => (help, String::new()),
+    };
     // A default that depends on other settings is the last sentence of the text.
     let (text, default) = match help.split_once(" Default: ") {
         Some((text, default)) => (text, default.trim_end_matches('.').to_owned()),
@@ -46,7 +53,7 @@ fn row(arg: &Arg) -> String {
         None => (help.as_str(), format!("`{}`", defaults.join(","))),
     };
     // clap takes the full stop from a text of one sentence.
-    format!("| {key} | {default} | {}. |\n", text.trim_end_matches('.'))
+    format!("| {key} | {default} | {}.{range} |\n", text.trim_end_matches('.'))
 }
 
 #[cfg(test)]

@@ -222,7 +222,13 @@ fn settings_that_contradict_each_other_are_refused() {
 fn help_shows_sections_and_no_old_names() {
     let help = Definitions::new().command().render_long_help().to_string();
     assert!(help.starts_with("A replicated key-value server."), "{help}");
-    for words in ["[deployment]:", "[limits]:", "--election-timeout <DURATION>", "[default: 500ms]"] {
+    for words in [
+        "[deployment]:",
+        "[limits]:",
+        "--election-timeout <DURATION>",
+        "[default: 500ms]",
+        "Allowed: at least 1ms, at most 1day.",
+    ] {
         assert!(help.contains(words), "{words} in\n{help}");
     }
     assert!(!help.contains("-ms"), "{help}");

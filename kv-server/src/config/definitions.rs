@@ -22,7 +22,7 @@ pub(crate) struct Name {
     /// Section of the file; `None` for settings that the file cannot have.
     pub(crate) section: Option<String>,
     /// Unit of the numbers given under this name: `election_timeout_ms = 500` is `election_timeout = "500ms"`.
-    unit: Option<&'static str>,
+    pub(crate) unit: Option<&'static str>,
 }
 
 /// A value as somebody wrote it.

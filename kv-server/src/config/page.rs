@@ -27,7 +27,14 @@ pub(crate) fn table() -> String {
         }
         table.push_str(&row(arg));
     }
+    table.push_str(&format!("\nNames with a unit, as flags: {}.\n", names_with_units(&definitions)));
     table
+}
+
+fn names_with_units(definitions: &Definitions) -> String {
+    let names = definitions.names().filter(|(_, name)| name.unit.is_some());
+    let flags = names.map(|(name, _)| format!("`--{}`", name.replace('_', "-")));
+    flags.collect::<Vec<_>>().join(", ")
 }
 
 fn row(arg: &Arg) -> String {
@@ -84,7 +91,7 @@ mod tests {
 
     #[test]
     fn every_setting_has_a_default_and_a_text() {
-        for line in table().lines().skip(2).filter(|line| !line.contains("**")) {
+        for line in table().lines().skip(2).filter(|line| line.starts_with('|') && !line.contains("**")) {
             let cells: Vec<&str> = line.split(" | ").collect();
             assert!(
                 cells.len() == 3 && !cells[1].is_empty() && cells[1] != "``" && cells[2].len() > 10,

@@ -8,7 +8,7 @@ VENV := $(CARGO_TARGET_DIR)/python
 export KV_TEST_PYTHON := $(VENV)/bin/python
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: help demo test setup build format lint unit doc examples figures fuzz generate clean
+.PHONY: package help demo test setup build format lint unit doc examples figures fuzz generate clean
 
 help: ## shows this
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -63,6 +63,9 @@ mutants: ## known bugs, patched in one after another: what finds each; hours, ca
 	scripts/mutants $(ARGS)
 
 # Every patch of a known bug still applies, and one of them in turn compiles.
+package: ## the packages of all published crates, as the registry would take them; uploads nothing
+	cargo publish --workspace --dry-run --no-verify
+
 mutants-check:
 	scripts/mutants --check
 	scripts/mutants --compile

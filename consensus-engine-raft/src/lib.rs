@@ -55,3 +55,8 @@ pub use builder::RaftBuilder;
 pub use config::RaftConfig;
 pub use engine::{RaftEngine, StartError};
 pub use latency::SimulatedLatency;
+
+// The example of the README is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

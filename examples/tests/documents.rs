@@ -84,6 +84,44 @@ fn what_the_documents_name_exists() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
+/// What a manifest and its folder lack to be published on purpose, or kept back on purpose.
+fn missing_for_publishing(manifest: &str, folder: &Path) -> Vec<String> {
+    let has = |line: &str| manifest.lines().any(|found| found.starts_with(line));
+    if has("publish = false") {
+        return Vec::new();
+    }
+    let lines = ["publish = true", "description", "license", "rust-version", "keywords", "categories"];
+    let lines = lines.into_iter().filter(|line| !has(line)).map(|line| format!("`{line}` in Cargo.toml"));
+    let files = ["README.md", "LICENSE-APACHE", "LICENSE-MIT"];
+    let files = files.into_iter().filter(|file| !folder.join(file).exists()).map(str::to_owned);
+    lines.chain(files).collect()
+}
+
+#[test]
+fn every_package_is_complete_for_publishing_or_not_published() {
+    let mut manifests = Vec::new();
+    files(root(), &["Cargo.toml"], &mut manifests);
+    manifests.retain(|path| path != &root().join("Cargo.toml"));
+    assert!(manifests.len() > 15, "{manifests:?}");
+    let mut problems = Vec::new();
+    for path in manifests {
+        let missing = missing_for_publishing(&fs::read_to_string(&path).unwrap(), path.parent().unwrap());
+        if !missing.is_empty() {
+            problems.push(format!("{}: {} missing", path.display(), missing.join(", ")));
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn package_without_keywords_or_readme_is_found() {
+    let manifest =
+        "publish = true\ndescription = \"\"\nlicense = \"MIT\"\nrust-version = \"1\"\ncategories = []";
+    let found = missing_for_publishing(manifest, &root().join("docs"));
+    assert_eq!(found, ["`keywords` in Cargo.toml", "README.md", "LICENSE-APACHE", "LICENSE-MIT"]);
+    assert!(missing_for_publishing("publish = false", root()).is_empty());
+}
+
 #[test]
 fn what_does_not_exist_is_found() {
     let text =

@@ -25,3 +25,8 @@ pub mod protocol;
 
 pub use client::{ClientConfig, ClientError, KvClient};
 pub use connection::{CallError, Connection};
+
+// The example of the README is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

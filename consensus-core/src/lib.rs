@@ -52,6 +52,6 @@ pub use message::{
     ReadIndexResponse, SnapshotAck, SnapshotChunk, SnapshotOutcome, TimeoutNow, VoteKind, VoteRequest,
     VoteResponse,
 };
-pub use state_machine::{FlushWork, Snapshot, StateMachine, StateMachineError};
+pub use state_machine::{FlushWork, Snapshot, StateMachine, StateMachineError, apply_all};
 pub use transport::{MessageHandler, NetworkTransport, Reachability, SendError, TransportError};
 pub use types::{ClusterId, LogId, LogIndex, NodeId, StorageId, Term};

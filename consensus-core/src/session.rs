@@ -46,6 +46,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ConsensusEngine, Entry, LogId, Payload, ProposeError, Snapshot, StateMachine, StateMachineError,
+    apply_all,
     codec::{self, CodecError},
 };
 
@@ -110,10 +111,11 @@ pub enum SessionRefusal {
 
 impl Sessions {
     /// Opens a session at log index `index`, in place of the one of that id if there is one; returns those that are
-    /// forgotten for it: beyond `max` the ones idle longest.
+    /// forgotten for it: beyond `max` the ones idle longest, at most 64 of them. So a maximum that was lowered is reached with
+    /// the next sessions that are opened, and none of them holds up the log.
     pub fn open(&mut self, client_id: u64, index: u64, max: u64) -> Vec<u64> {
         let mut forgotten = Vec::new();
-        while self.by_id.len() as u64 >= max {
+        while self.by_id.len() as u64 >= max && forgotten.len() < FORGOTTEN_AT_ONCE_MAX {
             let Some((_, idle)) = self.by_use.pop_first() else { break };
             self.by_id.remove(&idle);
             forgotten.push(idle);
@@ -238,7 +240,7 @@ impl<M: StateMachine> StateMachine for ExactlyOnce<M> {
 
     fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
         let (courses, entries): (Vec<_>, Vec<_>) = entries.iter().map(|entry| self.enter(entry)).unzip();
-        let responses = self.machine.apply(&entries)?;
+        let responses = apply_all(&mut self.machine, &entries)?;
         Ok(courses
             .into_iter()
             .zip(responses)
@@ -371,6 +373,8 @@ fn not_asked() -> CodecError {
 
 /// Format of requests, answers and snapshots.
 const VERSION: u8 = 1;
+/// Sessions that one opening forgets at most. Part of the replicated state's rules.
+const FORGOTTEN_AT_ONCE_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -381,6 +385,17 @@ mod tests {
         codec::tests::check_damaged,
         typed::{Application, InMemory},
     };
+
+    #[test]
+    fn lowered_maximum_is_reached_without_forgetting_all_at_once() {
+        let mut sessions = Sessions::default();
+        for id in 1..=200 {
+            assert_eq!(sessions.open(id, id, 200), []);
+        }
+        let forgotten: Vec<usize> = (201..206).map(|id| sessions.open(id, id, 1).len()).collect();
+        assert_eq!(forgotten, [64, 64, 64, 11, 1]);
+        assert_eq!(sessions.by_id.len(), 1);
+    }
 
     fn bytes() -> impl Strategy<Value = Bytes> {
         any::<Vec<u8>>().prop_map(Bytes::from)

@@ -80,8 +80,11 @@ pub trait StateMachine: Send + 'static {
     fn applied(&self) -> LogId;
 
     /// Applies committed entries, contiguous and in log order, the first at the index after [`applied`](Self::applied),
-    /// and returns one response per entry (empty for entries without a command). Batches are cut anywhere: the outcome
+    /// and returns one response per entry applied (empty for entries without a command). Batches are cut anywhere: the outcome
     /// must not depend on where.
+    ///
+    /// It may stop before the last entry, but not before the first, where the responses would take too much memory: as many
+    /// were applied as there are responses, and the caller goes on with the rest.
     ///
     /// # Errors
     /// Only for what stops the node: a disk that fails, a command that this version cannot read.
@@ -119,6 +122,25 @@ pub trait StateMachine: Send + 'static {
     /// before, in memory and on disk, and the engine asks for another snapshot later. [`StateMachineError::Broken`] if it may not
     /// be.
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError>;
+}
+
+/// Applies all `entries`, in as many calls of [`StateMachine::apply`] as the machine needs; one response per entry.
+///
+/// # Errors
+/// Those of the machine, or it applied no entry at all.
+pub fn apply_all<M: StateMachine + ?Sized>(
+    machine: &mut M,
+    entries: &[Entry],
+) -> Result<Vec<Bytes>, StateMachineError> {
+    let mut responses = Vec::with_capacity(entries.len());
+    while responses.len() < entries.len() {
+        let more = machine.apply(&entries[responses.len()..])?;
+        if more.is_empty() {
+            return Err(StateMachineError::Other("the machine applied no entry".to_owned()));
+        }
+        responses.extend(more);
+    }
+    Ok(responses)
 }
 
 /// What [`StateMachine::flush_aside`] leaves to be done.

@@ -173,7 +173,20 @@ impl Applier {
         Ok(())
     }
 
-    fn apply(&mut self, entries: &[Entry], waiters: &AppliedWaiters) -> Result<(), StateMachineError> {
+    fn apply(&mut self, mut entries: &[Entry], waiters: &AppliedWaiters) -> Result<(), StateMachineError> {
+        while !entries.is_empty() {
+            let applied = self.apply_some(entries, waiters)?;
+            entries = &entries[applied..];
+        }
+        Ok(())
+    }
+
+    /// Applies entries from the first on, as many as the machine takes at once. Returns how many.
+    fn apply_some(
+        &mut self,
+        entries: &[Entry],
+        waiters: &AppliedWaiters,
+    ) -> Result<usize, StateMachineError> {
         let withheld = entries.iter().find(|entry| entry.payload == Payload::Withheld);
         if let Some(entry) = withheld.filter(|_| !self.witness) {
             return Err(StateMachineError::Other(format!(
@@ -189,11 +202,12 @@ impl Applier {
                 waiter.answer(Err(ProposeError::Fatal { why: why.clone() }));
             }
         })?;
-        if responses.len() != entries.len() {
+        if responses.is_empty() || responses.len() > entries.len() {
             let why = format!("it gave {} responses to {} entries", responses.len(), entries.len());
             return Err(StateMachineError::Other(why));
         }
         let applied = Instant::now();
+        let count = responses.len();
         let mut waiters = waiters.lock().unwrap_or_else(PoisonError::into_inner);
         for (entry, response) in entries.iter().zip(responses) {
             if waiters.front().is_some_and(|(index, _)| *index == entry.id.index)
@@ -204,7 +218,7 @@ impl Applier {
             }
             self.applied = entry.id;
         }
-        Ok(())
+        Ok(count)
     }
 }
 

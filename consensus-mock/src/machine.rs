@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use consensus_core::{
     Committed, EngineStatus, Entry, Health, LogId, LogIndex, Membership, NodeId, Payload, ProposeError, Role,
-    StateMachine, StateMachineError, Term,
+    StateMachine, StateMachineError, Term, apply_all,
 };
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
@@ -197,7 +197,7 @@ impl Worker {
             entries.push(entry);
             replies.push(reply);
         }
-        let result = catch_unwind(AssertUnwindSafe(|| machine.apply(&entries)));
+        let result = catch_unwind(AssertUnwindSafe(|| apply_all(&mut **machine, &entries)));
         let result = result.unwrap_or_else(|_| Err(StateMachineError::Other("it panicked".to_owned())));
         let answers: Vec<ProposeReply> = match &result {
             Ok(responses) => {

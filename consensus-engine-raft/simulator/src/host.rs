@@ -9,7 +9,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::{Entry, LogId, NodeId, Payload, StateMachine, StateMachineError, session::Session};
+use consensus_core::{
+    Entry, LogId, NodeId, Payload, StateMachine, StateMachineError, apply_all, session::Session,
+};
 
 use crate::{
     guest::{AnyGuest, Instance},
@@ -90,7 +92,7 @@ impl Host {
             1 => format!("apply of entry {}", describe(first)),
             more => format!("apply of {more} entries, {} to {}", describe(first), describe(last)),
         };
-        let responses = self.call(what, |machine| machine.apply(&entries));
+        let responses = self.call(what, |machine| apply_all(machine, &entries));
         if responses.len() != entries.len() {
             let why = format!("{} responses to {} entries in {}", responses.len(), entries.len(), what());
             self.broken(ONE_EACH, &why);

@@ -20,5 +20,5 @@ mod marked_db;
 mod storage;
 
 pub use consensus_storage_dir::{DataDir, Kind, Reserve};
-pub use marked_db::{Expected, MarkedDb};
+pub use marked_db::{Expected, MarkedDb, open_files_max, open_files_of};
 pub use storage::RocksLogStorage;

@@ -59,6 +59,7 @@ impl MarkedDb {
         };
         let noted = MarkFile::open(mark)?;
         let mut options = options.clone();
+        options.set_max_open_files(open_files_max());
         options.create_if_missing(noted.is_none() && expected == Expected::Perhaps);
         match &noted {
             Some(noted) => look(&options, path, noted.mark())?,
@@ -111,6 +112,21 @@ impl MarkedDb {
     fn mark(&self) -> MutexGuard<'_, MarkFile> {
         self.mark.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many files each [`MarkedDb`] of this process keeps open at most, a few that are in use on top: an eighth of what
+/// the process may open (its soft limit, `ulimit -n`).
+#[must_use]
+pub fn open_files_max() -> i32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    open_files_of(limit.unwrap_or(u64::MAX))
+}
+
+/// The same of a process that may open so many files.
+#[must_use]
+pub fn open_files_of(limit: u64) -> i32 {
+    // RocksDB takes no less than 20. More than that many tables of 64 MiB are half a terabyte.
+    i32::try_from(limit / 8).unwrap_or(i32::MAX).clamp(32, 8192)
 }
 
 impl Deref for MarkedDb {

@@ -95,8 +95,12 @@ fn nobody_answers(mut failed: Vec<(SocketAddr, io::Error)>) -> io::Error {
     io::Error::new(kind, format!("none of its {} addresses answers: {}", each.len(), each.join("; ")))
 }
 
-/// Sets on an accepted connection what [`connect`] sets on one made.
-pub(crate) fn configure(stream: &TcpStream) -> io::Result<()> {
+/// Sets on an accepted connection what [`connect`] sets on one made. Every listener of a node uses it, so that on none of them a
+/// peer that is gone stays for ever: it is noticed by probes when nothing is sent, and by the user timeout when something is.
+///
+/// # Errors
+/// The system refuses an option.
+pub fn configure(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     let probe = TcpKeepalive::new()
@@ -195,5 +199,20 @@ mod tests {
         assert_eq!(in_turn([v4, a, b].into_iter()), [v4, a, b]);
         let many = (1..100).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         assert_eq!(in_turn(many).len(), ADDRESSES_MAX);
+    }
+
+    #[tokio::test]
+    async fn accepted_connection_notices_a_peer_that_is_gone() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        configure(&accepted).unwrap();
+        let socket = SockRef::from(&accepted);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(19)));
     }
 }

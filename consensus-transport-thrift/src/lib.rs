@@ -46,7 +46,7 @@ mod server;
 pub mod testing;
 mod transport;
 
-pub use connection::connect;
+pub use connection::{configure, connect};
 pub use identity::{Founders, PeerIdentity, PeerState, Standing};
 pub use probe::probe;
 pub use transport::{ThriftConfig, ThriftTransport};

@@ -41,7 +41,7 @@ pub(crate) async fn accept(
     handler: watch::Receiver<Option<Arc<dyn MessageHandler>>>,
 ) {
     let refusals = Arc::new(Refusals::default());
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(own.config.connections_max));
     let mut failures = Repeats::new(1);
     let mut connections = JoinSet::new();
     let mut sweeps = tokio::time::interval(OVER_AFTER / 2);
@@ -243,8 +243,6 @@ fn invalid_text(why: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-/// Connections at once; a cluster needs two per node.
-const CONNECTIONS_MAX: usize = 256;
 /// Room for a greeting.
 const HELLO_BYTES_MAX: usize = 4096;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -40,6 +40,8 @@ pub struct ThriftConfig {
     pub frame_bytes_max: usize,
     /// Most bytes queued to one node. Default 64 MiB.
     pub queue_bytes_max: u64,
+    /// Most connections taken at once; a cluster needs two for each other node. Default 256.
+    pub connections_max: usize,
     /// For connecting and greeting together. Default 2 s.
     pub connect_timeout: Duration,
     /// A connection with bytes under way on which the peer says nothing for so long is replaced by a new one. Set it to the
@@ -70,6 +72,7 @@ impl ThriftConfig {
             storage: StorageId(0),
             frame_bytes_max: 64 << 20,
             queue_bytes_max: 64 << 20,
+            connections_max: 256,
             connect_timeout: Duration::from_secs(2),
             stall_timeout: Duration::from_millis(500),
             reconnect_min: Duration::from_millis(20),

@@ -213,12 +213,13 @@ pub(crate) fn put(request: idl::PutRequest) -> Result<KvOperation> {
     }))
 }
 
-pub(crate) fn delete(request: idl::DeleteRequest) -> KvOperation {
-    KvOperation::Delete(Delete {
+pub(crate) fn delete(request: idl::DeleteRequest) -> Result<KvOperation> {
+    Ok(KvOperation::Delete(Delete {
         key: request.key.into(),
         range_end: request.range_end.map(Into::into),
         return_previous: request.return_previous.unwrap_or(false),
-    })
+        limit: natural("limit", request.limit)?,
+    }))
 }
 
 pub(crate) fn range(request: idl::RangeRequest) -> Result<KvOperation> {
@@ -272,7 +273,7 @@ fn operation(operation: idl::Operation) -> Result<KvOperation> {
         }
         idl::Operation::DeleteRange(request) => {
             no_session(&request.session)?;
-            Ok(delete(request))
+            delete(request)
         }
         idl::Operation::Range(request) => range(request),
     }
@@ -338,7 +339,8 @@ fn put_done(header: idl::ResponseHeader, done: PutDone) -> idl::PutResponse {
 
 fn delete_done(header: idl::ResponseHeader, deleted: Deleted) -> idl::DeleteResponse {
     let previous = deleted.previous.map(|kvs| kvs.into_iter().map(key_value).collect());
-    idl::DeleteResponse { header, deleted: signed(deleted.deleted), previous }
+    let next_key = deleted.next_key.map(Into::into);
+    idl::DeleteResponse { header, deleted: signed(deleted.deleted), previous, next_key }
 }
 
 fn range_done(header: idl::ResponseHeader, found: Found) -> idl::RangeResponse {

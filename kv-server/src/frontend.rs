@@ -1,85 +1,141 @@
 //! Thrift for clients: framed transport, binary protocol, many calls in flight per connection.
 
-use std::{
-    future::poll_fn,
-    io,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+mod connection;
+mod refusal;
 
-use bytes::{Bytes, BytesMut};
+use std::{io, sync::Arc, time::Duration};
+
 use consensus_core::Endpoint;
-use consensus_transport_thrift::framing;
-use futures::{StreamExt, stream::FuturesUnordered};
-use kv_store_client::protocol::{self, Call, Fault, Incoming, Reply};
-use thrift::ApplicationErrorKind;
+use consensus_transport_thrift::configure;
 use tokio::{
-    io::AsyncWriteExt,
-    net::{
-        TcpListener, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-    sync::{Semaphore, watch},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
 };
-use tokio_util::codec::FramedRead;
 
-use crate::routing::RoutingManager;
+use crate::{answers::NodeBudget, routing::RoutingManager};
+
+/// What clients may take of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Connections of clients at once.
+    pub(crate) clients_max: usize,
+    /// Bytes of answers that are computed and not yet written, of all clients together.
+    pub(crate) responses_bytes: u64,
+    /// The same for one connection.
+    pub(crate) connection_responses_bytes: u64,
+}
 
 /// Listens for clients.
 pub(crate) struct Frontend {
     listener: TcpListener,
     router: Arc<RoutingManager>,
+    limits: Limits,
 }
 
 impl Frontend {
-    pub(crate) async fn bind(listen: &Endpoint, router: Arc<RoutingManager>) -> io::Result<Self> {
+    pub(crate) async fn bind(
+        listen: &Endpoint,
+        router: Arc<RoutingManager>,
+        limits: Limits,
+    ) -> io::Result<Self> {
         let named = |error: io::Error| {
             io::Error::new(error.kind(), format!("listening for clients at {listen}: {error}"))
         };
         let listener = TcpListener::bind((listen.host(), listen.port())).await.map_err(named)?;
-        Ok(Self { listener, router })
+        Ok(Self { listener, router, limits })
     }
 
     /// Serves until `stop` says so; then no call is taken any more, and those in hand are finished.
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let clients = Arc::new(Semaphore::new(self.limits.clients_max));
+        let beyond = Arc::new(Semaphore::new(BEYOND_MAX));
+        let budget = NodeBudget::new(self.limits.responses_bytes, self.limits.connection_responses_bytes);
+        let mut refusals = refusal::Refusals::new(self.limits.clients_max);
+        let mut failures = AcceptFailures::default();
         let mut connections = JoinSet::new();
-        let mut stopping = stop.clone();
         loop {
             while connections.try_join_next().is_some() {}
             let accepted = tokio::select! {
-                () = stopped(&mut stopping) => break,
-                place = places.clone().acquire_owned() => match place {
-                    Ok(place) => tokio::select! {
-                        () = stopped(&mut stop) => break,
-                        accepted = self.listener.accept() => accepted.map(|(stream, from)| (stream, from, place)),
-                    },
-                    Err(_) => break,
-                },
+                () = stopped(&mut stop) => break,
+                accepted = self.listener.accept() => accepted,
             };
-            match accepted {
-                Ok((stream, from, place)) => {
-                    let (router, stop) = (self.router.clone(), stop.clone());
-                    connections.spawn(async move {
-                        if let Err(error) = serve(stream, router, stop).await {
-                            tracing::debug!(%from, %error, "a client's connection ended");
-                        }
-                        drop(place);
-                    });
-                }
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    failures.failed(&error);
                     tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
                 }
-            }
+            };
+            failures.accepted();
+            let client = Client {
+                router: self.router.clone(),
+                budget: budget.clone(),
+                limits: self.limits,
+                stop: stop.clone(),
+            };
+            let place = clients.clone().try_acquire_owned().ok();
+            refusals.note(place.is_none(), clients.available_permits());
+            let beyond = if place.is_none() { beyond.clone().try_acquire_owned().ok() } else { None };
+            connections.spawn(async move {
+                if let Err(error) = client.serve(stream, place, beyond).await {
+                    tracing::debug!(%from, %error, "a client's connection ended");
+                }
+            });
         }
         while connections.join_next().await.is_some() {}
+    }
+}
+
+/// What a client's connection needs of the node.
+struct Client {
+    router: Arc<RoutingManager>,
+    budget: NodeBudget,
+    limits: Limits,
+    stop: watch::Receiver<bool>,
+}
+
+impl Client {
+    /// Serves a connection that has a `place`; one `beyond` the limit is told so at its first call. With neither it is closed.
+    async fn serve(
+        self,
+        stream: TcpStream,
+        place: Option<OwnedSemaphorePermit>,
+        beyond: Option<OwnedSemaphorePermit>,
+    ) -> io::Result<()> {
+        if place.is_none() && beyond.is_none() {
+            return Ok(());
+        }
+        configure(&stream)?;
+        let (reader, mut writer) = stream.into_split();
+        let mut frames = connection::frames(reader);
+        let is_client = place.is_some();
+        if !is_client && !refusal::is_node(&mut frames, &mut writer, &self).await? {
+            return Ok(());
+        }
+        // Of a node it is known already what to do with what only the leader can do.
+        connection::serve(frames, writer, self.router, self.budget.connection(), is_client, self.stop).await
+    }
+}
+
+/// Says once per outage that connections cannot be accepted, and how often that was when it is over.
+#[derive(Default)]
+struct AcceptFailures(u64);
+
+impl AcceptFailures {
+    fn failed(&mut self, error: &io::Error) {
+        if self.0 == 0 {
+            tracing::warn!(%error, "cannot accept connections of clients; they wait");
+        }
+        self.0 += 1;
+    }
+
+    fn accepted(&mut self) {
+        let failures = std::mem::take(&mut self.0);
+        if failures > 0 {
+            tracing::info!(failures, "connections of clients are accepted again");
+        }
     }
 }
 
@@ -87,143 +143,6 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await; // Without a sender it is time to stop, too.
 }
 
-async fn serve(
-    stream: TcpStream,
-    router: Arc<RoutingManager>,
-    mut stop: watch::Receiver<bool>,
-) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let (reader, writer) = stream.into_split();
-    let mut connection = Connection {
-        frames: framing::reader(reader, FRAME_BYTES_MAX),
-        writer,
-        written: BytesMut::new(),
-        received: None,
-    };
-    let may_forward = AtomicBool::new(true);
-    let answer = |incoming: Incoming| {
-        if matches!(incoming.call, Ok(Call::NoForwarding)) {
-            may_forward.store(false, Ordering::Relaxed);
-        }
-        answer(router.clone(), may_forward.load(Ordering::Relaxed), incoming)
-    };
-    let mut calls = FuturesUnordered::new();
-    let mut stopped = pin!(stopped(&mut stop));
-    poll_fn(|context| {
-        if connection.received.is_none() && stopped.as_mut().poll(context).is_ready() {
-            connection.received = Some(Ok(()));
-        }
-        connection.poll(context, &mut calls, answer)
-    })
-    .await?;
-    connection.writer.shutdown().await?;
-    connection.received.unwrap_or(Ok(()))
-}
-
-/// One task does everything for a connection: what comes together is taken together, and what is answered together goes out
-/// in one write.
-struct Connection {
-    frames: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
-    writer: OwnedWriteHalf,
-    /// Answers on their way out.
-    written: BytesMut,
-    /// Set when no call is taken any more, with the reason.
-    received: Option<io::Result<()>>,
-}
-
-impl Connection {
-    /// Ready when nothing is to be done any more, or nothing can be.
-    fn poll<F: Future<Output = Option<Bytes>>>(
-        &mut self,
-        context: &mut Context<'_>,
-        calls: &mut FuturesUnordered<F>,
-        answer: impl Fn(Incoming) -> F,
-    ) -> Poll<io::Result<()>> {
-        let mut left = AT_ONCE;
-        loop {
-            let mut moved = false;
-            // Calls in hand go on whether or not the client takes its answers: they may hold what others wait for.
-            while left > 0
-                && let Poll::Ready(Some(reply)) = calls.poll_next_unpin(context)
-            {
-                self.written.extend_from_slice(&reply.unwrap_or_default());
-                (left, moved) = (left - 1, true);
-            }
-            // But no more is taken from one that does not.
-            while left > 0
-                && self.received.is_none()
-                && calls.len() < CALLS_MAX
-                && self.written.len() < WRITTEN_BYTES_MAX
-                && let Poll::Ready(frame) = self.frames.poll_next_unpin(context)
-            {
-                match frame.map(|frame| read_call(&frame?)) {
-                    Some(Ok(incoming)) => calls.push(answer(incoming)),
-                    Some(Err(error)) => self.received = Some(Err(error)),
-                    None => self.received = Some(Ok(())),
-                }
-                (left, moved) = (left - 1, true);
-            }
-            if moved && left > 0 {
-                continue;
-            }
-            let wrote = self.poll_write(context)?;
-            if left == 0 {
-                context.waker().wake_by_ref(); // Others have their turn.
-                return Poll::Pending;
-            }
-            if !wrote {
-                let done = self.received.is_some() && calls.is_empty() && self.written.is_empty();
-                return if done { Poll::Ready(Ok(())) } else { Poll::Pending };
-            }
-        }
-    }
-
-    /// Whether something was written.
-    fn poll_write(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
-        if self.written.is_empty() {
-            return Ok(false);
-        }
-        match pin!(self.writer.write_buf(&mut self.written)).poll(context)? {
-            Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Poll::Ready(_) => {}
-            Poll::Pending => return Ok(false),
-        }
-        if self.written.is_empty() && self.written.capacity() > 2 * WRITTEN_BYTES_MAX {
-            self.written = BytesMut::new(); // What one large answer took is not kept.
-        }
-        Ok(true)
-    }
-}
-
-fn read_call(frame: &[u8]) -> io::Result<Incoming> {
-    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, framing::describe(&error));
-    protocol::read_call(frame).map_err(invalid)
-}
-
-/// The answer to a call, as a frame.
-async fn answer(router: Arc<RoutingManager>, may_forward: bool, incoming: Incoming) -> Option<Bytes> {
-    let Incoming { sequence, name, call } = incoming;
-    let outcome = match call {
-        Ok(Call::NoForwarding) => Ok(Reply::NoForwarding),
-        Ok(call) => router.execute(call, may_forward).await,
-        Err(fault) => Err(fault),
-    };
-    let frame = protocol::encode_reply(&name, sequence, outcome).or_else(|error| {
-        let message = framing::describe(&error);
-        let fault = Fault::Application { kind: ApplicationErrorKind::InternalError, message };
-        protocol::encode_reply(&name, sequence, Err(fault))
-    });
-    frame.ok()
-}
-
-/// Longest request and reply.
-const FRAME_BYTES_MAX: usize = 16 << 20;
-/// Connections at once.
-const CONNECTIONS_MAX: usize = 10_000;
-/// Calls in hand per connection.
-const CALLS_MAX: usize = 1024;
-/// Answers that wait for the client to read. With more, no call is taken; those in hand may come on top.
-const WRITTEN_BYTES_MAX: usize = 256 << 10;
-/// Calls and answers that a connection may move before others have their turn.
-const AT_ONCE: usize = 256;
+/// Connections at once that are told that there is no place for them, or come from operators and other nodes.
+pub(crate) const BEYOND_MAX: usize = 16;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -4,9 +4,11 @@
 //! machine together, `frontend` speaks Thrift with clients, `routing` decides where each operation is executed, and
 //! `cluster` knows who is there. The program is [`run`]; what else is public is for the crate `fuzz`.
 
+mod answers;
 mod cluster;
 mod config;
 mod convert;
+mod descriptors;
 mod dev;
 mod founding;
 mod frontend;

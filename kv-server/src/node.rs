@@ -20,8 +20,9 @@ use tokio::{sync::watch, task::JoinHandle};
 use crate::{
     cluster::{ClusterManager, endpoints},
     config::{LogKind, Mode, NodeEndpoints, Settings, Topology},
+    descriptors,
     founding::{Loaded, announce_members, explain, may_bootstrap},
-    frontend::Frontend,
+    frontend::{Frontend, Limits},
     mode::{self, ModeError},
     routing::RoutingManager,
 };
@@ -52,6 +53,8 @@ pub(crate) enum NodeError {
     Recover(#[from] RecoverError),
     #[error("{0}")]
     Founding(String),
+    #[error("{0}")]
+    Descriptors(String),
     #[error("{path} is not there: choose the node's --data-dir")]
     NoLog { path: String },
     #[error(transparent)]
@@ -66,6 +69,7 @@ pub(crate) enum NodeError {
 impl Node {
     pub(crate) async fn start(settings: Settings) -> Result<Self, NodeError> {
         claim_data_dir(&settings)?;
+        let (limits, peers_max) = limits(&settings)?;
         let (database, transport, cluster) = match &settings.topology {
             None => {
                 let database =
@@ -74,7 +78,7 @@ impl Node {
                 (database.with_reserve(reserve), None, None)
             }
             Some(topology) => {
-                let (database, transport) = replicated(&settings, topology).await?;
+                let (database, transport) = replicated(&settings, topology, peers_max).await?;
                 let membership = database.status().borrow().membership.clone();
                 if let Some(differences) = endpoints::warning(&membership, &topology.nodes) {
                     tracing::warn!("{differences}");
@@ -87,14 +91,18 @@ impl Node {
                 (database, Some(transport), Some(manager))
             }
         };
+        let mut bounds = kv_state_machine::Limits::default();
+        bounds.transaction_operations_max = settings.limits.transaction_operations_max;
+        let database = database.with_limits(bounds);
         let (routing, sessions_max) = (settings.deployment.routing, settings.limits.sessions_max);
         let router = RoutingManager::new(settings.node, database.clone(), cluster, routing, sessions_max);
-        let frontend = Frontend::bind(&settings.client_listen, Arc::new(router)).await?;
+        let frontend = Frontend::bind(&settings.client_listen, Arc::new(router), limits).await?;
         database.start().await?;
         let (stop, stopping) = watch::channel(false);
         let frontend = tokio::spawn(frontend.run(stopping));
         let mode = if settings.topology.is_some() { "replicated" } else { "standalone" };
-        tracing::info!(node = %settings.node, mode, clients = %settings.client_listen, data = %settings.data_dir.display(), "ready");
+        let clients_max = limits.clients_max;
+        tracing::info!(node = %settings.node, mode, clients = %settings.client_listen, clients_max, data = %settings.data_dir.display(), "ready");
         Ok(Self { database, transport, frontend, stop })
     }
 
@@ -128,12 +136,14 @@ impl Node {
 async fn replicated(
     settings: &Settings,
     topology: &Topology,
+    peers_max: usize,
 ) -> Result<(ConsensusKvDatabase, Arc<ThriftTransport>), NodeError> {
     let (storage, log) = Loaded::load(open_log(settings)?)?;
     let mut thrift = ThriftConfig::new(settings.node, topology.consensus_listen.clone())
         .with_election_timeout(settings.cluster.election_timeout);
     thrift.cluster.clone_from(&settings.deployment.cluster_name);
     thrift.storage = log.storage;
+    thrift.connections_max = peers_max;
     thrift.advertise = topology.nodes.get(&settings.node).map(|endpoints| endpoints.consensus.clone());
     let transport = Arc::new(ThriftTransport::bind(thrift).await?);
     let mut config = raft_config(settings, topology);
@@ -154,11 +164,34 @@ async fn replicated(
     Ok((ConsensusKvDatabase::new(engine, executor), transport))
 }
 
-/// The log of the node: of the kind that is wanted, or that is there.
+/// What clients may take of the node, and how many connections of peers there may be.
+fn limits(settings: &Settings) -> Result<(Limits, usize), NodeError> {
+    descriptors::raise_limit();
+    let wanted = &settings.limits;
+    let shares =
+        descriptors::share(wanted.clients_max, databases(settings)).map_err(NodeError::Descriptors)?;
+    let limits = Limits {
+        clients_max: shares.clients,
+        responses_bytes: wanted.responses_size,
+        connection_responses_bytes: wanted.connection_responses_size,
+    };
+    Ok((limits, shares.peers))
+}
+
+/// Number of RocksDBs that the node has.
+fn databases(settings: &Settings) -> usize {
+    if settings.topology.is_some() && log_kind(settings) == LogKind::Rocksdb { 2 } else { 1 }
+}
+
+/// Kind of log that the settings ask for, or that is there.
+fn log_kind(settings: &Settings) -> LogKind {
+    let found = settings.data_dir.join(LOG).join("rocksdb").exists().then_some(LogKind::Rocksdb);
+    settings.log.log_storage.or(found).unwrap_or(LogKind::Wal)
+}
+
 fn open_log(settings: &Settings) -> Result<Arc<dyn LogStorage>, StorageError> {
     let (path, node, reserve) = (settings.data_dir.join(LOG), settings.node, settings.limits.disk_reserve);
-    let found = path.join("rocksdb").exists().then_some(LogKind::Rocksdb);
-    Ok(match settings.log.log_storage.or(found).unwrap_or(LogKind::Wal) {
+    Ok(match log_kind(settings) {
         LogKind::Wal => Arc::new(WalLogStorage::open(&path, node)?.with_reserve(reserve)),
         LogKind::Rocksdb => Arc::new(RocksLogStorage::open(&path, node)?.with_reserve(reserve)),
     })

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use consensus_core::{ChangeError, Endpoint, NodeId, TransferError};
-use kv_state_machine::{ConsensusKvDatabase, Consistency, KvError, KvOperation, Session};
+use kv_state_machine::{ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Session};
 use kv_store_client::{
     CallError, Connection,
     admin::{MemberChange, RefusedReason},
@@ -13,6 +13,7 @@ use kv_store_client::{
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
+    answers::Room,
     cluster::{ClusterManager, number},
     config::Routing,
     convert,
@@ -35,6 +36,16 @@ pub(crate) enum Request {
     Operation { operation: KvOperation, session: Option<Session>, consistency: Consistency },
     ChangeMembers(Vec<MemberChange>),
     TransferLeader(Option<NodeId>),
+}
+
+impl Request {
+    /// Bytes that its answer can have at most, as a frame.
+    fn answer_bytes_max(&self) -> usize {
+        match self {
+            Self::Operation { operation, session, .. } => operation.answer_bytes_max(session.is_some()),
+            Self::ChangeMembers(_) | Self::TransferLeader(_) => 0,
+        }
+    }
 }
 
 /// Why it was not done here.
@@ -60,14 +71,20 @@ impl RoutingManager {
         Self { node, database, cluster, routing, sessions_max, to_leader: Mutex::new(None) }
     }
 
-    /// Executes one call. `may_forward`: the caller did not ask to be told who leads instead.
-    pub(crate) async fn execute(&self, call: Call, may_forward: bool) -> Result<Reply, Fault> {
+    /// Executes one call. `may_forward`: the caller did not ask to be told who leads instead. The answer is made when `room`
+    /// has as much as it may take.
+    pub(crate) async fn execute(
+        &self,
+        call: Call,
+        may_forward: bool,
+        room: &mut Room,
+    ) -> Result<Reply, Fault> {
         let is_admins = matches!(call, Call::ChangeMembers(_) | Call::TransferLeader(_));
-        let outcome = self.execute_anywhere(call, may_forward).await;
+        let outcome = self.execute_anywhere(call, may_forward, room).await;
         if is_admins { outcome.map_err(convert::admins_fault) } else { outcome }
     }
 
-    async fn execute_anywhere(&self, call: Call, may_forward: bool) -> Result<Reply, Fault> {
+    async fn execute_anywhere(&self, call: Call, may_forward: bool, room: &mut Room) -> Result<Reply, Fault> {
         match call {
             Call::Status => return self.status(),
             Call::Hash => {
@@ -84,7 +101,7 @@ impl RoutingManager {
         let deadline = Instant::now() + LEADER_WAIT;
         let may_forward = may_forward && self.routing == Routing::Forward;
         loop {
-            let leader = match self.execute_here(&request, may_forward).await {
+            let leader = match self.execute_here(&request, may_forward, room).await {
                 Ok(reply) => return Ok(reply),
                 Err(Refusal::NotLeader(leader)) => leader,
                 Err(Refusal::Fault(fault)) => return Err(fault),
@@ -98,6 +115,7 @@ impl RoutingManager {
             match leader {
                 Some(leader) if leader == self.node && Instant::now() < deadline => {} // It is this node now.
                 Some(leader) if may_forward && leader != self.node => {
+                    room.reserve(request.answer_bytes_max()).await;
                     return self.forward(cluster, leader, call).await;
                 }
                 Some(leader) if leader != self.node => return Err(self.not_leader(Some(leader))),
@@ -106,7 +124,12 @@ impl RoutingManager {
         }
     }
 
-    async fn execute_here(&self, request: &Request, may_forward: bool) -> Result<Reply, Refusal> {
+    async fn execute_here(
+        &self,
+        request: &Request,
+        may_forward: bool,
+        room: &mut Room,
+    ) -> Result<Reply, Refusal> {
         match request {
             Request::Operation { operation, session, consistency } => {
                 let leader = self.database.status().borrow().leader;
@@ -114,7 +137,13 @@ impl RoutingManager {
                 if !may_forward && *consistency != Consistency::Stale && leader != Some(self.node) {
                     return Err(Refusal::NotLeader(leader));
                 }
-                match self.database.execute(operation.clone(), *session, *consistency).await {
+                let outcome = if operation.is_read_only() && session.is_none() {
+                    self.read(operation.clone(), *consistency, room).await
+                } else {
+                    room.reserve(request.answer_bytes_max()).await;
+                    self.database.execute(operation.clone(), *session, *consistency).await
+                };
+                match outcome {
                     Ok(answer) => Ok(convert::reply(self.node, answer)),
                     Err(KvError::NotLeader { leader }) => Err(Refusal::NotLeader(leader)),
                     Err(error) => Err(convert::fault(error).into()),
@@ -123,6 +152,19 @@ impl RoutingManager {
             Request::ChangeMembers(changes) => self.change_members(changes).await,
             Request::TransferLeader(to) => self.transfer_leader(*to).await,
         }
+    }
+
+    /// Waits for room when the read is about to be done, not while it waits for a quorum.
+    async fn read(
+        &self,
+        operation: KvOperation,
+        consistency: Consistency,
+        room: &mut Room,
+    ) -> Result<KvAnswer, KvError> {
+        let bytes_max = operation.answer_bytes_max(false);
+        let read = self.database.begin_read(operation, consistency).await?;
+        room.reserve(bytes_max).await;
+        read.finish().await
     }
 
     async fn change_members(&self, changes: &[MemberChange]) -> Result<Reply, Refusal> {
@@ -281,7 +323,7 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
         }
         Call::DeleteRange(mut request) => {
             session = convert::session(request.session.take())?;
-            convert::delete(request)
+            convert::delete(request)?
         }
         Call::Txn(mut request) => {
             session = convert::session(request.session.take())?;

@@ -1,14 +1,10 @@
 //! What makes a request wrong, whatever the state of the store. Checked before an operation is proposed and again when it
 //! is applied: a log may hold what another version let in.
 
-use crate::{Delete, KeyRange, KvOperation, KvRejection, Put, Range, Session, Txn, Versionstamp};
-
-/// Longest key in bytes, a versionstamp included.
-pub const KEY_BYTES_MAX: usize = 16 << 10;
-/// Longest value in bytes.
-pub const VALUE_BYTES_MAX: usize = 2 << 20;
-/// Most compares, operations and read ranges of a transaction, together.
-pub const OPERATIONS_MAX: usize = 4096;
+use crate::{
+    Delete, KEY_BYTES_MAX, KeyRange, KvOperation, KvRejection, OPERATIONS_MAX, Put, Range, Session, Txn,
+    VALUE_BYTES_MAX, Versionstamp,
+};
 
 type Check = Result<(), KvRejection>;
 

@@ -6,7 +6,7 @@
 use std::{
     ops::ControlFlow::{Break, Continue},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -51,31 +51,72 @@ impl Sieve {
 /// Collects on a thread; one at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Collector {
-    running: Option<(JoinHandle<()>, Arc<AtomicBool>)>,
+    running: Option<(JoinHandle<()>, Arc<Goal>)>,
+}
+
+/// What the thread is to collect.
+#[derive(Debug, Default)]
+struct Goal {
+    stop: AtomicBool,
+    /// The newest compaction; `None` when the thread has ended or is about to.
+    compacted: Mutex<Option<u64>>,
+}
+
+impl Goal {
+    fn compacted(&self) -> MutexGuard<'_, Option<u64>> {
+        self.compacted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Collector {
-    /// Begins to collect what `compacted` left. One that is still at an earlier compaction is stopped.
+    /// Begins to collect what `compacted` left. A thread that is still at an earlier compaction does this one next: if it
+    /// began anew each time, a store that is compacted more often than it can be walked through would never be collected.
     pub(crate) fn start(&mut self, generation: Arc<Generation>, compacted: u64) {
+        if let Some((_, goal)) = &self.running
+            && let Some(next) = &mut *goal.compacted()
+        {
+            *next = compacted;
+            return;
+        }
         self.stop();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopping = stop.clone();
+        let goal = Arc::new(Goal { compacted: Mutex::new(Some(compacted)), ..Goal::default() });
+        let shared = goal.clone();
         let work = move || {
-            if let Err(error) = collect(&generation, compacted, &stopping) {
+            if let Err(error) = collect_all(&generation, &shared) {
                 tracing::warn!(%error, "compacted history stays on disk for now");
             }
         };
         match std::thread::Builder::new().name("kv-collect".to_owned()).spawn(work) {
-            Ok(thread) => self.running = Some((thread, stop)),
+            Ok(thread) => self.running = Some((thread, goal)),
             Err(error) => tracing::warn!(%error, "compacted history stays on disk for now"),
         }
     }
 
     pub(crate) fn stop(&mut self) {
-        if let Some((thread, stop)) = self.running.take() {
-            stop.store(true, Ordering::Relaxed);
+        if let Some((thread, goal)) = self.running.take() {
+            goal.stop.store(true, Ordering::Relaxed);
             let _ = thread.join();
         }
+    }
+}
+
+/// Collects until there was no newer compaction meanwhile.
+fn collect_all(generation: &Generation, goal: &Goal) -> Result<(), Failure> {
+    let mut done = None;
+    loop {
+        let compacted = {
+            let mut next = goal.compacted();
+            if *next == done || goal.stop.load(Ordering::Relaxed) {
+                *next = None;
+                return Ok(());
+            }
+            next.unwrap_or_default()
+        };
+        if let Err(failure) = collect(generation, compacted, &goal.stop) {
+            *goal.compacted() = None;
+            return Err(failure);
+        }
+        done = Some(compacted);
     }
 }
 

@@ -9,16 +9,20 @@ use std::{
 };
 
 use consensus_core::{
-    ConsensusEngine, EngineStatus, Health, NodeId, ProposeError, ReadConsistency, ReadError, ShutdownError,
-    StorageError, codec,
+    ConsensusEngine, EngineStatus, Health, NodeId, ProposeError, ReadConsistency, ReadError, Role,
+    ShutdownError, StorageError, codec,
 };
 use consensus_mock::MockConsensusEngine;
 use consensus_storage_rocksdb::Reserve;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::{
-    Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine, KvStoreExecutor, Session,
-    StateHash, check,
+    Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine, KvStoreExecutor, Limits,
+    Session, StateHash, check,
+    execute::Halt,
+    executor::unhalted,
+    lanes::{Abandon, Lanes},
+    limits::Amount,
     machine::{ANSWER_VERSION, COMMAND_VERSION},
 };
 
@@ -30,6 +34,8 @@ pub struct ConsensusKvDatabase {
     executor: Option<KvStoreExecutor>,
     serving: Arc<AtomicBool>,
     reserve: Option<Reserve>,
+    limits: Limits,
+    lanes: Lanes,
 }
 
 /// How current a read must be.
@@ -97,14 +103,28 @@ impl ConsensusKvDatabase {
     /// A database on an engine that owns the state machine of which `executor` is the handle.
     #[must_use]
     pub fn new(engine: Arc<dyn ConsensusEngine>, executor: KvStoreExecutor) -> Self {
-        Self { engine, executor: Some(executor), serving: Arc::new(AtomicBool::new(false)), reserve: None }
+        Self { executor: Some(executor), ..Self::witness(engine) }
     }
 
     /// The database on a witness, which has no data: whatever only the leader can do it leaves to the leader, and reads
     /// too, how stale they may be notwithstanding.
     #[must_use]
     pub fn witness(engine: Arc<dyn ConsensusEngine>) -> Self {
-        Self { engine, executor: None, serving: Arc::new(AtomicBool::new(false)), reserve: None }
+        Self {
+            engine,
+            executor: None,
+            serving: Arc::new(AtomicBool::new(false)),
+            reserve: None,
+            limits: Limits::default(),
+            lanes: Lanes::new(),
+        }
+    }
+
+    /// Sets what is taken from callers.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// Has writes refused while the disk has less room than this; they are taken again, without a restart, when it has. A
@@ -149,17 +169,15 @@ impl ConsensusKvDatabase {
         session: Option<Session>,
         consistency: Consistency,
     ) -> Result<KvAnswer, KvError> {
-        if !self.serving.load(Ordering::Acquire) {
-            return Err(KvError::Unavailable { why: "not started yet".to_owned(), maybe_applied: false });
-        }
-        check::command(session.as_ref(), &operation)?;
         // In a session even a read goes through the log: its answer is kept like any other.
         if operation.is_read_only() && session.is_none() {
-            return self.read(operation, consistency).await;
+            return self.begin_read(operation, consistency).await?.finish().await;
         }
+        self.check(session.as_ref(), &operation)?;
         if let Some(reserve) = &self.reserve {
             reserve.check(0).map_err(|why| KvError::Unavailable { why, maybe_applied: false })?;
         }
+        let _place = self.look_ahead(session.as_ref(), &operation).await?;
         let command = codec::encode(COMMAND_VERSION, &KvCommand { session, operation });
         let committed = self.engine.propose(command.into()).await.map_err(propose_error)?;
         let answer: Result<KvAnswer, KvRejection> =
@@ -168,7 +186,57 @@ impl ConsensusKvDatabase {
         Ok(answer?)
     }
 
-    async fn read(&self, operation: KvOperation, consistency: Consistency) -> Result<KvAnswer, KvError> {
+    fn check(&self, session: Option<&Session>, operation: &KvOperation) -> Result<(), KvError> {
+        if !self.serving.load(Ordering::Acquire) {
+            return Err(KvError::Unavailable { why: "not started yet".to_owned(), maybe_applied: false });
+        }
+        check::command(session, operation)?;
+        self.limits.check(operation)?;
+        Ok(())
+    }
+
+    /// Refuses a command that is more work than one command may be, before it is in the log; for one that is much work, a
+    /// place among those that are executed one after another.
+    async fn look_ahead(
+        &self,
+        session: Option<&Session>,
+        operation: &KvOperation,
+    ) -> Result<Option<OwnedSemaphorePermit>, KvError> {
+        // The others refuse it as they do not lead.
+        let leads = matches!(self.engine.status().borrow().role, Role::Leader | Role::Standalone);
+        let Some(executor) = self.executor.as_ref().filter(|_| leads && operation.may_be_heavy()) else {
+            return Ok(None);
+        };
+        let look = || {
+            let executor = executor.clone();
+            let operation = operation.clone();
+            blocking(move || executor.look_ahead(&operation))
+        };
+        let mut work = look().await?;
+        if work.is_err() {
+            // What this node has applied may be old.
+            self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
+            work = look().await?;
+        }
+        match work {
+            Ok(work) if !work.is_heavy() => Ok(None),
+            // In a session it may be a repetition of one that was executed, or is in the log: only there it is known, and where
+            // it is applied the same bound holds.
+            Err(rejection) if session.is_none() => Err(rejection.into()),
+            _ => Ok(self.lanes.heavy_command().await),
+        }
+    }
+
+    /// Begins a read: afterwards what it will see is as current as `consistency` says.
+    ///
+    /// # Errors
+    /// See [`KvError`]; nothing was done.
+    pub async fn begin_read(
+        &self,
+        operation: KvOperation,
+        consistency: Consistency,
+    ) -> Result<PendingRead, KvError> {
+        self.check(None, &operation)?;
         let Some(executor) = self.executor.clone() else {
             return Err(KvError::NotLeader { leader: self.engine.status().borrow().leader });
         };
@@ -178,11 +246,7 @@ impl ConsensusKvDatabase {
             Consistency::Stale => ReadConsistency::Stale,
         };
         self.engine.read_barrier(consistency).await.map_err(read_error)?;
-        // What is in memory is read sooner than a thread is found for it.
-        if let Some(answer) = executor.read_in_memory(&operation) {
-            return Ok(answer.map_err(failure)??);
-        }
-        Ok(blocking(move || executor.read(&operation)).await??)
+        Ok(PendingRead { executor, operation: Arc::new(operation), lanes: self.lanes.clone() })
     }
 
     /// A checksum over this node's own state, as it is now.
@@ -193,7 +257,10 @@ impl ConsensusKvDatabase {
         let no_data =
             || KvError::Unavailable { why: "a witness has no data".to_owned(), maybe_applied: false };
         let executor = self.executor.clone().ok_or_else(no_data)?;
-        blocking(move || executor.hash()).await
+        let _place = self.lanes.long_read().await;
+        let abandon = Abandon::default();
+        let abandoned = abandon.flag();
+        blocking(move || executor.hash_unless(&abandoned)).await
     }
 
     /// Whether this is the database on a witness.
@@ -229,6 +296,54 @@ impl ConsensusKvDatabase {
     pub async fn shutdown(&self) -> Result<(), ShutdownError> {
         self.serving.store(false, Ordering::Release);
         self.engine.shutdown().await
+    }
+}
+
+/// A read whose barrier has passed.
+#[derive(Debug)]
+pub struct PendingRead {
+    executor: KvStoreExecutor,
+    operation: Arc<KvOperation>,
+    lanes: Lanes,
+}
+
+impl PendingRead {
+    /// Its answer, if it is one key that can be read without the disk; `None` if not. Takes microseconds, which is sooner than
+    /// a thread is found for it.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    #[must_use]
+    pub fn in_memory(&self) -> Option<Result<KvAnswer, KvError>> {
+        let answer = self.executor.read_in_memory(&self.operation)?;
+        Some(answer.map_err(failure).and_then(|answer| Ok(answer?)))
+    }
+
+    /// Reads, on another thread if need be. A read of many keys waits until there is a place for it among the long ones.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn finish(self) -> Result<KvAnswer, KvError> {
+        if let Some(answer) = self.in_memory() {
+            return answer;
+        }
+        let short = self.read(Amount::OF_SHORT_READS).await?;
+        let read = match short {
+            Err(Halt::TooMuch) => {
+                let _place = self.lanes.long_read().await;
+                self.read(Amount::of_read(&self.operation)).await?
+            }
+            read => read,
+        };
+        Ok(unhalted(read, &self.operation).map_err(failure)??)
+    }
+
+    async fn read(&self, bound: Amount) -> Result<Result<KvAnswer, Halt>, KvError> {
+        let executor = self.executor.clone();
+        let operation = self.operation.clone();
+        let abandon = Abandon::default();
+        let abandoned = abandon.flag();
+        blocking(move || Ok(executor.read_within(&operation, bound, &abandoned))).await
     }
 }
 

@@ -3,28 +3,47 @@
 use std::{
     cmp::Ordering,
     ops::ControlFlow::{Break, Continue},
+    sync::atomic::AtomicBool,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
+use consensus_core::codec::CodecError;
 
 use crate::{
     Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvOperation,
     KvRejection, KvResult, Put, PutDone, Range, Txn, TxnDone, Versionstamp,
     keys::{self, Record},
+    limits::{Amount, WORK_BYTES_MAX, WORK_KEYS_MAX},
     recent::Counts,
+    scan::Scan,
     view::{Failure, Overlay, Source, View},
+    work::Work,
 };
 
-/// Most bytes of pairs in one answer; a range that has more says `more`. The same on every node, since answers are part of
-/// the replicated state.
-pub const REPLY_BYTES_MAX: usize = 4 << 20;
-/// The same in a session, where the last answer is kept.
-pub const SESSION_REPLY_BYTES_MAX: usize = 64 << 10;
-
 /// Why an operation was not executed.
+#[derive(Debug)]
 pub(crate) enum Halt {
     Rejected(KvRejection),
     Failed(Failure),
+    /// It is more work than its bounds allow.
+    TooMuch,
+    /// Nobody waits for its outcome.
+    Abandoned,
+}
+
+/// What the caller of an operation that exceeds the bounds of a command is told.
+pub(crate) fn too_much(operation: &KvOperation) -> KvRejection {
+    let mebibytes = WORK_BYTES_MAX >> 20;
+    let advice = match operation {
+        KvOperation::Delete(_) => {
+            "nothing was deleted; delete the range in portions: set `limit`, and go on from the answer's `next_key`"
+        }
+        KvOperation::Range(_) => "read it without a session",
+        _ => "name narrower ranges, or make several transactions of it",
+    };
+    KvRejection::invalid(format!(
+        "more than {WORK_KEYS_MAX} keys or {mebibytes} MiB, the most that one command may look at or write: {advice}"
+    ))
 }
 
 impl From<KvRejection> for Halt {
@@ -36,6 +55,12 @@ impl From<KvRejection> for Halt {
 impl From<Failure> for Halt {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
+    }
+}
+
+impl From<CodecError> for Halt {
+    fn from(error: CodecError) -> Self {
+        Self::Failed(error.into())
     }
 }
 
@@ -61,6 +86,7 @@ pub(crate) struct Execution<'a> {
     stamps: u16,
     /// Bytes of pairs that the answer may still hold.
     room: usize,
+    work: Work<'a>,
 }
 
 impl<'a> Execution<'a> {
@@ -69,8 +95,10 @@ impl<'a> Execution<'a> {
         overlay: &'a mut Overlay,
         history: History,
         room: usize,
+        bound: Amount,
     ) -> Self {
-        Self { source, overlay, history, latest: u64::MAX, wrote: false, undo: None, stamps: 0, room }
+        let work = Work::new(bound, history.compacted);
+        Self { source, overlay, history, latest: u64::MAX, wrote: false, undo: None, stamps: 0, room, work }
     }
 
     /// For a read beside a writer, whose later versions it may meet.
@@ -79,8 +107,26 @@ impl<'a> Execution<'a> {
         self
     }
 
+    /// Ends early when this is set.
+    pub(crate) fn abandoned_by(self, abandoned: &'a AtomicBool) -> Self {
+        Self { work: self.work.abandoned_by(abandoned), ..self }
+    }
+
     /// The result, and the revision and compaction afterwards.
-    pub(crate) fn run(mut self, operation: &KvOperation) -> Result<(KvResult, History), Halt> {
+    pub(crate) fn run(self, operation: &KvOperation) -> Result<(KvResult, History), Halt> {
+        self.run_counted(operation).0
+    }
+
+    /// The same, and how much work it was.
+    pub(crate) fn run_counted(
+        mut self,
+        operation: &KvOperation,
+    ) -> (Result<(KvResult, History), Halt>, Amount) {
+        let result = self.execute(operation);
+        (result, self.work.done())
+    }
+
+    fn execute(&mut self, operation: &KvOperation) -> Result<(KvResult, History), Halt> {
         let result = match operation {
             KvOperation::Txn(txn) => {
                 self.undo = Some(Vec::new());
@@ -95,7 +141,7 @@ impl<'a> Execution<'a> {
                 Ok((result, History { revision, ..self.history }))
             }
             Err(halt) => {
-                for (place, before) in self.undo.into_iter().flatten().rev() {
+                for (place, before) in self.undo.take().into_iter().flatten().rev() {
                     match before {
                         Some(bytes) => self.overlay.insert(place, bytes),
                         None => self.overlay.remove(&place),
@@ -147,13 +193,16 @@ impl<'a> Execution<'a> {
         let before = self.view().counts(&prefix)?.filter(|counts| counts.version > 0);
         let first = Counts { create_revision: self.next_revision(), version: 1 };
         let counts = before.map_or(first, |before| Counts { version: before.version + 1, ..before });
-        self.write(prefix, keys::live(counts, put.lease_id, value));
+        let record = keys::live(counts, put.lease_id, value);
+        self.work.write(prefix.len() + record.len())?;
+        self.write(prefix, record);
         Ok(PutDone { previous, stamped })
     }
 
     /// What is there under `key`, to be answered.
     fn previous(&mut self, key: &Bytes) -> Result<Option<KeyValue>, Halt> {
         let previous = self.view().of_key(key, self.latest)?.and_then(|version| live(version.record));
+        self.work.look_at(previous.as_ref().map_or(0, size_of))?;
         if let Some(kv) = &previous {
             self.take_room(size_of(kv))?;
         }
@@ -178,23 +227,47 @@ impl<'a> Execution<'a> {
     fn delete(&mut self, delete: &Delete) -> Result<Deleted, Halt> {
         let range = KeyRange { key: delete.key.clone(), range_end: delete.range_end.clone() };
         let mut found = Vec::new();
-        self.view().at(&range, self.latest, false, |version| {
-            if let Record::Live(mut kv) = version.record {
-                if !delete.return_previous {
-                    kv.value = Bytes::new();
+        let mut next_key = None;
+        let mut room = self.room;
+        let scan =
+            Scan { range: &range, revision: self.latest, descending: false, values: delete.return_previous };
+        self.view().at(&scan, &self.work, |version| {
+            let is_garbage = self.work.is_garbage(version.revision, version.record == Record::Deleted);
+            let Some(kv) = live(version.record) else {
+                // Not at garbage, which another node may have removed: there the walk would end elsewhere.
+                if delete.limit > 0 && self.work.is_full() && !is_garbage {
+                    next_key = Some(version.key);
+                    return Break(());
                 }
-                found.push(kv);
+                return Continue(());
+            };
+            let size = if delete.return_previous { size_of(&kv) } else { 0 };
+            let fits = room >= size || found.is_empty();
+            if delete.limit > 0 && (found.len() as u64 >= delete.limit || self.work.is_full() || !fits) {
+                next_key = Some(kv.key);
+                return Break(());
             }
+            room = room.saturating_sub(size);
+            found.push(kv);
             Continue(())
         })?;
         if delete.return_previous {
             self.take_room(found.iter().map(size_of).sum())?;
         }
-        for kv in &found {
-            self.write(keys::prefix(&kv.key), Record::Deleted.encode());
-        }
         let deleted = found.len() as u64;
-        Ok(Deleted { deleted, previous: delete.return_previous.then_some(found) })
+        self.delete_all(&found)?;
+        Ok(Deleted { deleted, previous: delete.return_previous.then_some(found), next_key })
+    }
+
+    /// All of them or, if that is too much, none.
+    fn delete_all(&mut self, found: &[KeyValue]) -> Result<(), Halt> {
+        let places: Vec<_> = found.iter().map(|kv| keys::prefix(&kv.key)).collect();
+        let record = Record::Deleted.encode();
+        self.work.write(places.iter().map(|place| place.len() + record.len()).sum())?;
+        for place in places {
+            self.write(place, record.clone());
+        }
+        Ok(())
     }
 
     /// What was there is asked for and does not fit: better nothing is done than that it is lost.
@@ -217,14 +290,13 @@ impl<'a> Execution<'a> {
         let keys = KeyRange { key: range.key.clone(), range_end: range.range_end.clone() };
         let limit = if range.limit == 0 { u64::MAX } else { range.limit };
         let (mut found, mut room) = (Found::default(), self.room);
-        self.view().at(&keys, revision, range.descending, |version| {
-            let Record::Live(mut kv) = version.record else { return Continue(()) };
+        let values = !range.keys_only && !range.count_only;
+        let scan = Scan { range: &keys, revision, descending: range.descending, values };
+        self.view().at(&scan, &self.work, |version| {
+            let Record::Live(kv) = version.record else { return Continue(()) };
             found.count += 1;
             if range.count_only {
                 return Continue(());
-            }
-            if range.keys_only {
-                kv.value = Bytes::new();
             }
             match room.checked_sub(size_of(&kv)) {
                 Some(rest) if !found.more && (found.kvs.len() as u64) < limit => {
@@ -272,7 +344,8 @@ impl<'a> Execution<'a> {
         let read = self.readable(txn.read_revision)?;
         for range in &txn.read_ranges {
             let mut conflict = None;
-            self.view().at(range, self.latest, false, |version| {
+            let scan = Scan { range, revision: self.latest, descending: false, values: false };
+            self.view().at(&scan, &self.work, |version| {
                 if version.revision <= read {
                     return Continue(());
                 }
@@ -286,9 +359,11 @@ impl<'a> Execution<'a> {
         Ok(())
     }
 
-    fn holds(&self, compare: &Compare) -> Result<bool, Failure> {
+    fn holds(&self, compare: &Compare) -> Result<bool, Halt> {
         let (mut all, mut any) = (true, false);
-        self.view().at(&compare.keys, self.latest, false, |version| {
+        let values = matches!(compare.target, CompareTarget::Value(_));
+        let scan = Scan { range: &compare.keys, revision: self.latest, descending: false, values };
+        self.view().at(&scan, &self.work, |version| {
             let Record::Live(kv) = version.record else { return Continue(()) };
             any = true;
             all = compares(&compare.target, compare.result, Some(&kv));

@@ -1,14 +1,20 @@
 //! Reads of the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
+
+use consensus_core::StateMachineError;
 
 use crate::{
     KvAnswer, KvOperation, KvRejection, REPLY_BYTES_MAX, StateHash, check,
-    execute::{Execution, Halt, History},
+    execute::{Execution, Halt, History, too_much},
     hash, keys,
+    limits::Amount,
     store::{Generation, Meta, Store, read_meta},
     view::{Base, Failure, Overlay, disk},
 };
+
+/// What became of a read with a bound.
+pub(crate) type Read = Result<KvAnswer, Halt>;
 
 /// Executes reads on the store of a [`KvStateMachine`](crate::KvStateMachine), from any thread, each on a consistent
 /// picture of it. How current that picture is, the caller has seen to (see
@@ -23,14 +29,34 @@ impl KvStoreExecutor {
         Self { store }
     }
 
-    /// Executes a range, or a transaction that only reads. Blocks on the disk.
+    /// Executes a range, however many keys are in it, or a transaction that only reads, within the bound of a command. Blocks
+    /// on the disk.
     ///
     /// # Errors
     /// Outside: the disk failed. Inside: the store does not do it.
     pub fn read(&self, operation: &KvOperation) -> Result<Result<KvAnswer, KvRejection>, Failure> {
+        unhalted(self.read_within(operation, Amount::of_read(operation), &AtomicBool::new(false)), operation)
+    }
+
+    /// The same with another bound; ends early when `abandoned` is set.
+    pub(crate) fn read_within(&self, operation: &KvOperation, bound: Amount, abandoned: &AtomicBool) -> Read {
         self.read_with(operation, |generation, meta| {
-            read_at(&Base::new(generation.db(), generation.recent()), meta, operation)
+            read_at(&Base::new(generation.db(), generation.recent()), meta, operation, bound, abandoned)
         })
+    }
+
+    /// How much work a write would be, on the state as it is now; `Err`: more than a command may do. Blocks on the disk.
+    pub(crate) fn look_ahead(&self, operation: &KvOperation) -> Result<Result<Amount, KvRejection>, Failure> {
+        let generation = self.store.current();
+        let (base, meta) = (Base::new(generation.db(), generation.recent()), generation.meta());
+        let history = History { revision: meta.revision, compacted: meta.compacted };
+        let mut nothing = Overlay::new();
+        let execution = Execution::new(&base, &mut nothing, history, REPLY_BYTES_MAX, Amount::OF_COMMANDS);
+        match execution.run_counted(operation) {
+            (Err(Halt::TooMuch), _) => Ok(Err(too_much(operation))),
+            (Err(Halt::Failed(failure)), _) => Err(failure),
+            (_, work) => Ok(Ok(work)),
+        }
     }
 
     /// [`read`](Self::read) of a single key, without the disk; `None` if the operation is another, or what it reads is not in
@@ -45,35 +71,32 @@ impl KvStoreExecutor {
         let mut incomplete = false;
         let answer = self.read_with(operation, |generation, meta| {
             let base = Base::in_memory(generation.db(), generation.recent());
-            let answer = read_at(&base, meta, operation);
+            let never = AtomicBool::new(false);
+            let answer = read_at(&base, meta, operation, Amount::OF_SHORT_READS, &never);
             incomplete = base.is_incomplete();
             answer
         });
-        (!incomplete).then_some(answer)
+        (!incomplete).then(|| unhalted(answer, operation))
     }
 
-    fn read_with(
-        &self,
-        operation: &KvOperation,
-        mut read: impl FnMut(&Generation, Meta) -> Result<Result<KvAnswer, KvRejection>, Failure>,
-    ) -> Result<Result<KvAnswer, KvRejection>, Failure> {
-        if let Err(rejection) = check::command(None, operation) {
-            return Ok(Err(rejection));
-        }
+    fn read_with(&self, operation: &KvOperation, mut read: impl FnMut(&Generation, Meta) -> Read) -> Read {
+        check::command(None, operation)?;
         if !operation.is_read_only() {
-            return Ok(Err(KvRejection::invalid("a write cannot be executed as a read")));
+            return Err(KvRejection::invalid("a write cannot be executed as a read").into());
         }
         let generation = self.store.current();
         let mut meta = generation.meta();
-        loop {
+        for _ in 0..READS_MAX {
             let answer = read(&generation, meta);
             // What was read may have been compacted away beneath it.
             let now = generation.meta();
-            if now.compacted == meta.compacted {
+            if now.compacted == meta.compacted || now.compacted <= oldest_revision(operation, meta) {
                 return answer;
             }
             meta = now;
         }
+        let why = "what it read was compacted away beneath it, again and again; compact less often, or to older revisions";
+        Err(StateMachineError::Other(why.to_owned()).into())
     }
 
     /// A checksum of the whole state. Reads all of it; blocks on the disk.
@@ -81,8 +104,13 @@ impl KvStoreExecutor {
     /// # Errors
     /// The disk failed.
     pub fn hash(&self) -> Result<StateHash, Failure> {
+        self.hash_unless(&AtomicBool::new(false))
+    }
+
+    /// The same; ends early when `abandoned` is set, with a hash of no meaning.
+    pub(crate) fn hash_unless(&self, abandoned: &AtomicBool) -> Result<StateHash, Failure> {
         self.with_snapshot(|snapshot, meta| {
-            let hash = hash::hash(snapshot, meta.compacted)?;
+            let hash = hash::hash(snapshot, meta.compacted, abandoned)?;
             let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
             Ok(StateHash { hash, revision: meta.revision, applied_index, term })
         })
@@ -112,15 +140,42 @@ fn read_at(
     base: &Base<'_>,
     meta: Meta,
     operation: &KvOperation,
-) -> Result<Result<KvAnswer, KvRejection>, Failure> {
+    bound: Amount,
+    abandoned: &AtomicBool,
+) -> Read {
     let mut nothing = Overlay::new();
     let history = History { revision: meta.revision, compacted: meta.compacted };
-    match Execution::new(base, &mut nothing, history, REPLY_BYTES_MAX).without_later().run(operation) {
-        Ok((result, _)) => {
-            let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
-            Ok(Ok(KvAnswer { revision: meta.revision, applied_index, term, result }))
+    let execution = Execution::new(base, &mut nothing, history, REPLY_BYTES_MAX, bound);
+    let (result, _) = execution.without_later().abandoned_by(abandoned).run(operation)?;
+    let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
+    Ok(KvAnswer { revision: meta.revision, applied_index, term, result })
+}
+
+/// The oldest revision that a read looks at.
+fn oldest_revision(operation: &KvOperation, meta: Meta) -> u64 {
+    match operation {
+        KvOperation::Range(range) if range.revision > 0 => range.revision,
+        KvOperation::Txn(txn) => {
+            let parts = txn.success.iter().chain(&txn.failure);
+            parts.map(|part| oldest_revision(part, meta)).min().unwrap_or(meta.revision)
         }
+        _ => meta.revision,
+    }
+}
+
+/// The outcome of a read as its caller is told.
+pub(crate) fn unhalted(
+    read: Read,
+    operation: &KvOperation,
+) -> Result<Result<KvAnswer, KvRejection>, Failure> {
+    match read {
+        Ok(answer) => Ok(Ok(answer)),
         Err(Halt::Rejected(rejection)) => Ok(Err(rejection)),
+        Err(Halt::TooMuch) => Ok(Err(too_much(operation))),
+        Err(Halt::Abandoned) => Err(StateMachineError::Other("nobody waits for this read".to_owned())),
         Err(Halt::Failed(failure)) => Err(failure),
     }
 }
+
+/// How often a read begins anew when history is compacted away beneath it.
+const READS_MAX: usize = 4;

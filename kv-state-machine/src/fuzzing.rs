@@ -48,6 +48,12 @@ pub fn meta(bytes: &[u8]) -> Result<Vec<u8>, Failure> {
     Ok(codec::encode(crate::store::META_VERSION, &meta))
 }
 
+/// Whether what was compacted away is gone from the disk.
+#[must_use]
+pub fn is_collected(machine: &KvStateMachine) -> bool {
+    machine.is_collected()
+}
+
 /// A machine that has in memory of so many keys which version is the newest.
 pub fn open_with_recent(path: &Path, recent_max: usize) -> Result<KvStateMachine, StorageError> {
     KvStateMachine::open_with(path, NodeId(1), Durability::FromLog, recent_max)

@@ -1,6 +1,9 @@
 //! A checksum over the state, to compare nodes.
 
-use std::ops::ControlFlow;
+use std::{
+    ops::ControlFlow,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use crate::{
     collect::Sieve,
@@ -22,12 +25,15 @@ pub struct StateHash {
 }
 
 /// The checksum; garbage not yet collected does not count.
-pub(crate) fn hash(source: &dyn Source, compacted: u64) -> Result<u32, Failure> {
+pub(crate) fn hash(source: &dyn Source, compacted: u64, abandoned: &AtomicBool) -> Result<u32, Failure> {
     let overlay = Overlay::new();
     let view = View { source, overlay: &overlay };
     let (mut sieve, mut sum) = (Sieve::new(compacted), 0);
     let mut add = |bytes: &[u8]| sum = crc32c::crc32c_append(sum, bytes);
     view.versions(keys::all(), false, |version| {
+        if abandoned.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
+        }
         if !sieve.is_garbage(&version) {
             add(&(version.key.len() as u64).to_be_bytes());
             add(&version.key);

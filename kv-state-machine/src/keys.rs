@@ -60,15 +60,18 @@ pub(crate) fn prefix_and_revision(place: &[u8]) -> Option<(&[u8], u64)> {
     (prefix.first() == Some(&DATA)).then_some((prefix, !u64::from_be_bytes(*revision)))
 }
 
+/// The first place after all versions of the key with this prefix.
+pub(crate) fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    *end.last_mut().expect("a prefix ends in 00 01") = 2;
+    end
+}
+
 /// The places of all versions of the keys in a range.
 pub(crate) fn bounds(range: &KeyRange) -> Range<Vec<u8>> {
     let start = prefix(&range.key);
     let end = match range.range_end.as_deref() {
-        None => {
-            let mut end = start.clone();
-            *end.last_mut().expect("a prefix ends in 00 01") = 2;
-            end
-        }
+        None => end_of_prefix(&start),
         Some([0]) => DATA_END.to_vec(),
         Some(end) => prefix(end),
     };
@@ -83,9 +86,20 @@ pub(crate) fn all() -> Range<Vec<u8>> {
 
 /// The key and revision of a place.
 pub(crate) fn split(place: &[u8]) -> Result<(Bytes, u64), CodecError> {
-    let bad = || CodecError::Malformed { what: "data key", why: format!("{place:02x?}") };
-    let (prefix, revision) = prefix_and_revision(place).ok_or_else(bad)?;
-    let escaped = prefix[1..].strip_suffix(&[0, 1]).ok_or_else(bad)?;
+    let (prefix, revision) = split_place(place)?;
+    Ok((key_of_prefix(prefix)?, revision))
+}
+
+/// The prefix and the revision in the place of a version.
+pub(crate) fn split_place(place: &[u8]) -> Result<(&[u8], u64), CodecError> {
+    prefix_and_revision(place)
+        .ok_or_else(|| CodecError::Malformed { what: "data key", why: format!("{place:02x?}") })
+}
+
+/// The key whose places begin with this prefix.
+pub(crate) fn key_of_prefix(prefix: &[u8]) -> Result<Bytes, CodecError> {
+    let bad = || CodecError::Malformed { what: "data key", why: format!("{prefix:02x?}") };
+    let escaped = prefix.get(1..).and_then(|rest| rest.strip_suffix(&[0, 1])).ok_or_else(bad)?;
     let mut key = Vec::with_capacity(escaped.len());
     let mut bytes = escaped.iter();
     while let Some(byte) = bytes.next() {
@@ -94,7 +108,7 @@ pub(crate) fn split(place: &[u8]) -> Result<(Bytes, u64), CodecError> {
             return Err(bad());
         }
     }
-    Ok((key.into(), revision))
+    Ok(key.into())
 }
 
 /// A version of a key: its value, or that it was deleted.
@@ -139,6 +153,16 @@ pub(crate) fn live(counts: Counts, lease_id: i64, value: &[u8]) -> Vec<u8> {
 /// The counts in a record.
 pub(crate) fn counts(record: &[u8]) -> Result<Counts, CodecError> {
     Ok(head(record)?.map_or(Counts::DELETED, |(counts, _)| counts))
+}
+
+/// Whether a record says that the key is deleted.
+pub(crate) fn is_deleted(record: &[u8]) -> Result<bool, CodecError> {
+    Ok(head(record)?.is_none())
+}
+
+/// A record up to its value.
+pub(crate) fn without_value(record: &[u8]) -> &[u8] {
+    record.get(..HEAD_LEN).unwrap_or(record)
 }
 
 /// What is in a record before the value; `None`: deleted.

@@ -46,20 +46,27 @@ mod executor;
 pub mod fuzzing;
 mod hash;
 mod keys;
+mod lanes;
+mod limits;
 mod machine;
 mod operation;
 mod recent;
+mod scan;
 mod session;
+mod size;
 mod snapshot;
 mod store;
 mod view;
+mod work;
 
-pub use check::{KEY_BYTES_MAX, OPERATIONS_MAX, VALUE_BYTES_MAX};
 pub use consensus_core::session::Session;
 pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError};
-pub use execute::{REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX};
 pub use executor::KvStoreExecutor;
 pub use hash::StateHash;
+pub use limits::{
+    KEY_BYTES_MAX, Limits, OPERATIONS_MAX, REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX, VALUE_BYTES_MAX,
+    WORK_BYTES_MAX, WORK_KEYS_MAX,
+};
 pub use machine::{Durability, KvStateMachine};
 pub use operation::{
     Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer, KvCommand,

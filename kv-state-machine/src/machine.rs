@@ -13,8 +13,9 @@ use crate::{
     KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStoreExecutor, REPLY_BYTES_MAX,
     SESSION_REPLY_BYTES_MAX, check,
     collect::{self, Collector},
-    execute::{Execution, Halt, History},
+    execute::{Execution, Halt, History, too_much},
     keys,
+    limits::Amount,
     recent::Newest,
     session::{Sessions, Verdict},
     snapshot,
@@ -107,24 +108,37 @@ impl KvStateMachine {
         }
     }
 
+    pub(crate) fn is_collected(&self) -> bool {
+        let collected = collect::collected(self.store.current().db());
+        collected.is_ok_and(|collected| collected >= self.meta.compacted)
+    }
+
     /// A handle for reads.
     #[must_use]
     pub fn executor(&self) -> KvStoreExecutor {
         KvStoreExecutor::new(self.store.clone())
     }
 
+    /// Executes entries from the first on, until they have done as much as one write to the disk should hold.
     fn execute(&mut self, generation: &Generation, entries: &[Entry]) -> Result<Executed, Failure> {
         let db = generation.db();
         let base = Base::new(db, generation.recent());
         let (meta, sessions) = (&mut self.meta, &mut self.sessions);
-        let mut batch = Batch { db, base, overlay: Overlay::new(), meta, sessions };
-        let mut responses = Vec::with_capacity(entries.len());
+        let mut batch = Batch { db, base, overlay: Overlay::new(), meta, sessions, work_bytes: 0 };
+        let (mut responses, mut response_bytes) = (Vec::with_capacity(entries.len()), 0);
         for entry in entries {
             responses.push(match &entry.payload {
                 Payload::Command(bytes) => batch.command(entry.id, bytes)?,
                 _ => Bytes::new(),
             });
             batch.meta.applied = entry.id;
+            response_bytes += responses.last().map_or(0, Bytes::len);
+            let is_full = batch.overlay.len() >= BATCH_RECORDS_MAX
+                || batch.work_bytes >= BATCH_BYTES_MAX
+                || response_bytes >= RESPONSES_BYTES_MAX;
+            if is_full {
+                break;
+            }
         }
         Ok((batch.overlay, responses))
     }
@@ -167,6 +181,8 @@ struct Batch<'a> {
     overlay: Overlay,
     meta: &'a mut Meta,
     sessions: &'a mut Sessions,
+    /// Bytes read and written so far.
+    work_bytes: u64,
 }
 
 impl Batch<'_> {
@@ -206,12 +222,17 @@ impl Batch<'_> {
         } else {
             let history = History { revision: self.meta.revision, compacted: self.meta.compacted };
             let room = if in_session { SESSION_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
-            match Execution::new(&self.base, &mut self.overlay, history, room).run(operation) {
+            let execution = Execution::new(&self.base, &mut self.overlay, history, room, Amount::OF_COMMANDS);
+            let (outcome, work) = execution.run_counted(operation);
+            self.work_bytes += work.bytes;
+            match outcome {
                 Ok((result, after)) => {
                     (self.meta.revision, self.meta.compacted) = (after.revision, after.compacted);
                     result
                 }
                 Err(Halt::Rejected(rejection)) => return Ok(Err(rejection)),
+                // Looked for before it was proposed, too; but keys may have come since.
+                Err(Halt::TooMuch | Halt::Abandoned) => return Ok(Err(too_much(operation))),
                 Err(Halt::Failed(failure)) => return Err(failure),
             }
         };
@@ -228,8 +249,13 @@ impl StateMachine for KvStateMachine {
     fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
         let generation = self.store.current();
         let compacted = self.meta.compacted;
-        let (overlay, responses) = self.execute(&generation, entries)?;
-        self.commit(&generation, &overlay)?;
+        let (mut responses, mut response_bytes) = (Vec::with_capacity(entries.len()), 0);
+        while responses.len() < entries.len() && response_bytes < RESPONSES_BYTES_MAX {
+            let (overlay, more) = self.execute(&generation, &entries[responses.len()..])?;
+            self.commit(&generation, &overlay)?;
+            response_bytes += more.iter().map(Bytes::len).sum::<usize>();
+            responses.extend(more);
+        }
         if self.meta.compacted > compacted {
             self.collector.start(generation, self.meta.compacted);
         }
@@ -273,6 +299,12 @@ impl StateMachine for KvStateMachine {
 pub(crate) const COMMAND_VERSION: u8 = 1;
 /// Format of the answers to them.
 pub(crate) const ANSWER_VERSION: u8 = 1;
+/// Records that one write to the disk holds, and what it was made from; one command goes beyond by its own bounds at most.
+const BATCH_RECORDS_MAX: usize = 20_000;
+const BATCH_BYTES_MAX: u64 = 64 << 20;
+/// Responses in memory at once; the rest is applied by another call. While a log is applied again at the start, nobody waits
+/// for any of them.
+const RESPONSES_BYTES_MAX: usize = 16 << 20;
 /// Of each record in a write, about: kind and lengths.
 const WRITE_OVERHEAD: usize = 8;
 /// With the longest keys that are kept 48 MiB, with keys of 16 bytes 24.

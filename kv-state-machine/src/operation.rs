@@ -73,6 +73,9 @@ pub struct Delete {
     pub range_end: Option<Bytes>,
     /// Answer with what was there.
     pub return_previous: bool,
+    /// Most keys to remove, in the order of keys; fewer, if that is more than one command may do. 0: all keys of the range, or
+    /// none if that is more than one command may do.
+    pub limit: u64,
 }
 
 /// Reads the keys in `[key, range_end)`; see [`KeyRange`] for the bounds.
@@ -210,6 +213,8 @@ pub struct Deleted {
     pub deleted: u64,
     /// What they were, if that was asked for.
     pub previous: Option<Vec<KeyValue>>,
+    /// With a limit: the first key of the range that was not looked at; `None` if the whole range was.
+    pub next_key: Option<Bytes>,
 }
 
 /// What was found.
@@ -298,6 +303,35 @@ impl KvOperation {
         }
     }
 }
+
+impl KvOperation {
+    /// Whether it may be much work, which its size alone does not tell: it names ranges, or reads many values.
+    pub(crate) fn may_be_heavy(&self) -> bool {
+        match self {
+            Self::Delete(delete) => delete.range_end.is_some(),
+            Self::Range(range) => range.range_end.is_some(),
+            Self::Txn(txn) => {
+                let parts = || txn.success.iter().chain(&txn.failure);
+                let compared = txn.compare.iter().map(|compare| &compare.keys);
+                compared.chain(&txn.read_ranges).any(|keys| keys.range_end.is_some())
+                    || parts().any(Self::may_be_heavy)
+                    || txn.compare.len() + parts().filter(|part| part.reads_values()).count() > LOOKUPS_MAX
+            }
+            Self::Put(_) | Self::Compact { .. } | Self::OpenSession { .. } => false,
+        }
+    }
+
+    fn reads_values(&self) -> bool {
+        match self {
+            Self::Put(put) => put.return_previous,
+            Self::Delete(delete) => delete.return_previous,
+            _ => true,
+        }
+    }
+}
+
+/// Values of two MiB each, read by one command that is not looked at beforehand.
+const LOOKUPS_MAX: usize = 8;
 
 impl KvRejection {
     pub(crate) fn invalid(why: impl Into<String>) -> Self {

@@ -18,7 +18,6 @@ use rocksdb::{
 };
 
 use crate::{
-    KeyRange,
     keys::{self, Record},
     recent::{Counts, Recent},
 };
@@ -31,6 +30,9 @@ pub(crate) type Overlay = BTreeMap<Vec<u8>, Bytes>;
 /// Where versions are read from.
 pub(crate) trait Source {
     fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db>;
+
+    /// An iterator that copies nothing of what it passes.
+    fn raw(&self, read: ReadOptions) -> DBRawIteratorWithThreadMode<'_, Db>;
 
     /// The first version at `place` or after it that is of the same key.
     fn first(&self, place: &[u8]) -> Found;
@@ -49,6 +51,10 @@ impl Source for Db {
         self.iterator_opt(mode, read)
     }
 
+    fn raw(&self, read: ReadOptions) -> DBRawIteratorWithThreadMode<'_, Db> {
+        self.raw_iterator_opt(read)
+    }
+
     fn first(&self, place: &[u8]) -> Found {
         first(&mut self.raw_iterator_opt(of_one_key()), place).map_err(disk)
     }
@@ -57,6 +63,10 @@ impl Source for Db {
 impl Source for rocksdb::Snapshot<'_> {
     fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db> {
         self.iterator_opt(mode, read)
+    }
+
+    fn raw(&self, read: ReadOptions) -> DBRawIteratorWithThreadMode<'_, Db> {
+        self.raw_iterator_opt(read)
     }
 
     fn first(&self, place: &[u8]) -> Found {
@@ -122,6 +132,10 @@ impl<'a> Base<'a> {
 impl Source for Base<'_> {
     fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db> {
         self.db.iterate(mode, read)
+    }
+
+    fn raw(&self, read: ReadOptions) -> DBRawIteratorWithThreadMode<'_, Db> {
+        self.db.raw_iterator_opt(read)
     }
 
     fn first(&self, place: &[u8]) -> Found {
@@ -212,80 +226,23 @@ impl View<'_> {
         Ok(())
     }
 
-    /// Calls `f` with the version of every key of `range` that is in force at `revision`, deleted ones included.
-    pub(crate) fn at(
-        &self,
-        range: &KeyRange,
-        revision: u64,
-        descending: bool,
-        mut f: impl FnMut(Version) -> ControlFlow<()>,
-    ) -> Result<(), Failure> {
-        if range.range_end.is_none() {
-            if let Some(version) = self.of_key(&range.key, revision)? {
-                let _ = f(version);
-            }
-            return Ok(());
-        }
-        if descending {
-            return self.at_descending(range, revision, f);
-        }
-        let mut found: Option<Bytes> = None;
-        self.versions(keys::bounds(range), false, |version| {
-            // Newest first: of one key, the first that is old enough counts.
-            if version.revision > revision || found.as_ref() == Some(&version.key) {
-                return ControlFlow::Continue(());
-            }
-            found = Some(version.key.clone());
-            f(version)
-        })
-    }
-
-    /// Going down, the versions of a key come oldest first: the last that is old enough counts, and it is known when the
-    /// next key begins.
-    fn at_descending(
-        &self,
-        range: &KeyRange,
-        revision: u64,
-        mut f: impl FnMut(Version) -> ControlFlow<()>,
-    ) -> Result<(), Failure> {
-        let mut current: Option<Version> = None;
-        let mut stopped = false;
-        self.versions(keys::bounds(range), true, |version| {
-            if version.revision > revision {
-                return ControlFlow::Continue(());
-            }
-            let same_key = current.as_ref().is_some_and(|found| found.key == version.key);
-            match current.replace(version) {
-                Some(complete) if !same_key => {
-                    let flow = f(complete);
-                    stopped = flow.is_break();
-                    flow
-                }
-                _ => ControlFlow::Continue(()),
-            }
-        })?;
-        if let (Some(last), false) = (current, stopped) {
-            let _ = f(last);
-        }
-        Ok(())
-    }
-
     /// The version of one key that is in force at `revision`.
     pub(crate) fn of_key(&self, key: &Bytes, revision: u64) -> Result<Option<Version>, Failure> {
-        let place = keys::version(key, revision);
-        let added = keys::prefix_and_revision(&place).and_then(|(prefix, _)| self.added(prefix, &place));
+        let Some((revision, record)) = self.newest(&keys::prefix(key), revision)? else { return Ok(None) };
+        let record = Record::decode(key.clone(), revision, &record)?;
+        Ok(Some(Version { key: key.clone(), revision, record }))
+    }
+
+    /// The newest version of the key with this prefix that is not after `revision`.
+    pub(crate) fn newest(&self, prefix: &[u8], revision: u64) -> Found {
+        let place = keys::version_of(prefix.to_vec(), revision);
+        let added = self.added(prefix, &place);
         let stored = self.source.first(&place)?;
         // Where both have a revision, the added one overwrites the other.
-        let newest = match (added, stored) {
+        Ok(match (added, stored) {
             (Some(added), Some(stored)) if added.0 < stored.0 => Some(stored),
             (added, stored) => added.map(|(revision, record)| (revision, record.clone())).or(stored),
-        };
-        newest
-            .map(|(revision, record)| {
-                let record = Record::decode(key.clone(), revision, &record)?;
-                Ok(Version { key: key.clone(), revision, record })
-            })
-            .transpose()
+        })
     }
 
     /// The counts in the newest version of the key with this prefix.

@@ -107,15 +107,19 @@ impl Model {
             }
             KvOperation::Delete(delete) => {
                 let range = KeyRange { key: delete.key.clone(), range_end: delete.range_end.clone() };
-                let gone: Vec<KeyValue> =
+                let mut gone: Vec<KeyValue> =
                     work.state.values().filter(|kv| inside(&range, &kv.key)).cloned().collect();
+                let limit = if delete.limit == 0 { gone.len() } else { delete.limit as usize };
+                let next_key = gone.get(limit).map(|kv| kv.key.clone());
+                gone.truncate(limit);
                 for kv in &gone {
                     work.state.remove(&kv.key);
                     work.touched.insert(kv.key.clone(), revision);
                     work.wrote = true;
                 }
                 let deleted = gone.len() as u64;
-                Ok(KvResult::Delete(Deleted { deleted, previous: delete.return_previous.then_some(gone) }))
+                let previous = delete.return_previous.then_some(gone);
+                Ok(KvResult::Delete(Deleted { deleted, previous, next_key }))
             }
             KvOperation::Range(range) => {
                 let state = if range.revision == 0 {
@@ -286,9 +290,11 @@ fn simple() -> impl Strategy<Value = KvOperation> {
             KvOperation::Put(Put { key, value: value.into(), return_previous, versionstamp, lease_id: 0 })
         },
     );
-    let delete = (key_range(), any::<bool>()).prop_map(|(KeyRange { key, range_end }, return_previous)| {
-        KvOperation::Delete(Delete { key, range_end, return_previous })
-    });
+    let delete = (key_range(), any::<bool>(), 0u64..3).prop_map(
+        |(KeyRange { key, range_end }, return_previous, limit)| {
+            KvOperation::Delete(Delete { key, range_end, return_previous, limit })
+        },
+    );
     let range = (key_range(), 0u64..4, prop_oneof![2 => Just(0), 1 => 1u64..20], any::<(bool, bool, bool)>())
         .prop_map(|(KeyRange { key, range_end }, limit, revision, (descending, keys_only, count_only))| {
             KvOperation::Range(Range { key, range_end, limit, revision, descending, keys_only, count_only })

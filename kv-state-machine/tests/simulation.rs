@@ -69,7 +69,7 @@ fn simple(random: &mut Random) -> KvOperation {
     let KeyRange { key, range_end } = keys(random);
     let some = random.percent(50);
     match random.below(5) {
-        0 => KvOperation::Delete(Delete { key, range_end, return_previous: some }),
+        0 => KvOperation::Delete(Delete { key, range_end, return_previous: some, limit: 0 }),
         1 => {
             let (limit, revision) = (random.below(3), random.below(3) * random.below(100));
             KvOperation::Range(Range {

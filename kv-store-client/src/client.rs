@@ -9,6 +9,7 @@ use std::{
 };
 
 use consensus_core::Endpoint;
+use tokio::time::Instant;
 
 use crate::{
     Connection,
@@ -86,6 +87,8 @@ struct Shared {
     sessions: Vec<Session>,
     /// Which endpoint is tried next.
     next: usize,
+    /// A server that said it cannot serve now, and until when others are asked to forward to it instead.
+    unavailable: Option<(Endpoint, Instant)>,
 }
 
 impl KvClient {
@@ -147,7 +150,7 @@ impl KvClient {
     /// # Errors
     /// See [`ClientError`].
     pub async fn delete(&self, key: impl Into<Vec<u8>>) -> Result<DeleteResponse, ClientError> {
-        self.delete_range(DeleteRequest::new(key.into(), None, None, None)).await
+        self.delete_range(DeleteRequest::new(key.into(), None, None, None, None)).await
     }
 
     /// Removes a range; `request.session` is set by the client.
@@ -158,6 +161,30 @@ impl KvClient {
         let call = |session| Call::DeleteRange(DeleteRequest { session: Some(session), ..request.clone() });
         let reply = self.write(call).await?;
         expect(reply, |reply| if let Reply::DeleteRange(response) = reply { Some(response) } else { None })
+    }
+
+    /// Removes a range in as many requests as it takes, each of which removes as much as one may; keys that others write behind
+    /// it meanwhile stay. `progress` is called after each with the number of keys removed so far; if a later one fails, those
+    /// are gone. The answer is the last one's, with the number of all keys.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete_in_portions(
+        &self,
+        mut request: DeleteRequest,
+        mut progress: impl FnMut(i64),
+    ) -> Result<DeleteResponse, ClientError> {
+        request.limit = Some(request.limit.filter(|limit| *limit > 0).unwrap_or(i64::MAX));
+        let mut deleted = 0;
+        loop {
+            let mut response = self.delete_range(request.clone()).await?;
+            deleted += response.deleted;
+            progress(deleted);
+            match response.next_key.take() {
+                Some(next) => request.key = next,
+                None => return Ok(DeleteResponse { deleted, ..response }),
+            }
+        }
     }
 
     /// Executes a transaction; `request.session` is set by the client.

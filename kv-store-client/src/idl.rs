@@ -761,15 +761,19 @@ pub struct DeleteRequest {
   pub range_end: Option<Vec<u8>>,
   pub return_previous: Option<bool>,
   pub session: Option<Session>,
+  /// Most keys to delete, the first of the range; fewer are deleted if that is more than one request may do (10,000 keys,
+  /// or 64 MiB of keys and values). 0 or absent: the whole range, or InvalidRequest if that is more.
+  pub limit: Option<i64>,
 }
 
 impl DeleteRequest {
-  pub fn new<F2, F3, F4>(key: Vec<u8>, range_end: F2, return_previous: F3, session: F4) -> DeleteRequest where F2: Into<Option<Vec<u8>>>, F3: Into<Option<bool>>, F4: Into<Option<Session>> {
+  pub fn new<F2, F3, F4, F5>(key: Vec<u8>, range_end: F2, return_previous: F3, session: F4, limit: F5) -> DeleteRequest where F2: Into<Option<Vec<u8>>>, F3: Into<Option<bool>>, F4: Into<Option<Session>>, F5: Into<Option<i64>> {
     DeleteRequest {
       key,
       range_end: range_end.into(),
       return_previous: return_previous.into(),
       session: session.into(),
+      limit: limit.into(),
     }
   }
 }
@@ -781,6 +785,7 @@ impl TSerializable for DeleteRequest {
     let mut f_2: Option<Vec<u8>> = None;
     let mut f_3: Option<bool> = None;
     let mut f_4: Option<Session> = None;
+    let mut f_5: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -804,6 +809,10 @@ impl TSerializable for DeleteRequest {
           let val = Session::read_from_in_protocol(i_prot)?;
           f_4 = Some(val);
         },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -817,6 +826,7 @@ impl TSerializable for DeleteRequest {
       range_end: f_2,
       return_previous: f_3,
       session: f_4,
+      limit: f_5,
     };
     Ok(ret)
   }
@@ -841,6 +851,11 @@ impl TSerializable for DeleteRequest {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(fld_var) = self.limit {
+      o_prot.write_field_begin(&TFieldIdentifier::new("limit", TType::I64, 5))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -855,14 +870,17 @@ pub struct DeleteResponse {
   pub header: ResponseHeader,
   pub deleted: i64,
   pub previous: Option<Vec<KeyValue>>,
+  /// With a limit: where in the range the next request goes on. Absent when the range was looked through to its end.
+  pub next_key: Option<Vec<u8>>,
 }
 
 impl DeleteResponse {
-  pub fn new<F3>(header: ResponseHeader, deleted: i64, previous: F3) -> DeleteResponse where F3: Into<Option<Vec<KeyValue>>> {
+  pub fn new<F3, F4>(header: ResponseHeader, deleted: i64, previous: F3, next_key: F4) -> DeleteResponse where F3: Into<Option<Vec<KeyValue>>>, F4: Into<Option<Vec<u8>>> {
     DeleteResponse {
       header,
       deleted,
       previous: previous.into(),
+      next_key: next_key.into(),
     }
   }
 }
@@ -873,6 +891,7 @@ impl TSerializable for DeleteResponse {
     let mut f_1: Option<ResponseHeader> = None;
     let mut f_2: Option<i64> = None;
     let mut f_3: Option<Vec<KeyValue>> = None;
+    let mut f_4: Option<Vec<u8>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -898,6 +917,10 @@ impl TSerializable for DeleteResponse {
           i_prot.read_list_end()?;
           f_3 = Some(val);
         },
+        4 => {
+          let val = i_prot.read_bytes()?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -911,6 +934,7 @@ impl TSerializable for DeleteResponse {
       header: f_1.expect("auto-generated code should have checked for presence of required fields"),
       deleted: f_2.expect("auto-generated code should have checked for presence of required fields"),
       previous: f_3,
+      next_key: f_4,
     };
     Ok(ret)
   }
@@ -930,6 +954,11 @@ impl TSerializable for DeleteResponse {
         e.write_to_out_protocol(o_prot)?;
       }
       o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.next_key {
+      o_prot.write_field_begin(&TFieldIdentifier::new("next_key", TType::String, 4))?;
+      o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;

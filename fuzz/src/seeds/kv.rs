@@ -25,7 +25,7 @@ fn all_calls() -> Vec<Call> {
         session(),
         idl::Versionstamp::KEY_SUFFIX,
     );
-    let delete = idl::DeleteRequest::new(b"a".to_vec(), b"b".to_vec(), true, session());
+    let delete = idl::DeleteRequest::new(b"a".to_vec(), b"b".to_vec(), true, session(), 300);
     let range =
         idl::RangeRequest::new(b"a".to_vec(), vec![0], 10, 5, true, false, true, idl::Consistency::STALE);
     let compare = |target, number: Option<i64>, value: Option<Vec<u8>>| {
@@ -76,7 +76,9 @@ fn answers() -> Vec<Result<KvAnswer, KvRejection>> {
         lease_id: 0,
     };
     let put = || KvResult::Put(PutDone { previous: Some(kv()), stamped: Some("stamped".into()) });
-    let delete = || KvResult::Delete(Deleted { deleted: 2, previous: Some(vec![kv(), kv()]) });
+    let delete = || {
+        KvResult::Delete(Deleted { deleted: 2, previous: Some(vec![kv(), kv()]), next_key: Some("l".into()) })
+    };
     let range = || KvResult::Range(Found { kvs: vec![kv()], more: true, count: 70_000 });
     let txn = TxnDone { succeeded: true, responses: vec![put(), delete(), range()] };
     let results =

@@ -151,6 +151,7 @@ fn range(arg: &Arg) -> Option<String> {
             why.strip_prefix("it must be ").filter(|bound| bound.starts_with("at ")).map(str::to_owned),
         );
     }
+    bounds.dedup();
     (!bounds.is_empty()).then(|| bounds.join(", "))
 }
 

@@ -1,6 +1,7 @@
 //! Section `[limits]`: how much of the machine's resources a node uses.
 
 use clap::Args;
+use kv_state_machine::OPERATIONS_MAX;
 
 use super::values::{number, size};
 
@@ -11,6 +12,21 @@ pub(crate) struct Limits {
     /// Greatest number of sessions. When there are more, the session that was idle longest is removed.
     #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = number(1_u64..))]
     pub(crate) sessions_max: u64,
+    /// Greatest number of connections of clients. A client beyond is told so at its first call.
+    ///
+    /// The limit of open files (`ulimit -n`) may allow fewer: the node's files and the connections of other nodes come
+    /// first. The node logs the number when it starts.
+    #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = number(1_usize..))]
+    pub(crate) clients_max: usize,
+    /// Memory for responses that are not yet sent, on all connections together. Calls whose responses may not fit wait.
+    #[arg(long, default_value = "256MiB", value_name = "SIZE", value_parser = size((1 << 20)..))]
+    pub(crate) responses_size: u64,
+    /// Memory for responses that are not yet sent, on one connection.
+    #[arg(long, default_value = "16MiB", value_name = "SIZE", value_parser = size((1 << 20)..))]
+    pub(crate) connection_responses_size: u64,
+    /// Greatest number of operations in either branch of a transaction, of its compares, and of its read ranges.
+    #[arg(long, default_value_t = 128, value_name = "COUNT", value_parser = number(1..=OPERATIONS_MAX))]
+    pub(crate) transaction_operations_max: usize,
     /// Free space on the disk that is kept in reserve. With less the node refuses writes, and a leader transfers its
     /// leadership if it can; the node takes writes again when there is more.
     ///

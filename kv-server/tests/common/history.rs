@@ -195,7 +195,7 @@ async fn execute(client: &KvClient, key: &str, call: Call) -> Result<Answer, Cli
         Call::Get => Answer::Was(client.get(key).await?.map(cell)),
         Call::Put(value) => Answer::Was(client.put_with(put(value, true)).await?.previous.map(cell)),
         Call::Delete => {
-            let response = client.delete_range(DeleteRequest::new(name, None, true, None)).await?;
+            let response = client.delete_range(DeleteRequest::new(name, None, true, None, None)).await?;
             let previous = response.previous.unwrap_or_default().pop().map(cell);
             assert_eq!(response.deleted, i64::from(previous.is_some()));
             Answer::Was(previous)

@@ -21,13 +21,15 @@ use tempfile::TempDir;
 pub struct Server {
     child: Option<Child>,
     arguments: Vec<String>,
+    /// How many files it may open, if that is not the test's own limit.
+    open_files: Option<u32>,
     pub port: u16,
     log: PathBuf,
 }
 
 impl Server {
     fn new(dir: &Path, name: &str, port: u16, arguments: Vec<String>) -> Self {
-        Self { child: None, arguments, port, log: dir.join(format!("{name}.log")) }
+        Self { child: None, arguments, open_files: None, port, log: dir.join(format!("{name}.log")) }
     }
 
     /// A standalone server with its data in `dir`, running.
@@ -49,7 +51,11 @@ impl Server {
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kv-server"));
+        let program = env!("CARGO_BIN_EXE_kv-server");
+        let mut command = Command::new(if self.open_files.is_some() { "sh" } else { program });
+        if let Some(files) = self.open_files {
+            command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), program]);
+        }
         command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }
@@ -120,6 +126,17 @@ impl Server {
         assert!(Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap().success());
     }
 
+    /// Resident memory in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -157,6 +174,17 @@ impl Cluster {
     pub fn start(size: usize, deployment: &str, more: &str) -> Self {
         let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
         Self::start_at(&ports, deployment, more)
+    }
+
+    /// Nodes that may open so many files each.
+    pub fn start_with_open_files(size: usize, files: u32) -> Self {
+        let mut cluster = Self::start(size, "", "");
+        for server in &mut cluster.servers {
+            server.kill();
+            server.open_files = Some(files);
+            server.start();
+        }
+        cluster
     }
 
     /// Nodes whose messages to each other go through a proxy that can hold, cut and delay them. What clients ask of a

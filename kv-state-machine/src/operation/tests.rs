@@ -23,8 +23,9 @@ fn simple_operation() -> impl Strategy<Value = KvOperation> {
     let put = put.prop_map(|(key, value, lease_id, return_previous, versionstamp)| {
         KvOperation::Put(Put { key, value, lease_id, return_previous, versionstamp })
     });
-    let delete = (keys(), any::<bool>()).prop_map(|(KeyRange { key, range_end }, return_previous)| {
-        KvOperation::Delete(Delete { key, range_end, return_previous })
+    let delete = (keys(), any::<bool>(), any::<u64>());
+    let delete = delete.prop_map(|(KeyRange { key, range_end }, return_previous, limit)| {
+        KvOperation::Delete(Delete { key, range_end, return_previous, limit })
     });
     let range = (keys(), any::<(u64, u64)>(), any::<(bool, bool, bool)>());
     let range = range.prop_map(|(KeyRange { key, range_end }, (limit, revision), flags)| {
@@ -84,8 +85,9 @@ fn simple_result() -> impl Strategy<Value = KvResult> {
     let found = (kvs(), any::<bool>(), any::<u64>());
     prop_oneof![
         put.prop_map(|(previous, stamped)| KvResult::Put(PutDone { previous, stamped })),
-        (any::<u64>(), prop::option::of(kvs()))
-            .prop_map(|(deleted, previous)| KvResult::Delete(Deleted { deleted, previous })),
+        (any::<u64>(), prop::option::of(kvs()), prop::option::of(bytes())).prop_map(
+            |(deleted, previous, next_key)| KvResult::Delete(Deleted { deleted, previous, next_key })
+        ),
         found.prop_map(|(kvs, more, count)| KvResult::Range(Found { kvs, more, count })),
         Just(KvResult::Compact),
         any::<u64>().prop_map(KvResult::OpenSession),

@@ -136,6 +136,9 @@ impl KvClient {
             &ending,
             Ending::Fault(_, fault) if !matches!(fault, Fault::Unavailable(_) | Fault::NotLeader(_))
         );
+        if let Ending::Fault(server, Fault::Unavailable(_)) = &ending {
+            self.lock().unavailable = Some((server.clone(), Instant::now() + UNAVAILABLE_FOR));
+        }
         if !is_the_stores_word {
             self.give_up(&connection);
         }
@@ -284,7 +287,20 @@ impl KvClient {
         let Some(Ok(endpoint)) = elsewhere.map(|leader| leader.client_endpoint.parse()) else {
             return Ok(connection);
         };
+        // A leader that has as many clients as it takes serves those that come through another server.
+        if self.is_unavailable(&endpoint) {
+            return Ok(connection);
+        }
         Ok(self.open(&endpoint, until).await.unwrap_or(connection))
+    }
+
+    /// Whether the server at `endpoint` said a moment ago that it cannot serve.
+    fn is_unavailable(&self, endpoint: &Endpoint) -> bool {
+        let shared = self.lock();
+        shared
+            .unavailable
+            .as_ref()
+            .is_some_and(|(server, until)| server == endpoint && Instant::now() < *until)
     }
 
     /// Goes where a server that does not forward said the leader is.
@@ -334,5 +350,7 @@ async fn wait(pause: Duration) {
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How long a server that said it cannot serve is not gone to in place of one that forwards.
+const UNAVAILABLE_FOR: Duration = Duration::from_secs(2);
 /// Between the attempts of an operator's call.
 const ADMIN_PAUSE: Duration = Duration::from_millis(200);

@@ -1,6 +1,7 @@
 //! `kvctl`: the key-value store from a shell.
 
 mod bench;
+mod delete;
 mod members;
 mod nodes;
 mod show;
@@ -79,7 +80,8 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         revision: i64,
     },
-    /// Removes a key, or the keys up to --to.
+    /// Removes a key, or the keys up to --to. Up to 10000 keys go at once; more go in portions, and an interrupted command
+    /// leaves the rest.
     Del {
         /// The key.
         key: String,
@@ -239,8 +241,8 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         }
         Command::Del { key, to, prefix } => {
             let end = range_end(key, to.as_deref(), *prefix);
-            let request = DeleteRequest::new(key.as_bytes().to_vec(), end, None, None);
-            let response = client.delete_range(request).await?;
+            let request = DeleteRequest::new(key.as_bytes().to_vec(), end, None, None, None);
+            let response = delete::execute(&client, request).await?;
             let (deleted, revision) = (response.deleted, response.header.revision);
             let value = || json!({ "deleted": deleted, "revision": revision });
             show.either(&format!("{deleted} deleted"), value)?;

@@ -73,7 +73,7 @@ fn operation(line: OperationLine) -> Operation {
             Operation::Range(RangeRequest::new(key.into_bytes(), None, None, None, None, None, None, None))
         }
         OperationLine::Del { key } => {
-            Operation::DeleteRange(DeleteRequest::new(key.into_bytes(), None, None, None))
+            Operation::DeleteRange(DeleteRequest::new(key.into_bytes(), None, None, None, None))
         }
     }
 }

@@ -1,0 +1,373 @@
+//! One client's connection.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use consensus_transport_thrift::framing;
+use futures::{StreamExt, stream::FuturesUnordered};
+use kv_store_client::protocol::{self, Call, Fault, Incoming, Reply};
+use thrift::ApplicationErrorKind;
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
+    sync::watch,
+    time::{Instant, Sleep},
+};
+use tokio_util::codec::FramedRead;
+
+use super::stopped;
+use crate::{
+    answers::{ConnectionBudget, Room},
+    routing::RoutingManager,
+};
+
+/// What comes from a client, cut into frames.
+pub(super) type Frames = FramedRead<OwnedReadHalf, framing::FrameDecoder>;
+
+pub(super) fn frames(reader: OwnedReadHalf) -> Frames {
+    framing::reader(reader, FRAME_BYTES_MAX)
+}
+
+/// Serves a connection until the client ends it or `stop` says so.
+pub(super) async fn serve(
+    frames: Frames,
+    writer: OwnedWriteHalf,
+    router: Arc<RoutingManager>,
+    budget: ConnectionBudget,
+    may_forward: bool,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut connection = Connection {
+        frames,
+        writer,
+        budget: budget.clone(),
+        answers: Outgoing::default(),
+        request_bytes: 0,
+        received: None,
+        stalled: None,
+    };
+    let may_forward = AtomicBool::new(may_forward);
+    let answer = |incoming: Incoming, request_bytes: usize| {
+        if matches!(incoming.call, Ok(Call::NoForwarding)) {
+            may_forward.store(false, Ordering::Relaxed);
+        }
+        let (may_forward, mut room) = (may_forward.load(Ordering::Relaxed), budget.room());
+        let router = router.clone();
+        async move {
+            let frame = answer(&router, may_forward, incoming, &mut room).await;
+            Answer { frame, room, request_bytes }
+        }
+    };
+    let mut calls = FuturesUnordered::new();
+    let mut stopped = pin!(stopped(&mut stop));
+    poll_fn(|context| {
+        if connection.received.is_none() && stopped.as_mut().poll(context).is_ready() {
+            connection.received = Some(Ok(()));
+        }
+        connection.poll(context, &mut calls, answer)
+    })
+    .await?;
+    connection.writer.shutdown().await?;
+    connection.received.unwrap_or(Ok(()))
+}
+
+/// The answer to a call, as a frame; in `room` what it takes.
+pub(super) async fn answer(
+    router: &RoutingManager,
+    may_forward: bool,
+    incoming: Incoming,
+    room: &mut Room,
+) -> Bytes {
+    let Incoming { sequence, name, call } = incoming;
+    let outcome = match call {
+        Ok(Call::NoForwarding) => Ok(Reply::NoForwarding),
+        Ok(call) => router.execute(call, may_forward, room).await,
+        Err(fault) => Err(fault),
+    };
+    let frame = encode(&name, sequence, outcome);
+    room.settle(frame.len());
+    frame
+}
+
+/// An outcome as a frame; empty if there is no way to say it.
+pub(super) fn encode(name: &str, sequence: i32, outcome: Result<Reply, Fault>) -> Bytes {
+    let frame = protocol::encode_reply(name, sequence, outcome).or_else(|error| {
+        let message = framing::describe(&error);
+        let fault = Fault::Application { kind: ApplicationErrorKind::InternalError, message };
+        protocol::encode_reply(name, sequence, Err(fault))
+    });
+    frame.unwrap_or_default()
+}
+
+pub(super) fn read_call(frame: &[u8]) -> io::Result<Incoming> {
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, framing::describe(&error));
+    protocol::read_call(frame).map_err(invalid)
+}
+
+/// The answer to a call, and what is given back with it.
+struct Answer {
+    frame: Bytes,
+    room: Room,
+    /// Length of the request.
+    request_bytes: usize,
+}
+
+/// One task does everything for a connection: what comes together is taken together, and what is answered together goes out
+/// in one write.
+struct Connection {
+    frames: Frames,
+    writer: OwnedWriteHalf,
+    budget: ConnectionBudget,
+    answers: Outgoing,
+    /// Of the calls in hand.
+    request_bytes: usize,
+    /// Set when no call is taken any more, with the reason.
+    received: Option<io::Result<()>>,
+    /// Since the client takes no answers: the next moment to look whether others wait for the memory of its answers, and
+    /// when it is to be taken.
+    stalled: Option<Stalled>,
+}
+
+struct Stalled {
+    until: Instant,
+    look: std::pin::Pin<Box<Sleep>>,
+}
+
+impl Connection {
+    /// Ready when nothing is to be done any more, or nothing can be.
+    fn poll<F: Future<Output = Answer>>(
+        &mut self,
+        context: &mut Context<'_>,
+        calls: &mut FuturesUnordered<F>,
+        answer: impl Fn(Incoming, usize) -> F,
+    ) -> Poll<io::Result<()>> {
+        let mut left = AT_ONCE;
+        loop {
+            let mut moved = false;
+            // Calls in hand go on whether or not the client takes its answers: they may hold what others wait for.
+            while left > 0
+                && let Poll::Ready(Some(answer)) = calls.poll_next_unpin(context)
+            {
+                self.request_bytes -= answer.request_bytes;
+                self.answers.push(answer.frame, answer.room);
+                (left, moved) = (left - 1, true);
+            }
+            // But no more is taken from one that does not.
+            while left > 0
+                && self.takes_calls(calls.len())
+                && let Poll::Ready(frame) = self.frames.poll_next_unpin(context)
+            {
+                let call = frame.map(|frame| frame.and_then(|frame| Ok((read_call(&frame)?, frame.len()))));
+                match call {
+                    Some(Ok((incoming, bytes))) => {
+                        self.request_bytes += bytes;
+                        calls.push(answer(incoming, bytes));
+                    }
+                    Some(Err(error)) => self.received = Some(Err(error)),
+                    None => self.received = Some(Ok(())),
+                }
+                (left, moved) = (left - 1, true);
+            }
+            if moved && left > 0 {
+                continue;
+            }
+            let wrote = self.answers.poll_write(&mut self.writer, context)?;
+            if left == 0 {
+                context.waker().wake_by_ref(); // Others have their turn.
+                return Poll::Pending;
+            }
+            if wrote {
+                self.stalled = None;
+                continue;
+            }
+            if self.answers.is_empty() {
+                let done = self.received.is_some() && calls.is_empty();
+                return if done { Poll::Ready(Ok(())) } else { Poll::Pending };
+            }
+            return self.poll_stalled(context);
+        }
+    }
+
+    fn takes_calls(&self, in_hand: usize) -> bool {
+        self.received.is_none()
+            && in_hand < CALLS_MAX
+            && self.request_bytes < REQUESTS_BYTES_MAX
+            && self.answers.bytes < WRITTEN_BYTES_MAX
+    }
+
+    /// Ends a connection whose client takes no answers while others wait for the memory that they occupy.
+    fn poll_stalled(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let budget = &self.budget;
+        let now = Instant::now();
+        let stalled = self.stalled.get_or_insert_with(|| Stalled {
+            until: now + STALLED_MAX,
+            look: Box::pin(tokio::time::sleep(STALLED_MAX)),
+        });
+        loop {
+            ready!(stalled.look.as_mut().poll(context));
+            if Instant::now() >= stalled.until && budget.is_contended() {
+                let why = "it takes no answers while others wait for the memory that they occupy";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)));
+            }
+            stalled.look.as_mut().reset(Instant::now() + STALLED_LOOK);
+        }
+    }
+}
+
+/// Answers on their way out.
+#[derive(Default)]
+struct Outgoing {
+    /// Large ones, and what was gathered before them.
+    ready: VecDeque<Bytes>,
+    /// Small ones in one piece, behind the others.
+    gathered: BytesMut,
+    /// Bytes in both.
+    bytes: usize,
+    /// Bytes pushed and bytes written, since the beginning.
+    pushed: u64,
+    written: u64,
+    /// Up to where which answers go, for those that occupy room.
+    rooms: VecDeque<(u64, Room)>,
+}
+
+impl Outgoing {
+    fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    fn push(&mut self, frame: Bytes, room: Room) {
+        self.bytes += frame.len();
+        self.pushed += frame.len() as u64;
+        if !room.is_empty() {
+            self.rooms.push_back((self.pushed, room));
+        }
+        if frame.len() < LARGE_BYTES {
+            self.gathered.extend_from_slice(&frame);
+            return;
+        }
+        if !self.gathered.is_empty() {
+            self.ready.push_back(self.gathered.split().freeze());
+        }
+        self.ready.push_back(frame);
+    }
+
+    /// Whether something was written.
+    fn poll_write(
+        &mut self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        context: &mut Context<'_>,
+    ) -> io::Result<bool> {
+        if self.is_empty() {
+            return Ok(false);
+        }
+        let piece = self.ready.front().map_or(&self.gathered[..], |front| &front[..]);
+        let written = match pin!(writer).poll_write(context, piece)? {
+            Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(written) => written,
+            Poll::Pending => return Ok(false),
+        };
+        self.forget(written);
+        Ok(true)
+    }
+
+    fn forget(&mut self, written: usize) {
+        self.bytes -= written;
+        self.written += written as u64;
+        match self.ready.front_mut() {
+            Some(front) => {
+                front.advance(written);
+                if front.is_empty() {
+                    self.ready.pop_front();
+                }
+            }
+            None => self.gathered.advance(written),
+        }
+        while self.rooms.front().is_some_and(|(end, _)| *end <= self.written) {
+            self.rooms.pop_front();
+        }
+        if self.is_empty() && self.gathered.capacity() > 2 * WRITTEN_BYTES_MAX {
+            self.gathered = BytesMut::new(); // What many answers at once took is not kept.
+        }
+    }
+}
+
+/// Longest request and reply.
+pub(super) const FRAME_BYTES_MAX: usize = 16 << 20;
+/// Calls in hand per connection.
+const CALLS_MAX: usize = 1024;
+/// Requests in hand per connection. With more, no call is taken; the last one may come on top.
+const REQUESTS_BYTES_MAX: usize = 16 << 20;
+/// Answers that wait for the client to read. With more, no call is taken; those in hand may come on top.
+const WRITTEN_BYTES_MAX: usize = 256 << 10;
+/// Calls and answers that a connection may move before others have their turn.
+const AT_ONCE: usize = 256;
+/// Answers that are not copied together with others into one write.
+const LARGE_BYTES: usize = 64 << 10;
+/// How long a client may take no answers while others wait for their memory, and how often that is looked at.
+const STALLED_MAX: Duration = Duration::from_secs(3);
+const STALLED_LOOK: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::Pin, task::Waker};
+
+    use super::*;
+    use crate::answers::NodeBudget;
+
+    /// Takes so many bytes with each write.
+    struct Slow(Vec<u8>, usize);
+
+    impl AsyncWrite for Slow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let piece = bytes.len().min(self.1);
+            self.0.extend_from_slice(&bytes[..piece]);
+            Poll::Ready(Ok(piece))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_go_out_in_order_and_give_their_room_back_when_written() {
+        let budget = NodeBudget::new(1 << 20, 1 << 20).connection();
+        let (mut outgoing, mut expected) = (Outgoing::default(), Vec::new());
+        for (fill, len) in [(1, 10), (2, LARGE_BYTES), (3, 20), (4, 30), (5, LARGE_BYTES + 1), (6, 5)] {
+            let frame = vec![fill; len];
+            expected.extend_from_slice(&frame);
+            let mut room = budget.room();
+            room.reserve(300 << 10).await;
+            room.settle(len);
+            outgoing.push(frame.into(), room);
+        }
+        assert_eq!((outgoing.bytes, outgoing.rooms.len()), (expected.len(), 6));
+        let (mut writer, mut context) = (Slow(Vec::new(), 1000), Context::from_waker(Waker::noop()));
+        let mut last = outgoing.rooms.len();
+        while outgoing.poll_write(&mut writer, &mut context).unwrap() {
+            assert!(outgoing.rooms.len() <= last);
+            last = outgoing.rooms.len();
+        }
+        assert!(writer.0 == expected);
+        assert!(outgoing.is_empty() && outgoing.rooms.is_empty());
+    }
+}

@@ -1,0 +1,120 @@
+//! What becomes of a connection when there are as many clients as there may be: an operator is answered, another node gets
+//! a place, and a client hears why it gets none.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt;
+use kv_store_client::{
+    idl::Unavailable,
+    protocol::{Call, Fault, Incoming},
+};
+use tokio::{io::AsyncWriteExt, net::tcp::OwnedWriteHalf};
+
+use super::{
+    Client,
+    connection::{self, Frames},
+};
+
+/// Answers what operators ask, refuses the first call of a client. Whether it is another node, which is to be served.
+pub(super) async fn is_node(
+    frames: &mut Frames,
+    writer: &mut OwnedWriteHalf,
+    client: &Client,
+) -> io::Result<bool> {
+    frames.decoder_mut().set_frame_bytes_max(FRAME_BYTES_MAX);
+    while let Some(frame) = tokio::time::timeout(CALL_TIMEOUT, frames.next()).await? {
+        let incoming = connection::read_call(&frame?)?;
+        let is_node = matches!(incoming.call, Ok(Call::NoForwarding));
+        let is_operators = matches!(
+            incoming.call,
+            Ok(Call::Status | Call::Hash | Call::ChangeMembers(_) | Call::TransferLeader(_))
+        );
+        let answer = if is_node || is_operators {
+            let mut room = client.budget.connection().room();
+            connection::answer(&client.router, true, incoming, &mut room).await
+        } else {
+            refuse(&incoming, client.limits.clients_max)
+        };
+        tokio::time::timeout(CALL_TIMEOUT, writer.write_all(&answer)).await??;
+        if is_node {
+            frames.decoder_mut().set_frame_bytes_max(connection::FRAME_BYTES_MAX);
+            return Ok(true);
+        }
+        if !is_operators {
+            writer.shutdown().await?;
+            break;
+        }
+    }
+    Ok(false)
+}
+
+fn refuse(incoming: &Incoming, clients_max: usize) -> bytes::Bytes {
+    let message = format!(
+        "the server has {clients_max} clients, as many as it takes; ask another one, or raise its limit of open files (ulimit -n) or clients_max"
+    );
+    let retry_after_ms = Some(RETRY_AFTER_MS);
+    let fault = Fault::Unavailable(Unavailable { message, maybe_applied: false, retry_after_ms });
+    connection::encode(&incoming.name, incoming.sequence, Err(fault))
+}
+
+/// Says once per outage that clients are refused, and how many they were when it is over.
+pub(super) struct Refusals {
+    clients_max: usize,
+    since: Option<Instant>,
+    refused: u64,
+}
+
+impl Refusals {
+    pub(super) fn new(clients_max: usize) -> Self {
+        Self { clients_max, since: None, refused: 0 }
+    }
+
+    /// A connection was accepted, with a place for it or without; so many places are left. An outage is over when an eighth of
+    /// them is free: clients that come and go at the limit are one outage.
+    pub(super) fn note(&mut self, is_refused: bool, free: usize) {
+        match (is_refused, self.since) {
+            (true, None) => {
+                let clients_max = self.clients_max;
+                tracing::warn!(
+                    clients_max,
+                    "there are as many clients as there may be: more are refused until some go; raise the limit of open files (ulimit -n) or clients_max"
+                );
+                (self.since, self.refused) = (Some(Instant::now()), 1);
+            }
+            (true, Some(_)) => self.refused += 1,
+            (false, Some(since)) if free >= self.clients_max / 8 => {
+                let (refused, seconds) = (self.refused, since.elapsed().as_secs());
+                tracing::info!(refused, seconds, "clients are taken again");
+                self.since = None;
+            }
+            (false, _) => {}
+        }
+    }
+}
+
+/// What operators and nodes send first is short.
+const FRAME_BYTES_MAX: usize = 64 << 10;
+/// How long a connection beyond the limit may wait between its calls.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_AFTER_MS: i64 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_that_come_and_go_at_the_limit_are_one_outage() {
+        let mut refusals = Refusals::new(16);
+        refusals.note(false, 0);
+        assert_eq!(refusals.since, None);
+        for (is_refused, free) in [(true, 0), (true, 0), (false, 0), (true, 0), (false, 1)] {
+            refusals.note(is_refused, free);
+        }
+        assert!(refusals.since.is_some() && refusals.refused == 3);
+        refusals.note(false, 2);
+        assert_eq!(refusals.since, None);
+    }
+}

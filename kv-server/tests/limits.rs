@@ -1,0 +1,217 @@
+//! No client takes from a node what others need: descriptors, memory, time.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Cluster, Server, kvctl::Kvctl};
+use kv_store_client::{
+    ClientError, Connection,
+    idl::{Operation, PutRequest, RangeRequest, TxnRequest},
+    protocol::{Call, Fault},
+};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+fn put(key: String, value: Vec<u8>) -> Operation {
+    Operation::Put(PutRequest::new(key.into_bytes(), value, None, None, None, None))
+}
+
+fn all_pairs() -> RangeRequest {
+    RangeRequest::new(b"a".to_vec(), b"z".to_vec(), None, None, None, None, None, None)
+}
+
+async fn connect(port: u16) -> Connection {
+    let endpoint = format!("127.0.0.1:{port}").parse().unwrap();
+    Connection::open(&endpoint, Duration::from_secs(5)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_clients_beyond_the_descriptors_are_refused_and_the_cluster_goes_on() {
+    let mut cluster = Cluster::start_with_open_files(3, 200);
+    let leader = cluster.leader().await;
+    let port = cluster.servers[leader].port;
+    let client = cluster.client();
+    client.put("k", "before").await.unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        idle.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+    }
+    // The next one is told why, at its first call.
+    let told = async |_: &Cluster| {
+        let put = PutRequest::new(b"k".to_vec(), b"v".to_vec(), None, None, None, None);
+        match connect(port).await.call(Call::Put(put)).await {
+            Ok(Err(Fault::Unavailable(why))) if !why.maybe_applied => Some(why.message),
+            _ => None,
+        }
+    };
+    let why = cluster.eventually("a client is refused with a reason", told).await;
+    assert!(why.contains("clients") && why.contains("ulimit -n"), "{why}");
+    // Operators are answered, followers forward, peers come back.
+    assert!(cluster.status(leader).await.is_some());
+    let follower = (leader + 1) % 3;
+    common::client(&[cluster.servers[follower].port]).put("k", "during").await.unwrap();
+    cluster.servers[follower].kill();
+    cluster.servers[follower].start();
+    let behind = cluster.status(leader).await.unwrap().commit_index;
+    let caught_up = async |cluster: &Cluster| {
+        cluster.status(follower).await.filter(|status| status.header.applied_index >= behind).map(|_| ())
+    };
+    cluster.eventually("a follower that was restarted comes back", caught_up).await;
+    assert!(cluster.servers.iter_mut().all(Server::is_running));
+    drop(idle);
+    cluster
+        .eventually("clients are served again", async |_| {
+            let call = connect(port).await.call(Call::Range(all_pairs())).await;
+            call.ok()?.ok()
+        })
+        .await;
+    let log = cluster.servers[leader].log();
+    assert_eq!(log.matches("as many clients as there may be").count(), 1, "said once");
+    assert_eq!(log.matches("clients are taken again").count(), 1, "with their number");
+    assert!(!log.contains("Too many open files"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_nobody_reads_take_bounded_memory_and_give_it_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::standalone(dir.path());
+    let client = server.client();
+    for key in 0..8 {
+        client.put(format!("k{key}"), vec![b'v'; 1 << 20]).await.unwrap();
+    }
+    let before = server.memory();
+    // Written by hand: nothing is read.
+    let mut greedy = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
+        for sequence in 0..500 {
+            stream.write_all(&Call::Range(all_pairs()).encode(sequence).unwrap()).await.unwrap();
+        }
+        greedy.push(stream);
+    }
+    let (began, mut most) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(4) {
+        most = most.max(server.memory());
+        // Others are served meanwhile.
+        let asked = Instant::now();
+        assert!(client.get("k1").await.unwrap().is_some());
+        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let grown = (most - before) >> 20;
+    println!("memory before {} MiB, grown by {grown} MiB at most", before >> 20);
+    assert!(grown < 160, "3 connections of 16 MiB each, and what is in hand: {grown} MiB");
+    drop(greedy);
+    let began = Instant::now();
+    loop {
+        let left = server.memory().saturating_sub(before) >> 20;
+        if left < 64 {
+            println!("{left} MiB are left after {:?}", began.elapsed());
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{left} MiB are not given back");
+        client.get("k1").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_delete_is_refused_whole_done_in_portions_and_holds_nobody_up() {
+    const KEYS: usize = 30_000;
+    let cluster = Cluster::start(3, "", "");
+    cluster.leader().await;
+    let client = cluster.client();
+    let fill = (0..KEYS / 100).map(|part| {
+        let puts = (0..100).map(|n| put(format!("k{:06}", part * 100 + n), b"v".to_vec())).collect();
+        client.txn(TxnRequest::new(Vec::new(), puts, Vec::new(), None, None, None))
+    });
+    futures::future::try_join_all(fill).await.unwrap();
+    let whole = kv_store_client::idl::DeleteRequest::new(b"k".to_vec(), b"l".to_vec(), None, None, None);
+    match client.delete_range(whole).await {
+        Err(ClientError::Rejected(Fault::Invalid(why))) => assert!(why.message.contains("in portions")),
+        other => panic!("{other:?}"),
+    }
+    // Others write meanwhile.
+    let other = common::client(&cluster.ports());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let writer = tokio::spawn(async move {
+        let (mut worst, mut stopped) = (Duration::ZERO, stopped);
+        while stopped.try_recv().is_err_and(|why| why == tokio::sync::oneshot::error::TryRecvError::Empty) {
+            let began = Instant::now();
+            other.put("other", "v").await.unwrap();
+            worst = worst.max(began.elapsed());
+        }
+        worst
+    });
+    let endpoints: Vec<String> = cluster.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let (code, out, error) = tokio::task::spawn_blocking(move || {
+        Kvctl::new(endpoints.join(",")).run(&["del", "k", "--prefix"], "")
+    })
+    .await
+    .unwrap();
+    assert_eq!((code, &out[..]), (0, &format!("{KEYS} deleted")[..]), "{error}");
+    stop.send(()).unwrap();
+    let worst = writer.await.unwrap();
+    println!("the slowest put meanwhile took {worst:?}");
+    assert!(worst < Duration::from_secs(1), "{worst:?}");
+    cluster.same_hash().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counting_many_keys_leaves_room_for_other_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::standalone(dir.path());
+    let client = server.client();
+    for part in 0..300 {
+        let puts = (0..100).map(|n| put(format!("k{:06}", part * 100 + n), vec![b'v'; 100])).collect();
+        client.txn(TxnRequest::new(Vec::new(), puts, Vec::new(), None, None, None)).await.unwrap();
+    }
+    let counts: Vec<_> = (0..200)
+        .map(|_| {
+            let client = client.clone();
+            let count = RangeRequest { count_only: Some(true), ..all_pairs() };
+            tokio::spawn(async move { client.range(count).await })
+        })
+        .collect();
+    let other = common::client(&[server.port]);
+    let mut worst = Duration::ZERO;
+    for _ in 0..20 {
+        let few = RangeRequest { limit: Some(5), range_end: Some(b"k000100".to_vec()), ..all_pairs() };
+        let began = Instant::now();
+        assert_eq!(other.range(few).await.unwrap().kvs.len(), 5);
+        worst = worst.max(began.elapsed());
+    }
+    println!("the slowest short read beside 200 long ones took {worst:?}");
+    assert!(worst < Duration::from_secs(1), "{worst:?}");
+    for count in counts {
+        assert_eq!(count.await.unwrap().unwrap().count, 30_000);
+    }
+}
+
+/// The timers of the connections that the kernel has accepted at a port, as it numbers them.
+fn timers_at(port: u16) -> Vec<u8> {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let connections = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let accepted =
+        connections.filter(|fields| fields[1].ends_with(&format!(":{port:04X}")) && fields[3] == ESTABLISHED);
+    accepted.map(|fields| u8::from_str_radix(fields[5].split(':').next().unwrap(), 16).unwrap()).collect()
+}
+
+const ESTABLISHED: &str = "01";
+const KEEPALIVE: u8 = 2;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_at_both_ports_are_probed_for_peers_that_are_gone() {
+    let cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let port = cluster.servers[leader].port;
+    let _idle = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    for port in [port, port + 1000] {
+        cluster
+            .eventually("each connection has its keepalive timer", async |_| {
+                let timers = timers_at(port);
+                (!timers.is_empty() && timers.iter().all(|timer| *timer == KEEPALIVE)).then_some(())
+            })
+            .await;
+    }
+}

@@ -1,0 +1,111 @@
+//! Every bound on an operation, in one place.
+//!
+//! There are two kinds. The bounds of the replicated state hold when a command is applied; they are constants, as all
+//! nodes must come to the same result. [`Limits`] are checked by each node for itself before it proposes, never when a
+//! command is applied, so nodes may differ in them.
+
+use crate::{KvOperation, KvRejection, Txn};
+
+/// Greatest length of a key in bytes, including a versionstamp.
+pub const KEY_BYTES_MAX: usize = 16 << 10;
+/// Greatest length of a value in bytes.
+pub const VALUE_BYTES_MAX: usize = 2 << 20;
+/// Greatest number of compares, operations and read ranges of a transaction, together.
+pub const OPERATIONS_MAX: usize = 4096;
+/// Greatest number of bytes of pairs in one response. A range that has more says `more`.
+pub const REPLY_BYTES_MAX: usize = 4 << 20;
+/// The same for a command of a session, whose last response is kept.
+pub const SESSION_REPLY_BYTES_MAX: usize = 64 << 10;
+/// Greatest number of keys that one command may look at while it is applied, including those that are deleted and not
+/// compacted. A key that is looked at twice counts twice.
+pub const WORK_KEYS_MAX: u64 = 10_000;
+/// Greatest number of bytes of keys and values that one command may look at or write while it is applied.
+pub const WORK_BYTES_MAX: u64 = 64 << 20;
+
+/// An amount of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Amount {
+    /// Number of keys looked at.
+    pub(crate) keys: u64,
+    /// Bytes of keys and values looked at or written.
+    pub(crate) bytes: u64,
+}
+
+impl Amount {
+    /// Bound of a command that is applied. Part of the rules of the replicated state: the same on every node.
+    pub(crate) const OF_COMMANDS: Self = Self { keys: WORK_KEYS_MAX, bytes: WORK_BYTES_MAX };
+    /// Bound of a read that is done at once. A read that needs more waits for its turn.
+    pub(crate) const OF_SHORT_READS: Self = Self { keys: 2_000, bytes: 8 << 20 };
+    /// Bound of a range that is read outside of a transaction: its response is bounded, and it delays nobody.
+    const UNBOUNDED: Self = Self { keys: u64::MAX, bytes: u64::MAX };
+    /// A command that needs more is a heavy one. Heavy commands are proposed one at a time, so that other commands are
+    /// applied between them.
+    const OF_LIGHT_COMMANDS: Self = Self { keys: 1_000, bytes: 8 << 20 };
+
+    /// Bound of a read that does not go through the log.
+    pub(crate) fn of_read(operation: &KvOperation) -> Self {
+        if matches!(operation, KvOperation::Range(_)) { Self::UNBOUNDED } else { Self::OF_COMMANDS }
+    }
+
+    pub(crate) fn is_heavy(self) -> bool {
+        self.keys > Self::OF_LIGHT_COMMANDS.keys || self.bytes > Self::OF_LIGHT_COMMANDS.bytes
+    }
+}
+
+/// Bounds that a database sets for its callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Most operations in either branch of a transaction, most compares, and most read ranges; 1 to [`OPERATIONS_MAX`], which
+    /// bounds them together. Default 128, as in etcd.
+    pub transaction_operations_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { transaction_operations_max: 128 }
+    }
+}
+
+impl Limits {
+    pub(crate) fn check(&self, operation: &KvOperation) -> Result<(), KvRejection> {
+        let KvOperation::Txn(Txn { compare, success, failure, read_ranges, .. }) = operation else {
+            return Ok(());
+        };
+        let max = self.transaction_operations_max.min(OPERATIONS_MAX);
+        let parts = [
+            ("compares", compare.len()),
+            ("operations if they hold", success.len()),
+            ("operations if they do not hold", failure.len()),
+            ("read ranges", read_ranges.len()),
+        ];
+        match parts.into_iter().find(|(_, count)| *count > max) {
+            None => Ok(()),
+            Some((what, count)) => Err(KvRejection::invalid(format!(
+                "a transaction with {count} {what}; at most {max} are allowed (transaction_operations_max)"
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Range;
+
+    #[test]
+    fn transaction_beyond_the_limit_is_refused_with_its_part_and_the_setting() {
+        let range = KvOperation::Range(Range { key: "k".into(), ..Range::default() });
+        let txn = |count: usize| {
+            let failure = vec![range.clone(); count];
+            KvOperation::Txn(Txn { failure, ..Txn::default() })
+        };
+        assert_eq!(Limits::default().check(&txn(128)), Ok(()));
+        let refused = Limits::default().check(&txn(129)).unwrap_err().to_string();
+        assert!(refused.contains("129 operations if they do not hold"), "{refused}");
+        assert!(
+            refused.contains("at most 128") && refused.contains("transaction_operations_max"),
+            "{refused}"
+        );
+    }
+}

@@ -1,0 +1,228 @@
+//! What one command may do: more is refused as a whole, on every node alike, and a large deletion goes in portions.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
+use kv_state_machine::{
+    ConsensusKvDatabase, Delete, Deleted, Durability, KvAnswer, KvCommand, KvError, KvOperation, KvRejection,
+    KvResult, KvStateMachine, Put, Range, Session, Txn, WORK_KEYS_MAX, fuzzing::is_collected,
+};
+use tempfile::TempDir;
+
+type Answer = Result<KvAnswer, KvRejection>;
+
+/// A machine and the log that it is fed.
+struct Fed {
+    machine: KvStateMachine,
+    last: u64,
+    _dir: TempDir,
+}
+
+impl Fed {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = KvStateMachine::open(dir.path(), NodeId(1), Durability::FromLog).unwrap();
+        Self { machine, last: 0, _dir: dir }
+    }
+
+    fn entries(&mut self, commands: Vec<(Option<Session>, KvOperation)>) -> Vec<Entry> {
+        let entry = |(session, operation)| {
+            self.last += 1;
+            let command = KvCommand { session, operation };
+            Entry::command(LogId::new(1, self.last), codec::encode(1, &command))
+        };
+        commands.into_iter().map(entry).collect()
+    }
+
+    /// Applies all in one batch.
+    fn apply_all(&mut self, operations: Vec<KvOperation>) -> Vec<Answer> {
+        let entries = self.entries(operations.into_iter().map(|operation| (None, operation)).collect());
+        let responses = consensus_core::apply_all(&mut self.machine, &entries).unwrap();
+        responses.iter().map(|response| codec::decode("answer", 1, response).unwrap()).collect()
+    }
+
+    fn apply(&mut self, operation: KvOperation) -> Answer {
+        self.apply_all(vec![operation]).remove(0)
+    }
+
+    fn fill(&mut self, keys: u64) {
+        self.apply_all((0..keys).map(|n| put(&key(n), "v")).collect());
+    }
+
+    fn count(&self) -> u64 {
+        let read = self.machine.executor().read(&KvOperation::Range(Range { count_only: true, ..all() }));
+        let KvResult::Range(found) = read.unwrap().unwrap().result else { panic!() };
+        found.count
+    }
+}
+
+fn key(n: u64) -> String {
+    format!("k{n:06}")
+}
+
+fn put(key: &str, value: &str) -> KvOperation {
+    KvOperation::Put(Put { key: key.to_owned().into(), value: value.to_owned().into(), ..Put::default() })
+}
+
+fn all() -> Range {
+    Range { key: "k".into(), range_end: Some("l".into()), ..Range::default() }
+}
+
+fn delete_from(key: impl Into<Bytes>, limit: u64) -> KvOperation {
+    KvOperation::Delete(Delete {
+        key: key.into(),
+        range_end: Some("l".into()),
+        limit,
+        return_previous: false,
+    })
+}
+
+fn deleted(answer: Answer) -> Deleted {
+    let KvResult::Delete(deleted) = answer.unwrap().result else { panic!() };
+    deleted
+}
+
+fn refusal(answer: Answer) -> String {
+    match answer {
+        Err(KvRejection::Invalid(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn delete_of_more_keys_than_the_bound_is_refused_and_does_nothing() {
+    let mut fed = Fed::new();
+    fed.fill(WORK_KEYS_MAX);
+    let hash = fed.machine.executor().hash().unwrap().hash;
+    fed.fill(WORK_KEYS_MAX + 1);
+    let before = fed.machine.executor().hash().unwrap().hash;
+    assert_ne!(hash, before);
+    let why = refusal(fed.apply(delete_from("k", 0)));
+    assert!(why.contains("10000 keys") && why.contains("in portions") && why.contains("next_key"), "{why}");
+    assert_eq!(fed.machine.executor().hash().unwrap().hash, before);
+    // As many as the bound go at once.
+    assert_eq!(deleted(fed.apply(delete_from(key(1), 0))).deleted, WORK_KEYS_MAX);
+    assert_eq!(fed.count(), 1);
+}
+
+#[test]
+fn delete_in_portions_removes_each_key_once_and_says_where_it_goes_on() {
+    let mut fed = Fed::new();
+    fed.fill(2 * WORK_KEYS_MAX + 500);
+    let (mut from, mut portions) = (Bytes::from_static(b"k"), Vec::new());
+    loop {
+        let part = deleted(fed.apply(delete_from(from, u64::MAX)));
+        portions.push(part.deleted);
+        match part.next_key {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    assert_eq!(portions.iter().sum::<u64>(), 2 * WORK_KEYS_MAX + 500);
+    assert!(portions.len() == 3 && portions.iter().all(|part| *part <= WORK_KEYS_MAX), "{portions:?}");
+    assert_eq!(fed.count(), 0);
+    // What is deleted counts, too, as it is looked at; so this ends in portions, and finds nothing.
+    let part = deleted(fed.apply(delete_from("k", u64::MAX)));
+    assert_eq!((part.deleted, part.next_key), (0, Some(key(WORK_KEYS_MAX - 1).into())));
+    // A small limit.
+    fed.fill(10);
+    let part = deleted(fed.apply(delete_from("k", 4)));
+    assert_eq!((part.deleted, part.next_key), (4, Some(key(4).into())));
+}
+
+#[test]
+fn transaction_that_reads_more_than_the_bound_is_undone() {
+    let mut fed = Fed::new();
+    fed.fill(WORK_KEYS_MAX / 2);
+    let range = || KvOperation::Range(Range { limit: 1, ..all() });
+    let txn = |success| KvOperation::Txn(Txn { success, ..Txn::default() });
+    fed.apply(txn(vec![put("k", "new"), range()])).unwrap();
+    let before = fed.machine.executor().hash().unwrap();
+    let why = refusal(fed.apply(txn(vec![put("kk", "x"), range(), range()])));
+    assert!(why.contains("several transactions"), "{why}");
+    let after = fed.machine.executor().hash().unwrap();
+    assert_eq!((after.hash, after.revision), (before.hash, before.revision));
+}
+
+/// Garbage is there on one node and gone on another; what a command comes to is the same.
+#[test]
+fn uncollected_garbage_does_not_count() {
+    let mut answers = Vec::new();
+    for collects in [true, false] {
+        let mut fed = Fed::new();
+        fed.fill(WORK_KEYS_MAX);
+        deleted(fed.apply(delete_from("k", 0)));
+        let revision = fed.apply(put("k", "v")).unwrap().revision;
+        let compact = KvOperation::Compact { revision };
+        let mut commands = vec![compact];
+        if collects {
+            fed.apply_all(std::mem::take(&mut commands)).remove(0).unwrap();
+            let began = Instant::now();
+            while !is_collected(&fed.machine) {
+                assert!(began.elapsed() < Duration::from_secs(60), "garbage is collected");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        let rest = [put(&key(7), "v"), put(&key(9), "v"), delete_from("k", u64::MAX), delete_from("k", 0)];
+        commands.extend(rest);
+        let results = fed.apply_all(commands);
+        let last = results[results.len() - 4..].iter().map(|answer| answer.clone().unwrap().result);
+        answers.push(last.collect::<Vec<_>>());
+    }
+    assert_eq!(answers[0], answers[1]);
+    let KvResult::Delete(portion) = &answers[0][2] else { panic!() };
+    assert_eq!((portion.deleted, &portion.next_key), (3, &None));
+}
+
+#[test]
+fn large_answers_are_not_all_in_memory_at_once() {
+    let mut fed = Fed::new();
+    let value = "v".repeat(1 << 20);
+    fed.apply(put("k", &value)).unwrap();
+    let previous = || {
+        let (key, value) = ("k".into(), value.clone().into());
+        KvOperation::Put(Put { key, value, return_previous: true, ..Put::default() })
+    };
+    let entries = fed.entries((0..40).map(|_| (None, previous())).collect());
+    let responses = fed.machine.apply(&entries).unwrap();
+    let bytes: usize = responses.iter().map(Bytes::len).sum();
+    assert!(responses.len() < 40 && bytes < 32 << 20, "{} responses of {bytes} bytes", responses.len());
+    assert_eq!(fed.machine.applied().index.0, 1 + responses.len() as u64);
+    let rest = consensus_core::apply_all(&mut fed.machine, &entries[responses.len()..]).unwrap();
+    assert_eq!(responses.len() + rest.len(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn command_beyond_the_bound_is_refused_before_it_is_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = ConsensusKvDatabase::new_with_mock(NodeId(0), dir.path()).unwrap();
+    database.start().await.unwrap();
+    for part in 0..=WORK_KEYS_MAX / 100 {
+        let success = (0..100).map(|n| put(&key(part * 100 + n), "v")).collect();
+        database.execute_operation(KvOperation::Txn(Txn { success, ..Txn::default() })).await.unwrap();
+    }
+    let last = database.status().borrow().last_log;
+    let refused = database.execute_operation(delete_from("k", 0)).await;
+    assert!(matches!(&refused, Err(KvError::Rejected(KvRejection::Invalid(_)))), "{refused:?}");
+    let txn = Txn { success: vec![put("kk", "x"), KvOperation::Range(all())], ..Txn::default() };
+    let refused = database.execute_operation(KvOperation::Txn(txn)).await;
+    assert!(matches!(&refused, Err(KvError::Rejected(KvRejection::Invalid(_)))), "{refused:?}");
+    let success = vec![put("kk", "x"); 129];
+    let refused = database.execute_operation(KvOperation::Txn(Txn { success, ..Txn::default() })).await;
+    assert!(refused.unwrap_err().to_string().contains("transaction_operations_max"));
+    assert_eq!(database.status().borrow().last_log, last);
+    // A range alone may look at any number of keys: it holds up nobody.
+    let count = KvOperation::Range(Range { count_only: true, ..all() });
+    let KvResult::Range(found) = database.execute_operation(count).await.unwrap().result else { panic!() };
+    assert_eq!(found.count, WORK_KEYS_MAX + 100);
+    // In a session the refusal is the answer to its number, however often it is asked for.
+    let opened = database.execute_operation(KvOperation::OpenSession { sessions_max: 9 }).await.unwrap();
+    let KvResult::OpenSession(client_id) = opened.result else { panic!() };
+    let session = Some(Session { client_id, sequence: 1 });
+    for _ in 0..2 {
+        let refused = database.execute(delete_from("k", 0), session, Default::default()).await;
+        assert!(matches!(&refused, Err(KvError::Rejected(KvRejection::Invalid(_)))), "{refused:?}");
+    }
+    database.shutdown().await.unwrap();
+}

@@ -2,9 +2,9 @@
 
 use std::{fs, path::Path, process::ExitCode};
 
-use crate::table::Table;
+use crate::{readme, table::Table};
 
-/// Prints `table`, and writes it into performance.md in `docs` if given. Returns the exit code of `program`.
+/// Prints `table`, and writes it into performance.md in `docs` if given, and its figures into README.md. Returns the exit code of `program`.
 pub fn report(program: &str, table: Result<Table, String>, docs: Option<&Path>, machine: &str) -> ExitCode {
     let arguments = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let written = table.and_then(|table| {
@@ -35,7 +35,8 @@ fn write(docs: &Path, table: &Table, command: &str, machine: &str) -> Result<(),
     };
     let how = format!("`{command}`, {machine}");
     let (before, after) = (&text[..from + begin.len()], &text[to..]);
-    fs::write(&path, format!("{before}\n{table}\n{how}.\n{pictures}\n{after}")).map_err(at)
+    fs::write(&path, format!("{before}\n{table}\n{how}.\n{pictures}\n{after}")).map_err(at)?;
+    readme::renew(docs)
 }
 
 /// On what, and what else it does now.

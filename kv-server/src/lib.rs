@@ -1,8 +1,11 @@
 //! The replicated key-value server.
 //!
-//! It composes and owns no logic: `config` says what to start, `node` puts engine, transport, storage and state
-//! machine together, `frontend` speaks Thrift with clients, `routing` decides where each operation is executed, and
-//! `cluster` knows who is there. The program is [`run`]; what else is public is for the crate `fuzz`.
+//! `config` reads what to start, `mode` keeps a data directory to standalone or replicated use, `node` composes engine,
+//! transport, storage and state machine, `founding` decides whether a node may start a new cluster, `frontend` serves
+//! clients over Thrift, `routing` decides which node executes an operation, `cluster` tracks members and their health, and
+//! `dev` runs a cluster on one machine. Consensus and storage are in the other crates.
+//!
+//! The program is [`run`]; the other public items are for the crate `fuzz`.
 
 mod answers;
 mod cluster;

@@ -53,6 +53,19 @@ fn small(name: &str, budget: Budget) -> Scenario {
 }
 
 #[test]
+fn page_on_testing_names_every_scenario() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/testing.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let names: Vec<&str> = scenarios().iter().map(|scenario| scenario.name).collect();
+    for name in &names {
+        assert!(page.contains(&format!("`{name}`")), "docs/testing.md does not name the scenario {name}");
+    }
+    let small = names.iter().filter(|name| !name.ends_with("-more")).count();
+    let words = format!("{} scenarios, of which {small} are small enough", names.len());
+    assert!(page.contains(&words), "docs/testing.md does not say: {words}");
+}
+
+#[test]
 fn with_fewer_states_all_that_nodes_can_come_to_is_reached() {
     let once = Budget { terms: 2, ..Budget::default() };
     let cases = [

@@ -2,18 +2,19 @@
 # When the server process dies, calls and streams in flight end with UNKNOWN in tonic clients, not with UNAVAILABLE.
 #
 # Guess: the error of a call in flight has the code UNAVAILABLE, as npm's grpc-js gives it.
-# Seen: the put has the code Unknown, "transport error"; an open watch ends with Unknown, "h2 protocol error". Only calls
-#   that begin later, when the connection is refused, are Unavailable.
+# Seen: the put has the code Unknown, "transport error"; an open watch ends with Unknown, "h2 protocol error". A call that
+#   begins just then can be Cancelled, "operation was canceled". Only calls that begin later, when the connection is
+#   refused, are Unavailable.
 # Versions: etcd-client 0.21.1 with tonic 0.14.9 (crates.io), etcd 3.7.3.
 # Output seen:
 #   put in flight: Unknown: transport error
 #   open watch: Unknown: h2 protocol error: error reading a body from connection
-#   next put: Unavailable: tcp connect error
+#   put a second later: Unavailable: tcp connect error
 # Why it hits users: loops that repeat on UNAVAILABLE (the code that gRPC names for it) give up at just the failure that
 #   they were written for, and dashboards count a killed server under the code of program errors.
 # What kv-server should do: our own clients take a lost connection as "unknown whether it was done" by its own error, not by
-#   a gRPC code. docs/etcd-clients.md says that with tonic UNKNOWN with a source (a transport error) is to be handled like
-#   UNAVAILABLE: resume the watch, and repeat a write only if it is harmless to do it twice.
+#   a gRPC code. docs/etcd-clients.md says that with tonic UNKNOWN or CANCELLED with a source (a transport error) is to be
+#   handled like UNAVAILABLE: resume the watch, and repeat a write only if it is harmless to do it twice.
 set -euo pipefail
 
 work=$(mktemp -d)
@@ -118,7 +119,8 @@ async fn main() {
     wait_for_script();
     println!("put in flight: {}", describe(client.put("k", "2", None).await));
     println!("open watch: {}", describe(watch.message().await));
-    println!("next put: {}", describe(client.put("k", "3", None).await));
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    println!("put a second later: {}", describe(client.put("k", "3", None).await));
 }
 EOF
 
@@ -148,4 +150,4 @@ exec 8>&-
 grep -v ready "$work/out"
 grep -q '^put in flight: Unknown: ' "$work/out" || fail "the put in flight is not Unknown"
 grep -q '^open watch: Unknown: ' "$work/out" || fail "the open watch does not end with Unknown"
-grep -q '^next put: Unavailable: ' "$work/out" || fail "the next put is not Unavailable"
+grep -q '^put a second later: Unavailable: ' "$work/out" || fail "a put a second later is not Unavailable"

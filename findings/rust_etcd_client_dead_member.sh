@@ -7,7 +7,7 @@
 #   the balancer and is asked again and again; the client repeats nothing.
 # Versions: etcd-client 0.21.1 with tonic 0.14.9 (crates.io), etcd 3.7.3 as the member that is up.
 # Output seen:
-#   one live and one dead endpoint: 12 of 40 reads failed (9 of 20 in another run), first with Unavailable: tcp connect error
+#   one live and one dead endpoint: 12 of 40 reads failed, first with Unavailable: tcp connect error
 #   the live endpoint alone: 0 of 40 reads failed
 # Why it hits users: the reason to list three endpoints is that one may be down. With this client a cluster of three that
 #   lost one member, or has one in a rolling restart, fails a good part of all calls for as long as it lasts.

@@ -11,8 +11,8 @@
 #   first.acquired True, second.acquired True
 #   first.heartbeat True
 #   first.release False
-# Why it hits users: OpenStack services guard work by "if lock.acquired" and keep it with heartbeat(). A process that was
-#   paused for longer than lock_timeout (30 s by default) goes on beside its successor.
+# Why it hits users: a service that looks at lock.acquired before its work, and keeps the lock with heartbeat(), goes on
+#   beside its successor after a pause longer than lock_timeout (30 s by default). tooz is what OpenStack's services use.
 # What kv-server should do: answer a keep-alive of an unknown lease with TTL 0 and nothing else, as etcd does (the clients'
 #   only signal), and name tooz in docs/etcd-clients.md: fence the guarded writes, since neither flag tells.
 set -euo pipefail

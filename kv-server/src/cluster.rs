@@ -3,7 +3,11 @@
 pub(crate) mod endpoints;
 mod health;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use consensus_core::{Endpoint, EngineStatus, Membership, NodeId};
 use kv_store_client::idl;
@@ -140,7 +144,8 @@ impl ClusterManager {
         });
         let is_other = !status.membership.trusts(self.node, status.storage);
         let other_disk = is_other.then(|| other_disk(self.node));
-        self.why_no_member().into_iter().chain(other_disk).chain(no_room).collect()
+        let unfit = other_disk.into_iter().chain(no_room).chain(stalls(status));
+        self.why_no_member().into_iter().chain(unfit).collect()
     }
 
     /// The members, as the IDL shows them; before this node has heard of any, those of its file.
@@ -184,8 +189,11 @@ impl ClusterManager {
         if peer.is_some_and(|peer| peer.other_storage) {
             return Some(other_disk(id));
         }
+        let not_sent = status.snapshot_errors.get(&id);
+        let not_sent = not_sent.map(|why| format!("it needs a snapshot, and the last attempt failed: {why}"));
         let silent = || "it does not answer the leader at its consensus endpoint".to_owned();
-        self.seen.problem(id).or_else(|| peer.is_some_and(|peer| !peer.active).then(silent))
+        let unseen = self.seen.problem(id).or_else(|| peer.is_some_and(|peer| !peer.active).then(silent));
+        Some(unseen.into_iter().chain(not_sent).collect::<Vec<_>>().join("; ")).filter(|why| !why.is_empty())
     }
 }
 
@@ -193,6 +201,32 @@ impl Drop for ClusterManager {
     fn drop(&mut self) {
         self.watching.abort();
     }
+}
+
+/// What takes this node too long, or fails, and what it means.
+fn stalls(status: &EngineStatus) -> impl Iterator<Item = String> {
+    let seconds = |since: Instant| since.elapsed().as_secs();
+    let disk = status.storage_stalled_since.map(|since| {
+        format!(
+            "its disk has not completed a write of the log for {} s (storage_stall_limit): it leads and acknowledges \
+             nothing meanwhile, and goes on by itself when the disk does; check the disk",
+            seconds(since)
+        )
+    });
+    let apply = status.apply_stalled_since.map(|since| {
+        format!(
+            "its state machine has been applying for {} s (apply_stall_limit): it does not lead meanwhile, and its reads \
+             wait; check the disk and the load of the processor",
+            seconds(since)
+        )
+    });
+    let snapshot = status.snapshot_blocked.as_ref();
+    let snapshot = snapshot.map(|why| {
+        format!(
+            "it needs the leader's snapshot and does not take it ({why}); the leader sends it again later"
+        )
+    });
+    disk.into_iter().chain(apply).chain(snapshot)
 }
 
 fn client_endpoints(

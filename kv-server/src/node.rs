@@ -214,6 +214,8 @@ pub(crate) fn raft_config(settings: &Settings, topology: &Topology) -> RaftConfi
     config.protocol.lease_drift_percent = cluster.lease_drift_percent;
     config.protocol.election_timeout = cluster.election_timeout;
     config.protocol.heartbeat_interval = cluster.heartbeat_interval;
+    config.storage_stall_limit = cluster.storage_stall_limit;
+    config.apply_stall_limit = cluster.apply_stall_limit;
     config.compact_after_entries = log.compact_after_entries;
     config.compact_after_bytes = log.compact_after_size;
     config.compact_keep_entries = log.compact_keep_entries;

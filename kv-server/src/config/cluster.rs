@@ -32,6 +32,19 @@ pub(crate) struct Cluster {
     #[arg(long, alias = "heartbeat-interval-ms", default_value = "100ms", value_name = "DURATION",
         value_parser = duration(MILLISECOND..=DAY))]
     pub(crate) heartbeat_interval: Duration,
+    /// Longest time that a write of the log may take. After that the disk counts as stalled: a leader transfers its leadership,
+    /// and `kvctl status` says so.
+    ///
+    /// Lower finds a disk that hangs sooner, and mistakes a disk that pauses for one that hangs. Default: two election timeouts,
+    /// and at least 2s.
+    #[arg(long, value_name = "DURATION", value_parser = duration(MILLISECOND..=DAY))]
+    pub(crate) storage_stall_limit: Option<Duration>,
+    /// Longest time that the state machine may take to apply what it is given at once. After that it counts as stalled: a
+    /// leader transfers its leadership, and `kvctl status` says so.
+    ///
+    /// Default: 20 election timeouts, and at least 10s.
+    #[arg(long, value_name = "DURATION", value_parser = duration(MILLISECOND..=DAY))]
+    pub(crate) apply_stall_limit: Option<Duration>,
     /// Greatest difference between the speeds of two nodes' clocks, in percent. With it, reads with the
     /// consistency `LEASE` cost no message.
     ///

@@ -210,8 +210,13 @@ impl Cluster {
 
     /// As many nodes as are wanted, none of them running yet.
     pub fn prepare(size: usize) -> Self {
+        Self::prepare_with(size, "")
+    }
+
+    /// The same with `more` in the file.
+    pub fn prepare_with(size: usize, more: &str) -> Self {
         let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
-        Self::prepare_at(&ports, "", "")
+        Self::prepare_at(&ports, "", more)
     }
 
     /// Where node `id` keeps its data.

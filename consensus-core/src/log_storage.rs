@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Entry, LogId, LogIndex, Membership, NodeId, StorageId, Term};
+use crate::{Entry, LogId, LogIndex, Membership, NodeId, Payload, StorageId, Term};
 
 /// Makes the log durable: one call, one batch, on disk when it returns.
 ///
@@ -113,6 +113,14 @@ impl LogBatch {
             && self.truncate_after.is_none()
             && self.entries.is_empty()
     }
+
+    /// Whether it must leave the disk's reserve free. What elects a leader and lets it serve reads may use the reserve: votes,
+    /// the blank entry with which a term starts, configurations. Only commands can come in any number.
+    #[must_use]
+    pub fn spares_reserve(&self) -> bool {
+        let is_command = |entry: &Entry| matches!(entry.payload, Payload::Command(_) | Payload::Withheld);
+        self.entries.iter().any(is_command)
+    }
 }
 
 /// What [`LogStorage::load`] found.
@@ -182,7 +190,7 @@ impl LogState {
             });
         }
         self.entries.push((entry.id, entry.size_bytes()));
-        if let crate::Payload::Membership(membership) = &entry.payload {
+        if let Payload::Membership(membership) = &entry.payload {
             self.memberships.push((entry.id.index, membership.clone()));
         }
         Ok(())
@@ -256,7 +264,8 @@ pub enum StorageError {
     #[error("log storage: stopped after an earlier failure: {0}")]
     Failed(String),
     /// There is too little room for `batch`, and nothing of it was written: the same may be written later. What frees
-    /// room or is small (a purge, a vote) is never refused so.
+    /// room or is small (a purge, a vote) is never refused so; entries without commands only if the reserve is used up, too
+    /// ([`LogBatch::spares_reserve`]).
     #[error("log storage: {why}")]
     NoRoom {
         /// How much there is, and how much it should be.

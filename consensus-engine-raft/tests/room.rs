@@ -121,6 +121,23 @@ async fn leader_is_elected_by_a_voter_without_room() {
 }
 
 #[tokio::test]
+async fn leader_elected_while_no_disk_has_room_serves_reads_and_refuses_commands() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    let before = cluster.leader().await;
+    cluster.engine(before).propose("before".into()).await.unwrap();
+    cluster.storages.iter().for_each(|storage| storage.fill(true));
+    cluster.isolate(before);
+    let engine = cluster.engine(cluster.leader_other_than(before).await);
+    let read = engine.read_barrier(ReadConsistency::Linearizable);
+    tokio::time::timeout(Duration::from_secs(10), read).await.expect("in time").expect("reads go on");
+    let first = engine.propose("first".into()).await;
+    assert!(matches!(first, Err(ProposeError::Unknown { .. })), "{first:?}");
+    engine.read_barrier(ReadConsistency::Linearizable).await.expect("reads go on");
+    cluster.storages.iter().for_each(|storage| storage.fill(false));
+    taken_when_there_is_room(engine).await;
+}
+
+#[tokio::test]
 async fn leader_refuses_commands_while_a_quorum_has_no_room() {
     let cluster = Cluster::start(3, |_| {}).await;
     let leading = cluster.leader().await;

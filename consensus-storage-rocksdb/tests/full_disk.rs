@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use consensus_core::{Entry, LogBatch, LogId, LogIndex, LogStorage, NodeId, SnapshotMeta, StorageError};
+use consensus_core::{
+    Entry, LogBatch, LogId, LogIndex, LogStorage, NodeId, Payload, SnapshotMeta, StorageError,
+};
 use consensus_storage_rocksdb::RocksLogStorage;
 use consensus_testkit::SmallDisk;
 
@@ -94,6 +96,25 @@ fn a_reserve_keeps_the_disk_from_filling_up() {
     storage.write(LogBatch { purge: Some(purge), ..LogBatch::default() }).unwrap();
     drop(storage);
     assert_eq!(open(&log).unwrap().load().unwrap().last(), LogId::new(1, acknowledged));
+}
+
+/// A leader that is elected while there is no room commits the first entry of its term, without which it serves no reads.
+#[test]
+fn entries_without_commands_use_the_reserve() {
+    let dir = tempfile::tempdir().unwrap();
+    // No disk has as much.
+    let storage = open(dir.path()).unwrap().with_reserve(1 << 60);
+    let write = |index, payload| {
+        let entries = vec![Entry { id: LogId::new(1, index), payload }];
+        storage.write(LogBatch { entries, ..LogBatch::default() })
+    };
+    for index in 1..=9 {
+        write(index, Payload::Blank).unwrap();
+        let refused = write(index + 1, Payload::Command("c".into()));
+        assert!(matches!(refused, Err(StorageError::NoRoom { .. })), "{refused:?}");
+    }
+    drop(storage);
+    assert_eq!(open(dir.path()).unwrap().load().unwrap().last(), LogId::new(1, 9));
 }
 
 const DISK_MIB: u64 = 24;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use consensus_core::{
-    Entry, HardState, LogBatch, LogId, LogIndex, LogStorage, Membership, NodeId, SnapshotMeta, StorageError,
-    Term,
+    Entry, HardState, LogBatch, LogId, LogIndex, LogStorage, Membership, NodeId, Payload, SnapshotMeta,
+    StorageError, Term,
 };
 use consensus_storage_wal::WalLogStorage;
 use consensus_testkit::SmallDisk;
@@ -110,6 +110,25 @@ fn a_reserve_keeps_the_disk_from_filling_up() {
     drop(storage);
     let state = open(&log).load().unwrap();
     assert_eq!((state.last(), state.hard_state.term), (LogId::new(1, last), Term(VOTES - 1)));
+}
+
+/// A leader that is elected while there is no room commits the first entry of its term, without which it serves no reads.
+#[test]
+fn entries_without_commands_use_the_reserve() {
+    let dir = tempfile::tempdir().unwrap();
+    // No disk has as much.
+    let storage = open(dir.path()).with_reserve(1 << 60);
+    let write = |index, payload| {
+        let entries = vec![Entry { id: LogId::new(1, index), payload }];
+        storage.write(LogBatch { entries, ..LogBatch::default() })
+    };
+    for index in 1..=1000 {
+        write(index, Payload::Blank).unwrap();
+        let refused = write(index + 1, Payload::Command("c".into()));
+        assert!(matches!(refused, Err(StorageError::NoRoom { .. })), "{refused:?}");
+    }
+    drop(storage);
+    assert_eq!(open(dir.path()).load().unwrap().last(), LogId::new(1, 1000));
 }
 
 const DISK_MIB: u64 = 24;

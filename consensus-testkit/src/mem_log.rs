@@ -77,7 +77,7 @@ impl MemLogStorage {
         self.lock().fail_writes = fail;
     }
 
-    /// From now on (`true`) there is no room for entries.
+    /// From now on (`true`) there is no room for commands.
     pub fn fill(&self, full: bool) {
         self.lock().full = full;
     }
@@ -113,7 +113,7 @@ impl LogStorage for MemLogStorage {
             let source = std::io::Error::other("the test took the disk away");
             return Err(StorageError::Io { context: "write".to_owned(), source });
         }
-        if disk.full && !batch.entries.is_empty() {
+        if disk.full && batch.spares_reserve() {
             let why = "the test filled the disk".to_owned();
             return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
         }

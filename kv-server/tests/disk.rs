@@ -71,4 +71,16 @@ async fn a_cluster_refuses_writes_while_all_its_disks_are_full() {
     refused_while_full_and_taken_afterwards(disk.path(), &cluster.ports()).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_starts_without_room_serves_reads_and_refuses_writes() {
+    // No disk has as much.
+    let cluster = Cluster::start(3, "", "[limits]\ndisk_reserve = \"900PiB\"\n");
+    cluster.leader().await;
+    let client = cluster.client();
+    assert!(client.get("k").await.expect("reads are served").is_none());
+    let refused = impatient(&cluster.ports()).put("k", "v").await.unwrap_err().to_string();
+    assert!(refused.contains("MiB free") || refused.contains("room"), "{refused}");
+    assert!(client.get("k").await.expect("reads are served").is_none());
+}
+
 const BALLAST_MIB: u64 = 2048;

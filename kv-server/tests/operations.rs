@@ -150,6 +150,11 @@ fn from_one_node_to_three_keeps_the_data() {
 }
 
 #[test]
+fn node_without_room_serves_reads() {
+    run("Full and stalled disks");
+}
+
+#[test]
 fn moved_node_is_found() {
     run("Moving addresses");
 }
@@ -157,6 +162,6 @@ fn moved_node_is_found() {
 #[test]
 fn every_section_with_commands_is_run() {
     let titles: Vec<String> = sections().into_keys().collect();
-    let run = ["From one node to three", "Moving addresses"];
+    let run = ["From one node to three", "Full and stalled disks", "Moving addresses"];
     assert_eq!(titles, run);
 }

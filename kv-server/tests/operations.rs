@@ -150,6 +150,16 @@ fn from_one_node_to_three_keeps_the_data() {
 }
 
 #[test]
+fn copy_of_a_data_directory_becomes_a_cluster() {
+    run("Restoring from a copy");
+}
+
+#[test]
+fn survivor_of_a_majority_becomes_a_cluster() {
+    run("Loss of a majority");
+}
+
+#[test]
 fn node_without_room_serves_reads() {
     run("Full and stalled disks");
 }
@@ -162,6 +172,12 @@ fn moved_node_is_found() {
 #[test]
 fn every_section_with_commands_is_run() {
     let titles: Vec<String> = sections().into_keys().collect();
-    let run = ["From one node to three", "Full and stalled disks", "Moving addresses"];
+    let run = [
+        "From one node to three",
+        "Full and stalled disks",
+        "Loss of a majority",
+        "Moving addresses",
+        "Restoring from a copy",
+    ];
     assert_eq!(titles, run);
 }

@@ -15,10 +15,11 @@ use consensus_core::{ClusterId, LogId, LogIndex, Membership, NodeId, SnapshotMet
 use crate::{Append, Contradiction, EntryInfo, Output, Raft, raft::Role};
 
 impl Raft {
-    /// Identity of the cluster as far as it is committed on this node.
+    /// Identity of the cluster as far as it is committed on this node. None while the log is joining: the history of a
+    /// recovered cluster begins with the identity that it had before, and the node may have that part of it alone.
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
-        self.log.membership_at(self.commit).cluster()
+        if self.is_joining() { ClusterId::NONE } else { self.log.membership_at(self.commit).cluster() }
     }
 
     /// Whether the log holds this very entry at `index`: the same term, and as far as it can be seen the same content.

@@ -309,6 +309,20 @@ fn later_leader_keeps_the_identity() {
 }
 
 #[test]
+fn joining_node_takes_the_identity_that_a_recovered_cluster_has_now() {
+    let mut raft = empty(2);
+    let before = Membership::of_voters(0..3).with_cluster(ClusterId(7));
+    // The leader has committed more than its first message holds.
+    let outputs = step(&mut raft, SECOND, append_configuration(3, LogId::ZERO, before, 2));
+    assert_eq!((contradiction(&outputs), raft.commit()), (None, LogIndex(1)));
+    assert_eq!(raft.cluster(), ClusterId::NONE, "what it has may be the old part");
+    let after = Membership::of_voters([1]).with_cluster(ClusterId(8));
+    let outputs = step(&mut raft, SECOND, append_configuration(3, LogId::new(3, 1), after, 2));
+    assert_eq!((contradiction(&outputs), raft.commit()), (None, LogIndex(2)));
+    assert_eq!(raft.cluster(), ClusterId(8));
+}
+
+#[test]
 fn configuration_of_another_cluster_ends_the_node() {
     let mut raft = node(3, 0, &[]);
     let founded = |cluster| Membership::of_voters(0..3).with_cluster(ClusterId(cluster));

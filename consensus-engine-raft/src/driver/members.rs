@@ -128,11 +128,13 @@ impl Driver {
         self.addressed = membership;
     }
 
-    /// Tells the transport to which cluster this node belongs, when that is committed. It stays so.
+    /// Tells the transport to which cluster this node belongs, when that is committed. It stays so. The log of a recovered
+    /// cluster ends with another identity than the one that was committed before: the new one counts.
     pub(super) fn tell_cluster(&mut self) {
         if self.cluster == ClusterId::NONE {
-            self.cluster = self.raft.cluster();
-            if self.cluster != ClusterId::NONE {
+            let cluster = self.raft.cluster();
+            if cluster != ClusterId::NONE && cluster == self.raft.membership().cluster() {
+                self.cluster = cluster;
                 tracing::info!(cluster = %self.cluster, "the cluster has an identity");
                 self.transport.set_cluster(self.cluster);
             }

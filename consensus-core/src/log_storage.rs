@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Entry, LogId, LogIndex, Membership, NodeId, Payload, StorageId, Term};
+use crate::{ClusterId, Entry, LogId, LogIndex, Membership, NodeId, Payload, StorageId, Term};
 
 /// Makes the log durable: one call, one batch, on disk when it returns.
 ///
@@ -77,9 +77,13 @@ pub struct HardState {
     /// any more, so that it votes as if it still had it, and stands for nothing, until its log is as far again.
     pub lost_through: Option<LogId>,
     /// Set while a log that began empty, without a first configuration, has not yet reached what was committed when it
-    /// joined: the commit index that the first leader told it, 0 until one did. Such a node may be a former member whose disk
+    /// joined: the commit index that it was told by a leader that had committed in its own term, 0 until one did. Such a node may be a former member whose disk
     /// was emptied, so it does not campaign; as a founding member it neither votes nor counts.
     pub joining: Option<LogIndex>,
+    /// Identity of the cluster, once this node has known it to be committed; [`ClusterId::NONE`]
+    /// before. A node that comes up does not know at once what is committed, and must not take part in another cluster
+    /// meanwhile.
+    pub cluster: ClusterId,
 }
 
 /// What a snapshot, or the removed head of a log, covers.

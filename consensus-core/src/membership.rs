@@ -36,7 +36,7 @@ impl fmt::Display for MemberKind {
 }
 
 impl MemberKind {
-    /// Whether it votes.
+    /// Whether members of this kind vote. See [`Member::votes`] for one of them.
     #[must_use]
     pub fn votes(self) -> bool {
         matches!(self, Self::Voter | Self::Witness)
@@ -56,8 +56,9 @@ pub struct Member {
     pub client_endpoint: Option<Endpoint>,
     /// Its log storage, from when a leader first heard of it: a node that comes back with another one has forgotten what
     /// it voted and acknowledged, and counts no more until it is removed and added again. Until then
-    /// [`StorageId::UNHEARD`] for a member that a change added, and `None` for a founding member, which may have voted and
-    /// acknowledged without anybody noting its storage.
+    /// [`StorageId::UNHEARD`] for a member that a change added, which does not vote yet ([`votes`](Self::votes)), and `None`
+    /// for a founding member, which may have voted and acknowledged without anybody noting its storage, and for one whose
+    /// storage has no identity.
     pub storage: Option<StorageId>,
 }
 
@@ -66,6 +67,19 @@ impl Member {
     #[must_use]
     pub fn new(kind: MemberKind) -> Self {
         Self { kind, endpoint: None, priority: 0, client_endpoint: None, storage: None }
+    }
+
+    /// Whether it votes and counts for commitment. A member that a change added does not before its storage is known: if its
+    /// disk were emptied before anybody had noted which one acknowledged and voted, the empty disk would vote in its place.
+    #[must_use]
+    pub fn votes(&self) -> bool {
+        self.kind.votes() && self.storage != Some(StorageId::UNHEARD)
+    }
+
+    /// Whether its votes and acknowledgements count when they come from `storage`.
+    #[must_use]
+    pub fn trusts(&self, storage: StorageId) -> bool {
+        self.storage.is_none_or(|known| known == storage || known == StorageId::UNHEARD)
     }
 }
 
@@ -207,14 +221,14 @@ impl Membership {
     /// Whether `node` votes, in either set of voters.
     #[must_use]
     pub fn is_voter(&self, node: NodeId) -> bool {
-        self.members.get(&node).is_some_and(|member| member.kind.votes()) || self.outgoing.contains_key(&node)
+        self.members.get(&node).is_some_and(Member::votes) || self.outgoing.contains_key(&node)
     }
 
     /// Whether `node` may be elected: it votes and is no witness.
     #[must_use]
     pub fn can_lead(&self, node: NodeId) -> bool {
         let leads = |members: &BTreeMap<NodeId, Member>| {
-            members.get(&node).is_some_and(|member| member.kind == MemberKind::Voter)
+            members.get(&node).is_some_and(|member| member.kind == MemberKind::Voter && member.votes())
         };
         leads(&self.members) || leads(&self.outgoing)
     }
@@ -229,13 +243,12 @@ impl Membership {
     /// Whether votes and acknowledgements of `node` count when they come from `storage`.
     #[must_use]
     pub fn trusts(&self, node: NodeId, storage: StorageId) -> bool {
-        let known = self.get(node).and_then(|member| member.storage);
-        known.is_none_or(|known| known == storage || known == StorageId::UNHEARD)
+        self.get(node).is_none_or(|member| member.trusts(storage))
     }
 
     /// The sets of voters that decide: one, or two in a joint configuration.
     fn voter_sets(&self) -> impl Iterator<Item = Few<NodeId>> {
-        let voters = self.members.iter().filter(|(_, member)| member.kind.votes());
+        let voters = self.members.iter().filter(|(_, member)| member.votes());
         let incoming = voters.map(|(id, _)| *id).collect();
         let outgoing = self.is_joint().then(|| self.outgoing.keys().copied().collect());
         std::iter::once(incoming).chain(outgoing)
@@ -329,7 +342,7 @@ impl Membership {
         if self.voters().eq(target.voters()) {
             return target.clone();
         }
-        let outgoing = self.members.iter().filter(|(_, member)| member.kind.votes());
+        let outgoing = self.members.iter().filter(|(_, member)| member.votes());
         let outgoing = outgoing.map(|(id, member)| (*id, member.clone())).collect();
         Self::joint(target.members.clone(), outgoing).with_cluster(self.cluster)
     }
@@ -368,6 +381,13 @@ mod tests {
         base.changed(&[MemberChange::Set(NodeId(id), Member::new(kind))]).unwrap()
     }
 
+    /// The same, with the storage of the member noted.
+    fn with_known(base: &Membership, id: u64, kind: MemberKind) -> Membership {
+        let mut members = with(base, id, kind).members().clone();
+        members.get_mut(&NodeId(id)).unwrap().storage = Some(StorageId(100 + id));
+        base.with_members(members)
+    }
+
     #[test]
     fn quorums_are_more_than_half() {
         for (voters, quorum) in [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (6, 4), (7, 4)] {
@@ -389,7 +409,7 @@ mod tests {
     #[test]
     fn a_change_of_voters_goes_through_a_joint_configuration() {
         let three = Membership::of_voters(1..=3);
-        let learning = with(&three, 4, MemberKind::Learner);
+        let learning = with_known(&three, 4, MemberKind::Learner);
         assert_eq!(three.towards(&learning), learning, "no voter changes");
         let target = learning
             .changed(&[
@@ -405,6 +425,19 @@ mod tests {
         assert!(joint.has_quorum(&[1, 2, 4].map(NodeId).into()));
         assert_eq!(joint.left(), target);
         assert_eq!(joint.to_string(), "2 voter, 3 voter, 4 voter (joint with 1, 2, 3)");
+    }
+
+    #[test]
+    fn added_voter_does_not_vote_before_its_storage_is_known() {
+        let two = Membership::of_voters([1, 2]);
+        let added = with(&two, 3, MemberKind::Voter);
+        assert!(!added.is_voter(NodeId(3)) && !added.can_lead(NodeId(3)) && !two.towards(&added).is_joint());
+        assert!(
+            added.has_quorum(&[1, 2].map(NodeId).into()) && !added.has_quorum(&[1, 3].map(NodeId).into())
+        );
+        let known = with_known(&two, 3, MemberKind::Voter);
+        assert!(known.is_voter(NodeId(3)) && added.towards(&known).is_joint());
+        assert!(known.has_quorum(&[1, 3].map(NodeId).into()));
     }
 
     #[test]
@@ -472,7 +505,7 @@ mod tests {
 
     #[test]
     fn a_witness_counts_and_cannot_lead() {
-        let membership = with(&Membership::of_voters([1, 2]), 3, MemberKind::Witness);
+        let membership = with_known(&Membership::of_voters([1, 2]), 3, MemberKind::Witness);
         assert!(membership.has_quorum(&[1, 3].map(NodeId).into()));
         assert!(membership.can_lead(NodeId(1)) && !membership.can_lead(NodeId(3)));
         let turn = MemberChange::Set(NodeId(3), Member::new(MemberKind::Voter));

@@ -496,6 +496,7 @@ impl Driver {
             Output::Install(meta) => self.install(&meta),
             Output::SnapshotSettled(verdict) => self.settle_arrival(verdict),
             Output::Contradicted(contradiction) => self.fail(contradiction.to_string()),
+            Output::TwoLeaders(leaders) => self.fail(leaders.to_string()),
             Output::Send(..) | Output::SendAppend(..) | Output::SendSnapshot(..) => {
                 unreachable!("carried out above")
             }

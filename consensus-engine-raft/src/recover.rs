@@ -67,9 +67,10 @@ pub fn force_new_cluster(storage: &dyn LogStorage, node: NodeId) -> Result<Recov
     let by = LogId { term, index: last.index.next() };
     let alone = Membership::new([(node, Member { kind: MemberKind::Voter, ..own.clone() })].into());
     // Another cluster from here on: those who come back with the old one are refused.
-    let alone = alone.with_cluster(new_cluster());
+    let cluster = new_cluster();
+    let alone = alone.with_cluster(cluster);
     storage.write(LogBatch {
-        hard_state: Some(HardState { term, voted_for: Some(node), ..HardState::default() }),
+        hard_state: Some(HardState { term, voted_for: Some(node), cluster, ..HardState::default() }),
         entries: vec![Entry { id: by, payload: Payload::Membership(alone) }],
         ..LogBatch::default()
     })?;

@@ -214,8 +214,8 @@ mod tests {
             (HardState { term: Term(7), ..HardState::default() }, SnapshotMeta::default());
         let frame = Frame { hard_state: Some(&hard_state), purged: Some(&purged), entries: &[], ..frame };
         let bytes = encoded(&frame);
-        assert_eq!(bytes[4..8], [0, 0, 0, 13]);
-        assert_eq!(bytes[FIXED_LEN..], [1, 1, 7, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[4..8], [0, 0, 0, 14]);
+        assert_eq!(bytes[FIXED_LEN..], [1, 1, 7, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

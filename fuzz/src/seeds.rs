@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use consensus_core::{
-    Entry, HardState, LogId, LogIndex, LogState, Message, NodeId, Payload, SnapshotAck, SnapshotChunk,
-    SnapshotMeta, SnapshotOutcome, StateMachine, Term, VoteKind, VoteResponse, codec, record,
+    ClusterId, Entry, HardState, LogId, LogIndex, LogState, Message, NodeId, Payload, SnapshotAck,
+    SnapshotChunk, SnapshotMeta, SnapshotOutcome, StateMachine, Term, VoteKind, VoteResponse, codec, record,
     session::{ExactlyOnce, Session},
     typed::InMemory,
 };
@@ -176,6 +176,7 @@ pub fn stored() -> Seeds {
         installing: Some(snapshot_meta()),
         lost_through: Some(LogId::new(1, 2)),
         joining: Some(LogIndex(3)),
+        cluster: ClusterId(4),
     };
     let mut raft = raft();
     let mut returned: Seeds = calls().into_iter().map(|call| codec::encode(1, &raft.call(call))).collect();

@@ -75,4 +75,4 @@ impl Raft {
 }
 
 /// A recording is read by the version that made it.
-const CHECKPOINT_VERSION: u8 = 3;
+const CHECKPOINT_VERSION: u8 = 4;

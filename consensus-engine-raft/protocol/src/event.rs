@@ -200,6 +200,32 @@ pub enum Output {
     /// The leader's log differs from what is committed on this node, which ends with that (I17): nothing more may be applied
     /// or said. One of the two has an old copy of its disk, or they belong to two clusters.
     Contradicted(Contradiction),
+    /// Two nodes lead one term: this node ends as well, for the same reasons.
+    TwoLeaders(TwoLeaders),
+}
+
+/// Two nodes that lead one term (I17).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TwoLeaders {
+    /// The term.
+    pub term: Term,
+    /// The leader that this node knew, perhaps itself.
+    pub known: NodeId,
+    /// The leader that it heard.
+    pub other: NodeId,
+}
+
+impl std::fmt::Display for TwoLeaders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { term, known, other } = self;
+        write!(
+            f,
+            "nodes {known} and {other} both lead term {term}: a voter has voted twice, because an old copy of its data \
+             directory was put back, or the two belong to different clusters. Entries that the two leaders appended in this \
+             term cannot be told apart. Decide which of the two leaders counts; on the other one and on the nodes that \
+             followed it, remove the node from its cluster, move its data directory away, and add it again"
+        )
+    }
 }
 
 /// Two different entries at one index, of which this node's is committed (I17).

@@ -3,23 +3,47 @@
 //! * What is committed here is compared with what every leader sends (I17): a node that differs ends.
 //! * A log that began empty may be that of a former member whose disk was emptied, which voted and acknowledged what it
 //!   no longer knows. It takes the log, but does not campaign, and as a founding member it neither votes nor counts, until it
-//!   holds what was committed at that time (I18). One that a change has added votes and counts at once: without that a
-//!   cluster of one voter could not grow, as new members may be needed to commit anything.
+//!   holds what was committed at that time (I18). One that a change has added votes and counts as soon as the configuration
+//!   names its disk: what a former member of its id promised ended with its removal. Before that it is no voter
+//!   ([`Member::votes`](consensus_core::Member::votes)):
+//!   1. node 2 is added, and acknowledges an entry, which is committed with that;
+//!   2. before the leader has noted its disk, that is emptied;
+//!   3. a candidate that lacks the entry knows of no other disk of node 2, and would be elected with the vote of the empty one.
+//!
+//!   The joining of an empty log ends so:
 //!   1. it starts with an empty log and no configuration: [`HardState::joining`](consensus_core::HardState::joining) is 0;
-//!   2. the first leader with a commit index tells it that index, which is written down;
+//!   2. a leader tells it a commit index at which the entry is of the leader's own term, which is written down;
 //!   3. its own disk holds that much, and it knows that it is committed: it is a member like any other.
 //! * The first leader draws the identity of the cluster (I20).
 
-use consensus_core::{ClusterId, LogId, LogIndex, Membership, NodeId, SnapshotMeta, StorageId};
+use consensus_core::{ClusterId, LogId, LogIndex, Membership, NodeId, SnapshotMeta, StorageId, Term};
 
-use crate::{Append, Contradiction, EntryInfo, Output, Raft, raft::Role};
+use crate::{Append, Contradiction, EntryInfo, Output, Raft, TwoLeaders, raft::Role};
 
 impl Raft {
-    /// Identity of the cluster as far as it is committed on this node. None while the log is joining: the history of a
-    /// recovered cluster begins with the identity that it had before, and the node may have that part of it alone.
+    /// Identity of the cluster, as this node is to tell it to others: what it has known to be committed, or on a leader what its
+    /// log has. Nobody who knows a committed identity takes anything from a leader that has another one.
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
-        if self.is_joining() { ClusterId::NONE } else { self.log.membership_at(self.commit).cluster() }
+        match self.role {
+            // Whoever leads has all that is committed, so that no member of its cluster can know another one. An identity that is
+            // not committed may yet be replaced: a follower that held to it would refuse the next leader.
+            Role::Leader(_) => self.log.membership().cluster(),
+            _ => self.hard.cluster,
+        }
+    }
+
+    /// The identity that is committed is the one of this node from now on. A log that began empty is read to its end first: it
+    /// may tell of the cluster that this one was recovered from.
+    pub(crate) fn note_cluster(&mut self) {
+        if self.hard.cluster != ClusterId::NONE || self.is_joining() {
+            return;
+        }
+        let cluster = self.log.membership_at(self.commit).cluster();
+        if cluster != ClusterId::NONE {
+            self.hard.cluster = cluster;
+            self.writes.hard_state();
+        }
     }
 
     /// Whether the log holds this very entry at `index`: the same term, and as far as it can be seen the same content.
@@ -33,29 +57,37 @@ impl Raft {
         index <= self.log.purged().index || self.log.membership_entry(index) == entry.membership
     }
 
-    /// An entry of a leader's message that differs from one that is committed here (I17).
+    /// An entry of a leader's message that differs from one that is committed here, or a configuration of another cluster
+    /// (I17). What is not committed here is not looked up.
     pub(crate) fn find_contradiction(
         &self,
         leader: NodeId,
         append: &Append,
         entries: &[EntryInfo],
+        has_membership: bool,
     ) -> Option<Contradiction> {
         let contradiction = |own, theirs| Some(Contradiction { own, theirs, leader });
-        if append.prev.index <= self.commit
-            && let Some(own) = self.log.id_at(append.prev.index).filter(|own| *own != append.prev)
-        {
-            return contradiction(own, append.prev);
+        if append.prev.index <= self.commit {
+            if let Some(own) = self.log.id_at(append.prev.index).filter(|own| *own != append.prev) {
+                return contradiction(own, append.prev);
+            }
+            let committed = self.commit.since(append.prev.index) as usize;
+            for (index, entry) in (append.prev.index.0 + 1..).map(LogIndex).zip(entries).take(committed) {
+                let theirs = LogId { term: entry.term, index };
+                let differs = |own: &LogId| *own != theirs || !self.has_content_of(index, entry);
+                if let Some(own) = self.log.id_at(index).filter(differs) {
+                    return contradiction(own, theirs);
+                }
+            }
         }
-        for (index, entry) in (append.prev.index.0 + 1..).map(LogIndex).zip(entries) {
-            let theirs = LogId { term: entry.term, index };
-            // Most entries are new: those are not looked up.
-            let own = if index <= self.commit { self.log.id_at(index) } else { None };
-            if let Some(own) = own.filter(|own| *own != theirs || !self.has_content_of(index, entry)) {
-                return contradiction(own, theirs);
-            }
-            if entry.membership.as_ref().is_some_and(|membership| !self.is_own_cluster(membership)) {
-                return contradiction(self.log.id_at(self.commit).unwrap_or_default(), theirs);
-            }
+        if has_membership {
+            let is_foreign = |entry: &EntryInfo| {
+                entry.membership.as_ref().is_some_and(|membership| !self.is_own_cluster(membership))
+            };
+            let at = entries.iter().position(is_foreign)?;
+            let theirs =
+                LogId { term: entries[at].term, index: LogIndex(append.prev.index.0 + 1 + at as u64) };
+            return contradiction(self.log.id_at(self.commit).unwrap_or_default(), theirs);
         }
         None
     }
@@ -73,13 +105,28 @@ impl Raft {
     }
 
     fn is_own_cluster(&self, membership: &Membership) -> bool {
-        self.cluster().is_compatible_with(membership.cluster())
+        self.hard.cluster.is_compatible_with(membership.cluster())
     }
 
     /// Ends this node's part in the protocol.
     pub(crate) fn contradict(&mut self, contradiction: Contradiction) {
         self.contradicted = true;
         self.outputs.push(Output::Contradicted(contradiction));
+    }
+
+    /// Whether `from` is the only leader of its `term`, this node's term, that this node has heard of. Ends this node's part in
+    /// the protocol if not.
+    pub(crate) fn is_only_leader(&mut self, from: NodeId, term: Term) -> bool {
+        let known = match (&self.role, self.followed) {
+            (Role::Leader(_), _) => self.config.id,
+            (_, Some((followed, leader))) if followed == term => leader,
+            _ => from,
+        };
+        if known != from {
+            self.contradicted = true;
+            self.outputs.push(Output::TwoLeaders(TwoLeaders { term, known, other: from }));
+        }
+        known == from
     }
 
     /// The configuration that the first leader of a cluster begins its term with: the one in force, with an identity (I20).
@@ -101,18 +148,18 @@ impl Raft {
     }
 
     /// Whether this node may vote for a candidate whose configuration knows this of its storage. A storage that joins may
-    /// vote as a member that a change has just added: what a former member of its id promised ended with its removal.
+    /// vote if the configuration names it: what a former member of its id promised ended with its removal.
     pub(crate) fn may_vote(&self, known: Option<StorageId>) -> bool {
-        match known {
-            None => !self.is_joining(),
-            Some(known) => known == StorageId::UNHEARD || known == self.storage,
-        }
+        known.map_or(!self.is_joining(), |known| known == self.storage)
     }
 
-    /// The first commit index that a leader tells is the one to reach.
-    pub(crate) fn note_commit_of_leader(&mut self, commit: LogIndex) {
-        if self.hard.joining == Some(LogIndex::ZERO) && commit > LogIndex::ZERO {
-            self.hard.joining = Some(commit);
+    /// The first commit index of a leader that has committed an entry of its own term is the one to reach. What a new leader
+    /// tells before may be less than what was committed under earlier ones.
+    pub(crate) fn note_commit_of_leader(&mut self, append: &Append) {
+        if self.hard.joining == Some(LogIndex::ZERO)
+            && self.log.id_at(append.commit).is_some_and(|id| id.term == append.term)
+        {
+            self.hard.joining = Some(append.commit);
             self.writes.hard_state();
         }
     }
@@ -131,6 +178,7 @@ impl Raft {
         if self.durable >= index && self.commit >= index {
             self.hard.joining = None;
             self.writes.hard_state();
+            self.note_cluster();
         }
     }
 }

@@ -47,10 +47,11 @@
 //! * **I16** A node whose log was cut because of damage votes as if it still had what it may have acknowledged, and does not
 //!   stand, until its log is as far again (after Alagappan et al. 2018, protocol-aware recovery).
 //! * **I17** What is committed is never silently replaced: a node that finds its own committed entry different from the
-//!   leader's applies nothing more and says so ([`Output::Contradicted`]).
-//! * **I18** A node whose log began empty, without a first configuration, does not campaign until its log holds what was
-//!   committed when a leader first told it: it may be a former member whose disk was emptied. Until then it votes, and counts
-//!   towards quorums, only as a member that a change has added: what a former member promised ended with its removal.
+//!   leader's applies nothing more and says so ([`Output::Contradicted`]). So does one that hears of two leaders of one term
+//!   ([`Output::TwoLeaders`]): the same term and index would name two entries.
+//! * **I18** A node whose log began empty, without a first configuration, does not campaign until its log holds what a leader
+//!   that had committed in its own term knew to be committed: it may be a former member whose disk was emptied. Until then it votes, and counts
+//!   towards quorums, only if the configuration names its disk. A member that a change has added is no voter before that.
 //! * **I19** An acknowledgement counts only for the storage that it came from, and only if it answers a message that was sent
 //!   since the member was last added.
 //! * **I20** The first leader of a cluster draws its identity and writes it into the first entry of its term; once that is
@@ -76,7 +77,9 @@ mod unfit;
 
 pub use call::{Call, Returned};
 pub use config::{Config, ConfigError};
-pub use event::{Append, Contradiction, EntryInfo, Event, Output, Refusal, Reply, SnapshotVerdict};
+pub use event::{
+    Append, Contradiction, EntryInfo, Event, Output, Refusal, Reply, SnapshotVerdict, TwoLeaders,
+};
 pub use persist::Persist;
 pub use raft::{Raft, Restored};
 pub use snapshot::InterruptedInstall;

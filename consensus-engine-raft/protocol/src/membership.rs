@@ -135,7 +135,7 @@ impl Raft {
         for (id, member) in &mut members {
             self.note_storage(leader, *id, member);
         }
-        // Storages first: who joins has one by then.
+        // Storages first: a member without one votes on nothing.
         if members == *membership.members() {
             self.promote(leader, &mut members);
         }
@@ -148,19 +148,26 @@ impl Raft {
 
     /// Remembers whose storage is which, so that an emptied disk is not taken for the one that it was (I14).
     fn note_storage(&self, leader: &Leader, id: NodeId, member: &mut Member) {
-        let heard = if id == self.config.id {
-            self.storage
-        } else {
-            leader.peers.get(&id).map_or(StorageId::default(), |peer| peer.storage)
-        };
-        if member.storage.is_none_or(|known| known == StorageId::UNHEARD) && heard != StorageId::default() {
+        let peer = leader.peers.get(&id);
+        let own = (id == self.config.id).then_some(self.storage);
+        let heard = own.or(peer.map(|peer| peer.storage)).unwrap_or_default();
+        if member.storage.is_some_and(|known| known != StorageId::UNHEARD) {
+            return;
+        }
+        if heard != StorageId::default() {
             member.storage = Some(heard);
+        } else if peer.is_some_and(|peer| peer.matched > LogIndex::ZERO) {
+            // Its storage has no identity: what I18 says of founding members is all that there is.
+            member.storage = None;
         }
     }
 
     /// Makes voters of those who join and have caught up (D §4.2.1).
     fn promote(&self, leader: &Leader, members: &mut BTreeMap<NodeId, Member>) {
-        for (id, member) in members.iter_mut().filter(|(_, member)| member.kind == MemberKind::Joining) {
+        let joins = |member: &Member| {
+            member.kind == MemberKind::Joining && member.storage != Some(StorageId::UNHEARD)
+        };
+        for (id, member) in members.iter_mut().filter(|(_, member)| joins(member)) {
             let caught_up = leader.peers.get(id).is_some_and(|peer| {
                 matches!(peer.state, State::Replicate(_))
                     && peer.counts()

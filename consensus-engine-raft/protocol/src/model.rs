@@ -99,6 +99,7 @@ impl Raft {
             applying,
             role,
             leader,
+            followed,
             leader_heard,
             patient_until,
             asking,
@@ -114,6 +115,9 @@ impl Raft {
         (answered_round, contradicted, stalled).hash(hasher);
         hash_hard_state(hard, names, hasher);
         leader.map(|id| name(id, names)).hash(hasher);
+        // Who led an earlier term decides nothing.
+        let followed = followed.filter(|(term, _)| *term == hard.term);
+        followed.map(|(_, id)| name(id, names)).hash(hasher);
         log.digest(names, hasher);
         writes.digest(names, hasher);
         asking.digest(hasher);
@@ -146,8 +150,9 @@ impl Leader {
 
 impl Progress {
     fn digest(&self, hasher: &mut impl Hasher) {
-        let Self { matched, next, state, round, heard, storage, first_round, joining, discount } = self;
-        (matched, next, round, heard, storage, first_round, joining, discount).hash(hasher);
+        let Self { matched, next, state, round, heard, storage, current, first_round, joining, discount } =
+            self;
+        (matched, next, round, heard, storage, current, first_round, joining, discount).hash(hasher);
         match state {
             State::Probe { sent } => (0, sent).hash(hasher),
             State::Replicate(inflight) => inflight.digest(hasher),
@@ -190,8 +195,8 @@ pub(crate) fn name(id: NodeId, names: Names<'_>) -> u8 {
 
 /// What a hard state says, with other names.
 pub fn hash_hard_state(hard: &HardState, names: Names<'_>, hasher: &mut impl Hasher) {
-    let HardState { term, voted_for, installing, lost_through, joining } = hard;
-    (term, voted_for.map(|id| name(id, names)), lost_through, joining).hash(hasher);
+    let HardState { term, voted_for, installing, lost_through, joining, cluster } = hard;
+    (term, voted_for.map(|id| name(id, names)), lost_through, joining, cluster).hash(hasher);
     installing.is_some().hash(hasher);
     if let Some(meta) = installing {
         hash_meta(meta, names, hasher);

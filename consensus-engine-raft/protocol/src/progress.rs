@@ -24,6 +24,8 @@ pub(crate) struct Progress {
     pub(crate) heard: Time,
     /// Storage from which it first answered.
     pub(crate) storage: StorageId,
+    /// Storage of which all of this is known: what one storage has says nothing of another one.
+    pub(crate) current: StorageId,
     /// Round of the first message since the member was added: earlier ones were answered by a former member (I19).
     pub(crate) first_round: u64,
     /// Whether its log still lacks what was committed when it joined (I18).
@@ -89,6 +91,7 @@ impl Progress {
             round: 0,
             heard: now,
             storage: StorageId::default(),
+            current: StorageId::default(),
             first_round,
             joining: false,
             discount: None,
@@ -110,19 +113,40 @@ impl Progress {
         if self.counts() { self.round } else { 0 }
     }
 
+    /// Turns to the storage that a response came from, of which nothing is known if it is another than before. `false` if the
+    /// response is a late one of a former storage. Otherwise this happens (I14):
+    /// 1. the disk of a member is emptied, and the empty one acknowledges what it is sent, which does not count;
+    /// 2. a late acknowledgement of the former disk, which counts, arrives;
+    /// 3. what the empty disk acknowledged is taken for what the former one has.
+    pub(crate) fn turn_to(&mut self, response: &AppendResponse) -> bool {
+        if self.current == response.storage {
+            return true;
+        }
+        if self.current != StorageId::UNHEARD {
+            if response.round < self.round {
+                return false;
+            }
+            (self.matched, self.round) = (LogIndex::ZERO, 0);
+            self.probe_from(self.next);
+        }
+        self.current = response.storage;
+        true
+    }
+
     /// Notes from which storage an acknowledgement came, and so whether it counts (I14, I18, I19). `membership` is the
     /// configuration in force, `from` the sender.
     pub(crate) fn note_sender(&mut self, membership: &Membership, from: NodeId, response: &AppendResponse) {
-        let is_trusted = membership.trusts(from, response.storage);
+        let member = membership.get(from);
+        let is_trusted = member.is_none_or(|member| member.trusts(response.storage));
         if is_trusted && self.storage == StorageId::UNHEARD {
             self.storage = response.storage;
         }
         self.joining = response.joining;
-        let is_founder = membership.get(from).is_some_and(|member| member.storage.is_none());
+        let is_founder = member.is_some_and(|member| member.storage.is_none());
         self.discount = if !is_trusted || self.storage != response.storage {
             Some(Discount::OtherStorage)
         } else {
-            // What a former member promised ended when it was removed: one that a change added counts at once.
+            // What a former member promised ended when it was removed: one that a change added counts when it is a voter.
             (self.joining && is_founder).then_some(Discount::EmptiedFounder)
         };
     }

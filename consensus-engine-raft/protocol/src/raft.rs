@@ -36,6 +36,8 @@ pub struct Raft {
     pub(crate) applying: LogIndex,
     pub(crate) role: Role,
     pub(crate) leader: Option<NodeId>,
+    /// The leader that this node followed last, with its term.
+    pub(crate) followed: Option<(Term, NodeId)>,
     /// When a leader was last heard.
     pub(crate) leader_heard: Option<Time>,
     /// With leases a node that comes up may have promised a leader its patience: it gives no vote before this.
@@ -113,6 +115,7 @@ impl Raft {
             applying: known,
             role: Role::Follower,
             leader: None,
+            followed: None,
             leader_heard: None,
             patient_until: now + patience,
             asking: Asking::default(),
@@ -126,6 +129,7 @@ impl Raft {
             raft.begin_joining();
         }
         raft.finish_joining();
+        raft.note_cluster();
         // A crash may have come between the last entry that was missing and the note that none is.
         raft.forget_loss();
         // The one voter need not wait for anybody.
@@ -256,6 +260,7 @@ impl Raft {
 
     /// Lets out what may be applied (I8).
     pub(crate) fn apply_committed(&mut self) {
+        self.note_cluster();
         let through = self.commit.min(self.durable);
         if self.hard.installing.is_none() && through > self.applying {
             self.applying = through;
@@ -268,6 +273,7 @@ impl Raft {
         self.commit = self.commit.max(index);
         self.applying = self.applying.max(index);
         self.durable = index;
+        self.note_cluster();
     }
 
     fn on_compact(&mut self, through: LogIndex) {

@@ -141,6 +141,9 @@ impl Raft {
         if response.term < self.hard.term || response.round > leader.round {
             return; // Of an earlier term, whose acknowledgements mean other entries; or of nobody's.
         }
+        if !peer.turn_to(&response) {
+            return;
+        }
         peer.heard = self.now;
         peer.note_sender(self.log.membership(), from, &response);
         let newest = response.round > peer.round;
@@ -246,18 +249,19 @@ impl Raft {
             self.outputs.push(Output::Send(from, response));
             return;
         }
-        if !is_well_formed(&append, &entries) || !self.follow(from, append.term) {
+        let Some(has_membership) = survey(&append, &entries) else { return };
+        if !self.follow(from, append.term) {
             return;
         }
         // A heartbeat, or the first message of a round: the leader waits to hear that it leads still, not for a disk.
         let round = (append.term, append.round);
         let at_once = entries.is_empty() || (append.round > 0 && round > self.answered_round);
         self.answered_round = self.answered_round.max(round);
-        if let Some(contradiction) = self.find_contradiction(from, &append, &entries) {
+        if let Some(contradiction) = self.find_contradiction(from, &append, &entries, has_membership) {
             return self.contradict(contradiction);
         }
         let fitted = self.take_entries(&append, entries);
-        self.note_commit_of_leader(append.commit);
+        self.note_commit_of_leader(&append);
         match fitted {
             Ok(matched) if matched <= self.durable || at_once => {
                 let durable = AppendOutcome::Accepted { matched: matched.min(self.durable) };
@@ -275,13 +279,14 @@ impl Raft {
         self.apply_committed();
     }
 
-    /// Acknowledges `from` as the leader of `term`. `false` if this node leads that term itself, which only a peer in
-    /// error can bring about.
+    /// Acknowledges `from` as the leader of `term`, at least this node's. `false` if this node has heard of another leader of
+    /// that term, or is it: with that it ends.
     pub(crate) fn follow(&mut self, from: NodeId, term: Term) -> bool {
-        if term == self.hard.term && matches!(self.role, Role::Leader(_)) {
+        if term == self.hard.term && (from == self.config.id || !self.is_only_leader(from, term)) {
             return false;
         }
         self.become_follower(term, Some(from));
+        self.followed = Some((term, from));
         self.note_vote_while_joining(from);
         self.leader_heard = Some(self.now);
         self.reset_election_deadline();
@@ -327,11 +332,22 @@ impl Raft {
     }
 }
 
-/// What any leader's message obeys: as many entries as it says, terms that do not decrease, none after its own.
-fn is_well_formed(append: &Append, entries: &[EntryInfo]) -> bool {
-    let terms = std::iter::once(append.prev.term).chain(entries.iter().map(|entry| entry.term));
-    let terms = terms.chain(std::iter::once(append.term));
-    append.last.0.checked_sub(append.prev.index.0) == Some(entries.len() as u64) && terms.is_sorted()
+/// Goes once through the entries of a message, most of which are new and of no interest one by one. Returns whether one of
+/// them has a configuration; `None` if the message is not what any leader's obeys: as many entries as it says, terms that do
+/// not decrease, none after its own.
+fn survey(append: &Append, entries: &[EntryInfo]) -> Option<bool> {
+    if append.last.0.checked_sub(append.prev.index.0) != Some(entries.len() as u64) {
+        return None;
+    }
+    let (mut term, mut has_membership) = (append.prev.term, false);
+    for entry in entries {
+        if entry.term < term {
+            return None;
+        }
+        term = entry.term;
+        has_membership |= entry.membership.is_some();
+    }
+    (term <= append.term).then_some(has_membership)
 }
 
 impl Leader {

@@ -31,13 +31,25 @@ fn acknowledge(raft: &mut Raft, now: Time, from: u64, matched: u64) -> Vec<Outpu
 
 /// Acknowledges a message that was sent since the member was added: of round 1, which began then (I19).
 fn acknowledge_as_added(raft: &mut Raft, now: Time, from: u64, matched: u64) -> Vec<Output> {
-    let response = consensus_core::AppendResponse { round: 1, ..accepted(raft.term().0, matched) };
+    let storage = StorageId(100 + from);
+    let response = consensus_core::AppendResponse { round: 1, storage, ..accepted(raft.term().0, matched) };
     step(raft, now, Event::AppendResponse(NodeId(from), response))
 }
 
 /// Node 0, which leads three voters in term 1 and has committed entry 2 in it.
 fn leader() -> Raft {
-    let mut raft = node(3, 0, &[]);
+    leader_of(Membership::of_voters(0..3))
+}
+
+/// The same, with node 3 as a learner.
+fn leader_with_learner() -> Raft {
+    let mut members = Membership::of_voters(0..3).members().clone();
+    members.insert(NodeId(3), Member::new(MemberKind::Learner));
+    leader_of(Membership::new(members))
+}
+
+fn leader_of(first: Membership) -> Raft {
+    let mut raft = common::founded(first);
     lead(&mut raft, SECOND);
     acknowledge(&mut raft, SECOND, 1, 2);
     assert_eq!(raft.commit(), LogIndex(2));
@@ -46,7 +58,7 @@ fn leader() -> Raft {
 
 #[test]
 fn d_4_3_voters_change_through_a_joint_configuration_that_is_left_when_it_is_committed() {
-    let mut raft = leader();
+    let mut raft = leader_with_learner();
     let outputs = change(&mut raft, SECOND, vec![set(3, MemberKind::Voter), MemberChange::Remove(NodeId(2))]);
     assert!(appended(&outputs).is_some_and(Membership::is_joint), "in force from its append");
     assert!(raft.membership().is_joint());
@@ -85,19 +97,19 @@ fn d_4_1_a_committed_configuration_is_not_enough_to_begin_a_change() {
 
 #[test]
 fn d_4_3_a_joint_configuration_is_not_left_because_something_before_it_is_committed() {
-    let mut raft = leader();
+    let mut raft = leader_with_learner();
     propose(&mut raft, SECOND);
     change(&mut raft, SECOND, vec![set(3, MemberKind::Voter)]);
-    acknowledge_as_added(&mut raft, SECOND, 3, 3);
+    acknowledge(&mut raft, SECOND, 3, 3);
     let outputs = acknowledge(&mut raft, SECOND, 1, 3);
     assert_eq!((raft.commit(), appended(&outputs)), (LogIndex(3), None), "M3");
-    acknowledge_as_added(&mut raft, SECOND, 3, 4);
+    acknowledge(&mut raft, SECOND, 3, 4);
     assert!(appended(&acknowledge(&mut raft, SECOND, 1, 4)).is_some_and(|now| !now.is_joint()));
 }
 
 #[test]
 fn a_new_leader_leaves_the_joint_configuration_that_it_finds() {
-    let mut raft = leader();
+    let mut raft = leader_with_learner();
     change(&mut raft, SECOND, vec![set(3, MemberKind::Voter)]);
     let (later, joint) = (SECOND * 2, raft.membership().clone());
     // Another leader comes, and goes; node 0 leads again, in a joint configuration.
@@ -188,6 +200,11 @@ fn d_4_2_1_who_joins_becomes_a_voter_when_it_has_caught_up() {
     assert_eq!(kind(&raft), Some(MemberKind::Joining), "not heard of yet");
     acknowledge_as_added(&mut raft, SECOND, 3, 3);
     tick(&mut raft, SECOND + SECOND / 2);
+    assert_eq!(kind(&raft), Some(MemberKind::Joining), "its disk is noted first");
+    let later = SECOND + 7 * SECOND / 10;
+    acknowledge(&mut raft, later, 1, 4);
+    acknowledge_as_added(&mut raft, later, 3, 4);
+    step(&mut raft, later, Event::Tick);
     assert_eq!(kind(&raft), Some(MemberKind::Voter));
     assert!(raft.membership().is_joint());
 }
@@ -525,18 +542,14 @@ fn a_heartbeat_is_answered_while_the_disk_works() {
 
 #[test]
 fn a_witness_is_sent_what_is_on_the_leaders_disk() {
-    let mut raft = node(2, 0, &[]);
-    lead(&mut raft, SECOND);
-    acknowledge(&mut raft, SECOND, 1, 2);
-    change(&mut raft, SECOND, vec![set(2, MemberKind::Witness)]);
-    acknowledge(&mut raft, SECOND, 1, 3);
-    acknowledge_as_added(&mut raft, SECOND, 2, 3);
-    acknowledge(&mut raft, SECOND, 1, 4);
-    acknowledge_as_added(&mut raft, SECOND, 2, 4);
+    let mut members = Membership::of_voters(0..3).members().clone();
+    members.get_mut(&NodeId(2)).unwrap().kind = MemberKind::Witness;
+    let mut raft = leader_of(Membership::new(members));
+    acknowledge(&mut raft, SECOND, 2, 2);
     let to_witness = |outputs: &[Output]| {
         outputs
             .iter()
-            .any(|output| matches!(output, Output::SendAppend(NodeId(2), sent) if sent.last == LogIndex(5)))
+            .any(|output| matches!(output, Output::SendAppend(NodeId(2), sent) if sent.last == LogIndex(3)))
     };
     raft.propose(SECOND, &[100]);
     assert!(!to_witness(&raft.finish_turn(SECOND)), "a crash could take it back here, and not there");

@@ -4,14 +4,14 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{accepted, append, lead, node, restored, step};
+use common::{accepted, append, lead, node, propose, restored, step};
 use consensus_core::{
     AppendResponse, ClusterId, HardState, InvalidMembership, LogId, LogIndex, LogState, Member, MemberChange,
     MemberKind, Membership, NodeId, Role, SnapshotMeta, StorageId, Term, VoteKind, VoteRequest,
 };
 use consensus_raft_protocol::{
     Append, Config, Contradiction, EntryInfo, Event, Output, Raft, Refusal, Reply, Restored, SnapshotVerdict,
-    Time,
+    Time, TwoLeaders,
 };
 
 const SECOND: Time = Time::from_secs(1);
@@ -100,6 +100,51 @@ fn two_first_configurations_are_two_entries_though_they_have_one_id() {
     assert_eq!(contradiction(&outputs).map(|found| found.own), Some(LogId::new(0, 1)));
 }
 
+fn two_leaders(outputs: &[Output]) -> Option<TwoLeaders> {
+    outputs.iter().find_map(|output| match output {
+        Output::TwoLeaders(leaders) => Some(*leaders),
+        _ => None,
+    })
+}
+
+#[test]
+fn leader_that_hears_of_another_leader_of_its_term_ends() {
+    // A voter whose disk was replaced by an old copy has voted for both.
+    let mut raft = node(3, 0, &[]);
+    lead(&mut raft, SECOND);
+    let outputs = step(&mut raft, SECOND, append(1, LogId::new(0, 1), &[1], 0));
+    let (term, known, other) = (Term(1), NodeId(0), NodeId(1));
+    assert_eq!(two_leaders(&outputs), Some(TwoLeaders { term, known, other }));
+    assert_eq!(answer(&outputs), None);
+    assert!(step(&mut raft, SECOND * 9, Event::Tick).is_empty(), "it takes part in nothing any more");
+}
+
+#[test]
+fn follower_that_hears_of_a_second_leader_of_the_term_ends_and_takes_nothing_of_it() {
+    let from = |leader, event| match event {
+        Event::Append { append, entries, .. } => Event::Append { from: NodeId(leader), append, entries },
+        other => other,
+    };
+    let mut raft = node(3, 0, &[]);
+    step(&mut raft, SECOND, from(1, append(4, LogId::new(0, 1), &[4], 1)));
+    // It has lost sight of the first one meanwhile.
+    step(&mut raft, SECOND, Event::Disconnected(NodeId(1)));
+    let outputs = step(&mut raft, SECOND, from(2, append(4, LogId::new(0, 1), &[4, 4], 3)));
+    let (term, known, other) = (Term(4), NodeId(1), NodeId(2));
+    assert_eq!(two_leaders(&outputs), Some(TwoLeaders { term, known, other }));
+    assert_eq!((raft.last_log(), raft.commit()), (LogId::new(4, 2), LogIndex(1)));
+}
+
+#[test]
+fn leader_of_the_next_term_is_followed() {
+    let mut raft = node(3, 0, &[]);
+    step(&mut raft, SECOND, append(4, LogId::new(0, 1), &[4], 1));
+    let append =
+        Append { term: Term(5), prev: LogId::new(4, 2), last: LogIndex(2), commit: LogIndex(1), round: 0 };
+    let outputs = step(&mut raft, SECOND, Event::Append { from: NodeId(2), append, entries: vec![] });
+    assert_eq!((two_leaders(&outputs), raft.leader()), (None, Some(NodeId(2))));
+}
+
 // I18: a log that began empty.
 
 #[test]
@@ -133,7 +178,10 @@ fn empty_disk_votes_for_nobody_who_knows_another_storage_of_it() {
     assert!(!vote(&mut empty(2), Some(StorageId(7))), "its former disk");
     assert!(!vote(&mut empty(2), None), "a founding member, which may have voted with a former disk");
     assert!(vote(&mut empty(2), Some(StorageId(102))), "this very disk");
-    assert!(vote(&mut empty(2), Some(StorageId::UNHEARD)), "a change has just added it");
+    assert!(
+        !vote(&mut empty(2), Some(StorageId::UNHEARD)),
+        "nobody knows with which disk it voted since it was added"
+    );
     assert!(vote(&mut node(3, 0, &[]), None), "its log has what it was founded with");
 }
 
@@ -143,12 +191,28 @@ fn empty_log_counts_when_it_holds_what_was_committed_when_it_joined() {
     let outputs =
         step(&mut raft, SECOND, append_configuration(3, LogId::ZERO, Membership::of_voters(0..3), 3));
     assert!(answer(&outputs).is_some_and(|answer| answer.joining));
-    assert_eq!(raft.hard_state().joining, Some(LogIndex(3)), "what the first leader told it, and no other");
-    let outputs = step(&mut raft, SECOND, append(3, LogId::new(3, 1), &[3, 3], 8));
+    assert_eq!(raft.hard_state().joining, Some(LogIndex::ZERO), "it does not have entry 3, nor its term");
+    step(&mut raft, SECOND, append(3, LogId::new(3, 1), &[3, 3], 3));
+    assert_eq!(raft.hard_state().joining, None);
+    let outputs = step(&mut raft, SECOND, append(3, LogId::new(3, 3), &[3], 8));
     assert!(answer(&outputs).is_some_and(|answer| !answer.joining), "{outputs:?}");
     assert_eq!(raft.hard_state().joining, None);
     step(&mut raft, SECOND * 60, Event::Tick);
     assert_eq!(raft.role(), Role::PreCandidate);
+}
+
+#[test]
+fn empty_log_is_not_caught_up_by_what_a_leader_knows_before_it_has_committed_in_its_term() {
+    // Entry 4 was committed in term 3. The leader of term 5 has it, and knows only of entry 2 that it is committed.
+    let mut raft = empty(2);
+    step(&mut raft, SECOND, append_configuration(3, LogId::ZERO, Membership::of_voters(0..3), 0));
+    let outputs = step(&mut raft, SECOND, append(5, LogId::new(3, 1), &[3], 2));
+    assert!(answer(&outputs).is_some_and(|answer| answer.joining), "{outputs:?}");
+    let outputs = step(&mut raft, SECOND, append(5, LogId::new(3, 2), &[3, 3, 5], 2));
+    assert!(answer(&outputs).is_some_and(|answer| answer.joining), "{outputs:?}");
+    step(&mut raft, SECOND, append(5, LogId::new(5, 5), &[], 5));
+    let outputs = step(&mut raft, SECOND, append(5, LogId::new(5, 5), &[], 5));
+    assert!(answer(&outputs).is_some_and(|answer| !answer.joining), "{outputs:?}");
 }
 
 #[test]
@@ -189,16 +253,57 @@ fn acknowledgement_of_an_emptied_founder_counts_towards_no_quorum() {
 }
 
 #[test]
-fn acknowledgement_of_an_added_member_counts_while_its_log_is_caught_up() {
-    // A cluster of one voter grows: nothing can be committed without the new member, whose log began empty.
+fn acknowledgement_of_an_added_voter_counts_once_the_configuration_names_its_disk() {
+    // A cluster of one voter grows; the log of the new voter began empty.
     let mut raft = node(1, 0, &[]);
     step(&mut raft, SECOND, Event::Tick);
-    let change = vec![MemberChange::Set(NodeId(1), Member::new(MemberKind::Voter))];
+    let change = vec![MemberChange::Add(NodeId(1), Member::new(MemberKind::Voter))];
     step(&mut raft, SECOND, Event::ChangeMembership { token: 7, changes: change });
-    assert_eq!(raft.commit(), LogIndex(2), "the joint configuration needs both");
-    let response = AppendResponse { joining: true, round: 1, ..accepted(1, 3) };
-    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), response));
-    assert_eq!(raft.commit(), LogIndex(3));
+    assert!(!raft.membership().is_voter(NodeId(1)) && raft.commit() == LogIndex(3), "one voter still");
+    let acknowledge = |raft: &mut Raft, matched| {
+        let response =
+            AppendResponse { joining: true, round: 1, storage: StorageId(9), ..accepted(1, matched) };
+        step(raft, SECOND * 2, Event::AppendResponse(NodeId(1), response));
+    };
+    acknowledge(&mut raft, 3);
+    step(&mut raft, SECOND * 2, Event::Tick);
+    assert!(raft.membership().is_joint() && raft.membership().is_voter(NodeId(1)));
+    assert_eq!(raft.commit(), LogIndex(3), "the joint configuration, which names its disk, needs both");
+    acknowledge(&mut raft, 4);
+    assert_eq!(raft.commit(), LogIndex(4));
+}
+
+#[test]
+fn added_voter_whose_storage_has_no_identity_votes_when_it_has_acknowledged_something() {
+    let mut raft = node(1, 0, &[]);
+    step(&mut raft, SECOND, Event::Tick);
+    let change = vec![MemberChange::Add(NodeId(1), Member::new(MemberKind::Voter))];
+    step(&mut raft, SECOND, Event::ChangeMembership { token: 7, changes: change });
+    step(&mut raft, SECOND * 2, Event::Tick);
+    assert!(!raft.membership().is_voter(NodeId(1)), "not heard of yet");
+    let response = AppendResponse { round: 1, ..accepted(1, 3) };
+    step(&mut raft, SECOND * 2, Event::AppendResponse(NodeId(1), response));
+    step(&mut raft, SECOND * 3, Event::Tick);
+    assert!(raft.membership().is_joint() && raft.membership().is_voter(NodeId(1)));
+}
+
+#[test]
+fn entry_is_not_committed_by_an_added_voter_whose_disk_nobody_has_noted() {
+    // 1. Node 2 is added to {0, 1} as a voter. 2. It acknowledges an entry that node 1 lacks. 3. Its disk is emptied before
+    // its identity is noted. 4. Node 1 asks it for its vote: nothing tells either of them of the disk that is gone.
+    let mut raft = node(2, 0, &[]);
+    lead(&mut raft, SECOND);
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
+    let change = vec![MemberChange::Add(NodeId(2), Member::new(MemberKind::Voter))];
+    step(&mut raft, SECOND, Event::ChangeMembership { token: 7, changes: change });
+    for matched in [3, 4] {
+        step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, matched)));
+    }
+    let (at, _) = propose(&mut raft, SECOND);
+    let last = at.unwrap().index;
+    let response = AppendResponse { joining: true, round: 1, storage: StorageId(9), ..accepted(1, last.0) };
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), response));
+    assert!(raft.commit() < last, "{last} is on the disk of the leader, and on one that may be emptied");
 }
 
 // I19: one acknowledgement, one storage, one membership.
@@ -241,6 +346,28 @@ fn acknowledgement_from_before_the_removal_does_not_count_after_the_member_is_ad
     acknowledge(&mut raft, 2, 1, 1, 23);
     let peer = raft.peers()[&NodeId(2)];
     assert_eq!((peer.matched, peer.other_storage), (LogIndex(1), false), "its storage is the new one");
+}
+
+#[test]
+fn late_acknowledgement_of_a_former_disk_makes_nothing_count_that_the_empty_one_acknowledged() {
+    // Only the leader and node 1 have the entry; node 2 as well, but on an empty disk that was put in the place of its own.
+    let mut members = Membership::of_voters(0..5).members().clone();
+    members.get_mut(&NodeId(2)).unwrap().storage = Some(StorageId(12));
+    let mut raft = common::founded(Membership::new(members));
+    lead(&mut raft, SECOND);
+    let acknowledge = |raft: &mut Raft, from, round, matched, storage| {
+        let response = AppendResponse { round, storage: StorageId(storage), ..accepted(1, matched) };
+        step(raft, SECOND, Event::AppendResponse(NodeId(from), response));
+    };
+    step(&mut raft, SECOND + SECOND / 5, Event::Tick); // Begins a round.
+    acknowledge(&mut raft, 1, 1, 2, 0);
+    acknowledge(&mut raft, 2, 1, 2, 22);
+    assert_eq!((raft.commit(), raft.peers()[&NodeId(2)].matched), (LogIndex::ZERO, LogIndex(2)));
+    acknowledge(&mut raft, 2, 0, 1, 12);
+    acknowledge(&mut raft, 1, 1, 2, 0);
+    assert_eq!(raft.commit(), LogIndex::ZERO);
+    acknowledge(&mut raft, 2, 1, 1, 12);
+    assert_eq!((raft.commit(), raft.peers()[&NodeId(2)].matched), (LogIndex::ZERO, LogIndex(1)));
 }
 
 #[test]
@@ -289,11 +416,12 @@ fn first_leader_draws_the_identity_of_the_cluster_in_its_first_entry() {
     lead(&mut raft, SECOND);
     assert_eq!(
         (raft.membership().cluster(), raft.cluster()),
-        (CLUSTER, ClusterId::NONE),
-        "not committed yet"
+        (CLUSTER, CLUSTER),
+        "a leader tells it at once"
     );
+    assert_eq!(raft.hard_state().cluster, ClusterId::NONE, "not committed yet");
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
-    assert_eq!(raft.cluster(), CLUSTER);
+    assert_eq!(raft.hard_state().cluster, CLUSTER);
     let learner = MemberChange::Set(NodeId(5), Member::new(MemberKind::Learner));
     step(&mut raft, SECOND, Event::ChangeMembership { token: 7, changes: vec![learner] });
     assert_eq!(raft.membership().cluster(), CLUSTER, "it stays");
@@ -320,6 +448,52 @@ fn joining_node_takes_the_identity_that_a_recovered_cluster_has_now() {
     let outputs = step(&mut raft, SECOND, append_configuration(3, LogId::new(3, 1), after, 2));
     assert_eq!((contradiction(&outputs), raft.commit()), (None, LogIndex(2)));
     assert_eq!(raft.cluster(), ClusterId(8));
+}
+
+#[test]
+fn follower_holds_to_an_identity_when_that_is_committed() {
+    let founded = Membership::of_voters(0..3).with_cluster(CLUSTER);
+    let mut raft = node(3, 0, &[]);
+    step(&mut raft, SECOND, append_configuration(1, LogId::new(0, 1), founded, 1));
+    assert_eq!(raft.cluster(), ClusterId::NONE, "the next leader may have drawn another one");
+    raft.step(SECOND, append(1, LogId::new(1, 2), &[], 2));
+    let written = raft.take_persist().and_then(|persist| persist.hard_state);
+    assert_eq!((raft.cluster(), written.map(|hard| hard.cluster)), (CLUSTER, Some(CLUSTER)));
+}
+
+#[test]
+fn restarted_node_knows_its_cluster_before_it_knows_what_is_committed() {
+    let founded = |cluster| Membership::of_voters(0..3).with_cluster(ClusterId(cluster));
+    let log = LogState {
+        hard_state: HardState { term: Term(1), cluster: CLUSTER, ..HardState::default() },
+        entries: vec![(LogId::new(0, 1), 100), (LogId::new(1, 2), 100)],
+        memberships: vec![(LogIndex(1), Membership::of_voters(0..3)), (LogIndex(2), founded(0xC1))],
+        ..LogState::default()
+    };
+    let restored = Restored { log, applied: LogIndex::ZERO };
+    let mut raft = Raft::new(Config::new(NodeId(0)), restored, Time::ZERO).unwrap();
+    assert_eq!((raft.commit(), raft.cluster()), (LogIndex::ZERO, CLUSTER));
+    let outputs = step(&mut raft, SECOND, append_configuration(5, LogId::new(0, 1), founded(0xC2), 2));
+    assert!(contradiction(&outputs).is_some() && raft.last_log() == LogId::new(1, 2), "{outputs:?}");
+}
+
+#[test]
+fn node_that_joins_reads_past_the_identity_that_its_cluster_had_before_it_was_recovered() {
+    // The log of a cluster that was made anew from one survivor: it has two identities.
+    let founded = |cluster| Membership::of_voters(0..3).with_cluster(ClusterId(cluster));
+    let mut raft = empty(2);
+    let old = vec![membership_entry(1, founded(0xC1))];
+    let head = Append { term: Term(4), prev: LogId::ZERO, last: LogIndex(1), commit: LogIndex(9), round: 0 };
+    step(&mut raft, SECOND, Event::Append { from: NodeId(1), append: head, entries: old });
+    assert_eq!(raft.commit(), LogIndex(1));
+    let new = vec![
+        membership_entry(3, founded(0xC2)),
+        EntryInfo { membership: None, ..membership_entry(4, founded(0)) },
+    ];
+    let head = Append { prev: LogId::new(1, 1), last: LogIndex(3), commit: LogIndex(3), ..head };
+    let outputs = step(&mut raft, SECOND, Event::Append { from: NodeId(1), append: head, entries: new });
+    assert_eq!((contradiction(&outputs), raft.commit()), (None, LogIndex(3)));
+    assert_eq!(raft.cluster(), ClusterId(0xC2));
 }
 
 #[test]

@@ -138,7 +138,10 @@ impl Story {
                 self.pass(deadline.saturating_sub(self.now + Duration::from_nanos(1)));
             }
             ["pass", ms] => self.pass(Duration::from_millis(number(ms))),
-            ["node", node, "join"] => self.start(id(node), Disk::default()),
+            ["node", node, "join"] => {
+                let storage = StorageId(number(node) + 1);
+                self.start(id(node), Disk { storage, ..Disk::default() });
+            }
             ["node", node, "term", term, "log", terms @ ..] => self.begin(id(node), number(term), terms),
             ["timeout", node] => self.tick(id(node)),
             ["heartbeat", node] => self.tick(id(node)),
@@ -437,6 +440,7 @@ impl Story {
             Output::AppendedMembership(id, membership) => {
                 self.configurations.insert(id, membership);
             }
+            Output::TwoLeaders(leaders) => self.say(format!("      {node} ends: {leaders}")),
             Output::Contradicted(contradiction) => {
                 let (own, theirs) = (contradiction.own, contradiction.theirs);
                 self.say(format!("      {node} ends: its {own} is committed, the leader has {theirs} there"));

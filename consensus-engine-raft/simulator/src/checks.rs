@@ -12,7 +12,8 @@
 //!    void, and what is left of it is that the loss is said where it can be seen: of two nodes that exchange messages and have
 //!    different committed entries at one index, one has ended.
 //! 4. A cluster makes progress when trouble is over if, in every configuration that a node goes by, a quorum of *sound* nodes is
-//!    left: their disks are those that the others know, none is an old copy, and none has ended.
+//!    left: their disks are those that the others know, none is an old copy, and none has ended. With a witness one of them that
+//!    keeps commands must have a log as long as a quorum of them: commands that only a witness has heard of are lost.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

@@ -147,7 +147,7 @@ impl World {
             }
             return;
         }
-        let is_stalled = up.stalled_since.is_some_and(|since| now - since >= 2_000 * MS);
+        let is_stalled = up.stall.is_stalled(now) && up.raft.transferring_to().is_none();
         if (up.no_room || is_stalled) && up.raft.role() == Role::Leader {
             return self.answer(asked, Answer::NotApplied);
         }

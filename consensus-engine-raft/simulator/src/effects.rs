@@ -10,6 +10,7 @@ use crate::{
     clients::Answer,
     machine::answer_of,
     node::{Asked, Up},
+    stall::Stalling,
     world::{Before, Due, MS, Packet, World},
 };
 
@@ -63,6 +64,7 @@ impl World {
             Output::TransferEnded(_, Ok(())) => self.checks.reach("transfer"),
             Output::ChangeRefused(..) | Output::TransferEnded(..) => {}
             Output::Contradicted(contradiction) => self.end_node(id, contradiction.to_string()),
+            Output::TwoLeaders(leaders) => self.end_node(id, leaders.to_string()),
         }
     }
 
@@ -120,9 +122,9 @@ impl World {
 
     pub(crate) fn finish_apply(&mut self, id: NodeId) {
         let witness = self.is_witness(id);
+        self.end_stall(id, Stalling::Apply);
         let Some(up) = &mut self.node_mut(id).up else { return };
         let Some(last) = up.applying.take() else { return };
-        up.stalled_since = None;
         let entries = up.entries(up.machine.applied().index, last);
         let responses = up.machine.apply(&entries).expect("a machine in memory");
         up.applied = up.applied.max(up.machine.applied().index);

@@ -68,6 +68,7 @@ mod plan;
 mod random;
 mod recorder;
 mod run;
+mod stall;
 mod sweep;
 mod trace;
 mod troubles;

@@ -1,6 +1,6 @@
 //! What operators took away, and what can still be promised: the rule is told in `checks.rs`.
 
-use consensus_core::{LogId, Membership, NodeId, Role, Term};
+use consensus_core::{LogId, Membership, NodeId, Role, StorageId, Term};
 use consensus_raft_protocol::Raft;
 
 use crate::{checks::Checks, disk::SimDisk, operator::membership_of, world::World};
@@ -96,11 +96,16 @@ impl Checks {
 impl World {
     /// A copy was put back: finds out what is forgotten with the disk that it replaced.
     pub(crate) fn note_put_back(&mut self, id: NodeId) {
-        let Some(old) = self.checks.last_lost(id) else { return };
         let disk = self.node(id).disk.clone();
-        let (before, now) = (old.hard_state(), disk.hard_state());
-        if (before.term, before.voted_for) != (now.term, now.voted_for) {
-            self.checks.promise.forgotten = self.checks.promise.forgotten.max(before.term);
+        let now = disk.hard_state();
+        let Checks { lost, promise, .. } = &mut self.checks;
+        // Also what was emptied meanwhile: nothing tells the copy from that disk, either.
+        for lost in lost.iter_mut().filter(|lost| lost.node == id && lost.disk.storage() == disk.storage()) {
+            lost.kind = LossKind::PutBack;
+            let before = lost.disk.hard_state();
+            if (before.term, before.voted_for) != (now.term, now.voted_for) {
+                promise.forgotten = promise.forgotten.max(before.term);
+            }
         }
         let newest = self.newest_membership();
         let known = membership_of(&disk);
@@ -120,9 +125,10 @@ impl World {
         let Some(raft) = self.node(leader).raft() else { return };
         let before = raft.membership_at(at.index.prev());
         let is_added = |id: &NodeId| {
-            let known = before.get(*id).map(|member| member.storage);
-            let now = membership.get(*id).and_then(|member| member.storage);
-            now.is_none() && known.is_none_or(|storage| storage.is_some())
+            let is_unheard = |membership: &Membership| {
+                membership.get(*id).is_some_and(|member| member.storage == Some(StorageId::UNHEARD))
+            };
+            is_unheard(membership) && !is_unheard(&before)
         };
         let added = membership.everybody().map(|(id, _)| id).filter(is_added);
         let added = added.filter(|id| self.node(*id).wiped).map(|id| (id, self.node(id).disk.storage()));
@@ -165,10 +171,17 @@ impl World {
             self.nodes.iter().filter(|node| self.is_sound(node.id, &newest)).filter_map(|node| node.raft());
         let known = rafts.map(Raft::membership).filter(|membership| membership.voters().count() > 0);
         std::iter::once(&newest).chain(known).all(|membership| {
-            let sound = |id| self.is_sound(id, membership);
-            let can_lead = membership.members().keys().any(|id| sound(*id) && membership.can_lead(*id));
-            can_lead && membership.quorum_value(sound) == Some(true)
+            let mut members = membership.members().keys().copied();
+            members.any(|id| self.is_sound(id, membership) && self.can_be_elected(id, membership))
         })
+    }
+
+    /// Whether a quorum of sound nodes would vote for this one, or follows it. It is the one with the longest log, unless that is
+    /// a witness: what only a witness has heard of, and a disk that was emptied, is lost.
+    fn can_be_elected(&self, id: NodeId, membership: &Membership) -> bool {
+        let last = |id| self.node(id).raft().map(Raft::last_log);
+        let votes = |voter| self.is_sound(voter, membership) && last(voter) <= last(id);
+        membership.can_lead(id) && membership.quorum_value(votes) == Some(true)
     }
 
     /// Nobody follows a leader in silence that contradicts what is committed here: where two nodes that exchange messages
@@ -187,6 +200,10 @@ impl World {
     fn check_same_history(&self, one: &Raft, other: &Raft) {
         let first = one.purged().index.max(other.purged().index).0;
         let last = one.commit().min(other.commit()).0;
+        // No message passes between two clusters, which the transports of both ends say.
+        if !one.cluster().is_compatible_with(other.cluster()) {
+            return;
+        }
         for index in first..=last {
             let ids =
                 (one.id_at(consensus_core::LogIndex(index)), other.id_at(consensus_core::LogIndex(index)));

@@ -2,7 +2,7 @@
 //!
 //! It is a world of its own, with its own checks, whose clock goes with this one's. What is sent in one arrives in the other,
 //! too, while the two meet; the transports compare the identities of the clusters. A node that has no identity yet talks to
-//! anybody, so nothing is promised of it, and it is left out.
+//! anybody, so nothing is promised of it, and it takes nothing in here.
 
 use consensus_core::{ClusterId, NodeId, StorageId};
 
@@ -54,6 +54,11 @@ impl World {
         self.node(id).raft().map_or(ClusterId::NONE, consensus_raft_protocol::Raft::cluster)
     }
 
+    /// Whether a node knows that the identity of its cluster is committed.
+    fn is_founded(&self, id: NodeId) -> bool {
+        self.node(id).raft().is_some_and(|raft| raft.hard_state().cluster != ClusterId::NONE)
+    }
+
     /// The other cluster comes to the same time, and messages are exchanged.
     pub(crate) fn go_along(&mut self) {
         let Some(mut other) = self.other.take() else { return };
@@ -68,10 +73,7 @@ impl World {
     }
 
     fn take_in(&mut self, Escaped { from, to, packet, cluster }: Escaped) {
-        if to.0 >= self.nodes.len() as u64
-            || from.0 >= self.nodes.len() as u64
-            || self.cluster_of(to) == ClusterId::NONE
-        {
+        if to.0 >= self.nodes.len() as u64 || from.0 >= self.nodes.len() as u64 || !self.is_founded(to) {
             return;
         }
         let (delay, sent, lives) =

@@ -14,6 +14,7 @@ use crate::{
     machine::{MachineDisk, SimMachine},
     operator::Hold,
     recorder::Recorder,
+    stall::Stall,
 };
 
 /// A node, up or down.
@@ -78,8 +79,8 @@ pub(crate) struct Up {
     /// Snapshots being sent, by number; one to each peer.
     pub(crate) transfers: BTreeMap<NodeId, u64>,
     pub(crate) no_room: bool,
-    /// Since when a write or an apply has not returned.
-    pub(crate) stalled_since: Option<u64>,
+    /// Its calls that take long.
+    pub(crate) stall: Stall,
     /// The deadline for which it will be woken.
     pub(crate) wake: Option<Time>,
     /// A turn is under way: more events come before it ends.
@@ -221,7 +222,7 @@ impl Node {
             arrival: None,
             transfers: BTreeMap::new(),
             no_room: false,
-            stalled_since: None,
+            stall: Stall::default(),
             wake: None,
             turn_open: false,
             heard: None,

@@ -138,10 +138,11 @@ impl World {
         Some(format!("old copies of data directories are put back on nodes {}", done.join(", ")))
     }
 
-    /// Empties a disk, unless no other holds any entry: that would be a new cluster.
+    /// Empties a disk, unless no other founder holds any entry: that would be a new cluster.
     fn wipe_disk(&mut self, id: NodeId, joins: bool) -> Option<String> {
-        let others = self.ids().filter(|other| *other != id);
-        if others.into_iter().all(|other| self.node(other).disk.is_new()) || self.is_witness(id) {
+        let is_founder = |other: &NodeId| self.plan.voters == 1 || self.first.get(*other).is_some();
+        let mut founders = self.ids().filter(|other| *other != id && is_founder(other));
+        if founders.all(|other| self.node(other).disk.is_new()) || self.is_witness(id) {
             return None;
         }
         self.operator.disks += 1;
@@ -179,14 +180,14 @@ impl World {
         // A sole member is replaced when there are others.
         let others: Vec<NodeId> = self.ids().filter(|other| *other != id).collect();
         if membership.members().len() == 1 {
-            let add = |other: &NodeId| MemberChange::Set(*other, Member::new(MemberKind::Joining));
+            let add = |other: &NodeId| MemberChange::Add(*other, Member::new(MemberKind::Joining));
             steps.push_back(Step::Change(others.iter().map(add).collect()));
             steps.push_back(Step::Pause(300 + random.below(1500)));
         }
         let wipe = Step::Wipe { node: id, joins: random.percent(80) };
         let kind = random.of(&[MemberKind::Joining, MemberKind::Voter]);
         let remove = Step::Change(vec![MemberChange::Remove(id)]);
-        let add = Step::Change(vec![MemberChange::Set(id, Member::new(kind))]);
+        let add = Step::Change(vec![MemberChange::Add(id, Member::new(kind))]);
         let pause = Step::Pause(random.of(&[0, 0, 300]));
         steps.extend(match random.below(3) {
             0 => [wipe, remove, pause, add],
@@ -203,13 +204,13 @@ impl World {
             return None;
         }
         let mut changes =
-            vec![MemberChange::Remove(id), MemberChange::Set(id, Member::new(MemberKind::Voter))];
+            vec![MemberChange::Remove(id), MemberChange::Add(id, Member::new(MemberKind::Voter))];
         let other = NodeId(random.below(self.nodes.len() as u64));
         if other != id && random.percent(40) && !self.is_witness(other) {
             let member = Member::new(MemberKind::Voter);
             changes.push(match self.newest_membership().get(other) {
                 Some(_) => MemberChange::Remove(other),
-                None => MemberChange::Set(other, member),
+                None => MemberChange::Add(other, member),
             });
         }
         let wipe = Step::Wipe { node: id, joins: random.percent(80) };
@@ -253,7 +254,9 @@ impl World {
             Step::Change(changes) => {
                 let is_done = self.is_changed(changes);
                 if !is_done && tries % 5 == 0 {
-                    self.ask_for(changes.clone());
+                    // `kvctl` refuses what is done already.
+                    let is_left = |change: &&MemberChange| !self.is_changed(std::slice::from_ref(*change));
+                    self.ask_for(changes.iter().filter(is_left).cloned().collect());
                 }
                 (is_done, if is_done { 0 } else { 40 * MS })
             }

@@ -25,6 +25,7 @@ use crate::{
     plan::Plan,
     random::{Random, mix},
     recorder::Recorder,
+    stall::{STALL_STEP_MS, Stalling},
     trace::{Trace, What, role_name},
 };
 
@@ -158,10 +159,6 @@ impl Ord for Scheduled {
 }
 
 pub(crate) const MS: u64 = 1000;
-/// How often something that hangs is looked at again, in milliseconds.
-const STALL_STEP_MS: u64 = 100;
-/// A leader of which a call does not return for so long gives leadership away: as the driver's default.
-const STALL_MAX_MS: u64 = 2_000;
 /// Ten times what the busiest run comes to.
 const HAPPENINGS_MAX: u64 = 2_000_000;
 
@@ -299,7 +296,7 @@ impl World {
             Due::TryEntries(id, life) if self.is_alive(id, life) => self.try_entries(id),
             Due::Applied(id, life) if self.node(id).apply_stalls_until > self.now => {
                 self.checks.reach("an apply hung");
-                self.note_stall(id);
+                self.note_stall(id, Stalling::Apply);
                 self.schedule(STALL_STEP_MS * MS, Due::Applied(id, life));
             }
             Due::Applied(id, life) if self.is_alive(id, life) => self.finish_apply(id),
@@ -474,33 +471,20 @@ impl World {
         self.schedule(delay, Due::Written(id, life));
     }
 
-    /// A call does not return. As the driver does it: a leader of which that is true for long gives leadership away, and
-    /// takes no proposals.
-    fn note_stall(&mut self, id: NodeId) {
-        let now = self.now;
-        let Some(up) = &mut self.node_mut(id).up else { return };
-        let since = *up.stalled_since.get_or_insert(now);
-        if now - since >= STALL_MAX_MS * MS && up.raft.role() == consensus_core::Role::Leader {
-            self.tokens += 1;
-            self.checks.reach("stalled leader gives leadership away");
-            self.step(id, Event::Transfer { token: self.tokens, to: None });
-        }
-    }
-
     fn written(&mut self, id: NodeId) {
         let disk = self.node(id).disk.clone();
         let life = self.node(id).life;
         if self.node(id).disk_stalls_until > self.now {
             self.checks.reach("a write hung");
-            self.note_stall(id);
+            self.note_stall(id, Stalling::Write);
             return self.schedule(STALL_STEP_MS * MS, Due::Written(id, life));
         }
+        self.end_stall(id, Stalling::Write);
         let Some(up) = &mut self.node_mut(id).up else { return };
         let Some(batch) = up.writing.pop_front() else { return };
         let has_entries = !batch.entries.is_empty();
         match consensus_core::LogStorage::write(&disk, batch) {
             Ok(()) => {
-                up.stalled_since = None;
                 up.no_room &= !has_entries;
                 if up.no_room && up.raft.lacks_room() {
                     self.checks.reach("a write went ahead of entries without room");
@@ -512,7 +496,7 @@ impl World {
                 self.schedule(200 * MS, Due::TryEntries(id, life));
                 self.checks.reach("no room on a disk");
                 self.step(id, Event::NoRoom);
-                self.yield_leadership(id);
+                self.yield_leadership_without_room(id);
             }
             Err(_) => self.stop(id),
         }
@@ -523,16 +507,6 @@ impl World {
         let Some(up) = &mut self.node_mut(id).up else { return };
         // They may be gone meanwhile, replaced by a snapshot.
         up.no_room &= up.raft.durable() < up.raft.last_log().index;
-    }
-
-    /// A leader without room transfers leadership to a voter that has the whole log, if there is one.
-    fn yield_leadership(&mut self, id: NodeId) {
-        let Some(up) = &self.node(id).up else { return };
-        let successor = up.raft.successor(&BTreeSet::new()).filter(|_| up.raft.transferring_to().is_none());
-        if let Some(to) = successor {
-            self.tokens += 1;
-            self.step(id, Event::Transfer { token: self.tokens, to: Some(to) });
-        }
     }
 
     /// A write failed: what is on the disk is unknown, and the node stops (it is started again later).

@@ -128,16 +128,16 @@ impl Driver {
         self.addressed = membership;
     }
 
-    /// Tells the transport to which cluster this node belongs, when that is committed. It stays so. The log of a recovered
-    /// cluster ends with another identity than the one that was committed before: the new one counts.
+    /// Tells the transport to which cluster this node belongs. It stays so once that is committed.
     pub(super) fn tell_cluster(&mut self) {
-        if self.cluster == ClusterId::NONE {
-            let cluster = self.raft.cluster();
-            if cluster != ClusterId::NONE && cluster == self.raft.membership().cluster() {
-                self.cluster = cluster;
-                tracing::info!(cluster = %self.cluster, "the cluster has an identity");
-                self.transport.set_cluster(self.cluster);
-            }
+        let cluster = self.raft.cluster();
+        if cluster == self.cluster {
+            return;
+        }
+        self.cluster = cluster;
+        self.transport.set_cluster(cluster);
+        if cluster != ClusterId::NONE {
+            tracing::info!(%cluster, "the cluster has an identity");
         }
     }
 

@@ -1,8 +1,8 @@
 //! What one batch does, and what is read of it.
 
 use consensus_core::{
-    Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, Membership, NodeId, Payload,
-    SnapshotMeta, StorageError, StorageId, Term,
+    ClusterId, Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, Membership, NodeId,
+    Payload, SnapshotMeta, StorageError, StorageId, Term,
 };
 
 use super::{Place, append, command, load};
@@ -31,6 +31,7 @@ pub(super) fn durable<S: LogStorage>(place: &Place<'_, S>) {
         installing,
         lost_through: Some(LogId::new(3, 9)),
         joining: Some(LogIndex(7)),
+        cluster: ClusterId(11),
     };
     let entry = |index, payload| Entry { id: LogId::new(3, index), payload };
     let entries = vec![

@@ -33,12 +33,21 @@ pub(crate) fn restored(voters: u64, term: u64, terms: &[u64], applied: u64) -> R
 }
 
 fn start(config: Config, voters: u64, term: u64, terms: &[u64], applied: u64) -> Raft {
+    start_with(config, Membership::of_voters(0..voters), term, terms, applied)
+}
+
+/// Node 0 with this first configuration.
+pub(crate) fn founded(first: Membership) -> Raft {
+    start_with(Config::new(NodeId(0)), first, 0, &[], 0)
+}
+
+fn start_with(config: Config, first: Membership, term: u64, terms: &[u64], applied: u64) -> Raft {
     let hard_state = HardState { term: Term(term), ..HardState::default() };
     let entries = std::iter::once(&0).chain(terms).zip(1..);
     let log = LogState {
         hard_state,
         entries: entries.map(|(term, index)| (LogId::new(*term, index), 100)).collect(),
-        memberships: vec![(LogIndex(1), Membership::of_voters(0..voters))],
+        memberships: vec![(LogIndex(1), first)],
         ..LogState::default()
     };
     Raft::new(config, Restored { log, applied: LogIndex(applied) }, Time::ZERO).unwrap()

@@ -43,9 +43,10 @@ unit:
 
 SIM := cargo run --quiet -p consensus-raft-simulator --bin raft-sim --
 
-# Whole clusters from seeds; fails too if something rare never came about.
+# Whole clusters from seeds, then clusters whose operators make mistakes; fails too if something rare never came about.
 simulate:
 	$(SIM) sweep --seeds 4000
+	$(SIM) sweep --seeds 3000 --mistakes
 
 # Every state of small clusters, some millions; of larger ones the first.
 states:

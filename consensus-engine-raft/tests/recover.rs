@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::Cluster;
-use consensus_core::{LogStorage, Member, MemberChange, MemberKind, Membership, NodeId};
+use consensus_core::{ClusterId, LogStorage, Member, MemberChange, MemberKind, Membership, NodeId};
 use consensus_engine_raft::recover::{RecoverError, force_new_cluster};
 use consensus_testkit::{MemLogStorage, engine::converged};
 
@@ -39,6 +39,25 @@ async fn a_survivor_goes_on_alone_and_others_join_it_again() {
     let joining = MemberChange::Set(second, Member::new(MemberKind::Joining));
     cluster.engine(0).change_membership(vec![joining]).await.unwrap();
     converged(&cluster.nodes, 6).await;
+}
+
+#[test]
+fn two_survivors_that_are_both_recovered_are_two_clusters_from_their_first_start_on() {
+    let recovered = |node| {
+        let storage = MemLogStorage::new();
+        let founded = Membership::of_voters(0..3).with_cluster(ClusterId(7));
+        let payload = consensus_core::Payload::Membership(founded);
+        let entries = vec![consensus_core::Entry { id: consensus_core::LogId::new(0, 1), payload }];
+        storage.write(consensus_core::LogBatch { entries, ..Default::default() }).unwrap();
+        force_new_cluster(&storage, NodeId(node)).unwrap();
+        let state = storage.load().unwrap();
+        let (_, alone) = state.memberships.last().cloned().unwrap();
+        assert_eq!(alone.cluster(), state.hard_state.cluster, "it tells nobody the identity that it had");
+        state.hard_state.cluster
+    };
+    let clusters = [recovered(0), recovered(1)];
+    assert!(!clusters[0].is_compatible_with(clusters[1]), "{clusters:?}");
+    assert!(clusters.iter().all(|cluster| !cluster.is_compatible_with(ClusterId(7))));
 }
 
 #[test]

@@ -408,6 +408,24 @@ fn member_with_another_storage_is_sent_the_log_and_does_not_count() {
     assert_eq!((raft.commit(), raft.peers()[&NodeId(1)].matched), (LogIndex::ZERO, LogIndex(2)));
 }
 
+#[test]
+fn removed_node_whose_id_another_machine_has_now_gets_no_vote_and_changes_no_term() {
+    // Node 2 was removed, and its id given to another machine, whose storage is 22. The old machine is switched on again.
+    let mut members = Membership::of_voters(0..3).members().clone();
+    members.get_mut(&NodeId(2)).unwrap().storage = Some(StorageId(22));
+    let mut raft = common::founded(Membership::new(members));
+    let mut asks = |storage| {
+        let (term, last_log, storage) = (Term(9), LogId::new(8, 99), StorageId(storage));
+        let request = VoteRequest { kind: VoteKind::Vote, term, last_log, storage, voter_storage: None };
+        let outputs = step(&mut raft, SECOND * 60, Event::VoteRequest(NodeId(2), request));
+        let granted =
+            |output: &Output| matches!(output, Output::Send(_, Reply::VoteResponse(r)) if r.granted);
+        (outputs.iter().any(granted), raft.term())
+    };
+    assert_eq!(asks(12), (false, Term(0)), "the old machine");
+    assert_eq!(asks(22), (true, Term(9)), "the new one");
+}
+
 // I20: the identity of the cluster.
 
 #[test]

@@ -71,6 +71,12 @@ mutants-check:
 	scripts/mutants --check
 	scripts/mutants --compile
 
+SEEDS ?= 200
+etcd-compat: ## the same random requests to etcd (ETCD=PATH) and kv-server; SEEDS=1000
+	cargo build --bin kv-server
+	cargo build -p kv-etcd-compat
+	$(BIN)/kv-etcd-compat --etcd "$${ETCD:-$$(command -v etcd)}" --kv-server $(BIN)/kv-server --seeds $(SEEDS)
+
 HOURS ?= 1000
 soak: ## so many HOURS of simulated clusters' lives, release build
 	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- sweep --seeds 1000000000 --hours $(HOURS) $(ARGS)
@@ -79,7 +85,7 @@ STATES ?= 20000000
 modelcheck: ## so many STATES of each scenario, release build
 	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- model-check --states $(STATES) --seconds 3600 $(ARGS)
 
-.PHONY: bench instructions page model-check simulate states sim mutants mutants-check soak modelcheck fuzz
+.PHONY: etcd-compat bench instructions page model-check simulate states sim mutants mutants-check soak modelcheck fuzz
 model-check: modelcheck
 
 doc:

@@ -52,7 +52,7 @@ pub(crate) fn command(bytes: &[u8]) {
         KvResult::Delete(_) => "delete_range",
         KvResult::Range(_) => "range",
         KvResult::Txn(_) => "txn",
-        KvResult::Compact => "compact",
+        KvResult::Compact | KvResult::Lease => "compact",
         KvResult::OpenSession(_) => "open_session",
     });
     let outcome = server::reply(answer);

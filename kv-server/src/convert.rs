@@ -210,6 +210,7 @@ pub(crate) fn put(request: idl::PutRequest) -> Result<KvOperation> {
             Some(idl::Versionstamp::VALUE_SUFFIX) => Versionstamp::ValueSuffix,
             Some(other) => return Err(invalid(format!("versionstamp {} is not 0, 1 or 2", other.0))),
         },
+        ..Put::default()
     }))
 }
 
@@ -231,6 +232,7 @@ pub(crate) fn range(request: idl::RangeRequest) -> Result<KvOperation> {
         descending: request.descending.unwrap_or(false),
         keys_only: request.keys_only.unwrap_or(false),
         count_only: request.count_only.unwrap_or(false),
+        ..Range::default()
     }))
 }
 
@@ -314,7 +316,8 @@ pub(crate) fn reply(node: NodeId, answer: KvAnswer) -> Reply {
         KvResult::Put(done) => Reply::Put(put_done(header, done)),
         KvResult::Delete(deleted) => Reply::DeleteRange(delete_done(header, deleted)),
         KvResult::Range(found) => Reply::Range(range_done(header, found)),
-        KvResult::Compact => Reply::Compact(header),
+        // No call asks for a lease yet.
+        KvResult::Compact | KvResult::Lease => Reply::Compact(header),
         KvResult::OpenSession(id) => Reply::OpenSession(signed(id)),
         KvResult::Txn(done) => {
             let responses = done.responses.into_iter().filter_map(|result| match result {
@@ -387,6 +390,7 @@ pub(crate) fn fault(error: KvError) -> Fault {
             let (client_id, sequence, last_sequence) = (signed(client_id), signed(sequence), signed(last));
             Fault::SequenceOver(idl::SequenceOver { client_id, sequence, last_sequence })
         }
+        KvError::Rejected(rejection) => invalid(rejection.to_string()),
         KvError::Unavailable { why, maybe_applied } => unavailable(why, maybe_applied),
         other => unavailable(other.to_string(), false),
     }

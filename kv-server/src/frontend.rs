@@ -1,4 +1,4 @@
-//! Thrift for clients: framed transport, binary protocol, many calls in flight per connection.
+//! The port of the clients: Thrift (framed, binary protocol, many calls in flight per connection), and etcd's API over HTTP.
 
 mod connection;
 mod refusal;
@@ -13,7 +13,11 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{answers::NodeBudget, routing::RoutingManager};
+use crate::{
+    answers::NodeBudget,
+    etcd::{self, Etcd},
+    routing::RoutingManager,
+};
 
 /// What clients may take of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +112,18 @@ impl Client {
             return Ok(());
         }
         configure(&stream)?;
+        // Who has no place is not waited for.
+        let wait = if place.is_some() { Duration::MAX } else { BEYOND_WAIT };
+        match tokio::time::timeout(wait, protocol_of(&stream, &self.stop)).await?? {
+            Protocol::Thrift => {}
+            // Who cannot be told why there is no place is turned away.
+            Protocol::Http if place.is_none() => return Ok(()),
+            Protocol::Http => {
+                let etcd = Etcd::new(self.router, self.budget.connection(), self.stop.clone());
+                return etcd::serve(stream, etcd, self.stop).await;
+            }
+            Protocol::None => return Ok(()),
+        }
         let (reader, mut writer) = stream.into_split();
         let mut frames = connection::frames(reader);
         let is_client = place.is_some();
@@ -117,6 +133,30 @@ impl Client {
         // Of a node it is known already what to do with what only the leader can do.
         connection::serve(frames, writer, self.router, self.budget.connection(), is_client, self.stop).await
     }
+}
+
+/// What a client speaks.
+enum Protocol {
+    /// Framed: a length comes first, and no length begins with a letter.
+    Thrift,
+    /// HTTP/1.1 or HTTP/2.
+    Http,
+    /// Neither. It has gone without a word, or the server stops.
+    None,
+}
+
+/// Finds out from the first byte, which stays to be read.
+async fn protocol_of(stream: &TcpStream, stop: &watch::Receiver<bool>) -> io::Result<Protocol> {
+    let (mut first, mut stop) = ([0], stop.clone());
+    let peeked = tokio::select! {
+        () = stopped(&mut stop) => return Ok(Protocol::None),
+        peeked = stream.peek(&mut first) => peeked?,
+    };
+    Ok(match first {
+        _ if peeked == 0 => Protocol::None,
+        [byte] if byte.is_ascii_uppercase() => Protocol::Http,
+        _ => Protocol::Thrift,
+    })
 }
 
 /// Says once per outage that connections cannot be accepted, and how often that was when it is over.
@@ -139,10 +179,13 @@ impl AcceptFailures {
     }
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+/// Returns when the server stops.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await; // Without a sender it is time to stop, too.
 }
 
 /// Connections at once that are told that there is no place for them, or come from operators and other nodes.
 pub(crate) const BEYOND_MAX: usize = 16;
+/// How long a connection beyond the limit may say nothing.
+const BEYOND_WAIT: Duration = Duration::from_secs(2);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

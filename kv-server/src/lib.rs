@@ -8,11 +8,13 @@
 //! The program is [`run`]; the other public items are for the crate `fuzz`.
 
 mod answers;
+mod between;
 mod cluster;
 mod config;
 mod convert;
 mod descriptors;
 mod dev;
+mod etcd;
 mod founding;
 mod frontend;
 #[doc(hidden)]

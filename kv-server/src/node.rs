@@ -95,7 +95,8 @@ impl Node {
         bounds.transaction_operations_max = settings.limits.transaction_operations_max;
         let database = database.with_limits(bounds);
         let (routing, sessions_max) = (settings.deployment.routing, settings.limits.sessions_max);
-        let router = RoutingManager::new(settings.node, database.clone(), cluster, routing, sessions_max);
+        let router = RoutingManager::new(settings.node, database.clone(), cluster, routing, sessions_max)
+            .listening_at(settings.client_listen.clone());
         let frontend = Frontend::bind(&settings.client_listen, Arc::new(router), limits).await?;
         database.start().await?;
         let (stop, stopping) = watch::channel(false);

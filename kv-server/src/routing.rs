@@ -14,6 +14,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     answers::Room,
+    between::{self, NodeAnswer, NodeFault, NodeRequest},
     cluster::{ClusterManager, number},
     config::Routing,
     convert,
@@ -27,6 +28,7 @@ pub(crate) struct RoutingManager {
     cluster: Option<Arc<ClusterManager>>,
     routing: Routing,
     sessions_max: u64,
+    listen: Option<Endpoint>,
     /// To the leader, made when it is first needed.
     to_leader: Mutex<Option<Arc<Connection>>>,
 }
@@ -36,6 +38,7 @@ pub(crate) enum Request {
     Operation { operation: KvOperation, session: Option<Session>, consistency: Consistency },
     ChangeMembers(Vec<MemberChange>),
     TransferLeader(Option<NodeId>),
+    OfNode(NodeRequest),
 }
 
 impl Request {
@@ -43,6 +46,7 @@ impl Request {
     fn answer_bytes_max(&self) -> usize {
         match self {
             Self::Operation { operation, session, .. } => operation.answer_bytes_max(session.is_some()),
+            Self::OfNode(request) => node_answer_bytes_max(request),
             Self::ChangeMembers(_) | Self::TransferLeader(_) => 0,
         }
     }
@@ -68,7 +72,14 @@ impl RoutingManager {
         routing: Routing,
         sessions_max: u64,
     ) -> Self {
-        Self { node, database, cluster, routing, sessions_max, to_leader: Mutex::new(None) }
+        Self { node, database, cluster, routing, sessions_max, listen: None, to_leader: Mutex::new(None) }
+    }
+
+    /// Says where clients come to.
+    #[must_use]
+    pub(crate) fn listening_at(mut self, listen: Endpoint) -> Self {
+        self.listen = Some(listen);
+        self
     }
 
     /// Executes one call. `may_forward`: the caller did not ask to be told who leads instead. The answer is made when `room`
@@ -79,7 +90,8 @@ impl RoutingManager {
         may_forward: bool,
         room: &mut Room,
     ) -> Result<Reply, Fault> {
-        let is_admins = matches!(call, Call::ChangeMembers(_) | Call::TransferLeader(_));
+        let is_admins =
+            matches!(call, Call::ChangeMembers(_) | Call::TransferLeader(_) | Call::BetweenNodes(_));
         let outcome = self.execute_anywhere(call, may_forward, room).await;
         if is_admins { outcome.map_err(convert::admins_fault) } else { outcome }
     }
@@ -151,7 +163,47 @@ impl RoutingManager {
             }
             Request::ChangeMembers(changes) => self.change_members(changes).await,
             Request::TransferLeader(to) => self.transfer_leader(*to).await,
+            Request::OfNode(request) => {
+                room.reserve(node_answer_bytes_max(request)).await;
+                match between::execute(&self.database, request).await {
+                    Err(NodeFault::NotLeader(leader)) => Err(Refusal::NotLeader(leader.map(NodeId))),
+                    outcome => Ok(Reply::BetweenNodes(between::encode(&outcome))),
+                }
+            }
         }
+    }
+
+    /// Has a request executed by the leader, whoever that is.
+    ///
+    /// # Errors
+    /// It was not done, or it is not known whether.
+    pub(crate) async fn lead(&self, request: &NodeRequest, room: &mut Room) -> Result<NodeAnswer, NodeFault> {
+        match self.execute(Call::BetweenNodes(between::encode(request)), true, room).await {
+            Ok(Reply::BetweenNodes(bytes)) => between::decode::<Result<NodeAnswer, NodeFault>>(&bytes)
+                .unwrap_or_else(|why| Err(NodeFault::Unavailable { why, maybe_applied: true })),
+            Err(Fault::Refused(refused)) => {
+                Err(NodeFault::Unavailable { why: refused.message, maybe_applied: refused.maybe_done })
+            }
+            other => Err(NodeFault::Unavailable { why: format!("{other:?}"), maybe_applied: true }),
+        }
+    }
+
+    /// Where this node serves clients, if that is known.
+    pub(crate) fn client_endpoint(&self) -> Option<&Endpoint> {
+        self.listen.as_ref()
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub(crate) fn database(&self) -> &ConsensusKvDatabase {
+        &self.database
+    }
+
+    /// `None` standing alone.
+    pub(crate) fn cluster(&self) -> Option<&Arc<ClusterManager>> {
+        self.cluster.as_ref()
     }
 
     /// Waits for room when the read is about to be done, not while it waits for a quorum.
@@ -336,6 +388,9 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
         Call::Compact(revision) => convert::compact(revision)?,
         Call::OpenSession => KvOperation::OpenSession { sessions_max },
         Call::ChangeMembers(changes) => return Ok(Request::ChangeMembers(changes)),
+        Call::BetweenNodes(bytes) => {
+            return between::decode(&bytes).map(Request::OfNode).map_err(convert::invalid);
+        }
         Call::TransferLeader(-1) => return Ok(Request::TransferLeader(None)),
         Call::TransferLeader(to) => {
             let to = u64::try_from(to).map_err(|_| {
@@ -348,6 +403,13 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
         }
     };
     Ok(Request::Operation { operation, session, consistency })
+}
+
+fn node_answer_bytes_max(request: &NodeRequest) -> usize {
+    match request {
+        NodeRequest::Execute(operation) => operation.answer_bytes_max(false),
+        _ => 0,
+    }
 }
 
 const STANDALONE: &str = "this server stands alone; it has no members";

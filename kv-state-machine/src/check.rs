@@ -2,8 +2,8 @@
 //! is applied: a log may hold what another version let in.
 
 use crate::{
-    Delete, KEY_BYTES_MAX, KeyRange, KvOperation, KvRejection, OPERATIONS_MAX, Put, Range, Session, Txn,
-    VALUE_BYTES_MAX, Versionstamp,
+    Delete, KEY_BYTES_MAX, KeyRange, KvOperation, KvRejection, LEASE_TTL_MAX, OPERATIONS_MAX, Put, Range,
+    Session, TXN_DEPTH_MAX, Txn, VALUE_BYTES_MAX, Versionstamp,
 };
 
 type Check = Result<(), KvRejection>;
@@ -27,14 +27,23 @@ fn operation(operation: &KvOperation) -> Check {
         KvOperation::Put(operation) => put(operation),
         KvOperation::Delete(Delete { key, range_end, .. })
         | KvOperation::Range(Range { key, range_end, .. }) => keys(key, range_end.as_deref()),
-        KvOperation::Txn(operation) => txn(operation),
+        KvOperation::Txn(operation) => txn(operation, 0),
+        KvOperation::GrantLease { id: 0, .. } => Err(KvRejection::invalid("lease 0 stands for none")),
+        KvOperation::GrantLease { ttl, .. } if *ttl == 0 || *ttl > LEASE_TTL_MAX => {
+            Err(KvRejection::invalid(format!("a lease of {ttl} s; 1 to {LEASE_TTL_MAX} are allowed")))
+        }
         KvOperation::Compact { revision: 0 } => {
             Err(KvRejection::invalid("revision 0 cannot be compacted to"))
         }
         KvOperation::OpenSession { sessions_max: 0 } => {
             Err(KvRejection::invalid("sessions_max must be at least 1"))
         }
-        KvOperation::Compact { .. } | KvOperation::OpenSession { .. } => Ok(()),
+        KvOperation::Compact { .. }
+        | KvOperation::OpenSession { .. }
+        | KvOperation::GrantLease { .. }
+        | KvOperation::RevokeLease { .. }
+        | KvOperation::ExpireLeases { .. }
+        | KvOperation::CheckpointLeases { .. } => Ok(()),
     }
 }
 
@@ -47,13 +56,20 @@ fn put(put: &Put) -> Check {
             "a value of {bytes} bytes; at most {VALUE_BYTES_MAX} are allowed"
         )));
     }
-    if put.lease_id != 0 {
-        return Err(KvRejection::invalid(format!("there is no lease {}", put.lease_id)));
+    let names_lease = put.keep.lease && put.lease_id != 0;
+    if names_lease || put.keep.value && !put.value.is_empty() || put.keep.is_any() && stamp > 0 {
+        return Err(KvRejection::invalid("what is kept cannot be given, too"));
     }
     Ok(())
 }
 
-fn txn(txn: &Txn) -> Check {
+fn txn(txn: &Txn, depth: usize) -> Check {
+    if depth > TXN_DEPTH_MAX {
+        return Err(KvRejection::invalid(format!("transactions are nested more than {TXN_DEPTH_MAX} deep")));
+    }
+    if depth > 0 && txn.read_revision != 0 {
+        return Err(KvRejection::invalid("only the outermost transaction can have a read_revision"));
+    }
     let operations = txn.success.len() + txn.failure.len();
     let total = operations + txn.compare.len() + txn.read_ranges.len();
     if total > OPERATIONS_MAX {
@@ -71,7 +87,11 @@ fn txn(txn: &Txn) -> Check {
     for part in txn.success.iter().chain(&txn.failure) {
         match part {
             KvOperation::Put(_) | KvOperation::Delete(_) | KvOperation::Range(_) => operation(part)?,
-            _ => return Err(KvRejection::invalid("a transaction holds puts, deletes and ranges only")),
+            KvOperation::Txn(nested) => self::txn(nested, depth + 1)?,
+            _ => {
+                let why = "a transaction holds puts, deletes, ranges and transactions only";
+                return Err(KvRejection::invalid(why));
+            }
         }
     }
     Ok(())

@@ -16,9 +16,11 @@ use bytes::Bytes;
 use rocksdb::{WriteBatch, WriteOptions};
 
 use crate::{
+    changes,
     keys::{self, Record},
     store::Generation,
     view::{Failure, Overlay, Version, View, disk},
+    watch::Hub,
 };
 
 /// Tells garbage from history, over versions in the order of their places.
@@ -71,7 +73,7 @@ impl Goal {
 impl Collector {
     /// Begins to collect what `compacted` left. A thread that is still at an earlier compaction does this one next: if it
     /// began anew each time, a store that is compacted more often than it can be walked through would never be collected.
-    pub(crate) fn start(&mut self, generation: Arc<Generation>, compacted: u64) {
+    pub(crate) fn start(&mut self, generation: Arc<Generation>, hub: Arc<Hub>, compacted: u64) {
         if let Some((_, goal)) = &self.running
             && let Some(next) = &mut *goal.compacted()
         {
@@ -82,7 +84,7 @@ impl Collector {
         let goal = Arc::new(Goal { compacted: Mutex::new(Some(compacted)), ..Goal::default() });
         let shared = goal.clone();
         let work = move || {
-            if let Err(error) = collect_all(&generation, &shared) {
+            if let Err(error) = collect_all(&generation, &hub, &shared) {
                 tracing::warn!(%error, "compacted history stays on disk for now");
             }
         };
@@ -101,7 +103,7 @@ impl Collector {
 }
 
 /// Collects until there was no newer compaction meanwhile.
-fn collect_all(generation: &Generation, goal: &Goal) -> Result<(), Failure> {
+fn collect_all(generation: &Generation, hub: &Hub, goal: &Goal) -> Result<(), Failure> {
     let mut done = None;
     loop {
         let compacted = {
@@ -112,6 +114,8 @@ fn collect_all(generation: &Generation, goal: &Goal) -> Result<(), Failure> {
             }
             next.unwrap_or_default()
         };
+        // Who watches is told of what is compacted before it is gone.
+        hub.wait_for_delivery(compacted, &goal.stop);
         if let Err(failure) = collect(generation, compacted, &goal.stop) {
             *goal.compacted() = None;
             return Err(failure);
@@ -150,6 +154,7 @@ fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result
         return Ok(()); // The last key may be incomplete.
     }
     failed.map_or(Ok(()), Err)?;
+    changes::forget(compacted, &mut write);
     write.put(keys::COLLECTED, compacted.to_be_bytes());
     flush(db, write)
 }

@@ -3,27 +3,36 @@
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
+use bytes::Bytes;
 use consensus_core::{
     ConsensusEngine, EngineStatus, Health, NodeId, ProposeError, ReadConsistency, ReadError, Role,
     ShutdownError, StorageError, codec,
 };
 use consensus_mock::MockConsensusEngine;
 use consensus_storage_rocksdb::Reserve;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    task::JoinHandle,
+};
 
 use crate::{
-    Durability, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine, KvStoreExecutor, Limits,
-    Session, StateHash, check,
+    Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine, KvStoreExecutor,
+    Limits, Session, StateHash, check,
     execute::Halt,
     executor::unhalted,
     lanes::{Abandon, Lanes},
+    lease, lessor,
     limits::Amount,
     machine::{ANSWER_VERSION, COMMAND_VERSION},
+    store::Store,
+    watch::Watches,
 };
 
 /// The database as a program embeds it: operations in, answers out.
@@ -36,6 +45,24 @@ pub struct ConsensusKvDatabase {
     reserve: Option<Reserve>,
     limits: Limits,
     lanes: Lanes,
+    lessor: Arc<Lessor>,
+}
+
+/// The task that counts the time of leases. It ends with the last handle of the database.
+#[derive(Debug, Default)]
+struct Lessor(Mutex<Option<JoinHandle<()>>>);
+
+impl Lessor {
+    fn replace(&self, task: Option<JoinHandle<()>>) -> Option<JoinHandle<()>> {
+        let before = std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), task);
+        before.inspect(JoinHandle::abort)
+    }
+}
+
+impl Drop for Lessor {
+    fn drop(&mut self) {
+        self.replace(None);
+    }
 }
 
 /// How current a read must be.
@@ -117,6 +144,7 @@ impl ConsensusKvDatabase {
             reserve: None,
             limits: Limits::default(),
             lanes: Lanes::new(),
+            lessor: Arc::default(),
         }
     }
 
@@ -125,6 +153,12 @@ impl ConsensusKvDatabase {
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
+    }
+
+    /// What is taken from callers.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Has writes refused while the disk has less room than this; they are taken again, without a restart, when it has. A
@@ -148,7 +182,104 @@ impl ConsensusKvDatabase {
             Health::Fatal(why) => return Err(KvStartError::Engine(why.clone())),
         }
         self.serving.store(true, Ordering::Release);
+        if let Some(executor) = &self.executor {
+            let lessor = tokio::spawn(lessor::run(self.engine.clone(), executor.store().clone()));
+            self.lessor.replace(Some(lessor));
+        }
         Ok(())
+    }
+
+    /// Begins to watch keys on this node, whether or not it leads.
+    ///
+    /// # Errors
+    /// This is a witness, or no thread can be had.
+    pub fn watches(&self) -> Result<Watches, KvError> {
+        let executor = self.executor.as_ref().ok_or_else(witness)?;
+        Watches::new(executor.store().clone(), self.lanes.clone())
+    }
+
+    /// Gives a lease its whole time again, on the leader. Costs no log entry, unless its remaining time was noted.
+    ///
+    /// Returns its seconds; `None`: there is no such lease, or its time is over.
+    ///
+    /// # Errors
+    /// See [`KvError`]; a lease that was not renewed in time ends.
+    pub async fn keep_alive(&self, id: i64) -> Result<Option<u64>, KvError> {
+        let (store, term) = self.leases_of_leader().await?;
+        let generation = store.current();
+        let Some(lease) = generation.leases().get(id) else { return Ok(None) };
+        if lease.remaining.is_some() {
+            let operation = KvOperation::CheckpointLeases { remaining: vec![(id, None)], term };
+            lessor::propose(&self.engine, operation).await.map_err(propose_error)?;
+        }
+        let mut leases = generation.leases().lock();
+        match &mut leases.clock {
+            Some(clock) if clock.term == term => Ok(clock.left(id).map(|_| {
+                clock.renew(id, lease.ttl);
+                lease.ttl
+            })),
+            _ => Err(KvError::NotLeader { leader: None }),
+        }
+    }
+
+    /// A lease and what it has left, on the leader; `None`: there is no such lease, or its time is over.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn time_to_live(&self, id: i64, with_keys: bool) -> Result<Option<LeaseState>, KvError> {
+        let (store, _) = self.leases_of_leader().await?;
+        let generation = store.current();
+        let (ttl, left) = {
+            let leases = generation.leases().lock();
+            let Some(lease) = leases.all.get(&id) else { return Ok(None) };
+            let Some(left) = leases.clock.as_ref().and_then(|clock| clock.left(id)) else { return Ok(None) };
+            (lease.ttl, left)
+        };
+        let keys = if with_keys {
+            blocking(move || lease::attached_keys(&**generation.db(), id)).await?
+        } else {
+            Vec::new()
+        };
+        Ok(Some(LeaseState { ttl, left, keys }))
+    }
+
+    /// The ids of all leases, in their order.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn leases(&self) -> Result<Vec<i64>, KvError> {
+        let executor = self.executor.as_ref().ok_or_else(witness)?;
+        self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
+        let generation = executor.store().current();
+        let ids = generation.leases().lock().all.keys().copied().collect();
+        Ok(ids)
+    }
+
+    /// The store of a leader that knows all leases and counts their time, and its term. It leads still, as a quorum says.
+    async fn leases_of_leader(&self) -> Result<(Arc<Store>, u64), KvError> {
+        let executor = self.executor.as_ref().ok_or_else(witness)?;
+        let mut status = self.engine.status();
+        let (leads, leader, term) = {
+            let status = status.borrow_and_update();
+            (matches!(status.role, Role::Leader | Role::Standalone), status.leader, status.term.0)
+        };
+        if !leads {
+            return Err(KvError::NotLeader { leader });
+        }
+        self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
+        let store = executor.store().clone();
+        for _ in 0..CLOCK_LOOKS {
+            if !lessor::leads_in(&status, term) {
+                break;
+            }
+            if store.current().leases().lock().clock.as_ref().is_some_and(|clock| clock.term == term) {
+                return Ok((store, term));
+            }
+            // It has just been elected.
+            tokio::time::sleep(CLOCK_LOOK).await;
+        }
+        let leader = status.borrow().leader.filter(|_| !lessor::leads_in(&status, term));
+        Err(KvError::NotLeader { leader })
     }
 
     /// Executes an operation; reads are linearizable.
@@ -254,13 +385,31 @@ impl ConsensusKvDatabase {
     /// # Errors
     /// The disk failed, or this is a witness.
     pub async fn hash(&self) -> Result<StateHash, KvError> {
-        let no_data =
-            || KvError::Unavailable { why: "a witness has no data".to_owned(), maybe_applied: false };
-        let executor = self.executor.clone().ok_or_else(no_data)?;
+        let executor = self.executor.clone().ok_or_else(witness)?;
         let _place = self.lanes.long_read().await;
         let abandon = Abandon::default();
         let abandoned = abandon.flag();
         blocking(move || executor.hash_unless(&abandoned)).await
+    }
+
+    /// A checksum over the keys on this node as far as a revision; 0: the newest.
+    ///
+    /// # Errors
+    /// The revision is compacted or in the future, the disk failed, or this is a witness.
+    pub async fn hash_at(&self, revision: u64) -> Result<KeysHash, KvError> {
+        let executor = self.executor.clone().ok_or_else(witness)?;
+        let _place = self.lanes.long_read().await;
+        let abandon = Abandon::default();
+        let abandoned = abandon.flag();
+        Ok(blocking(move || executor.hash_at(revision, &abandoned)).await??)
+    }
+
+    /// Bytes that the store has on this node's disk, about; 0 on a witness.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn disk_bytes(&self) -> Result<u64, KvError> {
+        self.executor.as_ref().map_or(Ok(0), KvStoreExecutor::disk_bytes).map_err(failure)
     }
 
     /// Whether this is the database on a witness.
@@ -275,6 +424,12 @@ impl ConsensusKvDatabase {
     /// The disk failed.
     pub fn revision(&self) -> Result<u64, KvError> {
         self.executor.as_ref().map_or(Ok(0), KvStoreExecutor::revision).map_err(failure)
+    }
+
+    /// The oldest revision that can be read on this node; 0: nothing was compacted, or this is a witness.
+    #[must_use]
+    pub fn compacted(&self) -> u64 {
+        self.executor.as_ref().map_or(0, KvStoreExecutor::compacted)
     }
 
     /// The engine's state, now and at every change.
@@ -295,6 +450,9 @@ impl ConsensusKvDatabase {
     /// The engine had stopped before of an error of its own.
     pub async fn shutdown(&self) -> Result<(), ShutdownError> {
         self.serving.store(false, Ordering::Release);
+        if let Some(lessor) = self.lessor.replace(None) {
+            let _ = lessor.await;
+        }
         self.engine.shutdown().await
     }
 }
@@ -346,6 +504,25 @@ impl PendingRead {
         blocking(move || Ok(executor.read_within(&operation, bound, &abandoned))).await
     }
 }
+
+/// A lease as its leader knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseState {
+    /// Seconds that it lives without being renewed.
+    pub ttl: u64,
+    /// What it has left.
+    pub left: Duration,
+    /// The keys that go with it, in their order, if they were asked for.
+    pub keys: Vec<Bytes>,
+}
+
+fn witness() -> KvError {
+    KvError::Unavailable { why: "a witness has no data".to_owned(), maybe_applied: false }
+}
+
+/// How often, and how long each time, a call about leases waits for a leader that was just elected.
+const CLOCK_LOOKS: u32 = 20;
+const CLOCK_LOOK: Duration = Duration::from_millis(50);
 
 /// Reads of the disk do not hold up the runtime.
 async fn blocking<T: Send + 'static>(

@@ -2,6 +2,7 @@
 
 use std::{
     cmp::Ordering,
+    collections::BTreeSet,
     ops::ControlFlow::{Break, Continue},
     sync::atomic::AtomicBool,
 };
@@ -11,13 +12,15 @@ use consensus_core::codec::CodecError;
 
 use crate::{
     Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvOperation,
-    KvRejection, KvResult, Put, PutDone, Range, Txn, TxnDone, Versionstamp,
+    KvRejection, KvResult, Put, PutDone, Range, RevisionBounds, SortBy, Txn, TxnDone, Versionstamp,
     keys::{self, Record},
+    lease::{self, Lease},
     limits::{Amount, WORK_BYTES_MAX, WORK_KEYS_MAX},
     recent::Counts,
     scan::Scan,
-    view::{Failure, Overlay, Source, View},
+    view::{Failure, Source, View},
     work::Work,
+    written::{Change, Undo, Written},
 };
 
 /// Why an operation was not executed.
@@ -74,14 +77,14 @@ pub(crate) struct History {
 /// The execution of one operation.
 pub(crate) struct Execution<'a> {
     source: &'a dyn Source,
-    overlay: &'a mut Overlay,
+    written: &'a mut Written,
     history: History,
     /// What counts as the newest: for a write all that is there.
     latest: u64,
     wrote: bool,
-    /// Within a transaction: what it replaced in the overlay, to be put back if it is rejected half-way. Other operations
-    /// write when nothing can be wrong any more.
-    undo: Option<Vec<(Vec<u8>, Option<Bytes>)>>,
+    /// Within a transaction: what it replaced, to be put back if it is rejected half-way. Other operations write when nothing
+    /// can be wrong any more.
+    undo: Option<Undo>,
     /// Puts with a versionstamp so far.
     stamps: u16,
     /// Bytes of pairs that the answer may still hold.
@@ -92,13 +95,13 @@ pub(crate) struct Execution<'a> {
 impl<'a> Execution<'a> {
     pub(crate) fn new(
         source: &'a dyn Source,
-        overlay: &'a mut Overlay,
+        written: &'a mut Written,
         history: History,
         room: usize,
         bound: Amount,
     ) -> Self {
         let work = Work::new(bound, history.compacted);
-        Self { source, overlay, history, latest: u64::MAX, wrote: false, undo: None, stamps: 0, room, work }
+        Self { source, written, history, latest: u64::MAX, wrote: false, undo: None, stamps: 0, room, work }
     }
 
     /// For a read beside a writer, whose later versions it may meet.
@@ -129,10 +132,12 @@ impl<'a> Execution<'a> {
     fn execute(&mut self, operation: &KvOperation) -> Result<(KvResult, History), Halt> {
         let result = match operation {
             KvOperation::Txn(txn) => {
-                self.undo = Some(Vec::new());
+                self.undo = Some(Undo::begin(self.written));
                 self.txn(txn).map(KvResult::Txn)
             }
             KvOperation::Compact { revision } => self.compact(*revision),
+            KvOperation::GrantLease { id, ttl } => self.grant(*id, *ttl),
+            KvOperation::RevokeLease { id } => self.revoke(*id),
             simple => self.simple(simple),
         };
         match result {
@@ -141,11 +146,8 @@ impl<'a> Execution<'a> {
                 Ok((result, History { revision, ..self.history }))
             }
             Err(halt) => {
-                for (place, before) in self.undo.take().into_iter().flatten().rev() {
-                    match before {
-                        Some(bytes) => self.overlay.insert(place, bytes),
-                        None => self.overlay.remove(&place),
-                    };
+                if let Some(undo) = self.undo.take() {
+                    self.written.take_back(undo);
                 }
                 Err(halt)
             }
@@ -162,7 +164,7 @@ impl<'a> Execution<'a> {
     }
 
     fn view(&self) -> View<'_> {
-        View { source: self.source, overlay: self.overlay }
+        View { source: self.source, overlay: &self.written.versions }
     }
 
     /// The revision that this operation writes at.
@@ -170,14 +172,17 @@ impl<'a> Execution<'a> {
         self.history.revision + 1
     }
 
-    /// Writes a version of the key with this prefix.
-    fn write(&mut self, prefix: Vec<u8>, record: Vec<u8>) {
-        let place = keys::version_of(prefix, self.next_revision());
+    /// Writes a version of the key that has this prefix.
+    fn write(&mut self, key: &Bytes, prefix: Vec<u8>, record: Vec<u8>, leases: LeaseChange) {
+        let revision = self.next_revision();
+        let place = keys::version_of(prefix, revision);
         let undone = self.undo.is_some().then(|| place.clone());
-        let before = self.overlay.insert(place, record.into());
+        let before = self.written.versions.insert(place, record.into());
         if let (Some(undo), Some(place)) = (&mut self.undo, undone) {
-            undo.push((place, before));
+            undo.note_version(place, before);
         }
+        self.written.attach(key, leases.before, leases.after, &mut self.undo);
+        self.written.changes.push(Change { revision, key: key.clone(), deleted: leases.deleted });
         self.wrote = true;
     }
 
@@ -191,12 +196,40 @@ impl<'a> Execution<'a> {
         let previous = if put.return_previous { self.previous(key)? } else { None };
         let prefix = keys::prefix(key);
         let before = self.view().counts(&prefix)?.filter(|counts| counts.version > 0);
-        let first = Counts { create_revision: self.next_revision(), version: 1 };
-        let counts = before.map_or(first, |before| Counts { version: before.version + 1, ..before });
-        let record = keys::live(counts, put.lease_id, value);
+        let lease_before = before.map_or(0, |before| before.lease_id);
+        let lease_id = if put.keep.lease { lease_before } else { put.lease_id };
+        if lease_id != 0 && lease_id != lease_before && self.lease(lease_id).is_none() {
+            return Err(KvRejection::NoLease { id: lease_id }.into());
+        }
+        let kept = if put.keep.is_any() { self.kept(put, before.is_some())? } else { None };
+        let first = Counts { create_revision: self.next_revision(), version: 1, lease_id };
+        let counts =
+            before.map_or(first, |before| Counts { version: before.version + 1, lease_id, ..before });
+        let record = keys::live(counts, kept.as_ref().unwrap_or(value));
         self.work.write(prefix.len() + record.len())?;
-        self.write(prefix, record);
+        let key = key.clone();
+        self.write(
+            &key,
+            prefix,
+            record,
+            LeaseChange { before: lease_before, after: lease_id, deleted: false },
+        );
         Ok(PutDone { previous, stamped })
+    }
+
+    /// The value that a put keeps, if it keeps the value; the key must exist.
+    fn kept(&self, put: &Put, exists: bool) -> Result<Option<Bytes>, Halt> {
+        let no_key = || KvRejection::NoKey { key: put.key.clone() };
+        if !exists {
+            return Err(no_key().into());
+        }
+        if !put.keep.value {
+            return Ok(None);
+        }
+        let kept = self.view().of_key(&put.key, self.latest)?.and_then(|version| live(version.record));
+        let kept = kept.ok_or_else(no_key)?;
+        self.work.look_at(size_of(&kept))?;
+        Ok(Some(kept.value))
     }
 
     /// What is there under `key`, to be answered.
@@ -264,8 +297,9 @@ impl<'a> Execution<'a> {
         let places: Vec<_> = found.iter().map(|kv| keys::prefix(&kv.key)).collect();
         let record = Record::Deleted.encode();
         self.work.write(places.iter().map(|place| place.len() + record.len()).sum())?;
-        for place in places {
-            self.write(place, record.clone());
+        for (kv, place) in found.iter().zip(places) {
+            let leases = LeaseChange { before: kv.lease_id, after: 0, deleted: true };
+            self.write(&kv.key, place, record.clone(), leases);
         }
         Ok(())
     }
@@ -287,9 +321,12 @@ impl<'a> Execution<'a> {
             0 => self.latest,
             revision => self.readable(revision)?,
         };
+        if range.sort.by != SortBy::Key || range.bounds != RevisionBounds::default() {
+            return self.chosen(range, revision);
+        }
         let keys = KeyRange { key: range.key.clone(), range_end: range.range_end.clone() };
         let limit = if range.limit == 0 { u64::MAX } else { range.limit };
-        let (mut found, mut room) = (Found::default(), self.room);
+        let (mut found, mut room, mut is_cut) = (Found::default(), self.room, false);
         let values = !range.keys_only && !range.count_only;
         let scan = Scan { range: &keys, revision, descending: range.descending, values };
         self.view().at(&scan, &self.work, |version| {
@@ -303,11 +340,62 @@ impl<'a> Execution<'a> {
                     room = rest;
                     found.kvs.push(kv);
                 }
+                // It has no room.
+                Some(_) | None if range.whole && (found.kvs.len() as u64) < limit => {
+                    is_cut = true;
+                    return Break(());
+                }
                 _ => found.more = true,
             }
             Continue(())
         })?;
+        if is_cut {
+            return Err(self.too_large().into());
+        }
         self.room = room;
+        Ok(found)
+    }
+
+    fn too_large(&self) -> KvRejection {
+        KvRejection::AnswerTooLarge { bytes_max: self.room as u64 }
+    }
+
+    /// A range whose pairs are chosen by their revisions, or sorted otherwise than by key: all are gathered first.
+    fn chosen(&mut self, range: &Range, revision: u64) -> Result<Found, Halt> {
+        let keys = KeyRange { key: range.key.clone(), range_end: range.range_end.clone() };
+        let limit =
+            if range.limit == 0 { usize::MAX } else { usize::try_from(range.limit).unwrap_or(usize::MAX) };
+        // Whether there is more is known with one more.
+        let gathered_max = if range.sort.after_limit { limit.saturating_add(1) } else { usize::MAX };
+        let values = range.sort.by == SortBy::Value || !(range.keys_only || range.count_only);
+        let (mut found, mut room, mut is_cut) = (Found::default(), self.room, false);
+        let descending = range.descending && range.sort.by == SortBy::Key;
+        let scan = Scan { range: &keys, revision, descending, values };
+        self.view().at(&scan, &self.work, |version| {
+            let Record::Live(kv) = version.record else { return Continue(()) };
+            found.count += 1;
+            if range.count_only || found.kvs.len() >= gathered_max {
+                return Continue(());
+            }
+            let Some(rest) = room.checked_sub(size_of(&kv)) else {
+                is_cut = true;
+                return Break(());
+            };
+            room = rest;
+            found.kvs.push(kv);
+            Continue(())
+        })?;
+        if is_cut {
+            return Err(self.too_large().into());
+        }
+        found.kvs.retain(|kv| range.bounds.contain(kv));
+        sort(&mut found.kvs, range.sort.by, range.descending);
+        found.more = found.kvs.len() > limit;
+        found.kvs.truncate(limit);
+        if range.keys_only {
+            found.kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        self.room -= found.kvs.iter().map(size_of).sum::<usize>();
         Ok(found)
     }
 
@@ -315,9 +403,7 @@ impl<'a> Execution<'a> {
     fn readable(&self, revision: u64) -> Result<u64, KvRejection> {
         let History { revision: current, compacted } = self.history;
         if revision > current {
-            return Err(KvRejection::invalid(format!(
-                "revision {revision} is in the future; the store is at {current}"
-            )));
+            return Err(KvRejection::FutureRevision { revision, current });
         }
         if revision < compacted {
             return Err(KvRejection::Compacted { compacted });
@@ -327,13 +413,38 @@ impl<'a> Execution<'a> {
 
     fn txn(&mut self, txn: &Txn) -> Result<TxnDone, Halt> {
         self.check_reads(txn)?;
+        let path = self.decide(txn)?;
+        self.follow(txn, &path)
+    }
+
+    /// Which branches are taken, before anything is done.
+    fn decide(&self, txn: &Txn) -> Result<Path, Halt> {
         let mut succeeded = true;
         for compare in &txn.compare {
             succeeded = succeeded && self.holds(compare)?;
         }
         let branch = if succeeded { &txn.success } else { &txn.failure };
-        let responses = branch.iter().map(|operation| self.simple(operation)).collect::<Result<_, _>>()?;
-        Ok(TxnDone { succeeded, responses })
+        let nested = branch.iter().filter_map(|operation| match operation {
+            KvOperation::Txn(txn) => Some(self.decide(txn)),
+            _ => None,
+        });
+        Ok(Path { succeeded, nested: nested.collect::<Result<_, _>>()? })
+    }
+
+    fn follow(&mut self, txn: &Txn, path: &Path) -> Result<TxnDone, Halt> {
+        let branch = if path.succeeded { &txn.success } else { &txn.failure };
+        let mut nested = path.nested.iter();
+        let mut responses = Vec::with_capacity(branch.len());
+        for operation in branch {
+            responses.push(match (operation, nested.as_slice()) {
+                (KvOperation::Txn(txn), [path, ..]) => {
+                    nested.next();
+                    KvResult::Txn(self.follow(txn, path)?)
+                }
+                (operation, _) => self.simple(operation)?,
+            });
+        }
+        Ok(TxnDone { succeeded: path.succeeded, responses })
     }
 
     /// Nothing that the transaction read was written, deleted or added since.
@@ -380,6 +491,74 @@ impl<'a> Execution<'a> {
         self.history.compacted = self.readable(revision)?;
         Ok(KvResult::Compact)
     }
+
+    /// A lease as it is after what was done so far.
+    fn lease(&self, id: i64) -> Option<Lease> {
+        self.written.leases.get(&id).copied().unwrap_or_else(|| self.source.lease(id))
+    }
+
+    fn grant(&mut self, id: i64, ttl: u64) -> Result<KvResult, Halt> {
+        if self.lease(id).is_some() {
+            return Err(KvRejection::LeaseExists { id }.into());
+        }
+        self.written.leases.insert(id, Some(Lease { ttl, remaining: None }));
+        self.written.granted.insert(id);
+        Ok(KvResult::Lease)
+    }
+
+    /// Ends a lease; its keys go at one revision, however many they are.
+    fn revoke(&mut self, id: i64) -> Result<KvResult, Halt> {
+        if self.lease(id).is_none() {
+            return Err(KvRejection::NoLease { id }.into());
+        }
+        for key in self.attached(id)? {
+            let (prefix, record) = (keys::prefix(&key), Record::Deleted.encode());
+            self.write(&key, prefix, record, LeaseChange { before: id, after: 0, deleted: true });
+        }
+        self.written.leases.insert(id, None);
+        Ok(KvResult::Lease)
+    }
+
+    /// The keys that go with a lease.
+    fn attached(&self, id: i64) -> Result<BTreeSet<Bytes>, Halt> {
+        let mut keys: BTreeSet<_> = lease::attached_keys(self.source, id)?.into_iter().collect();
+        for ((_, key), is_attached) in
+            self.written.attached.range((id, Bytes::new())..).take_while(|((of, _), _)| *of == id)
+        {
+            if *is_attached {
+                keys.insert(key.clone());
+            } else {
+                keys.remove(key);
+            }
+        }
+        Ok(keys)
+    }
+}
+
+/// Which branches a transaction takes.
+struct Path {
+    succeeded: bool,
+    /// Of the transactions in the branch, in their order.
+    nested: Vec<Path>,
+}
+
+/// How a write changes with which lease its key goes; 0: none.
+struct LeaseChange {
+    before: i64,
+    after: i64,
+    deleted: bool,
+}
+
+/// What is equal stays in the order of keys.
+fn sort(kvs: &mut [KeyValue], by: SortBy, descending: bool) {
+    let compare: fn(&KeyValue, &KeyValue) -> Ordering = match by {
+        SortBy::Key => return,
+        SortBy::Version => |a, b| a.version.cmp(&b.version),
+        SortBy::CreateRevision => |a, b| a.create_revision.cmp(&b.create_revision),
+        SortBy::ModRevision => |a, b| a.mod_revision.cmp(&b.mod_revision),
+        SortBy::Value => |a, b| a.value.cmp(&b.value),
+    };
+    kvs.sort_by(|a, b| if descending { compare(b, a) } else { compare(a, b) });
 }
 
 fn live(record: Record) -> Option<KeyValue> {

@@ -5,12 +5,13 @@ use std::sync::{Arc, atomic::AtomicBool};
 use consensus_core::StateMachineError;
 
 use crate::{
-    KvAnswer, KvOperation, KvRejection, REPLY_BYTES_MAX, StateHash, check,
+    KeysHash, KvAnswer, KvOperation, KvRejection, REPLY_BYTES_MAX, StateHash, WHOLE_REPLY_BYTES_MAX, check,
     execute::{Execution, Halt, History, too_much},
     hash, keys,
     limits::Amount,
     store::{Generation, Meta, Store, read_meta},
-    view::{Base, Failure, Overlay, disk},
+    view::{Base, Failure, disk},
+    written::Written,
 };
 
 /// What became of a read with a bound.
@@ -41,16 +42,16 @@ impl KvStoreExecutor {
     /// The same with another bound; ends early when `abandoned` is set.
     pub(crate) fn read_within(&self, operation: &KvOperation, bound: Amount, abandoned: &AtomicBool) -> Read {
         self.read_with(operation, |generation, meta| {
-            read_at(&Base::new(generation.db(), generation.recent()), meta, operation, bound, abandoned)
+            read_at(&Base::new(generation), meta, operation, bound, abandoned)
         })
     }
 
     /// How much work a write would be, on the state as it is now; `Err`: more than a command may do. Blocks on the disk.
     pub(crate) fn look_ahead(&self, operation: &KvOperation) -> Result<Result<Amount, KvRejection>, Failure> {
         let generation = self.store.current();
-        let (base, meta) = (Base::new(generation.db(), generation.recent()), generation.meta());
+        let (base, meta) = (Base::new(&generation), generation.meta());
         let history = History { revision: meta.revision, compacted: meta.compacted };
-        let mut nothing = Overlay::new();
+        let mut nothing = Written::default();
         let execution = Execution::new(&base, &mut nothing, history, REPLY_BYTES_MAX, Amount::OF_COMMANDS);
         match execution.run_counted(operation) {
             (Err(Halt::TooMuch), _) => Ok(Err(too_much(operation))),
@@ -70,7 +71,7 @@ impl KvStoreExecutor {
         }
         let mut incomplete = false;
         let answer = self.read_with(operation, |generation, meta| {
-            let base = Base::in_memory(generation.db(), generation.recent());
+            let base = Base::in_memory(generation);
             let never = AtomicBool::new(false);
             let answer = read_at(&base, meta, operation, Amount::OF_SHORT_READS, &never);
             incomplete = base.is_incomplete();
@@ -116,12 +117,50 @@ impl KvStoreExecutor {
         })
     }
 
+    /// A checksum of the keys as far as a revision; 0: the newest. Ends early when `abandoned` is set.
+    pub(crate) fn hash_at(
+        &self,
+        revision: u64,
+        abandoned: &AtomicBool,
+    ) -> Result<Result<KeysHash, KvRejection>, Failure> {
+        self.with_snapshot(|snapshot, meta| {
+            let (current, compacted) = (meta.revision, meta.compacted);
+            let revision = if revision == 0 { current } else { revision };
+            if revision > current {
+                return Ok(Err(KvRejection::FutureRevision { revision, current }));
+            }
+            if revision < compacted {
+                return Ok(Err(KvRejection::Compacted { compacted }));
+            }
+            let hash = hash::hash_versions(snapshot, compacted, revision, abandoned)?;
+            Ok(Ok(KeysHash { hash, revision, compacted }))
+        })
+    }
+
+    /// Bytes that the store has on disk.
+    pub(crate) fn disk_bytes(&self) -> Result<u64, Failure> {
+        let generation = self.store.current();
+        let bytes = |name: &str| generation.db().property_int_value(name).map_err(disk);
+        let (tables, memory) =
+            (bytes("rocksdb.total-sst-files-size")?, bytes("rocksdb.cur-size-all-mem-tables")?);
+        Ok(tables.unwrap_or(0) + memory.unwrap_or(0))
+    }
+
+    /// The oldest revision that can be read; 0: nothing was compacted.
+    pub(crate) fn compacted(&self) -> u64 {
+        self.store.current().meta().compacted
+    }
+
     /// The store's revision.
     ///
     /// # Errors
     /// The disk failed.
     pub fn revision(&self) -> Result<u64, Failure> {
         Ok(self.store.current().meta().revision)
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     fn with_snapshot<T>(
@@ -143,9 +182,10 @@ fn read_at(
     bound: Amount,
     abandoned: &AtomicBool,
 ) -> Read {
-    let mut nothing = Overlay::new();
+    let mut nothing = Written::default();
     let history = History { revision: meta.revision, compacted: meta.compacted };
-    let execution = Execution::new(base, &mut nothing, history, REPLY_BYTES_MAX, bound);
+    let bytes_max = if operation.is_whole() { WHOLE_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
+    let execution = Execution::new(base, &mut nothing, history, bytes_max, bound);
     let (result, _) = execution.without_later().abandoned_by(abandoned).run(operation)?;
     let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
     Ok(KvAnswer { revision: meta.revision, applied_index, term, result })

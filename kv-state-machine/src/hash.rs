@@ -5,16 +5,19 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use rocksdb::{IteratorMode, ReadOptions};
+
 use crate::{
     collect::Sieve,
     keys::{self, Record},
-    view::{Failure, Overlay, Source, View},
+    lease,
+    view::{Failure, Overlay, Source, View, disk},
 };
 
 /// A checksum of the state at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateHash {
-    /// CRC-32C over all live and historic versions in key order, newest first.
+    /// CRC-32C over all live and historic versions in key order, newest first, and over the leases.
     pub hash: u32,
     /// Store revision.
     pub revision: u64,
@@ -24,8 +27,31 @@ pub struct StateHash {
     pub term: u64,
 }
 
+/// A checksum of the keys as far as a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeysHash {
+    /// CRC-32C over all live and historic versions up to the revision in key order, newest first.
+    pub hash: u32,
+    /// The revision.
+    pub revision: u64,
+    /// The oldest revision that can be read; 0: nothing was compacted.
+    pub compacted: u64,
+}
+
 /// The checksum; garbage not yet collected does not count.
 pub(crate) fn hash(source: &dyn Source, compacted: u64, abandoned: &AtomicBool) -> Result<u32, Failure> {
+    let mut sum = hash_versions(source, compacted, u64::MAX, abandoned)?;
+    hash_leases(source, &mut |bytes| sum = crc32c::crc32c_append(sum, bytes))?;
+    Ok(sum)
+}
+
+/// The checksum of the versions up to a revision.
+pub(crate) fn hash_versions(
+    source: &dyn Source,
+    compacted: u64,
+    revision: u64,
+    abandoned: &AtomicBool,
+) -> Result<u32, Failure> {
     let overlay = Overlay::new();
     let view = View { source, overlay: &overlay };
     let (mut sieve, mut sum) = (Sieve::new(compacted), 0);
@@ -34,7 +60,7 @@ pub(crate) fn hash(source: &dyn Source, compacted: u64, abandoned: &AtomicBool) 
         if abandoned.load(Ordering::Relaxed) {
             return ControlFlow::Break(());
         }
-        if !sieve.is_garbage(&version) {
+        if version.revision <= revision && !sieve.is_garbage(&version) {
             add(&(version.key.len() as u64).to_be_bytes());
             add(&version.key);
             add(&version.revision.to_be_bytes());
@@ -49,4 +75,23 @@ pub(crate) fn hash(source: &dyn Source, compacted: u64, abandoned: &AtomicBool) 
         ControlFlow::Continue(())
     })?;
     Ok(sum)
+}
+
+/// Adds which leases there are, and which keys go with them.
+fn hash_leases(source: &dyn Source, add: &mut impl FnMut(&[u8])) -> Result<(), Failure> {
+    let mut read = ReadOptions::default();
+    read.set_total_order_seek(true);
+    read.set_iterate_lower_bound(keys::LEASES.start);
+    read.set_iterate_upper_bound(keys::LEASES.end);
+    for item in source.iterate(IteratorMode::Start, read) {
+        let (place, lease) = item.map_err(disk)?;
+        add(&place);
+        add(&lease);
+        let id = place[1..].try_into().map(i64::from_be_bytes).unwrap_or_default();
+        for key in lease::attached_keys(source, id)? {
+            add(&(key.len() as u64).to_be_bytes());
+            add(&key);
+        }
+    }
+    Ok(())
 }

@@ -5,6 +5,9 @@
 //! "d" escaped-key 00 01 revision (8, inverted)     record of that version: newest first
 //! "m"                                              meta: applied position, revision, ...
 //! "s" client id (8)                                session: last sequence and its answer
+//! "l" lease id (8)                                 lease
+//! "a" lease id (8) key                             nothing: the key goes with the lease
+//! "r" revision (8) number (4)                      which keys the revisions up to this one changed: oldest first
 //! "g"                                              revision up to which garbage was collected
 //! ```
 //! In an escaped key 00 becomes 00 FF, so that no key is a prefix of another and their order is kept.
@@ -24,6 +27,39 @@ const SESSION: u8 = b's';
 const DATA_END: &[u8] = b"e";
 /// The range of all sessions.
 pub(crate) const SESSIONS: Range<&[u8]> = b"s"..b"t";
+
+/// The range of all leases.
+pub(crate) const LEASES: Range<&[u8]> = b"l"..b"m";
+
+pub(crate) fn lease(id: i64) -> Vec<u8> {
+    [b"l", &id.to_be_bytes()[..]].concat()
+}
+
+/// That a key goes with a lease.
+pub(crate) fn attached(lease_id: i64, key: &[u8]) -> Vec<u8> {
+    [b"a", &lease_id.to_be_bytes()[..], key].concat()
+}
+
+/// The places of all keys that go with a lease.
+pub(crate) fn attached_to(lease_id: i64) -> Range<Vec<u8>> {
+    let start = attached(lease_id, b"");
+    // No key is longer than this.
+    let end = [&start[..], &[0xFF; crate::KEY_BYTES_MAX + 1]].concat();
+    start..end
+}
+
+/// The key in a place of [`attached_to`].
+pub(crate) fn attached_key(place: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(place.get(9..).unwrap_or_default())
+}
+
+/// Where the changes of revisions up to `revision` stand; several places can have the same.
+pub(crate) fn changes(revision: u64, number: u32) -> Vec<u8> {
+    [b"r", &revision.to_be_bytes()[..], &number.to_be_bytes()].concat()
+}
+
+/// After all changes.
+pub(crate) const CHANGES_END: &[u8] = b"s";
 
 pub(crate) fn session(client_id: u64) -> Vec<u8> {
     [&[SESSION][..], &client_id.to_be_bytes()].concat()
@@ -123,15 +159,19 @@ impl Record {
         match self {
             Self::Deleted => vec![RECORD_VERSION, DELETED],
             Self::Live(kv) => {
-                let counts = Counts { create_revision: kv.create_revision, version: kv.version };
-                live(counts, kv.lease_id, &kv.value)
+                let counts = Counts {
+                    create_revision: kv.create_revision,
+                    version: kv.version,
+                    lease_id: kv.lease_id,
+                };
+                live(counts, &kv.value)
             }
         }
     }
 
     /// `bytes` of the version of `key` written at `mod_revision`.
     pub(crate) fn decode(key: Bytes, mod_revision: u64, bytes: &Bytes) -> Result<Self, CodecError> {
-        let Some((Counts { create_revision, version }, lease_id)) = head(bytes)? else {
+        let Some(Counts { create_revision, version, lease_id }) = head(bytes)? else {
             return Ok(Self::Deleted);
         };
         let value = bytes.slice(HEAD_LEN..);
@@ -140,19 +180,19 @@ impl Record {
 }
 
 /// The record of a version with a value.
-pub(crate) fn live(counts: Counts, lease_id: i64, value: &[u8]) -> Vec<u8> {
+pub(crate) fn live(counts: Counts, value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEAD_LEN + value.len());
     out.extend([RECORD_VERSION, LIVE]);
     out.put_u64(counts.create_revision);
     out.put_u64(counts.version);
-    out.put_i64(lease_id);
+    out.put_i64(counts.lease_id);
     out.extend_from_slice(value);
     out
 }
 
 /// The counts in a record.
 pub(crate) fn counts(record: &[u8]) -> Result<Counts, CodecError> {
-    Ok(head(record)?.map_or(Counts::DELETED, |(counts, _)| counts))
+    Ok(head(record)?.unwrap_or(Counts::DELETED))
 }
 
 /// Whether a record says that the key is deleted.
@@ -166,14 +206,14 @@ pub(crate) fn without_value(record: &[u8]) -> &[u8] {
 }
 
 /// What is in a record before the value; `None`: deleted.
-fn head(record: &[u8]) -> Result<Option<(Counts, i64)>, CodecError> {
+fn head(record: &[u8]) -> Result<Option<Counts>, CodecError> {
     let what = "data record";
     match record.get(..2) {
         Some([RECORD_VERSION, DELETED]) if record.len() == 2 => Ok(None),
         Some([RECORD_VERSION, LIVE]) if record.len() >= HEAD_LEN => {
             let number = |at: usize| u64::from_be_bytes(record[at..at + 8].try_into().unwrap_or_default());
-            let counts = Counts { create_revision: number(2), version: number(10) };
-            Ok(Some((counts, number(18).cast_signed())))
+            let lease_id = number(18).cast_signed();
+            Ok(Some(Counts { create_revision: number(2), version: number(10), lease_id }))
         }
         Some([found, _]) if *found != RECORD_VERSION => {
             Err(CodecError::Version { what, found: *found, supported: RECORD_VERSION })

@@ -17,7 +17,8 @@
 //! how many writes that makes (`version`). Any revision can be read until it is compacted. It is etcd's model, and names
 //! follow it.
 //!
-//! What this is *not*: it has no leases yet (a lease id other than 0 is refused) and no watches.
+//! Keys can go with a *lease*, which ends unless it is renewed, and its keys with it; and whoever *watches* keys is told of
+//! each change ([`ConsensusKvDatabase::watches`]).
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,6 +38,7 @@
 //! # Ok(()) }
 //! ```
 
+mod changes;
 mod check;
 mod collect;
 mod database;
@@ -47,6 +49,8 @@ pub mod fuzzing;
 mod hash;
 mod keys;
 mod lanes;
+mod lease;
+mod lessor;
 mod limits;
 mod machine;
 mod operation;
@@ -57,18 +61,24 @@ mod size;
 mod snapshot;
 mod store;
 mod view;
+mod watch;
 mod work;
+mod written;
 
+pub use changes::WatchEvent;
 pub use consensus_core::session::Session;
-pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError};
+pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError, LeaseState};
 pub use executor::KvStoreExecutor;
-pub use hash::StateHash;
+pub use hash::{KeysHash, StateHash};
+pub use lease::Lease;
 pub use limits::{
-    KEY_BYTES_MAX, Limits, OPERATIONS_MAX, REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX, VALUE_BYTES_MAX,
-    WORK_BYTES_MAX, WORK_KEYS_MAX,
+    KEY_BYTES_MAX, LEASE_TTL_MAX, Limits, OPERATIONS_MAX, REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX,
+    TXN_DEPTH_MAX, VALUE_BYTES_MAX, WHOLE_REPLY_BYTES_MAX, WORK_BYTES_MAX, WORK_KEYS_MAX,
 };
 pub use machine::{Durability, KvStateMachine};
 pub use operation::{
-    Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer, KvCommand,
-    KvOperation, KvRejection, KvResult, Put, PutDone, Range, Txn, TxnDone, Versionstamp,
+    Compare, CompareResult, CompareTarget, Delete, Deleted, Found, Keep, KeyRange, KeyValue, KvAnswer,
+    KvCommand, KvOperation, KvRejection, KvResult, Put, PutDone, Range, RevisionBounds, Sort, SortBy, Txn,
+    TxnDone, Versionstamp,
 };
+pub use watch::{WatchId, WatchNews, WatchRequest, Watches};

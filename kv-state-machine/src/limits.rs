@@ -12,8 +12,14 @@ pub const KEY_BYTES_MAX: usize = 16 << 10;
 pub const VALUE_BYTES_MAX: usize = 2 << 20;
 /// Greatest number of compares, operations and read ranges of a transaction, together.
 pub const OPERATIONS_MAX: usize = 4096;
+/// Greatest depth of transactions within a transaction.
+pub const TXN_DEPTH_MAX: usize = 16;
+/// Greatest time to live of a lease in seconds, as in etcd.
+pub const LEASE_TTL_MAX: u64 = 9_000_000_000;
 /// Greatest number of bytes of pairs in one response. A range that has more says `more`.
 pub const REPLY_BYTES_MAX: usize = 4 << 20;
+/// The same for a range that is read [whole](crate::Range::whole) or not at all, without the log.
+pub const WHOLE_REPLY_BYTES_MAX: usize = 256 << 20;
 /// The same for a command of a session, whose last response is kept.
 pub const SESSION_REPLY_BYTES_MAX: usize = 64 << 10;
 /// Greatest number of keys that one command may look at while it is applied, including those that are deleted and not
@@ -69,23 +75,31 @@ impl Default for Limits {
 
 impl Limits {
     pub(crate) fn check(&self, operation: &KvOperation) -> Result<(), KvRejection> {
-        let KvOperation::Txn(Txn { compare, success, failure, read_ranges, .. }) = operation else {
-            return Ok(());
-        };
+        let KvOperation::Txn(txn) = operation else { return Ok(()) };
         let max = self.transaction_operations_max.min(OPERATIONS_MAX);
-        let parts = [
-            ("compares", compare.len()),
-            ("operations if they hold", success.len()),
-            ("operations if they do not hold", failure.len()),
-            ("read ranges", read_ranges.len()),
-        ];
-        match parts.into_iter().find(|(_, count)| *count > max) {
-            None => Ok(()),
-            Some((what, count)) => Err(KvRejection::invalid(format!(
-                "a transaction with {count} {what}; at most {max} are allowed (transaction_operations_max)"
-            ))),
-        }
+        check_within(txn, max, max)
     }
+}
+
+/// Checks a transaction that may have `left` parts of each kind. What it has is taken from those within it.
+fn check_within(txn: &Txn, left: usize, max: usize) -> Result<(), KvRejection> {
+    let Txn { compare, success, failure, read_ranges, .. } = txn;
+    let parts = [
+        ("compares", compare.len()),
+        ("operations if they hold", success.len()),
+        ("operations if they do not hold", failure.len()),
+        ("read ranges", read_ranges.len()),
+    ];
+    if let Some((what, count)) = parts.into_iter().find(|(_, count)| *count > left) {
+        return Err(KvRejection::invalid(format!(
+            "a transaction with {count} {what}; at most {max} are allowed (transaction_operations_max)"
+        )));
+    }
+    let taken = parts.into_iter().map(|(_, count)| count).max().unwrap_or_default();
+    success.iter().chain(failure).try_for_each(|operation| match operation {
+        KvOperation::Txn(nested) => check_within(nested, left - taken, max),
+        _ => Ok(()),
+    })
 }
 
 #[cfg(test)]

@@ -11,16 +11,18 @@ use rocksdb::{DB, WriteBatch, WriteOptions};
 
 use crate::{
     KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStoreExecutor, REPLY_BYTES_MAX,
-    SESSION_REPLY_BYTES_MAX, check,
+    SESSION_REPLY_BYTES_MAX, changes, check,
     collect::{self, Collector},
     execute::{Execution, Halt, History, too_much},
     keys,
+    lease::{self, Lease},
     limits::Amount,
     recent::Newest,
     session::{Sessions, Verdict},
     snapshot,
     store::{Generation, META_VERSION, Meta, Store},
-    view::{Base, Failure, Overlay, disk},
+    view::{Base, Failure, Source as _, disk},
+    written::Written,
 };
 
 /// A multi-version key-value store in a directory.
@@ -104,7 +106,7 @@ impl KvStateMachine {
     fn take_over(&mut self, loaded: Loaded) {
         (self.meta, self.sessions) = (loaded.meta, loaded.sessions);
         if loaded.collected < self.meta.compacted {
-            self.collector.start(self.store.current(), self.meta.compacted);
+            self.collector.start(self.store.current(), self.store.hub().clone(), self.meta.compacted);
         }
     }
 
@@ -122,9 +124,9 @@ impl KvStateMachine {
     /// Executes entries from the first on, until they have done as much as one write to the disk should hold.
     fn execute(&mut self, generation: &Generation, entries: &[Entry]) -> Result<Executed, Failure> {
         let db = generation.db();
-        let base = Base::new(db, generation.recent());
+        let base = Base::new(generation);
         let (meta, sessions) = (&mut self.meta, &mut self.sessions);
-        let mut batch = Batch { db, base, overlay: Overlay::new(), meta, sessions, work_bytes: 0 };
+        let mut batch = Batch { db, base, written: Written::default(), meta, sessions, work_bytes: 0 };
         let (mut responses, mut response_bytes) = (Vec::with_capacity(entries.len()), 0);
         for entry in entries {
             responses.push(match &entry.payload {
@@ -133,23 +135,25 @@ impl KvStateMachine {
             });
             batch.meta.applied = entry.id;
             response_bytes += responses.last().map_or(0, Bytes::len);
-            let is_full = batch.overlay.len() >= BATCH_RECORDS_MAX
+            let is_full = batch.written.versions.len() >= BATCH_RECORDS_MAX
                 || batch.work_bytes >= BATCH_BYTES_MAX
                 || response_bytes >= RESPONSES_BYTES_MAX;
             if is_full {
                 break;
             }
         }
-        Ok((batch.overlay, responses))
+        Ok((batch.written, responses))
     }
 
-    fn commit(&mut self, generation: &Generation, overlay: &Overlay) -> Result<(), Failure> {
-        let db = generation.db();
+    fn commit(&mut self, generation: &Generation, written: &Written) -> Result<(), Failure> {
+        let (db, overlay) = (generation.db(), &written.versions);
         let bytes = overlay.iter().map(|(place, record)| place.len() + record.len() + WRITE_OVERHEAD).sum();
         let mut write = WriteBatch::with_capacity_bytes(bytes);
         for (place, record) in overlay {
             write.put(place, record);
         }
+        changes::write(&written.changes, &mut write);
+        lease::write(written, &mut write);
         self.sessions.write(&mut write);
         write.put(keys::META, codec::encode(META_VERSION, &self.meta));
         match self.durability {
@@ -166,19 +170,21 @@ impl KvStateMachine {
             }
         }
         // Only now: who reads as of this batch must not find an older version noted as the newest.
+        generation.leases().publish(written);
         generation.publish(self.meta);
+        self.store.hub().batch_written();
         Ok(())
     }
 }
 
 /// What a batch writes, and what it answers.
-type Executed = (Overlay, Vec<Bytes>);
+type Executed = (Written, Vec<Bytes>);
 
 /// A batch in hand.
 struct Batch<'a> {
     db: &'a DB,
     base: Base<'a>,
-    overlay: Overlay,
+    written: Written,
     meta: &'a mut Meta,
     sessions: &'a mut Sessions,
     /// Bytes read and written so far.
@@ -215,29 +221,77 @@ impl Batch<'_> {
         operation: &KvOperation,
         in_session: bool,
     ) -> Result<Result<KvAnswer, KvRejection>, Failure> {
-        let result = if let KvOperation::OpenSession { sessions_max } = operation {
-            self.meta.last_client_id += 1;
-            self.sessions.open(self.meta.last_client_id, id.index.0, *sessions_max);
-            KvResult::OpenSession(self.meta.last_client_id)
-        } else {
-            let history = History { revision: self.meta.revision, compacted: self.meta.compacted };
-            let room = if in_session { SESSION_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
-            let execution = Execution::new(&self.base, &mut self.overlay, history, room, Amount::OF_COMMANDS);
-            let (outcome, work) = execution.run_counted(operation);
-            self.work_bytes += work.bytes;
-            match outcome {
-                Ok((result, after)) => {
-                    (self.meta.revision, self.meta.compacted) = (after.revision, after.compacted);
-                    result
-                }
-                Err(Halt::Rejected(rejection)) => return Ok(Err(rejection)),
-                // Looked for before it was proposed, too; but keys may have come since.
-                Err(Halt::TooMuch | Halt::Abandoned) => return Ok(Err(too_much(operation))),
-                Err(Halt::Failed(failure)) => return Err(failure),
+        let result = match operation {
+            KvOperation::OpenSession { sessions_max } => {
+                self.meta.last_client_id += 1;
+                self.sessions.open(self.meta.last_client_id, id.index.0, *sessions_max);
+                KvResult::OpenSession(self.meta.last_client_id)
             }
+            KvOperation::ExpireLeases { ids, term } => {
+                if *term == id.term.0 {
+                    ids.iter().try_for_each(|lease| self.expire(*lease))?;
+                }
+                KvResult::Lease
+            }
+            KvOperation::CheckpointLeases { remaining, term } => {
+                if *term == id.term.0 {
+                    remaining.iter().for_each(|(lease, left)| self.checkpoint(*lease, *left));
+                }
+                KvResult::Lease
+            }
+            operation => match self.execute_on_keys(operation, in_session)? {
+                Ok(result) => result,
+                Err(rejection) => return Ok(Err(rejection)),
+            },
         };
         let (applied_index, term) = (id.index.0, id.term.0);
         Ok(Ok(KvAnswer { revision: self.meta.revision, applied_index, term, result }))
+    }
+
+    fn execute_on_keys(
+        &mut self,
+        operation: &KvOperation,
+        in_session: bool,
+    ) -> Result<Result<KvResult, KvRejection>, Failure> {
+        let history = History { revision: self.meta.revision, compacted: self.meta.compacted };
+        let room = if in_session { SESSION_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
+        let execution = Execution::new(&self.base, &mut self.written, history, room, Amount::OF_COMMANDS);
+        let (outcome, work) = execution.run_counted(operation);
+        self.work_bytes += work.bytes;
+        match outcome {
+            Ok((result, after)) => {
+                (self.meta.revision, self.meta.compacted) = (after.revision, after.compacted);
+                Ok(Ok(result))
+            }
+            Err(Halt::Rejected(rejection)) => Ok(Err(rejection)),
+            // Looked for before it was proposed, too; but keys may have come since.
+            Err(Halt::TooMuch | Halt::Abandoned) => Ok(Err(too_much(operation))),
+            Err(Halt::Failed(failure)) => Err(failure),
+        }
+    }
+
+    /// Ends a lease, unless it is gone already.
+    fn expire(&mut self, id: i64) -> Result<(), Failure> {
+        match self.execute_on_keys(&KvOperation::RevokeLease { id }, false)? {
+            Ok(_) | Err(KvRejection::NoLease { .. }) => Ok(()),
+            Err(rejection) => {
+                Err(StateMachineError::Other(format!("lease {id} cannot be ended: {rejection}")))
+            }
+        }
+    }
+
+    fn checkpoint(&mut self, id: i64, remaining: Option<u64>) {
+        let now = self.written.leases.get(&id).copied().unwrap_or_else(|| self.base.lease(id));
+        if let Some(lease) = now {
+            self.written.leases.insert(id, Some(Lease { remaining, ..lease }));
+        }
+    }
+}
+
+impl Drop for KvStateMachine {
+    fn drop(&mut self) {
+        self.collector.stop();
+        self.store.hub().stop();
     }
 }
 
@@ -251,13 +305,13 @@ impl StateMachine for KvStateMachine {
         let compacted = self.meta.compacted;
         let (mut responses, mut response_bytes) = (Vec::with_capacity(entries.len()), 0);
         while responses.len() < entries.len() && response_bytes < RESPONSES_BYTES_MAX {
-            let (overlay, more) = self.execute(&generation, &entries[responses.len()..])?;
-            self.commit(&generation, &overlay)?;
+            let (written, more) = self.execute(&generation, &entries[responses.len()..])?;
+            self.commit(&generation, &written)?;
             response_bytes += more.iter().map(Bytes::len).sum::<usize>();
             responses.extend(more);
         }
         if self.meta.compacted > compacted {
-            self.collector.start(generation, self.meta.compacted);
+            self.collector.start(generation, self.store.hub().clone(), self.meta.compacted);
         }
         Ok(responses)
     }
@@ -290,6 +344,7 @@ impl StateMachine for KvStateMachine {
         self.store.switch(generation)?;
         self.collector.stop();
         self.take_over(loaded);
+        self.store.hub().batch_written();
         Ok(())
     }
 }

@@ -26,6 +26,32 @@ pub enum KvOperation {
         /// same one.
         sessions_max: u64,
     },
+    /// Grants a lease.
+    GrantLease {
+        /// Not 0; must be free.
+        id: i64,
+        /// Seconds that it lives without being renewed; 1 to [`LEASE_TTL_MAX`].
+        ttl: u64,
+    },
+    /// Ends a lease, and deletes its keys at one revision.
+    RevokeLease {
+        /// Which.
+        id: i64,
+    },
+    /// Ends leases whose time is over. For the leader itself, which counts the time.
+    ExpireLeases {
+        /// Which; those that are gone already are passed over.
+        ids: Vec<i64>,
+        /// Term of the leader. In another term nothing is done: the next leader counts anew.
+        term: u64,
+    },
+    /// Notes how long leases have left, for the case that the leader changes. For the leader itself.
+    CheckpointLeases {
+        /// Lease, and its remaining seconds; `None`: it was renewed, and has its whole time again.
+        remaining: Vec<(i64, Option<u64>)>,
+        /// Term of the leader. In another term nothing is done.
+        term: u64,
+    },
 }
 
 /// An operation as it travels through the log.
@@ -44,12 +70,29 @@ pub struct Put {
     pub key: Bytes,
     /// What.
     pub value: Bytes,
-    /// Lease that the key goes with; 0 for none. There are no leases yet.
+    /// Lease that the key goes with; 0 for none.
     pub lease_id: i64,
     /// Answer with what was there.
     pub return_previous: bool,
     /// Append a versionstamp.
     pub versionstamp: Versionstamp,
+    /// Keep what is there in place of `value` or `lease_id`. The key must exist.
+    pub keep: Keep,
+}
+
+/// What a put leaves as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// The value.
+    pub value: bool,
+    /// The lease.
+    pub lease: bool,
+}
+
+impl Keep {
+    pub(crate) fn is_any(self) -> bool {
+        self.value || self.lease
+    }
 }
 
 /// Where a versionstamp is appended: 8 bytes of revision, 2 bytes of order within the transaction, big-endian.
@@ -95,6 +138,58 @@ pub struct Range {
     pub keys_only: bool,
     /// Only their number.
     pub count_only: bool,
+    /// All that was asked for or a rejection, never a part with `more` because of the size of the answer.
+    pub whole: bool,
+    /// By what the pairs are ordered.
+    pub sort: Sort,
+    /// Only pairs whose revisions lie within these bounds; `count` counts all.
+    pub bounds: RevisionBounds,
+}
+
+/// By what the pairs of an answer are ordered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sort {
+    /// What is compared.
+    pub by: SortBy,
+    /// The limit counts in the order of keys, and what it leaves is sorted.
+    pub after_limit: bool,
+}
+
+/// What of the pairs is compared to order them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SortBy {
+    /// The key.
+    #[default]
+    Key,
+    /// Number of writes since it came into being.
+    Version,
+    /// Revision at which it came into being.
+    CreateRevision,
+    /// Revision of its last write.
+    ModRevision,
+    /// Its value.
+    Value,
+}
+
+/// Bounds for the revisions of pairs, inclusive; 0: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevisionBounds {
+    /// Least revision of the last write.
+    pub mod_min: u64,
+    /// Greatest revision of the last write.
+    pub mod_max: u64,
+    /// Least revision at which the key came into being.
+    pub create_min: u64,
+    /// Greatest revision at which the key came into being.
+    pub create_max: u64,
+}
+
+impl RevisionBounds {
+    pub(crate) fn contain(&self, kv: &KeyValue) -> bool {
+        let within = |revision: u64, min: u64, max: u64| revision >= min && (max == 0 || revision <= max);
+        within(kv.mod_revision, self.mod_min, self.mod_max)
+            && within(kv.create_revision, self.create_min, self.create_max)
+    }
 }
 
 /// Keys in `[key, range_end)`. Without `range_end`: the one key. `range_end` of one zero byte: every key from `key` on.
@@ -106,16 +201,17 @@ pub struct KeyRange {
     pub range_end: Option<Bytes>,
 }
 
-/// If every compare holds, `success` is done, else `failure`; each operation sees what those before it did.
+/// If every compare holds, `success` is done, else `failure`; each operation sees what those before it did. Transactions may be
+/// within transactions, [`TXN_DEPTH_MAX`] deep; the compares of all of them are looked at before anything is done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Txn {
     /// All must hold.
     pub compare: Vec<Compare>,
-    /// Done then; puts, deletes and ranges only.
-    #[serde(deserialize_with = "flat::operations")]
+    /// Done then; puts, deletes, ranges and transactions only.
+    #[serde(deserialize_with = "nested::read")]
     pub success: Vec<KvOperation>,
     /// Done otherwise.
-    #[serde(deserialize_with = "flat::operations")]
+    #[serde(deserialize_with = "nested::read")]
     pub failure: Vec<KvOperation>,
     /// Optimistic: if a key in `read_ranges` was written or deleted after this revision, nothing is done. 0: not so.
     pub read_revision: u64,
@@ -195,6 +291,8 @@ pub enum KvResult {
     Compact,
     /// The client id of a new session.
     OpenSession(u64),
+    /// A lease was granted, ended, or noted.
+    Lease,
 }
 
 /// A key was written.
@@ -234,7 +332,7 @@ pub struct TxnDone {
     /// All compares held.
     pub succeeded: bool,
     /// Of each operation of the branch taken.
-    #[serde(deserialize_with = "flat::results")]
+    #[serde(deserialize_with = "nested::read")]
     pub responses: Vec<KvResult>,
 }
 
@@ -262,6 +360,38 @@ pub enum KvRejection {
     Compacted {
         /// The oldest that can be read.
         compacted: u64,
+    },
+    /// The revision asked for is not there yet.
+    #[error("revision {revision} is in the future; the store is at {current}")]
+    FutureRevision {
+        /// What was asked for.
+        revision: u64,
+        /// The newest.
+        current: u64,
+    },
+    /// What a put was to keep is not there.
+    #[error("there is no key {key:?} whose value or lease could be kept")]
+    NoKey {
+        /// The key.
+        key: Bytes,
+    },
+    /// The lease was never granted, or has ended.
+    #[error("there is no lease {id}")]
+    NoLease {
+        /// The lease.
+        id: i64,
+    },
+    /// The id is that of another lease.
+    #[error("there is a lease {id} already")]
+    LeaseExists {
+        /// The lease.
+        id: i64,
+    },
+    /// The answer would be larger than an answer may be.
+    #[error("the answer would have more than {bytes_max} bytes; ask for less at once")]
+    AnswerTooLarge {
+        /// What it may have.
+        bytes_max: u64,
     },
     /// A key that the transaction had read was changed since.
     #[error("key {key:?} was changed at revision {mod_revision}, after the transaction's read revision")]
@@ -305,6 +435,11 @@ impl KvOperation {
 }
 
 impl KvOperation {
+    /// Whether it is a range whose answer is whole or a rejection.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self, Self::Range(Range { whole: true, .. }))
+    }
+
     /// Whether it may be much work, which its size alone does not tell: it names ranges, or reads many values.
     pub(crate) fn may_be_heavy(&self) -> bool {
         match self {
@@ -317,7 +452,8 @@ impl KvOperation {
                     || parts().any(Self::may_be_heavy)
                     || txn.compare.len() + parts().filter(|part| part.reads_values()).count() > LOOKUPS_MAX
             }
-            Self::Put(_) | Self::Compact { .. } | Self::OpenSession { .. } => false,
+            Self::RevokeLease { .. } => true,
+            _ => false,
         }
     }
 
@@ -339,61 +475,63 @@ impl KvRejection {
     }
 }
 
-/// Reads what is within a transaction, where no other transaction is: a few bytes of hostile ones, each within the one
-/// before, would cost a stack, and a list for each.
-mod flat {
-    use serde::{Deserialize, Deserializer};
+/// Reads lists of what can hold such lists again, so deep and no deeper: hostile bytes would else use up the stack.
+mod nested {
+    use std::{cell::Cell, fmt, marker::PhantomData};
 
-    use super::{Delete, Deleted, Found, KvOperation, KvResult, Put, PutDone, Range};
+    use serde::{
+        Deserialize, Deserializer,
+        de::{Error, SeqAccess, Visitor},
+    };
 
-    /// Nothing can be read as this.
-    #[derive(Deserialize)]
-    enum Nested {}
+    use crate::TXN_DEPTH_MAX;
 
-    /// As [`KvOperation`].
-    #[derive(Deserialize)]
-    enum Operation {
-        Put(Put),
-        Delete(Delete),
-        Range(Range),
-        Txn(Nested),
-        Compact { revision: u64 },
-        OpenSession { sessions_max: u64 },
+    thread_local! {
+        static DEPTH: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// As [`KvResult`].
-    #[derive(Deserialize)]
-    enum Done {
-        Put(PutDone),
-        Delete(Deleted),
-        Range(Found),
-        Txn(Nested),
-        Compact,
-        OpenSession(u64),
+    /// Goes up again when it is dropped.
+    struct Level;
+
+    impl Level {
+        fn enter() -> Option<Self> {
+            DEPTH.with(|depth| {
+                (depth.get() <= TXN_DEPTH_MAX).then(|| {
+                    depth.set(depth.get() + 1);
+                    Self
+                })
+            })
+        }
     }
 
-    pub(super) fn operations<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<KvOperation>, D::Error> {
-        let operations = Vec::<Operation>::deserialize(from)?.into_iter().map(|operation| match operation {
-            Operation::Put(put) => KvOperation::Put(put),
-            Operation::Delete(delete) => KvOperation::Delete(delete),
-            Operation::Range(range) => KvOperation::Range(range),
-            Operation::Txn(nested) => match nested {},
-            Operation::Compact { revision } => KvOperation::Compact { revision },
-            Operation::OpenSession { sessions_max } => KvOperation::OpenSession { sessions_max },
-        });
-        Ok(operations.collect())
+    impl Drop for Level {
+        fn drop(&mut self) {
+            DEPTH.with(|depth| depth.set(depth.get() - 1));
+        }
     }
 
-    pub(super) fn results<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<KvResult>, D::Error> {
-        let results = Vec::<Done>::deserialize(from)?.into_iter().map(|done| match done {
-            Done::Put(done) => KvResult::Put(done),
-            Done::Delete(deleted) => KvResult::Delete(deleted),
-            Done::Range(found) => KvResult::Range(found),
-            Done::Txn(nested) => match nested {},
-            Done::Compact => KvResult::Compact,
-            Done::OpenSession(id) => KvResult::OpenSession(id),
-        });
-        Ok(results.collect())
+    pub(super) fn read<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+        let _level = Level::enter().ok_or_else(|| D::Error::custom("transactions are nested too deep"))?;
+        from.deserialize_seq(List(PhantomData))
+    }
+
+    /// Reads a list without room for as many as it claims to have.
+    struct List<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(item) = from.next_element()? {
+                list.push(item);
+            }
+            Ok(list)
+        }
     }
 }
 

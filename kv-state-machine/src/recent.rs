@@ -15,10 +15,11 @@ pub(crate) struct Counts {
     pub(crate) create_revision: u64,
     /// 0: the key is deleted.
     pub(crate) version: u64,
+    pub(crate) lease_id: i64,
 }
 
 impl Counts {
-    pub(crate) const DELETED: Self = Self { create_revision: 0, version: 0 };
+    pub(crate) const DELETED: Self = Self { create_revision: 0, version: 0, lease_id: 0 };
 }
 
 /// A newest version.
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     fn at(revision: u64) -> Newest {
-        Newest { revision, counts: Counts { create_revision: 7, version: revision } }
+        Newest { revision, counts: Counts { create_revision: 7, version: revision, lease_id: 0 } }
     }
 
     #[test]

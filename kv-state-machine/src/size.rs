@@ -2,13 +2,18 @@
 
 use crate::{
     KEY_BYTES_MAX, KvOperation, Put, REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX, VALUE_BYTES_MAX, Versionstamp,
+    WHOLE_REPLY_BYTES_MAX,
 };
 
 impl KvOperation {
     /// Bytes that the answer to this operation can have at most, about as they go to a client.
     #[must_use]
     pub fn answer_bytes_max(&self, in_session: bool) -> usize {
-        let pairs_max = if in_session { SESSION_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
+        let pairs_max = match (in_session, self.is_whole()) {
+            (true, _) => SESSION_REPLY_BYTES_MAX,
+            (false, true) => WHOLE_REPLY_BYTES_MAX,
+            (false, false) => REPLY_BYTES_MAX,
+        };
         let (pairs, stamped) = self.parts();
         // What surrounds keys and values is a quarter of what a pair counts for at most.
         let pairs = pairs.min(pairs_max);
@@ -38,7 +43,7 @@ impl KvOperation {
                 parts
                     .fold((0, 0), |(pairs, stamped), (more, and)| (pairs.saturating_add(more), stamped + and))
             }
-            Self::Compact { .. } | Self::OpenSession { .. } => (0, 0),
+            _ => (0, 0),
         }
     }
 }

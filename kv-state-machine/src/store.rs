@@ -21,7 +21,7 @@ use consensus_storage_rocksdb::{DataDir, Expected, Kind, MarkedDb};
 use rocksdb::{DB, DBCompressionType, Options, SliceTransform};
 use serde::{Deserialize, Serialize};
 
-use crate::{keys, recent::Recent, view::Failure};
+use crate::{keys, lease::LeaseTable, recent::Recent, view::Failure, watch::Hub};
 
 /// What the store knows of itself; written with every batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,7 @@ pub(crate) struct Store {
     checkpoints: AtomicU64,
     /// Keys whose newest versions are known in memory.
     recent_max: usize,
+    hub: Arc<Hub>,
 }
 
 /// One RocksDB. Removed from disk when it is obsolete and nobody reads it any more.
@@ -58,6 +59,7 @@ pub(crate) struct Generation {
     path: PathBuf,
     obsolete: AtomicBool,
     recent: Recent,
+    leases: LeaseTable,
     /// What the last batch wrote of the store, for readers.
     meta: Mutex<Meta>,
 }
@@ -71,13 +73,19 @@ impl Generation {
             why: error.to_string(),
         };
         let meta = Mutex::new(load_meta(&db).map_err(unreadable)?);
+        let leases = LeaseTable::load(&db).map_err(unreadable)?;
         let (recent, obsolete) = (Recent::new(recent_max), AtomicBool::new(false));
-        Ok(Self { db: Some(db), path, obsolete, recent, meta })
+        Ok(Self { db: Some(db), path, obsolete, recent, leases, meta })
     }
 
     /// What is known in memory of the versions in the database.
     pub(crate) fn recent(&self) -> &Recent {
         &self.recent
+    }
+
+    /// The leases, as of the last batch.
+    pub(crate) fn leases(&self) -> &LeaseTable {
+        &self.leases
     }
 
     /// As of the last batch.
@@ -151,11 +159,16 @@ impl Store {
             fs::remove_dir_all(leftover).map_err(|error| io("tidying", error))?;
         }
         let current = RwLock::new(Arc::new(generation));
-        Ok(Self { dir, current, checkpoints: AtomicU64::new(0), recent_max })
+        Ok(Self { dir, current, checkpoints: AtomicU64::new(0), recent_max, hub: Arc::default() })
     }
 
     pub(crate) fn current(&self) -> Arc<Generation> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What watches are told by.
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
     }
 
     /// Opens what was received into the directory `path`.
@@ -316,7 +329,7 @@ mod tests {
         generation.db().put(place("d"), "d").unwrap();
         generation.db().flush().unwrap();
         generation.db().put(place("e"), "e").unwrap();
-        let base = Base::new(generation.db(), generation.recent());
+        let base = Base::new(&generation);
         let found = |name: &str| base.first(&keys::version(name.as_bytes(), 9)).unwrap();
         for name in names.into_iter().chain(["d", "e"]) {
             assert_eq!(found(name), Some((7, name.to_owned().into())));

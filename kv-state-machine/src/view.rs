@@ -19,7 +19,9 @@ use rocksdb::{
 
 use crate::{
     keys::{self, Record},
+    lease::{Lease, LeaseTable},
     recent::{Counts, Recent},
+    store::Generation,
 };
 
 type Db = DBWithThreadMode<SingleThreaded>;
@@ -39,6 +41,11 @@ pub(crate) trait Source {
 
     /// The counts in the newest version of the key with this prefix, if they are known without a look.
     fn known(&self, _prefix: &[u8]) -> Option<Counts> {
+        None
+    }
+
+    /// A lease.
+    fn lease(&self, _id: i64) -> Option<Lease> {
         None
     }
 }
@@ -78,6 +85,7 @@ impl Source for rocksdb::Snapshot<'_> {
 pub(crate) struct Base<'a> {
     db: &'a Db,
     recent: &'a Recent,
+    leases: &'a LeaseTable,
     /// One for all keys of the batch: to make one costs more than to use it.
     seeker: RefCell<Option<DBRawIteratorWithThreadMode<'a, Db>>>,
     /// What is not in memory is not read.
@@ -87,13 +95,20 @@ pub(crate) struct Base<'a> {
 }
 
 impl<'a> Base<'a> {
-    pub(crate) fn new(db: &'a Db, recent: &'a Recent) -> Self {
-        Self { db, recent, seeker: RefCell::new(None), in_memory: false, incomplete: Cell::new(false) }
+    pub(crate) fn new(generation: &'a Generation) -> Self {
+        Self {
+            db: generation.db(),
+            recent: generation.recent(),
+            leases: generation.leases(),
+            seeker: RefCell::new(None),
+            in_memory: false,
+            incomplete: Cell::new(false),
+        }
     }
 
     /// Only what can be read without the disk; the rest fails, and [`is_incomplete`](Self::is_incomplete) then.
-    pub(crate) fn in_memory(db: &'a Db, recent: &'a Recent) -> Self {
-        Self { in_memory: true, ..Self::new(db, recent) }
+    pub(crate) fn in_memory(generation: &'a Generation) -> Self {
+        Self { in_memory: true, ..Self::new(generation) }
     }
 
     pub(crate) fn is_incomplete(&self) -> bool {
@@ -149,6 +164,10 @@ impl Source for Base<'_> {
 
     fn known(&self, prefix: &[u8]) -> Option<Counts> {
         self.recent.get(prefix).map(|newest| newest.counts)
+    }
+
+    fn lease(&self, id: i64) -> Option<Lease> {
+        self.leases.get(id)
     }
 }
 

@@ -63,7 +63,7 @@ impl Model {
 
     fn check_revision(&self, revision: u64) -> Result<(), KvRejection> {
         if revision > self.revision() {
-            return Err(KvRejection::Invalid("future".into()));
+            return Err(KvRejection::FutureRevision { revision, current: self.revision() });
         }
         if revision < self.compacted {
             return Err(KvRejection::Compacted { compacted: self.compacted });
@@ -287,7 +287,13 @@ fn simple() -> impl Strategy<Value = KvOperation> {
     let stamp = prop_oneof![6 => Just(Versionstamp::None), 1 => Just(Versionstamp::KeySuffix), 1 => Just(Versionstamp::ValueSuffix)];
     let put = (key(), "[a-z]{0,3}", any::<bool>(), stamp).prop_map(
         |(key, value, return_previous, versionstamp)| {
-            KvOperation::Put(Put { key, value: value.into(), return_previous, versionstamp, lease_id: 0 })
+            KvOperation::Put(Put {
+                key,
+                value: value.into(),
+                return_previous,
+                versionstamp,
+                ..Put::default()
+            })
         },
     );
     let delete = (key_range(), any::<bool>(), 0u64..3).prop_map(
@@ -297,7 +303,16 @@ fn simple() -> impl Strategy<Value = KvOperation> {
     );
     let range = (key_range(), 0u64..4, prop_oneof![2 => Just(0), 1 => 1u64..20], any::<(bool, bool, bool)>())
         .prop_map(|(KeyRange { key, range_end }, limit, revision, (descending, keys_only, count_only))| {
-            KvOperation::Range(Range { key, range_end, limit, revision, descending, keys_only, count_only })
+            KvOperation::Range(Range {
+                key,
+                range_end,
+                limit,
+                revision,
+                descending,
+                keys_only,
+                count_only,
+                ..Range::default()
+            })
         });
     prop_oneof![4 => put, 2 => delete, 2 => range]
 }

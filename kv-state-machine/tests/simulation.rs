@@ -85,7 +85,7 @@ fn simple(random: &mut Random) -> KvOperation {
             let stamps =
                 [Versionstamp::None, Versionstamp::None, Versionstamp::KeySuffix, Versionstamp::ValueSuffix];
             let (value, versionstamp) = (random.next().to_le_bytes().to_vec().into(), random.of(&stamps));
-            KvOperation::Put(Put { key, value, lease_id: 0, return_previous: some, versionstamp })
+            KvOperation::Put(Put { key, value, return_previous: some, versionstamp, ..Put::default() })
         }
     }
 }

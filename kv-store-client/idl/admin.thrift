@@ -62,4 +62,9 @@ service Admin {
    * other, so that a forwarded call is never forwarded again.
    */
   void no_forwarding(),
+  /**
+   * A request of one server to another of the same cluster and version, in a form of their own, and its answer. Not for
+   * clients.
+   */
+  binary between_nodes(1: binary request) throws (1: Refused refused),
 }

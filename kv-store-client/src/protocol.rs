@@ -8,8 +8,9 @@ use thrift::{
 };
 
 use crate::admin::{
-    AdminChangeMembersArgs, AdminChangeMembersResult, AdminNoForwardingArgs, AdminNoForwardingResult,
-    AdminTransferLeaderArgs, AdminTransferLeaderResult, MemberChange, Refused,
+    AdminBetweenNodesArgs, AdminBetweenNodesResult, AdminChangeMembersArgs, AdminChangeMembersResult,
+    AdminNoForwardingArgs, AdminNoForwardingResult, AdminTransferLeaderArgs, AdminTransferLeaderResult,
+    MemberChange, Refused,
 };
 use crate::idl::{
     Compacted, Conflict, DeleteRequest, DeleteResponse, HashResponse, InvalidRequest, KvCompactArgs,
@@ -34,6 +35,7 @@ pub enum Call {
     ChangeMembers(Vec<MemberChange>),
     TransferLeader(i64),
     NoForwarding,
+    BetweenNodes(Vec<u8>),
 }
 
 /// What a call was answered with.
@@ -51,6 +53,7 @@ pub enum Reply {
     ChangeMembers,
     TransferLeader(i64),
     NoForwarding,
+    BetweenNodes(Vec<u8>),
 }
 
 /// The exceptions of the IDL, and errors of the protocol itself.
@@ -99,6 +102,7 @@ impl Call {
             Self::ChangeMembers(_) => "change_members",
             Self::TransferLeader(_) => "transfer_leader",
             Self::NoForwarding => "no_forwarding",
+            Self::BetweenNodes(_) => "between_nodes",
         }
     }
 
@@ -119,6 +123,7 @@ impl Call {
             Self::ChangeMembers(changes) => AdminChangeMembersArgs { changes }.write_to_out_protocol(out),
             Self::TransferLeader(node_id) => AdminTransferLeaderArgs { node_id }.write_to_out_protocol(out),
             Self::NoForwarding => AdminNoForwardingArgs {}.write_to_out_protocol(out),
+            Self::BetweenNodes(request) => AdminBetweenNodesArgs { request }.write_to_out_protocol(out),
         })
     }
 }
@@ -141,28 +146,30 @@ pub struct Incoming {
 pub fn read_call(frame: &[u8]) -> thrift::Result<Incoming> {
     let (identifier, mut protocol) = framing::open(frame)?;
     let input = &mut protocol;
-    let call = match identifier.name.as_str() {
-        "put" => KvPutArgs::read_from_in_protocol(input).map(|args| Call::Put(args.request)),
-        "delete_range" => {
-            KvDeleteRangeArgs::read_from_in_protocol(input).map(|args| Call::DeleteRange(args.request))
-        }
-        "range" => KvRangeArgs::read_from_in_protocol(input).map(|args| Call::Range(args.request)),
-        "txn" => KvTxnArgs::read_from_in_protocol(input).map(|args| Call::Txn(args.request)),
-        "compact" => KvCompactArgs::read_from_in_protocol(input).map(|args| Call::Compact(args.revision)),
-        "open_session" => Ok(Call::OpenSession),
-        "status" => Ok(Call::Status),
-        "hash" => Ok(Call::Hash),
-        "change_members" => {
-            AdminChangeMembersArgs::read_from_in_protocol(input).map(|args| Call::ChangeMembers(args.changes))
-        }
-        "transfer_leader" => AdminTransferLeaderArgs::read_from_in_protocol(input)
-            .map(|args| Call::TransferLeader(args.node_id)),
-        "no_forwarding" => Ok(Call::NoForwarding),
-        name => Err(thrift::new_application_error(
-            ApplicationErrorKind::UnknownMethod,
-            format!("there is no method {name:?}"),
-        )),
-    };
+    let call =
+        match identifier.name.as_str() {
+            "put" => KvPutArgs::read_from_in_protocol(input).map(|args| Call::Put(args.request)),
+            "delete_range" => {
+                KvDeleteRangeArgs::read_from_in_protocol(input).map(|args| Call::DeleteRange(args.request))
+            }
+            "range" => KvRangeArgs::read_from_in_protocol(input).map(|args| Call::Range(args.request)),
+            "txn" => KvTxnArgs::read_from_in_protocol(input).map(|args| Call::Txn(args.request)),
+            "compact" => KvCompactArgs::read_from_in_protocol(input).map(|args| Call::Compact(args.revision)),
+            "open_session" => Ok(Call::OpenSession),
+            "status" => Ok(Call::Status),
+            "hash" => Ok(Call::Hash),
+            "change_members" => AdminChangeMembersArgs::read_from_in_protocol(input)
+                .map(|args| Call::ChangeMembers(args.changes)),
+            "transfer_leader" => AdminTransferLeaderArgs::read_from_in_protocol(input)
+                .map(|args| Call::TransferLeader(args.node_id)),
+            "no_forwarding" => Ok(Call::NoForwarding),
+            "between_nodes" => AdminBetweenNodesArgs::read_from_in_protocol(input)
+                .map(|args| Call::BetweenNodes(args.request)),
+            name => Err(thrift::new_application_error(
+                ApplicationErrorKind::UnknownMethod,
+                format!("there is no method {name:?}"),
+            )),
+        };
     let call = call.map_err(|error| match error {
         thrift::Error::Application(error) => Fault::Application { kind: error.kind, message: error.message },
         error => Fault::Application {
@@ -233,6 +240,8 @@ fn write_result(
         "hash" => result_struct!(KvHashResult, outcome, Hash, unavailable: Unavailable, no_data: NoData)
             .write_to_out_protocol(out),
         "transfer_leader" => result_struct!(AdminTransferLeaderResult, outcome, TransferLeader, refused: Refused)
+            .write_to_out_protocol(out),
+        "between_nodes" => result_struct!(AdminBetweenNodesResult, outcome, BetweenNodes, refused: Refused)
             .write_to_out_protocol(out),
         "change_members" => match outcome {
             Ok(Reply::ChangeMembers) => AdminChangeMembersResult { refused: None }.write_to_out_protocol(out),
@@ -313,6 +322,7 @@ fn read_outcome(
             None => Some(Reply::ChangeMembers),
         },
         "no_forwarding" => Some(Reply::NoForwarding),
+        "between_nodes" => outcome!(AdminBetweenNodesResult, input, BetweenNodes, refused: Refused),
         _ => None,
     };
     reply.map(Ok).ok_or_else(|| {

@@ -1,5 +1,6 @@
 //! Every operation and every answer comes back; what is damaged is an error, or another value that is as good.
 
+use crate::TXN_DEPTH_MAX;
 use consensus_core::codec;
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -18,24 +19,52 @@ fn versionstamp() -> impl Strategy<Value = Versionstamp> {
     prop_oneof![Just(Versionstamp::None), Just(Versionstamp::KeySuffix), Just(Versionstamp::ValueSuffix)]
 }
 
+fn sort_by() -> impl Strategy<Value = SortBy> {
+    let all = [SortBy::Key, SortBy::Version, SortBy::CreateRevision, SortBy::ModRevision, SortBy::Value];
+    prop::sample::select(all.to_vec())
+}
+
 fn simple_operation() -> impl Strategy<Value = KvOperation> {
-    let put = (bytes(), bytes(), any::<i64>(), any::<bool>(), versionstamp());
-    let put = put.prop_map(|(key, value, lease_id, return_previous, versionstamp)| {
-        KvOperation::Put(Put { key, value, lease_id, return_previous, versionstamp })
+    let put = (bytes(), bytes(), any::<i64>(), any::<(bool, bool, bool)>(), versionstamp());
+    let put = put.prop_map(|(key, value, lease_id, (return_previous, value_kept, lease), versionstamp)| {
+        let keep = Keep { value: value_kept, lease };
+        KvOperation::Put(Put { key, value, lease_id, return_previous, versionstamp, keep })
     });
     let delete = (keys(), any::<bool>(), any::<u64>());
     let delete = delete.prop_map(|(KeyRange { key, range_end }, return_previous, limit)| {
         KvOperation::Delete(Delete { key, range_end, return_previous, limit })
     });
-    let range = (keys(), any::<(u64, u64)>(), any::<(bool, bool, bool)>());
-    let range = range.prop_map(|(KeyRange { key, range_end }, (limit, revision), flags)| {
-        let (descending, keys_only, count_only) = flags;
-        KvOperation::Range(Range { key, range_end, limit, revision, descending, keys_only, count_only })
+    let range = (keys(), any::<(u64, u64)>(), any::<[bool; 5]>(), sort_by(), any::<[u64; 4]>());
+    let range = range.prop_map(|(KeyRange { key, range_end }, (limit, revision), flags, by, bounds)| {
+        let [descending, keys_only, count_only, whole, after_limit] = flags;
+        let sort = Sort { by, after_limit };
+        let [mod_min, mod_max, create_min, create_max] = bounds;
+        let bounds = RevisionBounds { mod_min, mod_max, create_min, create_max };
+        KvOperation::Range(Range {
+            key,
+            range_end,
+            limit,
+            revision,
+            descending,
+            keys_only,
+            count_only,
+            whole,
+            sort,
+            bounds,
+        })
     });
+    let lease = prop_oneof![
+        any::<(i64, u64)>().prop_map(|(id, ttl)| KvOperation::GrantLease { id, ttl }),
+        any::<i64>().prop_map(|id| KvOperation::RevokeLease { id }),
+        any::<(Vec<i64>, u64)>().prop_map(|(ids, term)| KvOperation::ExpireLeases { ids, term }),
+        any::<(Vec<(i64, Option<u64>)>, u64)>()
+            .prop_map(|(remaining, term)| KvOperation::CheckpointLeases { remaining, term }),
+    ];
     prop_oneof![
         put,
         delete,
         range,
+        lease,
         any::<u64>().prop_map(|revision| KvOperation::Compact { revision }),
         any::<u64>().prop_map(|sessions_max| KvOperation::OpenSession { sessions_max }),
     ]
@@ -90,6 +119,7 @@ fn simple_result() -> impl Strategy<Value = KvResult> {
         ),
         found.prop_map(|(kvs, more, count)| KvResult::Range(Found { kvs, more, count })),
         Just(KvResult::Compact),
+        Just(KvResult::Lease),
         any::<u64>().prop_map(KvResult::OpenSession),
     ]
 }
@@ -106,6 +136,11 @@ fn answer() -> impl Strategy<Value = Result<KvAnswer, KvRejection>> {
         ".{0,9}".prop_map(KvRejection::Invalid),
         any::<u64>().prop_map(|compacted| KvRejection::Compacted { compacted }),
         (bytes(), any::<u64>()).prop_map(|(key, mod_revision)| KvRejection::Conflict { key, mod_revision }),
+        any::<(u64, u64)>().prop_map(|(revision, current)| KvRejection::FutureRevision { revision, current }),
+        bytes().prop_map(|key| KvRejection::NoKey { key }),
+        any::<i64>().prop_map(|id| KvRejection::NoLease { id }),
+        any::<i64>().prop_map(|id| KvRejection::LeaseExists { id }),
+        any::<u64>().prop_map(|bytes_max| KvRejection::AnswerTooLarge { bytes_max }),
     ];
     prop_oneof![answer.prop_map(Ok), rejection.prop_map(Err)]
 }
@@ -141,14 +176,22 @@ proptest! {
 }
 
 #[test]
-fn a_transaction_within_a_transaction_is_not_read() {
-    // The stack ended, and before that there was a list of 1 MiB for each of them.
+fn transactions_are_read_as_deep_as_they_may_be_nested_and_no_deeper() {
     let txn = |success| KvOperation::Txn(Txn { success: vec![success], ..Txn::default() });
-    let nested = codec::encode(1, &txn(txn(KvOperation::Compact { revision: 1 })));
-    assert!(codec::decode::<KvOperation>("operation", 1, &nested).is_err());
+    let nested = |depth| (0..=depth).fold(KvOperation::Compact { revision: 1 }, |inner, _| txn(inner));
+    let read = |operation: &KvOperation| codec::decode("operation", 1, &codec::encode(1, operation));
+    assert_eq!(read(&nested(TXN_DEPTH_MAX)), Ok(nested(TXN_DEPTH_MAX)));
+    assert!(read(&nested(TXN_DEPTH_MAX + 1)).is_err());
+    assert_eq!(read(&nested(TXN_DEPTH_MAX)), Ok(nested(TXN_DEPTH_MAX)), "an error leaves nothing behind");
+    let done = |response| KvResult::Txn(TxnDone { succeeded: true, responses: vec![response] });
+    let nested = |depth| (0..=depth).fold(KvResult::Compact, |inner, _| done(inner));
+    let read = |result: &KvResult| codec::decode("result", 1, &codec::encode(1, result));
+    assert_eq!(read(&nested(TXN_DEPTH_MAX)), Ok(nested(TXN_DEPTH_MAX)));
+    assert!(read(&nested(TXN_DEPTH_MAX + 1)).is_err());
+}
+
+#[test]
+fn endless_transactions_end_neither_the_stack_nor_the_memory() {
     let endless = [vec![1], [3, 0, 253, 0, 0, 0, 0, 0, 0, 1, 0].repeat(1 << 20)].concat();
     assert!(codec::decode::<KvOperation>("operation", 1, &endless).is_err());
-    let txn = |response| KvResult::Txn(TxnDone { succeeded: true, responses: vec![response] });
-    let nested = codec::encode(1, &txn(txn(KvResult::Compact)));
-    assert!(codec::decode::<KvResult>("result", 1, &nested).is_err());
 }

@@ -1,0 +1,113 @@
+//! The two servers, each a process of its own, and the clients of one.
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use kv_etcd_api::etcdserverpb::{kv_client::KvClient, lease_client::LeaseClient, watch_client::WatchClient};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+/// A server that began empty; ends with this.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) port: u16,
+    _dir: TempDir,
+}
+
+impl Server {
+    pub(crate) fn etcd(program: &Path) -> Result<Self, String> {
+        Self::start(program, |dir, port| {
+            let peer = free_port();
+            let client = format!("http://127.0.0.1:{port}");
+            let peer = format!("http://127.0.0.1:{peer}");
+            [
+                ("--data-dir", dir),
+                ("--listen-client-urls", client.clone()),
+                ("--advertise-client-urls", client),
+                ("--listen-peer-urls", peer.clone()),
+                ("--initial-advertise-peer-urls", peer.clone()),
+                ("--initial-cluster", format!("default={peer}")),
+                ("--log-level", "error".to_owned()),
+            ]
+            .into_iter()
+            .flat_map(|(name, value)| [name.to_owned(), value])
+            .collect()
+        })
+    }
+
+    pub(crate) fn kv(program: &Path) -> Result<Self, String> {
+        Self::start(program, |dir, port| {
+            ["--data-dir".to_owned(), dir, "--port".to_owned(), port.to_string()].into()
+        })
+    }
+
+    fn start(program: &Path, arguments: impl FnOnce(String, u16) -> Vec<String>) -> Result<Self, String> {
+        let failed = |error: std::io::Error| format!("{}: {error}", program.display());
+        let dir = tempfile::tempdir().map_err(failed)?;
+        let port = free_port();
+        let child = Command::new(program)
+            .args(arguments(dir.path().join("data").display().to_string(), port))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(failed)?;
+        Ok(Self { child, port, _dir: dir })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    listener.local_addr().expect("a bound port has an address").port()
+}
+
+/// Clients of a server.
+pub(crate) struct Clients {
+    pub(crate) kv: KvClient<Channel>,
+    pub(crate) lease: LeaseClient<Channel>,
+    pub(crate) watch: WatchClient<Channel>,
+}
+
+impl Clients {
+    /// Waits until the server answers.
+    pub(crate) async fn connect(port: u16) -> Result<Self, String> {
+        let endpoint =
+            Channel::from_shared(format!("http://127.0.0.1:{port}")).map_err(|error| error.to_string())?;
+        let begun = Instant::now();
+        loop {
+            let error = match endpoint.connect().await {
+                Ok(channel) => {
+                    let mut kv = KvClient::new(channel.clone());
+                    let probe =
+                        kv_etcd_api::etcdserverpb::RangeRequest { key: "probe".into(), ..Default::default() };
+                    match kv.range(probe).await {
+                        Ok(_) => {
+                            let (lease, watch) =
+                                (LeaseClient::new(channel.clone()), WatchClient::new(channel));
+                            return Ok(Self { kv, lease, watch });
+                        }
+                        Err(status) => status.to_string(),
+                    }
+                }
+                Err(error) => error.to_string(),
+            };
+            if begun.elapsed() > START_MAX {
+                return Err(format!("the server at port {port} does not answer: {error}"));
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    }
+}
+
+const START_MAX: Duration = Duration::from_secs(20);

@@ -1,0 +1,75 @@
+//! What one node asks of another, beside what clients ask: requests that only the leader can execute.
+
+use consensus_core::codec;
+use kv_state_machine::{
+    ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, KvRejection, LeaseState,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum NodeRequest {
+    Execute(KvOperation),
+    KeepAlive { id: i64 },
+    TimeToLive { id: i64, with_keys: bool },
+}
+
+/// Its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum NodeAnswer {
+    Executed(KvAnswer),
+    /// Seconds that the lease lives from now; `None`: there is no such lease.
+    KeptAlive(Option<u64>),
+    TimeToLive(Option<LeaseState>),
+}
+
+/// Why there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum NodeFault {
+    /// The store did not do it.
+    Rejected(KvRejection),
+    NotLeader(Option<u64>),
+    Unavailable {
+        why: String,
+        maybe_applied: bool,
+    },
+}
+
+impl From<KvError> for NodeFault {
+    fn from(error: KvError) -> Self {
+        match error {
+            KvError::Rejected(rejection) => Self::Rejected(rejection),
+            KvError::NotLeader { leader } => Self::NotLeader(leader.map(|id| id.0)),
+            KvError::Unavailable { why, maybe_applied } => Self::Unavailable { why, maybe_applied },
+            other => Self::Unavailable { why: other.to_string(), maybe_applied: true },
+        }
+    }
+}
+
+/// Executes a request on this node, if it leads.
+pub(crate) async fn execute(
+    database: &ConsensusKvDatabase,
+    request: &NodeRequest,
+) -> Result<NodeAnswer, NodeFault> {
+    Ok(match request {
+        NodeRequest::Execute(operation) => {
+            NodeAnswer::Executed(database.execute(operation.clone(), None, Consistency::Linearizable).await?)
+        }
+        NodeRequest::KeepAlive { id } => NodeAnswer::KeptAlive(database.keep_alive(*id).await?),
+        NodeRequest::TimeToLive { id, with_keys } => {
+            NodeAnswer::TimeToLive(database.time_to_live(*id, *with_keys).await?)
+        }
+    })
+}
+
+pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
+    codec::encode(VERSION, value)
+}
+
+/// # Errors
+/// It is of another version, or not such a value.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    codec::decode("message between nodes", VERSION, bytes).map_err(|error| error.to_string())
+}
+
+const VERSION: u8 = 1;

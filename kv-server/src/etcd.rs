@@ -1,0 +1,156 @@
+//! etcd's v3 API: gRPC, and its JSON gateway.
+//!
+//! A thin translation between etcd's messages and the operations of the store. What etcd does is described at each call where
+//! ours differs; docs/etcd-compatibility.md lists the differences.
+
+mod auth;
+mod cluster;
+mod convert;
+mod election;
+mod error;
+mod gateway;
+mod health;
+mod http;
+mod kv;
+mod lease;
+mod lock;
+mod maintenance;
+mod queue;
+mod serve;
+mod txn;
+mod watch;
+
+use std::sync::Arc;
+
+use consensus_core::{EngineStatus, NodeId};
+use kv_etcd_api::etcdserverpb::ResponseHeader;
+use kv_state_machine::{ConsensusKvDatabase, Consistency, KvAnswer, KvOperation};
+use tokio::sync::watch as channel;
+use tonic::Status;
+
+pub(crate) use self::serve::serve;
+use crate::{
+    answers::ConnectionBudget,
+    between::{NodeAnswer, NodeRequest},
+    routing::RoutingManager,
+};
+
+/// What the services of one connection need. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Etcd {
+    router: Arc<RoutingManager>,
+    budget: ConnectionBudget,
+    stop: channel::Receiver<bool>,
+}
+
+impl Etcd {
+    pub(crate) fn new(
+        router: Arc<RoutingManager>,
+        budget: ConnectionBudget,
+        stop: channel::Receiver<bool>,
+    ) -> Self {
+        Self { router, budget, stop }
+    }
+
+    fn database(&self) -> &ConsensusKvDatabase {
+        self.router.database()
+    }
+
+    fn status(&self) -> Arc<EngineStatus> {
+        self.database().status().borrow().clone()
+    }
+
+    /// The header of an answer that was given at a revision.
+    fn header(&self, revision: u64) -> ResponseHeader {
+        let status = self.status();
+        ResponseHeader {
+            cluster_id: cluster_id(&status),
+            member_id: member_id(self.router.node()),
+            revision: signed(revision),
+            raft_term: status.term.0,
+        }
+    }
+
+    /// The header of an answer at this node's newest revision.
+    fn header_now(&self) -> Result<ResponseHeader, Status> {
+        Ok(self.header(self.database().revision().map_err(error::of_read)?))
+    }
+
+    /// The header of an answer that has nothing to do with the store.
+    fn header_without_revision(&self) -> ResponseHeader {
+        self.header(0)
+    }
+
+    /// Has the leader execute an operation that writes.
+    async fn write(&self, operation: KvOperation) -> Result<KvAnswer, Status> {
+        match self.lead(&NodeRequest::Execute(operation)).await? {
+            NodeAnswer::Executed(answer) => Ok(answer),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn lead(&self, request: &NodeRequest) -> Result<NodeAnswer, Status> {
+        let mut room = self.budget.room();
+        self.router.lead(request, &mut room).await.map_err(error::of_node)
+    }
+
+    /// Reads on this node.
+    async fn read(&self, operation: KvOperation, serializable: bool) -> Result<KvAnswer, Status> {
+        let bytes_max = operation.answer_bytes_max(false);
+        let consistency = if serializable { Consistency::Stale } else { Consistency::Linearizable };
+        let read = self.database().begin_read(operation, consistency).await.map_err(error::of_read)?;
+        if let Some(answer) = read.in_memory() {
+            return answer.map_err(error::of_read);
+        }
+        let mut room = self.budget.room();
+        room.reserve(bytes_max).await;
+        read.finish().await.map_err(error::of_read)
+    }
+}
+
+fn unexpected(answer: &impl std::fmt::Debug) -> Status {
+    Status::internal(format!("etcdserver: unexpected answer {answer:?}"))
+}
+
+/// The identity of the cluster; one that stands alone has none of its own.
+fn cluster_id(status: &EngineStatus) -> u64 {
+    match status.membership.cluster().0 {
+        0 => MEMBER_TAG,
+        id => id,
+    }
+}
+
+/// A node as etcd's clients know it: never 0, which stands for nobody, and with the node's number at the end.
+fn member_id(node: NodeId) -> u64 {
+    if node.0 < 1 << TAG_SHIFT { MEMBER_TAG | node.0 } else { node.0 }
+}
+
+fn node_of(member_id: u64) -> NodeId {
+    if member_id >> TAG_SHIFT == MEMBER_TAG >> TAG_SHIFT {
+        NodeId(member_id & ((1 << TAG_SHIFT) - 1))
+    } else {
+        NodeId(member_id)
+    }
+}
+
+/// Numbers of the store stay far below 2^63.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// "kv" in the highest bytes of a member's id.
+const MEMBER_TAG: u64 = 0x6b76 << TAG_SHIFT;
+const TAG_SHIFT: u32 = 48;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn member_ids_are_never_0_and_come_back() {
+        for node in [0, 1, 77, (1 << TAG_SHIFT) - 1, 1 << TAG_SHIFT, u64::MAX] {
+            assert_ne!(member_id(NodeId(node)), 0);
+            assert_eq!(node_of(member_id(NodeId(node))), NodeId(node));
+        }
+    }
+}

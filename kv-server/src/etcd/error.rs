@@ -1,0 +1,93 @@
+//! Errors in etcd's words: clients match on code and text.
+
+use kv_state_machine::{KvError, KvRejection};
+use tonic::{Code, Status};
+
+use crate::between::NodeFault;
+
+macro_rules! errors {
+    ($($name:ident: $code:ident, $text:literal;)*) => {
+        $(pub(super) fn $name() -> Status {
+            Status::new(Code::$code, $text)
+        })*
+    };
+}
+
+errors! {
+    empty_key: InvalidArgument, "etcdserver: key is not provided";
+    key_not_found: InvalidArgument, "etcdserver: key not found";
+    value_provided: InvalidArgument, "etcdserver: value is provided";
+    lease_provided: InvalidArgument, "etcdserver: lease is provided";
+    too_many_operations: InvalidArgument, "etcdserver: too many operations in txn request";
+    duplicate_key: InvalidArgument, "etcdserver: duplicate key given in txn request";
+    invalid_sort_option: InvalidArgument, "etcdserver: invalid sort option";
+    request_too_large: InvalidArgument, "etcdserver: request is too large";
+    compacted: OutOfRange, "etcdserver: mvcc: required revision has been compacted";
+    future_revision: OutOfRange, "etcdserver: mvcc: required revision is a future revision";
+    lease_not_found: NotFound, "etcdserver: requested lease not found";
+    lease_exists: FailedPrecondition, "etcdserver: lease already exists";
+    lease_ttl_too_large: OutOfRange, "etcdserver: too large lease TTL";
+    member_not_found: NotFound, "etcdserver: member not found";
+    member_not_learner: FailedPrecondition, "etcdserver: can only promote a learner member";
+    not_leader: FailedPrecondition, "etcdserver: not leader";
+    bad_leader_transferee: FailedPrecondition, "etcdserver: bad leader transferee";
+    no_leader: Unavailable, "etcdserver: no leader";
+    stopped: Unavailable, "etcdserver: server stopped";
+    timed_out: Unavailable, "etcdserver: request timed out";
+    deadline_exceeded: DeadlineExceeded, "context deadline exceeded";
+    too_many_requests: ResourceExhausted, "etcdserver: too many requests";
+    auth_not_enabled: FailedPrecondition, "etcdserver: authentication is not enabled";
+    wrong_downgrade_version: InvalidArgument, "etcdserver: wrong downgrade target version format";
+    invalid_downgrade_version: InvalidArgument, "etcdserver: invalid downgrade target version";
+}
+
+/// An enum's number that etcd does not know.
+pub(super) fn unknown_number(what: &str, number: i32) -> Status {
+    Status::invalid_argument(format!("etcdserver: {what} {number} is unknown"))
+}
+
+/// A write or a call that only the leader executes was not done, or nobody knows.
+pub(super) fn of_node(fault: NodeFault) -> Status {
+    match fault {
+        NodeFault::Rejected(rejection) => of_rejection(rejection),
+        NodeFault::NotLeader(_) => no_leader(),
+        // Clients repeat what is unavailable, so that what may have been done must not be.
+        NodeFault::Unavailable { maybe_applied: true, why } => {
+            tracing::debug!(%why, "the outcome of a write is unknown");
+            deadline_exceeded()
+        }
+        NodeFault::Unavailable { why, .. } => unavailable(&why),
+    }
+}
+
+/// A read was not done.
+pub(super) fn of_read(error: KvError) -> Status {
+    match error {
+        KvError::Rejected(rejection) => of_rejection(rejection),
+        KvError::NotLeader { .. } => no_leader(),
+        KvError::Unavailable { why, .. } => unavailable(&why),
+        other => Status::unavailable(format!("etcdserver: {other}")),
+    }
+}
+
+fn unavailable(why: &str) -> Status {
+    if why.starts_with("overloaded") {
+        return too_many_requests();
+    }
+    if why.contains("there is no leader") {
+        return no_leader();
+    }
+    Status::unavailable(format!("etcdserver: {why}"))
+}
+
+fn of_rejection(rejection: KvRejection) -> Status {
+    match rejection {
+        KvRejection::Compacted { .. } => compacted(),
+        KvRejection::FutureRevision { .. } => future_revision(),
+        KvRejection::NoKey { .. } => key_not_found(),
+        KvRejection::NoLease { .. } => lease_not_found(),
+        KvRejection::LeaseExists { .. } => lease_exists(),
+        KvRejection::AnswerTooLarge { .. } => Status::resource_exhausted(format!("etcdserver: {rejection}")),
+        other => Status::invalid_argument(format!("etcdserver: {other}")),
+    }
+}

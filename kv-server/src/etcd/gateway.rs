@@ -1,0 +1,365 @@
+//! The JSON gateway: every call of the API as a POST, with messages as JSON.
+//!
+//! Paths come from the descriptors (option `google.api.http`), and a call goes the way that gRPC goes: its message is
+//! rewritten from JSON, and those of the answer to JSON.
+
+use std::{collections::HashMap, sync::OnceLock};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Body as _, Frame, Incoming},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
+};
+use prost::Message;
+use prost_reflect::{
+    DeserializeOptions, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor, ReflectMessage,
+    SerializeOptions, Value,
+};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tonic::{Code, Status, body::Body};
+
+use super::{
+    Etcd, http,
+    serve::{MESSAGE_BYTES_MAX, call, descriptors},
+};
+
+/// The method that a path stands for.
+pub(super) fn method_of(path: &str) -> Option<&'static MethodDescriptor> {
+    static ROUTES: OnceLock<HashMap<String, MethodDescriptor>> = OnceLock::new();
+    let routes = ROUTES.get_or_init(routes);
+    match path.strip_prefix("/v3beta/") {
+        Some(rest) => routes.get(&format!("/v3/{rest}")),
+        None => routes.get(path),
+    }
+}
+
+fn routes() -> HashMap<String, MethodDescriptor> {
+    let Some(option) = descriptors().get_extension_by_name("google.api.http") else { return HashMap::new() };
+    let mut routes = HashMap::new();
+    for method in descriptors().services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+        let options = method.options();
+        if let Value::Message(rule) = &*options.get_extension(&option) {
+            let more = rule.get_field_by_name("additional_bindings");
+            let more = more.as_ref().and_then(|more| more.as_list()).unwrap_or_default();
+            for rule in more.iter().filter_map(Value::as_message).chain([rule]) {
+                if let Some(Value::String(path)) = rule.get_field_by_name("post").as_deref() {
+                    routes.insert(path.clone(), method.clone());
+                }
+            }
+        }
+    }
+    routes
+}
+
+/// Answers a request to the path of a method.
+pub(super) async fn answer(
+    etcd: Etcd,
+    method: &'static MethodDescriptor,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    if request.method() != Method::POST {
+        return failed(&Status::unimplemented("Method Not Allowed"));
+    }
+    let token = request.headers().get(AUTHORIZATION).cloned();
+    let body = if method.is_client_streaming() {
+        streamed(method.input(), request.into_body())
+    } else {
+        match whole(&method.input(), request.into_body()).await {
+            Ok(message) => Body::new(http_body_util::Full::new(framed(&message))),
+            Err(status) => return failed(&status),
+        }
+    };
+    let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+    let mut inner = Request::new(body);
+    *inner.method_mut() = Method::POST;
+    if let Ok(path) = path.parse() {
+        *inner.uri_mut() = path;
+    }
+    inner.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    if let Some(token) = token {
+        inner.headers_mut().insert("token", token);
+    }
+    let answered = call(etcd, inner).await;
+    let mut answers = Answers::new(answered);
+    if method.is_server_streaming() {
+        return stream(answers, method.output());
+    }
+    match answers.next().await {
+        Ok(Some(message)) => match text(&method.output(), &message) {
+            Ok(text) => http::json(StatusCode::OK, text),
+            Err(status) => failed(&status),
+        },
+        Ok(None) => failed(&Status::internal("no answer")),
+        Err(status) => failed(&status),
+    }
+}
+
+/// The one message of a request.
+async fn whole(kind: &MessageDescriptor, body: Incoming) -> Result<Bytes, Status> {
+    let limited = http_body_util::Limited::new(body, JSON_BYTES_MAX);
+    let body = limited.collect().await.map_err(|_| too_large())?.to_bytes();
+    // No body stands for an empty message.
+    let json = if body.iter().all(u8::is_ascii_whitespace) { Bytes::from_static(b"{}") } else { body };
+    let mut reader = serde_json::Deserializer::from_slice(&json);
+    let message = message(kind, &mut reader)?;
+    reader.end().map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok(message)
+}
+
+fn message<'de, R: serde_json::de::Read<'de>>(
+    kind: &MessageDescriptor,
+    reader: &mut serde_json::Deserializer<R>,
+) -> Result<Bytes, Status> {
+    let invalid = |error: serde_json::Error| Status::invalid_argument(format!("json: {error}"));
+    let json = serde_json::Value::deserialize(reader).map_err(invalid)?;
+    check_enums(kind, &json)?;
+    let options = DeserializeOptions::new().deny_unknown_fields(false);
+    let message = DynamicMessage::deserialize_with_options(kind.clone(), json, &options).map_err(invalid)?;
+    Ok(message.encode_to_vec().into())
+}
+
+/// Refuses names that an enum does not have. Else they would be passed over like fields that are not known, and the call would
+/// do what nobody asked for.
+fn check_enums(kind: &MessageDescriptor, json: &serde_json::Value) -> Result<(), Status> {
+    let Some(fields) = json.as_object() else { return Ok(()) };
+    for (name, value) in fields {
+        let found = kind.get_field_by_name(name).or_else(|| kind.get_field_by_json_name(name));
+        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        match found.map(|field| field.kind()) {
+            Some(Kind::Message(kind)) => values.iter().try_for_each(|value| check_enums(&kind, value))?,
+            Some(Kind::Enum(known)) => {
+                let unknown = values.iter().filter_map(|value| value.as_str());
+                if let Some(value) =
+                    unknown.into_iter().find(|value| known.get_value_by_name(value).is_none())
+                {
+                    return Err(Status::invalid_argument(format!("json: {name} has no value {value:?}")));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The messages of a request, one after another, as the frames of a stream. It ends where the request ends.
+fn streamed(kind: MessageDescriptor, body: Incoming) -> Body {
+    let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, Status>>(4);
+    tokio::spawn(async move {
+        if let Err(status) = feed(&kind, body, &sender).await {
+            let _ = sender.send(Err(status)).await;
+        }
+    });
+    let frames = futures::stream::unfold(receiver, |mut receiver| async move {
+        let frame = receiver.recv().await?;
+        Some((frame, receiver))
+    });
+    Body::new(StreamBody::new(frames))
+}
+
+async fn feed(
+    kind: &MessageDescriptor,
+    mut body: Incoming,
+    sender: &mpsc::Sender<Result<Frame<Bytes>, Status>>,
+) -> Result<(), Status> {
+    let mut left = BytesMut::new();
+    loop {
+        let is_end = match body.frame().await {
+            None => true,
+            Some(frame) => {
+                if let Ok(data) = frame.map_err(|error| Status::cancelled(error.to_string()))?.into_data() {
+                    left.extend_from_slice(&data);
+                }
+                body.is_end_stream()
+            }
+        };
+        while let Some(length) = document(&left, is_end)? {
+            let document = left.split_to(length).freeze();
+            let mut reader = serde_json::Deserializer::from_slice(&document);
+            let frame = Frame::data(framed(&message(kind, &mut reader)?));
+            if sender.send(Ok(frame)).await.is_err() {
+                return Ok(());
+            }
+        }
+        if left.len() > JSON_BYTES_MAX {
+            return Err(too_large());
+        }
+        if is_end {
+            return Ok(());
+        }
+    }
+}
+
+/// Length of the first whole JSON document, if there is one.
+fn document(bytes: &[u8], is_end: bool) -> Result<Option<usize>, Status> {
+    let mut documents = serde_json::Deserializer::from_slice(bytes).into_iter::<serde::de::IgnoredAny>();
+    match documents.next() {
+        None => Ok(None),
+        Some(Ok(_)) => Ok(Some(documents.byte_offset())),
+        Some(Err(error)) if error.is_eof() && !is_end => Ok(None),
+        Some(Err(error)) => Err(Status::invalid_argument(format!("json: {error}"))),
+    }
+}
+
+fn too_large() -> Status {
+    Status::resource_exhausted(format!("the request has more than {JSON_BYTES_MAX} bytes"))
+}
+
+/// A message as gRPC frames it.
+fn framed(message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(message.len() + 5);
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    frame.put_slice(message);
+    frame.freeze()
+}
+
+/// The messages of an answer.
+struct Answers {
+    body: Body,
+    left: BytesMut,
+    /// What the headers say, where there is no message.
+    status: Option<Status>,
+}
+
+impl Answers {
+    fn new(answered: Response<Body>) -> Self {
+        let (parts, body) = answered.into_parts();
+        Self { body, left: BytesMut::new(), status: Status::from_header_map(&parts.headers) }
+    }
+
+    /// The next message; `None` at an end in order.
+    async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        loop {
+            if let Some(length) = self.left.get(1..5).and_then(|mut bytes| bytes.try_get_u32().ok()) {
+                let length = 5 + length as usize;
+                if self.left.len() >= length {
+                    let mut frame = self.left.split_to(length).freeze();
+                    frame.advance(5);
+                    return Ok(Some(frame));
+                }
+            }
+            match self.body.frame().await {
+                None => {
+                    let status = self.status.take();
+                    return status.filter(|status| status.code() != Code::Ok).map_or(Ok(None), Err);
+                }
+                Some(Err(status)) => return Err(status),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.left.extend_from_slice(&data),
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        self.status = Status::from_header_map(&trailers);
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// One message in each chunk, and a line of its own: some clients take chunks for messages.
+fn stream(answers: Answers, kind: MessageDescriptor) -> Response<Body> {
+    let lines = futures::stream::unfold(Some((answers, kind)), |state| async move {
+        let (mut answers, kind) = state?;
+        let next = answers.next().await;
+        let (line, state) =
+            match next.and_then(|message| message.map(|message| text(&kind, &message)).transpose()) {
+                Ok(Some(text)) => (format!("{{\"result\":{text}}}\n"), Some((answers, kind))),
+                Ok(None) => return None,
+                Err(status) => (format!("{{\"error\":{}}}\n", described(&status)), None),
+            };
+        Some((Ok::<_, Status>(Frame::data(Bytes::from(line))), state))
+    });
+    let mut response = Response::new(Body::new(StreamBody::new(lines)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// A message as JSON: bytes in base64, long numbers as strings, names as in the descriptors, no defaults.
+fn text(kind: &MessageDescriptor, message: &[u8]) -> Result<String, Status> {
+    let wrong = |error: String| Status::internal(error);
+    let message = DynamicMessage::decode(kind.clone(), message).map_err(|error| wrong(error.to_string()))?;
+    debug_assert_eq!(message.descriptor(), *kind);
+    let options = SerializeOptions::new().use_proto_field_name(true);
+    let mut text = Vec::new();
+    let mut writer = serde_json::Serializer::new(&mut text);
+    message.serialize_with_options(&mut writer, &options).map_err(|error| wrong(error.to_string()))?;
+    String::from_utf8(text).map_err(|error| wrong(error.to_string()))
+}
+
+fn failed(status: &Status) -> Response<Body> {
+    http::json(http_status(status.code()), described(status))
+}
+
+fn described(status: &Status) -> String {
+    let message = serde_json::Value::from(status.message());
+    format!(r#"{{"code":{},"message":{message}}}"#, status.code() as i32)
+}
+
+fn http_status(code: Code) -> StatusCode {
+    match code {
+        Code::Ok => StatusCode::OK,
+        Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => StatusCode::BAD_REQUEST,
+        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::AlreadyExists | Code::Aborted => StatusCode::CONFLICT,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Longest message as JSON: base64 is a third longer.
+const JSON_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_has_a_path() {
+        let paths = |path: &str| method_of(path).map(|method| method.full_name().to_owned());
+        assert_eq!(paths("/v3/kv/range").as_deref(), Some("etcdserverpb.KV.Range"));
+        assert_eq!(paths("/v3beta/kv/put").as_deref(), Some("etcdserverpb.KV.Put"));
+        assert_eq!(paths("/v3/kv/lease/revoke").as_deref(), Some("etcdserverpb.Lease.LeaseRevoke"));
+        assert_eq!(paths("/v3/lock/lock").as_deref(), Some("v3lockpb.Lock.Lock"));
+        assert_eq!(paths("/v3/nothing"), None);
+        let methods =
+            descriptors().services().flat_map(|service| service.methods().collect::<Vec<_>>()).count();
+        let routed: std::collections::HashSet<_> =
+            routes().into_values().map(|method| method.full_name().to_owned()).collect();
+        // But RangeStream, for which there is none in etcd either.
+        assert_eq!(routed.len(), methods - 1);
+    }
+
+    #[test]
+    fn documents_of_a_stream_are_found_one_by_one() {
+        assert_eq!(document(b"", false).unwrap(), None);
+        assert_eq!(document(br#"{"a":1} {"b":"#, false).unwrap(), Some(7));
+        assert_eq!(document(br#" {"b":"#, false).unwrap(), None);
+        assert!(document(br#"{"b":"#, true).is_err());
+        assert!(document(b"}", false).is_err());
+    }
+
+    #[test]
+    fn messages_are_rewritten_both_ways() {
+        let method = method_of("/v3/kv/put").unwrap();
+        let json = br#"{"key":"Zm9v","value":"YmFy","lease":"7","prevKv":true,"unknown":{"x":[1]}}"#;
+        let message = message(&method.input(), &mut serde_json::Deserializer::from_slice(json)).unwrap();
+        let put = kv_etcd_api::etcdserverpb::PutRequest::decode(&message[..]).unwrap();
+        assert_eq!(
+            (&put.key[..], &put.value[..], put.lease, put.prev_kv),
+            (&b"foo"[..], &b"bar"[..], 7, true)
+        );
+        assert_eq!(
+            text(&method.input(), &message).unwrap(),
+            r#"{"key":"Zm9v","value":"YmFy","lease":"7","prev_kv":true}"#
+        );
+    }
+}

@@ -1,0 +1,62 @@
+//! What is asked over HTTP without gRPC: version and health, and the calls of the gateway.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
+use kv_state_machine::{KvOperation, Range};
+use tonic::body::Body;
+
+use super::{Etcd, gateway, maintenance::ETCD_VERSION};
+
+/// Answers a request.
+pub(super) async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path();
+    match (request.method(), path) {
+        (&Method::GET | &Method::HEAD, "/version") => json(StatusCode::OK, version()),
+        (&Method::GET | &Method::HEAD, "/health" | "/livez" | "/readyz") => {
+            let serializable = request.uri().query().is_some_and(|query| query.contains("serializable=true"));
+            health(&etcd, path, serializable || path == "/livez").await
+        }
+        (_, path) => match gateway::method_of(path) {
+            Some(method) => gateway::answer(etcd, method, request).await,
+            None => json(StatusCode::NOT_FOUND, r#"{"code":5,"message":"Not Found"}"#.to_owned()),
+        },
+    }
+}
+
+/// Clients take these for numbers.
+fn version() -> String {
+    format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_VERSION}","storage":"{ETCD_VERSION}"}}"#)
+}
+
+/// Whether a read is answered, of this node or of the cluster.
+async fn health(etcd: &Etcd, path: &str, serializable: bool) -> Response<Body> {
+    let range = Range { key: "health".into(), keys_only: true, ..Range::default() };
+    let read = etcd.read(KvOperation::Range(range), serializable);
+    let outcome = tokio::time::timeout(READ_TIMEOUT, read).await;
+    let problem = match outcome {
+        Ok(Ok(_)) => None,
+        Ok(Err(status)) => Some(status.message().to_owned()),
+        Err(_) => Some("RAFT NO LEADER".to_owned()),
+    };
+    let status = if problem.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    if path == "/health" {
+        let healthy = problem.is_none();
+        let reason = serde_json::Value::from(problem.unwrap_or_default());
+        return json(status, format!(r#"{{"health":"{healthy}","reason":{reason}}}"#));
+    }
+    respond(status, "text/plain; charset=utf-8", problem.unwrap_or_else(|| "ok\n".to_owned()))
+}
+
+pub(super) fn json(status: StatusCode, text: String) -> Response<Body> {
+    respond(status, "application/json", text)
+}
+
+fn respond(status: StatusCode, kind: &'static str, text: String) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::new(Bytes::from(text))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}
+
+const READ_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);

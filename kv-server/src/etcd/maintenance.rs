@@ -1,0 +1,118 @@
+//! The service `Maintenance`.
+
+use consensus_core::MemberKind;
+use futures::stream::BoxStream;
+use kv_etcd_api::etcdserverpb::{
+    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo, DowngradeRequest,
+    DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
+    MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+    maintenance_server::Maintenance,
+};
+use kv_store_client::{
+    admin::RefusedReason,
+    protocol::{Call, Fault, Reply},
+};
+use tonic::{Request, Response, Status};
+
+use super::{Etcd, error, member_id, node_of, signed};
+use crate::cluster::number;
+
+type Result<T> = std::result::Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Maintenance for Etcd {
+    /// There are no alarms to be set; none is ever raised.
+    async fn alarm(&self, _: Request<AlarmRequest>) -> Result<AlarmResponse> {
+        Ok(Response::new(AlarmResponse { header: Some(self.header_now()?), alarms: Vec::new() }))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<StatusResponse> {
+        let status = Etcd::status(self);
+        let size = signed(self.database().disk_bytes().map_err(error::of_read)?);
+        let errors = match status.leader {
+            Some(_) => Vec::new(),
+            None if self.router.cluster().is_none() => Vec::new(),
+            None => vec![error::no_leader().message().to_owned()],
+        };
+        // Alone a server leads itself.
+        let leader = match (status.leader, self.router.cluster()) {
+            (None, None) => Some(self.router.node()),
+            (leader, _) => leader,
+        };
+        let kind = status.membership.get(self.router.node()).map(|member| member.kind);
+        Ok(Response::new(StatusResponse {
+            header: Some(self.header_now()?),
+            version: ETCD_VERSION.to_owned(),
+            db_size: size,
+            leader: leader.map_or(0, member_id),
+            raft_index: status.commit.0,
+            raft_term: status.term.0,
+            raft_applied_index: status.applied.0,
+            errors,
+            db_size_in_use: size,
+            is_learner: kind == Some(MemberKind::Learner),
+            storage_version: ETCD_VERSION.to_owned(),
+            db_size_quota: 0,
+            downgrade_info: Some(DowngradeInfo::default()),
+        }))
+    }
+
+    /// Nothing is to be defragmented.
+    async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<DefragmentResponse> {
+        Ok(Response::new(DefragmentResponse { header: Some(self.header_now()?) }))
+    }
+
+    async fn hash(&self, _: Request<HashRequest>) -> Result<HashResponse> {
+        let hash = self.database().hash().await.map_err(error::of_read)?;
+        Ok(Response::new(HashResponse { header: Some(self.header(hash.revision)), hash: hash.hash }))
+    }
+
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<HashKvResponse> {
+        let revision = u64::try_from(request.into_inner().revision).unwrap_or(0);
+        let hash = self.database().hash_at(revision).await.map_err(error::of_read)?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(self.header_now()?),
+            hash: hash.hash,
+            compact_revision: if hash.compacted == 0 { -1 } else { signed(hash.compacted) },
+            hash_revision: signed(hash.revision),
+        }))
+    }
+
+    type SnapshotStream = BoxStream<'static, std::result::Result<SnapshotResponse, Status>>;
+
+    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Self::SnapshotStream> {
+        Err(Status::unimplemented("etcdserver: snapshots for clients are not there yet"))
+    }
+
+    async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<MoveLeaderResponse> {
+        let target = node_of(request.into_inner().target_id);
+        if Etcd::status(self).leader != Some(self.router.node()) {
+            return Err(error::not_leader());
+        }
+        if self.router.database().status().borrow().membership.get(target).is_none() {
+            return Err(error::bad_leader_transferee());
+        }
+        let mut room = self.budget.room();
+        match self.router.execute(Call::TransferLeader(number(target.0)), false, &mut room).await {
+            Ok(Reply::TransferLeader(_)) => {
+                Ok(Response::new(MoveLeaderResponse { header: Some(self.header_without_revision()) }))
+            }
+            Err(Fault::Refused(refused)) if refused.reason == Some(RefusedReason::UNKNOWN) => {
+                Err(error::deadline_exceeded())
+            }
+            Err(Fault::Refused(_)) => Err(error::bad_leader_transferee()),
+            other => Err(super::unexpected(&other)),
+        }
+    }
+
+    /// There is no version to go down to.
+    async fn downgrade(&self, request: Request<DowngradeRequest>) -> Result<DowngradeResponse> {
+        if request.into_inner().version.is_empty() {
+            return Err(error::wrong_downgrade_version());
+        }
+        Err(error::invalid_downgrade_version())
+    }
+}
+
+/// The version whose API this is: clients decide by it what they may ask for.
+pub(super) const ETCD_VERSION: &str = "3.7.0";

@@ -1,0 +1,131 @@
+//! What locks and elections are made of: keys below a name, of which the one that came first counts.
+
+use bytes::Bytes;
+use kv_state_machine::{
+    Compare, CompareResult, CompareTarget, Delete, KeyRange, KeyValue, KvOperation, KvResult, Put, Range,
+    Sort, SortBy, Txn, WatchNews, WatchRequest,
+};
+use tonic::Status;
+
+use super::{Etcd, error, unexpected};
+
+/// A key in the queue of a name.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) key: Bytes,
+    /// Revision at which it came in.
+    pub(super) revision: u64,
+}
+
+impl Etcd {
+    /// Puts the key of a lease into the queue of a name, if it is not there, with a value.
+    pub(super) async fn queue_up(&self, name: &Bytes, lease_id: i64, value: Bytes) -> Result<Place, Status> {
+        let key = Bytes::from([&name[..], format!("/{lease_id:x}").as_bytes()].concat());
+        let put = Put { key: key.clone(), value, lease_id, ..Put::default() };
+        let range = Range { key: key.clone(), ..Range::default() };
+        let txn = Txn {
+            compare: vec![created(&key, 0)],
+            success: vec![KvOperation::Put(put)],
+            failure: vec![KvOperation::Range(range)],
+            ..Txn::default()
+        };
+        let answer = self.write(KvOperation::Txn(txn)).await?;
+        let KvResult::Txn(done) = answer.result else { return Err(unexpected(&answer.result)) };
+        let revision = match done.responses.first() {
+            Some(KvResult::Range(found)) => found.kvs.first().map_or(0, |kv| kv.create_revision),
+            _ => answer.revision,
+        };
+        Ok(Place { key, revision })
+    }
+
+    /// Waits until the place is the first of its queue. The place may be lost meanwhile, as its lease ends: an error.
+    pub(super) async fn wait_for_turn(&self, name: &Bytes, place: &Place) -> Result<(), Status> {
+        loop {
+            let (mine, before) = self.look_at_queue(name, place).await?;
+            if !mine {
+                return Err(Status::unknown("mutex: session is expired"));
+            }
+            let Some((before, at)) = before else { return Ok(()) };
+            let mut watches = self.database().watches().map_err(error::of_read)?;
+            // The own key too: who has lost its place need not wait.
+            for key in [before.key, place.key.clone()] {
+                watches.add(WatchRequest {
+                    keys: KeyRange { key, range_end: None },
+                    start_revision: at + 1,
+                    without_puts: true,
+                    ..WatchRequest::default()
+                });
+            }
+            match watches.next().await.map_err(error::of_read)? {
+                WatchNews::Events { .. } | WatchNews::Compacted { .. } => {}
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether the place is there still, and who came last before it, as of which revision.
+    async fn look_at_queue(
+        &self,
+        name: &Bytes,
+        place: &Place,
+    ) -> Result<(bool, Option<(KeyValue, u64)>), Status> {
+        let before = Range {
+            bounds: kv_state_machine::RevisionBounds {
+                create_max: place.revision - 1,
+                ..kv_state_machine::RevisionBounds::default()
+            },
+            descending: true,
+            ..queue(name)
+        };
+        let mine = Range { key: place.key.clone(), ..Range::default() };
+        let success = vec![KvOperation::Range(mine), KvOperation::Range(before)];
+        let answer = self.read(KvOperation::Txn(Txn { success, ..Txn::default() }), false).await?;
+        let KvResult::Txn(done) = answer.result else { return Err(unexpected(&answer.result)) };
+        let [KvResult::Range(mine), KvResult::Range(before)] = &done.responses[..] else {
+            return Err(unexpected(&done));
+        };
+        let is_there = mine.kvs.first().is_some_and(|kv| kv.create_revision == place.revision);
+        Ok((is_there, before.kvs.first().map(|kv| (kv.clone(), answer.revision))))
+    }
+
+    /// The first of a queue, and the revision of the store.
+    pub(super) async fn first_of_queue(&self, name: &Bytes) -> Result<(Option<KeyValue>, u64), Status> {
+        let answer = self.read(KvOperation::Range(queue(name)), false).await?;
+        let KvResult::Range(mut found) = answer.result else { return Err(unexpected(&answer.result)) };
+        Ok((found.kvs.pop(), answer.revision))
+    }
+
+    /// Gives a place up; whether it was there.
+    pub(super) async fn leave_queue(&self, key: Bytes) -> Result<u64, Status> {
+        let answer = self.write(KvOperation::Delete(Delete { key, ..Delete::default() })).await?;
+        Ok(answer.revision)
+    }
+}
+
+/// The keys below a name, the oldest first, of which one is wanted.
+fn queue(name: &Bytes) -> Range {
+    let from = [&name[..], b"/"].concat();
+    let end = [&name[..], b"0"].concat(); // What comes after the slash.
+    Range {
+        key: from.into(),
+        range_end: Some(end.into()),
+        limit: 1,
+        sort: Sort { by: SortBy::CreateRevision, after_limit: false },
+        ..Range::default()
+    }
+}
+
+/// All keys below a name.
+pub(super) fn below(name: &Bytes) -> KeyRange {
+    let Range { key, range_end, .. } = queue(name);
+    KeyRange { key, range_end }
+}
+
+/// The condition that a key came into being at a revision; 0: that it is not there.
+pub(super) fn created(key: &Bytes, revision: u64) -> Compare {
+    Compare {
+        keys: KeyRange { key: key.clone(), range_end: None },
+        target: CompareTarget::CreateRevision(super::signed(revision)),
+        result: CompareResult::Equal,
+    }
+}

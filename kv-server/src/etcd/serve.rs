@@ -1,0 +1,207 @@
+//! One connection of HTTP: gRPC over HTTP/2, and what else asks over HTTP.
+
+use std::{convert::Infallible, io, sync::OnceLock, time::Duration};
+
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    header::{CONTENT_TYPE, HeaderValue},
+    service::service_fn,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use kv_etcd_api::{
+    FILE_DESCRIPTOR_SET,
+    etcdserverpb::{
+        auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
+        lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
+    },
+    v3electionpb::election_server::ElectionServer,
+    v3lockpb::lock_server::LockServer,
+};
+use prost_reflect::DescriptorPool;
+use tokio::{net::TcpStream, sync::watch as channel};
+use tonic::{Code, Status, body::Body, codegen::Service};
+use tonic_health::pb::health_server::HealthServer;
+
+use super::{Etcd, error, health::reflection, http};
+use crate::frontend::stopped;
+
+/// Serves a connection until the client ends it or `stop` says so; then streams end, and calls in hand are finished.
+pub(crate) async fn serve(
+    stream: TcpStream,
+    etcd: Etcd,
+    mut stop: channel::Receiver<bool>,
+) -> io::Result<()> {
+    let service = service_fn(move |request| {
+        let etcd = etcd.clone();
+        async move { Ok::<_, Infallible>(answer(etcd, request).await) }
+    });
+    let builder = builder();
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    served.map_err(io::Error::other)
+}
+
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    builder
+}
+
+async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
+    let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    if !content_type.starts_with(b"application/grpc") {
+        return http::answer(etcd, request).await;
+    }
+    let timeout = request.headers().get("grpc-timeout").and_then(|value| timeout_of(value.to_str().ok()?));
+    let call = call(etcd, request.map(Body::new));
+    let response = match timeout {
+        None => call.await,
+        Some(timeout) => match tokio::time::timeout(timeout, call).await {
+            Ok(response) => response,
+            Err(_) => error::deadline_exceeded().into_http(),
+        },
+    };
+    in_words_of_etcd(response)
+}
+
+/// Has the service that the path names answer.
+pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
+    macro_rules! served_by {
+        ($server:ident) => {
+            $server::new(etcd).max_decoding_message_size(MESSAGE_BYTES_MAX).call(request).await
+        };
+    }
+    let path = request.uri().path().to_owned();
+    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((&path, ""));
+    if let Some(status) = unknown(service, method) {
+        return status.into_http();
+    }
+    let response = match service {
+        "etcdserverpb.KV" => served_by!(KvServer),
+        "etcdserverpb.Watch" => served_by!(WatchServer),
+        "etcdserverpb.Lease" => served_by!(LeaseServer),
+        "etcdserverpb.Cluster" => served_by!(ClusterServer),
+        "etcdserverpb.Maintenance" => served_by!(MaintenanceServer),
+        "etcdserverpb.Auth" => served_by!(AuthServer),
+        "v3lockpb.Lock" => served_by!(LockServer),
+        "v3electionpb.Election" => served_by!(ElectionServer),
+        "grpc.health.v1.Health" => served_by!(HealthServer),
+        "grpc.reflection.v1.ServerReflection" => reflection::of_v1().call(request).await,
+        "grpc.reflection.v1alpha.ServerReflection" => reflection::of_v1alpha().call(request).await,
+        _ => return Status::unimplemented(format!("unknown service {service}")).into_http(),
+    };
+    match response {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+/// The answer for a service or method that is not there.
+fn unknown(service: &str, method: &str) -> Option<Status> {
+    if service.starts_with("grpc.") {
+        return None; // Their own code knows their methods.
+    }
+    let Some(found) = descriptors().get_service_by_name(service) else {
+        return Some(Status::unimplemented(format!("unknown service {service}")));
+    };
+    let is_known = found.methods().any(|known| known.name() == method);
+    (!is_known).then(|| Status::unimplemented(format!("unknown method {method} for service {service}")))
+}
+
+/// The API, as it describes itself.
+pub(super) fn descriptors() -> &'static DescriptorPool {
+    static POOL: OnceLock<DescriptorPool> = OnceLock::new();
+    POOL.get_or_init(|| DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap_or_default())
+}
+
+/// Has an error of the library said as etcd says it.
+fn in_words_of_etcd(mut response: Response<Body>) -> Response<Body> {
+    let code = response.headers().get("grpc-status").map(HeaderValue::as_bytes);
+    let message = response.headers().get("grpc-message").map(HeaderValue::as_bytes).unwrap_or_default();
+    let too_large = message.windows(b"too%20large".len()).any(|part| part == b"too%20large");
+    if code == Some(b"11") && message.starts_with(b"Error") && too_large {
+        response.headers_mut().insert("grpc-status", HeaderValue::from(Code::ResourceExhausted as i32));
+        let text = format!("grpc: received message larger than max ({MESSAGE_BYTES_MAX})");
+        if let Ok(text) = HeaderValue::try_from(text.replace(' ', "%20")) {
+            response.headers_mut().insert("grpc-message", text);
+        }
+    }
+    response
+}
+
+/// A number of at most eight digits and its unit.
+fn timeout_of(text: &str) -> Option<Duration> {
+    let unit = text.chars().last()?;
+    let digits = text.strip_suffix(unit)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        'H' => Duration::from_secs(number * 3600),
+        'M' => Duration::from_secs(number * 60),
+        'S' => Duration::from_secs(number),
+        'm' => Duration::from_millis(number),
+        'u' => Duration::from_micros(number),
+        'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+/// Longest message from a client, as in etcd: a request of 1.5 MiB, and what surrounds it.
+pub(super) const MESSAGE_BYTES_MAX: usize = 2 << 20;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Calls and streams of a connection at once.
+const STREAMS_MAX: u32 = 10_000;
+/// What a client may send before it is taken: of one call, and of all.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// As in etcd: a connection that is silent for so long is asked whether it lives, and closed if no answer comes.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_in_each_unit_and_others_are_ignored() {
+        assert_eq!(timeout_of("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(timeout_of("1500m"), Some(Duration::from_millis(1500)));
+        assert_eq!(timeout_of("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for wrong in ["", "S", "999999999S", "-1S", "1x", "1", "+5S"] {
+            assert_eq!(timeout_of(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_services_and_methods_are_named_as_etcd_names_them() {
+        let message = |service, method| unknown(service, method).map(|status| status.message().to_owned());
+        assert_eq!(message("etcdserverpb.KV", "Range"), None);
+        assert_eq!(message("a.B", "C"), Some("unknown service a.B".to_owned()));
+        assert_eq!(
+            message("etcdserverpb.KV", "Get"),
+            Some("unknown method Get for service etcdserverpb.KV".to_owned())
+        );
+    }
+}

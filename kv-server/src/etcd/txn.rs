@@ -1,0 +1,286 @@
+//! Transactions: checked as etcd checks them, and answered as it answers.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use kv_etcd_api::etcdserverpb::{
+    self as pb, TxnRequest,
+    compare::{CompareResult as PbResult, CompareTarget as PbTarget, TargetUnion},
+    request_op::Request,
+    response_op::Response,
+};
+use kv_state_machine::{
+    Compare, CompareResult, CompareTarget, KvOperation, KvResult, TXN_DEPTH_MAX, Txn, TxnDone,
+};
+use tonic::Status;
+
+use super::{convert, error, signed};
+
+type Result<T> = std::result::Result<T, Status>;
+
+/// The operation that a request stands for, if etcd would take it.
+pub(super) fn operation(request: TxnRequest, operations_max: usize) -> Result<KvOperation> {
+    check_count(&request, operations_max, 0)?;
+    // Whether each operation is well comes before whether they go together.
+    let operation = txn(request.clone())?;
+    Branch::of(&request.success)?;
+    Branch::of(&request.failure)?;
+    Ok(KvOperation::Txn(operation))
+}
+
+/// Whether every read in it, as there are only reads, may be of this node.
+pub(super) fn is_serializable(request: &TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|operation| match &operation.request {
+        Some(Request::RequestRange(range)) => range.serializable,
+        _ => false,
+    })
+}
+
+/// What a transaction has is taken from what those within it may have.
+fn check_count(request: &TxnRequest, left: usize, depth: usize) -> Result<()> {
+    let count = request.compare.len().max(request.success.len()).max(request.failure.len());
+    if count > left || depth > TXN_DEPTH_MAX {
+        return Err(error::too_many_operations());
+    }
+    operations(request).try_for_each(|operation| match operation {
+        Request::RequestTxn(nested) => check_count(nested, left - count, depth + 1),
+        _ => Ok(()),
+    })
+}
+
+fn operations(request: &TxnRequest) -> impl Iterator<Item = &Request> {
+    request.success.iter().chain(&request.failure).filter_map(|operation| operation.request.as_ref())
+}
+
+/// What a branch writes: a key must not be written twice.
+#[derive(Default)]
+struct Branch {
+    puts: HashSet<Bytes>,
+    /// Ends are as they were given: an end before the key, `\0` among them, covers nothing, as in etcd.
+    deletes: Vec<(Bytes, Bytes)>,
+}
+
+impl Branch {
+    fn of(operations: &[pb::RequestOp]) -> Result<Self> {
+        let mut branch = Self::default();
+        let requests = || operations.iter().filter_map(|operation| operation.request.as_ref());
+        for request in requests() {
+            if let Request::RequestDeleteRange(delete) = request {
+                branch.deletes.push((delete.key.clone(), delete.range_end.clone()));
+            }
+        }
+        for request in requests() {
+            if let Request::RequestTxn(nested) = request {
+                branch.add(Self::of(&nested.success)?, Self::of(&nested.failure)?)?;
+            }
+        }
+        for request in requests() {
+            if let Request::RequestPut(put) = request {
+                branch.put(put.key.clone())?;
+            }
+        }
+        Ok(branch)
+    }
+
+    /// Adds the two branches of a transaction, of which one is taken.
+    fn add(&mut self, success: Self, failure: Self) -> Result<()> {
+        for key in &failure.puts {
+            if self.puts.contains(key) || self.deletes_key(key) {
+                return Err(error::duplicate_key());
+            }
+        }
+        for key in success.puts {
+            self.put(key)?;
+        }
+        self.puts.extend(failure.puts);
+        self.deletes.extend(success.deletes);
+        self.deletes.extend(failure.deletes);
+        Ok(())
+    }
+
+    fn put(&mut self, key: Bytes) -> Result<()> {
+        if self.deletes_key(&key) || !self.puts.insert(key) {
+            return Err(error::duplicate_key());
+        }
+        Ok(())
+    }
+
+    fn deletes_key(&self, key: &Bytes) -> bool {
+        self.deletes
+            .iter()
+            .any(|(from, end)| if end.is_empty() { from == key } else { from <= key && key < end })
+    }
+}
+
+fn txn(request: TxnRequest) -> Result<Txn> {
+    let branch =
+        |operations: Vec<pb::RequestOp>| operations.into_iter().map(part).collect::<Result<Vec<_>>>();
+    Ok(Txn {
+        compare: request.compare.into_iter().map(compare).collect::<Result<_>>()?,
+        success: branch(request.success)?,
+        failure: branch(request.failure)?,
+        ..Txn::default()
+    })
+}
+
+fn part(operation: pb::RequestOp) -> Result<KvOperation> {
+    match operation.request {
+        Some(Request::RequestRange(range)) => convert::range(range),
+        Some(Request::RequestPut(put)) => convert::put(put),
+        Some(Request::RequestDeleteRange(delete)) => convert::delete(delete),
+        Some(Request::RequestTxn(nested)) => Ok(KvOperation::Txn(txn(nested)?)),
+        None => Err(error::key_not_found()),
+    }
+}
+
+fn compare(compare: pb::Compare) -> Result<Compare> {
+    let target = PbTarget::try_from(compare.target)
+        .map_err(|_| error::unknown_number("compare target", compare.target))?;
+    let result = PbResult::try_from(compare.result)
+        .map_err(|_| error::unknown_number("compare result", compare.result))?;
+    // A value that does not fit the target counts as 0 or as empty.
+    let with = compare.target_union;
+    let target = match target {
+        PbTarget::Version => CompareTarget::Version(match with {
+            Some(TargetUnion::Version(version)) => version,
+            _ => 0,
+        }),
+        PbTarget::Create => CompareTarget::CreateRevision(match with {
+            Some(TargetUnion::CreateRevision(revision)) => revision,
+            _ => 0,
+        }),
+        PbTarget::Mod => CompareTarget::ModRevision(match with {
+            Some(TargetUnion::ModRevision(revision)) => revision,
+            _ => 0,
+        }),
+        PbTarget::Lease => CompareTarget::Lease(match with {
+            Some(TargetUnion::Lease(lease)) => lease,
+            _ => 0,
+        }),
+        PbTarget::Value => CompareTarget::Value(match with {
+            Some(TargetUnion::Value(value)) => value,
+            _ => Bytes::new(),
+        }),
+    };
+    let result = match result {
+        PbResult::Equal => CompareResult::Equal,
+        PbResult::Greater => CompareResult::Greater,
+        PbResult::Less => CompareResult::Less,
+        PbResult::NotEqual => CompareResult::NotEqual,
+    };
+    Ok(Compare { keys: convert::keys(compare.key, compare.range_end)?, target, result })
+}
+
+/// The answer to a transaction after which the store was at `revision`.
+pub(super) fn done(done: TxnDone, revision: u64, header: pb::ResponseHeader) -> pb::TxnResponse {
+    let wrote = done.responses.iter().any(writes);
+    let mut revisions = Revisions { now: revision - u64::from(wrote), after: revision };
+    let mut response = answer(done, &mut revisions);
+    response.header = Some(header);
+    response
+}
+
+/// The revision in the headers within a transaction: from the first write on that of the transaction.
+struct Revisions {
+    now: u64,
+    after: u64,
+}
+
+fn writes(result: &KvResult) -> bool {
+    match result {
+        KvResult::Put(_) => true,
+        KvResult::Delete(deleted) => deleted.deleted > 0,
+        KvResult::Txn(done) => done.responses.iter().any(writes),
+        _ => false,
+    }
+}
+
+fn answer(done: TxnDone, revisions: &mut Revisions) -> pb::TxnResponse {
+    let mut responses = Vec::with_capacity(done.responses.len());
+    for result in done.responses {
+        if !matches!(result, KvResult::Txn(_)) && writes(&result) {
+            revisions.now = revisions.after;
+        }
+        let header = pb::ResponseHeader { revision: signed(revisions.now), ..Default::default() };
+        let response = match result {
+            KvResult::Range(found) => Some(Response::ResponseRange(convert::found(found, header))),
+            KvResult::Put(put) => {
+                let prev_kv = put.previous.map(convert::key_value);
+                Some(Response::ResponsePut(pb::PutResponse { header: Some(header), prev_kv }))
+            }
+            KvResult::Delete(deleted) => {
+                let prev_kvs = deleted.previous.into_iter().flatten().map(convert::key_value).collect();
+                let deleted = signed(deleted.deleted);
+                Some(Response::ResponseDeleteRange(pb::DeleteRangeResponse {
+                    header: Some(header),
+                    deleted,
+                    prev_kvs,
+                }))
+            }
+            // Its header is empty, as in etcd.
+            KvResult::Txn(nested) => Some(Response::ResponseTxn(answer(nested, revisions))),
+            _ => None,
+        };
+        responses.push(pb::ResponseOp { response });
+    }
+    let header = Some(pb::ResponseHeader::default());
+    pb::TxnResponse { header, succeeded: done.succeeded, responses }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(request: Request) -> pb::RequestOp {
+        pb::RequestOp { request: Some(request) }
+    }
+
+    fn put(key: &'static str) -> pb::RequestOp {
+        op(Request::RequestPut(pb::PutRequest { key: key.into(), ..Default::default() }))
+    }
+
+    fn delete(key: &'static str, end: &'static str) -> pb::RequestOp {
+        let (key, range_end) = (key.into(), end.into());
+        op(Request::RequestDeleteRange(pb::DeleteRangeRequest { key, range_end, prev_kv: false }))
+    }
+
+    fn nested(success: Vec<pb::RequestOp>, failure: Vec<pb::RequestOp>) -> pb::RequestOp {
+        op(Request::RequestTxn(TxnRequest { compare: vec![], success, failure }))
+    }
+
+    fn refusal(success: Vec<pb::RequestOp>) -> Option<String> {
+        let request = TxnRequest { compare: vec![], success, failure: vec![] };
+        operation(request, 128).err().map(|status| status.message().to_owned())
+    }
+
+    #[test]
+    fn key_that_a_branch_writes_twice_is_refused() {
+        let duplicate = Some("etcdserver: duplicate key given in txn request".to_owned());
+        assert_eq!(refusal(vec![put("a"), put("b")]), None);
+        assert_eq!(refusal(vec![put("a"), put("a")]), duplicate);
+        assert_eq!(refusal(vec![put("b"), delete("a", "c")]), duplicate);
+        assert_eq!(refusal(vec![put("b"), delete("b", "")]), duplicate);
+        // An end that is not after the key covers nothing.
+        assert_eq!(refusal(vec![put("b"), delete("a", "\0")]), None);
+        assert_eq!(refusal(vec![put("b"), delete("c", "a")]), None);
+        // Of two branches only one is taken.
+        assert_eq!(refusal(vec![nested(vec![put("a")], vec![put("a")])]), None);
+        assert_eq!(refusal(vec![nested(vec![], vec![put("a")]), put("a")]), duplicate);
+        assert_eq!(refusal(vec![nested(vec![put("a")], vec![]), nested(vec![], vec![put("a")])]), duplicate);
+    }
+
+    #[test]
+    fn operations_are_counted_along_the_path() {
+        let too_many = Some("etcdserver: too many operations in txn request".to_owned());
+        let ranges = |count: usize| {
+            let range = pb::RangeRequest { key: "k".into(), ..Default::default() };
+            vec![op(Request::RequestRange(range)); count]
+        };
+        assert_eq!(refusal(ranges(128)), None);
+        assert_eq!(refusal(ranges(129)), too_many);
+        assert_eq!(refusal(vec![nested(ranges(127), vec![])]), None);
+        assert_eq!(refusal(vec![nested(ranges(128), vec![])]), too_many);
+        let deep = (0..=TXN_DEPTH_MAX).fold(put("a"), |inner, _| nested(vec![inner], vec![]));
+        assert_eq!(refusal(vec![deep]), too_many);
+    }
+}

@@ -1,0 +1,327 @@
+//! The service `Watch`: many watches on one stream.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::stream::BoxStream;
+use kv_etcd_api::{
+    etcdserverpb::{
+        WatchCancelRequest, WatchCreateRequest, WatchRequest, WatchResponse,
+        watch_create_request::FilterType, watch_request::RequestUnion, watch_server::Watch,
+    },
+    mvccpb::{Event, event::EventType},
+};
+use kv_state_machine::{KeyRange, WatchEvent, WatchId, WatchNews, Watches};
+use prost::Message;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Etcd, convert, error, signed};
+use crate::frontend::stopped;
+
+type Sender = mpsc::Sender<Result<WatchResponse, Status>>;
+/// The client is gone, or the stream has ended.
+type Gone = mpsc::error::SendError<Result<WatchResponse, Status>>;
+
+#[tonic::async_trait]
+impl Watch for Etcd {
+    type WatchStream = BoxStream<'static, Result<WatchResponse, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let needs_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
+        if needs_leader && self.status().leader.is_none() && self.router.cluster().is_some() {
+            return Err(error::no_leader());
+        }
+        let watches = self.database().watches().map_err(error::of_read)?;
+        let (out, answers) = mpsc::channel(ANSWERS_MAX);
+        let stream = Stream {
+            etcd: self.clone(),
+            watches,
+            out,
+            by_client: BTreeMap::new(),
+            progress_wanted: false,
+            needs_leader,
+        };
+        tokio::spawn(stream.run(request.into_inner()));
+        let answers = futures::stream::unfold(answers, |mut answers| async move {
+            let answer = answers.recv().await?;
+            Some((answer, answers))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+/// A watch as its client knows it.
+struct Client {
+    watch: WatchId,
+    previous: bool,
+    fragment: bool,
+    /// When the client is told how far it is, if nothing else tells it before.
+    progress_at: Option<Instant>,
+}
+
+struct Stream {
+    etcd: Etcd,
+    watches: Watches,
+    out: Sender,
+    /// By the number that the client gave or was told.
+    by_client: BTreeMap<i64, Client>,
+    /// A request for progress that is not answered yet, as some watch is behind.
+    progress_wanted: bool,
+    needs_leader: bool,
+}
+
+impl Stream {
+    async fn run(mut self, mut requests: Streaming<WatchRequest>) {
+        let mut stop = self.etcd.stop.clone();
+        let mut leaderless = Leaderless::default();
+        let mut has_more = true;
+        loop {
+            let look = sleep_until(self.next_look());
+            let out = self.out.clone();
+            let outcome = tokio::select! {
+                biased;
+                _ = stopped(&mut stop) => Err(Some(error::stopped())),
+                request = requests.message(), if has_more => match request {
+                    Ok(Some(request)) => self.request(request).await.map_err(|_| None),
+                    Ok(None) => {
+                        // Who has said all hears on.
+                        has_more = false;
+                        Ok(())
+                    }
+                    Err(status) => Err(Some(status)),
+                },
+                news = self.watches.next() => match news {
+                    Ok(news) => self.news(news).await.map_err(|_| None),
+                    Err(failure) => Err(Some(error::of_read(failure))),
+                },
+                () = look => self.look(&mut leaderless).await,
+                () = out.closed() => Err(None),
+            };
+            if let Err(end) = outcome {
+                // An end of the stream without an error would be final for some clients; after one they come back.
+                if let Some(status) = end {
+                    let _ = self.out.send(Err(status)).await;
+                }
+                return;
+            }
+        }
+    }
+
+    fn next_look(&self) -> Instant {
+        let soon = self.progress_wanted || self.needs_leader;
+        let progress = self.by_client.values().filter_map(|client| client.progress_at).min();
+        let look = Instant::now() + if soon { LOOK_SOON } else { LOOK };
+        progress.map_or(look, |progress| progress.min(look))
+    }
+
+    async fn look(&mut self, leaderless: &mut Leaderless) -> Result<(), Option<Status>> {
+        if self.needs_leader && leaderless.is_for_long(self.etcd.status().leader.is_none()) {
+            return Err(Some(error::no_leader()));
+        }
+        self.tell_progress().await.map_err(|_| None)
+    }
+
+    async fn request(&mut self, request: WatchRequest) -> Result<(), Gone> {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(request)) => self.create(request).await,
+            Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })) => self.cancel(watch_id).await,
+            Some(RequestUnion::ProgressRequest(_)) => {
+                self.progress_wanted = true;
+                self.tell_progress().await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn create(&mut self, request: WatchCreateRequest) -> Result<(), Gone> {
+        let Some(id) = self.free_id(request.watch_id) else {
+            return self.refuse("etcdserver: mvcc: duplicate watch ID provided on the WatchStream").await;
+        };
+        let mut filters = Vec::new();
+        for filter in &request.filters {
+            match FilterType::try_from(*filter) {
+                Ok(filter) => filters.push(filter),
+                Err(_) => return self.refuse(error::unknown_number("watch filter", *filter).message()).await,
+            }
+        }
+        let Ok(start_revision) = u64::try_from(request.start_revision) else {
+            return self.refuse(error::compacted().message()).await;
+        };
+        let keys = watched(request.key, request.range_end);
+        if keys.range_end.as_ref().is_some_and(|end| end[..] != [0] && *end <= keys.key) {
+            return self.refuse("mvcc: watcher range is empty").await;
+        }
+        let (watch, revision) = self.watches.add(kv_state_machine::WatchRequest {
+            keys,
+            start_revision,
+            previous: request.prev_kv,
+            without_puts: filters.contains(&FilterType::Noput),
+            without_deletes: filters.contains(&FilterType::Nodelete),
+        });
+        let client = Client {
+            watch,
+            previous: request.prev_kv,
+            fragment: request.fragment,
+            progress_at: request.progress_notify.then(|| Instant::now() + PROGRESS),
+        };
+        self.by_client.insert(id, client);
+        // Some clients resume after the revision of the last header: it must not be that of events still to come.
+        let told = if start_revision == 0 { revision } else { revision.min(start_revision - 1) };
+        let header = Some(self.etcd.header(told));
+        self.out.send(Ok(WatchResponse { header, watch_id: id, created: true, ..Default::default() })).await
+    }
+
+    /// The number that a client asked for, or a free one; `None`: it is taken.
+    fn free_id(&self, wanted: i64) -> Option<i64> {
+        match wanted {
+            0 => (0..).find(|id| !self.by_client.contains_key(id)),
+            id => Some(id).filter(|id| !self.by_client.contains_key(id)),
+        }
+    }
+
+    /// One answer that says both, or clients do not understand it.
+    async fn refuse(&mut self, why: &str) -> Result<(), Gone> {
+        let response = WatchResponse {
+            header: Some(self.etcd.header(self.watches.revision())),
+            watch_id: -1,
+            created: true,
+            canceled: true,
+            cancel_reason: why.to_owned(),
+            ..Default::default()
+        };
+        self.out.send(Ok(response)).await
+    }
+
+    async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
+        let Some(client) = self.by_client.remove(&id) else { return Ok(()) };
+        self.watches.remove(client.watch);
+        let header = Some(self.etcd.header(self.watches.revision()));
+        self.out.send(Ok(WatchResponse { header, watch_id: id, canceled: true, ..Default::default() })).await
+    }
+
+    async fn news(&mut self, news: WatchNews) -> Result<(), Gone> {
+        match news {
+            WatchNews::Events { watch, events } => {
+                let found = self.by_client.iter_mut().find(|(_, client)| client.watch == watch);
+                let Some((id, client)) = found else { return Ok(()) };
+                if client.progress_at.is_some() {
+                    client.progress_at = Some(Instant::now() + PROGRESS);
+                }
+                let (id, previous, fragment) = (*id, client.previous, client.fragment);
+                self.send_events(id, &events, previous, fragment).await?;
+            }
+            WatchNews::Compacted { watch, compacted } => {
+                let Some(id) =
+                    self.by_client.iter().find(|(_, client)| client.watch == watch).map(|(id, _)| *id)
+                else {
+                    return Ok(());
+                };
+                self.by_client.remove(&id);
+                let response = WatchResponse {
+                    header: Some(self.etcd.header(0)),
+                    watch_id: id,
+                    canceled: true,
+                    compact_revision: signed(compacted),
+                    ..Default::default()
+                };
+                self.out.send(Ok(response)).await?;
+            }
+            _ => {}
+        }
+        if self.progress_wanted { self.tell_progress().await } else { Ok(()) }
+    }
+
+    /// The header has the revision of the last event: some clients resume after it.
+    async fn send_events(
+        &mut self,
+        id: i64,
+        events: &[Arc<WatchEvent>],
+        previous: bool,
+        fragment: bool,
+    ) -> Result<(), Gone> {
+        let revision = events.last().map_or(0, |event| event.kv.mod_revision);
+        let response = |events: Vec<Event>, fragment: bool, etcd: &Etcd| WatchResponse {
+            header: Some(etcd.header(revision)),
+            watch_id: id,
+            fragment,
+            events,
+            ..Default::default()
+        };
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        for event in events {
+            let event = converted(event, previous);
+            let size = event.encoded_len();
+            if fragment && bytes + size > FRAGMENT_BYTES_MAX && !part.is_empty() {
+                self.out.send(Ok(response(std::mem::take(&mut part), true, &self.etcd))).await?;
+                bytes = 0;
+            }
+            bytes += size;
+            part.push(event);
+        }
+        self.out.send(Ok(response(part, false, &self.etcd))).await
+    }
+
+    /// Says how far the watches are, where that was asked for, once it is true of all of them.
+    async fn tell_progress(&mut self) -> Result<(), Gone> {
+        let now = Instant::now();
+        let is_due = |client: &Client| client.progress_at.is_some_and(|at| at <= now);
+        if !self.progress_wanted && !self.by_client.values().any(is_due) {
+            return Ok(());
+        }
+        let Some(revision) = self.watches.progress() else { return Ok(()) };
+        let header = Some(self.etcd.header(revision));
+        if std::mem::take(&mut self.progress_wanted) && !self.by_client.is_empty() {
+            self.out.send(Ok(WatchResponse { header, watch_id: -1, ..Default::default() })).await?;
+        }
+        for (id, client) in &mut self.by_client {
+            if is_due(client) {
+                client.progress_at = Some(now + PROGRESS);
+                self.out.send(Ok(WatchResponse { header, watch_id: *id, ..Default::default() })).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// For how long there has been no leader.
+#[derive(Default)]
+struct Leaderless(Option<Instant>);
+
+impl Leaderless {
+    fn is_for_long(&mut self, is_leaderless: bool) -> bool {
+        if !is_leaderless {
+            self.0 = None;
+            return false;
+        }
+        self.0.get_or_insert_with(Instant::now).elapsed() > LEADERLESS_MAX
+    }
+}
+
+/// Without a key the first of all keys is watched, or all of them.
+fn watched(key: bytes::Bytes, range_end: bytes::Bytes) -> KeyRange {
+    let key = if key.is_empty() { bytes::Bytes::from_static(&[0]) } else { key };
+    KeyRange { key, range_end: Some(range_end).filter(|end| !end.is_empty()) }
+}
+
+fn converted(event: &WatchEvent, previous: bool) -> Event {
+    let r#type = if event.deleted { EventType::Delete } else { EventType::Put };
+    let prev_kv = event.previous.clone().filter(|_| previous).map(convert::key_value);
+    Event { r#type: r#type.into(), kv: Some(convert::key_value(event.kv.clone())), prev_kv }
+}
+
+/// Answers that wait for the client to take them; with more, the stream's watches fall behind, which costs no memory.
+const ANSWERS_MAX: usize = 16;
+/// Bytes of a part, where a client takes answers in parts.
+const FRAGMENT_BYTES_MAX: usize = 3 << 19;
+/// A watcher of keys that seldom change learns so often how far it is, if it asked for that.
+const PROGRESS: Duration = Duration::from_secs(600);
+const LOOK: Duration = Duration::from_secs(60);
+const LOOK_SOON: Duration = Duration::from_millis(100);
+/// As long as an election may take.
+const LEADERLESS_MAX: Duration = Duration::from_secs(3);

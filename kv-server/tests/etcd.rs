@@ -1,0 +1,13 @@
+//! etcd's API on the port of the clients: gRPC and JSON, beside Thrift.
+
+mod common;
+
+mod etcd {
+    pub(crate) mod clients;
+    mod cluster;
+    mod gateway;
+    mod kv;
+    mod lease;
+    mod lock;
+    mod watch;
+}

@@ -1,0 +1,118 @@
+//! The JSON gateway, and what else is asked over HTTP.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::clients::{Alone, PATIENCE, put};
+
+async fn send(port: u16, method: &str, path: &str, body: &str) -> BufReader<TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    BufReader::new(stream)
+}
+
+/// Status and body.
+async fn ask(port: u16, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut answer = String::new();
+    let mut stream = send(port, method, path, body).await;
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+async fn post(port: u16, path: &str, body: Value) -> (u16, Value) {
+    let (status, answer) = ask(port, "POST", path, &body.to_string()).await;
+    // Of a stream each message is a chunk, whose length stands before it.
+    let json = answer.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+    (status, serde_json::from_str(json).unwrap_or_else(|_| panic!("{answer}")))
+}
+
+fn base64(text: &str) -> String {
+    BASE64_STANDARD.encode(text)
+}
+
+#[tokio::test]
+async fn calls_are_made_with_json() {
+    let alone = Alone::start().await;
+    let port = alone.server.port;
+    let (status, answer) = post(port, "/v3/kv/put", json!({"key": base64("a"), "value": base64("1")})).await;
+    assert_eq!((status, &answer["header"]["revision"]), (200, &json!("2")));
+    let (_, answer) = post(port, "/v3/kv/range", json!({"key": base64("a"), "unknown": 1})).await;
+    assert_eq!(answer["kvs"][0]["value"], base64("1"));
+    assert_eq!((&answer["count"], answer.get("more")), (&json!("1"), None));
+    let txn = json!({
+        "compare": [{"target": "VALUE", "key": base64("a"), "value": base64("1")}],
+        "success": [{"request_put": {"key": base64("a"), "value": base64("2")}}],
+    });
+    let (_, answer) = post(port, "/v3beta/kv/txn", txn).await;
+    assert_eq!(answer["succeeded"], true);
+    assert_eq!(answer["responses"][0]["response_put"]["header"]["revision"], "3");
+    let (status, answer) = post(port, "/v3/kv/range", json!({})).await;
+    assert_eq!((status, answer), (400, json!({"code": 3, "message": "etcdserver: key is not provided"})));
+    let (status, _) = ask(port, "POST", "/v3/kv/range", "{").await;
+    assert_eq!(status, 400);
+    let (status, _) = ask(port, "GET", "/v3/kv/range", "").await;
+    assert_eq!(status, 501);
+    let (status, _) = ask(port, "POST", "/v3/nothing", "{}").await;
+    assert_eq!(status, 404);
+}
+
+#[tokio::test]
+async fn unknown_names_of_enums_are_refused() {
+    let alone = Alone::start().await;
+    let request = json!({"key": base64("a"), "range_end": base64("b"), "sort_order": "DESCENDING"});
+    let (status, answer) = post(alone.server.port, "/v3/kv/range", request).await;
+    assert_eq!(status, 400, "{answer}");
+}
+
+#[tokio::test]
+async fn renewal_of_a_lease_ends_with_its_request() {
+    let alone = Alone::start().await;
+    let port = alone.server.port;
+    let (_, granted) = post(port, "/v3/lease/grant", json!({"TTL": 60})).await;
+    let (status, renewed) = post(port, "/v3/lease/keepalive", json!({"ID": granted["ID"]})).await;
+    assert_eq!((status, &renewed["result"]["TTL"]), (200, &json!("60")));
+    assert_eq!(renewed["result"]["ID"], granted["ID"]);
+}
+
+#[tokio::test]
+async fn watch_goes_on_with_a_line_for_each_answer() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    let request = json!({"create_request": {"key": base64("a")}}).to_string();
+    let mut stream = send(alone.server.port, "POST", "/v3/watch", &request).await;
+    let mut result = async || loop {
+        let mut line = String::new();
+        timeout(PATIENCE, stream.read_line(&mut line)).await.unwrap().unwrap();
+        if line.starts_with('{') {
+            break serde_json::from_str::<Value>(&line).unwrap()["result"].clone();
+        }
+    };
+    assert_eq!(result().await["created"], true);
+    kv.put(put("a", "1")).await.unwrap();
+    assert_eq!(result().await["events"][0]["kv"]["value"], base64("1"));
+}
+
+#[tokio::test]
+async fn version_and_health_are_told_in_the_words_of_etcd() {
+    let alone = Alone::start().await;
+    let port = alone.server.port;
+    let (status, version) = ask(port, "GET", "/version", "").await;
+    let version: Value = serde_json::from_str(&version).unwrap();
+    for part in ["etcdserver", "etcdcluster", "storage"] {
+        let numbers: Vec<u32> =
+            version[part].as_str().unwrap().split('.').map(|n| n.parse().unwrap()).collect();
+        assert_eq!((status, numbers.len()), (200, 3), "clients take each part for a number");
+    }
+    assert_eq!(ask(port, "GET", "/health", "").await, (200, r#"{"health":"true","reason":""}"#.to_owned()));
+    assert_eq!(ask(port, "GET", "/readyz", "").await.0, 200);
+}

@@ -1,0 +1,136 @@
+//! Watches.
+
+use kv_etcd_api::etcdserverpb::{
+    CompactionRequest, DeleteRangeRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
+    watch_request::RequestUnion,
+};
+use tonic::Code;
+
+use super::clients::{Alone, Watching, put, told, watch};
+
+#[tokio::test]
+async fn watch_is_told_of_past_and_future_changes() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    kv.put(put("a", "1")).await.unwrap();
+    let mut watching = Watching::open(alone.server.port).await;
+    let created = watching.create(WatchCreateRequest { start_revision: 2, ..watch("a", "c") }).await;
+    assert_eq!((created.watch_id, created.header.unwrap().revision), (0, 1), "before the first event");
+    kv.put(put("b", "2")).await.unwrap();
+    kv.put(put("c", "3")).await.unwrap();
+    kv.delete_range(DeleteRangeRequest { key: "a".into(), ..Default::default() }).await.unwrap();
+    let seen: Vec<_> = watching.events(5).await.iter().map(told).collect();
+    let event =
+        |revision, key: &str, value: Option<&str>| (revision, key.to_owned(), value.map(str::to_owned));
+    assert_eq!(seen, [event(2, "a", Some("1")), event(3, "b", Some("2")), event(5, "a", None)]);
+}
+
+#[tokio::test]
+async fn previous_pairs_come_only_where_asked_for() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    kv.put(put("a", "1")).await.unwrap();
+    let mut watching = Watching::open(alone.server.port).await;
+    let with = watching.create(WatchCreateRequest { prev_kv: true, ..watch("a", "") }).await.watch_id;
+    let without = watching.create(watch("a", "")).await.watch_id;
+    kv.put(put("a", "2")).await.unwrap();
+    for _ in 0..2 {
+        let told = watching.next().await;
+        let previous = told.events[0].prev_kv.as_ref().map(|kv| kv.value.clone());
+        let expected = (told.watch_id == with).then(|| "1".into());
+        assert!(told.watch_id == with || told.watch_id == without);
+        assert_eq!(previous, expected);
+    }
+}
+
+#[tokio::test]
+async fn ids_are_chosen_refused_and_cancelled() {
+    let alone = Alone::start().await;
+    let mut watching = Watching::open(alone.server.port).await;
+    assert_eq!(watching.create(WatchCreateRequest { watch_id: 7, ..watch("a", "") }).await.watch_id, 7);
+    let taken = watching.create(WatchCreateRequest { watch_id: 7, ..watch("a", "") }).await;
+    assert!(taken.canceled && taken.watch_id == -1);
+    assert_eq!(taken.cancel_reason, "etcdserver: mvcc: duplicate watch ID provided on the WatchStream");
+    assert_eq!(watching.create(watch("a", "")).await.watch_id, 0);
+    watching.ask(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 7 })).await;
+    let cancelled = watching.next().await;
+    assert!(cancelled.canceled && cancelled.watch_id == 7);
+    assert_eq!(watching.create(WatchCreateRequest { watch_id: 7, ..watch("a", "") }).await.watch_id, 7);
+}
+
+#[tokio::test]
+async fn compacted_start_is_created_then_cancelled_with_the_revision() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    for n in 0..4 {
+        kv.put(put("a", &n.to_string())).await.unwrap();
+    }
+    kv.compact(CompactionRequest { revision: 4, physical: true }).await.unwrap();
+    let mut watching = Watching::open(alone.server.port).await;
+    watching.create(WatchCreateRequest { start_revision: 2, ..watch("a", "") }).await;
+    let cancelled = watching.next().await;
+    assert!(cancelled.canceled && cancelled.events.is_empty());
+    assert_eq!((cancelled.compact_revision, cancelled.header.unwrap().revision), (4, 0));
+    assert_eq!(cancelled.cancel_reason, "");
+    // The stream goes on.
+    watching.create(WatchCreateRequest { start_revision: 4, ..watch("a", "") }).await;
+    assert_eq!(watching.events(5).await.len(), 2);
+}
+
+#[tokio::test]
+async fn progress_is_told_after_all_events_before_it() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    for n in 0..500 {
+        kv.put(put("a", &n.to_string())).await.unwrap();
+    }
+    let mut watching = Watching::open(alone.server.port).await;
+    watching.create(WatchCreateRequest { start_revision: 2, ..watch("a", "") }).await;
+    watching.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
+    let mut seen = 0;
+    let progress = loop {
+        let response = watching.next().await;
+        if response.watch_id == -1 {
+            break response;
+        }
+        seen += response.events.len();
+    };
+    assert_eq!((seen, progress.header.unwrap().revision), (500, 501));
+}
+
+#[tokio::test]
+async fn large_revisions_come_in_fragments_where_asked_for() {
+    use kv_etcd_api::etcdserverpb::{RequestOp, TxnRequest, request_op::Request};
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    let mut watching = Watching::open(alone.server.port).await;
+    watching.create(WatchCreateRequest { fragment: true, prev_kv: true, ..watch("\0", "\0") }).await;
+    let value = "v".repeat(400_000);
+    for _ in 0..2 {
+        let success = ["a", "b", "c"]
+            .map(|key| RequestOp { request: Some(Request::RequestPut(put(key, &value))) })
+            .to_vec();
+        kv.txn(TxnRequest { success, ..Default::default() }).await.unwrap();
+    }
+    let mut parts = Vec::new();
+    while parts.iter().map(|(_, events)| events).sum::<usize>() < 6 {
+        let response = watching.next().await;
+        parts.push((response.fragment, response.events.len()));
+    }
+    assert!(parts.iter().any(|(fragment, _)| *fragment), "{parts:?}");
+    assert!(!parts.last().unwrap().0, "the last part says that it is the last: {parts:?}");
+}
+
+#[tokio::test]
+async fn stopping_server_ends_streams_with_an_error_so_that_clients_come_back() {
+    let mut alone = Alone::start().await;
+    let mut watching = Watching::open(alone.server.port).await;
+    watching.create(watch("a", "")).await;
+    let ended = async {
+        let (code, _) = alone.server.terminate();
+        code
+    };
+    let (status, code) = tokio::join!(watching.end(), ended);
+    assert_eq!(status.expect_err("not in order").code(), Code::Unavailable);
+    assert_eq!(code, Some(0));
+}

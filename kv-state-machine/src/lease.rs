@@ -1,0 +1,122 @@
+//! Leases as part of the replicated state: which there are, and how long they had left when that was last noted.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use consensus_core::{StateMachineError, codec};
+use rocksdb::{DB, IteratorMode, ReadOptions, WriteBatch};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    keys,
+    lessor::Clock,
+    view::{Failure, disk},
+    written::Written,
+};
+
+/// A lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Seconds that it lives without being renewed.
+    pub ttl: u64,
+    /// Seconds that it had left when that was last noted; `None`: its whole time.
+    pub remaining: Option<u64>,
+}
+
+/// The leases of a store as of the last batch, and on a leader their time.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseTable(Mutex<Leases>);
+
+/// See [`LeaseTable`].
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    pub(crate) all: BTreeMap<i64, Lease>,
+    /// While this node counts the time.
+    pub(crate) clock: Option<Clock>,
+}
+
+impl LeaseTable {
+    pub(crate) fn load(db: &DB) -> Result<Self, Failure> {
+        let mut read = ReadOptions::default();
+        read.set_total_order_seek(true);
+        read.set_iterate_range(keys::LEASES.start.to_vec()..keys::LEASES.end.to_vec());
+        let mut all = BTreeMap::new();
+        for item in db.iterator_opt(IteratorMode::Start, read) {
+            let (place, bytes) = item.map_err(disk)?;
+            let id = place[1..].try_into().map(i64::from_be_bytes);
+            let id =
+                id.map_err(|_| StateMachineError::Other(format!("lease key {place:02x?} is damaged")))?;
+            all.insert(id, codec::decode("lease", VERSION, &bytes)?);
+        }
+        Ok(Self(Mutex::new(Leases { all, clock: None })))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Leases> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, id: i64) -> Option<Lease> {
+        self.lock().all.get(&id).copied()
+    }
+
+    /// Takes over what a batch has written.
+    pub(crate) fn publish(&self, written: &Written) {
+        if written.leases.is_empty() {
+            return;
+        }
+        let Leases { all, clock } = &mut *self.lock();
+        for (id, lease) in &written.leases {
+            match lease {
+                Some(lease) => {
+                    all.insert(*id, *lease);
+                    if let (true, Some(clock)) = (written.granted.contains(id), &mut *clock) {
+                        clock.start(*id, *lease);
+                    }
+                }
+                None => {
+                    all.remove(id);
+                    if let Some(clock) = &mut *clock {
+                        clock.forget(*id);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds to a write what a batch changes of leases.
+pub(crate) fn write(written: &Written, write: &mut WriteBatch) {
+    for (id, lease) in &written.leases {
+        match lease {
+            Some(lease) => write.put(keys::lease(*id), codec::encode(VERSION, lease)),
+            None => write.delete(keys::lease(*id)),
+        }
+    }
+    for ((lease, key), is_attached) in &written.attached {
+        let place = keys::attached(*lease, key);
+        if *is_attached { write.put(place, []) } else { write.delete(place) }
+    }
+}
+
+/// The keys that go with a lease on disk, in their order.
+pub(crate) fn attached_keys(source: &dyn crate::view::Source, id: i64) -> Result<Vec<Bytes>, Failure> {
+    let mut read = ReadOptions::default();
+    read.set_total_order_seek(true);
+    let bounds = keys::attached_to(id);
+    read.set_iterate_lower_bound(bounds.start.clone());
+    read.set_iterate_upper_bound(bounds.end.clone());
+    let mut found = source.raw(read);
+    found.seek_to_first();
+    let mut keys = Vec::new();
+    while let Some(place) = found.key() {
+        keys.push(keys::attached_key(place));
+        found.next();
+    }
+    found.status().map_err(disk)?;
+    Ok(keys)
+}
+
+const VERSION: u8 = 1;

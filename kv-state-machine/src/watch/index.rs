@@ -1,0 +1,216 @@
+//! Finds the watches of a key.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use bytes::Bytes;
+
+use super::Watch;
+
+/// Watches by what they watch.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    of_one_key: HashMap<Bytes, Vec<Arc<Watch>>>,
+    ranges: Ranges,
+}
+
+impl Index {
+    pub(super) fn insert(&mut self, watch: Arc<Watch>) {
+        watch.is_indexed.store(true, Ordering::Relaxed);
+        let keys = &watch.request.keys;
+        if keys.range_end.is_none() {
+            self.of_one_key.entry(keys.key.clone()).or_default().push(watch);
+        } else {
+            self.ranges.insert(watch);
+        }
+    }
+
+    /// Removes a watch that has ended or is behind.
+    pub(super) fn remove(&mut self, watch: &Arc<Watch>) {
+        watch.is_indexed.store(false, Ordering::Relaxed);
+        let keys = &watch.request.keys;
+        if keys.range_end.is_some() {
+            return self.ranges.remove(watch);
+        }
+        if let Some(watches) = self.of_one_key.get_mut(&keys.key) {
+            watches.retain(|other| !Arc::ptr_eq(other, watch));
+            if watches.is_empty() {
+                self.of_one_key.remove(&keys.key);
+            }
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.of_one_key.is_empty() && self.ranges.len() == 0
+    }
+
+    /// Calls `f` with each watch whose keys include `key`.
+    pub(super) fn of(&self, key: &Bytes, mut f: impl FnMut(&Arc<Watch>)) {
+        self.of_one_key.get(key).into_iter().flatten().for_each(&mut f);
+        self.ranges.of(key, &mut f);
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Watch>> {
+        let ranges = self.ranges.sorted.iter().chain(&self.ranges.added);
+        self.of_one_key.values().flatten().chain(ranges).cloned().collect()
+    }
+}
+
+/// Watches of ranges, in the order of where they begin, with a tree of where they end: of many ranges only those are looked
+/// at that hold a key, and a few for each.
+#[derive(Debug, Default)]
+struct Ranges {
+    sorted: Vec<Arc<Watch>>,
+    /// The greatest end in each part of `sorted`: part 1 is all, of part n the halves are 2n and 2n+1.
+    ends: Vec<Option<End>>,
+    /// New ones, not sorted in yet.
+    added: Vec<Arc<Watch>>,
+}
+
+/// Where a range ends; nothing is after the end of all keys.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    Before(Bytes),
+    OfAll,
+}
+
+impl End {
+    fn of(watch: &Watch) -> Self {
+        match &watch.request.keys.range_end {
+            Some(end) if end[..] == [0] => Self::OfAll,
+            Some(end) => Self::Before(end.clone()),
+            None => Self::Before(watch.request.keys.key.clone()),
+        }
+    }
+
+    fn is_after(&self, key: &Bytes) -> bool {
+        match self {
+            Self::Before(end) => end > key,
+            Self::OfAll => true,
+        }
+    }
+}
+
+impl Ranges {
+    fn len(&self) -> usize {
+        self.sorted.len() + self.added.len()
+    }
+
+    fn insert(&mut self, watch: Arc<Watch>) {
+        self.added.push(watch);
+        if self.added.len() > ADDED_MAX {
+            self.sorted.append(&mut self.added);
+            self.sorted.sort_by(|a, b| a.request.keys.key.cmp(&b.request.keys.key));
+            self.build();
+        }
+    }
+
+    fn remove(&mut self, watch: &Arc<Watch>) {
+        self.added.retain(|other| !Arc::ptr_eq(other, watch));
+        let before = self.sorted.len();
+        self.sorted.retain(|other| !Arc::ptr_eq(other, watch));
+        if self.sorted.len() < before {
+            self.build();
+        }
+    }
+
+    fn build(&mut self) {
+        let leaves = self.sorted.len().next_power_of_two();
+        self.ends = vec![None; 2 * leaves];
+        for (at, watch) in self.sorted.iter().enumerate() {
+            self.ends[leaves + at] = Some(End::of(watch));
+        }
+        for part in (1..leaves).rev() {
+            self.ends[part] = self.ends[2 * part].clone().max(self.ends[2 * part + 1].clone());
+        }
+    }
+
+    fn of(&self, key: &Bytes, f: &mut impl FnMut(&Arc<Watch>)) {
+        for watch in &self.added {
+            if watch.request.keys.key <= *key && End::of(watch).is_after(key) {
+                f(watch);
+            }
+        }
+        let before = self.sorted.partition_point(|watch| watch.request.keys.key <= *key);
+        if before > 0 {
+            self.of_part(1, 0, self.ends.len() / 2, before, key, f);
+        }
+    }
+
+    /// Looks through the part from `from` on, `len` long, as far as `before`.
+    fn of_part(
+        &self,
+        part: usize,
+        from: usize,
+        len: usize,
+        before: usize,
+        key: &Bytes,
+        f: &mut impl FnMut(&Arc<Watch>),
+    ) {
+        let is_after = self.ends.get(part).and_then(Option::as_ref).is_some_and(|end| end.is_after(key));
+        if from >= before || !is_after {
+            return;
+        }
+        if len == 1 {
+            if !self.sorted[from].ended.load(Ordering::Relaxed) {
+                f(&self.sorted[from]);
+            }
+            return;
+        }
+        let half = len / 2;
+        self.of_part(2 * part, from, half, before, key, f);
+        self.of_part(2 * part + 1, from + half, half, before, key, f);
+    }
+}
+
+/// New ranges that are looked through one by one.
+const ADDED_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{KeyRange, WatchRequest, watch::session::Queue, written::Change};
+
+    fn watch(id: u64, key: Vec<u8>, end: Option<Vec<u8>>) -> Arc<Watch> {
+        let keys = KeyRange { key: key.into(), range_end: end.map(Bytes::from) };
+        let request = WatchRequest { keys, ..WatchRequest::default() };
+        let queue = Arc::new(Queue::default());
+        Arc::new(Watch { id, request, next: 0.into(), ended: false.into(), is_indexed: false.into(), queue })
+    }
+
+    fn key() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(0u8..4, 1..4)
+    }
+
+    proptest! {
+        #[test]
+        fn index_finds_exactly_the_watches_that_want_a_key(
+            ranges in proptest::collection::vec((key(), proptest::option::of(key())), 0..200),
+            removed in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
+            probe in key(),
+        ) {
+            let mut all: Vec<_> =
+                (0..).zip(ranges).map(|(id, (key, end))| watch(id, key, end)).collect();
+            let mut index = Index::default();
+            all.iter().for_each(|watch| index.insert(watch.clone()));
+            for at in removed {
+                if !all.is_empty() {
+                    let watch = all.swap_remove(at.index(all.len()));
+                    index.remove(&watch);
+                }
+            }
+            let change = Change { revision: 1, key: probe.into(), deleted: false };
+            let mut found = Vec::new();
+            index.of(&change.key, |watch| found.push(watch.id));
+            found.sort_unstable();
+            let mut wanted: Vec<_> = all.iter().filter(|watch| watch.wants(&change)).map(|watch| watch.id).collect();
+            wanted.sort_unstable();
+            prop_assert_eq!(found, wanted);
+            prop_assert_eq!(index.is_empty(), all.is_empty());
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The watches of one client.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+
+use super::{Watch, WatchId, WatchRequest};
+use crate::{
+    KeyValue, KvError,
+    changes::{self, WatchEvent},
+    lanes::Lanes,
+    store::Store,
+    view::{Base, Failure},
+};
+
+/// Watches of one client, with one queue. Dropping it ends them.
+#[derive(Debug)]
+pub struct Watches {
+    store: Arc<Store>,
+    lanes: Lanes,
+    queue: Arc<Queue>,
+    watches: BTreeMap<WatchId, Arc<Watch>>,
+    last_id: WatchId,
+    /// Watches that read by themselves what they are behind.
+    behind: VecDeque<Arc<Watch>>,
+}
+
+/// What a client is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WatchNews {
+    /// Changes, in the order of revisions; each revision is whole.
+    Events {
+        /// Of which watch.
+        watch: WatchId,
+        /// The changes; not empty.
+        events: Vec<Arc<WatchEvent>>,
+    },
+    /// A watch has ended, as what it has to read next was compacted away.
+    Compacted {
+        /// Which watch.
+        watch: WatchId,
+        /// The oldest revision that can still be watched from.
+        compacted: u64,
+    },
+}
+
+/// What was put into the queue of a session and not yet taken.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    filled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    news: VecDeque<(Arc<Watch>, Vec<Arc<WatchEvent>>)>,
+    bytes: usize,
+    behind: Vec<Arc<Watch>>,
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there was room.
+    pub(super) fn push(&self, watch: &Arc<Watch>, events: Vec<Arc<WatchEvent>>) -> bool {
+        let mut waiting = self.waiting();
+        if waiting.bytes > QUEUE_BYTES_MAX {
+            return false;
+        }
+        waiting.bytes += events.iter().map(|event| size_of(event)).sum::<usize>();
+        if let Some(last) = events.last() {
+            watch.next.store(last.kv.mod_revision + 1, Ordering::Relaxed);
+        }
+        waiting.news.push_back((watch.clone(), events));
+        self.filled.notify_one();
+        true
+    }
+
+    /// The watch has to catch up by itself, from this revision or where it begins.
+    pub(super) fn fall_behind(&self, watch: Arc<Watch>, from: u64) {
+        watch.next.fetch_max(from, Ordering::Relaxed);
+        self.waiting().behind.push(watch);
+        self.filled.notify_one();
+    }
+}
+
+impl Watches {
+    pub(crate) fn new(store: Arc<Store>, lanes: Lanes) -> Result<Self, KvError> {
+        let error = |error: std::io::Error| KvError::Unavailable {
+            why: format!("cannot start the thread that reads changes: {error}"),
+            maybe_applied: false,
+        };
+        store.hub().start(&store).map_err(error)?;
+        let (queue, watches, behind) = (Arc::default(), BTreeMap::new(), VecDeque::new());
+        Ok(Self { store, lanes, queue, watches, last_id: 0, behind })
+    }
+
+    /// Begins to watch. Returns the number of the watch, and the store's revision: without a start revision, the first after it
+    /// is the first that is told of.
+    pub fn add(&mut self, request: WatchRequest) -> (WatchId, u64) {
+        let mut registry = self.store.hub().registry();
+        let revision = self.store.current().meta().revision;
+        let next = if request.start_revision == 0 { revision + 1 } else { request.start_revision };
+        self.last_id += 1;
+        let watch = Arc::new(Watch {
+            id: self.last_id,
+            request,
+            next: AtomicU64::new(next),
+            ended: false.into(),
+            is_indexed: false.into(),
+            queue: self.queue.clone(),
+        });
+        self.watches.insert(watch.id, watch.clone());
+        if next > registry.decided {
+            registry.index.insert(watch);
+        } else {
+            self.behind.push_back(watch);
+        }
+        (self.last_id, revision)
+    }
+
+    /// Ends a watch. Whether there was such a one.
+    pub fn remove(&mut self, id: WatchId) -> bool {
+        let Some(watch) = self.watches.remove(&id) else { return false };
+        watch.ended.store(true, Ordering::Relaxed);
+        self.store.hub().registry().index.remove(&watch);
+        self.behind.retain(|other| !Arc::ptr_eq(other, &watch));
+        true
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.watches.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.watches.is_empty()
+    }
+
+    /// The revision up to which every watch of this session was told all; `None` while one of them is behind, or something waits
+    /// to be taken by [`next`](Self::next).
+    #[must_use]
+    pub fn progress(&self) -> Option<u64> {
+        let registry = self.store.hub().registry();
+        let waiting = self.queue.waiting();
+        let is_told = self.behind.is_empty() && waiting.behind.is_empty() && waiting.news.is_empty();
+        is_told.then_some(registry.delivered)
+    }
+
+    /// The store's revision.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.store.current().meta().revision
+    }
+
+    /// Waits for news. Can be cancelled: nothing is lost.
+    ///
+    /// # Errors
+    /// The disk failed; it may be called again.
+    pub async fn next(&mut self) -> Result<WatchNews, KvError> {
+        loop {
+            // What is in the queue comes before what a watch that fell behind has to read.
+            while let Some((watch, events)) = self.take() {
+                if !watch.ended.load(Ordering::Relaxed) {
+                    return Ok(WatchNews::Events { watch: watch.id, events });
+                }
+            }
+            let Some(watch) = self.behind.front().cloned() else {
+                self.queue.filled.notified().await;
+                continue;
+            };
+            if let Some(news) = self.catch_up(&watch).await? {
+                return Ok(news);
+            }
+        }
+    }
+
+    fn take(&mut self) -> Option<(Arc<Watch>, Vec<Arc<WatchEvent>>)> {
+        let mut waiting = self.queue.waiting();
+        self.behind.extend(waiting.behind.drain(..));
+        let (watch, events) = waiting.news.pop_front()?;
+        waiting.bytes -= events.iter().map(|event| size_of(event)).sum::<usize>();
+        Some((watch, events))
+    }
+
+    /// Reads a part of what a watch is behind.
+    async fn catch_up(&mut self, watch: &Arc<Watch>) -> Result<Option<WatchNews>, KvError> {
+        let _place = self.lanes.long_read().await;
+        let (store, reader) = (self.store.clone(), watch.clone());
+        let read = tokio::task::spawn_blocking(move || read(&store, &reader)).await;
+        let unavailable = |why: String| KvError::Unavailable { why, maybe_applied: false };
+        let part = read
+            .map_err(|error| unavailable(error.to_string()))?
+            .map_err(|failure| unavailable(failure.to_string()))?;
+        // From here on nothing is waited for.
+        self.behind.pop_front();
+        if watch.ended.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let Part { events, through, compacted } = part;
+        if let Some(compacted) = compacted {
+            self.watches.remove(&watch.id);
+            watch.ended.store(true, Ordering::Relaxed);
+            return Ok(Some(WatchNews::Compacted { watch: watch.id, compacted }));
+        }
+        watch.next.store(through + 1, Ordering::Relaxed);
+        let mut registry = self.store.hub().registry();
+        if through >= registry.decided {
+            registry.index.insert(watch.clone());
+        } else {
+            drop(registry);
+            self.behind.push_back(watch.clone());
+        }
+        Ok((!events.is_empty()).then_some(WatchNews::Events { watch: watch.id, events }))
+    }
+}
+
+impl Drop for Watches {
+    fn drop(&mut self) {
+        let mut registry = self.store.hub().registry();
+        for watch in self.watches.values() {
+            watch.ended.store(true, Ordering::Relaxed);
+            registry.index.remove(watch);
+        }
+    }
+}
+
+/// A part of what a watch is behind.
+#[derive(Default)]
+struct Part {
+    events: Vec<Arc<WatchEvent>>,
+    through: u64,
+    /// It cannot be read: the oldest revision that can be.
+    compacted: Option<u64>,
+}
+
+fn read(store: &Arc<Store>, watch: &Watch) -> Result<Part, Failure> {
+    let generation = store.current();
+    let from = watch.next.load(Ordering::Relaxed);
+    let meta = generation.meta();
+    let gone = |compacted: u64| Part { compacted: Some(compacted), ..Part::default() };
+    if from < meta.compacted {
+        return Ok(gone(meta.compacted));
+    }
+    let found =
+        changes::read(generation.db(), from, meta.revision, LOOKED_AT_MAX, |change| watch.wants(change))?;
+    let base = Base::new(&generation);
+    let mut part = Part { through: found.through.max(from - 1), ..Part::default() };
+    let mut bytes = 0;
+    for change in &found.changes {
+        let is_new = part.events.last().is_none_or(|last| last.kv.mod_revision < change.revision);
+        if is_new && bytes > PART_BYTES_MAX {
+            part.through = change.revision - 1;
+            break;
+        }
+        if let Some(event) = changes::event(&base, change, watch.request.previous)? {
+            bytes += size_of(&event);
+            part.events.push(Arc::new(event));
+        }
+    }
+    // What was read may have been compacted away beneath it.
+    let compacted = generation.meta().compacted;
+    Ok(if from < compacted { gone(compacted) } else { part })
+}
+
+pub(super) fn size_of(event: &WatchEvent) -> usize {
+    let size = |kv: &KeyValue| kv.key.len() + kv.value.len() + EVENT_BYTES;
+    size(&event.kv) + event.previous.as_ref().map_or(0, size)
+}
+
+/// What an event takes beside keys and values.
+const EVENT_BYTES: usize = 160;
+/// What waits in a queue; one delivery more may come on top.
+const QUEUE_BYTES_MAX: usize = 4 << 20;
+/// Changes that a watch which is behind looks at before others have their turn.
+const LOOKED_AT_MAX: usize = 10_000;
+/// Bytes of events that are delivered at once; the last revision may go beyond. Some clients take no messages of 4 MiB.
+pub(super) const PART_BYTES_MAX: usize = 1 << 20;

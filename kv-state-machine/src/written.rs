@@ -1,0 +1,85 @@
+//! What a batch of commands writes, until it is one write to the disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{lease::Lease, view::Overlay};
+
+/// What a batch writes.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    /// Versions of keys, by place.
+    pub(crate) versions: Overlay,
+    /// Which keys were changed, in the order of revisions.
+    pub(crate) changes: Vec<Change>,
+    /// Whether keys go with leases, where that was changed.
+    pub(crate) attached: BTreeMap<(i64, Bytes), bool>,
+    /// Leases that were granted, changed or ended (`None`).
+    pub(crate) leases: BTreeMap<i64, Option<Lease>>,
+    /// Leases that were granted.
+    pub(crate) granted: BTreeSet<i64>,
+}
+
+/// A key was written or deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Change {
+    pub(crate) revision: u64,
+    pub(crate) key: Bytes,
+    pub(crate) deleted: bool,
+}
+
+impl Written {
+    /// Notes that a key goes with another lease now; 0: with none.
+    pub(crate) fn attach(&mut self, key: &Bytes, before: i64, after: i64, undo: &mut Option<Undo>) {
+        if before == after {
+            return;
+        }
+        for (lease, is_attached) in [(before, false), (after, true)] {
+            if lease == 0 {
+                continue;
+            }
+            let place = (lease, key.clone());
+            let replaced = self.attached.insert(place.clone(), is_attached);
+            if let Some(undo) = undo {
+                undo.attached.push((place, replaced));
+            }
+        }
+    }
+
+    /// Takes back what was done since `undo` was begun.
+    pub(crate) fn take_back(&mut self, undo: Undo) {
+        for (place, before) in undo.versions.into_iter().rev() {
+            match before {
+                Some(bytes) => self.versions.insert(place, bytes),
+                None => self.versions.remove(&place),
+            };
+        }
+        for (place, before) in undo.attached.into_iter().rev() {
+            match before {
+                Some(is_attached) => self.attached.insert(place, is_attached),
+                None => self.attached.remove(&place),
+            };
+        }
+        self.changes.truncate(undo.changes);
+    }
+}
+
+/// What an operation replaced, to be put back if it is rejected half-way.
+#[derive(Debug)]
+pub(crate) struct Undo {
+    versions: Vec<(Vec<u8>, Option<Bytes>)>,
+    attached: Vec<((i64, Bytes), Option<bool>)>,
+    changes: usize,
+}
+
+impl Undo {
+    pub(crate) fn begin(written: &Written) -> Self {
+        Self { versions: Vec::new(), attached: Vec::new(), changes: written.changes.len() }
+    }
+
+    pub(crate) fn note_version(&mut self, place: Vec<u8>, before: Option<Bytes>) {
+        self.versions.push((place, before));
+    }
+}

@@ -1,0 +1,243 @@
+//! Who watches is told of every change, once, in the order of revisions.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use consensus_core::NodeId;
+use kv_state_machine::{
+    ConsensusKvDatabase, Delete, KeyRange, KvOperation, Put, Txn, WatchId, WatchNews, WatchRequest, Watches,
+};
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+struct Store {
+    database: ConsensusKvDatabase,
+    _dir: TempDir,
+}
+
+impl Store {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = ConsensusKvDatabase::new_with_mock(NodeId(0), dir.path()).unwrap();
+        database.start().await.unwrap();
+        Self { database, _dir: dir }
+    }
+
+    async fn run(&self, operation: KvOperation) -> u64 {
+        self.database.execute_operation(operation).await.unwrap().revision
+    }
+
+    async fn put(&self, key: &str, value: impl Into<Bytes>) -> u64 {
+        self.run(put(key, value)).await
+    }
+
+    async fn compact(&self, revision: u64) {
+        self.run(KvOperation::Compact { revision }).await;
+    }
+
+    fn watches(&self) -> Watches {
+        self.database.watches().unwrap()
+    }
+}
+
+fn put(key: &str, value: impl Into<Bytes>) -> KvOperation {
+    KvOperation::Put(Put { key: key.to_owned().into(), value: value.into(), ..Put::default() })
+}
+
+fn delete(key: &str, end: Option<&str>) -> KvOperation {
+    let range_end = end.map(|end| end.to_owned().into());
+    KvOperation::Delete(Delete { key: key.to_owned().into(), range_end, ..Delete::default() })
+}
+
+fn of(key: &str, end: Option<&str>, start_revision: u64) -> WatchRequest {
+    let keys = KeyRange { key: key.to_owned().into(), range_end: end.map(|end| end.to_owned().into()) };
+    WatchRequest { keys, start_revision, ..WatchRequest::default() }
+}
+
+async fn next(watches: &mut Watches) -> WatchNews {
+    timeout(Duration::from_secs(20), watches.next()).await.expect("news in time").unwrap()
+}
+
+/// Events of a watch until that of revision `last`: revision, key, value; `None` for a deletion.
+async fn events(watches: &mut Watches, watch: WatchId, last: u64) -> Vec<(u64, String, Option<String>)> {
+    let mut all: Vec<(u64, String, Option<String>)> = Vec::new();
+    while all.last().is_none_or(|(revision, ..)| *revision < last) {
+        let WatchNews::Events { watch: of, events } = next(watches).await else { panic!("compacted") };
+        assert_eq!(of, watch);
+        for event in events {
+            let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+            let value = (!event.deleted).then(|| text(&event.kv.value));
+            all.push((event.kv.mod_revision, text(&event.kv.key), value));
+        }
+    }
+    all
+}
+
+fn event(revision: u64, key: &str, value: Option<&str>) -> (u64, String, Option<String>) {
+    (revision, key.to_owned(), value.map(ToOwned::to_owned))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_of_now_is_told_of_what_follows_in_order() {
+    let store = Store::new().await;
+    store.put("a", "before").await;
+    let mut watches = store.watches();
+    let (watch, revision) = watches.add(of("a", Some("c"), 0));
+    assert_eq!(revision, 2);
+    store.put("a", "1").await;
+    store.put("c", "outside").await;
+    store.run(delete("a", None)).await;
+    let last = store.put("b", "2").await;
+    assert_eq!(
+        events(&mut watches, watch, last).await,
+        [event(3, "a", Some("1")), event(5, "a", None), event(6, "b", Some("2"))]
+    );
+    assert_eq!(watches.progress(), Some(6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_from_the_past_reads_history_and_goes_on_with_what_follows() {
+    let store = Store::new().await;
+    for n in 0..3000 {
+        store.put("k", format!("{n}")).await;
+    }
+    let mut watches = store.watches();
+    let (watch, _) = watches.add(of("k", None, 2));
+    let writing = async {
+        let mut last = 0;
+        for n in 3000..4000 {
+            last = store.put("k", format!("{n}")).await;
+        }
+        last
+    };
+    let reading = events(&mut watches, watch, 4001);
+    let (last, seen) = tokio::join!(writing, reading);
+    assert_eq!(last, 4001);
+    let expected: Vec<_> = (0..4000).map(|n| event(n + 2, "k", Some(&n.to_string()))).collect();
+    assert!(seen == expected, "each revision once, in order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revision_of_a_transaction_comes_whole_and_a_key_once() {
+    let store = Store::new().await;
+    let mut watches = store.watches();
+    let (watch, _) = watches.add(of("\0", Some("\0"), 0));
+    let success = vec![put("b", "1"), put("a", "1"), delete("b", None), put("c", "1")];
+    let revision = store.run(KvOperation::Txn(Txn { success, ..Txn::default() })).await;
+    let WatchNews::Events { events, .. } = next(&mut watches).await else { panic!("compacted") };
+    let seen: Vec<_> = events.iter().map(|event| (&event.kv.key[..], event.deleted)).collect();
+    assert_eq!(seen, [(&b"a"[..], false), (b"b", true), (b"c", false)]);
+    assert!(events.iter().all(|event| event.kv.mod_revision == revision));
+    // The same to who comes later.
+    let (later, _) = watches.add(of("\0", Some("\0"), revision));
+    let news = next(&mut watches).await;
+    assert_eq!(news, WatchNews::Events { watch: later, events });
+    assert!(watch != later);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn previous_values_and_filters_are_as_asked_for() {
+    let store = Store::new().await;
+    store.put("k", "old").await;
+    let mut watches = store.watches();
+    let (with_previous, _) = watches.add(WatchRequest { previous: true, ..of("k", None, 0) });
+    let (deletes, _) = watches.add(WatchRequest { without_puts: true, ..of("k", None, 0) });
+    let (puts, _) = watches.add(WatchRequest { without_deletes: true, ..of("k", None, 0) });
+    store.put("k", "new").await;
+    store.run(delete("k", None)).await;
+    let mut seen: BTreeMap<WatchId, Vec<(u64, Option<Bytes>)>> = BTreeMap::new();
+    while seen.values().map(Vec::len).sum::<usize>() < 4 {
+        let WatchNews::Events { watch, events } = next(&mut watches).await else { panic!("compacted") };
+        let of = |event: &std::sync::Arc<kv_state_machine::WatchEvent>| {
+            (event.kv.mod_revision, event.previous.as_ref().map(|kv| kv.value.clone()))
+        };
+        seen.entry(watch).or_default().extend(events.iter().map(of));
+    }
+    assert_eq!(seen[&with_previous], [(3, Some("old".into())), (4, Some("new".into()))]);
+    assert_eq!(seen[&puts].iter().map(|(revision, _)| *revision).collect::<Vec<_>>(), [3]);
+    assert_eq!(seen[&deletes].iter().map(|(revision, _)| *revision).collect::<Vec<_>>(), [4]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_from_before_the_compaction_ends_and_says_where_to_begin() {
+    let store = Store::new().await;
+    for n in 0..5 {
+        store.put("k", format!("{n}")).await;
+    }
+    store.compact(4).await;
+    let mut watches = store.watches();
+    let (gone, _) = watches.add(of("k", None, 3));
+    assert_eq!(next(&mut watches).await, WatchNews::Compacted { watch: gone, compacted: 4 });
+    assert!(watches.is_empty());
+    let (watch, _) = watches.add(of("k", None, 4));
+    assert_eq!(events(&mut watches, watch, 6).await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compaction_right_after_writes_takes_nothing_from_a_watch_that_keeps_up() {
+    let store = Store::new().await;
+    let mut watches = store.watches();
+    let (watch, _) = watches.add(of("k", None, 0));
+    let mut revision = 0;
+    for n in 0..200 {
+        revision = store.put("k", format!("{n}")).await;
+        store.compact(revision).await;
+    }
+    assert_eq!(events(&mut watches, watch, revision).await.len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_that_takes_nothing_costs_bounded_memory_and_misses_nothing() {
+    let store = Store::new().await;
+    let mut watches = store.watches();
+    let (watch, _) = watches.add(of("k", None, 0));
+    let value = vec![b'x'; 1 << 20];
+    let mut last = 0;
+    for _ in 0..20 {
+        last = store.put("k", value.clone()).await;
+    }
+    // Several times what the queue holds.
+    let mut seen = Vec::new();
+    while seen.last() != Some(&last) {
+        let WatchNews::Events { watch: of, events } = next(&mut watches).await else { panic!("compacted") };
+        assert_eq!(of, watch);
+        assert!(events.len() <= 8, "{} MiB at once", events.len());
+        seen.extend(events.iter().map(|event| event.kv.mod_revision));
+    }
+    assert_eq!(seen, (2..=last).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ended_watch_is_told_nothing_more() {
+    let store = Store::new().await;
+    let mut watches = store.watches();
+    let (first, _) = watches.add(of("k", None, 0));
+    let (second, _) = watches.add(of("k", None, 0));
+    store.put("k", "1").await;
+    assert!(watches.remove(first) && !watches.remove(first));
+    let revision = store.put("k", "2").await;
+    assert_eq!(events(&mut watches, second, revision).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_of_the_future_begins_there() {
+    let store = Store::new().await;
+    let mut watches = store.watches();
+    let (watch, _) = watches.add(of("k", None, 4));
+    for n in 1..=4 {
+        store.put("k", format!("{n}")).await;
+    }
+    assert_eq!(events(&mut watches, watch, 5).await, [event(4, "k", Some("3")), event(5, "k", Some("4"))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_that_begins_just_when_nobody_watched_misses_nothing() {
+    let store = Store::new().await;
+    for n in 0..500 {
+        let revision = store.put("k", format!("{n}")).await;
+        // The thread may be passing this revision over right now, as nobody watches.
+        let mut watches = store.watches();
+        let (watch, _) = watches.add(of("k", None, revision));
+        assert_eq!(events(&mut watches, watch, revision).await.len(), 1, "revision {revision}");
+    }
+}

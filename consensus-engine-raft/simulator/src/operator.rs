@@ -138,11 +138,11 @@ impl World {
         Some(format!("old copies of data directories are put back on nodes {}", done.join(", ")))
     }
 
-    /// Empties a disk, unless no other founder holds any entry: that would be a new cluster.
+    /// Empties a disk, unless no other founder holds more than the first configuration: that would be a new cluster.
     fn wipe_disk(&mut self, id: NodeId, joins: bool) -> Option<String> {
         let is_founder = |other: &NodeId| self.plan.voters == 1 || self.first.get(*other).is_some();
         let mut founders = self.ids().filter(|other| *other != id && is_founder(other));
-        if founders.all(|other| self.node(other).disk.is_new()) || self.is_witness(id) {
+        if !founders.any(|other| self.node(other).disk.has_history()) || self.is_witness(id) {
             return None;
         }
         self.operator.disks += 1;

@@ -294,7 +294,9 @@ impl World {
             Due::Disconnected(id, node) => self.disconnected(id, node),
             Due::Written(id, life) if self.is_alive(id, life) => self.written(id),
             Due::TryEntries(id, life) if self.is_alive(id, life) => self.try_entries(id),
-            Due::Applied(id, life) if self.node(id).apply_stalls_until > self.now => {
+            Due::Applied(id, life)
+                if self.is_alive(id, life) && self.node(id).apply_stalls_until > self.now =>
+            {
                 self.checks.reach("an apply hung");
                 self.note_stall(id, Stalling::Apply);
                 self.schedule(STALL_STEP_MS * MS, Due::Applied(id, life));

@@ -6,10 +6,13 @@
 
 use std::collections::BTreeSet;
 
-use consensus_core::{NodeId, Role};
+use consensus_core::{LogIndex, NodeId, Role};
 use consensus_raft_protocol::Event;
 
-use crate::world::{MS, World};
+use crate::{
+    clients::Answer,
+    world::{MS, World},
+};
 
 /// Calls of storage and state machine that take long.
 #[derive(Debug, Default)]
@@ -62,7 +65,19 @@ impl World {
         if !std::mem::replace(&mut up.stall.is_told, true) {
             self.step(id, Event::Stalled(true));
         }
+        self.refuse_stuck_reads(id, call);
         self.yield_stalled_leadership(id);
+    }
+
+    /// Reads that wait for what this node cannot apply for the time being are for another node to answer.
+    fn refuse_stuck_reads(&mut self, id: NodeId, call: Stalling) {
+        let Some(up) = &mut self.node_mut(id).up else { return };
+        let durable = up.raft.durable();
+        let is_stuck = |index: LogIndex| call == Stalling::Apply || index > durable;
+        let stuck: Vec<_> = up.ready.extract_if(.., |(index, _)| is_stuck(*index)).collect();
+        for (_, asked) in stuck {
+            self.answer(asked, Answer::NotApplied);
+        }
     }
 
     /// A call returned.

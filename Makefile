@@ -16,7 +16,7 @@ help: ## shows this
 demo: setup build ## three real servers, a killed leader, equal hashes
 	BIN=$(BIN) scripts/demo
 
-test: setup python format lint unit simulate states page doc examples mutants-check instructions ## everything that CI checks
+test: setup python format lint unit simulate states page doc examples etcd-api etcd-compat-quick mutants-check instructions ## everything that CI checks
 
 setup:
 	@scripts/setup
@@ -72,10 +72,20 @@ mutants-check:
 	scripts/mutants --compile
 
 SEEDS ?= 200
-etcd-compat: ## the same random requests to etcd (ETCD=PATH) and kv-server; SEEDS=1000
-	cargo build --bin kv-server
+etcd-compat: ## the same random requests to etcd (ETCD=PATH; else built with Go) and kv-server; SEEDS=1000
+	cargo build --bin kv-server --bin kvctl
 	cargo build -p kv-etcd-compat
-	$(BIN)/kv-etcd-compat --etcd "$${ETCD:-$$(command -v etcd)}" --kv-server $(BIN)/kv-server --seeds $(SEEDS)
+	etcd=$$(scripts/etcd) && $(BIN)/kv-etcd-compat --etcd "$$etcd" --kv-server $(BIN)/kv-server --seeds $(SEEDS)
+
+# In a minute, where there is an etcd or a Go to build one.
+etcd-compat-quick: build
+	cargo build -p kv-etcd-compat
+	@if etcd=$$(scripts/etcd); then $(BIN)/kv-etcd-compat --etcd "$$etcd" --kv-server $(BIN)/kv-server --seeds 20; \
+	  else echo "not compared with etcd"; fi
+
+# The generated code of etcd's API is current.
+etcd-api:
+	cargo test -p kv-etcd-api-generator
 
 HOURS ?= 1000
 soak: ## so many HOURS of simulated clusters' lives, release build
@@ -85,7 +95,7 @@ STATES ?= 20000000
 modelcheck: ## so many STATES of each scenario, release build
 	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- model-check --states $(STATES) --seconds 3600 $(ARGS)
 
-.PHONY: etcd-compat bench instructions page model-check simulate states sim mutants mutants-check soak modelcheck fuzz
+.PHONY: etcd-compat etcd-compat-quick etcd-api bench instructions page model-check simulate states sim mutants mutants-check soak modelcheck fuzz
 model-check: modelcheck
 
 doc:

@@ -39,6 +39,10 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
+    pub(crate) fn is_of_lost_connection(&self) -> bool {
+        matches!(self, Self::Error(code, text) if [1, 2, 14].contains(code) && !text.starts_with("etcdserver"))
+    }
+
     pub(crate) fn revision(&self) -> i64 {
         let of = |header: &Option<ResponseHeader>| header.as_ref().map_or(0, |header| header.revision);
         match self {
@@ -162,6 +166,10 @@ fn bare_txn(request: &kv_etcd_api::etcdserverpb::TxnRequest, answer: &mut TxnRes
 
 /// Pairs that are equal in what they are sorted by have no order: which of them a limit leaves is not compared, either.
 fn sorted(request: &RangeRequest, answer: &mut RangeResponse) {
+    if request.keys_only {
+        // etcd 3.7 leaves it out.
+        answer.kvs.iter_mut().for_each(|kv| kv.lease = 0);
+    }
     let by: fn(&KeyValue) -> Vec<u8> = match request.sort_target {
         1 => |kv| kv.version.to_be_bytes().to_vec(),
         2 => |kv| kv.create_revision.to_be_bytes().to_vec(),

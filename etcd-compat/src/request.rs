@@ -58,7 +58,8 @@ impl Generator {
                 Step::Compact(CompactionRequest { revision, physical: true })
             }
             78..82 => {
-                let ttl = *[-1, 0, 1, 100, 500, 9_000_000_000, 9_000_000_001]
+                let ttl = // None that ends while it is compared.
+                    *[100, 500, 9_000_000_000, 9_000_000_001]
                     .choose(&mut self.random)
                     .unwrap_or(&100);
                 Step::Grant(LeaseGrantRequest { ttl, id: self.lease().max(1) })
@@ -143,6 +144,12 @@ impl Generator {
         }
     }
 
+    /// A range in a transaction. A negative revision is there one that was compacted, in etcd; here it is the newest.
+    fn range_within(&mut self) -> RangeRequest {
+        let range = self.range();
+        RangeRequest { revision: range.revision.max(0), ..range }
+    }
+
     fn delete(&mut self) -> DeleteRangeRequest {
         DeleteRangeRequest { key: self.key(), range_end: self.range_end(), prev_kv: self.chance(50) }
     }
@@ -182,12 +189,16 @@ impl Generator {
     fn operations(&mut self, depth: usize) -> Vec<RequestOp> {
         let count = self.random.random_range(0..4);
         let operation = |this: &mut Self| match this.random.random_range(0..100) {
-            0..35 => Some(Request::RequestPut(this.put())),
-            35..65 => Some(Request::RequestRange(this.range())),
+            0..35 => Some(Request::RequestPut(PutRequest {
+                ignore_value: false,
+                ignore_lease: false,
+                ..this.put()
+            })),
+            35..65 => Some(Request::RequestRange(this.range_within())),
             65..80 => Some(Request::RequestDeleteRange(this.delete())),
             80..98 if depth > 0 => Some(Request::RequestTxn(this.txn(depth - 1))),
             98..100 => None,
-            _ => Some(Request::RequestRange(this.range())),
+            _ => Some(Request::RequestRange(this.range_within())),
         };
         (0..count).map(|_| RequestOp { request: operation(self) }).collect()
     }

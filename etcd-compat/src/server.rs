@@ -60,6 +60,19 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Whether the process has ended by itself, if it is asked when a connection was lost.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        for _ in 0..ENDED_LOOKS {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return true;
+            }
+            std::thread::sleep(ENDED_LOOK);
+        }
+        false
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -110,4 +123,7 @@ impl Clients {
     }
 }
 
+/// How often, and how long each time, an end is looked for.
+const ENDED_LOOKS: u32 = 50;
+const ENDED_LOOK: Duration = Duration::from_millis(20);
 const START_MAX: Duration = Duration::from_secs(20);

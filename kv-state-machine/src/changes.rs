@@ -1,7 +1,5 @@
 //! Which keys each revision changed, by revision: what a watch that begins in the past reads.
 
-use std::collections::HashSet;
-
 use consensus_core::codec;
 use rocksdb::{DB, IteratorMode, ReadOptions, WriteBatch};
 
@@ -41,7 +39,7 @@ pub(crate) struct Read {
 }
 
 /// Reads the changes of the revisions from `from` to `to` of which `wanted` is true, until about so many were looked at; always
-/// whole revisions. Within a revision a key comes once, as it is afterwards.
+/// whole revisions.
 pub(crate) fn read(
     db: &DB,
     from: u64,
@@ -54,7 +52,7 @@ pub(crate) fn read(
     read.set_iterate_lower_bound(keys::changes(from, 0));
     read.set_iterate_upper_bound(keys::CHANGES_END.to_vec());
     let (mut found, mut looked_at) = (Read { changes: Vec::new(), through: to }, 0);
-    let mut revision = Revision::default();
+    let mut revision = 0;
     'all: for item in db.iterator_opt(IteratorMode::Start, read) {
         let (_, bytes) = item.map_err(disk)?;
         let chunk: Vec<Change> = codec::decode("changes", VERSION, &bytes)?;
@@ -62,45 +60,21 @@ pub(crate) fn read(
             if change.revision < from {
                 continue;
             }
-            if change.revision > revision.number {
-                revision.end(&mut found.changes);
-                if change.revision > to {
-                    break 'all;
-                }
-                if looked_at >= looked_at_max {
-                    found.through = change.revision - 1;
-                    break 'all;
-                }
-                revision.number = change.revision;
+            if change.revision > to {
+                break 'all;
             }
+            if change.revision > revision && looked_at >= looked_at_max {
+                found.through = change.revision - 1;
+                break 'all;
+            }
+            revision = change.revision;
             looked_at += 1;
             if wanted(&change) {
-                revision.changes.push(change);
+                found.changes.push(change);
             }
         }
     }
-    revision.end(&mut found.changes);
     Ok(found)
-}
-
-/// The changes of one revision.
-#[derive(Default)]
-struct Revision {
-    number: u64,
-    changes: Vec<Change>,
-}
-
-impl Revision {
-    /// Hands over the changes, of each key the last.
-    fn end(&mut self, to: &mut Vec<Change>) {
-        if self.changes.len() > 1 {
-            let mut seen = HashSet::new();
-            self.changes.reverse();
-            self.changes.retain(|change| seen.insert(change.key.clone()));
-            self.changes.reverse();
-        }
-        to.append(&mut self.changes);
-    }
 }
 
 /// The event of a change; `None` if what was written is gone, as it was compacted away.
@@ -115,9 +89,13 @@ pub(crate) fn event(base: &Base<'_>, change: &Change, previous: bool) -> Result<
         }))
     };
     let previous = if previous { live(change.revision - 1)? } else { None };
-    let kv = if change.deleted {
-        let (key, mod_revision) = (change.key.clone(), change.revision);
-        KeyValue { key, value: <_>::default(), create_revision: 0, mod_revision, version: 0, lease_id: 0 }
+    let kv = if let Some(record) = &change.replaced {
+        match Record::decode(change.key.clone(), change.revision, record)? {
+            Record::Live(kv) => kv,
+            Record::Deleted => deleted(change),
+        }
+    } else if change.deleted {
+        deleted(change)
     } else {
         match live(change.revision)? {
             Some(kv) if kv.mod_revision == change.revision => kv,
@@ -125,6 +103,12 @@ pub(crate) fn event(base: &Base<'_>, change: &Change, previous: bool) -> Result<
         }
     };
     Ok(Some(WatchEvent { deleted: change.deleted, kv, previous }))
+}
+
+/// Of a deletion only key and revision are told.
+fn deleted(change: &Change) -> KeyValue {
+    let (key, mod_revision) = (change.key.clone(), change.revision);
+    KeyValue { key, value: <_>::default(), create_revision: 0, mod_revision, version: 0, lease_id: 0 }
 }
 
 /// Removes what no watch can ask for any more.

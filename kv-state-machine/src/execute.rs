@@ -178,11 +178,13 @@ impl<'a> Execution<'a> {
         let place = keys::version_of(prefix, revision);
         let undone = self.undo.is_some().then(|| place.clone());
         let before = self.written.versions.insert(place, record.into());
+        let replaced = before.clone();
         if let (Some(undo), Some(place)) = (&mut self.undo, undone) {
             undo.note_version(place, before);
         }
         self.written.attach(key, leases.before, leases.after, &mut self.undo);
-        self.written.changes.push(Change { revision, key: key.clone(), deleted: leases.deleted });
+        let change = Change { revision, key: key.clone(), deleted: leases.deleted, replaced: None };
+        self.written.change(change, replaced);
         self.wrote = true;
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Change {
     pub(crate) revision: u64,
     pub(crate) key: Bytes,
     pub(crate) deleted: bool,
+    /// The record that was written, if the same operation replaced it.
+    pub(crate) replaced: Option<Bytes>,
 }
 
 impl Written {
@@ -46,6 +48,17 @@ impl Written {
                 undo.attached.push((place, replaced));
             }
         }
+    }
+
+    /// Notes that a key was changed; `replaced`: what the same operation had written there.
+    pub(crate) fn change(&mut self, change: Change, replaced: Option<Bytes>) {
+        if let Some(record) = replaced {
+            let of_it = |other: &&mut Change| other.revision == change.revision && other.key == change.key;
+            if let Some(before) = self.changes.iter_mut().rev().find(of_it) {
+                before.replaced = Some(record);
+            }
+        }
+        self.changes.push(change);
     }
 
     /// Takes back what was done since `undo` was begun.

@@ -118,7 +118,7 @@ async fn watch_from_the_past_reads_history_and_goes_on_with_what_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn revision_of_a_transaction_comes_whole_and_a_key_once() {
+async fn revision_of_a_transaction_comes_whole_with_every_write() {
     let store = Store::new().await;
     let mut watches = store.watches();
     let (watch, _) = watches.add(of("\0", Some("\0"), 0));
@@ -126,7 +126,8 @@ async fn revision_of_a_transaction_comes_whole_and_a_key_once() {
     let revision = store.run(KvOperation::Txn(Txn { success, ..Txn::default() })).await;
     let WatchNews::Events { events, .. } = next(&mut watches).await else { panic!("compacted") };
     let seen: Vec<_> = events.iter().map(|event| (&event.kv.key[..], event.deleted)).collect();
-    assert_eq!(seen, [(&b"a"[..], false), (b"b", true), (b"c", false)]);
+    assert_eq!(seen, [(&b"b"[..], false), (b"a", false), (b"b", true), (b"c", false)]);
+    assert_eq!(events[0].kv.value, "1", "though it is deleted since");
     assert!(events.iter().all(|event| event.kv.mod_revision == revision));
     // The same to who comes later.
     let (later, _) = watches.add(of("\0", Some("\0"), revision));

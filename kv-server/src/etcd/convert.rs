@@ -29,6 +29,14 @@ pub(super) fn range(request: RangeRequest) -> Result<KvOperation> {
         SortTarget::Value => SortBy::Value,
     };
     let natural = |number: i64| u64::try_from(number).unwrap_or(0);
+    let bounds = RevisionBounds {
+        mod_min: natural(request.min_mod_revision),
+        mod_max: natural(request.max_mod_revision),
+        create_min: natural(request.min_create_revision),
+        create_max: natural(request.max_create_revision),
+    };
+    // etcd applies a limit before it sorts if neither an order nor bounds were asked for.
+    let is_plain = order == SortOrder::None && bounds == RevisionBounds::default();
     Ok(KvOperation::Range(Range {
         key,
         range_end,
@@ -38,14 +46,8 @@ pub(super) fn range(request: RangeRequest) -> Result<KvOperation> {
         keys_only: request.keys_only,
         count_only: request.count_only,
         whole: true,
-        // etcd applies a limit before it sorts if no order was asked for.
-        sort: Sort { by, after_limit: order == SortOrder::None && by != SortBy::Key },
-        bounds: RevisionBounds {
-            mod_min: natural(request.min_mod_revision),
-            mod_max: natural(request.max_mod_revision),
-            create_min: natural(request.min_create_revision),
-            create_max: natural(request.max_create_revision),
-        },
+        sort: Sort { by, after_limit: is_plain && by != SortBy::Key },
+        bounds,
     }))
 }
 

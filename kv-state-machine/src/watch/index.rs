@@ -203,7 +203,7 @@ mod tests {
                     index.remove(&watch);
                 }
             }
-            let change = Change { revision: 1, key: probe.into(), deleted: false };
+            let change = Change { revision: 1, key: probe.into(), deleted: false, replaced: None };
             let mut found = Vec::new();
             index.of(&change.key, |watch| found.push(watch.id));
             found.sort_unstable();

@@ -52,7 +52,8 @@ impl Raft {
         self.election_deadline = self.election_deadline.min(deadline);
     }
 
-    /// Learners and witnesses do not stand, nor does a node that is stalled or whose log and state are being replaced. Who is
+    /// Learners and witnesses do not stand, nor does a node that is stalled, whose log and state are being replaced, or whose disk
+    /// is not the one that its configuration knows. Who is
     /// to leave does while that is not committed: it may be the only one that has all that is (D §4.2.2).
     pub(crate) fn may_campaign(&self) -> bool {
         if self.stalled {
@@ -62,7 +63,10 @@ impl Raft {
         let (at, membership) = self.log.newest_membership();
         let may =
             membership.can_lead(own) || (at > self.commit && self.log.membership_at(at.prev()).can_lead(own));
-        may && !self.config.witness
+        // Nobody would count its vote for itself (I14).
+        let is_known = membership.trusts(own, self.storage);
+        may && is_known
+            && !self.config.witness
             && self.hard.installing.is_none()
             && self.hard.lost_through.is_none()
             && !self.is_joining()

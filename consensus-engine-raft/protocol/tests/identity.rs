@@ -306,6 +306,26 @@ fn entry_is_not_committed_by_an_added_voter_whose_disk_nobody_has_noted() {
     assert!(raft.commit() < last, "{last} is on the disk of the leader, and on one that may be emptied");
 }
 
+#[test]
+fn node_whose_disk_is_another_than_its_configuration_knows_does_not_campaign() {
+    // It was emptied and caught up, and has not been added again: it would only raise the term of the others.
+    let stands = |storage| {
+        let mut members = Membership::of_voters(0..3).members().clone();
+        members.get_mut(&NodeId(0)).unwrap().storage = Some(StorageId(11));
+        let log = LogState {
+            storage: StorageId(storage),
+            entries: vec![(LogId::new(0, 1), 100)],
+            memberships: vec![(LogIndex(1), Membership::new(members))],
+            ..LogState::default()
+        };
+        let restored = Restored { log, applied: LogIndex(1) };
+        let mut raft = Raft::new(Config::new(NodeId(0)), restored, Time::ZERO).unwrap();
+        step(&mut raft, SECOND * 60, Event::Tick);
+        raft.role() == Role::PreCandidate
+    };
+    assert!(stands(11) && !stands(12));
+}
+
 // I19: one acknowledgement, one storage, one membership.
 
 #[test]

@@ -62,6 +62,8 @@ pub(crate) enum Hold {
     SilentPeer(NodeId),
     /// This peer has a log.
     PeerWithLog(NodeId),
+    /// This peer goes by another first configuration.
+    OtherFounders(NodeId),
 }
 
 impl fmt::Display for Hold {
@@ -70,6 +72,12 @@ impl fmt::Display for Hold {
             Self::SilentPeer(peer) => write!(f, "it waits for node {peer} to say whether it has a log"),
             Self::PeerWithLog(peer) => {
                 write!(f, "it does not bootstrap: node {peer} has a log; start it with --join")
+            }
+            Self::OtherFounders(peer) => {
+                write!(
+                    f,
+                    "it does not bootstrap: node {peer} has another first configuration; start it with --join"
+                )
             }
         }
     }
@@ -297,7 +305,7 @@ impl World {
     }
 
     /// The first configuration that a node bootstraps from, if it does. As the server does it: only when each of the peers in
-    /// its file has said that it is empty, too. `Err`: why it does not start.
+    /// its file has said that it is empty, too, or has the same first configuration. `Err`: why it does not start.
     pub(crate) fn first_configuration(&self, id: NodeId) -> Result<Option<Membership>, Hold> {
         let node = self.node(id);
         let Some(file) = node.file.clone().filter(|_| !node.joins && node.disk.is_new()) else {
@@ -315,6 +323,10 @@ impl World {
             }
             if other.disk.has_history() {
                 return Err(Hold::PeerWithLog(*peer));
+            }
+            let founders = membership_of(&other.disk);
+            if founders.voters().count() > 0 && founders.voters().ne(file.voters()) {
+                return Err(Hold::OtherFounders(*peer));
             }
         }
         Ok(Some(file))

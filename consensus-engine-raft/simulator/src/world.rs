@@ -658,7 +658,7 @@ impl World {
             Err(hold) => {
                 self.checks.reach(match hold {
                     Hold::SilentPeer(_) => "node waits for its peers",
-                    Hold::PeerWithLog(_) => "node refuses to bootstrap",
+                    Hold::PeerWithLog(_) | Hold::OtherFounders(_) => "node refuses to bootstrap",
                 });
                 self.node_mut(id).waits = Some(hold);
                 return self.schedule(300 * MS, Due::Restart(id));

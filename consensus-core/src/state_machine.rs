@@ -136,7 +136,8 @@ pub fn apply_all<M: StateMachine + ?Sized>(
     while responses.len() < entries.len() {
         let more = machine.apply(&entries[responses.len()..])?;
         if more.is_empty() {
-            return Err(StateMachineError::Other("the machine applied no entry".to_owned()));
+            let why = "the machine applied no entry: it has to return a response for each entry that it applies, which is empty where there is no command";
+            return Err(StateMachineError::Other(why.to_owned()));
         }
         responses.extend(more);
     }

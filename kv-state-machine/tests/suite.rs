@@ -128,7 +128,7 @@ fn a_rejected_write_uses_its_number_too() {
     let session = Some(Session { client_id, sequence: 1 });
     let future = KvOperation::Compact { revision: 99 };
     let rejected = fed.apply(session, future.clone());
-    assert!(matches!(rejected, Err(KvRejection::Invalid(_))), "{rejected:?}");
+    assert!(matches!(rejected, Err(KvRejection::FutureRevision { .. })), "{rejected:?}");
     assert_eq!(fed.apply(session, future), rejected);
     assert!(fed.put(client_id, 1, "late").is_err());
     assert_eq!(fed.value(), None);

@@ -30,7 +30,7 @@ pub enum KvOperation {
     GrantLease {
         /// Not 0; must be free.
         id: i64,
-        /// Seconds that it lives without being renewed; 1 to [`LEASE_TTL_MAX`].
+        /// Seconds that it lives without being renewed; 1 to [`LEASE_TTL_MAX`](crate::LEASE_TTL_MAX).
         ttl: u64,
     },
     /// Ends a lease, and deletes its keys at one revision.
@@ -202,7 +202,7 @@ pub struct KeyRange {
 }
 
 /// If every compare holds, `success` is done, else `failure`; each operation sees what those before it did. Transactions may be
-/// within transactions, [`TXN_DEPTH_MAX`] deep; the compares of all of them are looked at before anything is done.
+/// within transactions, [`TXN_DEPTH_MAX`](crate::TXN_DEPTH_MAX) deep; the compares of all of them are looked at before anything is done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Txn {
     /// All must hold.

@@ -46,8 +46,8 @@ impl Request {
     fn answer_bytes_max(&self) -> usize {
         match self {
             Self::Operation { operation, session, .. } => operation.answer_bytes_max(session.is_some()),
-            Self::OfNode(request) => node_answer_bytes_max(request),
-            Self::ChangeMembers(_) | Self::TransferLeader(_) => 0,
+            Self::OfNode(NodeRequest::Execute(operation)) => operation.answer_bytes_max(false),
+            Self::ChangeMembers(_) | Self::TransferLeader(_) | Self::OfNode(_) => 0,
         }
     }
 }
@@ -163,9 +163,9 @@ impl RoutingManager {
             }
             Request::ChangeMembers(changes) => self.change_members(changes).await,
             Request::TransferLeader(to) => self.transfer_leader(*to).await,
-            Request::OfNode(request) => {
-                room.reserve(node_answer_bytes_max(request)).await;
-                match between::execute(&self.database, request).await {
+            Request::OfNode(of_node) => {
+                room.reserve(request.answer_bytes_max()).await;
+                match between::execute(&self.database, of_node).await {
                     Err(NodeFault::NotLeader(leader)) => Err(Refusal::NotLeader(leader.map(NodeId))),
                     outcome => Ok(Reply::BetweenNodes(between::encode(&outcome))),
                 }
@@ -403,13 +403,6 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
         }
     };
     Ok(Request::Operation { operation, session, consistency })
-}
-
-fn node_answer_bytes_max(request: &NodeRequest) -> usize {
-    match request {
-        NodeRequest::Execute(operation) => operation.answer_bytes_max(false),
-        _ => 0,
-    }
 }
 
 const STANDALONE: &str = "this server stands alone; it has no members";

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{
-    ConsensusEngine, EngineStatus, Health, NodeId, ProposeError, ReadConsistency, ReadError, Role,
+    Committed, ConsensusEngine, EngineStatus, Health, NodeId, ProposeError, ReadConsistency, ReadError, Role,
     ShutdownError, StorageError, codec,
 };
 use consensus_mock::MockConsensusEngine;
@@ -210,7 +210,7 @@ impl ConsensusKvDatabase {
         let Some(lease) = generation.leases().get(id) else { return Ok(None) };
         if lease.remaining.is_some() {
             let operation = KvOperation::CheckpointLeases { remaining: vec![(id, None)], term };
-            lessor::propose(&self.engine, operation).await.map_err(propose_error)?;
+            propose(&self.engine, None, operation).await.map_err(propose_error)?;
         }
         let mut leases = generation.leases().lock();
         match &mut leases.clock {
@@ -309,8 +309,7 @@ impl ConsensusKvDatabase {
             reserve.check(0).map_err(|why| KvError::Unavailable { why, maybe_applied: false })?;
         }
         let _place = self.look_ahead(session.as_ref(), &operation).await?;
-        let command = codec::encode(COMMAND_VERSION, &KvCommand { session, operation });
-        let committed = self.engine.propose(command.into()).await.map_err(propose_error)?;
+        let committed = propose(&self.engine, session, operation).await.map_err(propose_error)?;
         let answer: Result<KvAnswer, KvRejection> =
             codec::decode("answer", ANSWER_VERSION, &committed.response)
                 .map_err(|error| KvError::Unavailable { why: error.to_string(), maybe_applied: true })?;
@@ -503,6 +502,16 @@ impl PendingRead {
         let abandoned = abandon.flag();
         blocking(move || Ok(executor.read_within(&operation, bound, &abandoned))).await
     }
+}
+
+/// Has an operation put into the log.
+pub(crate) async fn propose(
+    engine: &Arc<dyn ConsensusEngine>,
+    session: Option<Session>,
+    operation: KvOperation,
+) -> Result<Committed, ProposeError> {
+    let command = codec::encode(COMMAND_VERSION, &KvCommand { session, operation });
+    engine.propose(command.into()).await
 }
 
 /// A lease as its leader knows it.

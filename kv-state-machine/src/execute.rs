@@ -496,7 +496,7 @@ impl<'a> Execution<'a> {
 
     /// A lease as it is after what was done so far.
     fn lease(&self, id: i64) -> Option<Lease> {
-        self.written.leases.get(&id).copied().unwrap_or_else(|| self.source.lease(id))
+        self.written.lease(self.source, id)
     }
 
     fn grant(&mut self, id: i64, ttl: u64) -> Result<KvResult, Halt> {

@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use consensus_core::{ConsensusEngine, EngineStatus, Health, ReadConsistency, Role, codec};
+use consensus_core::{ConsensusEngine, EngineStatus, Health, ReadConsistency, Role};
 use tokio::{sync::watch, time::sleep};
 
-use crate::{KvCommand, KvOperation, Lease, machine::COMMAND_VERSION, store::Store};
+use crate::{KvOperation, Lease, database::propose, store::Store};
 
 /// When leases end, by a clock that goes on while the machine is suspended.
 #[derive(Debug)]
@@ -200,7 +200,7 @@ async fn tick(engine: &Arc<dyn ConsensusEngine>, store: &Store, term: u64) -> bo
     let is_more = ended.len() == AT_ONCE || noted.len() == AT_ONCE;
     if !ended.is_empty() {
         let operation = KvOperation::ExpireLeases { ids: ended.clone(), term };
-        if let Err(error) = propose(engine, operation).await {
+        if let Err(error) = propose(engine, None, operation).await {
             tracing::debug!(%error, "leases whose time is over stay for now");
             if let Some(clock) = &mut generation.leases().lock().clock {
                 clock.give_back(&ended);
@@ -210,20 +210,12 @@ async fn tick(engine: &Arc<dyn ConsensusEngine>, store: &Store, term: u64) -> bo
     }
     if !noted.is_empty() {
         let operation = KvOperation::CheckpointLeases { remaining: noted, term };
-        if let Err(error) = propose(engine, operation).await {
+        if let Err(error) = propose(engine, None, operation).await {
             tracing::debug!(%error, "the remaining time of leases is not noted for now");
             return false;
         }
     }
     is_more
-}
-
-pub(crate) async fn propose(
-    engine: &Arc<dyn ConsensusEngine>,
-    operation: KvOperation,
-) -> Result<(), consensus_core::ProposeError> {
-    let command = codec::encode(COMMAND_VERSION, &KvCommand { session: None, operation });
-    engine.propose(command.into()).await.map(drop)
 }
 
 /// How exact ends are.

@@ -21,7 +21,7 @@ use crate::{
     session::{Sessions, Verdict},
     snapshot,
     store::{Generation, META_VERSION, Meta, Store},
-    view::{Base, Failure, Source as _, disk},
+    view::{Base, Failure, disk},
     written::Written,
 };
 
@@ -281,8 +281,7 @@ impl Batch<'_> {
     }
 
     fn checkpoint(&mut self, id: i64, remaining: Option<u64>) {
-        let now = self.written.leases.get(&id).copied().unwrap_or_else(|| self.base.lease(id));
-        if let Some(lease) = now {
+        if let Some(lease) = self.written.lease(&self.base, id) {
             self.written.leases.insert(id, Some(Lease { remaining, ..lease }));
         }
     }

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{lease::Lease, view::Overlay};
+use crate::{
+    lease::Lease,
+    view::{Overlay, Source},
+};
 
 /// What a batch writes.
 #[derive(Debug, Default)]
@@ -48,6 +51,11 @@ impl Written {
                 undo.attached.push((place, replaced));
             }
         }
+    }
+
+    /// A lease as it is after what was written so far to `source`.
+    pub(crate) fn lease(&self, source: &dyn Source, id: i64) -> Option<Lease> {
+        self.leases.get(&id).copied().unwrap_or_else(|| source.lease(id))
     }
 
     /// Notes that a key was changed; `replaced`: what the same operation had written there.

@@ -4,9 +4,8 @@ use futures::stream::BoxStream;
 use kv_etcd_api::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
-    range_request::SortOrder,
 };
-use kv_state_machine::{KvOperation, KvResult, Range};
+use kv_state_machine::{KvOperation, KvResult, Range, SortBy};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
@@ -39,9 +38,8 @@ impl Kv for Etcd {
         .iter()
         .any(|bound| *bound != 0);
         let serializable = request.serializable;
-        let descends = request.sort_order == SortOrder::Descend as i32 || request.sort_target != 0;
         let KvOperation::Range(range) = convert::range(request)? else { return Err(error::empty_key()) };
-        if is_filtered || descends {
+        if is_filtered || range.descending || range.sort.by != SortBy::Key {
             return Err(Status::unimplemented("etcdserver: RangeStream has no sort orders and no filters"));
         }
         let pages = Pages { etcd: self.clone(), range, serializable, sent: 0, count: None };

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kv_state_machine::{
     Compare, CompareResult, CompareTarget, Delete, KeyRange, KeyValue, KvOperation, KvResult, Put, Range,
-    Sort, SortBy, Txn, WatchNews, WatchRequest,
+    Sort, SortBy, Txn, WatchRequest,
 };
 use tonic::Status;
 
@@ -56,10 +56,8 @@ impl Etcd {
                     ..WatchRequest::default()
                 });
             }
-            match watches.next().await.map_err(error::of_read)? {
-                WatchNews::Events { .. } | WatchNews::Compacted { .. } => {}
-                _ => {}
-            }
+            // Whatever it is, the queue is looked at again.
+            watches.next().await.map_err(error::of_read)?;
         }
     }
 

@@ -10,7 +10,7 @@ use kv_etcd_api::etcdserverpb::{
     response_op::Response,
 };
 use kv_state_machine::{
-    Compare, CompareResult, CompareTarget, KvOperation, KvResult, TXN_DEPTH_MAX, Txn, TxnDone,
+    Compare, CompareResult, CompareTarget, KeyRange, KvOperation, KvResult, TXN_DEPTH_MAX, Txn, TxnDone,
 };
 use tonic::Status;
 
@@ -22,10 +22,10 @@ type Result<T> = std::result::Result<T, Status>;
 pub(super) fn operation(request: TxnRequest, operations_max: usize) -> Result<KvOperation> {
     check_count(&request, operations_max, 0)?;
     // Whether each operation is well comes before whether they go together.
-    let operation = txn(request.clone())?;
-    Branch::of(&request.success)?;
-    Branch::of(&request.failure)?;
-    Ok(KvOperation::Txn(operation))
+    let txn = txn(request)?;
+    Branch::of(&txn.success)?;
+    Branch::of(&txn.failure)?;
+    Ok(KvOperation::Txn(txn))
 }
 
 /// Whether every read in it, as there are only reads, may be of this node.
@@ -56,26 +56,26 @@ fn operations(request: &TxnRequest) -> impl Iterator<Item = &Request> {
 #[derive(Default)]
 struct Branch {
     puts: HashSet<Bytes>,
-    /// Ends are as they were given: an end before the key, `\0` among them, covers nothing, as in etcd.
-    deletes: Vec<(Bytes, Bytes)>,
+    /// An end before the key, `\0` among them, covers nothing here, as in etcd.
+    deletes: Vec<KeyRange>,
 }
 
 impl Branch {
-    fn of(operations: &[pb::RequestOp]) -> Result<Self> {
+    fn of(operations: &[KvOperation]) -> Result<Self> {
         let mut branch = Self::default();
-        let requests = || operations.iter().filter_map(|operation| operation.request.as_ref());
-        for request in requests() {
-            if let Request::RequestDeleteRange(delete) = request {
-                branch.deletes.push((delete.key.clone(), delete.range_end.clone()));
+        for operation in operations {
+            if let KvOperation::Delete(delete) = operation {
+                let (key, range_end) = (delete.key.clone(), delete.range_end.clone());
+                branch.deletes.push(KeyRange { key, range_end });
             }
         }
-        for request in requests() {
-            if let Request::RequestTxn(nested) = request {
+        for operation in operations {
+            if let KvOperation::Txn(nested) = operation {
                 branch.add(Self::of(&nested.success)?, Self::of(&nested.failure)?)?;
             }
         }
-        for request in requests() {
-            if let Request::RequestPut(put) = request {
+        for operation in operations {
+            if let KvOperation::Put(put) = operation {
                 branch.put(put.key.clone())?;
             }
         }
@@ -106,9 +106,10 @@ impl Branch {
     }
 
     fn deletes_key(&self, key: &Bytes) -> bool {
-        self.deletes
-            .iter()
-            .any(|(from, end)| if end.is_empty() { from == key } else { from <= key && key < end })
+        self.deletes.iter().any(|range| match &range.range_end {
+            None => range.key == *key,
+            Some(end) => range.key <= *key && key < end,
+        })
     }
 }
 

@@ -154,10 +154,7 @@ impl Ranges {
             return;
         }
         if len == 1 {
-            if !self.sorted[from].ended.load(Ordering::Relaxed) {
-                f(&self.sorted[from]);
-            }
-            return;
+            return f(&self.sorted[from]);
         }
         let half = len / 2;
         self.of_part(2 * part, from, half, before, key, f);

@@ -16,7 +16,7 @@
 #   from a partition, and one sees a bug of the transport; a transport that passes by reconnecting on a time-out of its own
 #   has not been tried with what real networks do, where the old bytes arrive late.
 # What kv-server does: its simulator has a network of its own at the level of messages, with late delivery after a
-#   partition; its tests with real servers use real sockets. Whoever runs the libraries under turmoil takes hold() and
+#   partition; its tests with real servers use real sockets. Anyone who runs the libraries under turmoil takes hold() and
 #   release() for an outage that heals.
 set -euo pipefail
 

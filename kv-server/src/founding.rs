@@ -76,11 +76,11 @@ pub(crate) async fn may_bootstrap(
         may_be_missing: topology.founding_peers_missing.clone(),
     };
     let node = settings.node;
-    let waiting = |whom: &BTreeSet<NodeId>| {
-        let whom = describe_nodes(topology, whom);
+    let waiting = |peers: &BTreeSet<NodeId>| {
+        let peers = describe_nodes(topology, peers);
         tracing::warn!(
             %node,
-            "waiting for {whom}: before the first start of a cluster every node of the file must answer that it has no data; \
+            "waiting for {peers}: before the first start of a cluster every node of the file must answer that it has no data; \
              if one of them cannot be started and never had data, name it with --founding-peers-missing"
         );
     };

@@ -173,7 +173,7 @@ impl RoutingManager {
         }
     }
 
-    /// Has a request executed by the leader, whoever that is.
+    /// Has a request executed by the leader, which may be this node.
     ///
     /// # Errors
     /// It was not done, or it is not known whether.

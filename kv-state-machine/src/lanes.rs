@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Places for long operations. Whoever finds none waits, in the order of coming; no thread is held meanwhile.
+/// Places for long operations. A caller that finds none waits, first come first served; no thread is held meanwhile.
 #[derive(Clone, Debug)]
 pub(crate) struct Lanes {
     long_reads: Arc<Semaphore>,

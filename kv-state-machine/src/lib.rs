@@ -17,8 +17,8 @@
 //! how many writes that makes (`version`). Any revision can be read until it is compacted. It is etcd's model, and names
 //! follow it.
 //!
-//! Keys can go with a *lease*, which ends unless it is renewed, and its keys with it; and whoever *watches* keys is told of
-//! each change ([`ConsensusKvDatabase::watches`]).
+//! Keys can go with a *lease*, which ends unless it is renewed, and its keys with it; and a client can *watch* keys: it is
+//! told of each change ([`ConsensusKvDatabase::watches`]).
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,4 @@
-//! Watches: whoever asks is told of every change of some keys, once, in the order of revisions.
+//! Watches: a client is told of every change of some keys, once, in the order of revisions.
 //!
 //! One thread reads what each batch changed, finds who watches it, and puts it into the queues of their sessions. A watch
 //! whose queue is full, or which begins in the past, reads the changes from the disk by itself until it has caught up: a slow

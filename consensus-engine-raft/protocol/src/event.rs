@@ -87,7 +87,7 @@ pub enum Event {
     TryEntries,
     /// Whether the disk or the state machine of this node does not answer. Meanwhile the node does not campaign.
     Stalled(bool),
-    /// The node does not want to lead any more, whoever comes after it. A follower ignores it.
+    /// The node no longer wants to lead, even if no successor is known. A follower ignores it.
     StepDown,
 }
 

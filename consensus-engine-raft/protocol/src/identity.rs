@@ -26,7 +26,7 @@ impl Raft {
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
         match self.role {
-            // Whoever leads has all that is committed, so that no member of its cluster can know another one. An identity that is
+            // A leader has all committed entries, so that no member of its cluster can know another one. An identity that is
             // not committed may yet be replaced: a follower that held to it would refuse the next leader.
             Role::Leader(_) => self.log.membership().cluster(),
             _ => self.hard.cluster,

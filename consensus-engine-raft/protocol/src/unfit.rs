@@ -1,7 +1,7 @@
 //! A node whose disk or state machine cannot do its part for a while.
 //!
 //! * *Stalled*: a write or an apply does not return. The node cannot say what it stores, so that it does not campaign, and a
-//!   leader gives leadership away: to a voter that has the whole log, or to whoever is elected after it has stepped down.
+//!   leader gives leadership away: to a voter that has the whole log, or, after it has stepped down, to the node that is elected.
 //! * *Without room*: entries cannot be written, all else can. What does not depend on the entries, such as a vote, is written
 //!   ahead of them (see `persist.rs`), so that leaders are elected as ever. A leader transfers leadership only to a voter that
 //!   has written the whole log, with a quorum of such voters beside this node: with fewer, no other leader could commit
@@ -21,7 +21,7 @@ impl Raft {
     pub(crate) fn on_stalled(&mut self, is_stalled: bool) {
         self.stalled = is_stalled;
         if !matches!(self.role, Role::Leader(_)) {
-            // It was silent for long, through no fault of whoever leads now.
+            // It was silent for long, which is not the fault of the current leader.
             self.reset_election_deadline();
         }
     }

@@ -158,7 +158,7 @@ impl World {
         self.take_down(id);
         self.checks.note_lost(id, &old, false);
         let storage = StorageId(10_000 + self.operator.disks);
-        // The file of a cluster that began with one node names nobody whom it could ask: such a node is to join.
+        // The file of a cluster that began with one node names no other node that it could ask: such a node must join.
         let joins = joins || self.plan.voters == 1;
         let node = self.node_mut(id);
         (node.disk, node.machine_disk, node.joins) = (SimDisk::new(storage), MachineDisk::default(), joins);

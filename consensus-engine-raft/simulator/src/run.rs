@@ -196,7 +196,7 @@ impl World {
         self.check_converged();
     }
 
-    /// The cluster goes on without a node of which a call does not return, whoever leads.
+    /// The cluster goes on without a node of which a call does not return, whichever node leads.
     fn stall_drill(&mut self) {
         let (disk, apply) = (self.plan.has(Trouble::StallDisk), self.plan.has(Trouble::StallApply));
         let membership = self.newest_membership();

@@ -23,7 +23,7 @@ pub(crate) struct Stall {
     applying_since: Option<u64>,
     /// The protocol was told.
     is_told: bool,
-    /// To whom the leader tried to transfer leadership.
+    /// Node to which the leader tried to transfer leadership.
     tried: BTreeSet<NodeId>,
     /// When it may try again.
     next_transfer: u64,

@@ -267,7 +267,7 @@ impl World {
         let node = self.node_mut(id);
         node.disk = SimDisk::new(storage);
         node.machine_disk = MachineDisk::default();
-        // Alone it would take itself for the whole cluster; whoever lost its disk is to join instead.
+        // Alone it would take itself for the whole cluster; a node that lost its disk must join instead.
         node.joins = alone;
         self.wiped = Some(id);
         self.impaired = Some((id, LogId { term: consensus_core::Term(u64::MAX), index: LogIndex(0) }));

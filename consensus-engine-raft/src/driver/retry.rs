@@ -91,7 +91,7 @@ impl Driver {
         for to in due {
             self.step(Event::SnapshotSent(to, None));
         }
-        // Whom the log can serve again needs no snapshot, nor does who is no member any more.
+        // A follower that the log can serve again needs no snapshot, nor does a node that was removed.
         let (purged, peers) = (self.raft.purged().index, self.raft.peers());
         self.snapshot_outages.retain(|to, _| peers.get(to).is_some_and(|peer| peer.matched < purged));
     }

@@ -35,7 +35,7 @@ struct Call {
 /// A leader that wants somebody else to lead.
 #[derive(Default)]
 struct Yielding {
-    /// To whom it tried to transfer leadership.
+    /// Node to which it tried to transfer leadership.
     tried: BTreeSet<consensus_core::NodeId>,
     /// When it may try again.
     next_transfer: Duration,

@@ -25,10 +25,12 @@ impl Election for Etcd {
         let lease = self.lease_or_new(lease).await?;
         let place = self.queue_up(&name, lease, value.clone()).await.map_err(lease_unknown)?;
         let mut given_up = GiveUp { etcd: self.clone(), key: Some(place.key.clone()) };
-        // Who stood before stands with another value now.
         let leader =
             LeaderKey { name: name.clone(), key: place.key.clone(), rev: signed(place.revision), lease };
-        self.proclaim_as(&leader, value).await?;
+        // It was there before, with another value.
+        if place.value != value {
+            self.proclaim_as(&leader, value).await?;
+        }
         self.wait_for_turn(&name, &place).await?;
         given_up.key = None;
         Ok(Response::new(CampaignResponse { header: Some(self.header_now()?), leader: Some(leader) }))

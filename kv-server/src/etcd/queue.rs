@@ -15,13 +15,15 @@ pub(super) struct Place {
     pub(super) key: Bytes,
     /// Revision at which it came in.
     pub(super) revision: u64,
+    /// Its value.
+    pub(super) value: Bytes,
 }
 
 impl Etcd {
-    /// Puts the key of a lease into the queue of a name, if it is not there, with a value.
+    /// Puts the key of a lease into the queue of a name with a value; if it is there already, it stays with the value it has.
     pub(super) async fn queue_up(&self, name: &Bytes, lease_id: i64, value: Bytes) -> Result<Place, Status> {
         let key = Bytes::from([&name[..], format!("/{lease_id:x}").as_bytes()].concat());
-        let put = Put { key: key.clone(), value, lease_id, ..Put::default() };
+        let put = Put { key: key.clone(), value: value.clone(), lease_id, ..Put::default() };
         let range = Range { key: key.clone(), ..Range::default() };
         let txn = Txn {
             compare: vec![created(&key, 0)],
@@ -31,11 +33,14 @@ impl Etcd {
         };
         let answer = self.write(KvOperation::Txn(txn)).await?;
         let KvResult::Txn(done) = answer.result else { return Err(unexpected(&answer.result)) };
-        let revision = match done.responses.first() {
-            Some(KvResult::Range(found)) => found.kvs.first().map_or(0, |kv| kv.create_revision),
-            _ => answer.revision,
+        let before = match done.responses.into_iter().next() {
+            Some(KvResult::Range(found)) => found.kvs.into_iter().next(),
+            _ => None,
         };
-        Ok(Place { key, revision })
+        Ok(match before {
+            Some(kv) => Place { key, revision: kv.create_revision, value: kv.value },
+            None => Place { key, revision: answer.revision, value },
+        })
     }
 
     /// Waits until the place is the first of its queue. The place may be lost meanwhile, as its lease ends: an error.

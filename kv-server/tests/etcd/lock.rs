@@ -71,6 +71,8 @@ async fn election_has_one_leader_who_proclaims_and_resigns() {
     let stand =
         |lease, value: &str| CampaignRequest { name: "e".into(), lease, value: value.to_owned().into() };
     let first = election.campaign(stand(1, "one")).await.unwrap().into_inner().leader.unwrap();
+    let written = election.leader(name()).await.unwrap().into_inner().kv.unwrap();
+    assert_eq!((written.version, written.create_revision), (1, first.rev), "written once");
     let mut observed = election.observe(name()).await.unwrap().into_inner();
     let mut next = async || {
         let told = tokio::time::timeout(PATIENCE, observed.message()).await.unwrap().unwrap().unwrap();

@@ -27,7 +27,7 @@ pub(crate) struct Hub {
     registry: Mutex<Registry>,
     /// Whether the thread runs; nobody watches anything before.
     running: AtomicBool,
-    /// Held for a moment by whoever has written a batch, so that no batch is missed.
+    /// Held for a moment by the thread that has written a batch, so that no batch is missed.
     batch: Mutex<()>,
     written: Condvar,
     stopped: AtomicBool,
@@ -38,7 +38,7 @@ pub(crate) struct Hub {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     pub(super) index: Index,
-    /// Through this revision it is decided to whom changes go. A watch that begins later is told by the thread; one that begins
+    /// Through this revision it is decided which watches are told of which changes. A watch that begins later is told by the thread; one that begins
     /// earlier reads by itself.
     pub(super) decided: u64,
     /// Through this revision all changes are in the queues.
@@ -121,7 +121,7 @@ impl Hub {
             if revision != delivered || self.stopped.load(Ordering::Acquire) {
                 return revision;
             }
-            // Only for a moment: whoever stops the store may not be able to say so.
+            // Only for a moment: a store that is dropped may not be able to say so.
             let waited = self.written.wait_timeout(batch, WAIT_MAX).unwrap_or_else(PoisonError::into_inner);
             batch = waited.0;
             if waited.1.timed_out() {

@@ -50,11 +50,24 @@ pub(crate) enum Next<J> {
 }
 
 pub(crate) enum Worker<J> {
-    Thread(mpsc::Sender<J>, JoinHandle<()>, Arc<Shared<J>>),
+    /// Dropped in this order: without a sender, the thread ends.
+    Thread(mpsc::Sender<J>, Joined, Arc<Shared<J>>),
     /// `None` once it is over; with the job to do again, and when; and the jobs behind it.
     Inline(Option<Box<dyn Work<Job = J>>>, Option<(Instant, J)>, VecDeque<J>),
     /// On a task of its own, where each job takes a simulated time. Without a sender once it is settled.
     Late(Option<UnboundedSender<J>>, tokio::task::JoinHandle<()>),
+}
+
+/// A thread that is waited for where its handle is dropped: it may be using files, which their owner may open again, and a
+/// process that ends meanwhile may be aborted by a library in use.
+pub(crate) struct Joined(Option<JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            let _ = thread.join(); // A panic was reported where it happened.
+        }
+    }
 }
 
 /// Between the thread and the engine's task.
@@ -96,7 +109,7 @@ impl<J: Send + 'static> Worker<J> {
             let _in = span.entered();
             run(&there, &queue, &inbox);
         })?;
-        Ok(Self::Thread(jobs, thread, shared))
+        Ok(Self::Thread(jobs, Joined(Some(thread)), shared))
     }
 
     pub(crate) fn inline(work: impl Work<Job = J>) -> Self {
@@ -172,7 +185,7 @@ impl<J: Send + 'static> Worker<J> {
     /// Nothing more is given; returns the thread that is to be waited for, if there is one.
     pub(crate) fn end(self) -> Option<JoinHandle<()>> {
         match self {
-            Self::Thread(_, thread, _) => Some(thread),
+            Self::Thread(_, mut thread, _) => thread.0.take(),
             Self::Inline(work, ..) => {
                 work.into_iter().for_each(|mut work| work.end());
                 None

@@ -16,7 +16,7 @@ use consensus_core::{
     StateMachineError, StorageError,
 };
 use consensus_engine_raft::RaftEngine;
-use consensus_testkit::{Journal, MemLogStorage};
+use consensus_testkit::{Journal, MemLogStorage, SlowToDrop};
 use consensus_transport_mem::MemNetwork;
 use tokio::runtime::Handle;
 
@@ -167,4 +167,21 @@ async fn not_in_a_cluster() {
     let is_thread =
         |seen: &Seen, thread: &str| seen.threads.lock().unwrap().iter().all(|name| name == thread);
     assert!(is_thread(&log, "raft-log") && is_thread(&machine, "raft-apply"));
+}
+
+#[test]
+fn runtime_dropped_without_shutdown_has_dropped_the_machine() {
+    let (machine, dropped) = SlowToDrop::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let engine = runtime.block_on(async {
+        let (storage, transport) = (Arc::new(MemLogStorage::new()), MemNetwork::new(1).transport(NodeId(0)));
+        let mut config = consensus_engine_raft::RaftConfig::new(NodeId(0));
+        config.bootstrap = Some(consensus_core::Membership::of_voters([0]));
+        let engine = RaftEngine::start(config, transport, storage, Box::new(machine)).await.unwrap();
+        engine.propose("once".into()).await.unwrap();
+        engine
+    });
+    drop(runtime);
+    assert!(dropped.load(Ordering::SeqCst), "a thread still holds the machine");
+    drop(engine);
 }

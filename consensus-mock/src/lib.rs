@@ -189,7 +189,7 @@ impl ConsensusEngine for MockConsensusEngine {
         }
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(machine) = machine {
-            let _ = tokio::task::spawn_blocking(move || machine.stop()).await;
+            let _ = tokio::task::spawn_blocking(move || drop(machine)).await;
         }
         match &self.status.borrow().health {
             Health::Fatal(why) => Err(ShutdownError(why.clone())),

@@ -78,11 +78,12 @@ impl Jobs {
     }
 }
 
-/// The thread and the way to it.
+/// The thread and the way to it. Dropping it waits for the thread: it may be using the machine's files, which the owner may open
+/// again, and a process that ends meanwhile may be aborted by a library in use.
 #[derive(Debug)]
 pub(crate) struct MachineThread {
     jobs: Jobs,
-    thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl MachineThread {
@@ -120,17 +121,22 @@ impl MachineThread {
         let here = worker.clone();
         let thread =
             std::thread::Builder::new().name("mock-apply".to_owned()).spawn(move || run(&here, &jobs))?;
-        Ok((Self { jobs: Jobs { queue, waiting, worker }, thread }, status.1))
+        Ok((Self { jobs: Jobs { queue, waiting, worker }, thread: Some(thread) }, status.1))
     }
 
     pub(crate) fn jobs(&self) -> Jobs {
         self.jobs.clone()
     }
 
+}
+
+impl Drop for MachineThread {
     /// Applies what waits, flushes, ends.
-    pub(crate) fn stop(self) {
+    fn drop(&mut self) {
         let _ = self.jobs.queue.send(Job::Stop);
-        let _ = self.thread.join();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // A panic was reported where it happened.
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! Conformance alone, over the in-memory transport and over Thrift.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use consensus_core::{NetworkTransport, NodeId, ProposeError};
 use consensus_mock::MockConsensusEngine;
 use consensus_testkit::{
-    Journal,
+    Journal, SlowToDrop,
     engine::{Node, converged, run_suite},
 };
 use consensus_transport_mem::{Link, MemNetwork};
@@ -95,4 +95,11 @@ async fn a_panic_of_the_machine_is_told() {
     let node = alone(false);
     let answer = node.engine.propose("panic!".into()).await;
     assert!(matches!(answer, Err(ProposeError::Fatal { .. })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn engine_dropped_without_shutdown_has_dropped_its_machine() {
+    let (machine, dropped) = SlowToDrop::new();
+    drop(MockConsensusEngine::new(NodeId(0), Box::new(machine)).unwrap());
+    assert!(dropped.load(Ordering::SeqCst), "a thread still holds the machine");
 }

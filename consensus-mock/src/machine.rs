@@ -127,7 +127,6 @@ impl MachineThread {
     pub(crate) fn jobs(&self) -> Jobs {
         self.jobs.clone()
     }
-
 }
 
 impl Drop for MachineThread {

@@ -1,22 +1,21 @@
 //! An engine and a store together.
 
+mod leases;
+
 use std::{
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
-use bytes::Bytes;
 use consensus_core::{
     Committed, ConsensusEngine, EngineStatus, Health, NodeId, ProposeError, ReadConsistency, ReadError, Role,
     ShutdownError, StorageError, codec,
 };
 use consensus_mock::MockConsensusEngine;
 use consensus_storage_rocksdb::Reserve;
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{OwnedSemaphorePermit, watch},
     task::JoinHandle,
@@ -24,16 +23,17 @@ use tokio::{
 
 use crate::{
     Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine, KvStoreExecutor,
-    Limits, Session, StateHash, check,
+    Limits, Session, StateHash, WatchRequest, check,
     execute::Halt,
     executor::unhalted,
     lanes::{Abandon, Lanes},
-    lease, lessor,
+    lessor,
     limits::Amount,
     machine::{ANSWER_VERSION, COMMAND_VERSION},
-    store::Store,
-    watch::Watches,
+    watch::{WatchStream, Watches},
 };
+
+pub use self::leases::{LeaseState, random_lease_id};
 
 /// The database as a program embeds it: operations in, answers out.
 #[derive(Clone)]
@@ -189,7 +189,8 @@ impl ConsensusKvDatabase {
         Ok(())
     }
 
-    /// Begins to watch keys on this node, whether or not it leads.
+    /// Begins a session of watches on this node, whether or not it leads: many watches, one queue. For one watch there is
+    /// [`watch`](Self::watch).
     ///
     /// # Errors
     /// This is a witness, or no thread can be had.
@@ -198,88 +199,44 @@ impl ConsensusKvDatabase {
         Watches::new(executor.store().clone(), self.lanes.clone())
     }
 
-    /// Gives a lease its whole time again, on the leader. Costs no log entry, unless its remaining time was noted.
-    ///
-    /// Returns its seconds; `None`: there is no such lease, or its time is over.
+    /// Watches keys on this node, whether or not it leads: a stream of their changes.
     ///
     /// # Errors
-    /// See [`KvError`]; a lease that was not renewed in time ends.
-    pub async fn keep_alive(&self, id: i64) -> Result<Option<u64>, KvError> {
-        let (store, term) = self.leases_of_leader().await?;
-        let generation = store.current();
-        let Some(lease) = generation.leases().get(id) else { return Ok(None) };
-        if lease.remaining.is_some() {
-            let operation = KvOperation::CheckpointLeases { remaining: vec![(id, None)], term };
-            propose(&self.engine, None, operation).await.map_err(propose_error)?;
-        }
-        let mut leases = generation.leases().lock();
-        match &mut leases.clock {
-            Some(clock) if clock.term == term => Ok(clock.left(id).map(|_| {
-                clock.renew(id, lease.ttl);
-                lease.ttl
-            })),
-            _ => Err(KvError::NotLeader { leader: None }),
-        }
-    }
-
-    /// A lease and what it has left, on the leader; `None`: there is no such lease, or its time is over.
+    /// This is a witness, or no thread can be had.
     ///
-    /// # Errors
-    /// See [`KvError`].
-    pub async fn time_to_live(&self, id: i64, with_keys: bool) -> Result<Option<LeaseState>, KvError> {
-        let (store, _) = self.leases_of_leader().await?;
-        let generation = store.current();
-        let (ttl, left) = {
-            let leases = generation.leases().lock();
-            let Some(lease) = leases.all.get(&id) else { return Ok(None) };
-            let Some(left) = leases.clock.as_ref().and_then(|clock| clock.left(id)) else { return Ok(None) };
-            (lease.ttl, left)
-        };
-        let keys = if with_keys {
-            blocking(move || lease::attached_keys(&**generation.db(), id)).await?
-        } else {
-            Vec::new()
-        };
-        Ok(Some(LeaseState { ttl, left, keys }))
-    }
-
-    /// The ids of all leases, in their order.
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use consensus_core::NodeId;
+    /// # use kv_state_machine::{ConsensusKvDatabase, KeyRange, KvError, KvOperation, KvRejection, Put, WatchRequest};
+    /// # let dir = tempfile::tempdir()?;
+    /// use futures::TryStreamExt;
     ///
-    /// # Errors
-    /// See [`KvError`].
-    pub async fn leases(&self) -> Result<Vec<i64>, KvError> {
-        let executor = self.executor.as_ref().ok_or_else(witness)?;
-        self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
-        let generation = executor.store().current();
-        let ids = generation.leases().lock().all.keys().copied().collect();
-        Ok(ids)
-    }
-
-    /// The store of a leader that knows all leases and counts their time, and its term. It leads still, as a quorum says.
-    async fn leases_of_leader(&self) -> Result<(Arc<Store>, u64), KvError> {
-        let executor = self.executor.as_ref().ok_or_else(witness)?;
-        let mut status = self.engine.status();
-        let (leads, leader, term) = {
-            let status = status.borrow_and_update();
-            (matches!(status.role, Role::Leader | Role::Standalone), status.leader, status.term.0)
-        };
-        if !leads {
-            return Err(KvError::NotLeader { leader });
-        }
-        self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
-        let store = executor.store().clone();
-        for _ in 0..CLOCK_LOOKS {
-            if !lessor::leads_in(&status, term) {
-                break;
-            }
-            if store.current().leases().lock().clock.as_ref().is_some_and(|clock| clock.term == term) {
-                return Ok((store, term));
-            }
-            // It has just been elected.
-            tokio::time::sleep(CLOCK_LOOK).await;
-        }
-        let leader = status.borrow().leader.filter(|_| !lessor::leads_in(&status, term));
-        Err(KvError::NotLeader { leader })
+    /// let database = ConsensusKvDatabase::new_with_mock(NodeId(0), dir.path())?;
+    /// database.start().await?;
+    /// let keys = KeyRange { key: "config/".into(), range_end: Some("config0".into()) };
+    /// let mut events = database.watch(WatchRequest { keys: keys.clone(), ..WatchRequest::default() })?;
+    /// for value in ["1", "2"] {
+    ///     let put = Put { key: "config/size".into(), value: value.into(), ..Put::default() };
+    ///     database.execute_operation(KvOperation::Put(put)).await?;
+    /// }
+    /// for value in ["1", "2"] {
+    ///     let event = events.try_next().await?.ok_or("a watch of what is to come has no end")?;
+    ///     assert_eq!((&event.kv.key[..], event.kv.value), (&b"config/size"[..], value.into()));
+    /// }
+    ///
+    /// // A watch from a revision that was compacted away ends with the oldest one that is left.
+    /// database.execute_operation(KvOperation::Compact { revision: 3 }).await?;
+    /// let mut events = database.watch(WatchRequest { keys, start_revision: 2, ..WatchRequest::default() })?;
+    /// let error = events.try_next().await.unwrap_err();
+    /// assert_eq!(error, KvError::Rejected(KvRejection::Compacted { compacted: 3 }));
+    /// assert_eq!(events.try_next().await, Ok(None));
+    /// # drop(events);
+    /// # database.shutdown().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn watch(&self, request: WatchRequest) -> Result<WatchStream, KvError> {
+        Ok(WatchStream::new(self.watches()?, request))
     }
 
     /// Executes an operation; reads are linearizable.
@@ -514,24 +471,9 @@ pub(crate) async fn propose(
     engine.propose(command.into()).await
 }
 
-/// A lease as its leader knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeaseState {
-    /// Seconds that it lives without being renewed.
-    pub ttl: u64,
-    /// What it has left.
-    pub left: Duration,
-    /// The keys that go with it, in their order, if they were asked for.
-    pub keys: Vec<Bytes>,
-}
-
 fn witness() -> KvError {
     KvError::Unavailable { why: "a witness has no data".to_owned(), maybe_applied: false }
 }
-
-/// How often, and how long each time, a call about leases waits for a leader that was just elected.
-const CLOCK_LOOKS: u32 = 20;
-const CLOCK_LOOK: Duration = Duration::from_millis(50);
 
 /// Reads of the disk do not hold up the runtime.
 async fn blocking<T: Send + 'static>(

@@ -18,7 +18,7 @@
 //! follow it.
 //!
 //! Keys can go with a *lease*, which ends unless it is renewed, and its keys with it; and a client can *watch* keys: it is
-//! told of each change ([`ConsensusKvDatabase::watches`]).
+//! told of each change ([`ConsensusKvDatabase::grant_lease`], [`ConsensusKvDatabase::watch`]).
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -67,7 +67,7 @@ mod written;
 
 pub use changes::WatchEvent;
 pub use consensus_core::session::Session;
-pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError, LeaseState};
+pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError, LeaseState, random_lease_id};
 pub use executor::KvStoreExecutor;
 pub use hash::{KeysHash, StateHash};
 pub use lease::Lease;
@@ -81,4 +81,4 @@ pub use operation::{
     KvCommand, KvOperation, KvRejection, KvResult, Put, PutDone, Range, RevisionBounds, Sort, SortBy, Txn,
     TxnDone, Versionstamp,
 };
-pub use watch::{WatchId, WatchNews, WatchRequest, Watches};
+pub use watch::{WatchId, WatchNews, WatchRequest, WatchStream, Watches};

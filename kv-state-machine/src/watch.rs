@@ -7,6 +7,7 @@
 mod dispatch;
 mod index;
 mod session;
+mod stream;
 
 use std::sync::{
     Arc,
@@ -15,7 +16,10 @@ use std::sync::{
 
 pub(crate) use self::dispatch::Hub;
 use self::session::Queue;
-pub use self::session::{WatchNews, Watches};
+pub use self::{
+    session::{WatchNews, Watches},
+    stream::WatchStream,
+};
 use crate::KeyRange;
 
 /// What is watched.

@@ -1,9 +1,13 @@
 //! Who watches is told of every change, once, in the order of revisions.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use consensus_core::NodeId;
+use futures::TryStreamExt;
 use kv_state_machine::{
     ConsensusKvDatabase, Delete, KeyRange, KvOperation, Put, Txn, WatchId, WatchNews, WatchRequest, Watches,
 };
@@ -240,5 +244,53 @@ async fn watch_that_begins_just_when_nobody_watched_misses_nothing() {
         let mut watches = store.watches();
         let (watch, _) = watches.add(of("k", None, revision));
         assert_eq!(events(&mut watches, watch, revision).await.len(), 1, "revision {revision}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stream_of_keys_that_do_not_change_can_be_resumed_after_a_compaction() {
+    let store = Store::new().await;
+    let mut events = store.database.watch(of("k", None, 2)).unwrap();
+    let told = store.put("k", "1").await;
+    let first = timeout(Duration::from_secs(20), events.try_next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(first.kv.mod_revision, told);
+    let mut last = told;
+    for n in 0..100 {
+        last = store.put(&format!("other/{n}"), "x").await;
+    }
+    let start = Instant::now();
+    while events.next_revision() <= last {
+        assert!(start.elapsed() < Duration::from_secs(20), "{events:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let resume = events.next_revision();
+    drop(events);
+    store.compact(last).await;
+    let mut resumed = store.database.watch(of("k", None, resume)).unwrap();
+    let again = store.put("k", "2").await;
+    let next = timeout(Duration::from_secs(20), resumed.try_next()).await.unwrap().unwrap().unwrap();
+    assert_eq!((next.kv.mod_revision, &next.kv.value[..]), (again, &b"2"[..]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stream_that_is_resumed_misses_nothing_wherever_it_was_left() {
+    let store = Store::new().await;
+    let of_two = |n: u32| {
+        let success = vec![put("k/a", format!("{n}")), put("k/b", format!("{n}"))];
+        KvOperation::Txn(Txn { success, ..Txn::default() })
+    };
+    for n in 0..20 {
+        store.run(of_two(n)).await;
+    }
+    let all: Vec<(u64, Bytes)> =
+        (2..22).flat_map(|revision| ["k/a", "k/b"].map(|key| (revision, key.into()))).collect();
+    for taken in 0..all.len() {
+        let mut events = store.database.watch(of("k/", Some("k0"), 2)).unwrap();
+        for _ in 0..taken {
+            timeout(Duration::from_secs(20), events.try_next()).await.unwrap().unwrap().unwrap();
+        }
+        // A revision of which a part was taken comes whole again.
+        let expected = all[taken - taken % 2].0;
+        assert_eq!(events.next_revision(), expected, "{taken} events were taken");
     }
 }

@@ -8,7 +8,7 @@ use kv_etcd_api::etcdserverpb::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
     LeaseTimeToLiveResponse, lease_server::Lease,
 };
-use kv_state_machine::{KvOperation, LEASE_TTL_MAX};
+use kv_state_machine::{KvOperation, LEASE_TTL_MAX, random_lease_id};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Etcd, error, signed, unexpected};
@@ -27,7 +27,7 @@ impl Lease for Etcd {
         if ttl > LEASE_TTL_MAX {
             return Err(error::lease_ttl_too_large());
         }
-        let id = if id == 0 { random_id() } else { id };
+        let id = if id == 0 { random_lease_id() } else { id };
         let answer = self.write(KvOperation::GrantLease { id, ttl }).await?;
         let (header, ttl) = (Some(self.header(answer.revision)), signed(ttl));
         Ok(Response::new(LeaseGrantResponse { header, id, ttl, error: String::new() }))
@@ -92,13 +92,6 @@ impl Etcd {
         let header = Some(self.header_now()?);
         Ok(LeaseKeepAliveResponse { header, id, ttl: signed(ttl.unwrap_or(0)) })
     }
-}
-
-/// An id that is not 0, and positive, as clients show it in hexadecimal digits.
-pub(super) fn random_id() -> i64 {
-    use std::hash::{BuildHasher, RandomState};
-    let random = RandomState::new().hash_one(std::time::Instant::now());
-    (random >> 1).max(1).cast_signed()
 }
 
 /// Shortest life in seconds, as in etcd with an election timeout of 1 s.

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use kv_etcd_api::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse, lock_server::Lock};
-use kv_state_machine::KvOperation;
+use kv_state_machine::{KvOperation, random_lease_id};
 use tonic::{Code, Request, Response, Status};
 
-use super::{Etcd, error, lease::random_id};
+use super::{Etcd, error};
 
 #[tonic::async_trait]
 impl Lock for Etcd {
@@ -35,7 +35,7 @@ impl Etcd {
         if lease != 0 {
             return Ok(lease);
         }
-        let id = random_id();
+        let id = random_lease_id();
         self.write(KvOperation::GrantLease { id, ttl: LEASE_TTL }).await?;
         Ok(id)
     }

@@ -107,6 +107,15 @@ impl Watches {
     /// Begins to watch. Returns the number of the watch, and the store's revision: without a start revision, the first after it
     /// is the first that is told of.
     pub fn add(&mut self, request: WatchRequest) -> (WatchId, u64) {
+        let (watch, revision) = self.begin(request);
+        (watch.id, revision)
+    }
+
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(super) fn begin(&mut self, request: WatchRequest) -> (Arc<Watch>, u64) {
         let mut registry = self.store.hub().registry();
         let revision = self.store.current().meta().revision;
         let next = if request.start_revision == 0 { revision + 1 } else { request.start_revision };
@@ -121,11 +130,11 @@ impl Watches {
         });
         self.watches.insert(watch.id, watch.clone());
         if next > registry.decided {
-            registry.index.insert(watch);
+            registry.index.insert(watch.clone());
         } else {
-            self.behind.push_back(watch);
+            self.behind.push_back(watch.clone());
         }
-        (self.last_id, revision)
+        (watch, revision)
     }
 
     /// Ends a watch. Whether there was such a one.
@@ -157,6 +166,13 @@ impl Watches {
         let waiting = self.queue.waiting();
         let is_told = self.behind.is_empty() && waiting.behind.is_empty() && waiting.news.is_empty();
         is_told.then_some(registry.delivered)
+    }
+
+    /// The revision before which a watch was told all; `None`: there is no such watch. A watch that begins there goes on with
+    /// what this one was not told.
+    #[must_use]
+    pub fn next_revision(&self, id: WatchId) -> Option<u64> {
+        self.watches.get(&id).map(|watch| next_revision(&self.store, watch))
     }
 
     /// The store's revision.
@@ -235,6 +251,17 @@ impl Drop for Watches {
             registry.index.remove(watch);
         }
     }
+}
+
+pub(super) fn next_revision(store: &Store, watch: &Arc<Watch>) -> u64 {
+    let registry = store.hub().registry();
+    let waiting = watch.queue.waiting();
+    let mut queued = waiting.news.iter().filter(|(of, _)| Arc::ptr_eq(of, watch));
+    if let Some(event) = queued.find_map(|(_, events)| events.first()) {
+        return event.kv.mod_revision;
+    }
+    let next = watch.next.load(Ordering::Relaxed);
+    if watch.is_indexed.load(Ordering::Relaxed) { next.max(registry.delivered + 1) } else { next }
 }
 
 /// A part of what a watch is behind.

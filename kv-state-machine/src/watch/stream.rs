@@ -1,0 +1,84 @@
+//! One watch as a stream.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures::{Stream, future::BoxFuture};
+
+use super::{Watch, WatchNews, WatchRequest, Watches, session};
+use crate::{KvError, KvRejection, WatchEvent, store::Store};
+
+/// The changes of some keys: each event once, in the order of revisions.
+///
+/// Events of one revision follow each other. The stream ends with [`KvRejection::Compacted`] if what it has to read next was
+/// compacted away; the error has the oldest revision that can still be watched from. After any other error, which the disk
+/// has to answer for, it can be polled again and nothing is lost. A stream that nobody polls costs bounded memory.
+pub struct WatchStream {
+    store: Arc<Store>,
+    watch: Arc<Watch>,
+    events: VecDeque<Arc<WatchEvent>>,
+    /// `None`: it has ended.
+    next: Option<BoxFuture<'static, (Watches, Result<WatchNews, KvError>)>>,
+}
+
+impl WatchStream {
+    pub(crate) fn new(mut watches: Watches, request: WatchRequest) -> Self {
+        let (watch, _) = watches.begin(request);
+        let store = watches.store().clone();
+        Self { store, watch, events: VecDeque::new(), next: Some(Box::pin(next(watches))) }
+    }
+
+    /// The revision from which another watch would go on where this stream is. It grows with the store's revision, be the
+    /// keys changed or not: a reader that notes it now and then can resume after a compaction. If only a part of the events of a
+    /// revision was taken, another watch begins with the first of them again.
+    #[must_use]
+    pub fn next_revision(&self) -> u64 {
+        match self.events.front() {
+            Some(event) => event.kv.mod_revision,
+            None => session::next_revision(&self.store, &self.watch),
+        }
+    }
+}
+
+async fn next(mut watches: Watches) -> (Watches, Result<WatchNews, KvError>) {
+    let news = watches.next().await;
+    (watches, news)
+}
+
+impl Stream for WatchStream {
+    type Item = Result<WatchEvent, KvError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(Some(Ok(Arc::unwrap_or_clone(event))));
+            }
+            let Some(pending) = &mut self.next else { return Poll::Ready(None) };
+            let (watches, news) = ready!(pending.as_mut().poll(context));
+            self.next = Some(Box::pin(next(watches)));
+            match news {
+                Ok(WatchNews::Events { events, .. }) => self.events = events.into(),
+                Ok(WatchNews::Compacted { compacted, .. }) => {
+                    self.next = None;
+                    return Poll::Ready(Some(Err(KvRejection::Compacted { compacted }.into())));
+                }
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for WatchStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WatchStream")
+            .field("request", &self.watch.request)
+            .field("next_revision", &self.next_revision())
+            .field("is_ended", &self.next.is_none())
+            .finish()
+    }
+}

@@ -16,7 +16,7 @@ use consensus_core::{
     StateMachineError, StorageError,
 };
 use consensus_engine_raft::RaftEngine;
-use consensus_testkit::{Journal, MemLogStorage, SlowToDrop};
+use consensus_testkit::{Journal, MemLogStorage};
 use consensus_transport_mem::MemNetwork;
 use tokio::runtime::Handle;
 
@@ -171,7 +171,7 @@ async fn not_in_a_cluster() {
 
 #[test]
 fn runtime_dropped_without_shutdown_has_dropped_the_machine() {
-    let (machine, dropped) = SlowToDrop::new();
+    let (machine, dropped) = Journal::slow_to_drop();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let engine = runtime.block_on(async {
         let (storage, transport) = (Arc::new(MemLogStorage::new()), MemNetwork::new(1).transport(NodeId(0)));

@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use consensus_core::{NetworkTransport, NodeId, ProposeError};
 use consensus_mock::MockConsensusEngine;
 use consensus_testkit::{
-    Journal, SlowToDrop,
+    Journal,
     engine::{Node, converged, run_suite},
 };
 use consensus_transport_mem::{Link, MemNetwork};
@@ -99,7 +99,7 @@ async fn a_panic_of_the_machine_is_told() {
 
 #[tokio::test]
 async fn engine_dropped_without_shutdown_has_dropped_its_machine() {
-    let (machine, dropped) = SlowToDrop::new();
+    let (machine, dropped) = Journal::slow_to_drop();
     drop(MockConsensusEngine::new(NodeId(0), Box::new(machine)).unwrap());
     assert!(dropped.load(Ordering::SeqCst), "a thread still holds the machine");
 }

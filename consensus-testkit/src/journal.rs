@@ -2,7 +2,11 @@
 
 use std::{
     io::Read,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,6 +20,19 @@ use crate::state_machine::Fixture;
 pub struct Journal {
     state: Arc<Mutex<State>>,
     disk: Arc<Mutex<State>>,
+    /// What makes it slow to be dropped.
+    _slow_drop: Option<SlowDrop>,
+}
+
+/// Takes 200 ms to be dropped, then sets its flag.
+#[derive(Debug)]
+struct SlowDrop(Arc<AtomicBool>);
+
+impl Drop for SlowDrop {
+    fn drop(&mut self) {
+        std::thread::sleep(Duration::from_millis(200));
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +55,14 @@ impl Journal {
         Self::default()
     }
 
+    /// An empty one that takes 200 ms to be dropped, like a machine that closes files, and a flag that is set afterwards: shows
+    /// whether an engine that is dropped waits for its threads.
+    #[must_use]
+    pub fn slow_to_drop() -> (Self, Arc<AtomicBool>) {
+        let dropped = Arc::<AtomicBool>::default();
+        (Self { _slow_drop: Some(SlowDrop(dropped.clone())), ..Self::default() }, dropped)
+    }
+
     /// A handle to look into it.
     #[must_use]
     pub fn reader(&self) -> JournalReader {
@@ -48,7 +73,7 @@ impl Journal {
     #[must_use]
     pub fn reopen(reader: &JournalReader) -> Self {
         let state = Arc::new(Mutex::new(lock(&reader.disk).clone()));
-        Self { state, disk: reader.disk.clone() }
+        Self { state, disk: reader.disk.clone(), _slow_drop: None }
     }
 }
 

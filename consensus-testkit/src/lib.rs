@@ -6,7 +6,7 @@
 //!   crate's tests have an implementation that is broken so and is rejected.
 //! * Doubles: [`MemLogStorage`], whose content outlives it as a disk would and which fails on demand; [`Journal`], a state
 //!   machine that remembers what it applied; [`OnFiles`], which keeps a machine in the files of a [`SimDir`], a directory in
-//!   memory that forgets what was not synced when the power goes; [`SlowToDrop`], which takes a moment to be dropped.
+//!   memory that forgets what was not synced when the power goes.
 //! * A checker of [linearizability], for what clients of your service saw.
 //! * What a crash can leave of a directory: `crash_images` (Linux, with `strace`). What becomes of one whose files are
 //!   damaged: [damage]. What a full disk does: `SmallDisk` (unix, as root). All for storages.
@@ -25,7 +25,6 @@ mod mem_log;
 mod on_files;
 mod rule;
 mod sim_dir;
-mod slow_to_drop;
 #[cfg(unix)]
 mod small_disk;
 pub mod state_machine;
@@ -36,7 +35,6 @@ pub use journal::{Journal, JournalReader};
 pub use mem_log::MemLogStorage;
 pub use on_files::{OnFiles, durable_position};
 pub use sim_dir::SimDir;
-pub use slow_to_drop::SlowToDrop;
 #[cfg(unix)]
 pub use small_disk::SmallDisk;
 pub use wait::eventually;

@@ -202,7 +202,8 @@ pub struct KeyRange {
 }
 
 /// If every compare holds, `success` is done, else `failure`; each operation sees what those before it did. Transactions may be
-/// within transactions, [`TXN_DEPTH_MAX`](crate::TXN_DEPTH_MAX) deep; the compares of all of them are looked at before anything is done.
+/// within transactions, [`TXN_DEPTH_MAX`](crate::TXN_DEPTH_MAX) deep; the compares of all of them are looked at before anything
+/// is done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Txn {
     /// All must hold.

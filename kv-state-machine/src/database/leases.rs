@@ -122,7 +122,8 @@ impl ConsensusKvDatabase {
         Ok(ids)
     }
 
-    /// The store of a leader that knows all leases and counts their time, and its term. It leads still, as a quorum says.
+    /// The store of a leader that knows all leases and counts their time, and the leader's term. A quorum has confirmed that this
+    /// node is still the leader.
     async fn leases_of_leader(&self) -> Result<(Arc<Store>, u64), KvError> {
         let executor = self.executor.as_ref().ok_or_else(witness)?;
         let mut status = self.engine.status();

@@ -38,8 +38,8 @@ pub(crate) struct Hub {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     pub(super) index: Index,
-    /// Through this revision it is decided which watches are told of which changes. A watch that begins later is told by the thread; one that begins
-    /// earlier reads by itself.
+    /// Through this revision it is decided which watches are told of which changes. A watch that begins later is told by the
+    /// thread; one that begins earlier reads by itself.
     pub(super) decided: u64,
     /// Through this revision all changes are in the queues.
     pub(super) delivered: u64,

@@ -76,6 +76,12 @@ impl Member {
         self.kind.votes() && self.storage != Some(StorageId::UNHEARD)
     }
 
+    /// Whether an empty storage in place of its own is noticed.
+    #[must_use]
+    pub fn storage_is_known(&self) -> bool {
+        self.storage.is_some_and(|known| known != StorageId::UNHEARD)
+    }
+
     /// Whether its votes and acknowledgements count when they come from `storage`.
     #[must_use]
     pub fn trusts(&self, storage: StorageId) -> bool {

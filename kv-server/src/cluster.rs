@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use consensus_core::{Endpoint, EngineStatus, Membership, NodeId};
+use consensus_core::{Endpoint, EngineStatus, Member, Membership, NodeId};
 use kv_store_client::idl;
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -175,6 +175,7 @@ impl ClusterManager {
                 lag_entries: peer.map(|peer| number(status.last_log.index.since(peer.matched))),
                 snapshot_bytes: peer.and_then(|peer| peer.snapshot_bytes).map(number),
                 storage_mismatch: peer.map(|peer| peer.other_storage),
+                storage_known: membership.get(id).map(Member::storage_is_known),
             }
         };
         ids.into_iter().map(member).collect()

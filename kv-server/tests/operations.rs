@@ -150,6 +150,11 @@ fn from_one_node_to_three_keeps_the_data() {
 }
 
 #[test]
+fn node_that_lost_its_disk_is_replaced() {
+    run("Replacing a node");
+}
+
+#[test]
 fn copy_of_a_data_directory_becomes_a_cluster() {
     run("Restoring from a copy");
 }
@@ -177,6 +182,7 @@ fn every_section_with_commands_is_run() {
         "Full and stalled disks",
         "Loss of a majority",
         "Moving addresses",
+        "Replacing a node",
         "Restoring from a copy",
     ];
     assert_eq!(titles, run);

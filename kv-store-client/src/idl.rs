@@ -1885,10 +1885,12 @@ pub struct MemberStatus {
   pub snapshot_bytes: Option<i64>,
   /// Its disk is not the one that the cluster knows: it does not count until it is removed and added again.
   pub storage_mismatch: Option<bool>,
+  /// Whether the cluster knows its disk: from then on an empty one in its place is noticed.
+  pub storage_known: Option<bool>,
 }
 
 impl MemberStatus {
-  pub fn new<F6, F7, F8, F9, F10>(node_id: i64, consensus_endpoint: String, client_endpoint: String, kind: String, healthy: bool, problem: F6, matched_index: F7, lag_entries: F8, snapshot_bytes: F9, storage_mismatch: F10) -> MemberStatus where F6: Into<Option<String>>, F7: Into<Option<i64>>, F8: Into<Option<i64>>, F9: Into<Option<i64>>, F10: Into<Option<bool>> {
+  pub fn new<F6, F7, F8, F9, F10, F11>(node_id: i64, consensus_endpoint: String, client_endpoint: String, kind: String, healthy: bool, problem: F6, matched_index: F7, lag_entries: F8, snapshot_bytes: F9, storage_mismatch: F10, storage_known: F11) -> MemberStatus where F6: Into<Option<String>>, F7: Into<Option<i64>>, F8: Into<Option<i64>>, F9: Into<Option<i64>>, F10: Into<Option<bool>>, F11: Into<Option<bool>> {
     MemberStatus {
       node_id,
       consensus_endpoint,
@@ -1900,6 +1902,7 @@ impl MemberStatus {
       lag_entries: lag_entries.into(),
       snapshot_bytes: snapshot_bytes.into(),
       storage_mismatch: storage_mismatch.into(),
+      storage_known: storage_known.into(),
     }
   }
 }
@@ -1917,6 +1920,7 @@ impl TSerializable for MemberStatus {
     let mut f_8: Option<i64> = None;
     let mut f_9: Option<i64> = None;
     let mut f_10: Option<bool> = None;
+    let mut f_11: Option<bool> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1964,6 +1968,10 @@ impl TSerializable for MemberStatus {
           let val = i_prot.read_bool()?;
           f_10 = Some(val);
         },
+        11 => {
+          let val = i_prot.read_bool()?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1987,6 +1995,7 @@ impl TSerializable for MemberStatus {
       lag_entries: f_8,
       snapshot_bytes: f_9,
       storage_mismatch: f_10,
+      storage_known: f_11,
     };
     Ok(ret)
   }
@@ -2030,6 +2039,11 @@ impl TSerializable for MemberStatus {
     }
     if let Some(fld_var) = self.storage_mismatch {
       o_prot.write_field_begin(&TFieldIdentifier::new("storage_mismatch", TType::Bool, 10))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.storage_known {
+      o_prot.write_field_begin(&TFieldIdentifier::new("storage_known", TType::Bool, 11))?;
       o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }

@@ -151,7 +151,7 @@ impl Raft {
         let peer = leader.peers.get(&id);
         let own = (id == self.config.id).then_some(self.storage);
         let heard = own.or(peer.map(|peer| peer.storage)).unwrap_or_default();
-        if member.storage.is_some_and(|known| known != StorageId::UNHEARD) {
+        if member.storage_is_known() {
             return;
         }
         if heard != StorageId::default() {

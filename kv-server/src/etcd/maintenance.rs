@@ -57,9 +57,9 @@ impl Maintenance for Etcd {
         }))
     }
 
-    /// Nothing is to be defragmented.
+    /// Nothing is to be defragmented. As in etcd, this response has no header.
     async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<DefragmentResponse> {
-        Ok(Response::new(DefragmentResponse { header: Some(self.header_now()?) }))
+        Ok(Response::new(DefragmentResponse { header: None }))
     }
 
     async fn hash(&self, _: Request<HashRequest>) -> Result<HashResponse> {
@@ -88,6 +88,9 @@ impl Maintenance for Etcd {
         let target = node_of(request.into_inner().target_id);
         if Etcd::status(self).leader != Some(self.router.node()) {
             return Err(error::not_leader());
+        }
+        if target == self.router.node() {
+            return Ok(Response::new(MoveLeaderResponse { header: None })); // As in etcd.
         }
         if self.router.database().status().borrow().membership.get(target).is_none() {
             return Err(error::bad_leader_transferee());

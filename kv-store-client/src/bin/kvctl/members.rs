@@ -103,8 +103,13 @@ async fn list(client: &KvClient, endpoints: &[Endpoint], show: Show) -> Result<u
     let status = nodes::best_status(client, endpoints).await?;
     let row = |member: &MemberStatus| {
         let leads = if status.leader_id == Some(member.node_id) { "  leads" } else { "" };
+        let disk = match member.storage_known {
+            Some(true) => "  disk known",
+            Some(false) => "  disk not known yet",
+            None => "",
+        };
         format!(
-            "node {}  {}  consensus {}  clients {}{leads}{}",
+            "node {}  {}{disk}  consensus {}  clients {}{leads}{}",
             member.node_id,
             member.kind,
             member.consensus_endpoint,
@@ -124,6 +129,7 @@ pub(crate) fn value(member: &MemberStatus) -> Value {
         "client_endpoint": member.client_endpoint, "consensus_endpoint": member.consensus_endpoint,
         "matched_index": member.matched_index, "lag_entries": member.lag_entries,
         "snapshot_bytes": member.snapshot_bytes, "storage_mismatch": member.storage_mismatch,
+        "storage_known": member.storage_known,
     })
 }
 

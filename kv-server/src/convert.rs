@@ -1,15 +1,22 @@
 //! Between the IDL's types and those of the store. Where the IDL can say what the store cannot take (a negative limit, a
 //! compare without its operand), the answer is InvalidRequest.
 
+mod leases;
+
 use consensus_core::{Endpoint, EndpointError, Member, MemberChange, MemberKind, Membership, NodeId};
 use kv_state_machine::{
-    Compare, CompareResult, CompareTarget, Consistency, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer,
-    KvError, KvOperation, KvRejection, KvResult, Put, PutDone, Range, Session, StateHash, Txn, Versionstamp,
+    Compare, CompareResult, CompareTarget, Consistency, Delete, Deleted, Found, Keep, KeyRange, KeyValue,
+    KvAnswer, KvError, KvOperation, KvRejection, KvResult, Put, PutDone, Range, RevisionBounds, Session,
+    Sort, SortBy, StateHash, Txn, Versionstamp,
 };
 use kv_store_client::{
     admin::{self, RefusedReason},
     idl,
     protocol::{Fault, Reply},
+};
+
+pub(crate) use self::leases::{
+    LEASE_KEYS_BYTES_MAX, grant, granted, kept_alive, lease_limit, leases, no_lease, time_to_live,
 };
 
 type Result<T> = std::result::Result<T, Fault>;
@@ -182,13 +189,13 @@ pub(crate) fn transferred(leader: NodeId) -> Reply {
     Reply::TransferLeader(signed(leader.0))
 }
 
-fn natural(what: &str, value: Option<i64>) -> Result<u64> {
+pub(crate) fn natural(what: &str, value: Option<i64>) -> Result<u64> {
     let value = value.unwrap_or(0);
     u64::try_from(value).map_err(|_| invalid(format!("{what} is {value}; it cannot be negative")))
 }
 
 /// Numbers of the store stay far below 2^63; one that does not is shown as the greatest.
-fn signed(value: u64) -> i64 {
+pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
@@ -210,7 +217,10 @@ pub(crate) fn put(request: idl::PutRequest) -> Result<KvOperation> {
             Some(idl::Versionstamp::VALUE_SUFFIX) => Versionstamp::ValueSuffix,
             Some(other) => return Err(invalid(format!("versionstamp {} is not 0, 1 or 2", other.0))),
         },
-        ..Put::default()
+        keep: Keep {
+            value: request.ignore_value.unwrap_or(false),
+            lease: request.ignore_lease.unwrap_or(false),
+        },
     }))
 }
 
@@ -232,8 +242,26 @@ pub(crate) fn range(request: idl::RangeRequest) -> Result<KvOperation> {
         descending: request.descending.unwrap_or(false),
         keys_only: request.keys_only.unwrap_or(false),
         count_only: request.count_only.unwrap_or(false),
-        ..Range::default()
+        whole: false,
+        sort: Sort { by: sort_by(request.sort_by)?, after_limit: false },
+        bounds: RevisionBounds {
+            mod_min: natural("min_mod_revision", request.min_mod_revision)?,
+            mod_max: natural("max_mod_revision", request.max_mod_revision)?,
+            create_min: natural("min_create_revision", request.min_create_revision)?,
+            create_max: natural("max_create_revision", request.max_create_revision)?,
+        },
     }))
+}
+
+fn sort_by(sort_by: Option<idl::SortBy>) -> Result<SortBy> {
+    match sort_by {
+        None | Some(idl::SortBy::KEY) => Ok(SortBy::Key),
+        Some(idl::SortBy::VERSION) => Ok(SortBy::Version),
+        Some(idl::SortBy::CREATE_REVISION) => Ok(SortBy::CreateRevision),
+        Some(idl::SortBy::MOD_REVISION) => Ok(SortBy::ModRevision),
+        Some(idl::SortBy::VALUE) => Ok(SortBy::Value),
+        Some(other) => Err(invalid(format!("sort_by {} is not 0, 1, 2, 3 or 4", other.0))),
+    }
 }
 
 pub(crate) fn consistency(consistency: Option<idl::Consistency>) -> Result<Consistency> {
@@ -305,19 +333,23 @@ fn compare(compare: idl::Compare) -> Result<Compare> {
     Ok(Compare { keys, target, result })
 }
 
-pub(crate) fn reply(node: NodeId, answer: KvAnswer) -> Reply {
-    let header = idl::ResponseHeader {
+fn header(node: NodeId, answer: &KvAnswer) -> idl::ResponseHeader {
+    idl::ResponseHeader {
         revision: signed(answer.revision),
         node_id: signed(node.0),
         term: signed(answer.term),
         applied_index: signed(answer.applied_index),
-    };
+    }
+}
+
+pub(crate) fn reply(node: NodeId, answer: KvAnswer) -> Reply {
+    let header = header(node, &answer);
     match answer.result {
         KvResult::Put(done) => Reply::Put(put_done(header, done)),
         KvResult::Delete(deleted) => Reply::DeleteRange(delete_done(header, deleted)),
         KvResult::Range(found) => Reply::Range(range_done(header, found)),
-        // No call asks for a lease yet.
-        KvResult::Compact | KvResult::Lease => Reply::Compact(header),
+        KvResult::Compact => Reply::Compact(header),
+        KvResult::Lease => Reply::LeaseRevoke(idl::LeaseRevokeResponse { header }),
         KvResult::OpenSession(id) => Reply::OpenSession(signed(id)),
         KvResult::Txn(done) => {
             let responses = done.responses.into_iter().filter_map(|result| match result {
@@ -351,7 +383,7 @@ fn range_done(header: idl::ResponseHeader, found: Found) -> idl::RangeResponse {
     idl::RangeResponse { header, kvs, more: found.more, count: signed(found.count) }
 }
 
-fn key_value(kv: KeyValue) -> idl::KeyValue {
+pub(crate) fn key_value(kv: KeyValue) -> idl::KeyValue {
     idl::KeyValue {
         key: kv.key.into(),
         value: kv.value.into(),
@@ -389,6 +421,10 @@ pub(crate) fn fault(error: KvError) -> Fault {
         KvError::Rejected(KvRejection::SequenceOver { client_id, sequence, last }) => {
             let (client_id, sequence, last_sequence) = (signed(client_id), signed(sequence), signed(last));
             Fault::SequenceOver(idl::SequenceOver { client_id, sequence, last_sequence })
+        }
+        KvError::Rejected(KvRejection::NoLease { id }) => no_lease(id),
+        KvError::Rejected(KvRejection::LeaseExists { id }) => {
+            Fault::LeaseExists(idl::LeaseExists { lease_id: id })
         }
         KvError::Rejected(rejection) => invalid(rejection.to_string()),
         KvError::Unavailable { why, maybe_applied } => unavailable(why, maybe_applied),

@@ -16,6 +16,7 @@ use tokio::{
 use crate::{
     answers::NodeBudget,
     etcd::{self, Etcd},
+    polls::NodePolls,
     routing::RoutingManager,
 };
 
@@ -55,6 +56,7 @@ impl Frontend {
         let clients = Arc::new(Semaphore::new(self.limits.clients_max));
         let beyond = Arc::new(Semaphore::new(BEYOND_MAX));
         let budget = NodeBudget::new(self.limits.responses_bytes, self.limits.connection_responses_bytes);
+        let polls = NodePolls::default();
         let mut refusals = refusal::Refusals::new(self.limits.clients_max);
         let mut failures = AcceptFailures::default();
         let mut connections = JoinSet::new();
@@ -76,6 +78,7 @@ impl Frontend {
             let client = Client {
                 router: self.router.clone(),
                 budget: budget.clone(),
+                polls: polls.clone(),
                 limits: self.limits,
                 stop: stop.clone(),
             };
@@ -96,6 +99,7 @@ impl Frontend {
 struct Client {
     router: Arc<RoutingManager>,
     budget: NodeBudget,
+    polls: NodePolls,
     limits: Limits,
     stop: watch::Receiver<bool>,
 }
@@ -131,7 +135,8 @@ impl Client {
             return Ok(());
         }
         // Of a node it is known already what to do with what only the leader can do.
-        connection::serve(frames, writer, self.router, self.budget.connection(), is_client, self.stop).await
+        let (budget, polls) = (self.budget.connection(), self.polls.connection());
+        connection::serve(frames, writer, self.router, budget, polls, is_client, self.stop).await
     }
 }
 

@@ -36,7 +36,7 @@ pub fn configuration(flags: &[&str], file: &str) -> Result<String, String> {
 pub fn command(call: Call) -> Result<Option<KvCommand>, Fault> {
     Ok(match routing::request(call, 10_000)? {
         Request::Operation { operation, session, .. } => Some(KvCommand { session, operation }),
-        Request::ChangeMembers(_) | Request::TransferLeader(_) | Request::OfNode(_) => None,
+        _ => None,
     })
 }
 

@@ -21,6 +21,7 @@ mod frontend;
 pub mod fuzzing;
 mod mode;
 mod node;
+mod polls;
 mod routing;
 
 use std::{process::ExitCode, time::Duration};

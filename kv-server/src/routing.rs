@@ -36,6 +36,9 @@ pub(crate) struct RoutingManager {
 /// What is to be done, checked as far as one can without doing it.
 pub(crate) enum Request {
     Operation { operation: KvOperation, session: Option<Session>, consistency: Consistency },
+    KeepAlive { id: i64 },
+    TimeToLive { id: i64, with_keys: bool },
+    ListLeases { after: Option<i64>, limit: usize },
     ChangeMembers(Vec<MemberChange>),
     TransferLeader(Option<NodeId>),
     OfNode(NodeRequest),
@@ -47,6 +50,9 @@ impl Request {
         match self {
             Self::Operation { operation, session, .. } => operation.answer_bytes_max(session.is_some()),
             Self::OfNode(NodeRequest::Execute(operation)) => operation.answer_bytes_max(false),
+            Self::TimeToLive { with_keys: true, .. } => convert::LEASE_KEYS_BYTES_MAX,
+            Self::ListLeases { limit, .. } => limit * LEASE_ID_BYTES,
+            Self::KeepAlive { .. } | Self::TimeToLive { .. } => 0,
             Self::ChangeMembers(_) | Self::TransferLeader(_) | Self::OfNode(_) => 0,
         }
     }
@@ -155,11 +161,31 @@ impl RoutingManager {
                     room.reserve(request.answer_bytes_max()).await;
                     self.database.execute(operation.clone(), *session, *consistency).await
                 };
-                match outcome {
-                    Ok(answer) => Ok(convert::reply(self.node, answer)),
-                    Err(KvError::NotLeader { leader }) => Err(Refusal::NotLeader(leader)),
-                    Err(error) => Err(convert::fault(error).into()),
+                let answer = outcome.map_err(refusal)?;
+                Ok(match operation {
+                    KvOperation::GrantLease { id, ttl } => convert::granted(self.node, &answer, *id, *ttl),
+                    _ => convert::reply(self.node, answer),
+                })
+            }
+            Request::KeepAlive { id } => {
+                let ttl = self.database.keep_alive(*id).await.map_err(refusal)?;
+                let ttl = ttl.ok_or_else(|| convert::no_lease(*id))?;
+                Ok(convert::kept_alive(self.header()?, ttl))
+            }
+            Request::TimeToLive { id, with_keys } => {
+                room.reserve(request.answer_bytes_max()).await;
+                let state = self.database.time_to_live(*id, *with_keys).await.map_err(refusal)?;
+                let state = state.ok_or_else(|| convert::no_lease(*id))?;
+                Ok(convert::time_to_live(self.header()?, state, *with_keys))
+            }
+            Request::ListLeases { after, limit } => {
+                let leader = self.database.status().borrow().leader;
+                if !may_forward && leader != Some(self.node) {
+                    return Err(Refusal::NotLeader(leader));
                 }
+                room.reserve(request.answer_bytes_max()).await;
+                let leases = self.database.leases().await.map_err(refusal)?;
+                Ok(convert::leases(self.header()?, leases, *after, *limit))
             }
             Request::ChangeMembers(changes) => self.change_members(changes).await,
             Request::TransferLeader(to) => self.transfer_leader(*to).await,
@@ -340,18 +366,22 @@ impl RoutingManager {
         Ok(connection)
     }
 
-    fn status(&self) -> Result<Reply, Fault> {
+    /// The header of an answer at what this node has applied.
+    pub(crate) fn header(&self) -> Result<idl::ResponseHeader, Fault> {
         let engine = self.database.status().borrow().clone();
-        let cluster = self.cluster.as_deref();
-        let revision = self.database.revision().map_err(convert::fault)?;
-        let header = idl::ResponseHeader {
-            revision: number(revision),
+        Ok(idl::ResponseHeader {
+            revision: number(self.database.revision().map_err(convert::fault)?),
             node_id: number(self.node.0),
             term: number(engine.term.0),
             applied_index: number(engine.applied.0),
-        };
+        })
+    }
+
+    fn status(&self) -> Result<Reply, Fault> {
+        let engine = self.database.status().borrow().clone();
+        let cluster = self.cluster.as_deref();
         Ok(Reply::Status(idl::StatusResponse {
-            header,
+            header: self.header()?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             role: cluster.map_or_else(|| engine.role.to_string(), |cluster| cluster.role(&engine)),
             leader_id: engine.leader.map(|id| number(id.0)),
@@ -387,6 +417,23 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
         }
         Call::Compact(revision) => convert::compact(revision)?,
         Call::OpenSession => KvOperation::OpenSession { sessions_max },
+        Call::LeaseGrant(mut request) => {
+            session = convert::session(request.session.take())?;
+            convert::grant(&request, session.is_some())?
+        }
+        Call::LeaseRevoke(mut request) => {
+            session = convert::session(request.session.take())?;
+            KvOperation::RevokeLease { id: request.lease_id }
+        }
+        Call::LeaseKeepAlive(request) => return Ok(Request::KeepAlive { id: request.lease_id }),
+        Call::LeaseTimeToLive(request) => {
+            let with_keys = request.keys.unwrap_or(false);
+            return Ok(Request::TimeToLive { id: request.lease_id, with_keys });
+        }
+        Call::LeaseList(request) => {
+            let limit = convert::lease_limit(request.limit)?;
+            return Ok(Request::ListLeases { after: request.after, limit });
+        }
         Call::ChangeMembers(changes) => return Ok(Request::ChangeMembers(changes)),
         Call::BetweenNodes(bytes) => {
             return between::decode(&bytes).map(Request::OfNode).map_err(convert::invalid);
@@ -398,13 +445,22 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
             })?;
             return Ok(Request::TransferLeader(Some(NodeId(to))));
         }
-        Call::Status | Call::Hash | Call::NoForwarding => {
+        Call::Status | Call::Hash | Call::NoForwarding | Call::Watch(_) => {
             return Err(convert::invalid("not an operation"));
         }
     };
     Ok(Request::Operation { operation, session, consistency })
 }
 
+fn refusal(error: KvError) -> Refusal {
+    match error {
+        KvError::NotLeader { leader } => Refusal::NotLeader(leader),
+        error => convert::fault(error).into(),
+    }
+}
+
+/// Of an id in an answer.
+const LEASE_ID_BYTES: usize = 8;
 const STANDALONE: &str = "this server stands alone; it has no members";
 /// A change of members that no quorum confirms for so long is answered as unknown.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(8);

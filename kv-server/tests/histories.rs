@@ -206,7 +206,7 @@ async fn stale_reads_of_a_node_that_is_cut_off_are_found_out() {
     let endpoint = format!("127.0.0.1:{}", cluster.servers[cut_off].port).parse().unwrap();
     let connection = Connection::open(&endpoint, Duration::from_secs(1)).await.unwrap();
     let read = async |consistency| {
-        let request = RangeRequest::new(b"k".to_vec(), None, None, None, None, None, None, consistency);
+        let request = RangeRequest { consistency: Some(consistency), ..RangeRequest::of("k", None) };
         match connection.call(protocol::Call::Range(request)).await.unwrap() {
             Ok(Reply::Range(mut found)) => found.kvs.pop().map(cell),
             other => panic!("{other:?}"),
@@ -228,8 +228,7 @@ async fn stale_reads_of_a_node_that_is_cut_off_are_found_out() {
     assert!(matches!(verdict(old), Verdict::Violation { stuck: 2, .. }), "{:?}", verdict(old));
 
     // Asked for a linearizable one, the same node has it from the others or has none, and does not make one up.
-    let request =
-        RangeRequest::new(b"k".to_vec(), None, None, None, None, None, None, Consistency::LINEARIZABLE);
+    let request = RangeRequest::of("k", None);
     if let Ok(Ok(Reply::Range(mut found))) = connection.call(protocol::Call::Range(request)).await {
         assert_eq!(verdict(found.kvs.pop().map(cell)), Verdict::Linearizable);
     }

@@ -13,11 +13,11 @@ use kv_store_client::{
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 fn put(key: String, value: Vec<u8>) -> Operation {
-    Operation::Put(PutRequest::new(key.into_bytes(), value, None, None, None, None))
+    Operation::Put(PutRequest::of(key, value))
 }
 
 fn all_pairs() -> RangeRequest {
-    RangeRequest::new(b"a".to_vec(), b"z".to_vec(), None, None, None, None, None, None)
+    RangeRequest::of("a", Some(b"z".to_vec()))
 }
 
 async fn connect(port: u16) -> Connection {
@@ -38,7 +38,7 @@ async fn idle_clients_beyond_the_descriptors_are_refused_and_the_cluster_goes_on
     }
     // The next one is told why, at its first call.
     let told = async |_: &Cluster| {
-        let put = PutRequest::new(b"k".to_vec(), b"v".to_vec(), None, None, None, None);
+        let put = PutRequest::of("k", "v");
         match connect(port).await.call(Call::Put(put)).await {
             Ok(Err(Fault::Unavailable(why))) if !why.maybe_applied => Some(why.message),
             _ => None,

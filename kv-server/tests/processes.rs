@@ -137,7 +137,7 @@ async fn a_client_whose_session_was_forgotten_goes_on_with_another() {
         first.put("first", round.to_string()).await.unwrap();
         second.put("second", round.to_string()).await.unwrap();
     }
-    let everything = RangeRequest::new(b"a".to_vec(), b"z".to_vec(), None, None, None, None, None, None);
+    let everything = RangeRequest::of("a", Some(b"z".to_vec()));
     let found = first.range(everything).await.unwrap();
     let versions: Vec<i64> = found.kvs.iter().map(|kv| kv.version).collect();
     assert_eq!(versions, [3, 3], "each write applied once");
@@ -153,7 +153,7 @@ async fn a_leader_that_hangs_is_replaced_and_seen_as_failed_until_it_is_back() {
     let endpoint = format!("127.0.0.1:{}", cluster.servers[follower].port).parse().unwrap();
     let connection = Connection::open(&endpoint, Duration::from_secs(1)).await.unwrap();
     let put = || {
-        let request = PutRequest::new(b"k".to_vec(), b"v".to_vec(), None, None, None, None);
+        let request = PutRequest::of("k", "v");
         tokio::time::timeout(Duration::from_secs(5), connection.call(Call::Put(request)))
     };
     assert!(matches!(put().await, Ok(Ok(Ok(Reply::Put(_))))), "forwarded");
@@ -254,8 +254,8 @@ async fn a_client_that_does_not_read_its_answers_holds_up_nobody() {
     // Before anybody else has the follower forward something: a put, which makes it connect to the leader, and 64 MiB of
     // answers that nobody takes.
     let mut mute = std::net::TcpStream::connect(("127.0.0.1", follower)).unwrap();
-    let put = PutRequest::new(b"k".to_vec(), b"v".to_vec(), None, None, None, None);
-    let get = RangeRequest::new(b"large".to_vec(), None, None, None, None, None, None, Consistency::STALE);
+    let put = PutRequest::of("k", "v");
+    let get = RangeRequest { consistency: Some(Consistency::STALE), ..RangeRequest::of("large", None) };
     let calls = std::iter::once(Call::Put(put)).chain((0..128).map(|_| Call::Range(get.clone())));
     for (sequence, call) in (1..).zip(calls) {
         std::io::Write::write_all(&mut mute, &call.encode(sequence).unwrap()).unwrap();

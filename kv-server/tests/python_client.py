@@ -112,7 +112,8 @@ def standalone(port):
     raises(kv.Compacted, client.txn, optimistic(3))
     # InvalidRequest, from every call that has it
     assert "empty" in raises(kv.InvalidRequest, client.put, put(b"", b"x")).message
-    assert "lease" in raises(kv.InvalidRequest, client.put, put(b"x", b"x", lease_id=7)).message
+    assert raises(kv.NoLease, client.put, put(b"x", b"x", lease_id=7)).lease_id == 7
+    assert "kept" in raises(kv.InvalidRequest, client.put, put(b"x", b"", ignore_value=True)).message
     raises(kv.InvalidRequest, client.put, put(b"x", b"x" * (2 << 20) + b"x"))
     raises(kv.InvalidRequest, client.delete_range, kv.DeleteRequest(key=b""))
     assert "future" in raises(kv.InvalidRequest, client.range, kv.RangeRequest(key=b"a", revision=10_000)).message
@@ -123,6 +124,8 @@ def standalone(port):
     assert "counts from 1" in raises(
         kv.InvalidRequest, client.put, put(b"x", b"x", session=kv.Session(client_id=1, sequence=0))).message
     sessions(client)
+    leases(client)
+    watch(client, connect(port))
     assert client.status().role == "standalone"
 
 
@@ -154,6 +157,71 @@ def sessions(client):
         assert raises(kv.NoSession, call, request).client_id == 999
 
 
+def leases(client):
+    """Grant, keep alive, time to live, list, revoke; keys that go with a lease."""
+    granted = client.lease_grant(kv.LeaseGrantRequest(ttl_seconds=100))
+    lease_id = granted.lease_id
+    assert lease_id > 0 and granted.ttl_seconds == 100, granted
+    for key in (b"lease/1", b"lease/2"):
+        client.put(put(key, b"x", lease_id=lease_id))
+    client.put(put(b"lease/1", b"y", ignore_lease=True))
+    client.put(put(b"lease/1", b"", ignore_value=True, lease_id=lease_id))
+    pair, = client.range(kv.RangeRequest(key=b"lease/1")).kvs
+    assert (pair.value, pair.lease_id, pair.version) == (b"y", lease_id, 3), pair
+    assert client.lease_keep_alive(kv.LeaseKeepAliveRequest(lease_id=lease_id)).ttl_seconds == 100
+    state = client.lease_time_to_live(kv.LeaseTimeToLiveRequest(lease_id=lease_id, keys=True))
+    assert state.granted_ttl_seconds == 100 and 90_000 < state.remaining_ms <= 100_000, state
+    assert state.keys == [b"lease/1", b"lease/2"] and state.more is False, state
+    # With a session and an id the grant happens once.
+    session = kv.Session(client_id=client.open_session(), sequence=1)
+    once = kv.LeaseGrantRequest(ttl_seconds=50, lease_id=77, session=session)
+    assert client.lease_grant(once).header.revision == client.lease_grant(once).header.revision
+    assert raises(kv.LeaseExists, client.lease_grant, kv.LeaseGrantRequest(ttl_seconds=50, lease_id=77)).lease_id == 77
+    listed = client.lease_list(kv.LeaseListRequest())
+    assert listed.lease_ids == sorted([77, lease_id]) and not listed.more, listed
+    part = client.lease_list(kv.LeaseListRequest(after=77, limit=1))
+    assert part.lease_ids == [lease_id] and not part.more, part
+    # All keys go at one revision.
+    revoked = client.lease_revoke(kv.LeaseRevokeRequest(lease_id=lease_id))
+    assert client.range(kv.RangeRequest(key=b"lease/", range_end=b"lease0", count_only=True)).count == 0
+    assert client.range(kv.RangeRequest(key=b"lease/1", revision=revoked.header.revision - 1)).kvs[0].value == b"y"
+    for call, request in [(client.lease_revoke, kv.LeaseRevokeRequest(lease_id=lease_id)),
+                          (client.lease_keep_alive, kv.LeaseKeepAliveRequest(lease_id=lease_id)),
+                          (client.lease_time_to_live, kv.LeaseTimeToLiveRequest(lease_id=lease_id))]:
+        assert raises(kv.NoLease, call, request).lease_id == lease_id
+    assert "9000000000" in raises(kv.InvalidRequest, client.lease_grant, kv.LeaseGrantRequest(ttl_seconds=9_000_000_001)).message
+    raises(kv.InvalidRequest, client.lease_grant, kv.LeaseGrantRequest(ttl_seconds=0))
+
+
+def watch(client, other):
+    """A watch is a loop of polls; one that waits is answered when something happens."""
+    import threading
+    first = client.put(put(b"w/a", b"1")).header.revision
+    client.txn(kv.TxnRequest(compare=[], failure=[], success=[
+        kv.Operation(put=put(b"w/a", b"2")), kv.Operation(put=put(b"w/b", b"3")), kv.Operation(put=put(b"x", b"4"))]))
+    poll = lambda **more: client.watch(kv.WatchRequest(key=b"w/", range_end=b"w0", **more))
+    told = poll(start_revision=first, return_previous=True)
+    assert [(event.kv.key, event.kv.value, event.kv.mod_revision) for event in told.events] == [
+        (b"w/a", b"1", first), (b"w/a", b"2", first + 1), (b"w/b", b"3", first + 1)], told
+    assert [event.previous and event.previous.value for event in told.events] == [None, b"1", None], told
+    assert (told.next_revision, told.next_event) == (first + 2, 0), told
+    # Nothing happened: the answer comes when the time is over, or at once.
+    assert poll(start_revision=told.next_revision).events == []
+    assert poll(start_revision=told.next_revision, wait_ms=100).events == []
+    timer = threading.Timer(0.2, lambda: other.delete_range(kv.DeleteRequest(key=b"w/a")))
+    timer.start()
+    deleted = poll(start_revision=told.next_revision, wait_ms=20_000)
+    timer.join()
+    assert [(event.deleted, event.kv.key, event.kv.mod_revision) for event in deleted.events] == [
+        (True, b"w/a", first + 2)], deleted
+    assert poll(start_revision=first, without_puts=True).events == deleted.events
+    assert len(poll(start_revision=first, without_deletes=True).events) == 3
+    client.compact(first + 2)
+    assert raises(kv.Compacted, lambda: poll(start_revision=first)).compacted_revision == first + 2
+    assert "key" in raises(kv.InvalidRequest, client.watch, kv.WatchRequest(key=b"")).message
+    assert "negative" in raises(kv.InvalidRequest, lambda: poll(wait_ms=-1)).message
+
+
 def unknown_method(port):
     """By hand: thriftpy2 does not call what the IDL does not have."""
     import socket
@@ -174,6 +242,14 @@ def follower(port, leader_endpoint):
         error = raises(kv.NotLeader, call, argument)
         assert error.leader_endpoint == leader_endpoint, error
     raises(kv.NotLeader, client.open_session)
+    for call, request in [(client.lease_grant, kv.LeaseGrantRequest(ttl_seconds=10)),
+                          (client.lease_revoke, kv.LeaseRevokeRequest(lease_id=7)),
+                          (client.lease_keep_alive, kv.LeaseKeepAliveRequest(lease_id=7)),
+                          (client.lease_time_to_live, kv.LeaseTimeToLiveRequest(lease_id=7)),
+                          (client.lease_list, kv.LeaseListRequest())]:
+        assert raises(kv.NotLeader, call, request).leader_endpoint == leader_endpoint
+    # Every node serves watches.
+    assert client.watch(kv.WatchRequest(key=b"k")).events == []
     assert client.range(kv.RangeRequest(key=b"k", consistency=kv.Consistency.STALE)).kvs == []
     status = client.status()
     assert status.role == "follower" and len(status.members) == 3, status
@@ -197,6 +273,8 @@ def lonely(port):
     for call, *arguments in [(client.put, put(b"k", b"v")), (client.range, kv.RangeRequest(key=b"k")), (client.open_session,)]:
         error = raises(kv.Unavailable, call, *arguments)
         assert error.maybe_applied is False and error.retry_after_ms > 0 and "majority" in error.message, error
+    error = raises(kv.Unavailable, client.watch, kv.WatchRequest(key=b"k", wait_ms=30_000))
+    assert error.maybe_applied is False and "no leader" in error.message, error
     assert client.status().leader_id is None
     refused = raises(admin.Refused, connect(port, admin.Admin).transfer_leader, -1)
     assert refused.reason == admin.RefusedReason.UNAVAILABLE and "majority" in refused.message, refused

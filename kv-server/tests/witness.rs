@@ -37,7 +37,7 @@ async fn two_servers_and_a_witness_survive_the_loss_of_one() {
     // Whoever knows only the witness is served by it, through the leader.
     let through_witness = client(&[cluster.servers[WITNESS].port]);
     assert_eq!(through_witness.get("k").await.unwrap().unwrap().value, VALUE.as_bytes());
-    let stale = RangeRequest::new(b"k".to_vec(), None, None, None, None, None, None, Consistency::STALE);
+    let stale = RangeRequest { consistency: Some(Consistency::STALE), ..RangeRequest::of("k", None) };
     assert_eq!(through_witness.range(stale).await.unwrap().kvs.len(), 1);
 
     let other = 1 - first;

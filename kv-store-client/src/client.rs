@@ -112,7 +112,7 @@ impl KvClient {
         key: impl Into<Vec<u8>>,
         value: impl Into<Vec<u8>>,
     ) -> Result<PutResponse, ClientError> {
-        self.put_with(PutRequest::new(key.into(), value.into(), None, None, None, None)).await
+        self.put_with(PutRequest::of(key, value)).await
     }
 
     /// Writes a key, with all that the IDL offers; `request.session` is set by the client.
@@ -132,8 +132,7 @@ impl KvClient {
     /// # Errors
     /// See [`ClientError`].
     pub async fn get(&self, key: impl Into<Vec<u8>>) -> Result<Option<KeyValue>, ClientError> {
-        let request = RangeRequest::new(key.into(), None, None, None, None, None, None, None);
-        Ok(self.range(request).await?.kvs.pop())
+        Ok(self.range(RangeRequest::of(key, None)).await?.kvs.pop())
     }
 
     /// Reads a range, at the leader if one is known; see [`range_of`](Self::range_of) for the state of one server.
@@ -150,7 +149,7 @@ impl KvClient {
     /// # Errors
     /// See [`ClientError`].
     pub async fn delete(&self, key: impl Into<Vec<u8>>) -> Result<DeleteResponse, ClientError> {
-        self.delete_range(DeleteRequest::new(key.into(), None, None, None, None)).await
+        self.delete_range(DeleteRequest::of(key, None)).await
     }
 
     /// Removes a range; `request.session` is set by the client.

@@ -138,6 +138,67 @@ impl From<&Versionstamp> for i32 {
   }
 }
 
+/// By what the pairs of a range are ordered.
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SortBy(pub i32);
+
+impl SortBy {
+  pub const KEY: SortBy = SortBy(0);
+  pub const VERSION: SortBy = SortBy(1);
+  pub const CREATE_REVISION: SortBy = SortBy(2);
+  pub const MOD_REVISION: SortBy = SortBy(3);
+  pub const VALUE: SortBy = SortBy(4);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::KEY,
+    Self::VERSION,
+    Self::CREATE_REVISION,
+    Self::MOD_REVISION,
+    Self::VALUE,
+  ];
+}
+
+impl TSerializable for SortBy {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<SortBy> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(SortBy::from(enum_value))
+  }
+}
+
+impl From<i32> for SortBy {
+  fn from(i: i32) -> Self {
+    match i {
+      0 => SortBy::KEY,
+      1 => SortBy::VERSION,
+      2 => SortBy::CREATE_REVISION,
+      3 => SortBy::MOD_REVISION,
+      4 => SortBy::VALUE,
+      _ => SortBy(i)
+    }
+  }
+}
+
+impl From<&i32> for SortBy {
+  fn from(i: &i32) -> Self {
+    SortBy::from(*i)
+  }
+}
+
+impl From<SortBy> for i32 {
+  fn from(e: SortBy) -> i32 {
+    e.0
+  }
+}
+
+impl From<&SortBy> for i32 {
+  fn from(e: &SortBy) -> i32 {
+    e.0
+  }
+}
+
 #[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CompareTarget(pub i32);
 
@@ -555,14 +616,19 @@ impl TSerializable for KeyValue {
 pub struct PutRequest {
   pub key: Vec<u8>,
   pub value: Vec<u8>,
+  /// Lease that the key goes with: it is deleted when the lease ends. 0 or absent: none.
   pub lease_id: Option<i64>,
   pub return_previous: Option<bool>,
   pub session: Option<Session>,
   pub versionstamp: Option<Versionstamp>,
+  /// Keep the value that the key has; `value` must be empty. InvalidRequest if there is no such key.
+  pub ignore_value: Option<bool>,
+  /// Keep the lease that the key has; `lease_id` must be 0 or absent. InvalidRequest if there is no such key.
+  pub ignore_lease: Option<bool>,
 }
 
 impl PutRequest {
-  pub fn new<F3, F4, F5, F6>(key: Vec<u8>, value: Vec<u8>, lease_id: F3, return_previous: F4, session: F5, versionstamp: F6) -> PutRequest where F3: Into<Option<i64>>, F4: Into<Option<bool>>, F5: Into<Option<Session>>, F6: Into<Option<Versionstamp>> {
+  pub fn new<F3, F4, F5, F6, F7, F8>(key: Vec<u8>, value: Vec<u8>, lease_id: F3, return_previous: F4, session: F5, versionstamp: F6, ignore_value: F7, ignore_lease: F8) -> PutRequest where F3: Into<Option<i64>>, F4: Into<Option<bool>>, F5: Into<Option<Session>>, F6: Into<Option<Versionstamp>>, F7: Into<Option<bool>>, F8: Into<Option<bool>> {
     PutRequest {
       key,
       value,
@@ -570,6 +636,8 @@ impl PutRequest {
       return_previous: return_previous.into(),
       session: session.into(),
       versionstamp: versionstamp.into(),
+      ignore_value: ignore_value.into(),
+      ignore_lease: ignore_lease.into(),
     }
   }
 }
@@ -583,6 +651,8 @@ impl TSerializable for PutRequest {
     let mut f_4: Option<bool> = None;
     let mut f_5: Option<Session> = None;
     let mut f_6: Option<Versionstamp> = None;
+    let mut f_7: Option<bool> = None;
+    let mut f_8: Option<bool> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -614,6 +684,14 @@ impl TSerializable for PutRequest {
           let val = Versionstamp::read_from_in_protocol(i_prot)?;
           f_6 = Some(val);
         },
+        7 => {
+          let val = i_prot.read_bool()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_bool()?;
+          f_8 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -630,6 +708,8 @@ impl TSerializable for PutRequest {
       return_previous: f_4,
       session: f_5,
       versionstamp: f_6,
+      ignore_value: f_7,
+      ignore_lease: f_8,
     };
     Ok(ret)
   }
@@ -660,6 +740,16 @@ impl TSerializable for PutRequest {
     if let Some(ref fld_var) = self.versionstamp {
       o_prot.write_field_begin(&TFieldIdentifier::new("versionstamp", TType::I32, 6))?;
       fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.ignore_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("ignore_value", TType::Bool, 7))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.ignore_lease {
+      o_prot.write_field_begin(&TFieldIdentifier::new("ignore_lease", TType::Bool, 8))?;
+      o_prot.write_bool(fld_var)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
@@ -982,10 +1072,17 @@ pub struct RangeRequest {
   pub keys_only: Option<bool>,
   pub count_only: Option<bool>,
   pub consistency: Option<Consistency>,
+  /// The limit counts in this order. `descending` reverses it.
+  pub sort_by: Option<SortBy>,
+  /// Only pairs whose revisions lie within these bounds, inclusive; 0 or absent: no bound. `count` counts all pairs.
+  pub min_mod_revision: Option<i64>,
+  pub max_mod_revision: Option<i64>,
+  pub min_create_revision: Option<i64>,
+  pub max_create_revision: Option<i64>,
 }
 
 impl RangeRequest {
-  pub fn new<F2, F3, F4, F5, F6, F7, F8>(key: Vec<u8>, range_end: F2, limit: F3, revision: F4, descending: F5, keys_only: F6, count_only: F7, consistency: F8) -> RangeRequest where F2: Into<Option<Vec<u8>>>, F3: Into<Option<i64>>, F4: Into<Option<i64>>, F5: Into<Option<bool>>, F6: Into<Option<bool>>, F7: Into<Option<bool>>, F8: Into<Option<Consistency>> {
+  pub fn new<F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13>(key: Vec<u8>, range_end: F2, limit: F3, revision: F4, descending: F5, keys_only: F6, count_only: F7, consistency: F8, sort_by: F9, min_mod_revision: F10, max_mod_revision: F11, min_create_revision: F12, max_create_revision: F13) -> RangeRequest where F2: Into<Option<Vec<u8>>>, F3: Into<Option<i64>>, F4: Into<Option<i64>>, F5: Into<Option<bool>>, F6: Into<Option<bool>>, F7: Into<Option<bool>>, F8: Into<Option<Consistency>>, F9: Into<Option<SortBy>>, F10: Into<Option<i64>>, F11: Into<Option<i64>>, F12: Into<Option<i64>>, F13: Into<Option<i64>> {
     RangeRequest {
       key,
       range_end: range_end.into(),
@@ -995,6 +1092,11 @@ impl RangeRequest {
       keys_only: keys_only.into(),
       count_only: count_only.into(),
       consistency: consistency.into(),
+      sort_by: sort_by.into(),
+      min_mod_revision: min_mod_revision.into(),
+      max_mod_revision: max_mod_revision.into(),
+      min_create_revision: min_create_revision.into(),
+      max_create_revision: max_create_revision.into(),
     }
   }
 }
@@ -1010,6 +1112,11 @@ impl TSerializable for RangeRequest {
     let mut f_6: Option<bool> = None;
     let mut f_7: Option<bool> = None;
     let mut f_8: Option<Consistency> = None;
+    let mut f_9: Option<SortBy> = None;
+    let mut f_10: Option<i64> = None;
+    let mut f_11: Option<i64> = None;
+    let mut f_12: Option<i64> = None;
+    let mut f_13: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1049,6 +1156,26 @@ impl TSerializable for RangeRequest {
           let val = Consistency::read_from_in_protocol(i_prot)?;
           f_8 = Some(val);
         },
+        9 => {
+          let val = SortBy::read_from_in_protocol(i_prot)?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let val = i_prot.read_i64()?;
+          f_10 = Some(val);
+        },
+        11 => {
+          let val = i_prot.read_i64()?;
+          f_11 = Some(val);
+        },
+        12 => {
+          let val = i_prot.read_i64()?;
+          f_12 = Some(val);
+        },
+        13 => {
+          let val = i_prot.read_i64()?;
+          f_13 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1066,6 +1193,11 @@ impl TSerializable for RangeRequest {
       keys_only: f_6,
       count_only: f_7,
       consistency: f_8,
+      sort_by: f_9,
+      min_mod_revision: f_10,
+      max_mod_revision: f_11,
+      min_create_revision: f_12,
+      max_create_revision: f_13,
     };
     Ok(ret)
   }
@@ -1108,6 +1240,31 @@ impl TSerializable for RangeRequest {
     if let Some(ref fld_var) = self.consistency {
       o_prot.write_field_begin(&TFieldIdentifier::new("consistency", TType::I32, 8))?;
       fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.sort_by {
+      o_prot.write_field_begin(&TFieldIdentifier::new("sort_by", TType::I32, 9))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.min_mod_revision {
+      o_prot.write_field_begin(&TFieldIdentifier::new("min_mod_revision", TType::I64, 10))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.max_mod_revision {
+      o_prot.write_field_begin(&TFieldIdentifier::new("max_mod_revision", TType::I64, 11))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.min_create_revision {
+      o_prot.write_field_begin(&TFieldIdentifier::new("min_create_revision", TType::I64, 12))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.max_create_revision {
+      o_prot.write_field_begin(&TFieldIdentifier::new("max_create_revision", TType::I64, 13))?;
+      o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
@@ -1863,6 +2020,1131 @@ impl TSerializable for TxnResponse {
 }
 
 //
+// LeaseGrantRequest
+//
+
+/// A lease lives for a time and ends unless it is renewed before; the keys that go with it are deleted, at one revision, when
+/// it ends. A client that counts the time from when it sent the grant or the last renewal that succeeded never believes that
+/// a lease lives when it has ended.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseGrantRequest {
+  /// Seconds that it lives without being renewed, 1 to 9,000,000,000.
+  pub ttl_seconds: i64,
+  /// Its id, not 0; LeaseExists if it is taken. Absent: the server draws one. With a session it has to be given.
+  pub lease_id: Option<i64>,
+  pub session: Option<Session>,
+}
+
+impl LeaseGrantRequest {
+  pub fn new<F2, F3>(ttl_seconds: i64, lease_id: F2, session: F3) -> LeaseGrantRequest where F2: Into<Option<i64>>, F3: Into<Option<Session>> {
+    LeaseGrantRequest {
+      ttl_seconds,
+      lease_id: lease_id.into(),
+      session: session.into(),
+    }
+  }
+}
+
+impl TSerializable for LeaseGrantRequest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseGrantRequest> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<Session> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = Session::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LeaseGrantRequest.ttl_seconds", &f_1)?;
+    let ret = LeaseGrantRequest {
+      ttl_seconds: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      lease_id: f_2,
+      session: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseGrantRequest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("ttl_seconds", TType::I64, 1))?;
+    o_prot.write_i64(self.ttl_seconds)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.lease_id {
+      o_prot.write_field_begin(&TFieldIdentifier::new("lease_id", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.session {
+      o_prot.write_field_begin(&TFieldIdentifier::new("session", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// LeaseGrantResponse
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseGrantResponse {
+  pub header: ResponseHeader,
+  pub lease_id: i64,
+  pub ttl_seconds: i64,
+}
+
+impl LeaseGrantResponse {
+  pub fn new(header: ResponseHeader, lease_id: i64, ttl_seconds: i64) -> LeaseGrantResponse {
+    LeaseGrantResponse {
+      header,
+      lease_id,
+      ttl_seconds,
+    }
+  }
+}
+
+impl TSerializable for LeaseGrantResponse {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseGrantResponse> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<ResponseHeader> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = ResponseHeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LeaseGrantResponse.header", &f_1)?;
+    verify_required_field_exists("LeaseGrantResponse.lease_id", &f_2)?;
+    verify_required_field_exists("LeaseGrantResponse.ttl_seconds", &f_3)?;
+    let ret = LeaseGrantResponse {
+      header: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      lease_id: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      ttl_seconds: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseGrantResponse");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("header", TType::Struct, 1))?;
+    self.header.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("lease_id", TType::I64, 2))?;
+    o_prot.write_i64(self.lease_id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("ttl_seconds", TType::I64, 3))?;
+    o_prot.write_i64(self.ttl_seconds)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// LeaseRevokeRequest
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseRevokeRequest {
+  pub lease_id: i64,
+  pub session: Option<Session>,
+}
+
+impl LeaseRevokeRequest {
+  pub fn new<F2>(lease_id: i64, session: F2) -> LeaseRevokeRequest where F2: Into<Option<Session>> {
+    LeaseRevokeRequest {
+      lease_id,
+      session: session.into(),
+    }
+  }
+}
+
+impl TSerializable for LeaseRevokeRequest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseRevokeRequest> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<Session> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = Session::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LeaseRevokeRequest.lease_id", &f_1)?;
+    let ret = LeaseRevokeRequest {
+      lease_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      session: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseRevokeRequest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("lease_id", TType::I64, 1))?;
+    o_prot.write_i64(self.lease_id)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.session {
+      o_prot.write_field_begin(&TFieldIdentifier::new("session", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// LeaseRevokeResponse
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseRevokeResponse {
+  /// Its revision is that at which the keys were deleted.
+  pub header: ResponseHeader,
+}
+
+impl LeaseRevokeResponse {
+  pub fn new(header: ResponseHeader) -> LeaseRevokeResponse {
+    LeaseRevokeResponse {
+      header,
+    }
+  }
+}
+
+impl TSerializable for LeaseRevokeResponse {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseRevokeResponse> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<ResponseHeader> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = ResponseHeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LeaseRevokeResponse.header", &f_1)?;
+    let ret = LeaseRevokeResponse {
+      header: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseRevokeResponse");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("header", TType::Struct, 1))?;
+    self.header.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// LeaseKeepAliveRequest
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseKeepAliveRequest {
+  pub lease_id: i64,
+}
+
+impl LeaseKeepAliveRequest {
+  pub fn new(lease_id: i64) -> LeaseKeepAliveRequest {
+    LeaseKeepAliveRequest {
+      lease_id,
+    }
+  }
+}
+
+impl TSerializable for LeaseKeepAliveRequest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseKeepAliveRequest> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LeaseKeepAliveRequest.lease_id", &f_1)?;
+    let ret = LeaseKeepAliveRequest {
+      lease_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseKeepAliveRequest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("lease_id", TType::I64, 1))?;
+    o_prot.write_i64(self.lease_id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// LeaseKeepAliveResponse
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseKeepAliveResponse {
+  pub header: ResponseHeader,
+  /// Seconds that the lease lives from now on.
+  pub ttl_seconds: i64,
+}
+
+impl LeaseKeepAliveResponse {
+  pub fn new(header: ResponseHeader, ttl_seconds: i64) -> LeaseKeepAliveResponse {
+    LeaseKeepAliveResponse {
+      header,
+      ttl_seconds,
+    }
+  }
+}
+
+impl TSerializable for LeaseKeepAliveResponse {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseKeepAliveResponse> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<ResponseHeader> = None;
+    let mut f_2: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = ResponseHeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LeaseKeepAliveResponse.header", &f_1)?;
+    verify_required_field_exists("LeaseKeepAliveResponse.ttl_seconds", &f_2)?;
+    let ret = LeaseKeepAliveResponse {
+      header: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      ttl_seconds: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseKeepAliveResponse");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("header", TType::Struct, 1))?;
+    self.header.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("ttl_seconds", TType::I64, 2))?;
+    o_prot.write_i64(self.ttl_seconds)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// LeaseTimeToLiveRequest
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseTimeToLiveRequest {
+  pub lease_id: i64,
+  /// Answer with the keys that go with it.
+  pub keys: Option<bool>,
+}
+
+impl LeaseTimeToLiveRequest {
+  pub fn new<F2>(lease_id: i64, keys: F2) -> LeaseTimeToLiveRequest where F2: Into<Option<bool>> {
+    LeaseTimeToLiveRequest {
+      lease_id,
+      keys: keys.into(),
+    }
+  }
+}
+
+impl TSerializable for LeaseTimeToLiveRequest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseTimeToLiveRequest> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bool()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LeaseTimeToLiveRequest.lease_id", &f_1)?;
+    let ret = LeaseTimeToLiveRequest {
+      lease_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      keys: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseTimeToLiveRequest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("lease_id", TType::I64, 1))?;
+    o_prot.write_i64(self.lease_id)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.keys {
+      o_prot.write_field_begin(&TFieldIdentifier::new("keys", TType::Bool, 2))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// LeaseTimeToLiveResponse
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseTimeToLiveResponse {
+  pub header: ResponseHeader,
+  /// Seconds that it lives without being renewed.
+  pub granted_ttl_seconds: i64,
+  pub remaining_ms: i64,
+  /// The keys that go with it, in their order; the first 4 MiB of them.
+  pub keys: Option<Vec<Vec<u8>>>,
+  /// Not all keys are listed.
+  pub more: Option<bool>,
+}
+
+impl LeaseTimeToLiveResponse {
+  pub fn new<F4, F5>(header: ResponseHeader, granted_ttl_seconds: i64, remaining_ms: i64, keys: F4, more: F5) -> LeaseTimeToLiveResponse where F4: Into<Option<Vec<Vec<u8>>>>, F5: Into<Option<bool>> {
+    LeaseTimeToLiveResponse {
+      header,
+      granted_ttl_seconds,
+      remaining_ms,
+      keys: keys.into(),
+      more: more.into(),
+    }
+  }
+}
+
+impl TSerializable for LeaseTimeToLiveResponse {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseTimeToLiveResponse> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<ResponseHeader> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<Vec<Vec<u8>>> = None;
+    let mut f_5: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = ResponseHeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Vec<u8>> = Vec::with_capacity((list_ident.size as usize).min(64));
+          for _ in 0..list_ident.size {
+            let list_elem_7 = i_prot.read_bytes()?;
+            val.push(list_elem_7);
+          }
+          i_prot.read_list_end()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_bool()?;
+          f_5 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LeaseTimeToLiveResponse.header", &f_1)?;
+    verify_required_field_exists("LeaseTimeToLiveResponse.granted_ttl_seconds", &f_2)?;
+    verify_required_field_exists("LeaseTimeToLiveResponse.remaining_ms", &f_3)?;
+    let ret = LeaseTimeToLiveResponse {
+      header: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      granted_ttl_seconds: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      remaining_ms: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      keys: f_4,
+      more: f_5,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseTimeToLiveResponse");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("header", TType::Struct, 1))?;
+    self.header.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("granted_ttl_seconds", TType::I64, 2))?;
+    o_prot.write_i64(self.granted_ttl_seconds)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("remaining_ms", TType::I64, 3))?;
+    o_prot.write_i64(self.remaining_ms)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.keys {
+      o_prot.write_field_begin(&TFieldIdentifier::new("keys", TType::List, 4))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_bytes(e)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.more {
+      o_prot.write_field_begin(&TFieldIdentifier::new("more", TType::Bool, 5))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// LeaseListRequest
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseListRequest {
+  /// Only ids greater than this one. Absent: all.
+  pub after: Option<i64>,
+  /// At most so many, and at most 100,000; 0 or absent: as many as that.
+  pub limit: Option<i64>,
+}
+
+impl LeaseListRequest {
+  pub fn new<F1, F2>(after: F1, limit: F2) -> LeaseListRequest where F1: Into<Option<i64>>, F2: Into<Option<i64>> {
+    LeaseListRequest {
+      after: after.into(),
+      limit: limit.into(),
+    }
+  }
+}
+
+impl TSerializable for LeaseListRequest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseListRequest> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = LeaseListRequest {
+      after: f_1,
+      limit: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseListRequest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(fld_var) = self.after {
+      o_prot.write_field_begin(&TFieldIdentifier::new("after", TType::I64, 1))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.limit {
+      o_prot.write_field_begin(&TFieldIdentifier::new("limit", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for LeaseListRequest {
+  fn default() -> Self {
+    LeaseListRequest{
+      after: Some(0),
+      limit: Some(0),
+    }
+  }
+}
+
+//
+// LeaseListResponse
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseListResponse {
+  pub header: ResponseHeader,
+  /// In ascending order.
+  pub lease_ids: Vec<i64>,
+  /// There are more: ask again after the last one.
+  pub more: bool,
+}
+
+impl LeaseListResponse {
+  pub fn new(header: ResponseHeader, lease_ids: Vec<i64>, more: bool) -> LeaseListResponse {
+    LeaseListResponse {
+      header,
+      lease_ids,
+      more,
+    }
+  }
+}
+
+impl TSerializable for LeaseListResponse {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseListResponse> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<ResponseHeader> = None;
+    let mut f_2: Option<Vec<i64>> = None;
+    let mut f_3: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = ResponseHeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<i64> = Vec::with_capacity((list_ident.size as usize).min(64));
+          for _ in 0..list_ident.size {
+            let list_elem_8 = i_prot.read_i64()?;
+            val.push(list_elem_8);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bool()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LeaseListResponse.header", &f_1)?;
+    verify_required_field_exists("LeaseListResponse.lease_ids", &f_2)?;
+    verify_required_field_exists("LeaseListResponse.more", &f_3)?;
+    let ret = LeaseListResponse {
+      header: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      lease_ids: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      more: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseListResponse");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("header", TType::Struct, 1))?;
+    self.header.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("lease_ids", TType::List, 2))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::I64, self.lease_ids.len() as i32))?;
+    for e in &self.lease_ids {
+      o_prot.write_i64(*e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("more", TType::Bool, 3))?;
+    o_prot.write_bool(self.more)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// WatchRequest
+//
+
+/// A watch, as a long poll: asks for changes of the keys in [key, range_end) (see DeleteRequest for the bounds), and waits if
+/// there are none. A client goes on with the `next_revision` and `next_event` of the response, at any node of the cluster: so it
+/// learns of every change once, in the order of revisions, whatever becomes of its connections.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct WatchRequest {
+  pub key: Vec<u8>,
+  pub range_end: Option<Vec<u8>>,
+  /// First revision of interest. 0 or absent: the one after the newest that this node has applied.
+  pub start_revision: Option<i64>,
+  /// Number of events of `start_revision` that are known already.
+  pub start_event: Option<i64>,
+  /// Answer with the pairs as they were before.
+  pub return_previous: Option<bool>,
+  /// Leave out keys that were written.
+  pub without_puts: Option<bool>,
+  /// Leave out keys that were deleted.
+  pub without_deletes: Option<bool>,
+  /// How long to wait for a first event, at most 60,000. 0 or absent: not at all.
+  pub wait_ms: Option<i64>,
+}
+
+impl WatchRequest {
+  pub fn new<F2, F3, F4, F5, F6, F7, F8>(key: Vec<u8>, range_end: F2, start_revision: F3, start_event: F4, return_previous: F5, without_puts: F6, without_deletes: F7, wait_ms: F8) -> WatchRequest where F2: Into<Option<Vec<u8>>>, F3: Into<Option<i64>>, F4: Into<Option<i64>>, F5: Into<Option<bool>>, F6: Into<Option<bool>>, F7: Into<Option<bool>>, F8: Into<Option<i64>> {
+    WatchRequest {
+      key,
+      range_end: range_end.into(),
+      start_revision: start_revision.into(),
+      start_event: start_event.into(),
+      return_previous: return_previous.into(),
+      without_puts: without_puts.into(),
+      without_deletes: without_deletes.into(),
+      wait_ms: wait_ms.into(),
+    }
+  }
+}
+
+impl TSerializable for WatchRequest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<WatchRequest> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<u8>> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<i64> = None;
+    let mut f_5: Option<bool> = None;
+    let mut f_6: Option<bool> = None;
+    let mut f_7: Option<bool> = None;
+    let mut f_8: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bytes()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_bool()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_bool()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_bool()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("WatchRequest.key", &f_1)?;
+    let ret = WatchRequest {
+      key: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      range_end: f_2,
+      start_revision: f_3,
+      start_event: f_4,
+      return_previous: f_5,
+      without_puts: f_6,
+      without_deletes: f_7,
+      wait_ms: f_8,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("WatchRequest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("key", TType::String, 1))?;
+    o_prot.write_bytes(&self.key)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.range_end {
+      o_prot.write_field_begin(&TFieldIdentifier::new("range_end", TType::String, 2))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.start_revision {
+      o_prot.write_field_begin(&TFieldIdentifier::new("start_revision", TType::I64, 3))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.start_event {
+      o_prot.write_field_begin(&TFieldIdentifier::new("start_event", TType::I64, 4))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.return_previous {
+      o_prot.write_field_begin(&TFieldIdentifier::new("return_previous", TType::Bool, 5))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.without_puts {
+      o_prot.write_field_begin(&TFieldIdentifier::new("without_puts", TType::Bool, 6))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.without_deletes {
+      o_prot.write_field_begin(&TFieldIdentifier::new("without_deletes", TType::Bool, 7))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.wait_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("wait_ms", TType::I64, 8))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// WatchEvent
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct WatchEvent {
+  pub deleted: bool,
+  /// The pair as it was written. Of a deletion: the key and the revision, in `mod_revision`.
+  pub kv: KeyValue,
+  /// The pair as it was before, if that was asked for; absent if there was none, or if that was compacted away.
+  pub previous: Option<KeyValue>,
+}
+
+impl WatchEvent {
+  pub fn new<F3>(deleted: bool, kv: KeyValue, previous: F3) -> WatchEvent where F3: Into<Option<KeyValue>> {
+    WatchEvent {
+      deleted,
+      kv,
+      previous: previous.into(),
+    }
+  }
+}
+
+impl TSerializable for WatchEvent {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<WatchEvent> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<bool> = None;
+    let mut f_2: Option<KeyValue> = None;
+    let mut f_3: Option<KeyValue> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bool()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = KeyValue::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = KeyValue::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("WatchEvent.deleted", &f_1)?;
+    verify_required_field_exists("WatchEvent.kv", &f_2)?;
+    let ret = WatchEvent {
+      deleted: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      kv: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      previous: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("WatchEvent");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("deleted", TType::Bool, 1))?;
+    o_prot.write_bool(self.deleted)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("kv", TType::Struct, 2))?;
+    self.kv.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.previous {
+      o_prot.write_field_begin(&TFieldIdentifier::new("previous", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// WatchResponse
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct WatchResponse {
+  pub header: ResponseHeader,
+  /// In the order of revisions; at most 4 MiB, or one event. Empty: nothing happened in the time.
+  pub events: Vec<WatchEvent>,
+  /// `start_revision` of the next poll: what was before is known. It grows without events, too, as the store is written.
+  pub next_revision: i64,
+  /// `start_event` of the next poll. 0 unless the events of one revision alone are more than a response may hold: else every
+  /// revision comes whole.
+  pub next_event: i64,
+}
+
+impl WatchResponse {
+  pub fn new(header: ResponseHeader, events: Vec<WatchEvent>, next_revision: i64, next_event: i64) -> WatchResponse {
+    WatchResponse {
+      header,
+      events,
+      next_revision,
+      next_event,
+    }
+  }
+}
+
+impl TSerializable for WatchResponse {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<WatchResponse> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<ResponseHeader> = None;
+    let mut f_2: Option<Vec<WatchEvent>> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = ResponseHeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<WatchEvent> = Vec::with_capacity((list_ident.size as usize).min(64));
+          for _ in 0..list_ident.size {
+            let list_elem_9 = WatchEvent::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_9);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("WatchResponse.header", &f_1)?;
+    verify_required_field_exists("WatchResponse.events", &f_2)?;
+    verify_required_field_exists("WatchResponse.next_revision", &f_3)?;
+    verify_required_field_exists("WatchResponse.next_event", &f_4)?;
+    let ret = WatchResponse {
+      header: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      events: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      next_revision: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      next_event: f_4.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("WatchResponse");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("header", TType::Struct, 1))?;
+    self.header.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("events", TType::List, 2))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.events.len() as i32))?;
+    for e in &self.events {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("next_revision", TType::I64, 3))?;
+    o_prot.write_i64(self.next_revision)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("next_event", TType::I64, 4))?;
+    o_prot.write_i64(self.next_event)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // MemberStatus
 //
 
@@ -2143,8 +3425,8 @@ impl TSerializable for StatusResponse {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<MemberStatus> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
-            let list_elem_7 = MemberStatus::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_7);
+            let list_elem_10 = MemberStatus::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_10);
           }
           i_prot.read_list_end()?;
           f_8 = Some(val);
@@ -2157,8 +3439,8 @@ impl TSerializable for StatusResponse {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
-            let list_elem_8 = i_prot.read_string()?;
-            val.push(list_elem_8);
+            let list_elem_11 = i_prot.read_string()?;
+            val.push(list_elem_11);
           }
           i_prot.read_list_end()?;
           f_10 = Some(val);
@@ -2507,7 +3789,7 @@ impl Display for Unavailable {
 // InvalidRequest
 //
 
-/// The request itself is wrong (empty key, too large, unknown lease, future revision...). Nothing was done.
+/// The request itself is wrong (empty key, too large, future revision...). Nothing was done.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct InvalidRequest {
   pub message: String,
@@ -2899,6 +4181,148 @@ impl Display for SequenceOver {
 }
 
 //
+// NoLease
+//
+
+/// The lease was never granted, or has ended. Nothing was done.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct NoLease {
+  pub lease_id: i64,
+}
+
+impl NoLease {
+  pub fn new(lease_id: i64) -> NoLease {
+    NoLease {
+      lease_id,
+    }
+  }
+}
+
+impl TSerializable for NoLease {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<NoLease> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("NoLease.lease_id", &f_1)?;
+    let ret = NoLease {
+      lease_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("NoLease");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("lease_id", TType::I64, 1))?;
+    o_prot.write_i64(self.lease_id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Error for NoLease {}
+
+impl From<NoLease> for thrift::Error {
+  fn from(e: NoLease) -> Self {
+    thrift::Error::User(Box::new(e))
+  }
+}
+
+impl Display for NoLease {
+  fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+    write!(f, "remote service threw NoLease")
+  }
+}
+
+//
+// LeaseExists
+//
+
+/// There is a lease of this id already. Nothing was done.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LeaseExists {
+  pub lease_id: i64,
+}
+
+impl LeaseExists {
+  pub fn new(lease_id: i64) -> LeaseExists {
+    LeaseExists {
+      lease_id,
+    }
+  }
+}
+
+impl TSerializable for LeaseExists {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LeaseExists> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LeaseExists.lease_id", &f_1)?;
+    let ret = LeaseExists {
+      lease_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LeaseExists");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("lease_id", TType::I64, 1))?;
+    o_prot.write_i64(self.lease_id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Error for LeaseExists {}
+
+impl From<LeaseExists> for thrift::Error {
+  fn from(e: LeaseExists) -> Self {
+    thrift::Error::User(Box::new(e))
+  }
+}
+
+impl Display for LeaseExists {
+  fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+    write!(f, "remote service threw LeaseExists")
+  }
+}
+
+//
 // NoData
 //
 
@@ -3029,6 +4453,7 @@ pub(crate) struct KvPutResult {
   pub(crate) invalid: Option<InvalidRequest>,
   pub(crate) no_session: Option<NoSession>,
   pub(crate) sequence_over: Option<SequenceOver>,
+  pub(crate) no_lease: Option<NoLease>,
 }
 
 impl KvPutResult {
@@ -3043,6 +4468,8 @@ impl KvPutResult {
       Err(thrift::Error::User(Box::new(self.no_session.unwrap())))
     } else if self.sequence_over.is_some() {
       Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
+    } else if self.no_lease.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_lease.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -3064,6 +4491,7 @@ impl KvPutResult {
     let mut f_3: Option<InvalidRequest> = None;
     let mut f_6: Option<NoSession> = None;
     let mut f_7: Option<SequenceOver> = None;
+    let mut f_8: Option<NoLease> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -3095,6 +4523,10 @@ impl KvPutResult {
           let val = SequenceOver::read_from_in_protocol(i_prot)?;
           f_7 = Some(val);
         },
+        8 => {
+          let val = NoLease::read_from_in_protocol(i_prot)?;
+          f_8 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -3109,6 +4541,7 @@ impl KvPutResult {
       invalid: f_3,
       no_session: f_6,
       sequence_over: f_7,
+      no_lease: f_8,
     };
     Ok(ret)
   }
@@ -3142,6 +4575,11 @@ impl KvPutResult {
     }
     if let Some(ref fld_var) = self.sequence_over {
       o_prot.write_field_begin(&TFieldIdentifier::new("sequence_over", TType::Struct, 7))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_lease {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_lease", TType::Struct, 8))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -3560,6 +4998,7 @@ pub(crate) struct KvTxnResult {
   pub(crate) conflict: Option<Conflict>,
   pub(crate) no_session: Option<NoSession>,
   pub(crate) sequence_over: Option<SequenceOver>,
+  pub(crate) no_lease: Option<NoLease>,
 }
 
 impl KvTxnResult {
@@ -3578,6 +5017,8 @@ impl KvTxnResult {
       Err(thrift::Error::User(Box::new(self.no_session.unwrap())))
     } else if self.sequence_over.is_some() {
       Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
+    } else if self.no_lease.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_lease.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -3601,6 +5042,7 @@ impl KvTxnResult {
     let mut f_5: Option<Conflict> = None;
     let mut f_6: Option<NoSession> = None;
     let mut f_7: Option<SequenceOver> = None;
+    let mut f_8: Option<NoLease> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -3640,6 +5082,10 @@ impl KvTxnResult {
           let val = SequenceOver::read_from_in_protocol(i_prot)?;
           f_7 = Some(val);
         },
+        8 => {
+          let val = NoLease::read_from_in_protocol(i_prot)?;
+          f_8 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -3656,6 +5102,7 @@ impl KvTxnResult {
       conflict: f_5,
       no_session: f_6,
       sequence_over: f_7,
+      no_lease: f_8,
     };
     Ok(ret)
   }
@@ -3699,6 +5146,11 @@ impl KvTxnResult {
     }
     if let Some(ref fld_var) = self.sequence_over {
       o_prot.write_field_begin(&TFieldIdentifier::new("sequence_over", TType::Struct, 7))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_lease {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_lease", TType::Struct, 8))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -3993,6 +5445,1050 @@ impl KvOpenSessionResult {
     }
     if let Some(ref fld_var) = self.unavailable {
       o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLeaseGrantArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLeaseGrantArgs {
+  pub(crate) request: LeaseGrantRequest,
+}
+
+impl KvLeaseGrantArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLeaseGrantArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<LeaseGrantRequest> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = LeaseGrantRequest::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("KvLeaseGrantArgs.request", &f_1)?;
+    let ret = KvLeaseGrantArgs {
+      request: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("lease_grant_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    self.request.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLeaseGrantResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLeaseGrantResult {
+  pub(crate) result_value: Option<LeaseGrantResponse>,
+  pub(crate) not_leader: Option<NotLeader>,
+  pub(crate) unavailable: Option<Unavailable>,
+  pub(crate) invalid: Option<InvalidRequest>,
+  pub(crate) no_session: Option<NoSession>,
+  pub(crate) sequence_over: Option<SequenceOver>,
+  pub(crate) lease_exists: Option<LeaseExists>,
+}
+
+impl KvLeaseGrantResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<LeaseGrantResponse> {
+    if self.not_leader.is_some() {
+      Err(thrift::Error::User(Box::new(self.not_leader.unwrap())))
+    } else if self.unavailable.is_some() {
+      Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
+    } else if self.invalid.is_some() {
+      Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
+    } else if self.no_session.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_session.unwrap())))
+    } else if self.sequence_over.is_some() {
+      Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
+    } else if self.lease_exists.is_some() {
+      Err(thrift::Error::User(Box::new(self.lease_exists.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for KvLeaseGrant"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLeaseGrantResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<LeaseGrantResponse> = None;
+    let mut f_1: Option<NotLeader> = None;
+    let mut f_2: Option<Unavailable> = None;
+    let mut f_3: Option<InvalidRequest> = None;
+    let mut f_6: Option<NoSession> = None;
+    let mut f_7: Option<SequenceOver> = None;
+    let mut f_9: Option<LeaseExists> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = LeaseGrantResponse::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        1 => {
+          let val = NotLeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = Unavailable::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = InvalidRequest::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        6 => {
+          let val = NoSession::read_from_in_protocol(i_prot)?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = SequenceOver::read_from_in_protocol(i_prot)?;
+          f_7 = Some(val);
+        },
+        9 => {
+          let val = LeaseExists::read_from_in_protocol(i_prot)?;
+          f_9 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = KvLeaseGrantResult {
+      result_value: f_0,
+      not_leader: f_1,
+      unavailable: f_2,
+      invalid: f_3,
+      no_session: f_6,
+      sequence_over: f_7,
+      lease_exists: f_9,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("KvLeaseGrantResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.not_leader {
+      o_prot.write_field_begin(&TFieldIdentifier::new("not_leader", TType::Struct, 1))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.unavailable {
+      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.invalid {
+      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_session {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_session", TType::Struct, 6))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.sequence_over {
+      o_prot.write_field_begin(&TFieldIdentifier::new("sequence_over", TType::Struct, 7))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.lease_exists {
+      o_prot.write_field_begin(&TFieldIdentifier::new("lease_exists", TType::Struct, 9))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLeaseRevokeArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLeaseRevokeArgs {
+  pub(crate) request: LeaseRevokeRequest,
+}
+
+impl KvLeaseRevokeArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLeaseRevokeArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<LeaseRevokeRequest> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = LeaseRevokeRequest::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("KvLeaseRevokeArgs.request", &f_1)?;
+    let ret = KvLeaseRevokeArgs {
+      request: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("lease_revoke_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    self.request.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLeaseRevokeResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLeaseRevokeResult {
+  pub(crate) result_value: Option<LeaseRevokeResponse>,
+  pub(crate) not_leader: Option<NotLeader>,
+  pub(crate) unavailable: Option<Unavailable>,
+  pub(crate) invalid: Option<InvalidRequest>,
+  pub(crate) no_session: Option<NoSession>,
+  pub(crate) sequence_over: Option<SequenceOver>,
+  pub(crate) no_lease: Option<NoLease>,
+}
+
+impl KvLeaseRevokeResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<LeaseRevokeResponse> {
+    if self.not_leader.is_some() {
+      Err(thrift::Error::User(Box::new(self.not_leader.unwrap())))
+    } else if self.unavailable.is_some() {
+      Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
+    } else if self.invalid.is_some() {
+      Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
+    } else if self.no_session.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_session.unwrap())))
+    } else if self.sequence_over.is_some() {
+      Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
+    } else if self.no_lease.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_lease.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for KvLeaseRevoke"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLeaseRevokeResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<LeaseRevokeResponse> = None;
+    let mut f_1: Option<NotLeader> = None;
+    let mut f_2: Option<Unavailable> = None;
+    let mut f_3: Option<InvalidRequest> = None;
+    let mut f_6: Option<NoSession> = None;
+    let mut f_7: Option<SequenceOver> = None;
+    let mut f_8: Option<NoLease> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = LeaseRevokeResponse::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        1 => {
+          let val = NotLeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = Unavailable::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = InvalidRequest::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        6 => {
+          let val = NoSession::read_from_in_protocol(i_prot)?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = SequenceOver::read_from_in_protocol(i_prot)?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = NoLease::read_from_in_protocol(i_prot)?;
+          f_8 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = KvLeaseRevokeResult {
+      result_value: f_0,
+      not_leader: f_1,
+      unavailable: f_2,
+      invalid: f_3,
+      no_session: f_6,
+      sequence_over: f_7,
+      no_lease: f_8,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("KvLeaseRevokeResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.not_leader {
+      o_prot.write_field_begin(&TFieldIdentifier::new("not_leader", TType::Struct, 1))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.unavailable {
+      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.invalid {
+      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_session {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_session", TType::Struct, 6))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.sequence_over {
+      o_prot.write_field_begin(&TFieldIdentifier::new("sequence_over", TType::Struct, 7))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_lease {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_lease", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLeaseKeepAliveArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLeaseKeepAliveArgs {
+  pub(crate) request: LeaseKeepAliveRequest,
+}
+
+impl KvLeaseKeepAliveArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLeaseKeepAliveArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<LeaseKeepAliveRequest> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = LeaseKeepAliveRequest::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("KvLeaseKeepAliveArgs.request", &f_1)?;
+    let ret = KvLeaseKeepAliveArgs {
+      request: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("lease_keep_alive_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    self.request.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLeaseKeepAliveResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLeaseKeepAliveResult {
+  pub(crate) result_value: Option<LeaseKeepAliveResponse>,
+  pub(crate) not_leader: Option<NotLeader>,
+  pub(crate) unavailable: Option<Unavailable>,
+  pub(crate) invalid: Option<InvalidRequest>,
+  pub(crate) no_lease: Option<NoLease>,
+}
+
+impl KvLeaseKeepAliveResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<LeaseKeepAliveResponse> {
+    if self.not_leader.is_some() {
+      Err(thrift::Error::User(Box::new(self.not_leader.unwrap())))
+    } else if self.unavailable.is_some() {
+      Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
+    } else if self.invalid.is_some() {
+      Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
+    } else if self.no_lease.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_lease.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for KvLeaseKeepAlive"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLeaseKeepAliveResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<LeaseKeepAliveResponse> = None;
+    let mut f_1: Option<NotLeader> = None;
+    let mut f_2: Option<Unavailable> = None;
+    let mut f_3: Option<InvalidRequest> = None;
+    let mut f_8: Option<NoLease> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = LeaseKeepAliveResponse::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        1 => {
+          let val = NotLeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = Unavailable::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = InvalidRequest::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        8 => {
+          let val = NoLease::read_from_in_protocol(i_prot)?;
+          f_8 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = KvLeaseKeepAliveResult {
+      result_value: f_0,
+      not_leader: f_1,
+      unavailable: f_2,
+      invalid: f_3,
+      no_lease: f_8,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("KvLeaseKeepAliveResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.not_leader {
+      o_prot.write_field_begin(&TFieldIdentifier::new("not_leader", TType::Struct, 1))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.unavailable {
+      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.invalid {
+      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_lease {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_lease", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLeaseTimeToLiveArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLeaseTimeToLiveArgs {
+  pub(crate) request: LeaseTimeToLiveRequest,
+}
+
+impl KvLeaseTimeToLiveArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLeaseTimeToLiveArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<LeaseTimeToLiveRequest> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = LeaseTimeToLiveRequest::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("KvLeaseTimeToLiveArgs.request", &f_1)?;
+    let ret = KvLeaseTimeToLiveArgs {
+      request: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("lease_time_to_live_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    self.request.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLeaseTimeToLiveResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLeaseTimeToLiveResult {
+  pub(crate) result_value: Option<LeaseTimeToLiveResponse>,
+  pub(crate) not_leader: Option<NotLeader>,
+  pub(crate) unavailable: Option<Unavailable>,
+  pub(crate) invalid: Option<InvalidRequest>,
+  pub(crate) no_lease: Option<NoLease>,
+}
+
+impl KvLeaseTimeToLiveResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<LeaseTimeToLiveResponse> {
+    if self.not_leader.is_some() {
+      Err(thrift::Error::User(Box::new(self.not_leader.unwrap())))
+    } else if self.unavailable.is_some() {
+      Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
+    } else if self.invalid.is_some() {
+      Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
+    } else if self.no_lease.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_lease.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for KvLeaseTimeToLive"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLeaseTimeToLiveResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<LeaseTimeToLiveResponse> = None;
+    let mut f_1: Option<NotLeader> = None;
+    let mut f_2: Option<Unavailable> = None;
+    let mut f_3: Option<InvalidRequest> = None;
+    let mut f_8: Option<NoLease> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = LeaseTimeToLiveResponse::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        1 => {
+          let val = NotLeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = Unavailable::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = InvalidRequest::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        8 => {
+          let val = NoLease::read_from_in_protocol(i_prot)?;
+          f_8 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = KvLeaseTimeToLiveResult {
+      result_value: f_0,
+      not_leader: f_1,
+      unavailable: f_2,
+      invalid: f_3,
+      no_lease: f_8,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("KvLeaseTimeToLiveResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.not_leader {
+      o_prot.write_field_begin(&TFieldIdentifier::new("not_leader", TType::Struct, 1))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.unavailable {
+      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.invalid {
+      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_lease {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_lease", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLeaseListArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLeaseListArgs {
+  pub(crate) request: LeaseListRequest,
+}
+
+impl KvLeaseListArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLeaseListArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<LeaseListRequest> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = LeaseListRequest::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("KvLeaseListArgs.request", &f_1)?;
+    let ret = KvLeaseListArgs {
+      request: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("lease_list_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    self.request.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLeaseListResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLeaseListResult {
+  pub(crate) result_value: Option<LeaseListResponse>,
+  pub(crate) not_leader: Option<NotLeader>,
+  pub(crate) unavailable: Option<Unavailable>,
+  pub(crate) invalid: Option<InvalidRequest>,
+}
+
+impl KvLeaseListResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<LeaseListResponse> {
+    if self.not_leader.is_some() {
+      Err(thrift::Error::User(Box::new(self.not_leader.unwrap())))
+    } else if self.unavailable.is_some() {
+      Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
+    } else if self.invalid.is_some() {
+      Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for KvLeaseList"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLeaseListResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<LeaseListResponse> = None;
+    let mut f_1: Option<NotLeader> = None;
+    let mut f_2: Option<Unavailable> = None;
+    let mut f_3: Option<InvalidRequest> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = LeaseListResponse::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        1 => {
+          let val = NotLeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = Unavailable::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = InvalidRequest::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = KvLeaseListResult {
+      result_value: f_0,
+      not_leader: f_1,
+      unavailable: f_2,
+      invalid: f_3,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("KvLeaseListResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.not_leader {
+      o_prot.write_field_begin(&TFieldIdentifier::new("not_leader", TType::Struct, 1))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.unavailable {
+      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.invalid {
+      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvWatchArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvWatchArgs {
+  pub(crate) request: WatchRequest,
+}
+
+impl KvWatchArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvWatchArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<WatchRequest> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = WatchRequest::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("KvWatchArgs.request", &f_1)?;
+    let ret = KvWatchArgs {
+      request: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("watch_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    self.request.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvWatchResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvWatchResult {
+  pub(crate) result_value: Option<WatchResponse>,
+  pub(crate) unavailable: Option<Unavailable>,
+  pub(crate) invalid: Option<InvalidRequest>,
+  pub(crate) compacted: Option<Compacted>,
+  pub(crate) no_data: Option<NoData>,
+}
+
+impl KvWatchResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<WatchResponse> {
+    if self.unavailable.is_some() {
+      Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
+    } else if self.invalid.is_some() {
+      Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
+    } else if self.compacted.is_some() {
+      Err(thrift::Error::User(Box::new(self.compacted.unwrap())))
+    } else if self.no_data.is_some() {
+      Err(thrift::Error::User(Box::new(self.no_data.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for KvWatch"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvWatchResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<WatchResponse> = None;
+    let mut f_2: Option<Unavailable> = None;
+    let mut f_3: Option<InvalidRequest> = None;
+    let mut f_4: Option<Compacted> = None;
+    let mut f_10: Option<NoData> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = WatchResponse::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        2 => {
+          let val = Unavailable::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = InvalidRequest::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = Compacted::read_from_in_protocol(i_prot)?;
+          f_4 = Some(val);
+        },
+        10 => {
+          let val = NoData::read_from_in_protocol(i_prot)?;
+          f_10 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = KvWatchResult {
+      result_value: f_0,
+      unavailable: f_2,
+      invalid: f_3,
+      compacted: f_4,
+      no_data: f_10,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("KvWatchResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.unavailable {
+      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.invalid {
+      o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.compacted {
+      o_prot.write_field_begin(&TFieldIdentifier::new("compacted", TType::Struct, 4))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.no_data {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_data", TType::Struct, 10))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }

@@ -22,9 +22,11 @@ pub mod admin;
 #[rustfmt::skip]
 pub mod idl;
 pub mod protocol;
+mod requests;
 
 pub use client::{ClientConfig, ClientError, KvClient};
 pub use connection::{CallError, Connection};
+pub use requests::prefix_end;
 
 // The example of the README is compiled.
 #[cfg(doctest)]

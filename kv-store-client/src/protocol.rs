@@ -4,7 +4,7 @@ use bytes::Bytes;
 use consensus_transport_thrift::framing;
 use thrift::{
     ApplicationErrorKind,
-    protocol::{TMessageType, TOutputProtocol},
+    protocol::{TInputProtocol, TMessageType, TOutputProtocol},
 };
 
 use crate::admin::{
@@ -14,10 +14,15 @@ use crate::admin::{
 };
 use crate::idl::{
     Compacted, Conflict, DeleteRequest, DeleteResponse, HashResponse, InvalidRequest, KvCompactArgs,
-    KvCompactResult, KvDeleteRangeArgs, KvDeleteRangeResult, KvHashArgs, KvHashResult, KvOpenSessionArgs,
-    KvOpenSessionResult, KvPutArgs, KvPutResult, KvRangeArgs, KvRangeResult, KvStatusArgs, KvStatusResult,
-    KvTxnArgs, KvTxnResult, NoData, NoSession, NotLeader, PutRequest, PutResponse, RangeRequest,
-    RangeResponse, ResponseHeader, SequenceOver, StatusResponse, TxnRequest, TxnResponse, Unavailable,
+    KvCompactResult, KvDeleteRangeArgs, KvDeleteRangeResult, KvHashArgs, KvHashResult, KvLeaseGrantArgs,
+    KvLeaseGrantResult, KvLeaseKeepAliveArgs, KvLeaseKeepAliveResult, KvLeaseListArgs, KvLeaseListResult,
+    KvLeaseRevokeArgs, KvLeaseRevokeResult, KvLeaseTimeToLiveArgs, KvLeaseTimeToLiveResult,
+    KvOpenSessionArgs, KvOpenSessionResult, KvPutArgs, KvPutResult, KvRangeArgs, KvRangeResult, KvStatusArgs,
+    KvStatusResult, KvTxnArgs, KvTxnResult, KvWatchArgs, KvWatchResult, LeaseExists, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseListRequest, LeaseListResponse,
+    LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, NoData,
+    NoLease, NoSession, NotLeader, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader,
+    SequenceOver, StatusResponse, TxnRequest, TxnResponse, Unavailable, WatchRequest, WatchResponse,
 };
 
 /// A call.
@@ -30,6 +35,12 @@ pub enum Call {
     Txn(TxnRequest),
     Compact(i64),
     OpenSession,
+    LeaseGrant(LeaseGrantRequest),
+    LeaseRevoke(LeaseRevokeRequest),
+    LeaseKeepAlive(LeaseKeepAliveRequest),
+    LeaseTimeToLive(LeaseTimeToLiveRequest),
+    LeaseList(LeaseListRequest),
+    Watch(WatchRequest),
     Status,
     Hash,
     ChangeMembers(Vec<MemberChange>),
@@ -48,6 +59,12 @@ pub enum Reply {
     Txn(TxnResponse),
     Compact(ResponseHeader),
     OpenSession(i64),
+    LeaseGrant(LeaseGrantResponse),
+    LeaseRevoke(LeaseRevokeResponse),
+    LeaseKeepAlive(LeaseKeepAliveResponse),
+    LeaseTimeToLive(LeaseTimeToLiveResponse),
+    LeaseList(LeaseListResponse),
+    Watch(WatchResponse),
     Status(StatusResponse),
     Hash(HashResponse),
     ChangeMembers,
@@ -77,6 +94,10 @@ pub enum Fault {
         .0.sequence, .0.client_id, .0.last_sequence
     )]
     SequenceOver(SequenceOver),
+    #[error("there is no lease {:x}: it was never granted, or has ended", .0.lease_id)]
+    NoLease(NoLease),
+    #[error("there is a lease {:x} already", .0.lease_id)]
+    LeaseExists(LeaseExists),
     #[error("{}", .0.message)]
     NoData(NoData),
     #[error("{}", .0.message)]
@@ -97,6 +118,12 @@ impl Call {
             Self::Txn(_) => "txn",
             Self::Compact(_) => "compact",
             Self::OpenSession => "open_session",
+            Self::LeaseGrant(_) => "lease_grant",
+            Self::LeaseRevoke(_) => "lease_revoke",
+            Self::LeaseKeepAlive(_) => "lease_keep_alive",
+            Self::LeaseTimeToLive(_) => "lease_time_to_live",
+            Self::LeaseList(_) => "lease_list",
+            Self::Watch(_) => "watch",
             Self::Status => "status",
             Self::Hash => "hash",
             Self::ChangeMembers(_) => "change_members",
@@ -118,6 +145,12 @@ impl Call {
             Self::Txn(request) => KvTxnArgs { request }.write_to_out_protocol(out),
             Self::Compact(revision) => KvCompactArgs { revision }.write_to_out_protocol(out),
             Self::OpenSession => KvOpenSessionArgs {}.write_to_out_protocol(out),
+            Self::LeaseGrant(request) => KvLeaseGrantArgs { request }.write_to_out_protocol(out),
+            Self::LeaseRevoke(request) => KvLeaseRevokeArgs { request }.write_to_out_protocol(out),
+            Self::LeaseKeepAlive(request) => KvLeaseKeepAliveArgs { request }.write_to_out_protocol(out),
+            Self::LeaseTimeToLive(request) => KvLeaseTimeToLiveArgs { request }.write_to_out_protocol(out),
+            Self::LeaseList(request) => KvLeaseListArgs { request }.write_to_out_protocol(out),
+            Self::Watch(request) => KvWatchArgs { request }.write_to_out_protocol(out),
             Self::Status => KvStatusArgs {}.write_to_out_protocol(out),
             Self::Hash => KvHashArgs {}.write_to_out_protocol(out),
             Self::ChangeMembers(changes) => AdminChangeMembersArgs { changes }.write_to_out_protocol(out),
@@ -145,31 +178,7 @@ pub struct Incoming {
 /// The frame is not a Thrift message at all; there is nobody to answer.
 pub fn read_call(frame: &[u8]) -> thrift::Result<Incoming> {
     let (identifier, mut protocol) = framing::open(frame)?;
-    let input = &mut protocol;
-    let call =
-        match identifier.name.as_str() {
-            "put" => KvPutArgs::read_from_in_protocol(input).map(|args| Call::Put(args.request)),
-            "delete_range" => {
-                KvDeleteRangeArgs::read_from_in_protocol(input).map(|args| Call::DeleteRange(args.request))
-            }
-            "range" => KvRangeArgs::read_from_in_protocol(input).map(|args| Call::Range(args.request)),
-            "txn" => KvTxnArgs::read_from_in_protocol(input).map(|args| Call::Txn(args.request)),
-            "compact" => KvCompactArgs::read_from_in_protocol(input).map(|args| Call::Compact(args.revision)),
-            "open_session" => Ok(Call::OpenSession),
-            "status" => Ok(Call::Status),
-            "hash" => Ok(Call::Hash),
-            "change_members" => AdminChangeMembersArgs::read_from_in_protocol(input)
-                .map(|args| Call::ChangeMembers(args.changes)),
-            "transfer_leader" => AdminTransferLeaderArgs::read_from_in_protocol(input)
-                .map(|args| Call::TransferLeader(args.node_id)),
-            "no_forwarding" => Ok(Call::NoForwarding),
-            "between_nodes" => AdminBetweenNodesArgs::read_from_in_protocol(input)
-                .map(|args| Call::BetweenNodes(args.request)),
-            name => Err(thrift::new_application_error(
-                ApplicationErrorKind::UnknownMethod,
-                format!("there is no method {name:?}"),
-            )),
-        };
+    let call = read_arguments(&identifier.name, &mut protocol);
     let call = call.map_err(|error| match error {
         thrift::Error::Application(error) => Fault::Application { kind: error.kind, message: error.message },
         error => Fault::Application {
@@ -178,6 +187,43 @@ pub fn read_call(frame: &[u8]) -> thrift::Result<Incoming> {
         },
     });
     Ok(Incoming { sequence: identifier.sequence_number, name: identifier.name, call })
+}
+
+fn read_arguments(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<Call> {
+    Ok(match name {
+        "put" => Call::Put(KvPutArgs::read_from_in_protocol(input)?.request),
+        "delete_range" => Call::DeleteRange(KvDeleteRangeArgs::read_from_in_protocol(input)?.request),
+        "range" => Call::Range(KvRangeArgs::read_from_in_protocol(input)?.request),
+        "txn" => Call::Txn(KvTxnArgs::read_from_in_protocol(input)?.request),
+        "compact" => Call::Compact(KvCompactArgs::read_from_in_protocol(input)?.revision),
+        "open_session" => Call::OpenSession,
+        "lease_grant" => Call::LeaseGrant(KvLeaseGrantArgs::read_from_in_protocol(input)?.request),
+        "lease_revoke" => Call::LeaseRevoke(KvLeaseRevokeArgs::read_from_in_protocol(input)?.request),
+        "lease_keep_alive" => {
+            Call::LeaseKeepAlive(KvLeaseKeepAliveArgs::read_from_in_protocol(input)?.request)
+        }
+        "lease_time_to_live" => {
+            Call::LeaseTimeToLive(KvLeaseTimeToLiveArgs::read_from_in_protocol(input)?.request)
+        }
+        "lease_list" => Call::LeaseList(KvLeaseListArgs::read_from_in_protocol(input)?.request),
+        "watch" => Call::Watch(KvWatchArgs::read_from_in_protocol(input)?.request),
+        "status" => Call::Status,
+        "hash" => Call::Hash,
+        "change_members" => {
+            Call::ChangeMembers(AdminChangeMembersArgs::read_from_in_protocol(input)?.changes)
+        }
+        "transfer_leader" => {
+            Call::TransferLeader(AdminTransferLeaderArgs::read_from_in_protocol(input)?.node_id)
+        }
+        "no_forwarding" => Call::NoForwarding,
+        "between_nodes" => Call::BetweenNodes(AdminBetweenNodesArgs::read_from_in_protocol(input)?.request),
+        name => {
+            return Err(thrift::new_application_error(
+                ApplicationErrorKind::UnknownMethod,
+                format!("there is no method {name:?}"),
+            ));
+        }
+    })
 }
 
 /// Builds a result struct of the IDL from a reply or from one of the exceptions that the method declares.
@@ -216,7 +262,7 @@ fn write_result(
     match name {
         "put" => result_struct!(KvPutResult, outcome, Put,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
-            no_session: NoSession, sequence_over: SequenceOver)
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease)
         .write_to_out_protocol(out),
         "delete_range" => result_struct!(KvDeleteRangeResult, outcome, DeleteRange,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
@@ -227,13 +273,33 @@ fn write_result(
         .write_to_out_protocol(out),
         "txn" => result_struct!(KvTxnResult, outcome, Txn,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, conflict: Conflict,
-            no_session: NoSession, sequence_over: SequenceOver)
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease)
         .write_to_out_protocol(out),
         "compact" => result_struct!(KvCompactResult, outcome, Compact,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted)
         .write_to_out_protocol(out),
         "open_session" => result_struct!(KvOpenSessionResult, outcome, OpenSession,
             not_leader: NotLeader, unavailable: Unavailable)
+        .write_to_out_protocol(out),
+        "lease_grant" => result_struct!(KvLeaseGrantResult, outcome, LeaseGrant,
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
+            no_session: NoSession, sequence_over: SequenceOver, lease_exists: LeaseExists)
+        .write_to_out_protocol(out),
+        "lease_revoke" => result_struct!(KvLeaseRevokeResult, outcome, LeaseRevoke,
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease)
+        .write_to_out_protocol(out),
+        "lease_keep_alive" => result_struct!(KvLeaseKeepAliveResult, outcome, LeaseKeepAlive,
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease)
+        .write_to_out_protocol(out),
+        "lease_time_to_live" => result_struct!(KvLeaseTimeToLiveResult, outcome, LeaseTimeToLive,
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease)
+        .write_to_out_protocol(out),
+        "lease_list" => result_struct!(KvLeaseListResult, outcome, LeaseList,
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid)
+        .write_to_out_protocol(out),
+        "watch" => result_struct!(KvWatchResult, outcome, Watch,
+            unavailable: Unavailable, invalid: Invalid, compacted: Compacted, no_data: NoData)
         .write_to_out_protocol(out),
         "status" => result_struct!(KvStatusResult, outcome, Status,)
             .write_to_out_protocol(out),
@@ -294,14 +360,11 @@ pub fn read_reply(frame: &[u8]) -> thrift::Result<(i32, Result<Reply, Fault>)> {
     Ok((identifier.sequence_number, outcome))
 }
 
-fn read_outcome(
-    name: &str,
-    input: &mut dyn thrift::protocol::TInputProtocol,
-) -> thrift::Result<Result<Reply, Fault>> {
+fn read_outcome(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<Result<Reply, Fault>> {
     let reply = match name {
         "put" => outcome!(KvPutResult, input, Put,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
-            no_session: NoSession, sequence_over: SequenceOver),
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease),
         "delete_range" => outcome!(KvDeleteRangeResult, input, DeleteRange,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
             no_session: NoSession, sequence_over: SequenceOver),
@@ -309,11 +372,25 @@ fn read_outcome(
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted),
         "txn" => outcome!(KvTxnResult, input, Txn,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, conflict: Conflict,
-            no_session: NoSession, sequence_over: SequenceOver),
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease),
         "compact" => outcome!(KvCompactResult, input, Compact,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted),
         "open_session" => outcome!(KvOpenSessionResult, input, OpenSession,
             not_leader: NotLeader, unavailable: Unavailable),
+        "lease_grant" => outcome!(KvLeaseGrantResult, input, LeaseGrant,
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
+            no_session: NoSession, sequence_over: SequenceOver, lease_exists: LeaseExists),
+        "lease_revoke" => outcome!(KvLeaseRevokeResult, input, LeaseRevoke,
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease),
+        "lease_keep_alive" => outcome!(KvLeaseKeepAliveResult, input, LeaseKeepAlive,
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease),
+        "lease_time_to_live" => outcome!(KvLeaseTimeToLiveResult, input, LeaseTimeToLive,
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease),
+        "lease_list" => outcome!(KvLeaseListResult, input, LeaseList,
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid),
+        "watch" => outcome!(KvWatchResult, input, Watch,
+            unavailable: Unavailable, invalid: Invalid, compacted: Compacted, no_data: NoData),
         "status" => outcome!(KvStatusResult, input, Status,),
         "hash" => outcome!(KvHashResult, input, Hash, unavailable: Unavailable, no_data: NoData),
         "transfer_leader" => outcome!(AdminTransferLeaderResult, input, TransferLeader, refused: Refused),
@@ -346,12 +423,20 @@ mod tests {
 
     #[test]
     fn calls_and_outcomes_come_back() {
-        let put = PutRequest::new(vec![1], vec![2, 0], None, true, None, None);
+        let put = PutRequest { lease_id: Some(5), ..PutRequest::of([1], [2, 0]) };
         let change =
             MemberChange::new(3, crate::admin::MemberKind::JOINING, "h:1".to_owned(), None, 7, false);
         let admin = [Call::ChangeMembers(vec![change]), Call::TransferLeader(-1), Call::NoForwarding];
         let kv = [Call::Put(put), Call::Compact(5), Call::OpenSession, Call::Status];
-        for call in kv.into_iter().chain(admin) {
+        let leases = [
+            Call::LeaseGrant(LeaseGrantRequest::new(10, 7, None)),
+            Call::LeaseRevoke(LeaseRevokeRequest::new(7, None)),
+            Call::LeaseKeepAlive(LeaseKeepAliveRequest::new(7)),
+            Call::LeaseTimeToLive(LeaseTimeToLiveRequest::new(7, true)),
+            Call::LeaseList(LeaseListRequest::new(7, 3)),
+            Call::Watch(WatchRequest { start_event: Some(3), ..WatchRequest::of("k", None) }),
+        ];
+        for call in kv.into_iter().chain(leases).chain(admin) {
             let frame = call.clone().encode(3).unwrap();
             let incoming = read_call(&frame[4..]).unwrap();
             assert_eq!((incoming.sequence, incoming.call), (3, Ok(call)));
@@ -378,6 +463,25 @@ mod tests {
             ("hash", Err(Fault::NoData(NoData { message: "m".into() }))),
             ("change_members", Err(Fault::Refused(refused))),
             ("transfer_leader", Ok(Reply::TransferLeader(2))),
+            ("lease_grant", Ok(Reply::LeaseGrant(LeaseGrantResponse::new(header(), 7, 10)))),
+            ("lease_grant", Err(Fault::LeaseExists(LeaseExists::new(7)))),
+            ("lease_revoke", Ok(Reply::LeaseRevoke(LeaseRevokeResponse::new(header())))),
+            ("lease_keep_alive", Ok(Reply::LeaseKeepAlive(LeaseKeepAliveResponse::new(header(), 10)))),
+            ("lease_keep_alive", Err(Fault::NoLease(NoLease::new(7)))),
+            (
+                "lease_time_to_live",
+                Ok(Reply::LeaseTimeToLive(LeaseTimeToLiveResponse::new(
+                    header(),
+                    10,
+                    300,
+                    vec![vec![1]],
+                    true,
+                ))),
+            ),
+            ("lease_list", Ok(Reply::LeaseList(LeaseListResponse::new(header(), vec![7, 8], true)))),
+            ("put", Err(Fault::NoLease(NoLease::new(7)))),
+            ("watch", Ok(Reply::Watch(WatchResponse::new(header(), Vec::new(), 300, 2)))),
+            ("watch", Err(Fault::Compacted(Compacted::new(300)))),
         ];
         for (name, outcome) in outcomes {
             let frame = encode_reply(name, 8, outcome.clone()).unwrap();

@@ -73,14 +73,11 @@ pub(crate) async fn revision(port: u16) -> Result<i64, String> {
 
 impl super::Connection for Arc<kv_store_client::Connection> {
     async fn put(&self, key: Vec<u8>, value: Vec<u8>) -> Result<(), String> {
-        let (lease_id, return_previous, session, versionstamp) = (None, None, None, None);
-        let put = PutRequest { key, value, lease_id, return_previous, session, versionstamp };
-        done(self.call(Call::Put(put)).await)
+        done(self.call(Call::Put(PutRequest::of(key, value))).await)
     }
 
     async fn get(&self, key: Vec<u8>) -> Result<(), String> {
-        let range = RangeRequest::new(key, None, None, None, None, None, None, None);
-        done(self.call(Call::Range(range)).await)
+        done(self.call(Call::Range(RangeRequest::of(key, None))).await)
     }
 }
 

@@ -17,17 +17,30 @@ use super::Seeds;
 
 fn all_calls() -> Vec<Call> {
     let session = || idl::Session::new(7, 300);
-    let put = idl::PutRequest::new(
-        b"key".to_vec(),
-        b"value".to_vec(),
-        0,
-        true,
-        session(),
-        idl::Versionstamp::KEY_SUFFIX,
-    );
+    let put = idl::PutRequest {
+        lease_id: Some(0),
+        return_previous: Some(true),
+        session: Some(session()),
+        versionstamp: Some(idl::Versionstamp::KEY_SUFFIX),
+        ..idl::PutRequest::of("key", "value")
+    };
     let delete = idl::DeleteRequest::new(b"a".to_vec(), b"b".to_vec(), true, session(), 300);
-    let range =
-        idl::RangeRequest::new(b"a".to_vec(), vec![0], 10, 5, true, false, true, idl::Consistency::STALE);
+    let range = idl::RangeRequest {
+        limit: Some(10),
+        revision: Some(5),
+        descending: Some(true),
+        count_only: Some(true),
+        consistency: Some(idl::Consistency::STALE),
+        sort_by: Some(idl::SortBy::CREATE_REVISION),
+        max_create_revision: Some(4),
+        ..idl::RangeRequest::of("a", Some(vec![0]))
+    };
+    let watch = idl::WatchRequest {
+        start_revision: Some(5),
+        start_event: Some(1),
+        wait_ms: Some(300),
+        ..idl::WatchRequest::of("a", Some(vec![0]))
+    };
     let compare = |target, number: Option<i64>, value: Option<Vec<u8>>| {
         idl::Compare::new(b"k".to_vec(), target, idl::CompareResult::LESS, number, value, None)
     };
@@ -52,6 +65,12 @@ fn all_calls() -> Vec<Call> {
         Call::Txn(txn),
         Call::Compact(5),
         Call::OpenSession,
+        Call::LeaseGrant(idl::LeaseGrantRequest::new(10, 7, session())),
+        Call::LeaseRevoke(idl::LeaseRevokeRequest::new(7, session())),
+        Call::LeaseKeepAlive(idl::LeaseKeepAliveRequest::new(7)),
+        Call::LeaseTimeToLive(idl::LeaseTimeToLiveRequest::new(7, true)),
+        Call::LeaseList(idl::LeaseListRequest::new(7, 300)),
+        Call::Watch(watch),
         Call::Status,
         Call::Hash,
         Call::ChangeMembers(vec![change, MemberChange::new(4, None, None, None, None, None)]),
@@ -124,6 +143,7 @@ pub fn kv_replies() -> Seeds {
     let others = ["put", "txn", "put", "delete_range", "hash", "change_members"]
         .into_iter()
         .zip(faults.map(Err))
+        .chain(lease_and_watch_replies())
         .chain([
             ("status", Ok(Reply::Status(status))),
             ("hash", Ok(Reply::Hash(idl::HashResponse::new(header(), -1)))),
@@ -135,6 +155,30 @@ pub fn kv_replies() -> Seeds {
         ]);
     let frames = answers.chain(others).map(|(name, outcome)| encode_reply(name, -8, outcome));
     frames.map(|frame| frame.expect("a seed can be written")[4..].to_vec()).collect()
+}
+
+fn lease_and_watch_replies() -> Vec<(&'static str, Result<Reply, Fault>)> {
+    let header = || idl::ResponseHeader::new(7, 1, 2, 9);
+    let kv = |key: &str| idl::KeyValue::new(key.as_bytes().to_vec(), b"value".to_vec(), 2, 300, 4, 7);
+    let events = vec![
+        idl::WatchEvent::new(false, kv("a"), kv("a")),
+        idl::WatchEvent::new(true, kv("b"), None::<idl::KeyValue>),
+    ];
+    let keys = vec![b"a".to_vec(), b"b".to_vec()];
+    vec![
+        ("lease_grant", Ok(Reply::LeaseGrant(idl::LeaseGrantResponse::new(header(), 7, 10)))),
+        ("lease_revoke", Ok(Reply::LeaseRevoke(idl::LeaseRevokeResponse::new(header())))),
+        ("lease_keep_alive", Ok(Reply::LeaseKeepAlive(idl::LeaseKeepAliveResponse::new(header(), 10)))),
+        (
+            "lease_time_to_live",
+            Ok(Reply::LeaseTimeToLive(idl::LeaseTimeToLiveResponse::new(header(), 10, 300, keys, false))),
+        ),
+        ("lease_list", Ok(Reply::LeaseList(idl::LeaseListResponse::new(header(), vec![7, 8], true)))),
+        ("watch", Ok(Reply::Watch(idl::WatchResponse::new(header(), events, 300, 2)))),
+        ("put", Err(Fault::NoLease(idl::NoLease::new(7)))),
+        ("lease_grant", Err(Fault::LeaseExists(idl::LeaseExists::new(7)))),
+        ("watch", Err(Fault::Compacted(idl::Compacted::new(300)))),
+    ]
 }
 
 /// Commands as they stand in the log, and answers to them.

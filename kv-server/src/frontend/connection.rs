@@ -29,6 +29,7 @@ use tokio_util::codec::FramedRead;
 use super::stopped;
 use crate::{
     answers::{ConnectionBudget, Room},
+    polls::ConnectionPolls,
     routing::RoutingManager,
 };
 
@@ -45,6 +46,7 @@ pub(super) async fn serve(
     writer: OwnedWriteHalf,
     router: Arc<RoutingManager>,
     budget: ConnectionBudget,
+    polls: ConnectionPolls,
     may_forward: bool,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
@@ -63,9 +65,9 @@ pub(super) async fn serve(
             may_forward.store(false, Ordering::Relaxed);
         }
         let (may_forward, mut room) = (may_forward.load(Ordering::Relaxed), budget.room());
-        let router = router.clone();
+        let (router, polls) = (router.clone(), polls.clone());
         async move {
-            let frame = answer(&router, may_forward, incoming, &mut room).await;
+            let frame = answer(&router, &polls, may_forward, incoming, &mut room).await;
             Answer { frame, room, request_bytes }
         }
     };
@@ -75,7 +77,12 @@ pub(super) async fn serve(
         if connection.received.is_none() && stopped.as_mut().poll(context).is_ready() {
             connection.received = Some(Ok(()));
         }
-        connection.poll(context, &mut calls, answer)
+        let polled = connection.poll(context, &mut calls, answer);
+        if connection.received.is_some() {
+            // Nobody waits for events any more.
+            polls.end();
+        }
+        polled
     })
     .await?;
     connection.writer.shutdown().await?;
@@ -85,6 +92,7 @@ pub(super) async fn serve(
 /// The answer to a call, as a frame; in `room` what it takes.
 pub(super) async fn answer(
     router: &RoutingManager,
+    polls: &ConnectionPolls,
     may_forward: bool,
     incoming: Incoming,
     room: &mut Room,
@@ -92,6 +100,8 @@ pub(super) async fn answer(
     let Incoming { sequence, name, call } = incoming;
     let outcome = match call {
         Ok(Call::NoForwarding) => Ok(Reply::NoForwarding),
+        // On the heap, so that other calls take no room for it.
+        Ok(Call::Watch(request)) => Box::pin(polls.poll(router, request, room)).await,
         Ok(call) => router.execute(call, may_forward, room).await,
         Err(fault) => Err(fault),
     };

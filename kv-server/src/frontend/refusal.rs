@@ -34,7 +34,7 @@ pub(super) async fn is_node(
         );
         let answer = if is_node || is_operators {
             let mut room = client.budget.connection().room();
-            connection::answer(&client.router, true, incoming, &mut room).await
+            connection::answer(&client.router, &client.polls.connection(), true, incoming, &mut room).await
         } else {
             refuse(&incoming, client.limits.clients_max)
         };

@@ -188,8 +188,9 @@ impl Histories {
 
 async fn execute(client: &KvClient, key: &str, call: Call) -> Result<Answer, ClientError> {
     let name = key.as_bytes().to_vec();
-    let put = |value: u64, return_previous| {
-        PutRequest::new(name.clone(), value.to_string().into_bytes(), None, return_previous, None, None)
+    let put = |value: u64, return_previous| PutRequest {
+        return_previous: Some(return_previous),
+        ..PutRequest::of(name.clone(), value.to_string())
     };
     Ok(match call {
         Call::Get => Answer::Was(client.get(key).await?.map(cell)),
@@ -203,7 +204,7 @@ async fn execute(client: &KvClient, key: &str, call: Call) -> Result<Answer, Cli
         Call::CompareAndSet(version, value) => {
             let has_version =
                 Compare::new(name.clone(), CompareTarget::VERSION, CompareResult::EQUAL, version, None, None);
-            let read = RangeRequest::new(name.clone(), None, None, None, None, None, None, None);
+            let read = RangeRequest::of(name.clone(), None);
             let (set, read) = (idl::Operation::Put(put(value, false)), idl::Operation::Range(read));
             let mut response = client
                 .txn(TxnRequest::new(vec![has_version], vec![set], vec![read], None, None, None))

@@ -78,7 +78,7 @@ pub async fn check(client: &KvClient, acknowledged: &BTreeMap<String, String>) {
     let mut found = BTreeMap::new();
     let mut from = b"writer-".to_vec();
     loop {
-        let request = RangeRequest::new(from, b"writer.".to_vec(), 1000, None, None, None, None, None);
+        let request = RangeRequest { limit: Some(1000), ..RangeRequest::of(from, Some(b"writer.".to_vec())) };
         let response = client.range(request).await.unwrap();
         for kv in &response.kvs {
             let (key, value) =

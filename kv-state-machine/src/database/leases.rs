@@ -6,7 +6,7 @@ use bytes::Bytes;
 use consensus_core::{ReadConsistency, Role};
 use serde::{Deserialize, Serialize};
 
-use super::{ConsensusKvDatabase, KvError, blocking, propose, propose_error, read_error, witness};
+use super::{ConsensusKvDatabase, KvError, blocking, propose, propose_error, read_error};
 use crate::{KvOperation, lease, lessor, store::Store};
 
 /// A lease as its leader knows it.
@@ -115,17 +115,22 @@ impl ConsensusKvDatabase {
     /// # Errors
     /// See [`KvError`].
     pub async fn leases(&self) -> Result<Vec<i64>, KvError> {
-        let executor = self.executor.as_ref().ok_or_else(witness)?;
+        let executor = self.executor.as_ref().ok_or_else(|| self.left_to_leader())?;
         self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
         let generation = executor.store().current();
         let ids = generation.leases().lock().all.keys().copied().collect();
         Ok(ids)
     }
 
+    /// A witness has no leases, but knows who does.
+    fn left_to_leader(&self) -> KvError {
+        KvError::NotLeader { leader: self.engine.status().borrow().leader }
+    }
+
     /// The store of a leader that knows all leases and counts their time, and the leader's term. A quorum has confirmed that this
     /// node is still the leader.
     async fn leases_of_leader(&self) -> Result<(Arc<Store>, u64), KvError> {
-        let executor = self.executor.as_ref().ok_or_else(witness)?;
+        let executor = self.executor.as_ref().ok_or_else(|| self.left_to_leader())?;
         let mut status = self.engine.status();
         let (leads, leader, term) = {
             let status = status.borrow_and_update();

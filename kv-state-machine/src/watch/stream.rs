@@ -45,6 +45,14 @@ impl WatchStream {
     }
 }
 
+impl WatchStream {
+    /// Takes the events that were read together with the last one, without waiting.
+    #[must_use]
+    pub fn take_read(&mut self) -> Vec<Arc<WatchEvent>> {
+        std::mem::take(&mut self.events).into()
+    }
+}
+
 async fn next(mut watches: Watches) -> (Watches, Result<WatchNews, KvError>) {
     let news = watches.next().await;
     (watches, news)

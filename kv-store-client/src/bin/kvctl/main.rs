@@ -20,6 +20,7 @@ use consensus_core::Endpoint;
 use kv_store_client::{
     ClientConfig, ClientError, KvClient,
     idl::{DeleteRequest, RangeRequest, RangeResponse},
+    prefix_end,
 };
 use serde_json::{Value, json};
 use show::{Show, line, pair};
@@ -226,8 +227,7 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
             Ok(0)
         }
         Command::Get { key, stale, revision } => {
-            let key = key.as_bytes().to_vec();
-            let request = RangeRequest::new(key, None, None, *revision, None, None, None, None);
+            let request = RangeRequest { revision: Some(*revision), ..RangeRequest::of(key.as_str(), None) };
             let found = if *stale {
                 nodes::read_of_one(&client, &arguments.endpoints, request).await?
             } else {
@@ -241,7 +241,7 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         }
         Command::Del { key, to, prefix } => {
             let end = range_end(key, to.as_deref(), *prefix);
-            let request = DeleteRequest::new(key.as_bytes().to_vec(), end, None, None, None);
+            let request = DeleteRequest::of(key.as_str(), end);
             let response = delete::execute(&client, request).await?;
             let (deleted, revision) = (response.deleted, response.header.revision);
             let value = || json!({ "deleted": deleted, "revision": revision });
@@ -254,8 +254,14 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
                 end = Some(vec![0]);
             }
             let start = if from.is_empty() { vec![0] } else { from.as_bytes().to_vec() };
-            let request =
-                RangeRequest::new(start, end, *limit, *revision, *descending, *keys_only, *count_only, None);
+            let request = RangeRequest {
+                limit: Some(*limit),
+                revision: Some(*revision),
+                descending: Some(*descending),
+                keys_only: Some(*keys_only),
+                count_only: Some(*count_only),
+                ..RangeRequest::of(start, end)
+            };
             show_range(&client.range(request).await?, *keys_only, *count_only, show)?;
             Ok(0)
         }
@@ -290,13 +296,5 @@ fn range_end(key: &str, to: Option<&str>, prefix: bool) -> Option<Vec<u8>> {
     if !prefix {
         return to.map(|to| to.as_bytes().to_vec());
     }
-    // The first text after all that begin with `key`: its last byte, if there is one that can be, goes up by one.
-    let mut end = key.as_bytes().to_vec();
-    while let Some(last) = end.pop() {
-        if last < u8::MAX {
-            end.push(last + 1);
-            return Some(end);
-        }
-    }
-    Some(vec![0])
+    Some(prefix_end(key))
 }

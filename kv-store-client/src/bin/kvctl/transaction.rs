@@ -66,15 +66,9 @@ fn compare(line: CompareLine) -> Result<Compare, String> {
 
 fn operation(line: OperationLine) -> Operation {
     match line {
-        OperationLine::Put { key, value } => {
-            Operation::Put(PutRequest::new(key.into_bytes(), value.into_bytes(), None, None, None, None))
-        }
-        OperationLine::Get { key } => {
-            Operation::Range(RangeRequest::new(key.into_bytes(), None, None, None, None, None, None, None))
-        }
-        OperationLine::Del { key } => {
-            Operation::DeleteRange(DeleteRequest::new(key.into_bytes(), None, None, None, None))
-        }
+        OperationLine::Put { key, value } => Operation::Put(PutRequest::of(key, value)),
+        OperationLine::Get { key } => Operation::Range(RangeRequest::of(key, None)),
+        OperationLine::Del { key } => Operation::DeleteRange(DeleteRequest::of(key, None)),
     }
 }
 

@@ -1,7 +1,12 @@
 //! The client that programs use.
 
 mod calls;
+mod clock;
 mod failures;
+mod leases;
+mod locks;
+mod queue;
+mod watches;
 
 use std::{
     sync::{Arc, Mutex},
@@ -19,6 +24,12 @@ use crate::{
         RangeRequest, RangeResponse, ResponseHeader, Session, StatusResponse, TxnRequest, TxnResponse,
     },
     protocol::{Call, Fault, Reply},
+};
+
+pub use self::{
+    leases::Lease,
+    locks::{Leadership, Lock, LockError},
+    watches::{Watch, WatchError},
 };
 
 /// Settings of a [`KvClient`].

@@ -1,6 +1,8 @@
 //! The client's side of the key-value service: `idl/kv.thrift` and `idl/admin.thrift` over framed, binary Thrift.
 //!
 //! * [`KvClient`] - what programs use: finds the leader, follows it, retries, and never applies a write twice.
+//! * [`Watch`] - changes of keys as a stream that resumes by itself; [`Lease`] - keeps itself alive, and knows when it is lost;
+//!   [`Lock`], [`Leadership`] - locks and elections, which exclude etcd's clients of the same names, too.
 //! * [`Connection`] - one connection, many calls in flight; no retries.
 //! * [`idl`], [`admin`] - the generated types; [`protocol`] - calls and replies as frames, for both sides.
 //!
@@ -24,7 +26,9 @@ pub mod idl;
 pub mod protocol;
 mod requests;
 
-pub use client::{ClientConfig, ClientError, KvClient};
+pub use client::{
+    ClientConfig, ClientError, KvClient, Leadership, Lease, Lock, LockError, Watch, WatchError,
+};
 pub use connection::{CallError, Connection};
 pub use requests::prefix_end;
 

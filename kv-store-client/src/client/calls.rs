@@ -31,6 +31,15 @@ enum Ending {
     NoAnswer(Failure),
 }
 
+/// Why a call that was made once has no reply.
+#[derive(Debug)]
+pub(super) enum Attempted {
+    /// The store refused it.
+    Refused(Fault),
+    /// No server did it.
+    Failed(Failure),
+}
+
 /// What a server has to do before a call is sent to it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Proof {
@@ -67,7 +76,7 @@ impl KvClient {
                     return Err(ClientError::Unknown("the session was forgotten meanwhile".to_owned()));
                 }
                 _ => {
-                    self.lock().sessions.push(session);
+                    self.shared().sessions.push(session);
                     return result;
                 }
             }
@@ -75,7 +84,7 @@ impl KvClient {
     }
 
     async fn take_session(&self, deadline: Instant) -> Result<Session, ClientError> {
-        if let Some(session) = self.lock().sessions.pop() {
+        if let Some(session) = self.shared().sessions.pop() {
             return Ok(session);
         }
         match self.repeat(&Call::OpenSession, deadline, &mut false).await {
@@ -125,19 +134,47 @@ impl KvClient {
         }
     }
 
+    /// Makes a call once that may be repeated as it is; its answer may be so much later than that of others. Without an answer
+    /// it may be made again, at once at another server.
+    pub(super) async fn try_once(
+        &self,
+        call: &Call,
+        deadline: Instant,
+        later: Duration,
+    ) -> Result<Reply, Attempted> {
+        match self.attempt_with(call, deadline, later).await {
+            Ok(reply) => Ok(reply),
+            Err(Ending::Fault(server, Fault::NotLeader(why))) => {
+                self.follow(why.leader_endpoint.as_deref(), deadline).await;
+                Err(Attempted::Failed(Failure::said(server, Fault::NotLeader(why).to_string())))
+            }
+            Err(Ending::Fault(server, fault @ (Fault::Unavailable(_) | Fault::NoData(_)))) => {
+                Err(Attempted::Failed(Failure::said(server, fault.to_string())))
+            }
+            Err(Ending::Fault(_, fault)) => Err(Attempted::Refused(fault)),
+            Err(Ending::NotSent(failure) | Ending::NoAnswer(failure)) => Err(Attempted::Failed(failure)),
+        }
+    }
+
     async fn attempt(&self, call: &Call, deadline: Instant) -> Result<Reply, Ending> {
+        self.attempt_with(call, deadline, Duration::ZERO).await
+    }
+
+    async fn attempt_with(&self, call: &Call, deadline: Instant, later: Duration) -> Result<Reply, Ending> {
         let until = deadline.min(Instant::now() + self.server_timeout());
         let connection = self.connection(until, Proof::IfOthers).await.map_err(Ending::NotSent)?;
+        let until = deadline.min(until + later);
         let ending = match self.call(&connection, call.clone(), until).await {
             Err(ending) => ending,
             reply => return reply,
         };
         let is_the_stores_word = matches!(
             &ending,
-            Ending::Fault(_, fault) if !matches!(fault, Fault::Unavailable(_) | Fault::NotLeader(_))
+            Ending::Fault(_, fault)
+                if !matches!(fault, Fault::Unavailable(_) | Fault::NotLeader(_) | Fault::NoData(_))
         );
         if let Ending::Fault(server, Fault::Unavailable(_)) = &ending {
-            self.lock().unavailable = Some((server.clone(), Instant::now() + UNAVAILABLE_FOR));
+            self.shared().unavailable = Some((server.clone(), Instant::now() + UNAVAILABLE_FOR));
         }
         if !is_the_stores_word {
             self.give_up(&connection);
@@ -226,13 +263,13 @@ impl KvClient {
         self.config.attempt_timeout.min(share)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
+    fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next attempt goes to another server.
     fn give_up(&self, connection: &Arc<Connection>) {
-        let mut shared = self.lock();
+        let mut shared = self.shared();
         if shared.connection.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
             shared.connection = None;
         }
@@ -240,18 +277,18 @@ impl KvClient {
 
     /// The connection in use, or one to the next server, or to the leader that it names.
     async fn connection(&self, until: Instant, proof: Proof) -> Result<Arc<Connection>, Failure> {
-        if let Some(connection) = self.lock().connection.clone().filter(|connection| connection.is_open()) {
+        if let Some(connection) = self.shared().connection.clone().filter(|connection| connection.is_open()) {
             return Ok(connection);
         }
         let endpoint = {
-            let mut shared = self.lock();
+            let mut shared = self.shared();
             let endpoint = self.config.endpoints[shared.next % self.config.endpoints.len()].clone();
             shared.next += 1;
             endpoint
         };
         let connection = self.open(&endpoint, until).await?;
         let connection = Arc::new(self.to_leader(connection, until, proof).await?);
-        self.lock().connection = Some(connection.clone());
+        self.shared().connection = Some(connection.clone());
         Ok(connection)
     }
 
@@ -296,7 +333,7 @@ impl KvClient {
 
     /// Whether the server at `endpoint` said a moment ago that it cannot serve.
     fn is_unavailable(&self, endpoint: &Endpoint) -> bool {
-        let shared = self.lock();
+        let shared = self.shared();
         shared
             .unavailable
             .as_ref()
@@ -307,7 +344,7 @@ impl KvClient {
     async fn follow(&self, leader: Option<&str>, deadline: Instant) {
         let Some(Ok(endpoint)) = leader.map(str::parse::<Endpoint>) else { return };
         if let Ok(connection) = self.open(&endpoint, deadline).await {
-            self.lock().connection = Some(Arc::new(connection));
+            self.shared().connection = Some(Arc::new(connection));
         }
     }
 }
@@ -343,13 +380,13 @@ fn without_prefix(error: &str, endpoint: &Endpoint) -> String {
 }
 
 /// With jitter, so that the clients of a failed server do not come back in step.
-async fn wait(pause: Duration) {
+pub(super) async fn wait(pause: Duration) {
     let jitter = rand::rng().random_range(0.5..1.0);
     tokio::time::sleep(pause.mul_f64(jitter)).await;
 }
 
-const PAUSE_MIN: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_millis(500);
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(20);
+pub(super) const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long a server that said it cannot serve is not gone to in place of one that forwards.
 const UNAVAILABLE_FOR: Duration = Duration::from_secs(2);
 /// Between the attempts of an operator's call.

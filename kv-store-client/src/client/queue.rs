@@ -1,0 +1,173 @@
+//! What locks and elections are made of: a queue of keys `NAME/LEASE` below a name. The key that was created first counts. It is
+//! the scheme of etcd's clients, with whom those of this library share their queues.
+
+use tokio::runtime::Handle;
+
+use super::{
+    ClientError, KvClient, Lease, LockError,
+    calls::{PAUSE_MAX, wait},
+};
+use crate::{
+    idl::{
+        Compare, CompareResult, CompareTarget, KeyValue, Operation, OperationResponse, PutRequest,
+        RangeRequest, SortBy, TxnRequest, WatchRequest,
+    },
+    prefix_end,
+    protocol::Fault,
+};
+
+/// A key in the queue of a name. It is given up when this is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    client: KvClient,
+    lease: Lease,
+    name: Vec<u8>,
+    pub(super) key: Vec<u8>,
+    /// Revision at which the key was created.
+    pub(super) revision: i64,
+    is_given_up: bool,
+}
+
+impl Place {
+    /// Puts the key of a lease into the queue of a name, with a value. The key may be there already: then it keeps its value
+    /// and its place.
+    pub(super) async fn take(
+        client: &KvClient,
+        name: Vec<u8>,
+        lease: &Lease,
+        value: Vec<u8>,
+    ) -> Result<(Self, Vec<u8>), LockError> {
+        let key = [&name[..], format!("/{:x}", lease.id()).as_bytes()].concat();
+        let put = PutRequest { lease_id: Some(lease.id()), ..PutRequest::of(key.clone(), value.clone()) };
+        let request = TxnRequest::new(
+            vec![created(&key, 0)],
+            vec![Operation::Put(put)],
+            vec![Operation::Range(RangeRequest::of(key.clone(), None))],
+            None,
+            None,
+            None,
+        );
+        let (client, lease) = (client.clone(), lease.clone());
+        // Before it is asked for, so that it is given up whenever the caller goes away.
+        let mut place = Self { client, lease, name, key, revision: 0, is_given_up: false };
+        let mut response = place.client.txn(request).await.map_err(lease_lost)?;
+        let before = match response.responses.pop() {
+            Some(OperationResponse::Range(mut found)) => found.kvs.pop(),
+            _ => None,
+        };
+        let (revision, value) =
+            before.map_or((response.header.revision, value), |kv| (kv.create_revision, kv.value));
+        place.revision = revision;
+        Ok((place, value))
+    }
+
+    pub(super) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Waits until no key of the queue is older.
+    pub(super) async fn wait_for_turn(&self) -> Result<(), LockError> {
+        tokio::select! {
+            () = self.lease.lost() => Err(LockError::Lost),
+            turn = self.turn() => turn,
+        }
+    }
+
+    async fn turn(&self) -> Result<(), LockError> {
+        loop {
+            let before = RangeRequest {
+                limit: Some(1),
+                descending: Some(true),
+                sort_by: Some(SortBy::CREATE_REVISION),
+                max_create_revision: Some(self.revision - 1),
+                keys_only: Some(true),
+                ..queue(&self.name)
+            };
+            let found = match self.client.range(before).await {
+                Ok(found) => found,
+                // The lease says how long it is worth to wait.
+                Err(ClientError::Unavailable(_)) => {
+                    wait(PAUSE_MAX).await;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let Some(before) = found.kvs.into_iter().next() else { return self.check().await };
+            let deleted = WatchRequest {
+                start_revision: Some(found.header.revision + 1),
+                without_puts: Some(true),
+                ..WatchRequest::of(before.key, None)
+            };
+            // Whatever comes of the watch, the queue is looked at again.
+            let _ = futures::StreamExt::next(&mut self.client.watch(deleted).await?).await;
+        }
+    }
+
+    /// Whether the key is there still: who has no key has no place.
+    async fn check(&self) -> Result<(), LockError> {
+        let found = self.client.get(self.key.clone()).await?;
+        let is_there = found.is_some_and(|kv| kv.create_revision == self.revision);
+        if is_there && self.lease.is_held() { Ok(()) } else { Err(LockError::Lost) }
+    }
+
+    /// Does something as long as the key is there.
+    pub(super) async fn while_there(&self, operation: Operation) -> Result<(), LockError> {
+        let condition = vec![created(&self.key, self.revision)];
+        let request = TxnRequest::new(condition, vec![operation], Vec::new(), None, None, None);
+        let response = self.client.txn(request).await.map_err(lease_lost)?;
+        if response.succeeded { Ok(()) } else { Err(LockError::Lost) }
+    }
+
+    /// Leaves the queue. Who is in it no more has left it already.
+    pub(super) async fn give_up(mut self) -> Result<(), ClientError> {
+        self.is_given_up = true;
+        self.client.delete(self.key.clone()).await.map(|_| ())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.is_given_up {
+            return;
+        }
+        // The lease is kept until the key is gone, so that a name does not look free before.
+        let (client, lease, key) = (self.client.clone(), self.lease.clone(), self.key.clone());
+        runtime.spawn(async move {
+            if let Err(error) = client.delete(key).await {
+                tracing::debug!(%error, lease = lease.id(), "a place in a queue is left to its lease");
+            }
+        });
+    }
+}
+
+/// The first of a queue, and the revision of the store.
+pub(super) async fn first(client: &KvClient, name: &[u8]) -> Result<(Option<KeyValue>, i64), ClientError> {
+    let oldest = RangeRequest { limit: Some(1), sort_by: Some(SortBy::CREATE_REVISION), ..queue(name) };
+    let mut found = client.range(oldest).await?;
+    Ok((found.kvs.pop(), found.header.revision))
+}
+
+/// The keys below a name.
+pub(super) fn below(name: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
+    let prefix = [name, b"/"].concat();
+    let end = prefix_end(prefix.clone());
+    (prefix, Some(end))
+}
+
+fn queue(name: &[u8]) -> RangeRequest {
+    let (prefix, end) = below(name);
+    RangeRequest::of(prefix, end)
+}
+
+/// The condition that a key was created at a revision; 0: that it is not there.
+fn created(key: &[u8], revision: i64) -> Compare {
+    Compare::new(key.to_vec(), CompareTarget::CREATE_REVISION, CompareResult::EQUAL, revision, None, None)
+}
+
+fn lease_lost(error: ClientError) -> LockError {
+    match error {
+        ClientError::Rejected(Fault::NoLease(_)) => LockError::Lost,
+        error => error.into(),
+    }
+}

@@ -119,7 +119,7 @@ pub fn kv_replies() -> Seeds {
     let header = || idl::ResponseHeader::new(7, 1, 2, 9);
     let endpoint = || "h:1".to_owned();
     let member =
-        idl::MemberStatus::new(1, endpoint(), endpoint(), "voter".to_owned(), true, None, 8, 1, None, None);
+        idl::MemberStatus::new(1, endpoint(), endpoint(), "voter".to_owned(), true, None, 8, 1, None, None, None);
     let status = idl::StatusResponse::new(
         header(),
         "0.1".to_owned(),

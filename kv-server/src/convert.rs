@@ -348,7 +348,8 @@ pub(crate) fn reply(node: NodeId, answer: KvAnswer) -> Reply {
         KvResult::Put(done) => Reply::Put(put_done(header, done)),
         KvResult::Delete(deleted) => Reply::DeleteRange(delete_done(header, deleted)),
         KvResult::Range(found) => Reply::Range(range_done(header, found)),
-        KvResult::Compact => Reply::Compact(header),
+        // No call asks for an alarm yet.
+        KvResult::Compact | KvResult::Alarm(_) => Reply::Compact(header),
         KvResult::Lease => Reply::LeaseRevoke(idl::LeaseRevokeResponse { header }),
         KvResult::OpenSession(id) => Reply::OpenSession(signed(id)),
         KvResult::Txn(done) => {

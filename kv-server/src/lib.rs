@@ -1,8 +1,8 @@
 //! The replicated key-value server.
 //!
 //! `config` reads what to start, `mode` keeps a data directory to standalone or replicated use, `node` composes engine,
-//! transport, storage and state machine, `founding` decides whether a node may start a new cluster, `frontend` serves
-//! clients over Thrift, `routing` decides which node executes an operation, `cluster` tracks members and their health, and
+//! transport, storage and state machine, `founding` decides whether a node may start a new cluster, `quota` watches the
+//! size of the store, `frontend` serves clients over Thrift, `routing` decides which node executes an operation, `cluster` tracks members and their health, and
 //! `dev` runs a cluster on one machine. Consensus and storage are in the other crates.
 //!
 //! The program is [`run`]; the other public items are for the crate `fuzz`.
@@ -22,6 +22,7 @@ pub mod fuzzing;
 mod mode;
 mod node;
 mod polls;
+mod quota;
 mod routing;
 
 use std::{process::ExitCode, time::Duration};

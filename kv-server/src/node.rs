@@ -24,6 +24,7 @@ use crate::{
     founding::{Loaded, announce_members, explain, may_bootstrap},
     frontend::{Frontend, Limits},
     mode::{self, ModeError},
+    quota,
     routing::RoutingManager,
 };
 
@@ -93,13 +94,18 @@ impl Node {
         };
         let mut bounds = kv_state_machine::Limits::default();
         bounds.transaction_operations_max = settings.limits.transaction_operations_max;
+        bounds.quota_bytes = settings.limits.quota_size;
         let database = database.with_limits(bounds);
         let (routing, sessions_max) = (settings.deployment.routing, settings.limits.sessions_max);
         let router = RoutingManager::new(settings.node, database.clone(), cluster, routing, sessions_max)
             .listening_at(settings.client_listen.clone());
-        let frontend = Frontend::bind(&settings.client_listen, Arc::new(router), limits).await?;
+        let router = Arc::new(router);
+        let frontend = Frontend::bind(&settings.client_listen, router.clone(), limits).await?;
         database.start().await?;
         let (stop, stopping) = watch::channel(false);
+        if bounds.quota_bytes > 0 {
+            tokio::spawn(quota::watch(router, stopping.clone()));
+        }
         let frontend = tokio::spawn(frontend.run(stopping));
         let mode = if settings.topology.is_some() { "replicated" } else { "standalone" };
         let clients_max = limits.clients_max;

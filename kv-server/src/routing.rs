@@ -2,8 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use consensus_core::{ChangeError, Endpoint, NodeId, TransferError};
-use kv_state_machine::{ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Session};
+use consensus_core::{ChangeError, Endpoint, EngineStatus, NodeId, TransferError};
+use kv_state_machine::{
+    Alarm, AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Session,
+};
 use kv_store_client::{
     CallError, Connection,
     admin::{MemberChange, RefusedReason},
@@ -117,7 +119,9 @@ impl RoutingManager {
         }
         let request = request(call.clone(), self.sessions_max)?;
         let deadline = Instant::now() + LEADER_WAIT;
-        let may_forward = may_forward && self.routing == Routing::Forward;
+        // A request of this server itself has no client that could be redirected.
+        let may_forward =
+            may_forward && (self.routing == Routing::Forward || matches!(request, Request::OfNode(_)));
         loop {
             let leader = match self.execute_here(&request, may_forward, room).await {
                 Ok(reply) => return Ok(reply),
@@ -366,6 +370,25 @@ impl RoutingManager {
         Ok(connection)
     }
 
+    /// What keeps this node from doing its part, and what to do.
+    fn problems(&self, engine: &EngineStatus) -> Vec<String> {
+        let alarm = |alarm: Alarm| {
+            let Alarm { kind, node } = alarm;
+            match kind {
+                AlarmKind::NoSpace => format!(
+                    "alarm {kind} of node {node}: its store exceeds its quota_size, and puts and grants of leases are \
+                     refused; delete what is not needed, compact, then disarm the alarm (`etcdctl alarm disarm`)"
+                ),
+                AlarmKind::Corrupt => format!(
+                    "alarm {kind} of node {node}: its state is not that of the others, and commands are refused; compare \
+                     the nodes (`kvctl hash`), replace the one that differs, then disarm the alarm (`etcdctl alarm disarm`)"
+                ),
+            }
+        };
+        let cluster = self.cluster.iter().flat_map(|cluster| cluster.problems(engine));
+        cluster.chain(self.database.alarms().into_iter().map(alarm)).collect()
+    }
+
     /// The header of an answer at what this node has applied.
     pub(crate) fn header(&self) -> Result<idl::ResponseHeader, Fault> {
         let engine = self.database.status().borrow().clone();
@@ -390,7 +413,7 @@ impl RoutingManager {
             first_log_index: number(engine.first_index.0),
             members: cluster.map_or_else(Vec::new, |cluster| cluster.members(&engine)),
             cluster_name: cluster.map(|cluster| cluster.name().to_owned()),
-            problems: cluster.map(|cluster| cluster.problems(&engine)),
+            problems: Some(self.problems(&engine)),
         }))
     }
 }

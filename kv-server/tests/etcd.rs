@@ -9,5 +9,6 @@ mod etcd {
     mod kv;
     mod lease;
     mod lock;
+    mod maintenance;
     mod watch;
 }

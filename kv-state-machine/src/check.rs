@@ -43,7 +43,9 @@ fn operation(operation: &KvOperation) -> Check {
         | KvOperation::GrantLease { .. }
         | KvOperation::RevokeLease { .. }
         | KvOperation::ExpireLeases { .. }
-        | KvOperation::CheckpointLeases { .. } => Ok(()),
+        | KvOperation::CheckpointLeases { .. }
+        | KvOperation::RaiseAlarm(_)
+        | KvOperation::DisarmAlarm(_) => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! An engine and a store together.
 
 mod leases;
+mod space;
 
 use std::{
     path::Path,
@@ -30,6 +31,7 @@ use crate::{
     lessor,
     limits::Amount,
     machine::{ANSWER_VERSION, COMMAND_VERSION},
+    quota::Quota,
     watch::{WatchStream, Watches},
 };
 
@@ -44,6 +46,7 @@ pub struct ConsensusKvDatabase {
     serving: Arc<AtomicBool>,
     reserve: Option<Reserve>,
     limits: Limits,
+    quota: Arc<Quota>,
     lanes: Lanes,
     lessor: Arc<Lessor>,
 }
@@ -143,6 +146,7 @@ impl ConsensusKvDatabase {
             serving: Arc::new(AtomicBool::new(false)),
             reserve: None,
             limits: Limits::default(),
+            quota: Arc::default(),
             lanes: Lanes::new(),
             lessor: Arc::default(),
         }
@@ -265,6 +269,7 @@ impl ConsensusKvDatabase {
         if let Some(reserve) = &self.reserve {
             reserve.check(0).map_err(|why| KvError::Unavailable { why, maybe_applied: false })?;
         }
+        self.check_space(session.as_ref(), &operation).await?;
         let _place = self.look_ahead(session.as_ref(), &operation).await?;
         let committed = propose(&self.engine, session, operation).await.map_err(propose_error)?;
         let answer: Result<KvAnswer, KvRejection> =

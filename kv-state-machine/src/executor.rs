@@ -5,7 +5,8 @@ use std::sync::{Arc, atomic::AtomicBool};
 use consensus_core::StateMachineError;
 
 use crate::{
-    KeysHash, KvAnswer, KvOperation, KvRejection, REPLY_BYTES_MAX, StateHash, WHOLE_REPLY_BYTES_MAX, check,
+    Alarm, KeysHash, KvAnswer, KvOperation, KvRejection, REPLY_BYTES_MAX, StateHash, WHOLE_REPLY_BYTES_MAX,
+    check,
     execute::{Execution, Halt, History, too_much},
     hash, keys,
     limits::Amount,
@@ -139,11 +140,20 @@ impl KvStoreExecutor {
 
     /// Bytes that the store has on disk.
     pub(crate) fn disk_bytes(&self) -> Result<u64, Failure> {
+        self.store.current().disk_bytes()
+    }
+
+    /// The alarms that are raised.
+    pub(crate) fn alarms(&self) -> Vec<Alarm> {
+        self.store.current().alarms().get().iter().copied().collect()
+    }
+
+    /// Rewrites the tables without what is garbage. Blocks on the disk.
+    pub(crate) fn reclaim_space(&self) -> Result<(), Failure> {
         let generation = self.store.current();
-        let bytes = |name: &str| generation.db().property_int_value(name).map_err(disk);
-        let (tables, memory) =
-            (bytes("rocksdb.total-sst-files-size")?, bytes("rocksdb.cur-size-all-mem-tables")?);
-        Ok(tables.unwrap_or(0) + memory.unwrap_or(0))
+        generation.db().flush().map_err(disk)?;
+        generation.db().compact_range(None::<&[u8]>, None::<&[u8]>);
+        Ok(())
     }
 
     /// The oldest revision that can be read; 0: nothing was compacted.

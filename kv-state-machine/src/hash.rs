@@ -8,6 +8,7 @@ use std::{
 use rocksdb::{IteratorMode, ReadOptions};
 
 use crate::{
+    alarm::Alarms,
     collect::Sieve,
     keys::{self, Record},
     lease,
@@ -17,7 +18,7 @@ use crate::{
 /// A checksum of the state at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateHash {
-    /// CRC-32C over all live and historic versions in key order, newest first, and over the leases.
+    /// CRC-32C over all live and historic versions in key order, newest first, and over the leases and alarms.
     pub hash: u32,
     /// Store revision.
     pub revision: u64,
@@ -41,7 +42,9 @@ pub struct KeysHash {
 /// The checksum; garbage not yet collected does not count.
 pub(crate) fn hash(source: &dyn Source, compacted: u64, abandoned: &AtomicBool) -> Result<u32, Failure> {
     let mut sum = hash_versions(source, compacted, u64::MAX, abandoned)?;
-    hash_leases(source, &mut |bytes| sum = crc32c::crc32c_append(sum, bytes))?;
+    let mut add = |bytes: &[u8]| sum = crc32c::crc32c_append(sum, bytes);
+    hash_leases(source, &mut add)?;
+    Alarms::hash(source, &mut add)?;
     Ok(sum)
 }
 

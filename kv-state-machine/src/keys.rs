@@ -7,6 +7,7 @@
 //! "s" client id (8)                                session: last sequence and its answer
 //! "l" lease id (8)                                 lease
 //! "a" lease id (8) key                             nothing: the key goes with the lease
+//! "n"                                              alarms
 //! "r" revision (8) number (4)                      which keys the revisions up to this one changed: oldest first
 //! "g"                                              revision up to which garbage was collected
 //! ```
@@ -20,6 +21,7 @@ use consensus_core::codec::CodecError;
 use crate::{KeyRange, KeyValue, recent::Counts};
 
 pub(crate) const META: &[u8] = b"m";
+pub(crate) const ALARMS: &[u8] = b"n";
 pub(crate) const COLLECTED: &[u8] = b"g";
 const DATA: u8 = b'd';
 const SESSION: u8 = b's';

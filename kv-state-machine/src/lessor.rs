@@ -126,7 +126,7 @@ fn note_after(ttl: u64) -> Duration {
 }
 
 /// Time since the machine was started, time in which it was suspended included.
-fn now() -> Duration {
+pub(crate) fn now() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default())
 }

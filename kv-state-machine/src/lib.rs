@@ -38,6 +38,7 @@
 //! # Ok(()) }
 //! ```
 
+mod alarm;
 mod changes;
 mod check;
 mod collect;
@@ -54,6 +55,7 @@ mod lessor;
 mod limits;
 mod machine;
 mod operation;
+mod quota;
 mod recent;
 mod scan;
 mod session;
@@ -65,6 +67,7 @@ mod watch;
 mod work;
 mod written;
 
+pub use alarm::{Alarm, AlarmKind};
 pub use changes::WatchEvent;
 pub use consensus_core::session::Session;
 pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError, LeaseState, random_lease_id};

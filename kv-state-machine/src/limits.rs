@@ -65,11 +65,14 @@ pub struct Limits {
     /// Most operations in either branch of a transaction, most compares, and most read ranges; 1 to [`OPERATIONS_MAX`], which
     /// bounds them together. Default 128, as in etcd.
     pub transaction_operations_max: usize,
+    /// Bytes of the node's store from which on commands that add data are refused, and the alarm
+    /// [`NoSpace`](crate::AlarmKind::NoSpace) is raised for the whole cluster; 0: no bound. Default 0.
+    pub quota_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { transaction_operations_max: 128 }
+        Self { transaction_operations_max: 128, quota_bytes: 0 }
     }
 }
 

@@ -11,7 +11,9 @@ use rocksdb::{DB, WriteBatch, WriteOptions};
 
 use crate::{
     KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStoreExecutor, REPLY_BYTES_MAX,
-    SESSION_REPLY_BYTES_MAX, changes, check,
+    SESSION_REPLY_BYTES_MAX,
+    alarm::Alarms,
+    changes, check,
     collect::{self, Collector},
     execute::{Execution, Halt, History, too_much},
     keys,
@@ -32,6 +34,7 @@ pub struct KvStateMachine {
     durability: Durability,
     meta: Meta,
     sessions: Sessions,
+    alarms: Alarms,
     collector: Collector,
     reserve: Reserve,
 }
@@ -40,6 +43,7 @@ pub struct KvStateMachine {
 struct Loaded {
     meta: Meta,
     sessions: Sessions,
+    alarms: Alarms,
     /// The compaction whose garbage is gone.
     collected: u64,
 }
@@ -48,7 +52,7 @@ impl Loaded {
     fn of(generation: &Generation) -> Result<Self, Failure> {
         let db = generation.db();
         let (meta, sessions) = (generation.meta(), Sessions::load(db)?);
-        Ok(Self { meta, sessions, collected: collect::collected(db)? })
+        Ok(Self { meta, sessions, alarms: Alarms::load(db)?, collected: collect::collected(db)? })
     }
 }
 
@@ -88,6 +92,7 @@ impl KvStateMachine {
             durability,
             meta: Meta::default(),
             sessions: Sessions::default(),
+            alarms: Alarms::default(),
             collector: Collector::default(),
             reserve,
         };
@@ -104,7 +109,7 @@ impl KvStateMachine {
 
     /// Takes over what the current generation holds.
     fn take_over(&mut self, loaded: Loaded) {
-        (self.meta, self.sessions) = (loaded.meta, loaded.sessions);
+        (self.meta, self.sessions, self.alarms) = (loaded.meta, loaded.sessions, loaded.alarms);
         if loaded.collected < self.meta.compacted {
             self.collector.start(self.store.current(), self.store.hub().clone(), self.meta.compacted);
         }
@@ -125,8 +130,9 @@ impl KvStateMachine {
     fn execute(&mut self, generation: &Generation, entries: &[Entry]) -> Result<Executed, Failure> {
         let db = generation.db();
         let base = Base::new(generation);
-        let (meta, sessions) = (&mut self.meta, &mut self.sessions);
-        let mut batch = Batch { db, base, written: Written::default(), meta, sessions, work_bytes: 0 };
+        let Self { meta, sessions, alarms, .. } = self;
+        let mut batch =
+            Batch { db, base, written: Written::default(), meta, sessions, alarms, work_bytes: 0 };
         let (mut responses, mut response_bytes) = (Vec::with_capacity(entries.len()), 0);
         for entry in entries {
             responses.push(match &entry.payload {
@@ -154,8 +160,10 @@ impl KvStateMachine {
         }
         changes::write(&written.changes, &mut write);
         lease::write(written, &mut write);
+        written.alarms.iter().for_each(|alarms| alarms.write(&mut write));
         self.sessions.write(&mut write);
         write.put(keys::META, codec::encode(META_VERSION, &self.meta));
+        let written_bytes = write.size_in_bytes() as u64;
         match self.durability {
             Durability::FromLog => {
                 let mut options = WriteOptions::default();
@@ -171,6 +179,8 @@ impl KvStateMachine {
         }
         // Only now: who reads as of this batch must not find an older version noted as the newest.
         generation.leases().publish(written);
+        written.alarms.iter().for_each(|alarms| generation.alarms().publish(alarms.clone()));
+        generation.note_written(written_bytes);
         generation.publish(self.meta);
         self.store.hub().batch_written();
         Ok(())
@@ -187,6 +197,7 @@ struct Batch<'a> {
     written: Written,
     meta: &'a mut Meta,
     sessions: &'a mut Sessions,
+    alarms: &'a mut Alarms,
     /// Bytes read and written so far.
     work_bytes: u64,
 }
@@ -239,10 +250,25 @@ impl Batch<'_> {
                 }
                 KvResult::Lease
             }
-            operation => match self.execute_on_keys(operation, in_session)? {
-                Ok(result) => result,
-                Err(rejection) => return Ok(Err(rejection)),
-            },
+            KvOperation::RaiseAlarm(alarm) => {
+                self.alarms.raise(*alarm);
+                self.written.alarms = Some(self.alarms.clone());
+                KvResult::Alarm(true)
+            }
+            KvOperation::DisarmAlarm(alarm) => {
+                let was_raised = self.alarms.disarm(*alarm);
+                self.written.alarms = Some(self.alarms.clone());
+                KvResult::Alarm(was_raised)
+            }
+            operation => {
+                if let Some(rejection) = self.alarms.refusal(operation) {
+                    return Ok(Err(rejection));
+                }
+                match self.execute_on_keys(operation, in_session)? {
+                    Ok(result) => result,
+                    Err(rejection) => return Ok(Err(rejection)),
+                }
+            }
         };
         let (applied_index, term) = (id.index.0, id.term.0);
         Ok(Ok(KvAnswer { revision: self.meta.revision, applied_index, term, result }))

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use consensus_core::session::Session;
 use serde::{Deserialize, Serialize};
 
+use crate::Alarm;
+
 /// An operation. Field by field what the client-facing IDL (`kv.thrift`) has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvOperation {
@@ -52,6 +54,10 @@ pub enum KvOperation {
         /// Term of the leader. In another term nothing is done.
         term: u64,
     },
+    /// Raises an alarm, if it is not raised yet.
+    RaiseAlarm(Alarm),
+    /// Disarms an alarm, if it is raised.
+    DisarmAlarm(Alarm),
 }
 
 /// An operation as it travels through the log.
@@ -294,6 +300,8 @@ pub enum KvResult {
     OpenSession(u64),
     /// A lease was granted, ended, or noted.
     Lease,
+    /// Of an alarm: whether it is raised now for this command, or was disarmed by it.
+    Alarm(bool),
 }
 
 /// A key was written.
@@ -421,6 +429,18 @@ pub enum KvRejection {
         /// Last number that was executed.
         last: u64,
     },
+    /// An alarm says that the store of a node exceeds its quota.
+    #[error(
+        "the store is full: the alarm NOSPACE is raised, as a node exceeds its quota_size; nothing was done. Delete what is \
+         not needed, compact, then disarm the alarm"
+    )]
+    NoSpace,
+    /// An alarm says that the state of a node is not that of the others.
+    #[error(
+        "the alarm CORRUPT is raised: the nodes do not have the same state; nothing was done. Compare the nodes (`kvctl \
+         hash`), replace the one that differs, then disarm the alarm"
+    )]
+    Corrupt,
 }
 
 impl KvOperation {

@@ -21,7 +21,14 @@ use consensus_storage_rocksdb::{DataDir, Expected, Kind, MarkedDb};
 use rocksdb::{DB, DBCompressionType, Options, SliceTransform};
 use serde::{Deserialize, Serialize};
 
-use crate::{keys, lease::LeaseTable, recent::Recent, view::Failure, watch::Hub};
+use crate::{
+    alarm::{AlarmTable, Alarms},
+    keys,
+    lease::LeaseTable,
+    recent::Recent,
+    view::Failure,
+    watch::Hub,
+};
 
 /// What the store knows of itself; written with every batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +67,9 @@ pub(crate) struct Generation {
     obsolete: AtomicBool,
     recent: Recent,
     leases: LeaseTable,
+    alarms: AlarmTable,
+    /// Bytes that batches have written since it was opened.
+    written: AtomicU64,
     /// What the last batch wrote of the store, for readers.
     meta: Mutex<Meta>,
 }
@@ -74,8 +84,10 @@ impl Generation {
         };
         let meta = Mutex::new(load_meta(&db).map_err(unreadable)?);
         let leases = LeaseTable::load(&db).map_err(unreadable)?;
+        let alarms = AlarmTable::new(Alarms::load(&db).map_err(unreadable)?);
+        let written = AtomicU64::new(0);
         let (recent, obsolete) = (Recent::new(recent_max), AtomicBool::new(false));
-        Ok(Self { db: Some(db), path, obsolete, recent, leases, meta })
+        Ok(Self { db: Some(db), path, obsolete, recent, leases, alarms, written, meta })
     }
 
     /// What is known in memory of the versions in the database.
@@ -86,6 +98,28 @@ impl Generation {
     /// The leases, as of the last batch.
     pub(crate) fn leases(&self) -> &LeaseTable {
         &self.leases
+    }
+
+    /// The alarms, as of the last batch.
+    pub(crate) fn alarms(&self) -> &AlarmTable {
+        &self.alarms
+    }
+
+    /// Bytes that batches have written since the database was opened.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_written(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that the database has on disk, and in memory before they are there.
+    pub(crate) fn disk_bytes(&self) -> Result<u64, Failure> {
+        let bytes = |name: &str| self.db().property_int_value(name).map_err(crate::view::disk);
+        let (tables, memory) =
+            (bytes("rocksdb.total-sst-files-size")?, bytes("rocksdb.cur-size-all-mem-tables")?);
+        Ok(tables.unwrap_or(0) + memory.unwrap_or(0))
     }
 
     /// As of the last batch.

@@ -36,6 +36,9 @@ pub(crate) trait Source {
     /// An iterator that copies nothing of what it passes.
     fn raw(&self, read: ReadOptions) -> DBRawIteratorWithThreadMode<'_, Db>;
 
+    /// The record of the alarms.
+    fn alarms(&self) -> Result<Option<Vec<u8>>, Failure>;
+
     /// The first version at `place` or after it that is of the same key.
     fn first(&self, place: &[u8]) -> Found;
 
@@ -54,6 +57,10 @@ pub(crate) trait Source {
 pub(crate) type Found = Result<Option<(u64, Bytes)>, Failure>;
 
 impl Source for Db {
+    fn alarms(&self) -> Result<Option<Vec<u8>>, Failure> {
+        self.get(keys::ALARMS).map_err(disk)
+    }
+
     fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db> {
         self.iterator_opt(mode, read)
     }
@@ -68,6 +75,10 @@ impl Source for Db {
 }
 
 impl Source for rocksdb::Snapshot<'_> {
+    fn alarms(&self) -> Result<Option<Vec<u8>>, Failure> {
+        self.get(keys::ALARMS).map_err(disk)
+    }
+
     fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db> {
         self.iterator_opt(mode, read)
     }
@@ -145,6 +156,10 @@ impl<'a> Base<'a> {
 }
 
 impl Source for Base<'_> {
+    fn alarms(&self) -> Result<Option<Vec<u8>>, Failure> {
+        self.db.alarms()
+    }
+
     fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db> {
         self.db.iterate(mode, read)
     }

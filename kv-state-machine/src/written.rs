@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    alarm::Alarms,
     lease::Lease,
     view::{Overlay, Source},
 };
@@ -23,6 +24,8 @@ pub(crate) struct Written {
     pub(crate) leases: BTreeMap<i64, Option<Lease>>,
     /// Leases that were granted.
     pub(crate) granted: BTreeSet<i64>,
+    /// The alarms, if they were changed.
+    pub(crate) alarms: Option<Alarms>,
 }
 
 /// A key was written or deleted.

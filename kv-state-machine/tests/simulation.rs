@@ -7,8 +7,8 @@ use bytes::Bytes;
 use consensus_core::{Entry, LogId, NodeId, Snapshot, StateMachine, StateMachineError, codec};
 use consensus_raft_simulator::{Guest, Random, run_guest};
 use kv_state_machine::{
-    Compare, CompareResult, CompareTarget, Delete, Durability, KeyRange, KvCommand, KvOperation,
-    KvStateMachine, Put, Range, Session, Txn, Versionstamp,
+    Alarm, AlarmKind, Compare, CompareResult, CompareTarget, Delete, Durability, KeyRange, KvCommand,
+    KvOperation, KvStateMachine, Put, Range, Session, Txn, Versionstamp,
 };
 use tempfile::TempDir;
 
@@ -42,10 +42,13 @@ impl Guest for Store {
     fn command(&self, random: &mut Random) -> Bytes {
         let session = Session { client_id: random.below(4), sequence: 1 + random.below(20) };
         let session = random.percent(40).then_some(session);
-        let operation = match random.below(10) {
-            0 => KvOperation::OpenSession { sessions_max: 1 + random.below(3) },
-            1 => KvOperation::Compact { revision: random.below(150) },
-            2 | 3 => KvOperation::Txn(transaction(random)),
+        let operation = match random.below(40) {
+            10 => KvOperation::RaiseAlarm(alarm(random)),
+            // More often than it is raised, so that most commands do something.
+            11..15 => KvOperation::DisarmAlarm(alarm(random)),
+            0..4 => KvOperation::OpenSession { sessions_max: 1 + random.below(3) },
+            4..8 => KvOperation::Compact { revision: random.below(150) },
+            8..10 | 15..21 => KvOperation::Txn(transaction(random)),
             _ => simple(random),
         };
         codec::encode(1, &KvCommand { session, operation }).into()
@@ -54,6 +57,12 @@ impl Guest for Store {
     fn digest(&self, placed: &mut Placed) -> Option<Vec<u8>> {
         Some(format!("{:?}", placed.machine.executor().hash().unwrap()).into())
     }
+}
+
+/// Of one kind and node, so that it is disarmed soon.
+fn alarm(random: &mut Random) -> Alarm {
+    let kind = if random.percent(90) { AlarmKind::NoSpace } else { AlarmKind::Corrupt };
+    Alarm { kind, node: NodeId(0) }
 }
 
 fn key(random: &mut Random) -> Bytes {

@@ -27,6 +27,12 @@ pub(crate) struct Limits {
     /// Greatest number of operations in either branch of a transaction, of its compares, and of its read ranges.
     #[arg(long, default_value_t = 128, value_name = "COUNT", value_parser = number(1..=OPERATIONS_MAX))]
     pub(crate) transaction_operations_max: usize,
+    /// Size of the node's store from which on the cluster takes no more data: the alarm NOSPACE is raised, and puts and grants of
+    /// leases are refused until it is disarmed. Deletions and compactions are executed.
+    ///
+    /// 0: no quota. What counts is the size of the store's files and of what is in memory before it is written to them.
+    #[arg(long, default_value = "0", value_name = "SIZE", value_parser = size(..))]
+    pub(crate) quota_size: u64,
     /// Free space on the disk that is kept in reserve. With less the node refuses writes, and a leader transfers its
     /// leadership if it can; the node takes writes again when there is more.
     ///

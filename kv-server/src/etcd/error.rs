@@ -35,6 +35,8 @@ errors! {
     stopped: Unavailable, "etcdserver: server stopped";
     timed_out: Unavailable, "etcdserver: request timed out";
     deadline_exceeded: DeadlineExceeded, "context deadline exceeded";
+    no_space: ResourceExhausted, "etcdserver: mvcc: database space exceeded";
+    corrupt: DataLoss, "etcdserver: corrupt cluster";
     too_many_requests: ResourceExhausted, "etcdserver: too many requests";
     auth_not_enabled: FailedPrecondition, "etcdserver: authentication is not enabled";
     wrong_downgrade_version: InvalidArgument, "etcdserver: wrong downgrade target version format";
@@ -87,6 +89,8 @@ fn of_rejection(rejection: KvRejection) -> Status {
         KvRejection::NoKey { .. } => key_not_found(),
         KvRejection::NoLease { .. } => lease_not_found(),
         KvRejection::LeaseExists { .. } => lease_exists(),
+        KvRejection::NoSpace => no_space(),
+        KvRejection::Corrupt => corrupt(),
         KvRejection::AnswerTooLarge { .. } => Status::resource_exhausted(format!("etcdserver: {rejection}")),
         other => Status::invalid_argument(format!("etcdserver: {other}")),
     }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
-use kv_state_machine::{KvOperation, Range};
+use kv_state_machine::{AlarmKind, KvOperation, Range};
 use tonic::body::Body;
 
 use super::{Etcd, gateway, maintenance::ETCD_VERSION};
@@ -14,8 +14,8 @@ pub(super) async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<B
     match (request.method(), path) {
         (&Method::GET | &Method::HEAD, "/version") => json(StatusCode::OK, version()),
         (&Method::GET | &Method::HEAD, "/health" | "/livez" | "/readyz") => {
-            let serializable = request.uri().query().is_some_and(|query| query.contains("serializable=true"));
-            health(&etcd, path, serializable || path == "/livez").await
+            let query = request.uri().query().unwrap_or_default();
+            health(&etcd, path, query).await
         }
         (_, path) => match gateway::method_of(path) {
             Some(method) => gateway::answer(etcd, method, request).await,
@@ -29,8 +29,12 @@ fn version() -> String {
     format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_VERSION}","storage":"{ETCD_VERSION}"}}"#)
 }
 
-/// Whether a read is answered, of this node or of the cluster.
-async fn health(etcd: &Etcd, path: &str, serializable: bool) -> Response<Body> {
+/// Whether no alarm is raised that matters to this path, and a read is answered, of this node or of the cluster.
+async fn health(etcd: &Etcd, path: &str, query: &str) -> Response<Body> {
+    if let Some(problem) = alarm(etcd, path, query) {
+        return unhealthy_or_not(path, Some(problem));
+    }
+    let serializable = path == "/livez" || query.split('&').any(|pair| pair == "serializable=true");
     let range = Range { key: "health".into(), keys_only: true, ..Range::default() };
     let read = etcd.read(KvOperation::Range(range), serializable);
     let outcome = tokio::time::timeout(READ_TIMEOUT, read).await;
@@ -39,6 +43,27 @@ async fn health(etcd: &Etcd, path: &str, serializable: bool) -> Response<Body> {
         Ok(Err(status)) => Some(status.message().to_owned()),
         Err(_) => Some("RAFT NO LEADER".to_owned()),
     };
+    unhealthy_or_not(path, problem)
+}
+
+/// The alarm that makes `path` unhealthy, unless it is excluded: for `/health` any, for `/readyz` CORRUPT. Of two CORRUPT is told.
+fn alarm(etcd: &Etcd, path: &str, query: &str) -> Option<String> {
+    let excluded = |name: &str| query.split('&').any(|pair| pair.strip_prefix("exclude=") == Some(name));
+    let alarms = etcd.database().alarms().into_iter().rev().map(|alarm| alarm.kind);
+    match path {
+        "/health" => {
+            let mut told = alarms.map(|kind| kind.to_string()).filter(|name| !excluded(name));
+            told.next().map(|name| format!("ALARM {name}"))
+        }
+        "/readyz" if !excluded("data_corruption") => {
+            let corrupt = alarms.into_iter().find(|kind| *kind == AlarmKind::Corrupt);
+            corrupt.map(|kind| format!("[-]data_corruption failed: alarm activated: {kind}\n"))
+        }
+        _ => None,
+    }
+}
+
+fn unhealthy_or_not(path: &str, problem: Option<String>) -> Response<Body> {
     let status = if problem.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     if path == "/health" {
         let healthy = problem.is_none();

@@ -3,11 +3,12 @@
 use consensus_core::MemberKind;
 use futures::stream::BoxStream;
 use kv_etcd_api::etcdserverpb::{
-    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo, DowngradeRequest,
-    DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
-    MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
-    maintenance_server::Maintenance,
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
+    DowngradeInfo, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest,
+    HashResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
+    StatusResponse, alarm_request::AlarmAction, maintenance_server::Maintenance,
 };
+use kv_state_machine::{Alarm, AlarmKind, KvOperation, KvResult};
 use kv_store_client::{
     admin::RefusedReason,
     protocol::{Call, Fault, Reply},
@@ -21,19 +22,40 @@ type Result<T> = std::result::Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl Maintenance for Etcd {
-    /// There are no alarms to be set; none is ever raised.
-    async fn alarm(&self, _: Request<AlarmRequest>) -> Result<AlarmResponse> {
-        Ok(Response::new(AlarmResponse { header: Some(self.header_now()?), alarms: Vec::new() }))
+    async fn alarm(&self, request: Request<AlarmRequest>) -> Result<AlarmResponse> {
+        let AlarmRequest { action, member_id, alarm } = request.into_inner();
+        let action =
+            AlarmAction::try_from(action).map_err(|_| error::unknown_number("alarm action", action))?;
+        let kind = match AlarmType::try_from(alarm).map_err(|_| error::unknown_number("alarm", alarm))? {
+            AlarmType::None => None,
+            AlarmType::Nospace => Some(AlarmKind::NoSpace),
+            AlarmType::Corrupt => Some(AlarmKind::Corrupt),
+        };
+        let alarms = match (action, kind) {
+            (AlarmAction::Get, kind) => {
+                let mut all = self.database().current_alarms().await.map_err(error::of_read)?;
+                all.retain(|alarm| kind.is_none_or(|kind| alarm.kind == kind));
+                all
+            }
+            (_, None) => Vec::new(),
+            (AlarmAction::Activate, Some(kind)) => {
+                self.change_alarm(KvOperation::RaiseAlarm, Alarm { kind, node: node_of(member_id) }).await?
+            }
+            (AlarmAction::Deactivate, Some(kind)) => {
+                self.change_alarm(KvOperation::DisarmAlarm, Alarm { kind, node: node_of(member_id) }).await?
+            }
+        };
+        let alarms = alarms.into_iter().map(alarm_member).collect();
+        Ok(Response::new(AlarmResponse { header: Some(self.header_now()?), alarms }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<StatusResponse> {
         let status = Etcd::status(self);
         let size = signed(self.database().disk_bytes().map_err(error::of_read)?);
-        let errors = match status.leader {
-            Some(_) => Vec::new(),
-            None if self.router.cluster().is_none() => Vec::new(),
-            None => vec![error::no_leader().message().to_owned()],
-        };
+        let has_no_leader = status.leader.is_none() && self.router.cluster().is_some();
+        let no_leader = has_no_leader.then(|| error::no_leader().message().to_owned());
+        let alarm = |alarm: Alarm| format!("memberID:{} alarm:{}", member_id(alarm.node), alarm.kind);
+        let errors = no_leader.into_iter().chain(self.database().alarms().into_iter().map(alarm)).collect();
         // Alone a server leads itself.
         let leader = match (status.leader, self.router.cluster()) {
             (None, None) => Some(self.router.node()),
@@ -52,13 +74,17 @@ impl Maintenance for Etcd {
             db_size_in_use: size,
             is_learner: kind == Some(MemberKind::Learner),
             storage_version: ETCD_VERSION.to_owned(),
-            db_size_quota: 0,
+            db_size_quota: signed(self.database().limits().quota_bytes),
             downgrade_info: Some(DowngradeInfo::default()),
         }))
     }
 
-    /// Nothing is to be defragmented. As in etcd, this response has no header.
+    /// Without a quota nothing is to be defragmented. With one, space that was compacted away is given back at once, so that an
+    /// alarm can be disarmed. As in etcd, the response has no header.
     async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<DefragmentResponse> {
+        if self.database().limits().quota_bytes > 0 {
+            self.database().reclaim_space().await.map_err(error::of_read)?;
+        }
         Ok(Response::new(DefragmentResponse { header: None }))
     }
 
@@ -115,6 +141,28 @@ impl Maintenance for Etcd {
         }
         Err(error::invalid_downgrade_version())
     }
+}
+
+impl Etcd {
+    /// Has the leader raise or disarm an alarm. Returns it, unless nothing was to be disarmed.
+    async fn change_alarm(
+        &self,
+        change: fn(Alarm) -> KvOperation,
+        alarm: Alarm,
+    ) -> std::result::Result<Vec<Alarm>, Status> {
+        match self.write(change(alarm)).await?.result {
+            KvResult::Alarm(is_affected) => Ok(is_affected.then_some(alarm).into_iter().collect()),
+            other => Err(super::unexpected(&other)),
+        }
+    }
+}
+
+fn alarm_member(alarm: Alarm) -> AlarmMember {
+    let kind = match alarm.kind {
+        AlarmKind::NoSpace => AlarmType::Nospace,
+        AlarmKind::Corrupt => AlarmType::Corrupt,
+    };
+    AlarmMember { member_id: member_id(alarm.node), alarm: kind.into() }
 }
 
 /// The version whose API this is: clients decide by it what they may ask for.

@@ -31,8 +31,13 @@ pub(crate) struct Alone {
 
 impl Alone {
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more arguments.
+    pub(crate) async fn start_with(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let alone = Self { server: Server::standalone(dir.path()), _dir: dir };
+        let alone = Self { server: Server::standalone_with(dir.path(), more), _dir: dir };
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", alone.server.port)).await.is_err() {
             assert!(begun.elapsed() < PATIENCE, "it does not start: {}", alone.server.log());

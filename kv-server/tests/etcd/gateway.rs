@@ -116,3 +116,31 @@ async fn version_and_health_are_told_in_the_words_of_etcd() {
     assert_eq!(ask(port, "GET", "/health", "").await, (200, r#"{"health":"true","reason":""}"#.to_owned()));
     assert_eq!(ask(port, "GET", "/readyz", "").await.0, 200);
 }
+
+#[tokio::test]
+async fn health_tells_of_an_alarm_unless_it_is_excluded() {
+    let alone = Alone::start().await;
+    let port = alone.server.port;
+    let change = async |action: &str, alarm: &str| {
+        let request = json!({"action": action, "memberID": "7", "alarm": alarm});
+        post(port, "/v3/maintenance/alarm", request).await
+    };
+    let get = async |path: &str| ask(port, "GET", path, "").await;
+    let (healthy, ready) = (r#"{"health":"true","reason":""}"#.to_owned(), "ok\n".to_owned());
+    let unhealthy = |alarm: &str| (503, format!(r#"{{"health":"false","reason":"ALARM {alarm}"}}"#));
+    change("ACTIVATE", "NOSPACE").await;
+    assert_eq!(get("/health").await, unhealthy("NOSPACE"));
+    assert_eq!(get("/health?exclude=NOSPACE").await, (200, healthy.clone()));
+    assert_eq!(get("/readyz").await, (200, ready.clone()));
+    change("ACTIVATE", "CORRUPT").await;
+    assert_eq!(get("/health?exclude=NOSPACE").await, unhealthy("CORRUPT"));
+    assert_eq!(get("/readyz").await.0, 503);
+    assert_eq!(get("/readyz?exclude=data_corruption").await, (200, ready.clone()));
+    assert_eq!(get("/livez").await, (200, ready));
+    for alarm in ["NOSPACE", "CORRUPT"] {
+        change("DEACTIVATE", alarm).await;
+    }
+    assert_eq!(get("/health").await, (200, healthy));
+    let (status, _) = change("ACTIVATE", "BREAK").await;
+    assert_eq!(status, 400);
+}

@@ -1,7 +1,7 @@
 //! Every operation and every answer comes back; what is damaged is an error, or another value that is as good.
 
-use crate::TXN_DEPTH_MAX;
-use consensus_core::codec;
+use crate::{AlarmKind, TXN_DEPTH_MAX};
+use consensus_core::{NodeId, codec};
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
 
@@ -60,11 +60,17 @@ fn simple_operation() -> impl Strategy<Value = KvOperation> {
         any::<(Vec<(i64, Option<u64>)>, u64)>()
             .prop_map(|(remaining, term)| KvOperation::CheckpointLeases { remaining, term }),
     ];
+    let alarm = (any::<bool>(), any::<u64>(), any::<bool>()).prop_map(|(is_full, node, raises)| {
+        let kind = if is_full { AlarmKind::NoSpace } else { AlarmKind::Corrupt };
+        let alarm = Alarm { kind, node: NodeId(node) };
+        if raises { KvOperation::RaiseAlarm(alarm) } else { KvOperation::DisarmAlarm(alarm) }
+    });
     prop_oneof![
         put,
         delete,
         range,
         lease,
+        alarm,
         any::<u64>().prop_map(|revision| KvOperation::Compact { revision }),
         any::<u64>().prop_map(|sessions_max| KvOperation::OpenSession { sessions_max }),
     ]
@@ -120,6 +126,7 @@ fn simple_result() -> impl Strategy<Value = KvResult> {
         found.prop_map(|(kvs, more, count)| KvResult::Range(Found { kvs, more, count })),
         Just(KvResult::Compact),
         Just(KvResult::Lease),
+        any::<bool>().prop_map(KvResult::Alarm),
         any::<u64>().prop_map(KvResult::OpenSession),
     ]
 }
@@ -140,6 +147,7 @@ fn answer() -> impl Strategy<Value = Result<KvAnswer, KvRejection>> {
         bytes().prop_map(|key| KvRejection::NoKey { key }),
         any::<i64>().prop_map(|id| KvRejection::NoLease { id }),
         any::<i64>().prop_map(|id| KvRejection::LeaseExists { id }),
+        prop::sample::select(vec![KvRejection::NoSpace, KvRejection::Corrupt]),
         any::<u64>().prop_map(|bytes_max| KvRejection::AnswerTooLarge { bytes_max }),
     ];
     prop_oneof![answer.prop_map(Ok), rejection.prop_map(Err)]

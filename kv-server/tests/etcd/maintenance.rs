@@ -1,0 +1,110 @@
+//! Alarms and the quota.
+
+use kv_etcd_api::etcdserverpb::{
+    AlarmMember, AlarmRequest, AlarmType, CompactionRequest, DefragmentRequest, DeleteRangeRequest,
+    LeaseGrantRequest, StatusRequest, alarm_request::AlarmAction, kv_client::KvClient,
+    maintenance_client::MaintenanceClient,
+};
+use kv_store_client::{ClientError, protocol::Fault};
+use tonic::{Code, transport::Channel};
+
+use super::clients::{Alone, channel, get, put, refusal};
+use crate::common::Cluster;
+
+type Maintenance = MaintenanceClient<Channel>;
+
+async fn alarm(
+    client: &mut Maintenance,
+    action: AlarmAction,
+    member_id: u64,
+    kind: AlarmType,
+) -> Vec<AlarmMember> {
+    let request = AlarmRequest { action: action.into(), member_id, alarm: kind.into() };
+    client.alarm(request).await.unwrap().into_inner().alarms
+}
+
+async fn alarms(client: &mut Maintenance) -> Vec<AlarmMember> {
+    alarm(client, AlarmAction::Get, 0, AlarmType::None).await
+}
+
+fn no_space() -> (Code, String) {
+    (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded".to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn store_beyond_its_quota_takes_no_puts_until_space_is_freed_and_the_alarm_disarmed() {
+    let alone = Alone::start_with(&["--quota-size", "4MiB"]).await;
+    let mut kv = alone.kv().await;
+    let mut maintenance = MaintenanceClient::new(channel(alone.server.port).await);
+    let value = "x".repeat(64 << 10);
+    let mut puts = 0;
+    let refused = loop {
+        match kv.put(put(&format!("k{puts}"), &value)).await {
+            Ok(_) => puts += 1,
+            Err(status) => break status,
+        }
+        assert!(puts < 100, "the quota does not count");
+    };
+    assert_eq!((refused.code(), refused.message().to_owned()), no_space());
+    let status = maintenance.status(StatusRequest {}).await.unwrap().into_inner();
+    let member_id = status.header.unwrap().member_id;
+    assert_eq!(status.db_size_quota, 4 << 20);
+    assert_eq!(status.errors, [format!("memberID:{member_id} alarm:NOSPACE")]);
+    let raised = [AlarmMember { member_id, alarm: AlarmType::Nospace.into() }];
+    assert_eq!(alarms(&mut maintenance).await, raised);
+    let grant = LeaseGrantRequest { ttl: 100, id: 1 };
+    assert_eq!(refusal(alone.lease().await.lease_grant(grant).await), no_space());
+    let of_thrift = alone.server.client().put("t", "v").await.unwrap_err();
+    let ClientError::Rejected(Fault::Invalid(invalid)) = &of_thrift else { panic!("{of_thrift:?}") };
+    assert!(
+        invalid.message.contains("NOSPACE") && invalid.message.contains("nothing was done"),
+        "{invalid:?}"
+    );
+    assert_eq!(kv.range(get("k0")).await.unwrap().into_inner().count, 1);
+    let all = DeleteRangeRequest { key: "\0".into(), range_end: "\0".into(), prev_kv: false };
+    let revision = kv.delete_range(all).await.unwrap().into_inner().header.unwrap().revision;
+    kv.compact(CompactionRequest { revision, physical: true }).await.unwrap();
+    // Compacted history is removed beside other work.
+    let begun = std::time::Instant::now();
+    loop {
+        maintenance.defragment(DefragmentRequest {}).await.unwrap();
+        let status = maintenance.status(StatusRequest {}).await.unwrap().into_inner();
+        if status.db_size < 2 << 20 {
+            break;
+        }
+        assert!(begun.elapsed() < super::clients::PATIENCE, "{status:?}");
+    }
+    assert_eq!(refusal(kv.put(put("k", "v")).await), no_space());
+    assert_eq!(alarm(&mut maintenance, AlarmAction::Deactivate, member_id, AlarmType::Nospace).await, raised);
+    assert!(alarm(&mut maintenance, AlarmAction::Deactivate, member_id, AlarmType::Nospace).await.is_empty());
+    kv.put(put("k", "v")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn alarm_holds_on_every_node_and_after_the_leader() {
+    let mut cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let (port, other_port) = (cluster.servers[one].port, cluster.servers[other].port);
+    let mut maintenance = MaintenanceClient::new(channel(port).await);
+    let status = maintenance.status(StatusRequest {}).await.unwrap().into_inner();
+    let member_id = status.header.unwrap().member_id;
+    let raised = [AlarmMember { member_id, alarm: AlarmType::Corrupt.into() }];
+    assert_eq!(alarm(&mut maintenance, AlarmAction::Activate, member_id, AlarmType::Corrupt).await, raised);
+    let mut kv = KvClient::new(channel(other_port).await);
+    let corrupt = (Code::DataLoss, "etcdserver: corrupt cluster".to_owned());
+    assert_eq!(refusal(kv.put(put("a", "1")).await), corrupt);
+    let mut of_other = MaintenanceClient::new(channel(other_port).await);
+    assert_eq!(alarms(&mut of_other).await, raised);
+    let problems = cluster.status(leader).await.unwrap().problems.unwrap_or_default().join("; ");
+    assert!(problems.contains(&format!("alarm CORRUPT of node {one}")), "{problems}");
+    cluster.servers[leader].kill();
+    cluster
+        .eventually("another node leads", async |_: &Cluster| {
+            let outcome = kv.put(put("a", "1")).await;
+            outcome.is_err_and(|status| (status.code(), status.message().to_owned()) == corrupt).then_some(())
+        })
+        .await;
+    assert_eq!(alarm(&mut of_other, AlarmAction::Deactivate, member_id, AlarmType::Corrupt).await, raised);
+    kv.put(put("a", "1")).await.unwrap();
+}

@@ -189,6 +189,8 @@ fn check(arguments: &Arguments, merged: &Merged<'_>) -> Result<(), ConfigError> 
     if election_timeout < heartbeat_interval * 2 {
         return at_least("election_timeout", "twice heartbeat_interval", heartbeat_interval);
     }
+    let retention = arguments.limits.auto_compaction();
+    retention.map_err(|why| merged.error("auto_compaction_retention", why))?;
     Ok(())
 }
 

@@ -95,7 +95,9 @@ impl Node {
         let mut bounds = kv_state_machine::Limits::default();
         bounds.transaction_operations_max = settings.limits.transaction_operations_max;
         bounds.quota_bytes = settings.limits.quota_size;
-        let database = database.with_limits(bounds);
+        // It was checked with the settings.
+        let auto_compaction = settings.limits.auto_compaction().unwrap_or_default();
+        let database = database.with_limits(bounds).with_auto_compaction(auto_compaction);
         let (routing, sessions_max) = (settings.deployment.routing, settings.limits.sessions_max);
         let router = RoutingManager::new(settings.node, database.clone(), cluster, routing, sessions_max)
             .listening_at(settings.client_listen.clone());

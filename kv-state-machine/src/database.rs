@@ -23,8 +23,8 @@ use tokio::{
 };
 
 use crate::{
-    Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine, KvStoreExecutor,
-    Limits, Session, StateHash, WatchRequest, check,
+    AutoCompaction, Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine,
+    KvStoreExecutor, Limits, Session, StateHash, WatchRequest, auto_compaction, check,
     execute::Halt,
     executor::unhalted,
     lanes::{Abandon, Lanes},
@@ -48,23 +48,26 @@ pub struct ConsensusKvDatabase {
     limits: Limits,
     quota: Arc<Quota>,
     lanes: Lanes,
-    lessor: Arc<Lessor>,
+    auto_compaction: Option<AutoCompaction>,
+    tasks: Arc<Tasks>,
 }
 
-/// The task that counts the time of leases. It ends with the last handle of the database.
+/// The tasks that count the time of leases and compact history. They end with the last handle of the database.
 #[derive(Debug, Default)]
-struct Lessor(Mutex<Option<JoinHandle<()>>>);
+struct Tasks(Mutex<Vec<JoinHandle<()>>>);
 
-impl Lessor {
-    fn replace(&self, task: Option<JoinHandle<()>>) -> Option<JoinHandle<()>> {
-        let before = std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), task);
-        before.inspect(JoinHandle::abort)
+impl Tasks {
+    /// Has these tasks run in place of those from before, which are returned and end soon.
+    fn replace(&self, tasks: Vec<JoinHandle<()>>) -> Vec<JoinHandle<()>> {
+        let before = std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), tasks);
+        before.iter().for_each(JoinHandle::abort);
+        before
     }
 }
 
-impl Drop for Lessor {
+impl Drop for Tasks {
     fn drop(&mut self) {
-        self.replace(None);
+        self.replace(Vec::new());
     }
 }
 
@@ -148,7 +151,8 @@ impl ConsensusKvDatabase {
             limits: Limits::default(),
             quota: Arc::default(),
             lanes: Lanes::new(),
-            lessor: Arc::default(),
+            auto_compaction: None,
+            tasks: Arc::default(),
         }
     }
 
@@ -163,6 +167,13 @@ impl ConsensusKvDatabase {
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// Has history compacted while this node leads. Call it before [`start`](Self::start). Default: no automatic compaction.
+    #[must_use]
+    pub fn with_auto_compaction(mut self, mode: Option<AutoCompaction>) -> Self {
+        self.auto_compaction = mode;
+        self
     }
 
     /// Has writes refused while the disk has less room than this; they are taken again, without a restart, when it has. A
@@ -187,8 +198,10 @@ impl ConsensusKvDatabase {
         }
         self.serving.store(true, Ordering::Release);
         if let Some(executor) = &self.executor {
-            let lessor = tokio::spawn(lessor::run(self.engine.clone(), executor.store().clone()));
-            self.lessor.replace(Some(lessor));
+            let (engine, store) = (|| self.engine.clone(), || executor.store().clone());
+            let lessor = tokio::spawn(lessor::run(engine(), store()));
+            let compaction = self.auto_compaction.map(|mode| auto_compaction::run(engine(), store(), mode));
+            self.tasks.replace([lessor].into_iter().chain(compaction.map(tokio::spawn)).collect());
         }
         Ok(())
     }
@@ -411,8 +424,8 @@ impl ConsensusKvDatabase {
     /// The engine had stopped before of an error of its own.
     pub async fn shutdown(&self) -> Result<(), ShutdownError> {
         self.serving.store(false, Ordering::Release);
-        if let Some(lessor) = self.lessor.replace(None) {
-            let _ = lessor.await;
+        for task in self.tasks.replace(Vec::new()) {
+            let _ = task.await;
         }
         self.engine.shutdown().await
     }

@@ -39,6 +39,7 @@
 //! ```
 
 mod alarm;
+mod auto_compaction;
 mod changes;
 mod check;
 mod collect;
@@ -68,6 +69,7 @@ mod work;
 mod written;
 
 pub use alarm::{Alarm, AlarmKind};
+pub use auto_compaction::AutoCompaction;
 pub use changes::WatchEvent;
 pub use consensus_core::session::Session;
 pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError, LeaseState, random_lease_id};

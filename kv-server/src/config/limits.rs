@@ -1,9 +1,11 @@
 //! Section `[limits]`: how much of the machine's resources a node uses.
 
-use clap::Args;
-use kv_state_machine::OPERATIONS_MAX;
+use std::time::Duration;
 
-use super::values::{number, size};
+use clap::{Args, ValueEnum};
+use kv_state_machine::{AutoCompaction, OPERATIONS_MAX};
+
+use super::values::{Retention, number, retention, size};
 
 /// Settings of `[limits]`.
 #[derive(Clone, Debug, Args)]
@@ -33,6 +35,16 @@ pub(crate) struct Limits {
     /// 0: no quota. What counts is the size of the store's files and of what is in memory before it is written to them.
     #[arg(long, default_value = "0", value_name = "SIZE", value_parser = size(..))]
     pub(crate) quota_size: u64,
+    /// What `auto_compaction_retention` counts: the time for which history is kept, or the number of revisions that are kept.
+    #[arg(long, default_value = "periodic")]
+    pub(crate) auto_compaction_mode: CompactionMode,
+    /// History that is kept when the leader compacts by itself: with `periodic` a time, for example `30m`, or a number of hours;
+    /// with `revision` a number of revisions.
+    ///
+    /// With `periodic` it compacts once an hour, or as often as the time passes if it is shorter than an hour; with `revision`
+    /// every five minutes. 0: it does not compact by itself.
+    #[arg(long, default_value = "0", value_name = "RETENTION", value_parser = retention)]
+    pub(crate) auto_compaction_retention: Retention,
     /// Free space on the disk that is kept in reserve. With less the node refuses writes, and a leader transfers its
     /// leadership if it can; the node takes writes again when there is more.
     ///
@@ -40,4 +52,33 @@ pub(crate) struct Limits {
     /// or of the state, and some more.
     #[arg(long, alias = "disk-reserve-mib", default_value = "256MiB", value_name = "SIZE", value_parser = size(..))]
     pub(crate) disk_reserve: u64,
+}
+
+/// What the retention of automatic compaction counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompactionMode {
+    /// Time.
+    Periodic,
+    /// Revisions.
+    Revision,
+}
+
+impl Limits {
+    /// How much history is kept; `None`: all. The error says what the retention must be.
+    pub(crate) fn auto_compaction(&self) -> Result<Option<AutoCompaction>, String> {
+        let hours = |hours: u64| Duration::from_secs(hours.saturating_mul(3600));
+        Ok(match (self.auto_compaction_mode, self.auto_compaction_retention) {
+            (_, Retention::Number(0) | Retention::Time(Duration::ZERO)) => None,
+            (CompactionMode::Periodic, Retention::Number(number)) => {
+                Some(AutoCompaction::Periodic(hours(number)))
+            }
+            (CompactionMode::Periodic, Retention::Time(time)) => Some(AutoCompaction::Periodic(time)),
+            (CompactionMode::Revision, Retention::Number(number)) => Some(AutoCompaction::Revisions(number)),
+            (CompactionMode::Revision, Retention::Time(_)) => {
+                return Err(
+                    "it must be a number of revisions, as auto_compaction_mode is revision".to_owned()
+                );
+            }
+        })
+    }
 }

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use kv_state_machine::AutoCompaction;
+
 use super::*;
 
 fn settings(flags: &[&str], file: &str) -> Result<Settings, String> {
@@ -33,6 +35,20 @@ fn example_file_works_unchanged_on_every_node() {
         assert_eq!(topology.consensus_listen.port(), port + 1000);
         assert_eq!(topology.nodes.len(), 3);
     }
+}
+
+#[test]
+fn retention_of_history_is_a_time_or_a_number_by_its_mode() {
+    let of =
+        |flags: &[&str], file: &str| settings(flags, file).map(|settings| settings.limits.auto_compaction());
+    let hours = |hours: u64| Ok(Ok(Some(AutoCompaction::Periodic(Duration::from_secs(hours * 3600)))));
+    assert_eq!(of(&[], ""), Ok(Ok(None)));
+    assert_eq!(of(&["--auto-compaction-retention=2"], ""), hours(2));
+    assert_eq!(of(&[], "[limits]\nauto_compaction_retention = \"5h\""), hours(5));
+    let file = "[limits]\nauto_compaction_mode = \"revision\"\nauto_compaction_retention = 1000";
+    assert_eq!(of(&[], file), Ok(Ok(Some(AutoCompaction::Revisions(1000)))));
+    let wrong = of(&["--auto-compaction-mode=revision", "--auto-compaction-retention=5h"], "").unwrap_err();
+    assert!(wrong.contains("auto-compaction-retention") && wrong.contains("number of revisions"), "{wrong}");
 }
 
 #[test]

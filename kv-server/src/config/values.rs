@@ -13,6 +13,7 @@ use tracing_subscriber::{filter::Directive, filter::LevelFilter};
 
 /// Bounds for [`duration`] and [`size`].
 pub(crate) const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// No disk is larger. Sums of a few sizes up to this do not overflow.
 pub(crate) const SIZE_MAX: u64 = 1 << 60;
@@ -58,6 +59,21 @@ where
     move |text| {
         let number = text.parse().map_err(|error: T::Err| format!("it must be a whole number ({error})"))?;
         within(&range, number, T::to_string)
+    }
+}
+
+/// A time or a number of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retention {
+    Number(u64),
+    Time(Duration),
+}
+
+/// Parses a whole number, or a duration of at least a second such as `30m`.
+pub(crate) fn retention(text: &str) -> Result<Retention, String> {
+    match text.parse() {
+        Ok(number) => Ok(Retention::Number(number)),
+        Err(_) => duration(SECOND..)(text).map(Retention::Time),
     }
 }
 
@@ -176,6 +192,15 @@ mod tests {
         assert_eq!(number(1_u64..)("0").unwrap_err(), "it must be at least 1");
         assert_eq!(number(0_u32..=50)("51").unwrap_err(), "it must be at most 50");
         assert!(number(1_u64..)("-1").unwrap_err().contains("whole number"));
+    }
+
+    #[test]
+    fn retention_is_a_number_or_a_duration() {
+        assert_eq!(retention("0"), Ok(Retention::Number(0)));
+        assert_eq!(retention("10000"), Ok(Retention::Number(10_000)));
+        assert_eq!(retention("90m"), Ok(Retention::Time(Duration::from_secs(5400))));
+        assert!(retention("1ms").unwrap_err().contains("at least 1s"));
+        assert!(retention("-1").is_err() && retention("often").is_err());
     }
 
     #[test]

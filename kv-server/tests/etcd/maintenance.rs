@@ -1,14 +1,16 @@
-//! Alarms and the quota.
+//! Alarms, the quota, and automatic compaction.
+
+use std::time::{Duration, Instant};
 
 use kv_etcd_api::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmType, CompactionRequest, DefragmentRequest, DeleteRangeRequest,
-    LeaseGrantRequest, StatusRequest, alarm_request::AlarmAction, kv_client::KvClient,
+    LeaseGrantRequest, RangeRequest, StatusRequest, alarm_request::AlarmAction, kv_client::KvClient,
     maintenance_client::MaintenanceClient,
 };
 use kv_store_client::{ClientError, protocol::Fault};
 use tonic::{Code, transport::Channel};
 
-use super::clients::{Alone, channel, get, put, refusal};
+use super::clients::{Alone, PATIENCE, channel, get, put, refusal};
 use crate::common::Cluster;
 
 type Maintenance = MaintenanceClient<Channel>;
@@ -65,14 +67,14 @@ async fn store_beyond_its_quota_takes_no_puts_until_space_is_freed_and_the_alarm
     let revision = kv.delete_range(all).await.unwrap().into_inner().header.unwrap().revision;
     kv.compact(CompactionRequest { revision, physical: true }).await.unwrap();
     // Compacted history is removed beside other work.
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         maintenance.defragment(DefragmentRequest {}).await.unwrap();
         let status = maintenance.status(StatusRequest {}).await.unwrap().into_inner();
         if status.db_size < 2 << 20 {
             break;
         }
-        assert!(begun.elapsed() < super::clients::PATIENCE, "{status:?}");
+        assert!(begun.elapsed() < PATIENCE, "{status:?}");
     }
     assert_eq!(refusal(kv.put(put("k", "v")).await), no_space());
     assert_eq!(alarm(&mut maintenance, AlarmAction::Deactivate, member_id, AlarmType::Nospace).await, raised);
@@ -107,4 +109,27 @@ async fn alarm_holds_on_every_node_and_after_the_leader() {
         .await;
     assert_eq!(alarm(&mut of_other, AlarmAction::Deactivate, member_id, AlarmType::Corrupt).await, raised);
     kv.put(put("a", "1")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_compacts_what_is_older_than_the_retention() {
+    let cluster = Cluster::start(3, "", "[limits]\nauto_compaction_retention = \"1s\"\n");
+    let leader = cluster.leader().await;
+    let mut kv = KvClient::new(channel(cluster.servers[(leader + 1) % 3].port).await);
+    let mut put_one = async || kv.put(put("k", "v")).await.unwrap().into_inner().header.unwrap().revision;
+    let first = put_one().await;
+    let written = Instant::now();
+    let mut kv = KvClient::new(channel(cluster.servers[(leader + 2) % 3].port).await);
+    let old = RangeRequest { revision: first, ..get("k") };
+    // What is not old enough stays: the newest revision of a second ago is what is compacted to.
+    put_one().await;
+    while let Ok(found) = kv.range(old.clone()).await {
+        assert_eq!(found.into_inner().kvs[0].mod_revision, first);
+        assert!(written.elapsed() < PATIENCE, "it is not compacted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(written.elapsed() >= Duration::from_secs(1), "after {:?}", written.elapsed());
+    let compacted = (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted".to_owned());
+    assert_eq!(refusal(kv.range(old).await), compacted);
+    assert_eq!(kv.range(get("k")).await.unwrap().into_inner().count, 1);
 }

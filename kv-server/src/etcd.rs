@@ -17,6 +17,7 @@ mod lock;
 mod maintenance;
 mod queue;
 mod serve;
+mod snapshot;
 mod txn;
 mod watch;
 

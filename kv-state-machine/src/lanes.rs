@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) struct Lanes {
     long_reads: Arc<Semaphore>,
     heavy_commands: Arc<Semaphore>,
+    snapshots: Arc<Semaphore>,
 }
 
 impl Lanes {
@@ -19,12 +20,18 @@ impl Lanes {
         Self {
             long_reads: Arc::new(Semaphore::new(LONG_READS_MAX)),
             heavy_commands: Arc::new(Semaphore::new(HEAVY_COMMANDS_MAX)),
+            snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
         }
     }
 
     /// A place for a read of more than a moment. `None` is never returned: the lanes are never closed.
     pub(crate) async fn long_read(&self) -> Option<OwnedSemaphorePermit> {
         self.long_reads.clone().acquire_owned().await.ok()
+    }
+
+    /// A place for a copy of the store.
+    pub(crate) async fn snapshot(&self) -> Option<OwnedSemaphorePermit> {
+        self.snapshots.clone().acquire_owned().await.ok()
     }
 
     /// A place for a command that is much work to apply.
@@ -53,3 +60,5 @@ impl Drop for Abandon {
 const LONG_READS_MAX: usize = 2;
 /// Between one heavy command and the next the commands of others are applied.
 const HEAVY_COMMANDS_MAX: usize = 1;
+/// Each takes room on the disk for as long as its client takes.
+const SNAPSHOTS_MAX: usize = 2;

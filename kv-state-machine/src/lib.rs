@@ -86,4 +86,5 @@ pub use operation::{
     KvCommand, KvOperation, KvRejection, KvResult, Put, PutDone, Range, RevisionBounds, Sort, SortBy, Txn,
     TxnDone, Versionstamp,
 };
+pub use snapshot::StoreSnapshot;
 pub use watch::{WatchId, WatchNews, WatchRequest, WatchStream, Watches};

@@ -13,6 +13,7 @@ use std::{
 
 use consensus_core::{Snapshot, StateMachineError, StorageError};
 use consensus_storage_rocksdb::Reserve;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     store::{Generation, Store},
@@ -20,17 +21,54 @@ use crate::{
 };
 
 /// A checkpoint on disk; removed when dropped.
+#[derive(Debug)]
 struct Checkpoint {
     path: PathBuf,
 }
 
+/// A copy of a store at one moment, whose size is known, for whoever keeps it elsewhere. It takes room on the disk, for what the
+/// store changes meanwhile, until it is dropped.
+#[derive(Debug)]
+pub struct StoreSnapshot {
+    checkpoint: Checkpoint,
+    size_bytes: u64,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl StoreSnapshot {
+    /// Takes a copy, as one of those for which there is a place. Blocks on the disk.
+    pub(crate) fn take(store: &Store, place: Option<OwnedSemaphorePermit>) -> Result<Self, Failure> {
+        let checkpoint = take_checkpoint(store)?;
+        let size_bytes = stream_bytes(&checkpoint.path)?;
+        Ok(Self { checkpoint, size_bytes, _place: place })
+    }
+
+    /// Bytes that [`write_to`](Self::write_to) writes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Writes the copy, as [`KvStateMachine`](crate::KvStateMachine) restores it. Blocks on the disk; takes little memory.
+    ///
+    /// # Errors
+    /// The disk, or `out`.
+    pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
+        send(&self.checkpoint.path, out)
+    }
+}
+
 /// Takes a checkpoint: hard links and a flush.
 pub(crate) fn take(store: &Store) -> Result<Box<dyn Snapshot>, Failure> {
+    Ok(Box::new(take_checkpoint(store)?))
+}
+
+fn take_checkpoint(store: &Store) -> Result<Checkpoint, Failure> {
     let path = store.checkpoint_path();
     let generation = store.current();
     let checkpoint = rocksdb::checkpoint::Checkpoint::new(generation.db()).map_err(crate::view::disk)?;
     checkpoint.create_checkpoint(&path).map_err(crate::view::disk)?;
-    Ok(Box::new(Checkpoint { path }))
+    Ok(Checkpoint { path })
 }
 
 impl Snapshot for Checkpoint {
@@ -49,6 +87,16 @@ pub(crate) fn send(dir: &Path, out: &mut dyn Write) -> io::Result<()> {
     }
     out.write_all(&0u16.to_be_bytes())?;
     out.write_all(&(files.len() as u32).to_be_bytes())
+}
+
+/// Bytes that [`send`] writes.
+fn stream_bytes(dir: &Path) -> io::Result<u64> {
+    let mut bytes = (MAGIC.len() + 2 + 4) as u64;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        bytes += (2 + entry.file_name().len() + 8 + 4) as u64 + entry.metadata()?.len();
+    }
+    Ok(bytes)
 }
 
 fn write_file(out: &mut dyn Write, path: &Path) -> io::Result<()> {
@@ -174,6 +222,7 @@ mod tests {
             fs::write(dir.path().join(name), content).unwrap();
         }
         send(dir.path(), &mut stream).unwrap();
+        assert_eq!(stream_bytes(dir.path()).unwrap(), stream.len() as u64);
         stream
     }
 

@@ -1,12 +1,11 @@
 //! The service `Maintenance`.
 
 use consensus_core::MemberKind;
-use futures::stream::BoxStream;
 use kv_etcd_api::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
     DowngradeInfo, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest,
-    HashResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
-    StatusResponse, alarm_request::AlarmAction, maintenance_server::Maintenance,
+    HashResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse,
+    alarm_request::AlarmAction, maintenance_server::Maintenance,
 };
 use kv_state_machine::{Alarm, AlarmKind, KvOperation, KvResult};
 use kv_store_client::{
@@ -15,7 +14,7 @@ use kv_store_client::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Etcd, error, member_id, node_of, signed};
+use super::{Etcd, error, member_id, node_of, signed, snapshot};
 use crate::cluster::number;
 
 type Result<T> = std::result::Result<Response<T>, Status>;
@@ -104,10 +103,11 @@ impl Maintenance for Etcd {
         }))
     }
 
-    type SnapshotStream = BoxStream<'static, std::result::Result<SnapshotResponse, Status>>;
+    type SnapshotStream = snapshot::Answers;
 
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Self::SnapshotStream> {
-        Err(Status::unimplemented("etcdserver: snapshots for clients are not there yet"))
+        let copy = self.database().snapshot().await.map_err(error::of_read)?;
+        Ok(Response::new(snapshot::send(copy, self.stop.clone())))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<MoveLeaderResponse> {

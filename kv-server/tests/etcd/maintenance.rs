@@ -1,13 +1,14 @@
-//! Alarms, the quota, and automatic compaction.
+//! Alarms, the quota, automatic compaction, and snapshots.
 
 use std::time::{Duration, Instant};
 
 use kv_etcd_api::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmType, CompactionRequest, DefragmentRequest, DeleteRangeRequest,
-    LeaseGrantRequest, RangeRequest, StatusRequest, alarm_request::AlarmAction, kv_client::KvClient,
-    maintenance_client::MaintenanceClient,
+    LeaseGrantRequest, RangeRequest, SnapshotRequest, StatusRequest, alarm_request::AlarmAction,
+    kv_client::KvClient, maintenance_client::MaintenanceClient,
 };
 use kv_store_client::{ClientError, protocol::Fault};
+use sha2::{Digest, Sha256};
 use tonic::{Code, transport::Channel};
 
 use super::clients::{Alone, PATIENCE, channel, get, put, refusal};
@@ -132,4 +133,55 @@ async fn leader_compacts_what_is_older_than_the_retention() {
     let compacted = (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted".to_owned());
     assert_eq!(refusal(kv.range(old).await), compacted);
     assert_eq!(kv.range(get("k")).await.unwrap().into_inner().count, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshot_ends_with_the_checksum_of_all_that_was_sent() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    for n in 0..40 {
+        kv.put(put(&format!("k{n}"), &"x".repeat(64 << 10))).await.unwrap();
+    }
+    let mut maintenance = MaintenanceClient::new(channel(alone.server.port).await);
+    let mut stream = maintenance.snapshot(SnapshotRequest {}).await.unwrap().into_inner();
+    let (mut whole, mut left) = (Vec::new(), None);
+    while let Some(message) = stream.message().await.unwrap() {
+        // The checksum is not among the bytes that remain.
+        let expected = left.map(|left: u64| left.saturating_sub(message.blob.len() as u64));
+        assert_eq!(message.remaining_bytes, expected.unwrap_or(message.remaining_bytes));
+        assert_eq!(message.version, "3.7.0");
+        left = Some(message.remaining_bytes);
+        whole.extend_from_slice(&message.blob);
+    }
+    assert_eq!((whole.len() % 512, left), (32, Some(0)), "what etcd's clients take for whole");
+    let (content, digest) = whole.split_at(whole.len() - 32);
+    assert!(content.len() > 40 << 10 && content.starts_with(b"KVSNAP"));
+    assert_eq!(Sha256::digest(content)[..], *digest);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_do_not_read_their_snapshots_delay_nobody() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    let value: String =
+        (0..1 << 20).map(|n: u32| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 27) as u8)).collect();
+    for n in 0..24 {
+        kv.put(put(&format!("k{n}"), &value)).await.unwrap();
+    }
+    let memory = alone.server.memory();
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut maintenance = MaintenanceClient::new(channel(alone.server.port).await);
+        let mut stream = maintenance.snapshot(SnapshotRequest {}).await.unwrap().into_inner();
+        stream.message().await.unwrap().unwrap();
+        streams.push(stream);
+    }
+    let begun = Instant::now();
+    for n in 0..50 {
+        kv.put(put("k", &n.to_string())).await.unwrap();
+        kv.range(get("k0")).await.unwrap();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    let more = alone.server.memory().saturating_sub(memory);
+    assert!(more < 24 << 20, "{more} bytes more");
 }

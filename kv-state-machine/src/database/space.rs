@@ -3,7 +3,7 @@
 use consensus_core::{ProposeError, ReadConsistency, Role};
 
 use super::{ConsensusKvDatabase, KvError, blocking, failure, propose, propose_error, read_error, witness};
-use crate::{Alarm, AlarmKind, KvOperation, KvRejection, KvStoreExecutor, Session};
+use crate::{Alarm, AlarmKind, KvOperation, KvRejection, KvStoreExecutor, Session, StoreSnapshot};
 
 impl ConsensusKvDatabase {
     /// Refuses a command that adds data, on the leader, when its store would exceed the quota or the alarm is raised.
@@ -73,6 +73,16 @@ impl ConsensusKvDatabase {
         let executor = self.executor.as_ref().ok_or_else(witness)?;
         self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
         Ok(executor.alarms())
+    }
+
+    /// A copy of the store on this node, as it is now. Of copies that are kept at once there are two at most: a third waits.
+    ///
+    /// # Errors
+    /// The disk failed, or this is a witness.
+    pub async fn snapshot(&self) -> Result<StoreSnapshot, KvError> {
+        let executor = self.executor.clone().ok_or_else(witness)?;
+        let place = self.lanes.snapshot().await;
+        blocking(move || StoreSnapshot::take(executor.store(), place)).await
     }
 
     /// Gives back to the disk what was deleted and compacted, sooner than the store does by itself: rewrites its tables on this

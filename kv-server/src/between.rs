@@ -1,17 +1,49 @@
 //! What one node asks of another, beside what clients ask: requests that only the leader can execute.
 
-use consensus_core::codec;
+use consensus_core::{Endpoint, NodeId, codec};
 use kv_state_machine::{
     ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, KvRejection, LeaseState,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::{cluster::ClusterManager, members};
+
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum NodeRequest {
     Execute(KvOperation),
-    KeepAlive { id: i64 },
-    TimeToLive { id: i64, with_keys: bool },
+    KeepAlive {
+        id: i64,
+    },
+    TimeToLive {
+        id: i64,
+        with_keys: bool,
+    },
+    /// A change of the members.
+    Member(MemberRequest),
+}
+
+/// A change of the members that only the leader can make, as it knows how they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum MemberRequest {
+    /// Adds a member with a new id. It votes when it has caught up, unless it is a learner.
+    Add {
+        endpoint: Endpoint,
+        is_learner: bool,
+    },
+    /// Makes a learner that has caught up a voter.
+    Promote(NodeId),
+    /// Moves a member.
+    Move {
+        node: NodeId,
+        endpoint: Endpoint,
+    },
+    Remove(NodeId),
+    /// Of a member itself: where it serves clients, for one that was added without that.
+    TellClients {
+        node: NodeId,
+        endpoint: Endpoint,
+    },
 }
 
 /// Its answer.
@@ -21,6 +53,8 @@ pub(crate) enum NodeAnswer {
     /// Seconds that the lease lives from now; `None`: there is no such lease.
     KeptAlive(Option<u64>),
     TimeToLive(Option<LeaseState>),
+    /// The member that was changed.
+    Member(NodeId),
 }
 
 /// Why there is none.
@@ -33,6 +67,24 @@ pub(crate) enum NodeFault {
         why: String,
         maybe_applied: bool,
     },
+    /// The members were not changed.
+    Member(MemberFault),
+}
+
+/// Why the members were not changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum MemberFault {
+    /// The server stands alone.
+    Standalone,
+    NotFound,
+    NotLearner,
+    NotInSync,
+    /// Another member is at the endpoint.
+    EndpointTaken,
+    /// Too few voters answer for another one to be added, or for one to be removed.
+    Unhealthy,
+    /// The configuration would make no sense.
+    Invalid(String),
 }
 
 impl From<KvError> for NodeFault {
@@ -49,6 +101,7 @@ impl From<KvError> for NodeFault {
 /// Executes a request on this node, if it leads.
 pub(crate) async fn execute(
     database: &ConsensusKvDatabase,
+    cluster: Option<&ClusterManager>,
     request: &NodeRequest,
 ) -> Result<NodeAnswer, NodeFault> {
     Ok(match request {
@@ -58,6 +111,10 @@ pub(crate) async fn execute(
         NodeRequest::KeepAlive { id } => NodeAnswer::KeptAlive(database.keep_alive(*id).await?),
         NodeRequest::TimeToLive { id, with_keys } => {
             NodeAnswer::TimeToLive(database.time_to_live(*id, *with_keys).await?)
+        }
+        NodeRequest::Member(request) => {
+            cluster.ok_or(NodeFault::Member(MemberFault::Standalone))?;
+            NodeAnswer::Member(members::execute(database, request).await?)
         }
     })
 }

@@ -93,10 +93,11 @@ fn member_change(
             _ => already_a_member(id, member, problem(id)),
         }));
     }
-    let endpoint = |name: &str, text: &Option<String>, known: Option<Endpoint>| match text {
+    let endpoint = |name: &str, text: &Option<String>, known_endpoint: Option<Endpoint>| match text {
         Some(text) => text.parse().map(Some).map_err(|error: EndpointError| refuse(error.to_string())),
         None if known.is_none() => Err(refuse(format!("node {id} is new: its {name} endpoint is needed"))),
-        None => Ok(known),
+        // One that has yet to tell where it serves clients does so when it starts.
+        None => Ok(known_endpoint),
     };
     let priority = change.priority.map_or(Ok(known.map_or(0, |member| member.priority)), u32::try_from);
     let consensus = known.and_then(|member| member.endpoint.clone());
@@ -348,8 +349,8 @@ pub(crate) fn reply(node: NodeId, answer: KvAnswer) -> Reply {
         KvResult::Put(done) => Reply::Put(put_done(header, done)),
         KvResult::Delete(deleted) => Reply::DeleteRange(delete_done(header, deleted)),
         KvResult::Range(found) => Reply::Range(range_done(header, found)),
-        // No call asks for an alarm yet.
-        KvResult::Compact | KvResult::Alarm(_) => Reply::Compact(header),
+        // No call asks for an alarm or an id yet.
+        KvResult::Compact | KvResult::Alarm(_) | KvResult::MemberId(_) => Reply::Compact(header),
         KvResult::Lease => Reply::LeaseRevoke(idl::LeaseRevokeResponse { header }),
         KvResult::OpenSession(id) => Reply::OpenSession(signed(id)),
         KvResult::Txn(done) => {

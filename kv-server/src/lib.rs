@@ -2,8 +2,8 @@
 //!
 //! `config` reads what to start, `mode` keeps a data directory to standalone or replicated use, `node` composes engine,
 //! transport, storage and state machine, `founding` decides whether a node may start a new cluster, `quota` watches the
-//! size of the store, `frontend` serves clients over Thrift, `routing` decides which node executes an operation, `cluster` tracks members and their health, and
-//! `dev` runs a cluster on one machine. Consensus and storage are in the other crates.
+//! size of the store, `frontend` serves clients over Thrift, `routing` decides which node executes an operation, `cluster` tracks members and their health, `members` changes them
+//! for etcd's clients, and `dev` runs a cluster on one machine. Consensus and storage are in the other crates.
 //!
 //! The program is [`run`]; the other public items are for the crate `fuzz`.
 
@@ -19,6 +19,7 @@ mod founding;
 mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;
+mod members;
 mod mode;
 mod node;
 mod polls;

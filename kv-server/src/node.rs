@@ -23,6 +23,7 @@ use crate::{
     descriptors,
     founding::{Loaded, announce_members, explain, may_bootstrap},
     frontend::{Frontend, Limits},
+    members,
     mode::{self, ModeError},
     quota,
     routing::RoutingManager,
@@ -106,7 +107,10 @@ impl Node {
         database.start().await?;
         let (stop, stopping) = watch::channel(false);
         if bounds.quota_bytes > 0 {
-            tokio::spawn(quota::watch(router, stopping.clone()));
+            tokio::spawn(quota::watch(router.clone(), stopping.clone()));
+        }
+        if let Some(endpoints) = settings.topology.as_ref().and_then(|all| all.nodes.get(&settings.node)) {
+            tokio::spawn(members::tell_clients(router, endpoints.client.clone(), stopping.clone()));
         }
         let frontend = tokio::spawn(frontend.run(stopping));
         let mode = if settings.topology.is_some() { "replicated" } else { "standalone" };

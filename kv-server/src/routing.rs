@@ -19,7 +19,7 @@ use crate::{
     between::{self, NodeAnswer, NodeFault, NodeRequest},
     cluster::{ClusterManager, number},
     config::Routing,
-    convert,
+    convert, members,
 };
 
 /// Executes calls on the database; what only the leader can do goes there, or the caller is told where.
@@ -195,7 +195,7 @@ impl RoutingManager {
             Request::TransferLeader(to) => self.transfer_leader(*to).await,
             Request::OfNode(of_node) => {
                 room.reserve(request.answer_bytes_max()).await;
-                match between::execute(&self.database, of_node).await {
+                match between::execute(&self.database, self.cluster.as_deref(), of_node).await {
                     Err(NodeFault::NotLeader(leader)) => Err(Refusal::NotLeader(leader.map(NodeId))),
                     outcome => Ok(Reply::BetweenNodes(between::encode(&outcome))),
                 }
@@ -260,6 +260,7 @@ impl RoutingManager {
         }
         let changes =
             convert::member_changes(changes, &status.membership, |id| cluster.problem_of(id, &status))?;
+        members::note_ids(&self.database, &status.membership, &changes).await.map_err(convert::fault)?;
         let change = self.database.engine().change_membership(changes);
         let late = || convert::refused("no quorum has confirmed it in time", RefusedReason::UNKNOWN);
         match tokio::time::timeout(ADMIN_TIMEOUT, change).await.map_err(|_| late())? {

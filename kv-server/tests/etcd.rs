@@ -10,5 +10,6 @@ mod etcd {
     mod lease;
     mod lock;
     mod maintenance;
+    mod members;
     mod watch;
 }

@@ -131,6 +131,7 @@ impl KvOperation {
             Self::OpenSession { .. }
             | Self::ExpireLeases { .. }
             | Self::CheckpointLeases { .. }
+            | Self::ReserveMemberIds { .. }
             | Self::RaiseAlarm(_)
             | Self::DisarmAlarm(_) => false,
         }

@@ -94,7 +94,7 @@ pub(crate) async fn run(engine: Arc<dyn ConsensusEngine>, store: Arc<Store>, mod
             match compact(&engine, revision).await {
                 Ok(()) => schedule.compacted(now()),
                 Err(error) => {
-                    tracing::warn!(revision, error, "history is not compacted yet; it is tried again")
+                    tracing::warn!(revision, error, "history is not compacted yet; it is tried again");
                 }
             }
         }

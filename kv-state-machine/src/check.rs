@@ -44,6 +44,7 @@ fn operation(operation: &KvOperation) -> Check {
         | KvOperation::RevokeLease { .. }
         | KvOperation::ExpireLeases { .. }
         | KvOperation::CheckpointLeases { .. }
+        | KvOperation::ReserveMemberIds { .. }
         | KvOperation::RaiseAlarm(_)
         | KvOperation::DisarmAlarm(_) => Ok(()),
     }

@@ -250,6 +250,16 @@ impl Batch<'_> {
                 }
                 KvResult::Lease
             }
+            KvOperation::ReserveMemberIds { through, more } => {
+                let last = self.meta.last_member_id.max(*through).saturating_add(*more);
+                if *more > 0 && last > MEMBER_ID_MAX {
+                    let why =
+                        format!("no id above {last} is left for a member; the last one is {MEMBER_ID_MAX}");
+                    return Ok(Err(KvRejection::invalid(why)));
+                }
+                self.meta.last_member_id = last;
+                KvResult::MemberId(last)
+            }
             KvOperation::RaiseAlarm(alarm) => {
                 self.alarms.raise(*alarm);
                 self.written.alarms = Some(self.alarms.clone());
@@ -374,6 +384,8 @@ impl StateMachine for KvStateMachine {
     }
 }
 
+/// Greatest id that is given to a member: etcd's clients are shown it with a tag in the bytes above.
+const MEMBER_ID_MAX: u64 = (1 << 48) - 1;
 /// Format of commands in the log. A second one must tell a repetition in the other format from another request
 /// (`Sessions::take`).
 pub(crate) const COMMAND_VERSION: u8 = 1;

@@ -58,6 +58,14 @@ pub enum KvOperation {
     RaiseAlarm(Alarm),
     /// Disarms an alarm, if it is raised.
     DisarmAlarm(Alarm),
+    /// Takes ids for members of the cluster, so that none is given to a member that another member had: it would be taken for
+    /// the one that was removed.
+    ReserveMemberIds {
+        /// Ids up to this one are in use, or were.
+        through: u64,
+        /// Further ids to reserve, above all that were in use or reserved; 0: none is needed.
+        more: u64,
+    },
 }
 
 /// An operation as it travels through the log.
@@ -300,6 +308,8 @@ pub enum KvResult {
     OpenSession(u64),
     /// A lease was granted, ended, or noted.
     Lease,
+    /// The last id for members that is in use, was in use, or is reserved.
+    MemberId(u64),
     /// Of an alarm: whether it is raised now for this command, or was disarmed by it.
     Alarm(bool),
 }

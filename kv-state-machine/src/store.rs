@@ -37,11 +37,13 @@ pub(crate) struct Meta {
     pub(crate) revision: u64,
     pub(crate) compacted: u64,
     pub(crate) last_client_id: u64,
+    /// Greatest id of a member that is in use, was in use, or is reserved, as far as that was noted.
+    pub(crate) last_member_id: u64,
 }
 
 impl Default for Meta {
     fn default() -> Self {
-        Self { applied: LogId::ZERO, revision: 1, compacted: 0, last_client_id: 0 }
+        Self { applied: LogId::ZERO, revision: 1, compacted: 0, last_client_id: 0, last_member_id: 0 }
     }
 }
 

@@ -6,14 +6,10 @@ use kv_etcd_api::etcdserverpb::{
     MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest,
     MemberUpdateResponse, cluster_server::Cluster,
 };
-use kv_store_client::{
-    admin::MemberChange,
-    protocol::{Call, Fault, Reply},
-};
 use tonic::{Request, Response, Status};
 
 use super::{Etcd, error, member_id, node_of};
-use crate::cluster::number;
+use crate::between::{MemberRequest, NodeAnswer, NodeRequest};
 
 type Result<T> = std::result::Result<Response<T>, Status>;
 
@@ -30,51 +26,38 @@ impl Cluster for Etcd {
     }
 
     async fn member_remove(&self, request: Request<MemberRemoveRequest>) -> Result<MemberRemoveResponse> {
-        let node = self.member(request.into_inner().id)?;
-        let change = MemberChange {
-            node_id: number(node.0),
-            kind: None,
-            consensus_endpoint: None,
-            client_endpoint: None,
-            priority: None,
-            is_member: Some(true),
-        };
-        self.change_members(vec![change]).await?;
+        let node = node_of(request.into_inner().id);
+        self.change_members(MemberRequest::Remove(node)).await?;
         let (header, members) = (Some(self.header_without_revision()), self.members());
         Ok(Response::new(MemberRemoveResponse { header, members }))
     }
 
-    async fn member_add(&self, _: Request<MemberAddRequest>) -> Result<MemberAddResponse> {
-        Err(Status::unimplemented(
-            "etcdserver: a member is added with `kvctl member add ID --consensus HOST:PORT --client HOST:PORT`",
-        ))
+    async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<MemberAddResponse> {
+        let MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
+        let endpoint = peer_endpoint(&peer_ur_ls)?;
+        let node = self.change_members(MemberRequest::Add { endpoint, is_learner }).await?;
+        let (header, members) = (Some(self.header_without_revision()), self.members());
+        let member = members.iter().find(|member| member.id == member_id(node)).cloned();
+        Ok(Response::new(MemberAddResponse { header, member, members }))
     }
 
-    async fn member_update(&self, _: Request<MemberUpdateRequest>) -> Result<MemberUpdateResponse> {
-        Err(Status::unimplemented("etcdserver: a member's addresses are changed with `kvctl member update`"))
+    async fn member_update(&self, request: Request<MemberUpdateRequest>) -> Result<MemberUpdateResponse> {
+        let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
+        let endpoint = peer_endpoint(&peer_ur_ls)?;
+        self.change_members(MemberRequest::Move { node: node_of(id), endpoint }).await?;
+        let (header, members) = (Some(self.header_without_revision()), self.members());
+        Ok(Response::new(MemberUpdateResponse { header, members }))
     }
 
     async fn member_promote(&self, request: Request<MemberPromoteRequest>) -> Result<MemberPromoteResponse> {
-        let node = self.member(request.into_inner().id)?;
-        match self.status().membership.get(node).map(|member| member.kind) {
-            Some(MemberKind::Learner) => {
-                Err(Status::unimplemented("etcdserver: a member is promoted with `kvctl member add`"))
-            }
-            _ => Err(error::member_not_learner()),
-        }
+        let node = node_of(request.into_inner().id);
+        self.change_members(MemberRequest::Promote(node)).await?;
+        let (header, members) = (Some(self.header_without_revision()), self.members());
+        Ok(Response::new(MemberPromoteResponse { header, members }))
     }
 }
 
 impl Etcd {
-    /// The node of a member's id, if it is a member.
-    fn member(&self, id: u64) -> std::result::Result<NodeId, Status> {
-        let node = node_of(id);
-        match self.status().membership.get(node) {
-            Some(_) => Ok(node),
-            None => Err(error::member_not_found()),
-        }
-    }
-
     fn members(&self) -> Vec<Member> {
         let status = self.status();
         let Some(cluster) = self.router.cluster() else {
@@ -92,9 +75,15 @@ impl Etcd {
                 if endpoint.is_empty() { Vec::new() } else { vec![format!("http://{endpoint}")] }
             };
             let node = NodeId(u64::try_from(status.node_id).unwrap_or_default());
+            let name = match &status {
+                // It was added and has not started yet.
+                status if status.client_endpoint.is_empty() => String::new(),
+                status if status.kind == MemberKind::Witness.to_string() => format!("witness-{node}"),
+                _ => node.to_string(),
+            };
             Member {
                 id: member_id(node),
-                name: node.to_string(),
+                name,
                 peer_ur_ls: urls(status.consensus_endpoint),
                 client_ur_ls: urls(status.client_endpoint),
                 is_learner: status.kind == MemberKind::Learner.to_string(),
@@ -103,19 +92,55 @@ impl Etcd {
         cluster.members(&status).into_iter().map(member).collect()
     }
 
-    async fn change_members(&self, changes: Vec<MemberChange>) -> std::result::Result<(), Status> {
-        let mut room = self.budget.room();
-        match self.router.execute(Call::ChangeMembers(changes), true, &mut room).await {
-            Ok(Reply::ChangeMembers) => Ok(()),
-            Err(Fault::Refused(refused)) if refused.maybe_done => Err(error::deadline_exceeded()),
-            Err(Fault::Refused(refused)) => {
-                Err(Status::failed_precondition(format!("etcdserver: {}", refused.message)))
-            }
-            other => Err(super::unexpected(&other)),
-        }
+    /// Has the leader change the members, and waits a moment until this node knows. Returns the member that was changed.
+    async fn change_members(&self, request: MemberRequest) -> std::result::Result<NodeId, Status> {
+        let is_removal = matches!(request, MemberRequest::Remove(_));
+        let answer = self.lead(&NodeRequest::Member(request)).await?;
+        let NodeAnswer::Member(node) = answer else { return Err(super::unexpected(&answer)) };
+        let mut status = self.database().status();
+        let known = status.wait_for(|status| status.membership.get(node).is_none() == is_removal);
+        let _ = tokio::time::timeout(KNOWN_MAX, known).await;
+        Ok(node)
     }
+}
+
+/// The endpoint of a member's peer URLs. A member has one, without TLS.
+fn peer_endpoint(urls: &[String]) -> std::result::Result<Endpoint, Status> {
+    let [url] = urls else { return Err(error::bad_member_urls()) };
+    let endpoint = url.strip_prefix("http://").and_then(|rest| rest.parse().ok());
+    endpoint.ok_or_else(error::bad_member_urls)
 }
 
 fn url(endpoint: &Endpoint) -> String {
     format!("http://{endpoint}")
+}
+
+/// How long the answer to a change waits until this node has heard of it.
+const KNOWN_MAX: std::time::Duration = std::time::Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peer_url_is_one_with_host_and_port_and_nothing_else() {
+        let endpoint = |urls: &[&str]| {
+            let urls: Vec<String> = urls.iter().map(|url| (*url).to_owned()).collect();
+            peer_endpoint(&urls).ok().map(|endpoint| endpoint.to_string())
+        };
+        assert_eq!(endpoint(&["http://db:2380"]).as_deref(), Some("db:2380"));
+        assert_eq!(endpoint(&["http://[::1]:2380"]).as_deref(), Some("[::1]:2380"));
+        for wrong in [
+            &[][..],
+            &["http://db:1", "http://db:2"],
+            &["db:2380"],
+            &["https://db:2380"],
+            &["http://db"],
+            &["http://db:99999"],
+            &["http://db:2380/x"],
+            &["ftp://db:2380"],
+        ] {
+            assert_eq!(endpoint(wrong), None, "{wrong:?}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use kv_state_machine::{KvError, KvRejection};
 use tonic::{Code, Status};
 
-use crate::between::NodeFault;
+use crate::between::{MemberFault, NodeFault};
 
 macro_rules! errors {
     ($($name:ident: $code:ident, $text:literal;)*) => {
@@ -28,6 +28,10 @@ errors! {
     lease_exists: FailedPrecondition, "etcdserver: lease already exists";
     lease_ttl_too_large: OutOfRange, "etcdserver: too large lease TTL";
     member_not_found: NotFound, "etcdserver: member not found";
+    bad_member_urls: InvalidArgument, "etcdserver: given member URLs are invalid";
+    peer_url_exists: FailedPrecondition, "etcdserver: Peer URLs already exists";
+    unhealthy_cluster: Unavailable, "etcdserver: unhealthy cluster";
+    learner_not_ready: FailedPrecondition, "etcdserver: can only promote a learner member which is in sync with leader";
     member_not_learner: FailedPrecondition, "etcdserver: can only promote a learner member";
     not_leader: FailedPrecondition, "etcdserver: not leader";
     bad_leader_transferee: FailedPrecondition, "etcdserver: bad leader transferee";
@@ -59,6 +63,17 @@ pub(super) fn of_node(fault: NodeFault) -> Status {
             deadline_exceeded()
         }
         NodeFault::Unavailable { why, .. } => unavailable(&why),
+        NodeFault::Member(fault) => match fault {
+            MemberFault::Standalone => {
+                Status::failed_precondition("etcdserver: this server stands alone; it has no members")
+            }
+            MemberFault::NotFound => member_not_found(),
+            MemberFault::NotLearner => member_not_learner(),
+            MemberFault::NotInSync => learner_not_ready(),
+            MemberFault::EndpointTaken => peer_url_exists(),
+            MemberFault::Unhealthy => unhealthy_cluster(),
+            MemberFault::Invalid(why) => Status::failed_precondition(format!("etcdserver: {why}")),
+        },
     }
 }
 

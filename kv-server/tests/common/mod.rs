@@ -276,6 +276,11 @@ impl Cluster {
         std::fs::write(&config, text).unwrap();
     }
 
+    /// A port for one more server, which [`join_at`](Self::join_at) starts.
+    pub fn port_to_join() -> u16 {
+        free_port()
+    }
+
     /// One more server, which waits to be made a member; its id.
     pub fn join(&mut self) -> usize {
         self.join_with(&[])
@@ -283,7 +288,11 @@ impl Cluster {
 
     /// The same with more arguments.
     pub fn join_with(&mut self, more: &[&str]) -> usize {
-        let (id, port) = (self.servers.len(), free_port());
+        self.join_at(self.servers.len(), free_port(), more)
+    }
+
+    /// The same with this id and port, which may not be the next ones.
+    pub fn join_at(&mut self, id: usize, port: u16, more: &[&str]) -> usize {
         let config = self.dir.path().join(format!("node-{id}.toml"));
         let node = format!("[[nodes]]\nid = {id}\nclient_endpoint = \"127.0.0.1:{port}\"\n");
         std::fs::write(&config, node).unwrap();

@@ -85,6 +85,13 @@ impl ConsensusKvDatabase {
         blocking(move || StoreSnapshot::take(executor.store(), place)).await
     }
 
+    /// The greatest id of a member that is in use, was in use, or is reserved
+    /// ([`KvOperation::ReserveMemberIds`]), as far as this node has applied; 0 on a witness.
+    #[must_use]
+    pub fn last_member_id(&self) -> u64 {
+        self.executor.as_ref().map_or(0, |executor| executor.store().current().meta().last_member_id)
+    }
+
     /// Gives back to the disk what was deleted and compacted, sooner than the store does by itself: rewrites its tables on this
     /// node. Reads and writes go on meanwhile. Does nothing on a witness.
     ///

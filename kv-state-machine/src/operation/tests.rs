@@ -71,6 +71,7 @@ fn simple_operation() -> impl Strategy<Value = KvOperation> {
         range,
         lease,
         alarm,
+        any::<(u64, u64)>().prop_map(|(through, more)| KvOperation::ReserveMemberIds { through, more }),
         any::<u64>().prop_map(|revision| KvOperation::Compact { revision }),
         any::<u64>().prop_map(|sessions_max| KvOperation::OpenSession { sessions_max }),
     ]
@@ -127,6 +128,7 @@ fn simple_result() -> impl Strategy<Value = KvResult> {
         Just(KvResult::Compact),
         Just(KvResult::Lease),
         any::<bool>().prop_map(KvResult::Alarm),
+        any::<u64>().prop_map(KvResult::MemberId),
         any::<u64>().prop_map(KvResult::OpenSession),
     ]
 }

@@ -73,8 +73,7 @@ impl Pieces {
         let (remaining_bytes, version) = (self.left, ETCD_VERSION.to_owned());
         let response = SnapshotResponse { header: None, remaining_bytes, blob, version };
         let sent = tokio::time::timeout(STALL_MAX, self.sender.send(Ok(response)));
-        // The timer is made within the runtime.
-        match self.runtime.block_on(async { sent.await }) {
+        match self.runtime.block_on(sent) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone")),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")),

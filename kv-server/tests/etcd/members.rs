@@ -32,7 +32,7 @@ async fn added(client: &mut Client, port: u16, is_learner: bool) -> Member {
                 return done.member.unwrap();
             }
             Err(status) => {
-                assert!(status.code() == Code::Unavailable && begun.elapsed() < PATIENCE, "{status}")
+                assert!(status.code() == Code::Unavailable && begun.elapsed() < PATIENCE, "{status}");
             }
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;

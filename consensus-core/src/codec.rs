@@ -1,70 +1,71 @@
-//! The one place that knows how values become bytes.
+//! Versioned binary encoding of values, for logs, snapshots and messages.
 //!
-//! Every encoding is a version byte, then the value as [bincode] 2 writes it (little-endian, variable-length integers).
-//! bincode is finished rather than maintained; keeping it behind these two functions, with a version in front, is what
-//! lets it be replaced without rewriting a stored byte. Its reading half is replaced already: by `codec/read.rs`, which
-//! bounds what hostile bytes can cost.
+//! An encoding is a version byte followed by the value in the format of [bincode] 2 (little-endian, variable-length
+//! integers). bincode is no longer maintained. No other code calls it, and the version byte allows another format later
+//! without converting stored data. Its decoder is already replaced by `codec/read.rs`, which bounds the memory and the
+//! stack that malicious bytes can use.
 
 mod read;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-/// The bytes are not an encoding that this version reads.
+/// Why bytes could not be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
-    /// Written by another version.
+    /// The bytes have another format version.
     #[error("{what} has format version {found}, this program reads version {supported}")]
     Version {
-        /// What was being read.
+        /// Kind of data that was decoded, such as "hard state".
         what: &'static str,
-        /// The version byte found.
+        /// Version byte of the data.
         found: u8,
-        /// The version that is read.
+        /// Version that the program reads.
         supported: u8,
     },
-    /// Damaged, cut short, or something else altogether.
+    /// The bytes are damaged, incomplete, or of another kind.
     #[error("{what} cannot be read: {why}")]
     Malformed {
-        /// What was being read.
+        /// Kind of data that was decoded, such as "hard state".
         what: &'static str,
-        /// What is wrong.
+        /// What is wrong with the data.
         why: String,
     },
 }
 
-/// Encodes `value`, with `version` in front.
+/// Encodes `version` and `value`.
+///
+/// # Panics
+/// The type of `value` has fields that the format cannot represent (flattened maps, sequences of unknown length).
 #[must_use]
 pub fn encode<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(ENCODED_BYTES);
+    let mut bytes = Vec::with_capacity(INITIAL_CAPACITY_BYTES);
     bytes.push(version);
-    // It fails only for types that no format without field names can carry (flattened maps, sequences of unknown
-    // length): a mistake in the program, found the first time that the type is encoded.
     bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
         .expect("a type that is encoded has only fields that bincode can encode");
     bytes
 }
 
-/// Decodes what [`encode`] wrote with the same `version`, and reads all of it. It never panics, and allocates in proportion
-/// to `bytes`, whatever lengths they claim, beside at most 1 MiB for each sequence in which one is nested.
+/// Decodes a value that [`encode`] wrote with the same `version`. Never panics. Allocates in proportion to the length of
+/// `bytes`, whatever lengths the bytes claim, plus at most 1 MiB for each level of nested sequences.
 ///
 /// # Errors
-/// `bytes` is not such an encoding; `what` names it in the error. Nor is one in which options, enums, sequences and maps
-/// are nested more than 128 deep.
+/// `bytes` is not the encoding of one `T`, or nests options, enums, sequences and maps more than 128 levels deep. `what`
+/// names the data in the error, such as "hard state".
 pub fn decode<T: DeserializeOwned>(what: &'static str, version: u8, bytes: &[u8]) -> Result<T, CodecError> {
     let malformed = |why: String| CodecError::Malformed { what, why };
     let (found, body) = bytes.split_first().ok_or_else(|| malformed("it is empty".to_owned()))?;
     if *found != version {
         return Err(CodecError::Version { what, found: *found, supported: version });
     }
-    let (value, left) = read::from_slice(body).map_err(|problem| malformed(problem.to_string()))?;
+    let (value, left) = read::from_slice(body).map_err(|error| malformed(error.to_string()))?;
     if left > 0 {
         return Err(malformed(format!("{left} bytes follow its end")));
     }
     Ok(value)
 }
 
-/// Room for most of what is encoded, so that it is not moved again and again as it grows.
-const ENCODED_BYTES: usize = 128;
+/// Enough for most encodings, so that the buffer does not grow repeatedly.
+const INITIAL_CAPACITY_BYTES: usize = 128;
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -93,14 +94,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn another_version_is_named() {
+    fn decode_of_another_version_names_both_versions() {
         let error = decode::<HardState>("hard state", 1, &encode(2, &sample())).unwrap_err();
         assert_eq!(error.to_string(), "hard state has format version 2, this program reads version 1");
     }
 
     #[test]
     fn golden_bytes_of_version_1() {
-        // Data directories in the world start with these bytes: this test may gain lines, never change one.
+        // The format of existing data directories: this test may gain lines, but no line may change.
         let golden = [
             1, 7, 1, 2, 1, 3, 9, 3, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 251, 44, 1, 0, 0, 0, 0, 0, 0, 0, 0,
             0, 5,
@@ -110,8 +111,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_hostile_length_is_refused() {
-        // That it allocates nothing either is measured in `fuzz/tests`; bincode took 128 MiB for the bytes.
+    fn decode_of_length_beyond_the_input_is_refused() {
+        // `fuzz/tests` measures that it also allocates nothing; bincode's decoder allocated 128 MiB for `Bytes`.
         for length in [&[253, 255, 255, 255, 255, 255, 255, 255, 127][..], &[252, 0, 0, 0, 8]] {
             let bytes = [&[1], length, b"x"].concat();
             assert!(decode::<String>("text", 1, &bytes).is_err());
@@ -125,8 +126,8 @@ pub(crate) mod tests {
     struct Nested(Option<Box<Nested>>);
 
     #[test]
-    fn what_is_nested_too_deeply_is_refused() {
-        // It comes from a peer, and the stack would end.
+    fn decode_of_too_deep_nesting_is_refused() {
+        // Bytes of a peer must not overflow the stack.
         let nested = |depth| [vec![1], vec![1; depth], vec![0]].concat();
         let deepest = decode::<Nested>("nested", 1, &nested(read::DEPTH_MAX)).unwrap();
         assert_eq!(encode(1, &deepest), nested(read::DEPTH_MAX));
@@ -136,7 +137,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Everything that serde knows of.
+    /// A value with every type of serde's data model.
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
     struct Everything {
         unsigned: (u8, u16, u32, u64, u128),
@@ -193,7 +194,7 @@ pub(crate) mod tests {
             })
     }
 
-    /// What bincode makes of the bytes.
+    /// Decodes `bytes` with bincode's own decoder.
     fn by_bincode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
         let config = bincode::config::standard().with_limit::<{ 64 << 20 }>();
         let (value, read) = bincode::serde::decode_from_slice(bytes.get(1..)?, config).ok()?;
@@ -240,7 +241,8 @@ pub(crate) mod tests {
         })
     }
 
-    /// A cut is an error; a changed bit is one, or makes another value that is as good.
+    /// Checks that truncated bytes are refused, and that bytes with a flipped bit are either refused or decoded to the
+    /// value that bincode decodes.
     pub(crate) fn check_damaged<T: Serialize + DeserializeOwned>(
         value: &T,
         cut: prop::sample::Index,
@@ -250,7 +252,8 @@ pub(crate) mod tests {
         let good = encode(1, value);
         prop_assert_eq!(read(&good), Some(good.clone()));
         prop_assert_eq!(read(&good[..cut.index(good.len())]), None);
-        let (mut flipped, bit) = (good.clone(), bit.index(8 * good.len()));
+        let mut flipped = good.clone();
+        let bit = bit.index(8 * good.len());
         flipped[bit / 8] ^= 1 << (bit % 8);
         let changed = read(&flipped);
         if let Some(changed) = &changed {
@@ -262,20 +265,20 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn what_a_node_must_not_forget_comes_back(state in hard_state(), cut: prop::sample::Index, bit: prop::sample::Index) {
+        fn hard_state_round_trips(state in hard_state(), cut: prop::sample::Index, bit: prop::sample::Index) {
             prop_assert_eq!(decode("hard state", 1, &encode(1, &state)), Ok(state.clone()));
             check_damaged(&state, cut, bit)?;
         }
 
         #[test]
-        fn everything_comes_back_as_by_bincode(value in everything(), cut: prop::sample::Index, bit: prop::sample::Index) {
+        fn every_serde_type_round_trips_as_with_bincode(value in everything(), cut: prop::sample::Index, bit: prop::sample::Index) {
             prop_assert_eq!(decode("value", 1, &encode(1, &value)), Ok(value.clone()));
             prop_assert_eq!(by_bincode(&encode(1, &value)), Some(value.clone()));
             check_damaged(&value, cut, bit)?;
         }
 
         #[test]
-        fn arbitrary_bytes_are_read_as_by_bincode(mut bytes in prop::collection::vec(prop_oneof![0u8..6, 248..=255u8, any::<u8>()], 1..60)) {
+        fn arbitrary_bytes_decode_as_with_bincode(mut bytes in prop::collection::vec(prop_oneof![0u8..6, 248..=255u8, any::<u8>()], 1..60)) {
             bytes[0] = 1;
             prop_assert_eq!(decode("value", 1, &bytes).ok(), by_bincode::<HardState>(&bytes));
             prop_assert_eq!(decode("value", 1, &bytes).ok(), by_bincode::<Vec<Kind>>(&bytes));

@@ -1,11 +1,11 @@
-//! Where a node listens.
+//! Network addresses of nodes.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// A host (name, IPv4 or IPv6 address) and a port, written `host:port` or `[v6]:port`. Names are resolved when
-/// connecting, each time anew.
+/// A host (name, IPv4 or IPv6 address) and a port, written `host:port` or `[v6]:port`. Names are resolved again for
+/// every connection.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Endpoint {
@@ -13,7 +13,7 @@ pub struct Endpoint {
     port: u16,
 }
 
-/// The text is not an endpoint.
+/// A text that is not a valid endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not an endpoint ({why}); write host:port, for example db1.example:9090 or [::1]:9090")]
 pub struct EndpointError {
@@ -22,20 +22,21 @@ pub struct EndpointError {
 }
 
 impl Endpoint {
-    /// From its parts; an IPv6 `host` is given without brackets.
+    /// Creates an endpoint. An IPv6 `host` is given without brackets.
     ///
     /// # Errors
-    /// `host` is empty or has a character that no host has.
+    /// `host` is empty, is not a valid IPv6 address though it contains a colon, or contains a character that is not allowed
+    /// in a host name.
     pub fn new(host: &str, port: u16) -> Result<Self, EndpointError> {
         let bad = |why| EndpointError { text: format!("{host}:{port}"), why };
         if host.is_empty() {
             return Err(bad("the host is empty"));
         }
         if host.contains(':') && host.parse::<std::net::Ipv6Addr>().is_err() {
-            return Err(bad("an IPv6 address must be valid and stand in brackets"));
+            return Err(bad("an IPv6 address must be valid and in brackets"));
         }
         if host.chars().any(|c| c.is_whitespace() || c.is_control() || matches!(c, '/' | '[' | ']' | '@')) {
-            return Err(bad("the host has a character that no host has"));
+            return Err(bad("the host contains a character that is not allowed"));
         }
         Ok(Self { host: host.to_owned(), port })
     }
@@ -72,7 +73,7 @@ impl FromStr for Endpoint {
         let port = port.parse().map_err(|_| bad("the port is not a number from 0 to 65535"))?;
         let host = match host.strip_prefix('[') {
             Some(rest) => rest.strip_suffix(']').ok_or_else(|| bad("the bracket is not closed"))?,
-            None if host.contains(':') => return Err(bad("an IPv6 address must stand in brackets")),
+            None if host.contains(':') => return Err(bad("an IPv6 address must be in brackets")),
             None => host,
         };
         Self::new(host, port).map_err(|error| bad(error.why))
@@ -98,14 +99,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_both_families_round_trip() {
+    fn endpoint_as_text_round_trips() {
         for text in ["localhost:9090", "127.0.0.1:1", "[::1]:65535", "db-1.example.org:0"] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
     }
 
     #[test]
-    fn errors_say_what_is_wrong() {
+    fn invalid_endpoint_error_says_why() {
         for (text, why) in [
             ("localhost", "no port"),
             ("localhost:", "not a number"),

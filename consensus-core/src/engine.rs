@@ -1,4 +1,4 @@
-//! Agreement on the order of commands.
+//! The engine: agreement on the order of commands.
 
 use std::{
     collections::BTreeMap,
@@ -17,8 +17,8 @@ use crate::{InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId
 /// [`StateMachine`](crate::StateMachine) in that order.
 ///
 /// # Cancellation
-/// Dropping the future of [`propose`](Self::propose) does not take the command back: it may still be applied. Dropping
-/// that of [`read_barrier`](Self::read_barrier) has no effect on anything.
+/// Dropping the future of [`propose`](Self::propose) does not withdraw the command: it may still be applied. Dropping
+/// the future of [`read_barrier`](Self::read_barrier) only cancels the wait.
 ///
 /// # Example
 /// ```
@@ -26,67 +26,67 @@ use crate::{InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId
 /// # async fn incremented(engine: &dyn ConsensusEngine) -> Result<bytes::Bytes, ProposeError> {
 /// match engine.propose("increment".into()).await {
 ///     Ok(committed) => Ok(committed.response),
-///     // Certainly not applied: the same command may be given to `leader`.
-///     Err(error @ ProposeError::NotLeader { .. }) => Err(error),
-///     // Perhaps applied: a command that must not be applied twice has to carry a session.
+///     // The command may have been applied: propose it again only if it carries a session, or may be applied twice.
+///     Err(error) if error.maybe_applied() => Err(error),
+///     // The command was certainly not applied: propose it again, with `NotLeader` at the leader that it names.
 ///     Err(error) => Err(error),
 /// }
 /// # }
 /// ```
 #[async_trait]
 pub trait ConsensusEngine: Send + Sync + 'static {
-    /// Has `command` committed and applied, and returns the state machine's response. A node that does not lead refuses, or
-    /// has the leader propose it.
+    /// Commits and applies `command`, and returns the state machine's response. A node that is not leader refuses the
+    /// command, or forwards it to the leader.
     ///
     /// # Errors
-    /// See [`ProposeError`]: each says whether the command may have been applied.
+    /// See [`ProposeError`]; each error says whether the command may have been applied.
     async fn propose(&self, command: Bytes) -> Result<Committed, ProposeError>;
 
-    /// Returns when this node's state machine reflects every command that was acknowledged anywhere before the call
-    /// (or, for [`ReadConsistency::Stale`], at once), with the index it then reflects at least.
+    /// Waits until this node's state machine reflects every command that any node acknowledged before the call (returns at
+    /// once for [`ReadConsistency::Stale`]). Returns an index up to which the state machine then has applied the log.
     ///
     /// # Errors
-    /// Nothing is promised of the state; ask again, at the leader if one is named.
+    /// See [`ReadError`]. The state may then be of any age; ask again, at the leader if the error names one.
     async fn read_barrier(&self, consistency: ReadConsistency) -> Result<LogIndex, ReadError>;
 
-    /// The node's state, now and at every change.
+    /// Status of this node's engine, as a value that can be watched for changes.
     fn status(&self) -> watch::Receiver<Arc<EngineStatus>>;
 
-    /// Changes who takes part, all of `changes` in one step; returns the new configuration once it is committed. Engines
-    /// take one change at a time. A [`Joining`](crate::MemberKind::Joining) member becomes a voter later, by itself.
+    /// Changes the configuration by all of `changes` in one step. Returns the new configuration once it is committed.
+    /// Engines accept one change at a time. A [`Joining`](crate::MemberKind::Joining) member becomes a voter later, without
+    /// a further call.
     ///
     /// # Errors
     /// See [`ChangeError`].
     async fn change_membership(&self, changes: Vec<MemberChange>) -> Result<Arc<Membership>, ChangeError>;
 
-    /// Gives the lead to `to`, or to whoever is fit; returns who leads afterwards. Proposals made meanwhile are refused,
-    /// and it ends within about an election timeout.
+    /// Transfers leadership to `to`, or to the most up-to-date voter if `None`. Returns the new leader, within about one
+    /// election timeout. Proposals are refused in the meantime.
     ///
     /// # Errors
-    /// See [`TransferError`]; this node leads still, unless it did not.
+    /// See [`TransferError`].
     async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<NodeId, TransferError>;
 
-    /// Has the state machine flush and removes the log that is no longer needed; returns the last index removed.
+    /// Flushes the state machine and purges the log entries that are no longer needed. Returns the last purged index.
     ///
     /// # Errors
     /// See [`SnapshotError`].
     async fn compact_log(&self) -> Result<LogIndex, SnapshotError>;
 
-    /// Stops the engine in order: the lead goes to somebody else, no new proposals, what waits is answered, threads end,
-    /// the state machine is flushed.
-    /// When it returns the storage is no longer used.
+    /// Stops the engine gracefully: refuses new proposals, transfers leadership, completes or fails all pending requests,
+    /// flushes the state machine and ends the engine's threads. The storage is no longer used when this returns.
     ///
     /// # Errors
-    /// The engine had stopped before of an error of its own.
+    /// The engine had stopped before because of an error.
     async fn shutdown(&self) -> Result<(), ShutdownError>;
 }
 
 /// A command that was committed and applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
-    /// Its position.
+    /// Position of the command in the log.
     pub log_id: LogId,
-    /// What the state machine said.
+    /// Response of the state machine.
     pub response: Bytes,
 }
 
@@ -94,80 +94,81 @@ pub struct Committed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadConsistency {
-    /// Sees every write acknowledged before the read began (ReadIndex, dissertation §6.4). On any node: who does not
-    /// lead asks the leader.
+    /// Sees every write acknowledged before the read started (ReadIndex, dissertation §6.4). Works on every node; a
+    /// follower asks the leader.
     Linearizable,
-    /// The same without a message, while the leader has a lease (dissertation §6.4.1): it is true as long as clocks keep
-    /// to the bound that the engine was told. Without lease or bound it is [`Linearizable`](Self::Linearizable).
+    /// Like [`Linearizable`](Self::Linearizable), but sends no message while the leader has a lease (dissertation §6.4.1).
+    /// Correct as long as clocks differ by no more than the bound configured for the engine. Without a lease or a bound it
+    /// is [`Linearizable`](Self::Linearizable).
     Lease,
-    /// What this node has applied, at once.
+    /// Sees the state that this node has applied, of any age. Does not wait.
     Stale,
-    /// What this node has applied, if that was all that was committed at some moment within this time, not counting how
-    /// long the leader's message about it was under way. A leader that was replaced may not have noticed yet: for as long
-    /// as an election timeout, who hears only from it takes its word.
+    /// Sees the state that this node has applied, if it included every entry that was committed at some moment within this
+    /// time before the read. The time that the leader's message took to arrive is not counted. A leader that was replaced
+    /// may not know it yet: a node that receives only its messages can trust it wrongly for up to one election timeout.
     StaleWithin(Duration),
 }
 
-/// Why a proposal was not answered by the state machine.
+/// Why a proposal failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProposeError {
-    /// *Certainly not applied.* This node does not lead; give the command to `leader`, or ask again when there is one.
+    /// *Certainly not applied.* This node is not leader; propose to `leader`, or again when there is one.
     #[error("this node is not the leader{}", hint(leader))]
     NotLeader {
-        /// Who leads, as far as this node knows.
+        /// Current leader, as far as this node knows.
         leader: Option<NodeId>,
     },
-    /// *Certainly not applied.* This node leads, and is handing over; ask again there, or a little later.
-    #[error("this node is handing over to node {to}")]
-    HandingOver {
-        /// Who is to lead.
+    /// *Certainly not applied.* This node is leader and is transferring leadership; propose to node `to`, or again later.
+    #[error("this node is transferring leadership to node {to}")]
+    TransferringLeadership {
+        /// Node that is to become leader.
         to: NodeId,
     },
-    /// *Certainly not applied.* Too much is in flight; ask again a little later.
+    /// *Certainly not applied.* Too many proposals are pending; try again a little later.
     #[error("overloaded: {in_flight} proposals of {in_flight_bytes} bytes are in flight")]
     Overloaded {
-        /// Proposals in flight.
+        /// Number of pending proposals.
         in_flight: u64,
-        /// Their bytes.
+        /// Size of the pending proposals, in bytes.
         in_flight_bytes: u64,
     },
-    /// *Certainly not applied.* The disk of this node is too full, and nobody else could take the lead; ask again when
+    /// *Certainly not applied.* The disk of this node is too full, and no other node can become leader; try again when
     /// there is room.
     #[error("no room for new commands: {why}")]
     NoRoom {
-        /// How much there is, and how much it should be.
+        /// Free and required disk space.
         why: String,
     },
-    /// *Certainly not applied.* The disk or the state machine of this leader does not answer, and nobody else can take over
-    /// leadership yet; ask again a little later.
+    /// *Certainly not applied.* The disk or the state machine of this leader does not respond, and no other node can become
+    /// leader yet; try again a little later.
     #[error("this leader is stalled: {why}")]
     Stalled {
-        /// What does not answer, and for how long.
+        /// Call that has not returned, and for how long.
         why: String,
     },
-    /// *Certainly not applied.* The command is larger than the engine takes.
+    /// *Certainly not applied.* The command is larger than the engine accepts.
     #[error("a command of {bytes} bytes exceeds the limit of {limit} bytes")]
     TooLarge {
-        /// Of the command.
+        /// Size of the command.
         bytes: u64,
-        /// Of the engine.
+        /// Largest command that the engine accepts, in bytes.
         limit: u64,
     },
     /// *Certainly not applied.* The engine is shut down or shutting down.
     #[error("the engine is shut down")]
     ShutDown,
-    /// *Unknown.* The command was accepted, but the node lost the means to see what became of it. Repeat it only under
-    /// a session that de-duplicates.
+    /// *Unknown.* The command was accepted, but this node can no longer learn whether it was applied. Propose it again only
+    /// in a [session](crate::session).
     #[error("it is unknown whether the command was applied: {why}")]
     Unknown {
         /// What happened.
         why: &'static str,
     },
-    /// *Unknown*, and this node can do nothing more: its engine stopped of an error.
+    /// *Unknown.* The engine of this node stopped because of an error, and will not continue.
     #[error("the engine stopped: {why}")]
     Fatal {
-        /// The error.
+        /// Error that stopped the engine.
         why: String,
     },
 }
@@ -180,106 +181,110 @@ impl ProposeError {
     }
 }
 
-/// Why a read barrier was not reached.
+/// Why a read barrier failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// This node does not lead, or stopped leading meanwhile.
+    /// This node is not leader, or stopped being leader during the call.
     #[error("this node is not the leader{}", hint(leader))]
     NotLeader {
-        /// Who leads, as far as this node knows.
+        /// Current leader, as far as this node knows.
         leader: Option<NodeId>,
     },
-    /// This node has not heard from a leader lately enough.
-    #[error("what this node has may be {} old, more than {} ms", age_text(age_ms), max_ms)]
+    /// The state of this node may be older than the read accepts: its last contact with a leader was too long ago.
+    #[error(
+        "the state of this node may be {} old, but the read accepts at most {} ms",
+        age_text(age_ms),
+        max_ms
+    )]
     TooStale {
-        /// How old it may be, in ms; `None` if it never heard from a leader.
+        /// Upper bound of the state's age, in ms; `None` if the node never heard from a leader.
         age_ms: Option<u64>,
-        /// What was asked for, in ms.
+        /// Largest age that the read accepts, in ms.
         max_ms: u64,
     },
-    /// Too many reads are waiting; ask again a little later.
+    /// Too many reads are pending; try again a little later.
     #[error("overloaded: {waiting} reads are waiting")]
     Overloaded {
-        /// Reads waiting.
+        /// Number of pending reads.
         waiting: u64,
     },
     /// The engine is shut down or shutting down.
     #[error("the engine is shut down")]
     ShutDown,
-    /// The engine stopped of an error.
+    /// The engine stopped because of an error.
     #[error("the engine stopped: {why}")]
     Fatal {
-        /// The error.
+        /// Error that stopped the engine.
         why: String,
     },
 }
 
-/// Why a configuration was not changed.
+/// Why a change of the configuration failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangeError {
-    /// *Not changed.* This node does not lead; ask `leader`.
+    /// *Not changed.* This node is not leader; ask `leader`.
     #[error("this node is not the leader{}", hint(leader))]
     NotLeader {
-        /// Who leads, as far as this node knows.
+        /// Current leader, as far as this node knows.
         leader: Option<NodeId>,
     },
-    /// *Not changed.* Another change, or a transfer of leadership, is under way; ask again when it has ended.
-    #[error("another change of the membership, or a transfer of leadership, is under way")]
+    /// *Not changed.* Another change or a transfer of leadership is in progress; try again when it has ended.
+    #[error("another change of the membership, or a transfer of leadership, is in progress; try again later")]
     Busy,
-    /// *Not changed.* The configuration would make no sense.
-    #[error("the membership cannot be changed so: {0}")]
+    /// *Not changed.* The new configuration would be invalid.
+    #[error("invalid change of the membership: {0}")]
     Invalid(#[from] InvalidMembership),
-    /// *Unknown.* The lead was lost meanwhile; the status of the next leader tells.
+    /// *Unknown.* This node lost leadership during the change; the status of the next leader shows the configuration.
     #[error("it is unknown whether the membership was changed: {why}")]
     Unknown {
         /// What happened.
         why: &'static str,
     },
-    /// This engine's membership is for ever.
+    /// The engine does not support changes of its membership.
     #[error("this engine cannot change its membership")]
     Unsupported,
     /// The engine is not running.
     #[error("the engine is not running: {why}")]
     NotRunning {
-        /// Why not.
+        /// Why the engine does not run.
         why: String,
     },
 }
 
-/// Why another node does not lead.
+/// Why a transfer of leadership failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferError {
-    /// This node does not lead; ask `leader`.
+    /// This node is not leader; ask `leader`.
     #[error("this node is not the leader{}", hint(leader))]
     NotLeader {
-        /// Who leads, as far as this node knows.
+        /// Current leader, as far as this node knows.
         leader: Option<NodeId>,
     },
-    /// Another transfer is under way.
-    #[error("another transfer of leadership is under way")]
+    /// Another transfer is in progress.
+    #[error("another transfer of leadership is in progress")]
     Busy,
-    /// It is no voter, a witness, or leads already.
-    #[error("node {0} cannot take over: it is no voter, a witness, or leads already")]
+    /// The node is not a voter, is a witness, or is leader already.
+    #[error("node {0} cannot become leader: it is not a voter, is a witness, or is leader already")]
     CannotLead(NodeId),
-    /// No other voter is in touch and up to date.
-    #[error("no other node is fit to lead now")]
+    /// No other voter is reachable and up to date.
+    #[error("no other node can become leader now: none is reachable and up to date")]
     NoSuccessor,
-    /// It did not take over within an election timeout; this node leads on.
-    #[error("the successor did not take over in time; this node leads on")]
+    /// The chosen node was not elected within an election timeout; this node is still leader.
+    #[error("the new leader was not elected in time; this node is still leader")]
     TimedOut,
-    /// This node leads no longer, and nobody else is known to lead yet.
-    #[error("this node leads no longer, and it is not known yet who does")]
+    /// This node is not leader any more, and does not know the new leader yet.
+    #[error("this node is not leader any more, and does not know the new leader yet")]
     Unknown,
-    /// This engine's leader is for ever.
+    /// The engine does not support a change of its leader.
     #[error("this engine cannot change its leader")]
     Unsupported,
     /// The engine is not running.
     #[error("the engine is not running: {why}")]
     NotRunning {
-        /// Why not.
+        /// Why the engine does not run.
         why: String,
     },
 }
@@ -288,37 +293,37 @@ pub enum TransferError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
-    /// The engine has no log that could be compacted.
+    /// The engine keeps no log.
     #[error("this engine keeps no log")]
     NoLog,
-    /// The state machine could not be flushed, so that the log is still needed. The engine tries again by itself.
-    #[error("the log was not compacted, as the state machine could not be flushed: {0}")]
+    /// The state machine could not be flushed, so the log is still needed. The engine tries again without a further call.
+    #[error("the log was not compacted, because the state machine could not be flushed: {0}")]
     NotFlushed(String),
-    /// The engine is shut down or stopped of an error.
+    /// The engine is shut down, or stopped because of an error.
     #[error("the engine is not running: {0}")]
     NotRunning(String),
 }
 
-/// The engine had stopped before of an error of its own.
+/// The error because of which the engine had stopped before it was shut down.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the engine had stopped before: {0}")]
 pub struct ShutdownError(pub String);
 
-/// A node's part in the cluster.
+/// Role of a node in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
     /// Follows a leader, or waits for one.
     Follower,
-    /// Asks whether it would be elected.
+    /// Requests pre-votes, before it starts an election.
     PreCandidate,
-    /// Asks for votes.
+    /// Requests votes.
     Candidate,
-    /// Orders the commands.
+    /// Determines the order of commands.
     Leader,
-    /// Follows without a vote.
+    /// Receives the log without a vote.
     Learner,
-    /// The one node of a system without consensus.
+    /// The only node of an engine without consensus.
     Standalone,
 }
 
@@ -335,78 +340,78 @@ impl fmt::Display for Role {
     }
 }
 
-/// Whether the engine works.
+/// Whether the engine runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It does.
+    /// The engine runs.
     Running,
-    /// It was shut down.
+    /// The engine was shut down.
     ShutDown,
-    /// It stopped of this error and will not come back by itself.
+    /// The engine stopped because of this error, and will not continue.
     Fatal(String),
 }
 
-/// The state of an engine at one moment.
+/// Status of an engine at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineStatus {
-    /// This node.
+    /// Id of this node.
     pub node_id: NodeId,
-    /// Identity of this node's log storage; the default where an engine has none. If the [`membership`](Self::membership)
-    /// does not [trust](Membership::trusts) it, the disk was emptied or replaced, and the node does not count.
+    /// Identity of this node's log storage; the default for an engine without one. If the [`membership`](Self::membership)
+    /// does not [trust](Membership::trusts) it, the disk was emptied or replaced, and the node does not count for quorums.
     pub storage: StorageId,
-    /// Whether the engine works.
+    /// Whether the engine runs.
     pub health: Health,
-    /// While the disk is too full for more log: how full. The node takes no commands then, and goes on by itself when
-    /// there is room.
+    /// Free and required disk space, while the disk is too full for more log. The node accepts no commands then, and
+    /// continues when there is room.
     pub no_room: Option<String>,
     /// Start of the log write that has not returned, once it takes longer than the engine's limit. `None` again when it has
-    /// returned. A leader gives leadership away meanwhile.
+    /// returned. A leader transfers leadership in the meantime.
     pub storage_stalled_since: Option<Instant>,
-    /// Start of the call of the state machine that has not returned, once it takes longer than the engine's limit. `None`
-    /// again when it has returned. A leader gives leadership away meanwhile.
+    /// Start of the state machine's call that has not returned, once it takes longer than the engine's limit. `None` again
+    /// when it has returned. A leader transfers leadership in the meantime.
     pub apply_stalled_since: Option<Instant>,
-    /// Why this node does not take the snapshot that its leader sends. `None` again when the node has caught up.
+    /// Why this node refuses the snapshot that its leader sends. `None` again when the node has caught up.
     pub snapshot_blocked: Option<String>,
-    /// On a leader: why the last attempt to send a snapshot failed, by the member that still needs one.
+    /// On a leader: why the last attempt to send a snapshot failed, for each member that still needs one.
     pub snapshot_errors: BTreeMap<NodeId, String>,
-    /// What the node does.
+    /// Role of this node.
     pub role: Role,
-    /// Its term.
+    /// Current term of this node.
     pub term: Term,
-    /// Who leads in that term, as far as is known.
+    /// Leader of that term, if known.
     pub leader: Option<NodeId>,
     /// Last entry of the log.
     pub last_log: LogId,
-    /// First index that the log still holds, or would hold.
+    /// Index of the first entry of the log; if the log is empty, of the next entry.
     pub first_index: LogIndex,
     /// Last index known to be committed.
     pub commit: LogIndex,
     /// Last index that the state machine reflects.
     pub applied: LogIndex,
-    /// The configuration in force.
+    /// Configuration in force.
     pub membership: Arc<Membership>,
-    /// On a leader: what it knows of each other member.
+    /// On a leader: progress of every other member.
     pub peers: BTreeMap<NodeId, PeerStatus>,
 }
 
-/// What a leader knows of another member.
+/// A leader's knowledge of another member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// Last index known to be on its disk.
+    /// Last index known to be on the member's disk.
     pub matched: LogIndex,
-    /// While a snapshot is on its way to it: how many of its bytes it has.
+    /// Bytes that the member has received of a snapshot, while one is being sent to it.
     pub snapshot_bytes: Option<u64>,
-    /// It answered within the last election timeout.
+    /// Whether the member responded within the last election timeout.
     pub active: bool,
-    /// Its log storage is not the one that the configuration knows for it: its disk was emptied or exchanged. It is sent the
-    /// log, but its votes and acknowledgements do not count until it is removed from the cluster and added again.
+    /// Whether the member's log storage differs from the one in the configuration: its disk was emptied or replaced. The
+    /// member is sent the log, but its votes and acknowledgements do not count until it is removed and added again.
     pub other_storage: bool,
-    /// Its log began empty and still lacks what was committed when it joined.
+    /// Whether the member started with an empty log and still lacks entries that were committed when it joined.
     pub joining: bool,
 }
 
 fn age_text(age_ms: &Option<u64>) -> String {
-    age_ms.map_or_else(|| "of any age".to_owned(), |age| format!("{age} ms"))
+    age_ms.map_or_else(|| "arbitrarily".to_owned(), |age| format!("{age} ms"))
 }
 
 fn hint(leader: &Option<NodeId>) -> String {

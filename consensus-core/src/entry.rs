@@ -1,40 +1,40 @@
-//! Entries of the log.
+//! Log entries.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{LogId, Membership};
 
-/// One position of the log.
+/// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Its identity.
+    /// Term and index of the entry.
     pub id: LogId,
-    /// What it says.
+    /// Content of the entry.
     pub payload: Payload,
 }
 
-/// What an entry says.
+/// Content of a log entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Payload {
-    /// Nothing: a new leader appends it to commit what its predecessors left (§8).
+    /// No content. A new leader appends such an entry to commit the entries of earlier terms (§8).
     Blank,
     /// A command for the state machine.
     Command(Bytes),
     /// A new configuration of the cluster.
     Membership(Membership),
-    /// A command that is not told: what a witness's log has in the place of commands. State machines do not see it.
+    /// Placeholder for a command in the log of a witness, which is not sent commands. State machines never see it.
     Withheld,
 }
 
 impl Entry {
-    /// A command at `id`.
+    /// Creates an entry with a command.
     #[must_use]
     pub fn command(id: LogId, command: impl Into<Bytes>) -> Self {
         Self { id, payload: Payload::Command(command.into()) }
     }
 
-    /// Bytes that the entry counts for in batches and queues: its payload and a fixed share for its header.
+    /// Size of the entry in batches and queues, in bytes: its payload plus a fixed amount for its header.
     #[must_use]
     #[inline]
     pub fn size_bytes(&self) -> u64 {
@@ -43,18 +43,18 @@ impl Entry {
 }
 
 impl Payload {
-    /// [`Entry::size_bytes`] of an entry with it.
+    /// [`Entry::size_bytes`] of an entry with this payload.
     #[must_use]
     #[inline]
     pub fn size_bytes(&self) -> u64 {
         match self {
             Self::Blank | Self::Withheld => HEADER_BYTES,
             Self::Command(command) => Self::command_bytes(command),
-            Self::Membership(membership) => HEADER_BYTES + 64 * membership.everybody().count() as u64,
+            Self::Membership(membership) => HEADER_BYTES + 64 * membership.all_members().count() as u64,
         }
     }
 
-    /// The same of a command.
+    /// [`Entry::size_bytes`] of an entry with this command.
     #[must_use]
     #[inline]
     pub fn command_bytes(command: &[u8]) -> u64 {
@@ -62,6 +62,6 @@ impl Payload {
     }
 }
 
-/// Roughly what an entry costs beyond its payload, in memory and in a record; it only has to be more than nothing, so
-/// that a million empty commands are not free.
+/// Approximate cost of an entry beyond its payload, in memory and in a record. It only has to be above zero, so that a
+/// million empty commands do not count as nothing.
 const HEADER_BYTES: u64 = 32;

@@ -1,6 +1,6 @@
-//! The contracts that hold the consensus libraries together.
+//! The traits that connect the consensus libraries.
 //!
-//! A replicated service is four parts, and this crate defines what each may expect of the others:
+//! A replicated service has four parts. This crate defines what each part may expect of the others:
 //!
 //! ```text
 //!   your program ── propose / read_barrier ──▶ ConsensusEngine ── apply ──▶ StateMachine (yours)
@@ -8,13 +8,13 @@
 //!                                          LogStorage   NetworkTransport ◀──▶ the other nodes
 //! ```
 //!
-//! * [`StateMachine`] - what you bring: applies commands in log order, gives and takes snapshots.
+//! * [`StateMachine`] - yours: applies commands in log order, takes and restores snapshots.
 //! * [`ConsensusEngine`] - agrees on the order of commands (`consensus-engine-raft`, `consensus-mock`).
 //! * [`NetworkTransport`] - moves [`Message`]s, best effort (`consensus-transport-mem`, `-thrift`).
 //! * [`LogStorage`] - makes the log durable, one batch per call (`consensus-storage-wal`,
 //!   `consensus-storage-rocksdb`).
 //!
-//! What this crate is *not*: it holds no protocol, no runtime and no I/O, and knows none of its implementers.
+//! What this crate is *not*: it contains no protocol, no runtime and no I/O, and depends on none of its implementations.
 //!
 //! # Order of calls
 //! 1. Build a transport, a log storage and a state machine; hand them to an engine's `start`.
@@ -22,8 +22,8 @@
 //! 3. Before a read that must be current, await [`ConsensusEngine::read_barrier`], then read your own state.
 //! 4. [`ConsensusEngine::shutdown`].
 //!
-//! For commands and responses as plain Rust types see [`typed`]; implementers check themselves with the suites of
-//! `consensus-testkit`.
+//! [`typed`] offers commands and responses as plain Rust types. The suites of `consensus-testkit` test implementations of
+//! the traits.
 
 pub mod codec;
 mod endpoint;

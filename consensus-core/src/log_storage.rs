@@ -4,25 +4,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ClusterId, Entry, LogId, LogIndex, Membership, NodeId, Payload, StorageId, Term};
 
-/// Makes the log durable: one call, one batch, on disk when it returns.
+/// Makes the log durable. Each call writes one batch, which is on disk when the call returns.
 ///
 /// # Who calls, and when
 /// An engine calls [`load`](Self::load) once at start, then [`write`](Self::write), one call at a time, from a thread that
 /// may be blocked, and [`read`](Self::read) from any thread at any time. All may block.
 ///
 /// # What must be durable on return
-/// Everything in the batch, as one atomic step: after a crash at any moment `load` finds the whole batch or nothing of
-/// it, and if `write` had returned `Ok`, the whole. Engines batch before they call, so an implementation makes exactly
-/// one sync per call and needs no cleverness of its own.
+/// The whole batch, as one atomic step: after a crash at any moment `load` finds either the whole batch or nothing of it,
+/// and the whole batch if `write` had returned `Ok`. Engines collect writes before they call, so an implementation makes
+/// one sync per call and need not batch by itself.
 ///
 /// # Errors are final
-/// After `write` returned an error nobody knows what is on disk (a failed fsync drops the pages it could not write). The
-/// engine stops and never calls again; an implementation refuses further writes by itself, with
-/// [`StorageError::Failed`]. The one exception is [`StorageError::NoRoom`], by which an implementation that looks before
-/// it writes says that it did not begin.
+/// After `write` returned an error it is unknown what is on disk (a failed fsync drops the pages it could not write). The
+/// engine stops and never calls again; an implementation refuses further writes with [`StorageError::Failed`]. The one
+/// exception is [`StorageError::NoRoom`]: the implementation checked the free space first, and wrote nothing.
 ///
 /// # Example
-/// What an engine does in one turn as a follower in a new term, with two entries that replace a conflicting tail:
+/// The write of a follower that enters a new term and gets two entries that replace a conflicting tail:
 /// ```
 /// # use consensus_core::*;
 /// # fn turn(storage: &dyn LogStorage, entries: Vec<Entry>) -> Result<(), StorageError> {
@@ -31,85 +30,85 @@ use crate::{ClusterId, Entry, LogId, LogIndex, Membership, NodeId, Payload, Stor
 ///     truncate_after: Some(LogIndex(7)),
 ///     entries, // 3.8 and 3.9
 ///     ..LogBatch::default()
-/// }) // only now may the follower answer
+/// }) // only now may the follower respond
 /// # }
 /// ```
 /// Right: one write batch with one sync. Wrong: writing term and entries in two steps (a crash in between leaves a vote
-/// without its term); returning before the sync; dropping a damaged record in the middle of the log as if it had never
-/// been.
+/// without its term); returning before the sync; silently dropping a damaged record in the middle of the log.
 pub trait LogStorage: Send + Sync + 'static {
-    /// What is there: positions of all entries, hard state, what was purged. Verifies every record's checksum.
+    /// Loads the hard state, the purged position, and the log id and size of every entry. Verifies every checksum.
     ///
-    /// Where the record of an entry is damaged and everything before it, the hard state and the purged position are
-    /// sound, the state has the entries before and says so ([`LogState::damage`]). A torn tail - damage in the last write
-    /// only, which nobody can have been told of - is cut silently.
+    /// If the record of an entry is damaged, but everything before it, the hard state and the purged position are intact,
+    /// the result has the entries before it and describes the damage ([`LogState::damage`]). A torn tail is removed
+    /// silently: damage in the last write only, which was never acknowledged to anybody.
     ///
     /// # Errors
     /// [`StorageError::Corrupt`] with the position of any other damage.
     fn load(&self) -> Result<LogState, StorageError>;
 
-    /// Makes `batch` durable. Within the batch the order is: purge, truncate, append, hard state.
+    /// Makes `batch` durable. The parts of the batch take effect in this order: purge, truncate, append, hard state.
     ///
     /// # Errors
-    /// Any error but [`StorageError::NoRoom`] is final, see above.
+    /// Every error except [`StorageError::NoRoom`] is final, see above.
     fn write(&self, batch: LogBatch) -> Result<(), StorageError>;
 
-    /// The entries in `(after, last]`, in order, fewer if together they would exceed `max_bytes` (by
-    /// [`Entry::size_bytes`]), but at least one. May run beside a `write`; positions that such a write removes may be
-    /// returned or be reported missing.
+    /// Reads the entries in `(after, last]`, in order: as many as fit in `max_bytes` (by [`Entry::size_bytes`]), but at
+    /// least one. May run concurrently with a `write`; an entry that such a write removes may be returned or reported
+    /// missing.
     ///
     /// # Errors
     /// [`StorageError::Missing`] if `after + 1` is not in the log, [`StorageError::Corrupt`] if a record is damaged.
     fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError>;
 }
 
-/// What a node must not forget besides the log (figure 2, "persistent state").
+/// Durable state of a node besides the log (figure 2, "persistent state").
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HardState {
     /// Latest term seen.
     pub term: Term,
     /// Candidate voted for in `term`.
     pub voted_for: Option<NodeId>,
-    /// A snapshot whose installation into the state machine was begun. Set before the machine is touched and cleared in
-    /// the batch that purges the log up to it, so that a restart in between knows what the machine holds.
+    /// Snapshot whose installation into the state machine has started. Set before the machine is changed, and cleared in
+    /// the batch that purges the log up to the snapshot, so that after a restart in between the node knows what the machine
+    /// may contain.
     pub installing: Option<SnapshotMeta>,
-    /// The log once went up to here and was cut because a record was damaged. What the node acknowledged it may not hold
-    /// any more, so that it votes as if it still had it, and stands for nothing, until its log is as far again.
+    /// Last entry of the log before it was truncated at a damaged record. The node may have acknowledged entries that it no
+    /// longer has. Until its log reaches this entry again, it votes as if it still had them, and does not campaign.
     pub lost_through: Option<LogId>,
-    /// Set while a log that began empty, without a first configuration, has not yet reached what was committed when it
-    /// joined: the commit index that it was told by a leader that had committed in its own term, 0 until one did. Such a node may be a former member whose disk
-    /// was emptied, so it does not campaign; as a founding member it neither votes nor counts.
+    /// Set while a node that started with an empty log, without a first configuration, still lacks entries that were
+    /// committed when it joined. Holds the commit index reported by a leader that had committed an entry of its own term; 0
+    /// until one did. The node may be a former member whose disk was emptied, so it does not campaign; if it is a founding
+    /// member, it neither votes nor counts for a quorum.
     pub joining: Option<LogIndex>,
-    /// Identity of the cluster, once this node has known it to be committed; [`ClusterId::NONE`]
-    /// before. A node that comes up does not know at once what is committed, and must not take part in another cluster
-    /// meanwhile.
+    /// Identity of the cluster, once this node knows that it is committed; [`ClusterId::NONE`] before. Kept here because a
+    /// node that starts does not know at once what is committed, and must not join another cluster in the meantime.
     pub cluster: ClusterId,
 }
 
-/// What a snapshot, or the removed head of a log, covers.
+/// Log position and configuration of a snapshot, or of the purged part of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotMeta {
-    /// Its last entry.
+    /// Last entry that the snapshot includes.
     pub last: LogId,
-    /// The configuration in force there.
+    /// Configuration in force at that entry.
     pub membership: Membership,
 }
 
-/// One durable step. The default does nothing.
+/// One atomic write to the log. The default changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogBatch {
-    /// New hard state.
+    /// New hard state; `None` keeps the current one.
     pub hard_state: Option<HardState>,
-    /// Removes the entries up to `purge.last`; it need not be in the log (after a snapshot was installed).
+    /// Position up to which entries are removed. `purge.last` need not be in the log (after a snapshot was installed).
     pub purge: Option<SnapshotMeta>,
-    /// Removes the entries after this index.
+    /// Index after which entries are removed.
     pub truncate_after: Option<LogIndex>,
-    /// Appends entries, contiguous with the log as truncated.
+    /// Entries to append, contiguous with the log after truncation.
     pub entries: Vec<Entry>,
 }
 
 impl LogBatch {
-    /// Whether there is nothing to do.
+    /// Whether the batch changes nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.hard_state.is_none()
@@ -118,73 +117,73 @@ impl LogBatch {
             && self.entries.is_empty()
     }
 
-    /// Whether it must leave the disk's reserve free. What elects a leader and lets it serve reads may use the reserve: votes,
-    /// the blank entry with which a term starts, configurations. Only commands can come in any number.
+    /// Whether the batch must not use the reserve, the disk space kept for batches that a cluster needs in order to elect a
+    /// leader and serve reads: votes, the blank entry that starts a term, configurations. Batches with commands must not use
+    /// it, because the number of commands is not limited.
     #[must_use]
-    pub fn spares_reserve(&self) -> bool {
+    pub fn must_leave_reserve(&self) -> bool {
         let is_command = |entry: &Entry| matches!(entry.payload, Payload::Command(_) | Payload::Withheld);
         self.entries.iter().any(is_command)
     }
 }
 
-/// What [`LogStorage::load`] found.
+/// Content of a log, as [`LogStorage::load`] returns it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogState {
-    /// The storage's own identity, drawn when it was made and the same ever after; 0 where storages do not get lost
-    /// without their nodes (in memory, for tests).
+    /// Identity of the storage, drawn when it was created and never changed; [`StorageId::UNKNOWN`] for storages in memory.
     pub storage: StorageId,
     /// Latest hard state.
     pub hard_state: HardState,
-    /// What was purged; the log begins after it.
+    /// Position and configuration up to which the log was purged; the log starts after it.
     pub purged: SnapshotMeta,
-    /// Identity and [size](Entry::size_bytes) of every entry, in order, the first at `purged.last.index + 1`.
+    /// Log id and [size](Entry::size_bytes) in bytes of every entry, in order, the first at `purged.last.index + 1`.
     pub entries: Vec<(LogId, u64)>,
-    /// The membership entries among them.
+    /// Index and configuration of each membership entry among `entries`.
     pub memberships: Vec<(LogIndex, Membership)>,
-    /// Set if the records after the last of `entries` cannot all be read.
+    /// Set if the log had entries after the last of `entries` that cannot all be read.
     pub damage: Option<Damage>,
 }
 
-/// Entries of a log that cannot be read, all else being sound: an engine that has others to fetch them from cuts the log
-/// there and goes on; one that has none refuses to start, with [`Damage::refusal`].
+/// Damage to entries of a log whose other parts are intact. An engine that can fetch the entries from other nodes truncates
+/// the log before the damage and continues; an engine that cannot refuses to start, with [`Damage::to_error`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// The last entry that the log had. A storage notes it apart from the entries, in the same write: a guess that is too
-    /// high would keep the node from voting for those who have all there is.
+    /// Last entry that the log had. A storage records it apart from the entries, in the same write. It must not be guessed:
+    /// a value that is too high would keep the node from voting for the candidates with the longest log.
     pub last: LogId,
-    /// Configurations that can be read after the damage: who may have to do without this node.
+    /// Configurations of readable entries after the damage. Their quorums may have to do without this node.
     pub memberships: Vec<Membership>,
-    /// Which record, in which file where there are files.
+    /// The damaged record, and its file if there are files.
     pub position: String,
-    /// What is wrong with it.
+    /// What is wrong with the record.
     pub why: String,
 }
 
 impl Damage {
-    /// As an error.
+    /// The damage as an error, for an engine that refuses to start.
     #[must_use]
-    pub fn refusal(&self) -> StorageError {
+    pub fn to_error(&self) -> StorageError {
         StorageError::Corrupt { position: self.position.clone(), why: self.why.clone() }
     }
 }
 
 impl LogState {
-    /// Whether nothing was ever written.
+    /// Whether nothing was ever written to the log.
     #[must_use]
     pub fn is_new(&self) -> bool {
         *self == Self { storage: self.storage, ..Self::default() }
     }
 
-    /// Identity of the last entry, or of the last purged one.
+    /// Log id of the last entry, or of the last purged entry if the log is empty.
     #[must_use]
     pub fn last(&self) -> LogId {
         self.entries.last().map_or(self.purged.last, |(id, _)| *id)
     }
 
-    /// Takes in an entry that was found after all others.
+    /// Adds the next entry, for implementations of [`LogStorage::load`].
     ///
     /// # Errors
-    /// [`StorageError::Corrupt`] if it does not follow the last one.
+    /// [`StorageError::Corrupt`] if it does not follow the last entry.
     pub fn push(&mut self, entry: &Entry) -> Result<(), StorageError> {
         let last = self.last();
         if entry.id.index != last.index.next() || entry.id.term < last.term {
@@ -201,25 +200,25 @@ impl LogState {
     }
 }
 
-/// Why a log storage cannot do as asked.
+/// Why an operation of a log storage failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StorageError {
-    /// The disk or the file system. Final when it comes from a write.
+    /// The disk or the file system failed. Final if a write returned it.
     #[error("log storage: {context}: {source}")]
     Io {
-        /// What was being done, to which file.
+        /// Operation that failed, with its file.
         context: String,
-        /// Why it failed.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// A record is damaged. The log must be repaired or the node replaced; nothing was dropped.
+    /// A record is damaged. The log must be repaired or the node replaced; nothing was removed.
     #[error("log storage: damaged at {position}: {why}")]
     Corrupt {
-        /// Which record, in which file where there are files.
+        /// The damaged record, and its file if there are files.
         position: String,
-        /// What is wrong with it.
+        /// What is wrong with the record.
         why: String,
     },
     /// The directory belongs to another node or cluster; nothing was changed.
@@ -229,9 +228,9 @@ pub enum StorageError {
     ForeignDirectory {
         /// The directory.
         path: String,
-        /// Whose it is.
+        /// Node to which the directory belongs.
         found: String,
-        /// Who opened it.
+        /// Node that tried to open it.
         expected: String,
     },
     /// The directory was written by a newer version; nothing was changed.
@@ -241,9 +240,9 @@ pub enum StorageError {
     NewerFormat {
         /// The directory.
         path: String,
-        /// Its format.
+        /// Format of the directory.
         found: u64,
-        /// The newest that this version reads.
+        /// Newest format that this version reads.
         supported: u64,
     },
     /// Another process has the directory open; nothing was changed.
@@ -251,33 +250,33 @@ pub enum StorageError {
     Locked {
         /// The directory.
         path: String,
-        /// The system's own words.
+        /// Error message of the operating system.
         why: String,
     },
-    /// `read` was asked for an entry that is not there.
+    /// The requested entry is not in the log.
     #[error("log storage: there is no entry {index}; the log holds ({purged}, {last}]")]
     Missing {
-        /// The entry.
+        /// Index of the entry.
         index: LogIndex,
         /// Last purged index.
         purged: LogIndex,
-        /// Last index.
+        /// Last index of the log.
         last: LogIndex,
     },
-    /// An earlier write failed; the storage does nothing any more.
+    /// An earlier write failed; the storage refuses every further write.
     #[error("log storage: stopped after an earlier failure: {0}")]
     Failed(String),
-    /// There is too little room for `batch`, and nothing of it was written: the same may be written later. What frees
-    /// room or is small (a purge, a vote) is never refused so; entries without commands only if the reserve is used up, too
-    /// ([`LogBatch::spares_reserve`]).
+    /// There is too little disk space for `batch`. Nothing of it was written; the same batch may be written later. Batches
+    /// that free space or are small (a purge, a vote) are never refused like this, and entries without commands only when
+    /// the reserve is used up as well ([`LogBatch::must_leave_reserve`]).
     #[error("log storage: {why}")]
     NoRoom {
-        /// How much there is, and how much it should be.
+        /// Free and required space.
         why: String,
-        /// The batch, given back.
+        /// The batch that was refused.
         batch: Box<LogBatch>,
     },
-    /// The caller broke the contract, for example with a gap between entries; nothing was written.
+    /// The caller broke the contract of [`LogStorage`], for example with a gap between entries; nothing was written.
     #[error("log storage: misuse: {0}")]
     Misuse(String),
 }

@@ -1,4 +1,4 @@
-//! Who takes part.
+//! Members of a cluster and their roles.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,17 +10,18 @@ use smallvec::SmallVec;
 
 use crate::{ClusterId, Endpoint, NodeId, StorageId};
 
-/// What a member does in the cluster.
+/// Part that a member has in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum MemberKind {
-    /// Votes, and counts for commitment.
+    /// Votes, and its acknowledgements count for commitment.
     Voter,
-    /// Receives the log, but neither votes nor counts (dissertation §4.2.1).
+    /// Receives the log, but does not vote, and its acknowledgements do not count (dissertation §4.2.1).
     Learner,
-    /// A learner that the leader makes a voter as soon as it has caught up.
+    /// A learner that the leader turns into a voter as soon as it has caught up.
     Joining,
-    /// Votes and counts like a voter, but is sent no commands and never leads: a cheap third that breaks ties.
+    /// Votes and counts like a voter, but is sent no commands and never becomes leader: a cheap third member that makes a
+    /// majority of two others possible.
     Witness,
 }
 
@@ -36,68 +37,70 @@ impl fmt::Display for MemberKind {
 }
 
 impl MemberKind {
-    /// Whether members of this kind vote. See [`Member::votes`] for one of them.
+    /// Whether members of this kind vote. [`Member::votes`] says whether a certain member does.
     #[must_use]
     pub fn votes(self) -> bool {
         matches!(self, Self::Voter | Self::Witness)
     }
 }
 
-/// One member.
+/// One member of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// What it does.
+    /// Part that the member has in the cluster.
     pub kind: MemberKind,
-    /// Where its transport listens; `None` where addresses are known otherwise (in-process transports).
+    /// Endpoint of the member's transport; `None` if the transport needs no endpoints (in-process transports).
     pub endpoint: Option<Endpoint>,
-    /// Who has a higher one gets the lead, when it has caught up. Usually all have 0.
+    /// Priority as leader: a leader transfers leadership to a member with a higher priority that has caught up. Usually 0
+    /// for all members.
     pub priority: u32,
-    /// Where it serves its clients, for engines' users to tell them; engines do not use it.
+    /// Endpoint at which the member serves clients. Engines do not use it; programs can tell it to clients.
     pub client_endpoint: Option<Endpoint>,
-    /// Its log storage, from when a leader first heard of it: a node that comes back with another one has forgotten what
-    /// it voted and acknowledged, and counts no more until it is removed and added again. Until then
-    /// [`StorageId::UNHEARD`] for a member that a change added, which does not vote yet ([`votes`](Self::votes)), and `None`
-    /// for a founding member, which may have voted and acknowledged without anybody noting its storage, and for one whose
-    /// storage has no identity.
+    /// Identity of the member's log storage, set when a leader first learns it. A node that returns with another storage has
+    /// lost its votes and acknowledgements, and counts no more until it is removed and added again. Before a leader learns
+    /// it: [`StorageId::UNKNOWN`] for a member that a change added, which does not vote yet ([`votes`](Self::votes)); `None`
+    /// for a founding member, which may have voted and acknowledged entries already. Always `None` if the member's storage
+    /// has no identity.
     pub storage: Option<StorageId>,
 }
 
 impl Member {
-    /// A member without endpoints.
+    /// Creates a member without endpoints, with priority 0.
     #[must_use]
     pub fn new(kind: MemberKind) -> Self {
         Self { kind, endpoint: None, priority: 0, client_endpoint: None, storage: None }
     }
 
-    /// Whether it votes and counts for commitment. A member that a change added does not before its storage is known: if its
-    /// disk were emptied before anybody had noted which one acknowledged and voted, the empty disk would vote in its place.
+    /// Whether the member votes and counts for commitment. A member that a change added does not before its storage is known.
+    /// Otherwise its disk could be emptied after it voted and acknowledged entries, and the empty disk would count as the
+    /// one before.
     #[must_use]
     pub fn votes(&self) -> bool {
-        self.kind.votes() && self.storage != Some(StorageId::UNHEARD)
+        self.kind.votes() && self.storage != Some(StorageId::UNKNOWN)
     }
 
-    /// Whether an empty storage in place of its own is noticed.
+    /// Whether the member's storage is known, so that another one in its place is noticed.
     #[must_use]
     pub fn storage_is_known(&self) -> bool {
-        self.storage.is_some_and(|known| known != StorageId::UNHEARD)
+        self.storage.is_some_and(|known| known != StorageId::UNKNOWN)
     }
 
-    /// Whether its votes and acknowledgements count when they come from `storage`.
+    /// Whether the member's votes and acknowledgements count when they come from `storage`.
     #[must_use]
     pub fn trusts(&self, storage: StorageId) -> bool {
-        self.storage.is_none_or(|known| known == storage || known == StorageId::UNHEARD)
+        self.storage.is_none_or(|known| known == storage || known == StorageId::UNKNOWN)
     }
 }
 
-/// The configuration of a cluster (dissertation §4): who votes, who learns. It is itself an entry of the log and takes
-/// effect when it is appended.
+/// The configuration of a cluster: its members (dissertation §4). A configuration is an entry of the log, and takes effect
+/// when the entry is appended.
 ///
-/// While voters change it is *joint* (§6): elections and commitment then need a quorum of the voters as they will be and
-/// a quorum of the voters as they were.
+/// While voters change, the configuration is *joint* (§6): elections and commitment then need both a quorum of the incoming
+/// voters and a quorum of the outgoing ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
     members: BTreeMap<NodeId, Member>,
-    /// The voters as they were; empty unless joint.
+    /// Voters before the change; empty unless the configuration is joint.
     outgoing: BTreeMap<NodeId, Member>,
     /// Identity of the cluster, [`ClusterId::NONE`] until its first leader has drawn one.
     cluster: ClusterId,
@@ -106,72 +109,72 @@ pub struct Membership {
 /// One change of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemberChange {
-    /// Adds a member, or gives one another kind or other endpoints. Its [`storage`](Member::storage) is kept if it is a
-    /// member, and learned anew if it was none.
+    /// Adds a member, or changes the kind, priority or endpoints of one. The [`storage`](Member::storage) of an existing
+    /// member is kept; that of a new member is learned later.
     Set(NodeId, Member),
     /// Removes a member.
     Remove(NodeId),
-    /// Adds a member; refused if the node is one. A caller that means somebody new cannot demote or move a member by
-    /// mistake.
+    /// Adds a member; refused if the node is a member already. Unlike [`Set`](Self::Set) it cannot demote or move an
+    /// existing member by mistake.
     Add(NodeId, Member),
 }
 
-/// Why a configuration cannot be what was asked for.
+/// Why a change of a configuration is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidMembership {
-    /// Nobody could ever be elected or commit anything.
-    #[error("no voter would be left that can lead")]
+    /// No voter could become leader, so that nothing could ever be committed.
+    #[error("no voter would be left that can become leader")]
     NoVoter,
-    /// A witness's log lacks the commands: it would lead, or apply, what it does not have.
+    /// A witness cannot become another kind of member or the reverse: the log of a witness lacks the commands.
     #[error(
         "node {0} cannot become a witness or cease to be one: remove it, empty its disk, and add it again"
     )]
     Witness(NodeId),
-    /// It cannot be removed.
+    /// The node to remove is not a member.
     #[error("node {0} is not a member")]
     NotAMember(NodeId),
-    /// The change removes a member and adds its id again. Its new disk would count as the old one, which may have held what
-    /// was committed: membership is about disks, not ids.
+    /// The change removes a member and adds its id again. The new disk would count as the old one, which may have held
+    /// committed entries that the new one lacks.
     #[error(
         "node {0} is removed and added again in one change: remove it in one change, and add it in another when that is done"
     )]
     RemovedAndAdded(NodeId),
-    /// It cannot be added.
+    /// The node to add is a member already.
     #[error(
         "node {0} is a member already: change it as a member, or remove it first if its disk was emptied or replaced"
     )]
     AlreadyAMember(NodeId),
-    /// Two members cannot listen at one place: whoever listens there would be taken for both.
-    #[error("node {node} cannot have the consensus endpoint that node {owner} has")]
+    /// Another member has the endpoint. A node that listens there would receive the messages for both.
+    #[error("node {node} cannot have the consensus endpoint of node {owner}")]
     EndpointTaken {
         /// The member that was to get the endpoint.
         node: NodeId,
-        /// The member that has it.
+        /// The member that has the endpoint.
         owner: NodeId,
     },
 }
 
 impl Membership {
-    /// From its members.
+    /// Creates a configuration that is not joint.
     #[must_use]
     pub fn new(members: BTreeMap<NodeId, Member>) -> Self {
         Self { members, outgoing: BTreeMap::new(), cluster: ClusterId::NONE }
     }
 
-    /// A joint configuration: `members`, and the voters as they were.
+    /// Creates a joint configuration of `members` and the `outgoing` voters.
     #[must_use]
     pub fn joint(members: BTreeMap<NodeId, Member>, outgoing: BTreeMap<NodeId, Member>) -> Self {
         Self { members, outgoing, cluster: ClusterId::NONE }
     }
 
-    /// The same members in the cluster with this identity.
+    /// This configuration with the identity `cluster`.
     #[must_use]
     pub fn with_cluster(self, cluster: ClusterId) -> Self {
         Self { cluster, ..self }
     }
 
-    /// The same cluster with these members instead; not joint.
+    /// A configuration of `members` in the same cluster; not joint.
     #[must_use]
     pub fn with_members(&self, members: BTreeMap<NodeId, Member>) -> Self {
         Self::new(members).with_cluster(self.cluster)
@@ -183,45 +186,45 @@ impl Membership {
         self.cluster
     }
 
-    /// Voters only, without endpoints.
+    /// Creates a configuration of voters without endpoints.
     #[must_use]
     pub fn of_voters(voters: impl IntoIterator<Item = u64>) -> Self {
         Self::new(voters.into_iter().map(|id| (NodeId(id), Member::new(MemberKind::Voter))).collect())
     }
 
-    /// The members by id; in a joint configuration those that will be.
+    /// Members by id. In a joint configuration these are the members after the change.
     #[must_use]
     pub fn members(&self) -> &BTreeMap<NodeId, Member> {
         &self.members
     }
 
-    /// In a joint configuration the voters as they were.
+    /// Voters before the change, in a joint configuration; otherwise empty.
     #[must_use]
     pub fn outgoing(&self) -> &BTreeMap<NodeId, Member> {
         &self.outgoing
     }
 
-    /// Whether two sets of voters decide.
+    /// Whether quorums of two sets of voters are needed.
     #[must_use]
     pub fn is_joint(&self) -> bool {
         !self.outgoing.is_empty()
     }
 
-    /// Everybody to whom the log goes: members, and voters that are leaving.
-    pub fn everybody(&self) -> impl Iterator<Item = (NodeId, &Member)> + '_ {
+    /// All nodes that receive the log: the members, and the outgoing voters of a joint configuration.
+    pub fn all_members(&self) -> impl Iterator<Item = (NodeId, &Member)> + '_ {
         let leaving = self.outgoing.iter().filter(|(id, _)| !self.members.contains_key(id));
         self.members.iter().chain(leaving).map(|(id, member)| (*id, member))
     }
 
-    /// What is known of `node`.
+    /// The member `node`, also if it is an outgoing voter.
     #[must_use]
     pub fn get(&self, node: NodeId) -> Option<&Member> {
         self.members.get(&node).or_else(|| self.outgoing.get(&node))
     }
 
-    /// Ids of all who vote.
+    /// Ids of all voters, in either set of voters.
     pub fn voters(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.everybody().map(|(id, _)| id).filter(|id| self.is_voter(*id))
+        self.all_members().map(|(id, _)| id).filter(|id| self.is_voter(*id))
     }
 
     /// Whether `node` votes, in either set of voters.
@@ -230,7 +233,7 @@ impl Membership {
         self.members.get(&node).is_some_and(Member::votes) || self.outgoing.contains_key(&node)
     }
 
-    /// Whether `node` may be elected: it votes and is no witness.
+    /// Whether `node` may be elected: it votes and is not a witness.
     #[must_use]
     pub fn can_lead(&self, node: NodeId) -> bool {
         let leads = |members: &BTreeMap<NodeId, Member>| {
@@ -239,42 +242,42 @@ impl Membership {
         leads(&self.members) || leads(&self.outgoing)
     }
 
-    /// Whether `node` is the one voter: its own durable write is a quorum.
+    /// Whether `node` is the only voter, so that its own durable write is a quorum.
     #[must_use]
     pub fn is_only_voter(&self, node: NodeId) -> bool {
         let mut voters = self.voters();
         voters.next() == Some(node) && voters.next().is_none()
     }
 
-    /// Whether votes and acknowledgements of `node` count when they come from `storage`.
+    /// Whether votes and acknowledgements of `node` count when they come from `storage`. True for a node that is no member.
     #[must_use]
     pub fn trusts(&self, node: NodeId, storage: StorageId) -> bool {
         self.get(node).is_none_or(|member| member.trusts(storage))
     }
 
-    /// The sets of voters that decide: one, or two in a joint configuration.
-    fn voter_sets(&self) -> impl Iterator<Item = Few<NodeId>> {
+    /// The sets of voters of which a quorum is needed: one, or two in a joint configuration.
+    fn voter_sets(&self) -> impl Iterator<Item = InlineVec<NodeId>> {
         let voters = self.members.iter().filter(|(_, member)| member.votes());
         let incoming = voters.map(|(id, _)| *id).collect();
         let outgoing = self.is_joint().then(|| self.outgoing.keys().copied().collect());
         std::iter::once(incoming).chain(outgoing)
     }
 
-    /// Whether `nodes` hold a quorum - more than half - of each set of voters. Without voters nothing does.
+    /// Whether `nodes` contain a quorum, more than half, of each set of voters. Always false without voters.
     #[must_use]
     pub fn has_quorum(&self, nodes: &BTreeSet<NodeId>) -> bool {
         self.quorum_value(|id| nodes.contains(&id)) == Some(true)
     }
 
-    /// The greatest value that a quorum of each set of voters has reached, `reached` telling each one's (I4: only voters
-    /// count). `None` without voters.
+    /// The greatest value that a quorum of each set of voters has reached (I4: only voters count). `reached` returns the value
+    /// of a voter. `None` without voters.
     #[must_use]
     pub fn quorum_value<T: Ord + Copy>(&self, mut reached: impl FnMut(NodeId) -> T) -> Option<T> {
         let mut least: Option<T> = None;
         for voters in self.voter_sets() {
-            let mut values: Few<T> = voters.into_iter().map(&mut reached).collect();
+            let mut values: InlineVec<T> = voters.into_iter().map(&mut reached).collect();
             values.sort_unstable();
-            // With n values in ascending order those from position (n - 1) / 2 on are more than half.
+            // Of n values in ascending order, those from position (n - 1) / 2 on are more than half.
             let least_of_quorum = values.len().saturating_sub(1) / 2;
             let value = *values.get(least_of_quorum)?;
             least = Some(least.map_or(value, |least| least.min(value)));
@@ -282,11 +285,11 @@ impl Membership {
         least
     }
 
-    /// The configuration after `changes`, as one that is not joint. `self` must not be joint either.
+    /// This configuration with `changes` applied. Neither `self` nor the result is joint.
     ///
     /// # Errors
-    /// It cannot be.
-    pub fn changed(&self, changes: &[MemberChange]) -> Result<Self, InvalidMembership> {
+    /// The changed configuration is invalid.
+    pub fn with_changes(&self, changes: &[MemberChange]) -> Result<Self, InvalidMembership> {
         let mut members = self.members.clone();
         for change in changes {
             match change {
@@ -299,7 +302,7 @@ impl Membership {
                     return Err(InvalidMembership::AlreadyAMember(*id));
                 }
                 MemberChange::Set(id, member) | MemberChange::Add(id, member) => {
-                    let added = Some(StorageId::UNHEARD);
+                    let added = Some(StorageId::UNKNOWN);
                     let storage = members.get(id).map_or(added, |member| member.storage);
                     members.insert(*id, Member { storage, ..member.clone() });
                 }
@@ -310,10 +313,10 @@ impl Membership {
         }
         self.check_endpoints(&members)?;
         let is_witness = |member: &Member| member.kind == MemberKind::Witness;
-        let turned = |(id, member): &(&NodeId, &Member)| {
+        let changes_witness = |(id, member): &(&NodeId, &Member)| {
             self.members.get(id).is_some_and(|before| is_witness(before) != is_witness(member))
         };
-        if let Some((id, _)) = members.iter().find(turned) {
+        if let Some((id, _)) = members.iter().find(changes_witness) {
             return Err(InvalidMembership::Witness(*id));
         }
         let changed = self.with_members(members);
@@ -324,27 +327,27 @@ impl Membership {
         }
     }
 
-    /// Refuses an endpoint that is new for its member and that another member has. What two members share already, by a
-    /// configuration of before this check, stands in the way of no other change.
+    /// Refuses an endpoint that is new for its member and that another member has. An endpoint that two members share in
+    /// `self` already does not prevent other changes.
     fn check_endpoints(&self, members: &BTreeMap<NodeId, Member>) -> Result<(), InvalidMembership> {
         let before = |id| self.members.get(&id).and_then(|member| member.endpoint.as_ref());
         for (node, member) in members {
             let Some(endpoint) = member.endpoint.as_ref().filter(|new| before(*node) != Some(*new)) else {
                 continue;
             };
-            let has =
+            let has_endpoint =
                 |(id, other): &(&NodeId, &Member)| *id != node && other.endpoint.as_ref() == Some(endpoint);
-            if let Some((owner, _)) = members.iter().find(has) {
+            if let Some((owner, _)) = members.iter().find(has_endpoint) {
                 return Err(InvalidMembership::EndpointTaken { node: *node, owner: *owner });
             }
         }
         Ok(())
     }
 
-    /// The next step from this configuration, which is not joint, towards `target`: the joint one of both if voters
-    /// differ, else `target` itself.
+    /// The configuration that follows this one, which is not joint, on the way to `target`: the joint configuration of both
+    /// if their voters differ, else `target` itself.
     #[must_use]
-    pub fn towards(&self, target: &Self) -> Self {
+    pub fn step_towards(&self, target: &Self) -> Self {
         if self.voters().eq(target.voters()) {
             return target.clone();
         }
@@ -353,14 +356,14 @@ impl Membership {
         Self::joint(target.members.clone(), outgoing).with_cluster(self.cluster)
     }
 
-    /// The configuration after a joint one.
+    /// The configuration that follows this joint one: the same without the outgoing voters.
     #[must_use]
-    pub fn left(&self) -> Self {
+    pub fn without_outgoing(&self) -> Self {
         self.with_members(self.members.clone())
     }
 }
 
-/// The members in short: `0 voter, 1 voter, 2 joining`, and in a joint configuration who voted before.
+/// A list of the members, such as `0 voter, 1 voter, 2 joining`, followed by the outgoing voters in a joint configuration.
 impl fmt::Display for Membership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let members: Vec<String> =
@@ -374,8 +377,8 @@ impl fmt::Display for Membership {
     }
 }
 
-/// On the stack: a quorum is looked for with every answer of a follower.
-type Few<T> = SmallVec<[T; 8]>;
+/// Usually on the stack, because quorums are computed for every response of a follower.
+type InlineVec<T> = SmallVec<[T; 8]>;
 
 #[cfg(test)]
 mod tests {
@@ -384,10 +387,10 @@ mod tests {
     use super::*;
 
     fn with(base: &Membership, id: u64, kind: MemberKind) -> Membership {
-        base.changed(&[MemberChange::Set(NodeId(id), Member::new(kind))]).unwrap()
+        base.with_changes(&[MemberChange::Set(NodeId(id), Member::new(kind))]).unwrap()
     }
 
-    /// The same, with the storage of the member noted.
+    /// Like [`with`], with a known storage of the member.
     fn with_known(base: &Membership, id: u64, kind: MemberKind) -> Membership {
         let mut members = with(base, id, kind).members().clone();
         members.get_mut(&NodeId(id)).unwrap().storage = Some(StorageId(100 + id));
@@ -395,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn quorums_are_more_than_half() {
+    fn quorum_is_more_than_half_of_the_voters() {
         for (voters, quorum) in [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (6, 4), (7, 4)] {
             let membership = Membership::of_voters(1..=voters);
             let first = |count| (1..=count).map(NodeId).collect();
@@ -405,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn without_voters_nothing_is_a_quorum() {
+    fn membership_without_voters_has_no_quorum() {
         let learners = Membership::new(BTreeMap::from([(NodeId(1), Member::new(MemberKind::Learner))]));
         assert!(!learners.has_quorum(&BTreeSet::from([NodeId(1)])));
         assert_eq!(learners.quorum_value(|_| 7), None);
@@ -413,23 +416,23 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_voters_goes_through_a_joint_configuration() {
+    fn change_of_voters_goes_through_a_joint_configuration() {
         let three = Membership::of_voters(1..=3);
         let learning = with_known(&three, 4, MemberKind::Learner);
-        assert_eq!(three.towards(&learning), learning, "no voter changes");
+        assert_eq!(three.step_towards(&learning), learning, "no voter changes");
         let target = learning
-            .changed(&[
+            .with_changes(&[
                 MemberChange::Remove(NodeId(1)),
                 MemberChange::Set(NodeId(4), Member::new(MemberKind::Voter)),
             ])
             .unwrap();
-        let joint = learning.towards(&target);
+        let joint = learning.step_towards(&target);
         assert!(joint.is_joint());
         assert_eq!(joint.voters().collect::<Vec<_>>(), [2, 3, 4, 1].map(NodeId));
         assert!(!joint.has_quorum(&[3, 4].map(NodeId).into()), "a quorum of the new voters alone");
         assert!(!joint.has_quorum(&[1, 2].map(NodeId).into()), "a quorum of the old voters alone");
         assert!(joint.has_quorum(&[1, 2, 4].map(NodeId).into()));
-        assert_eq!(joint.left(), target);
+        assert_eq!(joint.without_outgoing(), target);
         assert_eq!(joint.to_string(), "2 voter, 3 voter, 4 voter (joint with 1, 2, 3)");
     }
 
@@ -437,21 +440,23 @@ mod tests {
     fn added_voter_does_not_vote_before_its_storage_is_known() {
         let two = Membership::of_voters([1, 2]);
         let added = with(&two, 3, MemberKind::Voter);
-        assert!(!added.is_voter(NodeId(3)) && !added.can_lead(NodeId(3)) && !two.towards(&added).is_joint());
+        assert!(
+            !added.is_voter(NodeId(3)) && !added.can_lead(NodeId(3)) && !two.step_towards(&added).is_joint()
+        );
         assert!(
             added.has_quorum(&[1, 2].map(NodeId).into()) && !added.has_quorum(&[1, 3].map(NodeId).into())
         );
         let known = with_known(&two, 3, MemberKind::Voter);
-        assert!(known.is_voter(NodeId(3)) && added.towards(&known).is_joint());
+        assert!(known.is_voter(NodeId(3)) && added.step_towards(&known).is_joint());
         assert!(known.has_quorum(&[1, 3].map(NodeId).into()));
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn removal_of_the_last_voter_or_of_a_stranger_is_refused() {
         let one = Membership::of_voters([1]);
-        assert_eq!(one.changed(&[MemberChange::Remove(NodeId(1))]), Err(InvalidMembership::NoVoter));
+        assert_eq!(one.with_changes(&[MemberChange::Remove(NodeId(1))]), Err(InvalidMembership::NoVoter));
         assert_eq!(
-            one.changed(&[MemberChange::Remove(NodeId(7))]),
+            one.with_changes(&[MemberChange::Remove(NodeId(7))]),
             Err(InvalidMembership::NotAMember(NodeId(7)))
         );
     }
@@ -461,21 +466,21 @@ mod tests {
         let three = Membership::of_voters(1..=3);
         let voter = || Member::new(MemberKind::Voter);
         let replaced = [MemberChange::Remove(NodeId(2)), MemberChange::Set(NodeId(2), voter())];
-        assert_eq!(three.changed(&replaced), Err(InvalidMembership::RemovedAndAdded(NodeId(2))));
+        assert_eq!(three.with_changes(&replaced), Err(InvalidMembership::RemovedAndAdded(NodeId(2))));
         let replaced = [MemberChange::Remove(NodeId(2)), MemberChange::Add(NodeId(2), voter())];
-        assert_eq!(three.changed(&replaced), Err(InvalidMembership::RemovedAndAdded(NodeId(2))));
+        assert_eq!(three.with_changes(&replaced), Err(InvalidMembership::RemovedAndAdded(NodeId(2))));
         let elsewhere = [MemberChange::Set(NodeId(4), voter()), MemberChange::Remove(NodeId(4))];
-        assert_eq!(three.changed(&elsewhere), Ok(three.clone()), "node 4 was no member before");
+        assert_eq!(three.with_changes(&elsewhere), Ok(three.clone()), "node 4 was no member before");
     }
 
     #[test]
     fn cluster_identity_stays_through_changes() {
         let cluster = ClusterId(7);
         let three = Membership::of_voters(1..=3).with_cluster(cluster);
-        let target = three.changed(&[MemberChange::Remove(NodeId(3))]).unwrap();
-        let joint = three.towards(&target);
+        let target = three.with_changes(&[MemberChange::Remove(NodeId(3))]).unwrap();
+        let joint = three.step_towards(&target);
         assert!(joint.is_joint());
-        assert_eq!([target.cluster(), joint.cluster(), joint.left().cluster()], [cluster; 3]);
+        assert_eq!([target.cluster(), joint.cluster(), joint.without_outgoing().cluster()], [cluster; 3]);
         assert!(cluster.is_compatible_with(ClusterId::NONE) && !cluster.is_compatible_with(ClusterId(8)));
     }
 
@@ -483,10 +488,10 @@ mod tests {
     fn member_added_again_is_refused() {
         let two = Membership::of_voters(1..=2);
         let add = |id| MemberChange::Add(NodeId(id), Member::new(MemberKind::Joining));
-        assert_eq!(two.changed(&[add(1)]), Err(InvalidMembership::AlreadyAMember(NodeId(1))));
-        assert_eq!(two.changed(&[add(3), add(3)]), Err(InvalidMembership::AlreadyAMember(NodeId(3))));
-        let three = two.changed(&[add(3)]).unwrap();
-        let added = Member { storage: Some(StorageId::UNHEARD), ..Member::new(MemberKind::Joining) };
+        assert_eq!(two.with_changes(&[add(1)]), Err(InvalidMembership::AlreadyAMember(NodeId(1))));
+        assert_eq!(two.with_changes(&[add(3), add(3)]), Err(InvalidMembership::AlreadyAMember(NodeId(3))));
+        let three = two.with_changes(&[add(3)]).unwrap();
+        let added = Member { storage: Some(StorageId::UNKNOWN), ..Member::new(MemberKind::Joining) };
         assert_eq!(three.get(NodeId(3)), Some(&added), "as Set adds it: not as a founding member");
     }
 
@@ -499,43 +504,43 @@ mod tests {
         let two = Membership::new([(NodeId(1), at(1)), (NodeId(2), at(2))].into());
         let taken =
             |node, owner| Err(InvalidMembership::EndpointTaken { node: NodeId(node), owner: NodeId(owner) });
-        assert_eq!(two.changed(&[MemberChange::Add(NodeId(3), at(2))]), taken(3, 2));
-        assert_eq!(two.changed(&[MemberChange::Set(NodeId(1), at(2))]), taken(1, 2));
+        assert_eq!(two.with_changes(&[MemberChange::Add(NodeId(3), at(2))]), taken(3, 2));
+        assert_eq!(two.with_changes(&[MemberChange::Set(NodeId(1), at(2))]), taken(1, 2));
         let replaced = [MemberChange::Remove(NodeId(2)), MemberChange::Add(NodeId(3), at(2))];
-        assert!(two.changed(&replaced).is_ok(), "the endpoint is free in the same step");
+        assert!(two.with_changes(&replaced).is_ok(), "the endpoint is free in the same step");
         let swapped = [MemberChange::Set(NodeId(1), at(2)), MemberChange::Set(NodeId(2), at(1))];
-        assert!(two.changed(&swapped).is_ok(), "two members trade places");
+        assert!(two.with_changes(&swapped).is_ok(), "two members trade places");
         let shared = Membership::new([(NodeId(1), at(1)), (NodeId(2), at(1))].into());
-        assert!(shared.changed(&[MemberChange::Set(NodeId(3), at(3))]).is_ok(), "it was shared before");
+        assert!(shared.with_changes(&[MemberChange::Set(NodeId(3), at(3))]).is_ok(), "it was shared before");
     }
 
     #[test]
-    fn a_witness_counts_and_cannot_lead() {
+    fn witness_counts_for_quorums_and_cannot_lead() {
         let membership = with_known(&Membership::of_voters([1, 2]), 3, MemberKind::Witness);
         assert!(membership.has_quorum(&[1, 3].map(NodeId).into()));
         assert!(membership.can_lead(NodeId(1)) && !membership.can_lead(NodeId(3)));
         let turn = MemberChange::Set(NodeId(3), Member::new(MemberKind::Voter));
-        assert_eq!(membership.changed(&[turn]), Err(InvalidMembership::Witness(NodeId(3))));
+        assert_eq!(membership.with_changes(&[turn]), Err(InvalidMembership::Witness(NodeId(3))));
         let alone = [MemberChange::Remove(NodeId(1)), MemberChange::Remove(NodeId(2))];
-        assert_eq!(membership.changed(&alone), Err(InvalidMembership::NoVoter));
+        assert_eq!(membership.with_changes(&alone), Err(InvalidMembership::NoVoter));
     }
 
     #[test]
-    fn a_member_keeps_its_storage_and_a_new_one_brings_its_own() {
+    fn changed_member_keeps_its_storage_and_added_member_does_not() {
         let mut members = Membership::of_voters(1..=2).members().clone();
         members.get_mut(&NodeId(1)).unwrap().storage = Some(StorageId(7));
         let membership = Membership::new(members);
         let kept = with(&membership, 1, MemberKind::Learner);
         assert!(kept.trusts(NodeId(1), StorageId(7)) && !kept.trusts(NodeId(1), StorageId(8)));
-        let removed = kept.changed(&[MemberChange::Remove(NodeId(1))]).unwrap();
+        let removed = kept.with_changes(&[MemberChange::Remove(NodeId(1))]).unwrap();
         assert!(with(&removed, 1, MemberKind::Voter).trusts(NodeId(1), StorageId(8)));
     }
 
     proptest! {
-        /// Against brute force, for all sizes up to 7 and joint ones: the greatest value v such that a majority of each
-        /// set is at v or above.
+        /// Compared with a brute-force search for the greatest value v such that a majority of each set is at v or above,
+        /// for single and joint configurations of up to 7 voters.
         #[test]
-        fn quorum_value_is_what_brute_force_finds(
+        fn quorum_value_equals_brute_force_search(
             values in proptest::collection::vec(0u64..6, 8),
             incoming in proptest::collection::btree_set(0u64..8, 1..=7),
             outgoing in proptest::collection::btree_set(0u64..8, 0..=7),

@@ -1,201 +1,202 @@
-//! The vocabulary between nodes, shared by all engines.
+//! Messages between nodes, shared by all engines.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{Entry, LogId, LogIndex, SnapshotMeta, StorageId, Term};
 
-/// A message from one node to another. Whom it comes from is told by the transport.
+/// A message from one node to another. The transport names the sender ([`MessageHandler`](crate::MessageHandler)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Message {
-    /// RequestVote (§5.2).
+    /// A candidate requests a vote (RequestVote, §5.2).
     VoteRequest(VoteRequest),
-    /// Its answer.
+    /// Response to a [`VoteRequest`].
     VoteResponse(VoteResponse),
-    /// AppendEntries (§5.3); without entries it is the heartbeat.
+    /// The leader sends entries, or a heartbeat if there are none (AppendEntries, §5.3).
     AppendEntries(AppendEntries),
-    /// Its answer.
+    /// Response to [`AppendEntries`].
     AppendResponse(AppendResponse),
-    /// The leader asks a follower to stand for election at once (dissertation §3.10).
+    /// The leader tells a follower to start an election at once (dissertation §3.10).
     TimeoutNow(TimeoutNow),
     /// A follower asks the leader for a read index (dissertation §6.4).
     ReadIndexRequest(ReadIndexRequest),
-    /// Its answer.
+    /// Response to a [`ReadIndexRequest`].
     ReadIndexResponse(ReadIndexResponse),
-    /// What may be applied, for engines that tell it apart from the entries (`consensus-mock`).
+    /// The leader's commit index, for engines that send it apart from the entries (`consensus-mock`).
     CommitNotification(CommitNotification),
-    /// A message of an engine's own, opaque to the transports; it starts with a format version of the engine's.
+    /// A message of an engine's own, opaque to transports. It starts with a format version that the engine defines.
     Extension(Bytes),
 }
 
-/// Whether a vote is asked in earnest.
+/// Kind of a vote request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum VoteKind {
-    /// Would you vote for me in `term`? Changes nobody's term (dissertation §9.6).
+    /// Asks whether the receiver would vote for the sender in `term`. Changes no term and no vote (dissertation §9.6).
     PreVote,
-    /// Vote for me in `term`.
+    /// Requests the vote for `term`.
     Vote,
-    /// Vote for me in `term`, though you may be in touch with a leader: it is the leader who asked me to stand.
+    /// Requests the vote for `term`, even if the receiver is in contact with a leader: the leader itself started this
+    /// election with [`TimeoutNow`].
     Transfer,
 }
 
-/// RequestVote (§5.2).
+/// A candidate's request for a vote (RequestVote, §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VoteRequest {
-    /// In earnest, or a pre-vote.
+    /// Kind of the request: pre-vote, vote, or vote in a transfer of leadership.
     pub kind: VoteKind,
-    /// The term in which the candidate would lead: its own for a vote, the one after its own for a pre-vote.
+    /// Term in which the candidate would be leader: its current term for a vote, the next one for a pre-vote.
     pub term: Term,
-    /// The candidate's last entry (§5.4.1).
+    /// Last entry of the candidate's log (§5.4.1).
     pub last_log: LogId,
-    /// The candidate's storage.
+    /// Identity of the candidate's storage.
     pub storage: StorageId,
-    /// What the candidate's configuration knows of the receiver's storage ([`Member::storage`](crate::Member::storage)). A
-    /// receiver with another one was emptied, and votes for nobody.
+    /// Identity of the receiver's storage in the candidate's configuration ([`Member::storage`](crate::Member::storage)). A
+    /// receiver with another storage lost its disk, and grants no vote.
     pub voter_storage: Option<StorageId>,
 }
 
-/// Answer to a [`VoteRequest`].
+/// Response to a [`VoteRequest`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VoteResponse {
-    /// Of the request.
+    /// Kind of the request.
     pub kind: VoteKind,
-    /// The request's term if granted, else the voter's own, from which a candidate that is behind learns.
+    /// Term of the request if the vote is granted, else the voter's current term, from which an outdated candidate learns.
     pub term: Term,
-    /// The voter is for the candidate.
+    /// Whether the vote is granted.
     pub granted: bool,
-    /// The voter's storage.
+    /// Identity of the voter's storage.
     pub storage: StorageId,
 }
 
-/// AppendEntries (§5.3).
+/// Entries of the leader's log for a follower (AppendEntries, §5.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppendEntries {
-    /// The leader's term.
+    /// Leader's term.
     pub term: Term,
-    /// The entry before the first of `entries`.
+    /// The entry that precedes `entries`.
     pub prev: LogId,
     /// Entries to append, contiguous from `prev.index + 1`.
     pub entries: Vec<Entry>,
-    /// The leader's commit index.
+    /// Leader's commit index.
     pub commit: LogIndex,
-    /// Heartbeat round, counted by the leader within its term and echoed in the answer. An answer to round r proves that
-    /// the leader still led when it began round r (dissertation §6.4); 0 before the first.
+    /// Heartbeat round, counted by the leader within its term, 0 before the first; echoed in the response. A response to
+    /// round r proves that the sender was still leader when it started round r (dissertation §6.4).
     pub round: u64,
 }
 
-/// Answer to [`AppendEntries`].
+/// Response to [`AppendEntries`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AppendResponse {
-    /// The follower's term.
+    /// Follower's current term.
     pub term: Term,
     /// Round of the request.
     pub round: u64,
-    /// What became of it.
+    /// Whether the follower accepted the entries.
     pub outcome: AppendOutcome,
-    /// The follower's storage.
+    /// Identity of the follower's storage.
     pub storage: StorageId,
-    /// Whether the follower's log still lacks what was committed when it joined
-    /// ([`HardState::joining`](crate::HardState::joining)); a founding member's acknowledgement then counts towards no quorum.
+    /// Whether the follower's log still lacks entries that were committed when it joined
+    /// ([`HardState::joining`](crate::HardState::joining)). The acknowledgement of a founding member then counts for no quorum.
     pub joining: bool,
 }
 
-/// What became of an [`AppendEntries`].
+/// Result of an [`AppendEntries`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum AppendOutcome {
-    /// The follower's log agrees with the leader's up to here, durably.
+    /// The follower's log durably matches the leader's up to `matched`.
     Accepted {
-        /// Index of `prev` plus the number of entries; never more, whatever else the follower has.
+        /// Index of `prev` plus the number of entries; never more, even if the follower's log is longer.
         matched: LogIndex,
     },
-    /// The follower has no entry `prev`.
+    /// The follower's log does not contain the entry `prev`.
     Rejected {
         /// `prev.index` of the request.
         prev: LogIndex,
-        /// The follower's last entry that may still agree: index at most `prev.index`, term at most `prev.term`.
+        /// The follower's last entry that may match the leader's: index at most `prev.index`, term at most `prev.term`.
         hint: LogId,
     },
 }
 
-/// Stand for election at once.
+/// The leader's request that the receiver start an election at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TimeoutNow {
-    /// Of the leader that gives up the lead.
+    /// Term of the leader that transfers leadership.
     pub term: Term,
 }
 
-/// From which index on do linearizable reads see everything acknowledged by now?
+/// A follower's request for the index from which a read sees every write acknowledged so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ReadIndexRequest {
-    /// The follower's term.
+    /// Follower's current term.
     pub term: Term,
-    /// Echoed in the answer.
+    /// Number of the request; echoed in the response.
     pub id: u64,
 }
 
-/// Answer to a [`ReadIndexRequest`].
+/// Response to a [`ReadIndexRequest`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ReadIndexResponse {
-    /// Of the sender.
+    /// Sender's current term.
     pub term: Term,
-    /// Of the request.
+    /// Number of the request.
     pub id: u64,
-    /// The index; `None` from a node that does not lead, or no longer.
+    /// The read index; `None` if the sender is not leader.
     pub index: Option<LogIndex>,
 }
 
-/// What may be applied.
+/// The leader's commit index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitNotification {
-    /// Of the leader.
+    /// Leader's term.
     pub term: Term,
-    /// Everything up to here is committed.
+    /// Index of the last committed entry.
     pub commit: LogIndex,
 }
 
-/// A piece of a snapshot stream. Chunks go beside the messages, so that a large snapshot never delays a heartbeat.
+/// A part of a snapshot stream. Chunks are sent apart from the messages, so that a large snapshot never delays a heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotChunk {
-    /// The leader's term.
+    /// Leader's term.
     pub term: Term,
-    /// Which stream: a number that the sender does not use again. A receiver forgets what it has of another stream.
+    /// Number of the stream, which the sender uses only once. A receiver discards the chunks of any earlier stream.
     pub transfer: u64,
-    /// What the snapshot covers.
+    /// Log position and configuration of the snapshot.
     pub meta: SnapshotMeta,
     /// Position of `data` in the stream, in bytes.
     pub offset: u64,
-    /// The bytes.
+    /// Bytes of the stream.
     pub data: Bytes,
-    /// CRC-32C over the whole stream, in the last chunk.
+    /// CRC-32C of the whole stream, set in the last chunk only.
     pub last: Option<u32>,
 }
 
-/// Answer to a [`SnapshotChunk`].
+/// Response to a [`SnapshotChunk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotAck {
-    /// The receiver's term.
+    /// Receiver's current term.
     pub term: Term,
-    /// What became of the chunk.
+    /// What the sender does next.
     pub outcome: SnapshotOutcome,
 }
 
-/// What became of a [`SnapshotChunk`].
+/// Result of a [`SnapshotChunk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotOutcome {
-    /// Go on from this offset, be it the one after the chunk or an earlier one.
+    /// The sender continues from this offset: the end of the chunk, or an earlier one if bytes are missing.
     Continue {
-        /// In bytes.
+        /// Position in the stream, in bytes.
         offset: u64,
     },
-    /// The whole stream is here, its checksum is right, and the engine has installed it or has no need of it.
+    /// The stream is complete, its checksum is correct, and the engine has installed the snapshot or does not need it.
     Installed,
-    /// The stream is of no use (old term, wrong checksum, no room): start anew, later.
+    /// The stream cannot be used (old term, wrong checksum, no room): the sender starts again from offset 0, later.
     Refused,
 }
 
 impl Message {
-    /// Bytes that the message counts for in queues: its payloads and a fixed share for the rest.
+    /// Size of the message in queues, in bytes: its payloads plus a fixed amount.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         64 + match self {

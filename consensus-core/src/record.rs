@@ -1,4 +1,4 @@
-//! Log records: an [`Entry`] as it lies on disk, in every log storage.
+//! Log records: the format in which every log storage keeps an [`Entry`] on disk.
 //!
 //! ```text
 //! byte 0      1..5            5      6..14   14..22   22..
@@ -35,10 +35,10 @@ pub fn encode(entry: &Entry, out: &mut Vec<u8>) {
     out[start + 1..start + 5].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// The entry of a record; its payload is a slice of `record`, not a copy.
+/// Decodes the entry of a record. The payload of a command is a slice of `record`, not a copy.
 ///
 /// # Errors
-/// The record is damaged or of another version.
+/// The record is damaged or was written in another version of the format.
 pub fn decode(record: &Bytes) -> Result<Entry, CodecError> {
     let malformed = |why: &str| CodecError::Malformed { what: WHAT, why: why.to_owned() };
     match record.first() {
@@ -47,7 +47,7 @@ pub fn decode(record: &Bytes) -> Result<Entry, CodecError> {
         None => return Err(malformed("it is empty")),
     }
     if record.len() < HEADER_LEN {
-        return Err(malformed("it is cut short"));
+        return Err(malformed("it is shorter than its header"));
     }
     let number = |at: usize| record[at..at + 8].try_into().map(u64::from_be_bytes).unwrap_or_default();
     if crc32c::crc32c(&record[5..]).to_be_bytes() != record[1..5] {
@@ -111,7 +111,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_entry_comes_back_and_every_bit_flip_and_every_cut_is_noticed(
+        fn record_round_trips_and_bit_flips_and_truncations_are_refused(
             id: (u64, u64),
             payload in payload(),
             cut: prop::sample::Index,
@@ -121,7 +121,8 @@ mod tests {
             let good = encoded(&entry);
             prop_assert_eq!(decode(&good), Ok(entry));
             prop_assert!(decode(&good.slice(..cut.index(good.len()))).is_err());
-            let (mut bad, bit) = (good.to_vec(), bit.index(8 * good.len()));
+            let mut bad = good.to_vec();
+            let bit = bit.index(8 * good.len());
             bad[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(decode(&bad.into()).is_err());
         }

@@ -1,13 +1,13 @@
 //! Exactly-once commands, for any state machine (dissertation §6.3).
 //!
-//! A client that got no answer does not know whether its command was applied. In a session it may propose it again, to
-//! any node: the state machine applies each number of a session once, and a repetition is answered with the first
-//! response. Sessions are part of the replicated state: they survive the loss of leaders, restarts and snapshots.
+//! A client that received no response does not know whether its command was applied. In a session it may propose the
+//! command again, to any node: the state machine applies each sequence number of a session once, and returns the first
+//! response for a repetition. Sessions are part of the replicated state, so they survive changes of leaders, restarts and
+//! snapshots.
 //!
-//! * A machine that begins empty at each start (in memory) is wrapped in [`ExactlyOnce`], and commands are made by a
-//!   [`Client`].
+//! * A machine that starts empty (in memory) is wrapped in [`ExactlyOnce`]; a [`Client`] creates the commands.
 //! * A machine on disk must write sessions in the same atomic write as its data, which no wrapper can do for it. It keeps
-//!   its [`Sessions`] itself, and the responses beside them; `kv-state-machine` is an example.
+//!   its own [`Sessions`] and the responses; `kv-state-machine` is an example.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -28,7 +28,7 @@
 //!     for engine in engines {
 //!         match call.propose(*engine).await {
 //!             // However often it was proposed, it was applied once.
-//!             Err(SessionError::Propose(_)) => {} // try another
+//!             Err(SessionError::Propose(_)) => {} // try another node
 //!             other => return other,
 //!         }
 //!     }
@@ -50,134 +50,148 @@ use crate::{
     codec::{self, CodecError},
 };
 
-/// A number of a session. A command that carries it is applied once, and a repetition is answered with the first response.
-/// Numbers only go up, by as much as the client likes; one below the last is refused.
+/// A sequence number of a session. A command that carries it is applied once; a repetition returns the first response.
+/// The numbers of a session's commands must grow, by any amount; a number below the last one is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
-    /// Which session.
+    /// Id of the session.
     pub client_id: u64,
-    /// From 1.
+    /// Sequence number of the command; the first is at least 1.
     pub sequence: u64,
 }
 
-/// Which sessions there are, and the last number of each; the responses are kept by whoever keeps this. Deterministic.
+/// The open sessions with the last sequence number of each. The state machine keeps the responses itself. Deterministic.
 #[derive(Clone, Debug, Default)]
 pub struct Sessions {
     by_id: BTreeMap<u64, LastUse>,
-    by_use: BTreeSet<(u64, u64)>,
+    /// Log index of the last use and id of each session, so that the first is idle for longest.
+    by_last_use: BTreeSet<(u64, u64)>,
 }
 
-/// What a session did last.
+/// Last use of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastUse {
-    /// With which number; 0 if it was only opened.
+    /// Last sequence number; 0 if the session was opened and not used.
     pub sequence: u64,
-    /// At which log index.
+    /// Log index of that command, or of the opening.
     pub index: u64,
 }
 
-/// What is to be done with a command of a session.
+/// What the state machine does with a command of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is new: apply it, and keep the response in place of the session's last.
+pub enum SessionDecision {
+    /// The command is new: apply it, and store its response in place of the session's previous response.
     Apply,
-    /// It was the last one of its session: the response that was kept is the answer.
+    /// The command is the last one of its session: return the stored response.
     Repeat,
-    /// Neither can be.
+    /// The command is refused.
     Refuse(SessionRefusal),
 }
 
-/// Why a command of a session was not applied.
+/// Why a command of a session was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionRefusal {
-    /// It never was, or is forgotten; whether the command was applied before is not known any more.
+    /// The session was never opened, or was removed. It is unknown whether the command was applied before.
     #[error("there is no session {0}, or it was idle for too long; open a new one")]
     NoSession(u64),
-    /// A later number of the session was applied.
-    #[error("sequence {sequence} of session {client_id} is over; the last was {last}")]
-    Over {
-        /// Which session.
+    /// A command with a higher sequence number was applied in the session.
+    #[error("sequence number {sequence} of session {client_id} is outdated; the last one was {last}")]
+    Outdated {
+        /// Id of the session.
         client_id: u64,
-        /// The number refused.
+        /// Refused sequence number.
         sequence: u64,
-        /// The session's last number.
+        /// Last sequence number of the session.
         last: u64,
     },
-    /// The command is not one that a [`Client`] makes, by any version that is known here.
-    #[error("this is no command of a session")]
+    /// The command is not one of a [`Client`], or was created by an unknown version.
+    #[error("the command was not created by a session client of this version")]
     Unreadable,
 }
 
 impl Sessions {
-    /// Opens a session at log index `index`, in place of the one of that id if there is one; returns those that are
-    /// forgotten for it: beyond `max` the ones idle longest, at most 64 of them. So a maximum that was lowered is reached with
-    /// the next sessions that are opened, and none of them holds up the log.
+    /// Opens a session at log index `index`; replaces a session with the same id. Returns the sessions that were removed,
+    /// so that at most `max` remain: the ones idle for longest, but at most 64 in one call. If `max` was lowered, the excess
+    /// so disappears over several calls, and no single one delays the log.
     pub fn open(&mut self, client_id: u64, index: u64, max: u64) -> Vec<u64> {
-        let mut forgotten = Vec::new();
-        while self.by_id.len() as u64 >= max && forgotten.len() < FORGOTTEN_AT_ONCE_MAX {
-            let Some((_, idle)) = self.by_use.pop_first() else { break };
+        let mut removed = Vec::new();
+        while self.by_id.len() as u64 >= max && removed.len() < REMOVED_AT_ONCE_MAX {
+            let Some((_, idle)) = self.by_last_use.pop_first() else { break };
             self.by_id.remove(&idle);
-            forgotten.push(idle);
+            removed.push(idle);
         }
         self.set(client_id, LastUse { sequence: 0, index });
-        forgotten
+        removed
     }
 
-    /// Takes a command at log index `index`: from now on its number is the last of its session.
-    pub fn take(&mut self, session: Session, index: u64) -> Verdict {
+    /// Decides about a command at log index `index`. Unless the command is refused, its sequence number becomes the last one
+    /// of its session.
+    pub fn admit(&mut self, session: Session, index: u64) -> SessionDecision {
         let Session { client_id, sequence } = session;
         let Some(last) = self.by_id.get(&client_id).copied() else {
-            return Verdict::Refuse(SessionRefusal::NoSession(client_id));
+            return SessionDecision::Refuse(SessionRefusal::NoSession(client_id));
         };
         if sequence < last.sequence {
-            return Verdict::Refuse(SessionRefusal::Over { client_id, sequence, last: last.sequence });
+            return SessionDecision::Refuse(SessionRefusal::Outdated {
+                client_id,
+                sequence,
+                last: last.sequence,
+            });
         }
         self.set(client_id, LastUse { sequence, index });
-        if sequence > last.sequence { Verdict::Apply } else { Verdict::Repeat }
+        if sequence > last.sequence { SessionDecision::Apply } else { SessionDecision::Repeat }
     }
 
-    /// Sets what a session did last, as it was stored.
+    /// Sets the last use of a session, for a machine that loads its sessions from disk.
     pub fn set(&mut self, client_id: u64, last: LastUse) {
         if let Some(old) = self.by_id.insert(client_id, last) {
-            self.by_use.remove(&(old.index, client_id));
+            self.by_last_use.remove(&(old.index, client_id));
         }
-        self.by_use.insert((last.index, client_id));
+        self.by_last_use.insert((last.index, client_id));
     }
 }
 
-/// A state machine of which every command is one of a [`Client`], applied exactly once.
+/// A state machine that applies each command of a [`Client`] exactly once. It refuses all other commands.
 #[derive(Debug)]
 pub struct ExactlyOnce<M> {
     machine: M,
     sessions: Sessions,
-    /// The last response of each session.
+    /// Last response of each session.
     responses: BTreeMap<u64, Bytes>,
 }
 
-/// A command as it is proposed.
+/// Encoded command of a [`Client`].
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
-    /// The maximum is part of the command, so that all nodes forget the same sessions.
+    /// The maximum is part of the command, so that all nodes remove the same sessions.
     Open {
         sessions_max: u64,
     },
     Call(Session, Bytes),
 }
 
-/// What comes back.
+/// Encoded response to a [`Request`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
-enum Answer {
+enum Response {
+    /// Id of the new session.
     Opened(u64),
-    Response(Bytes),
+    /// Response of the wrapped machine.
+    Applied(Bytes),
     Refused(SessionRefusal),
 }
 
-/// What an entry came to before the machine applied it.
-enum Course {
+/// Effect of an entry on the sessions, decided before the wrapped machine applies it.
+enum EntryEffect {
     NoCommand,
-    Open(u64, Vec<u64>),
+    /// Opens the session with this id, and removes others.
+    Open {
+        id: u64,
+        removed: Vec<u64>,
+    },
+    /// Stores a new response for the session with this id.
     Apply(u64),
+    /// Returns the stored response of the session with this id.
     Repeat(u64),
     Refuse(SessionRefusal),
 }
@@ -186,50 +200,58 @@ impl<M: StateMachine> ExactlyOnce<M> {
     /// Wraps a machine that has applied nothing.
     ///
     /// # Panics
-    /// It has applied something: what sessions there were is known to nobody then. See the [module](self) for machines
-    /// on disk.
+    /// The machine has applied entries, whose sessions are not known. See the [module](self) for machines on disk.
     #[must_use]
     pub fn new(machine: M) -> Self {
         assert_eq!(machine.applied(), LogId::ZERO, "a machine on disk keeps its sessions itself");
         Self { machine, sessions: Sessions::default(), responses: BTreeMap::new() }
     }
 
-    /// What becomes of an entry, and what the machine is to apply in its place.
-    fn enter(&mut self, entry: &Entry) -> (Course, Entry) {
+    /// Updates the sessions for `entry`. Returns its effect, and the entry that the wrapped machine applies in its place.
+    fn admit_entry(&mut self, entry: &Entry) -> (EntryEffect, Entry) {
         let instead = |payload| Entry { id: entry.id, payload };
-        let Payload::Command(command) = &entry.payload else { return (Course::NoCommand, entry.clone()) };
+        let Payload::Command(command) = &entry.payload else {
+            return (EntryEffect::NoCommand, entry.clone());
+        };
         let index = entry.id.index.0;
         match codec::decode("command", VERSION, command) {
-            Err(_) => (Course::Refuse(SessionRefusal::Unreadable), instead(Payload::Blank)),
-            // No other session has this id: no other entry has this index.
+            Err(_) => (EntryEffect::Refuse(SessionRefusal::Unreadable), instead(Payload::Blank)),
+            // The log index is unique, so it serves as the id of the session.
             Ok(Request::Open { sessions_max }) => {
-                let forgotten = self.sessions.open(index, index, sessions_max.max(1));
-                (Course::Open(index, forgotten), instead(Payload::Blank))
+                let removed = self.sessions.open(index, index, sessions_max.max(1));
+                (EntryEffect::Open { id: index, removed }, instead(Payload::Blank))
             }
-            Ok(Request::Call(session, command)) => match self.sessions.take(session, index) {
-                Verdict::Apply => (Course::Apply(session.client_id), instead(Payload::Command(command))),
-                Verdict::Repeat => (Course::Repeat(session.client_id), instead(Payload::Blank)),
-                Verdict::Refuse(refusal) => (Course::Refuse(refusal), instead(Payload::Blank)),
+            Ok(Request::Call(session, command)) => match self.sessions.admit(session, index) {
+                SessionDecision::Apply => {
+                    (EntryEffect::Apply(session.client_id), instead(Payload::Command(command)))
+                }
+                SessionDecision::Repeat => (EntryEffect::Repeat(session.client_id), instead(Payload::Blank)),
+                SessionDecision::Refuse(refusal) => (EntryEffect::Refuse(refusal), instead(Payload::Blank)),
             },
         }
     }
 
-    fn leave(&mut self, course: Course, response: Bytes) -> Bytes {
-        let answer = match course {
-            Course::NoCommand => return response,
-            Course::Open(id, forgotten) => {
-                forgotten.iter().for_each(|id| drop(self.responses.remove(id)));
+    /// Stores the wrapped machine's response as `effect` demands, and returns the response to the client.
+    fn finish_entry(&mut self, effect: EntryEffect, response: Bytes) -> Bytes {
+        let response = match effect {
+            EntryEffect::NoCommand => return response,
+            EntryEffect::Open { id, removed } => {
+                for session in removed {
+                    self.responses.remove(&session);
+                }
                 self.responses.insert(id, Bytes::new());
-                Answer::Opened(id)
+                Response::Opened(id)
             }
-            Course::Apply(id) => {
+            EntryEffect::Apply(id) => {
                 self.responses.insert(id, response.clone());
-                Answer::Response(response)
+                Response::Applied(response)
             }
-            Course::Repeat(id) => Answer::Response(self.responses.get(&id).cloned().unwrap_or_default()),
-            Course::Refuse(refusal) => Answer::Refused(refusal),
+            EntryEffect::Repeat(id) => {
+                Response::Applied(self.responses.get(&id).cloned().unwrap_or_default())
+            }
+            EntryEffect::Refuse(refusal) => Response::Refused(refusal),
         };
-        codec::encode(VERSION, &answer).into()
+        codec::encode(VERSION, &response).into()
     }
 }
 
@@ -239,16 +261,17 @@ impl<M: StateMachine> StateMachine for ExactlyOnce<M> {
     }
 
     fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
-        let (courses, entries): (Vec<_>, Vec<_>) = entries.iter().map(|entry| self.enter(entry)).unzip();
+        let (effects, entries): (Vec<_>, Vec<_>) =
+            entries.iter().map(|entry| self.admit_entry(entry)).unzip();
         let responses = apply_all(&mut self.machine, &entries)?;
-        Ok(courses
+        Ok(effects
             .into_iter()
             .zip(responses)
-            .map(|(course, response)| self.leave(course, response))
+            .map(|(effect, response)| self.finish_entry(effect, response))
             .collect())
     }
 
-    /// What the machine can answer for is without its sessions: the log is kept whole.
+    /// Always returns [`LogId::ZERO`], so that the log is never purged: the machine's durable state lacks the sessions.
     fn flush(&mut self) -> Result<LogId, StateMachineError> {
         self.machine.flush()?;
         Ok(LogId::ZERO)
@@ -260,7 +283,7 @@ impl<M: StateMachine> StateMachine for ExactlyOnce<M> {
             .iter()
             .filter_map(|(id, response)| Some((*id, *self.sessions.by_id.get(id)?, response.clone())));
         let sessions = codec::encode(VERSION, &sessions.collect::<Vec<StoredSession>>());
-        Ok(Box::new(Picture { sessions, machine: self.machine.snapshot()? }))
+        Ok(Box::new(SessionSnapshot { sessions, machine: self.machine.snapshot()? }))
     }
 
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
@@ -271,7 +294,8 @@ impl<M: StateMachine> StateMachine for ExactlyOnce<M> {
         stream.take(length).read_to_end(&mut bytes)?;
         let stored: Vec<StoredSession> = codec::decode("sessions of a snapshot", VERSION, &bytes)?;
         self.machine.restore(stream)?;
-        (self.sessions, self.responses) = (Sessions::default(), BTreeMap::new());
+        self.sessions = Sessions::default();
+        self.responses = BTreeMap::new();
         for (id, last, response) in stored {
             self.sessions.set(id, last);
             self.responses.insert(id, response);
@@ -282,13 +306,13 @@ impl<M: StateMachine> StateMachine for ExactlyOnce<M> {
 
 type StoredSession = (u64, LastUse, Bytes);
 
-/// Sessions with their length in front, then the machine's picture.
-struct Picture {
+/// The length of the encoded sessions, the sessions, and the wrapped machine's snapshot.
+struct SessionSnapshot {
     sessions: Vec<u8>,
     machine: Box<dyn Snapshot>,
 }
 
-impl Snapshot for Picture {
+impl Snapshot for SessionSnapshot {
     fn write_to(&mut self, out: &mut dyn Write) -> std::io::Result<()> {
         out.write_all(&(self.sessions.len() as u64).to_le_bytes())?;
         out.write_all(&self.sessions)?;
@@ -296,55 +320,56 @@ impl Snapshot for Picture {
     }
 }
 
-/// Makes the commands of one session, one after the other.
+/// Creates the commands of one session, one after the other.
 #[derive(Debug)]
 pub struct Client {
     id: u64,
     sequence: u64,
 }
 
-/// A command with its number. May be proposed as often as need be, until the next one of its session is.
+/// A command with its sequence number. May be proposed any number of times, until the next call of its session is proposed.
 #[derive(Clone, Debug)]
 pub struct Call(Bytes);
 
-/// Why there is no response.
+/// Why a session or a call of it failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
-    /// The engine gave none. The same [`Call`] may be proposed again, there or elsewhere.
+    /// The engine returned an error. The same [`Call`] may be proposed again, to the same node or to another one.
     #[error(transparent)]
     Propose(#[from] ProposeError),
-    /// It was not applied by this call.
+    /// The state machine refused the command; this call did not apply it.
     #[error(transparent)]
     Refused(#[from] SessionRefusal),
-    /// The engine's state machine is not an [`ExactlyOnce`] one, or one of another version.
+    /// The response cannot be decoded: the engine's state machine is not [`ExactlyOnce`], or has another version.
     #[error(transparent)]
     Response(#[from] CodecError),
 }
 
 impl Client {
-    /// Opens a session. If there are more than `sessions_max` then, the ones idle longest are forgotten. One that is opened
-    /// and never heard of, as the answer was lost, does no harm.
+    /// Opens a session. If there are more than `sessions_max` sessions then, the ones idle for longest are removed. After an
+    /// error another session may be opened: a session whose id was lost with the response is removed when it has been idle
+    /// for longest.
     ///
     /// # Errors
-    /// The engine's; see [`SessionError`].
+    /// See [`SessionError`].
     pub async fn open(engine: &dyn ConsensusEngine, sessions_max: u64) -> Result<Self, SessionError> {
         let request = codec::encode(VERSION, &Request::Open { sessions_max });
         let committed = engine.propose(request.into()).await?;
-        match codec::decode("answer", VERSION, &committed.response)? {
-            Answer::Opened(id) => Ok(Self { id, sequence: 0 }),
-            Answer::Refused(refusal) => Err(refusal.into()),
-            Answer::Response(_) => Err(not_asked().into()),
+        match codec::decode("response", VERSION, &committed.response)? {
+            Response::Opened(id) => Ok(Self { id, sequence: 0 }),
+            Response::Refused(refusal) => Err(refusal.into()),
+            Response::Applied(_) => Err(wrong_response().into()),
         }
     }
 
-    /// The session's id.
+    /// Id of the session.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// The next call of the session; ends the one before.
+    /// Creates the next call of the session. Once it is proposed, earlier calls are refused.
     pub fn next(&mut self, command: Bytes) -> Call {
         self.sequence += 1;
         let session = Session { client_id: self.id, sequence: self.sequence };
@@ -353,28 +378,31 @@ impl Client {
 }
 
 impl Call {
-    /// Proposes it, once. The response is that of the first time that it was applied.
+    /// Proposes the command. Returns the response of the one time that the command was applied.
     ///
     /// # Errors
     /// See [`SessionError`].
     pub async fn propose(&self, engine: &dyn ConsensusEngine) -> Result<Bytes, SessionError> {
         let committed = engine.propose(self.0.clone()).await?;
-        match codec::decode("answer", VERSION, &committed.response)? {
-            Answer::Response(response) => Ok(response),
-            Answer::Refused(refusal) => Err(refusal.into()),
-            Answer::Opened(_) => Err(not_asked().into()),
+        match codec::decode("response", VERSION, &committed.response)? {
+            Response::Applied(response) => Ok(response),
+            Response::Refused(refusal) => Err(refusal.into()),
+            Response::Opened(_) => Err(wrong_response().into()),
         }
     }
 }
 
-fn not_asked() -> CodecError {
-    CodecError::Malformed { what: "answer", why: "it answers something else".to_owned() }
+fn wrong_response() -> CodecError {
+    CodecError::Malformed {
+        what: "response",
+        why: "it is the response to another kind of request".to_owned(),
+    }
 }
 
-/// Format of requests, answers and snapshots.
+/// Format version of requests, responses and snapshots.
 const VERSION: u8 = 1;
-/// Sessions that one opening forgets at most. Part of the replicated state's rules.
-const FORGOTTEN_AT_ONCE_MAX: usize = 64;
+/// Most sessions that are removed when one is opened. All nodes must use the same number.
+const REMOVED_AT_ONCE_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -387,13 +415,13 @@ mod tests {
     };
 
     #[test]
-    fn lowered_maximum_is_reached_without_forgetting_all_at_once() {
+    fn sessions_above_lowered_maximum_are_removed_in_steps() {
         let mut sessions = Sessions::default();
         for id in 1..=200 {
             assert_eq!(sessions.open(id, id, 200), []);
         }
-        let forgotten: Vec<usize> = (201..206).map(|id| sessions.open(id, id, 1).len()).collect();
-        assert_eq!(forgotten, [64, 64, 64, 11, 1]);
+        let removed: Vec<usize> = (201..206).map(|id| sessions.open(id, id, 1).len()).collect();
+        assert_eq!(removed, [64, 64, 64, 11, 1]);
         assert_eq!(sessions.by_id.len(), 1);
     }
 
@@ -410,17 +438,14 @@ mod tests {
         prop_oneof![open, (session(), bytes()).prop_map(|(session, command)| Request::Call(session, command))]
     }
 
-    fn answer() -> impl Strategy<Value = Answer> {
-        let over = any::<(u64, u64, u64)>().prop_map(|(client_id, sequence, last)| SessionRefusal::Over {
-            client_id,
-            sequence,
-            last,
-        });
+    fn response() -> impl Strategy<Value = Response> {
+        let outdated = any::<(u64, u64, u64)>()
+            .prop_map(|(client_id, sequence, last)| SessionRefusal::Outdated { client_id, sequence, last });
         let none = any::<u64>().prop_map(SessionRefusal::NoSession);
         prop_oneof![
-            any::<u64>().prop_map(Answer::Opened),
-            bytes().prop_map(Answer::Response),
-            prop_oneof![none, over, Just(SessionRefusal::Unreadable)].prop_map(Answer::Refused),
+            any::<u64>().prop_map(Response::Opened),
+            bytes().prop_map(Response::Applied),
+            prop_oneof![none, outdated, Just(SessionRefusal::Unreadable)].prop_map(Response::Refused),
         ]
     }
 
@@ -437,8 +462,8 @@ mod tests {
         }
     }
 
-    /// A picture after some sessions and some calls of theirs.
-    fn picture(texts: &[String]) -> Vec<u8> {
+    /// A snapshot of a machine that has applied some sessions and calls.
+    fn snapshot_of(texts: &[String]) -> Vec<u8> {
         let mut machine = ExactlyOnce::new(InMemory::new(Text::default()));
         for (index, text) in (1..).zip(texts) {
             let call =
@@ -463,28 +488,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn requests_and_answers_come_back(
+        fn request_and_response_round_trip(
             request in request(),
-            answer in answer(),
+            response in response(),
             cut: prop::sample::Index,
             bit: prop::sample::Index,
         ) {
             check_damaged(&request, cut, bit)?;
-            check_damaged(&answer, cut, bit)?;
+            check_damaged(&response, cut, bit)?;
         }
 
         #[test]
-        fn a_picture_comes_back_and_a_part_of_one_is_refused(
+        fn snapshot_round_trips_and_truncated_snapshot_is_refused(
             texts in prop::collection::vec(".{0,9}", 0..9),
             cut: prop::sample::Index,
             bit: prop::sample::Index,
         ) {
-            let stream = picture(&texts);
+            let stream = snapshot_of(&texts);
             prop_assert_eq!(restored(&stream), Some(stream.clone()));
             prop_assert_eq!(restored(&stream[..cut.index(stream.len())]), None);
-            let (mut flipped, bit) = (stream.clone(), bit.index(8 * stream.len()));
+            let mut flipped = stream.clone();
+            let bit = bit.index(8 * stream.len());
             flipped[bit / 8] ^= 1 << (bit % 8);
-            // There is no checksum: engines have one over the whole stream.
+            // The snapshot has no checksum of its own; engines verify one over the whole stream.
             if let Some(changed) = restored(&flipped) {
                 prop_assert_eq!(restored(&changed), Some(changed));
             }

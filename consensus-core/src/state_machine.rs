@@ -1,4 +1,4 @@
-//! What you bring.
+//! The state machine: the part of a replicated service that its author writes.
 
 use std::io::{Read, Write};
 
@@ -14,24 +14,25 @@ use crate::{Entry, LogId};
 /// [`ConsensusEngine::read_barrier`](crate::ConsensusEngine::read_barrier), then read.
 ///
 /// # Determinism
-/// Two machines given the same entries must end in the same state and give the same responses: no clock, no random
-/// source, no address, no hash-map order. Whatever varies belongs into the command.
+/// Two machines that apply the same entries must reach the same state and return the same responses. A machine uses no
+/// clock, no random source, no address and no hash-map order; every value that varies belongs in the command.
 ///
 /// # Durability
-/// A machine need not be durable in `apply`: after a crash the engine applies again what lies after
-/// [`applied`](Self::applied). What it must do:
+/// `apply` need not make anything durable: after a crash the engine applies the entries after
+/// [`applied`](Self::applied) again. A machine must keep three rules:
 /// * `applied` is a position that the state *exactly* reflects. A machine on disk writes the position in the same atomic
 ///   write as the data; a machine in memory starts at [`LogId::ZERO`].
-/// * [`flush`](Self::flush), or [`flush_aside`](Self::flush_aside), makes state durable, and tells up to where. The engine
-///   forgets log entries only up to there. A machine in memory says [`LogId::ZERO`], and its log is kept whole.
-/// * [`restore`](Self::restore) is all or nothing and durable: after a crash at any byte of it the machine opens with
-///   the state from before or the one restored, `applied` telling which.
+/// * [`flush`](Self::flush) and [`flush_in_background`](Self::flush_in_background) make the state durable and return the
+///   position that is durable. The engine purges log entries only up to there. A machine in memory returns
+///   [`LogId::ZERO`], and its log is never purged.
+/// * [`restore`](Self::restore) is atomic and durable: after a crash at any moment the machine opens either with the state
+///   from before or with the restored one, and `applied` says which.
 ///
 /// # Errors and panics
-/// An error of [`apply`](Self::apply) stops the engine of this node (never the process), with the reason in its status, and so
-/// does [`StateMachineError::Broken`] or a panic wherever it comes from. After any other error of `flush`, `flush_aside`,
-/// `snapshot` or `restore` the state is the one from before, and the engine calls again a little later. An invalid *command* is
-/// no error: answer it in the response, the same on every node.
+/// An error of [`apply`](Self::apply) stops the engine of this node (never the process), with the reason in its status. So
+/// does a panic, or [`StateMachineError::Broken`], of any method. After any other error of `flush`, `flush_in_background`,
+/// `snapshot` or `restore` the state is unchanged, and the engine calls the method again later. An invalid *command* is no
+/// error: report it in the response, the same on every node.
 ///
 /// # Example
 /// ```
@@ -73,61 +74,61 @@ use crate::{Entry, LogId};
 ///     }
 /// }
 /// ```
-/// Wrong: setting `applied` only for commands (the position would not be the one a snapshot claims); answering a bad
-/// command with `Err` (every node would stop at it, again after each restart).
+/// Wrong: setting `applied` only for commands (the position would differ from the one that a snapshot claims); returning
+/// `Err` for a bad command (every node would stop at it, and again after each restart).
 pub trait StateMachine: Send + 'static {
-    /// Identity of the last entry that the state reflects, [`LogId::ZERO`] if none. Called once, at start.
+    /// Log id of the last entry that the state reflects, [`LogId::ZERO`] if none. Called once, at start.
     fn applied(&self) -> LogId;
 
     /// Applies committed entries, contiguous and in log order, the first at the index after [`applied`](Self::applied),
-    /// and returns one response per entry applied (empty for entries without a command). Batches are cut anywhere: the outcome
-    /// must not depend on where.
+    /// and returns one response per applied entry (empty for entries without a command). The result must not depend on how
+    /// the entries are split into calls.
     ///
-    /// It may stop before the last entry, but not before the first, where the responses would take too much memory: as many
-    /// were applied as there are responses, and the caller goes on with the rest.
+    /// A call may stop early, after at least one entry, if the responses would take too much memory. The number of
+    /// responses says how many entries were applied; the caller passes the remaining ones again.
     ///
     /// # Errors
-    /// Only for what stops the node: a disk that fails, a command that this version cannot read.
+    /// Only failures that must stop the node: a disk that fails, a command that this version cannot decode.
     fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError>;
 
-    /// Makes what was applied durable and returns the position up to which the machine can answer for itself after a
-    /// crash; the log up to there may go. The engine calls it before it compacts the log.
+    /// Makes the applied entries durable and returns the position up to which the state survives a crash. The log up to
+    /// there may be purged. The engine calls this before it compacts the log.
     ///
     /// # Errors
-    /// The disk fails. The engine keeps its log and tries again later: a machine that does not know what a failed flush left on
-    /// the disk returns [`StateMachineError::Broken`].
+    /// The disk fails. The engine keeps its log and tries again later. A machine that does not know what a failed flush left
+    /// on the disk returns [`StateMachineError::Broken`].
     fn flush(&mut self) -> Result<LogId, StateMachineError>;
 
-    /// [`flush`](Self::flush) as work to be done beside later `apply`s, on a thread that may block: when it has been done, what
-    /// was applied when this was called is durable, and it returns up to where. There may have been a
-    /// [`restore`](Self::restore) meanwhile, which it must not undo. The engine calls it before it compacts the log, and before
-    /// [`snapshot`](Self::snapshot), which then has little left to write. `None`, the default: there is no such way, and for a
-    /// compaction the engine calls `flush`, which holds up `apply`.
-    fn flush_aside(&mut self) -> Option<FlushWork> {
+    /// Returns work that does what [`flush`](Self::flush) does, on a thread that may block, while `apply` goes on. When the
+    /// work has run, the entries applied before this call are durable; it returns the durable position. A
+    /// [`restore`](Self::restore) may happen in the meantime, which the work must not undo. The engine calls this before it
+    /// compacts the log, and before [`snapshot`](Self::snapshot), which then has little left to write. With `None`, the
+    /// default, the engine calls `flush` to compact the log, and no entry is applied while it runs.
+    fn flush_in_background(&mut self) -> Option<FlushWork> {
         None
     }
 
-    /// A picture of the state as it stands. Must be cheap, as it holds up `apply`; the work is in
-    /// [`Snapshot::write_to`], which runs beside later `apply`s and must not see them.
+    /// Takes a snapshot of the current state. Must be cheap, because no entry is applied in the meantime. The expensive part
+    /// is [`Snapshot::write_to`], which runs while `apply` goes on and must not include later entries.
     ///
     /// # Errors
-    /// It cannot be taken now. The engine tries again later.
+    /// No snapshot can be taken now. The engine tries again later.
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError>;
 
-    /// Replaces the state by what a [`Snapshot`] wrote, all or nothing, durably, [`applied`](Self::applied) included.
-    /// The engine has checked the stream against its checksum; a machine still bounds what it allocates.
+    /// Replaces the state, including [`applied`](Self::applied), by the one that a [`Snapshot`] wrote; atomic and durable.
+    /// The engine has verified the checksum of the stream; a machine still bounds what it allocates.
     ///
     /// # Errors
-    /// The stream is not a snapshot of this machine, there is no room for it, or the disk fails; the state is the one from
-    /// before, in memory and on disk, and the engine asks for another snapshot later. [`StateMachineError::Broken`] if it may not
-    /// be.
+    /// The stream is not a snapshot of this machine, there is no room for it, or the disk fails. The state is then unchanged,
+    /// in memory and on disk, and the engine requests another snapshot later. A machine that cannot be sure that its state
+    /// is unchanged returns [`StateMachineError::Broken`].
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError>;
 }
 
-/// Applies all `entries`, in as many calls of [`StateMachine::apply`] as the machine needs; one response per entry.
+/// Applies all `entries`, in as many calls of [`StateMachine::apply`] as the machine needs. Returns one response per entry.
 ///
 /// # Errors
-/// Those of the machine, or it applied no entry at all.
+/// Those of the machine. [`StateMachineError::Other`] if a call applied no entry.
 pub fn apply_all<M: StateMachine + ?Sized>(
     machine: &mut M,
     entries: &[Entry],
@@ -136,7 +137,7 @@ pub fn apply_all<M: StateMachine + ?Sized>(
     while responses.len() < entries.len() {
         let more = machine.apply(&entries[responses.len()..])?;
         if more.is_empty() {
-            let why = "the machine applied no entry: it has to return a response for each entry that it applies, which is empty where there is no command";
+            let why = "`apply` returned no responses: it must apply at least one entry, and return one response per applied entry (empty for entries without a command)";
             return Err(StateMachineError::Other(why.to_owned()));
         }
         responses.extend(more);
@@ -144,47 +145,47 @@ pub fn apply_all<M: StateMachine + ?Sized>(
     Ok(responses)
 }
 
-/// What [`StateMachine::flush_aside`] leaves to be done.
+/// A flush to run in the background, see [`StateMachine::flush_in_background`]. Returns the position that is durable.
 pub type FlushWork = Box<dyn FnOnce() -> Result<LogId, StateMachineError> + Send>;
 
-/// A picture of a state machine's state at one position. Dropped when it is no longer needed, written or not.
+/// The state of a state machine at one position of the log. Dropped when it is no longer needed, written or not.
 pub trait Snapshot: Send {
-    /// Streams it out, on a thread that may block. Called at most once.
+    /// Writes the snapshot to `out`, on a thread that may block. Called at most once.
     ///
     /// # Errors
-    /// Those of `out` are passed on; of one's own, whatever keeps the picture from being read.
+    /// Errors of `out`, passed on, and those of reading the snapshot.
     fn write_to(&mut self, out: &mut dyn Write) -> std::io::Result<()>;
 }
 
-/// A picture that is already a run of bytes.
+/// A snapshot that was serialized when it was taken.
 impl Snapshot for Vec<u8> {
     fn write_to(&mut self, out: &mut dyn Write) -> std::io::Result<()> {
         out.write_all(self)
     }
 }
 
-/// Why a state machine did not do as asked. [`StateMachine`] says which errors stop the engine of the node.
+/// Why an operation of a state machine failed. [`StateMachine`] says which errors stop the engine of the node.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateMachineError {
-    /// The disk, or the stream of a snapshot.
+    /// The disk, or the stream of a snapshot, failed.
     #[error("state machine: {0}")]
     Io(#[from] std::io::Error),
-    /// A committed command or a snapshot that this version cannot read.
+    /// This version cannot decode a committed command or a snapshot.
     #[error("state machine: cannot read {what}: {why}")]
     Unreadable {
-        /// What was being read.
+        /// Kind of data that was read, such as "command".
         what: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with the data.
         why: String,
     },
     /// There is too little room on the disk; nothing was changed.
     #[error("state machine: {0}")]
     NoRoom(String),
-    /// The machine panicked, or does not know what state it is in. Stops the engine wherever it comes from.
+    /// The machine panicked, or does not know its own state. Stops the engine, whichever method returned it.
     #[error("state machine: {0}")]
     Broken(String),
-    /// Something else, in the machine's own words.
+    /// Any other failure, described by the machine.
     #[error("state machine: {0}")]
     Other(String),
 }

@@ -1,4 +1,4 @@
-//! Between the nodes.
+//! The transport: messages between nodes.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,13 +9,14 @@ use crate::{ClusterId, Endpoint, Message, NodeId, SnapshotAck, SnapshotChunk};
 
 /// Moves messages between nodes.
 ///
-/// # What it promises
-/// Best effort: a message may be lost, duplicated, delayed or overtaken, but never altered, never given to another node,
-/// and its sender is told truly (as truly as the network is trusted). Engines live with the rest.
+/// # Guarantees
+/// Best effort: a message may be lost, duplicated, delayed or reordered. It is never altered, never delivered to another
+/// node, and reported with its true sender (as far as the network can be trusted). Engines tolerate the rest.
 ///
 /// # Who calls
 /// An engine calls [`start`](Self::start) once with its handler, then [`send`](Self::send) from any thread, and
-/// [`set_cluster`](Self::set_cluster) when it knows its cluster. Whoever manages the cluster sets endpoints, at any time.
+/// [`set_cluster`](Self::set_cluster) when it knows its cluster. The program that manages the cluster sets endpoints, at
+/// any time.
 ///
 /// # Example
 /// ```
@@ -27,79 +28,79 @@ use crate::{ClusterId, Endpoint, Message, NodeId, SnapshotAck, SnapshotChunk};
 /// }
 /// # }
 /// ```
-/// Wrong: awaiting the network in `send`; a queue without bound; retrying on one's own a message that an engine has
-/// since replaced by a newer one.
+/// Wrong: awaiting the network in `send`; a queue without bound; retrying a message that the engine has replaced by a
+/// newer one since.
 #[async_trait]
 pub trait NetworkTransport: Send + Sync + 'static {
-    /// The node that this end belongs to.
+    /// Id of the node that uses this transport.
     fn local(&self) -> NodeId;
 
-    /// Begins to deliver what arrives to `handler`. What arrived before is dropped.
+    /// Starts to deliver arriving messages to `handler`. Messages that arrived earlier are dropped.
     ///
     /// # Errors
-    /// [`TransportError::Misuse`] if it was started before.
+    /// [`TransportError::Misuse`] if the transport was started before.
     async fn start(&self, handler: Arc<dyn MessageHandler>) -> Result<(), TransportError>;
 
-    /// Queues `message` for `to` and returns at once. `Ok` says that it was queued, no more.
+    /// Queues `message` for `to` and returns at once. `Ok` means that the message was queued, not that it arrived.
     ///
     /// # Errors
-    /// It was not queued, see [`SendError`].
+    /// The message was not queued, see [`SendError`].
     fn send(&self, to: NodeId, message: Message) -> Result<(), SendError>;
 
-    /// Hands one piece of a snapshot to `to` and returns its answer. It travels beside the messages, not before them.
-    /// May be cancelled by dropping; the chunk may then have arrived or not.
+    /// Sends one chunk of a snapshot to `to` and returns its acknowledgement. Chunks must not delay messages.
+    /// Dropping the future cancels the call; the chunk may have arrived all the same.
     ///
     /// # Errors
-    /// There is no answer. The chunk may have arrived; send it again, with the same offset.
+    /// No acknowledgement was received. The chunk may have arrived; send it again with the same offset.
     async fn send_snapshot_chunk(
         &self,
         to: NodeId,
         chunk: SnapshotChunk,
     ) -> Result<SnapshotAck, TransportError>;
 
-    /// Adds a node or changes where it listens. Messages queued for the old place may be lost.
+    /// Adds a node or changes its endpoint. Messages queued for the old endpoint may be lost.
     fn set_endpoint(&self, node: NodeId, endpoint: Endpoint);
 
-    /// Forgets a node; sends to it then fail with [`SendError::UnknownNode`].
+    /// Removes a node. Further sends to it fail with [`SendError::UnknownNode`].
     fn remove_endpoint(&self, node: NodeId);
 
-    /// Tells to which cluster this node belongs. Engines do so after every start, as soon as they know.
+    /// Sets the cluster that this node belongs to. Engines call it after every start, as soon as they know.
     ///
-    /// Once this has returned no message passes between this node and one that is known to belong to another cluster, in
-    /// either direction: what such a node sends is not delivered, what is sent to it is lost or refused, and connections to it
-    /// are closed. Nodes whose cluster is not known are not affected ([`ClusterId::is_compatible_with`]). Both ends log a
-    /// node that they refuse, once.
+    /// Once this has returned, no message passes between this node and one that is known to belong to another cluster, in
+    /// either direction: messages from such a node are not delivered, messages to it are lost or refused, and connections
+    /// to it are closed. Nodes whose cluster is not known are not affected ([`ClusterId::is_compatible_with`]). Both ends
+    /// log a node that they refuse, once.
     ///
-    /// Right: each message and each receipt says to which cluster its sender belongs. Wrong: comparing when a connection is
-    /// made and never again; both ends may learn their clusters later.
+    /// Right: each message and each receipt names the cluster of its sender. Wrong: comparing the clusters only when a
+    /// connection is made; both ends may learn their clusters later.
     fn set_cluster(&self, cluster: ClusterId);
 
-    /// What is known of each peer, as a value that can be watched.
+    /// Reachability of each peer, as a value that can be watched.
     fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>>;
 
-    /// Stops delivering and sending and closes all connections; further sends fail with [`SendError::Closed`].
+    /// Stops delivering and sending, and closes all connections. Further sends fail with [`SendError::Closed`].
     async fn shutdown(&self);
 }
 
-/// Takes what a transport delivers; an engine's side of [`NetworkTransport`].
+/// Receives what a transport delivers; implemented by engines.
 #[async_trait]
 pub trait MessageHandler: Send + Sync + 'static {
-    /// A message arrived. Must not block and must bound what it queues; what it cannot take it may drop.
+    /// Handles a message. Must not block and must bound its queues; it may drop messages that do not fit.
     fn on_message(&self, from: NodeId, message: Message);
 
-    /// A piece of a snapshot arrived. The sender waits for the answer, which paces it.
+    /// Handles a chunk of a snapshot. The sender waits for the acknowledgement, which so limits its rate.
     async fn on_snapshot_chunk(&self, from: NodeId, chunk: SnapshotChunk) -> SnapshotAck;
 }
 
-/// Whether a peer was within reach when last tried.
+/// Whether the last attempt to reach a peer succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reachability {
     /// Not tried yet.
     Unknown,
-    /// A connection stands.
+    /// A connection is established.
     Reachable,
-    /// The last attempt failed; further ones are being made. After [`Reachable`](Self::Reachable) it says that the node's
-    /// process has ended, most likely: engines may then look for another leader at once.
+    /// The last attempt failed; the transport keeps trying. A change from [`Reachable`](Self::Reachable) to this most likely
+    /// means that the node's process has ended: engines may then elect another leader at once.
     Unreachable,
 }
 
@@ -110,18 +111,18 @@ pub enum SendError {
     /// No endpoint is set for the node.
     #[error("no endpoint is known for node {0}")]
     UnknownNode(NodeId),
-    /// No connection stands; attempts are being made.
+    /// No connection is established; the transport keeps trying.
     #[error("node {0} is not connected")]
     Unreachable(NodeId),
-    /// The queue to the node is full; older messages are still on their way.
+    /// The queue to the node is full of older messages.
     #[error("the send queue to node {0} is full")]
     QueueFull(NodeId),
-    /// Larger than what the transport carries.
+    /// The message is larger than the transport carries.
     #[error("a message of {bytes} bytes exceeds the limit of {limit} bytes")]
     TooLarge {
-        /// Of the message.
+        /// Size of the message.
         bytes: u64,
-        /// Of the transport.
+        /// Largest message that the transport carries.
         limit: u64,
     },
     /// The transport was shut down.
@@ -129,31 +130,31 @@ pub enum SendError {
     Closed,
 }
 
-/// Why a transport cannot do as asked.
+/// Why an operation of a transport failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
     /// The message was not queued.
     #[error(transparent)]
     Send(#[from] SendError),
-    /// The network.
+    /// The network failed.
     #[error("transport: {context}: {source}")]
     Io {
-        /// What was being done, with whom.
+        /// Operation that failed, with its peer.
         context: String,
-        /// Why it failed.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// The peer does not speak as it should, or refuses to speak.
+    /// The peer violated the transport's protocol, or refuses to communicate.
     #[error("transport: node {node}: {why}")]
     Protocol {
         /// The peer.
         node: NodeId,
-        /// What is wrong.
+        /// What the peer did, or why it refuses.
         why: String,
     },
-    /// The caller broke the contract.
+    /// The caller broke the contract of [`NetworkTransport`].
     #[error("transport: misuse: {0}")]
     Misuse(&'static str),
 }

@@ -1,7 +1,7 @@
-//! Commands and responses as plain Rust types.
+//! State machines with commands and responses as plain Rust types.
 //!
-//! Implement [`Application`] for a type that serde can write, wrap it in [`InMemory`], and it is a [`StateMachine`].
-//! [`propose`] takes a command and returns a response.
+//! Implement [`Application`] for a type that serde can serialize, and wrap it in [`InMemory`], which is a
+//! [`StateMachine`]. [`propose`] proposes a command and returns its response.
 //!
 //! ```
 //! use consensus_core::typed::{Application, InMemory};
@@ -39,19 +39,19 @@ use crate::{
     codec::{self, CodecError},
 };
 
-/// A state machine as a plain type: its state is what serde writes of it.
+/// A state machine whose whole state is one serializable type.
 pub trait Application: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// What clients propose.
+    /// Command that clients propose.
     type Command: Serialize + DeserializeOwned;
-    /// What they get back.
+    /// Result of a command.
     type Response: Serialize + DeserializeOwned;
 
-    /// Applies one command; deterministic, see [`StateMachine`].
+    /// Applies one command. Must be deterministic, see [`StateMachine`].
     fn apply(&mut self, command: Self::Command) -> Self::Response;
 }
 
-/// An [`Application`] held in memory. After a restart the engine applies the log from its beginning, so the log is kept
-/// whole; a service whose log outgrows that implements [`StateMachine`] on disk.
+/// An [`Application`] held in memory. After a restart the engine applies the whole log again, so the log is never
+/// compacted. A service whose log grows too large for that implements [`StateMachine`] with its state on disk.
 pub struct InMemory<A> {
     state: Arc<RwLock<A>>,
     applied: LogId,
@@ -61,13 +61,13 @@ pub struct InMemory<A> {
 pub struct Reader<A>(Arc<RwLock<A>>);
 
 impl<A: Application> InMemory<A> {
-    /// Starts from `state`, which must be the same on every node.
+    /// Creates a machine with the initial state `state`, which must be the same on every node.
     #[must_use]
     pub fn new(state: A) -> Self {
         Self { state: Arc::new(RwLock::new(state)), applied: LogId::ZERO }
     }
 
-    /// A handle for reads.
+    /// Returns a handle that reads the state.
     #[must_use]
     pub fn reader(&self) -> Reader<A> {
         Reader(self.state.clone())
@@ -75,9 +75,9 @@ impl<A: Application> InMemory<A> {
 }
 
 impl<A> Reader<A> {
-    /// Calls `f` with the state as it is now. It holds up the application of commands meanwhile.
+    /// Calls `f` with the current state. No command is applied while `f` runs.
     pub fn read<T>(&self, f: impl FnOnce(&A) -> T) -> T {
-        // A panic in `apply` stops the engine; what it left behind can still be looked at.
+        // A panic in `apply` stops the engine, but the state can still be read.
         f(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -140,7 +140,7 @@ impl From<CodecError> for StateMachineError {
 /// [Proposes](ConsensusEngine::propose) a command of `A` and returns its response.
 ///
 /// # Errors
-/// Those of the engine; a response that cannot be read is reported as [`ProposeError::Fatal`].
+/// Those of [`ConsensusEngine::propose`]. A response that cannot be decoded is reported as [`ProposeError::Fatal`].
 pub async fn propose<A: Application>(
     engine: &dyn ConsensusEngine,
     command: &A::Command,
@@ -150,5 +150,5 @@ pub async fn propose<A: Application>(
         .map_err(|error| ProposeError::Fatal { why: error.to_string() })
 }
 
-/// Format of commands, responses and snapshots.
+/// Format version of commands, responses and snapshots.
 const VERSION: u8 = 1;

@@ -1,4 +1,4 @@
-//! The numbers of the protocol, each a type of its own so that the compiler keeps them apart.
+//! Newtypes for the numbers of the protocol, so that the compiler keeps them apart.
 
 use std::fmt;
 
@@ -26,33 +26,33 @@ macro_rules! number {
 }
 
 number! {
-    /// Identity of a node, unique in the life of the cluster.
+    /// Identity of a node, unique within its cluster.
     NodeId
 }
 number! {
-    /// A term of Raft (§5.1): grows by one with every election; at most one leader per term. 0 is before any election.
+    /// A Raft term (§5.1). Every election starts a higher one, and a term has at most one leader. 0: before any election.
     Term
 }
 number! {
-    /// Position in the log. The first entry has index 1; 0 is "before the log".
+    /// Position in the log. The first entry has index 1; 0 is the position before it.
     LogIndex
 }
 
 number! {
-    /// Identity of a log storage: drawn at random when it is made, so that an emptied disk is not taken for the one that
-    /// it was.
+    /// Identity of a log storage, drawn at random when the storage is created. It tells an emptied or replaced disk from
+    /// the disk that the node had before.
     StorageId
 }
 
 impl StorageId {
-    /// Stands for a storage of which nothing was heard yet; also the identity of storages in memory, which are not lost
-    /// without their nodes.
-    pub const UNHEARD: Self = Self(0);
+    /// A storage whose identity is not known yet. Also the identity of storages in memory, which are never lost
+    /// separately from their nodes.
+    pub const UNKNOWN: Self = Self(0);
 }
 
-/// Identity of a cluster: drawn at random by its first leader, which writes it into the first entry that it commits. From
-/// then on it is in every configuration, snapshot and handshake, so that nodes of two histories never exchange a message.
-/// Two clusters that were made from the same file have different ones.
+/// Identity of a cluster. Its first leader draws it at random and writes it into the first entry that it commits. From
+/// then on it is part of every configuration, snapshot and handshake, so that nodes of different clusters never exchange
+/// messages. Two clusters created from the same configuration file have different identities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ClusterId(pub u64);
@@ -61,7 +61,7 @@ impl ClusterId {
     /// The identity of a cluster whose first leader has not committed anything yet.
     pub const NONE: Self = Self(0);
 
-    /// Whether nodes with these two identities may talk: they are equal, or one of them is not known yet.
+    /// Whether nodes with these two identities may exchange messages: the identities are equal, or one is not known yet.
     #[must_use]
     pub fn is_compatible_with(self, other: Self) -> bool {
         self == other || self == Self::NONE || other == Self::NONE
@@ -102,13 +102,13 @@ impl LogIndex {
         Self(self.0 + 1)
     }
 
-    /// The position before; that of 0 is 0.
+    /// The preceding position; 0 for position 0.
     #[must_use]
     pub fn prev(self) -> Self {
         Self(self.0.saturating_sub(1))
     }
 
-    /// Number of entries in `(earlier, self]`, 0 if there are none.
+    /// Number of entries in `(earlier, self]`; 0 if `earlier` is not before `self`.
     #[must_use]
     pub fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
@@ -117,12 +117,12 @@ impl LogIndex {
 
 /// Identity of a log entry: two entries with the same term and index are the same entry (Log Matching, §5.3).
 ///
-/// Ordered by term first and index second, which is exactly the "at least as up-to-date" order of elections (§5.4.1).
+/// Ordered by term, then by index: the "at least as up-to-date" order of elections (§5.4.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LogId {
     /// Term in which a leader created the entry.
     pub term: Term,
-    /// Its position.
+    /// Position of the entry.
     pub index: LogIndex,
 }
 
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn up_to_date_order_is_term_then_index() {
+    fn log_ids_are_ordered_by_term_then_index() {
         // §5.4.1: the later term wins; with equal terms the longer log wins.
         assert!(LogId::new(2, 1) > LogId::new(1, 9));
         assert!(LogId::new(2, 3) > LogId::new(2, 2));

@@ -91,7 +91,7 @@ impl Work for Applier {
                     }
                 }
             }
-            Job::Flush(why) => match (guarded(|| Ok(self.machine.flush_aside())), why) {
+            Job::Flush(why) => match (guarded(|| Ok(self.machine.flush_in_background())), why) {
                 (Ok(Some(work)), _) => (Input::FlushAside(work, why), true),
                 (Ok(None), FlushedFor::Snapshot(to)) => self.take_snapshot(to),
                 (begun, _) => {

@@ -343,7 +343,7 @@ impl Driver {
             Input::NoRoom(why) => self.on_no_room(why),
             Input::Persisted(Err(error)) => self.fail(error.to_string()),
             Input::Applied(Ok(index)) => self.on_applied(index),
-            Input::FlushAside(work, why) => self.flush_aside(work, why),
+            Input::FlushAside(work, why) => self.flush_in_background(work, why),
             Input::Flushed(Ok(durable), FlushedFor::Compaction) => self.on_flushed(durable),
             Input::Flushed(Ok(_), FlushedFor::Snapshot(to)) => self.give(Job::TakeSnapshot(to)),
             Input::Installed(Ok(())) => self.on_installed(),
@@ -408,7 +408,7 @@ impl Driver {
             }
         } else {
             let (reason, error) = match self.raft.transferring_to() {
-                Some(to) => ("handing_over", ProposeError::HandingOver { to }),
+                Some(to) => ("handing_over", ProposeError::TransferringLeadership { to }),
                 None => ("not_leader", ProposeError::NotLeader { leader: self.raft.leader() }),
             };
             for (_, waiter) in commands.drain(..) {

@@ -278,7 +278,7 @@ fn load(
 fn load_sound(storage: &dyn LogStorage, own: NodeId) -> Result<LogState, StartError> {
     let log = storage.load()?;
     let Some(damage) = &log.damage else { return Ok(log) };
-    let Some(cut) = Raft::repair(&log, own) else { return Err(damage.refusal().into()) };
+    let Some(cut) = Raft::repair(&log, own) else { return Err(damage.to_error().into()) };
     tracing::warn!(
         position = damage.position, why = damage.why, after = %log.last(), through = %damage.last,
         "the log is damaged; it is cut and fetched again from the other nodes"

@@ -162,8 +162,8 @@ impl StateMachine for SlowToFlush {
         self.journal.flush()
     }
 
-    fn flush_aside(&mut self) -> Option<FlushWork> {
-        let (work, gate) = (self.journal.flush_aside()?, self.gate.clone());
+    fn flush_in_background(&mut self) -> Option<FlushWork> {
+        let (work, gate) = (self.journal.flush_in_background()?, self.gate.clone());
         Some(Box::new(move || {
             let _ = gate.lock().unwrap().recv();
             work()

@@ -263,7 +263,7 @@ async fn proposals_during_a_transfer_are_refused_and_not_lost() {
     loop {
         match engine.propose("x".into()).await {
             Ok(_) => acknowledged += 1,
-            Err(ProposeError::HandingOver { .. }) => {}
+            Err(ProposeError::TransferringLeadership { .. }) => {}
             Err(ProposeError::NotLeader { .. }) => break,
             Err(error) => panic!("{error}"),
         }

@@ -168,7 +168,7 @@ impl LogStorage for RocksLogStorage {
         if let Some(why) = &bounds.failed {
             return Err(StorageError::Failed(why.clone()));
         }
-        if batch.spares_reserve() {
+        if batch.must_leave_reserve() {
             let bytes = batch.entries.iter().map(Entry::size_bytes).sum();
             if let Err(why) = self.reserve.check(bytes) {
                 return Err(StorageError::NoRoom { why, batch: Box::new(batch) });

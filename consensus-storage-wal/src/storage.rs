@@ -168,7 +168,7 @@ impl WalLogStorage {
         if writer.tail.at == FIRST_FRAME {
             return self.make_longer(&mut writer.tail, writer.buffer.len());
         }
-        let segment = self.next_segment(&writer.tail, !batch.spares_reserve())?;
+        let segment = self.next_segment(&writer.tail, !batch.must_leave_reserve())?;
         let len = segment.len().map_err(NotMade::Failed)?;
         let full = std::mem::replace(&mut writer.tail, Tail { segment, at: FIRST_FRAME, len });
         writer.encode(plan, batch);
@@ -314,7 +314,7 @@ impl LogStorage for WalLogStorage {
             return Err(StorageError::Failed(why.clone()));
         }
         let plan = self.plan(&writer, &batch)?;
-        if batch.spares_reserve() {
+        if batch.must_leave_reserve() {
             let bytes = batch.entries.iter().map(Entry::size_bytes).sum();
             if let Err(why) = self.reserve.check(bytes) {
                 return Err(StorageError::NoRoom { why, batch: Box::new(batch) });

@@ -118,7 +118,7 @@ impl StateMachine for Journal {
         Ok(applied)
     }
 
-    fn flush_aside(&mut self) -> Option<FlushWork> {
+    fn flush_in_background(&mut self) -> Option<FlushWork> {
         let (state, disk) = (lock(&self.state).clone(), self.disk.clone());
         Some(Box::new(move || {
             let (applied, mut disk) = (state.applied, lock(&disk));

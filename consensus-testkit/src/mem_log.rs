@@ -113,7 +113,7 @@ impl LogStorage for MemLogStorage {
             let source = std::io::Error::other("the test took the disk away");
             return Err(StorageError::Io { context: "write".to_owned(), source });
         }
-        if disk.full && batch.spares_reserve() {
+        if disk.full && batch.must_leave_reserve() {
             let why = "the test filled the disk".to_owned();
             return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
         }

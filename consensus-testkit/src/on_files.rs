@@ -122,7 +122,7 @@ impl<M: StateMachine> StateMachine for OnFiles<M> {
         Ok(replace(&self.dir, &self.newest, Newest { applied: self.applied, restores }, &stream)?)
     }
 
-    fn flush_aside(&mut self) -> Option<FlushWork> {
+    fn flush_in_background(&mut self) -> Option<FlushWork> {
         let (dir, newest, stream) = (self.dir.clone(), self.newest.clone(), self.stream());
         let new = Newest { applied: self.applied, restores: lock(&newest).restores };
         Some(Box::new(move || Ok(replace(&dir, &newest, new, &stream?)?)))

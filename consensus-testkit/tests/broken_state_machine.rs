@@ -216,7 +216,7 @@ impl StateMachine for Broken {
         }
     }
 
-    fn flush_aside(&mut self) -> Option<FlushWork> {
+    fn flush_in_background(&mut self) -> Option<FlushWork> {
         let applied = self.journal().applied();
         (self.defect == Defect::SaysItFlushedAside).then(|| Box::new(move || Ok(applied)) as FlushWork)
     }

@@ -226,7 +226,7 @@ impl Standing {
     /// What follows from the newest configuration in the log.
     #[must_use]
     pub fn of(membership: &Membership) -> Self {
-        let members = || membership.everybody();
+        let members = || membership.all_members();
         if members().next().is_none() {
             return Self::Empty { founders: Founders::new() };
         }

@@ -125,7 +125,7 @@ pub fn records() -> Seeds {
         Payload::Command(Bytes::from_static(b"a command")),
         Payload::Command(Bytes::new()),
         Payload::Membership(membership()),
-        Payload::Membership(membership().left()),
+        Payload::Membership(membership().without_outgoing()),
     ];
     let record = |(index, payload)| {
         let (mut record, id) = (Vec::new(), LogId::new(u64::MAX >> index, index));

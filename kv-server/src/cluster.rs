@@ -152,7 +152,7 @@ impl ClusterManager {
     pub(crate) fn members(&self, status: &EngineStatus) -> Vec<idl::MemberStatus> {
         let membership = &status.membership;
         let mut clients = client_endpoints(membership, &self.configured);
-        let mut ids: Vec<NodeId> = membership.everybody().map(|(id, _)| id).collect();
+        let mut ids: Vec<NodeId> = membership.all_members().map(|(id, _)| id).collect();
         if ids.is_empty() {
             ids = self.configured.keys().copied().collect();
         }
@@ -235,7 +235,8 @@ fn client_endpoints(
     configured: &BTreeMap<NodeId, NodeEndpoints>,
 ) -> BTreeMap<NodeId, Endpoint> {
     let configured = configured.iter().map(|(id, endpoints)| (*id, endpoints.client.clone()));
-    let known = membership.everybody().filter_map(|(id, member)| Some((id, member.client_endpoint.clone()?)));
+    let known =
+        membership.all_members().filter_map(|(id, member)| Some((id, member.client_endpoint.clone()?)));
     configured.chain(known).collect()
 }
 

@@ -158,7 +158,7 @@ pub(crate) fn explain(settings: &Settings, error: &FoundingError) -> String {
 
 /// One warning if the file lists other voters than the log has.
 fn warn_of_other_voters(settings: &Settings, topology: &Topology, membership: &Membership) {
-    let in_log: BTreeSet<NodeId> = membership.everybody().map(|(id, _)| id).collect();
+    let in_log: BTreeSet<NodeId> = membership.all_members().map(|(id, _)| id).collect();
     let in_file: BTreeSet<NodeId> = topology.nodes.keys().copied().collect();
     if settings.deployment.join || in_log.is_empty() || in_log == in_file {
         return;

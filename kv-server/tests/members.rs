@@ -186,7 +186,7 @@ async fn what_an_operator_gets_wrong_is_told() {
     let bad = MemberChange::new(7, MemberKind::VOTER, "nowhere".to_owned(), "h:1".to_owned(), None, None);
     assert!(refused(vec![bad]).await.contains("there is no port"));
     let nobody = client.transfer_leader(None).await.unwrap_err().to_string();
-    assert!(nobody.contains("no other node is fit to lead"), "{nobody}");
+    assert!(nobody.contains("no other node can become leader"), "{nobody}");
     let dir = tempfile::tempdir().unwrap();
     let server = Server::standalone(dir.path());
     let alone = server.client().transfer_leader(None).await.unwrap_err().to_string();

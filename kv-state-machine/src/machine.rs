@@ -359,7 +359,7 @@ impl StateMachine for KvStateMachine {
     }
 
     /// A restore makes another generation: what is flushed then of this one is of no use, and does no harm.
-    fn flush_aside(&mut self) -> Option<FlushWork> {
+    fn flush_in_background(&mut self) -> Option<FlushWork> {
         let (generation, applied) = (self.store.current(), self.meta.applied);
         let flush = move || {
             generation.db().flush_synced()?;

@@ -77,10 +77,10 @@ impl Sessions {
         index: u64,
         command: &[u8],
     ) -> Result<Verdict, Failure> {
-        Ok(match self.numbers.take(session, index) {
-            session::Verdict::Apply => Verdict::Execute,
-            session::Verdict::Repeat => self.repeat(db, session, index, command)?,
-            session::Verdict::Refuse(refusal) => Verdict::Refused(rejection(refusal)),
+        Ok(match self.numbers.admit(session, index) {
+            session::SessionDecision::Apply => Verdict::Execute,
+            session::SessionDecision::Repeat => self.repeat(db, session, index, command)?,
+            session::SessionDecision::Refuse(refusal) => Verdict::Refused(rejection(refusal)),
         })
     }
 
@@ -133,7 +133,7 @@ impl Sessions {
 fn rejection(refusal: SessionRefusal) -> KvRejection {
     match refusal {
         SessionRefusal::NoSession(client_id) => KvRejection::NoSession { client_id },
-        SessionRefusal::Over { client_id, sequence, last } => {
+        SessionRefusal::Outdated { client_id, sequence, last } => {
             KvRejection::SequenceOver { client_id, sequence, last }
         }
         other => KvRejection::Invalid(other.to_string()),

@@ -69,7 +69,7 @@ fn workload_with_a_log() {
     for to in [ENTRIES / 6, ENTRIES / 2] {
         let mut machine = open(&dir, Durability::FromLog);
         apply(&mut machine, to);
-        let aside = machine.flush_aside().expect("its log replays what is not flushed");
+        let aside = machine.flush_in_background().expect("its log replays what is not flushed");
         let aside = std::thread::spawn(aside);
         apply(&mut machine, to + 2);
         durable(aside.join().unwrap().unwrap());

@@ -204,7 +204,7 @@ impl Raft {
 
     fn become_leader(&mut self) {
         let next = self.log.last().index.next();
-        let peers = self.membership().everybody().filter(|(id, _)| *id != self.config.id);
+        let peers = self.membership().all_members().filter(|(id, _)| *id != self.config.id);
         let peers = peers.map(|(id, _)| (id, Progress::new(next, self.now, 0))).collect();
         self.role = Role::Leader(Box::new(Leader {
             peers,

@@ -57,7 +57,7 @@ impl Raft {
             return;
         }
         if membership.is_joint() {
-            return self.append_membership(membership.left());
+            return self.append_membership(membership.without_outgoing());
         }
         let membership = membership.clone();
         match leader.change.take() {
@@ -73,14 +73,14 @@ impl Raft {
     }
 
     fn begin_change(&mut self, token: u64, changes: &[MemberChange], at: LogIndex, membership: &Membership) {
-        let output = match membership.changed(changes) {
+        let output = match membership.with_changes(changes) {
             Err(why) => Output::ChangeRefused(token, Refusal::Invalid(why)),
             Ok(target) if target == *membership => Output::Changed(token, at),
             Ok(target) => {
                 if let Role::Leader(leader) = &mut self.role {
                     leader.change = Some(Change { token, asked: None });
                 }
-                return self.append_membership(membership.towards(&target));
+                return self.append_membership(membership.step_towards(&target));
             }
         };
         self.outputs.push(output);
@@ -96,7 +96,7 @@ impl Raft {
         let id = self.log.push(EntryInfo { term, size_bytes, membership: Some(membership.clone()) });
         self.outputs.push(Output::AppendedMembership(id, membership.clone()));
         let Role::Leader(leader) = &mut self.role else { return };
-        let others = membership.everybody().map(|(peer, _)| peer).filter(|peer| *peer != self.config.id);
+        let others = membership.all_members().map(|(peer, _)| peer).filter(|peer| *peer != self.config.id);
         let added: Vec<NodeId> = others.filter(|peer| !leader.peers.contains_key(peer)).collect();
         if !added.is_empty() {
             // What a former member of that id still answers is of an earlier round (I19).
@@ -141,7 +141,7 @@ impl Raft {
         }
         let improved = membership.with_members(members);
         if improved != **membership {
-            let next = membership.towards(&improved);
+            let next = membership.step_towards(&improved);
             self.append_membership(next);
         }
     }
@@ -165,7 +165,7 @@ impl Raft {
     /// Makes voters of those who join and have caught up (D §4.2.1).
     fn promote(&self, leader: &Leader, members: &mut BTreeMap<NodeId, Member>) {
         let joins = |member: &Member| {
-            member.kind == MemberKind::Joining && member.storage != Some(StorageId::UNHEARD)
+            member.kind == MemberKind::Joining && member.storage != Some(StorageId::UNKNOWN)
         };
         for (id, member) in members.iter_mut().filter(|(_, member)| joins(member)) {
             let caught_up = leader.peers.get(id).is_some_and(|peer| {

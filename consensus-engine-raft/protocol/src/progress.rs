@@ -122,7 +122,7 @@ impl Progress {
         if self.current == response.storage {
             return true;
         }
-        if self.current != StorageId::UNHEARD {
+        if self.current != StorageId::UNKNOWN {
             if response.round < self.round {
                 return false;
             }
@@ -138,7 +138,7 @@ impl Progress {
     pub(crate) fn note_sender(&mut self, membership: &Membership, from: NodeId, response: &AppendResponse) {
         let member = membership.get(from);
         let is_trusted = member.is_none_or(|member| member.trusts(response.storage));
-        if is_trusted && self.storage == StorageId::UNHEARD {
+        if is_trusted && self.storage == StorageId::UNKNOWN {
             self.storage = response.storage;
         }
         self.joining = response.joining;

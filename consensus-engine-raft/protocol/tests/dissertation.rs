@@ -154,7 +154,7 @@ fn d_4_2_2_a_removed_leader_goes_though_it_was_asked_for_what_is_already() {
     let mut raft = node(3, 0, &[]);
     // The joint configuration is another leader's, so that this one has no change of its own under way.
     let left = Membership::of_voters([1, 2]);
-    let joint = Some(std::sync::Arc::new(Membership::of_voters(0..3).towards(&left)));
+    let joint = Some(std::sync::Arc::new(Membership::of_voters(0..3).step_towards(&left)));
     let append = Append { term: Term(1), prev: LOG_1, last: LogIndex(2), commit: LogIndex(1), round: 0 };
     let entries = vec![EntryInfo { term: Term(1), size_bytes: 100, membership: joint }];
     step(&mut raft, SECOND / 100, Event::Append { from: NodeId(1), append, entries });

@@ -179,7 +179,7 @@ fn empty_disk_votes_for_nobody_who_knows_another_storage_of_it() {
     assert!(!vote(&mut empty(2), None), "a founding member, which may have voted with a former disk");
     assert!(vote(&mut empty(2), Some(StorageId(102))), "this very disk");
     assert!(
-        !vote(&mut empty(2), Some(StorageId::UNHEARD)),
+        !vote(&mut empty(2), Some(StorageId::UNKNOWN)),
         "nobody knows with which disk it voted since it was added"
     );
     assert!(vote(&mut node(3, 0, &[]), None), "its log has what it was founded with");

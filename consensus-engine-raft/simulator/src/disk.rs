@@ -175,7 +175,7 @@ impl LogStorage for SimDisk {
         if slots.fails {
             return Err(StorageError::Failed("the simulation took the disk away".to_owned()));
         }
-        if slots.is_full && batch.spares_reserve() {
+        if slots.is_full && batch.must_leave_reserve() {
             let why = "the simulation filled the disk".to_owned();
             return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
         }

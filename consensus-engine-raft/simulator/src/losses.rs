@@ -126,11 +126,11 @@ impl World {
         let before = raft.membership_at(at.index.prev());
         let is_added = |id: &NodeId| {
             let is_unheard = |membership: &Membership| {
-                membership.get(*id).is_some_and(|member| member.storage == Some(StorageId::UNHEARD))
+                membership.get(*id).is_some_and(|member| member.storage == Some(StorageId::UNKNOWN))
             };
             is_unheard(membership) && !is_unheard(&before)
         };
-        let added = membership.everybody().map(|(id, _)| id).filter(is_added);
+        let added = membership.all_members().map(|(id, _)| id).filter(is_added);
         let added = added.filter(|id| self.node(*id).wiped).map(|id| (id, self.node(id).disk.storage()));
         let added: Vec<_> = added.collect();
         let term = raft.term();

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use consensus_core::{
     Entry, LogId, Payload, Snapshot, StateMachine, StateMachineError, codec,
-    session::{LastUse, Session, Sessions, Verdict},
+    session::{LastUse, Session, SessionDecision, Sessions},
 };
 use consensus_testkit::linearizability::Register;
 use serde::{Deserialize, Serialize};
@@ -200,8 +200,8 @@ impl SimMachine {
         if !self.state.sessions.contains_key(&client_id) {
             self.sessions.open(client_id, index, u64::MAX);
         }
-        match self.sessions.take(command.session, index) {
-            Verdict::Apply => {
+        match self.sessions.admit(command.session, index) {
+            SessionDecision::Apply => {
                 let register = &mut self.state.registers[command.key as usize];
                 let before = *register;
                 let answer = match command.call {
@@ -220,8 +220,10 @@ impl SimMachine {
                 self.state.sessions.insert(client_id, (LastUse { sequence, index }, answer));
                 (true, answer)
             }
-            Verdict::Repeat => (false, self.state.sessions.get(&client_id).and_then(|(_, answer)| *answer)),
-            Verdict::Refuse(_) => (false, None),
+            SessionDecision::Repeat => {
+                (false, self.state.sessions.get(&client_id).and_then(|(_, answer)| *answer))
+            }
+            SessionDecision::Refuse(_) => (false, None),
         }
     }
 }

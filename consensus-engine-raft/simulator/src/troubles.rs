@@ -184,7 +184,7 @@ impl World {
                 _ => MemberChange::Set(id, member),
             });
         }
-        let target = self.newest_membership().left().changed(&changes).ok()?;
+        let target = self.newest_membership().without_outgoing().with_changes(&changes).ok()?;
         let can = |id: &&NodeId| target.can_lead(**id) && self.wiped != Some(**id);
         if changes.is_empty() || target.members().keys().filter(can).count() < 2 {
             return None;

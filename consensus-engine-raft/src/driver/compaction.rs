@@ -72,7 +72,7 @@ impl Driver {
     }
 
     /// It can take as long as writing out all that is in memory; entries are applied meanwhile.
-    pub(super) fn flush_aside(&mut self, work: FlushWork, why: FlushedFor) {
+    pub(super) fn flush_in_background(&mut self, work: FlushWork, why: FlushedFor) {
         let (inbox, span) = (self.inbox.clone(), self.span.clone());
         let flush = move || {
             let _flush = tracing::debug_span!(parent: &span, "flush").entered();

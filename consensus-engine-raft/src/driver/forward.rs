@@ -205,7 +205,7 @@ impl From<Result<Committed, ProposeError>> for Answer {
         match result {
             Ok(Committed { log_id, response }) => Self::Committed(log_id, response),
             Err(ProposeError::NotLeader { leader }) => Self::NotLeader(leader),
-            Err(ProposeError::HandingOver { to }) => Self::HandingOver(to),
+            Err(ProposeError::TransferringLeadership { to }) => Self::HandingOver(to),
             Err(ProposeError::Overloaded { in_flight, in_flight_bytes }) => {
                 Self::Overloaded(in_flight, in_flight_bytes)
             }
@@ -225,7 +225,7 @@ impl From<Answer> for Result<Committed, ProposeError> {
             // This node is not shut down; the next leader can be asked.
             Answer::ShutDown => ProposeError::NotLeader { leader: None },
             Answer::NotLeader(leader) => ProposeError::NotLeader { leader },
-            Answer::HandingOver(to) => ProposeError::HandingOver { to },
+            Answer::HandingOver(to) => ProposeError::TransferringLeadership { to },
             Answer::Overloaded(in_flight, in_flight_bytes) => {
                 ProposeError::Overloaded { in_flight, in_flight_bytes }
             }

@@ -110,7 +110,7 @@ impl Driver {
         if self.addressed.get(own).is_some() && membership.get(own).is_none() {
             tracing::warn!("no longer a member: it was removed; its server may be stopped");
         }
-        for (id, member) in membership.everybody().filter(|(id, _)| *id != own) {
+        for (id, member) in membership.all_members().filter(|(id, _)| *id != own) {
             let known = self.addressed.get(id).and_then(|member| member.endpoint.as_ref());
             if let Some(endpoint) = member.endpoint.as_ref().filter(|endpoint| Some(*endpoint) != known) {
                 let moved = self.config.moved_endpoints.remove(&id);
@@ -118,7 +118,7 @@ impl Driver {
             }
         }
         let until = self.now + RETIREMENT * self.config.protocol.election_timeout;
-        for (id, member) in self.addressed.everybody().filter(|(id, _)| *id != own) {
+        for (id, member) in self.addressed.all_members().filter(|(id, _)| *id != own) {
             // Addresses that do not come from the configuration are not this engine's to remove.
             if membership.get(id).is_none() && member.endpoint.is_some() {
                 self.retired.entry(id).or_insert(until);

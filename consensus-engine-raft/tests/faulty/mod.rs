@@ -112,8 +112,8 @@ impl StateMachine for FaultyMachine {
         self.journal.flush()
     }
 
-    fn flush_aside(&mut self) -> Option<FlushWork> {
-        let (work, faults) = (self.journal.flush_aside()?, self.faults.clone());
+    fn flush_in_background(&mut self) -> Option<FlushWork> {
+        let (work, faults) = (self.journal.flush_in_background()?, self.faults.clone());
         Some(Box::new(move || match () {
             () if is_on(&faults.flushes_break) => {
                 Err(StateMachineError::Broken("the test broke the state".to_owned()))

@@ -47,7 +47,7 @@ impl Addressed {
     /// Whether every other node of the configuration would be found.
     pub(crate) fn finds_all(&self, membership: &Membership) -> bool {
         let own = self.local();
-        let others = membership.everybody().filter(|(id, _)| *id != own);
+        let others = membership.all_members().filter(|(id, _)| *id != own);
         others.into_iter().all(|(id, _)| self.finds(id).unwrap_or(false))
     }
 
@@ -57,7 +57,7 @@ impl Addressed {
         if told.is_empty() {
             return None; // It has not begun.
         }
-        let others = membership.everybody().filter(|(id, _)| *id != own);
+        let others = membership.all_members().filter(|(id, _)| *id != own);
         let differs = |(id, member): &(NodeId, &Member)| {
             let port = member.endpoint.as_ref().map(Endpoint::port);
             told.get(id).copied().flatten() != port

@@ -211,7 +211,7 @@ async fn propose(world: &World, node: &Node, command: &Command) -> Answer {
             record.count(match error {
                 ProposeError::Overloaded { .. } => "refused: overload",
                 ProposeError::NoRoom { .. } => "refused: no room",
-                ProposeError::HandingOver { .. } => "refused: handing over",
+                ProposeError::TransferringLeadership { .. } => "refused: handing over",
                 _ => "refused: other",
             });
             Answer::NotApplied

@@ -259,8 +259,8 @@ impl StateMachine for Watched {
         self.machine.flush()
     }
 
-    fn flush_aside(&mut self) -> Option<FlushWork> {
-        let (work, boundary) = (self.machine.flush_aside()?, self.boundary.clone());
+    fn flush_in_background(&mut self) -> Option<FlushWork> {
+        let (work, boundary) = (self.machine.flush_in_background()?, self.boundary.clone());
         let (applied, installs) = (self.machine.applied(), self.boundary.known().installs);
         Some(Box::new(move || {
             let durable = work()?;

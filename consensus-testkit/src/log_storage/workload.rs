@@ -100,7 +100,7 @@ pub fn one_more(content: &Content) -> LogBatch {
 /// It is damaged, or cannot be read.
 pub fn sound<S: LogStorage>(storage: S) -> Result<S, StorageError> {
     match storage.load()?.damage {
-        Some(damage) => Err(damage.refusal()),
+        Some(damage) => Err(damage.to_error()),
         None => Ok(storage),
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn restart<F: Fixture>(mut a: F, b: F) {
 pub(super) fn flushed_aside<F: Fixture>(mut a: F, b: F) {
     let mut machine = a.open();
     machine.apply(&log(&a, 0, 11)).unwrap();
-    let Some(work) = machine.flush_aside() else { return };
+    let Some(work) = machine.flush_in_background() else { return };
     machine.apply(&log(&a, 11, 17)).unwrap();
     let flushed = std::thread::spawn(work).join().unwrap().unwrap();
     assert!(flushed.index.0 >= 11, "applied up to 11 when it began, flushed up to {flushed}");

@@ -181,14 +181,14 @@ impl ConsensusEngine for Engine {
             return Err(ChangeError::NotLeader { leader: cluster.leader_id() });
         }
         let changed = match cluster.defect {
-            Defect::ChangesOneOfTwo if changes.len() == 2 => cluster.membership.changed(&changes[..1]),
+            Defect::ChangesOneOfTwo if changes.len() == 2 => cluster.membership.with_changes(&changes[..1]),
             Defect::LearnersVote => {
-                cluster.membership.changed(&changes.iter().map(voting).collect::<Vec<_>>())
+                cluster.membership.with_changes(&changes.iter().map(voting).collect::<Vec<_>>())
             }
-            _ => cluster.membership.changed(&changes),
+            _ => cluster.membership.with_changes(&changes),
         };
         if let (Defect::ChangesInPart, Err(InvalidMembership::NotAMember(_))) = (cluster.defect, &changed) {
-            cluster.membership = Arc::new(cluster.membership.changed(&changes[..1])?);
+            cluster.membership = Arc::new(cluster.membership.with_changes(&changes[..1])?);
             cluster.publish(self.node);
         }
         cluster.membership = Arc::new(changed?);

@@ -1,4 +1,4 @@
-//! Directories that know whose they are.
+//! Directories that record the node that they belong to.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -8,34 +8,35 @@ use std::{
 
 use consensus_core::{NodeId, StorageError, StorageId};
 
-/// A directory of one node, locked for this process. It holds two small files, `IDENTITY` (text, one `key = value` per
-/// line, the last of them a checksum of those before) and `LOCK`, beside what its owner keeps there.
+/// A directory of one node, locked by this process. Besides the data of the storage it contains two small files: `LOCK`, and
+/// `IDENTITY` (text, one `key = value` per line; the last line is a checksum of the others).
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
     storage: StorageId,
-    /// The lock goes with it.
+    /// The file that holds the lock; dropping it releases the lock.
     _lock: File,
 }
 
-/// What a directory is for.
+/// Kind and formats of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kind {
-    /// A word, for example `raft-log`.
+pub struct DirKind {
+    /// Name of the kind, for example `raft-log`.
     pub name: &'static str,
-    /// The oldest format that this version reads.
-    pub oldest: u64,
-    /// The newest, which it writes.
+    /// Oldest format that this version reads.
+    pub oldest_format: u64,
+    /// Newest format that this version reads; it writes this one.
     pub format: u64,
 }
 
 impl DataDir {
-    /// Opens the directory of `node`, making it if it is not there. Nothing in it is changed before it is certain that
-    /// it is the right one.
+    /// Opens the directory of `node`; creates it if it does not exist. Nothing in an existing directory is changed before its
+    /// node, kind and format are checked.
     ///
     /// # Errors
-    /// It is in use, of another node or kind, of a newer format, or cannot be read or made.
-    pub fn open(path: &Path, kind: Kind, node: NodeId) -> Result<Self, StorageError> {
+    /// The directory is in use, belongs to another node, has another kind or an unsupported format, or cannot be read or
+    /// created.
+    pub fn open(path: &Path, kind: DirKind, node: NodeId) -> Result<Self, StorageError> {
         let io = |doing: &'static str| {
             move |source: io::Error| StorageError::Io {
                 context: format!("{doing} {}", path.display()),
@@ -63,10 +64,10 @@ impl DataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 refuse_if_used(path)?;
                 let storage = StorageId(rand::random_range(1..=u64::MAX));
-                let Kind { name, format, .. } = kind;
+                let DirKind { name, format, .. } = kind;
                 let text = format!("kind = {name}\nformat = {format}\nnode = {node}\nstorage = {storage}\n");
                 let text = format!("{text}{}", sum_line(&text));
-                sync_path_to(path).map_err(io("syncing the directory above"))?;
+                sync_parent_dirs(path).map_err(io("syncing the directory above"))?;
                 write_durably(&identity, text.as_bytes()).map_err(io("writing IDENTITY in"))?;
                 storage
             }
@@ -75,58 +76,58 @@ impl DataDir {
         Ok(Self { path: path.to_owned(), storage, _lock: lock })
     }
 
-    /// The directory's own identity, drawn when it was made.
+    /// Identity of the directory, drawn at random when it was created.
     #[must_use]
     pub fn storage(&self) -> StorageId {
         self.storage
     }
 
-    /// Where it is.
+    /// Path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes the directory `name` in it, durably, if it is not there.
+    /// Creates the directory `name` in it, if it does not exist. The new directory is durable on return.
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn make_dir(&self, name: &str) -> io::Result<PathBuf> {
+    pub fn create_dir(&self, name: &str) -> io::Result<PathBuf> {
         let path = self.path.join(name);
         fs::create_dir_all(&path)?;
         File::open(&self.path)?.sync_all()?;
         Ok(path)
     }
 
-    /// Replaces the file `name` in the directory by `text` and a checksum, all or nothing, durably.
+    /// Replaces the file `name` in the directory by `text` and a checksum, see [`replace_with_checksum`].
     ///
     /// # Errors
-    /// Those of the file system; the old file is as it was.
-    pub fn replace(&self, name: &str, text: &str) -> io::Result<()> {
+    /// Those of the file system; the old file is then unchanged.
+    pub fn replace_file(&self, name: &str, text: &str) -> io::Result<()> {
         replace_with_checksum(&self.path.join(name), text)
     }
 
-    /// The text that [`replace`](Self::replace) wrote; `None` if there is no such file.
+    /// Reads the text that [`replace_file`](Self::replace_file) wrote; `None` if the file does not exist.
     ///
     /// # Errors
-    /// It is damaged, or cannot be read.
-    pub fn read(&self, name: &str) -> Result<Option<String>, StorageError> {
+    /// The file is damaged or cannot be read.
+    pub fn read_file(&self, name: &str) -> Result<Option<String>, StorageError> {
         read_with_checksum(&self.path.join(name))
     }
 }
 
-/// Replaces the file `path` by `text` and a checksum, all or nothing, durably.
+/// Replaces the file `path` by `text` and a checksum. The replacement is atomic, and durable on return.
 ///
 /// # Errors
-/// Those of the file system; the old file is as it was.
+/// Those of the file system; the old file is then unchanged.
 pub fn replace_with_checksum(path: &Path, text: &str) -> io::Result<()> {
     write_durably(path, format!("{text}{}", sum_line(text)).as_bytes())
 }
 
-/// The text that [`replace_with_checksum`] wrote; `None` if there is no such file.
+/// Reads the text that [`replace_with_checksum`] wrote, without the checksum; `None` if the file does not exist.
 ///
 /// # Errors
-/// It is damaged, or cannot be read.
+/// The file is damaged or cannot be read.
 pub fn read_with_checksum(path: &Path) -> Result<Option<String>, StorageError> {
     let position = path.display().to_string();
     let bytes = match fs::read(path) {
@@ -139,28 +140,29 @@ pub fn read_with_checksum(path: &Path) -> Result<Option<String>, StorageError> {
     text.map(Some).ok_or(StorageError::Corrupt { position, why: "its checksum is wrong".to_owned() })
 }
 
-/// An identity that is gone must not be replaced by another: the node would not be known for what it was.
+/// Refuses a directory that has data but no `IDENTITY`: with a new identity its node would count as one with an empty disk.
 fn refuse_if_used(path: &Path) -> Result<(), StorageError> {
     let io = |source| StorageError::Io { context: format!("reading {}", path.display()), source };
     for entry in fs::read_dir(path).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
-        // What a crash leaves of the very first start.
+        // A crash during the very first start leaves these.
         if name != "LOCK" && name != "IDENTITY.new" {
             let position = path.join("IDENTITY").display().to_string();
-            let why = format!("it is missing, and there is {}", name.display());
+            let why = format!("it is missing, though the directory contains {}", name.display());
             return Err(StorageError::Corrupt { position, why });
         }
     }
     Ok(())
 }
 
-/// Returns the storage that `text` names.
-fn check(path: &Path, text: &str, kind: Kind, node: NodeId) -> Result<StorageId, StorageError> {
+/// Checks an `IDENTITY` file, and returns the storage that it names.
+fn check(path: &Path, text: &str, kind: DirKind, node: NodeId) -> Result<StorageId, StorageError> {
     let value = |key: &str| {
         let mut lines = text.lines().filter_map(|line| line.split_once('='));
         lines.find(|(k, _)| k.trim() == key).map(|(_, value)| value.trim().to_owned())
     };
-    let (position, path) = (path.join("IDENTITY").display().to_string(), path.display().to_string());
+    let position = path.join("IDENTITY").display().to_string();
+    let path = path.display().to_string();
     let number = |key: &str| value(key).and_then(|text| text.parse::<u64>().ok());
     let corrupt =
         |position: &str, why: String| Err(StorageError::Corrupt { position: position.to_owned(), why });
@@ -175,11 +177,11 @@ fn check(path: &Path, text: &str, kind: Kind, node: NodeId) -> Result<StorageId,
     if format > kind.format {
         return Err(StorageError::NewerFormat { path, found: format, supported: kind.format });
     }
-    if format < kind.oldest {
-        let Kind { oldest, format: newest, .. } = kind;
+    if format < kind.oldest_format {
+        let DirKind { oldest_format, format: newest, .. } = kind;
         return corrupt(
             &path,
-            format!("it has format {format}, this version reads formats {oldest} to {newest}"),
+            format!("it has format {format}, this version reads formats {oldest_format} to {newest}"),
         );
     }
     if !has_sum(text) {
@@ -194,7 +196,7 @@ fn check(path: &Path, text: &str, kind: Kind, node: NodeId) -> Result<StorageId,
     Ok(StorageId(storage))
 }
 
-/// The last line of a small text file, after `text`.
+/// The checksum line that follows `text` in a file.
 fn sum_line(text: &str) -> String {
     format!("{SUM} = {:08x}\n", crc32c::crc32c(text.as_bytes()))
 }
@@ -203,20 +205,21 @@ fn has_sum(text: &str) -> bool {
     text.rfind(SUM).is_some_and(|at| text[at..] == sum_line(&text[..at]))
 }
 
-/// Makes the names of a new directory and of those above it durable: syncs below are no use when a power cut takes the
-/// whole directory. Which of them were made just now, perhaps by a process that was killed, is not known.
+/// Makes the directory entry of a new directory, and those of all directories above it, durable. Without this a power cut
+/// could remove the whole directory, with all synced files in it. All parents are synced, because it is not known which of
+/// them are new, perhaps created by a process that was killed.
 ///
 /// # Errors
 /// Those of the file system.
-pub fn sync_path_to(path: &Path) -> io::Result<()> {
+pub fn sync_parent_dirs(path: &Path) -> io::Result<()> {
     let path = path.canonicalize()?;
     let mut above = path.ancestors().skip(1);
     above.next().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
     for dir in above {
-        // One that may not be opened was not made by us.
+        // A directory that this process may not open existed before.
         let Ok(dir) = File::open(dir) else { continue };
         match dir.sync_all().map_err(|error| error.kind()) {
-            // There are file systems without it; ours may begin below.
+            // Some file systems cannot sync directories; the data may be on another one mounted below.
             Ok(()) | Err(io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {}
             Err(kind) => return Err(kind.into()),
         }
@@ -224,11 +227,11 @@ pub fn sync_path_to(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces the file `path` by one with `content`: under a temporary name, synced; then renamed; then the directory synced.
-/// A crash leaves the old file or the new one.
+/// Replaces the file `path` by one with `content`: writes and syncs a temporary file, renames it, and syncs the directory.
+/// A crash leaves either the old file or the new one.
 ///
 /// # Errors
-/// Those of the file system; the old file is as it was.
+/// Those of the file system; the old file is then unchanged.
 pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;

@@ -1,15 +1,17 @@
-//! What storages on disk have in common, whatever they store their data with.
+//! Shared parts of storages on disk.
 //!
-//! * [`DataDir`]: a directory that says whose it is, in which format, and is refused to anybody else.
-//! * [`MarkFile`]: how far something was written, noted outside of it, so that an end that is missing is missed.
-//! * [`Reserve`]: room on the disk that is not given away.
+//! * [`DataDir`]: a directory that records its node, kind and format, and refuses every other node and program.
+//! * [`MarkFile`]: a record of how much data was written, kept outside of the data, so that a missing end is noticed.
+//! * [`Reserve`]: disk space that must stay free.
 //!
-//! What this is *not*: a storage, nor does it know of one.
+//! What this is *not*: a storage; it depends on none.
 
 mod data_dir;
 mod mark;
 mod reserve;
 
-pub use data_dir::{DataDir, Kind, read_with_checksum, replace_with_checksum, sync_path_to, write_durably};
+pub use data_dir::{
+    DataDir, DirKind, read_with_checksum, replace_with_checksum, sync_parent_dirs, write_durably,
+};
 pub use mark::{Mark, MarkFile};
 pub use reserve::Reserve;

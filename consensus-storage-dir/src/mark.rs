@@ -1,8 +1,8 @@
-//! How far something had been written, noted outside of it.
+//! The write mark: a record of how much data was written, kept outside of the data.
 //!
 //! ```text
-//! place 0     "MARK" version(4)  writes(8)  file(8)  0(4)  CRC-32C of the bytes before(4)
-//! place 512   the same; they are written in turn, so that a torn write leaves the other
+//! byte 0      "MARK" version(4)  writes(8)  file(8)  0(4)  CRC-32C of the bytes before(4)
+//! byte 512    the second copy; the copies are written in turn, so that a torn write leaves the other one intact
 //! ```
 //! All numbers big-endian.
 
@@ -12,12 +12,12 @@ use consensus_core::StorageError;
 
 use crate::data_dir::write_durably;
 
-/// How far something had been written. Neither number ever goes back.
+/// How much of a storage's data was written. Neither number ever decreases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark {
-    /// What was written since it was made, counted.
+    /// Number of writes since the storage was created.
     pub writes: u64,
-    /// One of the numbered files that it consists of; which one is for its owner to say.
+    /// Number of one of the storage's files, usually the newest; the storage defines which one.
     pub file: u64,
 }
 
@@ -40,60 +40,65 @@ impl Mark {
     }
 }
 
-/// A file with a [`Mark`], for what may look whole when its end is missing: the end of a log that is cut short looks like
-/// a write that a crash interrupted. It is written after each synced write, before anybody is told, and not synced itself.
+/// A file with a [`Mark`]. It serves data that looks complete when its end is missing: a log whose last records are lost
+/// looks like one whose last write was interrupted by a crash. The mark is written after each synced write, before the write
+/// is acknowledged; it is not synced itself.
 #[derive(Debug)]
 pub struct MarkFile {
     file: File,
-    /// Where the next mark goes, and the last one.
-    place: u64,
+    /// Offset of the copy that the next write replaces.
+    next_slot: u64,
+    /// Last mark that was written.
     mark: Mark,
 }
 
 impl MarkFile {
-    /// Makes the file, durably.
+    /// Creates the file; it is durable on return.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn create(path: &Path, mark: Mark) -> Result<Self, StorageError> {
         let mut content = vec![0; FILE_LEN];
-        for place in PLACES {
-            content[place as usize..][..RECORD_LEN].copy_from_slice(&mark.encode());
+        for slot in SLOTS {
+            content[slot as usize..][..RECORD_LEN].copy_from_slice(&mark.encode());
         }
         let file = write_durably(path, &content).and_then(|()| File::options().write(true).open(path));
         let file = file.map_err(|source| io_error("writing", path, source))?;
-        Ok(Self { file, place: PLACES[0], mark })
+        Ok(Self { file, next_slot: SLOTS[0], mark })
     }
 
-    /// Opens the file; `None` if it is not there.
+    /// Opens the file; `None` if it does not exist.
     ///
     /// # Errors
-    /// It is damaged in both places, or cannot be read.
+    /// Both copies are damaged, or the file cannot be read.
     pub fn open(path: &Path) -> Result<Option<Self>, StorageError> {
         let content = match std::fs::read(path) {
             Ok(content) => content,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io_error("reading", path, error)),
         };
-        let at = |place: u64| Some((Mark::decode(content.get(place as usize..)?.get(..RECORD_LEN)?)?, place));
-        let Some((mark, place)) = PLACES.into_iter().filter_map(at).max() else {
+        let at = |slot: u64| Some((Mark::decode(content.get(slot as usize..)?.get(..RECORD_LEN)?)?, slot));
+        let Some((mark, slot)) = SLOTS.into_iter().filter_map(at).max() else {
             let position = path.display().to_string();
-            let why = "it says nowhere how far what is beside it had been written".to_owned();
+            let dir = path.parent().unwrap_or(path).display();
+            let why = format!(
+                "both copies of the write mark are corrupt; restore this node from its peers: remove it, wipe {dir}, add it again"
+            );
             return Err(StorageError::Corrupt { position, why });
         };
         let file =
             File::options().write(true).open(path).map_err(|error| io_error("opening", path, error))?;
-        Ok(Some(Self { file, place: other(place), mark }))
+        Ok(Some(Self { file, next_slot: other_slot(slot), mark }))
     }
 
-    /// The last mark.
+    /// The last mark that was written.
     #[must_use]
     pub fn mark(&self) -> Mark {
         self.mark
     }
 
-    /// Notes `mark`, in memory of the system: it survives the process, and a power cut after the system's usual time for
-    /// writing back, half a minute. To be called when what it says is durable.
+    /// Writes `mark` without a sync. It survives the end of the process; it survives a power cut once the operating system
+    /// has written it back, usually within half a minute. Call it when the data that it counts is durable.
     ///
     /// # Errors
     /// Those of the file system.
@@ -101,12 +106,13 @@ impl MarkFile {
         if mark == self.mark {
             return Ok(());
         }
-        self.file.write_all_at(&mark.encode(), self.place)?;
-        (self.place, self.mark) = (other(self.place), mark);
+        self.file.write_all_at(&mark.encode(), self.next_slot)?;
+        self.next_slot = other_slot(self.next_slot);
+        self.mark = mark;
         Ok(())
     }
 
-    /// Makes the mark durable.
+    /// Makes the last mark durable.
     ///
     /// # Errors
     /// Those of the file system.
@@ -115,8 +121,8 @@ impl MarkFile {
     }
 }
 
-fn other(place: u64) -> u64 {
-    PLACES[usize::from(place == PLACES[0])]
+fn other_slot(slot: u64) -> u64 {
+    SLOTS[usize::from(slot == SLOTS[0])]
 }
 
 fn io_error(doing: &str, path: &Path, source: io::Error) -> StorageError {
@@ -126,8 +132,8 @@ fn io_error(doing: &str, path: &Path, source: io::Error) -> StorageError {
 const MAGIC: &[u8; 4] = b"MARK";
 const VERSION: u32 = 1;
 const RECORD_LEN: usize = 32;
-/// In sectors of their own.
-const PLACES: [u64; 2] = [0, 512];
+/// Offsets of the two copies, each in a sector of its own.
+const SLOTS: [u64; 2] = [0, 512];
 const FILE_LEN: usize = 1024;
 
 #[cfg(test)]
@@ -135,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_mark_counts_and_survives_damage_to_one_place() {
+    fn newest_mark_is_read_and_damage_to_one_copy_is_survived() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("MARK");
         assert!(MarkFile::open(&path).unwrap().is_none());
@@ -147,12 +153,12 @@ mod tests {
         assert_eq!(MarkFile::open(&path).unwrap().unwrap().mark(), mark(5));
         let good = std::fs::read(&path).unwrap();
         for at in 0..RECORD_LEN {
-            for (place, left) in [(0, 4), (512, 5)] {
+            for (slot, left) in [(0, 4), (512, 5)] {
                 let mut bad = good.clone();
-                bad[place + at] ^= 1;
+                bad[slot + at] ^= 1;
                 std::fs::write(&path, &bad).unwrap();
-                assert_eq!(MarkFile::open(&path).unwrap().unwrap().mark(), mark(left), "byte {}", place + at);
-                bad[512 - place + at] ^= 1;
+                assert_eq!(MarkFile::open(&path).unwrap().unwrap().mark(), mark(left), "byte {}", slot + at);
+                bad[512 - slot + at] ^= 1;
                 std::fs::write(&path, &bad).unwrap();
                 let error = MarkFile::open(&path).unwrap_err().to_string();
                 assert!(error.contains(path.to_str().unwrap()), "{error}");

@@ -1,8 +1,8 @@
-//! Room on the disk that is not given away.
+//! Disk space that must stay free.
 
 use std::path::{Path, PathBuf};
 
-/// Refuses what would leave less room than this on the disk of a directory.
+/// Disk space that must stay free on the disk of a directory.
 #[derive(Clone, Debug)]
 pub struct Reserve {
     path: PathBuf,
@@ -10,17 +10,17 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// At least `bytes` are to stay free on the disk of the directory `path`; 0: it is never asked.
+    /// Creates a reserve of `bytes` on the disk of the directory `path`. 0: no reserve; the disk is never checked.
     #[must_use]
     pub fn new(path: &Path, bytes: u64) -> Self {
         Self { path: path.to_owned(), bytes }
     }
 
-    /// Whether there is room for `more` bytes.
+    /// Checks that `more` bytes can be written without using the reserve.
     ///
     /// # Errors
-    /// There is not; says how much there is, where, and how much it should be. A disk that cannot be asked has room: its
-    /// own errors tell.
+    /// They cannot. The text names the directory, the free space and the reserve. A disk whose free space cannot be read
+    /// passes the check: writes to it report their own errors.
     pub fn check(&self, more: u64) -> Result<(), String> {
         if self.bytes == 0 {
             return Ok(());
@@ -30,11 +30,11 @@ impl Reserve {
         if free >= self.bytes.saturating_add(more) {
             return Ok(());
         }
-        let (path, mib) = (self.path.display(), |bytes: u64| bytes >> 20);
         Err(format!(
-            "the disk of {path} has {} MiB free, of which {} MiB are a reserve; make room",
-            mib(free),
-            mib(self.bytes)
+            "the disk of {} has {} MiB free, of which {} MiB are reserved; delete other files or enlarge the disk",
+            self.path.display(),
+            free >> 20,
+            self.bytes >> 20
         ))
     }
 }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_reserved_is_not_given_away() {
+    fn check_beyond_the_reserve_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         Reserve::new(dir.path(), 1).check(1).unwrap();
         Reserve::new(dir.path(), 0).check(u64::MAX).unwrap();

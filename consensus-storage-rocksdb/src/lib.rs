@@ -1,9 +1,9 @@
 //! A durable [`LogStorage`](consensus_core::LogStorage) on RocksDB.
 //!
-//! Each call is one RocksDB write batch with one sync. Records carry their own checksums
-//! ([`consensus_core::record`]) besides RocksDB's, and a mark outside of RocksDB says how much there must be
-//! ([`MarkedDb`]). A directory says whose it is ([`DataDir`]), and is refused to anybody else. What this is *not*: the
-//! fastest possible log - RocksDB writes it twice, once to its own log and later to a table.
+//! Each call is one RocksDB write batch with one sync. Records have their own checksums ([`consensus_core::record`]) in
+//! addition to RocksDB's, and a mark outside of RocksDB records how much was written ([`MarkedDb`]). The directory
+//! records its node and format ([`DataDir`]), and is refused to every other node. What this is *not*: the fastest possible
+//! log. RocksDB writes it twice, to its own log and later to a table.
 //!
 //! ```no_run
 //! # fn open() -> Result<(), consensus_core::StorageError> {
@@ -19,6 +19,6 @@
 mod marked_db;
 mod storage;
 
-pub use consensus_storage_dir::{DataDir, Kind, Reserve};
-pub use marked_db::{Expected, MarkedDb, open_files_max, open_files_of};
+pub use consensus_storage_dir::{DataDir, DirKind, Reserve};
+pub use marked_db::{Expected, MarkedDb, open_files_max, open_files_max_for};
 pub use storage::RocksLogStorage;

@@ -1,8 +1,8 @@
-//! A RocksDB that does not open as an older one than it is.
+//! A RocksDB database that refuses to open when its end is missing.
 //!
-//! One whose newest file is cut short, or of which a file is gone, opens as an older one: what is missing at the end of its
-//! log looks like a write that a crash interrupted, and what is missing at the end of its list of tables (the `MANIFEST`)
-//! like a table that was never made. Somebody else must remember how much there was.
+//! RocksDB opens a database whose newest file is truncated or missing as an older version of itself: a missing end of its
+//! log looks like a write that a crash interrupted, and a missing end of its list of tables (the `MANIFEST`) like tables
+//! that were never created. So the amount of data must be recorded outside of RocksDB.
 
 use std::{
     io,
@@ -15,38 +15,37 @@ use consensus_core::StorageError;
 use consensus_storage_dir::{Mark, MarkFile};
 use rocksdb::{DB, DBRecoveryMode, Options, WriteBatch, WriteOptions};
 
-/// A RocksDB and, in a small file outside of it, how far it had been written. It is refused when something is missing that
-/// was durable; a write that nobody was told of may be.
+/// A RocksDB database with a write mark in a small file outside of it. It does not open if durable data is missing; a write
+/// that was not acknowledged may be missing.
 ///
-/// # The boundary
-/// The mark is written after each synced write and not synced itself. A process that dies takes nothing of it; a power
-/// cut may take the last half minute, and with it the memory of that. So damage to the disk is always noticed while there
-/// was no power cut, and what is older than half a minute always; damage *and* a power cut together can make the last
-/// writes before it disappear, if the damage looks like a write that was cut short (RocksDB refuses other damage by its
-/// checksums).
+/// # Limits
+/// The mark is written after each synced write, and is not synced itself. It survives the end of the process. A power cut
+/// may lose the marks of the last half minute. So without a power cut, damage to the disk is always noticed, and damage to
+/// data older than half a minute is noticed in every case. Damage *and* a power cut together can hide the last writes before
+/// the power cut, if the damage looks like an interrupted write (RocksDB's checksums detect other damage).
 #[derive(Debug)]
 pub struct MarkedDb {
     db: DB,
     mark: Mutex<MarkFile>,
 }
 
-/// What is known of a RocksDB before it is opened.
+/// What is known of a database before it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// It may never have been made, if there is no mark.
-    Perhaps,
-    /// It was made, and marked.
+    /// The database may not exist yet. Without a mark it is created.
+    MaybeAbsent,
+    /// The database exists, with a mark.
     Marked,
-    /// It was made elsewhere, and is complete as it lies here. It gets a mark.
+    /// The database is a complete copy from elsewhere. If it has no mark, one is created.
     Received,
 }
 
 impl MarkedDb {
-    /// Opens the RocksDB in the directory `path`, whose mark is the file `mark`. Nothing but RocksDB's own journal
-    /// (`LOG`) is changed before it is certain that all is there.
+    /// Opens the database in the directory `path`, whose mark is the file `mark`. Nothing except RocksDB's message log
+    /// (`LOG`) is changed before the database is known to be complete.
     ///
     /// # Errors
-    /// Something is missing or damaged, or cannot be read.
+    /// Data is missing or damaged, or cannot be read.
     pub fn open(
         options: &Options,
         path: &Path,
@@ -54,25 +53,27 @@ impl MarkedDb {
         expected: Expected,
     ) -> Result<Self, StorageError> {
         let missing = |why: &str| {
-            let (position, why) = (mark.display().to_string(), format!("it is missing, {why}"));
-            Err(StorageError::Corrupt { position, why })
+            let position = mark.display().to_string();
+            Err(StorageError::Corrupt { position, why: format!("the write mark is missing, {why}") })
         };
-        let noted = MarkFile::open(mark)?;
+        let recorded = MarkFile::open(mark)?;
         let mut options = options.clone();
         options.set_max_open_files(open_files_max());
-        options.create_if_missing(noted.is_none() && expected == Expected::Perhaps);
-        match &noted {
-            Some(noted) => look(&options, path, noted.mark())?,
-            None if expected == Expected::Marked => return missing("and was made together with the RocksDB"),
+        options.create_if_missing(recorded.is_none() && expected == Expected::MaybeAbsent);
+        match &recorded {
+            Some(recorded) => check_complete(&options, path, recorded.mark())?,
+            None if expected == Expected::Marked => {
+                return missing("though it was created together with the database");
+            }
             None => {}
         }
-        // What ends in the middle of a record is a write that nobody was told of, as the mark has shown.
+        // The check against the mark has shown that an incomplete record at the end was never acknowledged.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-        let db = DB::open(&options, path).map_err(|error| opening(path, &error))?;
-        if noted.is_none() && expected == Expected::Perhaps && db.latest_sequence_number() > 0 {
-            return missing("and the RocksDB holds data");
+        let db = DB::open(&options, path).map_err(|error| open_error(path, &error))?;
+        if recorded.is_none() && expected == Expected::MaybeAbsent && db.latest_sequence_number() > 0 {
+            return missing("but the database contains data");
         }
-        let file = match noted {
+        let file = match recorded {
             Some(mut file) => {
                 let io = |source| StorageError::Io { context: format!("writing {}", mark.display()), source };
                 file.write(mark_of(&db)).and_then(|()| file.sync()).map_err(io)?;
@@ -83,13 +84,13 @@ impl MarkedDb {
         Ok(Self { db, mark: Mutex::new(file) })
     }
 
-    /// Writes a batch; it is durable on return.
+    /// Writes a batch, which is durable on return.
     ///
     /// # Errors
-    /// What is on disk is unknown then.
+    /// Those of RocksDB. It is then unknown what is on disk.
     pub fn write_synced(&self, batch: WriteBatch) -> io::Result<()> {
         let mut mark = self.mark();
-        // Not the number afterwards: another write, unsynced, may have come in between.
+        // Computed before the write: afterwards the number may include a concurrent write that was not synced.
         let writes = self.db.latest_sequence_number() + batch.len() as u64;
         let mut options = WriteOptions::default();
         options.set_sync(true);
@@ -97,10 +98,10 @@ impl MarkedDb {
         mark.write(Mark { writes, ..mark_of(&self.db) })
     }
 
-    /// Makes all writes durable that returned before.
+    /// Makes all earlier writes durable.
     ///
     /// # Errors
-    /// What is on disk is unknown then.
+    /// Those of RocksDB. It is then unknown what is on disk.
     pub fn flush_synced(&self) -> io::Result<()> {
         let mut mark = self.mark();
         let writes = self.db.latest_sequence_number();
@@ -114,18 +115,18 @@ impl MarkedDb {
     }
 }
 
-/// How many files each [`MarkedDb`] of this process keeps open at most, a few that are in use on top: an eighth of what
-/// the process may open (its soft limit, `ulimit -n`).
+/// Most files that each [`MarkedDb`] of this process keeps open, not counting a few that are in use: an eighth of the files
+/// that the process may open (its soft limit, `ulimit -n`).
 #[must_use]
 pub fn open_files_max() -> i32 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    open_files_of(limit.unwrap_or(u64::MAX))
+    open_files_max_for(limit.unwrap_or(u64::MAX))
 }
 
-/// The same of a process that may open so many files.
+/// Like [`open_files_max`], for a process that may open `limit` files.
 #[must_use]
-pub fn open_files_of(limit: u64) -> i32 {
-    // RocksDB takes no less than 20. More than that many tables of 64 MiB are half a terabyte.
+pub fn open_files_max_for(limit: u64) -> i32 {
+    // RocksDB needs at least 20. 8192 tables of 64 MiB are half a terabyte.
     i32::try_from(limit / 8).unwrap_or(i32::MAX).clamp(32, 8192)
 }
 
@@ -139,44 +140,44 @@ impl Deref for MarkedDb {
 
 impl Drop for MarkedDb {
     fn drop(&mut self) {
-        // One more chance for a mark that was not written back yet; it makes no difference to what is there.
+        // Makes the newest mark survive a power cut. A failure does not endanger the data.
         let _ = self.mark().sync();
     }
 }
 
-/// Looks, without changing anything, whether all is there that was noted. Of a log that is damaged somewhere, or that has
-/// a hole, what comes before is counted.
-fn look(options: &Options, path: &Path, noted: Mark) -> Result<(), StorageError> {
+/// Checks, without changing anything, that the database has all data that was recorded. Of a damaged or incomplete log, only
+/// the part before the damage counts.
+fn check_complete(options: &Options, path: &Path, recorded: Mark) -> Result<(), StorageError> {
     let mut options = options.clone();
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
-    let db = DB::open_for_read_only(&options, path, false).map_err(|error| opening(path, &error))?;
+    let db = DB::open_for_read_only(&options, path, false).map_err(|error| open_error(path, &error))?;
     let position = path.display().to_string();
-    lacks(mark_of(&db), noted).map_or(Ok(()), |why| Err(StorageError::Corrupt { position, why }))
+    missing_part(mark_of(&db), recorded).map_or(Ok(()), |why| Err(StorageError::Corrupt { position, why }))
 }
 
-/// How far `db` is written now: the records since it was made (RocksDB's sequence number), and the oldest of its log files
-/// that it still needs, which changes when data is moved to a table.
+/// The mark of `db` as it is now: the number of records since it was created (RocksDB's sequence number), and the oldest log
+/// file that it still needs, which changes when data is moved to a table.
 fn mark_of(db: &DB) -> Mark {
     let file = db.property_int_value("rocksdb.min-log-number-to-keep").ok().flatten().unwrap_or(0);
     Mark { writes: db.latest_sequence_number(), file }
 }
 
-/// What is missing of `noted`.
-fn lacks(found: Mark, noted: Mark) -> Option<String> {
+/// Describes what `found` lacks of `recorded`; `None` if nothing is missing.
+fn missing_part(found: Mark, recorded: Mark) -> Option<String> {
     let Mark { writes, file } = found;
-    if writes < noted.writes {
-        let noted = noted.writes;
+    if writes < recorded.writes {
+        let recorded = recorded.writes;
         return Some(format!(
-            "RocksDB finds {writes} of the {noted} records that were written: the end of its log or of its MANIFEST is missing"
+            "RocksDB finds {writes} of the {recorded} records that were written: the end of its log or of its MANIFEST is missing"
         ));
     }
-    (file < noted.file).then(|| {
-        let noted = noted.file;
-        format!("RocksDB looks for its log file {file}, and had gone on to {noted}: the end of its MANIFEST is missing")
+    (file < recorded.file).then(|| {
+        let recorded = recorded.file;
+        format!("RocksDB looks for its log file {file}, but had advanced to file {recorded}: the end of its MANIFEST is missing")
     })
 }
 
-fn opening(path: &Path, error: &rocksdb::Error) -> StorageError {
+fn open_error(path: &Path, error: &rocksdb::Error) -> StorageError {
     let position = path.display().to_string();
     match error.kind() {
         rocksdb::ErrorKind::Corruption => StorageError::Corrupt { position, why: error.to_string() },

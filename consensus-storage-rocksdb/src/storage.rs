@@ -1,11 +1,11 @@
-//! The log in RocksDB.
+//! The log storage: layout, writes and reads.
 //!
 //! ```text
 //! key                      value
 //! "e" index (8, BE)        record of the entry
 //! "h"                      hard state
-//! "l"                      identity of the last entry
-//! "p"                      what was purged
+//! "l"                      log id of the last entry
+//! "p"                      purged position and its configuration
 //! ```
 
 use std::{
@@ -22,9 +22,9 @@ use consensus_core::{
 use rocksdb::{Direction, IteratorMode, Options, ReadOptions, WriteBatch};
 use serde::de::DeserializeOwned;
 
-use crate::{DataDir, Expected, Kind, MarkedDb, Reserve};
+use crate::{DataDir, DirKind, Expected, MarkedDb, Reserve};
 
-/// A [`LogStorage`] in a directory.
+/// A [`LogStorage`] in a RocksDB database.
 #[derive(Debug)]
 pub struct RocksLogStorage {
     db: MarkedDb,
@@ -33,7 +33,7 @@ pub struct RocksLogStorage {
     reserve: Reserve,
 }
 
-/// Where the log begins and ends, and whether it can still be written.
+/// First and last position of the log, and the error of a failed write.
 #[derive(Debug, Default)]
 struct Bounds {
     purged: LogIndex,
@@ -42,26 +42,27 @@ struct Bounds {
 }
 
 impl RocksLogStorage {
-    /// Opens the log of `node` in the directory `path`, making it if it is not there.
+    /// Opens the log of `node` in the directory `path`; creates it if it does not exist.
     ///
     /// # Errors
-    /// The directory is another's or in use, RocksDB cannot open it, or a record is damaged.
+    /// The directory belongs to another node or is in use, RocksDB cannot open it, or a record other than an entry is damaged.
     pub fn open(path: &Path, node: NodeId) -> Result<Self, StorageError> {
         let dir = DataDir::open(path, KIND, node)?;
-        let place = dir.make_dir("rocksdb").map_err(|source| StorageError::Io {
-            context: format!("making a directory in {}", path.display()),
+        let db_path = dir.create_dir("rocksdb").map_err(|source| StorageError::Io {
+            context: format!("creating a directory in {}", path.display()),
             source,
         })?;
-        let db = MarkedDb::open(&options(), &place, &dir.path().join(MARK), Expected::Perhaps)?;
+        let db = MarkedDb::open(&options(), &db_path, &dir.path().join(MARK), Expected::MaybeAbsent)?;
         let storage = Self { db, reserve: Reserve::new(dir.path(), 0), dir, bounds: Mutex::default() };
         let state = storage.load()?;
-        *storage.bounds() = Bounds { purged: state.purged.last.index, last: end_of(&state), failed: None };
+        *storage.bounds() =
+            Bounds { purged: state.purged.last.index, last: last_index(&state), failed: None };
         Ok(storage)
     }
 
-    /// Has entries refused ([`StorageError::NoRoom`], not final) that would leave less than `bytes` of room on the disk.
-    /// RocksDB, and a state machine beside it, need some for what they do by themselves; a disk that is full to the last
-    /// byte stops the node. Default: none.
+    /// Refuses commands ([`StorageError::NoRoom`], not final) that would leave less than `bytes` free on the disk. RocksDB,
+    /// and a state machine on the same disk, need space for background work; a completely full disk stops the node.
+    /// Default: 0.
     #[must_use]
     pub fn with_reserve(mut self, bytes: u64) -> Self {
         self.reserve = Reserve::new(self.dir.path(), bytes);
@@ -72,7 +73,7 @@ impl RocksLogStorage {
         self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn io(&self, doing: &str, error: impl Into<Box<dyn Error + Send + Sync>>) -> StorageError {
+    fn io_error(&self, doing: &str, error: impl Into<Box<dyn Error + Send + Sync>>) -> StorageError {
         let context = format!("{doing} {}", self.dir.path().display());
         StorageError::Io { context, source: std::io::Error::other(error) }
     }
@@ -82,15 +83,19 @@ impl RocksLogStorage {
         StorageError::Corrupt { position, why: why.to_string() }
     }
 
-    /// A small record; the default if it was never written.
-    fn get<T: DeserializeOwned + Default>(&self, key: &[u8], what: &'static str) -> Result<T, StorageError> {
-        let value = self.db.get_pinned(key).map_err(|error| self.io("reading", error))?;
+    /// Reads a record that is not an entry; the default value if it was never written.
+    fn get_small<T: DeserializeOwned + Default>(
+        &self,
+        key: &[u8],
+        what: &'static str,
+    ) -> Result<T, StorageError> {
+        let value = self.db.get_pinned(key).map_err(|error| self.io_error("reading", error))?;
         let Some(bytes) = value else { return Ok(T::default()) };
         codec::decode(what, META_VERSION, &bytes).map_err(|error| self.corrupt(what, error))
     }
 
-    /// The last entry after `batch`, at index `last`, if it is another than before.
-    fn new_end(
+    /// Log id of the last entry after `batch`, whose index is `last`; `None` if it is unchanged.
+    fn new_last_entry(
         &self,
         before: &Bounds,
         batch: &LogBatch,
@@ -103,14 +108,14 @@ impl RocksLogStorage {
         if last == before.last || purged.is_some() {
             return Ok(purged);
         }
-        // Cut, and nothing in the place of what was there.
+        // The log was truncated and nothing was appended.
         if last == before.purged {
-            return Ok(Some(self.get::<SnapshotMeta>(PURGED, "the purged position")?.last));
+            return Ok(Some(self.get_small::<SnapshotMeta>(PURGED, "the purged position")?.last));
         }
         Ok(self.read(last.prev(), last, 0)?.first().map(|entry| entry.id))
     }
 
-    /// The configurations after `index` that can be read, whatever lies between them.
+    /// All readable configurations after `index`, also those after damaged entries.
     fn memberships_after(&self, index: LogIndex) -> Vec<Membership> {
         let from = entry_key(index.next());
         let entries = self.db.iterator(IteratorMode::From(&from, Direction::Forward)).map_while(Result::ok);
@@ -123,7 +128,7 @@ impl RocksLogStorage {
         .collect()
     }
 
-    /// Calls `f` with the entries after `after`, in order, until it says `false`.
+    /// Calls `f` with the entries after `after`, in order, until it returns `false`.
     fn scan(
         &self,
         after: LogIndex,
@@ -133,7 +138,7 @@ impl RocksLogStorage {
         read.set_iterate_upper_bound(UPPER.to_vec());
         let from = entry_key(after.next());
         for item in self.db.iterator_opt(IteratorMode::From(&from, Direction::Forward), read) {
-            let (key, value) = item.map_err(|error| self.io("reading", error))?;
+            let (key, value) = item.map_err(|error| self.io_error("reading", error))?;
             let name = || format!("the record of log index {}", index_of(&key).unwrap_or_default());
             let entry = record::decode(&Bytes::from(value)).map_err(|error| self.corrupt(&name(), error))?;
             if index_of(&key) != Some(entry.id.index) {
@@ -149,12 +154,12 @@ impl RocksLogStorage {
 
 impl LogStorage for RocksLogStorage {
     fn load(&self) -> Result<LogState, StorageError> {
-        let hard_state = self.get(HARD_STATE, "the hard state")?;
-        let purged = self.get(PURGED, "the purged position")?;
+        let hard_state = self.get_small(HARD_STATE, "the hard state")?;
+        let purged = self.get_small(PURGED, "the purged position")?;
         let mut state = LogState { storage: self.dir.storage(), hard_state, purged, ..LogState::default() };
         match self.scan(LogIndex::ZERO, |entry| state.push(&entry).map(|()| true)) {
             Err(StorageError::Corrupt { position, why }) => {
-                let last = self.get(LAST, "the position of the last entry")?;
+                let last = self.get_small(LAST, "the position of the last entry")?;
                 let memberships = self.memberships_after(state.last().index);
                 state.damage = Some(Damage { last, memberships, position, why });
             }
@@ -174,20 +179,23 @@ impl LogStorage for RocksLogStorage {
                 return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
             }
         }
-        let (mut write, purged, last) = prepare(&bounds, &batch)?;
-        if let Some(id) = self.new_end(&bounds, &batch, last)? {
+        let (mut write, purged, last) = plan_write(&bounds, &batch)?;
+        if let Some(id) = self.new_last_entry(&bounds, &batch, last)? {
             write.put(LAST, codec::encode(META_VERSION, &id));
         }
         if let Err(error) = self.db.write_synced(write) {
             bounds.failed = Some(error.to_string());
-            return Err(self.io("writing", error));
+            return Err(self.io_error("writing", error));
         }
-        (bounds.purged, bounds.last) = (purged, last);
+        bounds.purged = purged;
+        bounds.last = last;
         Ok(())
     }
 
     fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError> {
-        let (mut entries, mut bytes, mut next) = (Vec::new(), 0, after.next());
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let mut next = after.next();
         if after >= last {
             return Ok(entries);
         }
@@ -214,13 +222,17 @@ impl LogStorage for RocksLogStorage {
     }
 }
 
-/// The batch in RocksDB's terms, and where the log begins and ends after it.
-fn prepare(bounds: &Bounds, batch: &LogBatch) -> Result<(WriteBatch, LogIndex, LogIndex), StorageError> {
+/// Converts `batch` to a write batch of RocksDB. Also returns the purged and the last index after it.
+fn plan_write(bounds: &Bounds, batch: &LogBatch) -> Result<(WriteBatch, LogIndex, LogIndex), StorageError> {
     let mut write = WriteBatch::default();
-    let (mut purged, mut last) = (bounds.purged, bounds.last);
+    let mut purged = bounds.purged;
+    let mut last = bounds.last;
     if let Some(meta) = &batch.purge {
         if meta.last.index < purged {
-            let why = format!("a purge up to {}, after one up to {purged}", meta.last.index);
+            let why = format!(
+                "a purge up to index {}, but the log is purged up to {purged} already",
+                meta.last.index
+            );
             return Err(StorageError::Misuse(why));
         }
         write.delete_range(entry_key(purged.next()), entry_key(meta.last.index.next()));
@@ -251,8 +263,8 @@ fn prepare(bounds: &Bounds, batch: &LogBatch) -> Result<(WriteBatch, LogIndex, L
     Ok((write, purged, last))
 }
 
-/// The last index on disk, be it readable or not.
-fn end_of(state: &LogState) -> LogIndex {
+/// Last index on disk, also if its entry is not readable.
+fn last_index(state: &LogState) -> LogIndex {
     state.damage.as_ref().map_or(state.last().index, |damage| damage.last.index)
 }
 
@@ -277,16 +289,16 @@ fn index_of(key: &[u8]) -> Option<LogIndex> {
     key.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(|bytes| LogIndex(u64::from_be_bytes(bytes)))
 }
 
-const KIND: Kind = Kind { name: "raft-log", oldest: 2, format: 2 };
-/// The file that says how far RocksDB had been written.
+const KIND: DirKind = DirKind { name: "raft-log", oldest_format: 2, format: 2 };
+/// Name of the file with the write mark.
 const MARK: &str = "MARK";
 const META_VERSION: u8 = 1;
 const ENTRY: u8 = b'e';
 /// After the last possible entry.
 const UPPER: &[u8] = b"f";
 const HARD_STATE: &[u8] = b"h";
-/// The last entry, so that it is known if its record cannot be read.
+/// Log id of the last entry, kept apart so that it is known even if the entry's record is damaged.
 const LAST: &[u8] = b"l";
 const PURGED: &[u8] = b"p";
-/// Most of the log is purged before it would leave memory.
+/// Large enough that most entries are purged before they would be moved to a table.
 const WRITE_BUFFER_BYTES: usize = 64 << 20;

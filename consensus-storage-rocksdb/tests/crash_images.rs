@@ -1,4 +1,4 @@
-//! Power cuts and `kill -9` at every sync of a log storage: whatever they leave opens, and holds what was acknowledged.
+//! Power cuts and `kill -9` at every sync: whatever they leave on disk opens, with everything that was acknowledged.
 
 use std::path::Path;
 
@@ -13,24 +13,24 @@ fn open(dir: &Path) -> Result<RocksLogStorage, StorageError> {
     RocksLogStorage::open(&dir.join("node-1/log"), NodeId(1))
 }
 
-/// Run by [`what_a_crash_leaves_at_any_sync_is_whole`] under strace.
+/// The tests below run this under strace.
 #[test]
-#[ignore = "not a test: the workload of the one below"]
-fn the_workload() {
-    // Opened again and again: RocksDB moves what it finds to a table and begins new files.
+#[ignore = "not a test: the workload of the tests below"]
+fn workload() {
+    // At each open, RocksDB moves the data of its log to a table and starts new files.
     write_in_sessions(SESSIONS, open);
 }
 
 #[test]
-fn what_a_crash_leaves_at_any_sync_is_whole() {
-    // Every few images are also written to and opened again.
-    try_images("the_workload", open, |number| usize::from(number.is_multiple_of(4)));
+fn log_after_a_crash_at_any_sync_has_all_acknowledged_entries() {
+    // Some images are also written to and opened again.
+    try_images("workload", open, |number| usize::from(number.is_multiple_of(4)));
 }
 
 #[test]
-fn what_a_crash_leaves_after_syncs_that_failed_is_whole() {
+fn log_after_a_crash_and_failed_syncs_has_all_acknowledged_entries() {
     for (first, step) in [(2, NEVER), (4, NEVER), (15, 17)] {
-        try_images_with_failing_syncs("the_workload", FailingSyncs { first, step }, open, |number| {
+        try_images_with_failing_syncs("workload", FailingSyncs { first, step }, open, |number| {
             usize::from(number.is_multiple_of(4))
         });
     }

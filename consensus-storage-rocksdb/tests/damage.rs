@@ -1,4 +1,4 @@
-//! Damaged files: all that was acknowledged is there, or the log is refused.
+//! Damaged files: the log either has all acknowledged entries, or is refused.
 
 use std::{
     fs,
@@ -16,24 +16,24 @@ fn open(dir: &Path) -> Result<RocksLogStorage, StorageError> {
     sound(RocksLogStorage::open(dir, NodeId(1))?)
 }
 
-/// A log with tables, a log of RocksDB that spans blocks, and all its small files.
+/// Writes a log with tables, with a RocksDB log of several blocks, and with all small files.
 fn filled(dir: &Path) -> Filled {
     let batches = batches();
-    // The first half moves to a table when the second one is opened.
+    // The first half is moved to a table when the database is opened for the second half.
     for half in batches.chunks(batches.len() / 2) {
         let storage = open(dir).unwrap();
         half.iter().for_each(|batch| storage.write(batch.clone()).unwrap());
     }
-    // As a process leaves it that is killed: without the sync of an orderly end, which changes nothing here.
-    let place = dir.with_extension("looked-at");
-    fs::create_dir(&place).unwrap();
-    assert!(std::process::Command::new("cp").arg("-r").arg(dir).arg(&place).status().unwrap().success());
-    let storage = open(&place.join(dir.file_name().unwrap())).unwrap();
+    // Opens a copy, because opening the database would change its files.
+    let copies = dir.with_extension("copy");
+    fs::create_dir(&copies).unwrap();
+    assert!(std::process::Command::new("cp").arg("-r").arg(dir).arg(&copies).status().unwrap().success());
+    let storage = open(&copies.join(dir.file_name().unwrap())).unwrap();
     Filled::of(&storage)
 }
 
 #[test]
-fn no_damage_to_any_file_goes_unnoticed() {
+fn damage_to_any_byte_of_any_file_is_noticed() {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path().join("log");
     let filled = filled(&dir);
@@ -47,7 +47,7 @@ fn no_damage_to_any_file_goes_unnoticed() {
     assert!(tally.whole > 20 && tally.refused > 200, "{tally:?}");
 }
 
-/// RocksDB's own log, which holds all that was not yet moved to a table.
+/// RocksDB's newest log file, with the data that was not yet moved to a table.
 fn write_ahead_log(dir: &Path) -> PathBuf {
     let files = fs::read_dir(dir.join("rocksdb")).unwrap().map(|file| file.unwrap().path());
     files.filter(|path| path.extension().is_some_and(|ext| ext == "log")).max().unwrap()
@@ -58,30 +58,31 @@ fn append(storage: &RocksLogStorage, index: u64) {
     storage.write(LogBatch { entries, ..LogBatch::default() }).unwrap();
 }
 
-fn cut(file: &Path, bytes: u64) {
+fn remove_end(file: &Path, bytes: u64) {
     let length = fs::metadata(file).unwrap().len();
     fs::File::options().write(true).open(file).unwrap().set_len(length - bytes).unwrap();
 }
 
-/// The two look alike in RocksDB's log. They differ in the mark, which is written before anybody is told.
+/// In RocksDB's log both cases look alike. They differ in the mark, which is written before a write is acknowledged.
 #[test]
-fn a_torn_write_is_cut_and_an_acknowledged_one_is_missed() {
+fn torn_write_is_removed_and_missing_acknowledged_write_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let (mark, kept) = (dir.path().join("MARK"), tempfile::NamedTempFile::new().unwrap());
+    let mark = dir.path().join("MARK");
+    let kept = tempfile::NamedTempFile::new().unwrap();
     let storage = open(dir.path()).unwrap();
     (1..=99).for_each(|index| append(&storage, index));
     fs::copy(&mark, kept.path()).unwrap();
     append(&storage, 100);
     drop(storage);
-    cut(&write_ahead_log(dir.path()), 500);
+    remove_end(&write_ahead_log(dir.path()), 500);
     for _ in 0..2 {
         let error = open(dir.path()).unwrap_err();
         assert!(matches!(error, StorageError::Corrupt { .. }), "{error:?}");
         assert!(error.to_string().contains("finds 198 of the 200 records"), "{error}");
         assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
     }
-    // The boundary. With the mark as it was before the last write - the process was killed in the middle of that, or a
-    // power cut took the last half minute of marks - it is a torn write.
+    // With the mark from before the last write it is a torn write: the process was killed during the write. A power cut that
+    // loses the last half minute of marks looks the same, which is a documented limit.
     fs::copy(kept.path(), &mark).unwrap();
     let storage = open(dir.path()).unwrap();
     assert_eq!(storage.load().unwrap().last(), LogId::new(1, 99), "only the last write is gone");
@@ -90,9 +91,9 @@ fn a_torn_write_is_cut_and_an_acknowledged_one_is_missed() {
     assert_eq!(open(dir.path()).unwrap().load().unwrap().last(), LogId::new(1, 100));
 }
 
-/// What is older than the mark is never taken for torn, and what is damaged rather than cut not even beyond it.
+/// A write that the mark counts never counts as torn. A damaged write never does, even if the mark does not count it.
 #[test]
-fn an_old_mark_does_not_hide_damage() {
+fn damage_is_noticed_with_an_old_mark() {
     let dir = tempfile::tempdir().unwrap();
     let mark = dir.path().join("MARK");
     let storage = open(dir.path()).unwrap();

@@ -1,4 +1,4 @@
-//! A disk that is full to the last byte: a small one in memory, mounted for the test, which takes root.
+//! A completely full disk: a small file system in memory that the test mounts, which needs root.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use consensus_core::{
 use consensus_storage_rocksdb::RocksLogStorage;
 use consensus_testkit::SmallDisk;
 
-/// `None` where nothing can be mounted.
+/// `None` if the test may not mount a file system.
 fn small_disk(dir: &tempfile::TempDir) -> Option<SmallDisk> {
     SmallDisk::mount(dir.path(), DISK_MIB).map_err(|why| println!("SKIPPED, {why}")).ok()
 }
@@ -22,25 +22,25 @@ fn append(storage: &RocksLogStorage, index: u64) -> Result<(), StorageError> {
     storage.write(LogBatch { entries, ..LogBatch::default() })
 }
 
-/// Appends until an error comes; how many were acknowledged, and the error.
+/// Appends until an error. Returns the number of acknowledged entries, and the error.
 fn append_until_full(storage: &RocksLogStorage) -> (u64, StorageError) {
     for index in 1.. {
         if let Err(error) = append(storage, index) {
             return (index - 1, error);
         }
     }
-    unreachable!("no disk is endless");
+    unreachable!("every disk becomes full");
 }
 
 #[test]
-fn what_was_acknowledged_before_the_disk_was_full_is_there() {
+fn log_on_a_disk_that_became_full_keeps_acknowledged_entries() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = small_disk(&dir) else { return };
     let log = disk.path().join("log");
     let storage = open(&log).unwrap();
     append(&storage, 1).unwrap();
     disk.fill().unwrap();
-    // Whatever room is still RocksDB's own is used up first.
+    // Uses up the space that RocksDB has allocated already.
     let mut acknowledged = 1;
     let error = loop {
         match append(&storage, acknowledged + 1) {
@@ -49,13 +49,13 @@ fn what_was_acknowledged_before_the_disk_was_full_is_there() {
         }
     };
     assert!(matches!(error, StorageError::Io { .. }), "{error:?}");
-    // Final, also when there is room again: what the failed write left is not known here.
+    // The error is final, even when there is room again, because it is unknown what the failed write left on disk.
     disk.make_room().unwrap();
     let error = append(&storage, acknowledged + 1).unwrap_err();
     assert!(matches!(error, StorageError::Failed(_)), "{error:?}");
     drop(storage);
 
-    // Opened while it is full, it is refused or whole; and whole once there is room.
+    // While the disk is full, the log is either refused or complete; with room again it is complete.
     disk.fill().unwrap();
     for full in [true, true, false] {
         if !full {
@@ -69,7 +69,7 @@ fn what_was_acknowledged_before_the_disk_was_full_is_there() {
             }
             Err(error) => panic!("{error}"),
         };
-        // The write that failed may be there, whole.
+        // The failed write may be on disk, completely.
         assert!(
             (acknowledged..=acknowledged + 1).contains(&found),
             "{acknowledged} acknowledged, {found} there"
@@ -83,7 +83,7 @@ fn what_was_acknowledged_before_the_disk_was_full_is_there() {
 }
 
 #[test]
-fn a_reserve_keeps_the_disk_from_filling_up() {
+fn commands_that_need_the_reserve_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = small_disk(&dir) else { return };
     let log = disk.path().join("log");
@@ -91,18 +91,18 @@ fn a_reserve_keeps_the_disk_from_filling_up() {
     let (acknowledged, error) = append_until_full(&storage);
     assert!(matches!(error, StorageError::NoRoom { .. }), "{error:?}");
     assert!(acknowledged > 10, "{acknowledged}");
-    // Not final: what is small and makes room is taken, and the log opens as it is.
+    // The refusal is not final: a purge is written, and the log opens again.
     let purge = SnapshotMeta { last: LogId::new(1, acknowledged), ..SnapshotMeta::default() };
     storage.write(LogBatch { purge: Some(purge), ..LogBatch::default() }).unwrap();
     drop(storage);
     assert_eq!(open(&log).unwrap().load().unwrap().last(), LogId::new(1, acknowledged));
 }
 
-/// A leader that is elected while there is no room commits the first entry of its term, without which it serves no reads.
+/// A leader that is elected while the disk is full must commit the first entry of its term in order to serve reads.
 #[test]
-fn entries_without_commands_use_the_reserve() {
+fn entries_without_commands_may_use_the_reserve() {
     let dir = tempfile::tempdir().unwrap();
-    // No disk has as much.
+    // Larger than any disk.
     let storage = open(dir.path()).unwrap().with_reserve(1 << 60);
     let write = |index, payload| {
         let entries = vec![Entry { id: LogId::new(1, index), payload }];

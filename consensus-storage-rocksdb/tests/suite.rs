@@ -1,4 +1,4 @@
-//! Conformance, and what a directory adds.
+//! The conformance suite, and tests of the directory.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use consensus_storage_rocksdb::RocksLogStorage;
 use consensus_testkit::log_storage::run_suite;
 
 #[test]
-fn passes_the_suite() {
+fn storage_passes_the_suite() {
     run_suite(|| tempfile::tempdir().unwrap(), |dir| RocksLogStorage::open(dir.path(), NodeId(1)).unwrap());
 }
 
@@ -20,7 +20,7 @@ fn filled(dir: &tempfile::TempDir) {
 }
 
 #[test]
-fn a_directory_is_refused_to_others_unchanged() {
+fn directory_of_another_node_or_format_is_refused_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     filled(&dir);
     let identity = dir.path().join("IDENTITY");
@@ -47,14 +47,14 @@ fn a_directory_is_refused_to_others_unchanged() {
 }
 
 #[test]
-fn a_directory_in_use_is_refused() {
+fn directory_in_use_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let _first = RocksLogStorage::open(dir.path(), NodeId(1)).unwrap();
     let error = RocksLogStorage::open(dir.path(), NodeId(1)).unwrap_err();
     assert!(matches!(error, StorageError::Locked { .. }), "{error}");
 }
 
-/// RocksDB's own log, which holds all that was not yet moved to a table.
+/// RocksDB's newest log file, with the data that was not yet moved to a table.
 fn write_ahead_log(dir: &tempfile::TempDir) -> std::path::PathBuf {
     let files = fs::read_dir(dir.path().join("rocksdb")).unwrap().map(|file| file.unwrap().path());
     let mut logs: Vec<_> = files.filter(|path| path.extension().is_some_and(|ext| ext == "log")).collect();
@@ -63,7 +63,7 @@ fn write_ahead_log(dir: &tempfile::TempDir) -> std::path::PathBuf {
 }
 
 #[test]
-fn damage_in_the_middle_is_reported_not_skipped() {
+fn damage_in_the_middle_of_the_log_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     filled(&dir);
     let log = write_ahead_log(&dir);
@@ -77,7 +77,7 @@ fn damage_in_the_middle_is_reported_not_skipped() {
 }
 
 #[test]
-fn reads_beside_writes_see_whole_entries() {
+fn reads_during_writes_return_complete_entries() {
     let dir = tempfile::tempdir().unwrap();
     let storage = RocksLogStorage::open(dir.path(), NodeId(1)).unwrap();
     std::thread::scope(|scope| {

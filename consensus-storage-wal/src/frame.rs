@@ -1,14 +1,14 @@
-//! What one write looks like on disk.
+//! Frames: the format of one write on disk.
 //!
 //! ```text
-//! 0   CRC-32C of the head from byte 4 on (4)      24  settled (8)                    56       state
+//! 0   CRC-32C of the head from byte 4 on (4)      24  last non-append frame (8)      56       state
 //! 4   length of the state (4)                     32  last entry: term, index (16)   ..       for each record:
 //! 8   salt of the segment (8)                     48  number of records (4)                   length (4), CRC-32C (4)
 //! 16  number of the frame (8)                     52  length of all records (4)      ..       records, zeros up to a
 //!                                                                                             multiple of 8
 //! ```
-//! All numbers big-endian. The CRC of a record is the one in the record itself: that binds it to this head, so that
-//! payloads are summed up once.
+//! All numbers big-endian. The CRC of a record is a copy of the one inside the record: it binds the record to this head, and
+//! the payload is summed only once.
 
 use bytes::{Buf, BufMut, Bytes};
 use consensus_core::{
@@ -17,13 +17,13 @@ use consensus_core::{
     record,
 };
 
-/// A batch as it is to be written.
+/// A batch to be written.
 pub(crate) struct Frame<'a> {
     pub(crate) salt: u64,
     pub(crate) number: u64,
-    /// Number of the last frame before this one that did more than to append.
-    pub(crate) settled: u64,
-    /// The last entry of the log after it.
+    /// Number of the last frame before this one that did more than append entries.
+    pub(crate) last_non_append: u64,
+    /// Last entry of the log after this frame.
     pub(crate) last: LogId,
     pub(crate) hard_state: Option<&'a HardState>,
     pub(crate) purged: Option<&'a SnapshotMeta>,
@@ -31,7 +31,7 @@ pub(crate) struct Frame<'a> {
 }
 
 impl Frame<'_> {
-    /// Fills `out` with the frame. Payloads are copied here, once.
+    /// Replaces the content of `out` by the encoded frame. This is the only copy of the payloads.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.clear();
         let state = match (self.hard_state, self.purged) {
@@ -42,7 +42,7 @@ impl Frame<'_> {
         out.put_u32(state.len() as u32);
         out.put_u64(self.salt);
         out.put_u64(self.number);
-        out.put_u64(self.settled);
+        out.put_u64(self.last_non_append);
         out.put_u64(self.last.term.0);
         out.put_u64(self.last.index.0);
         out.put_u32(self.entries.len() as u32);
@@ -67,34 +67,35 @@ impl Frame<'_> {
     }
 }
 
-/// The head of a frame that was found.
+/// A decoded head of a frame.
 pub(crate) struct Head {
     pub(crate) number: u64,
-    pub(crate) settled: u64,
+    pub(crate) last_non_append: u64,
     pub(crate) last: LogId,
     pub(crate) hard_state: Option<HardState>,
     pub(crate) purged: Option<SnapshotMeta>,
-    /// Where the records begin, after the begin of the frame.
+    /// Length of the head in bytes: offset of the first record in the frame.
     pub(crate) len: u64,
     records_len: u64,
     table: Bytes,
 }
 
 impl Head {
-    /// How long the head whose first [`FIXED_LEN`] bytes these are would be, and its frame.
+    /// Lengths of the head and of the whole frame without padding, according to the first [`FIXED_LEN`] bytes of a head.
     pub(crate) fn lengths(mut fixed: &[u8]) -> (u64, u64) {
         fixed.advance(SUM_LEN);
         let state = u64::from(fixed.get_u32());
         fixed.advance(40);
-        let (count, records) = (u64::from(fixed.get_u32()), u64::from(fixed.get_u32()));
+        let count = u64::from(fixed.get_u32());
+        let records = u64::from(fixed.get_u32());
         let head = FIXED_LEN as u64 + state + PER_RECORD as u64 * count;
         (head, head + records)
     }
 
-    /// The head that `bytes` are; `None` if they are none.
+    /// Decodes a head; `None` if `bytes` are not one.
     ///
     /// # Errors
-    /// They are one that this version cannot read.
+    /// The head has a format that this version cannot read.
     pub(crate) fn decode(bytes: &Bytes) -> Result<Option<Self>, CodecError> {
         let mut fixed = &bytes[..];
         if fixed.get_u32() != crc32c::crc32c(&bytes[SUM_LEN..]) {
@@ -102,14 +103,25 @@ impl Head {
         }
         let state_len = fixed.get_u32() as usize;
         fixed.advance(8);
-        let (number, settled) = (fixed.get_u64(), fixed.get_u64());
+        let number = fixed.get_u64();
+        let last_non_append = fixed.get_u64();
         let last = LogId { term: Term(fixed.get_u64()), index: LogIndex(fixed.get_u64()) };
-        let (count, records_len) = (u64::from(fixed.get_u32()), u64::from(fixed.get_u32()));
-        let (state, table) = (&fixed[..state_len], bytes.slice(FIXED_LEN + state_len..));
+        let count = u64::from(fixed.get_u32());
+        let records_len = u64::from(fixed.get_u32());
+        let state = &fixed[..state_len];
+        let table = bytes.slice(FIXED_LEN + state_len..);
         let (hard_state, purged) =
             if state.is_empty() { (None, None) } else { codec::decode("frame", STATE_VERSION, state)? };
-        let head =
-            Self { number, settled, last, hard_state, purged, len: bytes.len() as u64, records_len, table };
+        let head = Self {
+            number,
+            last_non_append,
+            last,
+            hard_state,
+            purged,
+            len: bytes.len() as u64,
+            records_len,
+            table,
+        };
         let sum: u64 = head.records().map(|(length, _)| u64::from(length)).sum();
         let is_possible =
             sum == records_len && count <= last.index.0 && number.max(last.index.0) <= COUNT_MAX;
@@ -121,18 +133,18 @@ impl Head {
         self.table.chunks_exact(PER_RECORD).map(|mut row| (row.get_u32(), row.get_u32()))
     }
 
-    /// How long the frame is.
+    /// Length of the frame with padding, in bytes.
     pub(crate) fn frame_len(&self) -> u64 {
         (self.len + self.records_len).next_multiple_of(ALIGNMENT as u64)
     }
 
-    /// The last index before the records.
+    /// Index before the first record.
     pub(crate) fn after(&self) -> LogIndex {
         LogIndex(self.last.index.0 - (self.table.len() / PER_RECORD) as u64)
     }
 }
 
-/// Makes the checksums of a frame right, whose head has `head` bytes. For [`fuzzing`](crate::fuzzing).
+/// Writes correct checksums into a frame whose head has `head` bytes. For [`fuzzing`](crate::fuzzing).
 pub(crate) fn seal(frame: &mut [u8], head: usize) {
     let mut at = head;
     for row in (FIXED_LEN + (&frame[SUM_LEN..]).get_u32() as usize..head).step_by(PER_RECORD) {
@@ -151,7 +163,7 @@ pub(crate) fn seal(frame: &mut [u8], head: usize) {
     frame[..SUM_LEN].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// Where the records of a frame that [`Frame::encode`] made lie in it: begin and length.
+/// Offset and length of each record in a frame that [`Frame::encode`] encoded.
 pub(crate) fn records_of(frame: &[u8]) -> impl Iterator<Item = (u32, u32)> + '_ {
     let (head, _) = Head::lengths(&frame[..FIXED_LEN]);
     let state_len = (&frame[SUM_LEN..]).get_u32() as usize;
@@ -163,14 +175,14 @@ pub(crate) fn records_of(frame: &[u8]) -> impl Iterator<Item = (u32, u32)> + '_ 
     })
 }
 
-/// Frames begin at multiples of this.
+/// Frames start at multiples of this.
 pub(crate) const ALIGNMENT: usize = 8;
-/// The part of the head that each frame has.
+/// Length of the fixed part of a head.
 pub(crate) const FIXED_LEN: usize = 56;
-/// Where the salt is in a head.
+/// Offset of the salt in a head.
 pub(crate) const SALT_AT: usize = 8;
 const SUM_LEN: usize = 4;
-/// No log comes so far: a thousand million frames or entries a second for a hundred years.
+/// Largest plausible frame number and index: a thousand million a second for a hundred years. Larger ones are damage.
 const COUNT_MAX: u64 = 1 << 62;
 const PER_RECORD: usize = 8;
 const STATE_VERSION: u8 = 1;
@@ -187,14 +199,14 @@ mod tests {
         out.into()
     }
 
-    /// Logs in the world look so: this test may gain lines, never change one.
+    /// The format of existing logs: this test may gain lines, but no line may change.
     #[test]
     fn golden_bytes_of_version_1() {
         let entries = [Entry::command(LogId::new(2, 3), "hi")];
         let frame = Frame {
             salt: 0x0102_0304_0506_0708,
             number: 5,
-            settled: 4,
+            last_non_append: 4,
             last: LogId::new(2, 3),
             hard_state: None,
             purged: None,
@@ -210,8 +222,8 @@ mod tests {
         ]
         .concat();
         assert_eq!(encoded(&frame), golden);
-        let (hard_state, purged) =
-            (HardState { term: Term(7), ..HardState::default() }, SnapshotMeta::default());
+        let hard_state = HardState { term: Term(7), ..HardState::default() };
+        let purged = SnapshotMeta::default();
         let frame = Frame { hard_state: Some(&hard_state), purged: Some(&purged), entries: &[], ..frame };
         let bytes = encoded(&frame);
         assert_eq!(bytes[4..8], [0, 0, 0, 14]);
@@ -219,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_comes_back_and_every_bit_flip_is_noticed() {
+    fn head_round_trips_and_bit_flips_are_refused() {
         let hard_state = HardState { term: Term(7), voted_for: Some(NodeId(2)), ..HardState::default() };
         let purged = SnapshotMeta { last: LogId::new(2, 1), membership: Membership::of_voters([1, 2]) };
         let entries = [Entry::command(LogId::new(2, 3), "hi"), Entry::command(LogId::new(3, 4), "")];
@@ -227,7 +239,7 @@ mod tests {
         let frame = Frame {
             salt: 1,
             number: 5,
-            settled: 4,
+            last_non_append: 4,
             last: LogId::new(3, 4),
             hard_state: hard_state.as_ref(),
             purged: purged.as_ref(),
@@ -237,7 +249,10 @@ mod tests {
         let (head_len, frame_len) = Head::lengths(&bytes[..FIXED_LEN]);
         let good = bytes.slice(..head_len as usize);
         let head = Head::decode(&good).unwrap().unwrap();
-        assert_eq!((head.number, head.settled, head.last, head.after()), (5, 4, frame.last, LogIndex(2)));
+        assert_eq!(
+            (head.number, head.last_non_append, head.last, head.after()),
+            (5, 4, frame.last, LogIndex(2))
+        );
         assert_eq!((&head.hard_state, &head.purged), (&hard_state, &purged));
         assert_eq!((head.len, head.frame_len()), (head_len, bytes.len() as u64));
         assert_eq!(frame_len.next_multiple_of(8), bytes.len() as u64);
@@ -249,7 +264,7 @@ mod tests {
             let mut bad = good.to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);
             let (len, _) = Head::lengths(&bad[..FIXED_LEN]);
-            // Its length may be another now; what is not there is no head.
+            // The flip may have changed the length; a head that exceeds the bytes is refused as well.
             let bad = bytes
                 .get(..len as usize)
                 .map(|rest| [&bad[..], rest.get(bad.len()..).unwrap_or(&[])].concat());

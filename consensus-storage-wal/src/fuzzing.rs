@@ -1,4 +1,4 @@
-//! For the crate `fuzz`: what is made of whatever stands in segments.
+//! Entry points for the fuzz targets: reads segments with arbitrary content.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -11,10 +11,10 @@ use crate::{
     segment::{Segment, write_whole},
 };
 
-/// What is found in segments of these `bodies`, with files in `dir`, of which nobody was told.
+/// Reads segments with these `bodies`, without a mark. Files are created in `dir` and removed again.
 ///
 /// # Errors
-/// They are no log.
+/// The bodies are not a log.
 pub fn scan(dir: &Path, bodies: &[&[u8]]) -> Result<LogState, StorageError> {
     let mut segments = Vec::new();
     for (sequence, body) in (1..).zip(bodies) {
@@ -22,29 +22,31 @@ pub fn scan(dir: &Path, bodies: &[&[u8]]) -> Result<LogState, StorageError> {
         segments.push(Arc::new(Segment::open(dir, sequence)?));
         let _ = fs::remove_file(path);
     }
-    Ok(Scan::of(&segments, Mark { writes: 0, file: 0 })?.take_state(StorageId(1)))
+    Ok(Scan::read(&segments, Mark { writes: 0, file: 0 })?.take_log_state(StorageId(1)))
 }
 
-/// A frame, its checksums left to [`sealed`].
+/// Encodes a frame.
 #[must_use]
 pub fn frame(
     number: u64,
-    settled: u64,
+    last_non_append: u64,
     last: LogId,
     state: Option<(&HardState, &SnapshotMeta)>,
     entries: &[Entry],
 ) -> Vec<u8> {
     let mut out = Vec::new();
     let (hard_state, purged) = state.unzip();
-    Frame { salt: SALT, number, settled, last, hard_state, purged, entries }.encode(&mut out);
+    Frame { salt: SALT, number, last_non_append, last, hard_state, purged, entries }.encode(&mut out);
     out
 }
 
-/// The same bytes with all that would give a change away made right, in the frames that they begin with; and where those
-/// end, one after the other.
+/// Corrects salts and checksums of the frames at the start of `bytes`, so that changed frames are not refused for them.
+/// Returns the bytes and the end of each frame.
 #[must_use]
 pub fn sealed(bytes: &[u8]) -> (Vec<u8>, Vec<usize>) {
-    let (mut bytes, mut ends, mut at) = (bytes.to_vec(), Vec::new(), 0);
+    let mut bytes = bytes.to_vec();
+    let mut ends = Vec::new();
+    let mut at = 0;
     while let Some(fixed) = bytes.get(at..at + FIXED_LEN) {
         let (head, frame) = Head::lengths(fixed);
         let Some(frame) = usize::try_from(frame).ok().and_then(|len| bytes.get_mut(at..at.checked_add(len)?))

@@ -1,8 +1,8 @@
-//! A durable [`LogStorage`](consensus_core::LogStorage) in files of its own: a write-ahead log and nothing behind it.
+//! A durable [`LogStorage`](consensus_core::LogStorage) in its own files: a write-ahead log without a database.
 //!
 //! Each call is one `pwrite` and one `fdatasync` to a file whose blocks were written before, so that the file system has
-//! nothing of its own to sync. Raft's log *is* a write-ahead log: a general store writes it twice, to its own log and later
-//! to a table, and merges tables of what is soon purged.
+//! no metadata to sync. Raft's log *is* a write-ahead log. A general key-value store writes it twice, to its own log and
+//! later to a table, and merges tables of entries that are soon purged.
 //!
 //! ```no_run
 //! # fn open() -> Result<(), consensus_core::StorageError> {
@@ -17,53 +17,54 @@
 //!
 //! # Layout
 //! ```text
-//! IDENTITY, LOCK                     whose the directory is (consensus_storage_dir::DataDir)
-//! MARK                               how far it was written (consensus_storage_dir::MarkFile)
+//! IDENTITY, LOCK                     node, kind and format of the directory (consensus_storage_dir::DataDir)
+//! MARK                               number of frames written (consensus_storage_dir::MarkFile)
 //! segments/0000000000000007.wal      header | frame 811 | frame 812 | ...
-//! segments/0000000000000008.wal      header | frame 907 | frame 908 | (zeros)          written now
-//! segments/0000000000000009.wal      header | (zeros)                                  prepared
-//! segments/0000000000000003.spare    purged; one that is prepared later is made of it
+//! segments/0000000000000008.wal      header | frame 907 | frame 908 | (zeros)          the current segment
+//! segments/0000000000000009.wal      header | (zeros)                                  the prepared segment
+//! segments/0000000000000003.spare    a purged segment, to be reused for a later one
 //!
 //! frame                              head                            records, in consensus_core::record's format
 //!                                    number, state, length and
 //!                                    checksum of each record
 //! ```
-//! A frame is a batch, and there or not as a whole. Its head says where the log ends after it, so that truncation needs no
-//! record; a new hard state or purge stands in the head. The first frame of a segment always has both, hence segments
-//! before it are needed for their entries only, and go when those are purged.
+//! A frame holds one batch, and is either read completely or not at all. Its head contains the last index of the log after
+//! the batch, so that truncation needs no record of its own, and a new hard state or purge position. The first frame of a
+//! segment always contains both. So older segments are needed for their entries only, and are removed when those are purged.
 //!
-//! Each life of a file has a random number, in its header and in each head: what a file of an earlier life left is not
-//! taken for a frame, and no payload can look like one.
+//! Each use of a file has a random number (the salt), which is in its header and in each head. So neither an old frame of a
+//! reused file nor any payload can look like a frame of the current use.
 //!
-//! # The order of things
-//! `write`: encode, `pwrite`, `fdatasync`, mark (not synced), tell the readers where the entries are. While a segment
-//! is written, a thread prepares the next one - fills it with zeros, syncs, gives it its name - or makes it of a spare one; a
-//! write waits for that only if it is not done when it needs it.
+//! # Order of operations
+//! `write` encodes the frame, writes it (`pwrite`), syncs it (`fdatasync`), writes the mark (not synced), and then makes the
+//! entries visible to readers. While one segment is written, a thread prepares the next one: it fills a new file with zeros,
+//! syncs it and renames it, or reuses a spare file. A write waits for the thread only if it needs a new segment that is not
+//! ready.
 //!
-//! # What is noticed
-//! * The last frame is torn, none is missing before it, and the mark does not know of it: nobody was told, and it is cut
-//!   silently.
-//! * A record is damaged: [`LogState::damage`](consensus_core::LogState::damage). So it is with the head of a frame, or
-//!   several, or a whole segment, when a later head shows that they only appended, or says all that may have changed.
-//!   Nothing is put away of such a log but what was purged.
-//! * A block that the disk does not give back is damage like any other, but for the end of the log: there it is an error, as
-//!   the next frame would go there.
-//! * Any other damage, also zeros or an end in the place of what the mark knows of:
+//! # Detection of damage
+//! * The last frame is torn, no frame before it is missing, and the mark does not count it: the write was never acknowledged,
+//!   and the frame is removed silently.
+//! * A record is damaged: reported as [`LogState::damage`](consensus_core::LogState::damage). The same holds for damaged heads
+//!   and whole missing segments, if a later head shows that the missing frames only appended entries, or contains everything
+//!   that they may have changed. Of a damaged log, only purged segments are removed.
+//! * A block that the disk cannot read counts as damaged. At the end of the log it is an error, because the next frame
+//!   would be written there.
+//! * Any other damage, including zeros or a missing file end where the mark counts frames:
 //!   [`StorageError::Corrupt`](consensus_core::StorageError::Corrupt).
 //!
-//! A sync that failed is final, and what it should have made durable is written again when the log is opened and it is still
-//! there: the system takes it for written, and a power cut would take it away.
+//! A failed sync is final. If the frame is found when the log is opened again, it is written and synced again: after a failed
+//! sync the operating system treats the data as written, and a power cut would lose it.
 //!
-//! The mark is not synced: a power cut may take the last half minute of it. Damage *and* a power cut together can make
-//! the very last frame disappear; anything before it is missed even then, as a later frame shows that there was more.
+//! The mark is not synced, so a power cut may lose the marks of the last half minute. Damage *and* a power cut together can
+//! hide the very last frame. Any earlier missing frame is noticed even then, because a later frame shows that it existed.
 //!
-//! What this is *not*: a general log. It holds one Raft log, in memory 8 bytes for each entry, and has one writer.
+//! What this is *not*: a general log. It holds one Raft log, keeps 8 bytes in memory for each entry, and has one writer.
 
+mod allocator;
 mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
 mod index;
-mod prepare;
 mod scan;
 mod segment;
 mod storage;

@@ -1,4 +1,4 @@
-//! What a log holds, read from one end to the other.
+//! Reads a whole log when it is opened, and finds damage.
 
 mod flaws;
 mod reader;
@@ -13,13 +13,13 @@ use consensus_storage_dir::Mark;
 
 use crate::{
     frame::Head,
-    index::{Index, Place},
+    index::{Index, RecordLocation},
     segment::{FIRST_FRAME, SEGMENT_BYTES_MAX, Segment},
 };
 use flaws::{Flaw, Flaws};
 use reader::Reader;
 
-/// All that is known of a log when it was read.
+/// Content of a log that was read.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     pub(crate) index: Index,
@@ -27,25 +27,25 @@ pub(crate) struct Scan {
     pub(crate) purged: SnapshotMeta,
     /// Number of the last frame.
     pub(crate) number: u64,
-    /// Number of the last frame that did more than to append.
-    pub(crate) settled: u64,
-    /// Where the next frame goes.
+    /// Number of the last frame that did more than append entries.
+    pub(crate) last_non_append: u64,
+    /// Position of the next frame.
     pub(crate) end: Position,
-    /// Where the last frame begins, in the same segment.
+    /// Offset of the last frame, in the same segment.
     pub(crate) begin: u64,
-    /// Where a frame begins that was not written to its end.
+    /// Position of a frame that was not written completely.
     pub(crate) torn: Option<Position>,
-    /// Those of the index, with their sizes.
+    /// Log id and size of each entry of the index; size 0 for an entry that cannot be read.
     entries: VecDeque<(LogId, u64)>,
-    /// So many segments are in the index.
-    begun: usize,
+    /// Number of segments that were added to the index.
+    indexed_segments: usize,
     memberships: Vec<(LogIndex, Membership)>,
     flaws: Flaws,
-    /// The last entry, be it readable or not.
+    /// Last entry, readable or not.
     last: LogId,
 }
 
-/// A place in the segments that are read.
+/// A position in the segments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub(crate) segment: usize,
@@ -53,42 +53,47 @@ pub(crate) struct Position {
 }
 
 impl Scan {
-    /// Reads `segments`, of which as much must be there as `noted` says.
-    pub(crate) fn of(segments: &[Arc<Segment>], noted: Mark) -> Result<Self, StorageError> {
+    /// Reads `segments`. They must contain every frame that `mark` counts.
+    pub(crate) fn read(segments: &[Arc<Segment>], mark: Mark) -> Result<Self, StorageError> {
         let end = Position { segment: 0, at: FIRST_FRAME };
         let mut scan = Self { end, begin: end.at, ..Self::default() };
         let mut reader = Reader::new(segments);
-        while let Some((begin, head)) = reader.find(scan.end, scan.number + 1)? {
+        while let Some((begin, head)) = reader.find_frame(scan.end, scan.number + 1)? {
             let end = Position { at: begin.at + head.frame_len(), ..begin };
-            // Only the last one can be torn: nobody was told of it, and it is cut. Of one that others are missing before, it
-            // is not known how it came to be as it is.
-            if head.number > noted.writes
+            // Only the last frame can be torn. It was never acknowledged, and is removed. A damaged frame after missing ones
+            // is not treated as torn, because it is unknown how it was damaged.
+            if head.number > mark.writes
                 && head.number == scan.number + 1
                 && !reader.is_whole(begin, &head)?
-                && reader.find(end, head.number + 1)?.is_none()
+                && reader.find_frame(end, head.number + 1)?.is_none()
             {
                 scan.torn = Some(begin);
                 break;
             }
-            scan.take_in(&mut reader, begin, &head)?;
+            scan.add_frame(&mut reader, begin, &head)?;
             (scan.begin, scan.end) = (begin.at, end);
         }
         reader.check_unreadable(scan.end)?;
-        scan.check_end(segments, noted)?;
+        scan.check_end(segments, mark)?;
         Ok(scan)
     }
 
-    fn take_in(&mut self, reader: &mut Reader<'_>, begin: Position, head: &Head) -> Result<(), StorageError> {
+    fn add_frame(
+        &mut self,
+        reader: &mut Reader<'_>,
+        begin: Position,
+        head: &Head,
+    ) -> Result<(), StorageError> {
         let gap = head.number != self.number + 1;
         if gap {
-            self.bridge(reader, begin, head)?;
+            self.bridge_gap(reader, begin, head)?;
         }
         let purged = head.purged.as_ref().map_or(self.purged.last.index, |new| new.last.index);
         let (after, before) = (head.after(), self.index.last().index.max(purged));
         if !(self.purged.last.index..=after).contains(&purged) || after > before {
-            let log = format!("the log has those from {} to {before}", self.purged.last.index);
+            let log = format!("the log has the entries from {} to {before}", self.purged.last.index);
             let why =
-                format!("record {} purges up to {purged} and appends after {after}, {log}", head.number);
+                format!("frame {} purges up to {purged} and appends after {after}, but {log}", head.number);
             return Err(reader.segments()[begin.segment].corrupt(begin.at, why));
         }
         let changed = head.hard_state.as_ref().is_some_and(|new| *new != self.hard_state)
@@ -99,30 +104,32 @@ impl Scan {
         if let Some(hard_state) = &head.hard_state {
             self.hard_state.clone_from(hard_state);
         }
-        self.cut(after);
-        // One, and those before it of which no frame was found. Where it is not the first frame that was found, what is before
-        // the segment is needed for more than entries.
-        for (number, segment) in reader.segments().iter().enumerate().take(begin.segment + 1).skip(self.begun)
+        self.truncate_after(after);
+        // Adds the segment of this frame, and segments before it in which no frame was found. If the first frame of a segment
+        // was not found, older segments are needed for more than their entries: `u64::MAX` keeps them.
+        for (number, segment) in
+            reader.segments().iter().enumerate().take(begin.segment + 1).skip(self.indexed_segments)
         {
             let begins = number == begin.segment && begin.at == FIRST_FRAME;
-            self.index.begin_segment(segment.clone(), if begins { after } else { LogIndex(u64::MAX) });
+            self.index.start_segment(segment.clone(), if begins { after } else { LogIndex(u64::MAX) });
         }
-        self.begun = begin.segment + 1;
-        self.settled = if gap || changed || after < before { head.number } else { head.settled };
+        self.indexed_segments = begin.segment + 1;
+        self.last_non_append =
+            if gap || changed || after < before { head.number } else { head.last_non_append };
         (self.number, self.last) = (head.number, head.last);
         self.append(reader, begin, head)
     }
 
-    /// Frames before `head` are missing. They must be such as are not needed to know what there is.
-    fn bridge(&mut self, reader: &Reader<'_>, begin: Position, head: &Head) -> Result<(), StorageError> {
-        let mut flaw = self.missing(reader.segments(), head.number - 1);
+    /// Handles missing frames before `head`. Fails if the state of the log cannot be known without them.
+    fn bridge_gap(&mut self, reader: &Reader<'_>, begin: Position, head: &Head) -> Result<(), StorageError> {
+        let mut flaw = self.missing_frames(reader.segments(), head.number - 1);
         flaw.why += &format!(", before {}", reader.segments()[begin.segment].position(begin.at));
-        if let Some(why) = reader.unreadable(self.end, begin) {
+        if let Some(why) = reader.find_unreadable_block(self.end, begin) {
             flaw.why += &format!("; {why}");
         }
-        // `head` says so.
-        let only_appended = head.settled <= self.number;
-        // What is purged is not missed.
+        // According to `head`, no missing frame did more than append.
+        let only_appended = head.last_non_append <= self.number;
+        // Purged entries are not needed.
         if let Some(purged) =
             head.purged.as_ref().filter(|new| only_appended && new.last.index >= self.purged.last.index)
         {
@@ -130,19 +137,19 @@ impl Scan {
         }
         let before = self.index.last();
         let lost = head.after().0.saturating_sub(before.index.0);
-        if only_appended && lost <= self.may_be_lost(reader.segments(), begin) {
-            // And it knows up to where.
+        if only_appended && lost <= self.max_lost_entries(reader.segments(), begin) {
+            // `head` also tells the index of the last missing entry.
             let term = if head.after() == head.last.index { head.last.term } else { before.term };
             for index in before.index.next().0..=head.after().0 {
-                self.index.push(term, Place { at: 0, len: 0 });
+                self.index.push(term, RecordLocation { at: 0, len: 0 });
                 self.entries.push_back((LogId { term, index: LogIndex(index) }, 0));
             }
             self.flaws.add(before.index.next(), head.after(), flaw);
         } else if begin.at == FIRST_FRAME && head.hard_state.is_some() && head.purged.is_some() {
-            // The head of a segment says everything, but not what the entries before it are: purged, hopefully. If not,
-            // those that were read may have been replaced.
+            // The first head of a segment contains the whole state, but not the entries before it. They may be purged;
+            // if not, the entries that were read so far may have been replaced by missing frames.
             self.flaws = Flaws::default();
-            self.begin_anew(head.after());
+            self.restart_after(head.after());
             self.flaws.add(LogIndex(1), head.after(), flaw);
         } else {
             return Err(flaw.into());
@@ -150,22 +157,22 @@ impl Scan {
         Ok(())
     }
 
-    /// So many entries have room where frames are missing: each takes some memory, and only a head says how many there were.
-    fn may_be_lost(&self, segments: &[Arc<Segment>], begin: Position) -> u64 {
+    /// The most entries that fit in the space of the missing frames. It bounds the memory that a wrong head can demand.
+    fn max_lost_entries(&self, segments: &[Arc<Segment>], begin: Position) -> u64 {
         let there = &segments[self.end.segment..=begin.segment];
         let bytes: u64 = there.iter().filter_map(|segment| segment.len().ok()).sum();
-        let last_begun = self.begun.checked_sub(1).map_or(0, |last| segments[last].sequence);
+        let last_begun = self.indexed_segments.checked_sub(1).map_or(0, |last| segments[last].sequence);
         let numbers = segments[begin.segment].sequence - last_begun;
-        let missing = numbers.saturating_sub((begin.segment + 1 - self.begun) as u64);
+        let missing = numbers.saturating_sub((begin.segment + 1 - self.indexed_segments) as u64);
         bytes.saturating_add(missing.saturating_mul(SEGMENT_BYTES_MAX)) / RECORD_BYTES_MIN
     }
 
-    /// Frames after the last one, up to `last`, cannot be found.
-    fn missing(&self, segments: &[Arc<Segment>], last: u64) -> Flaw {
+    /// Describes the missing frames, from the one after the last frame to number `last`.
+    fn missing_frames(&self, segments: &[Arc<Segment>], last: u64) -> Flaw {
         let position = segments.get(self.end.segment).map(|segment| segment.position(self.end.at));
         let why = match self.number + 1 {
-            first if first == last => format!("record {first} is damaged or missing"),
-            first => format!("records {first} to {last} are damaged or missing"),
+            first if first == last => format!("frame {first} is damaged or missing"),
+            first => format!("frames {first} to {last} are damaged or missing"),
         };
         Flaw { position: position.unwrap_or_else(|| "the log".to_owned()), why }
     }
@@ -180,21 +187,21 @@ impl Scan {
         self.purged.clone_from(purged);
     }
 
-    fn cut(&mut self, after: LogIndex) {
+    fn truncate_after(&mut self, after: LogIndex) {
         if after < self.index.base() {
-            self.begin_anew(after);
+            self.restart_after(after);
         } else {
             self.index.truncate(after);
             self.entries.truncate((after.0 - self.index.base().0) as usize);
             self.memberships.retain(|(index, _)| *index <= after);
         }
-        self.flaws.cut(after);
+        self.flaws.truncate_after(after);
     }
 
-    /// What entries there are up to `base` is not known. The configurations among them stay known: whether the log may be
-    /// cut depends on every one that may be in force.
-    fn begin_anew(&mut self, base: LogIndex) {
-        self.index.begin_anew(LogId { index: base, ..LogId::ZERO });
+    /// Removes all entries; those up to `base` are unknown. Their configurations are kept, because every configuration that
+    /// may be in force decides whether the log may be truncated.
+    fn restart_after(&mut self, base: LogIndex) {
+        self.index.restart_after(LogId { index: base, ..LogId::ZERO });
         self.entries.clear();
         self.memberships.retain(|(index, _)| *index <= base);
     }
@@ -202,10 +209,10 @@ impl Scan {
     fn append(&mut self, reader: &mut Reader<'_>, begin: Position, head: &Head) -> Result<(), StorageError> {
         let mut at = begin.at + head.len;
         for (len, sum) in head.records() {
-            let found = reader.record(Position { at, ..begin }, len, sum)?;
+            let found = reader.read_record(Position { at, ..begin }, len, sum)?;
             let before = self.index.last();
             let index = before.index.next();
-            let place = Place { at: at as u32, len };
+            let place = RecordLocation { at: at as u32, len };
             match found.and_then(|entry| follows(before, entry)) {
                 Ok(entry) => {
                     self.index.push(entry.id.term, place);
@@ -228,30 +235,33 @@ impl Scan {
         Ok(())
     }
 
-    fn check_end(&self, segments: &[Arc<Segment>], noted: Mark) -> Result<(), StorageError> {
-        if self.number < noted.writes {
-            let mut flaw = self.missing(segments, noted.writes);
-            flaw.why += &format!("; the log was written on, in segment {}", noted.file);
+    fn check_end(&self, segments: &[Arc<Segment>], mark: Mark) -> Result<(), StorageError> {
+        if self.number < mark.writes {
+            let mut flaw = self.missing_frames(segments, mark.writes);
+            flaw.why += &format!(
+                "; according to the write mark they were written, the last one to segment {}",
+                mark.file
+            );
             return Err(flaw.into());
         }
-        let (purged, readable) = (self.purged.last, |(_, size): &&(LogId, u64)| *size > 0);
-        if let Some((first, _)) = self.entries.front().filter(readable)
+        let purged = self.purged.last;
+        if let Some((first, _)) = self.entries.front().filter(|(_, size)| *size > 0)
             && first.term < purged.term
         {
-            let why = format!("entry {first} cannot follow {purged}, the last one that was purged");
+            let why = format!("entry {first} cannot follow the last purged entry {purged}");
             return Err(segments[self.end.segment].corrupt(self.begin, why));
         }
-        // A segment is prepared when the one before is in use.
+        // At most one segment is prepared after the current one.
         if let Some(unused) = segments.get(self.end.segment + 1)
             && segments.len() > self.end.segment + 2
         {
-            return Err(unused.corrupt(FIRST_FRAME, "it is empty, and is not the last segment".to_owned()));
+            return Err(unused.corrupt(FIRST_FRAME, "it is empty, but is not the last segment".to_owned()));
         }
         Ok(())
     }
 
-    /// What a log storage tells of it; what of it the storage itself needs is left.
-    pub(crate) fn take_state(&mut self, storage: StorageId) -> LogState {
+    /// Takes the state that [`LogStorage::load`](consensus_core::LogStorage::load) returns, and leaves what the storage needs.
+    pub(crate) fn take_log_state(&mut self, storage: StorageId) -> LogState {
         let mut state = LogState {
             storage,
             hard_state: self.hard_state.clone(),
@@ -275,7 +285,7 @@ impl Scan {
     }
 }
 
-/// A record without a payload, and its row in the head.
+/// Size of a record without a payload, plus its row in the head.
 const RECORD_BYTES_MIN: u64 = 30;
 
 fn follows(before: LogId, entry: Entry) -> Result<Entry, String> {

@@ -1,10 +1,10 @@
-//! The files that the log consists of.
+//! Segments: the files of the log.
 //!
 //! ```text
 //! 0   "RAFTWAL" 1 (8)   8  sequence number (8)   16  salt (8)   24  0 (4)   28  CRC-32C of the bytes before (4)
 //! 512 frames
 //! ```
-//! All numbers big-endian. The header has a sector of its own, which is written once in a life.
+//! All numbers big-endian. The header has a sector of its own, which is written once for each use of the file.
 
 use std::{
     fs::{self, File},
@@ -16,43 +16,44 @@ use std::{
 use consensus_core::StorageError;
 use rustix::fs::FallocateFlags;
 
-/// A file of the log, open.
+/// An open file of the log.
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub(crate) sequence: u64,
-    /// Another one in each life of the file.
+    /// Random number, drawn again when the file is reused.
     pub(crate) salt: u64,
     path: PathBuf,
     file: File,
 }
 
 impl Segment {
-    /// Makes a segment of `len` bytes, all of them written and synced. It has its name, durably, when it is complete.
-    /// `may_go_on` is asked before it is written from a place on, and may take its time; `false` gives it up.
+    /// Creates a segment of `len` bytes, all of them written and synced. It gets its final name, durably, when it is complete.
+    /// `may_continue` is called with the offset of each piece before the piece is written, and may block; if it returns
+    /// `false`, the segment is abandoned.
     pub(crate) fn create(
         dir: &Path,
         sequence: u64,
         len: u64,
-        may_go_on: &mut dyn FnMut(u64) -> bool,
+        may_continue: &mut dyn FnMut(u64) -> bool,
     ) -> io::Result<Self> {
         let new = dir.join(name(sequence, NEW));
-        let made = fill(&new, len, may_go_on).and_then(|file| Self::begin(dir, file, &new, sequence));
+        let made = fill(&new, len, may_continue).and_then(|file| Self::initialize(dir, file, &new, sequence));
         if made.is_err() {
-            // What it holds of the room may be what others need.
+            // Free its disk space, which others may need.
             let _ = fs::remove_file(&new);
         }
         made
     }
 
-    /// The same, made of a file that was one before.
+    /// Creates a segment from a spare file.
     pub(crate) fn recycle(dir: &Path, spare: &Path, sequence: u64) -> io::Result<Self> {
-        // After a power cut its old name must not be back, above a header that does not belong to it.
+        // Syncs the earlier rename: otherwise a power cut could bring back the old name, with a header that does not match.
         File::open(dir)?.sync_all()?;
         let file = File::options().read(true).write(true).open(spare)?;
-        Self::begin(dir, file, spare, sequence)
+        Self::initialize(dir, file, spare, sequence)
     }
 
-    fn begin(dir: &Path, file: File, from: &Path, sequence: u64) -> io::Result<Self> {
+    fn initialize(dir: &Path, file: File, from: &Path, sequence: u64) -> io::Result<Self> {
         let salt = rand::random();
         file.write_all_at(&header(sequence, salt), 0)?;
         file.sync_all()?;
@@ -88,12 +89,12 @@ impl Segment {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Makes it longer, or says that there is no room for that.
+    /// Extends the file to `len` bytes. After an error its length is unchanged.
     pub(crate) fn extend(&self, len: u64) -> io::Result<()> {
         let old = self.len()?;
         let extended = allocate(&self.file, len);
         if extended.is_err() {
-            // Some of the room may have been taken.
+            // A part of the space may have been allocated.
             let _ = self.file.set_len(old);
         }
         extended
@@ -127,18 +128,18 @@ impl Segment {
         StorageError::Corrupt { position: self.position(at), why }
     }
 
-    pub(crate) fn io(&self, doing: &str, source: io::Error) -> StorageError {
+    pub(crate) fn io_error(&self, doing: &str, source: io::Error) -> StorageError {
         StorageError::Io { context: format!("{doing} {}", self.path.display()), source }
     }
 }
 
-/// A disk that does not give back some of its blocks.
+/// Simulates a disk that cannot read some of its blocks.
 #[cfg(test)]
 pub(crate) mod bad_blocks {
     use std::{cell::RefCell, io};
 
     thread_local! {
-        /// Segment, and where in it.
+        /// Sequence number of the segment, and offset of the block.
         pub(crate) static BAD: RefCell<Vec<(u64, u64)>> = const { RefCell::new(Vec::new()) };
     }
 
@@ -151,19 +152,19 @@ pub(crate) mod bad_blocks {
     }
 }
 
-/// The files of a directory.
+/// Files of the segment directory.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     /// Sequence numbers of the segments, in order.
     pub(crate) segments: Vec<u64>,
-    /// Such as were segments and can be again.
+    /// Files of purged segments, for reuse.
     pub(crate) spares: Vec<PathBuf>,
-    /// Such as were being made.
+    /// Files whose creation did not end.
     pub(crate) unfinished: Vec<PathBuf>,
 }
 
 impl Files {
-    pub(crate) fn of(dir: &Path) -> io::Result<Self> {
+    pub(crate) fn list(dir: &Path) -> io::Result<Self> {
         let mut files = Self::default();
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
@@ -181,7 +182,7 @@ impl Files {
     }
 }
 
-/// Writes a segment with `body`, not synced. For [`fuzzing`](crate::fuzzing).
+/// Writes a segment with the frames `body`, without a sync. For [`fuzzing`](crate::fuzzing).
 pub(crate) fn write_whole(dir: &Path, sequence: u64, salt: u64, body: &[u8]) -> io::Result<PathBuf> {
     let mut content = header(sequence, salt).to_vec();
     content.resize(FIRST_FRAME as usize, 0);
@@ -191,7 +192,7 @@ pub(crate) fn write_whole(dir: &Path, sequence: u64, salt: u64, body: &[u8]) -> 
     Ok(path)
 }
 
-/// What a segment is called when it is none any more.
+/// Name of the spare file made from a segment.
 pub(crate) fn spare_name(sequence: u64) -> String {
     name(sequence, SPARE)
 }
@@ -210,17 +211,17 @@ fn header(sequence: u64, salt: u64) -> [u8; HEADER_LEN] {
     header
 }
 
-/// A file of `len` zeros. They are written, as blocks that are merely reserved are marked as written when they are, and
-/// that is what the sync of a log record would wait for; and synced piece by piece, as a record that is written meanwhile
-/// waits behind the piece under way.
-fn fill(path: &Path, len: u64, may_go_on: &mut dyn FnMut(u64) -> bool) -> io::Result<File> {
+/// Creates a file of `len` zeros. The zeros are written: a block that is only allocated is marked as written at its first
+/// write, and the sync of a frame would have to wait for that. They are written and synced piece by piece, because a
+/// concurrent write to the log waits until the current piece is synced.
+fn fill(path: &Path, len: u64, may_continue: &mut dyn FnMut(u64) -> bool) -> io::Result<File> {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
     allocate(&file, len)?;
     let zeros = vec![0; PIECE_BYTES.min(len) as usize];
     let mut at = 0;
     while at < len {
         let piece = (len - at).min(PIECE_BYTES);
-        if !may_go_on(at) {
+        if !may_continue(at) {
             return Err(io::ErrorKind::Interrupted.into());
         }
         file.write_all_at(&zeros[..piece as usize], at)?;
@@ -230,7 +231,7 @@ fn fill(path: &Path, len: u64, may_go_on: &mut dyn FnMut(u64) -> bool) -> io::Re
     Ok(file)
 }
 
-/// Takes the room for `len` bytes. Where the file system cannot do that, the writes that follow do.
+/// Allocates disk space for `len` bytes. If the file system does not support that, later writes allocate it.
 fn allocate(file: &File, len: u64) -> io::Result<()> {
     use rustix::io::Errno;
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
@@ -239,16 +240,16 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
-/// Where the first frame of a segment is.
+/// Offset of the first frame of a segment.
 pub(crate) const FIRST_FRAME: u64 = 512;
-/// Longer ones are made for single batches only.
+/// Longest segment, unless a single batch needs a longer one.
 pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const HEADER_LEN: usize = 32;
 const MAGIC: &[u8; 8] = b"RAFTWAL\x01";
 const SEGMENT: &str = "wal";
 const SPARE: &str = "spare";
 const NEW: &str = "new";
-/// A millisecond or two of a disk's time.
+/// Bytes of a new segment that are written and synced at once: a millisecond or two of a disk's time.
 const PIECE_BYTES: u64 = 1 << 20;
 
 #[cfg(test)]
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_is_made_whole_and_every_damage_to_its_header_is_noticed() {
+    fn segment_is_created_complete_and_damaged_header_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let made = Segment::create(dir.path(), 3, 5000, &mut |_| true).unwrap();
         assert_eq!(made.len().unwrap(), 5000);
@@ -280,6 +281,6 @@ mod tests {
             assert!(error.contains("0000000000000003.wal"), "{error}");
         }
         assert!(Segment::create(dir.path(), 4, 5000, &mut |_| false).is_err());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "what was begun is gone");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the abandoned segment is removed");
     }
 }

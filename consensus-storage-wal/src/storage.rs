@@ -1,4 +1,4 @@
-//! The log in segments.
+//! The log storage: writes and reads of a log in segments.
 
 mod open;
 
@@ -19,75 +19,79 @@ use consensus_core::{
 use consensus_storage_dir::{DataDir, Mark, MarkFile, Reserve};
 
 use crate::{
+    allocator::{AllocateError, SegmentAllocator, SegmentSpec, WHOLE, allocate_error},
     frame::{Frame, records_of},
-    index::{Index, Place, Run},
-    prepare::{ALL, NotMade, Wanted, Workshop, not_made},
+    index::{Index, RecordLocation, Run},
     scan::Scan,
     segment::{FIRST_FRAME, SEGMENT_BYTES_MAX, Segment},
 };
 
-/// A [`LogStorage`] in a directory.
+/// A [`LogStorage`] in segment files of a directory.
 #[derive(Debug)]
 pub struct WalLogStorage {
     index: RwLock<Index>,
     writer: Mutex<Writer>,
     segment_bytes: u64,
     reserve: Reserve,
-    /// Before the directory: its thread ends before the directory is given back.
-    workshop: Workshop,
+    /// Declared before `dir`, so that its thread ends before the directory is unlocked.
+    allocator: SegmentAllocator,
     dir: DataDir,
 }
 
-/// What the next write needs.
+/// State of the one writer.
 #[derive(Debug)]
 struct Writer {
     tail: Tail,
-    /// Number of the last frame, and of the last one that did more than to append.
+    /// Number of the last frame.
     number: u64,
-    settled: u64,
+    /// Number of the last frame that did more than append entries.
+    last_non_append: u64,
     hard_state: HardState,
     purged: SnapshotMeta,
     mark: MarkFile,
-    /// The frame, kept for the next one.
+    /// Buffer of the encoded frame, reused for every write.
     buffer: Vec<u8>,
-    /// What was found when the log was opened, until it is asked for.
+    /// State that was found when the log was opened, until the first load or write.
     found: Option<LogState>,
+    /// Error of a failed write, after which all writes are refused.
     failed: Option<String>,
-    /// Writes come half to their end and fail.
+    /// Makes writes fail after half of the frame.
     #[cfg(test)]
-    broken: Arc<std::sync::atomic::AtomicBool>,
+    fail_writes: Arc<std::sync::atomic::AtomicBool>,
 }
 
-/// Where the next frame goes.
+/// Position of the next frame.
 #[derive(Debug)]
 struct Tail {
     segment: Arc<Segment>,
+    /// Offset in the segment.
     at: u64,
-    /// Of the segment.
+    /// Length of the segment in bytes.
     len: u64,
 }
 
-/// What a batch makes of the log.
+/// Effect of a batch on the log.
 struct Plan {
-    /// The last entry that stays, and the last one then.
+    /// Last entry before the appended ones.
     after: LogId,
+    /// Last entry of the log after the batch.
     last: LogId,
-    /// It does more than to append.
-    settles: bool,
+    /// The batch does more than append entries.
+    is_non_append: bool,
 }
 
 impl WalLogStorage {
-    /// Opens the log of `node` in the directory `path`, making it if it is not there.
+    /// Opens the log of `node` in the directory `path`; creates it if it does not exist. Segments have 64 MiB.
     ///
     /// # Errors
-    /// The directory is another's or in use, cannot be read or made, or something in it is damaged but for entries.
+    /// The directory belongs to another node, is in use, or cannot be read or created; or data other than entries is damaged.
     pub fn open(path: &Path, node: NodeId) -> Result<Self, StorageError> {
         Self::open_with_segment_bytes(path, node, SEGMENT_BYTES)
     }
 
-    /// The same with segments of `bytes`, at least 4 KiB, at most 1 GiB. Each is written once more than it would have to
-    /// be, in the background and ahead of time; a log that is purged uses the same ones again. With large ones that comes
-    /// less often, and more room is taken. A new log begins with shorter ones. Default: 64 MiB.
+    /// Like [`open`](Self::open), with segments of `bytes` (4 KiB to 1 GiB; other values are adjusted to this range). Each new
+    /// segment is filled with zeros in the background; segments of a log that is purged are reused. Larger segments are
+    /// allocated less often and take more disk space. The first segments of a new log are shorter.
     ///
     /// # Errors
     /// Those of [`open`](Self::open).
@@ -95,8 +99,8 @@ impl WalLogStorage {
         open::open(path, node, bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX))
     }
 
-    /// Has entries refused ([`StorageError::NoRoom`], not final) that would leave less than `bytes` of room on the disk.
-    /// The log has the room for what is written next already; a state machine beside it may not. Default: none.
+    /// Refuses commands ([`StorageError::NoRoom`], not final) that would leave less than `bytes` free on the disk. The log
+    /// itself writes to space that it allocated before; the reserve protects a state machine on the same disk. Default: 0.
     #[must_use]
     pub fn with_reserve(mut self, bytes: u64) -> Self {
         self.reserve = Reserve::new(self.dir.path(), bytes);
@@ -115,13 +119,17 @@ impl WalLogStorage {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses what does not fit the log.
-    fn plan(&self, writer: &Writer, batch: &LogBatch) -> Result<Plan, StorageError> {
+    /// Determines the effect of `batch`; refuses one that does not fit the log.
+    fn plan_write(&self, writer: &Writer, batch: &LogBatch) -> Result<Plan, StorageError> {
         let index = self.index();
-        let (mut purged, mut after) = (writer.purged.last, index.last());
+        let mut purged = writer.purged.last;
+        let mut after = index.last();
         if let Some(meta) = &batch.purge {
             if meta.last.index < purged.index {
-                let why = format!("a purge up to {}, after one up to {}", meta.last.index, purged.index);
+                let why = format!(
+                    "a purge up to index {}, but the log is purged up to {} already",
+                    meta.last.index, purged.index
+                );
                 return Err(StorageError::Misuse(why));
             }
             purged = meta.last;
@@ -139,7 +147,9 @@ impl WalLogStorage {
         }
         let first = index.id_of(purged.index.next()).filter(|first| first.index <= after.index);
         if let Some(first) = first.filter(|first| first.term < purged.term) {
-            return Err(StorageError::Misuse(format!("a purge up to {purged}, before entry {first}")));
+            return Err(StorageError::Misuse(format!(
+                "a purge up to {purged}, but the next entry {first} has an older term"
+            )));
         }
         let mut last = after;
         for entry in &batch.entries {
@@ -151,106 +161,107 @@ impl WalLogStorage {
         let bytes: u64 = batch.entries.iter().map(Entry::size_bytes).sum();
         if bytes > BATCH_BYTES_MAX {
             return Err(StorageError::Misuse(format!(
-                "a batch of {bytes} bytes, the most is {BATCH_BYTES_MAX}"
+                "a batch of {bytes} bytes exceeds the limit of {BATCH_BYTES_MAX} bytes"
             )));
         }
-        let settles = batch.hard_state.is_some() || batch.purge.is_some() || cut.is_some();
-        Ok(Plan { after, last, settles })
+        let is_non_append = batch.hard_state.is_some() || batch.purge.is_some() || cut.is_some();
+        Ok(Plan { after, last, is_non_append })
     }
 
-    /// Fills the buffer with the frame of `batch`, and finds a place for it. Nothing is written to the log here.
-    fn encode(&self, writer: &mut Writer, plan: &Plan, batch: &LogBatch) -> Result<(), NotMade> {
+    /// Encodes the frame of `batch` into the buffer, and moves the tail to a new segment if the current one is too full.
+    /// Writes nothing to the log.
+    fn encode(&self, writer: &mut Writer, plan: &Plan, batch: &LogBatch) -> Result<(), AllocateError> {
         writer.encode(plan, batch);
-        if writer.fits(batch, self.workshop.is_ready()) {
+        if writer.fits(batch, self.allocator.is_ready()) {
             return Ok(());
         }
-        // Another segment than one that is empty is of no use.
+        // An empty segment has to be extended: another empty one would not be longer.
         if writer.tail.at == FIRST_FRAME {
-            return self.make_longer(&mut writer.tail, writer.buffer.len());
+            return self.extend_segment(&mut writer.tail, writer.buffer.len());
         }
         let segment = self.next_segment(&writer.tail, !batch.must_leave_reserve())?;
-        let len = segment.len().map_err(NotMade::Failed)?;
+        let len = segment.len().map_err(AllocateError::Failed)?;
         let full = std::mem::replace(&mut writer.tail, Tail { segment, at: FIRST_FRAME, len });
         writer.encode(plan, batch);
         if !writer.fits(batch, false)
-            && let Err(why) = self.make_longer(&mut writer.tail, writer.buffer.len())
+            && let Err(why) = self.extend_segment(&mut writer.tail, writer.buffer.len())
         {
-            self.workshop.put_back(std::mem::replace(&mut writer.tail, full).segment);
+            self.allocator.put_back(std::mem::replace(&mut writer.tail, full).segment);
             return Err(why);
         }
         Ok(())
     }
 
-    /// The segment after `tail`. What has no commands, such as a vote, may use the reserve for it, and a short one will do.
-    fn next_segment(&self, tail: &Tail, may_use_reserve: bool) -> Result<Arc<Segment>, NotMade> {
-        let wanted = self.next(tail);
+    /// The segment after `tail`. For batches without commands, such as votes, it may use the reserve, and may be short.
+    fn next_segment(&self, tail: &Tail, may_use_reserve: bool) -> Result<Arc<Segment>, AllocateError> {
+        let spec = self.next_spec(tail);
         if !may_use_reserve {
-            return self.workshop.take(&wanted);
+            return self.allocator.take(&spec);
         }
-        let wanted = Wanted { reserve: Reserve::new(self.dir.path(), 0), ..wanted };
-        match self.workshop.take(&wanted) {
-            Err(NotMade::NoRoom(_)) => {
-                self.workshop.take(&Wanted { len: wanted.len.min(2 * KEPT_BYTES), ..wanted })
+        let spec = SegmentSpec { reserve: Reserve::new(self.dir.path(), 0), ..spec };
+        match self.allocator.take(&spec) {
+            Err(AllocateError::NoRoom(_)) => {
+                self.allocator.take(&SegmentSpec { len: spec.len.min(2 * RESERVED_BYTES), ..spec })
             }
             taken => taken,
         }
     }
 
-    /// Makes room in an empty segment for a frame that is longer than others.
-    fn make_longer(&self, tail: &mut Tail, frame: usize) -> Result<(), NotMade> {
-        let len = tail.at + frame as u64 + KEPT_BYTES;
-        self.reserve.check(len.saturating_sub(tail.len)).map_err(NotMade::NoRoom)?;
-        tail.segment.extend(len).map_err(|error| not_made(self.dir.path(), error))?;
+    /// Extends an empty segment for a frame that is longer than the segment.
+    fn extend_segment(&self, tail: &mut Tail, frame: usize) -> Result<(), AllocateError> {
+        let len = tail.at + frame as u64 + RESERVED_BYTES;
+        self.reserve.check(len.saturating_sub(tail.len)).map_err(AllocateError::NoRoom)?;
+        tail.segment.extend(len).map_err(|error| allocate_error(self.dir.path(), error))?;
         tail.len = len;
         Ok(())
     }
 
-    /// What was written is told to the readers.
+    /// Makes the written entries visible to readers.
     fn publish(&self, writer: &mut Writer, plan: &Plan, batch: &LogBatch) {
         let mut index = self.index_mut();
         if let Some(purge) = &batch.purge {
             index.purge(purge.last);
         }
-        index.cut(plan.after);
+        index.truncate_after(plan.after);
         if writer.tail.at == FIRST_FRAME {
-            index.begin_segment(writer.tail.segment.clone(), plan.after.index);
+            index.start_segment(writer.tail.segment.clone(), plan.after.index);
         }
         for (entry, (at, len)) in batch.entries.iter().zip(records_of(&writer.buffer)) {
-            index.push(entry.id.term, Place { at: writer.tail.at as u32 + at, len });
+            index.push(entry.id.term, RecordLocation { at: writer.tail.at as u32 + at, len });
         }
     }
 
-    /// Segments that are not needed go; and it is time for a new one.
-    fn tidy_up(&self, writer: &Writer, purged: bool) {
+    /// Reclaims segments that are not needed any more, and requests the next one in time.
+    fn maintain_segments(&self, writer: &Writer, purged: bool) {
         let tail = &writer.tail;
         if purged {
-            let retired = self.index_mut().retire(writer.purged.last.index);
-            if !retired.is_empty() {
-                retired.into_iter().for_each(|segment| self.workshop.retire(segment));
-                self.workshop.order_again(&self.next(tail));
+            let purged_segments = self.index_mut().take_purged_segments(writer.purged.last.index);
+            if !purged_segments.is_empty() {
+                purged_segments.into_iter().for_each(|segment| self.allocator.reclaim(segment));
+                self.allocator.request_again(&self.next_spec(tail));
             }
         }
         if tail.len >= self.segment_bytes || tail.at > tail.len / 4 {
-            self.workshop.order(tail.at * ALL / tail.len, || self.next(tail));
+            self.allocator.request(tail.at * WHOLE / tail.len, || self.next_spec(tail));
         }
     }
 
-    /// Segments of a new log are short at first, and each is twice as long as the one before: a small log takes little
-    /// room, and a busy one does not wait for much.
-    fn next(&self, tail: &Tail) -> Wanted {
+    /// The segment to allocate after `tail`. The first segments of a new log are short, and each is twice as long as the one
+    /// before: a small log takes little space, and a busy log never waits for a long segment.
+    fn next_spec(&self, tail: &Tail) -> SegmentSpec {
         let len = (2 * tail.len).min(self.segment_bytes);
-        Wanted { sequence: tail.segment.sequence + 1, len, reserve: self.reserve.clone() }
+        SegmentSpec { sequence: tail.segment.sequence + 1, len, reserve: self.reserve.clone() }
     }
 }
 
 impl Writer {
     fn encode(&mut self, plan: &Plan, batch: &LogBatch) {
-        // A segment begins with everything that is not an entry.
+        // The first frame of a segment contains the whole state, so that older segments are needed for entries only.
         let is_first = self.tail.at == FIRST_FRAME;
         let frame = Frame {
             salt: self.tail.segment.salt,
             number: self.number + 1,
-            settled: self.settled,
+            last_non_append: self.last_non_append,
             last: plan.last,
             hard_state: batch.hard_state.as_ref().or(is_first.then_some(&self.hard_state)),
             purged: batch.purge.as_ref().or(is_first.then_some(&self.purged)),
@@ -259,18 +270,18 @@ impl Writer {
         frame.encode(&mut self.buffer);
     }
 
-    /// Whether what is in the buffer has room in the segment. The last of it is for what is never refused, if there is no
-    /// room for another segment.
+    /// Whether the frame in the buffer fits in the segment. The end of a segment is reserved for batches without entries, which
+    /// are never refused, in case no other segment can be allocated.
     fn fits(&self, batch: &LogBatch, next_is_ready: bool) -> bool {
         let may_be_last = batch.entries.is_empty() && !next_is_ready;
-        let kept = if may_be_last { 0 } else { KEPT_BYTES.min(self.tail.len / 8) };
+        let kept = if may_be_last { 0 } else { RESERVED_BYTES.min(self.tail.len / 8) };
         self.tail.at + self.buffer.len() as u64 + kept <= self.tail.len
     }
 
-    /// Makes what is in the buffer durable, and notes that.
+    /// Writes and syncs the frame in the buffer, then writes the mark.
     fn write(&mut self) -> io::Result<()> {
         #[cfg(test)]
-        if self.broken.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.fail_writes.load(std::sync::atomic::Ordering::Relaxed) {
             self.tail.segment.write_synced(&self.buffer[..self.buffer.len() / 2], self.tail.at)?;
             return Err(io::Error::other("the test broke the disk"));
         }
@@ -281,14 +292,14 @@ impl Writer {
 
     fn fail(&mut self, doing: &str, source: io::Error) -> StorageError {
         self.failed = Some(source.to_string());
-        self.tail.segment.io(doing, source)
+        self.tail.segment.io_error(doing, source)
     }
 
-    /// What `batch` changes besides entries, and where the next frame goes.
-    fn go_on(&mut self, plan: &Plan, batch: LogBatch) {
+    /// Moves the tail behind the written frame, and takes over the state of `batch`.
+    fn advance(&mut self, plan: &Plan, batch: LogBatch) {
         self.tail.at += self.buffer.len() as u64;
-        if plan.settles {
-            self.settled = self.number;
+        if plan.is_non_append {
+            self.last_non_append = self.number;
         }
         self.hard_state = batch.hard_state.unwrap_or_else(|| std::mem::take(&mut self.hard_state));
         self.purged = batch.purge.unwrap_or_else(|| std::mem::take(&mut self.purged));
@@ -305,7 +316,7 @@ impl LogStorage for WalLogStorage {
             return Ok(found);
         }
         let segments = self.index().segments();
-        Ok(Scan::of(&segments, writer.mark.mark())?.take_state(self.dir.storage()))
+        Ok(Scan::read(&segments, writer.mark.mark())?.take_log_state(self.dir.storage()))
     }
 
     fn write(&self, batch: LogBatch) -> Result<(), StorageError> {
@@ -313,7 +324,7 @@ impl LogStorage for WalLogStorage {
         if let Some(why) = &writer.failed {
             return Err(StorageError::Failed(why.clone()));
         }
-        let plan = self.plan(&writer, &batch)?;
+        let plan = self.plan_write(&writer, &batch)?;
         if batch.must_leave_reserve() {
             let bytes = batch.entries.iter().map(Entry::size_bytes).sum();
             if let Err(why) = self.reserve.check(bytes) {
@@ -325,13 +336,16 @@ impl LogStorage for WalLogStorage {
         }
         match self.encode(&mut writer, &plan, &batch) {
             Ok(()) => {}
-            Err(NotMade::NoRoom(why)) if !batch.entries.is_empty() => {
+            Err(AllocateError::NoRoom(why)) if !batch.entries.is_empty() => {
                 return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
             }
-            Err(NotMade::NoRoom(why)) => {
-                return Err(writer.fail("going on after", io::Error::new(io::ErrorKind::StorageFull, why)));
+            Err(AllocateError::NoRoom(why)) => {
+                let error = io::Error::new(io::ErrorKind::StorageFull, why);
+                return Err(writer.fail("allocating a segment after", error));
             }
-            Err(NotMade::Failed(source)) => return Err(writer.fail("going on after", source)),
+            Err(AllocateError::Failed(source)) => {
+                return Err(writer.fail("allocating a segment after", source));
+            }
         }
         writer.found = None;
         if let Err(source) = writer.write() {
@@ -339,17 +353,21 @@ impl LogStorage for WalLogStorage {
         }
         self.publish(&mut writer, &plan, &batch);
         let purged = batch.purge.is_some();
-        writer.go_on(&plan, batch);
-        self.tidy_up(&writer, purged);
+        writer.advance(&plan, batch);
+        self.maintain_segments(&writer, purged);
         Ok(())
     }
 
     fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError> {
-        let (mut entries, mut bytes, mut next, mut cuts) = (Vec::new(), 0, after, None);
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let mut next = after;
+        let mut first_truncations = None;
         while next < last {
-            let (runs, now) = self.places(next, last, max_bytes.saturating_sub(bytes), entries.is_empty());
-            // What was cut meanwhile and what came in its place do not belong together.
-            if runs.is_empty() || *cuts.get_or_insert(now) != now {
+            let (runs, truncations) =
+                self.locate(next, last, max_bytes.saturating_sub(bytes), entries.is_empty());
+            // After a truncation, later entries do not belong to those that were read before.
+            if runs.is_empty() || *first_truncations.get_or_insert(truncations) != truncations {
                 break;
             }
             for run in runs {
@@ -365,55 +383,62 @@ impl LogStorage for WalLogStorage {
         }
         if entries.is_empty() && after < last {
             let index = self.index();
-            let (purged, last) = (index.base(), index.last().index);
-            return Err(StorageError::Missing { index: after.next(), purged, last });
+            return Err(StorageError::Missing {
+                index: after.next(),
+                purged: index.base(),
+                last: index.last().index,
+            });
         }
         Ok(entries)
     }
 }
 
 impl WalLogStorage {
-    /// Where entries are that have about `max_bytes`, and how often the log was cut before. A record is about as long as
-    /// its entry's size, but for configurations: with those the caller has to ask again.
-    fn places(&self, after: LogIndex, last: LogIndex, max_bytes: u64, at_least_one: bool) -> (Vec<Run>, u64) {
-        let (index, mut bytes, mut forced) = (self.index(), 0, at_least_one);
-        let runs = index.runs(after, last, |place| {
-            bytes += u64::from(place.len).saturating_sub(RECORD_HEAD_BYTES) + ENTRY_HEAD_BYTES;
+    /// Locations of entries of about `max_bytes` in total, and the number of truncations so far. The size of an entry is
+    /// estimated from its record. The estimate is wrong for configurations, so the caller may have to call again.
+    fn locate(&self, after: LogIndex, last: LogIndex, max_bytes: u64, at_least_one: bool) -> (Vec<Run>, u64) {
+        let index = self.index();
+        let mut bytes = 0;
+        let mut forced = at_least_one;
+        let runs = index.runs(after, last, |location| {
+            bytes += u64::from(location.len).saturating_sub(RECORD_HEAD_BYTES) + ENTRY_HEAD_BYTES;
             std::mem::take(&mut forced) || bytes <= max_bytes
         });
-        (runs, index.cuts())
+        (runs, index.truncations())
     }
 }
 
-/// The entries of a run; their payloads are slices of what is read here at once.
+/// Reads the entries of a run with one call. Their payloads are slices of the same buffer.
 fn read_run(run: &Run) -> Result<Vec<Entry>, StorageError> {
-    let (first, last) = (run.places[0], run.places[run.places.len() - 1]);
+    let first = run.locations[0];
+    let last = run.locations[run.locations.len() - 1];
     let mut bytes = vec![0; (u64::from(last.at) + u64::from(last.len) - u64::from(first.at)) as usize];
     let segment = &run.segment;
-    segment.read_exact(&mut bytes, first.at.into()).map_err(|error| segment.io("reading", error))?;
+    segment.read_exact(&mut bytes, first.at.into()).map_err(|error| segment.io_error("reading", error))?;
     let bytes = Bytes::from(bytes);
-    let entry = |(index, place): (u64, &Place)| {
-        let begin = (place.at - first.at) as usize;
-        let found = record::decode(&bytes.slice(begin..begin + place.len as usize));
+    let entry = |(index, location): (u64, &RecordLocation)| {
+        let begin = (location.at - first.at) as usize;
+        let found = record::decode(&bytes.slice(begin..begin + location.len as usize));
         let why = match found {
             Ok(entry) if entry.id.index.0 == index => return Ok(entry),
             Ok(entry) => format!("it holds entry {}", entry.id),
             Err(error) => error.to_string(),
         };
-        let position = format!("the record of log index {index} at {}", segment.position(place.at.into()));
+        let position = format!("the record of log index {index} at {}", segment.position(location.at.into()));
         Err(StorageError::Corrupt { position, why })
     };
-    (run.index.0..).zip(&run.places).map(entry).collect()
+    (run.index.0..).zip(&run.locations).map(entry).collect()
 }
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 const SEGMENT_BYTES_MIN: u64 = 4 << 10;
-/// So that places and lengths within a segment have 32 bits.
+/// Keeps offsets and lengths within a segment below 32 bits.
 const BATCH_BYTES_MAX: u64 = 2 << 30;
-/// Kept in each segment, or an eighth of it: hundreds of votes.
-const KEPT_BYTES: u64 = 64 << 10;
-/// Engines write less than this at a time.
+/// Bytes at the end of each segment (at most an eighth of it) that are reserved for batches without entries: enough for
+/// hundreds of votes.
+const RESERVED_BYTES: u64 = 64 << 10;
+/// A longer buffer is freed after the write. Engines usually write less than this at a time.
 const BUFFER_BYTES_KEPT: usize = 4 << 20;
-/// What a record has beside a command, and [`Entry::size_bytes`] counts beside it.
+/// Bytes of a record beyond its command, and bytes that [`Entry::size_bytes`] counts beyond the command.
 const RECORD_HEAD_BYTES: u64 = 22;
 const ENTRY_HEAD_BYTES: u64 = 32;

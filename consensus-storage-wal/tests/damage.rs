@@ -1,4 +1,4 @@
-//! Damaged files: all that was acknowledged is there, or the log is refused.
+//! Damaged files: the log either has all acknowledged entries, or reports the damage.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ fn open(dir: &Path) -> Result<WalLogStorage, StorageError> {
     sound(open_tiny(dir)?)
 }
 
-/// A log of some segments, without the sync of an orderly end.
+/// Writes a log of several segments.
 fn filled(dir: &Path) -> Filled {
     let storage = open(dir).unwrap();
     batches().into_iter().for_each(|batch| storage.write(batch).unwrap());
@@ -36,7 +36,7 @@ fn filled(dir: &Path) -> Filled {
 }
 
 #[test]
-fn no_damage_to_any_file_goes_unnoticed() {
+fn damage_to_any_byte_of_any_file_is_noticed() {
     let place = tempdir().unwrap();
     let dir = place.path().join("log");
     let filled = filled(&dir);
@@ -57,8 +57,8 @@ fn append(storage: &WalLogStorage, index: u64) {
     storage.write(LogBatch { entries: vec![entry], ..LogBatch::default() }).unwrap();
 }
 
-/// A log of a hundred entries in tiny segments, and a copy of its mark after one of them.
-fn hundred(mark_after: u64) -> (TempDir, Vec<u8>) {
+/// A log of a hundred entries in tiny segments, and a copy of the mark after entry `mark_after`.
+fn log_of_hundred_entries(mark_after: u64) -> (TempDir, Vec<u8>) {
     let dir = tempdir().unwrap();
     let storage = open(dir.path()).unwrap();
     let mut mark = Vec::new();
@@ -80,23 +80,23 @@ fn flip(file: &Path, at: usize) {
     fs::write(file, bytes).unwrap();
 }
 
-/// Where the last record of the log ends: the last byte that is not 0.
+/// Offset of the last byte that is not 0, in the last frame of the file.
 fn end_of(file: &Path) -> usize {
     fs::read(file).unwrap().iter().rposition(|byte| *byte != 0).unwrap()
 }
 
-/// The newest segment with frames in it.
+/// The newest segment that contains frames.
 fn newest(dir: &TempDir) -> PathBuf {
     let segments = (1..).map(|sequence| segment(dir, sequence)).take_while(|path| path.exists());
     segments.filter(|path| end_of(path) > 512).last().unwrap()
 }
 
-/// The two look alike in the log. They differ in the mark, which is written before anybody is told.
+/// In the segment both cases look alike. They differ in the mark, which is written before a write is acknowledged.
 #[test]
-fn a_torn_write_is_cut_and_an_acknowledged_one_is_missed() {
-    // In its record, and in its head.
+fn torn_write_is_removed_and_damaged_acknowledged_write_is_refused() {
+    // In the record, and in the head.
     for zeros in [300, 410] {
-        let (dir, mark) = hundred(99);
+        let (dir, mark) = log_of_hundred_entries(99);
         let file = newest(&dir);
         let mut torn = fs::read(&file).unwrap();
         let end = end_of(&file);
@@ -108,15 +108,15 @@ fn a_torn_write_is_cut_and_an_acknowledged_one_is_missed() {
             let what = if zeros == 300 {
                 "the record of log index 100 at byte"
             } else {
-                "record 101 is damaged or missing"
+                "frame 101 is damaged or missing"
             };
             assert!(
                 error.to_string().contains(what) && error.to_string().contains(file.to_str().unwrap()),
                 "{error}"
             );
         }
-        // The boundary. With the mark as it was before the last write - the process was killed in the middle of that, or a
-        // power cut took the last half minute of marks - it is a torn write.
+        // With the mark from before the last write it is a torn write: the process was killed during the write. A power cut
+        // that loses the last half minute of marks looks the same, which is a documented limit.
         fs::write(dir.path().join("MARK"), &mark).unwrap();
         let storage = open(dir.path()).unwrap();
         assert_eq!(storage.load().unwrap().last(), LogId::new(1, 99), "only the last write is gone");
@@ -127,11 +127,11 @@ fn a_torn_write_is_cut_and_an_acknowledged_one_is_missed() {
     }
 }
 
-/// What was torn, and is followed by another segment as the next write is longer, is not taken for damage later.
+/// A removed torn write does not count as damage later, also if the next write goes to another segment because it is longer.
 #[test]
-fn a_torn_write_before_the_end_of_a_segment_stays_cut() {
+fn torn_write_before_the_end_of_a_segment_stays_removed() {
     for len in [500, 100_000] {
-        let (dir, mark) = hundred(99);
+        let (dir, mark) = log_of_hundred_entries(99);
         let file = newest(&dir);
         flip(&file, end_of(&file));
         fs::write(dir.path().join("MARK"), mark).unwrap();
@@ -144,10 +144,10 @@ fn a_torn_write_before_the_end_of_a_segment_stays_cut() {
     }
 }
 
-/// Without the mark: a later write shows that an earlier one was acknowledged.
+/// Independently of the mark, a later frame shows that an earlier one was acknowledged.
 #[test]
-fn an_old_mark_does_not_hide_damage() {
-    let (dir, mark) = hundred(50);
+fn damage_before_later_frames_is_noticed_with_an_old_mark() {
+    let (dir, mark) = log_of_hundred_entries(50);
     fs::write(dir.path().join("MARK"), mark).unwrap();
     for sequence in 9..=13 {
         let file = segment(&dir, sequence);
@@ -161,7 +161,7 @@ fn an_old_mark_does_not_hide_damage() {
             fs::write(&file, &good).unwrap();
         }
     }
-    // A segment of zeros: as if nothing had been written there, but for the next one.
+    // A segment of zeros looks unused, but the next segment contains frames.
     let file = segment(&dir, 12);
     let mut bytes = fs::read(&file).unwrap();
     bytes[512..].fill(0);
@@ -169,12 +169,12 @@ fn an_old_mark_does_not_hide_damage() {
     assert!(open(dir.path()).is_err());
 }
 
-/// Heads and records, a sector, a segment: as long as they only appended, what is before them can be used, and a log that
-/// is cut there goes on.
+/// Damaged heads, records, sectors or segments that only appended entries: the entries before them are kept, and the log can
+/// be used further after it is truncated there.
 #[test]
-fn entries_that_are_lost_are_told_and_can_be_replaced() {
-    type Harm = fn(&TempDir);
-    let harms: [(u64, Harm); 4] = [
+fn lost_entries_are_reported_and_can_be_replaced() {
+    type Fault = fn(&TempDir);
+    let faults: [(u64, Fault); 4] = [
         (41, |dir| flip(&segment(dir, 6), 700)),
         (36, |dir| {
             let mut bytes = fs::read(segment(dir, 6)).unwrap();
@@ -184,9 +184,9 @@ fn entries_that_are_lost_are_told_and_can_be_replaced() {
         (36, |dir| fs::remove_file(segment(dir, 6)).unwrap()),
         (1, |dir| fs::remove_file(segment(dir, 1)).unwrap()),
     ];
-    for (case, (_, harm)) in harms.into_iter().enumerate() {
-        let (dir, _) = hundred(0);
-        harm(&dir);
+    for (case, (_, inject)) in faults.into_iter().enumerate() {
+        let (dir, _) = log_of_hundred_entries(0);
+        inject(&dir);
         let storage = open_tiny(dir.path()).unwrap();
         let state = storage.load().unwrap();
         let damage = state.damage.clone().unwrap_or_else(|| panic!("case {case}"));
@@ -202,7 +202,7 @@ fn entries_that_are_lost_are_told_and_can_be_replaced() {
         let lost = storage.read(good.index, LogIndex(100), u64::MAX);
         assert!(matches!(lost, Err(StorageError::Corrupt { .. } | StorageError::Missing { .. })), "{lost:?}");
 
-        // As an engine repairs it.
+        // Repairs the log as an engine does.
         let hard_state =
             Some(HardState { term: Term(2), lost_through: Some(damage.last), ..HardState::default() });
         let entries = vec![Entry::command(LogId::new(1, good.index.0 + 1), "again")];
@@ -216,9 +216,9 @@ fn entries_that_are_lost_are_told_and_can_be_replaced() {
     }
 }
 
-/// A vote or a purge that may be among what is lost is not guessed.
+/// A lost frame may have contained a vote or a purge, which cannot be guessed.
 #[test]
-fn a_lost_vote_is_refused() {
+fn log_with_a_lost_vote_is_refused() {
     let dir = tempdir().unwrap();
     let storage = open(dir.path()).unwrap();
     append(&storage, 1);
@@ -228,13 +228,14 @@ fn a_lost_vote_is_refused() {
     drop(storage);
     flip(&segment(&dir, 1), begin + 20);
     let error = open_tiny(dir.path()).unwrap_err().to_string();
-    assert!(error.contains(&format!("byte {begin} of")) && error.contains("record 2 is damaged"), "{error}");
+    assert!(error.contains(&format!("byte {begin} of")) && error.contains("frame 2 is damaged"), "{error}");
 }
 
-/// Where a segment says everything but what the entries before it are, configurations among those count still, and nothing
-/// is put away: an engine may refuse to cut the log, and somebody may mend it.
+/// If a vote is lost, but a later segment contains the whole state, the entries before that segment are unknown. Their
+/// configurations are still reported, and no file is removed: an engine may refuse to truncate the log, and an operator may
+/// repair it.
 #[test]
-fn what_is_before_lost_state_is_kept_and_counts() {
+fn configurations_and_files_before_lost_state_are_kept() {
     let dir = tempdir().unwrap();
     let storage = open(dir.path()).unwrap();
     (1..=30).for_each(|index| append(&storage, index));
@@ -259,7 +260,7 @@ fn what_is_before_lost_state_is_kept_and_counts() {
         assert!(segment(&dir, 1).exists());
     }
 
-    // As an engine repairs it.
+    // Repairs the log as an engine does.
     let storage = open_tiny(dir.path()).unwrap();
     let entries = vec![Entry::command(LogId::new(1, 1), "again")];
     storage.write(LogBatch { truncate_after: Some(LogIndex(0)), entries, ..LogBatch::default() }).unwrap();
@@ -268,10 +269,10 @@ fn what_is_before_lost_state_is_kept_and_counts() {
     assert_eq!(Content::of(&open(dir.path()).unwrap()), repaired);
 }
 
-/// That nobody was told of the last write does not mean that nobody was told of those that are missing before it.
+/// The last write was not acknowledged, but missing writes before it may have been.
 #[test]
-fn a_torn_write_does_not_hide_those_that_are_missing_before_it() {
-    let (dir, mark) = hundred(97);
+fn torn_write_does_not_hide_missing_writes_before_it() {
+    let (dir, mark) = log_of_hundred_entries(97);
     let file = newest(&dir);
     let (end, each) = (end_of(&file), 416);
     assert!(end > 512 + 3 * each, "three frames are in the last segment");
@@ -279,14 +280,14 @@ fn a_torn_write_does_not_hide_those_that_are_missing_before_it() {
     fs::write(dir.path().join("MARK"), &mark).unwrap();
     assert_eq!(open(dir.path()).unwrap().load().unwrap().last(), LogId::new(1, 99));
 
-    let (dir, mark) = hundred(97);
+    let (dir, mark) = log_of_hundred_entries(97);
     let file = newest(&dir);
     flip(&file, end);
     flip(&file, end - 2 * each + 20);
     fs::write(dir.path().join("MARK"), mark).unwrap();
     let damage = open_tiny(dir.path()).unwrap().load().unwrap().damage.unwrap();
     assert_eq!(damage.last, LogId::new(1, 100));
-    assert!(damage.why.contains("record 100 is damaged"), "{damage:?}");
+    assert!(damage.why.contains("frame 100 is damaged"), "{damage:?}");
 }
 
 fn vote(storage: &WalLogStorage, term: u64) -> HardState {
@@ -304,15 +305,15 @@ fn purge(storage: &WalLogStorage, last: LogId) -> Result<(), StorageError> {
 fn wait_until_gone(path: &Path) {
     let begin = Instant::now();
     while path.exists() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "{} is not put away", path.display());
+        assert!(begin.elapsed() < Duration::from_secs(30), "{} is not reclaimed", path.display());
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// A torn write at the begin of a segment, cut; then a shorter one that has room in the segment before, and is damaged later: what
-/// is left of the first must not be taken for it.
+/// A torn write at the start of a segment is removed. Then a shorter write fits in the segment before, and is damaged later.
+/// The remains of the torn write must not count as that write.
 #[test]
-fn a_torn_write_does_not_come_back_in_the_place_of_a_lost_one() {
+fn removed_torn_write_does_not_replace_a_lost_one() {
     let dir = tempdir().unwrap();
     let storage = open(dir.path()).unwrap();
     vote(&storage, 1);
@@ -340,8 +341,8 @@ fn a_torn_write_does_not_come_back_in_the_place_of_a_lost_one() {
     assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
 }
 
-/// A log with a vote and three frames in its last segment; the number of that, and the last entry.
-fn three_in_the_last() -> (TempDir, u64, u64) {
+/// A log with a vote and three frames in its last segment. Returns the number of that segment, and the last index.
+fn log_with_three_frames_in_last_segment() -> (TempDir, u64, u64) {
     let dir = tempdir().unwrap();
     let storage = open(dir.path()).unwrap();
     vote(&storage, 1);
@@ -352,13 +353,13 @@ fn three_in_the_last() -> (TempDir, u64, u64) {
             return (dir, number, last);
         }
     }
-    unreachable!("some segment has three")
+    unreachable!("some segment has three frames")
 }
 
-/// The head of a segment's first frame says everything. Where it is damaged, the segment before is needed for that.
+/// The first head of a segment contains the whole state. If it is damaged, the segment before is needed for the state.
 #[test]
-fn the_only_copy_of_the_state_is_not_put_away() {
-    let (dir, number, _) = three_in_the_last();
+fn segment_with_the_only_copy_of_the_state_is_kept() {
+    let (dir, number, _) = log_with_three_frames_in_last_segment();
     flip(&segment(&dir, number), 512 + 20);
     let storage = open_tiny(dir.path()).unwrap();
     let state = storage.load().unwrap();
@@ -369,7 +370,7 @@ fn the_only_copy_of_the_state_is_not_put_away() {
     let last = state.last().index.next();
     let entries = vec![Entry::command(LogId { index: last, ..state.last() }, "again")];
     storage.write(LogBatch { entries, ..LogBatch::default() }).unwrap();
-    // All that is in the segments before is purged, and they can go but for the last.
+    // All entries of the older segments are purged, so all of them but the last are reclaimed.
     purge(&storage, LogId { index: last, ..state.last() }).unwrap();
     wait_until_gone(&segment(&dir, number - 2));
     let content = Content::of(&storage);
@@ -381,10 +382,10 @@ fn the_only_copy_of_the_state_is_not_put_away() {
     }
 }
 
-/// The same where nothing is lost: all was purged, and the process ended before the segment was put away.
+/// Like the test above, but no entry is lost: all were purged, and the process ended before the segment was reclaimed.
 #[test]
-fn a_log_that_opened_opens_again() {
-    let (dir, number, last) = three_in_the_last();
+fn log_that_opened_once_opens_again() {
+    let (dir, number, last) = log_with_three_frames_in_last_segment();
     let before = fs::read(segment(&dir, number - 1)).unwrap();
     let storage = open(dir.path()).unwrap();
     purge(&storage, LogId::new(1, last)).unwrap();
@@ -398,9 +399,9 @@ fn a_log_that_opened_opens_again() {
     }
 }
 
-/// A snapshot from elsewhere makes the log go on far beyond its end; how many entries are missing before that does not matter.
+/// After a snapshot of another node was installed, the log continues far beyond its end. Entries before that may be missing.
 #[test]
-fn what_is_lost_before_a_far_purge_is_not_missed() {
+fn entries_lost_before_a_far_purge_are_ignored() {
     let dir = tempdir().unwrap();
     let storage = open(dir.path()).unwrap();
     vote(&storage, 1);
@@ -415,9 +416,9 @@ fn what_is_lost_before_a_far_purge_is_not_missed() {
     assert_eq!(Content::of(&open(dir.path()).unwrap()), content);
 }
 
-/// What could not be opened is not written.
+/// A log that could not be opened again is never written.
 #[test]
-fn a_purge_that_does_not_fit_the_log_is_misuse() {
+fn purge_with_a_wrong_term_is_misuse() {
     let dir = tempdir().unwrap();
     let storage = open(dir.path()).unwrap();
     (1..=4).for_each(|index| append(&storage, index));
@@ -428,11 +429,11 @@ fn a_purge_that_does_not_fit_the_log_is_misuse() {
     assert_eq!(open(dir.path()).unwrap().load().unwrap().last(), LogId::new(7, 4));
 }
 
-/// Segments that a power cut brought back after they were put away do no harm, whichever they are.
+/// A power cut can bring back any purged segments after they were removed.
 #[test]
-fn purged_segments_may_come_back() {
+fn purged_segments_that_come_back_are_ignored() {
     for back in [vec![1], vec![2, 5], vec![1, 2, 3, 4, 5, 6]] {
-        let (dir, _) = hundred(0);
+        let (dir, _) = log_of_hundred_entries(0);
         let kept: Vec<_> =
             back.iter().map(|n| (segment(&dir, *n), fs::read(segment(&dir, *n)).unwrap())).collect();
         let storage = open(dir.path()).unwrap();

@@ -1,4 +1,4 @@
-//! A disk that is full to the last byte: a small one in memory, mounted for the test, which takes root.
+//! A completely full disk: a small file system in memory that the test mounts, which needs root.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use consensus_storage_wal::WalLogStorage;
 use consensus_testkit::SmallDisk;
 use tempfile::TempDir;
 
-/// `None` where nothing can be mounted.
+/// `None` if the test may not mount a file system.
 fn small_disk(dir: &TempDir) -> Option<SmallDisk> {
     SmallDisk::mount(dir.path(), DISK_MIB).map_err(|why| println!("SKIPPED, {why}")).ok()
 }
@@ -29,13 +29,13 @@ fn append_until_refused(storage: &WalLogStorage, first: u64) -> u64 {
         match append(storage, index) {
             Ok(()) => {}
             Err(StorageError::NoRoom { batch, .. }) => {
-                assert_eq!(batch.entries[0].id.index, LogIndex(index), "what is given back");
+                assert_eq!(batch.entries[0].id.index, LogIndex(index), "the refused batch is returned");
                 return index - 1;
             }
             Err(error) => panic!("{error}"),
         }
     }
-    unreachable!("no disk is endless");
+    unreachable!("every disk becomes full");
 }
 
 fn purge(storage: &WalLogStorage, index: u64) {
@@ -48,9 +48,9 @@ fn vote(storage: &WalLogStorage, term: u64) {
     storage.write(LogBatch { hard_state, ..LogBatch::default() }).unwrap();
 }
 
-/// Without any reserve: the room for a segment is there before anything is written to it.
+/// Holds even without a reserve, because the space of a segment is allocated before anything is written to it.
 #[test]
-fn a_full_disk_is_no_failure() {
+fn write_to_full_disk_is_refused_and_not_final() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = small_disk(&dir) else { return };
     let log = disk.path().join("log");
@@ -58,7 +58,7 @@ fn a_full_disk_is_no_failure() {
     append(&storage, 1).unwrap();
     disk.fill().unwrap();
     let last = append_until_refused(&storage, 2);
-    // What is small has room still, and is not refused.
+    // Small batches without entries still fit, and are not refused.
     (2..200).for_each(|term| vote(&storage, term));
     assert_eq!(append_until_refused(&storage, last + 1), last);
     drop(storage);
@@ -71,7 +71,7 @@ fn a_full_disk_is_no_failure() {
     append(&storage, last + 1).unwrap();
     let more = append_until_refused(&storage, last + 2);
     assert!(more > last + 500, "{last} {more}");
-    // A purge makes room, of the segments that it frees.
+    // A purge frees segments, which are reused.
     purge(&storage, more - 50);
     let more = append_until_refused(&storage, more + 1);
     drop(storage);
@@ -79,7 +79,7 @@ fn a_full_disk_is_no_failure() {
 }
 
 #[test]
-fn a_batch_too_long_for_the_disk_is_given_back_and_shorter_ones_go_on() {
+fn batch_too_long_for_the_disk_is_refused_and_shorter_ones_are_written() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = small_disk(&dir) else { return };
     let log = disk.path().join("log");
@@ -95,16 +95,16 @@ fn a_batch_too_long_for_the_disk_is_given_back_and_shorter_ones_go_on() {
 }
 
 #[test]
-fn a_reserve_keeps_the_disk_from_filling_up() {
+fn commands_that_need_the_reserve_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = small_disk(&dir) else { return };
     let log = disk.path().join("log");
     let storage = open(&log).with_reserve(RESERVE_MIB << 20);
     let last = append_until_refused(&storage, 1);
     assert!(last > 800, "{last}");
-    // Not final: what is small and makes room is taken, and the log opens as it is.
+    // The refusal is not final: votes and purges are written, and the log opens again.
     vote(&storage, 9);
-    // However many: votes may use the reserve, as elections go on while there is no room for entries.
+    // Any number of votes may use the reserve, because elections go on while there is no room for entries.
     (10..VOTES).for_each(|term| vote(&storage, term));
     purge(&storage, last);
     drop(storage);
@@ -112,11 +112,11 @@ fn a_reserve_keeps_the_disk_from_filling_up() {
     assert_eq!((state.last(), state.hard_state.term), (LogId::new(1, last), Term(VOTES - 1)));
 }
 
-/// A leader that is elected while there is no room commits the first entry of its term, without which it serves no reads.
+/// A leader that is elected while the disk is full must commit the first entry of its term in order to serve reads.
 #[test]
-fn entries_without_commands_use_the_reserve() {
+fn entries_without_commands_may_use_the_reserve() {
     let dir = tempfile::tempdir().unwrap();
-    // No disk has as much.
+    // Larger than any disk.
     let storage = open(dir.path()).with_reserve(1 << 60);
     let write = |index, payload| {
         let entries = vec![Entry { id: LogId::new(1, index), payload }];
@@ -133,5 +133,5 @@ fn entries_without_commands_use_the_reserve() {
 
 const DISK_MIB: u64 = 24;
 const RESERVE_MIB: u64 = 12;
-/// More than are kept room for in a segment.
+/// More than fit in the reserved part of a segment.
 const VOTES: u64 = 5000;

@@ -1,4 +1,4 @@
-//! Any batches, in segments of a few frames each, opened again at any point: as a storage in memory has it.
+//! Random batches in segments of a few frames each, with random restarts, compared with a storage in memory.
 
 use consensus_core::{
     Entry, HardState, LogBatch, LogId, LogIndex, LogStorage, Membership, NodeId, Payload, SnapshotMeta, Term,
@@ -7,19 +7,20 @@ use consensus_storage_wal::WalLogStorage;
 use consensus_testkit::{MemLogStorage, log_storage::workload::Content};
 use proptest::prelude::*;
 
-/// What is done next; numbers are of what is there, so that every step can be done.
+/// One random batch. Positions are relative to the log at that time, so that every step is possible.
 #[derive(Clone, Debug)]
 struct Step {
-    /// Lengths of the entries, and whether they are of another term.
+    /// Lengths of the appended commands in bytes.
     entries: Vec<usize>,
     new_term: bool,
     vote: bool,
+    /// Replaces the first command by a configuration.
     membership: bool,
-    /// How much of the log goes at the end, and at the begin.
     truncate: Option<prop::sample::Index>,
     purge: Option<prop::sample::Index>,
-    /// A snapshot beyond the end is installed.
+    /// Installs a snapshot beyond the end of the log.
     install: bool,
+    /// Opens the log again after the batch.
     reopen: bool,
 }
 
@@ -90,7 +91,7 @@ fn batch(step: &Step, model: &MemLogStorage, number: u64) -> LogBatch {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 500, ..ProptestConfig::default() })]
     #[test]
-    fn any_batches_act_like_the_model(steps in prop::collection::vec(step(), 1..60)) {
+    fn random_batches_have_the_effect_of_the_model(steps in prop::collection::vec(step(), 1..60)) {
         let dir = tempfile::tempdir().unwrap();
         let open = || WalLogStorage::open_with_segment_bytes(dir.path(), NodeId(1), 0).unwrap();
         let (model, mut storage) = (MemLogStorage::new(), open());

@@ -1,11 +1,11 @@
-//! Conformance, and what a directory adds.
+//! The conformance suites, and tests of the directory and its segments.
 
 use std::{cell::Cell, fs, path::Path};
 
 use consensus_core::{
     Entry, LogBatch, LogId, LogIndex, LogStorage, Membership, NodeId, Payload, SnapshotMeta, StorageError,
 };
-use consensus_storage_dir::{DataDir, Kind};
+use consensus_storage_dir::{DataDir, DirKind};
 use consensus_storage_wal::WalLogStorage;
 use consensus_testkit::log_storage::{run_full_disk_suite, run_suite};
 use tempfile::{TempDir, tempdir};
@@ -25,17 +25,17 @@ fn append(storage: &impl LogStorage, indexes: std::ops::RangeInclusive<u64>, byt
 }
 
 #[test]
-fn passes_the_suite() {
+fn storage_passes_the_suite() {
     run_suite(|| tempdir().unwrap(), |dir| open(dir.path()));
 }
 
 #[test]
-fn passes_the_suite_in_tiny_segments() {
+fn storage_with_tiny_segments_passes_the_suite() {
     run_suite(|| tempdir().unwrap(), |dir| open_tiny(dir.path()));
 }
 
 #[test]
-fn passes_the_suite_of_full_disks() {
+fn storage_on_full_disk_passes_the_suite() {
     run_full_disk_suite(
         || (tempdir().unwrap(), Cell::new(0)),
         |(dir, reserve)| open(dir.path()).with_reserve(reserve.get()),
@@ -44,7 +44,7 @@ fn passes_the_suite_of_full_disks() {
 }
 
 #[test]
-fn a_directory_is_refused_to_others_unchanged() {
+fn directory_of_another_node_or_format_is_refused_unchanged() {
     let dir = tempdir().unwrap();
     append(&open(dir.path()), 1..=100, 1000);
     let identity = dir.path().join("IDENTITY");
@@ -64,16 +64,16 @@ fn a_directory_is_refused_to_others_unchanged() {
 }
 
 #[test]
-fn a_log_of_another_kind_is_refused() {
+fn directory_of_another_kind_is_refused() {
     let dir = tempdir().unwrap();
-    let rocksdb = Kind { name: "raft-log", oldest: 1, format: 1 };
+    let rocksdb = DirKind { name: "raft-log", oldest_format: 1, format: 1 };
     drop(DataDir::open(dir.path(), rocksdb, NodeId(1)).unwrap());
     let error = WalLogStorage::open(dir.path(), NodeId(1)).unwrap_err().to_string();
     assert!(error.contains("the directory holds a raft-log, not a raft-wal"), "{error}");
 }
 
 #[test]
-fn a_directory_in_use_is_refused() {
+fn directory_in_use_is_refused() {
     let dir = tempdir().unwrap();
     let _first = open(dir.path());
     let error = WalLogStorage::open(dir.path(), NodeId(1)).unwrap_err();
@@ -92,9 +92,9 @@ fn purge(storage: &impl LogStorage, index: u64) {
     storage.write(LogBatch { purge: Some(purge), ..LogBatch::default() }).unwrap();
 }
 
-/// The room that a log takes does not grow while it is purged, whatever is read meanwhile.
+/// The disk space of a log that is purged does not grow, also with concurrent reads.
 #[test]
-fn purged_segments_are_used_again() {
+fn purged_segments_are_reused() {
     let dir = tempdir().unwrap();
     let storage = open_tiny(dir.path());
     for round in 1..=300 {
@@ -117,7 +117,7 @@ fn purged_segments_are_used_again() {
 }
 
 #[test]
-fn a_batch_that_is_longer_than_a_segment_is_written_and_read() {
+fn batch_longer_than_a_segment_is_written_and_read() {
     for first in [0, 1] {
         let dir = tempdir().unwrap();
         let storage = open_tiny(dir.path());
@@ -137,7 +137,7 @@ fn a_batch_that_is_longer_than_a_segment_is_written_and_read() {
 }
 
 #[test]
-fn reads_beside_writes_see_whole_entries() {
+fn reads_during_writes_return_complete_entries() {
     let dir = tempdir().unwrap();
     let storage = open_tiny(dir.path());
     std::thread::scope(|scope| {
@@ -155,9 +155,9 @@ fn reads_beside_writes_see_whole_entries() {
     });
 }
 
-/// Reads end in an error or in what was written, never in what a segment that is used again holds now.
+/// A read returns an error or the entries that it asked for, never later content of a reused segment.
 #[test]
-fn reads_beside_purges_see_nothing_of_another_life() {
+fn reads_during_purges_never_return_content_of_reused_segments() {
     let dir = tempdir().unwrap();
     let storage = open_tiny(dir.path());
     append(&storage, 1..=8, 200);

@@ -1,7 +1,7 @@
-//! Random batches, and between them whatever the disk does to files: torn writes, power cuts that take marks and bring purged
-//! segments back, damage, of which the log is repaired and goes on. It is compared with a log in memory.
-//! `TORTURE_FROM` and `TORTURE_SEEDS` choose the seeds. A seed says what is done; when the log's thread has a segment ready is the
-//! machine's to say, so that not every failure comes again at once.
+//! Random batches with disk faults in between: torn writes, power cuts that lose marks and bring back purged segments, and
+//! damage after which the log is repaired and used further. The log is compared with one in memory.
+//! `TORTURE_FROM` and `TORTURE_SEEDS` choose the seeds. A seed determines the operations, but not the moment at which the
+//! allocator's thread has a segment ready, so a failure may need several runs of its seed to happen again.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use consensus_testkit::{MemLogStorage, log_storage::workload::Content};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tempfile::{TempDir, tempdir};
 
-/// What is in a directory, by relative path.
+/// Content of the files of a directory, by relative path.
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 fn open(dir: &Path) -> Result<WalLogStorage, StorageError> {
@@ -38,7 +38,7 @@ fn files_of(dir: &Path) -> Files {
     files
 }
 
-fn lay(dir: &Path, files: &Files) {
+fn write_files(dir: &Path, files: &Files) {
     let _ = fs::remove_dir_all(dir);
     fs::create_dir_all(dir.join("segments")).unwrap();
     for (path, content) in files {
@@ -51,15 +51,16 @@ fn is_segment(path: &Path) -> bool {
 }
 
 fn copy_of(log: &MemLogStorage) -> MemLogStorage {
-    let (copy, state) = (MemLogStorage::new(), log.load().unwrap());
+    let copy = MemLogStorage::new();
+    let state = log.load().unwrap();
     let entries = log.read(state.purged.last.index, state.last().index, u64::MAX).unwrap();
     let (hard_state, purge) = (Some(state.hard_state), Some(state.purged));
     copy.write(LogBatch { purge, entries, hard_state, truncate_after: None }).unwrap();
     copy
 }
 
-/// A batch that can follow what is in `log`.
-fn any_batch(random: &mut SmallRng, log: &MemLogStorage, number: u64) -> LogBatch {
+/// A random batch that is possible in the state of `log`.
+fn random_batch(random: &mut SmallRng, log: &MemLogStorage, number: u64) -> LogBatch {
     let state = log.load().unwrap();
     let (purged, mut last, mut batch) = (state.purged.last, state.last(), LogBatch::default());
     let id = |index: u64| match index - purged.index.0 {
@@ -76,10 +77,11 @@ fn any_batch(random: &mut SmallRng, log: &MemLogStorage, number: u64) -> LogBatc
         last = id(random.random_range(first.index.0..=last.index.0));
         batch.truncate_after = Some(last.index);
     }
-    // A snapshot from elsewhere.
+    // A snapshot of another node.
     if random.random_bool(0.02) {
         last.index.0 += 7;
-        (batch.purge, batch.truncate_after) = (meta(last), Some(last.index));
+        batch.purge = meta(last);
+        batch.truncate_after = Some(last.index);
     }
     let term = Term(last.term.0.max(1) + u64::from(random.random_bool(0.2)));
     for _ in 0..random.random_range(0..5) {
@@ -101,7 +103,7 @@ fn any_batch(random: &mut SmallRng, log: &MemLogStorage, number: u64) -> LogBatc
     batch
 }
 
-/// What came of damage.
+/// Results of damaging a log.
 #[derive(Debug, Default)]
 struct Tally {
     refused: usize,
@@ -112,9 +114,9 @@ struct Tally {
 struct Torture {
     random: SmallRng,
     place: TempDir,
-    /// What the log must hold.
+    /// Expected content of the log.
     truth: MemLogStorage,
-    /// The mark as it was at times since the last crash.
+    /// Copies of the mark since the last crash.
     marks: Vec<Vec<u8>>,
 }
 
@@ -132,13 +134,13 @@ impl Torture {
             let crashes = torture.random.random_bool(0.5);
             let (mut before, old) = (Files::new(), copy_of(&torture.truth));
             if crashes {
-                // So that nothing is being made.
+                // Closes the log, so that no segment is being allocated.
                 drop(log);
                 before = files_of(&torture.dir());
                 log = open(&torture.dir()).unwrap();
             }
             torture.marks.push(fs::read(torture.dir().join("MARK")).unwrap());
-            let batch = any_batch(&mut torture.random, &torture.truth, number);
+            let batch = random_batch(&mut torture.random, &torture.truth, number);
             torture.truth.write(batch.clone()).unwrap();
             log.write(batch).unwrap();
             if crashes {
@@ -148,20 +150,20 @@ impl Torture {
         }
     }
 
-    /// What came before the last batch was `before` and `old`.
+    /// Injects one fault. The state before the last batch was `before` on disk and `old` in the model.
     fn crash(&mut self, before: &Files, old: MemLogStorage, tally: &mut Tally) -> WalLogStorage {
         let after = files_of(&self.dir());
         let what = self.random.random_range(0..4);
         match what {
-            0 => lay(&self.dir(), &self.torn(before, &after)),
-            1 => lay(&self.dir(), &self.power_cut(before, &after)),
+            0 => write_files(&self.dir(), &self.torn(before, &after)),
+            1 => write_files(&self.dir(), &self.power_cut(before, &after)),
             2 => (0..3).for_each(|_| self.damage(&after, tally)),
             _ => {}
         }
         self.marks.clear();
         let log = open(&self.dir()).unwrap();
         let found = Content::of(&log);
-        // Of a write that was torn nobody was told.
+        // A torn write was never acknowledged.
         if what == 0 && found == Content::of(&old) {
             self.truth = old;
         }
@@ -169,11 +171,11 @@ impl Torture {
         log
     }
 
-    /// Some sectors of the last write are there.
+    /// Files after a torn write: some sectors of the last write are missing.
     fn torn(&mut self, before: &Files, after: &Files) -> Files {
         let mut image = before.clone();
         let newest = before.keys().filter(|path| is_segment(path)).max().unwrap();
-        // It may have gone to a segment that was not there before; then all that was there were in use.
+        // The write may have started a new segment.
         if let Some((next, content)) = after.iter().find(|(path, _)| is_segment(path) && *path > newest)
             && in_use(&before[Path::new("MARK")], newest)
         {
@@ -195,7 +197,7 @@ impl Torture {
         image
     }
 
-    /// Everything but the newest marks is there, and some of what was put away.
+    /// Files after a power cut: the newest marks are lost, and some removed segments are back.
     fn power_cut(&mut self, before: &Files, after: &Files) -> Files {
         let mut image = after.clone();
         for (path, content) in before.iter().filter(|(path, _)| is_segment(path)) {
@@ -211,14 +213,15 @@ impl Torture {
         self.marks[self.random.random_range(0..self.marks.len())].clone()
     }
 
-    /// Some bits, sectors or more of a copy change: it is refused, or it is said which entries are lost.
+    /// Changes bits, sectors or more in a copy of the log: it is refused, or reports which entries are lost.
     fn damage(&mut self, files: &Files, tally: &mut Tally) {
-        let (place, mut files) = (tempdir().unwrap(), files.clone());
+        let place = tempdir().unwrap();
+        let mut files = files.clone();
         for _ in 0..if self.random.random_bool(0.8) { 1 } else { 2 } {
             self.damage_one(&mut files);
         }
         let dir = place.path().join("log");
-        lay(&dir, &files);
+        write_files(&dir, &files);
         let Ok(log) = open(&dir) else {
             tally.refused += 1;
             return;
@@ -232,14 +235,14 @@ impl Torture {
         };
         assert_eq!(damage.last, truth.last());
         assert!(truth.entries.starts_with(&found.entries), "{found:?}");
-        // As an engine repairs it.
+        // Repairs the log as an engine does.
         let hard_state = Some(HardState { lost_through: Some(damage.last), ..found.hard_state.clone() });
         let truncate_after = Some(found.last().index);
         let cut = LogBatch { hard_state, truncate_after, ..LogBatch::default() };
         let truth = copy_of(&self.truth);
         truth.write(cut.clone()).unwrap();
         log.write(cut).unwrap();
-        self.go_on(&dir, log, &truth);
+        self.continue_after_repair(&dir, log, &truth);
         tally.repaired += 1;
     }
 
@@ -247,7 +250,7 @@ impl Torture {
         let segments: Vec<_> = files.keys().filter(|path| is_segment(path)).cloned().collect();
         let last = segments.len() - 1;
         let some = last - self.random.random_range(0..=last);
-        // Mostly near the end.
+        // Prefers the last segments.
         let which =
             if self.random.random_bool(0.6) { last - self.random.random_range(0..2).min(last) } else { some };
         let content = files.get_mut(&segments[which]).unwrap();
@@ -266,12 +269,12 @@ impl Torture {
         content[zeros.start..end].fill(0);
     }
 
-    /// A log that was repaired is like any other.
-    fn go_on(&mut self, dir: &Path, mut log: WalLogStorage, truth: &MemLogStorage) {
+    /// Checks that a repaired log works like any other.
+    fn continue_after_repair(&mut self, dir: &Path, mut log: WalLogStorage, truth: &MemLogStorage) {
         for number in 0..12 {
             assert_eq!(log.load().unwrap().damage, None, "{number}");
             assert_eq!(Content::of(&log), Content::of(truth), "{number}");
-            let batch = any_batch(&mut self.random, truth, 1000 + number);
+            let batch = random_batch(&mut self.random, truth, 1000 + number);
             truth.write(batch.clone()).unwrap();
             log.write(batch).unwrap();
             if self.random.random_bool(0.4) {
@@ -282,7 +285,7 @@ impl Torture {
     }
 }
 
-/// Whether the last frame, says `mark`, is in this segment.
+/// Whether `segment` is the one with the last frame, according to `mark`.
 fn in_use(mark: &[u8], segment: &Path) -> bool {
     let number = |at: usize| u64::from_be_bytes(mark[at..at + 8].try_into().unwrap());
     let (_, newest) = (number(8), number(16)).max((number(520), number(528)));
@@ -290,7 +293,7 @@ fn in_use(mark: &[u8], segment: &Path) -> bool {
 }
 
 #[test]
-fn whatever_the_disk_does_the_log_is_whole_or_says_what_is_lost() {
+fn log_after_random_disk_faults_is_complete_or_reports_the_loss() {
     let variable = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
     let from = variable("TORTURE_FROM").unwrap_or(FROM);
     let mut tally = Tally::default();
@@ -302,7 +305,7 @@ fn whatever_the_disk_does_the_log_is_whole_or_says_what_is_lost() {
     assert!(tally.refused > 0 && tally.harmless > 0 && tally.repaired > 0, "{tally:?}");
 }
 
-/// From here on, as among them are some that found bugs.
+/// First seed; some of the seeds after it found bugs.
 const FROM: u64 = 270;
 const SEEDS: u64 = 60;
 const BATCHES: u64 = 60;

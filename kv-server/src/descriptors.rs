@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn clients_get_what_files_and_nodes_leave() {
         for limit in [200, 256, 1024, 65_536, 1 << 20] {
-            let tables = consensus_storage_rocksdb::open_files_of(limit as u64).unsigned_abs() as usize;
+            let tables = consensus_storage_rocksdb::open_files_max_for(limit as u64).unsigned_abs() as usize;
             let shares = shares(limit, tables, 10_000).unwrap();
             let used = shares.clients + 2 * shares.peers + tables + OWN + crate::frontend::BEYOND_MAX;
             assert!(used <= limit, "{used} of {limit}");

@@ -6,7 +6,7 @@
 use std::{fs, path::Path};
 
 use consensus_core::StorageError;
-use consensus_storage_dir::{read_with_checksum, replace_with_checksum, sync_path_to};
+use consensus_storage_dir::{read_with_checksum, replace_with_checksum, sync_parent_dirs};
 
 use crate::config::Mode;
 
@@ -48,7 +48,7 @@ pub(crate) fn claim(dir: &Path, wanted: Mode, log: &str, state: &'static str) ->
     }
     let record = || {
         fs::create_dir_all(dir)?;
-        sync_path_to(dir)?;
+        sync_parent_dirs(dir)?;
         replace_with_checksum(&dir.join(MODE), &format!("mode = {}\n", word(wanted)))
     };
     record().map_err(|source| {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use consensus_core::{LogId, NodeId, StateMachineError, StorageError, codec};
-use consensus_storage_rocksdb::{DataDir, Expected, Kind, MarkedDb};
+use consensus_storage_rocksdb::{DataDir, DirKind, Expected, MarkedDb};
 use rocksdb::{DB, DBCompressionType, Options, SliceTransform};
 use serde::{Deserialize, Serialize};
 
@@ -171,7 +171,7 @@ impl Store {
             let position = format!("{}/{CURRENT}", path.display());
             Err(StorageError::Corrupt { position, why })
         };
-        let current = dir.read(CURRENT)?;
+        let current = dir.read_file(CURRENT)?;
         let name = current.as_ref().map_or(FIRST, |text| text.trim());
         if number_of(name).is_none() {
             return damaged(format!("{name:?} is not the name of a generation"));
@@ -181,13 +181,14 @@ impl Store {
         } else {
             // The very first start, or one that was killed before it had come to write the file: then nothing else is
             // there, and nothing is in it.
-            let place = dir.make_dir(FIRST).map_err(|error| io("making a directory in", error))?;
-            let first = Generation::open(place, Expected::Perhaps, recent_max)?;
+            let place = dir.create_dir(FIRST).map_err(|error| io("making a directory in", error))?;
+            let first = Generation::open(place, Expected::MaybeAbsent, recent_max)?;
             let others = others(dir.path(), FIRST).map_err(|error| io("reading", error))?;
             if first.db().latest_sequence_number() > 0 || !others.is_empty() {
                 return damaged("it is missing, and there is data".to_owned());
             }
-            dir.replace(CURRENT, &format!("{FIRST}\n")).map_err(|error| io("writing CURRENT in", error))?;
+            dir.replace_file(CURRENT, &format!("{FIRST}\n"))
+                .map_err(|error| io("writing CURRENT in", error))?;
             first
         };
         // Only now, when the one in use is known to be well.
@@ -239,7 +240,7 @@ impl Store {
             // The file may be renamed although that is not durable.
             let old = self.current();
             let is_old = |text: &String| text.trim() == old.name();
-            let is_as_before = matches!(self.dir.read(CURRENT), Ok(Some(text)) if is_old(&text));
+            let is_as_before = matches!(self.dir.read_file(CURRENT), Ok(Some(text)) if is_old(&text));
             if !is_as_before && let Err(again) = self.note_current(&old) {
                 let path = self.dir.path().join(CURRENT);
                 return Err(StateMachineError::Broken(format!(
@@ -257,7 +258,7 @@ impl Store {
     }
 
     fn note_current(&self, generation: &Generation) -> io::Result<()> {
-        self.dir.replace(CURRENT, &format!("{}\n", generation.name()))
+        self.dir.replace_file(CURRENT, &format!("{}\n", generation.name()))
     }
 
     /// The directory.
@@ -328,7 +329,7 @@ fn has_prefix(place: &[u8]) -> bool {
 
 /// Stands in every table. With another function it must be another name.
 const PREFIX_NAME: &str = "kv.place.1";
-const KIND: Kind = Kind { name: "kv-state", oldest: 2, format: 2 };
+const KIND: DirKind = DirKind { name: "kv-state", oldest_format: 2, format: 2 };
 const CURRENT: &str = "CURRENT";
 const FIRST: &str = "gen-1";
 /// In a generation's directory: how far its RocksDB had been written.

@@ -1,10 +1,10 @@
-//! Entries that cannot be read.
+//! Records of the entries that cannot be read.
 
 use std::collections::BTreeMap;
 
 use consensus_core::{LogIndex, StorageError};
 
-/// What is wrong where.
+/// A damaged or missing part of the log.
 #[derive(Clone, Debug)]
 pub(super) struct Flaw {
     pub(super) position: String,
@@ -17,19 +17,19 @@ impl From<Flaw> for StorageError {
     }
 }
 
-/// By first index: the last index that it applies to, and what it is.
+/// Ranges of entries that cannot be read: by first index, the last index and the reason.
 #[derive(Debug, Default)]
 pub(super) struct Flaws(BTreeMap<LogIndex, (LogIndex, Flaw)>);
 
 impl Flaws {
-    /// `first..=last` cannot be read.
+    /// Adds the entries `first..=last`; nothing if the range is empty.
     pub(super) fn add(&mut self, first: LogIndex, last: LogIndex, flaw: Flaw) {
         if first <= last {
             self.0.insert(first, (last, flaw));
         }
     }
 
-    /// Entries up to `to` are not wanted any more.
+    /// Removes the entries up to `to`.
     pub(super) fn purge(&mut self, to: LogIndex) {
         let later = self.0.split_off(&to.next());
         let across = std::mem::replace(&mut self.0, later).pop_last();
@@ -38,8 +38,8 @@ impl Flaws {
         }
     }
 
-    /// Entries after `after` are not there any more.
-    pub(super) fn cut(&mut self, after: LogIndex) {
+    /// Removes the entries after `after`.
+    pub(super) fn truncate_after(&mut self, after: LogIndex) {
         self.0.split_off(&after.next());
         if let Some(mut across) = self.0.last_entry() {
             let last = &mut across.get_mut().0;
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_purged_or_cut_is_no_flaw() {
+    fn purged_or_truncated_entries_are_no_flaws() {
         let flaw = Flaw { position: String::new(), why: String::new() };
         let mut flaws = Flaws::default();
         flaws.add(LogIndex(3), LogIndex(2), flaw.clone());
@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(first(&flaws), Some(5));
         flaws.purge(LogIndex(6));
         assert_eq!(first(&flaws), Some(7));
-        flaws.cut(LogIndex(8));
+        flaws.truncate_after(LogIndex(8));
         flaws.purge(LogIndex(7));
         assert_eq!(first(&flaws), Some(8));
         flaws.purge(LogIndex(8));

@@ -1,4 +1,4 @@
-//! A disk that fails.
+//! Tests with a failing disk.
 
 use std::sync::{
     Arc,
@@ -13,19 +13,19 @@ use super::WalLogStorage;
 use crate::segment::bad_blocks::BAD;
 
 #[test]
-fn passes_the_suite_of_failing_disks() {
+fn storage_on_failing_disk_passes_the_suite() {
     run_failing_disk_suite(
         || (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false))),
-        |(dir, broken)| {
+        |(dir, fail_writes)| {
             let storage = WalLogStorage::open(dir.path(), NodeId(1)).unwrap();
-            storage.writer().broken = broken.clone();
+            storage.writer().fail_writes = fail_writes.clone();
             storage
         },
-        |(_, broken), fail| broken.store(fail, Ordering::Relaxed),
+        |(_, fail_writes), fail| fail_writes.store(fail, Ordering::Relaxed),
     );
 }
 
-/// Opened with blocks of segments that the disk does not give back.
+/// Opens the log on a disk that cannot read the blocks `bad` (sequence number of the segment, offset).
 fn open(dir: &TempDir, bad: &[(u64, u64)]) -> Result<WalLogStorage, StorageError> {
     BAD.set(bad.to_vec());
     let opened = WalLogStorage::open_with_segment_bytes(dir.path(), NodeId(1), 64 << 10);
@@ -38,9 +38,9 @@ fn append(storage: &WalLogStorage, index: u64) {
     storage.write(LogBatch { entries, ..LogBatch::default() }).unwrap();
 }
 
-/// Entries in them are damaged, as if they were changed; the rest of the log is there.
+/// Entries in unreadable blocks are reported as damaged; the entries before them are kept.
 #[test]
-fn entries_in_bad_blocks_are_damaged() {
+fn entries_in_unreadable_blocks_are_reported_as_damage() {
     let dir = tempfile::tempdir().unwrap();
     let storage = open(&dir, &[]).unwrap();
     (1..=100).for_each(|index| append(&storage, index));
@@ -50,14 +50,14 @@ fn entries_in_bad_blocks_are_damaged() {
         let state = open(&dir, &[block]).unwrap().load().unwrap();
         let damage = state.damage.clone().unwrap();
         assert_eq!(damage.last, LogId::new(1, 100));
-        let what = format!("the disk does not give back the block at byte {} of", block.1);
+        let what = format!("the disk cannot read the block at byte {} of", block.1);
         assert!(
             damage.why.contains(&what) && damage.why.contains(&format!("{:016}.wal", block.0)),
             "{damage:?}"
         );
         assert!(state.last() < LogId::new(1, 30) && state.last() > LogId::ZERO, "{block:?} {state:?}");
     }
-    // In the middle of a record: it is said what is wrong with it.
+    // In the middle of a record.
     let storage = open(&dir, &[]).unwrap();
     let entries = vec![Entry::command(LogId::new(1, 101), vec![b'x'; 9000])];
     storage.write(LogBatch { entries, ..LogBatch::default() }).unwrap();
@@ -66,21 +66,21 @@ fn entries_in_bad_blocks_are_damaged() {
         storage.index().runs(LogIndex(100), LogIndex(101), |_| true),
         storage.writer().tail.segment.sequence,
     );
-    let inside = u64::from(place[0].places[0].at).next_multiple_of(4096);
+    let inside = u64::from(place[0].locations[0].at).next_multiple_of(4096);
     drop((storage, place));
     let state = open(&dir, &[(sequence, inside)]).unwrap().load().unwrap();
     let why = state.damage.clone().unwrap().why;
     assert_eq!(state.last(), LogId::new(1, 100));
-    assert!(why.starts_with(&format!("the disk does not give back the block at byte {inside} of")), "{why}");
+    assert!(why.starts_with(&format!("the disk cannot read the block at byte {inside} of")), "{why}");
 }
 
-/// Where the log ends it is not known what was in a bad block, and the next entries would go there.
+/// It is unknown whether an unreadable block at the end contained entries, and the next entries would be written there.
 #[test]
-fn bad_blocks_at_the_end_are_refused() {
+fn unreadable_block_at_the_end_of_the_log_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let storage = open(&dir, &[]).unwrap();
     (1..=12).for_each(|index| append(&storage, index));
-    while !storage.workshop.is_ready() {
+    while !storage.allocator.is_ready() {
         std::thread::yield_now();
     }
     let (end, sequence) = {

@@ -1,8 +1,8 @@
 //! A network within one process, for tests, simulations and examples.
 //!
-//! [`MemNetwork`] joins any number of [`MemTransport`]s. Each direction of each link can be given latency, loss,
-//! duplication and reordering, and be cut; what happens follows from a seed. What this is *not*: a simulator - messages
-//! travel in tokio's time (real, or paused in tests), on the tasks of the runtime.
+//! [`MemNetwork`] connects any number of [`MemTransport`]s. Each direction of each link can have latency, loss, duplication
+//! and reordering, or be cut. A seed determines all random decisions. What this is *not*: a simulator. Messages are delivered
+//! in tokio's time (real, or paused in tests), by tasks of the runtime.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -38,18 +38,18 @@ use tokio::{
     time::Instant,
 };
 
-/// What one direction of a link does to what goes over it. The default does nothing.
+/// Faults of one direction of a link. The default delivers every message at once, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Link {
-    /// Least and greatest time on the way; drawn anew for each message.
+    /// Shortest and longest latency; the latency of each message is drawn at random between them.
     pub latency: (Duration, Duration),
-    /// Part of the messages that are lost, 0 to 1.
+    /// Fraction of the messages that are lost, 0 to 1.
     pub loss: f64,
-    /// Part of the messages that arrive twice, 0 to 1.
+    /// Fraction of the messages that arrive twice, 0 to 1.
     pub duplication: f64,
-    /// Messages may overtake each other, as far as their latencies differ.
+    /// Whether messages with a shorter latency overtake earlier ones.
     pub reordering: bool,
-    /// Nothing goes through.
+    /// Whether all messages are lost.
     pub cut: bool,
 }
 
@@ -60,35 +60,37 @@ impl Default for Link {
     }
 }
 
-/// Joins transports. Cheap to clone; all clones are the same network.
+/// A network that connects transports. Cheap to clone; all clones are the same network.
 #[derive(Clone)]
 pub struct MemNetwork(Arc<Mutex<Shared>>);
 
 struct Shared {
     random: SmallRng,
-    /// What nothing delays is handed over within the send.
+    /// Whether messages that no link delays are delivered within the send.
     direct: bool,
     nodes: BTreeMap<NodeId, Node>,
     links: BTreeMap<(NodeId, NodeId), Link>,
-    /// When the newest message of a link arrives: those after it do not overtake it, unless the link reorders.
+    /// Arrival time of the newest message of each link. Later ones do not overtake it, unless the link reorders.
     last_arrival: BTreeMap<(NodeId, NodeId), Instant>,
 }
 
+/// State of the newest transport of a node.
 struct Node {
-    /// Where its deliveries queue; of the newest transport of that id.
+    /// Queue of the messages to the node.
     inbox: mpsc::UnboundedSender<Delivery>,
+    /// Number of earlier transports of the node.
     generation: u64,
     handler: Option<Arc<dyn MessageHandler>>,
     queued_bytes: Arc<AtomicU64>,
     reachability: watch::Sender<BTreeMap<NodeId, Reachability>>,
-    cluster: Arc<OwnCluster>,
+    cluster: Arc<ClusterCell>,
 }
 
-/// The cluster to which a node belongs.
+/// The cluster of a node, shared with its delivery task.
 #[derive(Default)]
-struct OwnCluster(AtomicU64);
+struct ClusterCell(AtomicU64);
 
-impl OwnCluster {
+impl ClusterCell {
     fn get(&self) -> ClusterId {
         ClusterId(self.0.load(Ordering::Acquire))
     }
@@ -101,27 +103,30 @@ impl OwnCluster {
 struct Delivery {
     at: Instant,
     from: NodeId,
-    /// The sender's.
+    /// Cluster of the sender.
     cluster: ClusterId,
     message: Message,
     bytes: u64,
 }
 
 impl MemNetwork {
-    /// A network without nodes; what its links do follows from `seed`.
+    /// Creates a network without nodes. `seed` determines the random decisions of its links.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let random = SmallRng::seed_from_u64(seed);
-        let (nodes, links, last_arrival) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self(Arc::new(Mutex::new(Shared { random, direct: false, nodes, links, last_arrival })))
+        Self(Arc::new(Mutex::new(Shared {
+            random: SmallRng::seed_from_u64(seed),
+            direct: false,
+            nodes: BTreeMap::new(),
+            links: BTreeMap::new(),
+            last_arrival: BTreeMap::new(),
+        })))
     }
 
-    /// From now on a message that no link delays or loses is handed over within the sender's
-    /// [`send`](NetworkTransport::send), without a task in between: as fast as a function call. Only for handlers that queue
-    /// what they are given, as the engines of this workspace do; one that sends from within
-    /// [`on_message`](MessageHandler::on_message) would be called from within itself.
+    /// Delivers messages that no link delays or loses within the sender's [`send`](NetworkTransport::send), without a task in
+    /// between. Only for handlers that queue messages, as the engines of this workspace do: a handler that sends from within
+    /// [`on_message`](MessageHandler::on_message) could be called recursively.
     #[must_use]
-    pub fn direct(self) -> Self {
+    pub fn with_direct_delivery(self) -> Self {
         self.lock().direct = true;
         self
     }
@@ -130,8 +135,8 @@ impl MemNetwork {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The transport of `node`. Asked again for the same node - after a restart - it makes a new one, and the old one is
-    /// cut off.
+    /// Creates the transport of `node`. Another call for the same node, after a restart, creates a new transport and
+    /// disconnects the old one.
     #[must_use]
     pub fn transport(&self, node: NodeId) -> Arc<MemTransport> {
         let (inbox, deliveries) = mpsc::unbounded_channel();
@@ -147,20 +152,20 @@ impl MemNetwork {
             cluster: Arc::default(),
         };
         if shared.nodes.insert(node, new).is_some() {
-            shared.tell_others_of_end(node);
+            shared.mark_unreachable_for_others(node);
         }
         let peers = Mutex::new(BTreeMap::new());
-        let (deliveries, delivering) = (Mutex::new(Some(deliveries)), Mutex::new(None));
+        let (deliveries, delivery_task) = (Mutex::new(Some(deliveries)), Mutex::new(None));
         let network = self.clone();
-        Arc::new(MemTransport { network, node, generation, peers, deliveries, delivering, reachable })
+        Arc::new(MemTransport { network, node, generation, peers, deliveries, delivery_task, reachable })
     }
 
-    /// Sets what the link does one way.
+    /// Sets the faults of the link in one direction.
     pub fn set_link(&self, from: NodeId, to: NodeId, link: Link) {
         self.lock().links.insert((from, to), link);
     }
 
-    /// Sets what every link between the present nodes does, both ways.
+    /// Sets the faults of all links between the existing nodes, in both directions.
     pub fn set_all_links(&self, link: &Link) {
         let mut shared = self.lock();
         let nodes: Vec<NodeId> = shared.nodes.keys().copied().collect();
@@ -171,12 +176,12 @@ impl MemNetwork {
         }
     }
 
-    /// Lets nothing more through from `from` to `to`; the other way stays as it is.
+    /// Cuts the link from `from` to `to`. The opposite direction is unchanged.
     pub fn cut(&self, from: NodeId, to: NodeId) {
         self.lock().links.entry((from, to)).or_default().cut = true;
     }
 
-    /// Cuts all links between nodes that are not in one group.
+    /// Cuts all links between nodes of different groups.
     pub fn partition(&self, groups: &[&[NodeId]]) {
         for (i, group) in groups.iter().enumerate() {
             let others = groups.iter().enumerate().filter(|(j, _)| *j != i);
@@ -186,15 +191,15 @@ impl MemNetwork {
         }
     }
 
-    /// Joins what was cut; latency and loss stay.
+    /// Restores all links that were cut. Latency and loss are unchanged.
     pub fn heal(&self) {
         self.lock().links.values_mut().for_each(|link| link.cut = false);
     }
 }
 
 impl Shared {
-    /// What becomes of one message: when its copies arrive. Empty if it is lost.
-    fn fate(&mut self, from: NodeId, to: NodeId) -> Vec<Instant> {
+    /// Draws the arrival time of each copy of a message. Empty if the message is lost.
+    fn arrival_times(&mut self, from: NodeId, to: NodeId) -> Vec<Instant> {
         let link = self.links.get(&(from, to)).cloned().unwrap_or_default();
         if link.cut || self.random.random_bool(link.loss.clamp(0.0, 1.0)) {
             return Vec::new();
@@ -213,8 +218,8 @@ impl Shared {
         (0..copies).map(|_| arrival()).collect()
     }
 
-    /// To whom a message can be handed over at once, if nothing is under way that it would overtake.
-    fn direct_way(&self, from: NodeId, to: NodeId) -> Option<Arc<dyn MessageHandler>> {
+    /// The receiver's handler, if the message can be delivered at once without overtaking earlier ones.
+    fn direct_handler(&self, from: NodeId, to: NodeId) -> Option<Arc<dyn MessageHandler>> {
         if !self.direct || self.links.get(&(from, to)).is_some_and(|link| *link != Link::default()) {
             return None;
         }
@@ -224,55 +229,59 @@ impl Shared {
         node.handler.clone().filter(|_| known && idle)
     }
 
-    /// Cuts off the transport of `node` of that generation.
+    /// Disconnects the transport of `node`, if `generation` is its newest one.
     fn remove(&mut self, node: NodeId, generation: u64) {
         if self.nodes.get(&node).is_some_and(|own| own.generation == generation) {
-            // The place stays, with a higher generation, so that a restarted node is another one.
-            let (inbox, _) = mpsc::unbounded_channel();
-            let (reachability, _) = watch::channel(BTreeMap::new());
-            let (generation, queued_bytes) = (generation + 1, Arc::new(AtomicU64::new(0)));
-            let (handler, cluster) = (None, Arc::default());
-            self.nodes.insert(node, Node { inbox, generation, handler, queued_bytes, reachability, cluster });
-            self.tell_others_of_end(node);
+            // A disconnected node stays in the map, so that the generation of its next transport is higher.
+            let disconnected = Node {
+                inbox: mpsc::unbounded_channel().0,
+                generation: generation + 1,
+                handler: None,
+                queued_bytes: Arc::new(AtomicU64::new(0)),
+                reachability: watch::channel(BTreeMap::new()).0,
+                cluster: Arc::default(),
+            };
+            self.nodes.insert(node, disconnected);
+            self.mark_unreachable_for_others(node);
         }
     }
 
-    /// As a system closes the connections of a process that ends.
-    fn tell_others_of_end(&self, node: NodeId) {
+    /// Makes the node unreachable for all others, as an operating system closes the connections of a process that ends.
+    fn mark_unreachable_for_others(&self, node: NodeId) {
         for from in self.nodes.keys().filter(|from| **from != node) {
-            self.note(*from, node, Reachability::Unreachable);
+            self.set_reachability(*from, node, Reachability::Unreachable);
         }
     }
 
-    /// Whether nothing is known of the two that says that they are of different clusters.
-    fn may_talk(&self, from: NodeId, to: NodeId) -> bool {
+    /// Whether the two nodes are not known to belong to different clusters.
+    fn may_communicate(&self, from: NodeId, to: NodeId) -> bool {
         let cluster = |node| self.nodes.get(&node).map_or(ClusterId::NONE, |node| node.cluster.get());
         cluster(from).is_compatible_with(cluster(to))
     }
 
-    fn note(&self, from: NodeId, to: NodeId, state: Reachability) {
+    fn set_reachability(&self, from: NodeId, to: NodeId, state: Reachability) {
         if let Some(node) = self.nodes.get(&from) {
             node.reachability.send_if_modified(|all| all.insert(to, state) != Some(state));
         }
     }
 }
 
-/// One node's end of a [`MemNetwork`]. Every node of the network is known without an endpoint; setting one after
-/// [`remove_endpoint`](NetworkTransport::remove_endpoint) makes a node known again.
+/// The transport of one node in a [`MemNetwork`]. It knows every node of the network without an endpoint, until the node is
+/// removed with [`remove_endpoint`](NetworkTransport::remove_endpoint); setting any endpoint makes it known again.
 pub struct MemTransport {
     network: MemNetwork,
     node: NodeId,
     generation: u64,
-    /// Explicitly set (`true`) or removed (`false`).
+    /// Nodes that were set (`true`) or removed (`false`).
     peers: Mutex<BTreeMap<NodeId, bool>>,
     deliveries: Mutex<Option<mpsc::UnboundedReceiver<Delivery>>>,
-    /// Hands over what arrives.
-    delivering: Mutex<Option<JoinHandle<()>>>,
+    /// Task that delivers the messages to this node.
+    delivery_task: Mutex<Option<JoinHandle<()>>>,
     reachable: watch::Receiver<BTreeMap<NodeId, Reachability>>,
 }
 
 impl MemTransport {
-    /// The peer's side, if this end is still the node's own and the peer is known and there.
+    /// Checks that this transport is the newest of its node, and that it knows the peer.
     fn check(&self, shared: &Shared, to: NodeId) -> Result<(), SendError> {
         if shared.nodes.get(&self.node).is_none_or(|own| own.generation != self.generation) {
             return Err(SendError::Closed);
@@ -299,39 +308,39 @@ impl NetworkTransport for MemTransport {
             node.handler = Some(handler.clone());
             (node.queued_bytes.clone(), node.cluster.clone())
         };
-        let task = tokio::spawn(deliver_in_time(deliveries, handler, queued, cluster));
-        *self.delivering.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        let task = tokio::spawn(deliver_messages(deliveries, handler, queued, cluster));
+        *self.delivery_task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         Ok(())
     }
 
     fn send(&self, to: NodeId, message: Message) -> Result<(), SendError> {
         let mut shared = self.network.lock();
         self.check(&shared, to)?;
-        if !shared.may_talk(self.node, to) {
-            shared.note(self.node, to, Reachability::Unreachable);
+        if !shared.may_communicate(self.node, to) {
+            shared.set_reachability(self.node, to, Reachability::Unreachable);
             return Err(SendError::Unreachable(to));
         }
-        if let Some(handler) = shared.direct_way(self.node, to) {
+        if let Some(handler) = shared.direct_handler(self.node, to) {
             drop(shared);
             handler.on_message(self.node, message);
             return Ok(());
         }
         let bytes = message.size_bytes();
-        let fate = shared.fate(self.node, to);
+        let arrivals = shared.arrival_times(self.node, to);
         let cluster = shared.nodes.get(&self.node).map_or(ClusterId::NONE, |own| own.cluster.get());
         let Some(node) = shared.nodes.get(&to) else { return Ok(()) };
-        for at in fate {
+        for at in arrivals {
             if node.queued_bytes.fetch_add(bytes, Ordering::Relaxed) > QUEUE_BYTES_MAX {
                 node.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
                 return Err(SendError::QueueFull(to));
             }
             let delivery = Delivery { at, from: self.node, cluster, message: message.clone(), bytes };
-            let _ = node.inbox.send(delivery); // To a node that is gone: lost.
+            let _ = node.inbox.send(delivery); // Lost if the node is disconnected.
         }
         let gone = node.inbox.is_closed();
         let cut = shared.links.get(&(self.node, to)).is_some_and(|link| link.cut);
         let state = if cut || gone { Reachability::Unreachable } else { Reachability::Reachable };
-        shared.note(self.node, to, state);
+        shared.set_reachability(self.node, to, state);
         Ok(())
     }
 
@@ -341,21 +350,21 @@ impl NetworkTransport for MemTransport {
         chunk: SnapshotChunk,
     ) -> Result<SnapshotAck, TransportError> {
         let lost = || TransportError::Io {
-            context: format!("snapshot chunk to node {to}"),
+            context: format!("sending a snapshot chunk to node {to}"),
             source: std::io::ErrorKind::TimedOut.into(),
         };
         let (there, back, handler) = {
             let mut shared = self.network.lock();
             self.check(&shared, to)?;
-            if !shared.may_talk(self.node, to) {
+            if !shared.may_communicate(self.node, to) {
                 return Err(SendError::Unreachable(to).into());
             }
-            let (there, back) = (shared.fate(self.node, to), shared.fate(to, self.node));
+            let (there, back) = (shared.arrival_times(self.node, to), shared.arrival_times(to, self.node));
             (there, back, shared.nodes.get(&to).and_then(|node| node.handler.clone()))
         };
         let (Some(there), Some(handler)) = (there.first(), handler) else { return Err(lost()) };
         tokio::time::sleep_until(*there).await;
-        if !self.network.lock().may_talk(self.node, to) {
+        if !self.network.lock().may_communicate(self.node, to) {
             return Err(SendError::Unreachable(to).into());
         }
         let ack = handler.on_snapshot_chunk(self.node, chunk).await;
@@ -384,10 +393,10 @@ impl NetworkTransport for MemTransport {
 
     async fn shutdown(&self) {
         self.network.lock().remove(self.node, self.generation);
-        let delivering = self.delivering.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = delivering {
+        let delivery_task = self.delivery_task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = delivery_task {
             task.abort();
-            let _ = task.await; // Cancelled, as asked: what was under way is lost.
+            let _ = task.await; // Always a cancellation; messages in flight are lost.
         }
     }
 }
@@ -406,18 +415,18 @@ impl std::fmt::Debug for MemNetwork {
     }
 }
 
-/// Hands over each message when its time has come, whatever came in between.
-async fn deliver_in_time(
+/// Delivers each message at its arrival time.
+async fn deliver_messages(
     mut deliveries: mpsc::UnboundedReceiver<Delivery>,
     handler: Arc<dyn MessageHandler>,
     queued: Arc<AtomicU64>,
-    cluster: Arc<OwnCluster>,
+    cluster: Arc<ClusterCell>,
 ) {
-    let hand_over = |delivery: Delivery| {
+    let deliver = |delivery: Delivery| {
         if cluster.get().is_compatible_with(delivery.cluster) {
             handler.on_message(delivery.from, delivery.message);
         }
-        // Only now: until then nothing may overtake it.
+        // After the delivery: while the count is not 0, no message is delivered directly, which could overtake this one.
         queued.fetch_sub(delivery.bytes, Ordering::Release);
     };
     let mut waiting: BTreeMap<(Instant, u64), Delivery> = BTreeMap::new();
@@ -425,11 +434,11 @@ async fn deliver_in_time(
     loop {
         let next = waiting.keys().next().map(|(at, _)| *at);
         tokio::select! {
-            biased; // So that a run under a paused clock can be repeated.
+            biased; // Makes runs under a paused clock reproducible.
             delivery = deliveries.recv() => {
                 let Some(delivery) = delivery else { return };
                 if waiting.is_empty() && delivery.at <= Instant::now() {
-                    hand_over(delivery);
+                    deliver(delivery);
                     continue;
                 }
                 count += 1;
@@ -439,10 +448,10 @@ async fn deliver_in_time(
         }
         let now = Instant::now();
         while let Some(due) = waiting.first_entry().filter(|first| first.key().0 <= now) {
-            hand_over(due.remove());
+            deliver(due.remove());
         }
     }
 }
 
-/// Most bytes on their way to one node; a sender beyond them is told that the queue is full.
+/// Bytes in flight to one node above which sends fail with [`SendError::QueueFull`].
 const QUEUE_BYTES_MAX: u64 = 64 << 20;

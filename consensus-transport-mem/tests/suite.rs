@@ -1,4 +1,4 @@
-//! Conformance, and what links do.
+//! The conformance suite, and the faults of links.
 
 use std::{
     sync::{Arc, Mutex},
@@ -14,7 +14,7 @@ use consensus_transport_mem::{Link, MemNetwork};
 use tokio::time::Instant;
 
 #[tokio::test]
-async fn passes_the_suite() {
+async fn transport_passes_the_suite() {
     run_suite(|size| async move {
         let network = MemNetwork::new(7);
         (0..size).map(|id| network.transport(NodeId(id)) as Arc<dyn NetworkTransport>).collect()
@@ -37,7 +37,7 @@ impl MessageHandler for Arrivals {
     }
 }
 
-/// Sends 0..100 over `link` in paused time, and returns when each arrived.
+/// Sends the messages 0..100 over `link` in paused time. Returns the arrival time of each.
 async fn sent_over(seed: u64, link: Link) -> Vec<(Duration, u8)> {
     let network = MemNetwork::new(seed);
     let (a, b) = (network.transport(NodeId(1)), network.transport(NodeId(2)));
@@ -54,7 +54,7 @@ async fn sent_over(seed: u64, link: Link) -> Vec<(Duration, u8)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn latency_is_kept_and_order_too() {
+async fn link_with_latency_delays_messages_and_keeps_their_order() {
     let latency = (Duration::from_millis(50), Duration::from_millis(90));
     let arrived = sent_over(1, Link { latency, ..Link::default() }).await;
     assert_eq!(arrived.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
@@ -62,7 +62,7 @@ async fn latency_is_kept_and_order_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn loss_duplication_and_reordering_happen_and_follow_from_the_seed() {
+async fn faults_of_a_link_happen_and_are_determined_by_the_seed() {
     let latency = (Duration::ZERO, Duration::from_millis(90));
     let bad = Link { latency, loss: 0.3, duplication: 0.3, reordering: true, cut: false };
     let arrived = sent_over(2, bad.clone()).await;
@@ -77,7 +77,7 @@ async fn loss_duplication_and_reordering_happen_and_follow_from_the_seed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cut_is_one_way_and_can_be_healed() {
+async fn cut_of_a_link_has_one_direction_and_can_be_healed() {
     let network = MemNetwork::new(1);
     let (a, b) = (network.transport(NodeId(1)), network.transport(NodeId(2)));
     let (at_a, at_b) = (Arc::new(Arrivals::default()), Arc::new(Arrivals::default()));

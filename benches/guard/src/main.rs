@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 fn engine(clients: usize, each: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
-        let (network, mut nodes) = (MemNetwork::new(1).direct(), Vec::new());
+        let (network, mut nodes) = (MemNetwork::new(1).with_direct_delivery(), Vec::new());
         for id in 1..=3 {
             let builder = RaftEngine::builder(NodeId(id)).voters(1..=3).without_threads();
             let builder = builder.configure(|config| config.protocol.seed = id);

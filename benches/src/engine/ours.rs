@@ -18,7 +18,7 @@ pub(crate) struct Ours {
 
 impl Cluster for Ours {
     async fn start() -> Self {
-        let network = MemNetwork::new(1).direct();
+        let network = MemNetwork::new(1).with_direct_delivery();
         let mut nodes = Vec::new();
         for id in 1..=3 {
             let builder = RaftEngine::builder(NodeId(id)).voters(1..=3).without_threads();

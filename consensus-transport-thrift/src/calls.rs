@@ -1,4 +1,4 @@
-//! The calls of the service, as frames.
+//! Encodes and decodes the calls of the Thrift service.
 
 use bytes::Bytes;
 use thrift::protocol::{TInputProtocol, TMessageType};
@@ -16,33 +16,33 @@ use crate::{
     },
 };
 
-/// A call as it arrives.
+/// A decoded call.
 pub(crate) enum Call {
     Describe(Identity),
     Hello(Hello),
-    /// A message, and to which cluster its sender belongs.
+    /// A message, and the cluster of its sender.
     Deliver(Message, ClusterId),
     SnapshotChunk(SnapshotChunk, ClusterId),
     /// A method that the IDL does not have.
     Unknown(String),
 }
 
-pub(crate) fn describe(asker: Identity) -> thrift::Result<Bytes> {
+pub(crate) fn encode_describe(asker: Identity) -> thrift::Result<Bytes> {
     let args = ConsensusDescribeArgs { asker };
     framing::encode("describe", TMessageType::Call, 0, |out| args.write_to_out_protocol(out))
 }
 
-pub(crate) fn hello(hello: Hello) -> thrift::Result<Bytes> {
+pub(crate) fn encode_hello(hello: Hello) -> thrift::Result<Bytes> {
     let args = ConsensusHelloArgs { hello };
     framing::encode("hello", TMessageType::Call, 0, |out| args.write_to_out_protocol(out))
 }
 
-pub(crate) fn deliver(message: Message, cluster: ClusterId) -> thrift::Result<Bytes> {
+pub(crate) fn encode_deliver(message: Message, cluster: ClusterId) -> thrift::Result<Bytes> {
     let args = ConsensusDeliverArgs { message, cluster: signed(cluster.0) };
     framing::encode("deliver", TMessageType::OneWay, 0, |out| args.write_to_out_protocol(out))
 }
 
-pub(crate) fn snapshot_chunk(
+pub(crate) fn encode_snapshot_chunk(
     sequence: i32,
     chunk: SnapshotChunk,
     cluster: ClusterId,
@@ -51,7 +51,7 @@ pub(crate) fn snapshot_chunk(
     framing::encode("snapshot_chunk", TMessageType::Call, sequence, |out| args.write_to_out_protocol(out))
 }
 
-/// The call in `frame` and its sequence number.
+/// Decodes a call and its sequence number.
 pub(crate) fn read_call(frame: &[u8]) -> thrift::Result<(i32, Call)> {
     let (identifier, mut protocol) = framing::open(frame)?;
     let input = &mut protocol;
@@ -72,13 +72,13 @@ pub(crate) fn read_call(frame: &[u8]) -> thrift::Result<(i32, Call)> {
     Ok((identifier.sequence_number, call))
 }
 
-pub(crate) fn answer_describe(sequence: i32, description: Description) -> thrift::Result<Bytes> {
+pub(crate) fn encode_describe_reply(sequence: i32, description: Description) -> thrift::Result<Bytes> {
     let result = ConsensusDescribeResult { result_value: Some(description) };
     framing::encode("describe", TMessageType::Reply, sequence, |out| result.write_to_out_protocol(out))
 }
 
-/// Who the callee is, or why it refuses the connection.
-pub(crate) fn answer_hello(sequence: i32, answer: Result<Identity, String>) -> thrift::Result<Bytes> {
+/// Encodes the callee's identity, or why it refuses the connection.
+pub(crate) fn encode_hello_reply(sequence: i32, answer: Result<Identity, String>) -> thrift::Result<Bytes> {
     let result = match answer {
         Ok(callee) => ConsensusHelloResult { result_value: Some(callee), refused: None },
         Err(message) => ConsensusHelloResult { result_value: None, refused: Some(Refused { message }) },
@@ -86,40 +86,40 @@ pub(crate) fn answer_hello(sequence: i32, answer: Result<Identity, String>) -> t
     framing::encode("hello", TMessageType::Reply, sequence, |out| result.write_to_out_protocol(out))
 }
 
-pub(crate) fn answer_chunk(sequence: i32, ack: SnapshotAck) -> thrift::Result<Bytes> {
+pub(crate) fn encode_chunk_reply(sequence: i32, ack: SnapshotAck) -> thrift::Result<Bytes> {
     let result = ConsensusSnapshotChunkResult { result_value: Some(ack) };
     framing::encode("snapshot_chunk", TMessageType::Reply, sequence, |out| result.write_to_out_protocol(out))
 }
 
-/// What the callee says of a connection by itself.
+/// A receipt, which the callee sends to the caller on the same connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Receipt {
-    /// Bytes that it has received.
+    /// Bytes that the callee has received on the connection.
     pub(crate) bytes: u64,
-    /// To which cluster it belongs.
+    /// Cluster of the callee.
     pub(crate) cluster: ClusterId,
 }
 
-pub(crate) fn received(receipt: Receipt) -> thrift::Result<Bytes> {
+pub(crate) fn encode_receipt(receipt: Receipt) -> thrift::Result<Bytes> {
     let args = ConsensusReceivedArgs { bytes: signed(receipt.bytes), cluster: signed(receipt.cluster.0) };
     framing::encode(RECEIVED, TMessageType::OneWay, 0, |out| args.write_to_out_protocol(out))
 }
 
-/// `None` if the frame is no receipt. What cannot be read is none; whoever reads it as an answer says why.
-pub(crate) fn read_received(frame: &[u8]) -> Option<Receipt> {
+/// Decodes a receipt; `None` if the frame is not one. A damaged frame is reported when it is decoded as a reply.
+pub(crate) fn read_receipt(frame: &[u8]) -> Option<Receipt> {
     let (identifier, mut protocol) = framing::open(frame).ok()?;
     let is_receipt = identifier.name == RECEIVED && identifier.message_type == TMessageType::OneWay;
     let args = is_receipt.then(|| ConsensusReceivedArgs::read_from_in_protocol(&mut protocol))?.ok()?;
     Some(Receipt { bytes: unsigned(args.bytes), cluster: ClusterId(unsigned(args.cluster)) })
 }
 
-pub(crate) fn read_description(frame: &[u8]) -> thrift::Result<Description> {
+pub(crate) fn read_describe_reply(frame: &[u8]) -> thrift::Result<Description> {
     let (identifier, mut protocol) = framing::open(frame)?;
     raise(identifier.message_type, &mut protocol)?;
     ConsensusDescribeResult::read_from_in_protocol(&mut protocol)?.ok_or()
 }
 
-pub(crate) fn read_hello_answer(frame: &[u8]) -> thrift::Result<Identity> {
+pub(crate) fn read_hello_reply(frame: &[u8]) -> thrift::Result<Identity> {
     let (identifier, mut protocol) = framing::open(frame)?;
     raise(identifier.message_type, &mut protocol)?;
     let result = ConsensusHelloResult::read_from_in_protocol(&mut protocol)?;
@@ -130,7 +130,7 @@ pub(crate) fn read_hello_answer(frame: &[u8]) -> thrift::Result<Identity> {
     result.ok_or()
 }
 
-pub(crate) fn read_chunk_answer(frame: &[u8]) -> thrift::Result<(i32, SnapshotAck)> {
+pub(crate) fn read_chunk_reply(frame: &[u8]) -> thrift::Result<(i32, SnapshotAck)> {
     let (identifier, mut protocol) = framing::open(frame)?;
     raise(identifier.message_type, &mut protocol)?;
     let ack = ConsensusSnapshotChunkResult::read_from_in_protocol(&mut protocol)?.ok_or()?;

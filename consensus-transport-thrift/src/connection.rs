@@ -1,4 +1,4 @@
-//! Making connections.
+//! Creates TCP connections and sets their options.
 
 use std::{collections::VecDeque, io, net::SocketAddr, time::Duration};
 
@@ -10,38 +10,38 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-/// Connects to `endpoint` within `patience`, which covers the look-up of the name too. Sets on the connection what every
-/// connection here has: no delay, and notice within about 20 s that the peer is gone.
+/// Connects to `endpoint` within `time_limit`, which includes the resolution of the name. [Configures](configure) the
+/// connection.
 ///
-/// A name may have several addresses, and some of them may drop what is sent to them. They are tried as RFC 8305 advises:
-/// IPv6 and IPv4 in turn, the next one as soon as the one before has failed or has not answered for a while (250 ms, or
-/// less if otherwise some address would not be tried in the first half of `patience`). The first that answers is taken.
+/// A name may have several addresses, and some of them may drop all packets. They are tried as RFC 8305 recommends: IPv6 and
+/// IPv4 in turn, the next one as soon as the previous one has failed, or after 250 ms without a result (less if otherwise
+/// some address would not be tried in the first half of `time_limit`). The first connection that succeeds is used.
 ///
 /// # Errors
-/// The name has no address, or no address answers within `patience`. The error names the endpoint and says what each address
-/// did.
-pub async fn connect(endpoint: &Endpoint, patience: Duration) -> io::Result<TcpStream> {
+/// The name has no address, or no address accepts the connection within `time_limit`. The error names the endpoint, and the
+/// result for each address.
+pub async fn connect(endpoint: &Endpoint, time_limit: Duration) -> io::Result<TcpStream> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{endpoint}: {error}"));
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + time_limit;
     let found = timeout_at(deadline, lookup_host((endpoint.host(), endpoint.port()))).await;
-    let found = found.unwrap_or_else(|_| Err(timed_out("the name is not resolved", patience)));
-    let stream = connect_to_any(found.map_err(named)?, patience, deadline).await.map_err(named)?;
+    let found = found.unwrap_or_else(|_| Err(timed_out("the name was not resolved", time_limit)));
+    let stream = connect_to_any(found.map_err(named)?, time_limit, deadline).await.map_err(named)?;
     configure(&stream).map_err(named)?;
     Ok(stream)
 }
 
-/// Connects to whichever of `addresses` answers first.
+/// Connects to the first of `addresses` that accepts.
 async fn connect_to_any(
     addresses: impl Iterator<Item = SocketAddr>,
-    patience: Duration,
+    time_limit: Duration,
     deadline: Instant,
 ) -> io::Result<TcpStream> {
     let attempt = |address| async move {
         let connecting = timeout_at(deadline, TcpStream::connect(address)).await;
-        (address, connecting.unwrap_or_else(|_| Err(timed_out("no answer", patience))))
+        (address, connecting.unwrap_or_else(|_| Err(timed_out("no response", time_limit))))
     };
-    let mut untried = in_turn(addresses);
-    let head_start = HEAD_START.min(patience / (2 * untried.len().max(1) as u32));
+    let mut untried = order_addresses(addresses);
+    let head_start = HEAD_START.min(time_limit / (2 * untried.len().max(1) as u32));
     let mut attempts = FuturesUnordered::new();
     let mut failed = Vec::new();
     loop {
@@ -54,14 +54,14 @@ async fn connect_to_any(
         match ended {
             Some((_, Ok(stream))) => return Ok(stream),
             Some((address, Err(error))) => failed.push((address, error)),
-            None if attempts.is_empty() => return Err(nobody_answers(failed)),
-            None => {} // Not yet; the next address gets its turn.
+            None if attempts.is_empty() => return Err(connect_error(failed)),
+            None => {} // No result yet: try the next address as well.
         }
     }
 }
 
-/// The order in which addresses are tried: the families in turn, each in the order of the resolver, which prefers the first.
-fn in_turn(addresses: impl Iterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
+/// Order in which addresses are tried: IPv6 and IPv4 in turn, each family in the order of the resolver, without duplicates.
+fn order_addresses(addresses: impl Iterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
     let mut families: [VecDeque<SocketAddr>; 2] = Default::default();
     let mut first_is_v6 = None;
     for address in addresses {
@@ -79,11 +79,11 @@ fn in_turn(addresses: impl Iterator<Item = SocketAddr>) -> VecDeque<SocketAddr> 
     order
 }
 
-fn timed_out(what: &str, patience: Duration) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("{what} within {} ms", patience.as_millis()))
+fn timed_out(what: &str, time_limit: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("{what} within {} ms", time_limit.as_millis()))
 }
 
-fn nobody_answers(mut failed: Vec<(SocketAddr, io::Error)>) -> io::Error {
+fn connect_error(mut failed: Vec<(SocketAddr, io::Error)>) -> io::Error {
     let Some((_, last)) = failed.last() else {
         return io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     };
@@ -92,14 +92,15 @@ fn nobody_answers(mut failed: Vec<(SocketAddr, io::Error)>) -> io::Error {
         return failed.remove(0).1;
     }
     let each: Vec<String> = failed.iter().map(|(address, error)| format!("{address}: {error}")).collect();
-    io::Error::new(kind, format!("none of its {} addresses answers: {}", each.len(), each.join("; ")))
+    io::Error::new(kind, format!("none of its {} addresses accepts: {}", each.len(), each.join("; ")))
 }
 
-/// Sets on an accepted connection what [`connect`] sets on one made. Every listener of a node uses it, so that on none of them a
-/// peer that is gone stays for ever: it is noticed by probes when nothing is sent, and by the user timeout when something is.
+/// Disables Nagle's algorithm, and makes the loss of the peer noticeable within about 20 s: by keep-alive probes on an idle
+/// connection, and by the user timeout when data is sent. Every listener of a node uses it for accepted connections, so that
+/// no connection to a lost peer stays open for ever.
 ///
 /// # Errors
-/// The system refuses an option.
+/// The operating system refuses an option.
 pub fn configure(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
@@ -113,9 +114,9 @@ pub fn configure(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// How long an address is tried alone; RFC 8305, section 8.
+/// Time before the next address is tried as well; RFC 8305, section 8.
 const HEAD_START: Duration = Duration::from_millis(250);
-/// Addresses of one name beyond these (by one, perhaps) are not tried.
+/// Most addresses of one name that are tried, plus one at most.
 const ADDRESSES_MAX: usize = 16;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
@@ -127,9 +128,10 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const TIME_LIMIT: Duration = Duration::from_secs(5);
 
-    /// A port whose queue of connections is full, so that the system drops whoever asks for another; and what keeps it so.
+    /// A port whose backlog is full, so that the system drops further connection requests. Also returns the connections and
+    /// the socket that keep the backlog full.
     async fn silent_port() -> (SocketAddr, Vec<TcpStream>, socket2::Socket) {
         let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
@@ -138,7 +140,7 @@ mod tests {
         let mut waiting = Vec::new();
         while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
             waiting.push(stream.unwrap());
-            assert!(waiting.len() < 100, "the queue does not fill");
+            assert!(waiting.len() < 100, "the backlog does not fill");
         }
         (address, waiting, listener)
     }
@@ -148,8 +150,8 @@ mod tests {
         tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
     }
 
-    async fn connect_to(addresses: &[SocketAddr], patience: Duration) -> io::Result<TcpStream> {
-        connect_to_any(addresses.iter().copied(), patience, Instant::now() + patience).await
+    async fn connect_to(addresses: &[SocketAddr], time_limit: Duration) -> io::Result<TcpStream> {
+        connect_to_any(addresses.iter().copied(), time_limit, Instant::now() + time_limit).await
     }
 
     #[tokio::test]
@@ -158,11 +160,11 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let good = listener.local_addr().unwrap();
         for addresses in [[silent, good], [good, silent]] {
-            for patience in [PATIENCE, Duration::from_millis(400)] {
+            for time_limit in [TIME_LIMIT, Duration::from_millis(400)] {
                 let since = Instant::now();
-                let stream = connect_to(&addresses, patience).await.unwrap();
+                let stream = connect_to(&addresses, time_limit).await.unwrap();
                 assert_eq!(stream.peer_addr().unwrap(), good);
-                assert!(since.elapsed() < patience, "{:?}", since.elapsed());
+                assert!(since.elapsed() < time_limit, "{:?}", since.elapsed());
             }
         }
     }
@@ -182,23 +184,23 @@ mod tests {
         let closed = closed_port().await;
         let since = Instant::now();
         let error = connect_to(&[silent, closed], Duration::from_millis(300)).await.unwrap_err().to_string();
-        assert!(since.elapsed() < PATIENCE, "{:?}", since.elapsed());
-        for words in ["none of its 2 addresses", &format!("{silent}: no answer within 300 ms"), "refused"] {
+        assert!(since.elapsed() < TIME_LIMIT, "{:?}", since.elapsed());
+        for words in ["none of its 2 addresses", &format!("{silent}: no response within 300 ms"), "refused"] {
             assert!(error.contains(words), "{error}");
         }
-        let error = connect_to(&[closed, closed], PATIENCE).await.unwrap_err();
+        let error = connect_to(&[closed, closed], TIME_LIMIT).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert!(connect_to(&[], PATIENCE).await.unwrap_err().to_string().contains("no address"));
+        assert!(connect_to(&[], TIME_LIMIT).await.unwrap_err().to_string().contains("no address"));
     }
 
     #[test]
     fn families_are_tried_in_turn_each_address_once() {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let [a, b, c, v4] = ["[::1]:1", "[::2]:1", "[::3]:1", "127.0.0.1:1"].map(address);
-        assert_eq!(in_turn([a, b, a, c, v4].into_iter()), [a, v4, b, c]);
-        assert_eq!(in_turn([v4, a, b].into_iter()), [v4, a, b]);
+        assert_eq!(order_addresses([a, b, a, c, v4].into_iter()), [a, v4, b, c]);
+        assert_eq!(order_addresses([v4, a, b].into_iter()), [v4, a, b]);
         let many = (1..100).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        assert_eq!(in_turn(many).len(), ADDRESSES_MAX);
+        assert_eq!(order_addresses(many).len(), ADDRESSES_MAX);
     }
 
     #[tokio::test]

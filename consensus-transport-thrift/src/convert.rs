@@ -1,5 +1,4 @@
-//! Between the vocabulary of `consensus-core` and that of the IDL. Nothing that a peer can send fails otherwise than by
-//! an error.
+//! Converts between the types of `consensus-core` and those of the IDL. Values that have no meaning are errors, never panics.
 
 use std::collections::BTreeMap;
 
@@ -67,7 +66,7 @@ pub(crate) fn message_to_wire(message: Message) -> Result<wire::Message> {
             wire::Message::CommitNotification(wire::CommitNotification { term, commit })
         }
         Message::Extension(bytes) => wire::Message::Extension(bytes.into()),
-        other => return Err(format!("this version has no place for {other:?}")),
+        other => return Err(format!("this version cannot encode {other:?}")),
     })
 }
 
@@ -144,7 +143,7 @@ pub(crate) fn chunk_from_wire(chunk: wire::SnapshotChunk) -> Result<SnapshotChun
         meta: SnapshotMeta { last: id_from_wire(&chunk.last), membership },
         offset: unsigned(chunk.offset),
         data: chunk.data.into(),
-        last: checksum.map_err(|_| "a checksum has 32 bits".to_owned())?,
+        last: checksum.map_err(|_| "the checksum has more than 32 bits".to_owned())?,
     })
 }
 
@@ -164,7 +163,7 @@ pub(crate) fn ack_from_wire(ack: wire::SnapshotAck) -> Result<SnapshotAck> {
         }
         (wire::SnapshotOutcome::INSTALLED, _) => SnapshotOutcome::Installed,
         (wire::SnapshotOutcome::REFUSED, _) => SnapshotOutcome::Refused,
-        other => return Err(format!("{other:?} is no answer to a snapshot chunk")),
+        other => return Err(format!("{other:?} is not a response to a snapshot chunk")),
     };
     Ok(SnapshotAck { term: term(ack.term), outcome })
 }
@@ -185,7 +184,7 @@ fn entry_from_wire(entry: wire::Entry) -> Result<Entry> {
         (Some(command), None, false) => Payload::Command(command.into()),
         (None, Some(membership), false) => Payload::Membership(membership_from_wire(membership)?),
         (None, None, true) => Payload::Withheld,
-        _ => return Err("an entry is a command, a membership, or withheld: one of them".to_owned()),
+        _ => return Err("an entry has more than one of command, membership and withheld".to_owned()),
     };
     Ok(Entry { id: id_from_wire(&entry.id), payload })
 }
@@ -229,7 +228,7 @@ fn member_from_wire(member: wire::Member) -> Result<(NodeId, Member)> {
         wire::MemberKind::LEARNER => MemberKind::Learner,
         wire::MemberKind::JOINING => MemberKind::Joining,
         wire::MemberKind::WITNESS => MemberKind::Witness,
-        other => return Err(format!("{other:?} is no kind of member")),
+        other => return Err(format!("{other:?} is not a kind of member")),
     };
     let endpoint = |text: Option<String>| {
         text.map(|text| text.parse()).transpose().map_err(|error: EndpointError| error.to_string())
@@ -257,7 +256,7 @@ fn kind_from_wire(kind: wire::VoteKind) -> Result<VoteKind> {
         wire::VoteKind::PRE_VOTE => Ok(VoteKind::PreVote),
         wire::VoteKind::VOTE => Ok(VoteKind::Vote),
         wire::VoteKind::TRANSFER => Ok(VoteKind::Transfer),
-        other => Err(format!("{other:?} is no kind of vote")),
+        other => Err(format!("{other:?} is not a kind of vote")),
     }
 }
 
@@ -277,7 +276,7 @@ fn index(value: i64) -> LogIndex {
     LogIndex(unsigned(value))
 }
 
-/// The same 64 bits, as the IDL has it.
+/// The same 64 bits as a signed number, the only kind that Thrift has.
 pub(crate) fn signed(value: u64) -> i64 {
     i64::from_ne_bytes(value.to_ne_bytes())
 }
@@ -294,15 +293,15 @@ mod tests {
     use crate::fuzzing::{Call, read_call, read_chunk_answer, write_call, write_chunk_answer};
 
     #[test]
-    fn every_message_comes_back() {
+    fn every_message_round_trips() {
         for message in consensus_testkit::transport::samples() {
             assert_eq!(message_from_wire(message_to_wire(message.clone()).unwrap()), Ok(message));
         }
     }
 
     #[test]
-    fn a_message_of_an_unknown_kind_is_an_error() {
-        // The compiler's code panicked.
+    fn message_of_unknown_kind_is_an_error() {
+        // The code that the Thrift compiler generates panicked here.
         let message = consensus_testkit::transport::samples().swap_remove(0);
         let mut frame = write_call(Call::Deliver(message)).unwrap()[4..].to_vec();
         let union = frame.iter().rposition(|byte| *byte == b'r').unwrap() + 5 + 3;
@@ -354,7 +353,7 @@ mod tests {
             Message::AppendEntries(AppendEntries { term, prev, entries, commit, round })
         });
         let extension = any::<Vec<u8>>().prop_map(|bytes| Message::Extension(bytes.into()));
-        // Those that are numbers only are as good as any of theirs.
+        // For messages that consist of numbers only, the samples are enough.
         prop_oneof![4 => append, 1 => extension, 2 => prop::sample::select(samples)]
     }
 
@@ -367,7 +366,7 @@ mod tests {
         })
     }
 
-    /// A cut is an error; a changed bit is one, or makes another call that is as good.
+    /// Checks that a truncated call is an error, and that a flipped bit is an error or results in another valid call.
     fn check_damaged(
         call: Call,
         cut: prop::sample::Index,
@@ -376,7 +375,8 @@ mod tests {
         let good = &write_call(call.clone()).unwrap()[4..];
         prop_assert_eq!(read_call(good), Ok(call));
         prop_assert!(read_call(&good[..cut.index(good.len())]).is_err());
-        let (mut flipped, bit) = (good.to_vec(), bit.index(8 * good.len()));
+        let mut flipped = good.to_vec();
+        let bit = bit.index(8 * good.len());
         flipped[bit / 8] ^= 1 << (bit % 8);
         if let Ok(changed) = read_call(&flipped)
             && let Some(frame) = write_call(changed.clone())
@@ -388,7 +388,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_damaged_is_an_error_or_another_call(
+        fn damaged_call_is_an_error_or_another_valid_call(
             message in message(),
             chunk in chunk(),
             sequence: i32,
@@ -400,7 +400,7 @@ mod tests {
         }
 
         #[test]
-        fn answers_come_back(sequence: i32, term: u64, offset: u64, outcome in 0..3, bit: prop::sample::Index) {
+        fn chunk_response_round_trips(sequence: i32, term: u64, offset: u64, outcome in 0..3, bit: prop::sample::Index) {
             let outcome = match outcome {
                 0 => SnapshotOutcome::Continue { offset },
                 1 => SnapshotOutcome::Installed,
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_meaning_is_an_error() {
+    fn value_without_a_meaning_is_an_error() {
         let entry = wire::Entry {
             id: wire::LogId { term: 1, index: 1 },
             command: Some(vec![]),

@@ -1,17 +1,17 @@
-//! Whether a node with an empty log may begin a cluster.
+//! Decides whether a node with an empty log may bootstrap a cluster.
 //!
-//! The first configuration of a cluster stands in a file that every node has. It is only true once: a node whose disk was
-//! emptied later, or that was given a file with other nodes in it, would begin a second cluster, elect itself together with
-//! others in the same state, and what the first cluster had acknowledged would be gone. So before a node writes the first
-//! configuration it asks all others in the file who they are ([`await_founders`]), and answers them meanwhile:
+//! Every node has a file with the first configuration of its cluster. The file is valid only once. A node whose disk was
+//! emptied later, or whose file lists other nodes, would bootstrap a second cluster together with nodes in the same state,
+//! and everything that the first cluster acknowledged would be lost. So before a node writes the first configuration, it
+//! asks all other nodes in the file for their state ([`await_founders`]), and answers their questions in the meantime:
 //!
-//! * All others have an empty log too, or have just written the same configuration: it begins.
-//! * Another one has a history, and counts this node in with this disk, or never heard of a disk of it: it starts with its
-//!   empty log, and the leader sends what there is.
-//! * Another one has a history, and does not know this node, or knows it with another disk: it does not start.
-//! * Another one does not answer: it waits, unless that one [may be missing](FoundingConfig::may_be_missing).
+//! * All others have an empty log as well, or have just written the same configuration: the node bootstraps.
+//! * Another node has a history, and its configuration includes this node with this disk or with an unknown disk: the node
+//!   starts with its empty log, and the leader sends it the entries.
+//! * Another node has a history, and does not know this node, or knows it with another disk: the node does not start.
+//! * Another node does not respond: the node waits, unless the other one [may be missing](FoundingConfig::may_be_missing).
 //!
-//! What this is *not*: a proof. Whoever says that a node may be missing, says that it has no history.
+//! What this is *not*: a proof. An operator who declares that a node may be missing asserts that it has no history.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,66 +24,66 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use crate::{
-    Founders, PeerIdentity, PeerState, Standing, ThriftTransport, identity::FORMATS, probe::probe_as,
+    ClusterHistory, Founders, PeerIdentity, PeerState, ThriftTransport, identity::FORMATS, probe::probe_as,
 };
 
-/// What [`await_founders`] needs to know.
+/// Settings of [`await_founders`].
 #[derive(Clone, Debug)]
 pub struct FoundingConfig {
-    /// The voters of the first configuration, this node included.
+    /// Voters of the first configuration, including this node.
     pub founders: Founders,
-    /// Where all of them listen. This node is asked there too: another node with its id may answer.
+    /// Endpoints of all founders. This node also probes its own endpoint, where another node with its id may listen.
     pub endpoints: BTreeMap<NodeId, Endpoint>,
-    /// Nodes that are not waited for, as they may have failed before the cluster ever was. A wrong one can cost data: it is
-    /// the user's word that it has no history.
+    /// Nodes for which this node does not wait, because they may have failed before the cluster was bootstrapped. A wrong
+    /// entry can lose data: the operator asserts that the node has no history.
     pub may_be_missing: BTreeSet<NodeId>,
 }
 
 /// How a node with an empty log starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Founded {
-    /// It writes the first configuration. [`await_founders`] has announced that.
+pub enum FoundingOutcome {
+    /// The node writes the first configuration, which [`await_founders`] has announced to the others.
     Bootstrap,
-    /// It writes nothing and is sent the log by its leader: the cluster exists already, and counts on it.
+    /// The node starts with its empty log: the cluster exists, and its leader sends the entries.
     Follow {
-        /// A member that said so.
+        /// A member of the cluster that knows this node.
         member: NodeId,
     },
 }
 
-/// A peer's answer makes it wrong to start; nothing was written.
+/// Why a node must not start, according to the answer of a peer. Nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{endpoint}, where node {peer} should be: {conflict}")]
 pub struct FoundingError {
-    /// Who was asked.
+    /// Peer that was asked.
     pub peer: NodeId,
-    /// Where.
+    /// Endpoint of the peer.
     pub endpoint: Endpoint,
-    /// What is wrong.
+    /// Why this node must not start.
     pub conflict: Conflict,
 }
 
-/// What is wrong with a peer's answer.
+/// Conflict between this node's settings and a peer's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Conflict {
-    /// Another node listens there.
+    /// Another node listens at the peer's endpoint.
     OtherNode(NodeId),
-    /// A node with this node's id listens where this node should, with another disk.
+    /// Another process with this node's id, but another disk, listens at this node's endpoint.
     OwnIdElsewhere(StorageId),
-    /// It is of a cluster with another name.
+    /// The peer belongs to a cluster with another name.
     OtherName(String),
-    /// No message format is spoken by both.
+    /// The peer supports none of this node's message formats.
     OtherFormats(std::ops::RangeInclusive<i32>),
-    /// It begins, or has begun, a cluster with other voters.
+    /// The peer bootstraps, or has bootstrapped, a cluster with other voters.
     OtherFounders(Founders),
-    /// It belongs to a cluster that has a history and does not know this node.
+    /// The peer belongs to a cluster with a history that does not include this node.
     NotAMember(ClusterId),
-    /// It knows this node with another disk.
+    /// The peer knows this node with another disk.
     OtherDisk {
-        /// That disk.
+        /// Disk that the peer knows.
         known: StorageId,
-        /// The one that is there now.
+        /// Disk that this node has now.
         own: StorageId,
     },
 }
@@ -93,17 +93,17 @@ impl fmt::Display for Conflict {
         match self {
             Self::OtherNode(node) => write!(
                 f,
-                "node {node} answers there; the settings of the two nodes differ in their ids or endpoints"
+                "node {node} listens there; correct the ids or endpoints in the settings of the two nodes"
             ),
             Self::OwnIdElsewhere(storage) => write!(
                 f,
-                "another process runs there under this node's id, with the storage {storage}; two nodes were started with \
-                 one id"
+                "another process runs there with this node's id and the storage {storage}: two nodes were started with one \
+                 id; stop one of them"
             ),
-            Self::OtherName(name) => write!(f, "that node is of the cluster named {name:?}"),
+            Self::OtherName(name) => write!(f, "that node belongs to the cluster named {name:?}"),
             Self::OtherFormats(formats) => write!(
                 f,
-                "that node speaks message formats {} to {}, this one {} to {}",
+                "that node supports the message formats {} to {}, this one {} to {}",
                 formats.start(),
                 formats.end(),
                 FORMATS.start(),
@@ -116,33 +116,33 @@ impl fmt::Display for Conflict {
             ),
             Self::NotAMember(_) => write!(
                 f,
-                "that node already belongs to a cluster with a history, of which this node is no member, and this node's \
-                 log is empty"
+                "that node already belongs to a cluster with a history, this node is not a member of it, and this node's log \
+                 is empty"
             ),
             Self::OtherDisk { known, own } => write!(
                 f,
-                "that node's cluster knows this node with the storage {known}, and this node's log is empty and has the \
-                 storage {own}: its disk was emptied or exchanged, or two nodes were started with one id"
+                "that node's cluster knows this node with the storage {known}, but this node's log is empty and has the \
+                 storage {own}: its disk was emptied or replaced, or two nodes were started with one id"
             ),
         }
     }
 }
 
-/// What is to be done after some answers.
+/// Decision that follows from the answers so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Wait for these.
+    /// Wait for these nodes.
     Wait(BTreeSet<NodeId>),
-    /// Write the first configuration; these were its nodes' disks.
+    /// Write the first configuration. Contains the storage of each founder that answered.
     Bootstrap(BTreeMap<NodeId, StorageId>),
-    /// Start with the empty log: this member's cluster counts on it.
+    /// Start with the empty log, because the cluster of this member includes the node.
     Follow(NodeId),
-    /// Do not start: this peer's answer forbids it.
+    /// Do not start, because of a conflict with this peer.
     Stop(NodeId, Conflict),
 }
 
-/// Decides by the newest answers of the peers: `None` for one that was asked and did not answer, and nothing for one that was
-/// not asked yet.
+/// Decides by the newest answers of the peers. `answers` has `None` for a peer that was asked and did not answer, and no value
+/// for one that was not asked yet.
 #[must_use]
 pub fn decide(
     own: NodeId,
@@ -165,7 +165,7 @@ pub fn decide(
     if let Some(member) = follow {
         return Decision::Follow(member);
     }
-    // A node that may be missing was asked at least once, and so was this node's own endpoint.
+    // Nodes that may be missing, and this node's own endpoint, must have been asked at least once.
     let is_settled = |peer: &NodeId| match answers.get(peer) {
         Some(Some(_)) => true,
         Some(None) => *peer == own || config.may_be_missing.contains(peer),
@@ -176,7 +176,7 @@ pub fn decide(
     if waits_for.is_empty() { Decision::Bootstrap(storages) } else { Decision::Wait(waits_for) }
 }
 
-/// Whether a peer's answer lets this node start at all.
+/// Checks whether a peer's answer allows this node to start.
 fn check(
     own: NodeId,
     storage: StorageId,
@@ -210,8 +210,8 @@ fn check(
     }
 }
 
-/// Asks all founders who they are until it is clear how this node, whose log is empty, starts. Answers the others meanwhile.
-/// `waiting` is told whom it waits for, at once and every 10 s.
+/// Asks all founders for their state, until it is clear how this node, whose log is empty, starts. Answers their questions in
+/// the meantime. `waiting` is called with the nodes for which this one waits: at once, when they change, and every 10 s.
 ///
 /// # Errors
 /// The node must not start.
@@ -219,10 +219,11 @@ pub async fn await_founders(
     transport: &ThriftTransport,
     config: &FoundingConfig,
     mut waiting: impl FnMut(&BTreeSet<NodeId>),
-) -> Result<Founded, FoundingError> {
-    transport.announce(Standing::Empty { founders: config.founders.clone() });
+) -> Result<FoundingOutcome, FoundingError> {
+    transport.announce(ClusterHistory::Empty { founders: config.founders.clone() });
     transport.answer_probes();
-    let (own, storage) = (transport.config().node, transport.config().storage);
+    let own = transport.config().node;
+    let storage = transport.config().storage;
     let name = &transport.config().cluster;
     let ask = move |peer: NodeId, pause: Duration| async move {
         tokio::time::sleep(pause).await;
@@ -235,46 +236,47 @@ pub async fn await_founders(
     let mut probes: FuturesUnordered<_> =
         config.founders.keys().map(|peer| ask(*peer, Duration::ZERO)).collect();
     let mut answers = BTreeMap::new();
-    let mut told: Option<(BTreeSet<NodeId>, Instant)> = None;
+    let mut reported: Option<(BTreeSet<NodeId>, Instant)> = None;
     while let Some((peer, answer)) = probes.next().await {
         answers.insert(peer, answer);
         match decide(own, storage, name, config, &answers) {
             Decision::Bootstrap(storages) => {
                 let founders = config.founders.clone();
-                transport.announce(Standing::Founding { founders, storages });
-                return Ok(Founded::Bootstrap);
+                transport.announce(ClusterHistory::Founding { founders, storages });
+                return Ok(FoundingOutcome::Bootstrap);
             }
-            Decision::Follow(member) => return Ok(Founded::Follow { member }),
+            Decision::Follow(member) => return Ok(FoundingOutcome::Follow { member }),
             Decision::Stop(peer, conflict) => {
                 let endpoint = config.endpoints[&peer].clone();
                 return Err(FoundingError { peer, endpoint, conflict });
             }
-            Decision::Wait(whom) => {
-                // Who was not asked yet does not keep it waiting.
-                let whom: BTreeSet<NodeId> =
-                    whom.into_iter().filter(|peer| answers.contains_key(peer)).collect();
-                let is_due = |(before, at): &(_, Instant)| *before != whom || at.elapsed() >= TELL_EVERY;
-                if !whom.is_empty() && told.as_ref().is_none_or(is_due) {
-                    waiting(&whom);
-                    told = Some((whom, Instant::now()));
+            Decision::Wait(nodes) => {
+                // Reports only nodes that were asked already.
+                let nodes: BTreeSet<NodeId> =
+                    nodes.into_iter().filter(|peer| answers.contains_key(peer)).collect();
+                let is_due =
+                    |(before, at): &(_, Instant)| *before != nodes || at.elapsed() >= REPORT_INTERVAL;
+                if !nodes.is_empty() && reported.as_ref().is_none_or(is_due) {
+                    waiting(&nodes);
+                    reported = Some((nodes, Instant::now()));
                 }
             }
         }
         probes.push(ask(peer, PROBE_PAUSE));
     }
-    Ok(Founded::Bootstrap) // Without founders there is nobody to ask.
+    Ok(FoundingOutcome::Bootstrap) // There are no founders to ask.
 }
 
 pub(crate) fn names<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> String {
     nodes.map(NodeId::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// For one answer.
+/// Time limit of one probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between two questions to the same node.
+/// Pause between two probes of the same node.
 const PROBE_PAUSE: Duration = Duration::from_millis(70);
-/// How often it is said that a node waits for the same others.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// Interval in which an unchanged set of awaited nodes is reported again.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 #[path = "founding_tests.rs"]

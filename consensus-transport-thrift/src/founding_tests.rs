@@ -56,25 +56,25 @@ fn waits(whom: impl IntoIterator<Item = u64>) -> Decision {
 }
 
 #[test]
-fn node_begins_when_all_others_are_empty_or_have_just_begun() {
+fn node_bootstraps_when_all_others_are_empty_or_have_just_bootstrapped() {
     let own = (0, empty(0));
     assert_eq!(decided(&[], [own.clone(), (1, empty(1)), (2, empty(2))]), bootstraps(0..3));
     for known in [None, Some(DISK)] {
         let answers = [own.clone(), (1, founding(1, known)), (2, empty(2))];
         assert_eq!(decided(&[], answers), bootstraps(0..3));
     }
-    // A node that was started to join another cluster is empty, too.
+    // A node that was started to join another cluster is also empty.
     let joins = answer(1, PeerState::Empty { founders: Founders::new() }, None);
     assert_eq!(decided(&[], [own, (1, joins), (2, empty(2))]), bootstraps(0..3));
 }
 
 #[test]
-fn own_endpoint_need_not_be_reachable_from_here() {
+fn node_bootstraps_when_its_own_endpoint_is_unreachable() {
     assert_eq!(decided(&[], [(0, None), (1, empty(1)), (2, empty(2))]), bootstraps(1..3));
 }
 
 #[test]
-fn node_waits_for_those_who_do_not_answer_unless_they_may_be_missing() {
+fn node_waits_for_founders_without_an_answer_unless_they_may_be_missing() {
     assert_eq!(decided(&[], []), waits(0..3));
     assert_eq!(decided(&[], [(0, empty(0)), (1, empty(1))]), waits([2]));
     assert_eq!(decided(&[], [(0, empty(0)), (1, empty(1)), (2, None)]), waits([2]));
@@ -84,7 +84,7 @@ fn node_waits_for_those_who_do_not_answer_unless_they_may_be_missing() {
 }
 
 #[test]
-fn node_follows_a_cluster_that_counts_on_it_without_waiting_for_the_others() {
+fn node_follows_a_cluster_that_includes_it_without_waiting_for_the_others() {
     for knows in [None, Some(DISK)] {
         let answers = [(1, member(1, Some(knows))), (2, None)];
         assert_eq!(decided(&[], answers), Decision::Follow(NodeId(1)));
@@ -92,7 +92,7 @@ fn node_follows_a_cluster_that_counts_on_it_without_waiting_for_the_others() {
 }
 
 #[test]
-fn one_answer_is_enough_to_stop() {
+fn node_stops_at_a_single_conflicting_answer() {
     let other_disk = Conflict::OtherDisk { known: StorageId(7), own: DISK };
     let other_founders = founders(0..5);
     let mut other_name = empty(1);
@@ -116,7 +116,7 @@ fn one_answer_is_enough_to_stop() {
         (other_formats, Conflict::OtherFormats(7..=9)),
     ];
     for (bad, conflict) in cases {
-        // Whatever the others say, and even if it may be missing.
+        // Independent of the answers of the others, and even if the peer may be missing.
         let others = [(2, empty(2)), (2, member(2, Some(None))), (2, None)];
         for other in others {
             let stopped = Decision::Stop(NodeId(1), conflict.clone());
@@ -126,7 +126,7 @@ fn one_answer_is_enough_to_stop() {
 }
 
 #[test]
-fn another_node_with_the_same_id_stops_it() {
+fn node_stops_when_another_node_has_its_id() {
     let mut twin = empty(0);
     twin.as_mut().unwrap().storage = StorageId(7);
     let stopped = Decision::Stop(OWN, Conflict::OwnIdElsewhere(StorageId(7)));
@@ -134,7 +134,7 @@ fn another_node_with_the_same_id_stops_it() {
 }
 
 #[test]
-fn errors_name_the_peer_and_what_is_wrong() {
+fn founding_error_names_the_peer_and_the_conflict() {
     let conflict = Conflict::OtherDisk { known: StorageId(7), own: DISK };
     let error = FoundingError { peer: NodeId(1), endpoint: "h:1".parse().unwrap(), conflict }.to_string();
     for words in ["h:1, where node 1 should be", "with the storage 7", "storage 100", "emptied"] {

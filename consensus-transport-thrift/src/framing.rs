@@ -1,6 +1,6 @@
-//! Thrift messages in frames, with bounds; of use to other services too (`kv-store-client`, `kv-server`).
+//! Thrift messages in frames of limited size. Other services use this as well (`kv-store-client`, `kv-server`).
 //!
-//! A frame is a length (4 bytes, big-endian) and that many bytes: one message of the strict binary protocol.
+//! A frame is a length (4 bytes, big-endian) followed by that many bytes: one message of the strict binary protocol.
 
 use std::io;
 
@@ -16,33 +16,33 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::codec::{Decoder, FramedRead};
 
-/// Reads frames of at most `frame_bytes_max`; a longer one is an error before it is read.
+/// Creates a stream of frames of at most `frame_bytes_max` bytes. A longer frame is an error before its body is read.
 pub fn reader<R: AsyncRead>(io: R, frame_bytes_max: usize) -> FramedRead<R, FrameDecoder> {
     FramedRead::new(io, FrameDecoder { frame_bytes_max, awaited: None })
 }
 
-/// Cuts frames out of a stream, without their lengths. Memory grows with what has arrived, not with what is announced
-/// (`tokio-util`'s own codec reserves that at once, for each of ten thousand connections).
+/// Splits a stream into frames, without their lengths. The memory grows with the bytes that have arrived, and not with the
+/// announced length (`tokio-util`'s own codec reserves the announced length at once, for each of ten thousand connections).
 #[derive(Debug)]
 pub struct FrameDecoder {
     frame_bytes_max: usize,
-    /// Length of the frame that has begun.
+    /// Length of the frame whose body is being received.
     awaited: Option<usize>,
 }
 
 impl FrameDecoder {
-    /// Sets the length of the longest frame, from the next one on.
+    /// Sets the length of the longest frame, in bytes, starting with the next frame.
     pub fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
         self.frame_bytes_max = frame_bytes_max;
     }
 
-    fn begin(&mut self, buffer: &mut BytesMut) -> io::Result<Option<usize>> {
+    fn decode_length(&mut self, buffer: &mut BytesMut) -> io::Result<Option<usize>> {
         let Some(length) = buffer.first_chunk().map(|length| u32::from_be_bytes(*length)) else {
             return Ok(None);
         };
         let length = usize::try_from(length).ok().filter(|length| *length <= self.frame_bytes_max);
         let length = length.ok_or_else(|| {
-            let why = format!("a frame of more than {} bytes", self.frame_bytes_max);
+            let why = format!("the frame exceeds the limit of {} bytes", self.frame_bytes_max);
             io::Error::new(io::ErrorKind::InvalidData, why)
         })?;
         buffer.advance(LENGTH_BYTES);
@@ -58,7 +58,7 @@ impl Decoder for FrameDecoder {
     fn decode(&mut self, buffer: &mut BytesMut) -> io::Result<Option<BytesMut>> {
         let awaited = match self.awaited {
             Some(length) => Some(length),
-            None => self.begin(buffer)?,
+            None => self.decode_length(buffer)?,
         };
         let Some(length) = awaited else { return Ok(None) };
         if buffer.len() < length {
@@ -70,10 +70,10 @@ impl Decoder for FrameDecoder {
     }
 }
 
-/// One message as a frame, length included.
+/// Encodes one message as a frame, including its length. `write` writes the arguments or the result.
 ///
 /// # Errors
-/// `write` failed, or the message is longer than a frame can say.
+/// `write` failed, or the message is longer than 2 GiB.
 pub fn encode(
     name: &str,
     kind: TMessageType,
@@ -88,20 +88,20 @@ pub fn encode(
     let length = i32::try_from(frame.len() - LENGTH_BYTES).map_err(|_| {
         thrift::Error::Protocol(thrift::ProtocolError::new(
             thrift::ProtocolErrorKind::SizeLimit,
-            "the message is longer than a frame",
+            "the message is longer than a frame can be (2 GiB)",
         ))
     })?;
     frame[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
     Ok(frame.into())
 }
 
-/// Opens a frame: who is called, and the protocol that reads the arguments.
+/// Opens a frame without its length. Returns the header of the message, and the protocol that reads its arguments.
 ///
-/// Decoding allocates in proportion to the frame, whatever lengths it claims: no string is longer than the frame and no
-/// list has more elements than the frame has bytes (or than 65 536).
+/// Decoding allocates in proportion to the frame, whatever lengths it claims: no string may be longer than the frame, and no
+/// list may have more elements than the frame has bytes, or more than 65 536.
 ///
 /// # Errors
-/// The frame does not begin with a message of the strict binary protocol.
+/// The frame does not start with a message header of the strict binary protocol.
 pub fn open(frame: &[u8]) -> thrift::Result<(TMessageIdentifier, TBinaryInputProtocol<&[u8]>)> {
     let config = TConfiguration::builder()
         .max_message_size(Some(frame.len()))
@@ -115,10 +115,10 @@ pub fn open(frame: &[u8]) -> thrift::Result<(TMessageIdentifier, TBinaryInputPro
     Ok((identifier, protocol))
 }
 
-/// Answers a call with an error of the protocol itself (unknown method, arguments that cannot be read).
+/// Encodes the reply to a call that failed in the protocol itself (unknown method, arguments that cannot be decoded).
 ///
 /// # Errors
-/// The message is longer than a frame can say.
+/// The message is longer than 2 GiB.
 pub fn encode_application_error(
     name: &str,
     sequence: i32,
@@ -131,9 +131,9 @@ pub fn encode_application_error(
     })
 }
 
-/// An error of the Thrift library in words; its own `Display` leaves some out.
+/// Text of an error of the Thrift library; its own `Display` omits some texts.
 #[must_use]
-pub fn describe(error: &thrift::Error) -> String {
+pub fn error_text(error: &thrift::Error) -> String {
     match error {
         thrift::Error::User(inner) => format!("refused: {inner}"),
         thrift::Error::Protocol(inner) => inner.message.clone(),
@@ -142,9 +142,9 @@ pub fn describe(error: &thrift::Error) -> String {
     }
 }
 
-/// Writes frames as they come, as many as wait in one write; ends when the senders are gone or the connection fails.
-/// `written` hears of the length of each. If `more_may_come`, other tasks that are ready go first: what they send goes out in
-/// the same write.
+/// Writes frames until all senders are dropped or the connection fails. Frames that are queued at the same time go into one
+/// write. `written` is called with the length of each frame. If `more_may_come` returns true, the task yields once before a
+/// write, so that frames of other ready tasks go into the same write.
 ///
 /// # Errors
 /// Those of the connection.
@@ -154,7 +154,8 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
     mut written: impl FnMut(usize),
     more_may_come: impl Fn() -> bool,
 ) -> io::Result<()> {
-    let (mut batch, mut buffer) = (Vec::new(), BytesMut::new());
+    let mut batch = Vec::new();
+    let mut buffer = BytesMut::new();
     while frames.recv_many(&mut batch, BATCH_FRAMES_MAX).await > 0 {
         if more_may_come() {
             tokio::task::yield_now().await;
@@ -177,17 +178,17 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
     io.shutdown().await
 }
 
-/// Of the length in front of a frame.
+/// Bytes of the length before a frame.
 const LENGTH_BYTES: usize = 4;
-/// Room made at least for a frame that has begun, if it needs as much.
+/// Bytes reserved at first for the body of a frame, if it is that long.
 const RESERVE_BYTES: usize = 64 << 10;
-/// Elements that a list may claim to have; they are allocated at once, before they are read.
+/// Most elements that a list may claim; the Thrift library allocates them before it reads them.
 pub(crate) const CONTAINER_MAX: usize = 65_536;
-/// Structs within structs; the vocabularies of the workspace need six.
+/// Deepest nesting of structs; the IDLs of the workspace need six levels.
 const RECURSION_MAX: usize = 32;
-/// Frames taken from the queue at once.
+/// Most frames taken from the queue at once.
 const BATCH_FRAMES_MAX: usize = 256;
-/// Small frames are gathered up to here into one write.
+/// Bytes up to which small frames are collected into one write.
 const BUFFER_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_comes_back() {
+    fn encoded_message_round_trips() {
         let frame = encode("put", TMessageType::Call, 42, |out| out.write_i32(5)).unwrap();
         let (identifier, mut protocol) = open(&frame[4..]).unwrap();
         assert_eq!((identifier.name.as_str(), identifier.sequence_number), ("put", 42));
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_lengths_are_refused_before_they_allocate() {
+    fn length_beyond_the_frame_is_refused() {
         for length in [i32::MAX, 1 << 24, 100, -1] {
             let frame = call(&length.to_be_bytes());
             assert!(open(&frame).unwrap().1.read_bytes().is_err(), "a string of {length} bytes");
@@ -225,14 +226,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_long_frame_is_refused_by_its_length_alone() {
+    async fn frame_above_the_limit_is_refused_before_its_body_is_read() {
         use futures::StreamExt;
         let mut frames = reader(&[0x7f, 0xff, 0xff, 0xff, 1][..], 1000);
         assert_eq!(frames.next().await.unwrap().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[tokio::test]
-    async fn an_announced_frame_is_allocated_as_it_arrives() {
+    async fn memory_for_a_frame_grows_as_it_arrives() {
         use futures::StreamExt;
         let announced: &[u8] = &[0x00, 0xff, 0xff, 0xff, 1, 2, 3];
         let mut frames = reader(announced, 1 << 24);
@@ -240,7 +241,7 @@ mod tests {
         assert!(frames.read_buffer().capacity() < 1 << 18, "{}", frames.read_buffer().capacity());
     }
 
-    /// Counts what is written at once.
+    /// Records the length of each write.
     struct Writes(std::sync::Arc<std::sync::Mutex<Vec<usize>>>);
 
     impl AsyncWrite for Writes {
@@ -259,12 +260,12 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn what_others_are_about_to_send_goes_out_in_the_same_write() {
+    async fn frames_of_ready_tasks_go_into_one_write() {
         let writes = Writes(std::sync::Arc::default());
         let seen = writes.0.clone();
         let (sender, frames) = mpsc::channel(16);
         let writer = tokio::spawn(write_all(writes, frames, |_| (), || true));
-        // All are made ready by one task, as by the answers that came together.
+        // One task makes all senders ready, as a batch of responses does.
         let senders = tokio::spawn(async move {
             for _ in 0..10 {
                 let sender = sender.clone();
@@ -278,7 +279,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_come_back_however_the_stream_is_cut(
+        fn frames_round_trip_however_the_stream_is_split(
             frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..6),
             piece in 1usize..100,
             missing in 1usize..10,
@@ -304,7 +305,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             if let Ok((_, mut protocol)) = open(&bytes) {
                 let _ = protocol.skip(thrift::protocol::TType::Struct);
             }

@@ -1,4 +1,4 @@
-//! For the crate `fuzz`: what a node makes of the frames of others, and how it writes them.
+//! Entry points for the fuzz targets: decodes and encodes the frames that nodes exchange.
 
 use bytes::Bytes;
 use consensus_core::{ClusterId, Message, SnapshotAck, SnapshotChunk};
@@ -8,7 +8,7 @@ use crate::{
     convert::{
         ack_from_wire, ack_to_wire, chunk_from_wire, chunk_to_wire, message_from_wire, message_to_wire,
     },
-    framing::describe,
+    framing::error_text,
     generated::{Hello, Identity},
     identity::description_from_wire,
 };
@@ -23,7 +23,7 @@ pub enum Call {
     Unknown(String),
 }
 
-/// Who asks this node who it is.
+/// Identity of a node that sends a probe.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asker(Identity);
 
@@ -38,7 +38,7 @@ fn identity(cluster: &str) -> Identity {
     Identity { format_min: 1, format_max: 1, cluster_name, cluster: 7, node_id: 1, storage: 8 }
 }
 
-/// What a connection begins with.
+/// The hello at the start of a connection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Greeting(Hello);
 
@@ -49,9 +49,9 @@ impl Greeting {
     }
 }
 
-/// The call in a frame without its length.
+/// Decodes a call from a frame without its length.
 pub fn read_call(frame: &[u8]) -> Result<Call, String> {
-    let (sequence, call) = calls::read_call(frame).map_err(|error| describe(&error))?;
+    let (sequence, call) = calls::read_call(frame).map_err(|error| error_text(&error))?;
     Ok(match call {
         calls::Call::Describe(asker) => Call::Describe(Asker(asker)),
         calls::Call::Hello(hello) => Call::Hello(Greeting(hello)),
@@ -61,46 +61,46 @@ pub fn read_call(frame: &[u8]) -> Result<Call, String> {
     })
 }
 
-/// A call as a frame with its length; `None` for what nobody calls.
+/// Encodes a call as a frame with its length; `None` for a call that nodes never send.
 pub fn write_call(call: Call) -> Option<Bytes> {
     let frame = match call {
-        Call::Describe(Asker(asker)) => calls::describe(asker),
-        Call::Hello(Greeting(hello)) => calls::hello(hello),
-        Call::Deliver(message) => calls::deliver(message_to_wire(message).ok()?, CLUSTER),
+        Call::Describe(Asker(asker)) => calls::encode_describe(asker),
+        Call::Hello(Greeting(hello)) => calls::encode_hello(hello),
+        Call::Deliver(message) => calls::encode_deliver(message_to_wire(message).ok()?, CLUSTER),
         Call::SnapshotChunk(sequence, chunk) => {
-            calls::snapshot_chunk(sequence, chunk_to_wire(chunk), CLUSTER)
+            calls::encode_snapshot_chunk(sequence, chunk_to_wire(chunk), CLUSTER)
         }
         Call::Unknown(_) => return None,
     };
     frame.ok()
 }
 
-/// The answer to a chunk in a frame without its length.
+/// Decodes the response to a chunk from a frame without its length.
 pub fn read_chunk_answer(frame: &[u8]) -> Result<(i32, SnapshotAck), String> {
-    let (sequence, ack) = calls::read_chunk_answer(frame).map_err(|error| describe(&error))?;
+    let (sequence, ack) = calls::read_chunk_reply(frame).map_err(|error| error_text(&error))?;
     Ok((sequence, ack_from_wire(ack)?))
 }
 
-/// The answer to a chunk as a frame with its length.
+/// Encodes the response to a chunk as a frame with its length.
 pub fn write_chunk_answer(sequence: i32, ack: SnapshotAck) -> Option<Bytes> {
-    calls::answer_chunk(sequence, ack_to_wire(ack)).ok()
+    calls::encode_chunk_reply(sequence, ack_to_wire(ack)).ok()
 }
 
-/// The answer to a greeting: whether the node is taken, or what a refusal says.
+/// Decodes the response to a hello. The error of a refused hello is its reason.
 pub fn read_hello_answer(frame: &[u8]) -> Result<(), String> {
-    calls::read_hello_answer(frame).map(drop).map_err(|error| describe(&error))
+    calls::read_hello_reply(frame).map(drop).map_err(|error| error_text(&error))
 }
 
-/// What the callee says of itself to one that asks, and of what it has received.
-pub fn read_what_a_callee_says(frame: &[u8]) -> Result<(), String> {
-    let _ = calls::read_received(frame);
-    description_from_wire(calls::read_description(frame).map_err(|error| describe(&error))?).map(drop)
+/// Decodes a receipt, and the response to a probe.
+pub fn read_receipt_and_description(frame: &[u8]) -> Result<(), String> {
+    let _ = calls::read_receipt(frame);
+    description_from_wire(calls::read_describe_reply(frame).map_err(|error| error_text(&error))?).map(drop)
 }
 
-/// The answer to a greeting as a frame with its length.
+/// Encodes the response to a hello as a frame with its length.
 pub fn write_hello_answer(refused: Option<&str>) -> Option<Bytes> {
     let answer = refused.map_or_else(|| Ok(identity("default")), |why| Err(why.to_owned()));
-    calls::answer_hello(0, answer).ok()
+    calls::encode_hello_reply(0, answer).ok()
 }
 
 const CLUSTER: ClusterId = ClusterId(7);

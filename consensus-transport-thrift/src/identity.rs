@@ -1,4 +1,4 @@
-//! Who a node is: what it says of itself, and to whom it talks.
+//! Identities of nodes, and the rules by which a node refuses others.
 
 use std::{
     collections::BTreeMap,
@@ -16,73 +16,73 @@ use crate::{
     generated as wire,
 };
 
-/// The voters of a first configuration, with their kinds.
+/// Voters of a first configuration, with their kinds.
 pub type Founders = BTreeMap<NodeId, MemberKind>;
 
-/// What a node has of the history of a cluster, as it tells those who ask. See [`ThriftTransport::announce`].
+/// The history of a cluster that a node has in its log, as it reports it to other nodes. See [`ThriftTransport::announce`].
 ///
 /// [`ThriftTransport::announce`]: crate::ThriftTransport::announce
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Its log is empty.
+pub enum ClusterHistory {
+    /// The log is empty.
     Empty {
-        /// With whom it will begin a cluster; nobody if it waits to be added to one.
+        /// Voters with which the node will bootstrap a cluster; empty if it waits to be added to one.
         founders: Founders,
     },
-    /// Its log has the first configuration and knows no cluster identity yet: nothing was committed, as far as it knows.
+    /// The log has the first configuration, but no identity of a cluster yet: as far as the node knows, nothing was committed.
     Founding {
-        /// The voters of that configuration.
+        /// Voters of the first configuration.
         founders: Founders,
-        /// The storages that the other founders had when this node wrote the first configuration.
+        /// Storages of the other founders when this node wrote the first configuration.
         storages: BTreeMap<NodeId, StorageId>,
     },
-    /// It belongs to a cluster with a history.
+    /// The node belongs to a cluster with a history.
     Member {
-        /// The members of its newest configuration, with their storages where these are known.
+        /// Members of the newest configuration in the log, with their storages if known.
         members: BTreeMap<NodeId, Option<StorageId>>,
     },
 }
 
-impl Default for Standing {
+impl Default for ClusterHistory {
     fn default() -> Self {
         Self::Founding { founders: Founders::new(), storages: BTreeMap::new() }
     }
 }
 
-/// What a node answered when it was asked who it is; see [`probe`](crate::probe).
+/// Answer of a node to a [`probe`](crate::probe).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity {
-    /// Its id.
+    /// Id of the node.
     pub node: NodeId,
-    /// Its log storage; 0 if it did not say.
+    /// Identity of the node's log storage; 0 if it did not send one.
     pub storage: StorageId,
-    /// Identity of its cluster.
+    /// Identity of the node's cluster.
     pub cluster: ClusterId,
-    /// Name of its cluster.
+    /// Name of the node's cluster.
     pub cluster_name: String,
-    /// Versions of the message format that it speaks.
+    /// Versions of the message format that the node supports.
     pub formats: RangeInclusive<i32>,
-    /// What it has of the cluster's history.
+    /// History of a cluster that the node has in its log.
     pub state: PeerState,
-    /// What it knows of the node that asked, by that node's id: `None` if nothing. The storage is `None` if it never heard
-    /// of one.
+    /// The storage of the asking node, by its id, as the probed node knows it. The outer `None`: the node is unknown. The
+    /// inner `None`: its storage is unknown.
     pub knows_asker: Option<Option<StorageId>>,
 }
 
-/// What a node that was asked has of the history of a cluster; see [`Standing`].
+/// History of a cluster that a probed node has in its log; see [`ClusterHistory`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerState {
-    /// Its log is empty.
+    /// The log is empty.
     Empty {
-        /// With whom it will begin a cluster; nobody if it waits to be added to one.
+        /// Voters with which the node will bootstrap a cluster; empty if it waits to be added to one.
         founders: Founders,
     },
-    /// Its log has the first configuration and nothing more that was committed.
+    /// The log has the first configuration, and no further committed entry is known.
     Founding {
-        /// The voters of that configuration.
+        /// Voters of the first configuration.
         founders: Founders,
     },
-    /// It belongs to a cluster with a history.
+    /// The node belongs to a cluster with a history.
     Member,
 }
 
@@ -101,17 +101,17 @@ impl fmt::Display for PeerIdentity {
     }
 }
 
-/// What this node says of itself. It changes while the node runs.
+/// Identity and history of this node, as reported to others. They change while the node runs.
 #[derive(Debug)]
-pub(crate) struct Own {
+pub(crate) struct LocalNode {
     pub(crate) config: Arc<ThriftConfig>,
     cluster: watch::Sender<ClusterId>,
-    standing: Mutex<Standing>,
+    history: Mutex<ClusterHistory>,
 }
 
-impl Own {
+impl LocalNode {
     pub(crate) fn new(config: Arc<ThriftConfig>) -> Self {
-        Self { config, cluster: watch::Sender::new(ClusterId::NONE), standing: Mutex::default() }
+        Self { config, cluster: watch::Sender::new(ClusterId::NONE), history: Mutex::default() }
     }
 
     pub(crate) fn cluster(&self) -> ClusterId {
@@ -126,12 +126,12 @@ impl Own {
         self.cluster.send_if_modified(|own| std::mem::replace(own, cluster) != cluster);
     }
 
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn history(&self) -> MutexGuard<'_, ClusterHistory> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn announce(&self, standing: Standing) {
-        *self.standing() = standing;
+    pub(crate) fn announce(&self, history: ClusterHistory) {
+        *self.history() = history;
     }
 
     pub(crate) fn identity(&self) -> wire::Identity {
@@ -145,15 +145,17 @@ impl Own {
         }
     }
 
-    /// What this node tells `asker` of itself.
+    /// This node's answer to a probe of `asker`.
     pub(crate) fn describe(&self, asker: NodeId) -> wire::Description {
-        let standing = self.standing();
-        let (state, founders, known) = match &*standing {
-            // A cluster identity is a history, whatever was announced before.
-            Standing::Member { members } => (wire::NodeState::MEMBER, None, members.get(&asker).copied()),
+        let history = self.history();
+        let (state, founders, known) = match &*history {
+            // A node that knows the identity of its cluster has a history, even if another history was announced before.
+            ClusterHistory::Member { members } => {
+                (wire::NodeState::MEMBER, None, members.get(&asker).copied())
+            }
             _ if self.cluster() != ClusterId::NONE => (wire::NodeState::MEMBER, None, None),
-            Standing::Empty { founders } => (wire::NodeState::EMPTY, Some(founders), None),
-            Standing::Founding { founders, storages } => {
+            ClusterHistory::Empty { founders } => (wire::NodeState::EMPTY, Some(founders), None),
+            ClusterHistory::Founding { founders, storages } => {
                 let known = founders.contains_key(&asker).then(|| storages.get(&asker).copied());
                 (wire::NodeState::FOUNDING, Some(founders), known)
             }
@@ -166,13 +168,14 @@ impl Own {
         }
     }
 
-    /// Why this node does not talk to a peer that says this of itself; `None` if it does.
-    pub(crate) fn objection(&self, peer: &wire::Identity) -> Option<String> {
-        let (node, peer_node) = (self.config.node, NodeId(unsigned(peer.node_id)));
+    /// Why this node refuses a peer with this identity; `None` if it accepts.
+    pub(crate) fn refusal_reason(&self, peer: &wire::Identity) -> Option<String> {
+        let node = self.config.node;
+        let peer_node = NodeId(unsigned(peer.node_id));
         if peer.format_min > *FORMATS.end() || peer.format_max < *FORMATS.start() {
             return Some(format!(
-                "node {peer_node} speaks message formats {} to {}, node {node} speaks {} to {}: there is none that both speak; \
-                 upgrade the node with the older ones, one version at a time",
+                "node {peer_node} supports the message formats {} to {}, node {node} supports {} to {}: they have none in \
+                 common; upgrade the node with the older formats, one version at a time",
                 peer.format_min,
                 peer.format_max,
                 FORMATS.start(),
@@ -181,21 +184,25 @@ impl Own {
         }
         if peer.cluster_name != self.config.cluster {
             return Some(format!(
-                "node {peer_node} is of the cluster named {:?}, node {node} of {:?}: check the endpoints and the names in \
-                 their settings",
+                "node {peer_node} belongs to the cluster named {:?}, node {node} to {:?}: check the endpoints and the cluster \
+                 names in their settings",
                 peer.cluster_name, self.config.cluster
             ));
         }
-        self.cluster_objection(peer_node, ClusterId(unsigned(peer.cluster)))
+        self.cluster_refusal(peer_node, ClusterId(unsigned(peer.cluster)))
     }
 
-    /// Awaits that this node and a peer turn out to be of two clusters; how that is said.
-    pub(crate) async fn parted(&self, peer: NodeId, mut theirs: watch::Receiver<ClusterId>) -> String {
+    /// Waits until this node and a peer are known to belong to different clusters. Returns the reason for refusing the peer.
+    pub(crate) async fn wait_until_clusters_differ(
+        &self,
+        peer: NodeId,
+        mut theirs: watch::Receiver<ClusterId>,
+    ) -> String {
         let mut own = self.cluster.subscribe();
         loop {
             let cluster = *theirs.borrow_and_update();
             own.mark_unchanged();
-            if let Some(why) = self.cluster_objection(peer, cluster) {
+            if let Some(why) = self.cluster_refusal(peer, cluster) {
                 return why;
             }
             let both_known = tokio::select! {
@@ -203,27 +210,27 @@ impl Own {
                 changed = own.changed() => changed,
             };
             if both_known.is_err() {
-                std::future::pending::<()>().await; // The connection or this transport ends by itself.
+                std::future::pending::<()>().await; // The connection or the transport is ending.
             }
         }
     }
 
-    /// The same for the identity of the cluster alone, which a peer may learn while it is connected.
-    pub(crate) fn cluster_objection(&self, peer: NodeId, cluster: ClusterId) -> Option<String> {
+    /// Like [`refusal_reason`](Self::refusal_reason), for the identity of the cluster, which a peer may learn while connected.
+    pub(crate) fn cluster_refusal(&self, peer: NodeId, cluster: ClusterId) -> Option<String> {
         let own = self.cluster();
         (!own.is_compatible_with(cluster)).then(|| {
             format!(
                 "node {peer} belongs to the cluster with the identity {cluster}, node {} to {own}: these are two clusters \
-                 with different histories, and no message passes between them; stop whichever node is in the wrong one, \
-                 empty its data directory, and add it to the other cluster as a new member",
+                 with different histories, and exchange no messages; stop the node that is in the wrong cluster, empty its \
+                 data directory, and add it to the other cluster as a new member",
                 self.config.node
             )
         })
     }
 }
 
-impl Standing {
-    /// What follows from the newest configuration in the log.
+impl ClusterHistory {
+    /// The history of a node whose log has `membership` as its newest configuration.
     #[must_use]
     pub fn of(membership: &Membership) -> Self {
         let members = || membership.all_members();
@@ -267,8 +274,8 @@ fn founder_from_wire(founder: &wire::Founder) -> (NodeId, MemberKind) {
     (NodeId(unsigned(founder.node_id)), kind)
 }
 
-/// Versions of the vocabulary in `idl/consensus.thrift` that this version speaks. Two nodes use the newest that both
-/// speak. The fields of `Identity` stay as they are in all versions.
+/// Versions of the message format (`idl/consensus.thrift`) that this version supports. Two nodes use the newest version that
+/// both support. The fields of `Identity` are the same in all versions.
 pub(crate) const FORMATS: RangeInclusive<i32> = 1..=1;
 
 #[cfg(test)]
@@ -276,23 +283,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn objection_names_both_sides() {
+    fn refusal_names_both_nodes() {
         let config = ThriftConfig::new(NodeId(1), "h:1".parse().unwrap());
-        let own = Own::new(Arc::new(config));
+        let own = LocalNode::new(Arc::new(config));
         own.set_cluster(ClusterId(0xa));
         let peer = wire::Identity { node_id: 2, ..own.identity() };
-        assert_eq!(own.objection(&peer), None);
-        assert_eq!(own.objection(&wire::Identity { cluster: 0, ..peer.clone() }), None);
+        assert_eq!(own.refusal_reason(&peer), None);
+        assert_eq!(own.refusal_reason(&wire::Identity { cluster: 0, ..peer.clone() }), None);
         let newer = wire::Identity { format_min: 2, format_max: 3, ..peer.clone() };
         let renamed = wire::Identity { cluster_name: "other".to_owned(), ..peer.clone() };
         let stranger = wire::Identity { cluster: 0xb, ..peer };
         let cases = [
-            (newer, ["node 2 speaks message formats 2 to 3", "node 1 speaks 1 to 1"]),
-            (renamed, ["node 2 is of the cluster named \"other\"", "node 1 of \"default\""]),
+            (newer, ["node 2 supports the message formats 2 to 3", "node 1 supports 1 to 1"]),
+            (renamed, ["node 2 belongs to the cluster named \"other\"", "node 1 to \"default\""]),
             (stranger, ["000000000000000b, node 1 to 000000000000000a", "empty its data directory"]),
         ];
         for (peer, words) in cases {
-            let why = own.objection(&peer).unwrap();
+            let why = own.refusal_reason(&peer).unwrap();
             assert!(words.iter().all(|words| why.contains(words)), "{why}");
         }
     }

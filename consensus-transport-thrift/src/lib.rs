@@ -3,17 +3,17 @@
 //! ```text
 //!            ┌ connection for messages: hello, then oneway deliver, deliver, ...   (many in flight)
 //! node A ────┤                                                                        ────▶ node B
-//!            └ connection for snapshots: hello, then snapshot_chunk / answer, ...
+//!            └ connection for snapshots: hello, then snapshot_chunk / reply, ...
 //! ```
-//! A connection begins with a hello in which both say who they are: node, log storage, cluster, message formats. Nodes of
-//! two clusters never exchange a message. [`probe`] asks a node who it is; [`founding`] decides with that whether a node
-//! with an empty log may begin a cluster.
+//! A connection starts with a hello, in which both nodes identify themselves: node id, log storage, cluster, message formats.
+//! Nodes of different clusters never exchange messages. [`probe`] asks a node for its identity. [`founding`] uses such
+//! probes to decide whether a node with an empty log may bootstrap a cluster.
 //!
-//! Each node calls each other one; what B says to A goes over B's own connections. A connection that breaks is made
-//! anew, with back-off; names are resolved each time. What a peer can make this end allocate is bounded by the frame
-//! limit, and by 4 KiB before it has said who it is.
+//! Every node connects to every other node. Messages from B to A use B's own connections. A broken connection is replaced,
+//! with back-off; names are resolved again for every attempt. The memory that a peer can make this node allocate is bounded
+//! by the frame limit, and by 4 KiB before the peer has identified itself.
 //!
-//! What this is *not*: authenticated or encrypted. It belongs on a network that only the nodes reach.
+//! What this is *not*: authenticated or encrypted. Use it only on a network that no one but the nodes can reach.
 //!
 //! ```no_run
 //! # async fn start() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,8 +28,8 @@
 //! ```
 
 mod calls;
-mod chronicle;
 mod connection;
+mod connection_log;
 mod convert;
 pub mod founding;
 pub mod framing;
@@ -40,13 +40,13 @@ mod generated;
 mod identity;
 mod peer;
 mod probe;
-mod progress;
-mod repeats;
+mod receipts;
+mod repeated_events;
 mod server;
 pub mod testing;
 mod transport;
 
 pub use connection::{configure, connect};
-pub use identity::{Founders, PeerIdentity, PeerState, Standing};
+pub use identity::{ClusterHistory, Founders, PeerIdentity, PeerState};
 pub use probe::probe;
 pub use transport::{ThriftConfig, ThriftTransport};

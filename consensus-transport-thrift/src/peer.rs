@@ -1,4 +1,4 @@
-//! This node's connections to one other.
+//! The connections of this node to one other node.
 
 use std::{
     io,
@@ -22,126 +22,128 @@ use tokio::{
 
 use crate::{
     calls,
-    chronicle::Chronicle,
     connection::connect,
+    connection_log::ConnectionLog,
     convert::{ack_from_wire, chunk_to_wire, signed, unsigned},
     framing,
     generated::{Hello, SnapshotAck},
-    identity::Own,
-    progress::{Answers, Counted, Counter, RECEIPTS_PER_STALL_TIMEOUT, next_frame},
+    identity::LocalNode,
+    receipts::{ByteCounter, CountingHalf, RECEIPTS_PER_STALL_TIMEOUT, ResponseReader, next_frame},
     transport::lock,
 };
 
-/// One other node.
+/// Connections to one other node.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    link: Arc<Link>,
-    /// Keeps the connection for messages.
+    link: Arc<PeerLink>,
+    /// Task that maintains the connection for messages.
     task: tokio::task::JoinHandle<()>,
-    /// For snapshots; made when one is sent.
-    bulk: Mutex<Option<Bulk>>,
-    /// Set when the node is dialled no more: what a chunk that is under way ends with.
-    forgotten: watch::Sender<Option<SendError>>,
+    /// Connection for snapshots, created when one is sent.
+    snapshot_connection: Mutex<Option<SnapshotConnection>>,
+    /// Set when the node is removed: the error for snapshot chunks in flight.
+    disconnected: watch::Sender<Option<SendError>>,
 }
 
-/// What the sending side and the connection's task share.
+/// State shared by the sending side and the task of the connection.
 #[derive(Debug)]
-struct Link {
+struct PeerLink {
     node: NodeId,
     endpoint: Endpoint,
-    dialled: std::sync::Mutex<Dialled>,
-    own: Arc<Own>,
-    /// The storage that answered on the connection that stands.
+    dial_state: std::sync::Mutex<DialState>,
+    own: Arc<LocalNode>,
+    /// Storage of the node on the current connection.
     storage: std::sync::Mutex<Option<StorageId>>,
-    /// The queue of the connection that stands, if one does.
+    /// Queue of the current connection; `None` without a connection.
     queue: std::sync::Mutex<Option<mpsc::Sender<Bytes>>>,
     queued_bytes: AtomicU64,
-    /// Ends the wait for the next attempt to connect.
+    /// Ends the pause before the next attempt to connect.
     connect_now: Notify,
 }
 
-/// Whether a node is dialled.
+/// Whether this node connects to the other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Dialled {
-    /// Until it is forgotten.
-    Kept,
-    /// Nobody but the node itself has said where it is: as long as it answers now and then.
+pub(crate) enum DialState {
+    /// The endpoint was set: connects until the node is removed.
+    Configured,
+    /// The endpoint was advertised by the node itself: connects until attempts have failed for [`LEARNED_FOR`].
     Learned,
-    /// It is dialled no more.
+    /// Does not connect any more.
     GivenUp,
 }
 
-/// A connection that stands: both have said who they are.
+/// A connection after a successful hello.
 #[derive(Debug)]
-struct Established {
-    answers: Answers,
-    writer: Counted<OwnedWriteHalf>,
-    /// The callee's.
+struct Connection {
+    answers: ResponseReader,
+    writer: CountingHalf<OwnedWriteHalf>,
+    /// Storage of the other node.
     storage: StorageId,
 }
 
 #[derive(Debug)]
-struct Bulk {
-    connection: Established,
+struct SnapshotConnection {
+    connection: Connection,
     sequence: i32,
 }
 
 impl Peer {
-    /// Begins to keep a connection to `node`; `report` hears how it goes.
+    /// Starts to maintain a connection to `node`. `report` is called with its reachability.
     pub(crate) fn start(
         node: NodeId,
         endpoint: Endpoint,
-        dialled: Dialled,
-        own: Arc<Own>,
+        dial_state: DialState,
+        own: Arc<LocalNode>,
         report: impl Fn(Reachability) + Send + 'static,
     ) -> Self {
         let (storage, queue) = Default::default();
         let (queued_bytes, connect_now) = (AtomicU64::new(0), Notify::new());
-        let dialled = std::sync::Mutex::new(dialled);
-        let link = Arc::new(Link { node, endpoint, dialled, own, storage, queue, queued_bytes, connect_now });
+        let dial_state = std::sync::Mutex::new(dial_state);
+        let link =
+            Arc::new(PeerLink { node, endpoint, dial_state, own, storage, queue, queued_bytes, connect_now });
         let task = tokio::spawn(link.clone().keep_connected(report));
-        Self { link, task, bulk: Mutex::new(None), forgotten: watch::Sender::new(None) }
+        Self { link, task, snapshot_connection: Mutex::new(None), disconnected: watch::Sender::new(None) }
     }
 
-    /// Where it is.
+    /// Endpoint of the node.
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.link.endpoint
     }
 
-    /// Dials it until it is forgotten; `false` if it was given up before.
-    pub(crate) fn keep(&self) -> bool {
-        let mut dialled = lock(&self.link.dialled);
-        if *dialled == Dialled::Learned {
-            *dialled = Dialled::Kept;
+    /// Marks the endpoint as configured. Returns `false` if the node was given up before.
+    pub(crate) fn mark_configured(&self) -> bool {
+        let mut dial_state = lock(&self.link.dial_state);
+        if *dial_state == DialState::Learned {
+            *dial_state = DialState::Configured;
         }
-        *dialled == Dialled::Kept
+        *dial_state == DialState::Configured
     }
 
-    /// It is dialled no more, as it did not answer for long.
+    /// Whether this node does not connect to the other one any more.
     pub(crate) fn is_given_up(&self) -> bool {
-        *lock(&self.link.dialled) == Dialled::GivenUp
+        *lock(&self.link.dial_state) == DialState::GivenUp
     }
 
-    /// The storage of the node that answers at the endpoint just now.
+    /// Storage of the node on the current connection; `None` without a connection.
     pub(crate) fn storage(&self) -> Option<StorageId> {
         *self.link.lock_storage()
     }
 
-    /// The node is there: if no connection stands there shall be one at once.
+    /// Connects at once, if there is no connection.
     pub(crate) fn connect_now(&self) {
         self.link.connect_now.notify_one();
     }
 
-    /// Closes the connections and makes no new ones. Chunks that are under way end with the error.
-    pub(crate) fn forget(&self, error: SendError) {
+    /// Closes the connections and creates no new ones. Snapshot chunks in flight fail with `error`.
+    pub(crate) fn disconnect(&self, error: SendError) {
         self.task.abort();
         *self.link.lock_queue() = None;
-        self.forgotten.send_replace(Some(error));
+        self.disconnected.send_replace(Some(error));
     }
 
     /// Queues a frame.
     pub(crate) fn send(&self, frame: Bytes) -> Result<(), SendError> {
-        let (node, bytes) = (self.link.node, frame.len() as u64);
+        let node = self.link.node;
+        let bytes = frame.len() as u64;
         let queue = self.link.lock_queue();
         let queue = queue.as_ref().ok_or(SendError::Unreachable(node))?;
         let held = self.link.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -153,19 +155,19 @@ impl Peer {
         Ok(())
     }
 
-    /// Sends a chunk over the connection for snapshots and awaits its answer.
+    /// Sends a chunk over the connection for snapshots and waits for the response.
     pub(crate) async fn send_chunk(
         &self,
         chunk: consensus_core::SnapshotChunk,
     ) -> Result<consensus_core::SnapshotAck, TransportError> {
-        let mut forgotten = self.forgotten.subscribe();
-        let forgotten = async {
-            let why = forgotten.wait_for(Option::is_some).await;
+        let mut disconnected = self.disconnected.subscribe();
+        let disconnected = async {
+            let why = disconnected.wait_for(Option::is_some).await;
             why.ok().and_then(|why| why.clone()).unwrap_or(SendError::Unreachable(self.link.node))
         };
         tokio::select! {
             answer = self.exchange_chunk(chunk) => answer,
-            why = forgotten => Err(why.into()),
+            why = disconnected => Err(why.into()),
         }
     }
 
@@ -173,17 +175,17 @@ impl Peer {
         &self,
         chunk: consensus_core::SnapshotChunk,
     ) -> Result<consensus_core::SnapshotAck, TransportError> {
-        let mut bulk = self.bulk.lock().await;
-        // Taken out while in use: if this call is cancelled or fails, the connection, with an answer perhaps still to
-        // come, is not used again.
-        // One to a node that turned out to be of another cluster is closed; the next one is refused with the reason.
-        let is_friend = |bulk: &Bulk| {
+        let mut bulk = self.snapshot_connection.lock().await;
+        // The connection is taken out while it is in use. If this call fails or is cancelled, the connection may still
+        // deliver the old response, so it is not used again.
+        // A connection to a node that now belongs to another cluster is closed; a new one is refused with the reason.
+        let is_friend = |bulk: &SnapshotConnection| {
             let cluster = *bulk.connection.answers.callee_cluster().borrow();
             self.link.own.cluster().is_compatible_with(cluster)
         };
         let mut connection = match bulk.take().filter(is_friend) {
             Some(connection) => connection,
-            None => Bulk { connection: self.link.establish().await?, sequence: 0 },
+            None => SnapshotConnection { connection: self.link.establish().await?, sequence: 0 },
         };
         let wait = if chunk.last.is_some() {
             self.link.own.config.install_timeout
@@ -191,7 +193,7 @@ impl Peer {
             self.link.own.config.chunk_timeout
         };
         let timed_out =
-            |_| self.link.io("waiting for the answer to a snapshot chunk", io::ErrorKind::TimedOut.into());
+            |_| self.link.io("waiting for the response to a snapshot chunk", io::ErrorKind::TimedOut.into());
         let ack =
             tokio::time::timeout(wait, connection.call(&self.link, chunk)).await.map_err(timed_out)??;
         *bulk = Some(connection);
@@ -205,31 +207,31 @@ impl Drop for Peer {
     }
 }
 
-impl Bulk {
+impl SnapshotConnection {
     async fn call(
         &mut self,
-        link: &Link,
+        link: &PeerLink,
         chunk: consensus_core::SnapshotChunk,
     ) -> Result<SnapshotAck, TransportError> {
         self.sequence = self.sequence.wrapping_add(1);
-        let frame = calls::snapshot_chunk(self.sequence, chunk_to_wire(chunk), link.own.cluster())
+        let frame = calls::encode_snapshot_chunk(self.sequence, chunk_to_wire(chunk), link.own.cluster())
             .map_err(|error| link.thrift(&error))?;
-        let Established { answers, writer, .. } = &mut self.connection;
+        let Connection { answers, writer, .. } = &mut self.connection;
         let write = async {
             writer.write_all(&frame).await.map_err(|source| link.io("sending a snapshot chunk", source))
         };
-        let read = async { answers.next().await.map_err(|source| link.io("reading an answer", source)) };
+        let read = async { answers.next().await.map_err(|source| link.io("reading a response", source)) };
         let ((), answer) = tokio::try_join!(write, read)?;
-        let (sequence, ack) = calls::read_chunk_answer(&answer).map_err(|error| link.thrift(&error))?;
+        let (sequence, ack) = calls::read_chunk_reply(&answer).map_err(|error| link.thrift(&error))?;
         if sequence != self.sequence {
-            let why = format!("answer {sequence} to call {}", self.sequence);
+            let why = format!("it sent response {sequence} to call {}", self.sequence);
             return Err(TransportError::Protocol { node: link.node, why });
         }
         Ok(ack)
     }
 }
 
-impl Link {
+impl PeerLink {
     fn lock_queue(&self) -> std::sync::MutexGuard<'_, Option<mpsc::Sender<Bytes>>> {
         lock(&self.queue)
     }
@@ -238,18 +240,18 @@ impl Link {
         lock(&self.storage)
     }
 
-    /// Gives up a node that was only learned.
-    fn gives_up(&self) -> bool {
-        let mut dialled = lock(&self.dialled);
-        if *dialled == Dialled::Learned {
-            *dialled = Dialled::GivenUp;
+    /// Gives the node up if its endpoint was only learned. Returns whether the node is given up.
+    fn give_up_if_learned(&self) -> bool {
+        let mut dial_state = lock(&self.dial_state);
+        if *dial_state == DialState::Learned {
+            *dial_state = DialState::GivenUp;
         }
-        *dialled == Dialled::GivenUp
+        *dial_state == DialState::GivenUp
     }
 
     async fn keep_connected(self: Arc<Self>, report: impl Fn(Reachability)) {
         let mut wait = self.own.config.reconnect_min;
-        let mut chronicle = Chronicle::new(self.node, self.endpoint.clone());
+        let mut connection_log = ConnectionLog::new(self.node, self.endpoint.clone());
         let mut last_contact = Instant::now();
         loop {
             let begun = Instant::now();
@@ -262,26 +264,26 @@ impl Link {
                     *self.lock_queue() = Some(queue);
                     report(Reachability::Reachable);
                     let since = Instant::now();
-                    chronicle.connected_until(self.run(connection, frames)).await;
+                    connection_log.log_until_disconnected(self.run(connection, frames)).await;
                     stood = since.elapsed();
                     last_contact = Instant::now();
                 }
-                Err(error) => chronicle.cannot_connect(&error),
+                Err(error) => connection_log.log_failure(&error),
             }
             *self.lock_storage() = None;
             *self.lock_queue() = None;
             self.queued_bytes.store(0, Ordering::Relaxed);
-            // What ends a connection may leave the node as it is: whether it is gone the next attempt tells. What ends one
-            // after another is not met with attempts at network speed.
+            // A connection can end while the node runs on; the next attempt shows whether it is reachable. But if a connection
+            // lasted only briefly, pause first, so that attempts do not follow each other without limit.
             if stood > self.own.config.reconnect_max {
                 continue;
             }
             report(Reachability::Unreachable);
-            if last_contact.elapsed() > LEARNED_FOR && self.gives_up() {
+            if last_contact.elapsed() > LEARNED_FOR && self.give_up_if_learned() {
                 return;
             }
-            // With jitter, so that a cluster does not come back in step. An attempt that took as long as the wait is followed
-            // by the next one at once: it has left the network in peace meanwhile.
+            // The jitter keeps the nodes of a cluster from connecting at the same time. The duration of the attempt counts
+            // as part of the pause.
             let jitter = rand::rng().random_range(0.5..1.0);
             let pause = wait.mul_f64(jitter).saturating_sub(begun.elapsed());
             let _ = tokio::time::timeout(pause, self.connect_now.notified()).await;
@@ -289,13 +291,12 @@ impl Link {
         }
     }
 
-    /// Connects and says who calls.
+    /// Connects and exchanges hellos.
     ///
-    /// While an attempt has no outcome another one is made beside it, every half of the stall timeout. A packet that asks
-    /// for a connection and is lost is sent again by TCP after 1 s, 3 s, and so on: when the network is back, only a new
-    /// attempt finds out at once. The first outcome counts, so that a peer that is slow to answer has the whole
-    /// [`connect_timeout`](crate::ThriftConfig::connect_timeout), too.
-    async fn establish(&self) -> Result<Established, TransportError> {
+    /// While an attempt has no result, a further one is started every half of the stall timeout. TCP repeats a lost connection
+    /// request after 1 s, 3 s, and so on, so when the network works again only a new attempt notices it at once. The first
+    /// result counts, so a slow peer also has the whole [`connect_timeout`](crate::ThriftConfig::connect_timeout).
+    async fn establish(&self) -> Result<Connection, TransportError> {
         let every = (self.own.config.stall_timeout / 2).max(self.own.config.connect_timeout / ATTEMPTS_MAX);
         let mut attempts = FuturesUnordered::new();
         loop {
@@ -306,21 +307,21 @@ impl Link {
         }
     }
 
-    async fn attempt(&self) -> Result<Established, TransportError> {
-        let begun = Instant::now();
+    async fn attempt(&self) -> Result<Connection, TransportError> {
+        let start = Instant::now();
         let stream = connect(&self.endpoint, self.own.config.connect_timeout).await;
         let stream = stream.map_err(|source| self.io("connecting", source))?;
-        let left = self.own.config.connect_timeout.saturating_sub(begun.elapsed());
-        let timed_out = |_| self.io("greeting", io::ErrorKind::TimedOut.into());
-        tokio::time::timeout(left, self.greet(stream)).await.map_err(timed_out)?
+        let left = self.own.config.connect_timeout.saturating_sub(start.elapsed());
+        let timed_out = |_| self.io("exchanging hellos", io::ErrorKind::TimedOut.into());
+        tokio::time::timeout(left, self.exchange_hellos(stream)).await.map_err(timed_out)?
     }
 
-    /// Says who calls; the callee may refuse.
-    async fn greet(&self, stream: TcpStream) -> Result<Established, TransportError> {
+    /// Sends this node's hello and checks the identity of the other one, which may refuse the connection.
+    async fn exchange_hellos(&self, stream: TcpStream) -> Result<Connection, TransportError> {
         let (reader, writer) = stream.into_split();
         let mut reader = framing::reader(reader, self.own.config.frame_bytes_max);
-        let sent = Arc::new(Counter::default());
-        let mut writer = Counted::new(writer, sent.clone());
+        let sent = Arc::new(ByteCounter::default());
+        let mut writer = CountingHalf::new(writer, sent.clone());
         let receipt_interval = self.own.config.stall_timeout / RECEIPTS_PER_STALL_TIMEOUT;
         let hello = Hello {
             caller: self.own.identity(),
@@ -328,21 +329,24 @@ impl Link {
             endpoint: self.own.config.advertise.as_ref().map(Endpoint::to_string),
             receipt_interval_ms: i32::try_from(receipt_interval.as_millis()).unwrap_or(i32::MAX),
         };
-        let frame = calls::hello(hello).map_err(|error| self.thrift(&error))?;
-        writer.write_all(&frame).await.map_err(|source| self.io("greeting", source))?;
-        let answer = next_frame(&mut reader).await.map_err(|source| self.io("greeting", source))?;
-        let callee = calls::read_hello_answer(&answer).map_err(|error| self.thrift(&error))?;
-        if let Some(why) = self.own.objection(&callee) {
+        let frame = calls::encode_hello(hello).map_err(|error| self.thrift(&error))?;
+        writer.write_all(&frame).await.map_err(|source| self.io("sending the hello", source))?;
+        let answer = next_frame(&mut reader)
+            .await
+            .map_err(|source| self.io("reading the response to the hello", source))?;
+        let callee = calls::read_hello_reply(&answer).map_err(|error| self.thrift(&error))?;
+        if let Some(why) = self.own.refusal_reason(&callee) {
             return Err(TransportError::Protocol { node: self.node, why });
         }
-        let (cluster, storage) = (ClusterId(unsigned(callee.cluster)), StorageId(unsigned(callee.storage)));
-        let answers = Answers::new(reader, sent, self.own.config.stall_timeout, cluster);
-        Ok(Established { answers, writer, storage })
+        let cluster = ClusterId(unsigned(callee.cluster));
+        let storage = StorageId(unsigned(callee.storage));
+        let answers = ResponseReader::new(reader, sent, self.own.config.stall_timeout, cluster);
+        Ok(Connection { answers, writer, storage })
     }
 
-    /// Writes what is queued until the connection ends; says why it did.
-    async fn run(&self, connection: Established, frames: mpsc::Receiver<Bytes>) -> io::Error {
-        let Established { mut answers, writer, .. } = connection;
+    /// Writes the queued frames until the connection ends. Returns why it ended.
+    async fn run(&self, connection: Connection, frames: mpsc::Receiver<Bytes>) -> io::Error {
+        let Connection { mut answers, writer, .. } = connection;
         let callee_cluster = answers.callee_cluster();
         let written = |bytes| {
             self.queued_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
@@ -351,9 +355,9 @@ impl Link {
             result = framing::write_all(writer, frames, written, || false) => {
                 result.err().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into())
             }
-            // Messages have no answers; what comes is the end.
+            // Messages have no responses, so this only returns when the connection ends.
             end = answers.next() => end.err().unwrap_or_else(|| io::ErrorKind::InvalidData.into()),
-            why = self.own.parted(self.node, callee_cluster) => {
+            why = self.own.wait_until_clusters_differ(self.node, callee_cluster) => {
                 io::Error::new(io::ErrorKind::PermissionDenied, why)
             }
         }
@@ -364,17 +368,17 @@ impl Link {
     }
 
     fn thrift(&self, error: &thrift::Error) -> TransportError {
-        TransportError::Protocol { node: self.node, why: framing::describe(error) }
+        TransportError::Protocol { node: self.node, why: framing::error_text(error) }
     }
 }
 
-/// Frames queued to one node, besides the bound in bytes.
+/// Most frames queued to one node, in addition to the limit in bytes.
 const QUEUE_FRAMES_MAX: usize = 16_384;
-/// The least that a reconnection may wait.
+/// Shortest pause before connecting again.
 pub(crate) const RECONNECT_FLOOR: Duration = Duration::from_millis(1);
-/// A node that is known from its own calls only is dialled so long without success.
+/// Time without success after which a node with a learned endpoint is given up.
 const LEARNED_FOR: Duration = Duration::from_secs(60);
-/// The shortest stall timeout.
+/// Shortest stall timeout.
 pub(crate) const STALL_TIMEOUT_FLOOR: Duration = Duration::from_millis(20);
-/// Attempts to connect that are made at once.
+/// Most attempts to connect at the same time.
 const ATTEMPTS_MAX: u32 = 8;

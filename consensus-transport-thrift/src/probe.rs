@@ -1,4 +1,4 @@
-//! Asking a node who it is.
+//! Asks a node for its identity and history.
 
 use std::{io, time::Duration};
 
@@ -10,16 +10,16 @@ use crate::{
     connection::connect,
     convert::signed,
     framing, generated as wire,
-    identity::{FORMATS, Own, description_from_wire},
-    progress::next_frame,
+    identity::{FORMATS, LocalNode, description_from_wire},
+    receipts::next_frame,
 };
 
-/// Asks the node that listens at `endpoint` who it is, within `patience`. Whoever asks need not be a member, and the answer
-/// tells nothing of the asker ([`PeerIdentity::knows_asker`] is `None`).
+/// Asks the node that listens at `endpoint` for its identity, within `time_limit`. The asking program need not be a node, so
+/// [`PeerIdentity::knows_asker`] is `None`.
 ///
 /// # Errors
-/// There is no answer, or none that a node of this library gives.
-pub async fn probe(endpoint: &Endpoint, patience: Duration) -> Result<PeerIdentity, TransportError> {
+/// No answer arrived, or the answer is not one of a node of this library.
+pub async fn probe(endpoint: &Endpoint, time_limit: Duration) -> Result<PeerIdentity, TransportError> {
     let nobody = wire::Identity {
         format_min: *FORMATS.start(),
         format_max: *FORMATS.end(),
@@ -28,40 +28,41 @@ pub async fn probe(endpoint: &Endpoint, patience: Duration) -> Result<PeerIdenti
         node_id: signed(NodeId(u64::MAX).0),
         storage: signed(StorageId(0).0),
     };
-    ask(nobody, endpoint, patience).await
+    ask(nobody, endpoint, time_limit).await
 }
 
-/// The same as the node that this is: the answer says what is known of it.
+/// Like [`probe`], asking as node `own`: the answer says whether the probed node knows it.
 pub(crate) async fn probe_as(
-    own: &Own,
+    own: &LocalNode,
     endpoint: &Endpoint,
-    patience: Duration,
+    time_limit: Duration,
 ) -> Result<PeerIdentity, TransportError> {
-    ask(own.identity(), endpoint, patience).await
+    ask(own.identity(), endpoint, time_limit).await
 }
 
 async fn ask(
     asker: wire::Identity,
     endpoint: &Endpoint,
-    patience: Duration,
+    time_limit: Duration,
 ) -> Result<PeerIdentity, TransportError> {
-    let io = |source| TransportError::Io { context: format!("asking {endpoint} who it is"), source };
+    let io = |source| TransportError::Io { context: format!("probing {endpoint}"), source };
     let exchange = async {
-        let stream = connect(endpoint, patience).await?;
+        let stream = connect(endpoint, time_limit).await?;
         let (reader, mut writer) = stream.into_split();
-        let frame = calls::describe(asker).map_err(|error| invalid(framing::describe(&error)))?;
+        let frame = calls::encode_describe(asker).map_err(|error| invalid(framing::error_text(&error)))?;
         writer.write_all(&frame).await?;
         let mut answers = framing::reader(reader, ANSWER_BYTES_MAX);
         let answer = next_frame(&mut answers).await?;
-        let answer = calls::read_description(&answer).map_err(|error| invalid(framing::describe(&error)))?;
+        let answer =
+            calls::read_describe_reply(&answer).map_err(|error| invalid(framing::error_text(&error)))?;
         description_from_wire(answer).map_err(invalid)
     };
-    timeout(patience, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(io)
+    timeout(time_limit, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(io)
 }
 
 fn invalid(why: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-/// Room for an answer: some thousand founders.
+/// Longest answer: enough for some thousand founders.
 const ANSWER_BYTES_MAX: usize = 64 << 10;

@@ -1,4 +1,4 @@
-//! The connections that other nodes make to this one.
+//! The connections of other nodes to this one.
 
 use std::{
     io,
@@ -27,22 +27,22 @@ use crate::{
     convert::{ack_to_wire, chunk_from_wire, message_from_wire, unsigned},
     framing,
     generated::Hello,
-    identity::Own,
-    progress::{Counted, Counter, INTERVAL_MAX, INTERVAL_MIN, acknowledge, next_frame},
-    repeats::{OVER_AFTER, Repeats, Times},
-    transport::Peers,
+    identity::LocalNode,
+    receipts::{ByteCounter, CountingHalf, INTERVAL_MAX, INTERVAL_MIN, acknowledge, next_frame},
+    repeated_events::{OVER_AFTER, Occurrences, RepeatedEvents},
+    transport::PeerTable,
 };
 
-/// Accepts connections until it is cancelled; they end with it.
+/// Accepts connections until it is cancelled, which closes all of them.
 pub(crate) async fn accept(
     listener: Arc<TcpListener>,
-    own: Arc<Own>,
-    peers: Arc<Peers>,
+    own: Arc<LocalNode>,
+    peers: Arc<PeerTable>,
     handler: watch::Receiver<Option<Arc<dyn MessageHandler>>>,
 ) {
     let refusals = Arc::new(Refusals::default());
     let places = Arc::new(Semaphore::new(own.config.connections_max));
-    let mut failures = Repeats::new(1);
+    let mut failures = RepeatedEvents::new(1);
     let mut connections = JoinSet::new();
     let mut sweeps = tokio::time::interval(OVER_AFTER / 2);
     loop {
@@ -58,7 +58,7 @@ pub(crate) async fn accept(
         match accepted {
             Ok((stream, from)) => {
                 let (own, peers, refusals) = (own.clone(), peers.clone(), refusals.clone());
-                let callee = Callee { own, peers, refusals, handler: handler.clone() };
+                let callee = IncomingConnection { own, peers, refusals, handler: handler.clone() };
                 connections.spawn(async move {
                     if let Err(error) = callee.serve(stream).await {
                         tracing::debug!(%from, %error, "a node's connection ended");
@@ -67,10 +67,10 @@ pub(crate) async fn accept(
                 });
             }
             Err(error) => {
-                // Out of descriptors, mostly: waiting is all that helps.
-                failures.end(Instant::now(), |_| false);
-                if let Some(so_far) = failures.note(error.kind(), Instant::now()) {
-                    tracing::warn!(%error, %so_far, "cannot accept a node's connection; it is tried again");
+                // Usually the process is out of file descriptors, and only time helps.
+                failures.end_causes(Instant::now(), |_| false);
+                if let Some(so_far) = failures.record(error.kind(), Instant::now()) {
+                    tracing::warn!(%error, %so_far, "cannot accept connections of other nodes; trying again");
                 }
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
@@ -78,46 +78,46 @@ pub(crate) async fn accept(
     }
 }
 
-/// This node's end of a connection that another one made.
-struct Callee {
-    own: Arc<Own>,
-    peers: Arc<Peers>,
+/// A connection that another node opened.
+struct IncomingConnection {
+    own: Arc<LocalNode>,
+    peers: Arc<PeerTable>,
     refusals: Arc<Refusals>,
     /// `None` until the transport is started.
     handler: watch::Receiver<Option<Arc<dyn MessageHandler>>>,
 }
 
-impl Callee {
+impl IncomingConnection {
     async fn serve(mut self, stream: TcpStream) -> io::Result<()> {
         connection::configure(&stream)?;
         let (reader, mut writer) = stream.into_split();
-        let received = Arc::new(Counter::default());
-        // A stranger gets little room.
-        let mut frames = framing::reader(Counted::new(reader, received.clone()), HELLO_BYTES_MAX);
-        let patience = self.own.config.connect_timeout;
-        let frame = timeout(patience, next_frame(&mut frames)).await??;
+        let received = Arc::new(ByteCounter::default());
+        // Little memory for a peer that has not identified itself.
+        let mut frames = framing::reader(CountingHalf::new(reader, received.clone()), HELLO_BYTES_MAX);
+        let time_limit = self.own.config.connect_timeout;
+        let frame = timeout(time_limit, next_frame(&mut frames)).await??;
         let (sequence, hello) = match calls::read_call(&frame).map_err(invalid)? {
             (sequence, Call::Hello(hello)) => (sequence, hello),
             (sequence, Call::Describe(asker)) => {
                 let description = self.own.describe(NodeId(unsigned(asker.node_id)));
-                let answer = calls::answer_describe(sequence, description).map_err(invalid)?;
+                let answer = calls::encode_describe_reply(sequence, description).map_err(invalid)?;
                 return writer.write_all(&answer).await;
             }
             _ => return Err(invalid_text("the first call is neither hello nor describe".to_owned())),
         };
-        let started = timeout(patience, self.handler.wait_for(Option::is_some)).await?;
+        let started = timeout(time_limit, self.handler.wait_for(Option::is_some)).await?;
         let handler = started.ok().and_then(|handler| handler.clone()).ok_or(io::ErrorKind::NotConnected)?;
         let from = NodeId(unsigned(hello.caller.node_id));
-        if let Some(why) = self.objection(from, &hello) {
-            let answer = calls::answer_hello(sequence, Err(why.clone())).map_err(invalid)?;
+        if let Some(why) = self.refusal_reason(from, &hello) {
+            let answer = calls::encode_hello_reply(sequence, Err(why.clone())).map_err(invalid)?;
             writer.write_all(&answer).await?;
             return Err(self.refuse(from, why));
         }
-        let answer = calls::answer_hello(sequence, Ok(self.own.identity())).map_err(invalid)?;
+        let answer = calls::encode_hello_reply(sequence, Ok(self.own.identity())).map_err(invalid)?;
         writer.write_all(&answer).await?;
         self.refusals.accepted(from);
         frames.decoder_mut().set_frame_bytes_max(self.own.config.frame_bytes_max);
-        self.peers.called_by(from, hello.endpoint.and_then(|text| text.parse().ok()));
+        self.peers.add_caller(from, hello.endpoint.and_then(|text| text.parse().ok()));
         let interval = Duration::from_millis(u64::try_from(hello.receipt_interval_ms).unwrap_or(0));
         let interval = interval.clamp(INTERVAL_MIN, INTERVAL_MAX);
         let writer = Mutex::new(writer);
@@ -126,14 +126,14 @@ impl Callee {
         tokio::select! {
             ended = self.deliver(from, frames, &writer, &*handler, &cluster) => ended,
             ended = acknowledge(&received, &writer, interval, self.own.watch_cluster()) => ended,
-            why = self.own.parted(from, cluster.subscribe()) => Err(self.refuse(from, why)),
+            why = self.own.wait_until_clusters_differ(from, cluster.subscribe()) => Err(self.refuse(from, why)),
         }
     }
 
-    /// Why this node does not want to talk to that one.
-    fn objection(&self, from: NodeId, hello: &Hello) -> Option<String> {
+    /// Why this node refuses the connection; `None` if it accepts.
+    fn refusal_reason(&self, from: NodeId, hello: &Hello) -> Option<String> {
         let own = self.own.config.node;
-        if let Some(why) = self.own.objection(&hello.caller) {
+        if let Some(why) = self.own.refusal_reason(&hello.caller) {
             return Some(why);
         }
         let callee = NodeId(unsigned(hello.callee));
@@ -141,13 +141,15 @@ impl Callee {
             return Some(format!("this is node {own}, not node {callee}: check the endpoints"));
         }
         if from == own {
-            return Some(format!("this is node {own} itself, or another node was started with its id"));
+            return Some(format!(
+                "the caller has the id of this node, {own}: the node connected to itself, or two nodes were started with one id; check the endpoints and ids"
+            ));
         }
         let storage = StorageId(unsigned(hello.caller.storage));
-        self.peers.other_storage(from, storage).map(|(other, endpoint)| {
+        self.peers.conflicting_storage(from, storage).map(|(other, endpoint)| {
             format!(
-                "node {from} answers at {endpoint} with the storage {other}, and this caller with the storage {storage} says \
-                 that it is node {from}, too: two nodes were started with one id; stop the one that does not belong there"
+                "node {from} runs at {endpoint} with the storage {other}, but this caller with the storage {storage} claims to \
+                 be node {from} as well: two nodes were started with one id; stop the one that does not belong to the cluster"
             )
         })
     }
@@ -157,19 +159,19 @@ impl Callee {
         io::Error::new(io::ErrorKind::PermissionDenied, why)
     }
 
-    /// Hands over what the caller sends, until it ends.
+    /// Delivers the caller's messages and chunks to the handler, until the connection ends.
     async fn deliver(
         &self,
         from: NodeId,
-        mut frames: FramedRead<Counted<OwnedReadHalf>, framing::FrameDecoder>,
+        mut frames: FramedRead<CountingHalf<OwnedReadHalf>, framing::FrameDecoder>,
         writer: &Mutex<OwnedWriteHalf>,
         handler: &dyn MessageHandler,
         caller_cluster: &watch::Sender<ClusterId>,
     ) -> io::Result<()> {
-        // Each message says to which cluster its sender belongs: it may have learned that since the last one.
+        // Checked for each message, because the sender may have learned its cluster after the last one.
         let check = |cluster| {
             caller_cluster.send_if_modified(|known| std::mem::replace(known, cluster) != cluster);
-            self.own.cluster_objection(from, cluster).map_or(Ok(()), |why| Err(self.refuse(from, why)))
+            self.own.cluster_refusal(from, cluster).map_or(Ok(()), |why| Err(self.refuse(from, why)))
         };
         while let Some(frame) = frames.next().await {
             let (sequence, call) = calls::read_call(&frame?).map_err(invalid)?;
@@ -182,7 +184,7 @@ impl Callee {
                     check(cluster)?;
                     let chunk = chunk_from_wire(chunk).map_err(invalid_text)?;
                     let ack = handler.on_snapshot_chunk(from, chunk).await;
-                    reply(writer, calls::answer_chunk(sequence, ack_to_wire(ack))).await?;
+                    reply(writer, calls::encode_chunk_reply(sequence, ack_to_wire(ack))).await?;
                 }
                 Call::Hello(_) | Call::Describe(_) => {
                     return Err(invalid_text("a second hello".to_owned()));
@@ -198,35 +200,35 @@ impl Callee {
     }
 }
 
-/// Nodes that this one does not want to talk to. They call again and again.
+/// Log of refused nodes, which connect again and again.
 #[derive(Default)]
-struct Refusals(std::sync::Mutex<Repeats<(NodeId, String)>>);
+struct Refusals(std::sync::Mutex<RepeatedEvents<(NodeId, String)>>);
 
 impl Refusals {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Repeats<(NodeId, String)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, RepeatedEvents<(NodeId, String)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refused(&self, node: NodeId, why: &str) {
-        if let Some(so_far) = self.lock().note((node, why.to_owned()), Instant::now()) {
-            tracing::warn!(%node, why, %so_far, "refused a node");
+        if let Some(so_far) = self.lock().record((node, why.to_owned()), Instant::now()) {
+            tracing::warn!(%node, why, %so_far, "refused the connection of a node");
         }
     }
 
-    /// The node is refused no more.
+    /// Ends the refusals of a node that was accepted.
     fn accepted(&self, accepted: NodeId) {
-        let over = self.lock().end(Instant::now(), |(node, _)| *node == accepted);
+        let over = self.lock().end_causes(Instant::now(), |(node, _)| *node == accepted);
         self.tell(over);
     }
 
     fn sweep(&self) {
-        let over = self.lock().end(Instant::now(), |_| false);
+        let over = self.lock().end_causes(Instant::now(), |_| false);
         self.tell(over);
     }
 
-    fn tell(&self, over: Vec<((NodeId, String), Times)>) {
+    fn tell(&self, over: Vec<((NodeId, String), Occurrences)>) {
         for ((node, why), times) in over {
-            tracing::info!(%node, why, %times, "a node that was refused does not call any more, or is accepted now");
+            tracing::info!(%node, why, %times, "a refused node was accepted, or does not connect any more");
         }
     }
 }
@@ -236,13 +238,13 @@ async fn reply(writer: &Mutex<OwnedWriteHalf>, frame: thrift::Result<Bytes>) -> 
 }
 
 fn invalid(error: thrift::Error) -> io::Error {
-    invalid_text(framing::describe(&error))
+    invalid_text(framing::error_text(&error))
 }
 
 fn invalid_text(why: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-/// Room for a greeting.
+/// Longest frame before the hello is accepted.
 const HELLO_BYTES_MAX: usize = 4096;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! For tests: nodes on free ports of the loopback interface, and what goes between them.
+//! Helpers for tests: nodes on free ports of the loopback interface, and their frames.
 
 use std::{net::Ipv6Addr, sync::Arc};
 
@@ -10,7 +10,7 @@ use crate::{
     convert::unsigned,
 };
 
-/// Who says that it calls, in the first frame of a connection (without its length); `None` if it is no such frame.
+/// Node that opened a connection, according to its first frame (without the length); `None` for any other frame.
 #[must_use]
 pub fn caller(frame: &[u8]) -> Option<NodeId> {
     let caller = match calls::read_call(frame).ok()?.1 {
@@ -21,10 +21,10 @@ pub fn caller(frame: &[u8]) -> Option<NodeId> {
     Some(NodeId(unsigned(caller.node_id)))
 }
 
-/// Transports of nodes 0 to `size` - 1 that know each other; node 1 listens on IPv6 where the machine has it.
+/// Transports of nodes 0 to `size` - 1 with each other's endpoints. Node 1 listens on IPv6 if the machine supports it.
 ///
 /// # Panics
-/// No port can be had.
+/// No port is free.
 pub async fn loopback_cluster(size: u64) -> Vec<Arc<dyn NetworkTransport>> {
     let v6 = tokio::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.is_ok();
     let mut transports = Vec::new();

@@ -1,4 +1,4 @@
-//! The transport as its users hold it.
+//! The transport and its settings.
 
 use std::{
     collections::BTreeMap,
@@ -18,50 +18,50 @@ use crate::{
     calls,
     convert::message_to_wire,
     framing,
-    identity::{Own, Standing},
-    peer::{Dialled, Peer, RECONNECT_FLOOR, STALL_TIMEOUT_FLOOR},
+    identity::{ClusterHistory, LocalNode},
+    peer::{DialState, Peer, RECONNECT_FLOOR, STALL_TIMEOUT_FLOOR},
     server,
 };
 
 /// Settings of a [`ThriftTransport`].
 #[derive(Clone, Debug)]
 pub struct ThriftConfig {
-    /// This node.
+    /// Id of this node.
     pub node: NodeId,
-    /// Where it listens; port 0 takes a free one.
+    /// Endpoint at which the node listens; port 0 takes a free port.
     pub listen: Endpoint,
-    /// Where other nodes reach this one, told to those who do not know; `None`, the default: they must know.
+    /// Endpoint at which other nodes reach this one, sent to nodes that do not know it. `None`, the default: not sent; the
+    /// other nodes must know it.
     pub advertise: Option<Endpoint>,
-    /// Name of the cluster; nodes with another one are refused. Default "default".
+    /// Name of the cluster; nodes with another name are refused. Default "default".
     pub cluster: String,
-    /// Identity of the node's log storage, told to the others; 0, the default: not told.
+    /// Identity of the node's log storage, sent to the other nodes. 0, the default: not sent.
     pub storage: StorageId,
-    /// Longest frame sent or taken. Default 64 MiB; must hold an `AppendEntries` or a snapshot chunk.
+    /// Longest frame that is sent or accepted, in bytes. Must hold an `AppendEntries` and a snapshot chunk. Default 64 MiB.
     pub frame_bytes_max: usize,
     /// Most bytes queued to one node. Default 64 MiB.
     pub queue_bytes_max: u64,
-    /// Most connections taken at once; a cluster needs two for each other node. Default 256.
+    /// Most connections from other nodes at the same time; each of them needs two. Default 256.
     pub connections_max: usize,
-    /// For connecting and greeting together. Default 2 s.
+    /// Time limit for connecting and the hello together. Default 2 s.
     pub connect_timeout: Duration,
-    /// A connection with bytes under way on which the peer says nothing for so long is replaced by a new one. Set it to the
-    /// election timeout of the engine, as [`with_election_timeout`](Self::with_election_timeout) does: shorter, and a peer
-    /// that pauses costs messages for nothing; longer, and after a failure of the network the cluster is without a leader
-    /// for longer than it must be. At least 20 ms. Default 500 ms, the default of `consensus-engine-raft`.
+    /// Time without any receipt after which a connection with unacknowledged bytes is replaced. Set it to the election
+    /// timeout of the engine, as [`with_election_timeout`](Self::with_election_timeout) does. If it is shorter, messages are
+    /// lost whenever a peer pauses. If it is longer, the cluster has no leader for longer than necessary after a failure of
+    /// the network. At least 20 ms; shorter values are raised. Default 500 ms, as in `consensus-engine-raft`.
     pub stall_timeout: Duration,
-    /// First wait before connecting again; it doubles up to `reconnect_max`. Default 20 ms.
+    /// First pause before connecting again; doubled after each failure, up to `reconnect_max`. Default 20 ms.
     pub reconnect_min: Duration,
-    /// Longest such wait. Default 500 ms: a restarted node is found again within that
-    /// time.
+    /// Longest pause before connecting again: a restarted node is found within this time. Default 500 ms.
     pub reconnect_max: Duration,
-    /// For the answer to a snapshot chunk. Default 30 s.
+    /// Time limit for the response to a snapshot chunk. Default 30 s.
     pub chunk_timeout: Duration,
-    /// For the answer to the last chunk, which comes when the snapshot is installed. Default 30 min.
+    /// Time limit for the response to the last chunk, which is sent when the snapshot is installed. Default 30 min.
     pub install_timeout: Duration,
 }
 
 impl ThriftConfig {
-    /// The defaults for `node`, listening at `listen`.
+    /// Creates the default settings for `node`, which listens at `listen`.
     #[must_use]
     pub fn new(node: NodeId, listen: Endpoint) -> Self {
         Self {
@@ -82,9 +82,9 @@ impl ThriftConfig {
         }
     }
 
-    /// Derives from the engine's election timeout what depends on it: [`stall_timeout`](Self::stall_timeout) is as long, and
-    /// [`reconnect_max`](Self::reconnect_max) at most half as long, so that nodes find each other within an election timeout
-    /// once the network lets them.
+    /// Sets [`stall_timeout`](Self::stall_timeout) to the engine's election timeout, and limits
+    /// [`reconnect_max`](Self::reconnect_max) to half of it, so that after a failure of the network the nodes are connected
+    /// again within one election timeout.
     #[must_use]
     pub fn with_election_timeout(self, election_timeout: Duration) -> Self {
         let reconnect_max = self.reconnect_max.min(election_timeout / 2);
@@ -92,81 +92,85 @@ impl ThriftConfig {
     }
 }
 
-/// A node's end of a network of Thrift over TCP.
+/// A [`NetworkTransport`] over TCP.
 pub struct ThriftTransport {
-    own: Arc<Own>,
+    own: Arc<LocalNode>,
     local: Endpoint,
     listener: Mutex<Option<Arc<TcpListener>>>,
     accepting: Mutex<Option<JoinHandle<()>>>,
     /// Set by [`start`](NetworkTransport::start); connections for messages wait for it.
     handler: watch::Sender<Option<Arc<dyn MessageHandler>>>,
-    peers: Arc<Peers>,
+    peers: Arc<PeerTable>,
 }
 
-/// The nodes whose endpoints are known.
+/// Connections to the nodes whose endpoints are known.
 #[derive(Debug)]
-pub(crate) struct Peers {
-    own: Arc<Own>,
+pub(crate) struct PeerTable {
+    own: Arc<LocalNode>,
     /// `None` after shutdown.
     peers: Mutex<Option<BTreeMap<NodeId, Arc<Peer>>>>,
     reachability: Arc<watch::Sender<BTreeMap<NodeId, Reachability>>>,
 }
 
-impl Peers {
+impl PeerTable {
     fn set(&self, node: NodeId, endpoint: Endpoint) {
         if let Some(peers) = lock(&self.peers).as_mut() {
-            // A connection that stands is not broken.
-            if peers.get(&node).is_none_or(|peer| *peer.endpoint() != endpoint || !peer.keep()) {
-                self.put(peers, node, endpoint, Dialled::Kept);
+            // Keep an existing connection if the endpoint is unchanged.
+            if peers.get(&node).is_none_or(|peer| *peer.endpoint() != endpoint || !peer.mark_configured()) {
+                self.insert_peer(peers, node, endpoint, DialState::Configured);
             }
         }
     }
 
-    /// A node that called is there, and said where it is called back, perhaps. What is known already is not changed by that;
-    /// and callers cannot make this node remember ever more.
-    pub(crate) fn called_by(&self, node: NodeId, endpoint: Option<Endpoint>) {
+    /// Handles that `node` connected to this one, with the endpoint that it advertises: connects to it at once. A known
+    /// endpoint is not changed, and the number of nodes that are learned like this is limited.
+    pub(crate) fn add_caller(&self, node: NodeId, endpoint: Option<Endpoint>) {
         let mut peers = lock(&self.peers);
         let Some(peers) = peers.as_mut() else { return };
         match (peers.get(&node), endpoint) {
             (Some(peer), _) if !peer.is_given_up() => peer.connect_now(),
             (known, Some(endpoint)) if known.is_some() || peers.len() < PEERS_LEARNED_MAX => {
-                self.put(peers, node, endpoint, Dialled::Learned);
+                self.insert_peer(peers, node, endpoint, DialState::Learned);
             }
             _ => {}
         }
     }
 
-    fn put(
+    fn insert_peer(
         &self,
         peers: &mut BTreeMap<NodeId, Arc<Peer>>,
         node: NodeId,
         endpoint: Endpoint,
-        dialled: Dialled,
+        dial_state: DialState,
     ) {
         let reachability = self.reachability.clone();
         let report = move |state| {
             reachability.send_if_modified(|all| all.insert(node, state) != Some(state));
         };
         report(Reachability::Unknown);
-        let new = Arc::new(Peer::start(node, endpoint, dialled, self.own.clone(), report));
+        let new = Arc::new(Peer::start(node, endpoint, dial_state, self.own.clone(), report));
         if let Some(old) = peers.insert(node, new) {
-            old.forget(SendError::Unreachable(node));
+            old.disconnect(SendError::Unreachable(node));
         }
     }
 
-    /// Another storage than `storage` that answers at the endpoint of `node`, just now.
-    pub(crate) fn other_storage(&self, node: NodeId, storage: StorageId) -> Option<(StorageId, Endpoint)> {
+    /// The storage and endpoint of `node` as currently connected, if its storage differs from `storage`.
+    pub(crate) fn conflicting_storage(
+        &self,
+        node: NodeId,
+        storage: StorageId,
+    ) -> Option<(StorageId, Endpoint)> {
         let peers = lock(&self.peers);
         let peer = peers.as_ref()?.get(&node)?;
-        let answers = peer.storage().filter(|known| *known != StorageId(0) && storage != StorageId(0))?;
-        (answers != storage).then(|| (answers, peer.endpoint().clone()))
+        let connected = peer.storage().filter(|known| *known != StorageId(0) && storage != StorageId(0))?;
+        (connected != storage).then(|| (connected, peer.endpoint().clone()))
     }
 
     fn remove(&self, node: NodeId) {
         if let Some(peers) = lock(&self.peers).as_mut()
             && let Some(peer) = peers.remove(&node)
         {
-            peer.forget(SendError::UnknownNode(node));
+            peer.disconnect(SendError::UnknownNode(node));
         }
         self.reachability.send_if_modified(|all| all.remove(&node).is_some());
     }
@@ -179,11 +183,11 @@ impl Peers {
 }
 
 impl ThriftTransport {
-    /// Listens at the configured place. Connections are accepted from [`start`](NetworkTransport::start) on, or from
-    /// [`answer_probes`](Self::answer_probes) on.
+    /// Starts to listen at [`ThriftConfig::listen`]. Connections are accepted after [`start`](NetworkTransport::start) or
+    /// [`answer_probes`](Self::answer_probes).
     ///
     /// # Errors
-    /// The place cannot be listened at; the error names it.
+    /// The node cannot listen at the endpoint, which the error names.
     pub async fn bind(config: ThriftConfig) -> Result<Self, TransportError> {
         let listen = &config.listen;
         let error = |source| TransportError::Io { context: format!("listening at {listen}"), source };
@@ -195,8 +199,8 @@ impl ThriftTransport {
             stall_timeout: config.stall_timeout.max(STALL_TIMEOUT_FLOOR),
             ..config
         };
-        let own = Arc::new(Own::new(Arc::new(config)));
-        let peers = Peers {
+        let own = Arc::new(LocalNode::new(Arc::new(config)));
+        let peers = PeerTable {
             own: own.clone(),
             peers: Mutex::new(Some(BTreeMap::new())),
             reachability: Arc::new(watch::channel(BTreeMap::new()).0),
@@ -211,8 +215,8 @@ impl ThriftTransport {
         })
     }
 
-    /// Answers those who ask this node who it is ([`probe`](crate::probe)), before an engine starts it. Callers with messages
-    /// wait until then. [`start`](NetworkTransport::start) does so too.
+    /// Starts to answer [probes](crate::probe) before an engine starts the transport. Connections for messages wait for the
+    /// start. [`start`](NetworkTransport::start) calls this as well.
     pub fn answer_probes(&self) {
         let mut accepting = lock(&self.accepting);
         let Some(listener) = lock(&self.listener).clone().filter(|_| accepting.is_none()) else { return };
@@ -220,23 +224,23 @@ impl ThriftTransport {
         *accepting = Some(tokio::spawn(server::accept(listener, own, peers, handler)));
     }
 
-    /// Sets what this node answers to those who ask what it has of the history of a cluster. Before it is called, and without
-    /// an identity of the cluster, that is a first configuration with nobody in it.
-    pub fn announce(&self, standing: Standing) {
-        self.own.announce(standing);
+    /// Sets the history that this node reports in answers to probes. Until this is called, and while the cluster has no
+    /// identity, the node reports a first configuration without members.
+    pub fn announce(&self, history: ClusterHistory) {
+        self.own.announce(history);
     }
 
-    /// The settings that it was bound with, with those that were out of range put right.
+    /// The settings of the transport, after adjusting values that were out of range.
     #[must_use]
     pub fn config(&self) -> &ThriftConfig {
         &self.own.config
     }
 
-    pub(crate) fn own(&self) -> &Own {
+    pub(crate) fn own(&self) -> &LocalNode {
         &self.own
     }
 
-    /// Where it listens, the port as taken.
+    /// Endpoint at which the node listens, with the actual port.
     #[must_use]
     pub fn local_endpoint(&self) -> &Endpoint {
         &self.local
@@ -264,7 +268,7 @@ impl NetworkTransport for ThriftTransport {
             is_first
         });
         if !is_first {
-            return Err(TransportError::Misuse("it was started before"));
+            return Err(TransportError::Misuse("the transport was started before"));
         }
         self.answer_probes();
         Ok(())
@@ -272,16 +276,17 @@ impl NetworkTransport for ThriftTransport {
 
     fn send(&self, to: NodeId, message: Message) -> Result<(), SendError> {
         let peer = self.peers.get(to)?;
-        let (bytes, limit) = (message.size_bytes(), self.own.config.frame_bytes_max as u64);
+        let bytes = message.size_bytes();
+        let limit = self.own.config.frame_bytes_max as u64;
         let too_large = SendError::TooLarge { bytes, limit };
         if bytes > limit {
             return Err(too_large);
         }
         let message = message_to_wire(message).map_err(|why| {
-            tracing::error!(why, "a message that cannot be sent");
+            tracing::error!(why, "cannot send a message of an unknown kind; it is dropped");
             too_large.clone()
         })?;
-        let frame = calls::deliver(message, self.own.cluster()).map_err(|_| too_large.clone())?;
+        let frame = calls::encode_deliver(message, self.own.cluster()).map_err(|_| too_large.clone())?;
         // The limit is on the frame's body.
         if frame.len() - 4 > self.own.config.frame_bytes_max {
             return Err(too_large);
@@ -315,12 +320,12 @@ impl NetworkTransport for ThriftTransport {
 
     async fn shutdown(&self) {
         let peers = lock(&self.peers.peers).take();
-        peers.iter().flat_map(BTreeMap::values).for_each(|peer| peer.forget(SendError::Closed));
+        peers.iter().flat_map(BTreeMap::values).for_each(|peer| peer.disconnect(SendError::Closed));
         lock(&self.listener).take();
         let accepting = lock(&self.accepting).take();
         if let Some(task) = accepting {
             task.abort();
-            let _ = task.await; // Cancelled, as asked; its connections went with it.
+            let _ = task.await; // Always a cancellation, which also closes the accepted connections.
         }
     }
 }
@@ -339,8 +344,8 @@ impl Drop for ThriftTransport {
     }
 }
 
-/// Nodes beyond this number are not remembered for having called.
+/// With this many known nodes, no further node is learned from its own connections.
 const PEERS_LEARNED_MAX: usize = 64;
 
-/// A bad frame limit would be noticed only by a message that does not fit.
+/// Checked here, because a limit that is too low would only be noticed with a long message.
 const _: () = assert!(framing::CONTAINER_MAX >= 4096, "an AppendEntries has up to 4096 entries");

@@ -1,4 +1,4 @@
-//! Who nodes are, to whom they talk, and who begins a cluster.
+//! Identities of nodes, refusals, and the bootstrap of a cluster.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,13 +13,13 @@ use consensus_core::{
 };
 use consensus_testkit::eventually;
 use consensus_transport_thrift::{
-    Founders, PeerState, Standing, ThriftConfig, ThriftTransport,
-    founding::{Conflict, Founded, FoundingConfig, await_founders},
+    ClusterHistory, Founders, PeerState, ThriftConfig, ThriftTransport,
+    founding::{Conflict, FoundingConfig, FoundingOutcome, await_founders},
     probe,
 };
 use tokio::sync::mpsc;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 
 struct Forward(mpsc::UnboundedSender<Message>);
 
@@ -57,7 +57,7 @@ async fn arrives(from: &ThriftTransport, to: u64, arrived: &mut mpsc::UnboundedR
     .await;
 }
 
-/// The error of a chunk, which says why the node is not reached.
+/// The error of a snapshot chunk, which contains the reason of a refusal.
 async fn refusal(from: &ThriftTransport, to: u64) -> String {
     let (term, meta) = (Term(1), SnapshotMeta::default());
     let chunk = SnapshotChunk { term, transfer: 1, meta, offset: 0, data: "x".into(), last: None };
@@ -72,39 +72,48 @@ fn founders(ids: impl IntoIterator<Item = u64>) -> Founders {
 async fn probe_is_answered_before_the_start_with_what_was_announced() {
     let transport = bind(2, 20).await;
     let place = transport.local_endpoint().clone();
-    transport.announce(Standing::Empty { founders: founders(1..4) });
+    transport.announce(ClusterHistory::Empty { founders: founders(1..4) });
     transport.answer_probes();
-    let answer = probe(&place, PATIENCE).await.unwrap();
+    let answer = probe(&place, TIME_LIMIT).await.unwrap();
     assert_eq!((answer.node, answer.storage, answer.cluster), (NodeId(2), StorageId(20), ClusterId::NONE));
     assert_eq!(answer.cluster_name, "default");
     assert_eq!((answer.state, answer.knows_asker), (PeerState::Empty { founders: founders(1..4) }, None));
 
     let _arrived = start(&transport).await;
     let storages = BTreeMap::new();
-    transport.announce(Standing::Founding { founders: founders(1..3), storages });
+    transport.announce(ClusterHistory::Founding { founders: founders(1..3), storages });
     assert_eq!(
-        probe(&place, PATIENCE).await.unwrap().state,
+        probe(&place, TIME_LIMIT).await.unwrap().state,
         PeerState::Founding { founders: founders(1..3) }
     );
-    // A node that knows its cluster has a history, whatever was announced.
+    // A node that knows its cluster has a history, even if another history was announced.
     transport.set_cluster(ClusterId(7));
-    let answer = probe(&place, PATIENCE).await.unwrap();
+    let answer = probe(&place, TIME_LIMIT).await.unwrap();
     assert_eq!((answer.state, answer.cluster), (PeerState::Member, ClusterId(7)));
     transport.shutdown().await;
-    assert!(probe(&place, PATIENCE).await.unwrap_err().to_string().contains(&place.to_string()));
+    assert!(probe(&place, TIME_LIMIT).await.unwrap_err().to_string().contains(&place.to_string()));
 }
 
 #[test]
-fn standing_follows_from_the_configuration() {
-    assert_eq!(Standing::of(&Membership::default()), Standing::Empty { founders: Founders::new() });
+fn history_follows_from_the_configuration() {
+    assert_eq!(
+        ClusterHistory::of(&Membership::default()),
+        ClusterHistory::Empty { founders: Founders::new() }
+    );
     let mut members = Membership::of_voters([1, 2]).members().clone();
     members.get_mut(&NodeId(2)).unwrap().storage = Some(StorageId(7));
     members.insert(NodeId(3), Member::new(MemberKind::Learner));
     let storages = BTreeMap::new();
     let membership = Membership::new(members);
-    assert_eq!(Standing::of(&membership), Standing::Founding { founders: founders([1, 2]), storages });
+    assert_eq!(
+        ClusterHistory::of(&membership),
+        ClusterHistory::Founding { founders: founders([1, 2]), storages }
+    );
     let members = [(NodeId(1), None), (NodeId(2), Some(StorageId(7))), (NodeId(3), None)].into();
-    assert_eq!(Standing::of(&membership.with_cluster(ClusterId(1))), Standing::Member { members });
+    assert_eq!(
+        ClusterHistory::of(&membership.with_cluster(ClusterId(1))),
+        ClusterHistory::Member { members }
+    );
 }
 
 #[tokio::test]
@@ -125,7 +134,7 @@ async fn node_of_another_cluster_is_refused_with_both_identities() {
     let (_at_a, mut at_b) = (start(&a).await, start(&b).await);
     a.set_endpoint(NodeId(2), b.local_endpoint().clone());
     arrives(&a, 2, &mut at_b).await;
-    // A connection that stands ends when both know their cluster, whoever learns it last.
+    // An existing connection ends when both nodes know their clusters.
     b.set_cluster(ClusterId(0xb));
     arrives(&a, 2, &mut at_b).await;
     a.set_cluster(ClusterId(0xa));
@@ -152,26 +161,26 @@ async fn second_node_with_one_id_is_refused_with_both_storages() {
     }
     twin.set_endpoint(NodeId(2), c.local_endpoint().clone());
     arrives(&twin, 2, &mut at_c).await;
-    // When that one is gone, the other may have its place: its disk was emptied, perhaps.
+    // When the first node is gone, the second is accepted: it may be the same node with an emptied disk.
     twin.shutdown().await;
     arrives(&other, 2, &mut at_c).await;
 }
 
-/// Transports of three founders that know where the others are.
-async fn three() -> (Vec<ThriftTransport>, FoundingConfig) {
+/// Transports of three founders that know each other's endpoints.
+async fn three_founders() -> (Vec<ThriftTransport>, FoundingConfig) {
     let transports = [bind(0, 100).await, bind(1, 101).await, bind(2, 102).await];
     let endpoints = transports.iter().map(|own| (own.local(), own.local_endpoint().clone())).collect();
     let config = FoundingConfig { founders: founders(0..3), endpoints, may_be_missing: BTreeSet::new() };
     (transports.into(), config)
 }
 
-async fn found(transport: &ThriftTransport, config: &FoundingConfig) -> Result<Founded, Conflict> {
+async fn found(transport: &ThriftTransport, config: &FoundingConfig) -> Result<FoundingOutcome, Conflict> {
     await_founders(transport, config, |_| ()).await.map_err(|error| error.conflict)
 }
 
 #[tokio::test]
-async fn three_empty_nodes_begin_together() {
-    let (nodes, config) = three().await;
+async fn three_empty_nodes_bootstrap_together() {
+    let (nodes, config) = three_founders().await;
     let (mut told, last) = (Vec::new(), Duration::from_millis(200));
     let first = await_founders(&nodes[0], &config, |whom| told.push(whom.clone()));
     let rest = async {
@@ -180,7 +189,7 @@ async fn three_empty_nodes_begin_together() {
     };
     let since = std::time::Instant::now();
     let (first, (second, third)) = tokio::join!(first, rest);
-    let bootstrap = Ok(Founded::Bootstrap);
+    let bootstrap = Ok(FoundingOutcome::Bootstrap);
     assert_eq!(
         (first.map_err(|error| error.conflict), second, third),
         (bootstrap.clone(), bootstrap.clone(), bootstrap)
@@ -190,11 +199,14 @@ async fn three_empty_nodes_begin_together() {
 }
 
 #[tokio::test]
-async fn node_whose_disk_was_emptied_while_the_cluster_began_does_not_begin_again() {
-    let (nodes, config) = three().await;
+async fn node_with_a_disk_emptied_during_the_bootstrap_does_not_bootstrap_again() {
+    let (nodes, config) = three_founders().await;
     let (first, second, third) =
         tokio::join!(found(&nodes[0], &config), found(&nodes[1], &config), found(&nodes[2], &config));
-    assert_eq!((first, second, third.is_ok()), (Ok(Founded::Bootstrap), Ok(Founded::Bootstrap), true));
+    assert_eq!(
+        (first, second, third.is_ok()),
+        (Ok(FoundingOutcome::Bootstrap), Ok(FoundingOutcome::Bootstrap), true)
+    );
     let place: Endpoint = nodes[2].local_endpoint().clone();
     nodes[2].shutdown().await;
     let thrift = ThriftConfig::new(NodeId(2), place);
@@ -205,17 +217,17 @@ async fn node_whose_disk_was_emptied_while_the_cluster_began_does_not_begin_agai
 }
 
 #[tokio::test]
-async fn node_follows_a_cluster_that_counts_on_it() {
-    let (nodes, config) = three().await;
+async fn node_follows_a_cluster_that_includes_it() {
+    let (nodes, config) = three_founders().await;
     nodes[0].answer_probes();
     for (known, outcome) in [
-        (Some(None), Ok(Founded::Follow { member: NodeId(0) })),
-        (Some(Some(StorageId(101))), Ok(Founded::Follow { member: NodeId(0) })),
+        (Some(None), Ok(FoundingOutcome::Follow { member: NodeId(0) })),
+        (Some(Some(StorageId(101))), Ok(FoundingOutcome::Follow { member: NodeId(0) })),
         (Some(Some(StorageId(7))), Err(Conflict::OtherDisk { known: StorageId(7), own: StorageId(101) })),
         (None, Err(Conflict::NotAMember(ClusterId::NONE))),
     ] {
         let members = known.map(|storage| (NodeId(1), storage)).into_iter().collect();
-        nodes[0].announce(Standing::Member { members });
+        nodes[0].announce(ClusterHistory::Member { members });
         assert_eq!(found(&nodes[1], &config).await, outcome);
     }
 }

@@ -1,4 +1,4 @@
-//! Networks that swallow what is sent, and networks that are merely slow.
+//! Networks that drop all packets, and slow networks.
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Much longer than a test machine under load lets a task wait.
+/// Much longer than a task waits on a loaded test machine.
 const STALL_TIMEOUT: Duration = Duration::from_millis(400);
 
 struct Handler {
@@ -42,13 +42,13 @@ impl MessageHandler for Handler {
     }
 }
 
-/// How the network treats the bytes that node 1 sends to node 2.
+/// Treatment of the bytes that node 1 sends to node 2.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Open,
-    /// Connections made before stand, and nothing passes on them any more.
+    /// Existing connections stay open, but deliver nothing any more.
     Swallow,
-    /// So many bytes every 20 ms.
+    /// Delivers this many bytes every 20 ms.
     Slow(usize),
 }
 
@@ -69,7 +69,7 @@ impl Drop for Pair {
 }
 
 impl Pair {
-    /// The proxy does not answer the first `mute` connections.
+    /// The proxy never responds on the first `mute` connections.
     async fn start(mute: usize, chunk_takes: Duration) -> Self {
         let anywhere: Endpoint = "127.0.0.1:0".parse().unwrap();
         let bind = |id| {
@@ -103,12 +103,12 @@ impl Pair {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// Whether the message is among those that arrived since the last look.
+    /// `Some` if the message is among those that arrived since the last call.
     fn received(&mut self, message: &Message) -> Option<()> {
         std::iter::from_fn(|| self.arrived.try_recv().ok()).find(|got| got == message).map(drop)
     }
 
-    /// Sends the message again and again until it arrives, as an engine does.
+    /// Sends the message repeatedly until it arrives, as an engine does.
     async fn arrives(&mut self, message: Message) {
         eventually("a message arrives", || {
             let sent = self.a.send(NodeId(2), message.clone());
@@ -164,7 +164,7 @@ fn message(bytes: usize, content: u8) -> Message {
 }
 
 #[tokio::test]
-async fn connection_that_swallows_messages_is_replaced_within_the_stall_timeout() {
+async fn connection_that_drops_messages_is_replaced_after_the_stall_timeout() {
     let mut pair = Pair::start(0, Duration::ZERO).await;
     pair.arrives(message(10, 1)).await;
     pair.way.send_replace(Way::Swallow);
@@ -177,7 +177,7 @@ async fn connection_that_swallows_messages_is_replaced_within_the_stall_timeout(
 }
 
 #[tokio::test]
-async fn connection_that_swallows_a_chunk_is_given_up_within_the_stall_timeout() {
+async fn chunk_on_a_connection_that_drops_it_fails_after_the_stall_timeout() {
     let pair = Pair::start(0, Duration::ZERO).await;
     let chunk = || {
         let (term, meta) = (Term(1), SnapshotMeta::default());
@@ -188,7 +188,7 @@ async fn connection_that_swallows_a_chunk_is_given_up_within_the_stall_timeout()
     let since = Instant::now();
     let error = pair.a.send_snapshot_chunk(NodeId(2), chunk()).await.unwrap_err();
     assert!(
-        since.elapsed() < 5 * STALL_TIMEOUT && error.to_string().contains("acknowledged nothing"),
+        since.elapsed() < 5 * STALL_TIMEOUT && error.to_string().contains("acknowledged none"),
         "{error}"
     );
     pair.a.send_snapshot_chunk(NodeId(2), chunk()).await.unwrap();
@@ -209,7 +209,7 @@ async fn slow_connection_is_kept_while_bytes_arrive() {
     pair.arrives(message(10, 1)).await;
     pair.way.send_replace(Way::Slow(32 << 10));
     let since = Instant::now();
-    // Of a size that takes several stall timeouts, and most of it lies in buffers of the system.
+    // Large enough to take several stall timeouts, with most of it in buffers of the operating system.
     pair.a.send(NodeId(2), message(4 << 20, 2)).unwrap();
     eventually("it arrives", || pair.received(&message(4 << 20, 2)).ok_or(())).await;
     assert!(since.elapsed() > 2 * STALL_TIMEOUT, "it was not slow: {:?}", since.elapsed());
@@ -226,9 +226,9 @@ async fn receiver_of_a_chunk_may_take_its_time() {
     assert_eq!(answer.outcome, SnapshotOutcome::Installed);
 }
 
-/// As after a failure of the network, when a request for a connection was lost and TCP waits before it repeats it.
+/// As after a failure of the network: TCP waits before it repeats a lost connection request.
 #[tokio::test]
-async fn attempt_without_an_answer_does_not_delay_the_next_one() {
+async fn attempt_without_a_response_does_not_delay_the_next_one() {
     let since = Instant::now();
     let pair = Pair::start(1, Duration::ZERO).await;
     pair.connected().await;
@@ -236,7 +236,7 @@ async fn attempt_without_an_answer_does_not_delay_the_next_one() {
 }
 
 #[tokio::test]
-async fn removed_node_is_dialled_no_more_and_its_chunk_ends() {
+async fn removal_of_a_node_stops_connecting_and_fails_its_chunk() {
     let pair = Pair::start(0, Duration::from_secs(3600)).await;
     pair.connected().await;
     let (term, meta) = (Term(1), SnapshotMeta::default());

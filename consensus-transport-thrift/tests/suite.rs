@@ -1,4 +1,4 @@
-//! Conformance, and what TCP adds: reconnection, changed endpoints, strangers.
+//! The conformance suite, and tests of reconnection, changed endpoints and unknown peers.
 
 use std::{io::Write, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use consensus_transport_thrift::{ThriftConfig, ThriftTransport, testing::loopbac
 use tokio::sync::mpsc;
 
 #[tokio::test]
-async fn passes_the_suite() {
+async fn transport_passes_the_suite() {
     run_suite(loopback_cluster).await;
 }
 
@@ -63,7 +63,7 @@ async fn arrives(
 }
 
 #[tokio::test]
-async fn a_node_that_comes_back_is_found_again_and_reported() {
+async fn restarted_node_is_connected_again_and_reported_reachable() {
     let (a, _at_a) = node(1, &anywhere()).await;
     let (b, mut at_b) = node(2, &anywhere()).await;
     let place = b.local_endpoint().clone();
@@ -78,7 +78,7 @@ async fn a_node_that_comes_back_is_found_again_and_reported() {
     let (b, mut at_b) = node(2, &place).await;
     arrives(&a, 2, &mut at_b, 2).await;
 
-    // And at another place.
+    // Also at another endpoint.
     b.shutdown().await;
     let (b, mut at_b) = node(2, &anywhere()).await;
     a.set_endpoint(NodeId(2), b.local_endpoint().clone());
@@ -86,7 +86,7 @@ async fn a_node_that_comes_back_is_found_again_and_reported() {
 }
 
 #[tokio::test]
-async fn a_node_that_calls_is_called_back_at_once() {
+async fn node_that_connects_is_connected_back_at_once() {
     let place = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let forever = Duration::from_secs(3600);
     let config = ThriftConfig {
@@ -105,8 +105,8 @@ async fn a_node_that_calls_is_called_back_at_once() {
     arrives(&a, 2, &mut at_b, 1).await;
 }
 
-/// Passes bytes on to `place`, until it is aborted; then its connections are closed.
-fn pass_on(listener: Arc<tokio::net::TcpListener>, place: Endpoint) -> tokio::task::JoinHandle<()> {
+/// Forwards all bytes to `place`. Aborting the task closes its connections.
+fn forward_to(listener: Arc<tokio::net::TcpListener>, place: Endpoint) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let (mut from, _) = listener.accept().await.unwrap();
         let mut to = tokio::net::TcpStream::connect(place.to_string()).await.unwrap();
@@ -115,20 +115,20 @@ fn pass_on(listener: Arc<tokio::net::TcpListener>, place: Endpoint) -> tokio::ta
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_is_made_again_before_the_node_is_said_to_be_gone() {
+async fn broken_connection_is_replaced_before_the_node_is_reported_unreachable() {
     let reconnect_max = Duration::from_millis(20);
     let config = ThriftConfig { reconnect_max, ..ThriftConfig::new(NodeId(1), anywhere()) };
     let a = ThriftTransport::bind(config).await.unwrap();
     let (b, mut at_b) = node(2, &anywhere()).await;
     let between = Arc::new(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
-    let passing = pass_on(between.clone(), b.local_endpoint().clone());
+    let passing = forward_to(between.clone(), b.local_endpoint().clone());
     a.set_endpoint(NodeId(2), between.local_addr().unwrap().to_string().parse().unwrap());
     let mut reachability = a.reachability();
     reachability.wait_for(|all| all[&NodeId(2)] == Reachability::Reachable).await.unwrap();
-    // Younger ones are met with a pause.
+    // A connection that lasted only briefly is replaced after a pause.
     tokio::time::sleep(2 * reconnect_max).await;
 
-    let again = pass_on(between.clone(), b.local_endpoint().clone());
+    let again = forward_to(between.clone(), b.local_endpoint().clone());
     passing.abort();
     arrives(&a, 2, &mut at_b, 1).await;
     assert!(!reachability.has_changed().unwrap(), "{:?}", *reachability.borrow());
@@ -140,7 +140,7 @@ async fn a_connection_that_breaks_is_made_again_before_the_node_is_said_to_be_go
 }
 
 #[tokio::test]
-async fn who_calls_is_called_back_where_it_said_unless_that_is_known_better() {
+async fn advertised_endpoint_is_used_unless_another_was_set() {
     let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let place: Endpoint = free().parse().unwrap();
     let (a, mut at_a) = node(1, &place).await;
@@ -148,7 +148,7 @@ async fn who_calls_is_called_back_where_it_said_unless_that_is_known_better() {
     a.set_endpoint(NodeId(2), b.local_endpoint().clone());
     arrives(&a, 2, &mut at_b, 1).await;
     arrives(&b, 1, &mut at_a, 2).await;
-    // Another node 1, elsewhere, does not take its place.
+    // Another node with id 1 and another endpoint does not replace it.
     let (other, _at_other) = node(1, &free().parse().unwrap()).await;
     other.set_endpoint(NodeId(2), b.local_endpoint().clone());
     arrives(&other, 2, &mut at_b, 3).await;
@@ -161,7 +161,7 @@ async fn wrong_nodes_are_refused_with_the_reason() {
     let place = b.local_endpoint().clone();
     let cases = [
         (NodeId(3), "default", "this is node 2, not node 3"),
-        (NodeId(2), "another", "of the cluster named \"another\""),
+        (NodeId(2), "another", "to the cluster named \"another\""),
     ];
     for (callee, cluster, why) in cases {
         let mut config = ThriftConfig::new(NodeId(1), anywhere());
@@ -180,7 +180,7 @@ async fn wrong_nodes_are_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn strangers_do_no_harm() {
+async fn invalid_bytes_of_unknown_peers_are_ignored() {
     let (b, mut at_b) = node(2, &anywhere()).await;
     let place = b.local_endpoint().to_string();
     let garbage: [&[u8]; 5] = [
@@ -197,7 +197,7 @@ async fn strangers_do_no_harm() {
         let end = tokio::task::spawn_blocking(move || std::io::Read::read(&mut stream, &mut [0; 10]))
             .await
             .unwrap();
-        assert!(!matches!(end, Ok(1..)), "nothing is answered to {bytes:?}");
+        assert!(!matches!(end, Ok(1..)), "no response to {bytes:?}");
     }
     let (a, _at_a) = node(1, &anywhere()).await;
     a.set_endpoint(NodeId(2), b.local_endpoint().clone());
@@ -205,11 +205,11 @@ async fn strangers_do_no_harm() {
 }
 
 #[test]
-fn the_generated_code_is_current() {
+fn generated_code_matches_the_idl() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     match std::process::Command::new("thrift").arg("--version").output() {
         Ok(output) if String::from_utf8_lossy(&output.stdout).contains("0.17") => {}
-        // Another compiler writes other code; CI has the right one.
+        // Another version of the compiler generates different code; CI has the right version.
         other if std::env::var_os("CI").is_none() => {
             return eprintln!("skipped: needs thrift 0.17, found {other:?}");
         }

@@ -6,7 +6,7 @@ use consensus_engine_raft::fuzzing::gather;
 use consensus_transport_thrift::{
     framing,
     fuzzing::{
-        Call, read_call, read_chunk_answer, read_hello_answer, read_what_a_callee_says, write_call,
+        Call, read_call, read_chunk_answer, read_hello_answer, read_receipt_and_description, write_call,
         write_chunk_answer,
     },
 };
@@ -46,7 +46,7 @@ pub(crate) fn message(frame: &[u8]) {
         assert_eq!(read_chunk_answer(&written[4..]), Ok((sequence, ack)));
     }
     let _ = bounded(frame, PER_BYTE, BESIDES, || read_hello_answer(frame));
-    let _ = bounded(frame, PER_BYTE, BESIDES, || read_what_a_callee_says(frame));
+    let _ = bounded(frame, PER_BYTE, BESIDES, || read_receipt_and_description(frame));
 }
 
 /// The chunks of snapshots, of several streams and in any order; four bytes say of each whose it is, where it belongs, how

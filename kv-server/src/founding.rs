@@ -11,8 +11,8 @@ use consensus_core::{
     StorageError,
 };
 use consensus_transport_thrift::{
-    Founders, Standing, ThriftTransport,
-    founding::{Conflict, Founded, FoundingConfig, FoundingError, await_founders},
+    ClusterHistory, Founders, ThriftTransport,
+    founding::{Conflict, FoundingConfig, FoundingError, FoundingOutcome, await_founders},
 };
 use tokio::sync::watch;
 
@@ -61,12 +61,12 @@ pub(crate) async fn may_bootstrap(
     if !log.is_new() {
         let membership = newest_membership(log);
         warn_of_other_voters(settings, topology, membership);
-        transport.announce(Standing::of(membership));
+        transport.announce(ClusterHistory::of(membership));
         transport.answer_probes();
         return Ok(false);
     }
     if settings.deployment.join {
-        transport.announce(Standing::Empty { founders: Founders::new() });
+        transport.announce(ClusterHistory::Empty { founders: Founders::new() });
         transport.answer_probes();
         return Ok(false);
     }
@@ -85,11 +85,11 @@ pub(crate) async fn may_bootstrap(
         );
     };
     match await_founders(transport, &founding, waiting).await? {
-        Founded::Bootstrap => {
+        FoundingOutcome::Bootstrap => {
             tracing::info!(%node, voters = %ids(founding.founders.keys()), "all nodes are new: this is the first start of the cluster");
             Ok(true)
         }
-        Founded::Follow { member } => {
+        FoundingOutcome::Follow { member } => {
             tracing::info!(%node, %member, "the cluster exists and counts on this node: its log comes from the leader");
             Ok(false)
         }
@@ -105,7 +105,7 @@ pub(crate) async fn announce_members(
         let membership = status.borrow_and_update().membership.clone();
         // Until then what was announced at the start says more.
         if membership.cluster() != ClusterId::NONE {
-            transport.announce(Standing::of(&membership));
+            transport.announce(ClusterHistory::of(&membership));
         }
         if status.wait_for(|status| !Arc::ptr_eq(&status.membership, &membership)).await.is_err() {
             return;

@@ -70,7 +70,7 @@ impl Connection {
             let receive = async {
                 while let Some(frame) = replies.next().await {
                     let (sequence, outcome) = protocol::read_reply(&frame?).map_err(|error| {
-                        io::Error::new(io::ErrorKind::InvalidData, framing::describe(&error))
+                        io::Error::new(io::ErrorKind::InvalidData, framing::error_text(&error))
                     })?;
                     if let Some(waiting) = lock(&shared).waiting.remove(&sequence) {
                         let _ = waiting.send(outcome); // A caller that went away needs none.
@@ -123,7 +123,7 @@ impl Connection {
         };
         // Forgotten again if the caller goes away.
         let _forget = Forget { pending: &self.pending, sequence };
-        let frame = call.encode(sequence).map_err(|error| not_sent(framing::describe(&error)))?;
+        let frame = call.encode(sequence).map_err(|error| not_sent(framing::error_text(&error)))?;
         if frame.len() - 4 > FRAME_BYTES_MAX {
             return Err(not_sent(format!(
                 "a request of {} bytes; at most {FRAME_BYTES_MAX} are allowed",

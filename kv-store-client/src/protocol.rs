@@ -183,7 +183,7 @@ pub fn read_call(frame: &[u8]) -> thrift::Result<Incoming> {
         thrift::Error::Application(error) => Fault::Application { kind: error.kind, message: error.message },
         error => Fault::Application {
             kind: ApplicationErrorKind::ProtocolError,
-            message: framing::describe(&error),
+            message: framing::error_text(&error),
         },
     });
     Ok(Incoming { sequence: identifier.sequence_number, name: identifier.name, call })

@@ -113,7 +113,7 @@ pub(super) async fn answer(
 /// An outcome as a frame; empty if there is no way to say it.
 pub(super) fn encode(name: &str, sequence: i32, outcome: Result<Reply, Fault>) -> Bytes {
     let frame = protocol::encode_reply(name, sequence, outcome).or_else(|error| {
-        let message = framing::describe(&error);
+        let message = framing::error_text(&error);
         let fault = Fault::Application { kind: ApplicationErrorKind::InternalError, message };
         protocol::encode_reply(name, sequence, Err(fault))
     });
@@ -121,7 +121,7 @@ pub(super) fn encode(name: &str, sequence: i32, outcome: Result<Reply, Fault>) -
 }
 
 pub(super) fn read_call(frame: &[u8]) -> io::Result<Incoming> {
-    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, framing::describe(&error));
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, framing::error_text(&error));
     protocol::read_call(frame).map_err(invalid)
 }
 

@@ -1,14 +1,13 @@
-//! Whether what is sent arrives.
+//! Receipts, which detect connections that do not deliver.
 //!
-//! Messages are one-way, and a connection over a network that drops everything looks like one whose peer has nothing to
-//! say: TCP repeats what is lost, waits longer each time, and gives up after minutes. When the network is back it may be
-//! seconds until TCP tries again. So the callee says on the same connection how many bytes it has received. A caller
-//! with bytes under way that hears nothing for a while replaces the connection.
+//! Messages are one-way, and a connection over a network that drops all packets looks like an idle one: TCP repeats lost
+//! packets in growing intervals and gives up after minutes. When the network works again, it may take seconds until TCP
+//! tries again. So the callee sends receipts on the same connection, with the number of bytes that it has received. A caller
+//! with unacknowledged bytes that gets no receipt for a while replaces the connection.
 //!
-//! Receipts of the application, and not the acknowledgements of TCP (`TCP_USER_TIMEOUT`, `TIOCOUTQ`), because they are
-//! the same on every system, and because they also tell of a proxy or a firewall in between that swallows what it has
-//! acknowledged, and of a process that is stopped. They are counted in bytes, so that a large frame on a slow network is
-//! progress while it arrives.
+//! These are receipts of the application instead of TCP's acknowledgements (`TCP_USER_TIMEOUT`, `TIOCOUTQ`), because they
+//! work the same on every operating system, and because they also detect a proxy or firewall that drops what it has
+//! acknowledged, and a stopped process. They count bytes, so that a large frame on a slow network counts as progress.
 
 use std::{
     io,
@@ -39,12 +38,12 @@ use crate::{
 
 /// Counts the bytes of one direction of a connection.
 #[derive(Debug, Default)]
-pub(crate) struct Counter {
+pub(crate) struct ByteCounter {
     bytes: AtomicU64,
     grown: Notify,
 }
 
-impl Counter {
+impl ByteCounter {
     fn add(&self, bytes: usize) {
         if bytes > 0 {
             self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -57,20 +56,20 @@ impl Counter {
     }
 }
 
-/// Half of a connection whose bytes are counted.
+/// One half of a connection, which counts its bytes.
 #[derive(Debug)]
-pub(crate) struct Counted<T> {
+pub(crate) struct CountingHalf<T> {
     half: T,
-    counter: Arc<Counter>,
+    counter: Arc<ByteCounter>,
 }
 
-impl<T> Counted<T> {
-    pub(crate) fn new(half: T, counter: Arc<Counter>) -> Self {
+impl<T> CountingHalf<T> {
+    pub(crate) fn new(half: T, counter: Arc<ByteCounter>) -> Self {
         Self { half, counter }
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for CountingHalf<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -83,7 +82,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for CountingHalf<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -103,22 +102,22 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
     }
 }
 
-/// The caller's reading half: what the callee answers, and whether it still receives.
+/// The caller's reading half of a connection: reads responses and receipts.
 #[derive(Debug)]
-pub(crate) struct Answers {
+pub(crate) struct ResponseReader {
     frames: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
-    sent: Arc<Counter>,
-    /// Bytes that the callee has, as it last said.
+    sent: Arc<ByteCounter>,
+    /// Bytes received by the callee, according to its last receipt.
     received: u64,
-    /// To which cluster the callee belongs, as it last said.
+    /// Cluster of the callee, according to its last receipt.
     callee_cluster: watch::Sender<ClusterId>,
     stall_timeout: Duration,
 }
 
-impl Answers {
+impl ResponseReader {
     pub(crate) fn new(
         frames: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
-        sent: Arc<Counter>,
+        sent: Arc<ByteCounter>,
         stall_timeout: Duration,
         callee_cluster: ClusterId,
     ) -> Self {
@@ -126,15 +125,15 @@ impl Answers {
         Self { frames, sent, received: 0, callee_cluster, stall_timeout }
     }
 
-    /// To which cluster the callee belongs.
+    /// Cluster of the callee, as a value that can be watched.
     pub(crate) fn callee_cluster(&self) -> watch::Receiver<ClusterId> {
         self.callee_cluster.subscribe()
     }
 
-    /// The next answer. Takes in receipts meanwhile.
+    /// Reads the next response, and handles receipts in the meantime.
     ///
     /// # Errors
-    /// The connection ended, or bytes are under way and the callee has said nothing for the stall timeout.
+    /// The connection ended, or there are unacknowledged bytes and no receipt arrived for the stall timeout.
     pub(crate) async fn next(&mut self) -> io::Result<BytesMut> {
         loop {
             let frame = if self.received < self.sent.bytes() {
@@ -147,7 +146,7 @@ impl Answers {
                     () = self.sent.grown.notified() => continue,
                 }
             };
-            match calls::read_received(&frame) {
+            match calls::read_receipt(&frame) {
                 Some(Receipt { bytes, cluster }) => {
                     self.received = self.received.max(bytes);
                     self.callee_cluster
@@ -160,15 +159,15 @@ impl Answers {
 
     fn stalled(&self) -> io::Error {
         let silence = self.stall_timeout.as_millis();
-        let why = format!("the peer acknowledged nothing for {silence} ms of what was sent to it");
+        let why = format!("the peer acknowledged none of the sent bytes for {silence} ms");
         io::Error::new(io::ErrorKind::TimedOut, why)
     }
 }
 
-/// Tells the caller how much was received, and to which cluster this node belongs: at once when something was or that
-/// changed, then at most every `interval`. Ends with the connection.
+/// Sends receipts to the caller whenever bytes were received or this node's cluster changed, but at most one per `interval`.
+/// Returns when the connection ends.
 pub(crate) async fn acknowledge(
-    received: &Counter,
+    received: &ByteCounter,
     writer: &Mutex<OwnedWriteHalf>,
     interval: Duration,
     mut cluster: watch::Receiver<ClusterId>,
@@ -179,8 +178,8 @@ pub(crate) async fn acknowledge(
             changed = cluster.changed() => changed.map_err(|_| io::ErrorKind::ConnectionAborted)?,
         }
         let receipt = Receipt { bytes: received.bytes(), cluster: *cluster.borrow_and_update() };
-        let frame = calls::received(receipt)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, framing::describe(&error)))?;
+        let frame = calls::encode_receipt(receipt)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, framing::error_text(&error)))?;
         writer.lock().await.write_all(&frame).await?;
         sleep(interval).await;
     }
@@ -192,9 +191,9 @@ pub(crate) async fn next_frame<R: AsyncRead + Unpin>(
     frames.next().await.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))
 }
 
-/// The shortest interval between receipts, whatever the caller asks for.
+/// Shortest interval between receipts; shorter requests are raised.
 pub(crate) const INTERVAL_MIN: Duration = Duration::from_millis(5);
-/// The longest one.
+/// Longest interval between receipts.
 pub(crate) const INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// Receipts come so many times within the stall timeout, so that one that is late replaces no connection.
+/// Receipts per stall timeout: several, so that a single late receipt does not replace the connection.
 pub(crate) const RECEIPTS_PER_STALL_TIMEOUT: u32 = 4;

@@ -1,14 +1,14 @@
 //! The smallest engine.
 //!
-//! [`MockConsensusEngine::new`] is one node that applies at once: no log, no messages, no overhead but the hop to the
-//! state machine's thread, or not even that ([`at_once`](MockConsensusEngine::at_once)). With a machine that makes each batch
-//! durable it is a complete standalone service.
+//! [`MockConsensusEngine::new`] creates a single node that applies each command without a log and without messages, on the
+//! state machine's thread or on the caller's task ([`with_inline_apply`](MockConsensusEngine::with_inline_apply)). With a
+//! machine that makes each batch durable it is a complete standalone service.
 //!
-//! [`MockConsensusEngine::new_with_transport`] replicates from a fixed leader: a command is sent to all as
-//! `AppendEntries`, applied when a majority has acknowledged it, and then announced by `CommitNotification`.
+//! [`MockConsensusEngine::new_with_transport`] replicates from a fixed leader. The leader sends a command to all members as
+//! `AppendEntries`, applies it when a majority has acknowledged it, and then announces it with `CommitNotification`.
 //!
-//! What this is *not*: fault tolerant. There is no election, so without its leader the cluster stands still; and no log
-//! on disk, so a leader that restarts begins another history. It serves tests, and shows what an engine is made of.
+//! What this is *not*: fault tolerant. There is no election, so the cluster stops when its leader fails; and there is no log
+//! on disk, so a restarted leader starts a different history. It serves tests, and as the simplest example of an engine.
 
 mod machine;
 mod replicated;
@@ -29,25 +29,25 @@ use crate::{
     replicated::{INPUTS_MAX, Input, Replication},
 };
 
-/// See the [crate's description](crate).
+/// The engine; see the [description of the crate](crate).
 #[derive(Debug)]
 pub struct MockConsensusEngine {
     node: NodeId,
     machine: Mutex<Option<MachineThread>>,
-    /// `None` on a node that stands alone.
+    /// `None` on a single node.
     replication: Option<mpsc::Sender<Input>>,
     status: watch::Receiver<Arc<EngineStatus>>,
-    at_once: bool,
+    inline_apply: bool,
 }
 
-/// Most proposals that wait for the state machine; more are refused as overload.
+/// Most pending proposals; more are refused with [`ProposeError::Overloaded`].
 const PROPOSALS_MAX: u64 = 65_536;
 
 impl MockConsensusEngine {
-    /// A single node.
+    /// Creates a single node.
     ///
     /// # Errors
-    /// No thread can be had.
+    /// The thread of the state machine cannot be started.
     pub fn new(node_id: NodeId, state_machine: Box<dyn StateMachine>) -> std::io::Result<Self> {
         let (machine, status) =
             MachineThread::spawn(node_id, state_machine, Role::Standalone, Some(node_id))?;
@@ -56,23 +56,24 @@ impl MockConsensusEngine {
             machine: Mutex::new(Some(machine)),
             replication: None,
             status,
-            at_once: false,
+            inline_apply: false,
         })
     }
 
-    /// Has a command that comes alone applied on the task that proposes it, if the last one took less than a millisecond and the
-    /// runtime has another thread for other tasks; what comes together makes one batch for the machine's thread still. For
-    /// machines that use no runtime themselves: to wait for one there would be an error. For a node that stands alone.
+    /// Applies a command on the task that proposes it, if no other command is pending, the last batch took less than a
+    /// millisecond, and the runtime has another thread for other tasks. Concurrent commands are still collected into batches
+    /// for the machine's thread. Only for a single node; without effect otherwise. Only for machines that do not wait for
+    /// tasks of a runtime in `apply`, which would panic on the caller's task.
     #[must_use]
-    pub fn at_once(mut self) -> Self {
-        self.at_once = self.replication.is_none();
+    pub fn with_inline_apply(mut self) -> Self {
+        self.inline_apply = self.replication.is_none();
         self
     }
 
-    /// A node of a cluster of `members`, led by `leader` for ever; both the same on every node.
+    /// Creates a node of a cluster of `members` with the fixed leader `leader`. Both must be the same on every node.
     ///
     /// # Errors
-    /// The transport does not start, or no thread can be had.
+    /// The transport cannot be started, or the thread of the state machine cannot be started.
     pub async fn new_with_transport(
         node_id: NodeId,
         state_machine: Box<dyn StateMachine>,
@@ -91,7 +92,7 @@ impl MockConsensusEngine {
             machine: Mutex::new(Some(machine)),
             replication: Some(replication),
             status,
-            at_once: false,
+            inline_apply: false,
         })
     }
 
@@ -117,19 +118,19 @@ impl ConsensusEngine for MockConsensusEngine {
     async fn propose(&self, command: Bytes) -> Result<Committed, ProposeError> {
         let jobs = self.jobs().ok_or_else(|| self.refusal())?;
         if self.status.borrow().health != Health::Running {
-            return Err(self.refusal()); // Others might still commit what this node can no longer apply.
+            return Err(self.refusal()); // Other members might commit a command that this node cannot apply.
         }
         if let Some(leader) = self.leader_hint() {
             return Err(ProposeError::NotLeader { leader: Some(leader) });
         }
         let mut command = command;
-        if self.at_once {
-            match jobs.propose_here(command) {
-                Ok(answer) => return answer,
-                Err(back) => command = back,
+        if self.inline_apply {
+            match jobs.apply_inline(command) {
+                Ok(result) => return result,
+                Err(not_applied) => command = not_applied,
             }
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, result) = oneshot::channel();
         let queued = match &self.replication {
             None => jobs.propose(command, reply, PROPOSALS_MAX)?,
             Some(replication) => match replication.try_send(Input::Propose(command, reply)) {
@@ -145,7 +146,9 @@ impl ConsensusEngine for MockConsensusEngine {
         if !queued {
             return Err(self.refusal());
         }
-        answer.await.unwrap_or_else(|_| Err(ProposeError::Unknown { why: "the engine stopped meanwhile" }))
+        result.await.unwrap_or_else(|_| {
+            Err(ProposeError::Unknown { why: "the engine stopped before the command was applied or refused" })
+        })
     }
 
     async fn read_barrier(&self, consistency: ReadConsistency) -> Result<LogIndex, ReadError> {
@@ -159,7 +162,7 @@ impl ConsensusEngine for MockConsensusEngine {
             Some(leader) if !matches!(consistency, ReadConsistency::Stale) => {
                 Err(ReadError::NotLeader { leader: Some(leader) })
             }
-            // There is one leader for ever, and it acknowledges what it has applied.
+            // The leader is fixed, and acknowledges a command only after it has applied it.
             _ => Ok(status.applied),
         }
     }

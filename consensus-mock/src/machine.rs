@@ -1,7 +1,8 @@
 //! The state machine and its thread.
 //!
-//! What comes alone may be applied on the caller's task ([`at_once`](crate::MockConsensusEngine::at_once)): waking a thread and
-//! being woken by it takes as long as a fast disk's sync. What comes together waits for the thread, which makes one batch of it.
+//! A single command may be applied on the caller's task
+//! ([`with_inline_apply`](crate::MockConsensusEngine::with_inline_apply)): waking a thread and being woken by it takes as long as
+//! the sync of a fast disk. Concurrent commands wait for the thread, which applies them in one batch.
 
 use std::{
     fmt,
@@ -25,11 +26,11 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-/// What a proposal is answered with.
-pub(crate) type Reply = oneshot::Sender<ProposeReply>;
-type ProposeReply = Result<Committed, ProposeError>;
+/// Receiver of the result of a proposal.
+pub(crate) type Reply = oneshot::Sender<ProposeResult>;
+type ProposeResult = Result<Committed, ProposeError>;
 
-/// The way to the thread.
+/// Queue of the jobs for the thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Jobs {
     queue: mpsc::Sender<Job>,
@@ -39,47 +40,47 @@ pub(crate) struct Jobs {
 
 #[derive(Debug)]
 enum Job {
-    /// To be given the next position (single node).
-    Next(Bytes, oneshot::Sender<ProposeReply>),
-    /// With its position (replicated).
-    At(Entry, Option<oneshot::Sender<ProposeReply>>),
+    /// Applies a command at the next position (single node).
+    Command(Bytes, Reply),
+    /// Applies a replicated entry.
+    Entry(Entry, Option<Reply>),
     Stop,
 }
 
 impl Jobs {
-    /// Applies `command` here, if nothing else is being applied or waits to be, it will not take long, and other tasks have
-    /// another thread meanwhile. Otherwise gives the command back.
-    pub(crate) fn propose_here(&self, command: Bytes) -> Result<ProposeReply, Bytes> {
+    /// Applies `command` on this thread, if no other command is pending, the last batch was quick, and other tasks have another
+    /// thread. Otherwise returns the command.
+    pub(crate) fn apply_inline(&self, command: Bytes) -> Result<ProposeResult, Bytes> {
         let Some(mut worker) = self.lock_if_free().filter(|_| others_can_run()) else { return Err(command) };
-        let (reply, mut answer) = oneshot::channel();
+        let (reply, mut result) = oneshot::channel();
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        worker.apply(vec![Job::Next(command, reply)]);
-        Ok(answer.try_recv().unwrap_or(Err(ProposeError::Unknown { why: "it was not applied" })))
+        worker.apply(vec![Job::Command(command, reply)]);
+        Ok(result.try_recv().unwrap_or(Err(ProposeError::Unknown { why: "it was not applied" })))
     }
 
     fn lock_if_free(&self) -> Option<MutexGuard<'_, Worker>> {
         let worker = self.worker.try_lock().ok()?;
-        let is_free = self.waiting.load(Ordering::Relaxed) == 0 && worker.took < HERE_MAX;
+        let is_free = self.waiting.load(Ordering::Relaxed) == 0 && worker.last_duration < INLINE_MAX;
         (is_free && worker.machine.is_some()).then_some(worker)
     }
 
-    /// `Ok(false)` if the thread has ended.
+    /// Queues a command. Returns `Ok(false)` if the thread has ended.
     pub(crate) fn propose(&self, command: Bytes, reply: Reply, max: u64) -> Result<bool, ProposeError> {
         let in_flight = self.waiting.fetch_add(1, Ordering::Relaxed);
         if in_flight >= max {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(ProposeError::Overloaded { in_flight, in_flight_bytes: 0 });
         }
-        Ok(self.queue.send(Job::Next(command, reply)).is_ok())
+        Ok(self.queue.send(Job::Command(command, reply)).is_ok())
     }
 
     pub(crate) fn apply(&self, entry: Entry, reply: Option<Reply>) {
-        let _ = self.queue.send(Job::At(entry, reply)); // A thread that ended has told why in the status.
+        let _ = self.queue.send(Job::Entry(entry, reply)); // If the thread has ended, the status says why.
     }
 }
 
-/// The thread and the way to it. Dropping it waits for the thread: it may be using the machine's files, which the owner may open
-/// again, and a process that ends meanwhile may be aborted by a library in use.
+/// The thread and its queue. Dropping it waits for the thread. Otherwise the thread could still use files of the machine that
+/// the caller opens again, and a process that exits could be aborted by a library in use.
 #[derive(Debug)]
 pub(crate) struct MachineThread {
     jobs: Jobs,
@@ -115,12 +116,16 @@ impl MachineThread {
             membership: Arc::new(Membership::of_voters([node_id.0])),
             peers: std::collections::BTreeMap::new(),
         }));
-        let (machine, took) = (Some(machine), Duration::ZERO);
-        let worker = Worker { machine, applied, waiting: waiting.clone(), status: status.0, took };
-        let worker = Arc::new(Mutex::new(worker));
-        let here = worker.clone();
+        let worker = Arc::new(Mutex::new(Worker {
+            machine: Some(machine),
+            applied,
+            waiting: waiting.clone(),
+            status: status.0,
+            last_duration: Duration::ZERO,
+        }));
+        let shared = worker.clone();
         let thread =
-            std::thread::Builder::new().name("mock-apply".to_owned()).spawn(move || run(&here, &jobs))?;
+            std::thread::Builder::new().name("mock-apply".to_owned()).spawn(move || run(&shared, &jobs))?;
         Ok((Self { jobs: Jobs { queue, waiting, worker }, thread: Some(thread) }, status.1))
     }
 
@@ -130,23 +135,24 @@ impl MachineThread {
 }
 
 impl Drop for MachineThread {
-    /// Applies what waits, flushes, ends.
+    /// Applies the pending commands, flushes the machine and ends the thread.
     fn drop(&mut self) {
         let _ = self.jobs.queue.send(Job::Stop);
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join(); // A panic was reported where it happened.
+            let _ = thread.join(); // A panic of the machine was reported in the status.
         }
     }
 }
 
 struct Worker {
-    /// `None` when it failed, or was told to end.
+    /// `None` after a failure and at the end.
     machine: Option<Box<dyn StateMachine>>,
     applied: LogId,
+    /// Number of queued commands.
     waiting: Arc<AtomicU64>,
     status: watch::Sender<Arc<EngineStatus>>,
-    /// How long the last batch took.
-    took: Duration,
+    /// Duration of the last batch.
+    last_duration: Duration,
 }
 
 impl fmt::Debug for Worker {
@@ -159,7 +165,7 @@ fn run(worker: &Mutex<Worker>, jobs: &mpsc::Receiver<Job>) {
     let lock = || worker.lock().unwrap_or_else(PoisonError::into_inner);
     while let Ok(first) = jobs.recv() {
         let mut worker: MutexGuard<'_, Worker> = lock();
-        // All that waits goes into one batch: with a machine that syncs each batch, this is group commit.
+        // All queued commands go into one batch: for a machine that syncs each batch, this is group commit.
         let batch: Vec<Job> = std::iter::once(first).chain(jobs.try_iter().take(BATCH_MAX - 1)).collect();
         let stop = batch.iter().any(|job| matches!(job, Job::Stop));
         worker.apply(batch);
@@ -174,7 +180,7 @@ impl Worker {
     fn end(&mut self) {
         let Some(mut machine) = self.machine.take() else { return };
         let flushed = machine.flush();
-        // Whoever hears of the end may open the machine's files.
+        // The status changes last, because its watchers may open the machine's files again.
         drop(machine);
         self.set_health(flushed.map_or_else(|error| Health::Fatal(error.to_string()), |_| Health::ShutDown));
     }
@@ -185,17 +191,18 @@ impl Worker {
 
     fn apply(&mut self, batch: Vec<Job>) {
         let Some(machine) = &mut self.machine else { return };
-        let began = Instant::now();
-        let (mut entries, mut replies) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        let start = Instant::now();
+        let mut entries = Vec::with_capacity(batch.len());
+        let mut replies = Vec::with_capacity(batch.len());
         let mut last = self.applied;
         for job in batch {
             let (entry, reply) = match job {
-                Job::Next(command, reply) => {
+                Job::Command(command, reply) => {
                     self.waiting.fetch_sub(1, Ordering::Relaxed);
                     let id = LogId { term: TERM, index: last.index.next() };
                     (Entry { id, payload: Payload::Command(command) }, Some(reply))
                 }
-                Job::At(entry, reply) => (entry, reply),
+                Job::Entry(entry, reply) => (entry, reply),
                 Job::Stop => continue,
             };
             last = entry.id;
@@ -203,14 +210,15 @@ impl Worker {
             replies.push(reply);
         }
         let result = catch_unwind(AssertUnwindSafe(|| apply_all(&mut **machine, &entries)));
-        let result = result.unwrap_or_else(|_| Err(StateMachineError::Other("it panicked".to_owned())));
-        let answers: Vec<ProposeReply> = match &result {
+        let result =
+            result.unwrap_or_else(|_| Err(StateMachineError::Other("the state machine panicked".to_owned())));
+        let results: Vec<ProposeResult> = match &result {
             Ok(responses) => {
-                let answer = |(entry, response): (&Entry, &Bytes)| Committed {
+                let committed = |(entry, response): (&Entry, &Bytes)| Committed {
                     log_id: entry.id,
                     response: response.clone(),
                 };
-                entries.iter().zip(responses).map(answer).map(Ok).collect()
+                entries.iter().zip(responses).map(committed).map(Ok).collect()
             }
             Err(error) => {
                 entries.iter().map(|_| Err(ProposeError::Fatal { why: error.to_string() })).collect()
@@ -220,12 +228,12 @@ impl Worker {
             self.applied = last;
             self.publish(last);
         }
-        for (reply, answer) in replies.into_iter().zip(answers) {
+        for (reply, result) in replies.into_iter().zip(results) {
             if let Some(reply) = reply {
-                let _ = reply.send(answer);
+                let _ = reply.send(result);
             }
         }
-        self.took = began.elapsed();
+        self.last_duration = start.elapsed();
         if let Err(error) = result {
             self.machine = None;
             self.set_health(Health::Fatal(error.to_string()));
@@ -235,22 +243,24 @@ impl Worker {
     fn publish(&self, last: LogId) {
         self.status.send_modify(|status| {
             let status = Arc::make_mut(status);
-            (status.last_log, status.commit, status.applied) = (last, last.index, last.index);
+            status.last_log = last;
+            status.commit = last.index;
+            status.applied = last.index;
             status.first_index = LogIndex(last.index.0 + 1);
         });
     }
 }
 
-/// Whether the thread of the task at hand may be blocked for a moment.
+/// Whether this task may block its thread for a moment, because the runtime has other threads.
 fn others_can_run() -> bool {
     Handle::try_current().is_ok_and(|runtime| {
         runtime.runtime_flavor() == RuntimeFlavor::MultiThread && runtime.metrics().num_workers() > 1
     })
 }
 
-/// What takes longer is left to the thread.
-const HERE_MAX: Duration = Duration::from_millis(1);
-/// The one term there is.
+/// After a batch that took longer, commands are left to the thread.
+const INLINE_MAX: Duration = Duration::from_millis(1);
+/// The only term.
 pub(crate) const TERM: Term = Term(1);
-/// Commands applied in one call.
+/// Most commands applied in one batch.
 const BATCH_MAX: usize = 4096;

@@ -24,17 +24,17 @@ pub(crate) enum Input {
     Shutdown(oneshot::Sender<()>),
 }
 
-/// One node's part.
+/// Replication state of one node.
 pub(crate) struct Replication {
     node: NodeId,
     leader: NodeId,
     membership: Membership,
     transport: Arc<dyn NetworkTransport>,
     machine: Jobs,
-    /// The whole history: what a member missed is sent from here.
+    /// All entries since the start, so that a member can get everything that it missed.
     log: Vec<Entry>,
     commit: LogIndex,
-    /// On the leader: what each other member has acknowledged.
+    /// On the leader: last index that each other member has acknowledged.
     matched: BTreeMap<NodeId, LogIndex>,
     replies: VecDeque<(LogIndex, Reply)>,
 }
@@ -44,7 +44,7 @@ struct Handler(mpsc::Sender<Input>);
 #[async_trait]
 impl MessageHandler for Handler {
     fn on_message(&self, from: NodeId, message: Message) {
-        // What does not fit is lost, as on a network, and sent again.
+        // A message that does not fit in the queue is lost, as on a network, and sent again later.
         let _ = self.0.try_send(Input::Message(from, message));
     }
 
@@ -121,11 +121,12 @@ impl Replication {
         self.advance();
     }
 
-    /// Sends `to` what follows `after`.
+    /// Sends the entries after `after` to `to`.
     fn append(&self, to: NodeId, after: LogIndex) {
-        let (prev, commit) = (self.id_at(after), self.commit);
+        let prev = self.id_at(after);
+        let commit = self.commit;
         let entries = self.log[after.0 as usize..].iter().take(APPEND_ENTRIES_MAX).cloned().collect();
-        // Best effort: what is lost is sent again.
+        // An error is ignored, because lost entries are sent again.
         let _ = self
             .transport
             .send(to, Message::AppendEntries(AppendEntries { term: TERM, prev, entries, commit, round: 0 }));
@@ -149,7 +150,7 @@ impl Replication {
             .send(to, Message::CommitNotification(CommitNotification { term: TERM, commit: self.commit }));
     }
 
-    /// Commits, on the leader, what a majority has.
+    /// Commits the entries that a majority has, on the leader.
     fn advance(&mut self) {
         let last = self.last();
         let reached = |id| self.matched.get(&id).copied().unwrap_or(last);
@@ -172,22 +173,22 @@ impl Replication {
     }
 
     fn on_message(&mut self, from: NodeId, message: Message) {
-        let leading = self.node == self.leader;
+        let is_leader = self.node == self.leader;
         match message {
             Message::AppendEntries(append) if from == self.leader => self.on_append(append),
             Message::CommitNotification(notification) if from == self.leader => {
                 self.apply(notification.commit);
             }
-            Message::AppendResponse(AppendResponse { outcome, .. }) if leading => {
+            Message::AppendResponse(AppendResponse { outcome, .. }) if is_leader => {
                 let Some(matched) = self.matched.get_mut(&from) else { return };
                 match outcome {
                     AppendOutcome::Accepted { matched: index } => *matched = index.max(*matched),
-                    // It lacks what came before; the next resend begins where it ends.
+                    // The member lacks earlier entries; the next resend starts at the end of its log.
                     AppendOutcome::Rejected { hint, .. } => *matched = hint.index.min(*matched),
                 }
                 self.advance();
             }
-            other => tracing::debug!(%from, ?other, "not for this node; ignored"),
+            other => tracing::debug!(%from, ?other, "ignored an unexpected message"),
         }
     }
 
@@ -213,9 +214,9 @@ impl Replication {
     }
 }
 
-/// What was not acknowledged is sent again this often.
+/// Interval in which unacknowledged entries are sent again.
 const RESEND_INTERVAL: Duration = Duration::from_millis(50);
-/// Entries in one message.
+/// Most entries in one message.
 const APPEND_ENTRIES_MAX: usize = 1024;
-/// Messages and proposals that wait to be handled.
+/// Most queued messages and proposals.
 pub(crate) const INPUTS_MAX: usize = 65_536;

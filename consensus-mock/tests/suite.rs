@@ -1,4 +1,4 @@
-//! Conformance alone, over the in-memory transport and over Thrift.
+//! The conformance suite for a single node, over the in-memory transport and over Thrift.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -10,15 +10,15 @@ use consensus_testkit::{
 };
 use consensus_transport_mem::{Link, MemNetwork};
 
-fn alone(at_once: bool) -> Node {
+fn single_node(inline_apply: bool) -> Node {
     let journal = Journal::new();
     let reader = journal.reader();
     let engine = MockConsensusEngine::new(NodeId(0), Box::new(journal)).unwrap();
-    let engine = Arc::new(if at_once { engine.at_once() } else { engine });
+    let engine = Arc::new(if inline_apply { engine.with_inline_apply() } else { engine });
     Node { engine, journal: reader }
 }
 
-async fn over(transports: Vec<Arc<dyn NetworkTransport>>) -> Vec<Node> {
+async fn cluster_over(transports: Vec<Arc<dyn NetworkTransport>>) -> Vec<Node> {
     let members: Vec<NodeId> = transports.iter().map(|transport| transport.local()).collect();
     let mut nodes = Vec::new();
     for transport in transports {
@@ -40,25 +40,24 @@ fn mem(network: &MemNetwork, size: u64) -> Vec<Arc<dyn NetworkTransport>> {
 }
 
 #[tokio::test]
-async fn alone_it_passes_the_suite() {
-    run_suite(&[1], |_| async { vec![alone(false)] }).await;
+async fn single_node_passes_the_suite() {
+    run_suite(&[1], |_| async { vec![single_node(false)] }).await;
 }
 
-/// Where what comes alone is applied at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn alone_with_threads_it_passes_the_suite() {
-    run_suite(&[1], |_| async { vec![alone(true)] }).await;
+async fn single_node_with_inline_apply_passes_the_suite() {
+    run_suite(&[1], |_| async { vec![single_node(true)] }).await;
 }
 
 #[tokio::test]
-async fn over_memory_it_passes_the_suite() {
-    run_suite(&[1, 2, 3], |size| over(mem(&MemNetwork::new(1), size))).await;
+async fn cluster_over_memory_passes_the_suite() {
+    run_suite(&[1, 2, 3], |size| cluster_over(mem(&MemNetwork::new(1), size))).await;
 }
 
 #[tokio::test]
-async fn over_thrift_it_passes_the_suite() {
+async fn cluster_over_thrift_passes_the_suite() {
     run_suite(&[3], |size| async move {
-        over(consensus_transport_thrift::testing::loopback_cluster(size).await).await
+        cluster_over(consensus_transport_thrift::testing::loopback_cluster(size).await).await
     })
     .await;
 }
@@ -66,7 +65,7 @@ async fn over_thrift_it_passes_the_suite() {
 #[tokio::test]
 async fn lost_messages_are_sent_again() {
     let network = MemNetwork::new(3);
-    let nodes = over(mem(&network, 3)).await;
+    let nodes = cluster_over(mem(&network, 3)).await;
     network.set_all_links(&Link { loss: 0.4, duplication: 0.2, ..Link::default() });
     for n in 0..50 {
         nodes[0].engine.propose(format!("{n}").into()).await.unwrap();
@@ -75,9 +74,9 @@ async fn lost_messages_are_sent_again() {
 }
 
 #[tokio::test]
-async fn without_a_majority_nothing_is_applied() {
+async fn command_without_a_majority_is_not_applied() {
     let network = MemNetwork::new(3);
-    let nodes = over(mem(&network, 3)).await;
+    let nodes = cluster_over(mem(&network, 3)).await;
     network.partition(&[&[NodeId(0)], &[NodeId(1), NodeId(2)]]);
     let engine = nodes[0].engine.clone();
     let waiting = tokio::spawn(async move { engine.propose("x".into()).await });
@@ -91,8 +90,8 @@ async fn without_a_majority_nothing_is_applied() {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_machine_is_told() {
-    let node = alone(false);
+async fn panic_of_the_machine_is_reported_as_fatal() {
+    let node = single_node(false);
     let answer = node.engine.propose("panic!".into()).await;
     assert!(matches!(answer, Err(ProposeError::Fatal { .. })), "{answer:?}");
 }

@@ -129,7 +129,7 @@ impl ConsensusKvDatabase {
     pub fn new_with_mock(node: NodeId, path: &Path) -> Result<Self, KvStartError> {
         let machine = KvStateMachine::open(path, node, Durability::EachBatch)?;
         let executor = machine.executor();
-        let engine = MockConsensusEngine::new(node, Box::new(machine))?.at_once();
+        let engine = MockConsensusEngine::new(node, Box::new(machine))?.with_inline_apply();
         Ok(Self::new(Arc::new(engine), executor))
     }
 

@@ -34,6 +34,7 @@ lint:
 	cargo clippy --all-targets --all-features -- -D warnings
 	cargo clippy -p consensus-protocol-benches --all-targets -- -D warnings
 	scripts/check-rocksdb-builds
+	scripts/plain-words
 	@if cargo tree -e normal,build,dev -p consensus-core -p consensus-engine-raft -p consensus-storage-wal -p examples | grep -q rocksdb; then \
 	  echo "consensus-core, consensus-engine-raft, consensus-storage-wal and the examples must not build RocksDB"; exit 1; fi
 

@@ -27,7 +27,7 @@ pub enum CodecError {
     Malformed {
         /// Kind of data that was decoded, such as "hard state".
         what: &'static str,
-        /// What is wrong with the data.
+        /// Description of the damage.
         why: String,
     },
 }

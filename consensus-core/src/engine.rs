@@ -162,7 +162,7 @@ pub enum ProposeError {
     /// in a [session](crate::session).
     #[error("it is unknown whether the command was applied: {why}")]
     Unknown {
-        /// What happened.
+        /// Event after which the outcome is unknown.
         why: &'static str,
     },
     /// *Unknown.* The engine of this node stopped because of an error, and will not continue.
@@ -239,7 +239,7 @@ pub enum ChangeError {
     /// *Unknown.* This node lost leadership during the change; the status of the next leader shows the configuration.
     #[error("it is unknown whether the membership was changed: {why}")]
     Unknown {
-        /// What happened.
+        /// Event after which the outcome is unknown.
         why: &'static str,
     },
     /// The engine does not support changes of its membership.

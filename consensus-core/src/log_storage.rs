@@ -155,7 +155,7 @@ pub struct Damage {
     pub memberships: Vec<Membership>,
     /// The damaged record, and its file if there are files.
     pub position: String,
-    /// What is wrong with the record.
+    /// Description of the damage.
     pub why: String,
 }
 
@@ -218,7 +218,7 @@ pub enum StorageError {
     Corrupt {
         /// The damaged record, and its file if there are files.
         position: String,
-        /// What is wrong with the record.
+        /// Description of the damage.
         why: String,
     },
     /// The directory belongs to another node or cluster; nothing was changed.

@@ -177,7 +177,7 @@ pub struct SnapshotChunk {
 pub struct SnapshotAck {
     /// Receiver's current term.
     pub term: Term,
-    /// What the sender does next.
+    /// Result of the chunk, which tells the sender how to continue.
     pub outcome: SnapshotOutcome,
 }
 

@@ -77,7 +77,7 @@ pub struct LastUse {
     pub index: u64,
 }
 
-/// What the state machine does with a command of a session.
+/// Decision of a state machine about a command of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionDecision {
     /// The command is new: apply it, and store its response in place of the session's previous response.

@@ -176,7 +176,7 @@ pub enum StateMachineError {
     Unreadable {
         /// Kind of data that was read, such as "command".
         what: &'static str,
-        /// What is wrong with the data.
+        /// Description of the damage.
         why: String,
     },
     /// There is too little room on the disk; nothing was changed.

@@ -151,7 +151,7 @@ pub enum TransportError {
     Protocol {
         /// The peer.
         node: NodeId,
-        /// What the peer did, or why it refuses.
+        /// Violation by the peer, or its reason for the refusal.
         why: String,
     },
     /// The caller broke the contract of [`NetworkTransport`].

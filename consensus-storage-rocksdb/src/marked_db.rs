@@ -29,7 +29,7 @@ pub struct MarkedDb {
     mark: Mutex<MarkFile>,
 }
 
-/// What is known of a database before it is opened.
+/// Knowledge about a database before it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// The database may not exist yet. Without a mark it is created.

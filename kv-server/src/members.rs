@@ -72,7 +72,7 @@ async fn add(
     if !is_learner && membership.voters().any(|voter| !answers(status, voter)) {
         return Err(NodeFault::Member(MemberFault::Unhealthy));
     }
-    let through = membership.everybody().map(|(id, _)| id.0).max().unwrap_or_default();
+    let through = membership.all_members().map(|(id, _)| id.0).max().unwrap_or_default();
     let id = NodeId(reserve_ids(database, through, 1).await?);
     let kind = if is_learner { MemberKind::Learner } else { MemberKind::Joining };
     let member = Member { endpoint: Some(endpoint.clone()), ..Member::new(kind) };
@@ -121,7 +121,7 @@ fn answers(status: &EngineStatus, voter: NodeId) -> bool {
 
 /// Where members are, for nodes and for clients; without those of one member.
 fn endpoints(membership: &Membership, without: Option<NodeId>) -> impl Iterator<Item = &Endpoint> {
-    let others = membership.everybody().filter(move |(id, _)| Some(*id) != without);
+    let others = membership.all_members().filter(move |(id, _)| Some(*id) != without);
     others.flat_map(|(_, member)| member.endpoint.iter().chain(&member.client_endpoint))
 }
 
@@ -139,7 +139,7 @@ pub(crate) async fn note_ids(
     let changed = changes.iter().map(|change| match change {
         MemberChange::Set(id, _) | MemberChange::Remove(id) | MemberChange::Add(id, _) => id.0,
     });
-    let last = membership.everybody().map(|(id, _)| id.0).chain(changed).max().unwrap_or_default();
+    let last = membership.all_members().map(|(id, _)| id.0).chain(changed).max().unwrap_or_default();
     if last > database.last_member_id() {
         reserve_ids(database, last, 0).await?;
     }

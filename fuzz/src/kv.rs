@@ -52,7 +52,7 @@ pub(crate) fn command(bytes: &[u8]) {
         KvResult::Delete(_) => "delete_range",
         KvResult::Range(_) => "range",
         KvResult::Txn(_) => "txn",
-        KvResult::Compact | KvResult::Lease => "compact",
+        KvResult::Compact | KvResult::Lease | KvResult::MemberId(_) | KvResult::Alarm(_) => "compact",
         KvResult::OpenSession(_) => "open_session",
     });
     let outcome = server::reply(answer);

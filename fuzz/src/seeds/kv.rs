@@ -118,8 +118,19 @@ pub fn kv_replies() -> Seeds {
     let answers = names.into_iter().zip(answers().into_iter().map(server::reply));
     let header = || idl::ResponseHeader::new(7, 1, 2, 9);
     let endpoint = || "h:1".to_owned();
-    let member =
-        idl::MemberStatus::new(1, endpoint(), endpoint(), "voter".to_owned(), true, None, 8, 1, None, None, None);
+    let member = idl::MemberStatus::new(
+        1,
+        endpoint(),
+        endpoint(),
+        "voter".to_owned(),
+        true,
+        None,
+        8,
+        1,
+        None,
+        None,
+        None,
+    );
     let status = idl::StatusResponse::new(
         header(),
         "0.1".to_owned(),

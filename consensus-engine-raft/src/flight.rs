@@ -307,7 +307,7 @@ pub enum FlightError {
     #[error("{} has no files named *.flight", .0.display())]
     Empty(PathBuf),
     /// The file ends within a record: the process was killed there, or writes still.
-    #[error("{path}: the record at byte {at} is cut short", path = path.display())]
+    #[error("{path}: the record at byte {at} is incomplete", path = path.display())]
     CutShort {
         /// The file.
         path: PathBuf,
@@ -389,7 +389,7 @@ impl<R: Read> FlightReader<R> {
         let (Some(length), Some(sum_of_length), Some(sum)) = (number(0), number(4), number(8)) else {
             return Err(self.cut_short());
         };
-        // Or a file that is damaged there would be taken for one that is cut short.
+        // Or a file that is damaged there would be taken for an incomplete one.
         if crc32c::crc32c(&length.to_le_bytes()) != sum_of_length {
             return Err(self.damaged("its length is not what was written".to_owned()));
         }

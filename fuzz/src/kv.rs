@@ -47,14 +47,19 @@ pub(crate) fn command(bytes: &[u8]) {
     check::<KvCommand>(bytes);
     check::<Result<KvAnswer, KvRejection>>(bytes);
     let Ok(answer) = codec::decode::<Result<KvAnswer, KvRejection>>("answer", 1, bytes) else { return };
-    let name = answer.as_ref().map_or("txn", |answer| match answer.result {
-        KvResult::Put(_) => "put",
-        KvResult::Delete(_) => "delete_range",
-        KvResult::Range(_) => "range",
-        KvResult::Txn(_) => "txn",
-        KvResult::Compact | KvResult::Lease | KvResult::MemberId(_) | KvResult::Alarm(_) => "compact",
-        KvResult::OpenSession(_) => "open_session",
-    });
+    let name = match &answer {
+        Err(KvRejection::LeaseExists { .. }) => "lease_grant",
+        Err(_) => "txn",
+        Ok(answer) => match answer.result {
+            KvResult::Put(_) => "put",
+            KvResult::Delete(_) => "delete_range",
+            KvResult::Range(_) => "range",
+            KvResult::Txn(_) => "txn",
+            KvResult::Lease => "lease_revoke",
+            KvResult::Compact | KvResult::MemberId(_) | KvResult::Alarm(_) => "compact",
+            KvResult::OpenSession(_) => "open_session",
+        },
+    };
     let outcome = server::reply(answer);
     let frame = protocol::encode_reply(name, 7, outcome.clone()).expect("an answer can be written");
     assert_eq!(protocol::read_reply(&frame[4..]).expect("and read"), (7, outcome));

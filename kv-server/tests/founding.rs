@@ -187,7 +187,7 @@ async fn nodes_with_other_ids_for_the_same_endpoints_do_not_start() {
     cluster.servers[0].start();
     cluster.servers[0].says("waiting for node");
     let said = refuses_to_start(&mut cluster.servers[2]);
-    assert_says(&said, &["answers there", "give all nodes the same file"]);
+    assert_says(&said, &["node 0 listens there", "give all nodes the same file"]);
     cluster.servers[1].start();
     cluster.servers[2].set_argument("--config", &config.display().to_string());
     cluster.servers[2].start();

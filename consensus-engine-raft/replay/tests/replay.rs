@@ -121,7 +121,7 @@ async fn a_recording_is_replayed_to_the_same_bytes_and_what_is_not_is_said() {
     std::fs::write(&damaged, &bytes[..middle]).unwrap();
     let output = replay(&[], &damaged);
     assert!(output.status.success(), "a killed process leaves such a file: {}", text(&output.stderr));
-    assert!(text(&output.stdout).contains("is cut short"));
+    assert!(text(&output.stdout).contains("is incomplete"));
 
     std::fs::write(&damaged, "something else").unwrap();
     let output = replay(&[], &damaged);

@@ -222,7 +222,7 @@ fn each_mistake_is_found_and_named() {
         (Defect::AnswersAtLengthAndDiffersAtTheEnd, &[same, "\n    from byte 170 on \"xxxx"]),
         (Defect::AnswersByPlaceInTheBatch, &[same, "(after a batch of 1; it "]),
         (Defect::AnswersWhatIsNoCommand, &[one_each, "\"nothing\" to entry 0.1 (no command)"]),
-        (Defect::AnswersCommandsOnly, &[fails, "0.1 (no command)", "the machine applied no entry"]),
+        (Defect::AnswersCommandsOnly, &[fails, "0.1 (no command)", "`apply` returned no responses"]),
         (Defect::CountsCommandsOnly, &[position, "applied() is ", " after apply of "]),
         (Defect::ForgetsAFieldInTheSnapshot, &[same, " by node ", "the snapshot "]),
         (Defect::MergesOnRestore, &[same, " by node ", "the snapshot "]),

@@ -11,6 +11,7 @@ use consensus_core::{
     Entry, LogBatch, LogIndex, LogState, LogStorage, NodeId, Payload, StorageError, record,
 };
 use consensus_raft_simulator::Random;
+use consensus_storage_dir::MarkFile;
 use consensus_storage_wal::WalLogStorage;
 use tempfile::TempDir;
 
@@ -129,9 +130,10 @@ impl LogDisk {
         log.write(batch)?;
         drop(log);
         let after = files_of(&self.dir());
+        let tail = tail_segment(&self.dir())?;
         inner.left = Some(match left {
             Left::Nothing => inner.marked(before, &[]),
-            Left::Torn => inner.torn(before, &after),
+            Left::Torn => inner.torn(before, after, &tail),
             Left::Everything => {
                 let older = before[Path::new(MARK)].clone();
                 inner.marked(after, &[older])
@@ -188,13 +190,11 @@ impl Inner {
     }
 
     /// Some of the sectors that were written are there, and at least one is not.
-    fn torn(&mut self, before: Files, after: &Files) -> Files {
+    fn torn(&mut self, before: Files, mut after: Files, tail: &Path) -> Files {
         let mut torn = before;
-        // A segment that was new has its header, synced before anything else; one after it is made when the write is over.
-        let is_new = |path: &Path| !torn.contains_key(path);
-        let later = after.keys().filter(|path| is_segment(path) && is_new(path)).nth(1).cloned();
-        let mut after = after.clone();
-        after.retain(|path, _| later.as_ref().is_none_or(|later| !is_segment(path) || path < later));
+        // Segments after the one that was written to are made when the write is over.
+        after.retain(|path, _| !is_segment(path) || path.as_path() <= tail || torn.contains_key(path));
+        // A segment that was new has its header, synced before anything else.
         for (path, written) in after.iter().filter(|(path, _)| is_segment(path)) {
             let content = torn.entry(path.clone()).or_insert_with(|| written[..SECTOR_BYTES].to_vec());
             content.resize(written.len().max(content.len()), 0);
@@ -281,6 +281,12 @@ fn lay(dir: &Path, files: &Files) {
     for (path, content) in files {
         fs::write(dir.join(path), content).expect("a file");
     }
+}
+
+/// The segment that was written to last, below the directory of its log.
+fn tail_segment(dir: &Path) -> Result<PathBuf, StorageError> {
+    let mark = MarkFile::open(&dir.join(MARK))?.expect("every log has one").mark();
+    Ok(Path::new("segments").join(format!("{:016}.wal", mark.file)))
 }
 
 fn is_segment(path: &Path) -> bool {

@@ -4,16 +4,21 @@ use std::time::Duration;
 
 use kv_etcd_api::{
     etcdserverpb::{
-        DeleteRangeResponse, LeaseLeasesRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader,
-        TxnResponse, WatchCreateRequest, WatchProgressRequest, WatchRequest, range_request::SortOrder,
-        request_op::Request, response_op::Response, watch_request::RequestUnion,
+        DeleteRangeResponse, LeaseLeasesRequest, Member, MemberAddRequest, MemberListRequest,
+        MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest, PutResponse, RangeRequest,
+        RangeResponse, ResponseHeader, StatusRequest, TxnResponse, WatchCreateRequest, WatchProgressRequest,
+        WatchRequest, range_request::SortOrder, request_op::Request, response_op::Response,
+        watch_request::RequestUnion,
     },
     mvccpb::{Event, KeyValue},
 };
 use tokio::{sync::mpsc, time::timeout};
 use tonic::Status;
 
-use crate::{request::Step, server::Clients};
+use crate::{
+    request::{Step, Whom},
+    server::Clients,
+};
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +37,14 @@ pub(crate) enum Answer {
     TimeToLive(i64, i64, Vec<bytes::Bytes>),
     /// Ids in order.
     Leases(Vec<i64>),
+    /// Revision; members and alarms in order.
+    Alarms(i64, Vec<(u64, i32)>),
+    /// Revision; what is wrong, in order.
+    Status(i64, Vec<String>),
+    /// Compacted revision, revision of the hash.
+    HashKv(i64, i64),
+    /// Of the members other than the first one: whether it has started, its peer URLs, whether it is a learner.
+    Members(Vec<(bool, Vec<String>, bool)>),
     /// What was told, and whether the watch was cancelled, with which revision and reason.
     Watch(Vec<Event>, Option<(i64, String)>),
     /// Code and text.
@@ -106,9 +119,60 @@ impl Clients {
                 ids.sort_unstable();
                 Answer::Leases(ids)
             }),
+            Step::Alarm(request) => self.maintenance.alarm(*request).await.map(|answer| {
+                let answer = answer.into_inner();
+                let alarms = answer.alarms.iter().map(|alarm| (bare_member(alarm.member_id), alarm.alarm));
+                let mut alarms: Vec<_> = alarms.collect();
+                alarms.sort_unstable();
+                Answer::Alarms(revision(answer.header), alarms)
+            }),
+            Step::Status => self.maintenance.status(StatusRequest {}).await.map(|answer| {
+                let answer = answer.into_inner();
+                let mut errors: Vec<_> = answer.errors.iter().map(|error| bare_error(error)).collect();
+                errors.sort_unstable();
+                Answer::Status(revision(answer.header), errors)
+            }),
+            Step::HashKv(request) => self.maintenance.hash_kv(*request).await.map(|answer| {
+                let answer = answer.into_inner();
+                Answer::HashKv(answer.compact_revision, answer.hash_revision)
+            }),
+            Step::Members => {
+                let list = self.cluster.member_list(MemberListRequest { linearizable: true }).await;
+                list.map(|answer| members(answer.into_inner().members))
+            }
+            Step::AddLearner(urls) => {
+                let request = MemberAddRequest { peer_ur_ls: urls.clone(), is_learner: true };
+                self.cluster.member_add(request).await.map(|answer| {
+                    let answer = answer.into_inner();
+                    self.added = answer.member.map(|member| member.id);
+                    members(answer.members)
+                })
+            }
+            Step::Promote(whom) => {
+                let id = self.id(*whom);
+                let promoted = self.cluster.member_promote(MemberPromoteRequest { id }).await;
+                promoted.map(|answer| members(answer.into_inner().members))
+            }
+            Step::Move(whom, urls) => {
+                let request = MemberUpdateRequest { id: self.id(*whom), peer_ur_ls: urls.clone() };
+                let moved = self.cluster.member_update(request).await;
+                moved.map(|answer| members(answer.into_inner().members))
+            }
+            Step::Remove(whom) => {
+                let id = self.id(*whom);
+                let removed = self.cluster.member_remove(MemberRemoveRequest { id }).await;
+                removed.map(|answer| members(answer.into_inner().members))
+            }
             Step::Watch(request) => self.watch(request.clone()).await,
         };
         Ok(answer.unwrap_or_else(|status| Answer::Error(status.code() as i32, status.message().to_owned())))
+    }
+
+    fn id(&self, whom: Whom) -> u64 {
+        match whom {
+            Whom::Added => self.added.unwrap_or(NOBODY),
+            Whom::Nobody => NOBODY,
+        }
     }
 
     /// Watches until the server says that all was told.
@@ -143,6 +207,29 @@ impl Clients {
 
 fn revision(header: Option<ResponseHeader>) -> i64 {
     header.map_or(0, |header| header.revision)
+}
+
+/// The member without the tag that kv-server puts above the number of a node.
+fn bare_member(id: u64) -> u64 {
+    if id >> 48 == KV_TAG { id & ((1 << 48) - 1) } else { id }
+}
+
+/// `memberID:7 alarm:NOSPACE`, with a bare id; how many spaces etcd puts there differs from build to build.
+fn bare_error(error: &str) -> String {
+    let bare = |word: &str| match word.strip_prefix("memberID:").and_then(|id| id.parse().ok()) {
+        Some(id) => format!("memberID:{}", bare_member(id)),
+        None => word.to_owned(),
+    };
+    error.split_whitespace().map(bare).collect::<Vec<_>>().join(" ")
+}
+
+/// Without the member that answers, whose URLs are its own.
+fn members(members: Vec<Member>) -> Answer {
+    let others = members.into_iter().filter(|member| member.client_ur_ls.is_empty());
+    let mut others: Vec<_> =
+        others.map(|member| (!member.name.is_empty(), member.peer_ur_ls, member.is_learner)).collect();
+    others.sort_unstable();
+    Answer::Members(others)
 }
 
 fn bare_header(header: &mut Option<ResponseHeader>) {
@@ -192,6 +279,10 @@ fn sorted(request: &RangeRequest, answer: &mut RangeResponse) {
     }
 }
 
+/// A member that there is not.
+const NOBODY: u64 = 77;
+/// In the highest bytes of a member's id.
+const KV_TAG: u64 = 0x6b76;
 /// For how long an answer is waited for before the server is asked how far it is.
 const LOOK: Duration = Duration::from_millis(40);
 const LOOKS_MAX: usize = 400;

@@ -4,18 +4,20 @@
 //! kv-etcd-compat --etcd PROGRAM --kv-server PROGRAM [--seeds 100] [--from 0] [--steps 40]
 //! ```
 //! Both servers begin empty for each seed, so that revisions are equal and are compared as they are. Of headers only the
-//! revision is compared. The first difference of a seed is shown with the requests before it, and ends the seed.
+//! revision is compared. The first difference of a seed ends the seed, and is shown with as few requests before it as were found
+//! to bring it about.
 
 mod answer;
 mod request;
 mod server;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{fmt, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use rand::{SeedableRng, rngs::SmallRng};
 
 use crate::{
+    answer::Answer,
     request::{Generator, Step},
     server::{Clients, Server},
 };
@@ -46,10 +48,10 @@ async fn main() -> ExitCode {
     let mut failed = 0;
     let mut compared = 0;
     for seed in arguments.from..arguments.from + arguments.seeds {
-        match run(&arguments, seed, &mut compared).await {
-            Ok(()) => {}
-            Err(difference) => {
-                println!("seed {seed}: {difference}\n");
+        match check(&arguments, seed).await {
+            Ok(answers) => compared += answers,
+            Err(text) => {
+                println!("seed {seed}: {text}\n");
                 failed += 1;
             }
         }
@@ -58,33 +60,112 @@ async fn main() -> ExitCode {
     if failed == 0 && compared > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn run(arguments: &Arguments, seed: u64, compared: &mut u64) -> Result<(), String> {
-    let (mut theirs, ours) = (Server::etcd(&arguments.etcd)?, Server::kv(&arguments.kv_server)?);
-    let (mut to_theirs, mut to_ours) =
-        (Clients::connect(theirs.port).await?, Clients::connect(ours.port).await?);
+/// Compares the answers to the requests of a seed; returns how many. `Err`: a difference, after as few requests as were found to
+/// show it, or why the servers could not be asked.
+async fn check(arguments: &Arguments, seed: u64) -> Result<usize, String> {
     let mut generator = Generator::new(SmallRng::seed_from_u64(seed));
-    let mut before: Vec<Step> = Vec::new();
-    for _ in 0..arguments.steps {
-        let step = generator.next_step();
-        let (expected, found) = tokio::join!(to_theirs.ask(&step), to_ours.ask(&step));
-        let (expected, found) = (expected?, found?);
-        if expected.is_of_lost_connection() && theirs.has_ended() {
-            println!(
-                "seed {seed}: etcd ended by itself after {} requests; the others are not compared",
-                before.len() + 1
-            );
-            return Ok(());
+    let next = |answered: Option<(&Step, &Answer)>, number: usize| {
+        if let Some((step, answer)) = answered {
+            generator.learn(step, answer);
         }
-        *compared += 1;
-        generator.learn(&step, &expected);
-        if expected != found {
-            let history: Vec<String> = before.iter().map(|step| format!("  {step:?}")).collect();
-            return Err(format!(
-                "after\n{}\n{step:?}\n  etcd:      {expected:?}\n  kv-server: {found:?}",
-                history.join("\n")
-            ));
+        (number < arguments.steps).then(|| generator.next_step())
+    };
+    match compare(arguments, next).await? {
+        Outcome::Same(answers) => Ok(answers),
+        Outcome::EtcdEnded(answers) => {
+            println!(
+                "seed {seed}: etcd ended by itself after {answers} requests; the others are not compared"
+            );
+            Ok(answers)
+        }
+        Outcome::Differs(difference) => Err(shrink(arguments, *difference).await?.to_string()),
+    }
+}
+
+/// Removes requests as long as there is a difference after the others: first halves of them, then quarters, and so on.
+async fn shrink(arguments: &Arguments, mut shown: Difference) -> Result<Difference, String> {
+    let mut piece = shown.before.len().div_ceil(2);
+    while piece > 0 {
+        let mut from = 0;
+        while from < shown.before.len() {
+            let mut steps = shown.steps();
+            steps.drain(from..(from + piece).min(shown.before.len()));
+            match compare(arguments, |_, number| steps.get(number).cloned()).await? {
+                Outcome::Differs(difference) => shown = *difference,
+                Outcome::Same(_) | Outcome::EtcdEnded(_) => from += piece,
+            }
+        }
+        piece = if piece == 1 { 0 } else { piece.div_ceil(2) };
+    }
+    Ok(shown)
+}
+
+/// What came of a sequence of requests, with the number of equal answers.
+enum Outcome {
+    Same(usize),
+    EtcdEnded(usize),
+    Differs(Box<Difference>),
+}
+
+struct Difference {
+    before: Vec<Step>,
+    step: Step,
+    etcd: Answer,
+    kv_server: Answer,
+}
+
+impl Difference {
+    /// All requests, the last of which shows it.
+    fn steps(&self) -> Vec<Step> {
+        self.before.iter().chain([&self.step]).cloned().collect()
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { before, step, etcd, kv_server } = self;
+        writeln!(f, "after {} requests", before.len())?;
+        before.iter().try_for_each(|step| writeln!(f, "  {step:?}"))?;
+        write!(f, "{step:?}\n  etcd:      {etcd:?}\n  kv-server: {kv_server:?}")
+    }
+}
+
+/// Sends the requests that `next` returns to two servers that are empty, until answers differ. `next` is given the request
+/// before with its answer, and the number of requests before.
+async fn compare(
+    arguments: &Arguments,
+    mut next: impl FnMut(Option<(&Step, &Answer)>, usize) -> Option<Step>,
+) -> Result<Outcome, String> {
+    let (mut theirs, mut to_theirs) = start(|| Server::etcd(&arguments.etcd)).await?;
+    let (_ours, mut to_ours) = start(|| Server::kv(&arguments.kv_server)).await?;
+    let mut before: Vec<Step> = Vec::new();
+    let mut answer = None;
+    while let Some(step) = next(before.last().zip(answer.as_ref()), before.len()) {
+        let (etcd, kv_server) = tokio::join!(to_theirs.ask(&step), to_ours.ask(&step));
+        let (etcd, kv_server) = (etcd?, kv_server?);
+        if etcd.is_of_lost_connection() && theirs.has_ended() {
+            return Ok(Outcome::EtcdEnded(before.len()));
+        }
+        if etcd != kv_server {
+            return Ok(Outcome::Differs(Box::new(Difference { before, step, etcd, kv_server })));
         }
         before.push(step);
+        answer = Some(etcd);
     }
-    Ok(())
+    Ok(Outcome::Same(before.len()))
 }
+
+/// Starts a server, more than once if it does not answer: another program may have taken its ports meanwhile.
+async fn start(server: impl Fn() -> Result<Server, String>) -> Result<(Server, Clients), String> {
+    let mut why = String::new();
+    for _ in 0..STARTS_MAX {
+        let server = server()?;
+        match Clients::connect(server.port).await {
+            Ok(clients) => return Ok((server, clients)),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
+}
+
+const STARTS_MAX: usize = 3;

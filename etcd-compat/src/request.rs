@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use kv_etcd_api::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
-    LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
-    compare::TargetUnion, request_op::Request,
+    AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    WatchCreateRequest, compare::TargetUnion, request_op::Request,
 };
 use rand::{Rng, rngs::SmallRng, seq::IndexedRandom};
 
@@ -22,8 +22,26 @@ pub(crate) enum Step {
     Revoke(LeaseRevokeRequest),
     TimeToLive(LeaseTimeToLiveRequest),
     Leases,
+    Alarm(AlarmRequest),
+    Status,
+    HashKv(HashKvRequest),
+    Members,
+    /// Adds a learner with these peer URLs.
+    AddLearner(Vec<String>),
+    Promote(Whom),
+    Move(Whom, Vec<String>),
+    Remove(Whom),
     /// Watches from a revision until all there is was told.
     Watch(WatchCreateRequest),
+}
+
+/// A member, whose id each server chose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Whom {
+    /// The one that was added last.
+    Added,
+    /// One that there is not.
+    Nobody,
 }
 
 /// Makes requests.
@@ -31,19 +49,50 @@ pub(crate) struct Generator {
     random: SmallRng,
     /// The newest revision, as far as it was told.
     revision: i64,
+    /// Revisions at which history was compacted.
+    compacted: Vec<i64>,
+    /// Alarms that are raised.
+    alarms: Vec<(u64, i32)>,
+    /// A learner was added; etcd takes one at a time.
+    has_learner: bool,
+    /// How many members were added. Each has a URL of its own, as etcd gives the same URL within a second the same id.
+    added: u16,
 }
 
 impl Generator {
     pub(crate) fn new(random: SmallRng) -> Self {
-        Self { random, revision: 1 }
+        Self { random, revision: 1, compacted: Vec::new(), alarms: Vec::new(), has_learner: false, added: 0 }
     }
 
     /// Learns from an answer what to ask next.
-    pub(crate) fn learn(&mut self, _: &Step, answer: &Answer) {
+    pub(crate) fn learn(&mut self, step: &Step, answer: &Answer) {
+        match (step, answer) {
+            (Step::Alarm(request), Answer::Alarms(_, changed)) if request.action == 1 => {
+                self.alarms.extend(changed);
+            }
+            (Step::Alarm(request), Answer::Alarms(_, changed)) if request.action == 2 => {
+                self.alarms.retain(|alarm| !changed.contains(alarm));
+            }
+            (Step::Compact(request), Answer::Compact(_)) => self.compacted.push(request.revision),
+            (Step::AddLearner(_), Answer::Members(_)) => {
+                self.has_learner = true;
+                self.added += 1;
+            }
+            (Step::Remove(Whom::Added), Answer::Members(_)) => self.has_learner = false,
+            _ => {}
+        }
         self.revision = self.revision.max(answer.revision());
     }
 
     pub(crate) fn next_step(&mut self) -> Step {
+        if self.chance(8) {
+            return self.about_server();
+        }
+        // While an alarm is raised most requests are refused: not for long.
+        if !self.alarms.is_empty() && self.chance(15) {
+            let (member_id, alarm) = self.alarms[0];
+            return Step::Alarm(AlarmRequest { action: 2, member_id, alarm });
+        }
         match self.random.random_range(0..100) {
             0..30 => Step::Put(self.put()),
             30..50 => Step::Range(self.range()),
@@ -69,6 +118,54 @@ impl Generator {
             88..90 => Step::Leases,
             _ => Step::Watch(self.watch()),
         }
+    }
+
+    /// Alarms, state of the server, and its members.
+    fn about_server(&mut self) -> Step {
+        let whom = if self.chance(80) { Whom::Added } else { Whom::Nobody };
+        match self.random.random_range(0..12) {
+            0..4 => Step::Alarm(self.alarm()),
+            4 => Step::Status,
+            5 => {
+                // Right at a compaction, etcd answers with the hash that it noted before it.
+                let revision = self.some_revision();
+                let is_noted = self.compacted.contains(&revision);
+                Step::HashKv(HashKvRequest { revision: if is_noted { 0 } else { revision } })
+            }
+            6 => Step::Members,
+            7 | 8 if !self.has_learner => Step::AddLearner(self.urls()),
+            7 | 8 => Step::Remove(whom),
+            9 => Step::Promote(whom),
+            // A member that is there moves to an address that is valid.
+            10 if self.has_learner => Step::Move(whom, vec![self.url()]),
+            10 => Step::Move(whom, self.urls()),
+            _ => Step::Remove(whom),
+        }
+    }
+
+    fn alarm(&mut self) -> AlarmRequest {
+        let action = self.random.random_range(0..3);
+        let alarm = *[0, 1, 1, 1, 2].choose(&mut self.random).unwrap_or(&0);
+        // With both kinds raised, etcd refuses with the one that was raised last, and after a restart with CORRUPT.
+        let raised = self.alarms.first().map(|(_, kind)| *kind);
+        let alarm = raised.filter(|_| action == 1).unwrap_or(alarm);
+        AlarmRequest { action, member_id: self.random.random_range(7..9), alarm }
+    }
+
+    /// Mostly those of a new member, at which nothing answers.
+    fn urls(&mut self) -> Vec<String> {
+        let url = match self.random.random_range(0..10) {
+            0 => return Vec::new(),
+            1 => "127.0.0.1:3".to_owned(),
+            2 => "http://127.0.0.1".to_owned(),
+            3 => "http://h:1/x".to_owned(),
+            _ => self.url(),
+        };
+        vec![url]
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", 1 + self.added)
     }
 
     fn chance(&mut self, percent: u32) -> bool {

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kv_etcd_api::etcdserverpb::{kv_client::KvClient, lease_client::LeaseClient, watch_client::WatchClient};
+use kv_etcd_api::etcdserverpb::{
+    cluster_client::ClusterClient, kv_client::KvClient, lease_client::LeaseClient,
+    maintenance_client::MaintenanceClient, watch_client::WatchClient,
+};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -41,7 +44,9 @@ impl Server {
 
     pub(crate) fn kv(program: &Path) -> Result<Self, String> {
         Self::start(program, |dir, port| {
-            ["--data-dir".to_owned(), dir, "--port".to_owned(), port.to_string()].into()
+            // A cluster of one, as that has members.
+            let endpoint = format!("127.0.0.1:{port}");
+            ["--data-dir".to_owned(), dir, "--replica-endpoints".to_owned(), endpoint].into()
         })
     }
 
@@ -80,9 +85,15 @@ impl Drop for Server {
     }
 }
 
+/// A port that is free, and the one 1000 above it, which kv-server takes for other nodes.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
-    listener.local_addr().expect("a bound port has an address").port()
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+        let port = listener.local_addr().expect("a bound port has an address").port();
+        if port.checked_add(1000).is_some_and(|above| TcpListener::bind(("127.0.0.1", above)).is_ok()) {
+            return port;
+        }
+    }
 }
 
 /// Clients of a server.
@@ -90,6 +101,10 @@ pub(crate) struct Clients {
     pub(crate) kv: KvClient<Channel>,
     pub(crate) lease: LeaseClient<Channel>,
     pub(crate) watch: WatchClient<Channel>,
+    pub(crate) maintenance: MaintenanceClient<Channel>,
+    pub(crate) cluster: ClusterClient<Channel>,
+    /// Id of the member that was added last.
+    pub(crate) added: Option<u64>,
 }
 
 impl Clients {
@@ -106,9 +121,14 @@ impl Clients {
                         kv_etcd_api::etcdserverpb::RangeRequest { key: "probe".into(), ..Default::default() };
                     match kv.range(probe).await {
                         Ok(_) => {
-                            let (lease, watch) =
-                                (LeaseClient::new(channel.clone()), WatchClient::new(channel));
-                            return Ok(Self { kv, lease, watch });
+                            return Ok(Self {
+                                kv,
+                                lease: LeaseClient::new(channel.clone()),
+                                watch: WatchClient::new(channel.clone()),
+                                maintenance: MaintenanceClient::new(channel.clone()),
+                                cluster: ClusterClient::new(channel),
+                                added: None,
+                            });
                         }
                         Err(status) => status.to_string(),
                     }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use consensus_core::{EngineStatus, NodeId};
 use kv_etcd_api::etcdserverpb::ResponseHeader;
-use kv_state_machine::{ConsensusKvDatabase, Consistency, KvAnswer, KvOperation};
+use kv_state_machine::{AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvOperation};
 use tokio::sync::watch as channel;
 use tonic::Status;
 
@@ -51,6 +51,16 @@ impl Etcd {
         stop: channel::Receiver<bool>,
     ) -> Self {
         Self { router, budget, stop }
+    }
+
+    /// How a request is refused that need not be executed for that: by an alarm, if one is raised that refuses it, too. etcd looks
+    /// at the alarms first. `adds_data`: whether NOSPACE refuses it.
+    fn refuse(&self, refusal: Status, adds_data: bool) -> Status {
+        match self.database().alarms().iter().map(|alarm| alarm.kind).max() {
+            Some(AlarmKind::Corrupt) => error::corrupt(),
+            Some(AlarmKind::NoSpace) if adds_data => error::no_space(),
+            _ => refusal,
+        }
     }
 
     fn database(&self) -> &ConsensusKvDatabase {

@@ -43,8 +43,13 @@ impl Cluster for Etcd {
 
     async fn member_update(&self, request: Request<MemberUpdateRequest>) -> Result<MemberUpdateResponse> {
         let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
-        let endpoint = peer_endpoint(&peer_ur_ls)?;
-        self.change_members(MemberRequest::Move { node: node_of(id), endpoint }).await?;
+        let node = node_of(id);
+        let endpoint = peer_endpoint(&peer_ur_ls).map_err(|invalid| {
+            // As etcd does: whether there is such a member is looked at first.
+            let is_member = self.router.database().status().borrow().membership.get(node).is_some();
+            if is_member { invalid } else { error::member_not_found() }
+        })?;
+        self.change_members(MemberRequest::Move { node, endpoint }).await?;
         let (header, members) = (Some(self.header_without_revision()), self.members());
         Ok(Response::new(MemberUpdateResponse { header, members }))
     }

@@ -5,7 +5,7 @@ use kv_etcd_api::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
 };
-use kv_state_machine::{KvOperation, KvResult, Range, SortBy};
+use kv_state_machine::{AlarmKind, KvOperation, KvResult, Range, SortBy};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
@@ -93,12 +93,16 @@ impl Kv for Etcd {
     /// Physical or not: what was compacted cannot be seen any more, and is removed from the disk beside other work.
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<CompactionResponse> {
         let revision = request.into_inner().revision;
-        let Ok(revision) = u64::try_from(revision) else { return Err(error::compacted()) };
+        let Ok(revision) = u64::try_from(revision) else {
+            return Err(self.refuse(error::compacted(), false));
+        };
         if revision == 0 {
             // Of a store that was never compacted nothing is to be done.
             return match self.database().compacted() {
-                0 => Ok(Response::new(CompactionResponse { header: Some(self.header_now()?) })),
-                _ => Err(error::compacted()),
+                0 if self.database().alarms().iter().all(|alarm| alarm.kind != AlarmKind::Corrupt) => {
+                    Ok(Response::new(CompactionResponse { header: Some(self.header_now()?) }))
+                }
+                _ => Err(self.refuse(error::compacted(), false)),
             };
         }
         let answer = self.write(KvOperation::Compact { revision }).await?;

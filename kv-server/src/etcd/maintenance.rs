@@ -93,13 +93,17 @@ impl Maintenance for Etcd {
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<HashKvResponse> {
-        let revision = u64::try_from(request.into_inner().revision).unwrap_or(0);
-        let hash = self.database().hash_at(revision).await.map_err(error::of_read)?;
+        let revision = request.into_inner().revision;
+        let hash =
+            self.database().hash_at(u64::try_from(revision).unwrap_or(0)).await.map_err(error::of_read)?;
+        // There are no keys at a negative revision, which etcd takes as it is.
+        let (hash_value, hash_revision) =
+            if revision < 0 { (0, revision) } else { (hash.hash, signed(hash.revision)) };
         Ok(Response::new(HashKvResponse {
             header: Some(self.header_now()?),
-            hash: hash.hash,
+            hash: hash_value,
             compact_revision: if hash.compacted == 0 { -1 } else { signed(hash.compacted) },
-            hash_revision: signed(hash.revision),
+            hash_revision,
         }))
     }
 

@@ -3,7 +3,7 @@
 use consensus_core::{ProposeError, ReadConsistency, Role};
 
 use super::{ConsensusKvDatabase, KvError, blocking, failure, propose, propose_error, read_error, witness};
-use crate::{Alarm, AlarmKind, KvOperation, KvRejection, KvStoreExecutor, Session, StoreSnapshot};
+use crate::{Alarm, AlarmKind, KvOperation, KvStoreExecutor, Session, StoreSnapshot};
 
 impl ConsensusKvDatabase {
     /// Refuses a command that adds data, on the leader, when its store would exceed the quota or the alarm is raised.
@@ -43,7 +43,11 @@ impl ConsensusKvDatabase {
             // It may have been disarmed by a command that this node has yet to apply.
             self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
         }
-        if session.is_none() && is_raised() { Err(KvRejection::NoSpace.into()) } else { Ok(()) }
+        // The other alarm may be raised, too: the answer is that of the log.
+        match executor.store().current().alarms().get().refusal(operation) {
+            Some(refusal) if session.is_none() => Err(refusal.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the store on this node exceeds its quota ([`Limits::quota_bytes`]); `false` on a witness.

@@ -78,6 +78,10 @@ etcd-compat: ## the same random requests to etcd (ETCD=PATH; else built with Go)
 	cargo build -p kv-etcd-compat
 	etcd=$$(scripts/etcd) && $(BIN)/kv-etcd-compat --etcd "$$etcd" --kv-server $(BIN)/kv-server --seeds $(SEEDS)
 
+SUITES ?=
+clients: build ## suites of other people's etcd clients, against etcd and kv-server; SUITES="go jetcd"
+	clients/run $(SUITES)
+
 # In a minute, where there is an etcd or a Go to build one.
 etcd-compat-quick: build
 	cargo build -p kv-etcd-compat
@@ -96,7 +100,7 @@ STATES ?= 20000000
 modelcheck: ## so many STATES of each scenario, release build
 	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- model-check --states $(STATES) --seconds 3600 $(ARGS)
 
-.PHONY: etcd-compat etcd-compat-quick etcd-api bench instructions page model-check simulate states sim mutants mutants-check soak modelcheck fuzz
+.PHONY: clients etcd-compat etcd-compat-quick etcd-api bench instructions page model-check simulate states sim mutants mutants-check soak modelcheck fuzz
 model-check: modelcheck
 
 doc:

@@ -113,10 +113,25 @@ pub(crate) async fn execute(
             NodeAnswer::TimeToLive(database.time_to_live(*id, *with_keys).await?)
         }
         NodeRequest::Member(request) => {
-            cluster.ok_or(NodeFault::Member(MemberFault::Standalone))?;
+            if cluster.is_none() {
+                return Err(NodeFault::Member(standalone(database, request)));
+            }
             NodeAnswer::Member(members::execute(database, request).await?)
         }
     })
+}
+
+/// Why a standalone server refuses a change of the members: it is the only one there is.
+fn standalone(database: &ConsensusKvDatabase, request: &MemberRequest) -> MemberFault {
+    let this = database.status().borrow().node_id;
+    match request {
+        MemberRequest::Promote(node) | MemberRequest::Move { node, .. } | MemberRequest::Remove(node)
+            if *node != this =>
+        {
+            MemberFault::NotFound
+        }
+        _ => MemberFault::Standalone,
+    }
 }
 
 pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {

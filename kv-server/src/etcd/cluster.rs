@@ -46,7 +46,8 @@ impl Cluster for Etcd {
         let node = node_of(id);
         let endpoint = peer_endpoint(&peer_ur_ls).map_err(|invalid| {
             // As etcd does: whether there is such a member is looked at first.
-            let is_member = self.router.database().status().borrow().membership.get(node).is_some();
+            let status = self.router.database().status();
+            let is_member = node == self.router.node() || status.borrow().membership.get(node).is_some();
             if is_member { invalid } else { error::member_not_found() }
         })?;
         self.change_members(MemberRequest::Move { node, endpoint }).await?;

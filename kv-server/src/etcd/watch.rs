@@ -44,7 +44,7 @@ impl Watch for Etcd {
             watches,
             out,
             by_client: BTreeMap::new(),
-            progress_wanted: false,
+            progress_wanted: None,
             needs_leader,
         };
         tokio::spawn(stream.run(request.into_inner()));
@@ -71,8 +71,8 @@ struct Stream {
     out: Sender,
     /// By the number that the client gave or was told.
     by_client: BTreeMap<i64, Client>,
-    /// A request for progress that is not answered yet, as some watch is behind.
-    progress_wanted: bool,
+    /// Requests for progress that are not answered yet, as some watch is behind.
+    progress_wanted: Option<ProgressWanted>,
     needs_leader: bool,
 }
 
@@ -114,9 +114,13 @@ impl Stream {
     }
 
     fn next_look(&self) -> Instant {
-        let soon = self.progress_wanted || self.needs_leader;
         let progress = self.by_client.values().filter_map(|client| client.progress_at).min();
-        let look = Instant::now() + if soon { LOOK_SOON } else { LOOK };
+        let look = match self {
+            Self { progress_wanted: Some(_), .. } => LOOK_PROGRESS,
+            Self { needs_leader: true, .. } => LOOK_LEADER,
+            _ => LOOK,
+        };
+        let look = Instant::now() + look;
         progress.map_or(look, |progress| progress.min(look))
     }
 
@@ -132,7 +136,9 @@ impl Stream {
             Some(RequestUnion::CreateRequest(request)) => self.create(request).await,
             Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })) => self.cancel(watch_id).await,
             Some(RequestUnion::ProgressRequest(_)) => {
-                self.progress_wanted = true;
+                let latest = self.watches.revision();
+                let first = self.progress_wanted.as_ref().map_or(latest, |wanted| wanted.first);
+                self.progress_wanted = Some(ProgressWanted { first, latest });
                 self.tell_progress().await
             }
             None => Ok(()),
@@ -234,7 +240,7 @@ impl Stream {
             }
             _ => {}
         }
-        if self.progress_wanted { self.tell_progress().await } else { Ok(()) }
+        if self.progress_wanted.is_some() { self.tell_progress().await } else { Ok(()) }
     }
 
     /// The header has the revision of the last event: some clients resume after it.
@@ -271,13 +277,18 @@ impl Stream {
     async fn tell_progress(&mut self) -> Result<(), Gone> {
         let now = Instant::now();
         let is_due = |client: &Client| client.progress_at.is_some_and(|at| at <= now);
-        if !self.progress_wanted && !self.by_client.values().any(is_due) {
+        if self.progress_wanted.is_none() && !self.by_client.values().any(is_due) {
             return Ok(());
         }
         let Some(revision) = self.watches.progress() else { return Ok(()) };
         let header = Some(self.etcd.header(revision));
-        if std::mem::take(&mut self.progress_wanted) && !self.by_client.is_empty() {
-            self.out.send(Ok(WatchResponse { header, watch_id: -1, ..Default::default() })).await?;
+        if let Some(ProgressWanted { first, latest }) = self.progress_wanted
+            && first <= revision
+        {
+            self.progress_wanted = (latest > revision).then_some(ProgressWanted { first: latest, latest });
+            if !self.by_client.is_empty() {
+                self.out.send(Ok(WatchResponse { header, watch_id: -1, ..Default::default() })).await?;
+            }
         }
         for (id, client) in &mut self.by_client {
             if is_due(client) {
@@ -287,6 +298,15 @@ impl Stream {
         }
         Ok(())
     }
+}
+
+/// Requests for progress. An answer must not be older than what the client can know of: the store's revision when it asked.
+#[derive(Clone, Copy)]
+struct ProgressWanted {
+    /// When the first was asked.
+    first: u64,
+    /// When the latest was asked. One answer serves all that it is not too old for.
+    latest: u64,
 }
 
 /// For how long there has been no leader.
@@ -322,6 +342,7 @@ const FRAGMENT_BYTES_MAX: usize = 3 << 19;
 /// A watcher of keys that seldom change learns so often how far it is, if it asked for that.
 const PROGRESS: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_secs(60);
-const LOOK_SOON: Duration = Duration::from_millis(100);
+const LOOK_LEADER: Duration = Duration::from_millis(100);
+const LOOK_PROGRESS: Duration = Duration::from_millis(5);
 /// As long as an election may take.
 const LEADERLESS_MAX: Duration = Duration::from_secs(3);

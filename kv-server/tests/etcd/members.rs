@@ -8,7 +8,7 @@ use kv_etcd_api::etcdserverpb::{
 };
 use tonic::{Code, transport::Channel};
 
-use super::clients::{PATIENCE, channel, refusal};
+use super::clients::{Alone, PATIENCE, channel, refusal};
 use crate::common::Cluster;
 
 type Client = ClusterClient<Channel>;
@@ -154,4 +154,19 @@ async fn changes_that_cannot_be_are_refused_in_the_words_of_etcd() {
     assert_eq!(refusal(client.member_add(add(free, false)).await), unhealthy);
     client.member_remove(remove(failed)).await.unwrap();
     added(&mut client, free, false).await;
+}
+
+#[tokio::test]
+async fn standalone_server_knows_no_other_member_and_cannot_be_joined() {
+    let alone = Alone::start().await;
+    let mut client = ClusterClient::new(channel(alone.server.port).await);
+    let unknown = (Code::NotFound, "etcdserver: member not found".to_owned());
+    assert_eq!(refusal(client.member_remove(MemberRemoveRequest { id: 77 }).await), unknown);
+    assert_eq!(refusal(client.member_promote(MemberPromoteRequest { id: 77 }).await), unknown);
+    for peer_ur_ls in [vec![url(1)], Vec::new()] {
+        assert_eq!(refusal(client.member_update(MemberUpdateRequest { id: 77, peer_ur_ls }).await), unknown);
+    }
+    let (code, text) = refusal(client.member_add(add(1, true)).await);
+    assert_eq!(code, Code::FailedPrecondition);
+    assert!(text.contains("stands alone"), "{text}");
 }

@@ -98,6 +98,23 @@ async fn progress_is_told_after_all_events_before_it() {
     assert_eq!((seen, progress.header.unwrap().revision), (500, 501));
 }
 
+/// A client that has written knows the revision of that, and must not be told an older one afterwards.
+#[tokio::test]
+async fn progress_is_not_older_than_a_write_before_the_request() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    let mut watching = Watching::open(alone.server.port).await;
+    watching.create(watch("a", "")).await;
+    for n in 0..200 {
+        let written = kv.put(put("elsewhere", &n.to_string())).await.unwrap().into_inner();
+        watching.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
+        let progress = watching.next().await;
+        assert_eq!(progress.watch_id, -1);
+        let (told, written) = (progress.header.unwrap().revision, written.header.unwrap().revision);
+        assert!(told >= written, "request {n}: {told} was told after {written}");
+    }
+}
+
 #[tokio::test]
 async fn large_revisions_come_in_fragments_where_asked_for() {
     use kv_etcd_api::etcdserverpb::{RequestOp, TxnRequest, request_op::Request};

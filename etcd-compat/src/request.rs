@@ -149,7 +149,7 @@ impl Generator {
         // With both kinds raised, etcd refuses with the one that was raised last, and after a restart with CORRUPT.
         let raised = self.alarms.first().map(|(_, kind)| *kind);
         let alarm = raised.filter(|_| action == 1).unwrap_or(alarm);
-        AlarmRequest { action, member_id: self.random.random_range(7..9), alarm }
+        AlarmRequest { action, member_id: if self.chance(30) { 0 } else { 7 }, alarm }
     }
 
     /// Mostly those of a new member, at which nothing answers.

@@ -11,7 +11,7 @@ use crate::{answers::NodeBudget, between::NodeRequest, routing::RoutingManager};
 /// Looks at the size of this node's store until the node stops.
 pub(crate) async fn watch(router: Arc<RoutingManager>, mut stop: channel::Receiver<bool>) {
     let budget = NodeBudget::new(ANSWER_BYTES_MAX, ANSWER_BYTES_MAX).connection();
-    let alarm = Alarm { kind: AlarmKind::NoSpace, node: router.node() };
+    let alarm = Alarm { kind: AlarmKind::NoSpace, node: Some(router.node()) };
     loop {
         tokio::select! {
             () = crate::frontend::stopped(&mut stop) => return,

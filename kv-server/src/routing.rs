@@ -373,21 +373,8 @@ impl RoutingManager {
 
     /// What keeps this node from doing its part, and what to do.
     fn problems(&self, engine: &EngineStatus) -> Vec<String> {
-        let alarm = |alarm: Alarm| {
-            let Alarm { kind, node } = alarm;
-            match kind {
-                AlarmKind::NoSpace => format!(
-                    "alarm {kind} of node {node}: its store exceeds its quota_size, and puts and grants of leases are \
-                     refused; delete what is not needed, compact, then disarm the alarm (`etcdctl alarm disarm`)"
-                ),
-                AlarmKind::Corrupt => format!(
-                    "alarm {kind} of node {node}: its state is not that of the others, and commands are refused; compare \
-                     the nodes (`kvctl hash`), replace the one that differs, then disarm the alarm (`etcdctl alarm disarm`)"
-                ),
-            }
-        };
         let cluster = self.cluster.iter().flat_map(|cluster| cluster.problems(engine));
-        cluster.chain(self.database.alarms().into_iter().map(alarm)).collect()
+        cluster.chain(self.database.alarms().into_iter().map(alarm_problem)).collect()
     }
 
     /// The header of an answer at what this node has applied.
@@ -485,6 +472,21 @@ fn refusal(error: KvError) -> Refusal {
 
 /// Of an id in an answer.
 const LEASE_ID_BYTES: usize = 8;
+/// What a raised alarm means, and what to do.
+fn alarm_problem(Alarm { kind, node }: Alarm) -> String {
+    let of = node.map_or_else(|| "for no node in particular".to_owned(), |node| format!("of node {node}"));
+    match kind {
+        AlarmKind::NoSpace => format!(
+            "alarm {kind} {of}: a store exceeds its quota_size, and puts and grants of leases are refused; delete what is \
+             not needed, compact, then disarm the alarm (`etcdctl alarm disarm`)"
+        ),
+        AlarmKind::Corrupt => format!(
+            "alarm {kind} {of}: the state of a node is not that of the others, and commands are refused; compare the \
+             nodes (`kvctl hash`), replace the one that differs, then disarm the alarm (`etcdctl alarm disarm`)"
+        ),
+    }
+}
+
 const STANDALONE: &str = "this server stands alone; it has no members";
 /// A change of members that no quorum confirms for so long is answered as unknown.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(8);

@@ -20,8 +20,8 @@ use crate::{
 pub struct Alarm {
     /// Kind of the alarm.
     pub kind: AlarmKind,
-    /// Node whose store it concerns.
-    pub node: NodeId,
+    /// Node whose store it concerns; `None`: no single one.
+    pub node: Option<NodeId>,
 }
 
 /// Kind of an [`Alarm`].
@@ -163,7 +163,7 @@ mod tests {
 
     fn alarms(kinds: &[AlarmKind]) -> Alarms {
         let mut alarms = Alarms::default();
-        kinds.iter().for_each(|kind| alarms.raise(Alarm { kind: *kind, node: NodeId(1) }));
+        kinds.iter().for_each(|kind| alarms.raise(Alarm { kind: *kind, node: Some(NodeId(1)) }));
         alarms
     }
 

@@ -12,7 +12,7 @@ use kv_state_machine::{
     KvRejection, KvResult, KvStateMachine, Limits, Put, Session,
 };
 
-const FULL: Alarm = Alarm { kind: AlarmKind::NoSpace, node: NodeId(7) };
+const FULL: Alarm = Alarm { kind: AlarmKind::NoSpace, node: Some(NodeId(7)) };
 
 fn put(key: &str, value_len: usize) -> KvOperation {
     // Bytes that do not compress.
@@ -92,7 +92,7 @@ async fn burst_goes_beyond_the_quota_by_no_more_than_is_in_flight_and_space_come
     assert!(written > quota / 2 && written < quota + in_flight, "{written} bytes were put");
     let size = database.disk_bytes().unwrap();
     assert!(size < quota + in_flight + (2 << 20), "{size} bytes");
-    assert_eq!(database.alarms(), [Alarm { kind: AlarmKind::NoSpace, node: NodeId(0) }]);
+    assert_eq!(database.alarms(), [Alarm { kind: AlarmKind::NoSpace, node: Some(NodeId(0)) }]);
     let all = Delete { key: "\0".into(), range_end: Some("\0".into()), ..Delete::default() };
     let deleted = database.execute_operation(KvOperation::Delete(all)).await.unwrap();
     database.execute_operation(KvOperation::Compact { revision: deleted.revision }).await.unwrap();
@@ -103,7 +103,7 @@ async fn burst_goes_beyond_the_quota_by_no_more_than_is_in_flight_and_space_come
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(database.execute_operation(put("a", 9)).await, no_space(), "until it is disarmed");
-    disarm(&database, Alarm { kind: AlarmKind::NoSpace, node: NodeId(0) }).await;
+    disarm(&database, Alarm { kind: AlarmKind::NoSpace, node: Some(NodeId(0)) }).await;
     database.execute_operation(put("a", 9)).await.unwrap();
 }
 

@@ -62,7 +62,7 @@ impl Guest for Store {
 /// Of one kind and node, so that it is disarmed soon.
 fn alarm(random: &mut Random) -> Alarm {
     let kind = if random.percent(90) { AlarmKind::NoSpace } else { AlarmKind::Corrupt };
-    Alarm { kind, node: NodeId(0) }
+    Alarm { kind, node: Some(NodeId(0)) }
 }
 
 fn key(random: &mut Random) -> Bytes {

@@ -1,6 +1,6 @@
 //! The service `Maintenance`.
 
-use consensus_core::MemberKind;
+use consensus_core::{MemberKind, NodeId};
 use kv_etcd_api::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
     DowngradeInfo, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest,
@@ -38,10 +38,12 @@ impl Maintenance for Etcd {
             }
             (_, None) => Vec::new(),
             (AlarmAction::Activate, Some(kind)) => {
-                self.change_alarm(KvOperation::RaiseAlarm, Alarm { kind, node: node_of(member_id) }).await?
+                self.change_alarm(KvOperation::RaiseAlarm, Alarm { kind, node: alarm_node(member_id) })
+                    .await?
             }
             (AlarmAction::Deactivate, Some(kind)) => {
-                self.change_alarm(KvOperation::DisarmAlarm, Alarm { kind, node: node_of(member_id) }).await?
+                self.change_alarm(KvOperation::DisarmAlarm, Alarm { kind, node: alarm_node(member_id) })
+                    .await?
             }
         };
         let alarms = alarms.into_iter().map(alarm_member).collect();
@@ -53,7 +55,10 @@ impl Maintenance for Etcd {
         let size = signed(self.database().disk_bytes().map_err(error::of_read)?);
         let has_no_leader = status.leader.is_none() && self.router.cluster().is_some();
         let no_leader = has_no_leader.then(|| error::no_leader().message().to_owned());
-        let alarm = |alarm: Alarm| format!("memberID:{} alarm:{}", member_id(alarm.node), alarm.kind);
+        let alarm = |alarm: Alarm| {
+            let member = alarm.node.map_or(0, member_id);
+            format!("memberID:{member} alarm:{}", alarm.kind)
+        };
         let errors = no_leader.into_iter().chain(self.database().alarms().into_iter().map(alarm)).collect();
         // Alone a server leads itself.
         let leader = match (status.leader, self.router.cluster()) {
@@ -166,7 +171,12 @@ fn alarm_member(alarm: Alarm) -> AlarmMember {
         AlarmKind::NoSpace => AlarmType::Nospace,
         AlarmKind::Corrupt => AlarmType::Corrupt,
     };
-    AlarmMember { member_id: member_id(alarm.node), alarm: kind.into() }
+    AlarmMember { member_id: alarm.node.map_or(0, member_id), alarm: kind.into() }
+}
+
+/// 0 is no member.
+fn alarm_node(member_id: u64) -> Option<NodeId> {
+    (member_id != 0).then(|| node_of(member_id))
 }
 
 /// The version whose API this is: clients decide by it what they may ask for.

@@ -108,6 +108,11 @@ async fn alarm_holds_on_every_node_and_after_the_leader() {
             outcome.is_err_and(|status| (status.code(), status.message().to_owned()) == corrupt).then_some(())
         })
         .await;
+    // Member 0 is none of them.
+    let of_none = [AlarmMember { member_id: 0, alarm: AlarmType::Corrupt.into() }];
+    assert_eq!(alarm(&mut of_other, AlarmAction::Activate, 0, AlarmType::Corrupt).await, of_none);
+    assert_eq!(alarms(&mut of_other).await, [&of_none[..], &raised].concat());
+    assert_eq!(alarm(&mut of_other, AlarmAction::Deactivate, 0, AlarmType::Corrupt).await, of_none);
     assert_eq!(alarm(&mut of_other, AlarmAction::Deactivate, member_id, AlarmType::Corrupt).await, raised);
     kv.put(put("a", "1")).await.unwrap();
 }

@@ -29,7 +29,7 @@ impl ConsensusKvDatabase {
         let generation = executor.store().current();
         let quota = self.limits.quota_bytes;
         if self.quota.is_exceeded(&generation, quota, operation.added_bytes()).map_err(failure)? {
-            let alarm = Alarm { kind: AlarmKind::NoSpace, node };
+            let alarm = Alarm { kind: AlarmKind::NoSpace, node: Some(node) };
             if !executor.alarms().contains(&alarm) {
                 propose(&self.engine, None, KvOperation::RaiseAlarm(alarm)).await.map_err(not_begun)?;
                 tracing::warn!(
@@ -50,7 +50,7 @@ impl ConsensusKvDatabase {
         }
     }
 
-    /// Whether the store on this node exceeds its quota ([`Limits::quota_bytes`]); `false` on a witness.
+    /// Whether the store on this node exceeds its quota ([`quota_bytes`](crate::Limits::quota_bytes)); `false` on a witness.
     ///
     /// The leader finds that out before it proposes a command; for other nodes somebody has to ask, and have the leader execute
     /// [`KvOperation::RaiseAlarm`].

@@ -62,7 +62,7 @@ fn simple_operation() -> impl Strategy<Value = KvOperation> {
     ];
     let alarm = (any::<bool>(), any::<u64>(), any::<bool>()).prop_map(|(is_full, node, raises)| {
         let kind = if is_full { AlarmKind::NoSpace } else { AlarmKind::Corrupt };
-        let alarm = Alarm { kind, node: NodeId(node) };
+        let alarm = Alarm { kind, node: node.checked_sub(1).map(NodeId) };
         if raises { KvOperation::RaiseAlarm(alarm) } else { KvOperation::DisarmAlarm(alarm) }
     });
     prop_oneof![

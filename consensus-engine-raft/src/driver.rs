@@ -494,7 +494,7 @@ impl Driver {
             }
             Output::Apply(through) => self.apply.target = through,
             Output::Install(meta) => self.install(&meta),
-            Output::SnapshotSettled(verdict) => self.settle_arrival(verdict),
+            Output::SnapshotSettled(outcome) => self.settle_arrival(outcome),
             Output::Contradicted(contradiction) => self.fail(contradiction.to_string()),
             Output::TwoLeaders(leaders) => self.fail(leaders.to_string()),
             Output::Send(..) | Output::SendAppend(..) | Output::SendSnapshot(..) => {

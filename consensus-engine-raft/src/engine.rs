@@ -254,7 +254,7 @@ fn load(
                 purge: Some(meta),
                 ..LogBatch::default()
             },
-            InterruptedInstall::Forget => LogBatch { hard_state, ..LogBatch::default() },
+            InterruptedInstall::Discard => LogBatch { hard_state, ..LogBatch::default() },
         })?;
         log = storage.load()?;
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use consensus_core::{LogId, LogIndex, LogState, Membership, NodeId, Payload, StorageId, Term};
-use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Output, Raft, Reply, Restored, Time};
+use consensus_raft_protocol::{Append, Config, EntryInfo, Event, ControlMessage, Output, Raft, Restored, Time};
 
 use crate::compare::PAYLOAD_BYTES;
 
@@ -22,7 +22,7 @@ struct Node {
 }
 
 enum Message {
-    Reply(Reply),
+    Control(ControlMessage),
     Append(Append, Vec<EntryInfo>, Vec<(Term, Bytes)>),
 }
 
@@ -106,7 +106,7 @@ impl Node {
 
     fn take(&mut self, from: NodeId, message: Message, network: &mut Network) {
         match message {
-            Message::Reply(reply) => self.step(reply.into_event(from), network),
+            Message::Control(message) => self.step(message.into_event(from), network),
             Message::Append(append, entries, payloads) => {
                 self.incoming = payloads;
                 self.step(Event::Append { from, append, entries }, network);
@@ -138,7 +138,7 @@ impl Node {
     fn carry_out(&mut self, output: Output, prev: LogIndex, network: &mut Network) {
         let own = self.raft.id();
         match output {
-            Output::Send(to, reply) => network[to.0 as usize].push((own, Message::Reply(reply))),
+            Output::Send(to, message) => network[to.0 as usize].push((own, Message::Control(message))),
             Output::SendAppend(to, append) => {
                 let run = append.prev.index.since(self.base) as usize..append.last.since(self.base) as usize;
                 let entries: Vec<_> = self.log.range(run).cloned().collect();

@@ -1,4 +1,4 @@
-//! Calls as values, and the state as bytes: what a flight recorder needs.
+//! Calls of the protocol as values, and its state as bytes, for the flight recorder.
 
 use consensus_core::{
     LogId,
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Event, Output, Persist, Raft, Time};
 
-/// One of the calls that change a [`Raft`].
+/// A call that changes a [`Raft`], with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Call {
     /// [`Raft::step`].
@@ -22,7 +22,7 @@ pub enum Call {
 }
 
 impl Call {
-    /// When it was made, if that matters.
+    /// Time of the call; `None` if it does not depend on the time.
     #[must_use]
     pub fn time(&self) -> Option<Time> {
         match self {
@@ -32,23 +32,23 @@ impl Call {
     }
 }
 
-/// What it returned.
+/// Result of a [`Call`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(
     clippy::large_enum_variant,
     reason = "returned by value once per call; a box would be an allocation per write"
 )]
 pub enum Returned {
-    /// From [`Call::Step`] and [`Call::FinishTurn`].
+    /// Result of [`Call::Step`] and [`Call::FinishTurn`].
     Outputs(Vec<Output>),
-    /// From [`Call::TakePersist`].
+    /// Result of [`Call::TakePersist`].
     Persist(Option<Persist>),
-    /// From [`Call::Propose`].
+    /// Result of [`Call::Propose`].
     Proposed(Option<LogId>),
 }
 
 impl Raft {
-    /// Makes the call. From the same [checkpoint](Self::checkpoint) the same calls return the same.
+    /// Makes the call. The same calls after the same [checkpoint](Self::checkpoint) return the same results.
     pub fn call(&mut self, call: Call) -> Returned {
         match call {
             Call::Step(now, event) => Returned::Outputs(self.step(now, event)),
@@ -58,21 +58,21 @@ impl Raft {
         }
     }
 
-    /// The whole state, as bytes; a few per entry of the log.
+    /// Encodes the whole state. The size is a few bytes per entry of the log.
     #[must_use]
     pub fn checkpoint(&self) -> Vec<u8> {
         codec::encode(CHECKPOINT_VERSION, self)
     }
 
-    /// The node whose [checkpoint](Self::checkpoint) this is, for looking at. To go on with it in earnest would be to
-    /// forget what it said since: a node comes up by [`Raft::new`].
+    /// Decodes a [checkpoint](Self::checkpoint), for inspection and replay only. A node must never continue from one,
+    /// because that would lose the votes and acknowledgements that it has sent since. A node starts with [`Raft::new`].
     ///
     /// # Errors
-    /// It is none, or one of another version.
+    /// `bytes` is not a checkpoint, or has another format version.
     pub fn from_checkpoint(bytes: &[u8]) -> Result<Self, CodecError> {
         codec::decode("checkpoint of a node", CHECKPOINT_VERSION, bytes)
     }
 }
 
-/// A recording is read by the version that made it.
+/// A recording can be read only by the version that made it.
 const CHECKPOINT_VERSION: u8 = 4;

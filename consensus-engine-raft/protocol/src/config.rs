@@ -1,52 +1,54 @@
-//! Settings of one node's protocol.
+//! Settings of the protocol on one node.
 
 use std::time::Duration;
 
 use consensus_core::{ClusterId, NodeId};
 use serde::{Deserialize, Serialize};
 
-/// Settings of one node's protocol. [`Config::validate`] is called by [`Raft::new`](crate::Raft::new), so that an invalid
-/// one cannot be in use.
+/// Settings of the protocol on one node. [`Raft::new`](crate::Raft::new) calls [`Config::validate`], so a running node never
+/// has invalid settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
-    /// This node.
+    /// Id of this node.
     pub id: NodeId,
-    /// A follower that hears nothing for a time drawn from `election_timeout..2 * election_timeout` asks for votes; a
-    /// leader that hears from no quorum for `election_timeout` steps down. Default 500 ms. Shorter finds a dead leader
-    /// sooner, and mistakes a slow one for dead more often.
+    /// Base of the election timeout. A follower that hears no leader for a random time in
+    /// `election_timeout..2 * election_timeout` campaigns; a leader that hears no quorum for `election_timeout` steps down.
+    /// Default 500 ms. A shorter timeout detects a dead leader sooner, and mistakes a slow one for dead more often.
     ///
-    /// A follower that is [told](crate::Event::Disconnected) that the leader's process has ended asks within a third of it;
-    /// with leases, so long after the leader has been silent for it.
+    /// A follower that is [told](crate::Event::Disconnected) that the leader's process has ended campaigns within a third of
+    /// this time; with leases, that third starts when the leader has been silent for `election_timeout`.
     pub election_timeout: Duration,
-    /// A leader says that it is there this often. Default 100 ms; at most half of `election_timeout`.
+    /// Interval of a leader's heartbeats. Default 100 ms; at most half of `election_timeout`.
     pub heartbeat_interval: Duration,
-    /// Most entries in one message. Default 4096, at least 1.
+    /// Maximum number of entries in one message. Default 4096, at least 1.
     pub append_entries_max: usize,
-    /// Most bytes of entries in one message; one entry always goes. Default 1 MiB.
+    /// Maximum number of bytes of entries in one message, except that one entry is always sent. Default 1 MiB.
     pub append_bytes_max: u64,
-    /// Most messages with entries that a follower may be behind in acknowledging. Default 64, at least 1.
+    /// Maximum number of unacknowledged messages with entries per follower. Default 64, at least 1.
     pub inflight_messages_max: usize,
-    /// Most bytes of entries that it may be behind; one message always goes. Default 16 MiB.
+    /// Maximum number of unacknowledged bytes of entries per follower, except that one message is always sent. Default 16
+    /// MiB.
     pub inflight_bytes_max: u64,
-    /// How far the log of a joining member may lag when it becomes a voter, in entries. Default 1000: what a leader
-    /// sends in a moment.
+    /// Maximum number of entries that the log of a joining member may lag behind when it becomes a voter. Default 1000,
+    /// which a leader sends within moments.
     pub promote_lag_entries: u64,
-    /// By how much the clock of one node may run faster than that of another, in percent, at most 50. 0, the default:
-    /// not known, and reads by lease ask for a read index instead. The same on every node.
+    /// Percentage by which the clock of one node may run faster than that of another, at most 50. 0, the default, means
+    /// unknown: lease reads then use ReadIndex instead. Must be the same on every node.
     pub lease_drift_percent: u32,
-    /// This node keeps no commands, whatever its membership says of it: it never stands for election.
+    /// Whether this node keeps no commands. Such a node never campaigns, whatever the configuration says of it.
     pub witness: bool,
-    /// Identity that this node gives the cluster if it becomes its first leader; drawn at random at each start, so that two
-    /// clusters never get the same one. [`ClusterId::NONE`], the default here, gives none (for tests of the protocol alone).
+    /// Identity that this node gives the cluster if it becomes its first leader. The engine draws it at random at each
+    /// start, so that no two clusters share one. [`ClusterId::NONE`], the default here, gives no identity (for tests of the
+    /// protocol alone).
     pub new_cluster: ClusterId,
-    /// Seeds the election timeouts, different on each node, or they would ask for votes at once again and again; and the
-    /// ids of questions and forwarded proposals, different at each start, or an answer from before could be taken for one
-    /// to a new question.
+    /// Seed of the election timeouts and of the ids of ReadIndex requests and forwarded proposals. It must differ between
+    /// nodes, or they would campaign at the same times again and again. It must differ at each start, or a late response to
+    /// a request of an earlier incarnation could match a new request.
     pub seed: u64,
 }
 
 impl Config {
-    /// The defaults for node `id`.
+    /// Returns the default settings of node `id`.
     #[must_use]
     pub fn new(id: NodeId) -> Self {
         Self {
@@ -68,7 +70,7 @@ impl Config {
     /// Checks the settings against each other.
     ///
     /// # Errors
-    /// Says which setting is wrong, and what it may be.
+    /// The first invalid setting, and its allowed values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let bad = |key, allowed: &str| Err(ConfigError { key, allowed: allowed.to_owned() });
         if self.heartbeat_interval.is_zero() {
@@ -93,15 +95,15 @@ impl Config {
     }
 }
 
-/// Longer only an error is; and what is far beyond could not be added to the time.
+/// A longer timeout can only be a mistake, and a much longer one would overflow when it is added to the time.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A setting is wrong.
+/// An invalid setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Which.
+    /// Name of the setting.
     pub key: &'static str,
-    /// What it may be.
+    /// Allowed values, in words that follow "must be".
     pub allowed: String,
 }
 

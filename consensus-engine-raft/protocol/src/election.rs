@@ -6,20 +6,20 @@ use consensus_core::{LogId, NodeId, Term, VoteKind, VoteRequest, VoteResponse};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    EntryInfo, Output, Raft, Reply, Time,
+    ControlMessage, EntryInfo, Output, Raft, Time,
     model::{Names, name},
-    persist::Held,
+    persist::Deferred,
     progress::Progress,
     raft::{Leader, Role},
     reads::Reads,
 };
 
-/// Who is for a candidate; a set, so that a duplicated answer counts once.
+/// Voters that granted a vote; a set, so that a duplicated response counts once.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Ballots(BTreeSet<NodeId>);
 
 impl Ballots {
-    /// As a set of bits.
+    /// Encodes the voters as a set of bits.
     pub(crate) fn digest(&self, names: Names<'_>) -> u64 {
         self.0.iter().map(|id| 1 << name(*id, names)).sum()
     }
@@ -31,30 +31,30 @@ impl Raft {
         self.election_deadline = self.now + timeout + self.random.below(timeout);
     }
 
-    /// A leader whose process has ended need not be waited for. Leases hold while its voters are patient, whatever they see
-    /// (I15); without them a follower is patient only to leave a leader undisturbed that a majority hears, and a majority
-    /// that is still in touch with it refuses the pre-vote.
+    /// Campaigns soon, because the leader's process has ended. With leases the node waits until an election timeout after it
+    /// last heard the leader, whatever it sees since (I15). Without leases it only waits so as not to disturb a leader that
+    /// a majority still hears, and a majority that does refuses the pre-vote.
     pub(crate) fn on_disconnected(&mut self, node: NodeId) {
         if self.leader != Some(node) {
             return;
         }
         self.set_leader(None);
         let timeout = self.config.election_timeout;
-        let mut patient_until = self.now;
+        let mut no_votes_until = self.now;
         if self.config.lease_drift_percent > 0 {
-            patient_until = self.leader_heard.map_or(self.now, |heard| self.now.max(heard + timeout));
+            no_votes_until = self.leader_heard.map_or(self.now, |heard| self.now.max(heard + timeout));
         } else {
             self.leader_heard = None;
         }
-        // The others notice at the same time, or a little later: who asks before them is refused, and who asks with them may
-        // split the votes.
-        let deadline = patient_until + timeout / 16 + self.random.below(timeout / 4);
+        // The other nodes notice at the same time or a little later. A node that campaigns before them is refused; nodes
+        // that campaign at the same time may split the votes.
+        let deadline = no_votes_until + timeout / 16 + self.random.below(timeout / 4);
         self.election_deadline = self.election_deadline.min(deadline);
     }
 
-    /// Learners and witnesses do not stand, nor does a node that is stalled, whose log and state are being replaced, or whose disk
-    /// is not the one that its configuration knows. Who is
-    /// to leave does while that is not committed: it may be the only one that has all that is (D §4.2.2).
+    /// Whether this node may campaign. Learners and witnesses may not, nor a node that is stalled, whose log and state are
+    /// being replaced, or whose disk is not the one that the configuration names. A member that is being removed may until
+    /// its removal is committed, because it may be the only one that has all committed entries (D §4.2.2).
     pub(crate) fn may_campaign(&self) -> bool {
         if self.stalled {
             return false;
@@ -63,7 +63,7 @@ impl Raft {
         let (at, membership) = self.log.newest_membership();
         let may =
             membership.can_lead(own) || (at > self.commit && self.log.membership_at(at.prev()).can_lead(own));
-        // Nobody would count its vote for itself (I14).
+        // Other nodes would not count its vote for itself (I14).
         let is_known = membership.trusts(own, self.storage);
         may && is_known
             && !self.config.witness
@@ -72,7 +72,7 @@ impl Raft {
             && !self.is_joining()
     }
 
-    /// How far this node's log goes, or went before damage: what it has acknowledged ends there (I16).
+    /// Last entry that this node may have acknowledged: the end of its log, or of its log before damage (I16).
     fn acknowledged(&self) -> LogId {
         let lost = self.hard.lost_through.unwrap_or(LogId::ZERO);
         lost.max(self.log.last())
@@ -82,15 +82,15 @@ impl Raft {
         self.reset_election_deadline();
         self.set_leader(None);
         if self.membership().is_only_voter(self.config.id) {
-            self.stand(VoteKind::Vote);
+            self.start_election(VoteKind::Vote);
         } else {
             self.role = Role::PreCandidate(Ballots(BTreeSet::from([self.config.id])));
             self.ask_for_votes(VoteKind::PreVote);
         }
     }
 
-    /// Becomes a candidate: a new term and a vote for itself, which nobody hears of before it is durable (I1).
-    pub(crate) fn stand(&mut self, kind: VoteKind) {
+    /// Starts an election: a new term and a vote for itself, which is durable before it counts or is sent (I1).
+    pub(crate) fn start_election(&mut self, kind: VoteKind) {
         self.set_leader(None);
         self.hard.term = self.hard.term.next();
         self.hard.voted_for = Some(self.config.id);
@@ -98,12 +98,12 @@ impl Raft {
         self.role = Role::Candidate(Ballots::default());
         self.reset_election_deadline();
         let own = self.vote(VoteKind::Vote, self.hard.term, true);
-        self.when_durable(Held::Send(self.config.id, own));
+        self.when_durable(Deferred::Send(self.config.id, own));
         self.ask_for_votes(kind);
     }
 
-    fn vote(&self, kind: VoteKind, term: Term, granted: bool) -> Reply {
-        Reply::VoteResponse(VoteResponse { kind, term, granted, storage: self.storage })
+    fn vote(&self, kind: VoteKind, term: Term, granted: bool) -> ControlMessage {
+        ControlMessage::VoteResponse(VoteResponse { kind, term, granted, storage: self.storage })
     }
 
     fn ask_for_votes(&mut self, kind: VoteKind) {
@@ -117,20 +117,20 @@ impl Raft {
         for voter in membership.voters().filter(|id| *id != own) {
             let voter_storage = membership.get(voter).and_then(|member| member.storage);
             let request = VoteRequest { kind, term, last_log, storage, voter_storage };
-            let request = Reply::VoteRequest(request);
+            let request = ControlMessage::VoteRequest(request);
             match kind {
                 VoteKind::PreVote => self.outputs.push(Output::Send(voter, request)),
-                VoteKind::Vote | VoteKind::Transfer => self.when_durable(Held::Send(voter, request)),
+                VoteKind::Vote | VoteKind::Transfer => self.when_durable(Deferred::Send(voter, request)),
             }
         }
     }
 
-    /// Whether a leader is at work as far as this node can tell; then it lets nobody disturb it (I12).
+    /// Whether this node knows that a leader is active; it then grants no votes (I12).
     fn has_live_leader(&self) -> bool {
         let heard = self.leader_heard.is_some_and(|heard| self.now < heard + self.config.election_timeout);
-        // Leases count on this patience even if the leader was lost sight of (I15).
-        let patient = self.leader.is_some() || self.config.lease_drift_percent > 0;
-        matches!(self.role, Role::Leader(_)) || (patient && heard)
+        // Leases rely on this even if the node has lost contact with the leader (I15).
+        let counts_on_leader = self.leader.is_some() || self.config.lease_drift_percent > 0;
+        matches!(self.role, Role::Leader(_)) || (counts_on_leader && heard)
     }
 
     pub(crate) fn on_vote_request(&mut self, from: NodeId, request: VoteRequest) {
@@ -138,9 +138,9 @@ impl Raft {
             let response = raft.vote(request.kind, raft.hard.term, false);
             raft.outputs.push(Output::Send(from, response));
         };
-        // The leader itself wants a candidate of a transfer to be heard (D §4.2.3).
-        let undisturbed = self.has_live_leader() || self.now < self.patient_until;
-        if request.term < self.hard.term || (undisturbed && request.kind != VoteKind::Transfer) {
+        // A candidate of a leadership transfer is allowed by the leader itself (D §4.2.3).
+        let leader_protected = self.has_live_leader() || self.now < self.no_votes_until;
+        if request.term < self.hard.term || (leader_protected && request.kind != VoteKind::Transfer) {
             return refuse(self);
         }
         if !self.log.membership().trusts(from, request.storage) || !self.may_vote(request.voter_storage) {
@@ -167,7 +167,7 @@ impl Raft {
                 }
                 self.reset_election_deadline();
                 let response = self.vote(VoteKind::Vote, request.term, true);
-                self.when_durable(Held::Send(from, response));
+                self.when_durable(Deferred::Send(from, response));
             }
         }
     }
@@ -177,7 +177,7 @@ impl Raft {
             return; // I14
         }
         if !response.granted {
-            // A voter that is ahead is heard in a pre-vote too, or two nodes could refuse each other for ever.
+            // A higher term counts in responses to pre-votes too, or two nodes could refuse each other for ever.
             if response.term > self.hard.term {
                 self.become_follower(response.term, None);
             }
@@ -189,7 +189,7 @@ impl Raft {
             Role::PreCandidate(ballots) if response.kind == VoteKind::PreVote && response.term == next => {
                 ballots.0.insert(from);
                 if membership.has_quorum(&ballots.0) {
-                    self.stand(VoteKind::Vote);
+                    self.start_election(VoteKind::Vote);
                 }
             }
             Role::Candidate(ballots) if response.kind == VoteKind::Vote && response.term == term => {
@@ -198,7 +198,7 @@ impl Raft {
                     self.become_leader();
                 }
             }
-            _ => {} // An answer to an earlier question.
+            _ => {} // A response to an earlier request.
         }
     }
 
@@ -224,8 +224,8 @@ impl Raft {
         self.outputs.push(Output::AppendedBlank(id));
     }
 
-    /// A leader that a quorum does not answer is none (D §6.2): it would keep its clients waiting, and what it says of
-    /// itself would keep a new one from being elected.
+    /// Whether a quorum responded within an election timeout. A leader without one steps down (D §6.2): otherwise its
+    /// clients would wait, and its heartbeats would keep a new leader from being elected.
     pub(crate) fn has_active_quorum(&self, leader: &Leader) -> bool {
         let own = self.config.id;
         let heard_from = |peer: &Progress| if peer.counts() { peer.heard } else { Time::ZERO };

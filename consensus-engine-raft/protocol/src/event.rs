@@ -1,4 +1,4 @@
-//! What goes in and what comes out.
+//! Inputs and outputs of the protocol.
 
 use std::sync::Arc;
 
@@ -8,92 +8,95 @@ use consensus_core::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Something happened.
+/// An input of the protocol, see [`Raft::step`](crate::Raft::step).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// Time went by.
+    /// The time has advanced, perhaps past a deadline.
     Tick,
-    /// A peer asks for a vote.
+    /// Request for a vote, from a peer.
     VoteRequest(NodeId, VoteRequest),
-    /// A peer answers.
+    /// Response to a vote request, from a peer.
     VoteResponse(NodeId, VoteResponse),
-    /// A leader sends entries, or none.
+    /// AppendEntries, from a leader; a heartbeat if it has no entries.
     Append {
-        /// Who.
+        /// Sender.
         from: NodeId,
-        /// Its message.
+        /// The message without its entries.
         append: Append,
-        /// What it says of `(append.prev.index, append.last]`, in order.
+        /// Term, size and configuration of each entry in `(append.prev.index, append.last]`, in order.
         entries: Vec<EntryInfo>,
     },
-    /// A follower answers.
+    /// Response to AppendEntries, from a follower.
     AppendResponse(NodeId, AppendResponse),
     /// A message to this node could not be sent.
     SendFailed(NodeId),
-    /// A client wants to read; answered by [`Output::ReadReady`] or [`Output::ReadRefused`].
+    /// A client of this node asks for a read index. The result is [`Output::ReadReady`] or [`Output::ReadRefused`].
     Read {
-        /// Comes back with the answer.
+        /// Identifies the read in the result.
         token: u64,
-        /// The leader's lease is enough, while it has one.
+        /// Whether the leader may serve the read by its lease, if it has one.
         lease: bool,
     },
-    /// A follower asks for a read index.
+    /// Request for a read index, from a follower.
     ReadIndexRequest(NodeId, ReadIndexRequest),
-    /// A leader answers.
+    /// Response to a read index request, from the leader.
     ReadIndexResponse(NodeId, ReadIndexResponse),
-    /// Somebody wants another configuration; answered by [`Output::Changed`] or [`Output::ChangeRefused`].
+    /// Request to change the configuration. The result is [`Output::Changed`] or [`Output::ChangeRefused`].
     ChangeMembership {
-        /// Comes back with the answer.
+        /// Identifies the request in the result.
         token: u64,
-        /// All in one step.
+        /// Changes to make, all in one step.
         changes: Vec<MemberChange>,
     },
-    /// Somebody wants another leader; answered by [`Output::TransferEnded`].
+    /// Request to transfer leadership. The result is [`Output::TransferEnded`].
     Transfer {
-        /// Comes back with the answer.
+        /// Identifies the request in the result.
         token: u64,
-        /// Whom; `None` for whoever is fit.
+        /// The next leader; `None` chooses the voter of the highest priority that is most up to date.
         to: Option<NodeId>,
     },
-    /// The leader asks this node to stand for election.
+    /// The leader asks this node to campaign at once (TimeoutNow).
     TimeoutNow(NodeId, TimeoutNow),
     /// The write last taken by [`take_persist`](crate::Raft::take_persist) is durable.
     Persisted,
-    /// The log up to here may go: the state machine answers for it.
+    /// The log up to this index may be purged; the state machine no longer needs it.
     Compact(LogIndex),
-    /// A whole snapshot arrived; answered by [`Output::Install`] or [`Output::SnapshotSettled`].
+    /// A complete snapshot has arrived. The result is [`Output::Install`] or [`Output::SnapshotSettled`].
     SnapshotArrived {
-        /// Who sent it.
+        /// Sender.
         from: NodeId,
-        /// The sender's term.
+        /// Sender's term.
         term: Term,
-        /// What it covers.
+        /// Log position and configuration of the snapshot.
         meta: SnapshotMeta,
     },
-    /// The state machine now holds the snapshot of [`Output::Install`].
+    /// The state machine has restored the snapshot of [`Output::Install`].
     SnapshotInstalled,
-    /// The state machine did not restore the snapshot of [`Output::Install`] and is as it was before: the node goes on with the
-    /// log that it has.
+    /// The state machine failed to restore the snapshot of [`Output::Install`] and is unchanged. The node continues with its
+    /// current log.
     SnapshotNotInstalled,
-    /// A snapshot asked for by [`Output::SendSnapshot`] was taken by the peer (with its last index), or was not.
+    /// Sending the snapshot of [`Output::SendSnapshot`] to this node has ended: with the last index that the node accepted,
+    /// or `None` if it failed.
     SnapshotSent(NodeId, Option<LogIndex>),
-    /// The connection to this node broke and cannot be made again: its process has ended, most likely. It may be untrue, and
-    /// need not be said.
+    /// The connection to this node broke and cannot be established again: most likely its process has ended. The protocol
+    /// stays correct if this is untrue, or is never reported.
     Disconnected(NodeId),
-    /// The write last taken by [`take_persist`](crate::Raft::take_persist) found no room for its entries, and nothing of it was
-    /// written. Until [`TryEntries`](Self::TryEntries) writes come without entries, with what does not depend on them.
+    /// The write last taken by [`take_persist`](crate::Raft::take_persist) failed because there is no room on the disk, and
+    /// nothing of it was written. Until [`RetryEntries`](Self::RetryEntries), writes carry no entries, only the data that
+    /// does not depend on them.
     NoRoom,
-    /// Entries are to be written again.
-    TryEntries,
-    /// Whether the disk or the state machine of this node does not answer. Meanwhile the node does not campaign.
+    /// Writes may carry entries again after [`NoRoom`](Self::NoRoom).
+    RetryEntries,
+    /// Whether a call of this node's disk or state machine has exceeded its time limit. While it has, the node does not
+    /// campaign.
     Stalled(bool),
-    /// The node no longer wants to lead, even if no successor is known. A follower ignores it.
+    /// The leader must step down, even if no successor is known. Followers ignore it.
     StepDown,
 }
 
 impl Event {
-    /// Whether the numbers that a peer tells are such as can be counted on from. Beyond them only an error, or malice,
-    /// can be; such a message is taken for lost.
+    /// Whether the terms and indexes in a peer's message are small enough to be incremented without overflow. Larger ones
+    /// can only come from an error or an attacker; such a message is dropped.
     pub(crate) fn is_plausible(&self) -> bool {
         let term = |term: Term| term.0 <= NUMBER_MAX;
         let index = |index: LogIndex| index.0 <= NUMBER_MAX;
@@ -121,97 +124,97 @@ impl Event {
     }
 }
 
-/// A million elections or entries per second for a hundred thousand years.
+/// Reached after a hundred thousand years of a million elections or entries per second.
 const NUMBER_MAX: u64 = 1 << 62;
 
-/// AppendEntries without its entries: `(prev.index, last]` names them.
+/// AppendEntries without its entries, which are those in `(prev.index, last]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Append {
-    /// The leader's term.
+    /// Leader's term.
     pub term: Term,
-    /// The entry before.
+    /// Entry before the first one sent.
     pub prev: LogId,
-    /// Index of the last entry sent; `prev.index` for none.
+    /// Index of the last entry sent; `prev.index` if there are none.
     pub last: LogIndex,
-    /// The leader's commit index.
+    /// Leader's commit index.
     pub commit: LogIndex,
-    /// Heartbeat round.
+    /// Number of the heartbeat round.
     pub round: u64,
 }
 
-/// What the protocol knows of an entry.
+/// Properties of an entry that the protocol needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntryInfo {
-    /// Its term.
+    /// Term of the entry.
     pub term: Term,
-    /// [`Entry::size_bytes`](consensus_core::Entry::size_bytes).
+    /// [`Entry::size_bytes`](consensus_core::Entry::size_bytes) of the entry.
     pub size_bytes: u64,
-    /// The configuration, if it carries one.
+    /// Configuration that the entry carries, if any.
     pub membership: Option<Arc<Membership>>,
 }
 
-/// What happened, what it means and what to do, for an operator.
+/// Tells an operator what happened, what it means and what to do.
 impl std::fmt::Display for Contradiction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { own, theirs, leader } = self;
         write!(
             f,
             "the log of this node contradicts that of leader {leader}: entry {own}, which is committed here, is entry \
-             {theirs} there. An old copy of a data directory was put back on one of the nodes, or the two belong to \
-             different clusters. Nothing of the leader was taken over. Decide which of the two histories counts; on the \
-             nodes of the other one, remove the node from its cluster, move its data directory away, and add it again"
+             {theirs} there. Either an old copy of a data directory was restored on one of the nodes, or the two belong to \
+             different clusters. Nothing of the leader's log was accepted. Decide which of the two histories is right; on the \
+             nodes with the other one, remove the node from its cluster, move its data directory away, and add it again"
         )
     }
 }
 
-/// Something to be done, in order.
+/// An action for the driver. Outputs are carried out in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Output {
     /// Send a message without entries.
-    Send(NodeId, Reply),
+    Send(NodeId, ControlMessage),
     /// Send the entries `(append.prev.index, append.last]`.
     SendAppend(NodeId, Append),
-    /// Send a snapshot, newer than what the log has lost; report by [`Event::SnapshotSent`].
+    /// Send a snapshot that reaches at least the purged position of the log; report the end by [`Event::SnapshotSent`].
     SendSnapshot(NodeId),
     /// This node became leader and appended a blank entry.
     AppendedBlank(LogId),
-    /// The entries after this index are gone from the log, and those of the [`Event::Append`] in hand that lie after it
-    /// are in their place.
+    /// The entries after this index were removed from the log, and the entries of the current [`Event::Append`] after this
+    /// index were appended in their place.
     Replaced(LogIndex),
-    /// The leader appended a configuration, which counts from now on.
+    /// The leader appended a configuration, which is in force from now on.
     AppendedMembership(LogId, Arc<Membership>),
-    /// The configuration asked for is committed, by the entry at this index at the latest.
+    /// The requested configuration is committed; its entry is at this index or before.
     Changed(u64, LogIndex),
-    /// It is not to be, or not known ([`Refusal::LostLead`]).
+    /// The requested configuration was refused, or its outcome is unknown ([`Refusal::LostLeadership`]).
     ChangeRefused(u64, Refusal),
-    /// A transfer ended: this node leads no longer, or (with the reason) it leads still.
+    /// A transfer ended: this node is not leader any more, or it is still leader, for the given reason.
     TransferEnded(u64, Result<(), Refusal>),
-    /// A read may be served once the index is applied.
+    /// A read may be served once the state machine has applied this index.
     ReadReady(u64, LogIndex),
-    /// A read cannot be served: this node does not lead, or no longer.
+    /// A read cannot be served, because this node is not leader or not leader any more, or the leader did not respond.
     ReadRefused(u64),
-    /// Everything up to here may be applied (I8).
+    /// All entries up to this index may be applied (I8).
     Apply(LogIndex),
-    /// Have the state machine restore the snapshot, unless it reflects as much already (I16); then step
+    /// Restore the snapshot into the state machine, unless the machine has applied as much already (I16). Then step
     /// [`Event::SnapshotInstalled`], or [`Event::SnapshotNotInstalled`] if that failed.
     Install(SnapshotMeta),
-    /// What became of the snapshot that arrived.
-    SnapshotSettled(SnapshotVerdict),
-    /// The leader's log differs from what is committed on this node, which ends with that (I17): nothing more may be applied
-    /// or said. One of the two has an old copy of its disk, or they belong to two clusters.
+    /// Outcome of the snapshot that arrived.
+    SnapshotSettled(ArrivalOutcome),
+    /// The leader's log differs from an entry that is committed on this node (I17). The node must stop: it must not apply or
+    /// send anything more. Either one of the two has an old copy of its disk, or they belong to different clusters.
     Contradicted(Contradiction),
-    /// Two nodes lead one term: this node ends as well, for the same reasons.
+    /// Two nodes are leaders of one term (I17). This node must stop as well, for the same reasons.
     TwoLeaders(TwoLeaders),
 }
 
-/// Two nodes that lead one term (I17).
+/// Two leaders of one term (I17).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TwoLeaders {
-    /// The term.
+    /// Term of both leaders.
     pub term: Term,
-    /// The leader that this node knew, perhaps itself.
+    /// Leader that this node knew, perhaps itself.
     pub known: NodeId,
-    /// The leader that it heard.
+    /// Leader whose message arrived.
     pub other: NodeId,
 }
 
@@ -220,63 +223,63 @@ impl std::fmt::Display for TwoLeaders {
         let Self { term, known, other } = self;
         write!(
             f,
-            "nodes {known} and {other} both lead term {term}: a voter has voted twice, because an old copy of its data \
-             directory was put back, or the two belong to different clusters. Entries that the two leaders appended in this \
-             term cannot be told apart. Decide which of the two leaders counts; on the other one and on the nodes that \
-             followed it, remove the node from its cluster, move its data directory away, and add it again"
+            "nodes {known} and {other} are both leaders of term {term}: either a voter voted twice, because an old copy of \
+             its data directory was restored, or the two belong to different clusters. Entries that the two leaders appended \
+             in this term cannot be told apart. Decide which of the two leaders is right; on the other one and on the nodes \
+             that followed it, remove the node from its cluster, move its data directory away, and add it again"
         )
     }
 }
 
-/// Two different entries at one index, of which this node's is committed (I17).
+/// Two different entries at one index; the one of this node is committed (I17).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Contradiction {
-    /// This node's entry.
+    /// Entry of this node.
     pub own: LogId,
-    /// The leader's entry.
+    /// Entry of the leader.
     pub theirs: LogId,
-    /// The leader.
+    /// Id of the leader.
     pub leader: NodeId,
 }
 
-/// A message without entries.
+/// A message to a peer that carries no log entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Reply {
+pub enum ControlMessage {
     /// RequestVote.
     VoteRequest(VoteRequest),
-    /// Its answer.
+    /// Response to RequestVote.
     VoteResponse(VoteResponse),
-    /// The answer to AppendEntries.
+    /// Response to AppendEntries.
     AppendResponse(AppendResponse),
     /// TimeoutNow.
     TimeoutNow(TimeoutNow),
-    /// A follower's question for a read index.
+    /// ReadIndex request of a follower.
     ReadIndexRequest(ReadIndexRequest),
-    /// Its answer.
+    /// Response to a ReadIndex request.
     ReadIndexResponse(ReadIndexResponse),
 }
 
-/// Why something was not done.
+/// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
-    /// This node does not lead.
+    /// This node is not leader.
     NotLeader,
-    /// Another change, or a transfer, is under way.
+    /// Another change or a transfer is in progress.
     Busy,
-    /// The configuration makes no sense.
+    /// The requested configuration is invalid.
     Invalid(InvalidMembership),
-    /// The lead was lost before the change was committed: the next leader may yet commit it.
-    LostLead,
-    /// This node cannot lead: it is no voter, a witness, or leads already.
+    /// This node lost leadership before the change was committed. The next leader may still commit it.
+    LostLeadership,
+    /// This node cannot become leader: it is no voter, a witness, or the leader already.
     CannotLead(NodeId),
-    /// Nobody else can lead.
+    /// No other node can become leader.
     NoSuccessor,
-    /// The successor did not take over in time.
+    /// The successor did not become leader in time.
     TimedOut,
 }
 
-impl Reply {
-    /// The event of its arrival from a peer.
+impl ControlMessage {
+    /// Converts the message to the event of its arrival from `from`.
     #[must_use]
     pub fn into_event(self, from: NodeId) -> Event {
         match self {
@@ -301,11 +304,11 @@ impl Reply {
     }
 }
 
-/// What became of a snapshot.
+/// Outcome of a snapshot that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SnapshotVerdict {
-    /// It is in place, or the node has all that it covers.
-    Held,
-    /// It is of no use: an old term, or another one is being installed.
+pub enum ArrivalOutcome {
+    /// The snapshot is installed, or the node already has everything that it covers.
+    Accepted,
+    /// The snapshot is not needed: its term is old, or another snapshot is being installed.
     Refused,
 }

@@ -1,19 +1,21 @@
-//! Disks that are not what they are taken for: copies of old ones, emptied ones, those of another cluster (I17 to I20).
+//! Protection from wrong disks: old copies, emptied disks, and disks of another cluster (I17 to I20).
 //!
-//! * What is committed here is compared with what every leader sends (I17): a node that differs ends.
-//! * A log that began empty may be that of a former member whose disk was emptied, which voted and acknowledged what it
-//!   no longer knows. It takes the log, but does not campaign, and as a founding member it neither votes nor counts, until it
-//!   holds what was committed at that time (I18). One that a change has added votes and counts as soon as the configuration
-//!   names its disk: what a former member of its id promised ended with its removal. Before that it is no voter
-//!   ([`Member::votes`](consensus_core::Member::votes)):
-//!   1. node 2 is added, and acknowledges an entry, which is committed with that;
-//!   2. before the leader has noted its disk, that is emptied;
-//!   3. a candidate that lacks the entry knows of no other disk of node 2, and would be elected with the vote of the empty one.
+//! * A node compares its committed entries with those that every leader sends, and stops if they differ (I17).
+//! * A log that starts empty may be that of a former member whose disk was emptied. That member voted, and acknowledged
+//!   entries that it no longer has. The node accepts entries, but it does not campaign until it holds everything that was
+//!   committed when it joined; if it is a founding member, it neither votes nor counts towards quorums until then (I18). A
+//!   member that a change has added votes and counts as soon as the configuration names its disk, because the removal of a
+//!   former member with its id ended the promises of that member. Before its disk is named it is no voter
+//!   ([`Member::votes`](consensus_core::Member::votes)), which prevents this:
+//!   1. Node 2 is added and acknowledges an entry, which is committed with this acknowledgement.
+//!   2. Node 2's disk is emptied before the leader has recorded it.
+//!   3. A candidate that lacks the entry knows no disk of node 2, and would be elected with the vote of the empty disk.
 //!
-//!   The joining of an empty log ends so:
-//!   1. it starts with an empty log and no configuration: [`HardState::joining`](consensus_core::HardState::joining) is 0;
-//!   2. a leader tells it a commit index at which the entry is of the leader's own term, which is written down;
-//!   3. its own disk holds that much, and it knows that it is committed: it is a member like any other.
+//!   A node joins with an empty log in three steps:
+//!   1. It starts with an empty log and no configuration: [`HardState::joining`](consensus_core::HardState::joining) is 0.
+//!   2. A leader reports a commit index whose entry is of the leader's own term. The node writes that index to `joining`.
+//!   3. The node's disk holds the entries up to that index, and the node knows that they are committed: it is an ordinary
+//!      member.
 //! * The first leader draws the identity of the cluster (I20).
 
 use consensus_core::{ClusterId, LogId, LogIndex, Membership, NodeId, SnapshotMeta, StorageId, Term};
@@ -21,21 +23,21 @@ use consensus_core::{ClusterId, LogId, LogIndex, Membership, NodeId, SnapshotMet
 use crate::{Append, Contradiction, EntryInfo, Output, Raft, TwoLeaders, raft::Role};
 
 impl Raft {
-    /// Identity of the cluster, as this node is to tell it to others: what it has known to be committed, or on a leader what its
-    /// log has. Nobody who knows a committed identity takes anything from a leader that has another one.
+    /// Returns the identity of the cluster to send to other nodes: the committed one, or on a leader the one in its log. A
+    /// node that knows a committed identity refuses messages of a leader with another one.
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
         match self.role {
-            // A leader has all committed entries, so that no member of its cluster can know another one. An identity that is
-            // not committed may yet be replaced: a follower that held to it would refuse the next leader.
+            // A leader has all committed entries, so no member of its cluster can know another identity. On a follower an
+            // identity that is not committed may still be replaced; with it the follower would refuse the next leader.
             Role::Leader(_) => self.log.membership().cluster(),
             _ => self.hard.cluster,
         }
     }
 
-    /// The identity that is committed is the one of this node from now on. A log that began empty is read to its end first: it
-    /// may tell of the cluster that this one was recovered from.
-    pub(crate) fn note_cluster(&mut self) {
+    /// Records the committed identity of the cluster in the hard state. A log that started empty is read to its end first,
+    /// because it may contain the identity of a cluster from which the current one was recovered.
+    pub(crate) fn record_cluster(&mut self) {
         if self.hard.cluster != ClusterId::NONE || self.is_joining() {
             return;
         }
@@ -46,19 +48,19 @@ impl Raft {
         }
     }
 
-    /// Whether the log holds this very entry at `index`: the same term, and as far as it can be seen the same content.
+    /// Whether the log holds `entry` at `index`: with the same term and, as far as the protocol can see, the same content.
     pub(crate) fn holds(&self, index: LogIndex, entry: &EntryInfo) -> bool {
         self.log.contains(LogId { term: entry.term, index }) && self.has_content_of(index, entry)
     }
 
-    /// Two histories may have given one id to two entries. The protocol sees no payloads; it compares configurations, which
-    /// tell two first configurations apart. What is purged is not compared.
+    /// Compares configurations, because two histories may have given one log id to two entries and the protocol sees no
+    /// payloads. This tells two first configurations apart. Purged entries are not compared.
     fn has_content_of(&self, index: LogIndex, entry: &EntryInfo) -> bool {
         index <= self.log.purged().index || self.log.membership_entry(index) == entry.membership
     }
 
-    /// An entry of a leader's message that differs from one that is committed here, or a configuration of another cluster
-    /// (I17). What is not committed here is not looked up.
+    /// Finds an entry in a leader's message that differs from a committed entry of this node, or a configuration of another
+    /// cluster (I17). Entries that are not committed here are not compared.
     pub(crate) fn find_contradiction(
         &self,
         leader: NodeId,
@@ -92,7 +94,7 @@ impl Raft {
         None
     }
 
-    /// The same for a snapshot.
+    /// Finds the contradiction between a snapshot and the committed entries or the cluster of this node (I17).
     pub(crate) fn contradicts_snapshot(&self, leader: NodeId, meta: &SnapshotMeta) -> Option<Contradiction> {
         let own = if meta.last.index <= self.commit {
             self.log.id_at(meta.last.index).filter(|own| *own != meta.last)?
@@ -108,14 +110,14 @@ impl Raft {
         self.hard.cluster.is_compatible_with(membership.cluster())
     }
 
-    /// Ends this node's part in the protocol.
-    pub(crate) fn contradict(&mut self, contradiction: Contradiction) {
+    /// Stops this node's participation in the protocol.
+    pub(crate) fn stop_contradicted(&mut self, contradiction: Contradiction) {
         self.contradicted = true;
         self.outputs.push(Output::Contradicted(contradiction));
     }
 
-    /// Whether `from` is the only leader of its `term`, this node's term, that this node has heard of. Ends this node's part in
-    /// the protocol if not.
+    /// Whether `from` is the only leader of `term` (this node's term) that this node has heard of. If not, stops this node's
+    /// participation in the protocol.
     pub(crate) fn is_only_leader(&mut self, from: NodeId, term: Term) -> bool {
         let known = match (&self.role, self.followed) {
             (Role::Leader(_), _) => self.config.id,
@@ -129,7 +131,8 @@ impl Raft {
         known == from
     }
 
-    /// The configuration that the first leader of a cluster begins its term with: the one in force, with an identity (I20).
+    /// Returns the configuration that the first leader of a cluster appends at the start of its term: the one in force plus
+    /// an identity (I20). `None` if the cluster has an identity already.
     pub(crate) fn founding_membership(&self) -> Option<Membership> {
         let membership = self.log.membership();
         let is_founded =
@@ -137,25 +140,26 @@ impl Raft {
         (!is_founded).then(|| Membership::clone(membership).with_cluster(self.config.new_cluster))
     }
 
-    /// A log that begins empty has to be caught up with what was committed before it (I18).
-    pub(crate) fn begin_joining(&mut self) {
+    /// Marks a log that starts empty as lacking the entries that were committed before (I18).
+    pub(crate) fn start_joining(&mut self) {
         self.hard.joining = Some(LogIndex::ZERO);
     }
 
-    /// Whether the log still lacks what was committed when it joined.
+    /// Whether the log may still lack entries that were committed when it joined.
     pub(crate) fn is_joining(&self) -> bool {
         self.hard.joining.is_some()
     }
 
-    /// Whether this node may vote for a candidate whose configuration knows this of its storage. A storage that joins may
-    /// vote if the configuration names it: what a former member of its id promised ended with its removal.
+    /// Whether this node may vote for a candidate whose configuration names `known` as this node's storage. A joining
+    /// storage may vote only if the configuration names it: the removal of a former member with this id ended that member's
+    /// promises.
     pub(crate) fn may_vote(&self, known: Option<StorageId>) -> bool {
         known.map_or(!self.is_joining(), |known| known == self.storage)
     }
 
-    /// The first commit index of a leader that has committed an entry of its own term is the one to reach. What a new leader
-    /// tells before may be less than what was committed under earlier ones.
-    pub(crate) fn note_commit_of_leader(&mut self, append: &Append) {
+    /// Records the commit index that a joining log has to reach: the first one reported by a leader that has committed an
+    /// entry of its own term. The commit index of a new leader before that may lack entries committed under earlier leaders.
+    pub(crate) fn record_leader_commit(&mut self, append: &Append) {
         if self.hard.joining == Some(LogIndex::ZERO)
             && self.log.id_at(append.commit).is_some_and(|id| id.term == append.term)
         {
@@ -164,21 +168,22 @@ impl Raft {
         }
     }
 
-    /// A former self may have voted in the leader's term; to vote for its leader gives nobody else a vote in it (I1).
-    pub(crate) fn note_vote_while_joining(&mut self, leader: NodeId) {
+    /// Votes for the current leader of the term. Before its disk was emptied this node may have voted in this term; a vote
+    /// for the leader that was elected cannot elect another one (I1).
+    pub(crate) fn vote_while_joining(&mut self, leader: NodeId) {
         if self.is_joining() && self.hard.voted_for.is_none() && matches!(self.role, Role::Follower) {
             self.hard.voted_for = Some(leader);
             self.writes.hard_state();
         }
     }
 
-    /// Ends the joining of a log that holds, on its disk, what was committed when it joined.
+    /// Ends joining when the node's disk holds the entries that were committed when it joined.
     pub(crate) fn finish_joining(&mut self) {
         let Some(index) = self.hard.joining.filter(|index| *index > LogIndex::ZERO) else { return };
         if self.durable >= index && self.commit >= index {
             self.hard.joining = None;
             self.writes.hard_state();
-            self.note_cluster();
+            self.record_cluster();
         }
     }
 }

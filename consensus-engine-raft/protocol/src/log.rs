@@ -1,4 +1,4 @@
-//! The log as the protocol sees it: terms and sizes by position.
+//! The log in the protocol's memory: the term and size of each entry.
 
 use std::{
     collections::VecDeque,
@@ -15,14 +15,14 @@ use crate::{
     model::{Names, hash_membership},
 };
 
-/// Positions `(purged, last]`.
+/// Entries in `(purged, last]`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Log {
     purged: LogId,
     entries: VecDeque<Position>,
-    /// Of all of them.
+    /// Total size of `entries`.
     size_bytes: u64,
-    /// Configurations by the index from which they count: the one at `purged`, then those in the log (I10).
+    /// Configurations, by the index from which they are in force: the one at `purged`, then those in the log (I10).
     memberships: VecDeque<(LogIndex, Arc<Membership>)>,
 }
 
@@ -63,7 +63,7 @@ impl Log {
         self.size_bytes
     }
 
-    /// The last entries of at most `bytes_max` together are those after this one.
+    /// Index after which the entries have at most `bytes_max` bytes together.
     pub(crate) fn tail(&self, bytes_max: u64) -> LogIndex {
         let mut bytes = 0;
         let fit = self.entries.iter().rev().take_while(|position| {
@@ -78,7 +78,7 @@ impl Log {
         self.entries.get(usize::try_from(offset).ok()?)
     }
 
-    /// Identity of the entry at `index`; known for the last purged one too.
+    /// Log id of the entry at `index`, which may be the last purged entry.
     pub(crate) fn id_at(&self, index: LogIndex) -> Option<LogId> {
         if index == self.purged.index {
             return Some(self.purged);
@@ -86,13 +86,14 @@ impl Log {
         self.position(index).map(|position| LogId { term: position.term, index })
     }
 
-    /// Whether the entry `id` is here. Index 0 with term 0 is "before the log", which every log that is whole has.
+    /// Whether the log has the entry `id`. Index 0 with term 0 stands for the position before the first entry, which every
+    /// log that was never purged contains.
     pub(crate) fn contains(&self, id: LogId) -> bool {
         self.id_at(id.index) == Some(id)
     }
 
-    /// The last entry with index at most `index` and term at most `term`: where logs may still agree. Terms never
-    /// decrease along a log, so a binary search finds it.
+    /// Last entry whose index is at most `index` and whose term is at most `term`: the last position at which two logs may
+    /// agree. Terms never decrease along a log, so a binary search finds it.
     pub(crate) fn last_not_after(&self, index: LogIndex, term: Term) -> LogId {
         let within = index.0.min(self.last().index.0).saturating_sub(self.purged.index.0) as usize;
         let (front, back) = self.entries.as_slices();
@@ -105,7 +106,7 @@ impl Log {
         self.id_at(LogIndex(self.purged.index.0 + count as u64)).unwrap_or(self.purged)
     }
 
-    /// The end of a run of entries from `after` on, within the limits; one entry always goes. Also its bytes.
+    /// End and size of the longest run of entries after `after` within the limits; the run has at least one entry.
     pub(crate) fn run_after(&self, after: LogIndex, entries_max: usize, bytes_max: u64) -> (LogIndex, u64) {
         let from = after.since(self.purged.index) as usize;
         let (mut count, mut bytes) = (0, 0);
@@ -144,7 +145,7 @@ impl Log {
         }
     }
 
-    /// Forgets the entries up to `index`, which is in the log.
+    /// Purges the entries up to `index`, which is in the log.
     pub(crate) fn purge(&mut self, index: LogIndex) -> Option<SnapshotMeta> {
         let last = self.id_at(index)?;
         let membership = self.membership_at(index);
@@ -175,7 +176,7 @@ impl Log {
         self.size_bytes -= self.entries.drain(range).map(|position| position.size_bytes).sum::<u64>();
     }
 
-    /// Begins anew after a snapshot.
+    /// Restarts the log after a snapshot.
     pub(crate) fn reset(&mut self, meta: &SnapshotMeta) {
         *self = Self::new(LogState { purged: meta.clone(), ..LogState::default() });
     }
@@ -185,7 +186,7 @@ impl Log {
         &self.memberships[self.memberships.len() - 1].1
     }
 
-    /// The same, with the index from which it counts.
+    /// The configuration in force, with the index of its entry.
     pub(crate) fn newest_membership(&self) -> (LogIndex, &Arc<Membership>) {
         let (at, membership) = &self.memberships[self.memberships.len() - 1];
         (*at, membership)
@@ -221,7 +222,7 @@ mod tests {
         log.push(EntryInfo { term: Term(1), size_bytes: 1, membership: Some(new.clone()) });
         assert_eq!(*log.membership(), new);
         log.truncate_after(LogIndex(2));
-        assert_eq!(*log.membership(), new, "not with what follows it");
+        assert_eq!(*log.membership(), new, "a truncation of later entries keeps it");
         log.truncate_after(LogIndex(1));
         assert_eq!(**log.membership(), Membership::default());
     }
@@ -248,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_missing_entry_matches_nothing() {
-        // C15: the term of what is not there must not be 0.
+        // C15: the term of a missing entry must not be 0.
         let log = log_of(LogId::new(3, 5), &[3, 4]);
         assert!(!log.contains(LogId::new(0, 9)));
         assert!(!log.contains(LogId::new(0, 0)));
@@ -281,7 +282,7 @@ mod tests {
             terms.sort_unstable();
             let purged = split.min(terms.len());
             let base = LogId::new(if purged == 0 { 0 } else { terms[purged - 1] }, purged as u64);
-            // Purged only now, so that the ring of positions goes round its end.
+            // Purged in a second step, so that the ring buffer of positions wraps around.
             let mut log = log_of(LogId::ZERO, &terms[..purged]);
             log.purge(base.index);
             for term in &terms[purged..] {

@@ -1,4 +1,4 @@
-//! What a search through all states needs: states that differ in nothing that matters are made equal.
+//! Support for the model checker: makes states equal that differ only in ways that have no effect.
 
 use std::{
     hash::{Hash, Hasher},
@@ -9,17 +9,17 @@ use consensus_core::{HardState, LogIndex, Member, Membership, NodeId, SnapshotMe
 
 use crate::{
     Output, Raft, Time,
-    persist::{Held, InFlight},
+    persist::{Deferred, InFlight},
     progress::{Progress, State},
     raft::{Leader, Random, Role},
 };
 
-/// Other names for nodes: the name of node `n` stands at position `n`.
+/// Renaming of the nodes: element `n` is the new name of node `n`.
 pub type Names<'a> = &'a [u8];
 
 impl Raft {
-    /// Moves the node's clock to `to`, and all that it remembers or plans with it; what is so long ago that it has no
-    /// effect any more becomes "long ago". What the node draws from now on follows from `seed`.
+    /// Moves the node's clock to `to`, and all times that the node stores with it. Times so long ago that they have no
+    /// effect any more become zero. Later random numbers of the node follow from `seed`.
     pub fn normalize(&mut self, to: Time, seed: u64) {
         let (now, oldest) = (self.now, self.now.saturating_sub(self.config.election_timeout));
         let moved = |at: Time| (at + to).saturating_sub(now);
@@ -27,9 +27,9 @@ impl Raft {
         let recent = |at: Time| if at <= oldest { Time::ZERO } else { moved(at) };
         self.random = Random::from_seed(seed);
         self.leader_heard = self.leader_heard.filter(|heard| *heard > oldest).map(moved);
-        self.patient_until = past(self.patient_until);
+        self.no_votes_until = past(self.no_votes_until);
         self.election_deadline = moved(self.election_deadline);
-        self.asking.move_times(moved);
+        self.forwarded.move_times(moved);
         if let Role::Leader(leader) = &mut self.role {
             leader.heartbeat_deadline = moved(leader.heartbeat_deadline);
             leader.next_transfer = past(leader.next_transfer);
@@ -44,22 +44,22 @@ impl Raft {
         self.now = to;
     }
 
-    /// Where each clock goes as it likes, without leases, only the order of a node's deadlines matters: makes those lengths of
-    /// time alike that change nothing in it. `is_last`: no deadline will pass any more.
-    pub fn forget_durations(&mut self, is_last: bool) {
+    /// Makes durations equal that do not change the order of a node's deadlines; nothing else matters where each clock runs
+    /// at its own speed and there are no leases. `is_last` says that no deadline will pass any more.
+    pub fn normalize_durations(&mut self, is_last: bool) {
         let (now, timeout) = (self.now, self.config.election_timeout);
-        let patience = self.leader_heard.map_or(now, |heard| heard + timeout);
-        if self.asking.deadline().is_none() && patience <= self.election_deadline {
-            // Patience ends at the election deadline at the latest.
+        let refuses_until = self.leader_heard.map_or(now, |heard| heard + timeout);
+        if self.forwarded.deadline().is_none() && refuses_until <= self.election_deadline {
+            // The node refuses votes until the election deadline at the latest.
             self.election_deadline = now + timeout;
             self.leader_heard = self.leader_heard.map(|_| now);
         }
         let Role::Leader(leader) = &mut self.role else { return };
-        leader.reads.forget_lease();
+        leader.reads.clear_lease();
         if is_last {
             leader.heartbeat_deadline = now;
             for peer in leader.peers.values_mut() {
-                // All that is asked from now on is whether the peer is in touch.
+                // From now on it only matters whether the peer is in touch.
                 peer.heard = if peer.in_touch(&self.config, now) { now } else { Time::ZERO };
             }
         }
@@ -70,22 +70,22 @@ impl Raft {
         self.now = self.now.max(at.min(self.next_deadline().unwrap_or(at)));
     }
 
-    /// The configuration that the entry at `index` carries, if it carries one.
+    /// Configuration that the entry at `index` carries, if it carries one.
     #[must_use]
     pub fn membership_entry(&self, index: LogIndex) -> Option<Arc<Membership>> {
         self.log.membership_entry(index)
     }
 
-    /// Until when this node lets nobody disturb the leader that it heard; `None` if it does not.
+    /// Until when this node refuses votes because it heard a leader; `None` if it does not.
     #[must_use]
     pub fn undisturbed_until(&self) -> Option<Time> {
         let until = self.leader_heard.map(|heard| heard + self.config.election_timeout);
         until.filter(|until| *until > self.now && matches!(self.role, Role::Follower))
     }
 
-    /// Feeds all that decides what the node will do to `hasher`, with other names for nodes.
+    /// Hashes everything that determines the node's future behaviour, with other names for nodes.
     pub fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
-        // Every field is named here, so that a new one is not forgotten.
+        // The pattern names every field, so that a new field cannot be missed.
         let Self {
             config: _,
             now,
@@ -101,26 +101,26 @@ impl Raft {
             leader,
             followed,
             leader_heard,
-            patient_until,
-            asking,
+            no_votes_until,
+            forwarded,
             election_deadline,
-            answered_round,
+            acknowledged_round,
             contradicted,
             stalled,
             outputs,
         } = self;
-        assert!(outputs.is_empty(), "between calls nothing is left to be said");
-        (now, storage, durable, commit, applying, leader_heard, patient_until, election_deadline)
+        assert!(outputs.is_empty(), "outputs are left over between calls");
+        (now, storage, durable, commit, applying, leader_heard, no_votes_until, election_deadline)
             .hash(hasher);
-        (answered_round, contradicted, stalled).hash(hasher);
+        (acknowledged_round, contradicted, stalled).hash(hasher);
         hash_hard_state(hard, names, hasher);
         leader.map(|id| name(id, names)).hash(hasher);
-        // Who led an earlier term decides nothing.
+        // The leader of an earlier term has no effect.
         let followed = followed.filter(|(term, _)| *term == hard.term);
         followed.map(|(_, id)| name(id, names)).hash(hasher);
         log.digest(names, hasher);
         writes.digest(names, hasher);
-        asking.digest(hasher);
+        forwarded.digest(hasher);
         match role {
             Role::Follower => 0.hash(hasher),
             Role::PreCandidate(ballots) => (1, ballots.digest(names)).hash(hasher),
@@ -150,9 +150,9 @@ impl Leader {
 
 impl Progress {
     fn digest(&self, hasher: &mut impl Hasher) {
-        let Self { matched, next, state, round, heard, storage, current, first_round, joining, discount } =
+        let Self { matched, next, state, round, heard, storage, current, first_round, joining, exclusion } =
             self;
-        (matched, next, round, heard, storage, current, first_round, joining, discount).hash(hasher);
+        (matched, next, round, heard, storage, current, first_round, joining, exclusion).hash(hasher);
         match state {
             State::Probe { sent } => (0, sent).hash(hasher),
             State::Replicate(inflight) => inflight.digest(hasher),
@@ -161,11 +161,11 @@ impl Progress {
     }
 }
 
-impl Held {
+impl Deferred {
     pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
         match self {
             Self::Send(to, reply) => (0, name(*to, names), reply).hash(hasher),
-            Self::Output(Output::SnapshotSettled(verdict)) => (1, *verdict as u8).hash(hasher),
+            Self::Output(Output::SnapshotSettled(outcome)) => (1, *outcome as u8).hash(hasher),
             Self::Output(Output::Install(meta)) => {
                 2.hash(hasher);
                 hash_meta(meta, names, hasher);
@@ -175,15 +175,15 @@ impl Held {
     }
 }
 
-/// What waits for one write comes out at once, and the network has no order: neither has this.
-pub(crate) fn digest_all(held: &[Held], names: Names<'_>, hasher: &mut impl Hasher) {
+/// Hashes outputs that wait for the same write as a set: they are released together, and the network has no order.
+pub(crate) fn digest_all(held: &[Deferred], names: Names<'_>, hasher: &mut impl Hasher) {
     unordered(held.iter(), hasher, |held, hasher| held.digest(names, hasher));
 }
 
 impl InFlight {
     pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
-        // What was asked for counts only when it is given back, which the disks of a model do not.
-        let Self { last, held, asked: _ } = self;
+        // The request matters only when it is taken back, which the disks of the model checker never do.
+        let Self { last, held, request: _ } = self;
         last.hash(hasher);
         digest_all(held, names, hasher);
     }
@@ -193,7 +193,7 @@ pub(crate) fn name(id: NodeId, names: Names<'_>) -> u8 {
     names[id.0 as usize]
 }
 
-/// What a hard state says, with other names.
+/// Hashes a hard state, with other names for nodes.
 pub fn hash_hard_state(hard: &HardState, names: Names<'_>, hasher: &mut impl Hasher) {
     let HardState { term, voted_for, installing, lost_through, joining, cluster } = hard;
     (term, voted_for.map(|id| name(id, names)), lost_through, joining, cluster).hash(hasher);
@@ -203,13 +203,13 @@ pub fn hash_hard_state(hard: &HardState, names: Names<'_>, hasher: &mut impl Has
     }
 }
 
-/// What a snapshot covers, with other names.
+/// Hashes the position and configuration of a snapshot, with other names for nodes.
 pub fn hash_meta(meta: &SnapshotMeta, names: Names<'_>, hasher: &mut impl Hasher) {
     meta.last.hash(hasher);
     hash_membership(&meta.membership, names, hasher);
 }
 
-/// A configuration, with other names.
+/// Hashes a configuration, with other names for nodes.
 pub fn hash_membership(membership: &Membership, names: Names<'_>, hasher: &mut impl Hasher) {
     membership.cluster().hash(hasher);
     for members in [membership.members(), membership.outgoing()] {
@@ -220,7 +220,7 @@ pub fn hash_membership(membership: &Membership, names: Names<'_>, hasher: &mut i
     }
 }
 
-/// Of a set whose order changes with the names of its elements.
+/// Hashes a set, independently of its order, which changes with the names of its elements.
 pub(crate) fn unordered<T>(
     items: impl Iterator<Item = T>,
     hasher: &mut impl Hasher,
@@ -235,7 +235,7 @@ pub(crate) fn unordered<T>(
     sum.hash(hasher);
 }
 
-/// A 64-bit hash that is quick for small numbers and the same on every machine.
+/// A 64-bit hash that is fast for small numbers and the same on every machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fingerprint(u64);
 

@@ -1,9 +1,9 @@
-//! What must reach the disk, and what waits for it (I2).
+//! Data to write, and the messages that wait until it is durable (I2).
 //!
-//! Order is data here: a message that depends on a write is inside the write, and comes out when the write is done.
+//! A message that depends on a write is stored with the write and released when the write is done.
 //!
-//! Entries that find no room on the disk are taken back ([`Event::NoRoom`]) and wait. Meanwhile writes have no entries, and carry
-//! only the messages that do not depend on entries: votes, and the start of the installation of a snapshot.
+//! Entries that find no room on the disk are taken back ([`Event::NoRoom`]) and wait. Meanwhile writes carry no entries, and
+//! release only the messages that do not depend on entries: votes, and the start of a snapshot's installation.
 
 use std::hash::{Hash, Hasher};
 
@@ -11,7 +11,7 @@ use consensus_core::{AppendResponse, HardState, LogIndex, NodeId, SnapshotMeta};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Event, Output, Raft, Reply,
+    ControlMessage, Event, Output, Raft,
     model::{Names, digest_all},
 };
 
@@ -20,51 +20,52 @@ use crate::{
 pub struct Persist {
     /// New hard state.
     pub hard_state: Option<HardState>,
-    /// Entries up to here go.
+    /// Snapshot position up to which entries are removed.
     pub purge: Option<SnapshotMeta>,
-    /// Entries after here go.
+    /// Index after which entries are removed.
     pub truncate_after: Option<LogIndex>,
-    /// Entries `(after, last]` come.
+    /// Entries to append: those in `(after, last]`.
     pub append: (LogIndex, LogIndex),
 }
 
-/// What is not yet written, and what is being written.
+/// Data that is not written yet, and the write in flight.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Writes {
     hard_state: bool,
     purge: Option<SnapshotMeta>,
     truncate_after: Option<LogIndex>,
-    /// Last index handed to the storage (or removed from what was).
+    /// Last index passed to the storage, and not truncated since.
     issued: LogIndex,
-    waiting: Vec<Held>,
+    waiting: Vec<Deferred>,
     in_flight: Option<InFlight>,
-    /// Entries found no room; writes leave them out.
+    /// Whether writes leave out entries because the disk had no room for them.
     pub(crate) lacks_room: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct InFlight {
-    /// Last index that this write makes durable; goes down when the log is truncated meanwhile.
+    /// Last index that this write makes durable; decreases when the log is truncated during the write.
     pub(crate) last: LogIndex,
-    pub(crate) held: Vec<Held>,
-    /// What was asked to be written.
-    pub(crate) asked: Persist,
+    pub(crate) held: Vec<Deferred>,
+    /// The write as requested from the driver.
+    pub(crate) request: Persist,
 }
 
-/// What waits for a write.
+/// An output that waits for a write.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum Held {
-    Send(NodeId, Reply),
+pub(crate) enum Deferred {
+    Send(NodeId, ControlMessage),
     Output(Output),
 }
 
-impl Held {
-    /// Whether it depends on the hard state alone. A vote speaks of a log that need not be durable: who is elected with it holds
-    /// it in memory, and who dies before it is durable leads no longer.
+impl Deferred {
+    /// Whether the output depends only on the hard state. A vote refers to a log that need not be durable: a candidate that
+    /// is elected with it holds its log in memory, and one that crashes before the log is durable is not leader any more.
     fn needs_no_entries(&self) -> bool {
         matches!(
             self,
-            Self::Send(_, Reply::VoteRequest(_) | Reply::VoteResponse(_)) | Self::Output(Output::Install(_))
+            Self::Send(_, ControlMessage::VoteRequest(_) | ControlMessage::VoteResponse(_))
+                | Self::Output(Output::Install(_))
         )
     }
 }
@@ -82,8 +83,8 @@ impl Writes {
         self.purge = Some(meta);
     }
 
-    /// The log was cut after `index`: what was issued beyond will be cut on disk too, and is not durable any more even
-    /// if its write succeeds.
+    /// Truncates the log after `index`. Entries after it that were passed to the storage will be truncated on disk too, and
+    /// do not become durable even if their write succeeds.
     pub(crate) fn truncate_after(&mut self, index: LogIndex) {
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.last = in_flight.last.min(index);
@@ -94,7 +95,7 @@ impl Writes {
         }
     }
 
-    /// The log begins anew after `index`, whatever the disk holds beyond.
+    /// Restarts the log after `index`, whatever the disk holds beyond it.
     pub(crate) fn reset(&mut self, index: LogIndex) {
         self.truncate_after(index);
         self.issued = index;
@@ -113,14 +114,14 @@ impl Writes {
         }
     }
 
-    /// Takes back the write in flight, of which nothing was written; the log is purged up to `purged`.
+    /// Takes back the write in flight, of which nothing was written; `purged` is the purged position of the log.
     pub(crate) fn take_back(&mut self, purged: LogIndex) {
-        let Some(InFlight { mut held, asked, .. }) = self.in_flight.take() else { return };
-        let Persist { hard_state, purge, truncate_after, append: (after, _) } = asked;
+        let Some(InFlight { mut held, request, .. }) = self.in_flight.take() else { return };
+        let Persist { hard_state, purge, truncate_after, append: (after, _) } = request;
         self.lacks_room = true;
         self.hard_state |= hard_state.is_some();
         self.purge = self.purge.take().or(purge);
-        // What was cut since is on the disk only if it had been written before.
+        // A truncation since then matters to the disk only if the entries had been written before.
         let cut_since = self.truncate_after.filter(|at| *at < after);
         let cut = truncate_after.into_iter().chain(cut_since).min();
         self.truncate_after = cut.filter(|at| *at >= purged);
@@ -129,13 +130,13 @@ impl Writes {
         self.waiting = held;
     }
 
-    /// The end of the log as far as it is to be written now, `last` being the end of the whole.
+    /// Last index to write now; `last` is the end of the log.
     fn end(&self, last: LogIndex) -> LogIndex {
         if self.lacks_room { self.issued } else { last }
     }
 
-    /// The messages that the next write carries, `last` being the end of the log.
-    fn take_waiting(&mut self, last: LogIndex) -> Vec<Held> {
+    /// Takes the outputs that the next write releases; `last` is the end of the log.
+    fn take_waiting(&mut self, last: LogIndex) -> Vec<Deferred> {
         if self.end(last) == last {
             return std::mem::take(&mut self.waiting);
         }
@@ -148,8 +149,8 @@ impl Writes {
 }
 
 impl Raft {
-    /// The next write, `None` if there is nothing to write or a write is in flight. The caller makes it durable and
-    /// steps [`Event::Persisted`]; meanwhile it goes on stepping, so that the next write gathers.
+    /// Takes the next write; `None` if there is nothing to write or a write is in flight. The caller makes it durable and
+    /// steps [`Event::Persisted`]. Meanwhile it continues to step events, which collect in the next write.
     pub fn take_persist(&mut self) -> Option<Persist> {
         let log_end = self.log.last().index;
         let last = self.writes.end(log_end);
@@ -160,13 +161,13 @@ impl Raft {
         let held = self.writes.take_waiting(log_end);
         let hard_state = std::mem::take(&mut self.writes.hard_state).then(|| self.hard.clone());
         let (purge, truncate_after) = (self.writes.purge.take(), self.writes.truncate_after.take());
-        let asked = Persist { hard_state, purge, truncate_after, append: (after, last) };
-        self.writes.in_flight = Some(InFlight { last, held, asked: asked.clone() });
-        Some(asked)
+        let request = Persist { hard_state, purge, truncate_after, append: (after, last) };
+        self.writes.in_flight = Some(InFlight { last, held, request: request.clone() });
+        Some(request)
     }
 
-    /// Lets `held` out when all that this node has decided so far is durable; at once if it is.
-    pub(crate) fn when_durable(&mut self, held: Held) {
+    /// Releases `held` when everything that this node has decided so far is durable; at once if it already is.
+    pub(crate) fn when_durable(&mut self, held: Deferred) {
         let log_end = self.log.last().index;
         let last = if held.needs_no_entries() { self.writes.end(log_end) } else { log_end };
         if self.writes.is_unwritten(last) {
@@ -181,19 +182,19 @@ impl Raft {
     pub(crate) fn on_persisted(&mut self) {
         let Some(mut in_flight) = self.writes.in_flight.take() else { return };
         self.durable = self.durable.max(in_flight.last);
-        self.forget_loss();
+        self.clear_loss();
         self.finish_joining();
         for held in in_flight.held.drain(..) {
             self.release(held);
         }
         if self.writes.waiting.is_empty() {
-            self.writes.waiting = in_flight.held; // For its room.
+            self.writes.waiting = in_flight.held; // Reuses the allocation.
         }
         self.reached(self.durable);
     }
 
-    /// A log that is as far again as it was before it was damaged is one like any other (I16).
-    pub(crate) fn forget_loss(&mut self) {
+    /// Clears the record of lost entries once the durable log reaches as far as before the damage (I16).
+    pub(crate) fn clear_loss(&mut self) {
         let durable = self.log.id_at(self.durable);
         if self.hard.lost_through.is_some_and(|lost| durable.is_some_and(|last| last >= lost)) {
             self.hard.lost_through = None;
@@ -201,21 +202,21 @@ impl Raft {
         }
     }
 
-    fn release(&mut self, held: Held) {
+    fn release(&mut self, held: Deferred) {
         match held {
-            // Said in a term that has passed meanwhile; nobody waits for it, and it might speak of entries that are gone.
-            Held::Send(_, reply) if reply.term() < self.hard.term => {}
-            // What was written may have ended the joining.
-            Held::Send(to, Reply::AppendResponse(response)) => {
+            // The term has passed since: no node waits for the message, and it may refer to entries that were truncated.
+            Deferred::Send(_, reply) if reply.term() < self.hard.term => {}
+            // The completed write may have ended joining.
+            Deferred::Send(to, ControlMessage::AppendResponse(response)) => {
                 let response = AppendResponse { joining: self.is_joining(), ..response };
-                self.outputs.push(Output::Send(to, Reply::AppendResponse(response)));
+                self.outputs.push(Output::Send(to, ControlMessage::AppendResponse(response)));
             }
-            // A candidate's vote for itself counts when it is durable, like anybody's (I1).
-            Held::Send(to, Reply::VoteResponse(response)) if to == self.config.id => {
+            // A candidate's vote for itself counts only once it is durable, like every vote (I1).
+            Deferred::Send(to, ControlMessage::VoteResponse(response)) if to == self.config.id => {
                 self.handle(Event::VoteResponse(to, response));
             }
-            Held::Send(to, reply) => self.outputs.push(Output::Send(to, reply)),
-            Held::Output(output) => self.outputs.push(output),
+            Deferred::Send(to, reply) => self.outputs.push(Output::Send(to, reply)),
+            Deferred::Output(output) => self.outputs.push(output),
         }
     }
 }
@@ -228,7 +229,7 @@ mod tests {
     fn only_what_was_issued_is_cut() {
         let mut writes = Writes::new(LogIndex(5));
         writes.truncate_after(LogIndex(5));
-        assert!(!writes.is_unwritten(LogIndex(5)), "there is nothing on the disk to cut");
+        assert!(!writes.is_unwritten(LogIndex(5)), "there is nothing to truncate on the disk");
         writes.truncate_after(LogIndex(4));
         writes.truncate_after(LogIndex(3));
         assert_eq!((writes.issued, writes.truncate_after), (LogIndex(3), Some(LogIndex(3))));

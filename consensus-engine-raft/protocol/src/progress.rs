@@ -1,4 +1,4 @@
-//! A leader's view of one follower.
+//! Replication state that a leader keeps for each follower.
 
 use std::{
     collections::VecDeque,
@@ -10,50 +10,50 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Config, Time};
 
-/// What a leader knows of one follower, and how it sends to it.
+/// What a leader knows of one follower's log, and how it replicates to the follower.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Progress {
-    /// Known to be durable there (I5); never guessed.
+    /// Last index known to be durable on the follower (I5).
     pub(crate) matched: LogIndex,
-    /// The next entry to send.
+    /// Next entry to send.
     pub(crate) next: LogIndex,
     pub(crate) state: State,
-    /// Latest heartbeat round that it answered.
+    /// Latest heartbeat round that the follower responded to.
     pub(crate) round: u64,
-    /// When it last answered.
+    /// Time of the follower's last response.
     pub(crate) heard: Time,
-    /// Storage from which it first answered.
+    /// Storage of the follower's first response.
     pub(crate) storage: StorageId,
-    /// Storage of which all of this is known: what one storage has says nothing of another one.
+    /// Storage that the fields above describe: the entries of one storage say nothing about another one.
     pub(crate) current: StorageId,
-    /// Round of the first message since the member was added: earlier ones were answered by a former member (I19).
+    /// Round of the first message since the member was added. Responses to earlier rounds come from a former member (I19).
     pub(crate) first_round: u64,
-    /// Whether its log still lacks what was committed when it joined (I18).
+    /// Whether the follower's log still lacks entries that were committed when it joined (I18).
     pub(crate) joining: bool,
-    /// Why its acknowledgements do not count, if they do not.
-    pub(crate) discount: Option<Discount>,
+    /// Why the follower's acknowledgements do not count; `None` if they do.
+    pub(crate) exclusion: Option<Exclusion>,
 }
 
-/// Why a member's acknowledgements count towards no quorum.
+/// Why the acknowledgements of a member count towards no quorum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) enum Discount {
-    /// Its storage is not the one that the configuration knows, or not the one from which it first answered (I14, I19).
+pub(crate) enum Exclusion {
+    /// The member's storage is not the one that the configuration names, or not the one of its first response (I14, I19).
     OtherStorage,
-    /// It is a founding member whose log began empty, and lacks what was committed when it joined (I18).
+    /// The member is a founding member whose log started empty and lacks entries that were committed when it joined (I18).
     EmptiedFounder,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum State {
-    /// Where the logs agree is not known: one message at a time.
+    /// It is unknown where the two logs agree: one message at a time.
     Probe { sent: bool },
-    /// They agree before `next`: messages are sent without waiting.
+    /// The logs agree before `next`: messages are sent without waiting for responses.
     Replicate(Inflight),
-    /// The log it needs is gone: a snapshot is on its way.
+    /// The entries that the follower needs are purged: a snapshot is being sent.
     Snapshot,
 }
 
-/// Messages with entries that were sent and not acknowledged.
+/// Unacknowledged messages with entries.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Inflight {
     messages: VecDeque<(LogIndex, u64)>,
@@ -94,31 +94,31 @@ impl Progress {
             current: StorageId::default(),
             first_round,
             joining: false,
-            discount: None,
+            exclusion: None,
         }
     }
 
-    /// Whether its acknowledgements count towards a quorum.
+    /// Whether the follower's acknowledgements count towards a quorum.
     pub(crate) fn counts(&self) -> bool {
-        self.discount.is_none()
+        self.exclusion.is_none()
     }
 
-    /// How far its log counts towards a quorum.
+    /// Last index of the follower that counts towards a quorum.
     pub(crate) fn counted_match(&self) -> LogIndex {
         if self.counts() { self.matched } else { LogIndex::ZERO }
     }
 
-    /// The round that it counts as having answered.
+    /// Latest heartbeat round of the follower that counts towards a quorum.
     pub(crate) fn counted_round(&self) -> u64 {
         if self.counts() { self.round } else { 0 }
     }
 
-    /// Turns to the storage that a response came from, of which nothing is known if it is another than before. `false` if the
-    /// response is a late one of a former storage. Otherwise this happens (I14):
-    /// 1. the disk of a member is emptied, and the empty one acknowledges what it is sent, which does not count;
-    /// 2. a late acknowledgement of the former disk, which counts, arrives;
-    /// 3. what the empty disk acknowledged is taken for what the former one has.
-    pub(crate) fn turn_to(&mut self, response: &AppendResponse) -> bool {
+    /// Switches to the storage that sent the response. If it is another storage than before, nothing is known about its log.
+    /// Returns `false` if the response is a late one of a former storage. Without this check (I14):
+    /// 1. The disk of a member is emptied. The empty disk acknowledges entries, which does not count.
+    /// 2. A late acknowledgement of the former disk, which counts, arrives.
+    /// 3. The acknowledgements of the empty disk are attributed to the former one.
+    pub(crate) fn switch_storage(&mut self, response: &AppendResponse) -> bool {
         if self.current == response.storage {
             return true;
         }
@@ -133,9 +133,9 @@ impl Progress {
         true
     }
 
-    /// Notes from which storage an acknowledgement came, and so whether it counts (I14, I18, I19). `membership` is the
+    /// Records the storage that sent an acknowledgement, and whether it counts (I14, I18, I19). `membership` is the
     /// configuration in force, `from` the sender.
-    pub(crate) fn note_sender(&mut self, membership: &Membership, from: NodeId, response: &AppendResponse) {
+    pub(crate) fn record_sender(&mut self, membership: &Membership, from: NodeId, response: &AppendResponse) {
         let member = membership.get(from);
         let is_trusted = member.is_none_or(|member| member.trusts(response.storage));
         if is_trusted && self.storage == StorageId::UNKNOWN {
@@ -143,33 +143,34 @@ impl Progress {
         }
         self.joining = response.joining;
         let is_founder = member.is_some_and(|member| member.storage.is_none());
-        self.discount = if !is_trusted || self.storage != response.storage {
-            Some(Discount::OtherStorage)
+        self.exclusion = if !is_trusted || self.storage != response.storage {
+            Some(Exclusion::OtherStorage)
         } else {
-            // What a former member promised ended when it was removed: one that a change added counts when it is a voter.
-            (self.joining && is_founder).then_some(Discount::EmptiedFounder)
+            // The removal of a former member ended its promises: a member that a change added counts as soon as it is a
+            // voter.
+            (self.joining && is_founder).then_some(Exclusion::EmptiedFounder)
         };
     }
 
-    /// Whether it answered within an election timeout.
+    /// Whether the follower responded within an election timeout.
     pub(crate) fn in_touch(&self, config: &Config, now: Time) -> bool {
         self.heard + config.election_timeout > now
     }
 
-    /// The follower has everything up to `matched`, durably.
+    /// Records that the follower's disk holds the log up to `matched`.
     pub(crate) fn accepted(&mut self, matched: LogIndex, purged: LogIndex) {
         self.matched = self.matched.max(matched);
         self.next = self.next.max(self.matched.next());
         match &mut self.state {
             State::Replicate(inflight) => inflight.acknowledged(matched),
             State::Probe { .. } => self.state = State::Replicate(Inflight::default()),
-            // An answer to a heartbeat; the log still cannot serve it.
+            // A response to a heartbeat; the follower still needs entries that are purged.
             State::Snapshot if self.matched < purged => (),
             State::Snapshot => self.state = State::Replicate(Inflight::default()),
         }
     }
 
-    /// Begins to look for the place where the logs agree, from `next` down.
+    /// Starts to search for the position where the logs agree, from `next` downwards.
     pub(crate) fn probe_from(&mut self, next: LogIndex) {
         self.next = next.max(self.matched.next());
         self.state = State::Probe { sent: false };

@@ -1,4 +1,4 @@
-//! The state of one node and the way events take through it.
+//! State of one node, and the dispatch of events.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,53 +8,54 @@ use consensus_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Config, ConfigError, Event, Output, Refusal, SnapshotVerdict, Time,
+    ArrivalOutcome, Config, ConfigError, Event, Output, Refusal, Time,
     election::Ballots,
     log::Log,
     membership::Change,
-    persist::{Held, Writes},
-    progress::{Discount, Progress, State},
-    reads::{Asking, Reads},
+    persist::{Deferred, Writes},
+    progress::{Exclusion, Progress, State},
+    reads::{ForwardedReads, Reads},
     transfer::Transfer,
 };
 
-/// One node's protocol state.
+/// Protocol state of one node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Raft {
     pub(crate) config: Config,
     pub(crate) now: Time,
     pub(crate) random: Random,
     pub(crate) hard: HardState,
-    /// This node's storage.
+    /// Identity of this node's storage.
     pub(crate) storage: StorageId,
     pub(crate) log: Log,
     pub(crate) writes: Writes,
-    /// Last index on this node's disk.
+    /// Last index that is durable on this node.
     pub(crate) durable: LogIndex,
     pub(crate) commit: LogIndex,
-    /// Last index let out for application.
+    /// Last index passed to the driver for application.
     pub(crate) applying: LogIndex,
     pub(crate) role: Role,
     pub(crate) leader: Option<NodeId>,
-    /// The leader that this node followed last, with its term.
+    /// Leader that this node followed last, and the leader's term.
     pub(crate) followed: Option<(Term, NodeId)>,
-    /// When a leader was last heard.
+    /// When this node last heard a leader.
     pub(crate) leader_heard: Option<Time>,
-    /// With leases a node that comes up may have promised a leader its patience: it gives no vote before this.
-    pub(crate) patient_until: Time,
-    /// Reads that this node, as a follower, asks the leader about.
-    pub(crate) asking: Asking,
+    /// This node grants no vote before this time: with leases, its earlier incarnation may have acknowledged a leader whose
+    /// lease still holds.
+    pub(crate) no_votes_until: Time,
+    /// Reads of this node, as a follower, that need a read index from the leader.
+    pub(crate) forwarded: ForwardedReads,
     pub(crate) election_deadline: Time,
-    /// Latest heartbeat round that this node answered, with its term.
-    pub(crate) answered_round: (Term, u64),
-    /// A leader contradicted what is committed here (I17): nothing is done any more.
+    /// Latest heartbeat round that this node acknowledged, and the round's term.
+    pub(crate) acknowledged_round: (Term, u64),
+    /// A leader contradicted committed entries of this node (I17); the node has stopped.
     pub(crate) contradicted: bool,
-    /// The disk or the state machine does not answer.
+    /// A call of the disk or the state machine has exceeded its time limit.
     pub(crate) stalled: bool,
     pub(crate) outputs: Vec<Output>,
 }
 
-/// What the node does; each role owns what only it needs.
+/// Role of the node, with the state that only this role needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Role {
     Follower,
@@ -67,37 +68,37 @@ pub(crate) enum Role {
 pub(crate) struct Leader {
     pub(crate) peers: BTreeMap<NodeId, Progress>,
     pub(crate) heartbeat_deadline: Time,
-    /// Heartbeat round last begun.
+    /// Latest heartbeat round.
     pub(crate) round: u64,
     pub(crate) reads: Reads,
     pub(crate) change: Option<Change>,
     pub(crate) transfer: Option<Transfer>,
-    /// From when on the leader may think of a transfer by itself.
+    /// When the leader may next transfer leadership without a request.
     pub(crate) next_transfer: Time,
-    /// No lease reads in this term any more.
+    /// Whether this leader may serve no lease reads any more in its term.
     pub(crate) lease_void: bool,
 }
 
-/// What a node starts from.
+/// State from which a node starts.
 #[derive(Clone, Debug, Default)]
 pub struct Restored {
-    /// What the storage loaded.
+    /// State that the storage loaded.
     pub log: LogState,
-    /// Last index that the state machine reflects; it was committed.
+    /// Last index that the state machine has applied. It was committed.
     pub applied: LogIndex,
 }
 
 impl Raft {
-    /// A node as it comes up: a follower that knows no leader.
+    /// Creates a follower that knows no leader.
     ///
     /// # Errors
-    /// The settings are wrong.
+    /// The settings are invalid.
     pub fn new(config: Config, restored: Restored, now: Time) -> Result<Self, ConfigError> {
         config.validate()?;
         let random = Random::from_seed(config.seed);
         let hard = restored.log.hard_state.clone();
         let storage = restored.log.storage;
-        let patience = if config.lease_drift_percent > 0 { config.election_timeout } else { Time::ZERO };
+        let voting_pause = if config.lease_drift_percent > 0 { config.election_timeout } else { Time::ZERO };
         let is_new = restored.log.is_new();
         let log = Log::new(restored.log);
         let (purged, last) = (log.purged().index, log.last().index);
@@ -117,29 +118,29 @@ impl Raft {
             leader: None,
             followed: None,
             leader_heard: None,
-            patient_until: now + patience,
-            asking: Asking::default(),
+            no_votes_until: now + voting_pause,
+            forwarded: ForwardedReads::default(),
             election_deadline: now,
-            answered_round: (Term::ZERO, 0),
+            acknowledged_round: (Term::ZERO, 0),
             contradicted: false,
             stalled: false,
             outputs: Vec::new(),
         };
         if is_new {
-            raft.begin_joining();
+            raft.start_joining();
         }
         raft.finish_joining();
-        raft.note_cluster();
-        // A crash may have come between the last entry that was missing and the note that none is.
-        raft.forget_loss();
-        // The one voter need not wait for anybody.
+        raft.record_cluster();
+        // A crash may have come between the write of the last missing entry and the write that clears the loss.
+        raft.clear_loss();
+        // The only voter campaigns at once.
         if !raft.membership().is_only_voter(raft.config.id) {
             raft.reset_election_deadline();
         }
         Ok(raft)
     }
 
-    /// Takes one event at `now`, and returns what is to be done.
+    /// Processes one event at `now`. Returns the actions for the driver.
     pub fn step(&mut self, now: Time, event: Event) -> Vec<Output> {
         self.now = self.now.max(now);
         self.handle(event);
@@ -147,9 +148,9 @@ impl Raft {
         std::mem::take(&mut self.outputs)
     }
 
-    /// Takes commands whose entries have these sizes ([`Entry::size_bytes`](consensus_core::Entry::size_bytes)), all or none.
-    /// They are in the log from the returned place on, not yet committed; `None`: this node does not lead, or is
-    /// [handing over](Self::transferring_to).
+    /// Appends commands whose entries have these sizes ([`Entry::size_bytes`](consensus_core::Entry::size_bytes)), all or
+    /// none. Returns the log id of the first one; they are not committed yet. Returns `None` if this node is not leader, or
+    /// is [transferring leadership](Self::transferring_to).
     pub fn propose(&mut self, now: Time, sizes_bytes: &[u64]) -> Option<LogId> {
         self.now = self.now.max(now);
         let first = self.append_proposals(sizes_bytes);
@@ -157,24 +158,24 @@ impl Raft {
         first
     }
 
-    /// Ends a turn: sends what the events of the turn made ready, at most one run of entries per peer and message limit.
+    /// Ends a turn: sends the messages that the events of the turn made ready, within the message limits of each peer.
     pub fn finish_turn(&mut self, now: Time) -> Vec<Output> {
         self.now = self.now.max(now);
         if !self.contradicted {
-            self.begin_read_round();
+            self.start_read_round();
             self.replicate();
         }
         self.check_invariants();
         std::mem::take(&mut self.outputs)
     }
 
-    /// Takes back what [`step`](Self::step) or [`finish_turn`](Self::finish_turn) returned, to use its room again.
+    /// Takes back the vector that [`step`](Self::step) or [`finish_turn`](Self::finish_turn) returned, to reuse its memory.
     pub fn recycle(&mut self, mut outputs: Vec<Output>) {
         outputs.clear();
         self.outputs = outputs;
     }
 
-    /// When [`Event::Tick`] is next of use, if at all.
+    /// Returns the time at which [`Event::Tick`] is needed next, if any.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         let own = match &self.role {
@@ -182,7 +183,7 @@ impl Raft {
             _ if self.may_campaign() => Some(self.election_deadline),
             _ => None,
         };
-        own.into_iter().chain(self.asking.deadline()).min()
+        own.into_iter().chain(self.forwarded.deadline()).min()
     }
 
     pub(crate) fn handle(&mut self, event: Event) {
@@ -210,21 +211,21 @@ impl Raft {
             Event::SnapshotSent(to, last) => self.on_snapshot_sent(to, last),
             Event::Disconnected(node) => self.on_disconnected(node),
             Event::NoRoom => self.on_no_room(),
-            Event::TryEntries => self.on_try_entries(),
+            Event::RetryEntries => self.on_retry_entries(),
             Event::Stalled(is_stalled) => self.on_stalled(is_stalled),
             Event::StepDown => self.on_step_down(),
         }
     }
 
-    /// A snapshot wants an answer even so.
+    /// Drops an event. The driver waits for the outcome of a snapshot even then.
     fn ignore(&mut self, event: Event) {
         if matches!(event, Event::SnapshotArrived { .. }) {
-            self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
+            self.outputs.push(Output::SnapshotSettled(ArrivalOutcome::Refused));
         }
     }
 
     fn on_tick(&mut self) {
-        self.expire_questions();
+        self.expire_read_requests();
         match &self.role {
             Role::Leader(_) => self.tick_leader(),
             _ if self.now >= self.election_deadline && self.may_campaign() => self.campaign(),
@@ -232,7 +233,7 @@ impl Raft {
         }
     }
 
-    /// Follows in `term`, at least the node's own. Only a newer term forgets the vote (I1).
+    /// Becomes a follower in `term`, which is at least the node's own. Only a newer term clears the vote (I1).
     pub(crate) fn become_follower(&mut self, term: Term, leader: Option<NodeId>) {
         if term > self.hard.term {
             self.hard.term = term;
@@ -242,7 +243,7 @@ impl Raft {
         if let Role::Leader(leader) = std::mem::replace(&mut self.role, Role::Follower) {
             self.outputs.extend(leader.reads.into_refusals(self.hard.term));
             if let Some(Change { token, .. }) = leader.change {
-                self.outputs.push(Output::ChangeRefused(token, Refusal::LostLead));
+                self.outputs.push(Output::ChangeRefused(token, Refusal::LostLeadership));
             }
             self.end_transfer(leader.transfer);
             self.reset_election_deadline();
@@ -250,17 +251,17 @@ impl Raft {
         self.set_leader(leader);
     }
 
-    /// Another leader, or none: what the last one was asked it need not answer any more.
+    /// Changes the known leader. Read index requests to the former leader are refused, because it need not respond any more.
     pub(crate) fn set_leader(&mut self, leader: Option<NodeId>) {
         if self.leader != leader {
             self.leader = leader;
-            self.drop_questions();
+            self.refuse_forwarded_reads();
         }
     }
 
-    /// Lets out what may be applied (I8).
+    /// Passes committed and durable entries to the driver for application (I8).
     pub(crate) fn apply_committed(&mut self) {
-        self.note_cluster();
+        self.record_cluster();
         let through = self.commit.min(self.durable);
         if self.hard.installing.is_none() && through > self.applying {
             self.applying = through;
@@ -268,12 +269,12 @@ impl Raft {
         }
     }
 
-    /// The state machine jumped to `index`.
+    /// Records that the state machine restored a snapshot that ends at `index`.
     pub(crate) fn applied_by_snapshot(&mut self, index: LogIndex) {
         self.commit = self.commit.max(index);
         self.applying = self.applying.max(index);
         self.durable = index;
-        self.note_cluster();
+        self.record_cluster();
     }
 
     fn on_compact(&mut self, through: LogIndex) {
@@ -287,10 +288,10 @@ impl Raft {
     }
 
     pub(crate) fn output_when_durable(&mut self, output: Output) {
-        self.when_durable(Held::Output(output));
+        self.when_durable(Deferred::Output(output));
     }
 
-    /// What must hold after every step, whoever erred; cheap enough for release builds.
+    /// Checks the invariants after every step; cheap enough for release builds.
     fn check_invariants(&self) {
         let (purged, last) = (self.log.purged().index, self.log.last().index);
         assert!(
@@ -307,25 +308,25 @@ impl Raft {
         }
     }
 
-    /// This node.
+    /// Id of this node.
     #[must_use]
     pub fn id(&self) -> NodeId {
         self.config.id
     }
 
-    /// Its term.
+    /// Current term of this node.
     #[must_use]
     pub fn term(&self) -> Term {
         self.hard.term
     }
 
-    /// Its term and vote, as last decided (perhaps not yet durable).
+    /// Term and vote of this node, as last decided (perhaps not durable yet).
     #[must_use]
     pub fn hard_state(&self) -> &HardState {
         &self.hard
     }
 
-    /// What it does.
+    /// Role of this node.
     #[must_use]
     pub fn role(&self) -> StatusRole {
         match self.role {
@@ -337,7 +338,7 @@ impl Raft {
         }
     }
 
-    /// On a leader: to whom it is handing over.
+    /// On a leader: the node to which it is transferring leadership.
     #[must_use]
     pub fn transferring_to(&self) -> Option<NodeId> {
         match &self.role {
@@ -346,13 +347,13 @@ impl Raft {
         }
     }
 
-    /// This node's storage.
+    /// Identity of this node's storage.
     #[must_use]
     pub fn storage(&self) -> StorageId {
         self.storage
     }
 
-    /// Who leads, as far as is known.
+    /// Current leader, if known.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
         self.leader
@@ -364,7 +365,7 @@ impl Raft {
         self.log.last()
     }
 
-    /// The entry at `index`, if the log holds it or ends its purged part with it.
+    /// Log id of the entry at `index`, if the log holds it or it is the last purged entry.
     #[must_use]
     pub fn id_at(&self, index: LogIndex) -> Option<LogId> {
         self.log.id_at(index)
@@ -376,13 +377,13 @@ impl Raft {
         self.log.purged()
     }
 
-    /// [Size](consensus_core::Entry::size_bytes) of all entries that the log holds.
+    /// Total [size](consensus_core::Entry::size_bytes) of the entries that the log holds.
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
         self.log.size_bytes()
     }
 
-    /// Up to where the log can be forgotten so that entries of at most `bytes_max` together are left.
+    /// Index after which the entries have at most `bytes_max` bytes together: the log can be purged up to it.
     #[must_use]
     pub fn log_tail(&self, bytes_max: u64) -> LogIndex {
         self.log.tail(bytes_max)
@@ -394,7 +395,7 @@ impl Raft {
         self.commit
     }
 
-    /// Last index on this node's disk.
+    /// Last index that is durable on this node.
     #[must_use]
     pub fn durable(&self) -> LogIndex {
         self.durable
@@ -406,26 +407,26 @@ impl Raft {
         self.log.membership()
     }
 
-    /// The configuration that was in force at `index`.
+    /// Configuration that was in force at `index`.
     #[must_use]
     pub fn membership_at(&self, index: LogIndex) -> Arc<Membership> {
         self.log.membership_at(index)
     }
 
-    /// On a leader: what it knows of the others.
+    /// On a leader: replication status of the other members.
     #[must_use]
     pub fn peers(&self) -> BTreeMap<NodeId, PeerStatus> {
         self.peer_statuses().collect()
     }
 
-    /// [`peers`](Self::peers), in order, without making a map.
+    /// Returns [`peers`](Self::peers) as an iterator in order of ids, without allocating a map.
     pub fn peer_statuses(&self) -> impl Iterator<Item = (NodeId, PeerStatus)> {
         let status = |peer: &Progress| PeerStatus {
             matched: peer.matched,
-            // The driver, which sends it, knows how far it is.
+            // The driver sends the snapshot and fills in the progress.
             snapshot_bytes: matches!(peer.state, State::Snapshot).then_some(0),
             active: peer.in_touch(&self.config, self.now),
-            other_storage: peer.discount == Some(Discount::OtherStorage),
+            other_storage: peer.exclusion == Some(Exclusion::OtherStorage),
             joining: peer.joining,
         };
         let leader = match &self.role {
@@ -437,7 +438,7 @@ impl Raft {
     }
 }
 
-/// SplitMix64 (Steele et al. 2014): all that election timeouts need, and the same on every platform and version.
+/// SplitMix64 (Steele et al. 2014): sufficient for election timeouts, and the same on every platform and in every version.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Random(u64);
 
@@ -454,7 +455,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// At random from `0..span`.
+    /// Random duration in `0..span`.
     pub(crate) fn below(&mut self, span: Time) -> Time {
         let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX).max(1);
         Time::from_nanos(self.next() % nanos)

@@ -1,4 +1,4 @@
-//! Linearizable reads without log entries: ReadIndex (D §6.4), batched; by lease (D §6.4.1); on followers.
+//! Linearizable reads without log entries: batched ReadIndex (D §6.4), lease reads (D §6.4.1), and both from followers.
 
 use std::{
     collections::VecDeque,
@@ -9,71 +9,71 @@ use consensus_core::{LogIndex, NodeId, ReadIndexRequest, ReadIndexResponse, Term
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Output, Raft, Reply, Time,
+    ControlMessage, Output, Raft, Time,
     model::{Names, name},
     raft::{Leader, Role},
-    replication::Send,
+    replication::SendReason,
 };
 
 /// Reads that wait on a leader.
 ///
-/// 1. A read arrives and waits for the leader to have committed in its term ("new").
-/// 2. The commit index is noted, and at the end of the turn one heartbeat round begins for all that came ("noted").
-/// 3. A quorum answers that round or a later one: the leader still led when it noted the index (I9).
+/// 1. A read arrives and waits until the leader has committed an entry of its term (`new`).
+/// 2. The commit index is recorded, and at the end of the turn one heartbeat round starts for all new reads (`pending`).
+/// 3. A quorum responds to that round or a later one: the node was still leader when it recorded the index (I9).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Reads {
-    /// The first entry of the leader's term; only when it is committed is the commit index up to date.
+    /// First entry of the leader's term. The commit index is up to date once this entry is committed.
     term_start: LogIndex,
     committed: Option<LogIndex>,
-    new: Vec<Reader>,
-    noted: VecDeque<Noted>,
-    /// When the rounds began that no quorum has answered yet.
+    new: Vec<ReadOrigin>,
+    pending: VecDeque<PendingRead>,
+    /// Rounds that no quorum has responded to yet, with their start times.
     rounds: VecDeque<(u64, Time)>,
-    /// When the latest round began that a quorum has answered: the lease counts from there.
+    /// Start of the latest round that a quorum has responded to; the lease counts from then.
     confirmed: Option<Time>,
 }
 
-/// Who wants to read.
+/// Origin of a read.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-enum Reader {
+enum ReadOrigin {
     /// A client of this node, by token.
-    Here(u64),
-    /// A follower, by its question's id.
-    At(NodeId, u64),
+    Local(u64),
+    /// A follower, and the id of its request.
+    Follower(NodeId, u64),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Noted {
-    reader: Reader,
+struct PendingRead {
+    origin: ReadOrigin,
     index: LogIndex,
     round: u64,
 }
 
-impl Reader {
+impl ReadOrigin {
     fn ready(self, term: Term, index: LogIndex) -> Output {
         match self {
-            Self::Here(token) => Output::ReadReady(token, index),
-            Self::At(node, id) => answer(node, term, id, Some(index)),
+            Self::Local(token) => Output::ReadReady(token, index),
+            Self::Follower(node, id) => read_index_response(node, term, id, Some(index)),
         }
     }
 
     fn refused(self, term: Term) -> Output {
         match self {
-            Self::Here(token) => Output::ReadRefused(token),
-            Self::At(node, id) => answer(node, term, id, None),
+            Self::Local(token) => Output::ReadRefused(token),
+            Self::Follower(node, id) => read_index_response(node, term, id, None),
         }
     }
 }
 
-fn answer(to: NodeId, term: Term, id: u64, index: Option<LogIndex>) -> Output {
-    Output::Send(to, Reply::ReadIndexResponse(ReadIndexResponse { term, id, index }))
+fn read_index_response(to: NodeId, term: Term, id: u64, index: Option<LogIndex>) -> Output {
+    Output::Send(to, ControlMessage::ReadIndexResponse(ReadIndexResponse { term, id, index }))
 }
 
-impl Reader {
+impl ReadOrigin {
     fn digest(self, names: Names<'_>, hasher: &mut impl Hasher) {
         match self {
-            Self::Here(token) => (0, token).hash(hasher),
-            Self::At(node, id) => (1, name(node, names), id).hash(hasher),
+            Self::Local(token) => (0, token).hash(hasher),
+            Self::Follower(node, id) => (1, name(node, names), id).hash(hasher),
         }
     }
 }
@@ -84,25 +84,25 @@ impl Reads {
         self.confirmed = self.confirmed.map(moved);
     }
 
-    /// When rounds began matters to leases alone.
-    pub(crate) fn forget_lease(&mut self) {
+    /// Clears the start times of rounds, which matter only to leases.
+    pub(crate) fn clear_lease(&mut self) {
         self.rounds.clear();
         self.confirmed = None;
     }
 
     pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
-        let Self { term_start, committed, new, noted, rounds, confirmed } = self;
+        let Self { term_start, committed, new, pending, rounds, confirmed } = self;
         (term_start, committed, rounds, confirmed, new.len()).hash(hasher);
-        new.iter().for_each(|reader| reader.digest(names, hasher));
-        for Noted { reader, index, round } in noted {
-            reader.digest(names, hasher);
+        new.iter().for_each(|origin| origin.digest(names, hasher));
+        for PendingRead { origin, index, round } in pending {
+            origin.digest(names, hasher);
             (index, round).hash(hasher);
         }
     }
 
     pub(crate) fn new(term_start: LogIndex) -> Self {
-        let (new, noted, rounds) = (Vec::new(), VecDeque::new(), VecDeque::new());
-        Self { term_start, committed: None, new, noted, rounds, confirmed: None }
+        let (new, pending, rounds) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        Self { term_start, committed: None, new, pending, rounds, confirmed: None }
     }
 
     pub(crate) fn committed(&mut self, index: LogIndex) {
@@ -111,19 +111,23 @@ impl Reads {
         }
     }
 
-    /// Whether the leader has committed in its term.
+    /// Whether the leader has committed an entry of its term.
     pub(crate) fn has_committed(&self) -> bool {
         self.committed.is_some()
     }
 
     pub(crate) fn into_refusals(self, term: Term) -> impl Iterator<Item = Output> {
-        self.noted.into_iter().map(|read| read.reader).chain(self.new).map(move |reader| reader.refused(term))
+        self.pending
+            .into_iter()
+            .map(|read| read.origin)
+            .chain(self.new)
+            .map(move |origin| origin.refused(term))
     }
 }
 
 impl Leader {
-    /// Begins a heartbeat round; its answers prove that this node led at `now`.
-    pub(crate) fn begin_round(&mut self, now: Time) {
+    /// Starts a heartbeat round. Responses to it prove that this node was leader at `now`.
+    pub(crate) fn start_round(&mut self, now: Time) {
         self.round += 1;
         self.reads.rounds.push_back((self.round, now));
     }
@@ -136,13 +140,13 @@ impl Raft {
             return self.outputs.push(Output::ReadReady(token, self.commit));
         }
         match &mut self.role {
-            Role::Leader(leader) => leader.reads.new.push(Reader::Here(token)),
-            _ if self.leader.is_some() => self.asking.new.push(token),
+            Role::Leader(leader) => leader.reads.new.push(ReadOrigin::Local(token)),
+            _ if self.leader.is_some() => self.forwarded.new.push(token),
             _ => self.outputs.push(Output::ReadRefused(token)),
         }
     }
 
-    /// On a leader: when the latest round began that a quorum has answered; it led then.
+    /// On a leader: start of the latest round that a quorum has responded to. The node was leader at that time.
     #[must_use]
     pub fn confirmed_at(&self) -> Option<Time> {
         match &self.role {
@@ -151,8 +155,8 @@ impl Raft {
         }
     }
 
-    /// Whether no other node can lead yet: a quorum has been patient with this leader since less than an election
-    /// timeout, as the fastest clock that is allowed for counts it (I15).
+    /// Whether a quorum acknowledged this leader so recently that no other node can be elected yet, even by the fastest
+    /// clock that the configured drift allows (I15).
     fn has_lease(&self) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
         let drift = self.config.lease_drift_percent;
@@ -163,107 +167,108 @@ impl Raft {
 
     pub(crate) fn on_read_index_request(&mut self, from: NodeId, request: ReadIndexRequest) {
         match &mut self.role {
-            Role::Leader(leader) => leader.reads.new.push(Reader::At(from, request.id)),
-            _ => self.outputs.push(answer(from, self.hard.term, request.id, None)),
+            Role::Leader(leader) => leader.reads.new.push(ReadOrigin::Follower(from, request.id)),
+            _ => self.outputs.push(read_index_response(from, self.hard.term, request.id, None)),
         }
     }
 
-    /// At the end of a turn: one round, or one question, for all reads that came in it.
-    pub(crate) fn begin_read_round(&mut self) {
-        let Role::Leader(leader) = &mut self.role else { return self.ask_leader() };
+    /// At the end of a turn: starts one round, or sends one read index request, for all reads that arrived in the turn.
+    pub(crate) fn start_read_round(&mut self) {
+        let Role::Leader(leader) = &mut self.role else { return self.request_read_index() };
         let Some(index) = leader.reads.committed.filter(|_| !leader.reads.new.is_empty()) else { return };
-        leader.begin_round(self.now);
+        leader.start_round(self.now);
         let round = leader.round;
         let reads = &mut leader.reads;
-        reads.noted.extend(reads.new.drain(..).map(|reader| Noted { reader, index, round }));
-        self.broadcast(Send::Round);
+        reads.pending.extend(reads.new.drain(..).map(|origin| PendingRead { origin, index, round }));
+        self.broadcast(SendReason::ReadRound);
         self.confirm_reads();
     }
 
     pub(crate) fn confirm_reads(&mut self) {
         let term = self.hard.term;
         let Role::Leader(leader) = &mut self.role else { return };
-        if leader.reads.rounds.is_empty() && leader.reads.noted.is_empty() {
+        if leader.reads.rounds.is_empty() && leader.reads.pending.is_empty() {
             return;
         }
         let Some(round) = leader.quorum_round(self.config.id, self.log.membership()) else { return };
         while let Some((_, began)) = pop_front_if(&mut leader.reads.rounds, |(begun, _)| *begun <= round) {
             leader.reads.confirmed = Some(began);
         }
-        while let Some(read) = pop_front_if(&mut leader.reads.noted, |read| read.round <= round) {
-            self.outputs.push(read.reader.ready(term, read.index));
+        while let Some(read) = pop_front_if(&mut leader.reads.pending, |read| read.round <= round) {
+            self.outputs.push(read.origin.ready(term, read.index));
         }
     }
 }
 
-/// What a follower asks the leader, on behalf of its clients.
+/// Reads of a follower's clients that need a read index from the leader.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Asking {
+pub(crate) struct ForwardedReads {
     new: Vec<u64>,
-    asked: VecDeque<Question>,
+    requested: VecDeque<ReadRequest>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Question {
+struct ReadRequest {
     id: u64,
     tokens: Vec<u64>,
     deadline: Time,
 }
 
-impl Asking {
+impl ForwardedReads {
     pub(crate) fn move_times(&mut self, moved: impl Fn(Time) -> Time) {
-        self.asked.iter_mut().for_each(|question| question.deadline = moved(question.deadline));
+        self.requested.iter_mut().for_each(|request| request.deadline = moved(request.deadline));
     }
 
     pub(crate) fn digest(&self, hasher: &mut impl Hasher) {
-        let Self { new, asked } = self;
+        let Self { new, requested } = self;
         new.hash(hasher);
-        asked.iter().for_each(|Question { id, tokens, deadline }| (id, tokens, deadline).hash(hasher));
+        requested.iter().for_each(|ReadRequest { id, tokens, deadline }| (id, tokens, deadline).hash(hasher));
     }
 
     pub(crate) fn deadline(&self) -> Option<Time> {
-        self.asked.front().map(|question| question.deadline)
+        self.requested.front().map(|request| request.deadline)
     }
 }
 
 // The follower's side.
 impl Raft {
-    fn ask_leader(&mut self) {
-        let Some(leader) = self.leader.filter(|_| !self.asking.new.is_empty()) else { return };
-        // Drawn, not counted: the late answer to a question of this node's last life must not fit one of this life.
-        let (id, tokens) = (self.random.next(), std::mem::take(&mut self.asking.new));
-        self.asking.asked.push_back(Question {
+    fn request_read_index(&mut self) {
+        let Some(leader) = self.leader.filter(|_| !self.forwarded.new.is_empty()) else { return };
+        // The id is random: a late response to a request of this node's earlier incarnation must not match a new request.
+        let (id, tokens) = (self.random.next(), std::mem::take(&mut self.forwarded.new));
+        self.forwarded.requested.push_back(ReadRequest {
             id,
             tokens,
             deadline: self.now + self.config.election_timeout,
         });
-        let request = Reply::ReadIndexRequest(ReadIndexRequest { term: self.hard.term, id });
+        let request = ControlMessage::ReadIndexRequest(ReadIndexRequest { term: self.hard.term, id });
         self.outputs.push(Output::Send(leader, request));
     }
 
     pub(crate) fn on_read_index_response(&mut self, from: NodeId, response: ReadIndexResponse) {
-        let asked = self.asking.asked.iter().position(|question| question.id == response.id);
-        let Some(at) = asked.filter(|_| self.leader == Some(from)) else { return };
-        let Some(question) = self.asking.asked.remove(at) else { return };
-        self.outputs.extend(question.tokens.into_iter().map(|token| match response.index {
+        let requested = self.forwarded.requested.iter().position(|request| request.id == response.id);
+        let Some(at) = requested.filter(|_| self.leader == Some(from)) else { return };
+        let Some(request) = self.forwarded.requested.remove(at) else { return };
+        self.outputs.extend(request.tokens.into_iter().map(|token| match response.index {
             Some(index) => Output::ReadReady(token, index),
             None => Output::ReadRefused(token),
         }));
     }
 
-    /// Questions that were not answered, or whose answer was lost, end.
-    pub(crate) fn expire_questions(&mut self) {
-        while let Some(question) =
-            pop_front_if(&mut self.asking.asked, |question| question.deadline <= self.now)
+    /// Refuses reads whose request or response was lost.
+    pub(crate) fn expire_read_requests(&mut self) {
+        while let Some(request) =
+            pop_front_if(&mut self.forwarded.requested, |request| request.deadline <= self.now)
         {
-            self.outputs.extend(question.tokens.into_iter().map(Output::ReadRefused));
+            self.outputs.extend(request.tokens.into_iter().map(Output::ReadRefused));
         }
     }
 
-    pub(crate) fn drop_questions(&mut self) {
-        let asked = std::mem::take(&mut self.asking.asked).into_iter().flat_map(|question| question.tokens);
-        let new = std::mem::take(&mut self.asking.new);
-        self.outputs.extend(asked.chain(new).map(Output::ReadRefused));
+    pub(crate) fn refuse_forwarded_reads(&mut self) {
+        let requested =
+            std::mem::take(&mut self.forwarded.requested).into_iter().flat_map(|request| request.tokens);
+        let new = std::mem::take(&mut self.forwarded.new);
+        self.outputs.extend(requested.chain(new).map(Output::ReadRefused));
     }
 }
 

@@ -3,8 +3,8 @@
 use consensus_core::{AppendOutcome, AppendResponse, LogId, LogIndex, MemberKind, Membership, NodeId, Term};
 
 use crate::{
-    Append, EntryInfo, Output, Raft, Reply,
-    persist::Held,
+    Append, ControlMessage, EntryInfo, Output, Raft,
+    persist::Deferred,
     progress::{Progress, State},
     raft::{Leader, Role},
 };
@@ -37,23 +37,23 @@ impl Raft {
         }
         if let Role::Leader(leader) = &mut self.role {
             leader.heartbeat_deadline = self.now + self.config.heartbeat_interval;
-            leader.begin_round(self.now);
+            leader.start_round(self.now);
         }
-        self.broadcast(Send::Heartbeat);
+        self.broadcast(SendReason::Heartbeat);
         self.confirm_reads();
         self.drive_transfer();
-        self.improve_membership();
-        self.prefer_heir();
+        self.update_membership();
+        self.transfer_to_preferred();
     }
 
-    /// Sends what is new to those who are ready for it.
+    /// Sends new entries to each peer that can accept them now.
     pub(crate) fn replicate(&mut self) {
-        self.broadcast(Send::IfNew);
+        self.broadcast(SendReason::NewEntries);
     }
 
-    pub(crate) fn broadcast(&mut self, send: Send) {
+    pub(crate) fn broadcast(&mut self, send: SendReason) {
         let Role::Leader(leader) = &mut self.role else { return };
-        // Taken out for the while, so that each peer's progress can change beside the rest.
+        // Moved out temporarily, so that each peer's progress can change while the rest of the state is borrowed.
         let mut peers = std::mem::take(&mut leader.peers);
         let round = leader.round;
         for (id, peer) in &mut peers {
@@ -64,17 +64,17 @@ impl Raft {
         }
     }
 
-    fn send_to(&mut self, id: NodeId, peer: &mut Progress, round: u64, send: Send) {
+    fn send_to(&mut self, id: NodeId, peer: &mut Progress, round: u64, send: SendReason) {
         let purged = self.log.purged();
         let log_is_gone = peer.next <= purged.index;
-        // Who is silent is sent none: by the time it is back, that would be an old one.
+        // A snapshot is not sent to a silent peer: it would be outdated when the peer returns.
         let in_touch = peer.in_touch(&self.config, self.now);
         if log_is_gone && in_touch && !matches!(peer.state, State::Snapshot) {
             peer.state = State::Snapshot;
             self.outputs.push(Output::SendSnapshot(id));
         }
-        // A witness that had an entry which this node's crash takes back would refuse its vote to all who lack it, and
-        // nobody could ever lead with it.
+        // A witness is sent only entries that are durable here. If this node crashed and lost an entry that the witness has,
+        // the witness would refuse its vote to all nodes that lack the entry, and no leader could be elected with it.
         let mut end = self.log.last().index;
         if end > self.durable
             && self.log.membership().get(id).is_some_and(|member| member.kind == MemberKind::Witness)
@@ -86,7 +86,7 @@ impl Raft {
             State::Snapshot => {}
             _ if log_is_gone => {}
             State::Probe { sent: waiting } => {
-                if !*waiting || send == Send::Heartbeat {
+                if !*waiting || send == SendReason::Heartbeat {
                     *waiting = true;
                     let (last, _) = self.run_after(peer.next.prev(), end);
                     self.push_append(id, peer.next.prev(), last, round);
@@ -103,8 +103,8 @@ impl Raft {
                 }
             }
         }
-        if !sent && send != Send::IfNew {
-            // Whom only a snapshot helps is told that the leader is there, no more.
+        if !sent && send != SendReason::NewEntries {
+            // A peer that needs a snapshot is sent only the heartbeat.
             let prev = if log_is_gone || matches!(peer.state, State::Snapshot) {
                 purged.index
             } else {
@@ -114,7 +114,7 @@ impl Raft {
         }
     }
 
-    /// The entries after `after` that go into one message, up to `end` at most.
+    /// Returns the end and the size of the entries after `after` that fit into one message, at most up to `end`.
     fn run_after(&self, after: LogIndex, end: LogIndex) -> (LogIndex, u64) {
         let entries_max = self.config.append_entries_max.min(end.since(after) as usize);
         self.log.run_after(after, entries_max, self.config.append_bytes_max)
@@ -136,16 +136,16 @@ impl Raft {
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(peer) = leader.peers.get_mut(&from) else { return };
         if response.round < peer.first_round {
-            return; // To a message from before it was added (I19).
+            return; // Responds to a message from before the member was added (I19).
         }
         if response.term < self.hard.term || response.round > leader.round {
-            return; // Of an earlier term, whose acknowledgements mean other entries; or of nobody's.
+            return; // From an earlier term, where acknowledgements refer to other entries, or to a round that was never sent.
         }
-        if !peer.turn_to(&response) {
+        if !peer.switch_storage(&response) {
             return;
         }
         peer.heard = self.now;
-        peer.note_sender(self.log.membership(), from, &response);
+        peer.record_sender(self.log.membership(), from, &response);
         let newest = response.round > peer.round;
         peer.round = peer.round.max(response.round);
         match response.outcome {
@@ -154,26 +154,26 @@ impl Raft {
             }
             AppendOutcome::Accepted { .. } => {}
             AppendOutcome::Rejected { prev, hint } => match peer.state {
-                // A message was lost or overtaken: look again from what is known.
+                // A message was lost or reordered: probe again from the last acknowledged entry.
                 State::Replicate(_) if prev > peer.matched => peer.probe_from(peer.matched.next()),
                 State::Probe { .. } if prev == peer.next.prev() && prev > peer.matched => {
                     let purged = self.log.purged().index;
-                    // Not even where this log begins do the two agree: only a snapshot helps (§7). Otherwise they skip
-                    // over each other's terms, so that each round trip passes a whole term (§5.3).
+                    // If the logs differ even at the start of this log, only a snapshot helps (§7). Otherwise each round
+                    // trip skips a whole term in which the logs differ (§5.3).
                     peer.probe_from(if prev <= purged {
                         purged
                     } else {
                         self.log.last_not_after(hint.index.min(prev.prev()), hint.term).index.next()
                     });
                 }
-                // It had to cut its log: what it acknowledged counts no more, and it is asked again (I16).
+                // The follower had to truncate its log: earlier acknowledgements do not count any more; probe again (I16).
                 State::Replicate(_) | State::Probe { .. }
                     if newest && prev <= peer.matched && hint.index < prev =>
                 {
                     peer.matched = LogIndex::ZERO;
                     peer.probe_from(hint.index.next());
                 }
-                _ => {} // Late: of a state that has passed.
+                _ => {} // A late response to an earlier state.
             },
         }
         let matched = peer.matched;
@@ -187,12 +187,12 @@ impl Raft {
         let Some(peer) = leader.peers.get_mut(&to) else { return };
         if matches!(peer.state, State::Replicate(_)) {
             peer.probe_from(peer.matched.next());
-            // Not at once again: the next heartbeat asks.
+            // The next heartbeat probes, not this turn.
             peer.state = State::Probe { sent: true };
         }
     }
 
-    /// One more disk, a peer's or this node's, holds the log up to `index`.
+    /// Records that the log up to `index` is durable on one more node, a peer or this one.
     pub(crate) fn reached(&mut self, index: LogIndex) {
         if index > self.commit {
             self.advance_commit();
@@ -200,7 +200,8 @@ impl Raft {
         self.apply_committed();
     }
 
-    /// Commits what is durable on a quorum, counting this node's own disk like any other, if it is of this term (I4).
+    /// Commits entries that are durable on a quorum, counting this node's disk like any other, if the last one is of this
+    /// term (I4).
     pub(crate) fn advance_commit(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return };
         let (own, durable) = (self.config.id, self.durable);
@@ -220,14 +221,14 @@ impl Raft {
     }
 }
 
-/// Why one sends.
+/// Reason for sending messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Send {
-    /// Entries are new.
-    IfNew,
-    /// A read round begins: at least an empty message.
-    Round,
-    /// The heartbeat is due: at least an empty message, and a probe that was perhaps lost is repeated.
+pub(crate) enum SendReason {
+    /// There are new entries.
+    NewEntries,
+    /// A read round starts: every peer gets at least an empty message.
+    ReadRound,
+    /// The heartbeat is due: every peer gets at least an empty message, and a probe that may be lost is repeated.
     Heartbeat,
 }
 
@@ -235,72 +236,77 @@ pub(crate) enum Send {
 impl Raft {
     pub(crate) fn on_append(&mut self, from: NodeId, append: Append, entries: Vec<EntryInfo>) {
         let is_stale = append.term < self.hard.term;
-        // Its refusal tells of a later term, which the sender may lead again by the time it comes: it must answer no round
-        // of that one (I9).
-        let answered_round = if is_stale { 0 } else { append.round };
-        let answer = |raft: &Self, outcome| {
-            let (term, round, storage) = (raft.hard.term, answered_round, raft.storage);
+        // The rejection reports a later term. By the time it arrives the sender may be leader of that term, and the
+        // rejection must not count as a response to a round of that term (I9).
+        let acknowledged_round = if is_stale { 0 } else { append.round };
+        let respond = |raft: &Self, outcome| {
+            let (term, round, storage) = (raft.hard.term, acknowledged_round, raft.storage);
             let joining = raft.is_joining();
-            Reply::AppendResponse(AppendResponse { term, round, outcome, storage, joining })
+            ControlMessage::AppendResponse(AppendResponse { term, round, outcome, storage, joining })
         };
         let rejected = |hint| AppendOutcome::Rejected { prev: append.prev.index, hint };
         if is_stale {
-            let response = answer(self, rejected(self.log.last()));
+            let response = respond(self, rejected(self.log.last()));
             self.outputs.push(Output::Send(from, response));
             return;
         }
-        let Some(has_membership) = survey(&append, &entries) else { return };
+        let Some(has_membership) = validate_entries(&append, &entries) else { return };
         if !self.follow(from, append.term) {
             return;
         }
-        // A heartbeat, or the first message of a round: the leader waits to hear that it leads still, not for a disk.
+        // For a heartbeat or the first message of a round the leader waits for confirmation of its leadership, not for the
+        // disk.
         let round = (append.term, append.round);
-        let at_once = entries.is_empty() || (append.round > 0 && round > self.answered_round);
-        self.answered_round = self.answered_round.max(round);
+        let at_once = entries.is_empty() || (append.round > 0 && round > self.acknowledged_round);
+        self.acknowledged_round = self.acknowledged_round.max(round);
         if let Some(contradiction) = self.find_contradiction(from, &append, &entries, has_membership) {
-            return self.contradict(contradiction);
+            return self.stop_contradicted(contradiction);
         }
         let fitted = self.take_entries(&append, entries);
-        self.note_commit_of_leader(&append);
+        self.record_leader_commit(&append);
         match fitted {
             Ok(matched) if matched <= self.durable || at_once => {
                 let durable = AppendOutcome::Accepted { matched: matched.min(self.durable) };
-                let response = answer(self, durable);
+                let response = respond(self, durable);
                 self.outputs.push(Output::Send(from, response));
                 if matched > self.durable && append.last > append.prev.index {
-                    self.when_durable(Held::Send(from, answer(self, AppendOutcome::Accepted { matched })));
+                    self.when_durable(Deferred::Send(
+                        from,
+                        respond(self, AppendOutcome::Accepted { matched }),
+                    ));
                 }
             }
             Ok(matched) => {
-                self.when_durable(Held::Send(from, answer(self, AppendOutcome::Accepted { matched })));
+                self.when_durable(Deferred::Send(from, respond(self, AppendOutcome::Accepted { matched })));
             }
-            Err(hint) => self.outputs.push(Output::Send(from, answer(self, rejected(hint)))),
+            Err(hint) => self.outputs.push(Output::Send(from, respond(self, rejected(hint)))),
         }
         self.apply_committed();
     }
 
-    /// Acknowledges `from` as the leader of `term`, at least this node's. `false` if this node has heard of another leader of
-    /// that term, or is it: with that it ends.
+    /// Accepts `from` as the leader of `term`, which is at least this node's term. Returns `false` if this node knows
+    /// another leader of that term, or is that leader; then the node stops.
     pub(crate) fn follow(&mut self, from: NodeId, term: Term) -> bool {
         if term == self.hard.term && (from == self.config.id || !self.is_only_leader(from, term)) {
             return false;
         }
         self.become_follower(term, Some(from));
         self.followed = Some((term, from));
-        self.note_vote_while_joining(from);
+        self.vote_while_joining(from);
         self.leader_heard = Some(self.now);
         self.reset_election_deadline();
         true
     }
 
-    /// Fits the entries into the log; returns up to where it now agrees with the leader's, or the hint of where it may.
+    /// Inserts the entries into the log. Returns the index up to which the log now agrees with the leader's, or a hint where
+    /// the two may agree.
     fn take_entries(&mut self, append: &Append, mut entries: Vec<EntryInfo>) -> Result<LogIndex, LogId> {
         if self.hard.installing.is_some() {
             return Err(self.log.purged()); // The log is about to be replaced.
         }
         let mut prev = append.prev;
         if prev.index < self.commit {
-            // What is committed here is the same everywhere (I6); there may be no entries left to compare it with.
+            // Entries committed here are the same on every node (I6); the message may have no entries beyond them.
             let known = self.commit.since(prev.index) as usize;
             if entries.len() <= known {
                 return Ok(self.commit);
@@ -318,7 +324,7 @@ impl Raft {
             agreed = agreed.next();
             rest.next();
         }
-        // Only a conflict removes anything (§5.3): an old message that ends earlier says nothing of what follows.
+        // Only a conflict removes entries (§5.3): an old message that ends earlier says nothing about the entries after it.
         if rest.peek().is_some() {
             assert!(agreed >= self.commit, "I6: entry {} is committed and contradicted", agreed.next());
             self.log.truncate_after(agreed);
@@ -332,10 +338,10 @@ impl Raft {
     }
 }
 
-/// Goes once through the entries of a message, most of which are new and of no interest one by one. Returns whether one of
-/// them has a configuration; `None` if the message is not what any leader's obeys: as many entries as it says, terms that do
-/// not decrease, none after its own.
-fn survey(append: &Append, entries: &[EntryInfo]) -> Option<bool> {
+/// Validates the entries of a message in one pass, because most are new and need no individual check. Returns whether one of
+/// them has a configuration. Returns `None` if no correct leader can have sent the message: the number of entries must
+/// match, terms must not decrease, and no term may be later than the leader's.
+fn validate_entries(append: &Append, entries: &[EntryInfo]) -> Option<bool> {
     if append.last.0.checked_sub(append.prev.index.0) != Some(entries.len() as u64) {
         return None;
     }
@@ -351,7 +357,7 @@ fn survey(append: &Append, entries: &[EntryInfo]) -> Option<bool> {
 }
 
 impl Leader {
-    /// The round that a quorum has answered, counting the leader itself.
+    /// Latest round that a quorum has responded to, counting the leader itself.
     pub(crate) fn quorum_round(&self, own: NodeId, membership: &Membership) -> Option<u64> {
         membership.quorum_value(|id| {
             if id == own { self.round } else { self.peers.get(&id).map_or(0, Progress::counted_round) }

@@ -1,36 +1,37 @@
-//! Snapshots sent to a follower whose log is gone (§7).
+//! Snapshots for followers that need purged entries (§7).
 //!
-//! Installing is told as numbered steps, because a crash may come between any two (I11):
-//! 1. The whole stream is here, checked. Nothing has changed yet.
+//! A snapshot is installed in numbered steps, because the node may crash between any two of them (I11):
+//! 1. The complete stream has arrived and is verified. Nothing has changed yet.
 //! 2. `installing` is set in the hard state, durably.
-//! 3. The state machine restores, all or nothing.
+//! 3. The state machine restores the snapshot, completely or not at all.
 //! 4. One write purges the log up to the snapshot and clears `installing`.
-//! 5. Only then does the sender hear that it is installed.
+//! 5. Only then is the sender told that the snapshot is installed.
 //!
-//! If the machine does not restore, `installing` is cleared again, and the node is what it was before 1.
+//! If the state machine fails to restore it, `installing` is cleared, and the node is in the state before step 1.
 //!
-//! A restart between 2 and 4 asks the state machine which side of 3 it is on, and finishes or forgets.
+//! A restart between 2 and 4 asks the state machine whether step 3 was completed, and either completes the rest or clears
+//! the mark.
 
 use consensus_core::{
     HardState, LogBatch, LogIndex, LogState, MemberKind, Membership, NodeId, SnapshotMeta, Term,
 };
 
-use crate::{Output, Raft, SnapshotVerdict, progress::State, raft::Role};
+use crate::{ArrivalOutcome, Output, Raft, progress::State, raft::Role};
 
 impl Raft {
     pub(crate) fn on_snapshot_arrived(&mut self, from: NodeId, term: Term, meta: SnapshotMeta) {
         if term < self.hard.term || !self.follow(from, term) || self.hard.installing.is_some() {
-            self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
+            self.outputs.push(Output::SnapshotSettled(ArrivalOutcome::Refused));
             return;
         }
         if let Some(contradiction) = self.contradicts_snapshot(from, &meta) {
-            self.outputs.push(Output::SnapshotSettled(SnapshotVerdict::Refused));
-            return self.contradict(contradiction);
+            self.outputs.push(Output::SnapshotSettled(ArrivalOutcome::Refused));
+            return self.stop_contradicted(contradiction);
         }
         if meta.last.index <= self.commit || self.log.contains(meta.last) {
-            // Everything it covers is in the log: what a snapshot covers is committed.
+            // The log has everything that the snapshot covers. A snapshot covers only committed entries.
             self.commit = self.commit.max(meta.last.index);
-            self.output_when_durable(Output::SnapshotSettled(SnapshotVerdict::Held));
+            self.output_when_durable(Output::SnapshotSettled(ArrivalOutcome::Accepted));
             self.apply_committed();
             return;
         }
@@ -41,15 +42,15 @@ impl Raft {
 
     pub(crate) fn on_snapshot_installed(&mut self) {
         let Some(meta) = self.hard.installing.take() else { return };
-        // The log does not have the snapshot's last entry, so what it has beyond is of another history.
+        // The log lacks the snapshot's last entry, so its later entries belong to another history.
         self.log.reset(&meta);
         self.writes.reset(meta.last.index);
         self.writes.hard_state();
         self.applied_by_snapshot(meta.last.index);
-        self.forget_loss();
+        self.clear_loss();
         self.finish_joining();
         self.writes.purge(meta);
-        self.output_when_durable(Output::SnapshotSettled(SnapshotVerdict::Held));
+        self.output_when_durable(Output::SnapshotSettled(ArrivalOutcome::Accepted));
         self.reset_election_deadline();
     }
 
@@ -57,7 +58,7 @@ impl Raft {
         if self.hard.installing.take().is_some() {
             self.writes.hard_state();
             self.reset_election_deadline();
-            // What was committed meanwhile was not let out.
+            // Entries that were committed in the meantime were not applied.
             self.apply_committed();
         }
     }
@@ -68,14 +69,15 @@ impl Raft {
         else {
             return;
         };
-        // Where the follower's log now ends is its own to say: it is asked, not assumed.
+        // The leader asks where the follower's log ends now; it does not assume it.
         peer.probe_from(last.map_or(peer.next, LogIndex::next));
     }
 
-    /// Called by the driver at start, before the protocol exists, if the log is damaged: the write that cuts it, so that
-    /// the rest is fetched again (I16). `None` if that cannot be, in a configuration of which the log tells: the others that
-    /// keep commands must be a quorum by themselves. With fewer, this node may have had the only copy of one, or be needed to
-    /// elect anybody; and a witness that heard of an entry from it votes for nobody who lacks that.
+    /// Returns the write that truncates a damaged log, so that the node can fetch the missing entries again (I16). The
+    /// driver calls this at start, before it creates a [`Raft`]. Returns `None` if truncation would be unsafe in a
+    /// configuration that the log contains: without this node, the members that keep commands must be a quorum. With fewer,
+    /// this node may have had the only copy of a committed entry, or may be needed to elect a leader; and a witness that has
+    /// heard of an entry from this node votes for no node that lacks it.
     #[must_use]
     pub fn repair(log: &LogState, own: NodeId) -> Option<LogBatch> {
         let damage = log.damage.as_ref()?;
@@ -93,24 +95,24 @@ impl Raft {
         })
     }
 
-    /// Called by the driver at start, before the protocol exists: what an interrupted installation needs to be
-    /// finished, given what the state machine holds.
+    /// Returns how to complete an interrupted installation, given the last index that the state machine has applied. The
+    /// driver calls this at start, before it creates a [`Raft`]. `None` if no installation was interrupted.
     #[must_use]
     pub fn interrupted_install(hard: &HardState, applied: LogIndex) -> Option<InterruptedInstall> {
         let meta = hard.installing.clone()?;
         Some(if applied >= meta.last.index {
             InterruptedInstall::Finish(meta)
         } else {
-            InterruptedInstall::Forget
+            InterruptedInstall::Discard
         })
     }
 }
 
-/// What to do about an installation that a crash interrupted.
+/// How to proceed with an installation that a crash interrupted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InterruptedInstall {
-    /// The state machine has it: purge the log up to it.
+    /// The state machine has restored the snapshot: purge the log up to it.
     Finish(SnapshotMeta),
-    /// It has not: clear the mark, nothing else was changed.
-    Forget,
+    /// The state machine has not restored the snapshot: clear the mark. Nothing else has changed.
+    Discard,
 }

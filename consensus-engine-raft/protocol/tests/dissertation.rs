@@ -7,7 +7,7 @@ use consensus_core::{
     LogId, LogIndex, Member, MemberChange, MemberKind, Membership, NodeId, Role, StorageId, Term, TimeoutNow,
     VoteKind, VoteRequest,
 };
-use consensus_raft_protocol::{Append, EntryInfo, Event, Output, Raft, Refusal, Reply, Time};
+use consensus_raft_protocol::{Append, ControlMessage, EntryInfo, Event, Output, Raft, Refusal, Time};
 
 fn set(id: u64, kind: MemberKind) -> MemberChange {
     MemberChange::Set(NodeId(id), Member::new(kind))
@@ -114,7 +114,7 @@ fn a_new_leader_leaves_the_joint_configuration_that_it_finds() {
     let (later, joint) = (SECOND * 2, raft.membership().clone());
     // Another leader comes, and goes; node 0 leads again, in a joint configuration.
     let outputs = step(&mut raft, later, append(2, LogId::new(1, 3), &[2], 2));
-    assert!(outputs.contains(&Output::ChangeRefused(7, Refusal::LostLead)), "{outputs:?}");
+    assert!(outputs.contains(&Output::ChangeRefused(7, Refusal::LostLeadership)), "{outputs:?}");
     lead(&mut raft, later * 2);
     assert_eq!(*raft.membership(), joint);
     let outputs = change(&mut raft, later * 2, vec![]);
@@ -145,7 +145,7 @@ fn d_4_2_2_a_leader_that_is_removed_leads_until_that_is_committed() {
     assert_eq!(raft.commit(), LogIndex(3), "its own disk counts no more");
     let outputs = acknowledge(&mut raft, SECOND, 2, 4);
     assert!(outputs.contains(&Output::Changed(7, LogIndex(4))));
-    let asked = Output::Send(NodeId(2), Reply::TimeoutNow(TimeoutNow { term: Term(1) }));
+    let asked = Output::Send(NodeId(2), ControlMessage::TimeoutNow(TimeoutNow { term: Term(1) }));
     assert!(outputs.contains(&asked), "a successor need not wait for a timeout: {outputs:?}");
 }
 
@@ -169,7 +169,7 @@ fn d_4_2_2_a_removed_leader_goes_though_it_was_asked_for_what_is_already() {
     acknowledged(&mut raft, 1, 4);
     let outputs = acknowledged(&mut raft, 2, 4);
     assert!(outputs.contains(&Output::Changed(7, LogIndex(4))), "{outputs:?}");
-    let asked = |to| Output::Send(NodeId(to), Reply::TimeoutNow(TimeoutNow { term: Term(2) }));
+    let asked = |to| Output::Send(NodeId(to), ControlMessage::TimeoutNow(TimeoutNow { term: Term(2) }));
     assert!(outputs.contains(&asked(1)) || outputs.contains(&asked(2)), "{outputs:?}");
 }
 
@@ -244,7 +244,7 @@ fn an_emptied_disk_counts_no_more() {
 #[test]
 fn d_3_10_a_transfer_takes_no_proposals_and_waits_until_the_target_has_all() {
     let mut raft = leader();
-    let asked = Output::Send(NodeId(1), Reply::TimeoutNow(TimeoutNow { term: Term(1) }));
+    let asked = Output::Send(NodeId(1), ControlMessage::TimeoutNow(TimeoutNow { term: Term(1) }));
     propose(&mut raft, SECOND);
     let outputs = step(&mut raft, SECOND, Event::Transfer { token: 9, to: Some(NodeId(1)) });
     assert!(!outputs.contains(&asked), "T2: it lacks entry 3");
@@ -259,7 +259,9 @@ fn d_3_10_a_transfer_takes_no_proposals_and_waits_until_the_target_has_all() {
     };
     let outputs = step(&mut raft, SECOND, Event::VoteRequest(NodeId(1), request));
     assert!(outputs.contains(&Output::TransferEnded(9, Ok(()))), "{outputs:?}");
-    assert!(outputs.contains(&Output::Send(NodeId(1), Reply::VoteResponse(vote(VoteKind::Vote, 2)))));
+    assert!(
+        outputs.contains(&Output::Send(NodeId(1), ControlMessage::VoteResponse(vote(VoteKind::Vote, 2))))
+    );
 }
 
 #[test]
@@ -323,7 +325,8 @@ fn hands_over(raft: &mut Raft, now: Time, matched: u64) -> bool {
     let before = acknowledge(raft, now, 2, matched);
     let outputs = step(raft, now, Event::Tick);
     let asks = |outputs: &[Output]| {
-        let asked = |output: &Output| matches!(output, Output::Send(NodeId(2), Reply::TimeoutNow(_)));
+        let asked =
+            |output: &Output| matches!(output, Output::Send(NodeId(2), ControlMessage::TimeoutNow(_)));
         outputs.iter().any(asked)
     };
     assert!(!asks(&before), "only at a heartbeat");
@@ -497,7 +500,7 @@ fn d_6_4_a_follower_asks_the_leader_and_the_question_ends_with_an_answer_or_with
     step(&mut raft, SECOND, append(1, LOG_1, &[1], 1));
     let question = |outputs: &[Output]| {
         outputs.iter().find_map(|output| match output {
-            Output::Send(NodeId(1), Reply::ReadIndexRequest(request)) => Some(request.id),
+            Output::Send(NodeId(1), ControlMessage::ReadIndexRequest(request)) => Some(request.id),
             _ => None,
         })
     };

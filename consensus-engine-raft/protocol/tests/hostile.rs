@@ -97,7 +97,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => number().prop_map(|through| Event::Compact(LogIndex(through))),
         2 => Just(Event::Persisted),
         1 => Just(Event::NoRoom),
-        1 => Just(Event::TryEntries),
+        1 => Just(Event::RetryEntries),
         1 => any::<bool>().prop_map(Event::Stalled),
         1 => Just(Event::StepDown),
     ]

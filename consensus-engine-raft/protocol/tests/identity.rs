@@ -10,8 +10,8 @@ use consensus_core::{
     MemberKind, Membership, NodeId, Role, SnapshotMeta, StorageId, Term, VoteKind, VoteRequest,
 };
 use consensus_raft_protocol::{
-    Append, Config, Contradiction, EntryInfo, Event, Output, Raft, Refusal, Reply, Restored, SnapshotVerdict,
-    Time, TwoLeaders,
+    Append, ArrivalOutcome, Config, Contradiction, ControlMessage, EntryInfo, Event, Output, Raft, Refusal,
+    Restored, Time, TwoLeaders,
 };
 
 const SECOND: Time = Time::from_secs(1);
@@ -27,7 +27,7 @@ fn contradiction(outputs: &[Output]) -> Option<Contradiction> {
 /// The answer to an AppendEntries.
 fn answer(outputs: &[Output]) -> Option<AppendResponse> {
     outputs.iter().find_map(|output| match output {
-        Output::Send(_, Reply::AppendResponse(response)) => Some(*response),
+        Output::Send(_, ControlMessage::AppendResponse(response)) => Some(*response),
         _ => None,
     })
 }
@@ -84,7 +84,7 @@ fn snapshot_with_other_last_entry_than_the_committed_one_ends_the_node() {
     let meta = SnapshotMeta { last: LogId::new(2, 3), membership: Membership::of_voters(0..3) };
     let outputs = step(&mut raft, SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(4), meta });
     assert_eq!(contradiction(&outputs).map(|found| found.theirs), Some(LogId::new(2, 3)));
-    assert!(outputs.contains(&Output::SnapshotSettled(SnapshotVerdict::Refused)));
+    assert!(outputs.contains(&Output::SnapshotSettled(ArrivalOutcome::Refused)));
 }
 
 #[test]
@@ -160,8 +160,7 @@ fn empty_log_of_a_founding_member_neither_campaigns_nor_votes() {
         let (last_log, storage) = (LogId::new(3, 99), StorageId(0));
         let request = VoteRequest { kind, term: Term(7), last_log, storage, voter_storage: None };
         let outputs = step(&mut raft, SECOND * 60, Event::VoteRequest(NodeId(1), request));
-        let refused =
-            |output: &Output| matches!(output, Output::Send(_, Reply::VoteResponse(r)) if !r.granted);
+        let refused = |output: &Output| matches!(output, Output::Send(_, ControlMessage::VoteResponse(r)) if !r.granted);
         assert!(outputs.iter().any(refused), "{kind:?}: {outputs:?}");
     }
 }
@@ -173,7 +172,9 @@ fn empty_disk_votes_for_nobody_who_knows_another_storage_of_it() {
         let request =
             VoteRequest { kind: VoteKind::Vote, term, last_log, storage: StorageId(0), voter_storage };
         let outputs = step(raft, SECOND * 60, Event::VoteRequest(NodeId(1), request));
-        outputs.iter().any(|output| matches!(output, Output::Send(_, Reply::VoteResponse(r)) if r.granted))
+        outputs
+            .iter()
+            .any(|output| matches!(output, Output::Send(_, ControlMessage::VoteResponse(r)) if r.granted))
     };
     assert!(!vote(&mut empty(2), Some(StorageId(7))), "its former disk");
     assert!(!vote(&mut empty(2), None), "a founding member, which may have voted with a former disk");
@@ -439,7 +440,7 @@ fn removed_node_whose_id_another_machine_has_now_gets_no_vote_and_changes_no_ter
         let request = VoteRequest { kind: VoteKind::Vote, term, last_log, storage, voter_storage: None };
         let outputs = step(&mut raft, SECOND * 60, Event::VoteRequest(NodeId(2), request));
         let granted =
-            |output: &Output| matches!(output, Output::Send(_, Reply::VoteResponse(r)) if r.granted);
+            |output: &Output| matches!(output, Output::Send(_, ControlMessage::VoteResponse(r)) if r.granted);
         (outputs.iter().any(granted), raft.term())
     };
     assert_eq!(asks(12), (false, Term(0)), "the old machine");

@@ -9,7 +9,7 @@ use consensus_core::{
     AppendOutcome, AppendResponse, LogId, LogIndex, Membership, NodeId, ReadIndexResponse, SnapshotMeta,
     StorageId, Term, VoteKind, VoteRequest,
 };
-use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Output, Raft, SnapshotVerdict};
+use consensus_raft_protocol::{Append, ArrivalOutcome, Config, EntryInfo, Event, Output, Raft};
 
 #[test]
 fn a_wrong_setting_is_named_with_what_it_may_be() {
@@ -141,7 +141,7 @@ fn numbers_that_cannot_be_are_not_believed() {
         let outputs = step(&mut raft, SECOND, event.clone());
         let answer: &[Output] = match event {
             // Its sender waits for an answer.
-            Event::SnapshotArrived { .. } => &[Output::SnapshotSettled(SnapshotVerdict::Refused)],
+            Event::SnapshotArrived { .. } => &[Output::SnapshotSettled(ArrivalOutcome::Refused)],
             _ => &[],
         };
         assert_eq!((raft.term(), raft.last_log(), &*outputs), (Term(0), LOG_1, answer), "{event:?}");
@@ -173,7 +173,9 @@ fn a_follower_does_not_believe_its_leaders_numbers_that_cannot_be() {
     step(&mut raft, SECOND, append(1, LOG_1, &[1], 1));
     let outputs = step(&mut raft, SECOND, Event::Read { token: 5, lease: false });
     let id = outputs.iter().find_map(|output| match output {
-        Output::Send(_, consensus_raft_protocol::Reply::ReadIndexRequest(request)) => Some(request.id),
+        Output::Send(_, consensus_raft_protocol::ControlMessage::ReadIndexRequest(request)) => {
+            Some(request.id)
+        }
         _ => None,
     });
     let answer = |index| {
@@ -214,7 +216,7 @@ fn a_snapshot_is_refused_from_an_earlier_leader_by_a_leader_and_while_another_is
         let event = Event::SnapshotArrived { from: NodeId(1), term: Term(term), meta };
         let outputs = step(raft, SECOND, event);
         let installs = outputs.iter().any(|output| matches!(output, Output::Install(_)));
-        let refused = outputs.contains(&Output::SnapshotSettled(SnapshotVerdict::Refused));
+        let refused = outputs.contains(&Output::SnapshotSettled(ArrivalOutcome::Refused));
         assert_ne!(installs, refused, "{outputs:?}");
         refused
     };

@@ -10,12 +10,12 @@ use consensus_core::{
     SnapshotMeta, StorageId, Term, VoteKind, VoteRequest, VoteResponse,
 };
 use consensus_raft_protocol::{
-    Append, Config, Event, InterruptedInstall, Output, Raft, Reply, Restored, Time,
+    Append, Config, ControlMessage, Event, InterruptedInstall, Output, Raft, Restored, Time,
 };
 
 fn granted(outputs: &[Output]) -> Option<bool> {
     outputs.iter().find_map(|output| match output {
-        Output::Send(_, Reply::VoteResponse(response)) => Some(response.granted),
+        Output::Send(_, ControlMessage::VoteResponse(response)) => Some(response.granted),
         _ => None,
     })
 }
@@ -479,7 +479,7 @@ fn an_installation_that_a_crash_interrupted_is_finished_if_the_state_is_there() 
     let meta = SnapshotMeta { last: LogId::new(2, 7), ..SnapshotMeta::default() };
     let hard = HardState { installing: Some(meta.clone()), ..HardState::default() };
     let todo = |applied| Raft::interrupted_install(&hard, LogIndex(applied));
-    assert_eq!(todo(6), Some(InterruptedInstall::Forget));
+    assert_eq!(todo(6), Some(InterruptedInstall::Discard));
     assert_eq!(
         (todo(7), todo(8)),
         (Some(InterruptedInstall::Finish(meta.clone())), Some(InterruptedInstall::Finish(meta)))
@@ -570,10 +570,12 @@ fn an_answer_that_was_given_before_the_disk_was_ready_is_completed_when_it_is() 
     let mut raft = node(3, 1, &[]);
     let matched = |outputs: &[Output]| {
         let matched = |output: &Output| match output {
-            Output::Send(_, Reply::AppendResponse(AppendResponse { outcome, .. })) => match outcome {
-                AppendOutcome::Accepted { matched } => Some(matched.0),
-                AppendOutcome::Rejected { .. } => None,
-            },
+            Output::Send(_, ControlMessage::AppendResponse(AppendResponse { outcome, .. })) => {
+                match outcome {
+                    AppendOutcome::Accepted { matched } => Some(matched.0),
+                    AppendOutcome::Rejected { .. } => None,
+                }
+            }
             _ => None,
         };
         outputs.iter().filter_map(matched).collect::<Vec<_>>()
@@ -662,7 +664,9 @@ fn a_refusal_of_an_earlier_terms_append_answers_no_round() {
     let answers: Vec<_> = outputs
         .iter()
         .filter_map(|output| match output {
-            Output::Send(_, Reply::AppendResponse(response)) => Some((response.term, response.round)),
+            Output::Send(_, ControlMessage::AppendResponse(response)) => {
+                Some((response.term, response.round))
+            }
             _ => None,
         })
         .collect();

@@ -7,7 +7,7 @@ use consensus_core::{
     AppendOutcome, AppendResponse, Damage, HardState, LogId, LogIndex, LogState, Member, MemberKind,
     Membership, NodeId, Role, SnapshotMeta, StorageId, Term, VoteKind, VoteRequest,
 };
-use consensus_raft_protocol::{Config, Event, Output, Raft, Reply, Restored};
+use consensus_raft_protocol::{Config, ControlMessage, Event, Output, Raft, Restored};
 
 /// The log of node 0 in term 3: the first configuration and entries 1.2 to 1.4, of which the record of 1.3 is damaged.
 fn damaged(voters: u64) -> LogState {
@@ -38,9 +38,9 @@ fn cut(applied: u64) -> Raft {
 fn votes(raft: &mut Raft, kind: VoteKind, last_log: LogId) -> bool {
     let request = VoteRequest { kind, term: Term(4), last_log, storage: StorageId(0), voter_storage: None };
     let outputs = step(raft, 10 * SECOND, Event::VoteRequest(NodeId(1), request));
-    outputs
-        .iter()
-        .any(|output| matches!(output, Output::Send(_, Reply::VoteResponse(answer)) if answer.granted))
+    outputs.iter().any(
+        |output| matches!(output, Output::Send(_, ControlMessage::VoteResponse(answer)) if answer.granted),
+    )
 }
 
 #[test]

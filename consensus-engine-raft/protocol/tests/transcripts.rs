@@ -29,8 +29,8 @@ use consensus_core::{
     NodeId, Role, SnapshotMeta, StorageId, Term, VoteKind,
 };
 use consensus_raft_protocol::{
-    Append, Config, EntryInfo, Event, InterruptedInstall, Output, Raft, Reply, Restored, SnapshotVerdict,
-    Time,
+    Append, ArrivalOutcome, Config, ControlMessage, EntryInfo, Event, InterruptedInstall, Output, Raft,
+    Restored, Time,
 };
 
 #[test]
@@ -76,7 +76,7 @@ struct Node {
 }
 
 enum Packet {
-    Reply(Reply),
+    ControlMessage(ControlMessage),
     Append(Append, Vec<EntryInfo>),
     Snapshot(Term, SnapshotMeta),
     Installed(Option<LogIndex>),
@@ -219,7 +219,7 @@ impl Story {
                 disk.entries.clear();
                 disk.purged = meta;
             }
-            Some(InterruptedInstall::Forget) | None => {}
+            Some(InterruptedInstall::Discard) | None => {}
         }
         disk.hard.installing = None;
         let configuration = |(id, membership): &(LogId, Option<Arc<Membership>>)| {
@@ -334,7 +334,7 @@ impl Story {
 
     fn arrive(&mut self, from: NodeId, to: NodeId, packet: Packet) {
         let event = match packet {
-            Packet::Reply(reply) => reply.into_event(from),
+            Packet::ControlMessage(reply) => reply.into_event(from),
             Packet::Append(append, entries) => Event::Append { from, append, entries },
             Packet::Installed(last) => Event::SnapshotSent(from, last),
             Packet::Snapshot(term, meta) => {
@@ -417,7 +417,7 @@ impl Story {
 
     fn carry_out(&mut self, node: NodeId, output: Output) {
         match output {
-            Output::Send(to, reply) => self.network.push_back((node, to, Packet::Reply(reply))),
+            Output::Send(to, reply) => self.network.push_back((node, to, Packet::ControlMessage(reply))),
             Output::SendAppend(to, append) => {
                 let raft = self.nodes[&node].raft.as_ref().unwrap();
                 let entry = |index| {
@@ -452,7 +452,7 @@ impl Story {
             }
             Output::SnapshotSettled(verdict) => {
                 let last = self.nodes[&node].raft.as_ref().unwrap().commit();
-                let installed = Some(last).filter(|_| verdict == SnapshotVerdict::Held);
+                let installed = Some(last).filter(|_| verdict == ArrivalOutcome::Accepted);
                 if let Some(from) = self.nodes.get_mut(&node).unwrap().installing_from.take() {
                     self.network.push_back((node, from, Packet::Installed(installed)));
                 }
@@ -480,7 +480,7 @@ impl Story {
 
 fn describe(packet: &Packet) -> String {
     match packet {
-        Packet::Reply(Reply::VoteRequest(request)) => {
+        Packet::ControlMessage(ControlMessage::VoteRequest(request)) => {
             let what = match request.kind {
                 VoteKind::PreVote => "would you vote for me",
                 VoteKind::Vote => "vote for me",
@@ -488,12 +488,14 @@ fn describe(packet: &Packet) -> String {
             };
             format!("{what} in term {}? my log ends with {}", request.term, request.last_log)
         }
-        Packet::Reply(Reply::VoteResponse(response)) => match (response.granted, response.kind) {
-            (true, VoteKind::PreVote) => format!("I would, in term {}", response.term),
-            (true, _) => format!("you have my vote in term {}", response.term),
-            (false, _) => format!("no; I am in term {}", response.term),
-        },
-        Packet::Reply(Reply::AppendResponse(response)) => match response.outcome {
+        Packet::ControlMessage(ControlMessage::VoteResponse(response)) => {
+            match (response.granted, response.kind) {
+                (true, VoteKind::PreVote) => format!("I would, in term {}", response.term),
+                (true, _) => format!("you have my vote in term {}", response.term),
+                (false, _) => format!("no; I am in term {}", response.term),
+            }
+        }
+        Packet::ControlMessage(ControlMessage::AppendResponse(response)) => match response.outcome {
             AppendOutcome::Accepted { matched } => {
                 format!("term {}: I have all up to {matched}", response.term)
             }
@@ -501,9 +503,11 @@ fn describe(packet: &Packet) -> String {
                 format!("term {}: I lack your {prev}; we may agree at {hint}", response.term)
             }
         },
-        Packet::Reply(Reply::TimeoutNow(request)) => format!("term {}: stand for election now", request.term),
-        Packet::Reply(Reply::ReadIndexRequest(_)) => "from where may I read?".to_owned(),
-        Packet::Reply(Reply::ReadIndexResponse(response)) => match response.index {
+        Packet::ControlMessage(ControlMessage::TimeoutNow(request)) => {
+            format!("term {}: stand for election now", request.term)
+        }
+        Packet::ControlMessage(ControlMessage::ReadIndexRequest(_)) => "from where may I read?".to_owned(),
+        Packet::ControlMessage(ControlMessage::ReadIndexResponse(response)) => match response.index {
             Some(index) => format!("you may read from {index}"),
             None => "I do not lead".to_owned(),
         },

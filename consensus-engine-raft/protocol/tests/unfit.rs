@@ -9,7 +9,7 @@ use consensus_core::{
     AppendOutcome, LogId, LogIndex, Membership, NodeId, Role, SnapshotMeta, Term, TimeoutNow, VoteKind,
     VoteRequest,
 };
-use consensus_raft_protocol::{Event, Output, Raft, Reply};
+use consensus_raft_protocol::{ControlMessage, Event, Output, Raft};
 
 fn vote_request(term: u64, last_log: LogId) -> Event {
     let kind = VoteKind::Transfer;
@@ -26,8 +26,7 @@ fn vote_request(term: u64, last_log: LogId) -> Event {
 }
 
 fn votes(outputs: &[Output]) -> usize {
-    let is_vote =
-        |output: &&Output| matches!(output, Output::Send(_, Reply::VoteResponse(vote)) if vote.granted);
+    let is_vote = |output: &&Output| matches!(output, Output::Send(_, ControlMessage::VoteResponse(vote)) if vote.granted);
     outputs.iter().filter(is_vote).count()
 }
 
@@ -62,7 +61,7 @@ fn entries_without_room_are_acknowledged_when_they_are_written() {
     let mut raft = full_follower();
     raft.step(SECOND, append(1, LogId::new(1, 2), &[1], 0));
     assert!(raft.take_persist().is_none());
-    raft.step(SECOND, Event::TryEntries);
+    raft.step(SECOND, Event::RetryEntries);
     assert_eq!(raft.take_persist().unwrap().append, (LogIndex(1), LogIndex(3)), "with what came since");
     let outputs = raft.step(SECOND, Event::Persisted);
     assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(3) }));
@@ -92,7 +91,7 @@ fn entries_cut_while_they_had_no_room_are_replaced_by_the_next_leaders() {
     let persist = raft.take_persist().unwrap();
     assert_eq!((persist.truncate_after, persist.append), (Some(LogIndex(1)), (LogIndex(1), LogIndex(1))));
     raft.step(SECOND, Event::Persisted);
-    raft.step(SECOND, Event::TryEntries);
+    raft.step(SECOND, Event::RetryEntries);
     let persist = raft.take_persist().unwrap();
     assert_eq!((persist.truncate_after, persist.append), (None, (LogIndex(1), LogIndex(4))));
     let outputs = raft.step(SECOND, Event::Persisted);

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug};
 
 use consensus_core::{AppendOutcome, LogId, LogIndex, NodeId};
-use consensus_raft_protocol::{Append, Call, Event, Output, Persist, Raft, Reply, Returned};
+use consensus_raft_protocol::{Append, Call, Event, Output, Persist, Raft, ControlMessage, Returned};
 
 /// What is shown of a state, by name.
 pub(crate) fn state(raft: &Raft) -> BTreeMap<String, String> {
@@ -68,21 +68,21 @@ pub(crate) fn returned(returned: &Returned) -> Vec<String> {
 fn event(event: &Event) -> String {
     match event {
         Event::Tick => "time goes by".to_owned(),
-        Event::VoteRequest(from, request) => format!("from {from}: {}", reply(&Reply::VoteRequest(*request))),
+        Event::VoteRequest(from, request) => format!("from {from}: {}", reply(&ControlMessage::VoteRequest(*request))),
         Event::VoteResponse(from, response) => {
-            format!("from {from}: {}", reply(&Reply::VoteResponse(*response)))
+            format!("from {from}: {}", reply(&ControlMessage::VoteResponse(*response)))
         }
         Event::Append { from, append, .. } => format!("from {from}: {}", self::append(append)),
         Event::AppendResponse(from, response) => {
-            format!("from {from}: {}", reply(&Reply::AppendResponse(*response)))
+            format!("from {from}: {}", reply(&ControlMessage::AppendResponse(*response)))
         }
         Event::ReadIndexRequest(from, request) => {
-            format!("from {from}: {}", reply(&Reply::ReadIndexRequest(*request)))
+            format!("from {from}: {}", reply(&ControlMessage::ReadIndexRequest(*request)))
         }
         Event::ReadIndexResponse(from, response) => {
-            format!("from {from}: {}", reply(&Reply::ReadIndexResponse(*response)))
+            format!("from {from}: {}", reply(&ControlMessage::ReadIndexResponse(*response)))
         }
-        Event::TimeoutNow(from, request) => format!("from {from}: {}", reply(&Reply::TimeoutNow(*request))),
+        Event::TimeoutNow(from, request) => format!("from {from}: {}", reply(&ControlMessage::TimeoutNow(*request))),
         Event::SendFailed(to) => format!("a message to {to} could not be sent"),
         Event::Read { lease, .. } => format!("a read{}", if *lease { ", by lease" } else { "" }),
         Event::ChangeMembership { changes, .. } => format!("a change is asked for: {changes:?}"),
@@ -99,7 +99,7 @@ fn event(event: &Event) -> String {
         Event::SnapshotSent(to, None) => format!("node {to} took no snapshot"),
         Event::Disconnected(node) => format!("the connection to {node} broke for good"),
         Event::NoRoom => "the write found no room for its entries".to_owned(),
-        Event::TryEntries => "entries are to be written again".to_owned(),
+        Event::RetryEntries => "entries are to be written again".to_owned(),
         Event::Stalled(true) => "the disk or the state machine does not answer".to_owned(),
         Event::Stalled(false) => "the disk and the state machine answer again".to_owned(),
         Event::StepDown => "the node is to step down".to_owned(),
@@ -155,19 +155,19 @@ fn range((after, last): (LogIndex, LogIndex)) -> String {
     if first == last.0 { first.to_string() } else { format!("{first} to {last}") }
 }
 
-fn reply(reply: &Reply) -> String {
+fn reply(reply: &ControlMessage) -> String {
     match reply {
-        Reply::VoteRequest(request) => {
+        ControlMessage::VoteRequest(request) => {
             let last: LogId = request.last_log;
             format!("{} in term {}? my log ends with {last}", plain(&request.kind), request.term)
         }
-        Reply::VoteResponse(response) => format!(
+        ControlMessage::VoteResponse(response) => format!(
             "term {}: {}, {}",
             response.term,
             plain(&response.kind),
             if response.granted { "granted" } else { "refused" }
         ),
-        Reply::AppendResponse(response) => match &response.outcome {
+        ControlMessage::AppendResponse(response) => match &response.outcome {
             AppendOutcome::Accepted { matched } => {
                 format!("term {}: I have all up to {matched}, round {}", response.term, response.round)
             }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use consensus_core::{
     Entry, LogId, LogIndex, MemberKind, Membership, NodeId, Payload, Role, SnapshotMeta, StateMachine,
 };
-use consensus_raft_protocol::{Event, Output, Reply, SnapshotVerdict};
+use consensus_raft_protocol::{ArrivalOutcome, ControlMessage, Event, Output};
 
 use crate::{
     clients::Answer,
@@ -18,10 +18,10 @@ impl World {
     pub(crate) fn carry_out(&mut self, id: NodeId, output: Output) {
         match output {
             Output::Send(to, reply) => {
-                if let Reply::TimeoutNow(_) = reply {
+                if let ControlMessage::TimeoutNow(_) = reply {
                     self.check_transfer(id, to);
                 }
-                self.send(id, to, Packet::Reply(reply));
+                self.send(id, to, Packet::ControlMessage(reply));
             }
             Output::SendAppend(to, append) => {
                 let Some(up) = &self.node(id).up else { return };
@@ -266,9 +266,9 @@ impl World {
         self.serve_reads(id);
     }
 
-    fn settle(&mut self, id: NodeId, verdict: SnapshotVerdict) {
+    fn settle(&mut self, id: NodeId, verdict: ArrivalOutcome) {
         let Some(arrival) = self.node_mut(id).up.as_mut().and_then(|up| up.arrival.take()) else { return };
-        let held = (verdict == SnapshotVerdict::Held).then_some(arrival.last.index);
+        let held = (verdict == ArrivalOutcome::Accepted).then_some(arrival.last.index);
         self.send(id, arrival.from, Packet::SnapshotAck(held, arrival.transfer));
     }
 

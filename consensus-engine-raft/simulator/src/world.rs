@@ -11,7 +11,9 @@ use consensus_core::{
     ClusterId, Entry, LogId, LogIndex, Membership, NodeId, Payload, SnapshotMeta, StorageError, StorageId,
     Term,
 };
-use consensus_raft_protocol::{Append, Call, Config, EntryInfo, Event, Output, Raft, Reply, Returned, Time};
+use consensus_raft_protocol::{
+    Append, Call, Config, ControlMessage, EntryInfo, Event, Output, Raft, Returned, Time,
+};
 use consensus_testkit::linearizability::Register;
 
 use crate::{
@@ -94,7 +96,7 @@ pub(crate) enum Due {
     Disconnected(NodeId, NodeId),
     Written(NodeId, u64),
     /// Entries that had no room are written again.
-    TryEntries(NodeId, u64),
+    RetryEntries(NodeId, u64),
     Applied(NodeId, u64),
     Installed(NodeId, u64),
     Wake(NodeId, u64),
@@ -125,7 +127,7 @@ pub(crate) enum Due {
 /// What travels.
 #[derive(Clone, Debug)]
 pub(crate) enum Packet {
-    Reply(Reply),
+    ControlMessage(ControlMessage),
     Append(Append, Vec<Entry>),
     /// With the number of the transfer.
     Snapshot(Term, SnapshotMeta, Bytes, u64),
@@ -273,7 +275,7 @@ impl World {
             | Due::SendFailed(id, _)
             | Due::Disconnected(id, _)
             | Due::Written(id, _)
-            | Due::TryEntries(id, _)
+            | Due::RetryEntries(id, _)
             | Due::Applied(id, _)
             | Due::Installed(id, _)
             | Due::Wake(id, _)
@@ -293,7 +295,7 @@ impl World {
             Due::SendFailed(id, to) => self.step(id, Event::SendFailed(to)),
             Due::Disconnected(id, node) => self.disconnected(id, node),
             Due::Written(id, life) if self.is_alive(id, life) => self.written(id),
-            Due::TryEntries(id, life) if self.is_alive(id, life) => self.try_entries(id),
+            Due::RetryEntries(id, life) if self.is_alive(id, life) => self.try_entries(id),
             Due::Applied(id, life)
                 if self.is_alive(id, life) && self.node(id).apply_stalls_until > self.now =>
             {
@@ -495,7 +497,7 @@ impl World {
             }
             Err(StorageError::NoRoom { .. }) => {
                 up.no_room = true;
-                self.schedule(200 * MS, Due::TryEntries(id, life));
+                self.schedule(200 * MS, Due::RetryEntries(id, life));
                 self.checks.reach("no room on a disk");
                 self.step(id, Event::NoRoom);
                 self.yield_leadership_without_room(id);
@@ -505,7 +507,7 @@ impl World {
     }
 
     fn try_entries(&mut self, id: NodeId) {
-        self.step(id, Event::TryEntries);
+        self.step(id, Event::RetryEntries);
         let Some(up) = &mut self.node_mut(id).up else { return };
         // They may be gone meanwhile, replaced by a snapshot.
         up.no_room &= up.raft.durable() < up.raft.last_log().index;
@@ -561,7 +563,7 @@ impl World {
         self.trace.note(now, Some(to), text);
         let mut appends = None;
         let event = match packet {
-            Packet::Reply(reply) => reply.into_event(from),
+            Packet::ControlMessage(reply) => reply.into_event(from),
             // The driver waits before it tries again.
             Packet::SnapshotAck(None, transfer) => {
                 return self.schedule(500 * MS, Due::TransferOver { from: to, to: from, transfer });
@@ -773,7 +775,9 @@ pub(crate) fn describe(packet: &Packet) -> String {
             let what = if entries.is_empty() { "heartbeat".to_owned() } else { format!("append ..{last}") };
             format!("{what} after {prev}, term {term}, commit {commit}, round {round}")
         }
-        Packet::Reply(reply) => format!("{reply:?}").replace("ndex(", "(").replace("StorageId", "disk "),
+        Packet::ControlMessage(reply) => {
+            format!("{reply:?}").replace("ndex(", "(").replace("StorageId", "disk ")
+        }
         Packet::Snapshot(term, meta, ..) => format!("snapshot {}, term {term}", meta.last),
         Packet::SnapshotAck(last, _) => format!("snapshot taken: {last:?}"),
     }

@@ -91,7 +91,7 @@ impl Driver {
         let Some(reply) = self.asked.changes.remove(&token) else { return };
         let _ = reply.send(Err(match refusal {
             Refusal::Invalid(why) => ChangeError::Invalid(why),
-            Refusal::LostLead => {
+            Refusal::LostLeadership => {
                 ChangeError::Unknown { why: "this node lost the lead before it was committed" }
             }
             Refusal::NotLeader => ChangeError::NotLeader { leader: self.raft.leader() },

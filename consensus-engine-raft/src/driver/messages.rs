@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use consensus_core::{AppendEntries, Entry, MemberKind, Membership, Message, NodeId, Payload, StorageError};
-use consensus_raft_protocol::{Append, EntryInfo, Event, Output, Reply};
+use consensus_raft_protocol::{Append, ControlMessage, EntryInfo, Event, Output};
 
 use super::Driver;
 use crate::inbox::Input;
@@ -139,14 +139,14 @@ impl Driver {
     }
 }
 
-pub(super) fn message_of(reply: Reply) -> Message {
+pub(super) fn message_of(reply: ControlMessage) -> Message {
     match reply {
-        Reply::VoteRequest(request) => Message::VoteRequest(request),
-        Reply::VoteResponse(response) => Message::VoteResponse(response),
-        Reply::AppendResponse(response) => Message::AppendResponse(response),
-        Reply::TimeoutNow(request) => Message::TimeoutNow(request),
-        Reply::ReadIndexRequest(request) => Message::ReadIndexRequest(request),
-        Reply::ReadIndexResponse(response) => Message::ReadIndexResponse(response),
+        ControlMessage::VoteRequest(request) => Message::VoteRequest(request),
+        ControlMessage::VoteResponse(response) => Message::VoteResponse(response),
+        ControlMessage::AppendResponse(response) => Message::AppendResponse(response),
+        ControlMessage::TimeoutNow(request) => Message::TimeoutNow(request),
+        ControlMessage::ReadIndexRequest(request) => Message::ReadIndexRequest(request),
+        ControlMessage::ReadIndexResponse(response) => Message::ReadIndexResponse(response),
     }
 }
 

@@ -45,7 +45,7 @@ impl Driver {
     pub(super) fn retry_entries(&mut self) {
         let is_due = self.no_room.as_ref().is_some_and(|no_room| no_room.retry_at <= self.now);
         if is_due && self.raft.lacks_room() {
-            self.step(Event::TryEntries);
+            self.step(Event::RetryEntries);
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use consensus_core::{
     LogId, Membership, NodeId, Role, Snapshot, SnapshotAck, SnapshotMeta, SnapshotOutcome, StateMachineError,
 };
-use consensus_raft_protocol::{Event, SnapshotVerdict};
+use consensus_raft_protocol::{ArrivalOutcome, Event};
 
 use tracing::Instrument;
 
@@ -96,10 +96,10 @@ impl Driver {
     }
 
     /// The newest arrival is the one refused; those that are held are settled in the order of their arrival.
-    pub(super) fn settle_arrival(&mut self, verdict: SnapshotVerdict) {
-        let (arrival, outcome) = match verdict {
-            SnapshotVerdict::Held => (self.arrivals.pop_front(), SnapshotOutcome::Installed),
-            SnapshotVerdict::Refused => (self.arrivals.pop_back(), SnapshotOutcome::Refused),
+    pub(super) fn settle_arrival(&mut self, outcome: ArrivalOutcome) {
+        let (arrival, outcome) = match outcome {
+            ArrivalOutcome::Accepted => (self.arrivals.pop_front(), SnapshotOutcome::Installed),
+            ArrivalOutcome::Refused => (self.arrivals.pop_back(), SnapshotOutcome::Refused),
         };
         if let Some(arrival) = arrival {
             let _ = arrival.reply.send(SnapshotAck { term: self.raft.term(), outcome });

@@ -8,7 +8,9 @@ use consensus_core::{
     AppendOutcome, AppendResponse, HardState, LogId, LogIndex, LogState, Membership, NodeId, Role, StorageId,
     Term, VoteKind, VoteResponse,
 };
-use consensus_raft_protocol::{Append, Config, EntryInfo, Event, Output, Raft, Reply, Restored, Time};
+use consensus_raft_protocol::{
+    Append, Config, ControlMessage, EntryInfo, Event, Output, Raft, Restored, Time,
+};
 
 pub(crate) const SECOND: Time = Duration::from_secs(1);
 
@@ -113,7 +115,7 @@ pub(crate) fn append(term: u64, prev: LogId, terms: &[u64], commit: u64) -> Even
 /// The last one: what is durable already may have been acknowledged before.
 pub(crate) fn outcome(outputs: &[Output]) -> Option<AppendOutcome> {
     outputs.iter().rev().find_map(|output| match output {
-        Output::Send(_, Reply::AppendResponse(response)) => Some(response.outcome),
+        Output::Send(_, ControlMessage::AppendResponse(response)) => Some(response.outcome),
         _ => None,
     })
 }

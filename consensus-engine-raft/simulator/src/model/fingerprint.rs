@@ -4,7 +4,7 @@ use std::hash::{Hash, Hasher};
 
 use consensus_core::NodeId;
 use consensus_raft_protocol::{
-    Reply,
+    ControlMessage,
     model::{Fingerprint, hash_hard_state, hash_membership, hash_meta},
 };
 
@@ -107,10 +107,11 @@ impl Packet {
     pub(super) fn print(&self, from: NodeId, to: NodeId, names: &[u8]) -> u64 {
         let mut hasher = Fingerprint::default();
         // Who refuses a vote is not asked, only in which term.
-        let is_refusal = matches!(self, Self::Reply(Reply::VoteResponse(response)) if !response.granted);
+        let is_refusal =
+            matches!(self, Self::ControlMessage(ControlMessage::VoteResponse(response)) if !response.granted);
         ((!is_refusal).then_some(names[from.0 as usize]), names[to.0 as usize]).hash(&mut hasher);
         match self {
-            Self::Reply(reply) => reply.hash(&mut hasher),
+            Self::ControlMessage(reply) => reply.hash(&mut hasher),
             Self::Append(append, entries) => {
                 append.hash(&mut hasher);
                 for entry in entries {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use consensus_core::{LogIndex, NodeId, Role, SnapshotMeta, Term, VoteKind, VoteRequest};
-use consensus_raft_protocol::{Append, EntryInfo, Event, Reply};
+use consensus_raft_protocol::{Append, ControlMessage, EntryInfo, Event};
 
 use super::{
     node::Node,
@@ -20,7 +20,7 @@ pub(crate) struct Message {
 
 #[derive(Clone, Debug)]
 pub(super) enum Packet {
-    Reply(Reply),
+    ControlMessage(ControlMessage),
     Append(Append, Vec<EntryInfo>),
     Snapshot(Term, SnapshotMeta),
     SnapshotAck(Option<LogIndex>),
@@ -31,27 +31,29 @@ impl Message {
     pub(super) fn tries_patience(&self, to: u8) -> bool {
         let asks = |request: &VoteRequest| request.kind != VoteKind::Transfer;
         self.to.0 == u64::from(to)
-            && matches!(&self.packet, Packet::Reply(Reply::VoteRequest(request)) if asks(request))
+            && matches!(&self.packet, Packet::ControlMessage(ControlMessage::VoteRequest(request)) if asks(request))
     }
 
     /// Whether the node, whose term never falls below `term` again, has passed the time when it could have made something of
     /// it.
     fn is_stale(&self, term: Term, role: Role, ticks: u8) -> bool {
-        let Packet::Reply(reply) = &self.packet else { return false };
+        let Packet::ControlMessage(reply) = &self.packet else { return false };
         match reply {
             // A grant is for the term in which, or before which, it was asked for; a refusal tells of a later one.
-            Reply::VoteResponse(response) if response.granted && response.kind == VoteKind::Vote => {
+            ControlMessage::VoteResponse(response) if response.granted && response.kind == VoteKind::Vote => {
                 response.term < term
             }
-            Reply::VoteResponse(response) if response.term <= term => true,
+            ControlMessage::VoteResponse(response) if response.term <= term => true,
             // Who does not ask for pre-votes now will not any more, if no deadline is left to pass.
-            Reply::VoteResponse(response) => response.granted && ticks == 0 && role != Role::PreCandidate,
+            ControlMessage::VoteResponse(response) => {
+                response.granted && ticks == 0 && role != Role::PreCandidate
+            }
             // Who follows in a term will not lead it.
-            Reply::AppendResponse(response) if response.term == term => {
+            ControlMessage::AppendResponse(response) if response.term == term => {
                 matches!(role, Role::Follower | Role::Learner)
             }
-            Reply::AppendResponse(response) => response.term < term,
-            Reply::TimeoutNow(request) => request.term < term,
+            ControlMessage::AppendResponse(response) => response.term < term,
+            ControlMessage::TimeoutNow(request) => request.term < term,
             _ => false,
         }
     }
@@ -76,7 +78,7 @@ impl World {
     pub(super) fn deliver(&self, mut state: State, message: &Message) -> Result<State, String> {
         let (from, to) = (message.from, message.to.0 as usize);
         let event = match message.packet.clone() {
-            Packet::Reply(reply) => reply.into_event(from),
+            Packet::ControlMessage(reply) => reply.into_event(from),
             Packet::Append(append, entries) => Event::Append { from, append, entries },
             Packet::SnapshotAck(last) => Event::SnapshotSent(from, last),
             Packet::Snapshot(term, meta) => {

@@ -15,7 +15,7 @@
 //! * A message that can never be of effect again - a grant of an earlier term, say - is taken away. When that is so follows from
 //!   the protocol; that it is of no effect *now* is tried with the code each time.
 //! * Each node's clock is its own: what matters is in which order deadlines pass ([`Raft::normalize`],
-//!   [`Raft::forget_durations`]). Leases, which compare clocks, have scenarios with one time for all and a rate for each
+//!   [`Raft::normalize_durations`]). Leases, which compare clocks, have scenarios with one time for all and a rate for each
 //!   ([`Clocks::Common`]).
 //! * A node's patience with its leader ends only when somebody asks for its vote, or before it is asked to read: nothing else
 //!   that it does depends on it.
@@ -27,7 +27,7 @@
 //! (`scripts/mutants`).
 //!
 //! [`Raft::normalize`]: consensus_raft_protocol::Raft
-//! [`Raft::forget_durations`]: consensus_raft_protocol::Raft
+//! [`Raft::normalize_durations`]: consensus_raft_protocol::Raft
 
 mod checks;
 mod fingerprint;

@@ -45,7 +45,7 @@ impl World {
                 disk.purged = meta;
                 disk.hard.installing = None;
             }
-            Some(InterruptedInstall::Forget) => disk.hard.installing = None,
+            Some(InterruptedInstall::Discard) => disk.hard.installing = None,
             None => {}
         }
         let mut config = Config::new(id);

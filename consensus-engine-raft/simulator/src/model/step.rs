@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use consensus_core::{LogId, LogIndex, Membership, NodeId, Role, SnapshotMeta};
-use consensus_raft_protocol::{EntryInfo, Event, Output, Raft, Reply, SnapshotVerdict, Time};
+use consensus_raft_protocol::{ArrivalOutcome, ControlMessage, EntryInfo, Event, Output, Raft, Time};
 
 use super::{
     checks::{Known, fresh},
@@ -219,7 +219,7 @@ impl World {
             let drawn = u64::from(node.lives) * 16 + node.reads.len() as u64;
             node.raft.normalize(BASE, drawn);
             if self.reduces {
-                node.raft.forget_durations(state.budget.ticks == 0 && !state.is_whole);
+                node.raft.normalize_durations(state.budget.ticks == 0 && !state.is_whole);
             }
         } else {
             let now = self.local(&state, node.id.0 as usize);
@@ -240,13 +240,13 @@ impl World {
     ) -> Result<(), String> {
         match output {
             Output::Send(to, reply) => {
-                if let Reply::VoteResponse(response) = reply
+                if let ControlMessage::VoteResponse(response) = reply
                     && response.granted
                     && response.kind != consensus_core::VoteKind::PreVote
                 {
                     fresh(known, state).voted(node.id, response.term, to)?;
                 }
-                self.send(state, node.id, to, Packet::Reply(reply));
+                self.send(state, node.id, to, Packet::ControlMessage(reply));
             }
             Output::SendAppend(to, append) => {
                 let entry = |index: u64| {
@@ -291,7 +291,7 @@ impl World {
             Output::ReadRefused(token) => node.reads.retain(|(known, _)| *known != token),
             Output::SnapshotSettled(verdict) => {
                 if let Some(from) = node.installing_from.take() {
-                    let held = (verdict == SnapshotVerdict::Held).then_some(node.applied);
+                    let held = (verdict == ArrivalOutcome::Accepted).then_some(node.applied);
                     self.send(state, node.id, from, Packet::SnapshotAck(held));
                 }
             }

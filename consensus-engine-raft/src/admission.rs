@@ -1,20 +1,20 @@
-//! Bounds what is in flight; overload is refused at the door.
+//! Limits on requests in flight; requests beyond a limit are refused at once.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
-/// Counts things and their bytes against limits.
+/// Counts requests and their bytes, and compares both with limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    /// The count above [`BYTES_BITS`], the bytes below: one atomic operation for each way in, and for each way out.
+    /// The count in the bits from [`BYTES_BITS`] on, the bytes below: one atomic operation admits or releases a request.
     held: AtomicU64,
     count_max: u64,
     bytes_max: u64,
 }
 
-/// Room for one thing; given back when dropped.
+/// Admission of one request. Dropping it releases the request's share.
 #[derive(Debug)]
 pub(crate) struct Permit {
     admission: Arc<Admission>,
@@ -22,23 +22,24 @@ pub(crate) struct Permit {
 }
 
 impl Admission {
-    /// Limits are at most some 8 million things and 512 GiB.
+    /// Limits are capped at about 8 million requests and 512 GiB.
     pub(crate) fn new(count_max: u64, bytes_max: u64) -> Arc<Self> {
-        // Half of what fits, so that callers who come together cannot make one number run over into the other.
+        // Half of the range of each number, so that concurrent callers cannot make one overflow into the other.
         let (count_max, bytes_max) = (count_max.min(1 << (63 - BYTES_BITS)), bytes_max.min(BYTES_MASK / 2));
         Arc::new(Self { held: AtomicU64::new(0), count_max, bytes_max })
     }
 
-    /// How many there are.
+    /// Number of requests in flight.
     pub(crate) fn count(&self) -> u64 {
         self.held.load(Ordering::Relaxed) >> BYTES_BITS
     }
 
-    /// Room for one more, or how many and how many bytes there are already. One thing is let in whatever its size.
+    /// Admits one request, or returns the current count and bytes. If nothing is in flight, a request of any size is
+    /// admitted.
     pub(crate) fn admit(self: &Arc<Self>, bytes: u64) -> Result<Permit, (u64, u64)> {
         let bytes = bytes.min(THING_BYTES_MAX);
-        // Counted first and taken back if it was too much: concurrent callers can refuse each other at the very limit,
-        // never exceed it.
+        // Added first and subtracted again on refusal: concurrent callers can refuse each other at the limit, but never
+        // exceed it.
         let held = self.held.fetch_add(ONE + bytes, Ordering::Relaxed);
         let (count, held) = (held >> BYTES_BITS, held & BYTES_MASK);
         let permit = Permit { admission: self.clone(), bytes };
@@ -58,7 +59,7 @@ impl Drop for Permit {
 const BYTES_BITS: u32 = 40;
 const BYTES_MASK: u64 = (1 << BYTES_BITS) - 1;
 const ONE: u64 = 1 << BYTES_BITS;
-/// A larger one is counted as this: more than any frame has.
+/// Larger requests are counted with this size, which no frame exceeds.
 const THING_BYTES_MAX: u64 = 4 << 30;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Owns the state machine, on a thread of its own as a rule.
+//! Owns the state machine, normally on a dedicated thread.
 
 use std::{
     any::Any,
@@ -20,53 +20,55 @@ use crate::{
     worker::{Next, Report, Work},
 };
 
-/// Work for the state machine, done in order.
+/// A job for the state machine. Jobs run in order.
 pub(crate) enum Job {
-    /// Apply `(after, last]`; `entries` if they are in memory. Those who wait are told from here, without a detour.
+    /// Apply the entries in `(after, last]`; `entries` has them if they are in memory. Waiting clients get their results
+    /// directly.
     Apply {
         after: LogIndex,
         last: LogIndex,
         entries: Option<Vec<Entry>>,
         waiters: AppliedWaiters,
     },
-    /// Flush beside the jobs after this, if the machine can. If not: now for a compaction, within the picture for a snapshot.
+    /// Flush in the background if the state machine can. If not: flush now for a compaction, or as part of taking the
+    /// snapshot.
     Flush(FlushedFor),
     TakeSnapshot(NodeId),
-    /// Restore from the file; the snapshot's last entry.
+    /// Restore the snapshot in this file, whose last entry is given.
     Install(std::fs::File, LogId),
 }
 
-/// Clients whose commands are being applied, in log order. The engine's task answers them if the state machine does not.
+/// Clients whose commands are being applied, in log order. The engine's task responds to them if applying fails.
 pub(crate) type AppliedWaiters = Arc<Mutex<VecDeque<(LogIndex, Waiter)>>>;
 
-/// Takes them all out.
+/// Removes and returns all waiting clients.
 pub(crate) fn take_all(waiters: &AppliedWaiters) -> VecDeque<(LogIndex, Waiter)> {
     std::mem::take(&mut *waiters.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Takes no more jobs after an error that leaves the state in doubt; ends with a last flush otherwise.
+/// Runs the jobs. Stops after an error that leaves the state in doubt; otherwise flushes once more at the end.
 pub(crate) struct Applier {
     machine: Box<dyn StateMachine>,
-    /// There need not be commands in the log.
+    /// Whether this node is a witness, whose log has no commands.
     witness: bool,
     storage: Arc<dyn LogStorage>,
-    /// Most bytes of entries that are read at once.
+    /// Maximum bytes of entries in one read.
     read_bytes_max: u64,
     applied: LogId,
-    /// Committed entries could not be read the last time.
+    /// Whether the last attempt to read committed entries failed.
     is_reading_failing: bool,
     stages: measure::Stages,
 }
 
-/// Why entries are not applied.
-enum Unapplied {
-    /// Final.
+/// Why entries were not applied.
+enum ApplyFailure {
+    /// A final error.
     Failed(StateMachineError),
-    /// The log could not be read now.
+    /// The log could not be read; the job is retried.
     Unread(StorageError),
 }
 
-impl From<StateMachineError> for Unapplied {
+impl From<StateMachineError> for ApplyFailure {
     fn from(error: StateMachineError) -> Self {
         Self::Failed(error)
     }
@@ -81,18 +83,18 @@ impl Work for Applier {
                 let _apply = tracing::debug_span!("apply", %after, %last).entered();
                 match self.apply_all(after, last, entries, &waiters) {
                     Ok(()) => (Input::Applied(Ok(last)), true),
-                    Err(Unapplied::Failed(error)) => (Input::Applied(Err(error)), false),
-                    Err(Unapplied::Unread(error)) => {
+                    Err(ApplyFailure::Failed(error)) => (Input::Applied(Err(error)), false),
+                    Err(ApplyFailure::Unread(error)) => {
                         if !std::mem::replace(&mut self.is_reading_failing, true) {
-                            tracing::warn!(%error, "committed entries cannot be read from the log; trying again");
+                            tracing::warn!(%error, "cannot read committed entries from the log; retrying");
                         }
                         let after = after.max(self.applied.index);
-                        return Next::Again(Job::Apply { after, last, entries: None, waiters }, READ_RETRY);
+                        return Next::Retry(Job::Apply { after, last, entries: None, waiters }, READ_RETRY);
                     }
                 }
             }
             Job::Flush(why) => match (guarded(|| Ok(self.machine.flush_in_background())), why) {
-                (Ok(Some(work)), _) => (Input::FlushAside(work, why), true),
+                (Ok(Some(work)), _) => (Input::FlushInBackground(work, why), true),
                 (Ok(None), FlushedFor::Snapshot(to)) => self.take_snapshot(to),
                 (begun, _) => {
                     let _flush = tracing::debug_span!("flush").entered();
@@ -113,14 +115,14 @@ impl Work for Applier {
                 (Input::Installed(result), sound)
             }
         };
-        // Heard or not: an engine that is ending listens no more, and what was applied is flushed all the same.
+        // The report may fail while the engine ends; applied entries are flushed nevertheless.
         report(input);
-        if sound { Next::Ready } else { Next::Over }
+        if sound { Next::Ready } else { Next::Stop }
     }
 
     fn end(&mut self) {
         if let Err(error) = guarded(|| self.machine.flush()) {
-            tracing::error!(%error, "the last flush failed; the log will be applied again");
+            tracing::error!(%error, "the last flush failed; entries will be applied again after the next start");
         }
     }
 }
@@ -138,9 +140,9 @@ impl Applier {
     }
 
     fn take_snapshot(&mut self, to: NodeId) -> (Input, bool) {
-        let _picture = tracing::debug_span!("picture", %to).entered();
+        let _span = tracing::debug_span!("take_snapshot", %to).entered();
         let result =
-            guarded(|| self.machine.snapshot()).map(|picture: Box<dyn Snapshot>| (self.applied, picture));
+            guarded(|| self.machine.snapshot()).map(|snapshot: Box<dyn Snapshot>| (self.applied, snapshot));
         let sound = is_sound(&result);
         (Input::SnapshotTaken(to, result), sound)
     }
@@ -151,14 +153,14 @@ impl Applier {
         last: LogIndex,
         entries: Option<Vec<Entry>>,
         waiters: &AppliedWaiters,
-    ) -> Result<(), Unapplied> {
+    ) -> Result<(), ApplyFailure> {
         if let Some(entries) = entries {
             return Ok(self.apply(&entries, waiters)?);
         }
         while after < last {
             let read = self.storage.read(after, last, self.read_bytes_max);
             let entries = read.map_err(|error| match error {
-                StorageError::Io { .. } => Unapplied::Unread(error),
+                StorageError::Io { .. } => ApplyFailure::Unread(error),
                 other => StateMachineError::Other(other.to_string()).into(),
             })?;
             if std::mem::take(&mut self.is_reading_failing) {
@@ -166,7 +168,9 @@ impl Applier {
             }
             self.apply(&entries, waiters)?;
             if self.applied.index <= after {
-                return Err(StateMachineError::Other(format!("the log gave no entry after {after}")).into());
+                return Err(
+                    StateMachineError::Other(format!("the log returned no entry after {after}")).into()
+                );
             }
             after = self.applied.index;
         }
@@ -181,7 +185,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Applies entries from the first on, as many as the machine takes at once. Returns how many.
+    /// Applies the first entries, as many as the state machine accepts in one call. Returns their number.
     fn apply_some(
         &mut self,
         entries: &[Entry],
@@ -190,7 +194,7 @@ impl Applier {
         let withheld = entries.iter().find(|entry| entry.payload == Payload::Withheld);
         if let Some(entry) = withheld.filter(|_| !self.witness) {
             return Err(StateMachineError::Other(format!(
-                "the log is a witness's, without the command of entry {}: start this node as a witness, or empty its disk and add it again",
+                "the log is that of a witness, without the command of entry {}: start this node as a witness, or empty its disk and add it to the cluster again",
                 entry.id
             )));
         }
@@ -203,7 +207,7 @@ impl Applier {
             }
         })?;
         if responses.is_empty() || responses.len() > entries.len() {
-            let why = format!("it gave {} responses to {} entries", responses.len(), entries.len());
+            let why = format!("it returned {} responses to {} entries", responses.len(), entries.len());
             return Err(StateMachineError::Other(why));
         }
         let applied = Instant::now();
@@ -213,7 +217,7 @@ impl Applier {
             if waiters.front().is_some_and(|(index, _)| *index == entry.id.index)
                 && let Some((_, waiter)) = waiters.pop_front()
             {
-                waiter.course.applied(committed, applied, &self.stages);
+                waiter.timing.applied(committed, applied, &self.stages);
                 waiter.answer(Ok(Committed { log_id: entry.id, response }));
             }
             self.applied = entry.id;
@@ -222,12 +226,12 @@ impl Applier {
     }
 }
 
-/// Whether the machine is in a known state: all errors leave it as it was, but one.
+/// Whether the state machine is in a known state: every error except `Broken` leaves it unchanged.
 fn is_sound<T>(result: &Result<T, StateMachineError>) -> bool {
     !matches!(result, Err(StateMachineError::Broken(_)))
 }
 
-/// A panic of the state machine stops its engine, not the process.
+/// Calls the state machine. A panic in it stops the engine, not the process.
 pub(crate) fn guarded<T>(
     call: impl FnOnce() -> Result<T, StateMachineError>,
 ) -> Result<T, StateMachineError> {
@@ -241,7 +245,7 @@ pub(crate) fn describe(panic: &(dyn Any + Send)) -> String {
     format!("it panicked: {}", text.unwrap_or("without a message"))
 }
 
-/// Time until entries that could not be read are read again.
+/// Pause before entries that could not be read are read again.
 const READ_RETRY: Duration = Duration::from_millis(500);
 
 #[cfg(test)]

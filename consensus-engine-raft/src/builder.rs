@@ -1,4 +1,4 @@
-//! An engine from its parts and the few settings that one usually gives.
+//! Builder of an engine, with methods for the most frequent settings.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -7,10 +7,10 @@ use consensus_raft_protocol::ConfigError;
 
 use crate::{RaftConfig, RaftEngine, StartError, flight::FlightRecorder};
 
-/// Gathers the settings of one node; see [`RaftEngine::builder`]. What has no method of its own is reached by
-/// [`configure`](Self::configure).
+/// Collects the settings of one node; see [`RaftEngine::builder`]. [`configure`](Self::configure) sets those that have no
+/// method of their own.
 #[derive(Clone, Debug)]
-#[must_use = "it does nothing before `start`"]
+#[must_use = "no engine runs before `start`"]
 pub struct RaftBuilder(RaftConfig);
 
 impl RaftBuilder {
@@ -18,18 +18,17 @@ impl RaftBuilder {
         Self(RaftConfig::new(id))
     }
 
-    /// The voters with which the cluster begins, the same on every node. Used only where the log is empty.
+    /// Sets the first voters of the cluster, the same on every node. Used only if the log is empty.
     pub fn voters(self, voters: impl IntoIterator<Item = u64>) -> Self {
         self.members(Membership::of_voters(voters))
     }
 
-    /// The same, with endpoints, witnesses, learners or priorities.
+    /// Sets the first members of the cluster, with endpoints, witnesses, learners or priorities.
     pub fn members(self, members: Membership) -> Self {
         self.configure(|config| config.bootstrap = Some(members))
     }
 
-    /// How long a silent leader is waited for, and how often a leader says that it is there; see
-    /// [`Config`](consensus_raft_protocol::Config).
+    /// Sets the election timeout and the interval of heartbeats; see [`Config`](consensus_raft_protocol::Config).
     pub fn timeouts(self, election_timeout: Duration, heartbeat_interval: Duration) -> Self {
         self.configure(|config| {
             config.protocol.election_timeout = election_timeout;
@@ -37,48 +36,48 @@ impl RaftBuilder {
         })
     }
 
-    /// Reads by lease, where clocks differ by at most so many percent.
+    /// Enables lease reads, for clocks whose speeds differ by at most `percent`.
     pub fn lease_drift_percent(self, percent: u32) -> Self {
         self.configure(|config| config.protocol.lease_drift_percent = percent)
     }
 
-    /// Hands proposals on followers to the leader.
+    /// Forwards proposals on followers to the leader.
     pub fn forward_proposals(self) -> Self {
         self.configure(|config| config.forward_proposals = true)
     }
 
-    /// Where snapshots are gathered while they arrive.
+    /// Sets the directory for snapshots while they arrive.
     pub fn snapshot_dir(self, dir: impl Into<PathBuf>) -> Self {
         self.configure(|config| config.snapshot_dir = dir.into())
     }
 
-    /// Calls storage and state machine on the engine's own task: for those in memory, whose calls do not block; see
+    /// Calls storage and state machine on the engine's own task, for those in memory, whose calls do not block; see
     /// [`RaftConfig::threads`].
     pub fn without_threads(self) -> Self {
         self.configure(|config| config.threads = false)
     }
 
-    /// Records what the protocol is told, for `raft-replay`.
+    /// Records all inputs of the protocol, for `raft-replay`.
     pub fn flight_recorder(self, recorder: FlightRecorder) -> Self {
         self.configure(|config| config.flight_recorder = Some(recorder))
     }
 
-    /// Anything else.
+    /// Changes any setting.
     pub fn configure(mut self, change: impl FnOnce(&mut RaftConfig)) -> Self {
         change(&mut self.0);
         self
     }
 
-    /// The settings, checked.
+    /// Validates and returns the settings.
     ///
     /// # Errors
-    /// Says which setting is wrong, and what it may be.
+    /// The first invalid setting, and its allowed values.
     pub fn build(self) -> Result<RaftConfig, ConfigError> {
         self.0.validate()?;
         Ok(self.0)
     }
 
-    /// [`RaftEngine::start`] with these settings and parts.
+    /// Calls [`RaftEngine::start`] with these settings.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -91,7 +90,7 @@ impl RaftBuilder {
         RaftEngine::start(self.0, transport, Arc::new(storage), Box::new(machine)).await
     }
 
-    /// [`RaftEngine::start_witness`] with these settings and parts.
+    /// Calls [`RaftEngine::start_witness`] with these settings.
     ///
     /// # Errors
     /// See [`StartError`].

@@ -1,10 +1,10 @@
-//! Recent entries, payloads and all: what is written, sent and applied without reading the disk.
+//! Recent entries with their payloads, so that they are written, sent and applied without reading the disk.
 
 use std::collections::VecDeque;
 
 use consensus_core::{Entry, LogIndex};
 
-/// The entries `(base, last]` of the log, its newest ones.
+/// The newest entries of the log, those in `(base, last]`.
 #[derive(Debug)]
 pub(crate) struct EntryCache {
     base: LogIndex,
@@ -13,7 +13,7 @@ pub(crate) struct EntryCache {
 }
 
 impl EntryCache {
-    /// Empty, after `base`.
+    /// Creates an empty cache of a log that ends at `base`.
     pub(crate) fn new(base: LogIndex) -> Self {
         Self { base, entries: VecDeque::new(), bytes: 0 }
     }
@@ -28,7 +28,7 @@ impl EntryCache {
         self.entries.push_back(entry);
     }
 
-    /// An overwritten entry must not be sent, written or applied from here (known bug C18).
+    /// Removes the entries after `index`, so that an overwritten entry is never sent, written or applied (known bug C18).
     pub(crate) fn truncate_after(&mut self, index: LogIndex) {
         if index < self.base {
             *self = Self::new(index);
@@ -38,7 +38,7 @@ impl EntryCache {
         }
     }
 
-    /// The entries `(after, last]`, if all of them are here.
+    /// Returns the entries in `(after, last]`, if all of them are cached.
     pub(crate) fn get(&self, after: LogIndex, last: LogIndex) -> Option<Vec<Entry>> {
         if after < self.base || last > self.last() {
             return None;
@@ -51,7 +51,7 @@ impl EntryCache {
         )
     }
 
-    /// Drops the oldest entries down to `bytes_max`, but none after `needed_after`.
+    /// Removes the oldest entries until at most `bytes_max` are left, but no entry after `needed_after`.
     pub(crate) fn evict(&mut self, bytes_max: u64, needed_after: LogIndex) {
         while self.bytes > bytes_max && self.base < needed_after {
             let Some(entry) = self.entries.pop_front() else { return };

@@ -7,95 +7,96 @@ use consensus_raft_protocol::{Config, ConfigError};
 
 use crate::{flight::FlightRecorder, latency::SimulatedLatency};
 
-/// Settings of one node's engine; checked by [`RaftEngine::start`](crate::RaftEngine::start).
+/// Settings of one node's engine. [`RaftEngine::start`](crate::RaftEngine::start) validates them.
 #[derive(Clone, Debug)]
 pub struct RaftConfig {
-    /// Timeouts and limits of the protocol, this node's id among them.
+    /// Timeouts and limits of the protocol, and this node's id.
     pub protocol: Config,
-    /// The first configuration of the cluster, the same on every node; used only where the log is empty. `None` waits
-    /// for a leader to bring it.
+    /// First configuration of the cluster, the same on every node. Used only if the log is empty. With `None` the node waits
+    /// for a leader that sends one.
     pub bootstrap: Option<Membership>,
-    /// Where members listen, in place of what the configuration in this node's log says when the node starts: for members
-    /// that moved while no leader could tell the others. A configuration that comes later counts again. The node and the
-    /// cluster that answer there must be the same: this changes nobody's vote. Default: empty.
+    /// Endpoints that replace those of the configuration in this node's log at start, for members that moved while no leader
+    /// could record their new endpoints. A later configuration takes precedence again. The same node of the same cluster
+    /// must listen at the new endpoint: votes and quorums do not change. Default: empty.
     pub moved_endpoints: BTreeMap<NodeId, Endpoint>,
-    /// Whether a proposal on a node that does not lead is handed to the leader, rather than refused. It costs a way to
-    /// the leader and back; if the answer is lost nobody knows what became of the command
-    /// ([`ProposeError::Unknown`](consensus_core::ProposeError::Unknown)), so clients that propose again do so in a
-    /// [session](consensus_core::session). Default: refused, with who leads.
+    /// Whether a node that is not leader forwards proposals to the leader instead of refusing them. It costs one round trip
+    /// to the leader. If the response is lost, the outcome of the command is unknown
+    /// ([`ProposeError::Unknown`](consensus_core::ProposeError::Unknown)), so clients that propose again use a
+    /// [session](consensus_core::session). Default `false`: the error names the leader.
     pub forward_proposals: bool,
-    /// Largest command. Default 4 MiB.
+    /// Maximum size of one command in bytes. Default 4 MiB.
     pub command_bytes_max: u64,
-    /// Most proposals in flight; more are refused as overload. Default 65 536.
+    /// Maximum number of proposals in flight; more are refused as overload. Default 65 536.
     pub proposals_max: u64,
-    /// Most bytes of proposals in flight; more are refused as overload. Default 64 MiB.
+    /// Maximum total size of proposals in flight in bytes; more are refused as overload. Default 64 MiB.
     pub proposal_bytes_max: u64,
-    /// Most reads waiting for a barrier; more are refused as overload. Default 65 536.
+    /// Maximum number of reads that wait for a barrier; more are refused as overload. Default 65 536.
     pub reads_max: u64,
-    /// Most bytes of messages from peers that wait to be handled; more are dropped, as a network would. Default 64 MiB.
+    /// Maximum bytes of messages from peers that wait to be processed; more are dropped, as a network may do. Default 64
+    /// MiB.
     pub inbox_bytes_max: u64,
-    /// Entries kept in memory for followers that are a little behind; what is older is read from disk. Default 32 MiB.
+    /// Bytes of recent entries that are kept in memory for followers; older ones are read from disk. Default 32 MiB.
     pub cache_bytes_max: u64,
-    /// Most entries that the state machine is given in one call; what waits behind it, such as a snapshot, waits that long.
-    /// Default 4096, at least 1.
+    /// Maximum number of entries in one call of the state machine. Other work for the state machine, such as a snapshot,
+    /// waits for the call. Default 4096, at least 1.
     pub apply_entries_max: u64,
-    /// Most bytes of entries that are read from the log at once for the state machine, when they are no longer in memory; one
-    /// entry is always read. Default 4 MiB.
+    /// Maximum bytes of entries in one read of the log for the state machine, for entries that are not in memory any more.
+    /// One entry is always read. Default 4 MiB.
     pub apply_read_bytes_max: u64,
-    /// The log is compacted each time that this many entries have been applied, by one member after another, not by all at
-    /// once; 0: never by itself. Default 100 000. Lower saves disk, and costs a flush of the state machine each time.
+    /// Number of applied entries after which the log is compacted. Members compact in turn, not all at once. 0 disables
+    /// this rule. Default 100 000. A lower value uses less disk space, and costs a flush of the state machine each time.
     pub compact_after_entries: u64,
-    /// The log is compacted too when it has grown by this many bytes since the last time; 0: its bytes do not count.
-    /// Default 256 MiB.
+    /// Bytes by which the log may grow before it is compacted. 0 disables this rule. Default 256 MiB.
     pub compact_after_bytes: u64,
-    /// Most entries that a compaction leaves, so that a follower briefly absent needs no snapshot. Default 10 000.
+    /// Maximum number of entries that a compaction keeps, so that a follower that was briefly absent needs no snapshot.
+    /// Default 10 000.
     pub compact_keep_entries: u64,
-    /// Most bytes that it leaves for the same. Default 64 MiB.
+    /// Maximum bytes of entries that a compaction keeps for the same purpose. Default 64 MiB.
     pub compact_keep_bytes: u64,
-    /// Most bytes that it leaves to a follower that answers and is further behind than that, or is being sent a snapshot,
-    /// after which it needs the log: or that snapshot would not be the last. Default 512 MiB.
+    /// Maximum bytes of entries that a compaction keeps for a follower that is in touch and further behind, or that is being
+    /// sent a snapshot: it needs the entries after the snapshot, or it would need another snapshot. Default 512 MiB.
     pub compact_hold_bytes: u64,
-    /// Piece of a snapshot stream. Default 256 KiB.
+    /// Size of one chunk of a snapshot stream in bytes. Default 256 KiB, at least 1.
     pub snapshot_chunk_bytes: usize,
-    /// Most bytes of a snapshot sent per second, so that it leaves room on the network for the rest. Default 0: no bound.
+    /// Maximum bytes of snapshots sent per second, to leave network bandwidth for other messages. Default 0: no limit.
     pub snapshot_bytes_per_second: u64,
-    /// Wait before a piece of a snapshot that could not be sent is sent again, and before work that failed and can be repeated
-    /// is done again the first time (a snapshot, a flush of the state machine); then twice as long each time, up to 16 times
-    /// as long. Default 1 s.
+    /// Pause before a snapshot chunk that could not be sent is sent again, and before failed work (a snapshot, a flush of
+    /// the state machine) is retried for the first time. The pause doubles with each further failure, up to 16 times its
+    /// length. Default 1 s.
     pub snapshot_retry: Duration,
-    /// How long a transfer waits for a network that fails, to go on where it was; then it is begun anew with a new
-    /// snapshot. The old one is kept until then, with what it takes of the disk. Default 60 s.
+    /// Maximum time for which a snapshot transfer waits for a failing network and then continues at the same chunk. After it
+    /// the transfer starts again with a new snapshot. The old snapshot uses disk space until then. Default 60 s.
     pub snapshot_resume: Duration,
-    /// Where a snapshot is gathered while it arrives (unlinked files; a crash leaves nothing). Default: the system's
-    /// place for temporary files. Needs room for one snapshot.
+    /// Directory for snapshots while they arrive, in unlinked files, so that a crash leaves nothing behind. Needs room for
+    /// one snapshot. Default: the system's directory for temporary files.
     pub snapshot_dir: PathBuf,
-    /// Bytes of the disk of `snapshot_dir` that a snapshot leaves free while it arrives. What would take more is refused, and
-    /// the leader sends a snapshot again later. Default 0: the disk is not asked.
+    /// Bytes that an arriving snapshot must leave free on the disk of `snapshot_dir`. A larger snapshot is refused, and the
+    /// leader sends one again later. Default 0: free space is not checked.
     pub snapshot_reserve_bytes: u64,
-    /// Longest time that a write of the log may take. Then the disk counts as stalled: a leader gives leadership away, the
-    /// outcome of its proposals is reported as unknown, and the status says so until the write returns. Lower finds a disk that
-    /// hangs sooner, and mistakes one that pauses (virtual disks do so for a second now and then) for one that hangs. More than
-    /// 0. Default, with `None`: two election timeouts, but at least 2 s.
+    /// Time limit of one log write. When it is exceeded, the disk counts as stalled: a leader transfers leadership, reports
+    /// the outcome of its proposals as unknown, and the status shows the stall until the write returns. A lower limit
+    /// detects a hanging disk sooner, and mistakes a slow one for hanging more often (virtual disks pause for a second now
+    /// and then). More than 0, at most a day. Default (`None`): two election timeouts, but at least 2 s.
     pub storage_stall_limit: Option<Duration>,
-    /// Longest time that the state machine may take to apply what is handed to it at once, with the same consequences. A
-    /// command that takes longer makes each leader give leadership away in turn. More than 0. Default, with `None`: 20 election
-    /// timeouts, but at least 10 s.
+    /// Time limit of one apply call of the state machine, with the same consequences. A command that takes longer makes each
+    /// leader transfer leadership in turn. More than 0, at most a day. Default (`None`): 20 election timeouts, but at least
+    /// 10 s.
     pub apply_stall_limit: Option<Duration>,
-    /// Whether storage and state machine are called on threads of their own. `false` is for storages and machines in memory,
-    /// whose calls do not block: they are called on the engine's own task, without a hop to another thread, and under
-    /// tokio's paused clock a run takes no time and can be repeated. One that blocks would hold up heartbeats. Default
-    /// `true`; a node without others, which has no heartbeats to hold up, then still does on its task what comes alone, as long
-    /// as that takes less than a millisecond and the runtime has another thread for other tasks. (The first write of a disk that
-    /// stalls holds up reads, too; the next goes to the thread.)
+    /// Whether storage and state machine are called on dedicated threads. `false` is for those in memory, whose calls do not
+    /// block: the engine's own task calls them, without switching threads, and under tokio's paused clock a run takes no
+    /// time and is repeatable. Calls that block would delay heartbeats. Default `true`. The only member of a cluster sends
+    /// no heartbeats; with `true` its task still makes small calls inline, as long as they take less than a millisecond and
+    /// the runtime has another thread for other tasks. (The first write on a disk that stalls then delays reads; the next
+    /// one runs on the thread.)
     pub threads: bool,
-    /// How long storage and state machine take where `threads` is `false`, for simulations. Default: no time.
+    /// Simulated latency of storage and state machine where `threads` is `false`. Default: none.
     pub simulated_latency: Option<SimulatedLatency>,
-    /// Records what the protocol is told, for `raft-replay`. Default: it does not.
+    /// Records all inputs of the protocol, for `raft-replay`. Default: no recording.
     pub flight_recorder: Option<FlightRecorder>,
 }
 
 impl RaftConfig {
-    /// The defaults for node `id`, with a seed that was not there before.
+    /// Returns the default settings of node `id`, with a random seed.
     #[must_use]
     pub fn new(id: NodeId) -> Self {
         let mut protocol = Config::new(id);
@@ -136,7 +137,7 @@ impl RaftConfig {
     /// Checks the settings against each other.
     ///
     /// # Errors
-    /// Says which setting is wrong, and what it may be.
+    /// The first invalid setting, and its allowed values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.protocol.validate()?;
         let bad = |key, allowed: &str| Err(ConfigError { key, allowed: allowed.to_owned() });
@@ -167,13 +168,13 @@ impl RaftConfig {
 }
 
 impl RaftConfig {
-    /// Longest time that a write of the log may take.
+    /// Time limit of one log write.
     pub(crate) fn storage_limit(&self) -> Duration {
         let default = || (2 * self.protocol.election_timeout).max(Duration::from_secs(2));
         self.storage_stall_limit.unwrap_or_else(default)
     }
 
-    /// Longest time that an apply may take.
+    /// Time limit of one apply call.
     pub(crate) fn apply_limit(&self) -> Duration {
         let default = || (20 * self.protocol.election_timeout).max(Duration::from_secs(10));
         self.apply_stall_limit.unwrap_or_else(default)
@@ -183,12 +184,12 @@ impl RaftConfig {
 /// A longer limit can only be a mistake.
 const STALL_LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What the standard library draws for its hash maps.
-/// An identity that no other cluster has.
+/// Draws the identity of a new cluster, which no other cluster has.
 pub(crate) fn new_cluster() -> ClusterId {
     ClusterId(entropy().max(1))
 }
 
+/// Random bits from the standard library's seed of hash maps.
 fn entropy() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)

@@ -1,4 +1,4 @@
-//! The task that owns the protocol: feeds it events, carries out what it says.
+//! The engine's task: it owns the protocol, steps it with events and carries out its outputs.
 
 mod compaction;
 mod forward;
@@ -28,8 +28,8 @@ use consensus_core::{
 };
 use consensus_raft_protocol::{Append, Event, Output, Raft};
 use forward::Forwarding;
-pub(crate) use forward::reread as reread_forwarded;
-use members::Asked;
+pub(crate) use forward::reencode as reencode_forwarded;
+use members::PendingRequests;
 use messages::message_of;
 use reads::{Freshness, Reads};
 use retry::SnapshotOutages;
@@ -60,102 +60,102 @@ pub(crate) struct Driver {
     config: RaftConfig,
     raft: Recorded,
     started: Instant,
-    /// The time of the turn in hand, on the clock that began with `started`. Read after the turn's inputs were taken: it is
-    /// later than their arrival, so that what is judged by it (a lease) is judged between a call and its answer.
+    /// Time of the current turn since `started`. It is read after the inputs of the turn were taken, so it is later than
+    /// their arrival: decisions that depend on it, such as about a lease, are made between a call and its response.
     now: Duration,
-    /// The same on the system's clock, for measuring.
+    /// The same time on the system's clock, for metrics.
     turn_began: std::time::Instant,
     stages: measure::Stages,
     transport: Arc<dyn NetworkTransport>,
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
-    /// From workers on this task, still to be taken in this turn.
+    /// Inputs from workers that run on this task, to be processed in this turn.
     reports: Vec<Input>,
     status: watch::Sender<Arc<EngineStatus>>,
     writer: Worker<LogBatch>,
     applier: Worker<Job>,
-    /// Of what is done beside those two.
-    aside: Option<Latency>,
+    /// Simulated latency of background work.
+    background_latency: Option<Latency>,
     cache: EntryCache,
-    /// The entries of the message in hand.
+    /// Entries of the message that is being processed.
     incoming: Vec<Entry>,
-    gathered: Gathered,
+    proposal_batch: ProposalBatch,
     waiters: Waiters,
-    /// What bounds the proposals in flight.
+    /// Limits the proposals in flight.
     proposals: Arc<Admission>,
-    /// Tells this start of the node from others.
-    life: u64,
+    /// Identifies this incarnation of the node.
+    incarnation: u64,
     forwarding: Forwarding,
     reads: Reads,
-    asked: Asked,
-    /// Since when this node is leaving, and who waits for it.
+    requests: PendingRequests,
+    /// Set during a shutdown: when this leader stops waiting for a successor, and the caller to notify.
     leaving: Option<(Duration, Option<oneshot::Sender<()>>)>,
-    /// The configuration whose endpoints the transport has.
+    /// Configuration whose endpoints were passed to the transport.
     addressed: Arc<Membership>,
-    /// The cluster of which the transport was told.
+    /// Cluster identity that was passed to the transport.
     cluster: ClusterId,
-    /// Members that were removed, and until when the transport keeps their endpoints.
+    /// Removed members, and when the transport is to remove their endpoints.
     retired: BTreeMap<NodeId, Duration>,
     freshness: Freshness,
-    /// While entries have no room on the disk.
+    /// Set while entries have no room on the disk.
     no_room: Option<NoRoom>,
     full_members: FullMembers,
-    /// Why the snapshot that arrived last was not taken, and what was committed then.
+    /// Why the latest snapshot that arrived was refused, and the commit index at that time.
     snapshot_blocked: Option<(String, LogIndex)>,
     calls: Calls,
     apply: Apply,
     compaction: Compaction,
-    /// Appends that wait for entries from disk, in order, per peer; the first of each is being loaded.
+    /// Appends that wait for entries from disk, by peer and in order. The first one of each peer is being loaded.
     loading: BTreeMap<NodeId, VecDeque<Append>>,
-    /// Snapshots being sent.
-    transfers: BTreeMap<NodeId, Sending>,
-    transfers_begun: u64,
+    /// Snapshots that are being sent.
+    snapshot_transfers: BTreeMap<NodeId, SnapshotTransfer>,
+    snapshot_transfers_started: u64,
     snapshot_outages: SnapshotOutages,
-    /// Entries for a follower could not be read from the log the last time.
+    /// Whether the last attempt to read entries for a follower failed.
     is_loading_failing: bool,
     arrivals: VecDeque<Arrival>,
-    /// On the runtime that this task is on, known when it runs.
+    /// Whether the runtime can run other tasks while this task blocks; known once the task runs.
     others_can_run: bool,
     stop: Option<Stop>,
-    /// The engine's, for what outlives a turn.
+    /// Span of the engine, for work that outlives a turn.
     span: tracing::Span,
 }
 
-/// What the apply thread has done, does and is to do.
+/// Progress of applying entries.
 struct Apply {
     done: LogIndex,
     handed: LogIndex,
     target: LogIndex,
-    /// Those who wait for what was handed over last.
+    /// Clients of the entries that were passed to the state machine last.
     waiters: AppliedWaiters,
-    /// Entries that are handed over at once, at most.
+    /// Maximum number of entries in one call of the state machine.
     batch_max: u64,
 }
 
-/// Commands that came one after another: they are proposed in one call.
+/// Consecutive commands that are proposed in one call.
 #[derive(Default)]
-struct Gathered {
+struct ProposalBatch {
     commands: Vec<(Bytes, Waiter)>,
-    /// Of their entries.
+    /// Sizes of their entries.
     sizes_bytes: Vec<u64>,
 }
 
-/// A snapshot being sent.
-struct Sending {
+/// A snapshot that is being sent.
+struct SnapshotTransfer {
     task: JoinHandle<()>,
     last: LogIndex,
-    /// Bytes that have arrived.
+    /// Bytes that the follower has acknowledged.
     progress: Arc<AtomicU64>,
 }
 
-/// Why the task ends.
+/// Reason for ending the task.
 enum Stop {
-    Asked(Option<oneshot::Sender<()>>),
+    Requested(Option<oneshot::Sender<()>>),
     Fatal(String),
 }
 
 impl Driver {
-    #[allow(clippy::too_many_arguments, reason = "the parts of an engine, put together in one place")]
+    #[allow(clippy::too_many_arguments, reason = "the parts of an engine are assembled in one place")]
     pub(crate) fn new(
         config: RaftConfig,
         raft: Recorded,
@@ -171,10 +171,10 @@ impl Driver {
         let (status, watching) = watch::channel(Arc::new(initial_status(&raft, applied)));
         let driver = Self {
             cache: EntryCache::new(raft.last_log().index),
-            life: config.protocol.seed,
+            incarnation: config.protocol.seed,
             forwarding: Forwarding::new(raft.term()),
             proposals,
-            aside: config.simulated_latency.as_ref().map(|simulated| Latency::new(simulated, 3)),
+            background_latency: config.simulated_latency.as_ref().map(|simulated| Latency::new(simulated, 3)),
             config,
             started: Instant::now(),
             now: Duration::ZERO,
@@ -188,10 +188,10 @@ impl Driver {
             writer,
             applier,
             incoming: Vec::new(),
-            gathered: Gathered::default(),
+            proposal_batch: ProposalBatch::default(),
             waiters: Waiters::default(),
             reads: Reads::default(),
-            asked: Asked::default(),
+            requests: PendingRequests::default(),
             leaving: None,
             addressed: Arc::default(),
             cluster: ClusterId::NONE,
@@ -210,8 +210,8 @@ impl Driver {
             },
             compaction: Compaction::new(raft.purged().index),
             loading: BTreeMap::new(),
-            transfers: BTreeMap::new(),
-            transfers_begun: 0,
+            snapshot_transfers: BTreeMap::new(),
+            snapshot_transfers_started: 0,
             snapshot_outages: SnapshotOutages::new(),
             is_loading_failing: false,
             arrivals: VecDeque::new(),
@@ -223,7 +223,7 @@ impl Driver {
         (driver, watching)
     }
 
-    /// Runs until the end. A panic - of a broken invariant, or of the transport - is an end like any other error.
+    /// Runs until the engine stops. A panic, of a broken invariant or of the transport, stops it like any other error.
     pub(crate) async fn supervised(self, inputs: mpsc::UnboundedReceiver<Input>) {
         let status = self.status.clone();
         let run = tokio::spawn(self.run(inputs).in_current_span());
@@ -238,22 +238,22 @@ impl Driver {
         self.span = tracing::Span::current();
         self.others_can_run = worker::others_can_run();
         let watching = tokio::spawn(watch_peers(self.transport.reachability(), self.inbox.clone()));
-        self.step(Event::Tick); // The only voter of a cluster leads at once.
+        self.step(Event::Tick); // The only voter of a cluster becomes leader at once.
         self.end_turn();
-        let mut alarm = std::pin::pin!(tokio::time::sleep(NO_DEADLINE));
+        let mut timer = std::pin::pin!(tokio::time::sleep(NO_DEADLINE));
         while self.stop.is_none() {
             let deadline = self.started + self.next_deadline().unwrap_or(self.now + NO_DEADLINE);
-            // Set anew only if it would ring too late, or has rung: deadlines move on with every message, and a timer is not
-            // cheap. What rings too early finds nothing to do.
-            if deadline < alarm.deadline() || alarm.is_elapsed() {
-                alarm.as_mut().reset(deadline);
+            // The timer is reset only if it would fire too late or has fired: every message changes the deadline, and
+            // resetting a timer is expensive. A timer that fires too early has no effect.
+            if deadline < timer.deadline() || timer.is_elapsed() {
+                timer.as_mut().reset(deadline);
             }
-            // In this order, so that a run under a paused clock can be repeated. No deadline is missed for it: it is looked
-            // at in every turn.
+            // `biased` makes a run under a paused clock repeatable. No deadline is missed because of it: every turn checks
+            // the deadlines.
             tokio::select! {
                 biased;
                 _ = inputs.recv_many(&mut turn, TURN_INPUTS_MAX) => {}
-                () = &mut alarm => {}
+                () = &mut timer => {}
             }
             if self.proposals.count() > 1 && turn.iter().any(|input| matches!(input, Input::Propose(..))) {
                 gather(&mut inputs, &mut turn).await;
@@ -264,7 +264,7 @@ impl Driver {
             for input in turn.drain(..) {
                 self.take(input);
             }
-            self.propose_gathered();
+            self.propose_batch();
             if self.raft.next_deadline().is_some_and(|at| at <= self.now) {
                 self.step(Event::Tick);
             }
@@ -277,24 +277,24 @@ impl Driver {
             self.waiters.expire(now);
             self.forwarding.expire(now);
             self.end_turn();
-            self.conclude(now);
-            self.forget_retired();
+            self.finish_transfers(now);
+            self.remove_retired_endpoints();
             drop(span);
         }
         watching.abort();
         inputs.close();
-        self.farewell(inputs).await;
+        self.shut_down(inputs).await;
     }
 
     fn next_deadline(&self) -> Option<Duration> {
         let leaving = self.leaving.as_ref().map(|(until, _)| *until);
-        let transfers = self.asked.ended.iter().map(|(until, _)| *until).min();
+        let ended_transfers = self.requests.ended_transfers.iter().map(|(until, _)| *until).min();
         [
             self.raft.next_deadline(),
             self.waiters.next_deadline(),
             self.forwarding.next_deadline(),
             leaving,
-            transfers,
+            ended_transfers,
             self.retired.values().min().copied(),
             self.applier.due().map(|at| at - self.started),
             self.next_stall_deadline(),
@@ -308,7 +308,7 @@ impl Driver {
 
     fn take(&mut self, input: Input) {
         if !matches!(input, Input::Propose(..)) {
-            self.propose_gathered();
+            self.propose_batch();
         }
         if self.stop.is_some() {
             return self.refuse(input);
@@ -320,34 +320,34 @@ impl Driver {
             }
             Input::Disconnected(node) => self.step(Event::Disconnected(node)),
             Input::Propose(command, waiter) => {
-                self.gathered.sizes_bytes.push(Payload::command_bytes(&command));
-                self.gathered.commands.push((command, waiter));
+                self.proposal_batch.sizes_bytes.push(Payload::command_bytes(&command));
+                self.proposal_batch.commands.push((command, waiter));
             }
             Input::Read(consistency, reply, permit) => self.read(consistency, reply, permit),
             Input::ChangeMembership(changes, reply) => {
-                let token = self.asked.token();
-                self.asked.changes.insert(token, reply);
+                let token = self.requests.token();
+                self.requests.changes.insert(token, reply);
                 self.step(Event::ChangeMembership { token, changes });
             }
             Input::Transfer(to, reply) => {
-                let token = self.asked.token();
-                self.asked.transfers.insert(token, reply);
+                let token = self.requests.token();
+                self.requests.leadership_transfers.insert(token, reply);
                 self.step(Event::Transfer { token, to });
             }
             Input::Persisted(Ok(())) => {
                 if self.write_returned() {
-                    self.room_is_back();
+                    self.room_returned();
                 }
                 self.step(Event::Persisted);
             }
             Input::NoRoom(why) => self.on_no_room(why),
             Input::Persisted(Err(error)) => self.fail(error.to_string()),
             Input::Applied(Ok(index)) => self.on_applied(index),
-            Input::FlushAside(work, why) => self.flush_in_background(work, why),
+            Input::FlushInBackground(work, why) => self.flush_in_background(work, why),
             Input::Flushed(Ok(durable), FlushedFor::Compaction) => self.on_flushed(durable),
             Input::Flushed(Ok(_), FlushedFor::Snapshot(to)) => self.give(Job::TakeSnapshot(to)),
             Input::Installed(Ok(())) => self.on_installed(),
-            Input::SnapshotTaken(to, Ok((last, picture))) => self.send_snapshot(to, last, picture),
+            Input::SnapshotTaken(to, Ok((last, snapshot))) => self.send_snapshot(to, last, snapshot),
             Input::Applied(Err(error))
             | Input::Flushed(Err(error @ StateMachineError::Broken(_)), _)
             | Input::Installed(Err(error @ StateMachineError::Broken(_)))
@@ -362,7 +362,7 @@ impl Driver {
             Input::Installed(Err(error)) => self.on_not_installed(&error.to_string()),
             Input::SnapshotBlocked(why) => self.snapshot_blocked = Some((why, self.raft.commit())),
             Input::SnapshotSent(to, result) => {
-                self.transfers.remove(&to);
+                self.snapshot_transfers.remove(&to);
                 match result {
                     Ok(last) => {
                         self.on_snapshot_sent(to);
@@ -382,15 +382,15 @@ impl Driver {
             }
             Input::Loaded(to, append, entries) => self.on_loaded(to, append, entries),
             Input::Compact(reply) => self.on_compact(reply),
-            Input::Shutdown(reply) => self.leave(reply),
+            Input::Shutdown(reply) => self.start_shutdown(reply),
         }
     }
 
-    fn propose_gathered(&mut self) {
-        if self.gathered.commands.is_empty() {
+    fn propose_batch(&mut self) {
+        if self.proposal_batch.commands.is_empty() {
             return;
         }
-        let Gathered { mut commands, mut sizes_bytes } = std::mem::take(&mut self.gathered);
+        let ProposalBatch { mut commands, mut sizes_bytes } = std::mem::take(&mut self.proposal_batch);
         let leader = self.forward_to();
         if let Some((reason, error)) = self.proposal_refusal() {
             for (_, waiter) in commands.drain(..) {
@@ -402,13 +402,13 @@ impl Driver {
         } else if let Some(first) = self.raft.propose(self.now, &sizes_bytes) {
             for (index, (command, mut waiter)) in (first.index.0..).zip(commands.drain(..)) {
                 let id = LogId { index: LogIndex(index), ..first };
-                waiter.course.appended(self.turn_began, &self.stages);
+                waiter.timing.appended(self.turn_began, &self.stages);
                 self.cache.push(Entry::command(id, command));
                 self.waiters.push(id, waiter);
             }
         } else {
             let (reason, error) = match self.raft.transferring_to() {
-                Some(to) => ("handing_over", ProposeError::TransferringLeadership { to }),
+                Some(to) => ("transferring_leadership", ProposeError::TransferringLeadership { to }),
                 None => ("not_leader", ProposeError::NotLeader { leader: self.raft.leader() }),
             };
             for (_, waiter) in commands.drain(..) {
@@ -417,10 +417,10 @@ impl Driver {
             }
         }
         sizes_bytes.clear();
-        self.gathered = Gathered { commands, sizes_bytes }; // For their room.
+        self.proposal_batch = ProposalBatch { commands, sizes_bytes }; // Reuses the allocations.
     }
 
-    /// Steps the protocol and does what it says, in order; what that brings about is stepped too.
+    /// Steps the protocol and carries out its outputs in order, including those of events that the outputs cause.
     fn step(&mut self, event: Event) {
         let now = self.now;
         let was = (self.raft.role() == Role::Leader, self.raft.term());
@@ -431,7 +431,7 @@ impl Driver {
         }
         if was.0 && (self.raft.role() != Role::Leader || self.raft.term() != was.1) {
             self.waiters.orphan(now + 2 * self.config.protocol.election_timeout);
-            for (_, sending) in std::mem::take(&mut self.transfers) {
+            for (_, sending) in std::mem::take(&mut self.snapshot_transfers) {
                 sending.task.abort();
             }
             self.loading.clear();
@@ -470,7 +470,7 @@ impl Driver {
                 self.cache.push(Entry { id, payload });
             }
             Output::Changed(token, _) => {
-                if let Some(reply) = self.asked.changes.remove(&token) {
+                if let Some(reply) = self.requests.changes.remove(&token) {
                     let _ = reply.send(Ok(self.raft.membership().clone()));
                 }
             }
@@ -483,12 +483,12 @@ impl Driver {
                 new.for_each(|entry| self.cache.push(entry));
             }
             Output::ReadReady(token, index) => {
-                if let Some((reply, permit)) = self.reads.asked.remove(&token) {
+                if let Some((reply, permit)) = self.reads.pending.remove(&token) {
                     self.reads.ready.push((index, reply, permit));
                 }
             }
             Output::ReadRefused(token) => {
-                if let Some((reply, _)) = self.reads.asked.remove(&token) {
+                if let Some((reply, _)) = self.reads.pending.remove(&token) {
                     let _ = reply.send(Err(ReadError::NotLeader { leader: self.raft.leader() }));
                 }
             }
@@ -507,11 +507,11 @@ impl Driver {
         loop {
             let outputs = self.raft.finish_turn(self.now);
             self.carry_out(outputs.into());
-            self.address_members();
-            self.tell_cluster();
+            self.update_endpoints();
+            self.announce_cluster();
             self.start_write();
             if self.no_room.is_some() && !self.raft.lacks_room() && !self.calls.is_writing() {
-                self.room_is_back(); // The entries were replaced, by a snapshot or by fewer.
+                self.room_returned(); // The entries that had no room were replaced, by a snapshot or by fewer entries.
             }
             self.raft.flush();
             self.start_apply();
@@ -524,7 +524,7 @@ impl Driver {
         }
         self.answer_reads();
         self.refuse_stuck_reads();
-        // What is written can be read again, by those who apply and send; a slow state machine fills no memory.
+        // Durable entries can be read from the log again, so a slow state machine does not fill the memory.
         self.cache.evict(self.config.cache_bytes_max, self.raft.durable());
         self.publish_status();
     }
@@ -535,18 +535,18 @@ impl Driver {
         let entries = self.cache.get(after, last).expect("what is not yet durable is in the cache");
         let (hard_state, purge, truncate_after) = (persist.hard_state, persist.purge, persist.truncate_after);
         let batch = LogBatch { hard_state, purge, truncate_after, entries };
-        self.write_begins(!batch.entries.is_empty());
-        let may_be_here = self.may_be_here(batch.entries.len());
-        if !self.writer.give(batch, may_be_here, &mut self.reports) {
+        self.write_starts(!batch.entries.is_empty());
+        let may_run_inline = self.may_run_inline(batch.entries.len());
+        if !self.writer.give(batch, may_run_inline, &mut self.reports) {
             self.fail("the log writer ended".to_owned());
         }
     }
 
-    /// One batch at a time; the next one gathers meanwhile.
+    /// Passes at most one batch to the state machine; the next one collects meanwhile.
     fn start_apply(&mut self) {
         let Apply { done, handed, target, batch_max, .. } = self.apply;
-        // What gathered before a snapshot arrived is in the snapshot; handed over behind its restore it would be applied
-        // to the state after it (known bug S3).
+        // Entries that were committed before a snapshot arrived are part of the snapshot. If they were passed to the state
+        // machine after its restore, they would be applied twice (known bug S3).
         let installing = self.raft.hard_state().installing.is_some();
         if done < handed || target <= handed || installing {
             return;
@@ -557,16 +557,16 @@ impl Driver {
         let entries = self.cache.get(handed, last);
         let waiters = Arc::new(Mutex::new(waiters.into()));
         (self.apply.handed, self.apply.waiters) = (last, waiters.clone());
-        self.apply_begins();
+        self.apply_starts();
         self.give(Job::Apply { after: handed, last, entries, waiters });
     }
 
-    /// Does what may block, beside everything else where there are threads.
-    fn do_aside(&mut self, work: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
+    /// Runs work that may block, on another thread if the engine uses threads.
+    fn run_in_background(&mut self, work: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
         if self.config.threads {
             return Some(tokio::task::spawn_blocking(work));
         }
-        let Some(latency) = &mut self.aside else {
+        let Some(latency) = &mut self.background_latency else {
             work();
             return None;
         };
@@ -577,16 +577,16 @@ impl Driver {
         }))
     }
 
-    /// Whether this task may wait for what is done with so many entries: it keeps no other node waiting, and no other task.
-    fn may_be_here(&self, entries: usize) -> bool {
-        self.others_can_run && entries <= HERE_ENTRIES_MAX && self.raft.membership().members().len() == 1
+    /// Whether this task may do the work for that many entries itself, because it delays no other member and no other task.
+    fn may_run_inline(&self, entries: usize) -> bool {
+        self.others_can_run && entries <= INLINE_ENTRIES_MAX && self.raft.membership().members().len() == 1
     }
 
     fn give(&mut self, job: Job) {
-        let may_be_here =
-            matches!(&job, Job::Apply { entries: Some(entries), .. } if self.may_be_here(entries.len()));
-        // It is over only after it reported an error, which is on its way to this task.
-        let _ = self.applier.give(job, may_be_here, &mut self.reports);
+        let may_run_inline =
+            matches!(&job, Job::Apply { entries: Some(entries), .. } if self.may_run_inline(entries.len()));
+        // The worker stops only after it reported an error, which this task will receive.
+        let _ = self.applier.give(job, may_run_inline, &mut self.reports);
     }
 
     fn fail(&mut self, why: String) {
@@ -598,20 +598,20 @@ impl Driver {
         self.status.send_if_modified(|status| {
             let lead = |status: &EngineStatus| (status.role, status.term, status.leader);
             let before = lead(status);
-            // In place, unless a watcher holds it: it changes with every turn under load.
+            // Updated in place unless a watcher holds it, because under load every turn changes it.
             let changed = self.update_status(Arc::make_mut(status));
-            // To wake those who wait costs more than all else here, and often nobody is there but the engine's handle. Who
-            // comes while the value is locked will read the new one.
+            // Waking watchers is expensive, and often only the engine's handle exists. A watcher that subscribes while the
+            // value is locked will read the new value.
             let is_watched = self.status.receiver_count() > 1;
             if lead(status) != before {
-                measure::lead_changed(before, status);
+                measure::role_changed(before, status);
                 tracing::info!(role = %status.role, term = %status.term, leader = ?status.leader.map(|n| n.0), "role");
             }
             changed && is_watched
         });
     }
 
-    /// Brings `status` up to date; whether it was not.
+    /// Updates `status`. Returns whether it changed.
     fn update_status(&self, status: &mut EngineStatus) -> bool {
         let raft = &self.raft;
         let mut changed = update(&mut status.role, raft.role());
@@ -649,7 +649,8 @@ impl Driver {
 
     fn update_peers(&self, peers: &mut BTreeMap<NodeId, PeerStatus>) -> bool {
         let sent = |(id, mut peer): (NodeId, PeerStatus)| {
-            if let (Some(bytes), Some(sending)) = (&mut peer.snapshot_bytes, self.transfers.get(&id)) {
+            if let (Some(bytes), Some(sending)) = (&mut peer.snapshot_bytes, self.snapshot_transfers.get(&id))
+            {
                 *bytes = sending.progress.load(Ordering::Relaxed);
             }
             (id, peer)
@@ -662,14 +663,14 @@ impl Driver {
         peers.values_mut().zip(new()).fold(false, |changed, (old, (_, new))| update(old, new) | changed)
     }
 
-    /// Nothing more is done; everybody who waits is told.
-    async fn farewell(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
-        for (_, sending) in std::mem::take(&mut self.transfers) {
+    /// Ends the engine: stops its work and responds to all waiting callers.
+    async fn shut_down(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
+        for (_, sending) in std::mem::take(&mut self.snapshot_transfers) {
             sending.task.abort();
         }
         let (health, reply) = match &mut self.stop {
             Some(Stop::Fatal(why)) => (Health::Fatal(why.clone()), None),
-            Some(Stop::Asked(reply)) => (Health::ShutDown, reply.take()),
+            Some(Stop::Requested(reply)) => (Health::ShutDown, reply.take()),
             None => (Health::ShutDown, None),
         };
         let reply = reply.into_iter().chain(self.leaving.take().and_then(|(_, reply)| reply));
@@ -682,14 +683,14 @@ impl Driver {
             Health::Fatal(why) => ProposeError::Fatal { why },
             _ => ProposeError::Unknown { why: "the node was shut down before it was committed" },
         });
-        // Dropping a read's sender tells its caller to look at the status.
+        // Dropping the sender of a read makes its caller read the status.
         self.reads = Reads::default();
-        self.asked = Asked::default();
+        self.requests = PendingRequests::default();
         while let Ok(input) = inputs.try_recv() {
             self.refuse(input);
         }
-        for flush in self.compaction.aside.drain(..) {
-            let _ = flush.await; // It holds the machine's files.
+        for flush in self.compaction.background_flushes.drain(..) {
+            let _ = flush.await; // A flush holds the files of the state machine open.
         }
         self.writer.settle().await;
         self.applier.settle().await;
@@ -698,16 +699,18 @@ impl Driver {
         if !worker::call(self.config.threads, join).await.unwrap_or(true) {
             tracing::error!("a thread of the engine panicked");
         }
-        // Those whose commands an apply left unanswered that ended in an error.
+        // An apply that failed may have left commands without a response.
         for (_, waiter) in take_all(&self.apply.waiters) {
-            waiter.answer(Err(ProposeError::Unknown { why: "the engine stopped meanwhile" }));
+            waiter.answer(Err(ProposeError::Unknown {
+                why: "the engine stopped before the outcome was known",
+            }));
         }
         for reply in reply {
             let _ = reply.send(());
         }
     }
 
-    /// After the stop.
+    /// Refuses an input after the engine has stopped.
     fn refuse(&mut self, input: Input) {
         match input {
             Input::Propose(_, waiter) => waiter.answer(Err(match &self.stop {
@@ -744,7 +747,7 @@ pub(crate) fn initial_status(raft: &Raft, applied: LogIndex) -> EngineStatus {
     }
 }
 
-/// Tells of connections that stood and broke.
+/// Reports connections that were established and broke.
 async fn watch_peers(mut peers: watch::Receiver<BTreeMap<NodeId, Reachability>>, inbox: Inbox) {
     let mut before = peers.borrow_and_update().clone();
     while peers.changed().await.is_ok() {
@@ -757,8 +760,8 @@ async fn watch_peers(mut peers: watch::Receiver<BTreeMap<NodeId, Reachability>>,
     }
 }
 
-/// Lets whoever is ready to propose, read or answer do so first: what comes together costs one message and one write. It
-/// waits for nobody.
+/// Lets tasks that are ready to propose, read or respond run first, because inputs of one turn share one message and one
+/// write. Does not wait for any task.
 async fn gather(inputs: &mut mpsc::UnboundedReceiver<Input>, turn: &mut Vec<Input>) {
     tokio::task::yield_now().await;
     while turn.len() < TURN_INPUTS_MAX
@@ -768,7 +771,7 @@ async fn gather(inputs: &mut mpsc::UnboundedReceiver<Input>, turn: &mut Vec<Inpu
     }
 }
 
-/// Whether `old` was another.
+/// Sets `old` to `new`. Returns whether they differed.
 fn update<T: PartialEq>(old: &mut T, new: T) -> bool {
     let changed = *old != new;
     if changed {
@@ -777,11 +780,12 @@ fn update<T: PartialEq>(old: &mut T, new: T) -> bool {
     changed
 }
 
-/// What a node without others writes and applies at once, instead of on the threads for that.
-const HERE_ENTRIES_MAX: usize = 16;
-/// As good as never.
+/// Maximum number of entries that the only member of a cluster writes and applies inline instead of on a thread.
+const INLINE_ENTRIES_MAX: usize = 16;
+/// Longer than any real deadline.
 const NO_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
-/// Inputs taken in one turn; bounds the time between two looks at the clock.
+/// Maximum number of inputs in one turn; limits the time between two checks of the clock.
 const TURN_INPUTS_MAX: usize = 4096;
-/// An apply that takes longer is followed by one of half as many entries: a machine that is slow is not one that stalls.
+/// After an apply call that took longer, the next one has half as many entries, so that a slow state machine does not count
+/// as stalled.
 const APPLY_TIME_MAX: Duration = Duration::from_millis(500);

@@ -1,4 +1,4 @@
-//! The engine as its users hold it.
+//! The public handle of an engine.
 
 use std::{
     path::PathBuf,
@@ -25,7 +25,7 @@ use crate::{
     flight::Recorded,
     inbox::{Arrival, Inbox, Input},
     latency::Latency,
-    measure::{self, Course},
+    measure::{self, ProposalTiming},
     snapshot_receive::{Received, Receiver},
     storage_thread::LogWriter,
     waiters::Waiter,
@@ -33,8 +33,8 @@ use crate::{
     worker::{self, Worker},
 };
 
-/// A node's Raft engine. Dropping it stops it without a farewell; [`shutdown`](ConsensusEngine::shutdown) is the orderly
-/// way.
+/// Raft engine of one node. Dropping it stops the engine without transferring leadership;
+/// [`shutdown`](ConsensusEngine::shutdown) stops it gracefully.
 #[derive(Debug)]
 pub struct RaftEngine {
     inbox: Inbox,
@@ -42,72 +42,72 @@ pub struct RaftEngine {
     proposals: Arc<Admission>,
     reads: Arc<Admission>,
     command_bytes_max: u64,
-    /// Somebody records what is measured.
+    /// Whether a metrics recorder is installed.
     is_measured: bool,
     task: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
-/// Why an engine did not start. Nothing runs then.
+/// Why an engine did not start. Nothing is running then.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// A setting is wrong.
+    /// A setting is invalid.
     #[error("raft configuration: {0}")]
     Config(#[from] ConfigError),
     /// The log cannot be read or written.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The transport does not start.
+    /// The transport did not start.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// Log and state machine are not of one node, or one of them was taken back to an earlier state.
+    /// Log and state machine belong to different nodes, or one of them was restored to an earlier state.
     #[error(
-        "the state machine reflects entry {applied}, the log holds entries ({purged}, {last}]: they do not belong together; restore both, or remove both and let the node fetch its state from the others"
+        "the state machine has applied entry {applied}, but the log holds entries ({purged}, {last}]: they do not belong together; restore both from the same copy, or remove both, so that the node gets its state from the other members"
     )]
     Mismatch {
-        /// Of the state machine.
+        /// Last entry that the state machine has applied.
         applied: LogId,
         /// Last purged entry.
         purged: LogId,
-        /// Last entry.
+        /// Last entry of the log.
         last: LogId,
     },
-    /// No thread could be had.
+    /// The system refused to start a thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
-    /// A witness was started as a node with data, or the other way round: it would lack what the others count on.
+    /// A witness was started as a node with data, or vice versa. It would lack data that the other members rely on.
     #[error(
-        "node {node} is a {kind} in its cluster and was started as {started}: start it as what it is, or remove it and add it again with an empty disk"
+        "node {node} is a {kind} in its cluster, but was started as {started}: start it as a {kind}, or remove it from the cluster and add it again with an empty disk"
     )]
     OtherKind {
-        /// Which.
+        /// Id of the node.
         node: NodeId,
-        /// In the configuration.
+        /// Kind of the member in the configuration.
         kind: MemberKind,
-        /// Of which [`RaftEngine`]'s functions.
+        /// Kind as which it was started.
         started: &'static str,
     },
-    /// The flight recorder cannot write.
+    /// The flight recorder cannot write its first file.
     #[error("flight recorder in {dir}: {error}", dir = dir.display())]
     FlightRecorder {
-        /// Where.
+        /// Directory of the recording.
         dir: PathBuf,
-        /// Why.
+        /// Error of the file system.
         error: std::io::Error,
     },
-    /// The task that loads the log was cancelled: the runtime is going down.
+    /// The task that loads the log was cancelled, because the runtime is shutting down.
     #[error("the runtime is shutting down")]
     Runtime,
 }
 
 impl RaftEngine {
-    /// Begins with the defaults for node `id`; [`RaftBuilder::start`] is [`start`](Self::start) with what was changed.
+    /// Returns a builder with the default settings of node `id`; [`RaftBuilder::start`] calls [`start`](Self::start).
     pub fn builder(id: NodeId) -> RaftBuilder {
         RaftBuilder::new(id)
     }
 
-    /// Starts the engine of one node: loads the log, brings the state machine up to what is known to be committed, and
-    /// takes part in the cluster.
+    /// Starts the engine of one node: loads the log, applies the entries that are known to be committed, and joins the
+    /// cluster.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -125,8 +125,8 @@ impl RaftEngine {
         Self::run(config, transport, storage, machine, log, applied).await
     }
 
-    /// Starts a [witness](consensus_core::MemberKind::Witness): it votes and counts, keeps a log without commands and has
-    /// no state machine.
+    /// Starts a [witness](consensus_core::MemberKind::Witness): it votes and counts towards quorums, keeps a log without
+    /// commands, and has no state machine.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -138,7 +138,7 @@ impl RaftEngine {
         config.validate()?;
         config.protocol.witness = true;
         let (own, loading, bootstrap) = (config.protocol.id, storage.clone(), config.bootstrap.clone());
-        // Without a state there is nothing that a snapshot could have left half done.
+        // A witness has no state that an interrupted snapshot installation could have left incomplete.
         let load = move || load_witness(&*loading, own, bootstrap);
         let log = worker::call(config.threads, load).await.map_err(|_| StartError::Runtime)??;
         let applied = log.purged.last;
@@ -224,7 +224,7 @@ impl RaftEngine {
         }))
     }
 
-    /// What a caller is told who finds nobody at home.
+    /// Returns the error that stopped the engine, if there was one.
     fn stopped(&self) -> Option<String> {
         match &self.status.borrow().health {
             Health::Fatal(why) => Some(why.clone()),
@@ -233,11 +233,11 @@ impl RaftEngine {
     }
 
     fn why_stopped(&self) -> String {
-        self.stopped().unwrap_or_else(|| "it is shut down".to_owned())
+        self.stopped().unwrap_or_else(|| "the engine is shut down".to_owned())
     }
 }
 
-/// Loads the log, finishes what a crash interrupted, and writes the first configuration into an empty log.
+/// Loads the log, completes an interrupted snapshot installation, and writes the first configuration into an empty log.
 fn load(
     storage: &dyn LogStorage,
     own: NodeId,
@@ -259,13 +259,14 @@ fn load(
         log = storage.load()?;
     }
     if let (Some(membership), true) = (bootstrap, log.is_new()) {
-        // Identical on every node, and of a term before any leader's: as if a leader of term 0 had replicated it.
+        // The entry is the same on every node, and its term is before that of any leader: as if replicated by a leader of
+        // term 0.
         let entry = Entry { id: LogId::new(0, 1), payload: Payload::Membership(membership) };
         storage.write(LogBatch { entries: vec![entry], ..LogBatch::default() })?;
         log = storage.load()?;
     }
     let (purged, last) = (log.purged.last, log.last());
-    // A state machine may be ahead of a log that was cut; it waits until the log is there again.
+    // A state machine may be ahead of a truncated log; entries are applied again only after the log has caught up.
     let is_cut = log.hard_state.lost_through.is_some();
     if applied.index < purged.index || (applied.index > last.index && !is_cut) {
         return Err(StartError::Mismatch { applied, purged, last });
@@ -273,15 +274,15 @@ fn load(
     Ok(log)
 }
 
-/// Loads the log; one with damaged entries is cut before them if the other voters can do without this node's part in what
-/// it acknowledged, so that it is fetched again (I16 of the protocol).
+/// Loads the log. A log with damaged entries is truncated before them if the other voters do not need this node's
+/// acknowledgements of them; the leader then sends the entries again (I16 of the protocol).
 fn load_sound(storage: &dyn LogStorage, own: NodeId) -> Result<LogState, StartError> {
     let log = storage.load()?;
     let Some(damage) = &log.damage else { return Ok(log) };
     let Some(cut) = Raft::repair(&log, own) else { return Err(damage.to_error().into()) };
     tracing::warn!(
         position = damage.position, why = damage.why, after = %log.last(), through = %damage.last,
-        "the log is damaged; it is cut and fetched again from the other nodes"
+        "the log is damaged; its damaged end is removed and fetched again from the other members"
     );
     storage.write(cut)?;
     Ok(storage.load()?)
@@ -311,16 +312,18 @@ impl ConsensusEngine for RaftEngine {
             ProposeError::Overloaded { in_flight, in_flight_bytes }
         })?;
         let (reply, answer) = oneshot::channel();
-        // Refused before it was seen by anybody: a stopped engine applies nothing.
+        // No other node has seen the command, and a stopped engine applies nothing.
         let refused = || self.stopped().map_or(ProposeError::ShutDown, |why| ProposeError::Fatal { why });
-        let waiter = Waiter { reply, permit, course: Course::begin(self.is_measured) };
+        let waiter = Waiter { reply, permit, timing: ProposalTiming::start(self.is_measured) };
         self.inbox.send(Input::Propose(command, waiter)).map_err(|_| refused())?;
-        answer.await.unwrap_or_else(|_| Err(ProposeError::Unknown { why: "the engine stopped meanwhile" }))
+        answer.await.unwrap_or_else(|_| {
+            Err(ProposeError::Unknown { why: "the engine stopped before the outcome was known" })
+        })
     }
 
     async fn read_barrier(&self, consistency: ReadConsistency) -> Result<LogIndex, ReadError> {
         let gone = || self.stopped().map_or(ReadError::ShutDown, |why| ReadError::Fatal { why });
-        // What goes by the time asks the task, which has the clock.
+        // Reads whose result depends on the time are decided by the engine's task, which has the clock.
         if consistency == ReadConsistency::Stale {
             let status = self.status.borrow();
             return match &status.health {
@@ -343,7 +346,9 @@ impl ConsensusEngine for RaftEngine {
         let gone = || ChangeError::NotRunning { why: self.why_stopped() };
         let (reply, answer) = oneshot::channel();
         self.inbox.send(Input::ChangeMembership(changes, reply)).map_err(|_| gone())?;
-        answer.await.unwrap_or(Err(ChangeError::Unknown { why: "the engine stopped meanwhile" }))
+        answer
+            .await
+            .unwrap_or(Err(ChangeError::Unknown { why: "the engine stopped before the outcome was known" }))
     }
 
     async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
@@ -363,7 +368,7 @@ impl ConsensusEngine for RaftEngine {
     async fn shutdown(&self) -> Result<(), ShutdownError> {
         let (reply, done) = oneshot::channel();
         if self.inbox.send(Input::Shutdown(Some(reply))).is_ok() {
-            let _ = done.await; // An engine that stops of an error meanwhile says so below.
+            let _ = done.await; // If the engine failed meanwhile, the error is returned below.
         }
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task {
@@ -379,7 +384,7 @@ impl Drop for RaftEngine {
     }
 }
 
-/// The transport's way in.
+/// Receives messages from the transport.
 struct Handler {
     span: tracing::Span,
     threads: bool,
@@ -391,7 +396,7 @@ struct Handler {
 #[async_trait]
 impl MessageHandler for Handler {
     fn on_message(&self, from: NodeId, message: Message) {
-        // What does not fit is lost, as on a network; the sender finds out like there.
+        // A message beyond the limit is dropped, as on a network; the sender repeats it.
         if let Ok(permit) = self.messages.admit(message.size_bytes()) {
             let _ = self.inbox.send(Input::Message(from, message, permit));
         }
@@ -404,12 +409,12 @@ impl MessageHandler for Handler {
         let take = move || span.in_scope(|| receiver.take(from, &chunk));
         let received = worker::call(self.threads, take).await;
         match received {
-            Ok(Received::Answer(outcome)) => SnapshotAck { term, outcome },
+            Ok(Received::Respond(outcome)) => SnapshotAck { term, outcome },
             Ok(Received::Blocked(why)) => {
                 let _ = self.inbox.send(Input::SnapshotBlocked(why)); // The engine is ending.
                 refused
             }
-            Ok(Received::Whole(meta, file)) => {
+            Ok(Received::Complete(meta, file)) => {
                 let bytes = file.metadata().map_or(0, |file| file.len());
                 let (reply, answer) = oneshot::channel();
                 let arrival = Arrival { from, term, meta, file, reply };

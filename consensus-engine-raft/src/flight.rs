@@ -1,13 +1,13 @@
-//! The flight recorder: every input of the protocol, in a ring of files, for `raft-replay` to step through.
+//! Flight recorder: records every input of the protocol in a ring of files, which `raft-replay` can step through.
 //!
-//! A recording holds no commands: the protocol does not see any. It is for finding out what happened, so it is never in the
-//! way: it is not synced, and when it cannot be written it ends with a warning and the engine goes on.
+//! A recording holds no commands, because the protocol never sees them. It serves diagnosis and never delays the engine: it
+//! is not synced, and when it cannot be written, recording stops with a warning and the engine continues.
 //!
 //! # Format
-//! The directory has files `00000001.flight`, `00000002.flight`, ..., the oldest of which go as new ones come. Each begins
-//! with [`MAGIC`]; then records follow, each as its length, the CRC-32C of these four bytes, that of its body (all u32,
-//! little-endian) and the body, a [`Record`] by `consensus_core::codec`. The first record of a file is a [`Record::Began`], so that each file can be
-//! replayed alone.
+//! The directory has files `00000001.flight`, `00000002.flight` and so on; the oldest are removed as new ones are created.
+//! Each file starts with [`MAGIC`]. Records follow: the length of the body, the CRC-32C of these four bytes, the CRC-32C of
+//! the body (each a u32, little-endian), and the body, a [`Record`] encoded by `consensus_core::codec`. The first record of
+//! a file is a [`Record::FileStart`], so that each file can be replayed by itself.
 
 use std::{
     fs::File,
@@ -25,54 +25,54 @@ use consensus_core::{
 use consensus_raft_protocol::{Call, Event, Output, Persist, Raft, Returned, Time};
 use serde::{Deserialize, Serialize};
 
-/// Where to record, and how much.
+/// Settings of the flight recorder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlightRecorder {
-    /// Directory of the recording; made if there is none.
+    /// Directory of the recording; created if it does not exist.
     pub dir: PathBuf,
-    /// About the most that it takes there; at least 1 MiB. A quarter is kept for one file, which begins with the whole state
-    /// of the protocol: a few bytes per entry of the log.
+    /// Approximate limit of the recording's size in bytes; at least 1 MiB. One file has at most about a quarter of it, and
+    /// starts with the whole state of the protocol, which has a few bytes per entry of the log.
     pub bytes_max: u64,
 }
 
-/// A piece of a recording.
+/// One record of a recording.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
-    /// A file begins.
-    Began {
-        /// Of this node.
+    /// The start of a file.
+    FileStart {
+        /// Id of the node.
         node: NodeId,
-        /// When the engine was started, in milliseconds since 1970: names the run.
+        /// Start of the engine in milliseconds since 1970; identifies the run.
         run: u64,
-        /// When, on the clock of the calls.
+        /// Time of the record, on the clock of the calls.
         now: Time,
-        /// How many calls of this run were recorded before.
+        /// Number of calls of this run before this file.
         calls: u64,
-        /// A [checkpoint](Raft::checkpoint).
+        /// A [checkpoint](Raft::checkpoint) of the protocol's state.
         state: Bytes,
     },
-    /// The protocol is called.
+    /// A call of the protocol.
     Called(Call),
-    /// It returned; the CRC-32C of what it returned. Absent if it panicked.
+    /// CRC-32C of the call's result. Absent if the call panicked.
     Returned(u32),
 }
 
-/// What each file begins with.
+/// First bytes of each file.
 pub const MAGIC: [u8; 16] = *b"raft flight 1\n\0\0";
 const RECORD_VERSION: u8 = 2;
 const HEAD_BYTES: u64 = 12;
 
-/// CRC-32C of what a call returned, as it stands in [`Record::Returned`].
+/// CRC-32C of a call's result, as in [`Record::Returned`].
 #[must_use]
 pub fn checksum(returned: &Returned) -> u32 {
     crc32c::crc32c(&codec::encode(RECORD_VERSION, returned))
 }
 
-/// The protocol, recorded if so wished. What only reads goes to it directly.
+/// The protocol with an optional recorder. Methods that only read are called on the protocol directly.
 pub(crate) struct Recorded {
     raft: Raft,
     recorder: Option<Recorder>,
-    /// A recorder that is to start again.
+    /// A recorder that failed and is to start again.
     stopped: Option<Stopped>,
 }
 
@@ -96,7 +96,7 @@ impl Recorded {
         }
         match self.call(Call::Step(now, event)) {
             Returned::Outputs(outputs) => outputs,
-            other => unreachable!("a step returns outputs: {other:?}"),
+            other => unreachable!("step returned {other:?}"),
         }
     }
 
@@ -106,7 +106,7 @@ impl Recorded {
         }
         match self.call(Call::FinishTurn(now)) {
             Returned::Outputs(outputs) => outputs,
-            other => unreachable!("a turn ends with outputs: {other:?}"),
+            other => unreachable!("finish_turn returned {other:?}"),
         }
     }
 
@@ -120,7 +120,7 @@ impl Recorded {
         }
         match self.call(Call::TakePersist) {
             Returned::Persist(persist) => persist,
-            other => unreachable!("a write is asked for: {other:?}"),
+            other => unreachable!("take_persist returned {other:?}"),
         }
     }
 
@@ -130,11 +130,11 @@ impl Recorded {
         }
         match self.call(Call::Propose(now, sizes_bytes.to_vec())) {
             Returned::Proposed(first) => first,
-            other => unreachable!("a place in the log is asked for: {other:?}"),
+            other => unreachable!("propose returned {other:?}"),
         }
     }
 
-    /// The call is written before it is made: it may be the one that panics.
+    /// Records the call before making it, because the call may panic.
     fn call(&mut self, call: Call) -> Returned {
         self.record(|recorder, raft| recorder.called(raft, &call));
         let returned = self.raft.call(call);
@@ -142,7 +142,7 @@ impl Recorded {
         returned
     }
 
-    /// What was recorded so far outlives the process from here on.
+    /// Writes buffered records to the file, so that they survive a crash of the process.
     pub(crate) fn flush(&mut self) {
         self.record(|recorder, _| recorder.file.flush());
         if self.stopped.as_ref().is_some_and(|stopped| stopped.retry_at <= Instant::now()) {
@@ -158,7 +158,7 @@ impl Recorded {
                 self.recorder = Some(recorder);
             }
             Err(error) => {
-                tracing::debug!(dir = %settings.dir.display(), %error, "the flight recorder does not start");
+                tracing::debug!(dir = %settings.dir.display(), %error, "the flight recorder cannot start yet");
                 self.stopped = Some(Stopped { settings, retry_at: Instant::now() + RETRY });
             }
         }
@@ -168,7 +168,7 @@ impl Recorded {
         let Some(recorder) = &mut self.recorder else { return };
         if let Err(error) = write(recorder, &self.raft) {
             let dir = recorder.settings.dir.display();
-            tracing::warn!(%dir, %error, "the flight recorder stopped; it tries to start again once a minute");
+            tracing::warn!(%dir, %error, "the flight recorder stopped; the engine continues, and recording is retried once a minute");
             let settings = recorder.settings.clone();
             self.recorder = None;
             self.stopped = Some(Stopped { settings, retry_at: Instant::now() + RETRY });
@@ -182,7 +182,7 @@ struct Stopped {
     retry_at: Instant,
 }
 
-/// Time between two attempts to record again.
+/// Time between two attempts to start recording again.
 const RETRY: Duration = Duration::from_secs(60);
 
 struct Recorder {
@@ -191,7 +191,7 @@ struct Recorder {
     calls: u64,
     now: Time,
     file: BufWriter<File>,
-    /// Bytes of the file in hand.
+    /// Bytes written to the current file.
     written: u64,
 }
 
@@ -207,16 +207,16 @@ impl Recorder {
             file: BufWriter::new(next_file(settings)?),
             written: 0,
         };
-        recorder.begin(raft)?;
+        recorder.start_file(raft)?;
         Ok(recorder)
     }
 
-    fn begin(&mut self, raft: &Raft) -> io::Result<()> {
+    fn start_file(&mut self, raft: &Raft) -> io::Result<()> {
         let state = Bytes::from(raft.checkpoint());
         if state.len() as u64 > self.settings.bytes_max / 8 {
             let (max, needed) = (self.settings.bytes_max, 8 * state.len());
             let why = format!(
-                "the state alone has {} bytes: {max} in all are too few, {needed} would do",
+                "the state of the protocol has {} bytes, too many for a recording of {max} bytes: set its limit to at least {needed}",
                 state.len()
             );
             return Err(io::Error::other(why));
@@ -224,14 +224,14 @@ impl Recorder {
         self.written = 0;
         self.file.write_all(&MAGIC)?;
         let (node, run, now, calls) = (raft.id(), self.run, self.now, self.calls);
-        self.append(&Record::Began { node, run, now, calls, state })
+        self.append(&Record::FileStart { node, run, now, calls, state })
     }
 
     fn called(&mut self, raft: &Raft, call: &Call) -> io::Result<()> {
         if self.written >= self.settings.bytes_max / 4 {
             self.file.flush()?;
             self.file = BufWriter::new(next_file(&self.settings)?);
-            self.begin(raft)?;
+            self.start_file(raft)?;
         }
         self.now = call.time().map_or(self.now, |now| self.now.max(now));
         self.calls += 1;
@@ -246,10 +246,10 @@ impl Recorder {
     }
 }
 
-/// A record as it stands in the file.
+/// Encodes a record as it is written to the file.
 ///
 /// # Errors
-/// It is larger than 4 GiB.
+/// The record is larger than 4 GiB.
 pub fn framed(record: &Record) -> io::Result<Vec<u8>> {
     let body = codec::encode(RECORD_VERSION, record);
     let length = u32::try_from(body.len()).map_err(|_| io::Error::other("a record of 4 GiB"))?.to_le_bytes();
@@ -257,7 +257,7 @@ pub fn framed(record: &Record) -> io::Result<Vec<u8>> {
     Ok([&length, &sum_of_length, &sum, &*body].concat())
 }
 
-/// The next file of the recording; the oldest make room for it.
+/// Creates the next file of the recording, and removes the oldest ones if the recording is too large.
 fn next_file(settings: &FlightRecorder) -> io::Result<File> {
     let files = files(&settings.dir)?;
     let mut bytes = 0;
@@ -265,7 +265,7 @@ fn next_file(settings: &FlightRecorder) -> io::Result<File> {
     for (_, path) in files.iter().rev() {
         bytes += std::fs::metadata(path)?.len();
         if bytes > keep {
-            keep = 0; // And everything older.
+            keep = 0; // Removes all older files, too.
             std::fs::remove_file(path)?;
         }
     }
@@ -273,7 +273,7 @@ fn next_file(settings: &FlightRecorder) -> io::Result<File> {
     File::create_new(settings.dir.join(format!("{number:08}.flight")))
 }
 
-/// The files of a recording with their numbers, oldest first.
+/// Returns the files of a recording with their numbers, oldest first.
 fn files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir)? {
@@ -292,44 +292,44 @@ fn files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FlightError {
-    /// The system says so.
+    /// The file system reported an error.
     #[error("{path}: {error}", path = path.display())]
     Io {
-        /// Of which file.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// What.
+        /// The error.
         error: io::Error,
     },
-    /// It is not a recording, or one by another version.
-    #[error("{} is no recording that this version reads: it does not begin with \"raft flight 1\"", .0.display())]
+    /// The file is not a recording, or one of another version.
+    #[error("{} is not a recording that this version can read: it does not start with \"raft flight 1\"", .0.display())]
     Foreign(PathBuf),
-    /// There is no recording.
+    /// The directory has no recording.
     #[error("{} has no files named *.flight", .0.display())]
     Empty(PathBuf),
-    /// The file ends within a record: the process was killed there, or writes still.
+    /// The file ends within a record: the process was killed at this point, or is still writing.
     #[error("{path}: the record at byte {at} is incomplete", path = path.display())]
-    CutShort {
-        /// The file.
+    Truncated {
+        /// Path of the file.
         path: PathBuf,
-        /// Where the record begins.
+        /// Offset of the record.
         at: u64,
     },
-    /// A record is not what was written.
+    /// A record does not have the content that was written.
     #[error("{path}: the record at byte {at} is damaged: {why}", path = path.display())]
     Damaged {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where the record begins.
+        /// Offset of the record.
         at: u64,
-        /// What is wrong.
+        /// Description of the damage.
         why: String,
     },
 }
 
-/// The files of the recording at `path`, a directory or one file, oldest first.
+/// Returns the files of the recording at `path`, which is a directory or one file, oldest first.
 ///
 /// # Errors
-/// There are none.
+/// The directory cannot be read, or has no recording.
 pub fn recording(path: &Path) -> Result<Vec<PathBuf>, FlightError> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);
@@ -350,10 +350,10 @@ pub struct FlightReader<R = BufReader<File>> {
 }
 
 impl FlightReader {
-    /// Opens a file.
+    /// Opens a file of a recording.
     ///
     /// # Errors
-    /// It is no recording.
+    /// The file cannot be read, or is not a recording.
     pub fn open(path: &Path) -> Result<Self, FlightError> {
         let io = |error| FlightError::Io { path: path.to_owned(), error };
         Self::new(path, BufReader::new(File::open(path).map_err(io)?))
@@ -361,10 +361,10 @@ impl FlightReader {
 }
 
 impl<R: Read> FlightReader<R> {
-    /// Reads what a file has from somewhere else; errors name `path`.
+    /// Reads a recording from `file`; errors name `path`.
     ///
     /// # Errors
-    /// It is no recording.
+    /// The content cannot be read, or is not a recording.
     pub fn new(path: &Path, mut file: R) -> Result<Self, FlightError> {
         let io = |error| FlightError::Io { path: path.to_owned(), error };
         let mut magic = Vec::new();
@@ -375,10 +375,10 @@ impl<R: Read> FlightReader<R> {
         Ok(Self { path: path.to_owned(), file, at: MAGIC.len() as u64 })
     }
 
-    /// The next record; `None` at the end.
+    /// Returns the next record; `None` at the end of the file.
     ///
     /// # Errors
-    /// It cannot be read. Nothing can be read behind it.
+    /// The record cannot be read. The records after it cannot be read either.
     pub fn next_record(&mut self) -> Result<Option<Record>, FlightError> {
         let head = self.bytes(HEAD_BYTES)?;
         if head.is_empty() {
@@ -387,19 +387,19 @@ impl<R: Read> FlightReader<R> {
         let number =
             |at| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
         let (Some(length), Some(sum_of_length), Some(sum)) = (number(0), number(4), number(8)) else {
-            return Err(self.cut_short());
+            return Err(self.truncated());
         };
-        // Or a file that is damaged there would be taken for an incomplete one.
+        // Without this check a file with a damaged length would look incomplete instead of damaged.
         if crc32c::crc32c(&length.to_le_bytes()) != sum_of_length {
-            return Err(self.damaged("its length is not what was written".to_owned()));
+            return Err(self.damaged("the checksum of its length is wrong".to_owned()));
         }
         let length = u64::from(length);
         let body = self.bytes(length)?;
         if (body.len() as u64) < length {
-            return Err(self.cut_short());
+            return Err(self.truncated());
         }
         if crc32c::crc32c(&body) != sum {
-            return Err(self.damaged("its checksum is another".to_owned()));
+            return Err(self.damaged("its checksum is wrong".to_owned()));
         }
         let record = codec::decode("flight record", RECORD_VERSION, &body);
         let record = record.map_err(|error: CodecError| self.damaged(error.to_string()))?;
@@ -407,7 +407,7 @@ impl<R: Read> FlightReader<R> {
         Ok(Some(record))
     }
 
-    /// As many as there are, at most `count`; memory grows with what is there, not with what is announced.
+    /// Reads up to `count` bytes. Memory use grows with the bytes that exist, not with `count`.
     fn bytes(&mut self, count: u64) -> Result<Vec<u8>, FlightError> {
         let mut bytes = Vec::new();
         let read = self.file.by_ref().take(count).read_to_end(&mut bytes);
@@ -415,8 +415,8 @@ impl<R: Read> FlightReader<R> {
         Ok(bytes)
     }
 
-    fn cut_short(&self) -> FlightError {
-        FlightError::CutShort { path: self.path.clone(), at: self.at }
+    fn truncated(&self) -> FlightError {
+        FlightError::Truncated { path: self.path.clone(), at: self.at }
     }
 
     fn damaged(&self, why: String) -> FlightError {
@@ -447,7 +447,7 @@ mod tests {
 
     fn record() -> impl Strategy<Value = Record> {
         let began = (any::<(u64, u64, u64)>(), any::<Time>(), any::<Vec<u8>>());
-        let began = began.prop_map(|((node, run, calls), now, state)| Record::Began {
+        let began = began.prop_map(|((node, run, calls), now, state)| Record::FileStart {
             node: NodeId(node),
             run,
             now,
@@ -471,7 +471,7 @@ mod tests {
         let raft = Raft::new(config, consensus_raft_protocol::Restored::default(), Time::ZERO).unwrap();
         let mut recorded = Recorded::new(raft, Some(&settings)).unwrap();
         recorded.step(Time::ZERO, Event::Tick);
-        // Its directory is gone when it wants the next file, and a file is in the place.
+        // The directory is gone when the recorder needs the next file, and a file is in its place.
         std::fs::remove_dir_all(&settings.dir).unwrap();
         std::fs::write(&settings.dir, "in the way").unwrap();
         for _ in 0..20_000 {
@@ -493,7 +493,7 @@ mod tests {
         assert_eq!(recording(&settings.dir).unwrap().len(), 1);
     }
 
-    /// The records, and what ended them if it was no orderly end.
+    /// Reads all records, and the error at which reading stopped, if any.
     fn read(bytes: &[u8]) -> Result<(Vec<Record>, Option<FlightError>), FlightError> {
         let mut reader = FlightReader::new(Path::new("recording"), bytes)?;
         let mut records = Vec::new();
@@ -527,7 +527,7 @@ mod tests {
             let (some, end) = read(&bytes[..cut]).unwrap();
             prop_assert_eq!(&some[..], &records[..whole]);
             prop_assert_eq!(end.is_none(), ends.contains(&cut));
-            prop_assert!(matches!(end, None | Some(FlightError::CutShort { .. })), "{:?}", end);
+            prop_assert!(matches!(end, None | Some(FlightError::Truncated { .. })), "{:?}", end);
 
             let bit = bit.index(8 * bytes.len());
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -1,4 +1,4 @@
-//! For the crate `fuzz`: what an engine makes of bytes that peers send.
+//! Entry points for the crate `fuzz`: functions that process bytes of peers.
 
 use std::{io::Read, path::Path};
 
@@ -9,24 +9,25 @@ use crate::{
     snapshot_receive::{Received, Receiver},
 };
 
-/// Reads a message of the engine's own and writes it again.
+/// Decodes a message between engines and encodes it again.
 ///
 /// # Errors
-/// It is none.
+/// `bytes` is not such a message.
 pub fn forwarded(bytes: &[u8]) -> Result<Vec<u8>, CodecError> {
-    driver::reread_forwarded(bytes)
+    driver::reencode_forwarded(bytes)
 }
 
-/// Gathers the streams that these chunks make, with files in `dir`; the answers, and what came to be whole.
+/// Receives the snapshot streams in `chunks`, with files in `dir`. Returns the response to each chunk, or the complete
+/// snapshot.
 pub fn gather(
     dir: &Path,
     chunks: impl IntoIterator<Item = (NodeId, SnapshotChunk)>,
 ) -> Vec<Result<SnapshotOutcome, (SnapshotMeta, Vec<u8>)>> {
     let mut receiver = Receiver::new(dir.to_owned(), 0);
     let take = |(from, chunk)| match receiver.take(from, &chunk) {
-        Received::Answer(outcome) => Ok(outcome),
+        Received::Respond(outcome) => Ok(outcome),
         Received::Blocked(_) => Ok(SnapshotOutcome::Refused),
-        Received::Whole(meta, mut file) => {
+        Received::Complete(meta, mut file) => {
             let mut whole = Vec::new();
             file.read_to_end(&mut whole).expect("a file just written can be read");
             Err((meta, whole))

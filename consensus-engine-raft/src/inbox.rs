@@ -1,4 +1,4 @@
-//! Everything that the engine's task hears, through one queue.
+//! Inputs of the engine's task, which arrive through one queue.
 
 use std::sync::Arc;
 
@@ -12,56 +12,56 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{admission::Permit, snapshot_send::SendFailure, waiters::Waiter};
 
-/// The queue's writing end. It has no bound of its own: each kind of input is bounded where it comes from - proposals,
-/// reads and messages by permits, the rest by there being one in flight (per peer).
+/// Sending end of the queue. The queue has no limit; each kind of input is limited where it is created: proposals, reads and
+/// messages by permits, the others because there is at most one in flight (per peer).
 pub(crate) type Inbox = mpsc::UnboundedSender<Input>;
 
 pub(crate) type ChangeReply = oneshot::Sender<Result<Arc<Membership>, ChangeError>>;
 pub(crate) type TransferReply = oneshot::Sender<Result<NodeId, TransferError>>;
 
-/// Something for the engine's task.
+/// An input of the engine's task.
 pub(crate) enum Input {
     Message(NodeId, Message, Permit),
-    /// The transport lost its connection to the node, and does not get another.
+    /// The transport lost its connection to the node and cannot establish another.
     Disconnected(NodeId),
     Propose(bytes::Bytes, Waiter),
     Read(ReadConsistency, oneshot::Sender<Result<LogIndex, ReadError>>, Permit),
     ChangeMembership(Vec<MemberChange>, ChangeReply),
     Transfer(Option<NodeId>, TransferReply),
-    /// From the storage thread.
+    /// From the storage thread: the result of the write.
     Persisted(Result<(), StorageError>),
-    /// From the storage thread: nothing of the write was written, as its entries have no room on the disk.
+    /// From the storage thread: nothing of the write was written, because its entries have no room on the disk.
     NoRoom(String),
-    /// From the apply thread: everything up to here is applied.
+    /// From the apply thread: all entries up to this index are applied.
     Applied(Result<LogIndex, StateMachineError>),
-    /// From the apply thread: the state machine can be flushed beside it.
-    FlushAside(FlushWork, FlushedFor),
-    /// From the apply thread, or beside it: durable in the state machine up to here.
+    /// From the apply thread: a flush of the state machine that can run in the background.
+    FlushInBackground(FlushWork, FlushedFor),
+    /// From the apply thread or a background flush: the state machine is durable up to this entry.
     Flushed(Result<LogId, StateMachineError>, FlushedFor),
     Installed(Result<(), StateMachineError>),
     SnapshotTaken(NodeId, Result<(LogId, Box<dyn Snapshot>), StateMachineError>),
-    /// The last index of the snapshot that the member has, or why it has not.
+    /// The last index of the snapshot that the member has received, or why sending it failed.
     SnapshotSent(NodeId, Result<LogIndex, SendFailure>),
-    /// A snapshot that was arriving is not taken; why.
+    /// An arriving snapshot was refused, for this reason.
     SnapshotBlocked(String),
     SnapshotArrived(Arrival),
-    /// Entries that were no longer in memory, for an append that waits for them.
+    /// Entries read from disk, for an append that needs them.
     Loaded(NodeId, Append, Result<Vec<Entry>, StorageError>),
     Compact(oneshot::Sender<Result<LogIndex, SnapshotError>>),
-    /// Stop; with whom to tell.
+    /// Stop the engine; the sender is notified at the end.
     Shutdown(Option<oneshot::Sender<()>>),
 }
 
-/// Why the state machine is flushed.
+/// Reason for flushing the state machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum FlushedFor {
     /// The log is to be compacted.
     Compaction,
-    /// A snapshot is to be taken for the node, which holds up `apply` the less, the less there is to be flushed then.
+    /// A snapshot is to be taken for this node. Flushing first shortens the time for which taking it delays `apply`.
     Snapshot(NodeId),
 }
 
-/// A whole snapshot, in a file.
+/// A complete snapshot that has arrived, in a file.
 pub(crate) struct Arrival {
     pub(crate) from: NodeId,
     pub(crate) term: Term,

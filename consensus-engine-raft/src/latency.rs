@@ -1,19 +1,19 @@
-//! How long storage and state machine take on the clock of a simulation.
+//! Simulated latency of storage and state machine.
 
 use std::time::Duration;
 
-/// Random times that the calls of storage and state machine take where there are no threads for them
-/// ([`RaftConfig::threads`](crate::RaftConfig::threads)): under tokio's paused clock, the calls of a slow disk in a run that can
-/// be repeated. Each call is made when its time is over, and what it returned is reported then.
+/// Random durations of the calls of storage and state machine that run without threads
+/// ([`RaftConfig::threads`](crate::RaftConfig::threads)): under tokio's paused clock, a slow disk in a repeatable run. Each
+/// call is made when its duration has passed, and its result is reported then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SimulatedLatency {
-    /// The same seed gives the same times.
+    /// Seed of the durations; the same seed gives the same durations.
     pub seed: u64,
-    /// Longest time of one call; each takes between nothing and this.
+    /// Upper bound of the duration of one call; each takes between zero and this.
     pub max: Duration,
 }
 
-/// The times of one kind of calls, drawn one after another.
+/// Random durations of one kind of calls.
 #[derive(Debug)]
 pub(crate) struct Latency {
     state: u64,
@@ -21,7 +21,7 @@ pub(crate) struct Latency {
 }
 
 impl Latency {
-    /// `purpose` keeps the kinds of calls apart: their times are independent.
+    /// `purpose` distinguishes the kinds of calls, whose durations are independent.
     pub(crate) fn new(simulated: &SimulatedLatency, purpose: u64) -> Self {
         Self { state: mix(simulated.seed ^ mix(purpose)), max: simulated.max }
     }

@@ -1,8 +1,8 @@
 //! The Raft engine.
 //!
-//! [`RaftEngine`] runs the pure protocol of `consensus-raft-protocol` over any transport, log storage and state machine.
-//! What this is *not*: it decides nothing about terms, votes or commitment; that is all in the protocol crate, where the
-//! compiler keeps clocks and I/O out.
+//! [`RaftEngine`] runs the protocol of `consensus-raft-protocol`, a pure function, over any transport, log storage and state
+//! machine. What this is *not*: the engine decides nothing about terms, votes or commitment. Those rules are in the protocol
+//! crate, which has no access to clocks and I/O.
 //!
 //! ```text
 //!  propose ─┐                       ┌─▶ storage thread ── LogStorage::write ──┐
@@ -10,10 +10,9 @@
 //!  network ─┘   drain, step, send   └─▶ NetworkTransport::send                ┘
 //! ```
 //!
-//! Each turn takes all that waits, steps the protocol once per event, sends at most one run of entries per peer, and
-//! starts at most one log write, while none is in flight. So batches form by themselves under load and nothing waits for
-//! a batch when there is none. For a storage and a state machine in memory the two threads can be done without
-//! ([`RaftConfig::threads`]).
+//! Each turn takes all waiting inputs, steps the protocol once for each, sends at most one run of entries to each peer, and
+//! starts a log write unless one is in flight. So batches form under load, and without load nothing waits for a batch. A
+//! storage and a state machine in memory need no threads of their own ([`RaftConfig::threads`]).
 //!
 //! ```no_run
 //! # use std::sync::Arc;
@@ -56,7 +55,7 @@ pub use config::RaftConfig;
 pub use engine::{RaftEngine, StartError};
 pub use latency::SimulatedLatency;
 
-// The example of the README is compiled.
+// Compiles the example of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

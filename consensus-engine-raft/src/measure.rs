@@ -1,26 +1,26 @@
-//! Counters and histograms, through the facade of the `metrics` crate: whoever installs a recorder before the engine starts
-//! gets them.
+//! Counters and histograms, through the facade of the `metrics` crate. They reach the recorder that the program installs
+//! before the engine starts.
 //!
 //! | name | |
 //! |---|---|
 //! | `raft_proposals_total` | commands appended by this node as leader |
-//! | `raft_proposals_refused_total{reason}` | commands certainly not applied: `overloaded`, `not_leader`, `handing_over`, `no_room`, `stalled`, `too_large` |
-//! | `raft_proposal_seconds{stage}` | time of a command in the stages `queue` (until appended), `commit` (until handed to the state machine), `apply` (until answered) |
-//! | `raft_log_write_seconds`, `raft_log_write_entries` | log writes, with their syncs: time and entries of each |
+//! | `raft_proposals_refused_total{reason}` | commands certainly not applied: `overloaded`, `not_leader`, `transferring_leadership`, `no_room`, `stalled`, `too_large` |
+//! | `raft_proposal_seconds{stage}` | duration of a command's stages `queue` (until appended), `commit` (until passed to the state machine), `apply` (until the client has the response) |
+//! | `raft_log_write_seconds`, `raft_log_write_entries` | duration of each log write with its sync, and its number of entries |
 //! | `raft_apply_entries` | entries applied in one call |
-//! | `raft_elections_total` | times that this node stood for election |
-//! | `raft_leader_changes_total` | times that it learned of another leader |
+//! | `raft_elections_total` | elections in which this node was a candidate |
+//! | `raft_leader_changes_total` | changes of the leader that this node observed |
 //! | `raft_snapshots_sent_total`, `raft_snapshot_bytes_sent_total`, `raft_snapshots_installed_total` | snapshots |
 //!
-//! What is logged goes through `tracing`, within these spans:
+//! Log messages use `tracing`, within these spans:
 //!
 //! | span | level | |
 //! |---|---|---|
-//! | `raft{node}` | error, so that it is always there | everything of one engine |
-//! | `turn{inputs}` | debug | one turn of the driver's task: from inputs to what is sent, written and applied |
-//! | `write{entries}` | debug | a log write, with its sync |
-//! | `apply{after, last}`, `flush` | debug | the state machine |
-//! | `snapshot{to, last}`, `install{last}` | info | a snapshot sent, a snapshot installed |
+//! | `raft{node}` | error, so that it is always enabled | everything of one engine |
+//! | `turn{inputs}` | debug | one turn of the driver's task: from its inputs to its messages, writes and applied entries |
+//! | `write{entries}` | debug | a log write with its sync |
+//! | `apply{after, last}`, `flush` | debug | a call of the state machine |
+//! | `snapshot{to, last}`, `install{last}` | info | sending a snapshot, installing a snapshot |
 
 use std::{
     cell::Cell,
@@ -30,9 +30,9 @@ use std::{
 use consensus_core::{EngineStatus, NodeId, Role, Term};
 use metrics::{Counter, Histogram, IntoF64, counter, histogram};
 
-/// When a command got where; nothing if nobody records it: a look at the clock takes as long as much else here.
+/// Times at which a command reached each stage. `None` without a recorder, because reading the clock is expensive here.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Course(Option<Times>);
+pub(crate) struct ProposalTiming(Option<Times>);
 
 #[derive(Clone, Copy, Debug)]
 struct Times {
@@ -40,12 +40,12 @@ struct Times {
     appended: Instant,
 }
 
-impl Course {
-    pub(crate) fn begin(is_recorded: bool) -> Self {
+impl ProposalTiming {
+    pub(crate) fn start(is_recorded: bool) -> Self {
         Self(is_recorded.then(Instant::now).map(|now| Times { proposed: now, appended: now }))
     }
 
-    /// In the turn that began at `turn`; a command may have come in since.
+    /// Records that the command was appended in the turn that started at `turn`; it may have arrived later than that.
     pub(crate) fn appended(&mut self, turn: Instant, stages: &Stages) {
         stages.proposals.increment(1);
         if let Some(times) = &mut self.0 {
@@ -54,7 +54,7 @@ impl Course {
         }
     }
 
-    /// Of a command that was handed to the state machine at `committed`, and was applied at `applied`.
+    /// Records that the command was passed to the state machine at `committed`, and applied at `applied`.
     pub(crate) fn applied(self, committed: Instant, applied: Instant, stages: &Stages) {
         if let Some(times) = self.0 {
             stages.commit.record(committed.saturating_duration_since(times.appended));
@@ -63,7 +63,7 @@ impl Course {
     }
 }
 
-/// What is recorded for every command; looked up once.
+/// Metrics of every command, looked up once.
 pub(crate) struct Stages {
     proposals: Counter,
     queue: Histogram,
@@ -81,18 +81,18 @@ impl Stages {
         }
     }
 
-    /// Whether somebody installed a recorder: only then is a value asked for what it is.
+    /// Whether a metrics recorder is installed: only a recorder reads the value.
     pub(crate) fn are_recorded(&self) -> bool {
-        struct Asked<'a>(&'a Cell<bool>);
-        impl IntoF64 for Asked<'_> {
+        struct Probe<'a>(&'a Cell<bool>);
+        impl IntoF64 for Probe<'_> {
             fn into_f64(self) -> f64 {
                 self.0.set(true);
                 0.0
             }
         }
-        let asked = Cell::new(false);
-        self.queue.record_many(Asked(&asked), 0);
-        asked.get()
+        let is_read = Cell::new(false);
+        self.queue.record_many(Probe(&is_read), 0);
+        is_read.get()
     }
 }
 
@@ -109,8 +109,8 @@ pub(crate) fn applying(entries: usize) {
     histogram!("raft_apply_entries").record(entries as f64);
 }
 
-/// `before` it was another role, term or leader.
-pub(crate) fn lead_changed((role, term, leader): (Role, Term, Option<NodeId>), now: &EngineStatus) {
+/// Counts elections and changes of the leader. The first argument is the previous role, term and leader.
+pub(crate) fn role_changed((role, term, leader): (Role, Term, Option<NodeId>), now: &EngineStatus) {
     if now.role == Role::Candidate && (role, term) != (now.role, now.term) {
         counter!("raft_elections_total").increment(1);
     }

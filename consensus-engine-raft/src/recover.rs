@@ -1,4 +1,4 @@
-//! What is left to do when a majority is lost for good.
+//! Recovery after a majority of the voters is permanently lost.
 
 use consensus_core::{
     Entry, HardState, LogBatch, LogId, LogStorage, Member, MemberKind, Membership, NodeId, Payload,
@@ -7,42 +7,45 @@ use consensus_core::{
 
 use crate::config::new_cluster;
 
-/// What [`force_new_cluster`] did.
+/// Result of [`force_new_cluster`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
-    /// The configuration as it was.
+    /// Configuration before the recovery.
     pub before: Membership,
-    /// The last entry that this node had. What others had beyond is lost, be it acknowledged or not; what this node had
-    /// and nobody had acknowledged counts as committed now.
+    /// Last entry of this node's log. Later entries of other members are lost, even if they were acknowledged. Entries of
+    /// this node that were not acknowledged before now count as committed.
     pub last: LogId,
-    /// The entry that makes the node the only member.
+    /// Entry with the new configuration, of which the node is the only member.
     pub by: LogId,
 }
 
-/// Why it was not done; nothing was changed.
+/// Why the recovery was refused. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecoverError {
     /// The log cannot be read or written.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The node has no vote, or no data.
-    #[error("node {0} is not a voter with data in its own log ({1}): another node has to be recovered")]
+    /// The node is no voter, or has no data.
+    #[error(
+        "node {0} is not a voter with data according to its own log, which has the members {1}: recover another node"
+    )]
     NotAVoter(NodeId, Membership),
-    /// It is the only member already: there is nothing to recover from.
-    #[error("node {0} is the only voter already")]
+    /// The node is the only voter already: no majority is lost.
+    #[error("node {0} is the only voter already: no recovery is needed")]
     Alone(NodeId),
-    /// Its log is damaged, or was and is not whole again: what it acknowledged may be on another node only.
-    #[error("the log of node {0} is damaged: another node has to be recovered")]
+    /// The node's log is damaged, or was damaged and has not caught up: entries that it acknowledged may be on another node
+    /// only.
+    #[error("the log of node {0} is damaged: recover another node")]
     Damaged(NodeId),
-    /// A snapshot was being installed: neither log nor state is whole.
-    #[error("node {0} was installing a snapshot: another node has to be recovered")]
+    /// A snapshot was being installed: neither log nor state is complete.
+    #[error("node {0} was installing a snapshot: recover another node")]
     Installing(NodeId),
 }
 
-/// Makes `node` the only member of its cluster, in its log, while no engine uses it. For when a majority of the voters is
-/// lost and will not come back: of the survivors, the one with the greatest last entry is to be taken, and the others are
-/// added to it again with empty disks. Should one of the lost ones come back, there are two clusters.
+/// Makes `node` the only member of its cluster, by an entry in its log. No engine may use the log meanwhile. This is for
+/// clusters in which a majority of the voters is permanently lost: choose the survivor with the greatest last entry, and add
+/// the other survivors to it again with empty disks. If a lost node returned, there would be two clusters.
 ///
 /// # Errors
 /// See [`RecoverError`].
@@ -62,11 +65,11 @@ pub fn force_new_cluster(storage: &dyn LogStorage, node: NodeId) -> Result<Recov
     let own = before.get(node).filter(|member| member.kind == MemberKind::Voter);
     let Some(own) = own else { return Err(RecoverError::NotAVoter(node, before)) };
     let last = state.last();
-    // A term that no leader of the old cluster is in yet, as far as this node knows.
+    // A term in which no leader of the old cluster was elected, as far as this node knows.
     let term = state.hard_state.term.max(last.term).next();
     let by = LogId { term, index: last.index.next() };
     let alone = Membership::new([(node, Member { kind: MemberKind::Voter, ..own.clone() })].into());
-    // Another cluster from here on: those who come back with the old one are refused.
+    // The new identity makes it another cluster: nodes that return with the old identity are refused.
     let cluster = new_cluster();
     let alone = alone.with_cluster(cluster);
     storage.write(LogBatch {

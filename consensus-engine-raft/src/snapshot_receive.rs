@@ -1,4 +1,4 @@
-//! Gathers a snapshot that arrives in chunks.
+//! Receives a snapshot in chunks.
 
 use std::{
     fs::File,
@@ -9,27 +9,27 @@ use std::{
 use consensus_core::{NodeId, SnapshotChunk, SnapshotMeta, SnapshotOutcome};
 use consensus_storage_dir::Reserve;
 
-/// What a chunk leads to.
+/// Result of receiving a chunk.
 pub(crate) enum Received {
-    /// To be answered at once.
-    Answer(SnapshotOutcome),
-    /// To be refused, for a reason of this node.
+    /// The response to send at once.
+    Respond(SnapshotOutcome),
+    /// Respond with a refusal; the reason is on this node.
     Blocked(String),
-    /// All is here and checked; the file stands at its beginning.
-    Whole(SnapshotMeta, File),
+    /// The snapshot is complete and verified; the file is positioned at its start.
+    Complete(SnapshotMeta, File),
 }
 
-/// The stream being received, if any. A chunk of another stream begins that one, the old one is forgotten.
+/// The stream that is being received, if any. The first chunk of another stream replaces it.
 #[derive(Debug)]
 pub(crate) struct Receiver {
     dir: PathBuf,
-    /// Room on the disk of `dir` that snapshots leave.
+    /// Free space that snapshots must leave on the disk of `dir`.
     reserve: Reserve,
     current: Option<Stream>,
-    /// Room that the next snapshot needs, at least, in bytes: as much as one that was refused for want of room had needed by
-    /// then. Less with each refusal, as the next snapshot may be smaller.
+    /// Bytes that the next snapshot is assumed to need at least: what one that was refused for lack of room had needed by
+    /// then. Decreases with each refusal, because the next snapshot may be smaller.
     needed_bytes: u64,
-    /// The last snapshot was refused; it was said why.
+    /// Whether the last snapshot was refused, and the reason was logged.
     is_blocked: bool,
 }
 
@@ -44,13 +44,13 @@ struct Stream {
 }
 
 impl Receiver {
-    /// For snapshots that are kept in `dir` while they arrive, and leave `reserve_bytes` of its disk free.
+    /// Receives snapshots into files in `dir`, and leaves `reserve_bytes` of its disk free.
     pub(crate) fn new(dir: PathBuf, reserve_bytes: u64) -> Self {
         let reserve = Reserve::new(&dir, reserve_bytes);
         Self { dir, reserve, current: None, needed_bytes: 0, is_blocked: false }
     }
 
-    /// Takes in a chunk; blocks on the disk.
+    /// Processes a chunk; blocks on the disk.
     pub(crate) fn take(&mut self, from: NodeId, chunk: &SnapshotChunk) -> Received {
         self.try_take(from, chunk).unwrap_or_else(|error| {
             self.current = None;
@@ -59,27 +59,27 @@ impl Receiver {
         })
     }
 
-    /// The state machine did not take a snapshot that was whole; it has `bytes`.
+    /// Must be called when the state machine failed to restore a complete snapshot of `bytes` bytes.
     pub(crate) fn not_installed(&mut self, bytes: u64) {
-        // The stream is kept while the state machine makes its own files of it.
+        // The received file still exists while the state machine writes its own files.
         self.needed_bytes = self.needed_bytes.max(bytes.saturating_mul(2));
     }
 
-    /// A snapshot was taken: what is refused next is said again.
+    /// Must be called when a snapshot was installed: the next refusal is logged as a warning again.
     pub(crate) fn installed(&mut self) {
         (self.needed_bytes, self.is_blocked) = (0, false);
     }
 
     fn blocked(&mut self, why: String) -> Received {
         if std::mem::replace(&mut self.is_blocked, true) {
-            tracing::debug!(why, "a snapshot is refused");
+            tracing::debug!(why, "a snapshot was refused");
         } else {
-            tracing::warn!(why, "a snapshot is refused; the leader sends another one later");
+            tracing::warn!(why, "a snapshot was refused; the leader will send another one");
         }
         Received::Blocked(why)
     }
 
-    /// Refuses what would leave less than the reserve.
+    /// Refuses data that would leave less free space than the reserve.
     fn check_room(&mut self, stream: &Stream, more: u64) -> Result<(), String> {
         let needed = if stream.offset == 0 { more.max(self.needed_bytes) } else { more };
         self.reserve.check(needed).inspect_err(|_| {
@@ -96,9 +96,9 @@ impl Receiver {
             |s: &mut Stream| s.from == from && s.transfer == chunk.transfer && s.meta.last == chunk.meta.last;
         let mut stream = match self.current.take_if(is_current) {
             Some(stream) => stream,
-            // A later chunk of a stream that is not known cannot begin it (known bug S7).
+            // A stream cannot start with a later chunk (known bug S7).
             None if chunk.offset > 0 => {
-                return Ok(Received::Answer(SnapshotOutcome::Refused));
+                return Ok(Received::Respond(SnapshotOutcome::Refused));
             }
             None => Stream {
                 from,
@@ -118,17 +118,17 @@ impl Receiver {
             stream.sum = crc32c::crc32c_append(stream.sum, &chunk.data);
             if let Some(sum) = chunk.last {
                 if sum != stream.sum {
-                    tracing::warn!(%from, "the snapshot's checksum is wrong; refused");
-                    return Ok(Received::Answer(SnapshotOutcome::Refused));
+                    tracing::warn!(%from, "the snapshot was refused: its checksum is wrong");
+                    return Ok(Received::Respond(SnapshotOutcome::Refused));
                 }
                 stream.file.rewind()?;
-                return Ok(Received::Whole(stream.meta, stream.file));
+                return Ok(Received::Complete(stream.meta, stream.file));
             }
         }
-        // A chunk seen before is answered like the first time.
+        // A repeated chunk gets the same response as the first copy.
         let offset = stream.offset;
         self.current = Some(stream);
-        Ok(Received::Answer(SnapshotOutcome::Continue { offset }))
+        Ok(Received::Respond(SnapshotOutcome::Continue { offset }))
     }
 }
 
@@ -148,9 +148,9 @@ mod tests {
 
     fn outcome(received: Received) -> SnapshotOutcome {
         match received {
-            Received::Answer(outcome) => outcome,
+            Received::Respond(outcome) => outcome,
             Received::Blocked(_) => SnapshotOutcome::Refused,
-            Received::Whole(..) => SnapshotOutcome::Installed,
+            Received::Complete(..) => SnapshotOutcome::Installed,
         }
     }
 
@@ -162,12 +162,12 @@ mod tests {
             assert_eq!(outcome(receiver.take(NodeId(1), &chunk(7, 0, "hello", None))), five);
         }
         match receiver.take(NodeId(1), &chunk(7, 5, "", Some(crc32c::crc32c(b"hello")))) {
-            Received::Whole(_, mut file) => {
+            Received::Complete(_, mut file) => {
                 let mut text = String::new();
                 file.read_to_string(&mut text).unwrap();
                 assert_eq!(text, "hello");
             }
-            Received::Answer(outcome) => panic!("{outcome:?}"),
+            Received::Respond(outcome) => panic!("{outcome:?}"),
             Received::Blocked(why) => panic!("{why}"),
         }
     }
@@ -177,10 +177,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut receiver = Receiver::new(dir.path().to_owned(), 1 << 60);
         let Received::Blocked(why) = receiver.take(NodeId(1), &chunk(7, 0, "hello", None)) else {
-            panic!("it was taken");
+            panic!("it was accepted");
         };
         assert!(why.contains("node 1") && why.contains("MiB free"), "{why}");
-        // Nothing is left of the stream.
+        // The stream was discarded.
         assert_eq!(outcome(receiver.take(NodeId(1), &chunk(7, 5, "x", None))), SnapshotOutcome::Refused);
     }
 
@@ -199,7 +199,7 @@ mod tests {
     fn directory_that_cannot_be_written_is_named() {
         let mut receiver = Receiver::new("/nonexistent/snapshots".into(), 0);
         let Received::Blocked(why) = receiver.take(NodeId(1), &chunk(7, 0, "hello", None)) else {
-            panic!("it was taken");
+            panic!("it was accepted");
         };
         assert!(why.contains("/nonexistent/snapshots"), "{why}");
     }
@@ -221,7 +221,7 @@ mod tests {
     }
 
     proptest! {
-        /// Chunks come late, twice, from others and changed; and the sender goes on where it is told to.
+        /// Chunks arrive late, twice, from other senders and changed; the sender continues at the offset in each response.
         #[test]
         fn what_is_whole_is_what_was_sent(
             data in prop::collection::vec(any::<u8>(), 0..200),
@@ -238,7 +238,7 @@ mod tests {
             let (mut offset, mut noise) = (0usize, noise.into_iter());
             loop {
                 if let Some((from, transfer, at, bytes, last)) = noise.next()
-                    && let Received::Whole(_, mut file) = receiver.take(NodeId(from), &chunk(transfer, at, &bytes, last))
+                    && let Received::Complete(_, mut file) = receiver.take(NodeId(from), &chunk(transfer, at, &bytes, last))
                 {
                     let mut whole = Vec::new();
                     file.read_to_end(&mut whole).unwrap();
@@ -247,15 +247,15 @@ mod tests {
                 let piece = &data[offset..data.len().min(offset + size)];
                 let last = (offset + piece.len() == data.len()).then_some(sum);
                 match receiver.take(NodeId(9), &chunk(7, offset as u64, piece, last)) {
-                    Received::Whole(_, mut file) => {
+                    Received::Complete(_, mut file) => {
                         let mut whole = Vec::new();
                         file.read_to_end(&mut whole).unwrap();
                         prop_assert_eq!(&whole, &data);
                         break;
                     }
-                    Received::Answer(SnapshotOutcome::Continue { offset: next }) => offset = next as usize,
-                    // Another stream has begun meanwhile.
-                    Received::Answer(_) | Received::Blocked(_) => offset = 0,
+                    Received::Respond(SnapshotOutcome::Continue { offset: next }) => offset = next as usize,
+                    // Another stream has started in the meantime.
+                    Received::Respond(_) | Received::Blocked(_) => offset = 0,
                 }
             }
         }

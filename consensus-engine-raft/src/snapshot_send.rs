@@ -1,4 +1,4 @@
-//! Streams a snapshot to a follower, beside the messages.
+//! Streams a snapshot to a follower, separately from other messages.
 
 use std::{
     io::Write,
@@ -17,35 +17,35 @@ use tokio::sync::mpsc;
 
 use crate::measure;
 
-/// One transfer.
+/// A transfer of one snapshot.
 pub(crate) struct Transfer {
     pub(crate) transport: Arc<dyn NetworkTransport>,
     pub(crate) to: NodeId,
     pub(crate) term: Term,
-    /// Not used by this node before.
+    /// Number of the transfer, which this node has not used before.
     pub(crate) number: u64,
     pub(crate) meta: SnapshotMeta,
     pub(crate) chunk_bytes: usize,
     pub(crate) threads: bool,
     pub(crate) retry: Duration,
     pub(crate) resume: Duration,
-    /// 0: no bound.
+    /// Limit in bytes per second; 0 for none.
     pub(crate) bytes_per_second: u64,
-    /// How many bytes the follower has, for others to see.
+    /// Number of bytes that the follower has acknowledged.
     pub(crate) progress: Arc<AtomicU64>,
 }
 
 impl Transfer {
-    /// Sends `picture`; returns the snapshot's last index once the follower has it.
-    pub(crate) async fn run(self, picture: Box<dyn Snapshot>) -> Result<LogIndex, SendFailure> {
-        self.stream(picture).await?;
+    /// Sends the snapshot. Returns its last index once the follower has installed it.
+    pub(crate) async fn run(self, snapshot: Box<dyn Snapshot>) -> Result<LogIndex, SendFailure> {
+        self.stream(snapshot).await?;
         measure::snapshot_sent();
         Ok(self.meta.last.index)
     }
 
-    async fn stream(&self, picture: Box<dyn Snapshot>) -> Result<(), SendFailure> {
+    async fn stream(&self, snapshot: Box<dyn Snapshot>) -> Result<(), SendFailure> {
         let pieces = if self.threads { pieces_of } else { pieces_in_memory };
-        let mut pieces = pieces(picture, self.chunk_bytes);
+        let mut pieces = pieces(snapshot, self.chunk_bytes);
         let (mut offset, mut sum) = (0, 0);
         let began = tokio::time::Instant::now();
         loop {
@@ -62,7 +62,7 @@ impl Transfer {
                 }
                 None => {
                     return Err(SendFailure::Local(
-                        "the thread that reads the snapshot ended early".to_owned(),
+                        "the thread that reads the snapshot ended unexpectedly".to_owned(),
                     ));
                 }
             };
@@ -70,13 +70,13 @@ impl Transfer {
             let next = offset + data.len() as u64;
             match self.send(offset, data, None).await? {
                 SnapshotOutcome::Continue { offset } if offset == next => {}
-                // A repeated chunk was already there; anything else cannot be resumed from a stream.
+                // A repeated chunk is acknowledged like the first copy; a stream cannot be resumed at any other offset.
                 other => return Err(self.refused(&other, offset)),
             }
             measure::snapshot_chunk_sent((next - offset) as usize);
             offset = next;
             self.progress.store(offset, Ordering::Relaxed);
-            // It is due when the whole so far is, so that a late chunk is made up for.
+            // The deadline is computed from the start, so that delays are made up for.
             if self.bytes_per_second > 0 {
                 let due = Duration::from_secs_f64(offset as f64 / self.bytes_per_second as f64);
                 tokio::time::sleep_until(began + due).await;
@@ -84,7 +84,7 @@ impl Transfer {
         }
     }
 
-    /// One chunk, repeated with the same offset while the network fails; the receiver takes it once.
+    /// Sends one chunk, repeatedly with the same offset while the network fails; the receiver accepts it once.
     async fn send(
         &self,
         offset: u64,
@@ -97,7 +97,7 @@ impl Transfer {
             let chunk = SnapshotChunk { term, transfer, meta, offset, data: data.clone(), last };
             match self.transport.send_snapshot_chunk(self.to, chunk).await {
                 Ok(ack) => return Ok(ack.outcome),
-                // Before the first there is nothing to go on with.
+                // Without an accepted chunk there is nothing to resume.
                 Err(error) if offset == 0 || began.elapsed() >= self.resume => {
                     return Err(SendFailure::Network(error.to_string()));
                 }
@@ -112,19 +112,21 @@ impl Transfer {
         let to = self.to;
         SendFailure::Refused(match outcome {
             SnapshotOutcome::Refused => {
-                format!("node {to} refused it after {offset} bytes; its log and its status say why")
+                format!(
+                    "node {to} refused it after {offset} bytes; the log and the status of node {to} have the reason"
+                )
             }
-            other => format!("node {to} answered {other:?} after {offset} bytes"),
+            other => format!("node {to} responded {other:?} after {offset} bytes"),
         })
     }
 }
 
-/// Why a snapshot was not sent.
+/// Why sending a snapshot failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SendFailure {
-    /// This node could not take or read it.
+    /// This node could not take or read the snapshot.
     Local(String),
-    /// The member does not take it.
+    /// The member refused the snapshot.
     Refused(String),
     /// The member could not be reached.
     Network(String),
@@ -136,12 +138,12 @@ enum Piece {
     Failed(std::io::Error),
 }
 
-/// Runs the picture's writer on a thread that may block; two chunks ahead of the network at most.
-fn pieces_of(mut picture: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc::Receiver<Piece> {
+/// Runs the snapshot's writer on a thread that may block, at most two chunks ahead of the network.
+fn pieces_of(mut snapshot: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc::Receiver<Piece> {
     let (pieces, receiver) = mpsc::channel(2);
     tokio::task::spawn_blocking(move || {
         let mut writer = ChunkWriter { buffer: BytesMut::with_capacity(chunk_bytes), chunk_bytes, pieces };
-        let last = match picture.write_to(&mut writer).and_then(|()| writer.flush()) {
+        let last = match snapshot.write_to(&mut writer).and_then(|()| writer.flush()) {
             Ok(()) => Piece::End,
             Err(error) => Piece::Failed(error),
         };
@@ -150,10 +152,10 @@ fn pieces_of(mut picture: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc::Receiv
     receiver
 }
 
-/// For a picture that is in memory anyway, all of it at once.
-fn pieces_in_memory(mut picture: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc::Receiver<Piece> {
+/// Writes the whole snapshot at once, for one that is in memory anyway.
+fn pieces_in_memory(mut snapshot: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc::Receiver<Piece> {
     let mut bytes = Vec::new();
-    let last = match picture.write_to(&mut bytes) {
+    let last = match snapshot.write_to(&mut bytes) {
         Ok(()) => Piece::End,
         Err(error) => Piece::Failed(error),
     };
@@ -161,7 +163,7 @@ fn pieces_in_memory(mut picture: Box<dyn Snapshot>, chunk_bytes: usize) -> mpsc:
     let pieces: Vec<Piece> = data.chain([last]).collect();
     let (sender, receiver) = mpsc::channel(pieces.len());
     for piece in pieces {
-        let _ = sender.try_send(piece); // There is room for each.
+        let _ = sender.try_send(piece); // The channel has room for all.
     }
     receiver
 }

@@ -1,4 +1,4 @@
-//! Writes the log, on a thread of its own as a rule.
+//! Writes the log, normally on a dedicated thread.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -14,7 +14,7 @@ use crate::{
     worker::{Next, Report, Work},
 };
 
-/// One write at a time.
+/// Makes one write at a time.
 pub(crate) struct LogWriter {
     storage: Arc<dyn LogStorage>,
 }
@@ -32,19 +32,19 @@ impl Work for LogWriter {
         let entries = batch.entries.len();
         let began = Instant::now();
         let _write = tracing::debug_span!("write", entries).entered();
-        // A panic in there is as final as an error; unnoticed, everybody would wait for ever.
+        // A panic is as final as an error. If it were not reported, all clients would wait for ever.
         let result = catch_unwind(AssertUnwindSafe(|| self.storage.write(batch)))
             .unwrap_or_else(|_| Err(StorageError::Failed("it panicked".to_owned())));
-        // Nothing was written. The engine makes the batch anew when it tries again.
+        // Nothing was written. The engine builds a new batch when it retries.
         if let Err(StorageError::NoRoom { why, .. }) = &result
             && entries > 0
         {
-            return if report(Input::NoRoom(why.clone())) { Next::Ready } else { Next::Over };
+            return if report(Input::NoRoom(why.clone())) { Next::Ready } else { Next::Stop };
         }
         measure::log_written(entries, began.elapsed());
-        // After a failed write nobody knows what is on disk: the engine stops, and so does this.
+        // After a failed write it is unknown what is on disk: the engine stops, and so does this thread.
         let failed = result.is_err();
         let told = report(Input::Persisted(result));
-        if !told || failed { Next::Over } else { Next::Ready }
+        if !told || failed { Next::Stop } else { Next::Ready }
     }
 }

@@ -1,35 +1,35 @@
-//! Clients that wait for their command. Each gets an answer, matched by index *and* term (known bug K1).
+//! Clients that wait for the result of their command. A result is matched by index *and* term (known bug K1).
 
 use std::{collections::VecDeque, time::Duration};
 
 use consensus_core::{Committed, LogId, LogIndex, NodeId, ProposeError, Term};
 use tokio::sync::oneshot;
 
-use crate::{admission::Permit, measure::Course};
+use crate::{admission::Permit, measure::ProposalTiming};
 
-/// One client's wait.
+/// A client that waits for one command.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     pub(crate) reply: oneshot::Sender<Result<Committed, ProposeError>>,
-    /// Held until the answer is given: what bounds the proposals in flight.
+    /// Released when the client gets its result; limits the proposals in flight.
     pub(crate) permit: Permit,
-    pub(crate) course: Course,
+    pub(crate) timing: ProposalTiming,
 }
 
 impl Waiter {
     pub(crate) fn answer(self, result: Result<Committed, ProposeError>) {
         drop(self.permit);
-        let _ = self.reply.send(result); // A client that went away needs no answer.
+        let _ = self.reply.send(result); // The client may have gone away.
     }
 }
 
-/// All waits of this node.
+/// All waiting clients of this node.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
-    /// For the entries of the leader that this node is, in log order.
+    /// Clients whose entries are of the term in which this node is leader, in log order.
     leading: VecDeque<(LogId, Waiter)>,
-    /// For entries of terms in which it led before. They may still be committed by another leader, or be replaced; this
-    /// waits a while for the truth. With the time at which it stops waiting.
+    /// Clients whose entries are of an earlier term of this node as leader, with the time at which they stop waiting.
+    /// Another leader may still commit such an entry, or replace it.
     orphaned: Vec<(LogId, Duration, Waiter)>,
 }
 
@@ -38,7 +38,7 @@ impl Waiters {
         self.leading.push_back((id, waiter));
     }
 
-    /// The node no longer leads.
+    /// Must be called when the node is not leader any more.
     pub(crate) fn orphan(&mut self, until: Duration) {
         self.orphaned.extend(self.leading.drain(..).map(|(id, waiter)| (id, until, waiter)));
     }
@@ -47,7 +47,7 @@ impl Waiters {
         self.orphaned.iter().map(|(_, until, _)| *until).min()
     }
 
-    /// Those whose time is over learn that nobody knows.
+    /// Reports an unknown outcome to clients whose time is over.
     pub(crate) fn expire(&mut self, now: Duration) {
         for (_, _, waiter) in self.orphaned.extract_if(.., |(_, until, _)| *until <= now) {
             waiter.answer(Err(ProposeError::Unknown {
@@ -56,8 +56,9 @@ impl Waiters {
         }
     }
 
-    /// Takes out those for `(after, last]`, which is about to be applied, in log order. `committed_term` tells the term
-    /// of each entry; a waiter for another one at that index learns that its command is certainly not applied.
+    /// Removes and returns the clients of entries up to `last`, which are about to be applied, in log order.
+    /// `committed_term` is the term of each entry. A client whose entry was replaced by one of another term is told that its
+    /// command was not applied.
     pub(crate) fn take(
         &mut self,
         last: LogIndex,
@@ -106,8 +107,8 @@ mod tests {
         let mut waiters = Waiters::default();
         let wait = |waiters: &mut Waiters, id| {
             let (reply, answer) = oneshot::channel();
-            let (permit, course) = (admission.admit(1).unwrap(), Course::begin(true));
-            waiters.push(id, Waiter { reply, permit, course });
+            let (permit, timing) = (admission.admit(1).unwrap(), ProposalTiming::start(true));
+            waiters.push(id, Waiter { reply, permit, timing });
             answer
         };
         let mut kept = wait(&mut waiters, LogId::new(1, 5));

@@ -1,11 +1,11 @@
-//! What a witness has for a state machine: nothing.
+//! State machine of a witness, which has no state.
 
 use std::io::{Read, Write};
 
 use bytes::Bytes;
 use consensus_core::{Entry, LogId, Snapshot, StateMachine, StateMachineError};
 
-/// Knows how far it would be, and needs no disk to know it again: it begins where its log does.
+/// Position up to which entries were applied. It needs no disk: after a restart it begins where the log does.
 #[derive(Debug)]
 pub(crate) struct WitnessMachine(pub(crate) LogId);
 
@@ -24,7 +24,7 @@ impl StateMachine for WitnessMachine {
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
-        Ok(Box::new(NoCommands)) // Not asked for: a witness never leads.
+        Ok(Box::new(NoCommands)) // Never called: a witness never becomes leader.
     }
 
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
@@ -33,7 +33,7 @@ impl StateMachine for WitnessMachine {
     }
 }
 
-/// The snapshot that a witness is sent.
+/// Empty snapshot that is sent to a witness.
 #[derive(Debug)]
 pub(crate) struct NoCommands;
 

@@ -1,8 +1,8 @@
-//! Where what may block is done: on a thread of its own, or on the engine's task
+//! Runs work that may block, on a dedicated thread or on the engine's task
 //! ([`RaftConfig::threads`](crate::RaftConfig::threads)).
 //!
-//! Even where there is a thread, a job that comes alone and will be done at once is done on the engine's task: to wake a
-//! thread and to be woken by it takes as long as a fast disk's sync.
+//! Even if there is a thread, a short job that arrives alone is done on the engine's task: waking a thread and being woken
+//! by it takes as long as the sync of a fast disk.
 
 use std::{
     collections::VecDeque,
@@ -27,60 +27,60 @@ use crate::{
     latency::Latency,
 };
 
-/// What is done with jobs, in order.
+/// Executes jobs in order.
 pub(crate) trait Work: Send + 'static {
     type Job: Send + 'static;
 
-    /// Does a job. `report` takes what came of it to the engine's task, and says whether that is there still.
+    /// Does a job. `report` sends its result to the engine's task, and returns `false` if that task has ended.
     fn work(&mut self, job: Self::Job, report: Report<'_>) -> Next<Self::Job>;
 
-    /// No job comes any more.
+    /// Called after the last job.
     fn end(&mut self) {}
 }
 
 pub(crate) type Report<'a> = &'a mut dyn FnMut(Input) -> bool;
 
-/// What comes after a job.
+/// How to continue after a job.
 pub(crate) enum Next<J> {
     Ready,
-    /// The same job, after a while; other jobs wait behind it.
-    Again(J, Duration),
-    /// Nothing: it failed, and that was reported.
-    Over,
+    /// Repeat the same job after a pause; other jobs wait behind it.
+    Retry(J, Duration),
+    /// Do no more jobs: this one failed, and its error was reported.
+    Stop,
 }
 
 pub(crate) enum Worker<J> {
-    /// Dropped in this order: without a sender, the thread ends.
+    /// Dropped in this order: the thread ends when the sender is dropped.
     Thread(mpsc::Sender<J>, Joined, Arc<Shared<J>>),
-    /// `None` once it is over; with the job to do again, and when; and the jobs behind it.
+    /// The worker, `None` once it has stopped; a job to retry, and when; and the jobs behind it.
     Inline(Option<Box<dyn Work<Job = J>>>, Option<(Instant, J)>, VecDeque<J>),
-    /// On a task of its own, where each job takes a simulated time. Without a sender once it is settled.
-    Late(Option<UnboundedSender<J>>, tokio::task::JoinHandle<()>),
+    /// A task of its own, on which each job takes a simulated time. The sender is `None` once the task was waited for.
+    Simulated(Option<UnboundedSender<J>>, tokio::task::JoinHandle<()>),
 }
 
-/// A thread that is waited for where its handle is dropped: it may be using files, which their owner may open again, and a
-/// process that ends meanwhile may be aborted by a library in use.
+/// A thread that is joined when its handle is dropped. The thread may be using files that their owner opens again, and a
+/// library in use may abort a process that exits meanwhile.
 pub(crate) struct Joined(Option<JoinHandle<()>>);
 
 impl Drop for Joined {
     fn drop(&mut self) {
         if let Some(thread) = self.0.take() {
-            let _ = thread.join(); // A panic was reported where it happened.
+            let _ = thread.join(); // A panic was reported where it occurred.
         }
     }
 }
 
-/// Between the thread and the engine's task.
+/// State shared by the thread and the engine's task.
 pub(crate) struct Shared<J> {
     work: Mutex<Box<dyn Work<Job = J>>>,
-    /// Jobs that are given and not done.
+    /// Number of jobs that were given and are not done.
     given: AtomicU64,
-    /// How long the last job took, in microseconds.
+    /// Duration of the last job in microseconds.
     took: AtomicU64,
 }
 
 impl<J: Send + 'static> Shared<J> {
-    /// Does a job, on whichever thread.
+    /// Does a job on the calling thread.
     fn work(&self, job: J, report: Report<'_>) -> Next<J> {
         let began = std::time::Instant::now();
         let next = self.work.lock().unwrap_or_else(PoisonError::into_inner).work(job, report);
@@ -88,9 +88,9 @@ impl<J: Send + 'static> Shared<J> {
         next
     }
 
-    /// Whether a job would be done at once.
+    /// Whether a job could start at once and will probably be short.
     fn is_free(&self) -> bool {
-        self.given.load(Ordering::Acquire) == 0 && self.took.load(Ordering::Relaxed) < HERE_MICROS_MAX
+        self.given.load(Ordering::Acquire) == 0 && self.took.load(Ordering::Relaxed) < INLINE_MICROS_MAX
     }
 }
 
@@ -118,12 +118,12 @@ impl<J: Send + 'static> Worker<J> {
 
     pub(crate) fn late(latency: Latency, inbox: Inbox, work: impl Work<Job = J>) -> Self {
         let (jobs, queue) = unbounded_channel();
-        Self::Late(Some(jobs), tokio::spawn(run_late(latency, queue, inbox, work)))
+        Self::Simulated(Some(jobs), tokio::spawn(run_simulated(latency, queue, inbox, work)))
     }
 
-    /// `false` if it is over. What came of a job that was done here is added to `reports`. A small one may be done here if
-    /// [`others_can_run`].
-    pub(crate) fn give(&mut self, job: J, may_be_here: bool, reports: &mut Vec<Input>) -> bool {
+    /// Gives a job to the worker. Returns `false` if the worker has stopped. A job that runs inline adds its result to
+    /// `reports`. With a thread, a job runs inline only if `may_run_inline`, which requires [`others_can_run`].
+    pub(crate) fn give(&mut self, job: J, may_run_inline: bool, reports: &mut Vec<Input>) -> bool {
         let mut report = |input| {
             reports.push(input);
             true
@@ -131,17 +131,17 @@ impl<J: Send + 'static> Worker<J> {
         match self {
             Self::Thread(jobs, _, shared) => {
                 let mut job = job;
-                if may_be_here && shared.is_free() {
+                if may_run_inline && shared.is_free() {
                     match block_in_place(|| shared.work(job, &mut report)) {
-                        // After an error the engine gives no more.
-                        Next::Ready | Next::Over => return true,
-                        Next::Again(again, _) => job = again,
+                        // After an error the engine gives no further jobs.
+                        Next::Ready | Next::Stop => return true,
+                        Next::Retry(again, _) => job = again,
                     }
                 }
                 shared.given.fetch_add(1, Ordering::Relaxed);
                 jobs.send(job).is_ok()
             }
-            Self::Late(jobs, _) => jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()),
+            Self::Simulated(jobs, _) => jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()),
             Self::Inline(work, again, waiting) => {
                 let Some(working) = work else { return false };
                 if again.is_some() {
@@ -150,18 +150,18 @@ impl<J: Send + 'static> Worker<J> {
                 }
                 match working.work(job, &mut report) {
                     Next::Ready => {}
-                    Next::Again(job, after) => *again = Some((Instant::now() + after, job)),
-                    Next::Over => *work = None,
+                    Next::Retry(job, after) => *again = Some((Instant::now() + after, job)),
+                    Next::Stop => *work = None,
                 }
                 true
             }
         }
     }
 
-    /// When [`retry`](Self::retry) has something to do.
+    /// When [`retry`](Self::retry) must be called.
     pub(crate) fn due(&self) -> Option<Instant> {
         match self {
-            Self::Thread(..) | Self::Late(..) => None, // It has a clock of its own.
+            Self::Thread(..) | Self::Simulated(..) => None, // These wait by themselves.
             Self::Inline(_, again, _) => again.as_ref().map(|(at, _)| *at),
         }
     }
@@ -174,15 +174,15 @@ impl<J: Send + 'static> Worker<J> {
         }
     }
 
-    /// Waits until a task has done what it was given; a thread is waited for by [`end`](Self::end).
+    /// Waits until a simulated worker has done its jobs; a thread is joined by [`end`](Self::end).
     pub(crate) async fn settle(&mut self) {
-        if let Self::Late(jobs, task) = self {
+        if let Self::Simulated(jobs, task) = self {
             *jobs = None;
-            let _ = task.await; // A panic was reported where it happened.
+            let _ = task.await; // A panic was reported where it occurred.
         }
     }
 
-    /// Nothing more is given; returns the thread that is to be waited for, if there is one.
+    /// Ends the worker. Returns the thread to join, if there is one.
     pub(crate) fn end(self) -> Option<JoinHandle<()>> {
         match self {
             Self::Thread(_, mut thread, _) => thread.0.take(),
@@ -190,21 +190,21 @@ impl<J: Send + 'static> Worker<J> {
                 work.into_iter().for_each(|mut work| work.end());
                 None
             }
-            Self::Late(..) => None,
+            Self::Simulated(..) => None,
         }
     }
 }
 
 fn run<J: Send + 'static>(shared: &Shared<J>, queue: &mpsc::Receiver<J>, inbox: &Inbox) {
     let mut report = |input| inbox.send(input).is_ok();
-    // Jobs that came while one waited to be done again.
+    // Jobs that arrived while another one waited for its retry.
     let mut waiting = VecDeque::new();
     while let Some(mut job) = waiting.pop_front().or_else(|| queue.recv().ok()) {
         loop {
             match shared.work(job, &mut report) {
                 Next::Ready => break,
-                Next::Over => return,
-                Next::Again(again, after) => {
+                Next::Stop => return,
+                Next::Retry(again, after) => {
                     if !pause(after, queue, &mut waiting) {
                         return;
                     }
@@ -217,7 +217,7 @@ fn run<J: Send + 'static>(shared: &Shared<J>, queue: &mpsc::Receiver<J>, inbox: 
     shared.work.lock().unwrap_or_else(PoisonError::into_inner).end();
 }
 
-async fn run_late<J>(
+async fn run_simulated<J>(
     mut latency: Latency,
     mut queue: UnboundedReceiver<J>,
     inbox: Inbox,
@@ -229,9 +229,9 @@ async fn run_late<J>(
         loop {
             match work.work(job, &mut report) {
                 Next::Ready => break,
-                Next::Over => return,
-                Next::Again(_, _) if queue.is_closed() => return,
-                Next::Again(again, after) => {
+                Next::Stop => return,
+                Next::Retry(_, _) if queue.is_closed() => return,
+                Next::Retry(again, after) => {
                     sleep(after).await;
                     job = again;
                 }
@@ -241,7 +241,7 @@ async fn run_late<J>(
     work.end();
 }
 
-/// Waits, and takes in what comes meanwhile. `false` if no job comes any more.
+/// Waits for `time`, and collects jobs that arrive meanwhile. Returns `false` if no more jobs can arrive.
 fn pause<J>(time: Duration, queue: &mpsc::Receiver<J>, waiting: &mut VecDeque<J>) -> bool {
     let until = std::time::Instant::now() + time;
     loop {
@@ -253,16 +253,16 @@ fn pause<J>(time: Duration, queue: &mpsc::Receiver<J>, waiting: &mut VecDeque<J>
     }
 }
 
-/// Whether other tasks have a thread while the one at hand is blocked for a moment. Never under a paused clock.
+/// Whether the runtime has another thread for other tasks while the current task blocks. Never true under a paused clock.
 pub(crate) fn others_can_run() -> bool {
     let runtime = Handle::current();
     runtime.runtime_flavor() == RuntimeFlavor::MultiThread && runtime.metrics().num_workers() > 1
 }
 
-/// What took longer the last time is left to the thread.
-const HERE_MICROS_MAX: u64 = 1000;
+/// Longest last job after which the next one may run inline, in microseconds.
+const INLINE_MICROS_MAX: u64 = 1000;
 
-/// One call that may block: on a thread of the runtime, or here.
+/// Makes one call that may block: on a thread of the runtime, or inline.
 pub(crate) async fn call<T: Send + 'static>(
     threads: bool,
     call: impl FnOnce() -> T + Send + 'static,

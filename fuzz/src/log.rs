@@ -136,7 +136,7 @@ fn check_recording(bytes: &[u8]) {
     let mut written = MAGIC.to_vec();
     for record in &records {
         written.extend(framed(record).expect("it was no longer when it was read"));
-        if let Record::Began { state, .. } = record {
+        if let Record::FileStart { state, .. } = record {
             rewritten(state, |bytes| Raft::from_checkpoint(bytes).map(|raft| raft.checkpoint()));
         }
     }

@@ -241,7 +241,7 @@ pub fn flights() -> Seeds {
     let mut raft = raft();
     let state = raft.checkpoint().into();
     let mut records =
-        vec![Record::Began { node: NodeId(0), run: 1 << 40, now: Duration::ZERO, calls: 0, state }];
+        vec![Record::FileStart { node: NodeId(0), run: 1 << 40, now: Duration::ZERO, calls: 0, state }];
     for call in calls() {
         records.push(Record::Called(call.clone()));
         records.push(Record::Returned(checksum(&raft.call(call))));

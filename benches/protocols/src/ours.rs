@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use consensus_core::{LogId, LogIndex, LogState, Membership, NodeId, Payload, StorageId, Term};
-use consensus_raft_protocol::{Append, Config, EntryInfo, Event, ControlMessage, Output, Raft, Restored, Time};
+use consensus_raft_protocol::{
+    Append, Config, ControlMessage, EntryInfo, Event, Output, Raft, Restored, Time,
+};
 
 use crate::compare::PAYLOAD_BYTES;
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Config, Time};
 
-/// What a leader knows of one follower's log, and how it replicates to the follower.
+/// Replication state of one follower.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Progress {
     /// Last index known to be durable on the follower (I5).

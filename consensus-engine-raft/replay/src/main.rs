@@ -1,4 +1,4 @@
-//! Steps through what the flight recorder of `consensus-engine-raft` recorded, and prints what changed.
+//! Replays a recording of the flight recorder of `consensus-engine-raft`, and prints the changes of the state.
 
 mod words;
 
@@ -16,24 +16,24 @@ use consensus_core::codec::CodecError;
 use consensus_engine_raft::flight::{self, FlightError, FlightReader, Record};
 use consensus_raft_protocol::{Call, Raft, Returned, Time};
 
-/// Replays a recording of the flight recorder: calls the protocol as it was called, and prints what changed in its state.
+/// Replays a recording of the flight recorder: repeats the calls of the protocol, and prints the changes of its state.
 ///
-/// It ends with an error if the protocol does not return what it returned then, as another version of it may.
+/// Ends with an error if a call returns another result than in the recording, as it may in another version of the protocol.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
     /// The recording: its directory, or one of its files.
     recording: PathBuf,
-    /// Prints from this call on.
+    /// First call to print.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Stops after this call.
+    /// Last call to replay.
     #[arg(long, default_value_t = u64::MAX)]
     to: u64,
-    /// Prints every call, also those that change nothing that is shown.
+    /// Prints every call, including those that change nothing that is printed.
     #[arg(long)]
     inputs: bool,
-    /// Prints what the calls return, too.
+    /// Prints the results of the calls, too.
     #[arg(long)]
     outputs: bool,
     /// Waits for Enter after each call that is printed.
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match Replay::new(arguments, io::stdout().lock()).run() {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has seen enough.
+        // The reader of the output has closed it.
         Err(Problem::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("raft-replay: {problem}");
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 enum Problem {
     Recording(FlightError),
     State(PathBuf, CodecError),
-    NoBegin(PathBuf),
+    NoState(PathBuf),
     Print(io::Error),
     Differs { call: u64 },
     OtherState { path: PathBuf },
@@ -83,18 +83,18 @@ impl std::fmt::Display for Problem {
         match self {
             Self::Recording(error) => error.fmt(f),
             Self::State(path, error) => write!(f, "{}: {error}", path.display()),
-            Self::NoBegin(path) => write!(f, "{}: it does not begin with a state", path.display()),
+            Self::NoState(path) => write!(f, "{}: the file has no state at its start", path.display()),
             Self::Print(error) => write!(f, "cannot print: {error}"),
             Self::Differs { call } => write!(
                 f,
-                "call {call} returns something else than it did when it was recorded: that was another version of the protocol, or the protocol is not a function of its inputs"
+                "call {call} returned another result than in the recording: either another version of the protocol made the recording, or the protocol is not a function of its inputs"
             ),
             Self::OtherState { path } => write!(
                 f,
-                "{}: it begins with another state than the replay has come to: that was another version of the protocol, or the protocol is not a function of its inputs",
+                "{}: it starts with another state than the replay reached: either another version of the protocol made the recording, or the protocol is not a function of its inputs",
                 path.display()
             ),
-            Self::Panicked { call } => write!(f, "the protocol panics at call {call}, see above"),
+            Self::Panicked { call } => write!(f, "the protocol panicked in call {call}, see above"),
         }
     }
 }
@@ -102,12 +102,12 @@ impl std::fmt::Display for Problem {
 struct Replay<W> {
     arguments: Arguments,
     out: W,
-    /// The run, its state and the number of calls so far.
+    /// Run, state of the protocol, and number of calls so far.
     at: Option<(u64, Raft, u64)>,
-    /// On the clock of the calls.
+    /// Time on the clock of the calls.
     now: Time,
     shown: BTreeMap<String, String>,
-    /// Whether the recorded process got this far.
+    /// Whether the last call returned in the recorded process.
     returned: bool,
 }
 
@@ -123,8 +123,8 @@ impl<W: Write> Replay<W> {
             loop {
                 match reader.next_record() {
                     Ok(None) => break,
-                    Ok(Some(Record::Began { node, run, now, calls, state })) => {
-                        self.begin(&path, run, calls, &state)?;
+                    Ok(Some(Record::FileStart { node, run, now, calls, state })) => {
+                        self.start_file(&path, run, calls, &state)?;
                         self.now = now;
                         self.headline(&path, node.0, run, calls)?;
                     }
@@ -136,8 +136,8 @@ impl<W: Write> Replay<W> {
                             return Err(Problem::Differs { call: self.calls() });
                         }
                     }
-                    // The end of a process that was killed, or the present of one that runs.
-                    Err(error @ FlightError::CutShort { .. }) => {
+                    // A killed process leaves such a record, and a running one is still writing it.
+                    Err(error @ FlightError::Truncated { .. }) => {
                         writeln!(self.out, "{error}")?;
                         break;
                     }
@@ -149,7 +149,11 @@ impl<W: Write> Replay<W> {
             }
         }
         if !self.returned {
-            writeln!(self.out, "call {} is the last: the process did not get beyond", self.calls())?;
+            writeln!(
+                self.out,
+                "call {} is the last one: the recorded process ended during it",
+                self.calls()
+            )?;
         }
         Ok(())
     }
@@ -158,8 +162,8 @@ impl<W: Write> Replay<W> {
         self.at.as_ref().map_or(0, |(_, _, calls)| *calls)
     }
 
-    /// A file begins with the state that the one before ended with, if it is of the same run and none was lost between.
-    fn begin(&mut self, path: &Path, run: u64, calls: u64, state: &[u8]) -> Result<(), Problem> {
+    /// Starts a file. Its state must be that at the end of the previous file, unless the run differs or a file is missing.
+    fn start_file(&mut self, path: &Path, run: u64, calls: u64, state: &[u8]) -> Result<(), Problem> {
         let raft = Raft::from_checkpoint(state).map_err(|error| Problem::State(path.to_owned(), error))?;
         if let Some((ours, replayed, so_far)) = &self.at
             && (*ours, *so_far) == (run, calls)
@@ -188,23 +192,23 @@ impl<W: Write> Replay<W> {
 
     fn call(&mut self, path: &Path, call: Call) -> Result<Returned, Problem> {
         self.now = call.time().map_or(self.now, |now| self.now.max(now));
-        let Some((_, raft, calls)) = &mut self.at else { return Err(Problem::NoBegin(path.to_owned())) };
+        let Some((_, raft, calls)) = &mut self.at else { return Err(Problem::NoState(path.to_owned())) };
         *calls += 1;
         let number = *calls;
-        let said = words::call(&call);
+        let description = words::call(&call);
         let Ok(returned) = catch_unwind(AssertUnwindSafe(|| raft.call(call))) else {
-            writeln!(self.out, "{:>12.6}  #{number} {said}", self.now.as_secs_f64())?;
+            writeln!(self.out, "{:>12.6}  #{number} {description}", self.now.as_secs_f64())?;
             return Err(Problem::Panicked { call: number });
         };
         self.returned = false;
         let state = words::state(raft);
         let changes = words::changes(&self.shown, &state);
         self.shown = state;
-        let worth = self.arguments.inputs
+        let is_printed = self.arguments.inputs
             || !changes.is_empty()
             || self.arguments.outputs && !words::returned(&returned).is_empty();
-        if worth && number >= self.arguments.from {
-            writeln!(self.out, "{:>12.6}  #{number} {said}", self.now.as_secs_f64())?;
+        if is_printed && number >= self.arguments.from {
+            writeln!(self.out, "{:>12.6}  #{number} {description}", self.now.as_secs_f64())?;
             for change in changes {
                 writeln!(self.out, "{:>14}  {change}", "")?;
             }

@@ -1,11 +1,11 @@
-//! States, calls and outputs as people read them.
+//! Describes states, calls and outputs in words.
 
 use std::{collections::BTreeMap, fmt::Debug};
 
 use consensus_core::{AppendOutcome, LogId, LogIndex, NodeId};
-use consensus_raft_protocol::{Append, Call, Event, Output, Persist, Raft, ControlMessage, Returned};
+use consensus_raft_protocol::{Append, Call, ControlMessage, Event, Output, Persist, Raft, Returned};
 
-/// What is shown of a state, by name.
+/// The parts of a state that are printed, by name.
 pub(crate) fn state(raft: &Raft) -> BTreeMap<String, String> {
     let or_none = |node: Option<NodeId>| node.map_or("none".to_owned(), |node| node.to_string());
     let mut state = BTreeMap::from([
@@ -25,14 +25,14 @@ pub(crate) fn state(raft: &Raft) -> BTreeMap<String, String> {
         state.insert("installing".to_owned(), format!("a snapshot up to {}", meta.last));
     }
     for (id, peer) in raft.peers() {
-        let snapshot = if peer.snapshot_bytes.is_some() { ", gets a snapshot" } else { "" };
-        let active = if peer.active { "" } else { ", silent" };
+        let snapshot = if peer.snapshot_bytes.is_some() { ", is sent a snapshot" } else { "" };
+        let active = if peer.active { "" } else { ", not in touch" };
         state.insert(format!("node {id}"), format!("has up to {}{snapshot}{active}", peer.matched));
     }
     state
 }
 
-/// How `after` differs from `before`.
+/// Differences between `before` and `after`.
 pub(crate) fn changes(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
     let mut changes = Vec::new();
     for (what, new) in after {
@@ -43,7 +43,7 @@ pub(crate) fn changes(before: &BTreeMap<String, String>, after: &BTreeMap<String
         }
     }
     changes
-        .extend(before.keys().filter(|what| !after.contains_key(*what)).map(|what| format!("{what}: over")));
+        .extend(before.keys().filter(|what| !after.contains_key(*what)).map(|what| format!("{what}: gone")));
     changes
 }
 
@@ -51,8 +51,8 @@ pub(crate) fn call(call: &Call) -> String {
     match call {
         Call::Step(_, event) => self::event(event),
         Call::FinishTurn(_) => "end of the turn".to_owned(),
-        Call::TakePersist => "the next write is fetched".to_owned(),
-        Call::Propose(_, sizes) => format!("{} commands, of {sizes:?} bytes, are proposed", sizes.len()),
+        Call::TakePersist => "take the next write".to_owned(),
+        Call::Propose(_, sizes) => format!("propose {} commands of {sizes:?} bytes", sizes.len()),
     }
 }
 
@@ -60,55 +60,61 @@ pub(crate) fn returned(returned: &Returned) -> Vec<String> {
     match returned {
         Returned::Outputs(outputs) => outputs.iter().map(output).collect(),
         Returned::Persist(persist) => persist.iter().map(self::persist).collect(),
-        Returned::Proposed(Some(first)) => vec![format!("they are in the log from {first} on")],
-        Returned::Proposed(None) => vec!["they are refused".to_owned()],
+        Returned::Proposed(Some(first)) => vec![format!("appended from {first} on")],
+        Returned::Proposed(None) => vec!["refused".to_owned()],
     }
 }
 
 fn event(event: &Event) -> String {
     match event {
-        Event::Tick => "time goes by".to_owned(),
-        Event::VoteRequest(from, request) => format!("from {from}: {}", reply(&ControlMessage::VoteRequest(*request))),
+        Event::Tick => "tick".to_owned(),
+        Event::VoteRequest(from, request) => {
+            format!("from {from}: {}", message(&ControlMessage::VoteRequest(*request)))
+        }
         Event::VoteResponse(from, response) => {
-            format!("from {from}: {}", reply(&ControlMessage::VoteResponse(*response)))
+            format!("from {from}: {}", message(&ControlMessage::VoteResponse(*response)))
         }
         Event::Append { from, append, .. } => format!("from {from}: {}", self::append(append)),
         Event::AppendResponse(from, response) => {
-            format!("from {from}: {}", reply(&ControlMessage::AppendResponse(*response)))
+            format!("from {from}: {}", message(&ControlMessage::AppendResponse(*response)))
         }
         Event::ReadIndexRequest(from, request) => {
-            format!("from {from}: {}", reply(&ControlMessage::ReadIndexRequest(*request)))
+            format!("from {from}: {}", message(&ControlMessage::ReadIndexRequest(*request)))
         }
         Event::ReadIndexResponse(from, response) => {
-            format!("from {from}: {}", reply(&ControlMessage::ReadIndexResponse(*response)))
+            format!("from {from}: {}", message(&ControlMessage::ReadIndexResponse(*response)))
         }
-        Event::TimeoutNow(from, request) => format!("from {from}: {}", reply(&ControlMessage::TimeoutNow(*request))),
+        Event::TimeoutNow(from, request) => {
+            format!("from {from}: {}", message(&ControlMessage::TimeoutNow(*request)))
+        }
         Event::SendFailed(to) => format!("a message to {to} could not be sent"),
         Event::Read { lease, .. } => format!("a read{}", if *lease { ", by lease" } else { "" }),
-        Event::ChangeMembership { changes, .. } => format!("a change is asked for: {changes:?}"),
-        Event::Transfer { to: Some(to), .. } => format!("the lead shall go to {to}"),
-        Event::Transfer { to: None, .. } => "the lead shall go to whoever is fit".to_owned(),
+        Event::ChangeMembership { changes, .. } => {
+            format!("request to change the configuration: {changes:?}")
+        }
+        Event::Transfer { to: Some(to), .. } => format!("request to transfer leadership to {to}"),
+        Event::Transfer { to: None, .. } => "request to transfer leadership".to_owned(),
         Event::Persisted => "the write is durable".to_owned(),
-        Event::Compact(through) => format!("the log may go up to {through}"),
+        Event::Compact(through) => format!("the log may be purged up to {through}"),
         Event::SnapshotArrived { from, term, meta } => {
             format!("from {from}: term {term}, a snapshot up to {} of {}", meta.last, meta.membership)
         }
-        Event::SnapshotInstalled => "the state machine has the snapshot".to_owned(),
-        Event::SnapshotNotInstalled => "the state machine did not take the snapshot".to_owned(),
-        Event::SnapshotSent(to, Some(last)) => format!("node {to} took a snapshot up to {last}"),
-        Event::SnapshotSent(to, None) => format!("node {to} took no snapshot"),
-        Event::Disconnected(node) => format!("the connection to {node} broke for good"),
-        Event::NoRoom => "the write found no room for its entries".to_owned(),
-        Event::RetryEntries => "entries are to be written again".to_owned(),
-        Event::Stalled(true) => "the disk or the state machine does not answer".to_owned(),
-        Event::Stalled(false) => "the disk and the state machine answer again".to_owned(),
-        Event::StepDown => "the node is to step down".to_owned(),
+        Event::SnapshotInstalled => "the snapshot is restored".to_owned(),
+        Event::SnapshotNotInstalled => "restoring the snapshot failed".to_owned(),
+        Event::SnapshotSent(to, Some(last)) => format!("node {to} accepted a snapshot up to {last}"),
+        Event::SnapshotSent(to, None) => format!("sending a snapshot to node {to} failed"),
+        Event::Disconnected(node) => format!("the connection to {node} broke and cannot be restored"),
+        Event::NoRoom => "the disk has no room for the entries of the write".to_owned(),
+        Event::RetryEntries => "entries are written again".to_owned(),
+        Event::Stalled(true) => "the disk or the state machine is stalled".to_owned(),
+        Event::Stalled(false) => "the disk and the state machine respond again".to_owned(),
+        Event::StepDown => "the node must step down".to_owned(),
     }
 }
 
 fn output(output: &Output) -> String {
     match output {
-        Output::Send(to, reply) => format!("to {to}: {}", self::reply(reply)),
+        Output::Send(to, message) => format!("to {to}: {}", self::message(message)),
         Output::SendAppend(to, append) => format!("to {to}: {}", self::append(append)),
         Output::SendSnapshot(to) => format!("to {to}: a snapshot"),
         Output::AppendedBlank(id) => format!("appends {id}, blank"),
@@ -129,25 +135,25 @@ fn persist(persist: &Persist) -> String {
         parts.push(format!("term {}{vote}", hard.term));
     }
     if let Some(purge) = &persist.purge {
-        parts.push(format!("nothing up to {}", purge.last));
+        parts.push(format!("purge up to {}", purge.last));
     }
     if let Some(after) = persist.truncate_after {
-        parts.push(format!("nothing after {after}"));
+        parts.push(format!("truncate after {after}"));
     }
     if persist.append.0 < persist.append.1 {
-        parts.push(format!("entries {}", range(persist.append)));
+        parts.push(format!("append {}", range(persist.append)));
     }
     format!("write: {}", parts.join("; "))
 }
 
 fn append(append: &Append) -> String {
     let Append { term, prev, last, commit, round } = append;
-    let what = if *last > prev.index {
-        format!("come {}", range((prev.index, *last)))
+    let entries = if *last > prev.index {
+        format!("entries {}", range((prev.index, *last)))
     } else {
-        "comes nothing".to_owned()
+        "no entries".to_owned()
     };
-    format!("term {term}: after {prev} {what}; committed {commit}, round {round}")
+    format!("term {term}, after {prev}: {entries}; commit index {commit}, round {round}")
 }
 
 fn range((after, last): (LogIndex, LogIndex)) -> String {
@@ -155,11 +161,11 @@ fn range((after, last): (LogIndex, LogIndex)) -> String {
     if first == last.0 { first.to_string() } else { format!("{first} to {last}") }
 }
 
-fn reply(reply: &ControlMessage) -> String {
-    match reply {
+fn message(message: &ControlMessage) -> String {
+    match message {
         ControlMessage::VoteRequest(request) => {
             let last: LogId = request.last_log;
-            format!("{} in term {}? my log ends with {last}", plain(&request.kind), request.term)
+            format!("request {} in term {}, last entry {last}", plain(&request.kind), request.term)
         }
         ControlMessage::VoteResponse(response) => format!(
             "term {}: {}, {}",
@@ -169,10 +175,10 @@ fn reply(reply: &ControlMessage) -> String {
         ),
         ControlMessage::AppendResponse(response) => match &response.outcome {
             AppendOutcome::Accepted { matched } => {
-                format!("term {}: I have all up to {matched}, round {}", response.term, response.round)
+                format!("term {}: accepted up to {matched}, round {}", response.term, response.round)
             }
             AppendOutcome::Rejected { prev, hint } => {
-                format!("term {}: I do not have {prev}; try after {hint}", response.term)
+                format!("term {}: rejected, {prev} is missing; try after {hint}", response.term)
             }
         },
         other => plain(other),

@@ -1,4 +1,4 @@
-//! What a cluster recorded is replayed to the same bytes; what is not as it was recorded is said.
+//! Recordings of a cluster replay to the same state; a changed or damaged recording is reported.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ use consensus_transport_mem::MemNetwork;
 
 const BYTES_MAX: u64 = 1 << 20;
 
-/// Three nodes that record, a leader that goes, and enough commands to fill the ring; returns the directories.
+/// Runs three nodes with recorders: the leader stops, and enough commands follow to fill the ring. Returns the directories.
 async fn record(dir: &Path) -> Vec<PathBuf> {
     let network = MemNetwork::new(3);
     let mut nodes = Vec::new();
@@ -81,7 +81,7 @@ async fn a_recording_is_replayed_to_the_same_bytes_and_what_is_not_is_said() {
         }
     }
     let full = dirs.iter().find(|dir| recording(dir).unwrap()[0].file_name().unwrap() != "00000001.flight");
-    let files = recording(full.expect("the oldest files went as new ones came")).unwrap();
+    let files = recording(full.expect("the oldest files are removed as new ones are created")).unwrap();
     assert!(files.len() >= 3, "{files:?}");
 
     let output = replay(&["--inputs", "--outputs", "--to", "4000000000"], &files[0]);
@@ -92,7 +92,7 @@ async fn a_recording_is_replayed_to_the_same_bytes_and_what_is_not_is_said() {
     let output = replay(&[], &changed);
     assert!(!output.status.success());
     assert!(
-        text(&output.stderr).contains(&format!("call {call} returns something else")),
+        text(&output.stderr).contains(&format!("call {call} returned another result")),
         "{}",
         text(&output.stderr)
     );
@@ -125,16 +125,16 @@ async fn a_recording_is_replayed_to_the_same_bytes_and_what_is_not_is_said() {
 
     std::fs::write(&damaged, "something else").unwrap();
     let output = replay(&[], &damaged);
-    assert!(text(&output.stderr).contains("no recording"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("not a recording"), "{}", text(&output.stderr));
 }
 
-/// Copies a file with one call said to have returned something else; which one.
+/// Copies a recording and changes the checksum of one call. Returns the number of the call.
 fn change_a_checksum(from: &Path, to: &Path) -> u64 {
     let (mut reader, mut bytes) = (FlightReader::open(from).unwrap(), MAGIC.to_vec());
     let (mut calls, mut changed) = (0, None);
     while let Some(record) = reader.next_record().unwrap() {
         let record = match record {
-            Record::Began { calls: before, .. } => {
+            Record::FileStart { calls: before, .. } => {
                 calls = before;
                 record
             }

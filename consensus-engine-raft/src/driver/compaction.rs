@@ -1,4 +1,4 @@
-//! When the log is compacted, and what is left of it.
+//! When the log is compacted, and how much of it is kept.
 
 use consensus_core::{FlushWork, LogId, LogIndex, SnapshotError, StateMachineError};
 use consensus_raft_protocol::Event;
@@ -13,19 +13,19 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Compaction {
     flushing: bool,
-    /// Flushes that are done beside the apply thread; at most one for the log and one for each peer.
-    pub(super) aside: Vec<JoinHandle<()>>,
-    /// What was applied when the last one began.
+    /// Background flushes: at most one for compaction and one for each peer.
+    pub(super) background_flushes: Vec<JoinHandle<()>>,
+    /// Applied index at the start of the last compaction.
     last_at: LogIndex,
-    /// What the last one left of the log.
+    /// Size of the log after the last compaction.
     left_bytes: u64,
-    /// Flushes that failed.
+    /// Failures of flushes since the last success.
     pub(super) outage: Outage,
-    asked: Vec<oneshot::Sender<Result<LogIndex, SnapshotError>>>,
+    requests: Vec<oneshot::Sender<Result<LogIndex, SnapshotError>>>,
 }
 
 impl Compaction {
-    /// Of a log that begins after `purged`.
+    /// State for a log that starts after `purged`.
     pub(super) fn new(purged: LogIndex) -> Self {
         Self { last_at: purged, ..Self::default() }
     }
@@ -33,7 +33,7 @@ impl Compaction {
 
 impl Driver {
     pub(super) fn on_compact(&mut self, reply: oneshot::Sender<Result<LogIndex, SnapshotError>>) {
-        self.compaction.asked.push(reply);
+        self.compaction.requests.push(reply);
         self.flush_machine();
     }
 
@@ -48,14 +48,14 @@ impl Driver {
         self.apply.done = self.apply.done.max(index);
         let (entries, bytes) = (self.config.compact_after_entries, self.config.compact_after_bytes);
         let new_bytes = self.raft.log_bytes().saturating_sub(self.compaction.left_bytes);
-        if (entries > 0 && self.has_turn(entries)) || (bytes > 0 && new_bytes >= bytes) {
+        if (entries > 0 && self.is_own_turn(entries)) || (bytes > 0 && new_bytes >= bytes) {
             self.flush_machine();
         }
     }
 
-    /// Each `entries` entries, but the members one after another, in turns that are spread over them: while one is slower for
-    /// its flush there is a majority of others.
-    fn has_turn(&self, entries: u64) -> bool {
+    /// Whether this member should compact now. Members compact every `entries` entries, but at different positions, so that
+    /// a majority is not slowed down by its flushes at the same time.
+    fn is_own_turn(&self, entries: u64) -> bool {
         let members = self.raft.membership().members();
         let before = members.keys().take_while(|id| **id < self.raft.id()).count();
         let turn = entries / members.len().max(1) as u64 * before as u64;
@@ -71,23 +71,23 @@ impl Driver {
         }
     }
 
-    /// It can take as long as writing out all that is in memory; entries are applied meanwhile.
+    /// Flushes in the background, which can take as long as writing all data in memory. Entries are applied meanwhile.
     pub(super) fn flush_in_background(&mut self, work: FlushWork, why: FlushedFor) {
         let (inbox, span) = (self.inbox.clone(), self.span.clone());
         let flush = move || {
             let _flush = tracing::debug_span!(parent: &span, "flush").entered();
             let _ = inbox.send(Input::Flushed(guarded(work), why)); // The engine is ending.
         };
-        self.compaction.aside.retain(|flush| !flush.is_finished());
-        let flushing = self.do_aside(flush);
-        self.compaction.aside.extend(flushing);
+        self.compaction.background_flushes.retain(|flush| !flush.is_finished());
+        let flushing = self.run_in_background(flush);
+        self.compaction.background_flushes.extend(flushing);
     }
 
-    /// The log is kept until a flush succeeds.
+    /// Keeps the log, and retries the flush later.
     pub(super) fn on_not_flushed(&mut self, error: &StateMachineError) {
         self.compaction.flushing = false;
         let why = error.to_string();
-        for reply in std::mem::take(&mut self.compaction.asked) {
+        for reply in std::mem::take(&mut self.compaction.requests) {
             let _ = reply.send(Err(SnapshotError::NotFlushed(why.clone())));
         }
         if self.compaction.outage.failed(why.clone(), self.now, self.config.snapshot_retry) {
@@ -98,33 +98,34 @@ impl Driver {
         }
     }
 
-    /// Removes the log up to what the machine answers for, less a tail; without one if somebody asked.
+    /// Purges the log up to the durable state, but keeps some entries for followers, unless an operator requested the
+    /// compaction.
     pub(super) fn on_flushed(&mut self, durable: LogId) {
         self.compaction.flushing = false;
         self.compaction.outage = Outage::default();
-        let asked = std::mem::take(&mut self.compaction.asked);
-        let through = if asked.is_empty() { self.spared(durable.index) } else { durable.index };
+        let requests = std::mem::take(&mut self.compaction.requests);
+        let through = if requests.is_empty() { self.purgeable_through(durable.index) } else { durable.index };
         self.step(Event::Compact(through));
         self.compaction.left_bytes = self.raft.log_bytes();
-        for reply in asked {
+        for reply in requests {
             let _ = reply.send(Ok(self.raft.purged().index));
         }
     }
 
-    /// How far the log may go so that enough is left for the others.
-    fn spared(&self, durable: LogIndex) -> LogIndex {
+    /// Index up to which the log can be purged so that followers have enough entries left.
+    fn purgeable_through(&self, durable: LogIndex) -> LogIndex {
         let config = &self.config;
         let tail = LogIndex(durable.0.saturating_sub(config.compact_keep_entries))
             .max(self.raft.log_tail(config.compact_keep_bytes));
-        // Otherwise a snapshot that takes long would be followed by the next, for ever.
-        let lacking = self.transfers.values().map(|sending| sending.last);
+        // Without this, a snapshot that takes long to send would be followed by another one, for ever.
+        let lacking = self.snapshot_transfers.values().map(|sending| sending.last);
         let behind =
             self.raft.peers().into_values().filter(|peer| peer.active && peer.snapshot_bytes.is_none());
         let needed = lacking.chain(behind.map(|peer| peer.matched)).min().unwrap_or(tail);
         tail.min(needed.max(self.raft.log_tail(config.compact_hold_bytes))).min(durable)
     }
 
-    /// A snapshot has taken the place of the log up to `last`.
+    /// Must be called after a snapshot replaced the log up to `last`.
     pub(super) fn log_replaced(&mut self, last: LogIndex) {
         self.compaction.last_at = last;
         self.compaction.left_bytes = self.raft.log_bytes();

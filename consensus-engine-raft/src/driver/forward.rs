@@ -1,7 +1,7 @@
-//! Commands that a follower has proposed by the leader.
+//! Forwarding of proposals from followers to the leader.
 //!
-//! Each is sent once, to the leader of the term in which it is sent, and is taken only in that term; so what the network
-//! delivers twice is taken once. The answer may be lost: then nobody knows, and the caller needs a session
+//! A follower sends each command once, with its current term, and the leader accepts it only in that term, so a message that
+//! the network duplicates is accepted once. If the response is lost, the outcome is unknown, and the caller needs a session
 //! ([`consensus_core::session`]) to propose again.
 
 use std::{cmp::Ordering, collections::BTreeMap, time::Duration};
@@ -12,36 +12,36 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::Driver;
-use crate::{inbox::Input, measure::Course, waiters::Waiter};
+use crate::{inbox::Input, measure::ProposalTiming, waiters::Waiter};
 
-/// What travels as [`Message::Extension`].
+/// Messages between engines, sent as [`Message::Extension`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Forwarded {
     Command {
         term: Term,
-        /// Which start of the sender; its numbers count up from there.
-        life: u64,
+        /// Incarnation of the sender; `number` counts its commands.
+        incarnation: u64,
         number: u64,
         command: Bytes,
     },
-    Answer {
-        life: u64,
+    Response {
+        incarnation: u64,
         number: u64,
-        answer: Answer,
+        response: ForwardedResponse,
     },
-    /// A follower has no room for the entries that the leader sent; why.
+    /// A follower has no room for entries that the leader sent, for this reason.
     NoRoom(String),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Answer {
+pub(super) enum ForwardedResponse {
     Committed(LogId, Bytes),
     NotLeader(Option<NodeId>),
-    HandingOver(NodeId),
+    TransferringLeadership(NodeId),
     Overloaded(u64, u64),
     NoRoom(String),
     TooLarge(u64, u64),
-    /// The leader is going down.
+    /// The leader is shutting down.
     ShutDown,
     Unknown,
     Stalled(String),
@@ -49,49 +49,50 @@ pub(super) enum Answer {
 
 pub(super) struct Forwarding {
     numbers: u64,
-    /// Those who wait here: until when, for whose answer. Dropped, they learn that nobody knows.
+    /// Waiting clients by number, with their deadline and the leader that must respond. Dropped, a client gets an unknown
+    /// outcome.
     waiting: BTreeMap<u64, (Duration, NodeId, Waiter)>,
-    taken: Taken,
+    accepted: AcceptedCommands,
 }
 
 impl Forwarding {
     pub(super) fn new(term_at_start: Term) -> Self {
-        Self { numbers: 0, waiting: BTreeMap::new(), taken: Taken::new(term_at_start) }
+        Self { numbers: 0, waiting: BTreeMap::new(), accepted: AcceptedCommands::new(term_at_start) }
     }
 
-    /// This node became the leader of `term`.
+    /// Must be called when this node became leader of `term`.
     pub(super) fn begin_term(&mut self, term: Term) {
-        self.taken.begin_term(term);
+        self.accepted.begin_term(term);
     }
 
     pub(super) fn next_deadline(&self) -> Option<Duration> {
-        // All wait equally long.
+        // All clients wait equally long.
         self.waiting.first_key_value().map(|(_, (until, ..))| *until)
     }
 
     pub(super) fn expire(&mut self, now: Duration) {
         while self.next_deadline().is_some_and(|until| until <= now) {
             let Some((_, (_, _, waiter))) = self.waiting.pop_first() else { return };
-            waiter.answer(Err(ProposeError::Unknown { why: "the leader did not answer" }));
+            waiter.answer(Err(ProposeError::Unknown { why: "the leader did not respond" }));
         }
     }
 }
 
-/// The forwarded commands that this node took as the leader of one term, the last one in which it was a leader.
-struct Taken {
+/// Forwarded commands that this node accepted as leader of `term`, the last term in which it was leader.
+struct AcceptedCommands {
     term: Term,
-    /// Term in which this node was when it started: what it took in earlier ones it has forgotten.
+    /// Term of this node at its start. It does not know which commands it accepted in earlier terms.
     term_at_start: Term,
-    /// Latest number of each life of each sender.
+    /// Latest number of each sender and incarnation.
     numbers: BTreeMap<(NodeId, u64), u64>,
 }
 
-impl Taken {
+impl AcceptedCommands {
     fn new(term_at_start: Term) -> Self {
         Self { term: Term::ZERO, term_at_start, numbers: BTreeMap::new() }
     }
 
-    /// This node became the leader of `term`.
+    /// Must be called when this node became leader of `term`.
     fn begin_term(&mut self, term: Term) {
         if term > self.term {
             self.term = term;
@@ -99,23 +100,23 @@ impl Taken {
         }
     }
 
-    /// Notes a command of the term that this node leads; whether it comes for the first time.
-    fn is_new(&mut self, term: Term, from: NodeId, life: u64, number: u64) -> bool {
+    /// Records a command of the term in which this node is leader. Returns whether it was received for the first time.
+    fn is_new(&mut self, term: Term, from: NodeId, incarnation: u64, number: u64) -> bool {
         self.begin_term(term);
-        // Lives are few; more than this in one term only someone in error has.
-        if self.numbers.len() >= LIVES_MAX && !self.numbers.contains_key(&(from, life)) {
+        // A sender has few incarnations in one term; a larger number can only be an error.
+        if self.numbers.len() >= INCARNATIONS_MAX && !self.numbers.contains_key(&(from, incarnation)) {
             return false;
         }
-        let last = self.numbers.entry((from, life)).or_default();
+        let last = self.numbers.entry((from, incarnation)).or_default();
         number > std::mem::replace(last, number.max(*last))
     }
 
-    /// Whether it is certain that no copy of this command was taken in `term`, which this node does not lead any more and so
-    /// will not take it in. A copy that arrives late says nothing of the first one.
-    fn is_certainly_not_taken(&self, term: Term, from: NodeId, life: u64, number: u64) -> bool {
+    /// Whether no copy of this command was accepted in `term`, in which this node is not leader any more. The arrival of a
+    /// late copy says nothing about the first one.
+    fn is_certainly_not_accepted(&self, term: Term, from: NodeId, incarnation: u64, number: u64) -> bool {
         match term.cmp(&self.term) {
-            Ordering::Equal => self.numbers.get(&(from, life)).is_none_or(|last| number > *last),
-            // Terms in which it was a leader since its start are noted when they begin: this one was none of them.
+            Ordering::Equal => self.numbers.get(&(from, incarnation)).is_none_or(|last| number > *last),
+            // Every term in which this node became leader since its start was recorded in `term`; this one is later.
             Ordering::Greater => term > self.term_at_start,
             Ordering::Less => false,
         }
@@ -123,7 +124,7 @@ impl Taken {
 }
 
 impl Driver {
-    /// To whom a proposal goes from here.
+    /// Node to which proposals are forwarded, if any.
     pub(super) fn forward_to(&self) -> Option<NodeId> {
         let leader = self.raft.leader().filter(|leader| *leader != self.raft.id());
         leader.filter(|_| self.config.forward_proposals)
@@ -131,8 +132,8 @@ impl Driver {
 
     pub(super) fn forward(&mut self, to: NodeId, command: Bytes, waiter: Waiter) {
         self.forwarding.numbers += 1;
-        let (term, life, number) = (self.raft.term(), self.life, self.forwarding.numbers);
-        if self.send_forwarded(to, &Forwarded::Command { term, life, number, command }) {
+        let (term, incarnation, number) = (self.raft.term(), self.incarnation, self.forwarding.numbers);
+        if self.send_forwarded(to, &Forwarded::Command { term, incarnation, number, command }) {
             let until = self.now + FORWARD_TIMEOUTS * self.config.protocol.election_timeout;
             self.forwarding.waiting.insert(number, (until, to, waiter));
         } else {
@@ -146,36 +147,41 @@ impl Driver {
 
     pub(super) fn on_forwarded(&mut self, from: NodeId, bytes: &Bytes) {
         match codec::decode("forwarded command", VERSION, bytes) {
-            Ok(Forwarded::Command { term, life, number, command }) => {
-                self.on_forwarded_command(from, (term, life, number), command);
+            Ok(Forwarded::Command { term, incarnation, number, command }) => {
+                self.on_forwarded_command(from, (term, incarnation, number), command);
             }
-            Ok(Forwarded::Answer { life, number, answer }) if life == self.life => {
-                let waits = self.forwarding.waiting.get(&number).is_some_and(|(_, to, _)| *to == from);
-                if let Some((_, _, waiter)) = waits.then(|| self.forwarding.waiting.remove(&number)).flatten()
+            Ok(Forwarded::Response { incarnation, number, response }) if incarnation == self.incarnation => {
+                let is_waiting = self.forwarding.waiting.get(&number).is_some_and(|(_, to, _)| *to == from);
+                if let Some((_, _, waiter)) =
+                    is_waiting.then(|| self.forwarding.waiting.remove(&number)).flatten()
                 {
-                    waiter.answer(answer.into());
+                    waiter.answer(response.into());
                 }
             }
             Ok(Forwarded::NoRoom(why)) => self.on_member_without_room(from, why),
-            Ok(Forwarded::Answer { .. }) => {} // To who this node was before it was restarted.
-            Err(error) => tracing::debug!(%from, %error, "ignored"),
+            Ok(Forwarded::Response { .. }) => {} // Responds to an earlier incarnation of this node.
+            Err(error) => tracing::debug!(%from, %error, "ignored a malformed message"),
         }
     }
 
     fn on_forwarded_command(&mut self, from: NodeId, id: (Term, u64, u64), command: Bytes) {
-        let (term, life, number) = id;
+        let (term, incarnation, number) = id;
         let refuse = |driver: &Self, error: ProposeError| {
-            driver.send_forwarded(from, &Forwarded::Answer { life, number, answer: Err(error).into() });
+            driver.send_forwarded(
+                from,
+                &Forwarded::Response { incarnation, number, response: Err(error).into() },
+            );
         };
         if self.raft.role() != Role::Leader || self.raft.term() != term {
-            let error = if self.forwarding.taken.is_certainly_not_taken(term, from, life, number) {
+            let error = if self.forwarding.accepted.is_certainly_not_accepted(term, from, incarnation, number)
+            {
                 ProposeError::NotLeader { leader: self.raft.leader() }
             } else {
                 ProposeError::Unknown { why: "an earlier copy of the command may be in the log" }
             };
             return refuse(self, error);
         }
-        if !self.forwarding.taken.is_new(term, from, life, number) {
+        if !self.forwarding.accepted.is_new(term, from, incarnation, number) {
             return;
         }
         let (bytes, limit) = (command.len() as u64, self.config.command_bytes_max);
@@ -192,20 +198,20 @@ impl Driver {
         let transport = self.transport.clone();
         tokio::spawn(async move {
             let result = result.await.unwrap_or(Err(ProposeError::Unknown { why: "the engine stopped" }));
-            let answer = Forwarded::Answer { life, number, answer: result.into() };
-            let _ = transport.send(from, Message::Extension(codec::encode(VERSION, &answer).into()));
+            let response = Forwarded::Response { incarnation, number, response: result.into() };
+            let _ = transport.send(from, Message::Extension(codec::encode(VERSION, &response).into()));
         });
-        let course = Course::begin(self.stages.are_recorded());
-        self.take(Input::Propose(command, Waiter { reply, permit, course }));
+        let timing = ProposalTiming::start(self.stages.are_recorded());
+        self.take(Input::Propose(command, Waiter { reply, permit, timing }));
     }
 }
 
-impl From<Result<Committed, ProposeError>> for Answer {
+impl From<Result<Committed, ProposeError>> for ForwardedResponse {
     fn from(result: Result<Committed, ProposeError>) -> Self {
         match result {
             Ok(Committed { log_id, response }) => Self::Committed(log_id, response),
             Err(ProposeError::NotLeader { leader }) => Self::NotLeader(leader),
-            Err(ProposeError::TransferringLeadership { to }) => Self::HandingOver(to),
+            Err(ProposeError::TransferringLeadership { to }) => Self::TransferringLeadership(to),
             Err(ProposeError::Overloaded { in_flight, in_flight_bytes }) => {
                 Self::Overloaded(in_flight, in_flight_bytes)
             }
@@ -218,32 +224,34 @@ impl From<Result<Committed, ProposeError>> for Answer {
     }
 }
 
-impl From<Answer> for Result<Committed, ProposeError> {
-    fn from(answer: Answer) -> Self {
-        Err(match answer {
-            Answer::Committed(log_id, response) => return Ok(Committed { log_id, response }),
-            // This node is not shut down; the next leader can be asked.
-            Answer::ShutDown => ProposeError::NotLeader { leader: None },
-            Answer::NotLeader(leader) => ProposeError::NotLeader { leader },
-            Answer::HandingOver(to) => ProposeError::TransferringLeadership { to },
-            Answer::Overloaded(in_flight, in_flight_bytes) => {
+impl From<ForwardedResponse> for Result<Committed, ProposeError> {
+    fn from(response: ForwardedResponse) -> Self {
+        Err(match response {
+            ForwardedResponse::Committed(log_id, response) => return Ok(Committed { log_id, response }),
+            // The leader shut down, but this node did not; the next leader can accept the command.
+            ForwardedResponse::ShutDown => ProposeError::NotLeader { leader: None },
+            ForwardedResponse::NotLeader(leader) => ProposeError::NotLeader { leader },
+            ForwardedResponse::TransferringLeadership(to) => ProposeError::TransferringLeadership { to },
+            ForwardedResponse::Overloaded(in_flight, in_flight_bytes) => {
                 ProposeError::Overloaded { in_flight, in_flight_bytes }
             }
-            Answer::NoRoom(why) => ProposeError::NoRoom { why },
-            Answer::Stalled(why) => ProposeError::Stalled { why },
-            Answer::TooLarge(bytes, limit) => ProposeError::TooLarge { bytes, limit },
-            Answer::Unknown => ProposeError::Unknown { why: "the leader does not know" },
+            ForwardedResponse::NoRoom(why) => ProposeError::NoRoom { why },
+            ForwardedResponse::Stalled(why) => ProposeError::Stalled { why },
+            ForwardedResponse::TooLarge(bytes, limit) => ProposeError::TooLarge { bytes, limit },
+            ForwardedResponse::Unknown => {
+                ProposeError::Unknown { why: "the leader does not know the outcome" }
+            }
         })
     }
 }
 
-/// Election timeouts after which an answer is not waited for any more.
+/// Election timeouts for which a client waits for the leader's response.
 const FORWARD_TIMEOUTS: u32 = 10;
-const LIVES_MAX: usize = 1024;
+const INCARNATIONS_MAX: usize = 1024;
 const VERSION: u8 = 1;
 
-/// For the crate `fuzz`: reads what travels between engines, and writes it again.
-pub(crate) fn reread(bytes: &[u8]) -> Result<Vec<u8>, codec::CodecError> {
+/// For the crate `fuzz`: decodes a message between engines and encodes it again.
+pub(crate) fn reencode(bytes: &[u8]) -> Result<Vec<u8>, codec::CodecError> {
     let forwarded: Forwarded = codec::decode("forwarded command", VERSION, bytes)?;
     Ok(codec::encode(VERSION, &forwarded))
 }
@@ -254,8 +262,9 @@ mod tests {
 
     #[test]
     fn command_delivered_twice_is_taken_once() {
-        let mut leader = Taken::new(Term::ZERO);
-        let mut is_new = |term, from, life, number| leader.is_new(Term(term), NodeId(from), life, number);
+        let mut leader = AcceptedCommands::new(Term::ZERO);
+        let mut is_new =
+            |term, from, incarnation, number| leader.is_new(Term(term), NodeId(from), incarnation, number);
         assert!(is_new(1, 2, 7, 1) && !is_new(1, 2, 7, 1) && is_new(1, 2, 7, 2));
         assert!(is_new(1, 3, 7, 1), "another sender");
         assert!(is_new(1, 2, 8, 1) && !is_new(1, 2, 7, 2), "restarted, and a message from before");
@@ -265,19 +274,19 @@ mod tests {
     #[test]
     fn late_copy_is_refused_as_not_done_only_where_that_is_certain() {
         // A node that came up in term 3 and was the leader of terms 5 and 7.
-        let mut taken = Taken::new(Term(3));
-        assert!(taken.is_new(Term(5), NodeId(2), 9, 1));
-        assert!(taken.is_new(Term(7), NodeId(2), 9, 4));
-        let certain = |term, number| taken.is_certainly_not_taken(Term(term), NodeId(2), 9, number);
+        let mut accepted = AcceptedCommands::new(Term(3));
+        assert!(accepted.is_new(Term(5), NodeId(2), 9, 1));
+        assert!(accepted.is_new(Term(7), NodeId(2), 9, 4));
+        let certain = |term, number| accepted.is_certainly_not_accepted(Term(term), NodeId(2), 9, number);
         assert!(!certain(7, 4), "its first copy is in the log");
         assert!(certain(7, 5), "no copy came while the node was a leader");
         assert!(certain(8, 1), "the node was no leader in that term");
-        assert!(!certain(5, 1) && !certain(6, 1), "what it took then is forgotten");
-        let restarted = Taken::new(Term(7));
+        assert!(!certain(5, 1) && !certain(6, 1), "it does not know what it accepted in those terms");
+        let restarted = AcceptedCommands::new(Term(7));
         assert!(
-            !restarted.is_certainly_not_taken(Term(7), NodeId(2), 9, 4),
-            "it may have led before it was restarted"
+            !restarted.is_certainly_not_accepted(Term(7), NodeId(2), 9, 4),
+            "it may have been leader before its restart"
         );
-        assert!(restarted.is_certainly_not_taken(Term(8), NodeId(2), 9, 4));
+        assert!(restarted.is_certainly_not_accepted(Term(8), NodeId(2), 9, 4));
     }
 }

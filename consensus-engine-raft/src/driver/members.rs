@@ -1,4 +1,4 @@
-//! Members and leaders that change.
+//! Changes of members and of the leader.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -9,17 +9,18 @@ use tokio::sync::oneshot;
 use super::{Driver, Stop};
 use crate::inbox::{ChangeReply, TransferReply};
 
-/// Changes of the membership and transfers on their way through the protocol, by token.
+/// Requests of configuration changes and leadership transfers that are in progress, by token.
 #[derive(Default)]
-pub(super) struct Asked {
+pub(super) struct PendingRequests {
     pub(super) next_token: u64,
     pub(super) changes: BTreeMap<u64, ChangeReply>,
-    pub(super) transfers: BTreeMap<u64, TransferReply>,
-    /// Transfers that ended with the loss of the lead: until when they wait to hear who has it.
-    pub(super) ended: Vec<(Duration, TransferReply)>,
+    pub(super) leadership_transfers: BTreeMap<u64, TransferReply>,
+    /// Transfers after which this node is not leader any more, with the time until which they wait for the new leader to be
+    /// known.
+    pub(super) ended_transfers: Vec<(Duration, TransferReply)>,
 }
 
-impl Asked {
+impl PendingRequests {
     pub(super) fn token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token
@@ -27,19 +28,19 @@ impl Asked {
 }
 
 impl Driver {
-    /// Stops; a leader first sees to it that there is another, so that nobody waits for an election timeout.
-    pub(super) fn leave(&mut self, reply: Option<oneshot::Sender<()>>) {
+    /// Starts the shutdown. A leader first transfers leadership, so that the cluster need not wait for an election timeout.
+    pub(super) fn start_shutdown(&mut self, reply: Option<oneshot::Sender<()>>) {
         if self.raft.role() != Role::Leader || self.leaving.is_some() {
-            self.stop = Some(Stop::Asked(reply));
+            self.stop = Some(Stop::Requested(reply));
             return;
         }
         self.leaving = Some((self.now + self.config.protocol.election_timeout, reply));
-        let token = self.asked.token();
+        let token = self.requests.token();
         self.step(Event::Transfer { token, to: None });
     }
 
-    /// Whether this node is leaving, leads, and may yet find somebody to hand over to: one elected just now has not heard of
-    /// anybody whether it follows.
+    /// Whether this node is a leader that is shutting down and may still find a successor. A leader that was elected just
+    /// now has not heard from any follower yet.
     fn seeks_successor(&self) -> bool {
         let fit = |id| id != self.raft.id() && self.raft.membership().can_lead(id);
         self.leaving.is_some()
@@ -48,15 +49,17 @@ impl Driver {
             && self.raft.peer_statuses().any(|(id, peer)| peer.active && fit(id))
     }
 
-    /// Ends what waited for another leader to show.
-    pub(super) fn conclude(&mut self, now: Duration) {
+    /// Completes transfers and a shutdown that waited for another leader.
+    pub(super) fn finish_transfers(&mut self, now: Duration) {
         if self.seeks_successor() {
-            let token = self.asked.token();
+            let token = self.requests.token();
             self.step(Event::Transfer { token, to: None });
         }
         let seeks_successor = self.seeks_successor();
         let successor = self.raft.leader().filter(|leader| *leader != self.raft.id());
-        for (_, reply) in self.asked.ended.extract_if(.., |(until, _)| successor.is_some() || *until <= now) {
+        for (_, reply) in
+            self.requests.ended_transfers.extract_if(.., |(until, _)| successor.is_some() || *until <= now)
+        {
             let _ = reply.send(successor.ok_or(TransferError::Unknown));
         }
         let has_left = |(until, _): &mut (Duration, _)| {
@@ -67,16 +70,16 @@ impl Driver {
                     && !seeks_successor)
         };
         if let Some((_, reply)) = self.leaving.take_if(has_left) {
-            self.stop.get_or_insert(Stop::Asked(reply));
+            self.stop.get_or_insert(Stop::Requested(reply));
         }
     }
 
     pub(super) fn end_transfer(&mut self, token: u64, result: Result<(), Refusal>) {
-        let Some(reply) = self.asked.transfers.remove(&token) else { return };
+        let Some(reply) = self.requests.leadership_transfers.remove(&token) else { return };
         let error = match result {
             Ok(()) => {
                 let until = self.now + 2 * self.config.protocol.election_timeout;
-                return self.asked.ended.push((until, reply));
+                return self.requests.ended_transfers.push((until, reply));
             }
             Err(Refusal::Busy) => TransferError::Busy,
             Err(Refusal::CannotLead(id)) => TransferError::CannotLead(id),
@@ -88,27 +91,27 @@ impl Driver {
     }
 
     pub(super) fn refuse_change(&mut self, token: u64, refusal: Refusal) {
-        let Some(reply) = self.asked.changes.remove(&token) else { return };
+        let Some(reply) = self.requests.changes.remove(&token) else { return };
         let _ = reply.send(Err(match refusal {
             Refusal::Invalid(why) => ChangeError::Invalid(why),
             Refusal::LostLeadership => {
-                ChangeError::Unknown { why: "this node lost the lead before it was committed" }
+                ChangeError::Unknown { why: "this node lost leadership before the change was committed" }
             }
             Refusal::NotLeader => ChangeError::NotLeader { leader: self.raft.leader() },
             _ => ChangeError::Busy,
         }));
     }
 
-    /// Tells the transport where everybody is. Who is no longer a member is still reached for a while: it has to hear that it
-    /// was removed.
-    pub(super) fn address_members(&mut self) {
+    /// Passes the endpoints of all members to the transport. A removed member stays reachable for a while, so that it learns
+    /// of its removal.
+    pub(super) fn update_endpoints(&mut self) {
         let membership = self.raft.membership().clone();
         if Arc::ptr_eq(&membership, &self.addressed) {
             return;
         }
         let own = self.raft.id();
         if self.addressed.get(own).is_some() && membership.get(own).is_none() {
-            tracing::warn!("no longer a member: it was removed; its server may be stopped");
+            tracing::warn!("this node was removed from the cluster; its server may be stopped");
         }
         for (id, member) in membership.all_members().filter(|(id, _)| *id != own) {
             let known = self.addressed.get(id).and_then(|member| member.endpoint.as_ref());
@@ -119,7 +122,7 @@ impl Driver {
         }
         let until = self.now + RETIREMENT * self.config.protocol.election_timeout;
         for (id, member) in self.addressed.all_members().filter(|(id, _)| *id != own) {
-            // Addresses that do not come from the configuration are not this engine's to remove.
+            // Endpoints that did not come from the configuration belong to the transport's owner.
             if membership.get(id).is_none() && member.endpoint.is_some() {
                 self.retired.entry(id).or_insert(until);
             }
@@ -128,8 +131,8 @@ impl Driver {
         self.addressed = membership;
     }
 
-    /// Tells the transport to which cluster this node belongs. It stays so once that is committed.
-    pub(super) fn tell_cluster(&mut self) {
+    /// Passes the cluster's identity to the transport. Once committed, it does not change.
+    pub(super) fn announce_cluster(&mut self) {
         let cluster = self.raft.cluster();
         if cluster == self.cluster {
             return;
@@ -137,12 +140,12 @@ impl Driver {
         self.cluster = cluster;
         self.transport.set_cluster(cluster);
         if cluster != ClusterId::NONE {
-            tracing::info!(%cluster, "the cluster has an identity");
+            tracing::info!(%cluster, "the cluster's identity is known");
         }
     }
 
-    /// Has the transport forget those who had time enough to hear that they were removed.
-    pub(super) fn forget_retired(&mut self) {
+    /// Removes the endpoints of removed members that had enough time to learn of their removal.
+    pub(super) fn remove_retired_endpoints(&mut self) {
         self.retired.retain(|gone, until| {
             let is_due = *until <= self.now;
             if is_due {
@@ -153,6 +156,6 @@ impl Driver {
     }
 }
 
-/// A member that was removed is reached for so many election timeouts more. The leader tells it once, when the change is
-/// committed; a node that did not hear it asks by itself.
+/// Election timeouts for which a removed member stays reachable. The leader informs it once, when the change is committed; a
+/// node that missed the message asks.
 const RETIREMENT: u32 = 4;

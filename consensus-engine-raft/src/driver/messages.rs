@@ -1,4 +1,4 @@
-//! Messages between nodes, in and out.
+//! Sending and receiving messages.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -19,7 +19,7 @@ impl Driver {
             Message::ReadIndexRequest(request) => self.step(Event::ReadIndexRequest(from, request)),
             Message::ReadIndexResponse(response) => self.step(Event::ReadIndexResponse(from, response)),
             Message::Extension(bytes) => self.on_forwarded(from, &bytes),
-            other => tracing::debug!(%from, ?other, "not a message of Raft; ignored"),
+            other => tracing::debug!(%from, ?other, "ignored: not a message of Raft"),
         }
     }
 
@@ -28,7 +28,7 @@ impl Driver {
         let contiguous =
             (1..).zip(&entries).all(|(n, entry)| Some(entry.id.index.0) == prev.index.0.checked_add(n));
         if !contiguous {
-            tracing::warn!(%from, %prev, "a message with a gap between its entries; ignored");
+            tracing::warn!(%from, %prev, "ignored a message with a gap between its entries");
             return;
         }
         let last = entries.last().map_or(prev.index, |entry| entry.id.index);
@@ -37,18 +37,18 @@ impl Driver {
         self.step(Event::Append { from, append: Append { term, prev, last, commit, round }, entries: infos });
         self.incoming = Vec::new();
         if self.raft.leader() == Some(from) && self.raft.term() == term {
-            self.note_freshness(); // What was heard before, if it is applied by now.
+            self.update_freshness(); // An earlier commit index may be applied by now.
             let now = self.now;
             self.freshness.heard.get_or_insert((commit, term, now));
         }
     }
 
-    /// Returns the peer if the message was not taken.
+    /// Sends a message. Returns the peer if the transport refused it.
     pub(super) fn send(&mut self, to: NodeId, message: Message) -> Option<NodeId> {
         match self.transport.send(to, message) {
             Ok(()) => None,
             Err(error) => {
-                tracing::debug!(%to, %error, "not sent");
+                tracing::debug!(%to, %error, "message not sent");
                 Some(to)
             }
         }
@@ -71,7 +71,7 @@ impl Driver {
         None
     }
 
-    /// A witness is not told the commands.
+    /// Sends entries; a witness gets them without their commands.
     pub(super) fn send_entries(
         &mut self,
         to: NodeId,
@@ -95,7 +95,7 @@ impl Driver {
             let entries = storage.read(after, last, u64::MAX);
             let _ = inbox.send(Input::Loaded(to, append, entries));
         };
-        self.do_aside(read);
+        self.run_in_background(read);
     }
 
     pub(super) fn on_loaded(
@@ -111,13 +111,13 @@ impl Driver {
                 if std::mem::take(&mut self.is_loading_failing) {
                     tracing::info!("entries for followers can be read from the log again");
                 }
-                self.send_entries(to, self.renewed(append), entries)
+                self.send_entries(to, self.with_current_commit(append), entries)
             }
             Err(StorageError::Missing { .. }) => Some(to),
-            // Asked for again at the next heartbeat.
+            // The next heartbeat asks for them again.
             Err(error @ StorageError::Io { .. }) => {
                 if !std::mem::replace(&mut self.is_loading_failing, true) {
-                    tracing::warn!(%to, %error, "entries for a follower cannot be read from the log; trying again");
+                    tracing::warn!(%to, %error, "cannot read entries for a follower from the log; retrying");
                 }
                 Some(to)
             }
@@ -126,14 +126,17 @@ impl Driver {
         if let Some(to) = failed {
             self.step(Event::SendFailed(to));
         }
-        // In the order in which the protocol said; if one needs the disk again, the rest wait behind it.
-        let outputs = queue.into_iter().map(|append| Output::SendAppend(to, self.renewed(append))).collect();
+        // In the protocol's order; if one of them needs the disk again, the rest wait behind it.
+        let outputs = queue
+            .into_iter()
+            .map(|append| Output::SendAppend(to, self.with_current_commit(append)))
+            .collect();
         self.carry_out(outputs);
     }
 
-    /// Says what is committed now. While the entries were read from disk more may have been, and who hears of it takes it for
-    /// what is committed when it hears ([`StaleWithin`](consensus_core::ReadConsistency::StaleWithin)).
-    fn renewed(&self, append: Append) -> Append {
+    /// Replaces the commit index by the current one, which may have advanced while the entries were read from disk. The
+    /// receiver treats it as current at the time of arrival ([`StaleWithin`](consensus_core::ReadConsistency::StaleWithin)).
+    fn with_current_commit(&self, append: Append) -> Append {
         let commit = if append.term == self.raft.term() { self.raft.commit() } else { append.commit };
         Append { commit, ..append }
     }

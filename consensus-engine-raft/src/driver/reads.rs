@@ -1,4 +1,4 @@
-//! Reads of each consistency.
+//! Reads of every consistency.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,20 +11,20 @@ use crate::admission::Permit;
 
 pub(super) type ReadReply = oneshot::Sender<Result<LogIndex, ReadError>>;
 
-/// Reads on their way: at the protocol by token, then waiting for an index to be applied.
+/// Reads in progress: first by token in the protocol, then waiting for an index to be applied.
 #[derive(Default)]
 pub(super) struct Reads {
     pub(super) next_token: u64,
-    pub(super) asked: BTreeMap<u64, (ReadReply, Permit)>,
+    pub(super) pending: BTreeMap<u64, (ReadReply, Permit)>,
     pub(super) ready: Vec<(LogIndex, ReadReply, Permit)>,
 }
 
-/// How old what is applied here may be.
+/// How old the applied state of this node may be.
 #[derive(Default)]
 pub(super) struct Freshness {
-    /// What was committed by a leader of which term, and when that was heard.
+    /// Commit index and term of a leader, and when this node learned of them.
     pub(super) heard: Option<(LogIndex, Term, Duration)>,
-    /// The latest such moment that is applied.
+    /// Latest such time whose commit index is applied.
     pub(super) at: Option<Duration>,
 }
 
@@ -36,12 +36,12 @@ impl Driver {
         }
         let token = self.reads.next_token;
         self.reads.next_token += 1;
-        self.reads.asked.insert(token, (reply, permit));
+        self.reads.pending.insert(token, (reply, permit));
         self.step(Event::Read { token, lease: consistency == ReadConsistency::Lease });
     }
 
     pub(super) fn stale_read(&mut self, max: Duration) -> Result<LogIndex, ReadError> {
-        self.note_freshness();
+        self.update_freshness();
         let age = self.freshness.at.map(|at| self.now.saturating_sub(at));
         if age.is_some_and(|age| age <= max) {
             return Ok(self.apply.done);
@@ -50,19 +50,19 @@ impl Driver {
         Err(ReadError::TooStale { age_ms: age.map(ms), max_ms: ms(max) })
     }
 
-    /// A leader knows what is committed from when a quorum last confirmed that it leads, a follower from when it last
-    /// heard from it.
-    pub(super) fn note_freshness(&mut self) {
-        self.settle_freshness();
+    /// Updates the freshness. A leader knows the commit index as of the last round that a quorum confirmed, a follower as of
+    /// its leader's last message.
+    pub(super) fn update_freshness(&mut self) {
+        self.advance_freshness();
         if let Some(at) = self.raft.confirmed_at() {
             self.freshness.heard.get_or_insert((self.raft.commit(), self.raft.term(), at));
-            self.settle_freshness();
+            self.advance_freshness();
         }
     }
 
-    /// What was heard counts when it is applied; and only if the leader had committed an entry of its term, before which
-    /// it need not know all that others committed (as for ReadIndex, dissertation §6.4).
-    fn settle_freshness(&mut self) {
+    /// Advances the freshness once the commit index is applied, and only if the leader had committed an entry of its term:
+    /// before that it may not know all committed entries (as for ReadIndex, dissertation §6.4).
+    fn advance_freshness(&mut self) {
         let heard = self.freshness.heard.take_if(|(commit, ..)| *commit <= self.apply.done);
         let knew = |(commit, term, _): &_| self.raft.id_at(*commit).is_some_and(|id| id.term == *term);
         if let Some((.., at)) = heard.filter(knew) {

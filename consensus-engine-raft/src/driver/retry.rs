@@ -1,5 +1,5 @@
-//! Work that failed and can be repeated: snapshots for other members and flushes of the state machine. It is done again, after
-//! a pause that grows; the first failure of an outage is a warning, further ones are not.
+//! Retries of failed work: snapshots for other members and flushes of the state machine. The pause before a retry grows with
+//! each failure. Only the first failure of an outage is logged as a warning.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,17 +9,17 @@ use consensus_raft_protocol::Event;
 use super::Driver;
 use crate::snapshot_send::SendFailure;
 
-/// The failures since the last success.
+/// Failures since the last success.
 #[derive(Default)]
 pub(super) struct Outage {
     failures: u32,
     pub(super) why: String,
-    /// When the work is done again; `None` while it is being done.
+    /// When the work is retried; `None` while it runs.
     retry_at: Option<Duration>,
 }
 
 impl Outage {
-    /// Notes a failure. Returns whether it is the first.
+    /// Records a failure. Returns whether it is the first.
     pub(super) fn failed(&mut self, why: String, now: Duration, pause: Duration) -> bool {
         let doublings = self.failures.min(DOUBLINGS_MAX);
         self.failures = self.failures.saturating_add(1);
@@ -28,7 +28,7 @@ impl Outage {
         self.failures == 1
     }
 
-    /// Whether the work is to be done again now.
+    /// Whether the work is to be retried now.
     pub(super) fn is_due(&mut self, now: Duration) -> bool {
         self.retry_at.take_if(|at| *at <= now).is_some()
     }
@@ -42,7 +42,7 @@ impl Outage {
 pub(super) type SnapshotOutages = BTreeMap<NodeId, Outage>;
 
 impl Driver {
-    /// A snapshot for `to` was not taken, not read, or not accepted. The member waits for the next.
+    /// Records that a snapshot for `to` could not be taken, read or sent, or was refused. The member waits for the next one.
     pub(super) fn on_snapshot_failed(&mut self, to: NodeId, failure: SendFailure) {
         let outage = self.snapshot_outages.entry(to).or_default();
         let (why, is_network) = match failure {
@@ -50,11 +50,11 @@ impl Driver {
             SendFailure::Network(why) => (why, true),
         };
         if outage.failed(why.clone(), self.now, self.config.snapshot_retry) {
-            tracing::warn!(%to, why, "a snapshot was not sent; trying again until it is");
+            tracing::warn!(%to, why, "sending a snapshot failed; retrying until it succeeds");
         } else {
-            tracing::debug!(%to, why, failures = outage.failures, "a snapshot was not sent");
+            tracing::debug!(%to, why, failures = outage.failures, "sending a snapshot failed");
         }
-        // Networks come back from one moment to the next, and to ask costs little.
+        // A network may recover at any moment, and a retry is cheap.
         if is_network {
             outage.retry_at = Some(self.now + self.config.snapshot_retry);
         }
@@ -62,7 +62,7 @@ impl Driver {
 
     pub(super) fn on_snapshot_sent(&mut self, to: NodeId) {
         if let Some(outage) = self.snapshot_outages.remove(&to) {
-            tracing::info!(%to, failures = outage.failures, "the snapshot was sent");
+            tracing::info!(%to, failures = outage.failures, "the snapshot was sent after failures");
         }
     }
 
@@ -71,10 +71,10 @@ impl Driver {
         snapshots.chain(self.compaction.outage.deadline()).min()
     }
 
-    /// Does again what is due.
+    /// Retries the work whose pause is over.
     pub(super) fn retry_work(&mut self) {
         let now = self.now;
-        // Who has got on needs no snapshot any more, or has it.
+        // A node whose commit index has advanced since has the snapshot, or does not need it any more.
         let commit = self.raft.commit();
         self.snapshot_blocked.take_if(|(_, before)| *before < commit);
         if self.compaction.outage.is_due(now) {
@@ -91,13 +91,13 @@ impl Driver {
         for to in due {
             self.step(Event::SnapshotSent(to, None));
         }
-        // A follower that the log can serve again needs no snapshot, nor does a node that was removed.
+        // A follower that the log can serve again needs no snapshot, and neither does a removed node.
         let (purged, peers) = (self.raft.purged().index, self.raft.peers());
         self.snapshot_outages.retain(|to, _| peers.get(to).is_some_and(|peer| peer.matched < purged));
     }
 }
 
-/// A pause becomes at most so many times twice as long.
+/// Maximum number of times that the pause doubles.
 const DOUBLINGS_MAX: u32 = 4;
 
 #[cfg(test)]

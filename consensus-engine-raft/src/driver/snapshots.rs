@@ -1,4 +1,4 @@
-//! Snapshots, in and out.
+//! Sending and installing snapshots.
 
 use std::sync::Arc;
 
@@ -9,23 +9,23 @@ use consensus_raft_protocol::{ArrivalOutcome, Event};
 
 use tracing::Instrument;
 
-use super::{Apply, Driver, Sending, messages::is_witness};
+use super::{Apply, Driver, SnapshotTransfer, messages::is_witness};
 use crate::{
     apply_thread::Job, cache::EntryCache, inbox::Input, snapshot_send::Transfer, witness::NoCommands,
 };
 
 impl Driver {
-    pub(super) fn send_snapshot(&mut self, to: NodeId, last: LogId, picture: Box<dyn Snapshot>) {
-        if self.raft.role() != Role::Leader || self.transfers.contains_key(&to) {
+    pub(super) fn send_snapshot(&mut self, to: NodeId, last: LogId, snapshot: Box<dyn Snapshot>) {
+        if self.raft.role() != Role::Leader || self.snapshot_transfers.contains_key(&to) {
             return;
         }
         let membership = Membership::clone(&self.raft.membership_at(last.index));
-        // Of a snapshot a witness needs only what it covers.
-        let picture = if is_witness(&membership, to) { Box::new(NoCommands) } else { picture };
-        self.transfers_begun += 1;
-        // Distinct among the transfers of this process by count, from those of an earlier one by term: a node that leads
+        // A witness needs only the position and the configuration.
+        let snapshot = if is_witness(&membership, to) { Box::new(NoCommands) } else { snapshot };
+        self.snapshot_transfers_started += 1;
+        // The count distinguishes transfers of this incarnation, the term those of earlier ones: a node that becomes leader
         // again after a restart does so in a later term.
-        let number = (self.raft.term().0 << 32) | self.transfers_begun;
+        let number = (self.raft.term().0 << 32) | self.snapshot_transfers_started;
         let transfer = Transfer {
             transport: self.transport.clone(),
             to,
@@ -43,17 +43,17 @@ impl Driver {
         span.in_scope(|| tracing::info!("sending a snapshot"));
         let (inbox, progress) = (self.inbox.clone(), transfer.progress.clone());
         let task = tokio::spawn(async move {
-            let sent = transfer.run(picture).instrument(span).await;
+            let sent = transfer.run(snapshot).instrument(span).await;
             let _ = inbox.send(Input::SnapshotSent(to, sent));
         });
-        self.transfers.insert(to, Sending { task, last: last.index, progress });
+        self.snapshot_transfers.insert(to, SnapshotTransfer { task, last: last.index, progress });
     }
 
     pub(super) fn install(&mut self, meta: &SnapshotMeta) {
-        // One that arrived before may still wait for entries to be written that it covers.
+        // An earlier arrival may be waiting for a write of entries that it covers.
         let Some(arrival) = self.arrivals.iter_mut().rfind(|arrival| arrival.meta == *meta) else { return };
         if self.apply.handed >= meta.last.index {
-            // The machine of a log that was cut may be ahead of the snapshot, and must not go back (I16).
+            // After its log was truncated the state machine may be ahead of the snapshot; its state must not go back (I16).
             let _ = self.inbox.send(Input::Installed(Ok(())));
             return;
         }
@@ -67,12 +67,12 @@ impl Driver {
         }
     }
 
-    /// The state machine is as it was, and so is the log. The leader sends a snapshot again later.
+    /// State machine and log are unchanged. The leader sends a snapshot again later.
     pub(super) fn on_not_installed(&mut self, why: &str) {
         let Some(meta) = self.raft.hard_state().installing.clone() else { return };
         let why = format!("the snapshot up to {} was not installed: {why}", meta.last);
         if self.snapshot_blocked.is_none() {
-            tracing::warn!(why, "a snapshot is refused; the leader sends another one later");
+            tracing::warn!(why, "a snapshot was refused; the leader will send another one");
         }
         self.snapshot_blocked = Some((why, self.raft.commit()));
         if let Some(at) = self.arrivals.iter().rposition(|arrival| arrival.meta == meta)
@@ -95,7 +95,8 @@ impl Driver {
         self.log_replaced(last);
     }
 
-    /// The newest arrival is the one refused; those that are held are settled in the order of their arrival.
+    /// Responds to the sender of a snapshot. The refused one is always the latest arrival; accepted ones are in order of
+    /// arrival.
     pub(super) fn settle_arrival(&mut self, outcome: ArrivalOutcome) {
         let (arrival, outcome) = match outcome {
             ArrivalOutcome::Accepted => (self.arrivals.pop_front(), SnapshotOutcome::Installed),

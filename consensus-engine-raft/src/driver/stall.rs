@@ -1,10 +1,10 @@
-//! A disk or a state machine that does not answer, or has no room: who leads meanwhile, and what clients are told.
+//! A disk or a state machine that does not respond: when leadership is transferred, and what clients are told.
 //!
-//! The task that owns the protocol never waits for either, so that it can tell how long a call of theirs takes. A leader beyond
-//! the limit ([`RaftConfig::storage_stall_limit`](crate::RaftConfig::storage_stall_limit),
-//! [`RaftConfig::apply_stall_limit`](crate::RaftConfig::apply_stall_limit)) transfers leadership to a voter that has the whole
-//! log. If there is none within an election timeout it steps down, provided that the others can elect somebody. It does not
-//! campaign until the call has returned.
+//! The task that owns the protocol never waits for a call of either, so it can measure how long the call takes. A leader
+//! whose call exceeds the limit ([`RaftConfig::storage_stall_limit`](crate::RaftConfig::storage_stall_limit),
+//! [`RaftConfig::apply_stall_limit`](crate::RaftConfig::apply_stall_limit)) transfers leadership to a voter that has the
+//! whole log. If there is none within an election timeout, it steps down, provided that the other members can elect a
+//! leader. It does not campaign until the call has returned.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -14,45 +14,45 @@ use consensus_raft_protocol::Event;
 use super::Driver;
 use crate::apply_thread::take_all;
 
-/// The calls of storage and state machine that have not returned.
+/// Calls of storage and state machine that have not returned.
 #[derive(Default)]
 pub(super) struct Calls {
     /// The write of the log in flight.
     writing: Option<Call>,
     /// The entries handed to the state machine.
     applying: Option<Call>,
-    yielding: Yielding,
+    yield_state: LeadershipYield,
 }
 
 struct Call {
     began: std::time::Instant,
-    /// On the clock of the driver; later than `began` if the driver itself did not run for a while.
+    /// Start on the clock of the driver; later than `began` if the driver itself did not run for a while.
     since: Duration,
     has_entries: bool,
     is_stalled: bool,
 }
 
-/// A leader that wants somebody else to lead.
+/// State of a leader that tries to transfer leadership away.
 #[derive(Default)]
-struct Yielding {
-    /// Node to which it tried to transfer leadership.
+struct LeadershipYield {
+    /// Nodes to which it tried to transfer leadership.
     tried: BTreeSet<consensus_core::NodeId>,
-    /// When it may try again.
+    /// When it may start the next transfer.
     next_transfer: Duration,
-    /// When it steps down.
+    /// When it steps down if there is no successor.
     step_down_at: Option<Duration>,
 }
 
 impl Call {
-    /// When it is to be looked at next.
+    /// When the call must be checked next.
     fn deadline(&self, limit: Duration) -> Option<Duration> {
         (!self.is_stalled).then(|| self.since.saturating_add(limit))
     }
 
-    /// Whether it stalls from now on.
+    /// Whether the call exceeds the limit for the first time.
     fn stalls(&mut self, now: Duration, limit: Duration) -> bool {
         let Some(deadline) = self.deadline(limit).filter(|deadline| *deadline <= now) else { return false };
-        // This task was not run either: a machine that was paused has stalled nothing.
+        // The driver did not run either, so a paused machine is not mistaken for a stalled disk.
         if now - deadline > limit / 2 {
             self.since = now - limit / 2;
             return false;
@@ -89,31 +89,31 @@ impl Driver {
         Some(Call { began: self.turn_began, since: self.now, has_entries, is_stalled: false })
     }
 
-    /// A write is about to be given to the storage.
-    pub(super) fn write_begins(&mut self, has_entries: bool) {
+    /// Must be called before a write is passed to the storage.
+    pub(super) fn write_starts(&mut self, has_entries: bool) {
         self.calls.writing = self.call(has_entries);
     }
 
-    /// The write in flight returned. Returns whether it had entries.
+    /// Must be called when the write in flight returned. Returns whether it had entries.
     pub(super) fn write_returned(&mut self) -> bool {
         let Some(call) = self.calls.writing.take() else { return false };
         if call.is_stalled {
-            tracing::info!(after = ?call.began.elapsed(), "the disk of the log answers again");
+            tracing::info!(after = ?call.began.elapsed(), "the disk of the log responds again");
             self.end_stall();
         }
         call.has_entries
     }
 
-    /// Entries are about to be given to the state machine.
-    pub(super) fn apply_begins(&mut self) {
+    /// Must be called before entries are passed to the state machine.
+    pub(super) fn apply_starts(&mut self) {
         self.calls.applying = self.call(true);
     }
 
-    /// The entries were applied. Returns how long that took.
+    /// Must be called when the entries were applied. Returns how long that took.
     pub(super) fn apply_returned(&mut self) -> Duration {
         let Some(call) = self.calls.applying.take() else { return Duration::ZERO };
         if call.is_stalled {
-            tracing::info!(after = ?call.began.elapsed(), "the state machine answers again");
+            tracing::info!(after = ?call.began.elapsed(), "the state machine responds again");
             self.end_stall();
         }
         self.now.saturating_sub(call.since)
@@ -131,33 +131,33 @@ impl Driver {
         writing.into_iter().chain(applying).min()
     }
 
-    /// Looks whether a call takes too long.
+    /// Checks whether a call exceeds its limit.
     pub(super) fn watch_calls(&mut self) {
         let now = self.now;
         let (storage_limit, apply_limit) = (self.config.storage_limit(), self.config.apply_limit());
         let were_stalled = self.calls.are_stalled();
         if self.calls.writing.as_mut().is_some_and(|call| call.stalls(now, storage_limit)) {
-            tracing::warn!(limit = ?storage_limit, "the disk of the log does not answer: a write has not returned; this node does not lead until it does");
+            tracing::warn!(limit = ?storage_limit, "the disk of the log is stalled: a write exceeds its time limit; this node does not act as leader until it returns");
             self.waiters.fail_all(&ProposeError::Unknown { why: DISK_STALLED });
         }
         if self.calls.applying.as_mut().is_some_and(|call| call.stalls(now, apply_limit)) {
-            tracing::warn!(limit = ?apply_limit, last = %self.apply.handed, "the state machine does not answer: entries are not applied; this node does not lead until they are");
+            tracing::warn!(limit = ?apply_limit, last = %self.apply.handed, "the state machine is stalled: applying entries exceeds its time limit; this node does not act as leader until it returns");
             self.waiters.fail_all(&ProposeError::Unknown { why: MACHINE_STALLED });
-            self.fail_handed(&ProposeError::Unknown { why: MACHINE_STALLED });
+            self.fail_applying(&ProposeError::Unknown { why: MACHINE_STALLED });
         }
         if self.calls.are_stalled() && !were_stalled {
             self.step(Event::Stalled(true));
         }
     }
 
-    /// Answers those whose commands were handed to the state machine.
-    pub(super) fn fail_handed(&mut self, error: &ProposeError) {
+    /// Fails the clients whose commands were passed to the state machine.
+    pub(super) fn fail_applying(&mut self, error: &ProposeError) {
         for (_, waiter) in take_all(&self.apply.waiters) {
             waiter.answer(Err(error.clone()));
         }
     }
 
-    /// What a leader that cannot do its part answers to proposals, unless it is transferring leadership.
+    /// Why a leader that cannot write or apply refuses proposals, unless it is transferring leadership.
     pub(super) fn proposal_refusal(&self) -> Option<(&'static str, ProposeError)> {
         if self.raft.role() != Role::Leader {
             return None;
@@ -175,7 +175,7 @@ impl Driver {
         waits.then_some(("stalled", ProposeError::Stalled { why }))
     }
 
-    /// Reads that wait for what this node cannot apply for the time being are for another node to answer.
+    /// Refuses reads that wait for entries that this node cannot apply for now, so that another node can serve them.
     pub(super) fn refuse_stuck_reads(&mut self) {
         let is_apply_stalled = Calls::stalled(&self.calls.applying).is_some();
         let is_storage_stuck = Calls::stalled(&self.calls.writing).is_some() || self.no_room.is_some();
@@ -190,34 +190,34 @@ impl Driver {
         }
     }
 
-    /// A leader that cannot write or apply sees to it that somebody else leads, as soon as somebody can.
+    /// On a leader that cannot write or apply: transfers leadership, or steps down, as soon as another node can be leader.
     pub(super) fn yield_leadership(&mut self) {
         let is_stalled = self.calls.are_stalled();
         if self.raft.role() != Role::Leader || !(is_stalled || self.no_room.is_some()) {
-            self.calls.yielding = Yielding::default();
+            self.calls.yield_state = LeadershipYield::default();
             return;
         }
         if self.raft.transferring_to().is_some() || self.leaving.is_some() {
             return;
         }
         let (now, timeout) = (self.now, self.config.protocol.election_timeout);
-        let yielding = &mut self.calls.yielding;
-        if now >= yielding.next_transfer
-            && let Some(to) = self.raft.successor(&yielding.tried)
+        let yield_state = &mut self.calls.yield_state;
+        if now >= yield_state.next_transfer
+            && let Some(to) = self.raft.successor(&yield_state.tried)
         {
-            if !yielding.tried.insert(to) {
-                yielding.tried = BTreeSet::from([to]);
+            if !yield_state.tried.insert(to) {
+                yield_state.tried = BTreeSet::from([to]);
             }
-            yielding.next_transfer = now + 2 * timeout;
-            tracing::info!(%to, "transferring leadership, as this node cannot do its part");
-            let token = self.asked.token();
+            yield_state.next_transfer = now + 2 * timeout;
+            tracing::info!(%to, "transferring leadership, because this node cannot write or apply entries");
+            let token = self.requests.token();
             return self.step(Event::Transfer { token, to: Some(to) });
         }
         if is_stalled && self.raft.can_be_replaced() {
-            let at = *yielding.step_down_at.get_or_insert(now + timeout);
+            let at = *yield_state.step_down_at.get_or_insert(now + timeout);
             if now >= at {
                 tracing::warn!(
-                    "stepping down, as this node cannot do its part and no voter has the whole log"
+                    "stepping down, because this node cannot write or apply entries and no voter has the whole log"
                 );
                 self.step(Event::StepDown);
             }
@@ -225,5 +225,5 @@ impl Driver {
     }
 }
 
-const DISK_STALLED: &str = "the disk of the leader does not answer";
-const MACHINE_STALLED: &str = "the state machine of the leader does not answer";
+const DISK_STALLED: &str = "the disk of the leader does not respond";
+const MACHINE_STALLED: &str = "the state machine of the leader does not respond";

@@ -252,7 +252,7 @@ async fn a_failed_log_write_stops_the_node_and_acknowledges_nothing() {
     let engine = &cluster.nodes[0].engine;
     let answer = engine.propose("x".into()).await;
     assert!(
-        matches!(&answer, Err(ProposeError::Fatal { why }) if why.contains("took the disk away")),
+        matches!(&answer, Err(ProposeError::Fatal { why }) if why.contains("makes the disk fail")),
         "{answer:?}"
     );
     assert!(cluster.nodes[0].journal.commands().is_empty());
@@ -267,7 +267,7 @@ async fn a_panic_of_the_state_machine_stops_its_engine_only() {
     let engine = &cluster.nodes[0].engine;
     let answer = engine.propose("panic!".into()).await;
     assert!(
-        matches!(&answer, Err(ProposeError::Fatal { why }) if why.contains("as the command says")),
+        matches!(&answer, Err(ProposeError::Fatal { why }) if why.contains("the command requests this panic")),
         "{answer:?}"
     );
     let again = engine.propose("x".into()).await;

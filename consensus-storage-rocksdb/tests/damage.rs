@@ -44,7 +44,7 @@ fn damage_to_any_byte_of_any_file_is_noticed() {
     let more = |file: &Path| if is_log_or_list(file) { 80 } else { 5 };
     let tally = damage::try_all(&dir, 1, more, |damage, place| filled.outcome(damage, place, open));
     println!("{tally:?}");
-    assert!(tally.whole > 20 && tally.refused > 200, "{tally:?}");
+    assert!(tally.intact > 20 && tally.refused > 200, "{tally:?}");
 }
 
 /// RocksDB's newest log file, with the data that was not yet moved to a table.

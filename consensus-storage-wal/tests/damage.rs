@@ -42,7 +42,7 @@ fn damage_to_any_byte_of_any_file_is_noticed() {
     let filled = filled(&dir);
     let tally = damage::try_all(&dir, 1, |_| 100, |damage, place| filled.outcome(damage, place, open));
     println!("{tally:?}");
-    assert!(tally.whole > 200 && tally.refused > 150, "{tally:?}");
+    assert!(tally.intact > 200 && tally.refused > 150, "{tally:?}");
 }
 
 fn segment(dir: &TempDir, sequence: u64) -> PathBuf {

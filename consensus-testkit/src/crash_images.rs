@@ -1,24 +1,26 @@
-//! What a power cut or a `kill -9` can leave of a directory, at every sync of a program that writes to it.
+//! States in which a power loss or a `kill -9` can leave a directory, at every sync of a program that writes to it.
 //!
-//! [`record`] runs a test that writes - the *workload* - in a process of its own under `strace`, which notes every system
-//! call on files with its data. [`Recording::images`] plays the calls back on a model of a disk and hands out, for the
-//! moments before and after each sync and after each change of a name, the directory as it may be found after a crash
-//! there ([`Survives`]). Whoever reads the image also knows what the workload had printed by then, such as
-//! `acknowledged 7`: that must be there, whole.
+//! [`record`] runs a test that writes, the *workload*, as a process under `strace`, which records every system call on files
+//! with its data. [`Recording::images`] replays the calls on a model of a disk. For the moments before and after each sync
+//! and after each change of a name, it returns the directory as a crash at that moment may leave it ([`Survives`]). Each
+//! image includes the lines that the workload had printed by then, such as `acknowledged 7`: acknowledged data must be in
+//! the image, complete.
 //!
 //! ```text
 //! workload, under strace ──▶ calls ──▶ model of the disk ──▶ image, lines printed so far ──▶ open it, compare
 //! ```
 //!
-//! # What is not covered
-//! * Unsynced writes to one file survive as a prefix, in order; a disk may also keep a later one and lose an earlier one.
-//! * Names are either kept in the order of the calls, or go back to the last sync of their directory; a mixture is
-//!   possible on some file systems.
-//! * A write torn in the middle is torn at one place.
-//! * Syncs fail for a while at most ([`record_with_failing_syncs`]), writes and reads never.
-//! * Disks that say "synced" and are not, and bytes that change by themselves (see the tests of damaged files).
-//! * Files changed through shared memory maps, `io_uring` or `copy_file_range`: the model does not know those, and panics
-//!   when it meets one it can see.
+//! # Limits
+//! * Unsynced writes to one file survive as a prefix, in order; a real disk may also keep a later one and lose an earlier
+//!   one.
+//! * Changes of names survive up to the crash, or not beyond the last sync of their directory; some file systems can keep a
+//!   mixture.
+//! * A torn write is torn at one position.
+//! * Syncs may fail temporarily ([`record_with_failing_syncs`]), writes and reads never.
+//! * Disks that acknowledge a sync without performing it, and bytes that change by themselves, are not modelled (see
+//!   [`damage`]( crate::damage) for the latter).
+//! * Files changed through shared memory maps, `io_uring` or `copy_file_range`: the model does not support them, and panics
+//!   if it observes one.
 
 mod disk;
 mod trace;
@@ -32,30 +34,30 @@ use std::{
 
 use disk::{Disk, Seen};
 
-/// How much of what was not synced is there after the crash.
+/// Which unsynced data survives the crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Survives {
-    /// All that was written: `kill -9`.
+    /// All written data, as after `kill -9`.
     Everything,
-    /// All, but the last write to each file that was not synced only by half.
+    /// All written data, but only half of the last unsynced write to each file.
     TornWrite,
-    /// The length of each file, and zeros where nothing was synced.
+    /// The length of each file, with zeros in place of unsynced data.
     Lengths,
-    /// Names and what was synced.
+    /// Names, and synced data.
     Synced,
-    /// What was synced, under the names that a sync of their directory made durable.
+    /// Synced data, under the names that a sync of their directory made durable.
     SyncedNames,
 }
 
-/// A directory as a crash may leave it. Displayed, it says which crash.
+/// A directory as a crash may leave it. Its `Display` describes the crash.
 pub struct Image {
-    /// When the crash was, for people.
+    /// Moment of the crash, in words.
     pub moment: String,
-    /// What survived it.
+    /// Which unsynced data survived.
     pub survives: Survives,
-    /// The lines that the workload had printed.
-    pub said: Vec<String>,
-    /// Relative paths; `None` for directories, which come before what is in them.
+    /// Lines that the workload had printed.
+    pub printed: Vec<String>,
+    /// Relative paths with content; `None` for directories, which precede their content.
     tree: Vec<(PathBuf, Option<Vec<u8>>)>,
 }
 
@@ -63,25 +65,25 @@ impl fmt::Display for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "a crash {}, {:?} of what was not synced survives, said: {:?}",
+            "a crash {}, {:?} of the unsynced data survives, last line printed: {:?}",
             self.moment,
             self.survives,
-            self.said.last()
+            self.printed.last()
         )
     }
 }
 
 impl Image {
-    /// What stood after `beginning` in the last line printed that begins so.
+    /// The rest of the last printed line that starts with `prefix`.
     #[must_use]
-    pub fn told(&self, beginning: &str) -> Option<&str> {
-        self.said.iter().rev().find_map(|line| line.strip_prefix(beginning)).map(str::trim)
+    pub fn printed_value(&self, prefix: &str) -> Option<&str> {
+        self.printed.iter().rev().find_map(|line| line.strip_prefix(prefix)).map(str::trim)
     }
 
     /// Writes the image to `dir`, which must be empty.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// The file system reported an error.
     pub fn write_to(&self, dir: &Path) -> io::Result<()> {
         for (path, content) in &self.tree {
             match content {
@@ -93,33 +95,34 @@ impl Image {
     }
 }
 
-/// What a workload did.
+/// Recorded system calls of a workload.
 #[derive(Debug)]
 pub struct Recording {
     trace: String,
     root: PathBuf,
 }
 
-/// In the workload: the directory to write to. `None` if the test was started in another way; it has nothing to do then.
+/// Must be called by the workload: returns the directory to write to, or `None` if the test was not started by [`record`]
+/// and must do nothing.
 #[must_use]
 pub fn workload_dir() -> Option<PathBuf> {
     let dir = std::env::var_os(DIR_VARIABLE)?;
-    // The test harness has begun a line.
+    // Ends the line that the test harness has started.
     println!();
     Some(dir.into())
 }
 
-/// Which syncs fail, of each thread: the `first` one, counted from 1, and after it each `step`th.
+/// Which syncs of each thread fail: number `first`, counted from 1, and every `step`th one after it.
 #[derive(Clone, Copy, Debug)]
 pub struct FailingSyncs {
-    /// This one,
+    /// Number of the first sync that fails.
     pub first: usize,
-    /// and so many later another one.
+    /// Distance between syncs that fail.
     pub step: usize,
 }
 
-/// [`record`]s a workload some of whose syncs fail; it has to live with that. The system takes what such a sync did not write
-/// for written, as Linux does: whoever reads it finds it, no later sync writes it, and a power cut takes it away.
+/// Like [`record`], but some syncs of the workload fail, which it must handle. As on Linux, the pages that such a sync did
+/// not write count as clean afterwards: reads return them, no later sync writes them, and a power loss loses them.
 ///
 /// # Errors
 /// Those of [`record`].
@@ -138,11 +141,11 @@ pub fn record_with_failing_syncs(
     Ok(recording)
 }
 
-/// Runs the test `workload` of the same test program, which must be `#[ignore]`d, with [`workload_dir`] an empty directory
-/// in `place`.
+/// Runs the test `workload` of the same test program, which must be `#[ignore]`d, with an empty directory in `place` as
+/// [`workload_dir`].
 ///
 /// # Errors
-/// Programs cannot be traced here; says why. A test prints that and ends.
+/// Programs cannot be traced here, for this reason. A test prints the reason and ends.
 ///
 /// # Panics
 /// The workload failed.
@@ -178,40 +181,39 @@ fn record_with(workload: &str, place: &Path, more: &[&str]) -> Result<Recording,
 }
 
 impl Recording {
-    /// Hands out every image; those that are alike, with the same lines printed, only once. Returns how many syncs there
-    /// were.
+    /// Calls `each` for every image; identical images with the same printed lines only once. Returns the number of syncs.
     pub fn images(&self, mut each: impl FnMut(&Image)) -> usize {
         let (mut disk, mut known, mut syncs) = (Disk::new(&self.root), BTreeSet::new(), 0);
-        let mut hand_out = |disk: &Disk, moment: &str| {
+        let mut visit = |disk: &Disk, moment: &str| {
             for survives in ALL {
-                let (said, tree) = (disk.said(), disk.tree(survives));
-                if known.insert(digest(&said, &tree)) {
-                    each(&Image { moment: moment.to_owned(), survives, said, tree });
+                let (printed, tree) = (disk.printed(), disk.tree(survives));
+                if known.insert(digest(&printed, &tree)) {
+                    each(&Image { moment: moment.to_owned(), survives, printed, tree });
                 }
             }
         };
         for call in trace::calls(&self.trace) {
-            let before = disk.sync_begins(&call);
+            let before = disk.start_sync_of(&call);
             if let Some(file) = &before {
-                hand_out(&disk, &format!("before sync {} ({file})", syncs + 1));
+                visit(&disk, &format!("before sync {} ({file})", syncs + 1));
             }
             match disk.apply(&call) {
                 Seen::Nothing => {}
                 Seen::Sync(file) => {
                     syncs += 1;
-                    hand_out(&disk, &format!("after sync {syncs} ({file})"));
+                    visit(&disk, &format!("after sync {syncs} ({file})"));
                 }
-                Seen::Names(what) => hand_out(&disk, &format!("after sync {syncs} and {what}")),
+                Seen::Names(what) => visit(&disk, &format!("after sync {syncs} and {what}")),
             }
         }
         syncs
     }
 }
 
-fn digest(said: &[String], tree: &[(PathBuf, Option<Vec<u8>>)]) -> u64 {
+fn digest(printed: &[String], tree: &[(PathBuf, Option<Vec<u8>>)]) -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
-    (said.len(), tree).hash(&mut hasher);
+    (printed.len(), tree).hash(&mut hasher);
     hasher.finish()
 }
 

@@ -1,7 +1,7 @@
-//! Files that were damaged: every file of a directory, cut short, with a bit flipped, or gone, one at a time.
+//! Damaged files: each file of a directory is truncated, changed by one bit or removed, one at a time.
 //!
-//! A storage must notice: it opens with all that it held, or it refuses and says where the damage is. What may not happen
-//! is that it opens with less.
+//! A storage must detect the damage: it either opens with its complete content, or refuses to open and names the location.
+//! It must never open with less.
 
 use std::{
     fmt, fs, io,
@@ -10,24 +10,24 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// What was done to one file.
+/// Damage to one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// Which, below the directory.
+    /// Path of the file, relative to the directory.
     pub file: PathBuf,
-    /// What.
-    pub how: How,
+    /// Kind of damage.
+    pub how: DamageKind,
 }
 
 /// A way to damage a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
-    /// Only so many bytes are left.
-    Cut(usize),
-    /// One bit of this byte is another.
-    Flipped(usize, u8),
-    /// It is not there.
-    Gone,
+pub enum DamageKind {
+    /// Only this number of bytes is left.
+    Truncated(usize),
+    /// In the byte at this offset, this bit (0 to 7) is flipped.
+    BitFlipped(usize, u8),
+    /// The file is removed.
+    Removed,
 }
 
 impl fmt::Display for Damage {
@@ -36,34 +36,34 @@ impl fmt::Display for Damage {
     }
 }
 
-/// What came of it.
+/// Result of opening damaged files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It opened, and held all that it had held.
-    Whole,
-    /// It was refused; with the words for it.
+    /// The storage opened with its complete content.
+    Intact,
+    /// The storage refused to open, with this error.
     Refused(String),
 }
 
-/// How often it came to what.
+/// Numbers of outcomes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Damages tried.
+    /// Damaged copies.
     pub tried: usize,
-    /// It opened whole.
-    pub whole: usize,
-    /// It was refused.
+    /// Copies that opened with their complete content.
+    pub intact: usize,
+    /// Copies that were refused.
     pub refused: usize,
-    /// It was refused, and the file was named.
+    /// Refused copies whose error names the file.
     pub file_named: usize,
 }
 
-/// Damages a copy of `dir` in every way, and has each looked at by `open`. Each file is cut to nothing, to half and by
-/// one byte, has a bit flipped in its first, middle and last byte, and is removed; and it is cut and changed at `more(file)`
-/// places drawn from `seed`, or everywhere if it is shorter.
+/// Damages copies of `dir` in every way, and calls `open` for each. Each file is truncated to nothing, to half and by one
+/// byte, has a bit flipped in its first, middle and last byte, and is removed. It is also truncated and changed at
+/// `more(file)` offsets drawn from `seed`, or at all offsets if it is shorter.
 ///
 /// # Panics
-/// A refusal names neither the directory nor the file. (That what opens is whole is for `open` to check.)
+/// An error names neither the directory nor the file. (`open` must check that the content is complete.)
 pub fn try_all(
     dir: &Path,
     seed: u64,
@@ -77,18 +77,21 @@ pub fn try_all(
         for how in ways(len, more(&file), &mut random) {
             let damage = Damage { file: file.clone(), how };
             let place = copies.join(tally.tried.to_string());
-            // Shown if the test fails, or hangs.
+            // Printed for a test that fails or hangs.
             println!("{damage}");
             copy(dir, &place).and_then(|()| damage.apply(&place)).expect("a copy can be made");
             tally.tried += 1;
             match open(&damage, &place) {
-                Outcome::Whole => tally.whole += 1,
+                Outcome::Intact => tally.intact += 1,
                 Outcome::Refused(why) => {
                     tally.refused += 1;
                     let names = |what: &Path| why.contains(&what.display().to_string());
                     let name = file.file_name().map(Path::new);
                     tally.file_named += usize::from(name.is_some_and(names));
-                    assert!(names(&place) || name.is_some_and(names), "{damage}: refused, but where? {why}");
+                    assert!(
+                        names(&place) || name.is_some_and(names),
+                        "{damage}: refused without the name of the file or directory: {why}"
+                    );
                 }
             }
             fs::remove_dir_all(&place).expect("the copy can be removed");
@@ -102,16 +105,16 @@ impl Damage {
         let path = dir.join(&self.file);
         let mut content = fs::read(&path)?;
         match self.how {
-            How::Gone => return fs::remove_file(path),
-            How::Cut(len) => content.truncate(len),
-            How::Flipped(at, bit) => content[at] ^= 1 << bit,
+            DamageKind::Removed => return fs::remove_file(path),
+            DamageKind::Truncated(len) => content.truncate(len),
+            DamageKind::BitFlipped(at, bit) => content[at] ^= 1 << bit,
         }
         fs::write(path, content)
     }
 }
 
-fn ways(len: usize, more: usize, random: &mut SmallRng) -> Vec<How> {
-    let mut ways = vec![How::Gone];
+fn ways(len: usize, more: usize, random: &mut SmallRng) -> Vec<DamageKind> {
+    let mut ways = vec![DamageKind::Removed];
     if len == 0 {
         return ways;
     }
@@ -124,12 +127,12 @@ fn ways(len: usize, more: usize, random: &mut SmallRng) -> Vec<How> {
         cuts.extend((0..more).map(|_| random.random_range(0..len)));
         flips.extend((0..more).map(|_| (random.random_range(0..len), random.random_range(0..8))));
     }
-    ways.extend(cuts.into_iter().map(How::Cut));
-    ways.extend(flips.into_iter().map(|(at, bit)| How::Flipped(at, bit)));
+    ways.extend(cuts.into_iter().map(DamageKind::Truncated));
+    ways.extend(flips.into_iter().map(|(at, bit)| DamageKind::BitFlipped(at, bit)));
     ways
 }
 
-/// All files below `dir`, relative to it, in order.
+/// Returns all files below `dir` as relative paths, in order.
 fn files(dir: &Path, below: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir.join(below))? {
@@ -159,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_file_is_damaged_in_every_way() {
+    fn try_all_damages_every_file_in_every_way() {
         let dir = std::env::temp_dir().join(format!("consensus-testkit-damage-{}", std::process::id()));
         fs::create_dir_all(dir.join("sub")).unwrap();
         fs::write(dir.join("sub/long"), vec![7; 100]).unwrap();
@@ -172,16 +175,17 @@ mod tests {
                 let changed = fs::read(place.join(&damage.file)).unwrap_or_default()
                     != fs::read(dir.join(&damage.file)).unwrap();
                 assert!(changed, "{damage}");
-                if damage.how == How::Gone {
+                if damage.how == DamageKind::Removed {
                     Outcome::Refused(damage.file.display().to_string())
                 } else {
-                    Outcome::Whole
+                    Outcome::Intact
                 }
             },
         );
         fs::remove_dir_all(&dir).unwrap();
         fs::remove_dir_all(dir.with_extension("damaged")).unwrap();
-        // Gone, cut to 0, 1, flipped at 0, 1; gone, three and three cuts, three and three flips.
-        assert_eq!(tally, Tally { tried: 5 + 13, whole: 16, refused: 2, file_named: 2 });
+        // short: removed, truncated to 0 and 1, flipped at 0 and 1. long: removed, three and three truncations, three and
+        // three flips.
+        assert_eq!(tally, Tally { tried: 5 + 13, intact: 16, refused: 2, file_named: 2 });
     }
 }

@@ -1,7 +1,7 @@
-//! Conformance of a [`ConsensusEngine`].
+//! Conformance suite for implementations of [`ConsensusEngine`].
 //!
 //! [`run_suite`] needs a function that starts a cluster of your engines, each with a [`Journal`](crate::Journal) as its
-//! state machine. With the smallest engine, on one node, it is:
+//! state machine. For the smallest engine, on one node:
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! use std::sync::Arc;
@@ -19,8 +19,8 @@
 //! .await;
 //! # }
 //! ```
-//! What this is *not*: a check of what an engine does when nodes crash or the network fails. For that, run your clients
-//! through faults and ask the checker of [linearizability](crate::linearizability).
+//! What this is *not*: a test of crashes and network failures. For those, run clients while faults are injected, and check
+//! their results for [linearizability](crate::linearizability).
 
 mod changes;
 mod commands;
@@ -36,18 +36,18 @@ use consensus_core::{ConsensusEngine, EngineStatus, Health, LogId, NodeId, Trans
 
 use crate::{JournalReader, eventually, rule};
 
-/// One node: its engine and a look into its state machine, a [`Journal`](crate::Journal).
+/// One node: an engine, and a reader of its state machine, which is a [`Journal`](crate::Journal).
 pub struct Node {
     /// The engine.
     pub engine: Arc<dyn ConsensusEngine>,
-    /// What it applied.
+    /// Reads the commands that the engine applied.
     pub journal: JournalReader,
 }
 
-/// Checks an implementation: `cluster(n)` starts n nodes over a network that is whole.
+/// Checks an implementation on clusters of the given sizes. `cluster(n)` starts n nodes on a network without faults.
 ///
 /// # Panics
-/// A rule is broken; the message says which.
+/// A rule is broken; the message names it.
 pub async fn run_suite<F: Future<Output = Vec<Node>>>(sizes: &[u64], cluster: impl Fn(u64) -> F) {
     for size in sizes {
         let suite = format!("engine of {size} nodes");
@@ -68,63 +68,67 @@ type Case = fn(Vec<Node>) -> Pin<Box<dyn Future<Output = ()>>>;
 
 fn cases() -> [(&'static str, Case); 20] {
     [
-        ("all nodes apply one order, and each command once", |nodes| Box::pin(commands::agreement(nodes))),
-        ("an answer has the position and the response of its command", |nodes| {
-            Box::pin(commands::answers(nodes))
+        ("all nodes apply every command once, in the same order", |nodes| {
+            Box::pin(commands::agreement(nodes))
         }),
-        ("any bytes are a command, and none too", |nodes| Box::pin(commands::any_bytes(nodes))),
-        ("a proposal or read that was dropped disturbs nobody, and is applied once at most", |nodes| {
+        ("the result of a proposal has the position and the response of its command", |nodes| {
+            Box::pin(commands::results(nodes))
+        }),
+        ("a command may be any bytes, or empty", |nodes| Box::pin(commands::any_bytes(nodes))),
+        ("a dropped proposal or read affects no other, and is applied at most once", |nodes| {
             Box::pin(commands::dropped(nodes))
         }),
-        ("a read after a barrier sees what was acknowledged before", |nodes| {
+        ("a read after a barrier sees every command that was acknowledged before", |nodes| {
             Box::pin(reads::barriers(nodes))
         }),
-        ("a stale read is answered at once by every node, with what it has applied", |nodes| {
+        ("every node serves a stale read at once, from its applied state", |nodes| {
             Box::pin(reads::stale(nodes))
         }),
-        ("who does not lead names the leader, or hands on", |nodes| Box::pin(refusals::followers(nodes))),
-        ("what is refused is not applied", |nodes| Box::pin(refusals::not_applied(nodes))),
-        ("the status is that of the node, and never goes backwards", |nodes| {
+        ("a node that is not leader names the leader, or forwards the proposal", |nodes| {
+            Box::pin(refusals::followers(nodes))
+        }),
+        ("a refused proposal is not applied", |nodes| Box::pin(refusals::not_applied(nodes))),
+        ("the status describes its own node, and never goes backwards", |nodes| {
             Box::pin(watching::progress(nodes))
         }),
-        ("all statuses name one leader in a term", |nodes| Box::pin(watching::one_leader(nodes))),
-        ("members change in one step, or the engine says that they cannot", |nodes| {
+        ("all statuses name the same leader of a term", |nodes| Box::pin(watching::one_leader(nodes))),
+        ("changes of members take effect in one step, or the engine does not support them", |nodes| {
             Box::pin(changes::members(nodes))
         }),
-        ("a change of members that is refused changes nothing", |nodes| {
-            Box::pin(changes::refused_members(nodes))
-        }),
-        ("the log is compacted and nothing is lost, or the engine has none", |nodes| {
+        ("a refused change of members changes nothing", |nodes| Box::pin(changes::refused_members(nodes))),
+        ("compaction of the log loses nothing, or the engine has no log", |nodes| {
             Box::pin(changes::compaction(nodes))
         }),
-        ("the lead is handed over, or the engine says that it cannot be", |nodes| {
+        ("leadership is transferred, or the engine does not support it", |nodes| {
             Box::pin(changes::transfer(nodes))
         }),
-        ("the lead is not given to who cannot take it, nor by who does not have it", |nodes| {
+        ("a transfer to a node that cannot lead, or from a node that is not leader, is refused", |nodes| {
             Box::pin(changes::refused_transfer(nodes))
         }),
-        ("who is shut down says so", |nodes| Box::pin(stopping::says_so(nodes))),
-        ("a shutdown leaves no proposal without a true answer", |nodes| Box::pin(stopping::answers(nodes))),
-        ("a shutdown flushes the state machine", |nodes| Box::pin(stopping::flushes(nodes))),
-        ("a leader that is shut down leaves the lead to another, if the engine can", |nodes| {
-            Box::pin(stopping::leaves_the_lead(nodes))
+        ("an engine that is shut down reports it", |nodes| Box::pin(stopping::is_reported(nodes))),
+        ("every proposal during a shutdown gets a true result", |nodes| {
+            Box::pin(stopping::results_are_true(nodes))
         }),
-        ("a panic of the state machine stops its engine, which says why", |nodes| {
+        ("a shutdown flushes the state machine", |nodes| Box::pin(stopping::flushes(nodes))),
+        ("a leader that is shut down transfers leadership, if the engine supports it", |nodes| {
+            Box::pin(stopping::transfers_leadership(nodes))
+        }),
+        ("a panic of the state machine stops its engine, which reports the reason", |nodes| {
             Box::pin(stopping::machine_panics(nodes))
         }),
     ]
 }
 
-/// The node that leads, once there is one.
+/// Waits for a leader, and returns its node.
 pub async fn leader(nodes: &[Node]) -> &Node {
-    let leads = |node: &&Node| {
+    let is_leader = |node: &&Node| {
         let status = node.status();
         status.health == Health::Running && status.leader == Some(status.node_id)
     };
-    eventually("a leader is elected", || nodes.iter().find(leads).ok_or("no node leads")).await
+    eventually("a leader is elected", || nodes.iter().find(is_leader).ok_or("no node is leader")).await
 }
 
-/// Waits until all journals are equal and `count` commands long, and returns them.
+/// Waits until all journals are equal and have `count` commands, and returns their content.
 pub async fn converged(nodes: &[Node], count: usize) -> Vec<(LogId, Bytes)> {
     eventually("all nodes converge", || {
         let journals: Vec<_> = nodes.iter().map(|node| node.journal.commands()).collect();
@@ -144,13 +148,13 @@ impl Node {
     }
 }
 
-/// The node that leads and those that do not, who all know it.
+/// Returns the leader and the other nodes, once all of them know the leader.
 async fn leader_and_followers(nodes: &[Node]) -> (&Node, Vec<&Node>) {
     let leading = leader(nodes).await;
     let own = leading.id();
     let followers: Vec<_> = nodes.iter().filter(|node| node.id() != own).collect();
     for follower in &followers {
-        eventually("followers learn who leads", || {
+        eventually("followers know the leader", || {
             let known = follower.status().leader;
             if known == Some(own) { Ok(()) } else { Err(known) }
         })
@@ -159,7 +163,7 @@ async fn leader_and_followers(nodes: &[Node]) -> (&Node, Vec<&Node>) {
     (leading, followers)
 }
 
-/// Whether the engine can hand over the lead: it is asked to hand it to who has it.
+/// Whether the engine supports transfers of leadership: asks the leader for a transfer to itself.
 async fn can_transfer(leading: &Node) -> bool {
     leading.engine.transfer_leadership(Some(leading.id())).await != Err(TransferError::Unsupported)
 }
@@ -170,10 +174,10 @@ async fn stop(nodes: &[Node]) {
     }
 }
 
-/// For what cannot be waited for in another way than by asking again.
+/// Pauses before a request that can only be repeated until it succeeds.
 async fn a_moment() {
     tokio::time::sleep(Duration::from_millis(5)).await;
 }
 
-/// Longest time that one rule takes on any cluster.
+/// Time limit of one rule on any cluster.
 const RULE_TIME_MAX: Duration = Duration::from_secs(120);

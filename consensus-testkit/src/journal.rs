@@ -1,4 +1,4 @@
-//! A state machine that remembers what it applied.
+//! A state machine that records the commands that it applied.
 
 use std::{
     io::Read,
@@ -14,17 +14,17 @@ use consensus_core::{Entry, FlushWork, LogId, Payload, Snapshot, StateMachine, S
 
 use crate::state_machine::Fixture;
 
-/// Keeps every command with its place, and answers with the number of commands so far. What it flushed outlives it, as on
-/// a disk; see [`Journal::reopen`]. The command `panic!` makes it panic.
+/// State machine that records every command with its log id. A response is the number of commands so far. Flushed content
+/// outlives it as on a disk, see [`Journal::reopen`]. The command `panic!` makes it panic.
 #[derive(Debug, Default)]
 pub struct Journal {
     state: Arc<Mutex<State>>,
     disk: Arc<Mutex<State>>,
-    /// What makes it slow to be dropped.
+    /// Delays the drop of this journal.
     _slow_drop: Option<SlowDrop>,
 }
 
-/// Takes 200 ms to be dropped, then sets its flag.
+/// Takes 200 ms to drop, then sets its flag.
 #[derive(Debug)]
 struct SlowDrop(Arc<AtomicBool>);
 
@@ -41,7 +41,7 @@ struct State {
     commands: Vec<(LogId, Bytes)>,
 }
 
-/// Looks into a [`Journal`], while and after an engine owns it.
+/// Reads a [`Journal`] while and after an engine owns it.
 #[derive(Clone, Debug)]
 pub struct JournalReader {
     state: Arc<Mutex<State>>,
@@ -49,27 +49,27 @@ pub struct JournalReader {
 }
 
 impl Journal {
-    /// An empty one.
+    /// Creates an empty journal.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty one that takes 200 ms to be dropped, like a machine that closes files, and a flag that is set afterwards: shows
-    /// whether an engine that is dropped waits for its threads.
+    /// Creates an empty journal that takes 200 ms to drop, like a state machine that closes files, and a flag that is set
+    /// afterwards. Tests whether a dropped engine waits for its threads.
     #[must_use]
     pub fn slow_to_drop() -> (Self, Arc<AtomicBool>) {
         let dropped = Arc::<AtomicBool>::default();
         (Self { _slow_drop: Some(SlowDrop(dropped.clone())), ..Self::default() }, dropped)
     }
 
-    /// A handle to look into it.
+    /// Returns a handle that reads the journal.
     #[must_use]
     pub fn reader(&self) -> JournalReader {
         JournalReader { state: self.state.clone(), disk: self.disk.clone() }
     }
 
-    /// The journal as it comes up after a crash: with what was flushed.
+    /// Opens the journal as after a crash: with the flushed content only.
     #[must_use]
     pub fn reopen(reader: &JournalReader) -> Self {
         let state = Arc::new(Mutex::new(lock(&reader.disk).clone()));
@@ -78,7 +78,7 @@ impl Journal {
 }
 
 impl JournalReader {
-    /// What was applied so far, in order.
+    /// Applied commands, in order.
     #[must_use]
     pub fn commands(&self) -> Vec<(LogId, Bytes)> {
         lock(&self.state).commands.clone()
@@ -104,7 +104,7 @@ impl StateMachine for Journal {
                 responses.push(Bytes::new());
                 continue;
             };
-            assert_ne!(command, "panic!", "as the command says");
+            assert_ne!(command, "panic!", "the command requests this panic");
             state.commands.push((entry.id, command.clone()));
             responses.push(state.commands.len().to_string().into());
         }
@@ -143,7 +143,7 @@ impl StateMachine for Journal {
     }
 }
 
-/// A place in which a [`Journal`] lives: what it flushed.
+/// Opens journals with the flushed content.
 impl Fixture for JournalReader {
     type Machine = Journal;
 

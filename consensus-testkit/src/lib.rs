@@ -1,18 +1,18 @@
-//! What tests of consensus are made of.
+//! Tools for testing consensus libraries.
 //!
-//! * A conformance suite for each contract: [`log_storage`], [`state_machine`], [`transport`], [`engine`]. Write a
-//!   fixture that makes fresh instances of your implementation, call `run_suite`, and it panics with the rule that is
-//!   broken; `rules` lists them. Every implementation in this workspace passes the same suites, and for each rule this
-//!   crate's tests have an implementation that is broken so and is rejected.
-//! * Doubles: [`MemLogStorage`], whose content outlives it as a disk would and which fails on demand; [`Journal`], a state
-//!   machine that remembers what it applied; [`OnFiles`], which keeps a machine in the files of a [`SimDir`], a directory in
-//!   memory that forgets what was not synced when the power goes.
-//! * A checker of [linearizability], for what clients of your service saw.
-//! * What a crash can leave of a directory: `crash_images` (Linux, with `strace`). What becomes of one whose files are
-//!   damaged: [damage]. What a full disk does: `SmallDisk` (unix, as root). All for storages.
+//! * A conformance suite for each trait: [`log_storage`], [`state_machine`], [`transport`], [`engine`]. Write a fixture that
+//!   creates instances of your implementation, and call `run_suite`. It panics with the name of the rule that is broken;
+//!   `rules` lists all rules. Every implementation in this workspace passes the same suites. For each rule, this crate's
+//!   tests have an implementation that breaks it and is rejected.
+//! * Test doubles: [`MemLogStorage`], a storage in memory whose content outlives it and which fails on demand; [`Journal`],
+//!   a state machine that records what it applied; [`OnFiles`], which keeps a state machine in the files of a [`SimDir`], a
+//!   directory in memory that loses unsynced data when the power is lost.
+//! * A checker of [linearizability], for the results that the clients of your service got.
+//! * For storages: all states in which a crash can leave a directory (`crash_images`, Linux with `strace`), damaged files
+//!   ([damage]), and a full disk (`SmallDisk`, unix as root).
 //!
-//! What this is *not*: it depends on no engine, transport or storage of the workspace. A state machine that passes its suite
-//! can go on to whole simulated clusters, which crash and send it snapshots: `consensus_raft_simulator::run_guest`.
+//! What this is *not*: the crate depends on no engine, transport or storage of the workspace. A state machine that passes
+//! its suite can also be tested in simulated clusters that crash and send snapshots: `consensus_raft_simulator::run_guest`.
 
 #[cfg(unix)]
 pub mod crash_images;

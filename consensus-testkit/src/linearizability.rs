@@ -1,91 +1,93 @@
-//! Whether what clients saw could have come from one copy of the data (linearizability, Herlihy & Wing 1990).
+//! Checks whether the results that clients got could have come from a single copy of the data (linearizability, Herlihy &
+//! Wing 1990).
 //!
-//! The search is that of Wing & Gong (1993) with Lowe's memory of what was seen (2017): operations are put in an order,
-//! one after another, each after all that had ended when it began; an order that the [`Model`] contradicts is given up.
+//! The search is that of Wing & Gong (1993) with Lowe's cache of visited states (2017). It orders the operations one by one;
+//! each comes after all operations that had ended when it began. An order that contradicts the [`Model`] is abandoned.
 //!
 //! ```
-//! use consensus_testkit::linearizability::{Operation, Register, Verdict, check};
+//! use consensus_testkit::linearizability::{CheckResult, Operation, Register, check};
 //!
-//! // A write that was acknowledged, and a read that began afterwards and did not see it.
+//! // A write that was acknowledged, and a read that began afterwards and did not return its value.
 //! let write = Operation { client: 1, call: Register::Write(7), began: 1, ended: Some((2, None)) };
 //! let read = Operation { client: 2, call: Register::Read, began: 3, ended: Some((4, Some(0))) };
-//! assert!(matches!(check(&Register::Read, &[write, read], 1_000), Verdict::Violation { .. }));
+//! assert!(matches!(check(&Register::Read, &[write, read], 1_000), CheckResult::Violation { .. }));
 //! ```
 
 use std::{collections::HashSet, fmt, hash::Hash};
 
-/// What one copy of the data does.
+/// Behaviour of a single copy of the data.
 pub trait Model {
-    /// The data.
+    /// State of the data.
     type State: Clone + Eq + Hash;
-    /// What a client asks.
+    /// Request of a client.
     type Call;
-    /// What it is told.
-    type Answer;
+    /// Result of a request.
+    type Response;
 
-    /// The data in the beginning.
+    /// Returns the initial state.
     fn initial(&self) -> Self::State;
 
-    /// The data after `call`, or `None` if `answer` cannot be its answer there. `answer` is `None` where the client never
-    /// learned it: any would do.
+    /// Returns the state after `call`, or `None` if `response` cannot be its response in `state`. `response` is `None` if
+    /// the client never received one; every response is possible then.
     fn apply(
         &self,
         state: &Self::State,
         call: &Self::Call,
-        answer: Option<&Self::Answer>,
+        response: Option<&Self::Response>,
     ) -> Option<Self::State>;
 }
 
-/// One client's operation.
+/// One operation of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation<C, A> {
-    /// Who; shown in a violation.
+    /// Number of the client; printed with a violation.
     pub client: u64,
-    /// What it asked.
+    /// Request.
     pub call: C,
-    /// When, in any unit that is the same for all.
+    /// Start of the operation, in any unit that all operations share.
     pub began: u64,
-    /// When it was answered, and what; `None` if it never was: it may have taken effect at any time since, or not at all.
-    /// What ends at the moment at which something else begins counts as beside it.
+    /// End of the operation and its response. `None` if there was no response: the operation may have taken effect at any
+    /// time since its start, or never. An operation that ends at the time at which another one begins counts as concurrent
+    /// with it.
     pub ended: Option<(u64, A)>,
 }
 
-/// What [`check`] found.
+/// Result of [`check`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// There is an order that explains everything.
+pub enum CheckResult {
+    /// Some order explains all responses.
     Linearizable,
-    /// There is none.
+    /// No order explains all responses.
     Violation {
-        /// Operations, by position in the history, in the order that explained most of them.
+        /// Positions in the history of the operations in the longest order found.
         explained: Vec<usize>,
-        /// The operation at which that order ended: it was over, and fits nowhere.
+        /// Position of an operation that had ended but cannot follow that order.
         stuck: usize,
     },
-    /// The search was given up. A history with many operations beside each other, or without an answer, can need more
-    /// steps than there is time for.
+    /// The search reached its limit of steps. A history with many concurrent operations, or many operations without a
+    /// response, can need more steps than there is time for.
     Undecided,
 }
 
-/// Checks a history, in at most `steps` attempts to put an operation in its place.
+/// Checks a history with at most `steps` steps, each of which tries to append one operation to the order.
 ///
-/// Check each key by itself where operations concern one key: linearizability is a local property, and the search grows
-/// steeply with what goes on at the same time.
-pub fn check<M: Model>(model: &M, history: &[Operation<M::Call, M::Answer>], steps: u64) -> Verdict {
+/// If each operation concerns one key, check each key separately: linearizability is a local property, and the cost grows
+/// steeply with the number of concurrent operations.
+pub fn check<M: Model>(model: &M, history: &[Operation<M::Call, M::Response>], steps: u64) -> CheckResult {
     Search::new(model, history).run(steps)
 }
 
 struct Search<'a, M: Model> {
     model: &'a M,
-    history: &'a [Operation<M::Call, M::Answer>],
-    /// Calls and returns in order of time.
+    history: &'a [Operation<M::Call, M::Response>],
+    /// Calls and returns, ordered by time.
     moments: Vec<Moment>,
-    /// The moments that are left, as a doubly linked list; the last place is its head.
+    /// Doubly linked list of the remaining moments; the last element is its head.
     next: Vec<usize>,
     previous: Vec<usize>,
     return_of: Vec<Option<usize>>,
     placed: Vec<u64>,
-    /// What was placed, in order, with the state before.
+    /// Ordered operations, each with the state before it.
     order: Vec<(usize, M::State)>,
     seen: HashSet<(Vec<u64>, M::State)>,
     best: Option<(Vec<usize>, usize)>,
@@ -98,7 +100,7 @@ enum Moment {
 }
 
 impl<'a, M: Model> Search<'a, M> {
-    fn new(model: &'a M, history: &'a [Operation<M::Call, M::Answer>]) -> Self {
+    fn new(model: &'a M, history: &'a [Operation<M::Call, M::Response>]) -> Self {
         let mut timed = Vec::with_capacity(2 * history.len());
         for (at, operation) in history.iter().enumerate() {
             timed.push((operation.began, 0, Moment::Call(at)));
@@ -129,14 +131,14 @@ impl<'a, M: Model> Search<'a, M> {
         }
     }
 
-    fn run(mut self, steps: u64) -> Verdict {
+    fn run(mut self, steps: u64) -> CheckResult {
         let head = self.moments.len();
         let mut state = self.model.initial();
-        let mut unanswered = self.return_of.iter().flatten().count();
+        let mut open_returns = self.return_of.iter().flatten().count();
         let mut at = self.next[head];
         for _ in 0..steps {
-            if unanswered == 0 {
-                return Verdict::Linearizable;
+            if open_returns == 0 {
+                return CheckResult::Linearizable;
             }
             match self.moments.get(at) {
                 Some(Moment::Call(operation)) => {
@@ -144,41 +146,41 @@ impl<'a, M: Model> Search<'a, M> {
                     at = self.next[at];
                     let Some(after) = self.place(operation, &state) else { continue };
                     self.order.push((call_at, std::mem::replace(&mut state, after)));
-                    self.lift(call_at);
+                    self.unlink(call_at);
                     if let Some(return_at) = self.return_of[operation] {
-                        self.lift(return_at);
-                        unanswered -= 1;
+                        self.unlink(return_at);
+                        open_returns -= 1;
                     }
                     at = self.next[head];
                 }
-                // Something was over before all that is left could begin, or nothing is left but what never ended.
+                // An operation ended before any remaining one could begin, or only operations without a response remain.
                 moment => {
                     if let Some(Moment::Return(operation)) = moment {
-                        self.note(*operation);
+                        self.record_stuck(*operation);
                     }
                     let Some((call_at, before)) = self.order.pop() else {
                         let (explained, stuck) = self.best.unwrap_or_default();
-                        return Verdict::Violation { explained, stuck };
+                        return CheckResult::Violation { explained, stuck };
                     };
                     state = before;
                     let operation = self.operation_at(call_at);
                     self.placed[operation / 64] &= !(1 << (operation % 64));
                     if let Some(return_at) = self.return_of[operation] {
-                        self.unlift(return_at);
-                        unanswered += 1;
+                        self.reinsert(return_at);
+                        open_returns += 1;
                     }
-                    self.unlift(call_at);
+                    self.reinsert(call_at);
                     at = self.next[call_at];
                 }
             }
         }
-        if unanswered == 0 { Verdict::Linearizable } else { Verdict::Undecided }
+        if open_returns == 0 { CheckResult::Linearizable } else { CheckResult::Undecided }
     }
 
-    /// Puts an operation next, if the model allows it and it leads to somewhere new.
+    /// Appends an operation to the order, if the model allows it and the resulting state was not visited before.
     fn place(&mut self, operation: usize, state: &M::State) -> Option<M::State> {
         let Operation { call, ended, .. } = &self.history[operation];
-        let after = self.model.apply(state, call, ended.as_ref().map(|(_, answer)| answer))?;
+        let after = self.model.apply(state, call, ended.as_ref().map(|(_, response)| response))?;
         self.placed[operation / 64] |= 1 << (operation % 64);
         if self.seen.insert((self.placed.clone(), after.clone())) {
             return Some(after);
@@ -193,67 +195,67 @@ impl<'a, M: Model> Search<'a, M> {
         }
     }
 
-    /// Remembers the order that explained most.
-    fn note(&mut self, stuck: usize) {
+    /// Records the longest order so far.
+    fn record_stuck(&mut self, stuck: usize) {
         if self.best.as_ref().is_none_or(|(explained, _)| explained.len() < self.order.len()) {
             let explained = self.order.iter().map(|(at, _)| self.operation_at(*at)).collect();
             self.best = Some((explained, stuck));
         }
     }
 
-    fn lift(&mut self, at: usize) {
+    fn unlink(&mut self, at: usize) {
         let (previous, next) = (self.previous[at], self.next[at]);
         self.next[previous] = next;
         self.previous[next] = previous;
     }
 
-    fn unlift(&mut self, at: usize) {
+    fn reinsert(&mut self, at: usize) {
         let (previous, next) = (self.previous[at], self.next[at]);
         self.next[previous] = at;
         self.previous[next] = at;
     }
 }
 
-/// One value that is written, read, and compared and set: the model of one key, and its calls. It begins as 0.
+/// Model of one value that is read, written, and compared and set; and its requests. The initial value is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
-    /// Answered with the value.
+    /// Returns the value.
     Read,
-    /// Answered with `None`.
+    /// Sets the value. Returns `None`.
     Write(u64),
-    /// Sets the second if the value is the first; answered with the value before.
+    /// Sets the second value if the current one is the first. Returns the value before.
     CompareAndSet(u64, u64),
 }
 
 impl Model for Register {
     type State = u64;
     type Call = Self;
-    type Answer = Option<u64>;
+    type Response = Option<u64>;
 
     fn initial(&self) -> u64 {
         0
     }
 
-    fn apply(&self, state: &u64, call: &Self, answer: Option<&Option<u64>>) -> Option<u64> {
-        let (after, says) = match call {
+    fn apply(&self, state: &u64, call: &Self, response: Option<&Option<u64>>) -> Option<u64> {
+        let (after, expected) = match call {
             Self::Read => (*state, Some(*state)),
             Self::Write(value) => (*value, None),
             Self::CompareAndSet(from, to) => (if state == from { *to } else { *state }, Some(*state)),
         };
-        answer.is_none_or(|answer| *answer == says).then_some(after)
+        response.is_none_or(|response| *response == expected).then_some(after)
     }
 }
 
-/// A violation as people read it: the operations that were explained last, and the one that fits nowhere.
-pub fn explain<C: fmt::Debug, A: fmt::Debug>(history: &[Operation<C, A>], verdict: &Verdict) -> String {
-    let Verdict::Violation { explained, stuck } = verdict else { return format!("{verdict:?}") };
+/// Describes a violation for a reader: the last operations of the longest order, and the one that cannot follow.
+pub fn explain<C: fmt::Debug, A: fmt::Debug>(history: &[Operation<C, A>], verdict: &CheckResult) -> String {
+    let CheckResult::Violation { explained, stuck } = verdict else { return format!("{verdict:?}") };
     let line = |at: usize| {
         let Operation { client, call, began, ended } = &history[at];
         match ended {
-            Some((ended, answer)) => {
-                format!("  client {client} {call:?} at {began} -> {answer:?} at {ended}\n")
+            Some((ended, response)) => {
+                format!("  client {client} {call:?} at {began} -> {response:?} at {ended}\n")
             }
-            None => format!("  client {client} {call:?} at {began} -> no answer\n"),
+            None => format!("  client {client} {call:?} at {began} -> no response\n"),
         }
     };
     let from = explained.len().saturating_sub(SHOWN);
@@ -262,10 +264,10 @@ pub fn explain<C: fmt::Debug, A: fmt::Debug>(history: &[Operation<C, A>], verdic
         explained.len()
     );
     text.extend(explained[from..].iter().map(|at| line(*at)));
-    text + "after which this had to come:\n" + &line(*stuck)
+    text + "after which this operation had to follow:\n" + &line(*stuck)
 }
 
-/// Operations shown of a violation.
+/// Maximum number of operations that [`explain`] lists.
 const SHOWN: usize = 12;
 
 #[cfg(test)]
@@ -280,7 +282,7 @@ mod tests {
         Operation { client, call, began, ended }
     }
 
-    fn verdict(history: &[Op]) -> Verdict {
+    fn verdict(history: &[Op]) -> CheckResult {
         check(&Register::Read, history, 1_000_000)
     }
 
@@ -290,7 +292,7 @@ mod tests {
             let write = op(1, Register::Write(7), 1, Some((10, None)));
             assert_eq!(
                 verdict(&[write, op(2, Register::Read, 2, Some((3, Some(seen))))]),
-                Verdict::Linearizable
+                CheckResult::Linearizable
             );
         }
     }
@@ -302,7 +304,7 @@ mod tests {
         let second = op(3, Register::Read, 4, Some((5, Some(0))));
         let history = [write, first, second];
         let found = verdict(&history);
-        assert!(matches!(found, Verdict::Violation { stuck: 2, .. }), "{found:?}");
+        assert!(matches!(found, CheckResult::Violation { stuck: 2, .. }), "{found:?}");
         assert!(explain(&history, &found).ends_with("client 3 Read at 4 -> Some(0) at 5\n"));
     }
 
@@ -310,18 +312,18 @@ mod tests {
     fn what_was_not_answered_may_come_late_or_never() {
         let write = op(1, Register::Write(7), 1, None);
         let read = |began, seen| op(2, Register::Read, began, Some((began + 1, Some(seen))));
-        assert_eq!(verdict(&[write.clone(), read(5, 0), read(90, 7)]), Verdict::Linearizable);
-        assert_eq!(verdict(&[write.clone(), read(5, 0), read(90, 0)]), Verdict::Linearizable);
-        assert!(matches!(verdict(&[write, read(5, 7), read(90, 0)]), Verdict::Violation { .. }));
+        assert_eq!(verdict(&[write.clone(), read(5, 0), read(90, 7)]), CheckResult::Linearizable);
+        assert_eq!(verdict(&[write.clone(), read(5, 0), read(90, 0)]), CheckResult::Linearizable);
+        assert!(matches!(verdict(&[write, read(5, 7), read(90, 0)]), CheckResult::Violation { .. }));
     }
 
     #[test]
     fn a_search_that_is_too_long_is_given_up() {
         let writes: Vec<Op> = (0..9).map(|n| op(n, Register::Write(n), 0, Some((9, None)))).collect();
-        assert_eq!(check(&Register::Read, &writes, 3), Verdict::Undecided);
+        assert_eq!(check(&Register::Read, &writes, 3), CheckResult::Undecided);
     }
 
-    /// Every order, tried.
+    /// Tries every order.
     fn brute_force(history: &[Op], placed: &mut Vec<usize>, state: u64) -> bool {
         if (0..history.len()).all(|at| placed.contains(&at) || history[at].ended.is_none()) {
             return true;
@@ -334,8 +336,8 @@ mod tests {
             if placed.contains(&at) || !(0..history.len()).all(|before| free(&before)) {
                 return false;
             }
-            let answer = history[at].ended.as_ref().map(|(_, answer)| answer);
-            let Some(after) = Register::Read.apply(&state, &history[at].call, answer) else { return false };
+            let response = history[at].ended.as_ref().map(|(_, response)| response);
+            let Some(after) = Register::Read.apply(&state, &history[at].call, response) else { return false };
             placed.push(at);
             let found = brute_force(history, placed, after);
             placed.pop();
@@ -351,7 +353,7 @@ mod tests {
             let history: Vec<Op> = (0..random.random_range(1..7))
                 .map(|client| {
                     let began = random.random_range(0..12);
-                    let (call, answer) = match random.random_range(0..4) {
+                    let (call, response) = match random.random_range(0..4) {
                         0 => (Register::Write(random.random_range(1..3)), None),
                         1 => (
                             Register::CompareAndSet(random.random_range(0..3), 2),
@@ -359,12 +361,13 @@ mod tests {
                         ),
                         _ => (Register::Read, Some(random.random_range(0..3))),
                     };
-                    let ended = random.random_bool(0.8).then(|| (began + random.random_range(1..8), answer));
+                    let ended =
+                        random.random_bool(0.8).then(|| (began + random.random_range(1..8), response));
                     op(client, call, began, ended)
                 })
                 .collect();
             let expected = brute_force(&history, &mut Vec::new(), 0);
-            assert_eq!(verdict(&history) == Verdict::Linearizable, expected, "{history:#?}");
+            assert_eq!(verdict(&history) == CheckResult::Linearizable, expected, "{history:#?}");
             violations += u64::from(!expected);
         }
         assert!((500..2_500).contains(&violations), "both outcomes are tried: {violations}");

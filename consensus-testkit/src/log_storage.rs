@@ -1,21 +1,21 @@
-//! Conformance of a [`LogStorage`].
+//! Conformance suite for implementations of [`LogStorage`].
 //!
-//! [`run_suite`] needs two functions: one makes an empty place, the other opens the storage there. A place is what
-//! outlives the storage - for a storage on disk, a directory:
+//! [`run_suite`] needs two functions: one creates an empty place, the other opens the storage in it. A place outlives the
+//! storage. For a storage on disk it is a directory:
 //! ```
 //! use consensus_testkit::{MemLogStorage, log_storage};
 //!
 //! // For yours: `run_suite(|| tempfile::tempdir().unwrap(), |dir| YourStorage::open(dir.path()).unwrap())`
 //! log_storage::run_suite(MemLogStorage::new, MemLogStorage::clone);
 //!
-//! // If your tests can take the disk away or fill it:
+//! // If your tests can make the disk fail or fill it:
 //! log_storage::run_failing_disk_suite(MemLogStorage::new, MemLogStorage::clone, MemLogStorage::fail_writes);
 //! log_storage::run_full_disk_suite(MemLogStorage::new, MemLogStorage::clone, MemLogStorage::fill);
 //! ```
-//! What this is *not*: a check of crashes in the middle of a write, or of damaged records. Both need to know the files.
+//! What this is *not*: a test of crashes during a write, or of damaged records. Both need knowledge of the files.
 
 mod batches;
-mod beside;
+mod concurrency;
 mod disk;
 mod model;
 pub mod workload;
@@ -26,11 +26,11 @@ use consensus_core::{Entry, LogBatch, LogId, LogState, LogStorage, StorageId};
 
 use crate::{MemLogStorage, rule};
 
-/// Checks an implementation: `new` makes an empty place (a directory), `open` opens it, again and again, each time after
-/// the previous storage was dropped.
+/// Checks an implementation. `new` creates an empty place (a directory). `open` opens the storage in it; it is called
+/// repeatedly, each time after the previous storage was dropped.
 ///
 /// # Panics
-/// A rule is broken; the message says which.
+/// A rule is broken; the message names it.
 pub fn run_suite<P, S: LogStorage>(new: impl Fn() -> P, open: impl Fn(&P) -> S) {
     for (rule, case) in cases::<S>() {
         let (place, other) = (new(), new());
@@ -53,24 +53,27 @@ fn cases<S: LogStorage>() -> [(&'static str, fn(&Place<'_, S>)); 13] {
     [
         ("an empty storage loads as the default", batches::empty),
         ("a storage keeps its identity and shares it with no other", batches::identity),
-        ("what a write returned Ok for is there after reopening", batches::durable),
-        ("a batch without hard state keeps the one from before", batches::hard_state_stays),
+        ("a batch whose write returned Ok is present after reopening", batches::durable),
+        ("a batch without hard state keeps the previous one", batches::hard_state_stays),
         ("truncation and append in one batch replace the tail", batches::replace_tail),
         ("a truncation beyond the last entry removes nothing", batches::truncate_beyond),
-        ("purged entries are missing, and the configuration there is kept", batches::purge),
-        ("a purge beyond the last entry starts the log anew", batches::purge_beyond),
-        ("a purge or truncation below an earlier purge takes nothing back", batches::purge_below),
-        ("reads are bounded in bytes, but give one entry at least", batches::bounded_reads),
-        ("a read beyond the end gives what there is, or says what is missing", batches::read_beyond),
+        ("purged entries are missing, and the configuration at the purged position is kept", batches::purge),
+        ("a purge beyond the last entry restarts the log after it", batches::purge_beyond),
+        ("a purge or truncation below the purged position does not move it back", batches::purge_below),
+        ("a read is limited in bytes, but returns at least one entry", batches::bounded_reads),
+        (
+            "a read beyond the end returns the existing entries, or reports the first missing index",
+            batches::read_beyond,
+        ),
         (
             "entries that do not follow the log are refused, and nothing of their batch is written",
             batches::gap,
         ),
-        ("a read beside a write gives whole entries in order", beside::read_beside_write),
+        ("a read during a write returns complete entries in order", concurrency::read_during_write),
     ]
 }
 
-/// Where a storage lives, and another such place.
+/// The place of the storage under test, and another place.
 struct Place<'a, S> {
     open: &'a dyn Fn() -> S,
     open_other: &'a dyn Fn() -> S,
@@ -82,7 +85,7 @@ impl<S> Place<'_, S> {
     }
 }
 
-/// What is there, but for the storage's own identity.
+/// The loaded state without the storage's identity.
 fn load(storage: &impl LogStorage) -> LogState {
     LogState { storage: StorageId::default(), ..storage.load().unwrap() }
 }
@@ -96,4 +99,4 @@ fn append(entries: impl IntoIterator<Item = Entry>) -> LogBatch {
 }
 
 const SUITE: &str = "log storage";
-const MODEL_RULE: &str = "any sequence of batches acts like the model";
+const MODEL_RULE: &str = "any sequence of batches has the same effect as on the model";

@@ -1,4 +1,4 @@
-//! A log storage whose disk is memory.
+//! A log storage in memory.
 
 use std::{
     collections::VecDeque,
@@ -12,12 +12,12 @@ use consensus_core::{
     Entry, HardState, LogBatch, LogIndex, LogState, LogStorage, SnapshotMeta, StorageError,
 };
 
-/// A [`LogStorage`] in memory. Clones share one "disk", which outlives them: dropping a node and starting it again with a
-/// clone is a restart.
+/// A [`LogStorage`] in memory. Clones share one "disk", which outlives them: dropping a node and starting it with a clone
+/// simulates a restart.
 #[derive(Debug, Default)]
 pub struct MemLogStorage {
     disk: Arc<Mutex<Disk>>,
-    /// A write failed. Of this storage, not of the disk: a clone is one that was opened anew.
+    /// Whether a write failed. Not shared by clones: a clone counts as opened again.
     failed: AtomicBool,
 }
 
@@ -45,7 +45,7 @@ impl Disk {
 }
 
 impl Disk {
-    /// Whether `batch` fits the log.
+    /// Checks whether `batch` follows the log.
     fn check(&self, batch: &LogBatch) -> Result<(), StorageError> {
         let purged = batch.purge.as_ref().map_or(self.purged.last.index, |meta| meta.last.index);
         if purged < self.purged.last.index {
@@ -65,24 +65,24 @@ impl Disk {
 }
 
 impl MemLogStorage {
-    /// An empty disk.
+    /// Creates a storage with an empty disk.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// From now on (`true`) every write fails and changes nothing, like a disk that is gone. A storage that met with it
-    /// stays failed; a clone works again when the disk does.
+    /// Makes every write fail and change nothing from now on (`true`), like a lost disk, or succeed again (`false`). A
+    /// storage with a failed write stays failed; a clone works again when the disk does.
     pub fn fail_writes(&self, fail: bool) {
         self.lock().fail_writes = fail;
     }
 
-    /// From now on (`true`) there is no room for commands.
+    /// Makes the disk full for commands from now on (`true`), or frees it again (`false`).
     pub fn fill(&self, full: bool) {
         self.lock().full = full;
     }
 
-    /// How many batches and how many entries were written; their ratio shows how well an engine batches.
+    /// Number of batches and of entries written. Their ratio shows how well an engine batches.
     #[must_use]
     pub fn written(&self) -> (u64, u64) {
         let disk = self.lock();
@@ -106,11 +106,11 @@ impl LogStorage for MemLogStorage {
     fn write(&self, batch: LogBatch) -> Result<(), StorageError> {
         let mut disk = self.lock();
         if self.failed.load(Ordering::Relaxed) {
-            return Err(StorageError::Failed("the test took the disk away".to_owned()));
+            return Err(StorageError::Failed("the test makes the disk fail".to_owned()));
         }
         if disk.fail_writes {
             self.failed.store(true, Ordering::Relaxed);
-            let source = std::io::Error::other("the test took the disk away");
+            let source = std::io::Error::other("the test makes the disk fail");
             return Err(StorageError::Io { context: "write".to_owned(), source });
         }
         if disk.full && batch.must_leave_reserve() {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn passes_the_suites_of_bad_disks() {
+    fn passes_the_suites_for_failing_and_full_disks() {
         log_storage::run_failing_disk_suite(
             MemLogStorage::new,
             MemLogStorage::clone,

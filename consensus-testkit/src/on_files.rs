@@ -1,4 +1,4 @@
-//! A state machine in memory, kept in files.
+//! Keeps a state machine in memory in files.
 
 use std::{
     io::{self, Read},
@@ -10,12 +10,12 @@ use consensus_core::{Entry, FlushWork, LogId, Snapshot, StateMachine, StateMachi
 
 use crate::SimDir;
 
-/// Keeps a machine that is in memory in one file of a [`SimDir`]: a flush replaces the file by a new one with the machine's
-/// snapshot, and so does a restore. Snapshots are those of the machine in memory.
+/// Keeps a state machine that is in memory in one file of a [`SimDir`]. A flush or a restore replaces the file with a new
+/// one that has the machine's snapshot. Snapshots are those of the machine in memory.
 ///
 /// ```text
-/// STATE      term(8)  index(8)  CRC-32C of all the rest(4)  snapshot
-/// STATE.new  the next one, until it is synced and renamed
+/// STATE      term(8)  index(8)  CRC-32C of everything else(4)  snapshot
+/// STATE.new  the next file, until it is synced and renamed
 /// ```
 #[derive(Debug)]
 pub struct OnFiles<M> {
@@ -25,16 +25,16 @@ pub struct OnFiles<M> {
     newest: Arc<Mutex<Newest>>,
 }
 
-/// What the file holds; locked while it is replaced, so that an older state never replaces a newer one.
+/// Position of the file's content. Locked while the file is replaced, so that an older state never replaces a newer one.
 #[derive(Clone, Copy, Debug)]
 struct Newest {
     applied: LogId,
-    /// Restores so far: what was taken before one is older, whatever its position.
+    /// Number of restores so far. A state from before a restore is older, whatever its position.
     restores: u64,
 }
 
 impl<M: StateMachine> OnFiles<M> {
-    /// Opens what is in `dir` with `machine`, a new one.
+    /// Opens the state in `dir` with `machine`, which must be new.
     ///
     /// # Errors
     /// The file is damaged, or the machine refuses its snapshot.
@@ -59,7 +59,7 @@ impl<M: StateMachine> OnFiles<M> {
     }
 }
 
-/// Position of the state that a machine opens with after any crash from now on.
+/// Position of the state with which a machine opens after any crash from now on.
 #[must_use]
 pub fn durable_position(dir: &SimDir) -> LogId {
     dir.durable(STATE).and_then(|content| position_of(&content)).unwrap_or(LogId::ZERO)
@@ -69,8 +69,8 @@ fn lock(newest: &Mutex<Newest>) -> MutexGuard<'_, Newest> {
     newest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Replaces the file, unless a newer state is there, and returns the position of what is there then. A crash at any point
-/// leaves the old file or the new one.
+/// Replaces the file unless it has a newer state. Returns the position of the file's state afterwards. A crash at any point
+/// leaves either the old file or the new one.
 fn replace(dir: &SimDir, newest: &Mutex<Newest>, new: Newest, stream: &[u8]) -> io::Result<LogId> {
     let mut newest = lock(newest);
     if (newest.restores, newest.applied) > (new.restores, new.applied) {
@@ -129,16 +129,16 @@ impl<M: StateMachine> StateMachine for OnFiles<M> {
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
-        let mut picture = self.applied.term.0.to_be_bytes().to_vec();
-        picture.extend(self.applied.index.0.to_be_bytes());
-        picture.extend(self.stream()?);
-        Ok(Box::new(picture))
+        let mut snapshot = self.applied.term.0.to_be_bytes().to_vec();
+        snapshot.extend(self.applied.index.0.to_be_bytes());
+        snapshot.extend(self.stream()?);
+        Ok(Box::new(snapshot))
     }
 
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
-        let mut picture = Vec::new();
-        stream.read_to_end(&mut picture)?;
-        let (head, stream) = picture.split_at_checked(16).ok_or_else(damaged)?;
+        let mut snapshot = Vec::new();
+        stream.read_to_end(&mut snapshot)?;
+        let (head, stream) = snapshot.split_at_checked(16).ok_or_else(damaged)?;
         let number = |at: usize| head[at..at + 8].try_into().map_or(0, u64::from_be_bytes);
         let applied = LogId::new(number(0), number(8));
         self.machine.restore(&mut &*stream)?;
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::{Journal, JournalReader, state_machine, state_machine::Fixture};
 
-    /// Journals in files.
+    /// Fixture with a journal in files.
     struct Place {
         dir: SimDir,
         newest: Option<JournalReader>,
@@ -192,8 +192,8 @@ mod tests {
         let entries: Vec<Entry> = (1..5).map(|n| Entry::command(LogId::new(1, n), n.to_string())).collect();
         let mut other = OnFiles::open(SimDir::new(), Journal::new()).unwrap();
         other.apply(&entries).unwrap();
-        let mut picture = Vec::new();
-        other.snapshot().unwrap().write_to(&mut picture).unwrap();
+        let mut snapshot = Vec::new();
+        other.snapshot().unwrap().write_to(&mut snapshot).unwrap();
         let mut outcomes = std::collections::BTreeSet::new();
         for (operations, seed) in (0..5).flat_map(|operations| (0..20).map(move |seed| (operations, seed))) {
             let dir = SimDir::new();
@@ -201,7 +201,7 @@ mod tests {
             machine.apply(&entries[..2]).unwrap();
             machine.flush().unwrap();
             dir.lose_power_after(operations);
-            let restored = machine.restore(&mut &picture[..]);
+            let restored = machine.restore(&mut &snapshot[..]);
             assert_eq!(restored.is_ok(), operations >= 4, "it has four operations");
             let mut state = seed;
             let image = dir.image(|bound| {

@@ -1,4 +1,4 @@
-//! Rules that are checked one by one, each under its name.
+//! Checks named rules one by one.
 
 use std::{
     any::Any,
@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-/// Checks one rule of a suite: a panic of `case` becomes one that names the rule.
+/// Checks one rule of a suite. A panic of `case` becomes a panic that names the rule.
 pub(crate) fn check(suite: &str, rule: &str, case: impl FnOnce()) {
     println!("{suite}: {rule}");
     if let Err(panic) = catch_unwind(AssertUnwindSafe(case)) {
@@ -17,7 +17,7 @@ pub(crate) fn check(suite: &str, rule: &str, case: impl FnOnce()) {
     }
 }
 
-/// The same for a rule that awaits; `limit` is how long all of it may take.
+/// Like [`check`], for an asynchronous case, which must complete within `limit`.
 pub(crate) async fn check_within(suite: &str, rule: &str, limit: Duration, case: impl Future<Output = ()>) {
     println!("{suite}: {rule}");
     let mut case = pin!(case);
@@ -29,7 +29,7 @@ pub(crate) async fn check_within(suite: &str, rule: &str, limit: Duration, case:
     match tokio::time::timeout(limit, caught).await {
         Ok(Ok(())) => {}
         Ok(Err(panic)) => broken(suite, rule, &*panic),
-        Err(_) => broken(suite, rule, &format!("no end within {limit:?}: a call does not return")),
+        Err(_) => broken(suite, rule, &format!("not completed within {limit:?}: a call does not return")),
     }
 }
 

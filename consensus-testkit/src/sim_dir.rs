@@ -1,4 +1,4 @@
-//! A directory in memory that forgets what was not synced when the power goes.
+//! A directory in memory that loses unsynced data when the power is lost.
 
 use std::{
     collections::BTreeMap,
@@ -6,23 +6,24 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// A directory of small files. Clones share it. What a crash leaves of it is an [`image`](Self::image): a new directory.
+/// A directory of small files in memory. Clones share it. [`image`](Self::image) returns a new directory with the content
+/// that a crash leaves.
 ///
-/// A file that was written has its content durably after [`sync`](Self::sync), and its name after
-/// [`sync_names`](Self::sync_names). Each change counts as one operation, and the power can be lost between any two
-/// ([`lose_power_after`](Self::lose_power_after)).
+/// The content of a file is durable after [`sync`](Self::sync), its name after [`sync_names`](Self::sync_names). Each change
+/// counts as one operation, and the power can be lost between any two ([`lose_power_after`](Self::lose_power_after)).
 ///
-/// What this is *not*: it has no subdirectories, a file is written as a whole, and changes of names survive in their order.
+/// What this is *not*: a complete file system. There are no subdirectories, a file is always written as a whole, and changes
+/// of names survive in order.
 #[derive(Clone, Debug, Default)]
 pub struct SimDir(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     files: Vec<File>,
-    /// Names as they were after each change since they were last synced, the synced ones first.
+    /// Names after each change since the last sync of names; the first element is durable.
     names: Vec<BTreeMap<String, usize>>,
     operations: u64,
-    /// The operation that finds no power.
+    /// Number of operations after which the power is lost.
     power_until: Option<u64>,
 }
 
@@ -33,13 +34,13 @@ struct File {
 }
 
 impl SimDir {
-    /// An empty directory.
+    /// Creates an empty directory.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The content of the file `name`; `None` if there is no such file.
+    /// Reads the file `name`; `None` if it does not exist.
     ///
     /// # Errors
     /// The power is lost.
@@ -49,7 +50,7 @@ impl SimDir {
         Ok(state.find(name).map(|file| state.files[file].content.clone()))
     }
 
-    /// Makes the file `name`, or a new one in its place, with `content`.
+    /// Creates the file `name` with `content`, or replaces it with a new file.
     ///
     /// # Errors
     /// The power is lost.
@@ -76,7 +77,7 @@ impl SimDir {
         Ok(())
     }
 
-    /// Renames a file; another one of the new name is gone.
+    /// Renames a file. A file that has the new name is removed.
     ///
     /// # Errors
     /// The power is lost, or there is no such file.
@@ -103,13 +104,13 @@ impl SimDir {
         Ok(())
     }
 
-    /// Each of the next `operations` is done, the one after them finds no power, nor does any later one.
+    /// Loses the power after `operations` more operations. All later operations fail.
     pub fn lose_power_after(&self, operations: u64) {
         let mut state = self.lock();
         state.power_until = Some(state.operations + operations);
     }
 
-    /// The power is not lost after all, if it is not yet.
+    /// Cancels [`lose_power_after`](Self::lose_power_after) unless the power is lost already.
     pub fn keep_power(&self) {
         let mut state = self.lock();
         if !state.power_is_lost() {
@@ -117,13 +118,13 @@ impl SimDir {
         }
     }
 
-    /// Whether an operation found no power.
+    /// Whether an operation has failed because the power was lost.
     #[must_use]
     pub fn power_is_lost(&self) -> bool {
         self.lock().power_is_lost()
     }
 
-    /// The content of the file `name` that every crash from now on leaves.
+    /// Content of the file `name` that every crash from now on leaves; `None` if a crash may remove the file.
     #[must_use]
     pub fn durable(&self, name: &str) -> Option<Vec<u8>> {
         let state = self.lock();
@@ -131,7 +132,7 @@ impl SimDir {
         Some(state.files[file].durable.clone())
     }
 
-    /// What a crash at this moment may leave. `choose` picks a number below the one it is given.
+    /// Returns a state that a crash at this moment may leave. `choose(n)` must return a number below `n`.
     #[must_use]
     pub fn image(&self, mut choose: impl FnMut(u64) -> u64) -> Self {
         let state = self.lock();
@@ -168,7 +169,7 @@ impl State {
         if self.power_is_lost() { Err(io::Error::other("the power was lost")) } else { Ok(()) }
     }
 
-    /// One operation more.
+    /// Counts an operation.
     fn begin(&mut self) -> io::Result<()> {
         if !self.power_is_lost() {
             self.operations += 1;
@@ -196,7 +197,7 @@ mod tests {
 
     use super::*;
 
-    /// Every content of `name` that a crash may leave.
+    /// All contents of `name` that a crash may leave.
     fn left(dir: &SimDir, name: &str) -> BTreeSet<Option<Vec<u8>>> {
         let mut state = 7_u64;
         let mut choose = |bound| {

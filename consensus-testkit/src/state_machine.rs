@@ -1,6 +1,7 @@
-//! Conformance of a [`StateMachine`].
+//! Conformance suite for implementations of [`StateMachine`].
 //!
-//! A [`Fixture`] is a place in which your machine lives: it opens the machine, and tells states apart.
+//! A [`Fixture`] is a place in which your state machine lives, such as a directory: it opens the machine and compares
+//! states.
 //! ```
 //! use bytes::Bytes;
 //! use consensus_core::{StateMachine, codec, typed::{Application, InMemory}};
@@ -16,7 +17,7 @@
 //!     fn apply(&mut self, n: i64) -> i64 { self.0 += n; self.0 }
 //! }
 //!
-//! struct Memory; // For a machine on disk: its directory.
+//! struct Memory; // For a state machine on disk: its directory.
 //!
 //! impl Fixture for Memory {
 //!     type Machine = InMemory<Counter>;
@@ -31,7 +32,7 @@
 //!
 //! run_suite(|| Memory);
 //! ```
-//! What this is *not*: a check of crashes in the middle of a write or of a restore; it drops the machine between two calls.
+//! What this is *not*: a test of crashes during a write or a restore. The suite drops the machine only between calls.
 
 mod apply;
 mod restore;
@@ -42,25 +43,25 @@ use consensus_core::{Entry, LogId, Membership, Payload, Snapshot, StateMachine};
 
 use crate::{JournalReader, rule};
 
-/// One place (directory) in which a machine lives.
+/// A place, such as a directory, in which a state machine lives.
 pub trait Fixture {
     /// The machine under test.
     type Machine: StateMachine;
 
-    /// Opens the machine, again and again, each time after the previous one was dropped without warning.
+    /// Opens the machine. Called repeatedly, each time after the previous machine was dropped without a shutdown.
     fn open(&mut self) -> Self::Machine;
 
-    /// Some command; different `n`, of which there are less than 256, give different ones.
+    /// Returns the command with number `n`, which is below 256. Different numbers give different commands.
     fn command(&self, n: u64) -> Bytes;
 
-    /// What tells two states apart, the applied position included; the same for equal states.
+    /// Returns bytes that are equal for equal states and differ for different states, including the applied position.
     fn digest(&self, machine: &mut Self::Machine) -> Vec<u8>;
 }
 
-/// Checks an implementation; `new` makes a fresh place.
+/// Checks an implementation; `new` creates an empty place.
 ///
 /// # Panics
-/// A rule is broken; the message says which.
+/// A rule is broken; the message names it.
 pub fn run_suite<F: Fixture>(new: impl Fn() -> F) {
     for (rule, case) in cases::<F>() {
         rule::check("state machine", rule, || case(new(), new()));
@@ -76,31 +77,31 @@ pub fn rules() -> Vec<&'static str> {
 fn cases<F: Fixture>() -> [(&'static str, fn(F, F)); 17] {
     [
         ("a new machine has applied nothing", apply::starts_empty),
-        ("every entry has one response, which is empty where there is no command", apply::responses),
+        ("every entry has one response, which is empty if the entry has no command", apply::responses),
         ("the applied position is that of the last entry, with or without a command", apply::positions),
         ("the same batches give the same state and the same responses", apply::deterministic),
-        ("where batches are cut does not matter", apply::batch_cuts),
-        ("what is flushed is no more than what is applied", apply::flushed_is_applied),
-        ("after a restart the machine continues at what was flushed, or later", apply::restart),
-        ("what is flushed beside later entries is there after a restart", apply::flushed_aside),
+        ("the division of entries into batches has no effect", apply::batch_cuts),
+        ("the flushed position is not after the applied position", apply::flushed_is_applied),
+        ("after a restart the machine continues at the flushed position or later", apply::restart),
+        ("the result of a background flush is present after a restart", apply::flushed_in_background),
         ("entries that are applied again after a restart have the same responses", apply::replay),
-        ("a restore replaces the state, the applied position included", restore::replaces),
-        ("a restored machine goes on like the one that the snapshot is of", restore::goes_on),
-        ("what was restored is durable, if the machine is", restore::durable),
-        ("what is not a whole snapshot is refused, and changes nothing", restore::not_a_snapshot),
-        ("a snapshot whose stream breaks off is refused, and changes nothing", restore::broken_source),
-        ("a snapshot has the state that it was taken of, not a later one", snapshot::picture),
+        ("a restore replaces the whole state, including the applied position", restore::replaces),
+        ("a restored machine continues like the one that took the snapshot", restore::goes_on),
+        ("a restored state is durable if the machine is durable", restore::durable),
+        ("an incomplete or malformed snapshot is refused and changes nothing", restore::not_a_snapshot),
+        ("a snapshot whose stream fails is refused and changes nothing", restore::broken_source),
+        ("a snapshot has the state at the time when it was taken", snapshot::has_state_when_taken),
         ("a snapshot that is never written changes nothing", snapshot::unwritten),
-        ("an error of the stream is passed on by the snapshot", snapshot::broken_sink),
+        ("a snapshot returns an error of the stream that it is written to", snapshot::broken_sink),
     ]
 }
 
-/// Entries `(after, last]` of a log that has all kinds.
+/// Entries `(after, last]` of a log with all kinds of entries.
 fn log<F: Fixture>(fixture: &F, after: u64, last: u64) -> Vec<Entry> {
     log_with(|n| fixture.command(n), after, last)
 }
 
-/// The same of a log with other commands.
+/// Entries `(after, last]` of another log, with other commands.
 fn other_log<F: Fixture>(fixture: &F, after: u64, last: u64) -> Vec<Entry> {
     log_with(|n| fixture.command(n + 60), after, last)
 }
@@ -114,7 +115,7 @@ fn log_with(command: impl Fn(u64) -> Bytes, after: u64, last: u64) -> Vec<Entry>
     (after + 1..=last).map(|n| Entry { id: id(n), payload: payload(n) }).collect()
 }
 
-/// Identity of the entry `n` of any of the logs.
+/// Log id of entry `n` of either log.
 fn id(n: u64) -> LogId {
     LogId::new(1 + n / 10, n)
 }
@@ -125,19 +126,19 @@ fn write(mut snapshot: Box<dyn Snapshot>) -> Vec<u8> {
     stream
 }
 
-/// What a machine of its own says that has applied the log up to `last`.
+/// Snapshot stream and digest of a new machine that has applied the log up to `last`.
 fn stream_at<F: Fixture>(mut fixture: F, last: u64) -> (Vec<u8>, Vec<u8>) {
     let mut machine = fixture.open();
     machine.apply(&log(&fixture, 0, last)).unwrap();
     (write(machine.snapshot().unwrap()), fixture.digest(&mut machine))
 }
 
-/// Whether the machine answers for something by itself; one in memory does not.
+/// Whether the machine is durable; one in memory is not.
 fn is_durable(machine: &mut impl StateMachine) -> bool {
     machine.flush().unwrap() != LogId::ZERO
 }
 
-// A snapshot is handed between threads.
+// Snapshots must be able to move between threads.
 const _: fn() = || {
     fn is_send<T: Send + ?Sized>() {}
     is_send::<dyn Snapshot>();

@@ -1,6 +1,6 @@
-//! Conformance of a [`NetworkTransport`].
+//! Conformance suite for implementations of [`NetworkTransport`].
 //!
-//! [`run_suite`] needs a function that makes a small network of your transports. For the one in memory it is:
+//! [`run_suite`] needs a function that creates a small network of your transports. For the transport in memory:
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! use std::sync::Arc;
@@ -16,7 +16,7 @@
 //! .await;
 //! # }
 //! ```
-//! What this is *not*: a check of what a network does that loses, delays or cuts; the suite's network is whole.
+//! What this is *not*: a test of networks that lose, delay or block messages. The suite's network has no faults.
 
 mod chunks;
 mod clusters;
@@ -31,29 +31,29 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use consensus_core::NetworkTransport;
 
-use crate::{rule, wait::PATIENCE};
+use crate::{rule, wait::TIME_LIMIT};
 use net::Net;
 
-/// Checks an implementation: `cluster(n)` makes the transports of nodes 0 to n-1, not started, each with the endpoints of
-/// all others set, over a network that is whole.
+/// Checks an implementation. `cluster(n)` creates the transports of nodes 0 to n-1, not started, with the endpoints of all
+/// others set, on a network without faults.
 ///
 /// # Panics
-/// A rule is broken; the message says which.
+/// A rule is broken; the message names it.
 pub async fn run_suite<F: Future<Output = Vec<Arc<dyn NetworkTransport>>>>(cluster: impl Fn(u64) -> F) {
-    run_suite_within(PATIENCE, cluster).await;
+    run_suite_within(TIME_LIMIT, cluster).await;
 }
 
-/// The same with another patience than 30 s for a message to arrive or a call to return.
+/// Like [`run_suite`], but allows `time_limit` instead of 30 s for a message to arrive or a call to return.
 ///
 /// # Panics
-/// A rule is broken; the message says which.
+/// A rule is broken; the message names it.
 pub async fn run_suite_within<F: Future<Output = Vec<Arc<dyn NetworkTransport>>>>(
-    patience: Duration,
+    time_limit: Duration,
     cluster: impl Fn(u64) -> F,
 ) {
     for (rule, case) in cases() {
-        let net = Net::new(cluster(NODES).await, patience);
-        rule::check_within("transport", rule, 4 * patience, case(net)).await;
+        let net = Net::new(cluster(NODES).await, time_limit);
+        rule::check_within("transport", rule, 4 * time_limit, case(net)).await;
     }
 }
 
@@ -67,40 +67,46 @@ type Case = fn(Net) -> Pin<Box<dyn Future<Output = ()>>>;
 
 fn cases() -> [(&'static str, Case); 22] {
     [
-        ("a transport says whose end it is", |net| Box::pin(ends::local(net))),
+        ("a transport reports the id of its node", |net| Box::pin(ends::local(net))),
         ("every kind of message arrives as it was sent", |net| Box::pin(messages::unaltered(net))),
-        ("who sent a message is told truly", |net| Box::pin(messages::senders(net))),
-        ("a message reaches nobody but the node that it is for", |net| Box::pin(messages::receivers(net))),
+        ("a message arrives with the id of its sender", |net| Box::pin(messages::senders(net))),
+        ("a message reaches only its receiver", |net| Box::pin(messages::receivers(net))),
         ("send returns at once, on any thread", |net| Box::pin(messages::at_once(net))),
-        ("what waits for a node is bounded, and a full queue says so", |net| {
+        ("the queue for a node is limited, and a full queue is reported", |net| {
             Box::pin(messages::bounded(net))
         }),
-        ("a snapshot chunk arrives as it was sent, and its answer comes back", |net| {
-            Box::pin(chunks::answered(net))
+        ("a snapshot chunk arrives as it was sent, and its response is returned", |net| {
+            Box::pin(chunks::gets_response(net))
         }),
-        ("who sent a snapshot chunk is told truly", |net| Box::pin(chunks::senders(net))),
-        ("each snapshot chunk gets the answer to itself", |net| Box::pin(chunks::own_answer(net))),
-        ("a snapshot chunk that waits for its answer holds up no message", |net| {
-            Box::pin(chunks::beside_messages(net))
+        ("a snapshot chunk arrives with the id of its sender", |net| Box::pin(chunks::senders(net))),
+        ("each snapshot chunk gets its own response", |net| Box::pin(chunks::own_response(net))),
+        ("a snapshot chunk that waits for its response delays no message", |net| {
+            Box::pin(chunks::delays_no_message(net))
         }),
-        ("a snapshot chunk that was given up disturbs no later one", |net| Box::pin(chunks::given_up(net))),
-        ("a snapshot chunk without an answer is an error", |net| Box::pin(chunks::unanswered(net))),
+        ("a cancelled snapshot chunk affects no later one", |net| Box::pin(chunks::cancelled(net))),
+        ("a snapshot chunk without a response is an error", |net| Box::pin(chunks::without_response(net))),
         ("a second start is misuse", |net| Box::pin(ends::started_twice(net))),
         ("a node without an endpoint is unknown", |net| Box::pin(ends::unknown(net))),
-        ("a node whose endpoint was removed is unknown, and no other", |net| Box::pin(ends::removed(net))),
-        ("nodes of one cluster, and those that know none yet, talk to each other", |net| {
+        ("a node whose endpoint was removed is unknown, and no other node is", |net| {
+            Box::pin(ends::removed(net))
+        }),
+        ("nodes of one cluster, and nodes that know no cluster yet, exchange messages", |net| {
             Box::pin(clusters::compatible(net))
         }),
         ("no message passes between nodes of two clusters", |net| Box::pin(clusters::messages(net))),
         ("no snapshot chunk passes between nodes of two clusters", |net| Box::pin(clusters::chunks(net))),
-        ("a transport that is shut down sends nothing, and says so", |net| {
+        ("a transport that is shut down sends nothing, and reports it", |net| {
             Box::pin(ends::sends_no_more(net))
         }),
-        ("a transport that is shut down delivers nothing more", |net| Box::pin(ends::delivers_no_more(net))),
+        ("a transport that is shut down delivers no further message", |net| {
+            Box::pin(ends::delivers_no_more(net))
+        }),
         ("a node that was reached is reported as reachable", |net| Box::pin(ends::reachable(net))),
-        ("a node that is shut down does not stay reachable", |net| Box::pin(ends::unreachable(net))),
+        ("a node that is shut down is not reported as reachable for long", |net| {
+            Box::pin(ends::unreachable(net))
+        }),
     ]
 }
 
-/// Two that talk and one that must not hear it.
+/// Two nodes that exchange messages, and one that must not receive them.
 const NODES: u64 = 3;

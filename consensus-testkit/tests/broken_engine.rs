@@ -1,4 +1,4 @@
-//! The suite of `ConsensusEngine` rejects what is broken: a cluster in memory with one defect at a time.
+//! The suite of `ConsensusEngine` rejects a cluster in memory with one defect at a time.
 
 #[path = "broken_engine/cluster.rs"]
 mod cluster;
@@ -11,75 +11,76 @@ use common::assert_rejected;
 use consensus_testkit::engine::{rules, run_suite};
 
 #[test]
-fn without_a_defect_it_passes() {
+fn engine_without_defect_passes() {
     run(&[1, 2, 3, 5], Defect::None);
 }
 
 #[test]
-fn each_rule_rejects_what_breaks_it() {
-    let order = "all nodes apply one order, and each command once";
-    let answer = "an answer has the position and the response of its command";
-    let dropped = "a proposal or read that was dropped disturbs nobody, and is applied once at most";
-    let barrier = "a read after a barrier sees what was acknowledged before";
-    let stale = "a stale read is answered at once by every node, with what it has applied";
-    let follower = "who does not lead names the leader, or hands on";
-    let status = "the status is that of the node, and never goes backwards";
-    let members = "members change in one step, or the engine says that they cannot";
-    let refused_members = "a change of members that is refused changes nothing";
-    let compaction = "the log is compacted and nothing is lost, or the engine has none";
-    let transfer = "the lead is handed over, or the engine says that it cannot be";
-    let refused_transfer = "the lead is not given to who cannot take it, nor by who does not have it";
-    let shut_down = "who is shut down says so";
-    let waiting = "a shutdown leaves no proposal without a true answer";
-    let panic = "a panic of the state machine stops its engine, which says why";
+fn each_rule_rejects_its_defects() {
+    let order = "all nodes apply every command once, in the same order";
+    let answer = "the result of a proposal has the position and the response of its command";
+    let dropped = "a dropped proposal or read affects no other, and is applied at most once";
+    let barrier = "a read after a barrier sees every command that was acknowledged before";
+    let stale = "every node serves a stale read at once, from its applied state";
+    let follower = "a node that is not leader names the leader, or forwards the proposal";
+    let status = "the status describes its own node, and never goes backwards";
+    let members = "changes of members take effect in one step, or the engine does not support them";
+    let refused_members = "a refused change of members changes nothing";
+    let compaction = "compaction of the log loses nothing, or the engine has no log";
+    let transfer = "leadership is transferred, or the engine does not support it";
+    let refused_transfer =
+        "a transfer to a node that cannot lead, or from a node that is not leader, is refused";
+    let shut_down = "an engine that is shut down reports it";
+    let waiting = "every proposal during a shutdown gets a true result";
+    let panic = "a panic of the state machine stops its engine, which reports the reason";
     let table = [
         (Defect::FollowersMissACommand, order),
         (Defect::FollowersSwapCommands, order),
         (Defect::AppliesTwice, order),
-        (Defect::AnswersWithAnotherResponse, answer),
-        (Defect::AnswersWithAnotherPosition, answer),
-        (Defect::RefusesEmptyCommands, "any bytes are a command, and none too"),
-        (Defect::ProposesAgainWhatWasDropped, dropped),
-        (Defect::StopsAtWhatWasDropped, dropped),
-        (Defect::FollowersReadAtOnce, barrier),
-        (Defect::BarriersAtNothing, barrier),
+        (Defect::ReturnsWrongResponse, answer),
+        (Defect::ReturnsWrongPosition, answer),
+        (Defect::RefusesEmptyCommands, "a command may be any bytes, or empty"),
+        (Defect::ProposesDroppedCommandAgain, dropped),
+        (Defect::StopsAtDroppedProposal, dropped),
+        (Defect::FollowersReadWithoutWaiting, barrier),
+        (Defect::BarriersAtZero, barrier),
         (Defect::StaleReadsAtCommit, stale),
         (Defect::FollowersRefuseStaleReads, stale),
-        (Defect::NamesNobody, follower),
-        (Defect::AnswersWithoutHandingOn, follower),
-        (Defect::RefusesAndProposes, "what is refused is not applied"),
-        (Defect::StatusStandsStill, status),
+        (Defect::NamesNoLeader, follower),
+        (Defect::AcknowledgesWithoutForwarding, follower),
+        (Defect::RefusesAndProposes, "a refused proposal is not applied"),
+        (Defect::StatusNeverChanges, status),
         (Defect::StatusGoesBack, status),
-        (Defect::StatusAppliesTheUncommitted, status),
-        (Defect::TransfersWithinTheTerm, "all statuses name one leader in a term"),
+        (Defect::StatusAppliesUncommitted, status),
+        (Defect::TransfersWithinTheTerm, "all statuses name the same leader of a term"),
         (Defect::ChangesOneOfTwo, members),
         (Defect::LearnersVote, members),
-        (Defect::ChangesInPart, refused_members),
+        (Defect::ChangesPartially, refused_members),
         (Defect::FollowersChangeMembers, refused_members),
         (Defect::CompactsLess, compaction),
-        (Defect::HidesWhereTheLogBegins, compaction),
-        (Defect::LosesWhatItCompacts, compaction),
+        (Defect::HidesFirstIndex, compaction),
+        (Defect::LosesCompactedState, compaction),
         (Defect::TransfersToItself, transfer),
-        (Defect::NamesAnHeirWhoDoesNotLead, transfer),
-        (Defect::TransfersToAnybody, refused_transfer),
+        (Defect::NamesSuccessorThatIsNotLeader, transfer),
+        (Defect::TransfersToAnyNode, refused_transfer),
         (Defect::FollowersTransfer, refused_transfer),
-        (Defect::ProposalsGoOnWhenShutDown, shut_down),
-        (Defect::StaleReadsGoOnWhenShutDown, shut_down),
-        (Defect::SaysRunningWhenShutDown, shut_down),
-        (Defect::RefusesWhatIsApplied, waiting),
-        (Defect::LeavesProposalsUnanswered, waiting),
-        (Defect::ShutsDownUnflushed, "a shutdown flushes the state machine"),
+        (Defect::AcceptsProposalsAfterShutdown, shut_down),
+        (Defect::ServesStaleReadsAfterShutdown, shut_down),
+        (Defect::ReportsRunningAfterShutdown, shut_down),
+        (Defect::RefusesAppliedCommands, waiting),
+        (Defect::LeavesProposalsPending, waiting),
+        (Defect::ShutsDownWithoutFlush, "a shutdown flushes the state machine"),
         (
-            Defect::TakesTheLeadAlong,
-            "a leader that is shut down leaves the lead to another, if the engine can",
+            Defect::KeepsLeadershipAfterShutdown,
+            "a leader that is shut down transfers leadership, if the engine supports it",
         ),
-        (Defect::SurvivesAPanic, panic),
-        (Defect::HidesAPanic, panic),
+        (Defect::ContinuesAfterPanic, panic),
+        (Defect::HidesPanic, panic),
     ];
     assert_rejected(&rules(), &table, |defect| run(&[3], defect));
 }
 
-/// In paused time: what never happens is waited for in no time.
+/// Under a paused clock, so that waiting for an event that never happens takes no time.
 fn run(sizes: &[u64], defect: Defect) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.unwrap().block_on(run_suite(sizes, |size| async move { start(defect, size) }));

@@ -1,4 +1,4 @@
-//! The suites of `LogStorage` reject what is broken: a storage in memory with one defect at a time.
+//! The suites of `LogStorage` reject a storage in memory with one defect at a time.
 
 mod common;
 
@@ -26,34 +26,34 @@ use consensus_testkit::{
 enum Defect {
     None,
     StartsInATerm,
-    NewIdentityAtEachOpening,
+    NewIdentityAtEachOpen,
     OneIdentityForAll,
     WritesLate,
-    ForgetsTheInstallation,
-    ForgetsTheHardState,
-    DropsWhatReplacesATail,
+    LosesInstallation,
+    LosesHardState,
+    DropsReplacementOfTail,
     TruncatesAllIfBeyond,
-    KeepsWhatIsPurged,
-    ForgetsTheConfigurationPurged,
-    PurgesToTheEndOnly,
+    KeepsPurgedEntries,
+    LosesPurgedConfiguration,
+    PurgesOnlyToTheEnd,
     PurgedGoesBack,
     ReadsWithoutBound,
     ReadsNothingIfTooLarge,
     RefusesToReadBeyond,
     AcceptsGaps,
-    WritesTheVoteOfMisuse,
+    WritesVoteOfMisuse,
     MissesEntriesWhileWriting,
-    RemembersTruncatedMemberships,
-    WritesOnAfterFailure,
-    WritesTheVoteOfAFailure,
-    GivesNothingBack,
-    WritesTheVoteWithoutRoom,
+    KeepsTruncatedMemberships,
+    WritesAfterFailure,
+    WritesVoteOfFailedBatch,
+    ReturnsNoBatch,
+    WritesVoteOfRefusedBatch,
     RefusesVotesWithoutRoom,
     StaysFull,
 }
 
 #[test]
-fn without_a_defect_it_passes() {
+fn storage_without_defect_passes() {
     let new = || Place::new(Defect::None);
     run_suite(new, Place::open);
     run_failing_disk_suite(new, Place::open, Place::fail);
@@ -61,48 +61,57 @@ fn without_a_defect_it_passes() {
 }
 
 #[test]
-fn each_rule_rejects_what_breaks_it() {
+fn each_rule_rejects_its_defects() {
     let table = [
         (Defect::StartsInATerm, "an empty storage loads as the default"),
-        (Defect::NewIdentityAtEachOpening, "a storage keeps its identity and shares it with no other"),
+        (Defect::NewIdentityAtEachOpen, "a storage keeps its identity and shares it with no other"),
         (Defect::OneIdentityForAll, "a storage keeps its identity and shares it with no other"),
-        (Defect::WritesLate, "what a write returned Ok for is there after reopening"),
-        (Defect::ForgetsTheInstallation, "what a write returned Ok for is there after reopening"),
-        (Defect::ForgetsTheHardState, "a batch without hard state keeps the one from before"),
-        (Defect::DropsWhatReplacesATail, "truncation and append in one batch replace the tail"),
+        (Defect::WritesLate, "a batch whose write returned Ok is present after reopening"),
+        (Defect::LosesInstallation, "a batch whose write returned Ok is present after reopening"),
+        (Defect::LosesHardState, "a batch without hard state keeps the previous one"),
+        (Defect::DropsReplacementOfTail, "truncation and append in one batch replace the tail"),
         (Defect::TruncatesAllIfBeyond, "a truncation beyond the last entry removes nothing"),
-        (Defect::KeepsWhatIsPurged, "purged entries are missing, and the configuration there is kept"),
         (
-            Defect::ForgetsTheConfigurationPurged,
-            "purged entries are missing, and the configuration there is kept",
+            Defect::KeepsPurgedEntries,
+            "purged entries are missing, and the configuration at the purged position is kept",
         ),
-        (Defect::PurgesToTheEndOnly, "a purge beyond the last entry starts the log anew"),
-        (Defect::PurgedGoesBack, "a purge or truncation below an earlier purge takes nothing back"),
-        (Defect::ReadsWithoutBound, "reads are bounded in bytes, but give one entry at least"),
-        (Defect::ReadsNothingIfTooLarge, "reads are bounded in bytes, but give one entry at least"),
-        (Defect::RefusesToReadBeyond, "a read beyond the end gives what there is, or says what is missing"),
+        (
+            Defect::LosesPurgedConfiguration,
+            "purged entries are missing, and the configuration at the purged position is kept",
+        ),
+        (Defect::PurgesOnlyToTheEnd, "a purge beyond the last entry restarts the log after it"),
+        (Defect::PurgedGoesBack, "a purge or truncation below the purged position does not move it back"),
+        (Defect::ReadsWithoutBound, "a read is limited in bytes, but returns at least one entry"),
+        (Defect::ReadsNothingIfTooLarge, "a read is limited in bytes, but returns at least one entry"),
+        (
+            Defect::RefusesToReadBeyond,
+            "a read beyond the end returns the existing entries, or reports the first missing index",
+        ),
         (
             Defect::AcceptsGaps,
             "entries that do not follow the log are refused, and nothing of their batch is written",
         ),
         (
-            Defect::WritesTheVoteOfMisuse,
+            Defect::WritesVoteOfMisuse,
             "entries that do not follow the log are refused, and nothing of their batch is written",
         ),
-        (Defect::MissesEntriesWhileWriting, "a read beside a write gives whole entries in order"),
-        (Defect::RemembersTruncatedMemberships, "any sequence of batches acts like the model"),
+        (Defect::MissesEntriesWhileWriting, "a read during a write returns complete entries in order"),
+        (Defect::KeepsTruncatedMemberships, "any sequence of batches has the same effect as on the model"),
     ];
     assert_rejected(&rules(), &table, |defect| run_suite(|| Place::new(defect), Place::open));
 }
 
 #[test]
-fn each_rule_of_a_failing_disk_rejects_what_breaks_it() {
+fn each_rule_of_failing_disk_rejects_its_defects() {
     let table = [
         (
-            Defect::WritesOnAfterFailure,
-            "after a failed write every other is refused, even if the disk works again",
+            Defect::WritesAfterFailure,
+            "after a failed write every further write is refused, even if the disk works again",
         ),
-        (Defect::WritesTheVoteOfAFailure, "of a failed write all or nothing is there after reopening"),
+        (
+            Defect::WritesVoteOfFailedBatch,
+            "after reopening, a failed write is present completely or not at all",
+        ),
     ];
     assert_rejected(&failing_disk_rules(), &table, |defect| {
         run_failing_disk_suite(|| Place::new(defect), Place::open, Place::fail);
@@ -110,25 +119,22 @@ fn each_rule_of_a_failing_disk_rejects_what_breaks_it() {
 }
 
 #[test]
-fn each_rule_of_a_full_disk_rejects_what_breaks_it() {
+fn each_rule_of_full_disk_rejects_its_defects() {
     let table = [
+        (Defect::ReturnsNoBatch, "entries without room are returned, and nothing of their batch is written"),
         (
-            Defect::GivesNothingBack,
-            "entries without room are given back, and nothing of their batch is written",
+            Defect::WritesVoteOfRefusedBatch,
+            "entries without room are returned, and nothing of their batch is written",
         ),
-        (
-            Defect::WritesTheVoteWithoutRoom,
-            "entries without room are given back, and nothing of their batch is written",
-        ),
-        (Defect::RefusesVotesWithoutRoom, "a purge or a vote is taken without room"),
-        (Defect::StaysFull, "what was refused for want of room may be written later"),
+        (Defect::RefusesVotesWithoutRoom, "a purge or a vote is accepted without room"),
+        (Defect::StaysFull, "a batch that was refused for lack of room can be written later"),
     ];
     assert_rejected(&full_disk_rules(), &table, |defect| {
         run_full_disk_suite(|| Place::new(defect), Place::open, Place::fill);
     });
 }
 
-/// A disk and how often it was opened.
+/// A disk, and the number of times that it was opened.
 struct Place {
     defect: Defect,
     disk: MemLogStorage,
@@ -178,9 +184,9 @@ fn copy(disk: &MemLogStorage) -> MemLogStorage {
 
 struct Broken {
     defect: Defect,
-    /// What is written to and read from.
+    /// Content that is read and written.
     memory: MemLogStorage,
-    /// What is opened next time: the same, but for what writes late.
+    /// Content that the next open finds; differs from `memory` only for `WritesLate`.
     disk: MemLogStorage,
     opened: u64,
     full: bool,
@@ -188,13 +194,13 @@ struct Broken {
     seen: Arc<Mutex<Seen>>,
 }
 
-/// What was written to a place.
+/// Batches written to a place.
 #[derive(Default)]
 struct Seen {
-    /// Since it was opened.
+    /// Last batch since the storage was opened.
     last_batch: LogBatch,
     memberships: Vec<(LogIndex, Membership)>,
-    /// What was purged last, be it below what was purged before.
+    /// Last purge, even if it was below an earlier one.
     purge: Option<SnapshotMeta>,
 }
 
@@ -207,22 +213,22 @@ impl Broken {
         LogBatch { hard_state: batch.hard_state.clone(), ..LogBatch::default() }
     }
 
-    /// What becomes of a batch before it is written.
+    /// Changes a batch before it is written, according to the defect.
     fn distort(&self, batch: &mut LogBatch) {
         match self.defect {
-            Defect::ForgetsTheInstallation => {
+            Defect::LosesInstallation => {
                 batch.hard_state.iter_mut().for_each(|hard_state| hard_state.installing = None);
             }
-            Defect::ForgetsTheHardState => drop(batch.hard_state.get_or_insert_default()),
-            Defect::DropsWhatReplacesATail if batch.truncate_after.is_some() => batch.entries.clear(),
+            Defect::LosesHardState => drop(batch.hard_state.get_or_insert_default()),
+            Defect::DropsReplacementOfTail if batch.truncate_after.is_some() => batch.entries.clear(),
             Defect::TruncatesAllIfBeyond if batch.truncate_after.is_some_and(|after| after > self.last()) => {
                 batch.truncate_after = Some(LogIndex::ZERO);
             }
-            Defect::KeepsWhatIsPurged => batch.purge = None,
-            Defect::ForgetsTheConfigurationPurged => {
+            Defect::KeepsPurgedEntries => batch.purge = None,
+            Defect::LosesPurgedConfiguration => {
                 batch.purge.iter_mut().for_each(|meta| meta.membership = Membership::default());
             }
-            Defect::PurgesToTheEndOnly => {
+            Defect::PurgesOnlyToTheEnd => {
                 let last = self.memory.load().unwrap().last();
                 batch.purge.iter_mut().for_each(|meta| meta.last = meta.last.min(last));
             }
@@ -230,20 +236,20 @@ impl Broken {
         }
     }
 
-    /// What is made of a refusal.
+    /// Handles a refusal according to the defect.
     fn refused(&self, error: StorageError, batch: &LogBatch) -> Result<(), StorageError> {
         match (self.defect, &error) {
             (Defect::AcceptsGaps, StorageError::Misuse(_)) => return Ok(()),
-            (Defect::WritesTheVoteOfMisuse, StorageError::Misuse(_))
-            | (Defect::WritesTheVoteWithoutRoom, StorageError::NoRoom { .. }) => {
+            (Defect::WritesVoteOfMisuse, StorageError::Misuse(_))
+            | (Defect::WritesVoteOfRefusedBatch, StorageError::NoRoom { .. }) => {
                 self.memory.write(Self::vote_of(batch))?;
             }
-            (Defect::WritesTheVoteOfAFailure, StorageError::Io { .. }) => {
+            (Defect::WritesVoteOfFailedBatch, StorageError::Io { .. }) => {
                 self.disk.fail_writes(false);
                 self.disk.write(Self::vote_of(batch))?;
                 self.disk.fail_writes(true);
             }
-            (Defect::GivesNothingBack, StorageError::NoRoom { why, .. }) => {
+            (Defect::ReturnsNoBatch, StorageError::NoRoom { why, .. }) => {
                 return Err(StorageError::NoRoom { why: why.clone(), batch: Box::default() });
             }
             _ => {}
@@ -269,12 +275,12 @@ impl LogStorage for Broken {
         let seen = self.seen.lock().unwrap();
         match self.defect {
             Defect::StartsInATerm if state.is_new() => state.hard_state.term = Term(1),
-            Defect::NewIdentityAtEachOpening => state.storage = StorageId(self.opened),
+            Defect::NewIdentityAtEachOpen => state.storage = StorageId(self.opened),
             Defect::OneIdentityForAll => state.storage = StorageId(7),
             Defect::PurgedGoesBack => {
                 state.purged = seen.purge.clone().unwrap_or(state.purged);
             }
-            Defect::RemembersTruncatedMemberships => state.memberships = seen.memberships.clone(),
+            Defect::KeepsTruncatedMemberships => state.memberships = seen.memberships.clone(),
             _ => {}
         }
         Ok(state)
@@ -290,11 +296,11 @@ impl LogStorage for Broken {
         self.distort(&mut batch);
         self.writing.store(true, Ordering::SeqCst);
         let result = match self.defect {
-            Defect::WritesOnAfterFailure => self.memory.clone().write(batch.clone()),
+            Defect::WritesAfterFailure => self.memory.clone().write(batch.clone()),
             _ => self.memory.write(batch.clone()),
         };
         if self.defect == Defect::MissesEntriesWhileWriting {
-            // So that most of the time is spent here.
+            // Makes it likely that reads happen at this point.
             (0..1000).for_each(|_| std::thread::yield_now());
         }
         self.writing.store(false, Ordering::SeqCst);

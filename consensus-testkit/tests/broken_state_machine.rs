@@ -1,4 +1,4 @@
-//! The suite of `StateMachine` rejects what is broken: a journal with one defect at a time.
+//! The suite of `StateMachine` rejects a journal with one defect at a time.
 
 mod common;
 
@@ -22,76 +22,79 @@ use consensus_testkit::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Defect {
     None,
-    StartsSomewhere,
-    AnswersWhatIsNoCommand,
-    AnswersCommandsOnly,
+    StartsAtNonzeroPosition,
+    RespondsToNonCommands,
+    RespondsToCommandsOnly,
     CountsCommandsOnly,
-    AnswersFromAClock,
-    AnswersByPlaceInTheBatch,
-    FlushedMoreThanApplied,
-    SaysItFlushed,
-    SaysItFlushedAside,
-    ForgetsWhatItAnswered,
+    RespondsFromAClock,
+    RespondsByPositionInBatch,
+    ReportsFlushBeyondApplied,
+    ReportsFlushWithoutFlushing,
+    ReportsBackgroundFlushWithoutFlushing,
+    RespondsDifferentlyAfterRestart,
     SnapshotShowsLaterState,
     UnwrittenSnapshotChangesState,
-    SwallowsErrorsOfTheSink,
+    IgnoresErrorsOfTheStream,
     MergesOnRestore,
-    KeepsThePositionOnRestore,
-    AnswersOtherwiseWhenRestored,
+    KeepsPositionOnRestore,
+    RespondsDifferentlyAfterRestore,
     RestoresInMemoryOnly,
-    TakesAnythingForASnapshot,
-    ForgetsAllOnABadSnapshot,
-    ForgetsAllOnABrokenStream,
+    AcceptsAnythingAsSnapshot,
+    ClearsStateOnBadSnapshot,
+    ClearsStateOnBrokenStream,
 }
 
 #[test]
-fn without_a_defect_it_passes() {
+fn state_machine_without_defect_passes() {
     run_suite(|| Place::new(Defect::None));
 }
 
 #[test]
-fn each_rule_rejects_what_breaks_it() {
-    let no_command = "every entry has one response, which is empty where there is no command";
-    let replaces = "a restore replaces the state, the applied position included";
-    let not_whole = "what is not a whole snapshot is refused, and changes nothing";
+fn each_rule_rejects_its_defects() {
+    let no_command = "every entry has one response, which is empty if the entry has no command";
+    let replaces = "a restore replaces the whole state, including the applied position";
+    let malformed = "an incomplete or malformed snapshot is refused and changes nothing";
     let table = [
-        (Defect::StartsSomewhere, "a new machine has applied nothing"),
-        (Defect::AnswersWhatIsNoCommand, no_command),
-        (Defect::AnswersCommandsOnly, no_command),
+        (Defect::StartsAtNonzeroPosition, "a new machine has applied nothing"),
+        (Defect::RespondsToNonCommands, no_command),
+        (Defect::RespondsToCommandsOnly, no_command),
         (
             Defect::CountsCommandsOnly,
             "the applied position is that of the last entry, with or without a command",
         ),
-        (Defect::AnswersFromAClock, "the same batches give the same state and the same responses"),
-        (Defect::AnswersByPlaceInTheBatch, "where batches are cut does not matter"),
-        (Defect::FlushedMoreThanApplied, "what is flushed is no more than what is applied"),
-        (Defect::SaysItFlushed, "after a restart the machine continues at what was flushed, or later"),
-        (Defect::SaysItFlushedAside, "what is flushed beside later entries is there after a restart"),
+        (Defect::RespondsFromAClock, "the same batches give the same state and the same responses"),
+        (Defect::RespondsByPositionInBatch, "the division of entries into batches has no effect"),
+        (Defect::ReportsFlushBeyondApplied, "the flushed position is not after the applied position"),
         (
-            Defect::ForgetsWhatItAnswered,
+            Defect::ReportsFlushWithoutFlushing,
+            "after a restart the machine continues at the flushed position or later",
+        ),
+        (
+            Defect::ReportsBackgroundFlushWithoutFlushing,
+            "the result of a background flush is present after a restart",
+        ),
+        (
+            Defect::RespondsDifferentlyAfterRestart,
             "entries that are applied again after a restart have the same responses",
         ),
-        (Defect::SnapshotShowsLaterState, "a snapshot has the state that it was taken of, not a later one"),
+        (Defect::SnapshotShowsLaterState, "a snapshot has the state at the time when it was taken"),
         (Defect::UnwrittenSnapshotChangesState, "a snapshot that is never written changes nothing"),
-        (Defect::SwallowsErrorsOfTheSink, "an error of the stream is passed on by the snapshot"),
+        (Defect::IgnoresErrorsOfTheStream, "a snapshot returns an error of the stream that it is written to"),
         (Defect::MergesOnRestore, replaces),
-        (Defect::KeepsThePositionOnRestore, replaces),
+        (Defect::KeepsPositionOnRestore, replaces),
         (
-            Defect::AnswersOtherwiseWhenRestored,
-            "a restored machine goes on like the one that the snapshot is of",
+            Defect::RespondsDifferentlyAfterRestore,
+            "a restored machine continues like the one that took the snapshot",
         ),
-        (Defect::RestoresInMemoryOnly, "what was restored is durable, if the machine is"),
-        (Defect::TakesAnythingForASnapshot, not_whole),
-        (Defect::ForgetsAllOnABadSnapshot, not_whole),
-        (
-            Defect::ForgetsAllOnABrokenStream,
-            "a snapshot whose stream breaks off is refused, and changes nothing",
-        ),
+        (Defect::RestoresInMemoryOnly, "a restored state is durable if the machine is durable"),
+        (Defect::AcceptsAnythingAsSnapshot, malformed),
+        (Defect::ClearsStateOnBadSnapshot, malformed),
+        (Defect::ClearsStateOnBrokenStream, "a snapshot whose stream fails is refused and changes nothing"),
     ];
     assert_rejected(&rules(), &table, |defect| run_suite(|| Place::new(defect)));
 }
 
-/// What a journal flushed, and how often it was opened.
+/// Flushed content of a journal, and the number of times that it was opened.
 struct Place {
     defect: Defect,
     disk: JournalReader,
@@ -111,7 +114,7 @@ impl Fixture for Place {
         self.opened.set(self.opened.get() + 1);
         let reopened = self.opened.get() > 1;
         let journal = Arc::new(Mutex::new(self.disk.open()));
-        Broken { defect: self.defect, journal, reopened, restored: false, answered: LogId::ZERO }
+        Broken { defect: self.defect, journal, reopened, restored: false, last_command: LogId::ZERO }
     }
 
     fn command(&self, n: u64) -> Bytes {
@@ -128,15 +131,15 @@ struct Broken {
     journal: Arc<Mutex<Journal>>,
     reopened: bool,
     restored: bool,
-    /// The last command.
-    answered: LogId,
+    /// Position of the last command.
+    last_command: LogId,
 }
 
 fn lock(journal: &Mutex<Journal>) -> MutexGuard<'_, Journal> {
     journal.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As a journal writes it.
+/// Content of a journal's snapshot.
 type Content = (LogId, Vec<(LogId, Bytes)>);
 
 fn content(journal: &mut Journal) -> Content {
@@ -150,27 +153,27 @@ impl Broken {
         lock(&self.journal)
     }
 
-    /// A response as the defect makes it.
+    /// Changes a response according to the defect.
     fn distort(&self, place: usize, response: &mut Bytes) {
         static CLOCK: AtomicU64 = AtomicU64::new(0);
         let wrong = match self.defect {
-            Defect::AnswersWhatIsNoCommand if response.is_empty() => "nothing".to_owned(),
-            Defect::AnswersFromAClock => CLOCK.fetch_add(1, Ordering::Relaxed).to_string(),
-            Defect::AnswersByPlaceInTheBatch => place.to_string(),
-            Defect::ForgetsWhatItAnswered if self.reopened => "again".to_owned(),
-            Defect::AnswersOtherwiseWhenRestored if self.restored => "restored".to_owned(),
+            Defect::RespondsToNonCommands if response.is_empty() => "nothing".to_owned(),
+            Defect::RespondsFromAClock => CLOCK.fetch_add(1, Ordering::Relaxed).to_string(),
+            Defect::RespondsByPositionInBatch => place.to_string(),
+            Defect::RespondsDifferentlyAfterRestart if self.reopened => "again".to_owned(),
+            Defect::RespondsDifferentlyAfterRestore if self.restored => "restored".to_owned(),
             _ => return,
         };
-        if self.defect == Defect::AnswersWhatIsNoCommand || !response.is_empty() {
+        if self.defect == Defect::RespondsToNonCommands || !response.is_empty() {
             *response = wrong.into();
         }
     }
 
-    /// What remains in a journal after a restore.
+    /// Content of the journal after a restore, according to the defect.
     fn restored(&self, before: Content, stream: &[u8]) -> Result<Content, StateMachineError> {
         let new = codec::decode::<Content>("journal", 1, stream);
         let (applied, mut commands) = match (self.defect, new) {
-            (Defect::TakesAnythingForASnapshot, Err(_)) => before.clone(),
+            (Defect::AcceptsAnythingAsSnapshot, Err(_)) => before.clone(),
             (_, new) => new?,
         };
         match self.defect {
@@ -178,7 +181,7 @@ impl Broken {
                 commands.extend(before.1.into_iter().filter(|(id, _)| id.index > applied.index));
                 Ok((applied, commands))
             }
-            Defect::KeepsThePositionOnRestore => Ok((before.0, commands)),
+            Defect::KeepsPositionOnRestore => Ok((before.0, commands)),
             _ => Ok((applied, commands)),
         }
     }
@@ -187,8 +190,8 @@ impl Broken {
 impl StateMachine for Broken {
     fn applied(&self) -> LogId {
         match self.defect {
-            Defect::StartsSomewhere => self.journal().applied().max(LogId::new(1, 1)),
-            Defect::CountsCommandsOnly => self.answered,
+            Defect::StartsAtNonzeroPosition => self.journal().applied().max(LogId::new(1, 1)),
+            Defect::CountsCommandsOnly => self.last_command,
             _ => self.journal().applied(),
         }
     }
@@ -197,11 +200,11 @@ impl StateMachine for Broken {
         let mut responses = self.journal().apply(entries)?;
         for (place, (entry, response)) in entries.iter().zip(&mut responses).enumerate() {
             if matches!(entry.payload, Payload::Command(_)) {
-                self.answered = entry.id;
+                self.last_command = entry.id;
             }
             self.distort(place, response);
         }
-        if self.defect == Defect::AnswersCommandsOnly {
+        if self.defect == Defect::RespondsToCommandsOnly {
             responses.retain(|response| !response.is_empty());
         }
         Ok(responses)
@@ -210,27 +213,33 @@ impl StateMachine for Broken {
     fn flush(&mut self) -> Result<LogId, StateMachineError> {
         let applied = self.journal().applied();
         match self.defect {
-            Defect::FlushedMoreThanApplied => Ok(LogId { index: applied.index.next(), ..applied }),
-            Defect::SaysItFlushed => Ok(applied),
+            Defect::ReportsFlushBeyondApplied => Ok(LogId { index: applied.index.next(), ..applied }),
+            Defect::ReportsFlushWithoutFlushing => Ok(applied),
             _ => self.journal().flush(),
         }
     }
 
     fn flush_in_background(&mut self) -> Option<FlushWork> {
         let applied = self.journal().applied();
-        (self.defect == Defect::SaysItFlushedAside).then(|| Box::new(move || Ok(applied)) as FlushWork)
+        (self.defect == Defect::ReportsBackgroundFlushWithoutFlushing)
+            .then(|| Box::new(move || Ok(applied)) as FlushWork)
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
-        let picture = codec::encode(1, &content(&mut self.journal()));
-        Ok(Box::new(Picture { defect: self.defect, journal: self.journal.clone(), picture, written: false }))
+        let snapshot = codec::encode(1, &content(&mut self.journal()));
+        Ok(Box::new(BrokenSnapshot {
+            defect: self.defect,
+            journal: self.journal.clone(),
+            snapshot,
+            written: false,
+        }))
     }
 
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
         let (mut bytes, before) = (Vec::new(), content(&mut self.journal()));
         let empty = codec::encode(1, &Content::default());
         if let Err(error) = stream.read_to_end(&mut bytes) {
-            if self.defect == Defect::ForgetsAllOnABrokenStream {
+            if self.defect == Defect::ClearsStateOnBrokenStream {
                 self.journal().restore(&mut &empty[..])?;
             }
             return Err(error.into());
@@ -238,28 +247,28 @@ impl StateMachine for Broken {
         let new = match self.restored(before, &bytes) {
             Ok(new) => codec::encode(1, &new),
             Err(error) => {
-                if self.defect == Defect::ForgetsAllOnABadSnapshot {
+                if self.defect == Defect::ClearsStateOnBadSnapshot {
                     self.journal().restore(&mut &empty[..])?;
                 }
                 return Err(error);
             }
         };
         if self.defect == Defect::RestoresInMemoryOnly {
-            self.journal = Arc::default(); // On another disk.
+            self.journal = Arc::default(); // The restored state goes to another disk.
         }
         self.restored = true;
         self.journal().restore(&mut &new[..])
     }
 }
 
-struct Picture {
+struct BrokenSnapshot {
     defect: Defect,
     journal: Arc<Mutex<Journal>>,
-    picture: Vec<u8>,
+    snapshot: Vec<u8>,
     written: bool,
 }
 
-impl Snapshot for Picture {
+impl Snapshot for BrokenSnapshot {
     fn write_to(&mut self, out: &mut dyn Write) -> std::io::Result<()> {
         self.written = true;
         match self.defect {
@@ -267,16 +276,16 @@ impl Snapshot for Picture {
                 let later = content(&mut lock(&self.journal));
                 out.write_all(&codec::encode(1, &later))
             }
-            Defect::SwallowsErrorsOfTheSink => {
-                let _ = out.write_all(&self.picture);
+            Defect::IgnoresErrorsOfTheStream => {
+                let _ = out.write_all(&self.snapshot);
                 Ok(())
             }
-            _ => out.write_all(&self.picture),
+            _ => out.write_all(&self.snapshot),
         }
     }
 }
 
-impl Drop for Picture {
+impl Drop for BrokenSnapshot {
     fn drop(&mut self) {
         if self.defect == Defect::UnwrittenSnapshotChangesState && !self.written {
             *lock(&self.journal) = Journal::new();

@@ -1,4 +1,4 @@
-//! The suite of `NetworkTransport` rejects what is broken: the transport in memory with one defect at a time.
+//! The suite of `NetworkTransport` rejects the transport in memory with one defect at a time.
 
 mod common;
 
@@ -24,96 +24,96 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Defect {
     None,
-    SaysItIsAnother,
+    ReportsWrongId,
     AltersMessages,
     LosesOneKindOfMessage,
-    TellsAnotherSender,
-    SendsToEverybody,
+    ReportsWrongSender,
+    SendsToAllNodes,
     WaitsForRoom,
-    QueuesWithoutBound,
+    QueuesWithoutLimit,
     AltersChunks,
-    AnswersChunksByItself,
-    TellsAnotherSenderOfChunks,
-    MixesUpAnswers,
-    HoldsUpMessagesForChunks,
-    AnswersWithWhatWasGivenUp,
-    AnswersForWhoDoesNot,
-    AwaitsTheDead,
+    RespondsToChunksItself,
+    ReportsWrongSenderOfChunks,
+    SwapsResponses,
+    DelaysMessagesForChunks,
+    ReturnsResponseOfCancelledChunk,
+    RespondsForSilentNode,
+    WaitsForStoppedNode,
     StartsTwice,
-    KnowsEverybody,
-    KeepsWhatIsRemoved,
-    RemovesEverybody,
-    RefusesWhoKnowsNoCluster,
+    KnowsAllNodes,
+    KeepsRemovedEndpoint,
+    RemovesAllEndpoints,
+    RefusesNodesWithoutCluster,
     IgnoresClusters,
     ComparesClustersOnce,
     SendsChunksToOtherClusters,
-    QueuesWhenShutDown,
-    DeliversWhenShutDown,
+    QueuesAfterShutdown,
+    DeliversAfterShutdown,
     ReportsNothing,
-    ReportsWhatOnceWas,
+    NeverUpdatesReachability,
 }
 
 #[test]
-fn without_a_defect_it_passes() {
+fn transport_without_defect_passes() {
     run(Defect::None);
 }
 
 #[test]
-fn each_rule_rejects_what_breaks_it() {
+fn each_rule_rejects_its_defects() {
     let unaltered = "every kind of message arrives as it was sent";
-    let answered = "a snapshot chunk arrives as it was sent, and its answer comes back";
-    let unanswered = "a snapshot chunk without an answer is an error";
-    let removed = "a node whose endpoint was removed is unknown, and no other";
+    let gets_response = "a snapshot chunk arrives as it was sent, and its response is returned";
+    let without_response = "a snapshot chunk without a response is an error";
+    let removed = "a node whose endpoint was removed is unknown, and no other node is";
     let between_clusters = "no message passes between nodes of two clusters";
     let table = [
-        (Defect::SaysItIsAnother, "a transport says whose end it is"),
+        (Defect::ReportsWrongId, "a transport reports the id of its node"),
         (Defect::AltersMessages, unaltered),
         (Defect::LosesOneKindOfMessage, unaltered),
-        (Defect::TellsAnotherSender, "who sent a message is told truly"),
-        (Defect::SendsToEverybody, "a message reaches nobody but the node that it is for"),
+        (Defect::ReportsWrongSender, "a message arrives with the id of its sender"),
+        (Defect::SendsToAllNodes, "a message reaches only its receiver"),
         (Defect::WaitsForRoom, "send returns at once, on any thread"),
-        (Defect::QueuesWithoutBound, "what waits for a node is bounded, and a full queue says so"),
-        (Defect::AltersChunks, answered),
-        (Defect::AnswersChunksByItself, answered),
-        (Defect::TellsAnotherSenderOfChunks, "who sent a snapshot chunk is told truly"),
-        (Defect::MixesUpAnswers, "each snapshot chunk gets the answer to itself"),
-        (Defect::HoldsUpMessagesForChunks, "a snapshot chunk that waits for its answer holds up no message"),
-        (Defect::AnswersWithWhatWasGivenUp, "a snapshot chunk that was given up disturbs no later one"),
-        (Defect::AnswersForWhoDoesNot, unanswered),
-        (Defect::AwaitsTheDead, unanswered),
+        (Defect::QueuesWithoutLimit, "the queue for a node is limited, and a full queue is reported"),
+        (Defect::AltersChunks, gets_response),
+        (Defect::RespondsToChunksItself, gets_response),
+        (Defect::ReportsWrongSenderOfChunks, "a snapshot chunk arrives with the id of its sender"),
+        (Defect::SwapsResponses, "each snapshot chunk gets its own response"),
+        (Defect::DelaysMessagesForChunks, "a snapshot chunk that waits for its response delays no message"),
+        (Defect::ReturnsResponseOfCancelledChunk, "a cancelled snapshot chunk affects no later one"),
+        (Defect::RespondsForSilentNode, without_response),
+        (Defect::WaitsForStoppedNode, without_response),
         (Defect::StartsTwice, "a second start is misuse"),
-        (Defect::KnowsEverybody, "a node without an endpoint is unknown"),
-        (Defect::KeepsWhatIsRemoved, removed),
-        (Defect::RemovesEverybody, removed),
+        (Defect::KnowsAllNodes, "a node without an endpoint is unknown"),
+        (Defect::KeepsRemovedEndpoint, removed),
+        (Defect::RemovesAllEndpoints, removed),
         (
-            Defect::RefusesWhoKnowsNoCluster,
-            "nodes of one cluster, and those that know none yet, talk to each other",
+            Defect::RefusesNodesWithoutCluster,
+            "nodes of one cluster, and nodes that know no cluster yet, exchange messages",
         ),
         (Defect::IgnoresClusters, between_clusters),
         (Defect::ComparesClustersOnce, between_clusters),
         (Defect::SendsChunksToOtherClusters, "no snapshot chunk passes between nodes of two clusters"),
-        (Defect::QueuesWhenShutDown, "a transport that is shut down sends nothing, and says so"),
-        (Defect::DeliversWhenShutDown, "a transport that is shut down delivers nothing more"),
+        (Defect::QueuesAfterShutdown, "a transport that is shut down sends nothing, and reports it"),
+        (Defect::DeliversAfterShutdown, "a transport that is shut down delivers no further message"),
         (Defect::ReportsNothing, "a node that was reached is reported as reachable"),
-        (Defect::ReportsWhatOnceWas, "a node that is shut down does not stay reachable"),
+        (Defect::NeverUpdatesReachability, "a node that is shut down is not reported as reachable for long"),
     ];
     assert_rejected(&rules(), &table, run);
 }
 
-/// In paused time: what never happens is waited for in no time. Only a `send` that waits takes the patience in earnest.
+/// Under a paused clock, so that waiting for an event that never happens takes no time. Only a `send` that blocks takes real time.
 fn run(defect: Defect) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.unwrap().block_on(run_suite_within(Duration::from_secs(1), |size| async move {
-        let (network, everybody) = (MemNetwork::new(7), Arc::default());
-        let transport = |id| Broken::new(defect, network.transport(NodeId(id)), size, Arc::clone(&everybody));
+        let (network, shared) = (MemNetwork::new(7), Arc::default());
+        let transport = |id| Broken::new(defect, network.transport(NodeId(id)), size, Arc::clone(&shared));
         (0..size).map(|id| Arc::new(transport(id)) as Arc<dyn NetworkTransport>).collect()
     }));
 }
 
-/// What is known of all nodes.
+/// State shared by all nodes.
 #[derive(Default)]
-struct Everybody {
-    /// For who shuts down in name only.
+struct SharedState {
+    /// Nodes that only pretend to be shut down.
     closed: Mutex<BTreeSet<NodeId>>,
     clusters: Mutex<BTreeMap<NodeId, ClusterId>>,
 }
@@ -123,16 +123,16 @@ struct Broken {
     inner: Arc<MemTransport>,
     nodes: u64,
     started: AtomicBool,
-    /// Something was sent.
+    /// Whether a message was sent.
     has_sent: AtomicBool,
-    everybody: Arc<Everybody>,
-    chunks_under_way: AtomicU64,
-    answers: Mutex<Vec<SnapshotAck>>,
+    shared: Arc<SharedState>,
+    chunks_in_progress: AtomicU64,
+    responses: Mutex<Vec<SnapshotAck>>,
     reported: watch::Sender<BTreeMap<NodeId, Reachability>>,
 }
 
 impl Broken {
-    fn new(defect: Defect, inner: Arc<MemTransport>, nodes: u64, everybody: Arc<Everybody>) -> Self {
+    fn new(defect: Defect, inner: Arc<MemTransport>, nodes: u64, shared: Arc<SharedState>) -> Self {
         let all = (0..nodes).map(|id| (NodeId(id), Reachability::Reachable)).collect();
         let reported = if defect == Defect::ReportsNothing { BTreeMap::new() } else { all };
         Self {
@@ -141,24 +141,24 @@ impl Broken {
             nodes,
             started: AtomicBool::new(false),
             has_sent: AtomicBool::new(false),
-            everybody,
-            chunks_under_way: AtomicU64::new(0),
-            answers: Mutex::default(),
+            shared,
+            chunks_in_progress: AtomicU64::new(0),
+            responses: Mutex::default(),
             reported: watch::channel(reported).0,
         }
     }
 
     fn is_closed(&self, node: NodeId) -> bool {
-        self.everybody.closed.lock().unwrap().contains(&node)
+        self.shared.closed.lock().unwrap().contains(&node)
     }
 
     fn clusters(&self, to: NodeId) -> (ClusterId, ClusterId) {
-        let clusters = self.everybody.clusters.lock().unwrap();
+        let clusters = self.shared.clusters.lock().unwrap();
         let cluster = |node| clusters.get(&node).copied().unwrap_or_default();
         (cluster(self.inner.local()), cluster(to))
     }
 
-    /// What is made of a message that was not queued.
+    /// Handles a message that was not queued, according to the defect.
     fn not_queued(&self, to: NodeId, message: &Message, error: SendError) -> Result<(), SendError> {
         match (self.defect, &error) {
             (Defect::WaitsForRoom, SendError::QueueFull(_)) => loop {
@@ -168,16 +168,16 @@ impl Broken {
                     result => return result,
                 }
             },
-            (Defect::QueuesWithoutBound, SendError::QueueFull(_))
-            | (Defect::KnowsEverybody, SendError::UnknownNode(_))
-            | (Defect::QueuesWhenShutDown, SendError::Closed) => Ok(()),
+            (Defect::QueuesWithoutLimit, SendError::QueueFull(_))
+            | (Defect::KnowsAllNodes, SendError::UnknownNode(_))
+            | (Defect::QueuesAfterShutdown, SendError::Closed) => Ok(()),
             _ => Err(error),
         }
     }
 
     async fn chunk(&self, to: NodeId, chunk: SnapshotChunk) -> Result<SnapshotAck, TransportError> {
         let refused = SnapshotAck { term: chunk.term, outcome: SnapshotOutcome::Refused };
-        let unheard = || TransportError::Io {
+        let timed_out = || TransportError::Io {
             context: "a chunk".to_owned(),
             source: std::io::ErrorKind::TimedOut.into(),
         };
@@ -185,36 +185,36 @@ impl Broken {
             return Err(SendError::Closed.into());
         }
         if self.is_closed(to) {
-            return Err(unheard());
+            return Err(timed_out());
         }
-        let answer = self.inner.send_snapshot_chunk(to, chunk).await;
+        let response = self.inner.send_snapshot_chunk(to, chunk).await;
         match self.defect {
-            Defect::AnswersForWhoDoesNot => Ok(answer.unwrap_or(refused)),
-            Defect::AwaitsTheDead if matches!(answer, Err(TransportError::Io { .. })) => {
+            Defect::RespondsForSilentNode => Ok(response.unwrap_or(refused)),
+            Defect::WaitsForStoppedNode if matches!(response, Err(TransportError::Io { .. })) => {
                 std::future::pending().await
             }
-            Defect::MixesUpAnswers => {
-                self.answers.lock().unwrap().push(answer?);
+            Defect::SwapsResponses => {
+                self.responses.lock().unwrap().push(response?);
                 tokio::task::yield_now().await;
-                // Tasks that yielded go on in reverse order, so the first to come takes the answer to the last.
-                let answer = self.answers.lock().unwrap().drain(..1).next();
-                answer.ok_or_else(unheard)
+                // Tasks that yielded continue in reverse order, so the first caller gets the response for the last one.
+                let response = self.responses.lock().unwrap().drain(..1).next();
+                response.ok_or_else(timed_out)
             }
-            _ => answer,
+            _ => response,
         }
     }
 }
 
-/// Counts a chunk as under way, and remembers an answer to it if nobody waits for it any more.
-struct UnderWay<'a> {
+/// Counts a chunk as in progress, and keeps a response to it if its caller has gone.
+struct ChunkInProgress<'a> {
     transport: &'a Broken,
-    answer: Option<SnapshotAck>,
+    response: Option<SnapshotAck>,
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for ChunkInProgress<'_> {
     fn drop(&mut self) {
-        self.transport.chunks_under_way.fetch_sub(1, Ordering::SeqCst);
-        self.transport.answers.lock().unwrap().extend(self.answer.take());
+        self.transport.chunks_in_progress.fetch_sub(1, Ordering::SeqCst);
+        self.transport.responses.lock().unwrap().extend(self.response.take());
     }
 }
 
@@ -222,7 +222,7 @@ impl Drop for UnderWay<'_> {
 impl NetworkTransport for Broken {
     fn local(&self) -> NodeId {
         match self.defect {
-            Defect::SaysItIsAnother => NodeId(self.inner.local().0 + 1),
+            Defect::ReportsWrongId => NodeId(self.inner.local().0 + 1),
             _ => self.inner.local(),
         }
     }
@@ -238,15 +238,15 @@ impl NetworkTransport for Broken {
         self.has_sent.store(true, Ordering::SeqCst);
         let (own, theirs) = self.clusters(to);
         match self.defect {
-            Defect::RefusesWhoKnowsNoCluster if own != theirs => return Err(SendError::Unreachable(to)),
+            Defect::RefusesNodesWithoutCluster if own != theirs => return Err(SendError::Unreachable(to)),
             Defect::SendsChunksToOtherClusters if !own.is_compatible_with(theirs) => {
                 return Err(SendError::Unreachable(to));
             }
             Defect::LosesOneKindOfMessage if matches!(message, Message::TimeoutNow(_)) => return Ok(()),
-            Defect::HoldsUpMessagesForChunks if self.chunks_under_way.load(Ordering::SeqCst) > 0 => {
+            Defect::DelaysMessagesForChunks if self.chunks_in_progress.load(Ordering::SeqCst) > 0 => {
                 return Err(SendError::QueueFull(to));
             }
-            Defect::SendsToEverybody => {
+            Defect::SendsToAllNodes => {
                 for other in (0..self.nodes).map(NodeId).filter(|node| *node != to) {
                     let _ = self.inner.send(other, message.clone());
                 }
@@ -264,20 +264,20 @@ impl NetworkTransport for Broken {
     ) -> Result<SnapshotAck, TransportError> {
         let installed = SnapshotAck { term: chunk.term, outcome: SnapshotOutcome::Installed };
         match self.defect {
-            Defect::AnswersChunksByItself => return Ok(installed),
-            Defect::AnswersWithWhatWasGivenUp => {
-                if let Some(answer) = self.answers.lock().unwrap().pop() {
-                    return Ok(answer);
+            Defect::RespondsToChunksItself => return Ok(installed),
+            Defect::ReturnsResponseOfCancelledChunk => {
+                if let Some(response) = self.responses.lock().unwrap().pop() {
+                    return Ok(response);
                 }
             }
             _ => {}
         }
-        self.chunks_under_way.fetch_add(1, Ordering::SeqCst);
-        let late = (self.defect == Defect::AnswersWithWhatWasGivenUp).then_some(installed);
-        let mut under_way = UnderWay { transport: self, answer: late };
-        let answer = self.chunk(to, chunk).await;
-        under_way.answer = None;
-        answer
+        self.chunks_in_progress.fetch_add(1, Ordering::SeqCst);
+        let late = (self.defect == Defect::ReturnsResponseOfCancelledChunk).then_some(installed);
+        let mut in_progress = ChunkInProgress { transport: self, response: late };
+        let response = self.chunk(to, chunk).await;
+        in_progress.response = None;
+        response
     }
 
     fn set_endpoint(&self, node: NodeId, endpoint: Endpoint) {
@@ -286,8 +286,8 @@ impl NetworkTransport for Broken {
 
     fn remove_endpoint(&self, node: NodeId) {
         match self.defect {
-            Defect::KeepsWhatIsRemoved => {}
-            Defect::RemovesEverybody => {
+            Defect::KeepsRemovedEndpoint => {}
+            Defect::RemovesAllEndpoints => {
                 (0..self.nodes).for_each(|node| self.inner.remove_endpoint(NodeId(node)));
             }
             _ => self.inner.remove_endpoint(node),
@@ -295,10 +295,10 @@ impl NetworkTransport for Broken {
     }
 
     fn set_cluster(&self, cluster: ClusterId) {
-        self.everybody.clusters.lock().unwrap().insert(self.inner.local(), cluster);
+        self.shared.clusters.lock().unwrap().insert(self.inner.local(), cluster);
         match self.defect {
             Defect::IgnoresClusters
-            | Defect::RefusesWhoKnowsNoCluster
+            | Defect::RefusesNodesWithoutCluster
             | Defect::SendsChunksToOtherClusters => {}
             Defect::ComparesClustersOnce if self.has_sent.load(Ordering::SeqCst) => {}
             _ => self.inner.set_cluster(cluster),
@@ -307,15 +307,15 @@ impl NetworkTransport for Broken {
 
     fn reachability(&self) -> watch::Receiver<BTreeMap<NodeId, Reachability>> {
         match self.defect {
-            Defect::ReportsNothing | Defect::ReportsWhatOnceWas => self.reported.subscribe(),
+            Defect::ReportsNothing | Defect::NeverUpdatesReachability => self.reported.subscribe(),
             _ => self.inner.reachability(),
         }
     }
 
     async fn shutdown(&self) {
         match self.defect {
-            Defect::DeliversWhenShutDown => {
-                self.everybody.closed.lock().unwrap().insert(self.inner.local());
+            Defect::DeliversAfterShutdown => {
+                self.shared.closed.lock().unwrap().insert(self.inner.local());
             }
             _ => self.inner.shutdown().await,
         }
@@ -330,7 +330,7 @@ struct BrokenHandler {
 #[async_trait]
 impl MessageHandler for BrokenHandler {
     fn on_message(&self, from: NodeId, mut message: Message) {
-        let from = if self.defect == Defect::TellsAnotherSender { NodeId(0) } else { from };
+        let from = if self.defect == Defect::ReportsWrongSender { NodeId(0) } else { from };
         if let (Defect::AltersMessages, Message::AppendEntries(append)) = (self.defect, &mut message) {
             append.commit = LogIndex::ZERO;
         }
@@ -339,7 +339,7 @@ impl MessageHandler for BrokenHandler {
 
     async fn on_snapshot_chunk(&self, from: NodeId, mut chunk: SnapshotChunk) -> SnapshotAck {
         match self.defect {
-            Defect::TellsAnotherSenderOfChunks => {
+            Defect::ReportsWrongSenderOfChunks => {
                 return self.inner.on_snapshot_chunk(NodeId(0), chunk).await;
             }
             Defect::AltersChunks => chunk.transfer += 1,

@@ -1,4 +1,4 @@
-//! `ExactlyOnce` is a state machine like any other, and what it promises besides.
+//! `ExactlyOnce` passes the suite of state machines, and applies each call once.
 
 use bytes::Bytes;
 use consensus_core::{
@@ -30,7 +30,7 @@ fn machine() -> (Machine, Reader<Sum>) {
     (ExactlyOnce::new(sum), reader)
 }
 
-// As they go over the wire: formats that stay.
+// The encodings on the wire, which must not change.
 fn open(sessions_max: u8) -> Bytes {
     Bytes::from(vec![1, 0, sessions_max])
 }
@@ -51,7 +51,7 @@ fn refused(refusal: u8, numbers: &[u8]) -> Vec<u8> {
     [&[1, 2, refusal], numbers].concat()
 }
 
-/// Applies commands, the first at index `first`, cut in batches of `batch`.
+/// Applies commands, the first at index `first`, in batches of `batch`.
 fn apply(machine: &mut Machine, first: u64, batch: usize, commands: &[Bytes]) -> Vec<Bytes> {
     let entries: Vec<Entry> = (first..)
         .zip(commands)
@@ -64,7 +64,7 @@ fn apply(machine: &mut Machine, first: u64, batch: usize, commands: &[Bytes]) ->
 }
 
 #[test]
-fn each_number_is_applied_once_and_answered_alike() {
+fn repeated_call_is_applied_once_and_has_the_same_response() {
     let commands = [
         (open(10), opened(1)),
         (call(1, 1, 5), response(5)),
@@ -77,21 +77,21 @@ fn each_number_is_applied_once_and_answered_alike() {
         (call(9, 1, 5), refused(0, &[9])),
         (Bytes::from_static(b"nonsense"), refused(2, &[])),
     ];
-    let (proposed, answers): (Vec<_>, Vec<_>) = commands.into_iter().unzip();
+    let (proposed, responses): (Vec<_>, Vec<_>) = commands.into_iter().unzip();
     for batch in 1..=proposed.len() {
         let (mut machine, sum) = machine();
-        assert_eq!(apply(&mut machine, 1, batch, &proposed), answers, "in batches of {batch}");
+        assert_eq!(apply(&mut machine, 1, batch, &proposed), responses, "in batches of {batch}");
         assert_eq!(sum.read(|sum| sum.0), 7);
     }
 }
 
 #[test]
-fn who_is_idle_longest_is_forgotten() {
+fn least_recently_used_session_is_closed() {
     let (mut machine, sum) = machine();
-    // 1 is used after 2 is opened: 2 goes for 4, 1 for 6.
+    // Session 1 is used after session 2 is opened, so session 4 replaces 2, and session 6 replaces 1.
     let proposed =
         [open(2), open(2), call(1, 1, 1), open(2), call(2, 1, 1), open(2), call(1, 1, 1), call(4, 1, 1)];
-    let answers = [
+    let responses = [
         opened(1),
         opened(2),
         response(1),
@@ -101,12 +101,12 @@ fn who_is_idle_longest_is_forgotten() {
         refused(0, &[1]),
         response(2),
     ];
-    assert_eq!(apply(&mut machine, 1, 3, &proposed), answers);
+    assert_eq!(apply(&mut machine, 1, 3, &proposed), responses);
     assert_eq!(sum.read(|sum| sum.0), 2);
 }
 
 #[test]
-fn a_snapshot_carries_the_sessions() {
+fn snapshot_contains_the_sessions() {
     let (mut old, _) = machine();
     apply(&mut old, 1, 9, &[open(2), call(1, 1, 5), open(2), call(3, 4, 1)]);
     let mut stream = Vec::new();
@@ -116,8 +116,8 @@ fn a_snapshot_carries_the_sessions() {
     new.restore(&mut &stream[..]).unwrap();
     assert_eq!(sum.read(|sum| sum.0), 6);
     let proposed = [call(2, 1, 1), call(3, 4, 1), call(1, 1, 5), open(2), call(3, 4, 1), call(1, 2, 1)];
-    let answers = [refused(0, &[2]), response(6), response(5), opened(8), refused(0, &[3]), response(7)];
-    assert_eq!(apply(&mut new, 5, 2, &proposed), answers, "and who was idle");
+    let responses = [refused(0, &[2]), response(6), response(5), opened(8), refused(0, &[3]), response(7)];
+    assert_eq!(apply(&mut new, 5, 2, &proposed), responses, "the order of last use is restored");
 }
 
 struct Place;
@@ -149,7 +149,7 @@ fn passes_the_suite() {
 }
 
 #[test]
-fn a_session_is_two_numbers() {
+fn session_is_encoded_as_two_numbers() {
     let session = Session { client_id: 1, sequence: 300 };
     assert_eq!(consensus_core::codec::encode(1, &session), [1, 1, 251, 44, 1]);
 }

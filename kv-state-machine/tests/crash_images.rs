@@ -91,7 +91,7 @@ fn workload_with_a_log() {
 fn check(image: &Image, durability: Durability, states: &[StateHash]) {
     let dir = tempfile::tempdir().unwrap();
     image.write_to(dir.path()).unwrap();
-    let durable: u64 = image.told("durable").map_or(0, |index| index.parse().unwrap());
+    let durable: u64 = image.printed_value("durable").map_or(0, |index| index.parse().unwrap());
     let machine = KvStateMachine::open(&dir.path().join("node-1/state"), NodeId(1), durability);
     let mut machine = machine.unwrap_or_else(|error| panic!("{image} does not open: {error}"));
     let applied = machine.applied().index.0;

@@ -59,12 +59,12 @@ fn no_damage_goes_unnoticed(durability: Durability) {
     let tally = damage::try_all(&dir, 2, more, |damage, place| match look(place, durability) {
         Ok(found) => {
             assert_eq!(found, content, "{damage}: opened with something else");
-            Outcome::Whole
+            Outcome::Intact
         }
         Err(why) => Outcome::Refused(why),
     });
     println!("{tally:?}");
-    assert!(tally.whole > 20 && tally.refused > 100, "{tally:?}");
+    assert!(tally.intact > 20 && tally.refused > 100, "{tally:?}");
 }
 
 #[test]

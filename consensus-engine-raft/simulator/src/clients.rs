@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use consensus_core::{NodeId, Role, session::Session};
 use consensus_raft_protocol::Event;
-use consensus_testkit::linearizability::{Operation, Register, Verdict, check, explain};
+use consensus_testkit::linearizability::{CheckResult, Operation, Register, check, explain};
 
 use crate::{
     machine::{Command, KEYS},
@@ -221,11 +221,11 @@ impl World {
                 all.filter(|(at, _)| *at == key).map(|(_, operation)| operation.clone()).collect();
             let verdict = check(&Register::Read, &history, SEARCH_STEPS);
             match verdict {
-                Verdict::Violation { .. } => {
+                CheckResult::Violation { .. } => {
                     panic!("not linearizable, key {key}: {}", explain(&history, &verdict))
                 }
-                Verdict::Undecided => self.checks.reach("history undecided"),
-                Verdict::Linearizable => self.checks.reach("history checked"),
+                CheckResult::Undecided => self.checks.reach("history undecided"),
+                CheckResult::Linearizable => self.checks.reach("history checked"),
             }
         }
     }

@@ -280,12 +280,12 @@ fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
 
 // The rules, in the words of `consensus_testkit::state_machine` where it has them too.
 const NEW: &str = "a new machine has applied nothing";
-const ONE_EACH: &str = "every entry has one response, which is empty where there is no command";
+const ONE_EACH: &str = "every entry has one response, which is empty if the entry has no command";
 const POSITION: &str = "the applied position is that of the last entry, with or without a command";
 const RESPONSES: &str = "an entry has the same response on every node, after a restart or a restore too, and wherever batches are cut";
 const STATES: &str = "nodes at the same position have the same state";
-const RESTORED: &str = "a restore replaces the state, the applied position included";
-const FLUSHED: &str = "what is flushed is no more than what is applied";
+const RESTORED: &str = "a restore replaces the whole state, including the applied position";
+const FLUSHED: &str = "the flushed position is not after the applied position";
 const FAILS: &str =
     "no call fails or panics: what is wrong with a command is said in its response, the same on every node";
 const OWN: &str = "what the guest asks for";

@@ -213,7 +213,7 @@ fn each_mistake_is_found_and_named() {
     let same = "breaks the rule \"an entry has the same response on every node";
     let fails = "breaks the rule \"no call fails or panics";
     let one_each =
-        "breaks the rule \"every entry has one response, which is empty where there is no command\"";
+        "breaks the rule \"every entry has one response, which is empty if the entry has no command\"";
     let position = "breaks the rule \"the applied position is that of the last entry";
     let table: &[(Defect, &[&str])] = &[
         (Defect::StartsSomewhere, &["\"a new machine has applied nothing\"", "applied() is 0.1 and not 0.0"]),
@@ -228,12 +228,12 @@ fn each_mistake_is_found_and_named() {
         (Defect::MergesOnRestore, &[same, " by node ", "the snapshot "]),
         (
             Defect::ForgetsThePositionOnRestore,
-            &["\"a restore replaces the state", "after restore of a snapshot"],
+            &["\"a restore replaces the whole state", "after restore of a snapshot"],
         ),
         (Defect::AppliesTwiceOnceRestored, &[same, " by node ", "the snapshot "]),
         (
             Defect::FlushedMoreThanApplied,
-            &["\"what is flushed is no more than what is applied\"", "flush said 100."],
+            &["\"the flushed position is not after the applied position\"", "flush said 100."],
         ),
         (Defect::RefusesACommand, &[fails, "(command \"", "failed: state machine: 77?"]),
         (Defect::PanicsOnACommand, &[fails, "apply of", "panicked: no more than 76"]),

@@ -27,7 +27,7 @@ mod troubles;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use consensus_raft_simulator::{KEYS, Random};
-use consensus_testkit::linearizability::{Operation, Register, Verdict, check, explain};
+use consensus_testkit::linearizability::{Operation, Register, CheckResult, check, explain};
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use cluster::World;
@@ -112,7 +112,7 @@ async fn converge(world: &World) -> Result<(), String> {
 fn check_histories(history: &[Vec<Operation<Register, Option<u64>>>; KEYS]) -> Result<(), String> {
     for (key, history) in history.iter().enumerate() {
         let verdict = check(&Register::Read, history, SEARCH_STEPS);
-        if matches!(verdict, Verdict::Violation { .. }) {
+        if matches!(verdict, CheckResult::Violation { .. }) {
             return Err(format!("not linearizable, key {key}: {}", explain(history, &verdict)));
         }
     }

@@ -1,4 +1,4 @@
-//! A disk that knows what was synced.
+//! Model of a disk that distinguishes synced data.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -9,23 +9,23 @@ use std::{
 
 use super::{Survives, trace::Call};
 
-/// What a call was, as far as images go.
+/// Effect of a call on the images.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Seen {
     Nothing,
     /// A sync of this file or directory.
     Sync(String),
-    /// A name came, went or changed.
+    /// A name was added, removed or changed.
     Names(String),
 }
 
-/// The directory `root` and everything below, as a process sees it and as the disk has it.
+/// The directory `root` with everything below it, as a process sees it and as the disk has it.
 pub(super) struct Disk {
     root: PathBuf,
-    /// The first is the root.
+    /// Files and directories; the first one is the root.
     nodes: Vec<Node>,
     open: HashMap<i64, Open>,
-    /// By thread: what a sync under way will have made durable.
+    /// Data that becomes durable with the sync in progress, by thread.
     syncing: HashMap<u64, Node>,
     printed: Vec<u8>,
 }
@@ -39,19 +39,19 @@ enum Node {
 #[derive(Clone, Default)]
 struct File {
     content: Vec<u8>,
-    /// As of the last sync.
+    /// Content at the last sync.
     durable: Vec<u8>,
-    /// The content with half of the last write.
+    /// Content with half of the last write.
     torn: Vec<u8>,
-    /// Pages that the next sync writes. Those of a sync that fails are none any more: the system does not try again, and a
-    /// later sync succeeds without them.
+    /// Offsets of the pages that the next sync writes. Pages of a failed sync are not dirty any more: the system does not
+    /// retry, and a later sync succeeds without them.
     dirty: BTreeSet<usize>,
 }
 
 #[derive(Clone, Default)]
 struct Dir {
     names: BTreeMap<OsString, usize>,
-    /// As of the last sync.
+    /// Names at the last sync.
     durable: BTreeMap<OsString, usize>,
 }
 
@@ -69,12 +69,12 @@ impl Disk {
         Self { root: root.to_owned(), nodes, open, syncing, printed: Vec::new() }
     }
 
-    /// The lines printed so far.
-    pub(super) fn said(&self) -> Vec<String> {
+    /// Lines printed so far.
+    pub(super) fn printed(&self) -> Vec<String> {
         String::from_utf8_lossy(&self.printed).lines().map(str::to_owned).collect()
     }
 
-    /// What a crash now would leave.
+    /// Files and directories after a crash now.
     pub(super) fn tree(&self, survives: Survives) -> Vec<(PathBuf, Option<Vec<u8>>)> {
         let (mut tree, mut left) = (Vec::new(), vec![(PathBuf::new(), 0)]);
         while let Some((path, node)) = left.pop() {
@@ -92,18 +92,18 @@ impl Disk {
         tree
     }
 
-    /// Notes what the sync that begins here, if it is one, will have made durable at its end; says of what. What is
-    /// written while it runs need not be.
-    pub(super) fn sync_begins(&mut self, call: &Call) -> Option<String> {
+    /// If a sync starts with this call, records the data that it will make durable, and returns the name of its file. Data
+    /// that is written during the sync need not become durable.
+    pub(super) fn start_sync_of(&mut self, call: &Call) -> Option<String> {
         if !call.is_sync() || !(call.whole || call.result.is_none()) {
             return None;
         }
         let open = self.open.get(&call.number(0))?;
-        self.syncing.insert(call.thread, self.nodes[open.node].begin_sync());
+        self.syncing.insert(call.thread, self.nodes[open.node].start_sync());
         Some(self.relative(&open.path))
     }
 
-    /// Executes a call that has ended.
+    /// Applies a call that has ended.
     pub(super) fn apply(&mut self, call: &Call) -> Seen {
         let Some(result) = call.result else { return Seen::Nothing };
         match call.name.as_str() {
@@ -116,7 +116,7 @@ impl Disk {
                 }
             }
             "ftruncate" => self.resize(call.number(0), |_| call.number(1) as usize),
-            // Others than the plain one do not change what the file holds, for those who stay below its end.
+            // Other modes do not change the content below the end of the file.
             "fallocate" if call.fields()[1] == "0" => {
                 self.resize(call.number(0), |len| len.max((call.number(2) + call.number(3)) as usize));
             }
@@ -124,7 +124,7 @@ impl Disk {
                 let Some(node) = self.open.get(&call.number(0)).map(|open| open.node) else {
                     return Seen::Nothing;
                 };
-                let synced = self.syncing.remove(&call.thread).expect("a sync that ends has begun");
+                let synced = self.syncing.remove(&call.thread).expect("a sync that ends has started");
                 let mut what = self.relative(&self.open[&call.number(0)].path);
                 if result == 0 {
                     self.nodes[node].synced(synced);
@@ -141,7 +141,7 @@ impl Disk {
         Seen::Nothing
     }
 
-    /// What would go past the model must not do so silently.
+    /// Panics if the call would change files in a way that the model does not support.
     fn refuse_unknown(&self, call: &Call) {
         let fields = call.fields();
         let is_ours = |field: &&str| {
@@ -161,7 +161,7 @@ impl Disk {
             "io_uring_setup" => true,
             _ => false,
         };
-        assert!(!around, "the model of the disk does not know {}({})", call.name, call.arguments);
+        assert!(!around, "the model of the disk does not support {}({})", call.name, call.arguments);
     }
 
     fn is_file(&self, node: usize) -> bool {
@@ -174,7 +174,7 @@ impl Disk {
         let has = |flag: &str| call.arguments.contains(flag);
         let (mut seen, found) = (Seen::Nothing, self.find(&path));
         let node = found.unwrap_or_else(|| {
-            seen = Seen::Names(format!("{} made", self.relative(&path)));
+            seen = Seen::Names(format!("{} created", self.relative(&path)));
             self.add(&path, Node::File(File::default()))
         });
         if has("O_TRUNC") || call.name == "creat" {
@@ -216,10 +216,10 @@ impl Disk {
     fn moves(&mut self, call: &Call) -> Seen {
         let (Some(from), Some(to)) = (self.path(call, 0), self.path(call, 1)) else {
             let outside = self.path(call, 0).is_none() && self.path(call, 1).is_none();
-            assert!(outside, "moved across the border of the model: {}", call.arguments);
+            assert!(outside, "a file was moved into or out of the directory: {}", call.arguments);
             return Seen::Nothing;
         };
-        let node = self.find(&from).unwrap_or_else(|| panic!("{} is not there", from.display()));
+        let node = self.find(&from).unwrap_or_else(|| panic!("{} does not exist", from.display()));
         if call.name.starts_with("rename") {
             self.names(&from).remove(from.file_name().expect("a name"));
         }
@@ -236,7 +236,7 @@ impl Disk {
     fn makes_dir(&mut self, call: &Call) -> Seen {
         let Some(path) = self.path(call, 0) else { return Seen::Nothing };
         self.add(&path, Node::Dir(Dir::default()));
-        Seen::Names(format!("{} made", self.relative(&path)))
+        Seen::Names(format!("{} created", self.relative(&path)))
     }
 
     fn add(&mut self, path: &Path, node: Node) -> usize {
@@ -246,11 +246,11 @@ impl Disk {
         number
     }
 
-    /// The path that is the `which`th string of a call, if it is below the root; the root itself counts.
+    /// Returns the path in string number `which` of a call if it is the root or below it.
     fn path(&self, call: &Call, which: usize) -> Option<PathBuf> {
         let given = PathBuf::from(OsString::from_vec(call.strings().into_iter().nth(which)?));
         let path = if given.is_relative() && call.name.ends_with(['t', '2']) {
-            // The number of the directory stands right before.
+            // The descriptor of the directory precedes the path.
             let fields = call.fields();
             let at = fields.iter().enumerate().filter(|(_, field)| field.starts_with('"')).nth(which)?.0;
             self.open.get(&fields[at.checked_sub(1)?].parse().ok()?)?.path.join(given)
@@ -274,12 +274,12 @@ impl Disk {
         Some(node)
     }
 
-    /// The names beside `path`.
+    /// Returns the names in the directory of `path`.
     fn names(&mut self, path: &Path) -> &mut BTreeMap<OsString, usize> {
         let parent = path.parent().and_then(|parent| self.find(parent));
         match parent.map(|parent| &mut self.nodes[parent]) {
             Some(Node::Dir(dir)) => &mut dir.names,
-            _ => panic!("the directory of {} is not there", path.display()),
+            _ => panic!("the directory of {} does not exist", path.display()),
         }
     }
 
@@ -292,8 +292,8 @@ impl Disk {
 }
 
 impl Node {
-    /// What a sync that begins now will make durable.
-    fn begin_sync(&mut self) -> Self {
+    /// Returns the data that a sync starting now will make durable.
+    fn start_sync(&mut self) -> Self {
         let snapshot = self.clone();
         if let Self::File(file) = self {
             file.dirty.clear();
@@ -301,7 +301,7 @@ impl Node {
         snapshot
     }
 
-    /// What `snapshot` was when the sync began is durable.
+    /// Makes the data in `snapshot`, taken at the start of the sync, durable.
     fn synced(&mut self, snapshot: Self) {
         match (self, snapshot) {
             (Self::File(file), Self::File(snapshot)) => {
@@ -325,19 +325,19 @@ impl File {
         self.torn.clone_from(&self.content);
         overwrite(&mut self.torn, at, &bytes[..bytes.len() / 2]);
         overwrite(&mut self.content, at, bytes);
-        self.soil(at, at + bytes.len());
+        self.mark_dirty(at, at + bytes.len());
     }
 
-    fn soil(&mut self, from: usize, to: usize) {
+    fn mark_dirty(&mut self, from: usize, to: usize) {
         self.dirty.extend((from - from % PAGE_BYTES..to).step_by(PAGE_BYTES));
     }
 
     fn resize(&mut self, len: usize) {
         let old = self.content.len();
-        // What is cut off and comes again is zero.
+        // Truncated bytes that are added again are zero.
         if len < old {
             self.dirty.retain(|page| *page < len);
-            self.soil(len, old);
+            self.mark_dirty(len, old);
         }
         self.content.resize(len, 0);
         self.torn.clone_from(&self.content);
@@ -364,7 +364,7 @@ fn overwrite(content: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     content[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-/// Pages begin at multiples of this.
+/// Size of a page. Pages start at multiples of it.
 const PAGE_BYTES: usize = 4096;
 
 #[cfg(test)]
@@ -378,13 +378,13 @@ mod tests {
     fn after(trace: &[String]) -> Disk {
         let mut disk = Disk::new(Path::new("/d"));
         for call in calls(&trace.join("\n")) {
-            disk.sync_begins(&call);
+            disk.start_sync_of(&call);
             disk.apply(&call);
         }
         disk
     }
 
-    /// Names and what is in them.
+    /// Names and contents of files.
     fn files(disk: &Disk, survives: Survives) -> Vec<(String, String)> {
         let text = |(path, content): (PathBuf, Option<Vec<u8>>)| {
             (path.display().to_string(), String::from_utf8(content.unwrap()).unwrap())
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_takes_what_was_not_synced() {
+    fn crash_loses_unsynced_data() {
         let disk = after(&[
             format!("1 openat(AT_FDCWD, \"{}\", O_WRONLY|O_CREAT) = 3", hexadecimal("/d/a")),
             format!("1 openat(AT_FDCWD, \"{}\", O_RDONLY|O_DIRECTORY) = 4", hexadecimal("/d")),
@@ -406,18 +406,18 @@ mod tests {
             "1 fsync(4) = 0".to_owned(),
             format!("1 write(3, \"{}\", 4) = 4", hexadecimal("half")),
             format!("1 rename(\"{}\", \"{}\") = 0", hexadecimal("/d/a"), hexadecimal("/d/b")),
-            format!("1 write(1, \"{}\", 5) = 5", hexadecimal("said\n")),
+            format!("1 write(1, \"{}\", 5) = 5", hexadecimal("line\n")),
         ]);
         assert_eq!(files(&disk, Survives::Everything), expect("b", "goodhalf"));
         assert_eq!(files(&disk, Survives::TornWrite), expect("b", "goodha"));
         assert_eq!(files(&disk, Survives::Lengths), expect("b", "good\0\0\0\0"));
         assert_eq!(files(&disk, Survives::Synced), expect("b", "good"));
         assert_eq!(files(&disk, Survives::SyncedNames), expect("a", "good"));
-        assert_eq!(disk.said(), ["said"]);
+        assert_eq!(disk.printed(), ["line"]);
     }
 
     #[test]
-    fn what_a_failed_sync_did_not_write_no_later_one_writes() {
+    fn pages_of_failed_sync_are_not_written_by_later_syncs() {
         let begin = [
             format!("1 openat(AT_FDCWD, \"{}\", O_WRONLY|O_CREAT) = 3", hexadecimal("/d/a")),
             format!("1 pwrite64(3, \"{}\", 4, 0) = 4", hexadecimal("lost")),
@@ -431,13 +431,13 @@ mod tests {
         let disk = after(&[&begin[..], &later].concat());
         assert_eq!(durable(&disk), "kept");
         assert!(files(&disk, Survives::Everything)[0].1.starts_with("lost"));
-        // Written again - a byte of the page is enough - it is there.
+        // After another write to the page, even of one byte, it is durable.
         let again = [format!("1 pwrite64(3, \"{}\", 1, 3) = 1", hexadecimal("t")), later[1].clone()];
         assert_eq!(durable(&after(&[&begin[..], &later, &again].concat())), "lostkept");
     }
 
     #[test]
-    fn what_is_written_while_a_sync_runs_need_not_be_synced() {
+    fn data_written_during_sync_need_not_be_durable() {
         let disk = after(&[
             format!("1 openat(AT_FDCWD, \"{}\", O_WRONLY|O_CREAT) = 3", hexadecimal("/d/a")),
             format!("1 write(3, \"{}\", 1) = 1", hexadecimal("x")),

@@ -1,22 +1,22 @@
-//! The lines of `strace -f -xx`: one call each, or its begin and its end when another thread's came between.
+//! Parser of the output of `strace -f -xx`: one line per call, or two if calls of other threads come in between.
 
 use std::collections::HashMap;
 
-/// The calls that are traced: those that the model knows, and those by which a program could go around it. A `?` allows a
-/// call not to exist on this machine.
+/// The traced calls: those that the model supports, and those that could bypass it. `?` marks a call that may not exist on
+/// this machine.
 pub(super) const CALLS: &str = "trace=?open,openat,?creat,close,write,pwrite64,writev,pwritev,?pwritev2,lseek,ftruncate,\
     ?truncate,fallocate,fsync,fdatasync,?rename,renameat,?renameat2,?unlink,unlinkat,?mkdir,mkdirat,?rmdir,?link,linkat,\
     symlinkat,?symlink,dup,?dup2,dup3,fcntl,mmap,?copy_file_range,sendfile,splice,?io_uring_setup";
 
-/// A call, or its begin.
+/// A call, or the start of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Call {
     pub(super) thread: u64,
     pub(super) name: String,
     pub(super) arguments: String,
-    /// `None` for the begin of a call that others overlap.
+    /// Result of the call; `None` at the start of a call that overlaps others.
     pub(super) result: Option<i64>,
-    /// It begins here too.
+    /// Whether the call also starts at this line.
     pub(super) whole: bool,
 }
 
@@ -25,7 +25,7 @@ impl Call {
         matches!(self.name.as_str(), "fsync" | "fdatasync")
     }
 
-    /// What was between the commas. Strings are in hexadecimal, so there are none within.
+    /// Arguments, separated at commas. Strings are in hexadecimal and contain no commas.
     pub(super) fn fields(&self) -> Vec<&str> {
         self.arguments.split(", ").collect()
     }
@@ -49,7 +49,8 @@ fn decode(hexadecimal: &str) -> Vec<u8> {
     hexadecimal.split("\\x").skip(1).map(byte).collect()
 }
 
-/// Calls that succeeded, and syncs that did not, in the order of their ends; and the begins of those that took a while.
+/// Returns calls that succeeded and syncs that failed, in the order of their ends, and the starts of calls that overlap
+/// others.
 pub(super) fn calls(trace: &str) -> impl Iterator<Item = Call> + '_ {
     let mut begun: HashMap<u64, String> = HashMap::new();
     trace.lines().filter_map(move |line| {
@@ -69,7 +70,8 @@ pub(super) fn calls(trace: &str) -> impl Iterator<Item = Call> + '_ {
     })
 }
 
-/// A line such as `fsync(5)    = 0`; `None` for an error but of a sync, and for what is no call.
+/// Parses a line such as `fsync(5)    = 0`. Returns `None` for lines that are no calls, and for failed calls other than
+/// syncs.
 fn ended(thread: u64, line: &str, whole: bool) -> Option<Call> {
     let (call, result) = line.rsplit_once(" = ")?;
     let result = result.split(' ').next()?;

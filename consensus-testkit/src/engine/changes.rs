@@ -1,4 +1,4 @@
-//! Changes of members, of the leader and of the log's beginning.
+//! Changes of members, transfers of leadership, and compaction.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ fn learns(node: NodeId) -> MemberChange {
     MemberChange::Set(node, Member::new(MemberKind::Learner))
 }
 
-/// Again while another change is under way.
+/// Makes a change; repeats it while another change is in progress.
 async fn change(
     engine: &dyn ConsensusEngine,
     changes: &[MemberChange],
@@ -30,10 +30,10 @@ async fn change(
     }
 }
 
-/// Waits until every node that `nodes` has tells this configuration.
+/// Waits until the status of every node has this configuration.
 async fn all_know(nodes: &[Node], membership: &Membership) {
     for node in nodes {
-        eventually("the status tells the configuration", || {
+        eventually("the status has the configuration", || {
             let known = node.status().membership.clone();
             if *known == *membership { Ok(()) } else { Err(known) }
         })
@@ -47,7 +47,7 @@ pub(super) async fn members(nodes: Vec<Node>) {
     match change(&*engine, &[learns(STRANGER), learns(OTHER_STRANGER)]).await {
         Err(ChangeError::Unsupported) => return stop(&nodes).await,
         result => {
-            let membership = result.expect("a learner needs nobody's vote");
+            let membership = result.expect("adding a learner succeeds");
             for node in [STRANGER, OTHER_STRANGER] {
                 let kind = membership.get(node).map(|member| member.kind);
                 assert_eq!(kind, Some(MemberKind::Learner), "node {node}");
@@ -58,7 +58,10 @@ pub(super) async fn members(nodes: Vec<Node>) {
     }
     let gone = [MemberChange::Remove(STRANGER), MemberChange::Remove(OTHER_STRANGER)];
     let membership = change(&*engine, &gone).await.unwrap();
-    assert!(membership.members().keys().eq(before.members().keys()), "as before: {membership}");
+    assert!(
+        membership.members().keys().eq(before.members().keys()),
+        "the members are the same as before: {membership}"
+    );
     assert!(!membership.is_joint());
     all_know(&nodes, &membership).await;
     engine.propose("after all changes".into()).await.unwrap();
@@ -70,7 +73,7 @@ pub(super) async fn refused_members(nodes: Vec<Node>) {
     let (leading, followers) = leader_and_followers(&nodes).await;
     let before = match change(&*leading.engine, &[learns(STRANGER)]).await {
         Err(ChangeError::Unsupported) => return stop(&nodes).await,
-        result => result.expect("a learner needs nobody's vote"),
+        result => result.expect("adding a learner succeeds"),
     };
     let none: Vec<_> = before.voters().map(MemberChange::Remove).collect();
     let half_wrong = [MemberChange::Remove(STRANGER), MemberChange::Remove(OTHER_STRANGER)];
@@ -104,10 +107,13 @@ pub(super) async fn compaction(nodes: Vec<Node>) {
         let applied = node.status().applied;
         let purged = match node.engine.compact_log().await {
             Err(SnapshotError::NoLog) => return stop(&nodes).await,
-            result => result.expect("nothing stands in the way of a compaction"),
+            result => result.expect("a compaction without faults succeeds"),
         };
-        assert!(purged >= applied, "what was applied, {applied}, is flushed and not needed: {purged}");
-        eventually("the status tells where the log begins", || {
+        assert!(
+            purged >= applied,
+            "entries up to the applied index {applied} are purged, not only up to {purged}"
+        );
+        eventually("the status has the first index of the log", || {
             let first = node.status().first_index;
             if first == purged.next() { Ok(()) } else { Err((first, purged)) }
         })
@@ -118,7 +124,7 @@ pub(super) async fn compaction(nodes: Vec<Node>) {
     }
     let order = converged(&nodes, 100).await;
     for (n, (_, command)) in order.iter().enumerate() {
-        assert_eq!(*command, n.to_string(), "in the order in which they were acknowledged");
+        assert_eq!(*command, n.to_string(), "commands are in the order of their acknowledgements");
     }
     stop(&nodes).await;
 }
@@ -126,18 +132,18 @@ pub(super) async fn compaction(nodes: Vec<Node>) {
 pub(super) async fn transfer(nodes: Vec<Node>) {
     let leading = leader(&nodes).await;
     let own = leading.id();
-    let heir = loop {
+    let successor = loop {
         match leading.engine.transfer_leadership(None).await {
             Err(TransferError::Unsupported) => return stop(&nodes).await,
             Err(TransferError::NoSuccessor) if nodes.len() == 1 => return stop(&nodes).await,
-            // The others may not have been heard of yet; or it took too long, and may be tried again.
+            // The leader may not have heard from the others yet, or the transfer took too long: try again.
             Err(TransferError::NoSuccessor | TransferError::TimedOut) => a_moment().await,
-            result => break result.expect("somebody takes over"),
+            result => break result.expect("another node becomes leader"),
         }
     };
-    assert_ne!(heir, own, "a transfer to whoever is fit is one to somebody else");
-    let heir = nodes.iter().find(|node| node.id() == heir).expect("one of the nodes");
-    heir.engine.propose("in another term".into()).await.expect("who was handed the lead leads");
+    assert_ne!(successor, own, "a transfer without a target chooses another node");
+    let successor = nodes.iter().find(|node| node.id() == successor).expect("one of the nodes");
+    successor.engine.propose("in another term".into()).await.expect("the successor is leader");
     converged(&nodes, 1).await;
     stop(&nodes).await;
 }
@@ -154,7 +160,7 @@ pub(super) async fn refused_transfer(nodes: Vec<Node>) {
         let refused = follower.engine.transfer_leadership(None).await;
         assert_eq!(refused, Err(TransferError::NotLeader { leader: Some(leading.id()) }));
     }
-    leading.engine.propose("as before".into()).await.expect("it leads still");
+    leading.engine.propose("as before".into()).await.expect("the node is still leader");
     converged(&nodes, 1).await;
     stop(&nodes).await;
 }

@@ -1,4 +1,4 @@
-//! Proposals that nothing stands in the way of.
+//! Proposals without faults.
 
 use std::{future::ready, sync::Arc};
 
@@ -8,18 +8,18 @@ use consensus_core::{Committed, ConsensusEngine, ReadConsistency};
 use super::{Node, converged, leader, stop};
 use crate::eventually;
 
-/// Proposes `0` to `count - 1`, all at once; the answers in that order.
+/// Proposes `0` to `count - 1` concurrently. Returns the results in that order.
 async fn propose_all(engine: &Arc<dyn ConsensusEngine>, count: usize) -> Vec<Committed> {
     let propose = |n: usize| {
         let engine = engine.clone();
         tokio::spawn(async move { engine.propose(n.to_string().into()).await })
     };
     let proposals: Vec<_> = (0..count).map(propose).collect();
-    let mut answers = Vec::new();
+    let mut results = Vec::new();
     for proposal in proposals {
-        answers.push(proposal.await.unwrap().expect("nothing stands in the way of a proposal"));
+        results.push(proposal.await.unwrap().expect("a proposal without faults succeeds"));
     }
-    answers
+    results
 }
 
 pub(super) async fn agreement(nodes: Vec<Node>) {
@@ -28,19 +28,19 @@ pub(super) async fn agreement(nodes: Vec<Node>) {
     let mut numbers: Vec<_> = order.iter().map(|(_, command)| command.clone()).collect();
     numbers.sort_by_key(|command| (command.len(), command.clone()));
     let proposed: Vec<Bytes> = (0..200).map(|n| n.to_string().into()).collect();
-    assert_eq!(numbers, proposed, "each once");
-    assert!(order.is_sorted_by(|(a, _), (b, _)| a < b), "positions grow: {order:?}");
+    assert_eq!(numbers, proposed, "each command is applied once");
+    assert!(order.is_sorted_by(|(a, _), (b, _)| a < b), "positions increase: {order:?}");
     stop(&nodes).await;
 }
 
-pub(super) async fn answers(nodes: Vec<Node>) {
-    let answers = propose_all(&leader(&nodes).await.engine, 100).await;
+pub(super) async fn results(nodes: Vec<Node>) {
+    let results = propose_all(&leader(&nodes).await.engine, 100).await;
     let order = converged(&nodes, 100).await;
-    for (n, committed) in answers.into_iter().enumerate() {
+    for (n, committed) in results.into_iter().enumerate() {
         let place = order.iter().position(|(id, _)| *id == committed.log_id);
-        let place = place.expect("what was acknowledged was applied at the position told");
-        assert_eq!(order[place].1, n.to_string(), "the position is that of the command");
-        assert_eq!(committed.response, (place + 1).to_string(), "the response is that of the command");
+        let place = place.expect("an acknowledged command is applied at its position");
+        assert_eq!(order[place].1, n.to_string(), "the position belongs to the command");
+        assert_eq!(committed.response, (place + 1).to_string(), "the response belongs to the command");
     }
     stop(&nodes).await;
 }
@@ -60,7 +60,7 @@ pub(super) async fn any_bytes(nodes: Vec<Node>) {
     stop(&nodes).await;
 }
 
-/// Each future is polled once, so that what it asks for may be under way.
+/// Drops each future after polling it once, so that its request may be in progress.
 pub(super) async fn dropped(nodes: Vec<Node>) {
     let engine = &leader(&nodes).await.engine;
     for n in 0..20 {
@@ -75,8 +75,8 @@ pub(super) async fn dropped(nodes: Vec<Node>) {
             () = ready(()) => {}
         }
     }
-    engine.propose("after".into()).await.expect("nobody is disturbed");
-    engine.read_barrier(ReadConsistency::Linearizable).await.expect("nobody is disturbed");
+    engine.propose("after".into()).await.expect("other requests are not affected");
+    engine.read_barrier(ReadConsistency::Linearizable).await.expect("other requests are not affected");
     let mut applied = eventually("all nodes apply the same", || {
         let journals: Vec<_> = nodes.iter().map(|node| node.journal.commands()).collect();
         let same = journals.iter().all(|journal| *journal == journals[0]);

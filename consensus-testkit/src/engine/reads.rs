@@ -4,7 +4,7 @@ use consensus_core::{Committed, LogIndex, ReadConsistency, ReadError};
 
 use super::{Node, converged, leader, stop};
 
-/// Whether the node's state, as it is now, has every one of `commands` that lies at or before `index`.
+/// Whether the node has applied every command in `commands` up to `index`.
 fn has(node: &Node, commands: &[Committed], index: LogIndex) -> bool {
     let journal = node.journal.commands();
     let applied = |committed: &&Committed| journal.iter().any(|(id, _)| *id == committed.log_id);
@@ -23,11 +23,13 @@ pub(super) async fn barriers(nodes: Vec<Node>) {
                 let complete = has(node, &acknowledged, last);
                 match barrier {
                     Ok(index) => {
-                        assert!(complete, "{consistency:?}: a read that misses what was acknowledged");
-                        assert!(index >= last, "{consistency:?}: at {index}, acknowledged at {last}");
+                        assert!(complete, "{consistency:?}: the read misses an acknowledged command");
+                        assert!(index >= last, "{consistency:?}: barrier at {index}, acknowledged at {last}");
                     }
-                    // Who does not lead asks, or says so.
-                    Err(ReadError::NotLeader { .. }) => assert_ne!(node.id(), leading.id(), "it leads"),
+                    // A follower either asks the leader or refuses.
+                    Err(ReadError::NotLeader { .. }) => {
+                        assert_ne!(node.id(), leading.id(), "the node is leader")
+                    }
                     Err(error) => panic!("{consistency:?}: {error}"),
                 }
             }
@@ -43,9 +45,13 @@ pub(super) async fn stale(nodes: Vec<Node>) {
         acknowledged.push(leading.engine.propose(n.to_string().into()).await.unwrap());
         for node in &nodes {
             let known = node.status().applied;
-            let index = node.engine.read_barrier(ReadConsistency::Stale).await.expect("it asks nobody");
+            let index = node
+                .engine
+                .read_barrier(ReadConsistency::Stale)
+                .await
+                .expect("a stale read needs no other node");
             assert!(has(node, &acknowledged, index), "node {} has not applied up to {index}", node.id());
-            assert!(index >= known, "at {index}, and the status said {known} before");
+            assert!(index >= known, "read at {index}, after the status had applied index {known}");
         }
     }
     converged(&nodes, 20).await;

@@ -1,4 +1,4 @@
-//! Proposals to who does not lead.
+//! Proposals to nodes that are not leader.
 
 use bytes::Bytes;
 use consensus_core::ProposeError;
@@ -11,7 +11,10 @@ pub(super) async fn followers(nodes: Vec<Node>) {
         match follower.engine.propose("x".into()).await {
             Ok(committed) => {
                 let applied = (committed.log_id, Bytes::from("x"));
-                assert!(leading.journal.commands().contains(&applied), "it had the leader propose it");
+                assert!(
+                    leading.journal.commands().contains(&applied),
+                    "the follower forwarded it to the leader"
+                );
             }
             Err(error) => assert_eq!(error, ProposeError::NotLeader { leader: Some(leading.id()) }),
         }
@@ -26,7 +29,7 @@ pub(super) async fn not_applied(nodes: Vec<Node>) {
         let command = Bytes::from(format!("{n} on a follower"));
         match follower.engine.propose(command.clone()).await {
             Ok(_) => expected.push(command),
-            Err(error) => assert!(!error.maybe_applied(), "nothing is uncertain here: {error}"),
+            Err(error) => assert!(!error.maybe_applied(), "without faults the outcome is known: {error}"),
         }
     }
     let last = Bytes::from("on the leader");

@@ -1,4 +1,4 @@
-//! Shutdown, and what is fatal.
+//! Shutdown, and fatal errors.
 
 use bytes::Bytes;
 use consensus_core::{
@@ -9,7 +9,7 @@ use consensus_core::{
 use super::{Node, can_transfer, leader, leader_and_followers, stop};
 use crate::{Journal, JournalReader, eventually};
 
-pub(super) async fn says_so(nodes: Vec<Node>) {
+pub(super) async fn is_reported(nodes: Vec<Node>) {
     let engine = &leader(&nodes).await.engine;
     let member = *engine.status().borrow().membership.members().keys().next().expect("a member");
     engine.shutdown().await.unwrap();
@@ -19,20 +19,20 @@ pub(super) async fn says_so(nodes: Vec<Node>) {
     }
     assert_eq!(engine.status().borrow().health, Health::ShutDown);
     let change = engine.change_membership(vec![MemberChange::Remove(member)]).await;
-    let told = matches!(change, Err(ChangeError::NotRunning { .. } | ChangeError::Unsupported));
-    assert!(told, "a change of members: {change:?}");
+    let is_reported = matches!(change, Err(ChangeError::NotRunning { .. } | ChangeError::Unsupported));
+    assert!(is_reported, "a change of members: {change:?}");
     let transfer = engine.transfer_leadership(None).await;
-    let told = matches!(transfer, Err(TransferError::NotRunning { .. } | TransferError::Unsupported));
-    assert!(told, "a transfer: {transfer:?}");
+    let is_reported = matches!(transfer, Err(TransferError::NotRunning { .. } | TransferError::Unsupported));
+    assert!(is_reported, "a transfer: {transfer:?}");
     let compaction = engine.compact_log().await;
-    let told = matches!(compaction, Err(SnapshotError::NotRunning(_) | SnapshotError::NoLog));
-    assert!(told, "a compaction: {compaction:?}");
-    engine.shutdown().await.expect("once more");
+    let is_reported = matches!(compaction, Err(SnapshotError::NotRunning(_) | SnapshotError::NoLog));
+    assert!(is_reported, "a compaction: {compaction:?}");
+    engine.shutdown().await.expect("a second shutdown succeeds");
     stop(&nodes).await;
 }
 
-/// Proposals go on while the leader is shut down; some are answered by it, some are not.
-pub(super) async fn answers(nodes: Vec<Node>) {
+/// Proposes commands while the leader shuts down, so that it responds to only some of them.
+pub(super) async fn results_are_true(nodes: Vec<Node>) {
     let leading = leader(&nodes).await;
     let propose = |n: usize| {
         let (engine, command) = (leading.engine.clone(), Bytes::from(n.to_string()));
@@ -42,7 +42,7 @@ pub(super) async fn answers(nodes: Vec<Node>) {
         })
     };
     let proposals: Vec<_> = (0..100).map(propose).collect();
-    tokio::task::yield_now().await; // So that some are under way.
+    tokio::task::yield_now().await; // Lets some proposals start.
     leading.engine.shutdown().await.unwrap();
     let mut results = Vec::new();
     for proposal in proposals {
@@ -55,16 +55,21 @@ pub(super) async fn answers(nodes: Vec<Node>) {
     for (command, result) in results {
         match result {
             Ok(committed) => {
-                let told = (committed.log_id, command);
-                assert!(leading.journal.commands().contains(&told), "{told:?} was answered and not applied");
+                let acknowledged = (committed.log_id, command);
+                assert!(
+                    leading.journal.commands().contains(&acknowledged),
+                    "{acknowledged:?} was acknowledged but not applied"
+                );
             }
             Err(error) if error.maybe_applied() => {}
-            Err(error) => assert!(!applied(&command), "{command:?} was applied, in spite of: {error}"),
+            Err(error) => {
+                assert!(!applied(&command), "{command:?} was applied in spite of the error: {error}")
+            }
         }
     }
 }
 
-/// What the journal has when it comes up again.
+/// Commands of the journal after it is opened again.
 fn flushed(journal: &JournalReader) -> Vec<(consensus_core::LogId, Bytes)> {
     Journal::reopen(journal).reader().commands()
 }
@@ -76,25 +81,29 @@ pub(super) async fn flushes(nodes: Vec<Node>) {
     }
     stop(&nodes).await;
     for node in &nodes {
-        assert_eq!(flushed(&node.journal), node.journal.commands(), "flushed, and applied");
+        assert_eq!(
+            flushed(&node.journal),
+            node.journal.commands(),
+            "the flushed commands are the applied ones"
+        );
     }
     assert_eq!(Journal::reopen(&leading.journal).applied().index, leading.status().applied);
 }
 
-pub(super) async fn leaves_the_lead(nodes: Vec<Node>) {
+pub(super) async fn transfers_leadership(nodes: Vec<Node>) {
     let (leading, followers) = leader_and_followers(&nodes).await;
     if nodes.len() < 3 || !can_transfer(leading).await {
         return stop(&nodes).await;
     }
     leading.engine.propose("1".into()).await.unwrap();
     leading.engine.shutdown().await.unwrap();
-    let heir = eventually("somebody else leads", || {
-        let leads = |node: &&&Node| node.status().leader == Some(node.id());
-        followers.iter().find(leads).ok_or("nobody")
+    let successor = eventually("another node is leader", || {
+        let is_leader = |node: &&&Node| node.status().leader == Some(node.id());
+        followers.iter().find(is_leader).ok_or("no leader")
     })
     .await;
-    let second = heir.engine.propose("2".into()).await.expect("it leads");
-    assert_eq!(second.response, "2", "after the first, which was acknowledged");
+    let second = successor.engine.propose("2".into()).await.expect("the successor is leader");
+    assert_eq!(second.response, "2", "the first command was acknowledged and is kept");
     stop(&nodes).await;
 }
 
@@ -102,22 +111,22 @@ pub(super) async fn machine_panics(nodes: Vec<Node>) {
     let leading = leader(&nodes).await;
     let engine = &leading.engine;
     engine.propose("1".into()).await.unwrap();
-    let answer = engine.propose("panic!".into()).await;
-    assert!(answer.as_ref().is_err_and(ProposeError::maybe_applied), "{answer:?}");
-    eventually("the status says why", || match &leading.status().health {
+    let result = engine.propose("panic!".into()).await;
+    assert!(result.as_ref().is_err_and(ProposeError::maybe_applied), "{result:?}");
+    eventually("the status has the reason", || match &leading.status().health {
         Health::Fatal(why) if !why.is_empty() => Ok(()),
         other => Err(other.clone()),
     })
     .await;
-    let answer = engine.propose("2".into()).await;
-    assert!(matches!(answer, Err(ProposeError::Fatal { .. })), "a proposal: {answer:?}");
-    let answer = engine.read_barrier(ReadConsistency::Linearizable).await;
-    assert!(matches!(answer, Err(ReadError::Fatal { .. })), "a read: {answer:?}");
+    let result = engine.propose("2".into()).await;
+    assert!(matches!(result, Err(ProposeError::Fatal { .. })), "a proposal: {result:?}");
+    let result = engine.read_barrier(ReadConsistency::Linearizable).await;
+    assert!(matches!(result, Err(ReadError::Fatal { .. })), "a read: {result:?}");
     assert!(engine.shutdown().await.is_err(), "the engine had stopped before");
     for node in &nodes {
-        // The others met with the same command, or not.
+        // Another node may have applied the same command, and stopped as well.
         let _ = node.engine.shutdown().await;
     }
     let applied = leading.journal.commands();
-    assert!(applied.len() == 1 && applied[0].1 == "1", "nothing after the panic: {applied:?}");
+    assert!(applied.len() == 1 && applied[0].1 == "1", "nothing is applied after the panic: {applied:?}");
 }

@@ -1,4 +1,4 @@
-//! What the status tells, at every change.
+//! The status after every change.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use super::{Node, a_moment, converged, leader, stop};
 use crate::eventually;
 
-/// Collects a node's statuses.
+/// Collects all statuses of a node.
 struct Watch {
     node: NodeId,
     status: watch::Receiver<Arc<EngineStatus>>,
@@ -20,7 +20,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn begin(node: &Node) -> Self {
+    fn start(node: &Node) -> Self {
         let mut status = node.engine.status();
         let seen: Arc<Mutex<Vec<_>>> = Arc::default();
         let (all, last) = (status.clone(), seen.clone());
@@ -36,7 +36,7 @@ impl Watch {
         Self { node: node.id(), status: all, seen, task }
     }
 
-    /// All that was seen, and the last status, which may come too late for the task.
+    /// Returns all statuses, with the current one in case the task has not received it.
     fn end(self) -> Vec<Arc<EngineStatus>> {
         self.task.abort();
         let mut seen = lock(&self.seen).clone();
@@ -50,7 +50,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 pub(super) async fn progress(nodes: Vec<Node>) {
-    let watched: Vec<_> = nodes.iter().map(Watch::begin).collect();
+    let watched: Vec<_> = nodes.iter().map(Watch::start).collect();
     let leading = leader(&nodes).await;
     let mut last = None;
     for n in 0..50 {
@@ -58,7 +58,7 @@ pub(super) async fn progress(nodes: Vec<Node>) {
     }
     converged(&nodes, 50).await;
     for node in &nodes {
-        eventually("the status tells what is applied", || {
+        eventually("the status has the applied index", || {
             let applied = node.status().applied;
             if Some(applied) >= last { Ok(()) } else { Err(applied) }
         })
@@ -67,23 +67,23 @@ pub(super) async fn progress(nodes: Vec<Node>) {
     stop(&nodes).await;
     for watch in watched {
         let (node, seen) = (watch.node, watch.end());
-        assert!(seen.iter().all(|status| status.node_id == node), "node {node} is always itself");
+        assert!(seen.iter().all(|status| status.node_id == node), "every status of node {node} has its id");
         for status in &seen {
             let ordered = status.applied <= status.commit && status.commit <= status.last_log.index;
             assert!(ordered, "applied, committed, last: {status:?}");
         }
-        let place = |status: &EngineStatus| (status.term, status.commit, status.applied);
+        let progress = |status: &EngineStatus| (status.term, status.commit, status.applied);
         for (before, after) in seen.iter().zip(seen.iter().skip(1)) {
-            let (b, a) = (place(before), place(after));
+            let (b, a) = (progress(before), progress(after));
             assert!(b.0 <= a.0 && b.1 <= a.1 && b.2 <= a.2, "term, commit, applied: {b:?}, then {a:?}");
         }
     }
 }
 
 pub(super) async fn one_leader(nodes: Vec<Node>) {
-    let watched: Vec<_> = nodes.iter().map(Watch::begin).collect();
+    let watched: Vec<_> = nodes.iter().map(Watch::start).collect();
     for _ in 0..3 {
-        // Terms in which somebody else leads, where the engine and the cluster have them.
+        // Creates terms with other leaders, if the engine supports transfers and there are other nodes.
         match leader(&nodes).await.engine.transfer_leadership(None).await {
             Err(TransferError::Unsupported) => break,
             _ => a_moment().await,
@@ -94,9 +94,13 @@ pub(super) async fn one_leader(nodes: Vec<Node>) {
     let mut leaders: BTreeMap<_, NodeId> = BTreeMap::new();
     for watch in watched {
         for status in watch.end() {
-            let Some(told) = status.leader else { continue };
-            let known = *leaders.entry(status.term).or_insert(told);
-            assert_eq!(told, known, "leaders of term {}, one as node {} says", status.term, status.node_id);
+            let Some(leader) = status.leader else { continue };
+            let known = *leaders.entry(status.term).or_insert(leader);
+            assert_eq!(
+                leader, known,
+                "leaders of term {}, one according to node {}",
+                status.term, status.node_id
+            );
         }
     }
     assert!(!leaders.is_empty(), "no status ever named a leader");

@@ -1,4 +1,4 @@
-//! What one batch does, and what is read of it.
+//! The effect of one batch, and reads after it.
 
 use consensus_core::{
     ClusterId, Entry, HardState, LogBatch, LogId, LogIndex, LogState, LogStorage, Membership, NodeId,
@@ -109,8 +109,8 @@ pub(super) fn purge_beyond<S: LogStorage>(place: &Place<'_, S>) {
     assert_eq!((state.purged.clone(), state.last(), state.entries.len()), (meta, LogId::new(4, 10), 1));
 }
 
-/// The log begins after what was purged, so the purged position cannot go back: the earlier entries are gone. Whether
-/// such a purge is misuse or without effect is left to the storage; an engine does neither.
+/// The log starts after the purged position, so that position cannot move back: the earlier entries are removed. A storage
+/// may treat such a purge as misuse or ignore it; engines never request it.
 pub(super) fn purge_below<S: LogStorage>(place: &Place<'_, S>) {
     let meta =
         |index| SnapshotMeta { last: LogId::new(1, index), membership: Membership::of_voters([index]) };
@@ -149,7 +149,7 @@ pub(super) fn gap<S: LogStorage>(place: &Place<'_, S>) {
     first.write(append([command(1, 1)])).unwrap();
     drop(first);
     for entries in wrong {
-        // Opened anew, as an engine does not go on after misuse.
+        // Opened again for each case, because an engine does not continue after misuse.
         let storage = place.open();
         let hard_state = Some(HardState { term: Term(9), ..HardState::default() });
         let indexes: Vec<_> = entries.iter().map(|entry| entry.id.index.0).collect();

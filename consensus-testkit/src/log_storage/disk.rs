@@ -1,4 +1,4 @@
-//! What a storage does when its disk fails or is full.
+//! Behaviour of a storage on a failing or full disk.
 
 use consensus_core::{
     HardState, LogBatch, LogId, LogStorage, Membership, NodeId, SnapshotMeta, StorageError, Term,
@@ -7,11 +7,11 @@ use consensus_core::{
 use super::{append, command, load};
 use crate::{MemLogStorage, rule};
 
-/// Checks what an implementation does when its disk fails: `fail` makes the place's disk fail all writes (`true`) or work
-/// again (`false`), also while a storage is open there.
+/// Checks an implementation on a failing disk. `fail` makes all writes to the disk of a place fail (`true`) or succeed again
+/// (`false`), also while a storage is open there.
 ///
 /// # Panics
-/// A rule is broken; the message says which.
+/// A rule is broken; the message names it.
 pub fn run_failing_disk_suite<P, S: LogStorage>(
     new: impl Fn() -> P,
     open: impl Fn(&P) -> S,
@@ -20,11 +20,11 @@ pub fn run_failing_disk_suite<P, S: LogStorage>(
     run(failing_disk_cases(), new, open, fail);
 }
 
-/// Checks what an implementation that looks for room before it writes does when there is none: `fill` makes the place's
-/// disk too full for entries (`true`) or takes that back (`false`), while no storage is open there.
+/// Checks an implementation that verifies free space before it writes, on a full disk. `fill` makes the disk of a place too
+/// full for entries (`true`) or frees it again (`false`), while no storage is open there.
 ///
 /// # Panics
-/// A rule is broken; the message says which.
+/// A rule is broken; the message names it.
 pub fn run_full_disk_suite<P, S: LogStorage>(
     new: impl Fn() -> P,
     open: impl Fn(&P) -> S,
@@ -49,22 +49,25 @@ type Case<S> = (&'static str, fn(&Disk<'_, S>));
 
 fn failing_disk_cases<S: LogStorage>() -> [Case<S>; 2] {
     [
-        ("after a failed write every other is refused, even if the disk works again", failure_is_final),
-        ("of a failed write all or nothing is there after reopening", all_or_nothing),
+        (
+            "after a failed write every further write is refused, even if the disk works again",
+            failure_is_final,
+        ),
+        ("after reopening, a failed write is present completely or not at all", all_or_nothing),
     ]
 }
 
 fn full_disk_cases<S: LogStorage>() -> [Case<S>; 3] {
     [
-        ("entries without room are given back, and nothing of their batch is written", no_room),
-        ("a purge or a vote is taken without room", small_batches),
-        ("what was refused for want of room may be written later", room_again),
+        ("entries without room are returned, and nothing of their batch is written", no_room),
+        ("a purge or a vote is accepted without room", small_batches),
+        ("a batch that was refused for lack of room can be written later", room_again),
     ]
 }
 
 struct Disk<'a, S> {
     open: &'a dyn Fn() -> S,
-    /// `true`: it fails or is full.
+    /// `true` makes the disk fail, or full.
     set: &'a dyn Fn(bool),
 }
 
@@ -92,7 +95,7 @@ fn after_failure<S: LogStorage>(disk: &Disk<'_, S>) -> S {
     (disk.set)(true);
     let failed = storage.write(LogBatch { hard_state: vote(2), ..append([command(2, 2)]) });
     let refused = matches!(failed, Ok(()) | Err(StorageError::NoRoom { .. } | StorageError::Misuse(_)));
-    assert!(!refused, "a disk that fails: {failed:?}");
+    assert!(!refused, "a write to a failing disk: {failed:?}");
     (disk.set)(false);
     storage
 }
@@ -111,11 +114,11 @@ fn all_or_nothing<S: LogStorage>(disk: &Disk<'_, S>) {
     let state = load(&storage);
     let found = (state.last(), state.hard_state.term);
     let (nothing, all) = ((LogId::new(1, 1), Term(0)), (LogId::new(2, 2), Term(2)));
-    assert!(found == nothing || found == all, "{found:?} of a batch");
+    assert!(found == nothing || found == all, "a part of a batch: {found:?}");
     storage.write(append([command(3, found.0.index.0 + 1)])).unwrap();
 }
 
-/// A storage on a full disk, with one entry from before, and a batch that it refused.
+/// A storage with one entry on a full disk, and a batch that it refused.
 fn on_full_disk<S: LogStorage>(disk: &Disk<'_, S>) -> (S, LogBatch) {
     let storage = (disk.open)();
     storage.write(append([command(1, 1)])).unwrap();
@@ -124,7 +127,7 @@ fn on_full_disk<S: LogStorage>(disk: &Disk<'_, S>) -> (S, LogBatch) {
     let storage = (disk.open)();
     let given = LogBatch { hard_state: vote(2), ..append([command(2, 2)]) };
     match storage.write(given.clone()) {
-        Err(StorageError::NoRoom { batch, .. }) => assert_eq!(*batch, given, "what is given back"),
+        Err(StorageError::NoRoom { batch, .. }) => assert_eq!(*batch, given, "the returned batch"),
         other => panic!("entries on a full disk: {other:?}"),
     }
     (storage, given)
@@ -152,7 +155,7 @@ fn room_again<S: LogStorage>(disk: &Disk<'_, S>) {
     let again = storage.write(refused.clone());
     assert!(
         matches!(again, Err(StorageError::NoRoom { .. })),
-        "a refusal for want of room is not final: {again:?}"
+        "a refusal for lack of room is not final: {again:?}"
     );
     drop(storage);
     (disk.set)(false);

@@ -1,4 +1,4 @@
-//! The storage as a model says it is.
+//! Comparison of a storage with a model of it.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::{command, load};
 
-/// What a storage is, without a disk.
+/// Model of a storage, without a disk.
 #[derive(Default)]
 struct Model {
     hard_state: HardState,
@@ -51,7 +51,7 @@ impl Model {
     }
 }
 
-/// Writes what `seed` brings, and compares after each batch.
+/// Writes random batches that depend on `seed`, and compares the storage with the model after each.
 pub(super) fn random_batches<S: LogStorage>(open: &dyn Fn() -> S, seed: u64) {
     let mut random = SmallRng::seed_from_u64(seed);
     let (mut model, mut storage) = (Model::default(), open());

@@ -1,4 +1,4 @@
-//! A log that grows, is cut, is purged: what was written when, and how to see whether it is all there. For tests of what
+//! A fixed sequence of batches that append, truncate and purge, and the expected content after each. For tests of what
 //! crashes ([`crash_images`](crate::crash_images)) and damage ([`damage`](crate::damage)) leave of a storage's files.
 
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::{
     damage::{Damage, Outcome},
 };
 
-/// What a log holds: everything but the storage's identity, with the entries themselves.
+/// Content of a log: everything except the storage's identity, with the entries themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
     state: LogState,
@@ -21,10 +21,10 @@ pub struct Content {
 }
 
 impl Content {
-    /// Everything in `storage`.
+    /// Reads the content of `storage`.
     ///
     /// # Panics
-    /// It cannot be read.
+    /// The storage cannot be read.
     pub fn of(storage: &dyn LogStorage) -> Self {
         let state = LogState { storage: StorageId::default(), ..storage.load().unwrap() };
         let (after, last) = (state.purged.last.index, state.last().index);
@@ -39,7 +39,7 @@ impl Content {
     }
 }
 
-/// A batch for each number, each a function of what was before.
+/// Returns the batches of the workload.
 #[must_use]
 pub fn batches() -> Vec<LogBatch> {
     let (mut batches, mut term, mut last, mut purged) = (Vec::new(), 1, 0, 0);
@@ -59,7 +59,7 @@ pub fn batches() -> Vec<LogBatch> {
             let membership = Membership::of_voters([1, 2, 3]);
             batch.purge = Some(SnapshotMeta { last: LogId::new(term, purged), membership });
         }
-        // Some longer than the blocks that storages write, so that a record has a middle.
+        // Some entries are longer than the blocks that storages write, so that a record spans several blocks.
         let size = if n % 9 == 5 { 70_000 } else { 100 + (n as usize * 37) % 400 };
         for _ in 0..n % 4 {
             last += 1;
@@ -70,10 +70,10 @@ pub fn batches() -> Vec<LogBatch> {
     batches
 }
 
-/// What the log holds before the first batch, after it, after the second, ...
+/// Returns the content of the log before the first batch and after each batch.
 ///
 /// # Panics
-/// They are no batches that can follow each other.
+/// A batch does not follow the one before it.
 #[must_use]
 pub fn contents(batches: &[LogBatch]) -> Vec<Content> {
     let storage = MemLogStorage::new();
@@ -85,7 +85,7 @@ pub fn contents(batches: &[LogBatch]) -> Vec<Content> {
     contents
 }
 
-/// A batch that can follow `content`.
+/// Returns a batch that can follow `content`.
 #[must_use]
 pub fn one_more(content: &Content) -> LogBatch {
     let last = content.last();
@@ -93,11 +93,11 @@ pub fn one_more(content: &Content) -> LogBatch {
     LogBatch { entries: vec![entry], ..LogBatch::default() }
 }
 
-/// `storage`, or its refusal: a log of which the storage says that not all can be read is as good as refused; an engine may do
-/// better.
+/// Returns `storage`, or an error if it reports damage. For these tests, a log that reports damage counts as refused; an
+/// engine can still use it.
 ///
 /// # Errors
-/// It is damaged, or cannot be read.
+/// The storage is damaged, or cannot be read.
 pub fn sound<S: LogStorage>(storage: S) -> Result<S, StorageError> {
     match storage.load()?.damage {
         Some(damage) => Err(damage.to_error()),
@@ -105,7 +105,7 @@ pub fn sound<S: LogStorage>(storage: S) -> Result<S, StorageError> {
     }
 }
 
-/// A log that was filled: what it held, and which storage it was.
+/// Expected content and identity of a log.
 #[derive(Clone, Debug)]
 pub struct Filled {
     content: Content,
@@ -113,18 +113,18 @@ pub struct Filled {
 }
 
 impl Filled {
-    /// With what is in `storage` now.
+    /// Records the current content of `storage`.
     ///
     /// # Panics
-    /// It cannot be read.
+    /// The storage cannot be read.
     pub fn of(storage: &dyn LogStorage) -> Self {
         Self { content: Content::of(storage), identity: storage.load().unwrap().storage }
     }
 
-    /// What came of `damage` to a copy of it in `place`, for [`damage::try_all`](crate::damage::try_all).
+    /// Opens a damaged copy of the log in `place`, and returns the outcome for [`damage::try_all`](crate::damage::try_all).
     ///
     /// # Panics
-    /// It opens with something else, or is refused once and opens then.
+    /// The copy opens with other content, or opens after it was refused once.
     pub fn outcome<S: LogStorage>(
         &self,
         damage: &Damage,
@@ -133,13 +133,15 @@ impl Filled {
     ) -> Outcome {
         match open(place) {
             Ok(storage) => {
-                assert_eq!(Content::of(&storage), self.content, "{damage}: opened with something else");
+                assert_eq!(Content::of(&storage), self.content, "{damage}: opened with other content");
                 assert_eq!(storage.load().unwrap().storage, self.identity, "{damage}");
-                Outcome::Whole
+                Outcome::Intact
             }
             Err(error) => {
-                // And again: a refusal is not forgotten.
-                open(place).err().unwrap_or_else(|| panic!("{damage}: refused once, and opened then"));
+                // A second attempt must be refused as well.
+                open(place)
+                    .err()
+                    .unwrap_or_else(|| panic!("{damage}: refused once, but opened the second time"));
                 Outcome::Refused(error.to_string())
             }
         }
@@ -158,12 +160,12 @@ mod crashes {
     use super::{Content, batches, contents, one_more};
     use crate::crash_images::{self, FailingSyncs, Image, Recording};
 
-    /// The body of a workload of [`crash_images::record`]: writes the [`batches`] in so many sessions, for each of which
-    /// `open` opens the storage below the directory, and says what is acknowledged. A storage that fails is opened again, and
-    /// what it has then is acknowledged. Does nothing in a test that was started in another way.
+    /// Body of a workload of [`crash_images::record`]: writes the [`batches`] in `sessions` sessions, opens the storage
+    /// below the directory with `open` for each, and prints what is acknowledged. A storage that fails is opened again, and
+    /// its content then counts as acknowledged. Does nothing in a test that was not started by [`crash_images::record`].
     ///
     /// # Panics
-    /// The storage cannot be opened, not even the third time, or has something else than what was written.
+    /// The storage cannot be opened in three attempts, or does not have the content that was written.
     pub fn write_in_sessions<S: LogStorage>(
         sessions: usize,
         open: impl Fn(&Path) -> Result<S, StorageError>,
@@ -181,7 +183,7 @@ mod crashes {
             let found = Content::of(&storage);
             if found != contents[done] {
                 done += 1;
-                assert_eq!(found, contents[done], "found after an error");
+                assert_eq!(found, contents[done], "content after an error");
             }
             println!("acknowledged {done}");
             let end = batches.len().min((done / session + 1) * session);
@@ -195,11 +197,11 @@ mod crashes {
         }
     }
 
-    /// Records the test `workload`, which calls [`write_in_sessions`], and has `open` open every image that a crash may
-    /// leave of it. To the image of number n `more(n)` batches more are written, and it is opened again.
+    /// Records the test `workload`, which calls [`write_in_sessions`], and opens every image that a crash may leave of it.
+    /// Writes `more(n)` further batches to image number `n`, and opens it again.
     ///
     /// # Panics
-    /// What opens is not what was acknowledged, or it does not open.
+    /// An image does not open, or does not have the acknowledged content.
     pub fn try_images<S: LogStorage>(
         workload: &str,
         open: impl Fn(&Path) -> Result<S, StorageError>,
@@ -209,7 +211,7 @@ mod crashes {
         try_recording(crash_images::record(workload, place.path()), open, more);
     }
 
-    /// The same with a recording some of whose syncs [fail](FailingSyncs).
+    /// Like [`try_images`], with a recording in which some syncs [fail](FailingSyncs).
     ///
     /// # Panics
     /// As in [`try_images`], or no sync failed.
@@ -231,7 +233,7 @@ mod crashes {
     ) {
         let recording = match recording {
             Ok(recording) => recording,
-            Err(why) => return println!("SKIPPED, no crash images are tried: {why}"),
+            Err(why) => return println!("SKIPPED, cannot record crash images: {why}"),
         };
         let contents = contents(&batches());
         let mut tried: BTreeMap<_, usize> = BTreeMap::new();
@@ -243,7 +245,7 @@ mod crashes {
         println!("{syncs} syncs, {images} images: {tried:?}");
         assert!(
             syncs > batches().len() && tried.len() == 5,
-            "the recording is not of the workload: {syncs} {tried:?}"
+            "the recording does not match the workload: {syncs} {tried:?}"
         );
     }
 
@@ -255,13 +257,14 @@ mod crashes {
     ) {
         let dir = tempfile::tempdir().unwrap();
         image.write_to(dir.path()).unwrap();
-        let acknowledged: usize = image.told("acknowledged").map_or(0, |n| n.parse().unwrap());
-        let storage = open(dir.path()).unwrap_or_else(|error| panic!("{image} does not open: {error}"));
+        let acknowledged: usize = image.printed_value("acknowledged").map_or(0, |n| n.parse().unwrap());
+        let storage =
+            open(dir.path()).unwrap_or_else(|error| panic!("{image}: the storage does not open: {error}"));
         let found = Content::of(&storage);
-        // The batch under way may be there too, whole.
+        // The batch in progress may be present too, completely.
         let may = &contents[acknowledged..contents.len().min(acknowledged + 2)];
-        assert!(may.contains(&found), "{image}: not what was acknowledged: {found:?}");
-        if let Some(identity) = image.told("storage") {
+        assert!(may.contains(&found), "{image}: not the acknowledged content: {found:?}");
+        if let Some(identity) = image.printed_value("storage") {
             assert_eq!(storage.load().unwrap().storage.to_string(), identity, "{image}");
         }
         if more == 0 {

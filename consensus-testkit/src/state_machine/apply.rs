@@ -1,4 +1,4 @@
-//! Applying, flushing, coming up again.
+//! Applying entries, flushing, and restarting.
 
 use bytes::Bytes;
 use consensus_core::{LogId, Payload, StateMachine};
@@ -17,7 +17,7 @@ pub(super) fn responses<F: Fixture>(mut a: F, _: F) {
         assert_eq!(responses.len(), entries.len());
         for (entry, response) in entries.iter().zip(responses) {
             let has_command = matches!(entry.payload, Payload::Command(_));
-            assert!(has_command || response.is_empty(), "{entry:?} has no command to answer");
+            assert!(has_command || response.is_empty(), "{entry:?} has no command, but a response");
         }
     }
 }
@@ -56,15 +56,16 @@ pub(super) fn flushed_is_applied<F: Fixture>(mut a: F, _: F) {
     }
 }
 
-/// The machine in `a`, which was dropped, comes up with what was flushed, and goes on like one that never was.
-fn comes_up<F: Fixture>(mut a: F, mut b: F, flushed: LogId) {
+/// Checks that the machine in `a`, which was dropped, restarts at the flushed position or later, and continues like one that
+/// was never restarted.
+fn check_restart<F: Fixture>(mut a: F, mut b: F, flushed: LogId) {
     let mut machine = a.open();
     let applied = machine.applied();
-    assert!(applied >= flushed, "flushed up to {flushed}, came up at {applied}");
+    assert!(applied >= flushed, "flushed up to {flushed}, opened at {applied}");
     machine.apply(&log(&a, applied.index.0, 25)).unwrap();
-    let mut undisturbed = b.open();
-    undisturbed.apply(&log(&b, 0, 25)).unwrap();
-    assert_eq!(a.digest(&mut machine), b.digest(&mut undisturbed));
+    let mut continuous = b.open();
+    continuous.apply(&log(&b, 0, 25)).unwrap();
+    assert_eq!(a.digest(&mut machine), b.digest(&mut continuous));
 }
 
 pub(super) fn restart<F: Fixture>(mut a: F, b: F) {
@@ -73,18 +74,18 @@ pub(super) fn restart<F: Fixture>(mut a: F, b: F) {
     let flushed = machine.flush().unwrap();
     machine.apply(&log(&a, 11, 17)).unwrap();
     drop(machine);
-    comes_up(a, b, flushed);
+    check_restart(a, b, flushed);
 }
 
-pub(super) fn flushed_aside<F: Fixture>(mut a: F, b: F) {
+pub(super) fn flushed_in_background<F: Fixture>(mut a: F, b: F) {
     let mut machine = a.open();
     machine.apply(&log(&a, 0, 11)).unwrap();
     let Some(work) = machine.flush_in_background() else { return };
     machine.apply(&log(&a, 11, 17)).unwrap();
     let flushed = std::thread::spawn(work).join().unwrap().unwrap();
-    assert!(flushed.index.0 >= 11, "applied up to 11 when it began, flushed up to {flushed}");
+    assert!(flushed.index.0 >= 11, "the flush started at entry 11, but reached only {flushed}");
     drop(machine);
-    comes_up(a, b, flushed);
+    check_restart(a, b, flushed);
 }
 
 pub(super) fn replay<F: Fixture>(mut a: F, _: F) {

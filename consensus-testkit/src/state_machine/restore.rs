@@ -12,7 +12,7 @@ pub(super) fn replaces<F: Fixture>(a: F, mut b: F) {
     machine.apply(&other_log(&b, 0, 25)).unwrap();
     machine.restore(&mut &stream[..]).unwrap();
     assert_eq!(machine.applied(), id(20));
-    assert_eq!(b.digest(&mut machine), digest, "nothing is left of the state from before");
+    assert_eq!(b.digest(&mut machine), digest, "the previous state is replaced completely");
 }
 
 pub(super) fn goes_on<F: Fixture>(mut a: F, mut b: F) {
@@ -57,12 +57,12 @@ pub(super) fn broken_source<F: Fixture>(a: F, b: F) {
     refused(b, &|machine, n| {
         let cut = *cuts.get(n)?;
         let refused = machine.restore(&mut Source { left: &good[..cut] }).is_err();
-        Some((refused, format!("a stream that breaks off after {cut} of {} bytes", good.len())))
+        Some((refused, format!("a stream that fails after {cut} of {} bytes", good.len())))
     });
 }
 
-/// Each attempt to restore - the n-th, until there is none - must be refused and leave the state as it is, in memory and
-/// on disk.
+/// Checks that each attempt to restore is refused and leaves the state unchanged, in memory and on disk. `attempt` makes the
+/// n-th attempt; `None` ends them.
 fn refused<F: Fixture>(mut fixture: F, attempt: &dyn Fn(&mut F::Machine, usize) -> Option<(bool, String)>) {
     let mut machine = fixture.open();
     machine.apply(&log(&fixture, 0, 8)).unwrap();
@@ -70,10 +70,10 @@ fn refused<F: Fixture>(mut fixture: F, attempt: &dyn Fn(&mut F::Machine, usize) 
     let digest = fixture.digest(&mut machine);
     for n in 0.. {
         let Some((refused, what)) = attempt(&mut machine, n) else { break };
-        assert!(refused, "{what}: taken for a snapshot");
+        assert!(refused, "{what}: accepted as a snapshot");
         assert_eq!(fixture.digest(&mut machine), digest, "{what}: changed the state");
     }
-    machine.apply(&log(&fixture, 8, 9)).expect("it goes on");
+    machine.apply(&log(&fixture, 8, 9)).expect("the machine continues");
     let digest = fixture.digest(&mut machine);
     drop(machine);
     let mut machine = fixture.open();
@@ -85,7 +85,7 @@ fn refused<F: Fixture>(mut fixture: F, attempt: &dyn Fn(&mut F::Machine, usize) 
     }
 }
 
-/// Gives what is left, then fails.
+/// Returns the bytes in `left`, then fails.
 struct Source<'a> {
     left: &'a [u8],
 }
@@ -93,7 +93,7 @@ struct Source<'a> {
 impl Read for Source<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         if self.left.is_empty() {
-            return Err(Error::other("the test broke the stream off"));
+            return Err(Error::other("the test makes the stream fail"));
         }
         self.left.read(buffer)
     }

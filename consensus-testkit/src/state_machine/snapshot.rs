@@ -9,22 +9,22 @@ use consensus_core::StateMachine;
 
 use super::{Fixture, id, log, write};
 
-/// Written after later entries, and beside them.
-pub(super) fn picture<F: Fixture>(mut a: F, mut b: F) {
+/// Writes snapshots after later entries, and while later entries are applied.
+pub(super) fn has_state_when_taken<F: Fixture>(mut a: F, mut b: F) {
     let mut machine = a.open();
     machine.apply(&log(&a, 0, 20)).unwrap();
     let digest = a.digest(&mut machine);
     let (first, second) = (machine.snapshot().unwrap(), machine.snapshot().unwrap());
     machine.apply(&log(&a, 20, 30)).unwrap();
     let late = write(first);
-    let beside = thread::scope(|scope| {
+    let concurrent = thread::scope(|scope| {
         let writer = scope.spawn(|| write(second));
         for n in 30..40 {
             machine.apply(&log(&a, n, n + 1)).unwrap();
         }
         writer.join().expect("the snapshot is written")
     });
-    for stream in [late, beside] {
+    for stream in [late, concurrent] {
         let mut other = b.open();
         other.restore(&mut &stream[..]).unwrap();
         assert_eq!(other.applied(), id(20));
@@ -46,14 +46,14 @@ pub(super) fn broken_sink<F: Fixture>(mut a: F, _: F) {
     let mut machine = a.open();
     machine.apply(&log(&a, 0, 12)).unwrap();
     let whole = write(machine.snapshot().unwrap()).len();
-    // Far from the end: two snapshots of one state need not be equally long.
+    // Not close to the end, because two snapshots of one state need not have the same length.
     for room in [0, whole / 2] {
         let written = machine.snapshot().unwrap().write_to(&mut Sink { room });
-        assert!(written.is_err(), "{room} of {whole} bytes were written, and no error told");
+        assert!(written.is_err(), "{room} of {whole} bytes were written, and no error was returned");
     }
 }
 
-/// Takes no more than `room` bytes.
+/// Accepts at most `room` bytes.
 struct Sink {
     room: usize,
 }
@@ -61,7 +61,7 @@ struct Sink {
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.room == 0 {
-            return Err(Error::other("the test broke the stream off"));
+            return Err(Error::other("the test makes the stream fail"));
         }
         let taken = bytes.len().min(self.room);
         self.room -= taken;

@@ -8,8 +8,8 @@ fn message(n: u8) -> Message {
     Message::Extension(vec![1, n].into())
 }
 
-/// Nodes 0 and 1 have talked, and turn out to be of two clusters; node 2 knows none.
-async fn parted(net: &Net) {
+/// Nodes 0 and 1 have exchanged messages and then learn that they belong to different clusters; node 2 knows no cluster.
+async fn start_in_two_clusters(net: &Net) {
     net.start().await;
     net.deliver(0, 1, &message(0)).await;
     net.deliver(1, 0, &message(1)).await;
@@ -21,7 +21,7 @@ async fn parted(net: &Net) {
 pub(super) async fn compatible(net: Net) {
     net.start().await;
     net.deliver(0, 1, &message(0)).await;
-    // They learn it one after another.
+    // The nodes learn the cluster's identity one after another.
     for node in 0..net.transports.len() {
         net.transports[node].set_cluster(ClusterId(7));
         for other in (0..net.transports.len()).filter(|other| *other != node) {
@@ -35,11 +35,11 @@ pub(super) async fn compatible(net: Net) {
 }
 
 pub(super) async fn messages(net: Net) {
-    parted(&net).await;
+    start_in_two_clusters(&net).await;
     for n in 100..150 {
         let _ = net.transports[0].send(net.id(1), message(n));
         let _ = net.transports[1].send(net.id(0), message(n));
-        // What goes to and from a node that knows no cluster arrives, and gives the others time to arrive.
+        // Messages to and from a node without a cluster must arrive. They give the others time to arrive, which must not.
         net.deliver(0, 2, &message(n)).await;
         net.deliver(2, 1, &message(n)).await;
     }
@@ -54,15 +54,18 @@ pub(super) async fn messages(net: Net) {
 
 pub(super) async fn chunks(net: Net) {
     net.start().await;
-    // Over a connection that stands.
+    // Over an established connection.
     net.send_chunk(0, 1, &chunk(1, 0, None)).await;
     net.transports[0].set_cluster(ClusterId(7));
     net.transports[1].set_cluster(ClusterId(8));
     for (from, to) in [(0, 1), (1, 0)] {
-        let answer = net.transports[from].send_snapshot_chunk(net.id(to), chunk(2, 0, None));
-        let answer = tokio::time::timeout(net.patience, answer).await;
-        assert!(answer.expect("it ends").is_err(), "node {to} answered a chunk of node {from}");
-        assert!(net.arrived[to].chunks().iter().all(|(_, chunk)| chunk.term.0 == 1), "it arrived");
+        let response = net.transports[from].send_snapshot_chunk(net.id(to), chunk(2, 0, None));
+        let response = tokio::time::timeout(net.time_limit, response).await;
+        assert!(
+            response.expect("the call returns").is_err(),
+            "node {to} responded to a chunk of node {from}"
+        );
+        assert!(net.arrived[to].chunks().iter().all(|(_, chunk)| chunk.term.0 == 1), "the chunk arrived");
     }
     net.stop().await;
 }

@@ -25,8 +25,8 @@ pub(super) async fn started_twice(net: Net) {
 
 pub(super) async fn unknown(net: Net) {
     net.start().await;
-    let nobody = net.id(4711);
-    assert_eq!(net.transports[0].send(nobody, message(1)), Err(SendError::UnknownNode(nobody)));
+    let unknown = net.id(4711);
+    assert_eq!(net.transports[0].send(unknown, message(1)), Err(SendError::UnknownNode(unknown)));
     net.stop().await;
 }
 
@@ -44,29 +44,29 @@ pub(super) async fn sends_no_more(net: Net) {
     net.deliver(0, 1, &message(1)).await;
     net.transports[0].shutdown().await;
     assert_eq!(net.transports[0].send(net.id(1), message(2)), Err(SendError::Closed));
-    let answer = net.transports[0].send_snapshot_chunk(net.id(1), chunk(1, 0, None)).await;
-    assert!(matches!(answer, Err(TransportError::Send(SendError::Closed))), "a chunk: {answer:?}");
+    let result = net.transports[0].send_snapshot_chunk(net.id(1), chunk(1, 0, None)).await;
+    assert!(matches!(result, Err(TransportError::Send(SendError::Closed))), "a chunk: {result:?}");
     net.deliver(1, 2, &message(3)).await;
     net.stop().await;
 }
 
-/// Neither what was under way nor what is sent later.
+/// Neither messages in transit nor later ones may be delivered.
 pub(super) async fn delivers_no_more(net: Net) {
     net.start().await;
     net.deliver(0, 1, &message(0)).await;
     let send = |n| {
-        let _ = net.transports[0].send(net.id(1), message(n)); // As long as it has not noticed.
+        let _ = net.transports[0].send(net.id(1), message(n)); // Succeeds until the shutdown is noticed.
     };
     (1..100).for_each(send);
     net.transports[1].shutdown().await;
     let arrived = net.arrived[1].messages().len();
     (100..200).for_each(send);
-    // What goes to another node meanwhile arrives there.
+    // A message to another node that is sent later must arrive.
     net.deliver(0, 2, &message(200)).await;
     assert_eq!(
         net.arrived[1].messages().len(),
         arrived,
-        "messages that arrived by the end of the shutdown, and later"
+        "messages that arrived until the end of the shutdown, and later"
     );
     net.stop().await;
 }
@@ -89,7 +89,7 @@ pub(super) async fn unreachable(net: Net) {
     net.transports[1].shutdown().await;
     let reachability = net.transports[0].reachability();
     net.eventually("node 1 is not reachable", || {
-        let _ = net.transports[0].send(net.id(1), message(2)); // So that it is noticed.
+        let _ = net.transports[0].send(net.id(1), message(2)); // Makes the transport notice.
         let known = reachability.borrow().get(&net.id(1)).copied();
         if known == Some(Reachability::Reachable) { Err(known) } else { Ok(()) }
     })

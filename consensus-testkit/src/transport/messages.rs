@@ -20,12 +20,12 @@ pub(super) async fn unaltered(net: Net) {
     net.stop().await;
 }
 
-/// A message that says from where to where it goes.
+/// A message with its sender and receiver.
 fn addressed(from: usize, to: usize) -> Message {
     Message::Extension(vec![1, from as u8, to as u8].into())
 }
 
-/// Every node has sent one to every other.
+/// Sends a message from every node to every other.
 async fn all_to_all(net: &Net) {
     net.start().await;
     let nodes = 0..net.transports.len();
@@ -38,9 +38,9 @@ async fn all_to_all(net: &Net) {
 
 pub(super) async fn senders(net: Net) {
     all_to_all(&net).await;
-    for (told, message) in net.arrived.iter().flat_map(|arrived| arrived.messages()) {
-        let Message::Extension(bytes) = message else { panic!("nobody sent {message:?}") };
-        assert_eq!(told, net.id(bytes[1].into()), "the sender as told, and as it is");
+    for (sender, message) in net.arrived.iter().flat_map(|arrived| arrived.messages()) {
+        let Message::Extension(bytes) = message else { panic!("no node sent {message:?}") };
+        assert_eq!(sender, net.id(bytes[1].into()), "reported and actual sender");
     }
     net.stop().await;
 }
@@ -49,24 +49,24 @@ pub(super) async fn receivers(net: Net) {
     all_to_all(&net).await;
     for (node, arrived) in net.arrived.iter().enumerate() {
         for (from, message) in arrived.messages() {
-            let Message::Extension(bytes) = message else { panic!("nobody sent {message:?}") };
-            assert_eq!(usize::from(bytes[2]), node, "a message of node {from} went astray");
+            let Message::Extension(bytes) = message else { panic!("no node sent {message:?}") };
+            assert_eq!(usize::from(bytes[2]), node, "a message of node {from} reached the wrong node");
         }
     }
     net.stop().await;
 }
 
-/// Sends 2 GB to a node that is not started, so that all of it can only queue; on a thread that knows no runtime, as a
-/// `send` that waits would hold up the whole test.
+/// Sends 2 GB to a node that is not started, so that all messages remain queued. Uses a thread outside the runtime, because
+/// a `send` that blocks would block the whole test.
 async fn flood(net: &Net) -> Vec<Result<(), SendError>> {
     net.transports[0].start(net.arrived[0].clone()).await.unwrap();
     let (transport, to) = (net.transports[0].clone(), net.id(1));
     let message = Message::Extension(vec![1; 1 << 20].into());
     let sender = thread::spawn(move || (0..2_000).map(|_| transport.send(to, message.clone())).collect());
-    let deadline = Instant::now() + net.patience;
+    let deadline = Instant::now() + net.time_limit;
     while !sender.is_finished() {
-        assert!(Instant::now() < deadline, "send waits: 2000 of them take more than {:?}", net.patience);
-        // The tasks of the transport go on; the clock, which may be paused, is left alone.
+        assert!(Instant::now() < deadline, "send blocks: 2000 calls take more than {:?}", net.time_limit);
+        // Lets the transport's tasks run, without advancing a paused clock.
         thread::yield_now();
         tokio::task::yield_now().await;
     }
@@ -88,6 +88,6 @@ pub(super) async fn bounded(net: Net) {
             Err(other) => panic!("{other:?}"),
         }
     }
-    assert!(refused > 0, "2 GB were queued to a node that takes nothing");
+    assert!(refused > 0, "2 GB were queued to a node that receives nothing");
     net.stop().await;
 }

@@ -1,4 +1,4 @@
-//! A network under test, and what arrives.
+//! A network under test, and the messages that arrive.
 
 use std::{
     fmt::Debug,
@@ -15,19 +15,19 @@ use tokio::sync::watch;
 
 use crate::wait::eventually_within;
 
-/// Transports, with what arrives at each.
+/// Transports, with a collector for each.
 #[derive(Clone)]
 pub(super) struct Net {
     pub(super) transports: Vec<Arc<dyn NetworkTransport>>,
     pub(super) arrived: Vec<Arc<Collector>>,
-    pub(super) patience: Duration,
+    pub(super) time_limit: Duration,
 }
 
-/// Remembers what arrived, and answers snapshot chunks by what they are.
+/// Records what arrives, and responds to snapshot chunks according to their content.
 pub(super) struct Collector {
     messages: Mutex<Vec<(NodeId, Message)>>,
     chunks: Mutex<Vec<(NodeId, SnapshotChunk)>>,
-    /// While `true`, snapshot chunks are not answered.
+    /// While `true`, responses to snapshot chunks are delayed.
     pub(super) held: watch::Sender<bool>,
 }
 
@@ -59,7 +59,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a [`Collector`] answers.
+/// Response of a [`Collector`] to a chunk.
 pub(super) fn expected_ack(chunk: &SnapshotChunk) -> SnapshotAck {
     let outcome = match (chunk.last, chunk.term.0) {
         (_, 9) => SnapshotOutcome::Refused,
@@ -76,14 +76,14 @@ pub(super) fn chunk(term: u64, offset: u64, last: Option<u32>) -> SnapshotChunk 
 }
 
 impl Net {
-    pub(super) fn new(transports: Vec<Arc<dyn NetworkTransport>>, patience: Duration) -> Self {
+    pub(super) fn new(transports: Vec<Arc<dyn NetworkTransport>>, time_limit: Duration) -> Self {
         let collector = || Collector {
             messages: Mutex::default(),
             chunks: Mutex::default(),
             held: watch::channel(false).0,
         };
         let arrived = transports.iter().map(|_| Arc::new(collector())).collect();
-        Self { transports, arrived, patience }
+        Self { transports, arrived, time_limit }
     }
 
     pub(super) fn id(&self, node: usize) -> NodeId {
@@ -103,10 +103,10 @@ impl Net {
     }
 
     pub(super) async fn eventually<E: Debug>(&self, what: &str, condition: impl FnMut() -> Result<(), E>) {
-        eventually_within(self.patience, what, condition).await;
+        eventually_within(self.time_limit, what, condition).await;
     }
 
-    /// Sends a message until it has arrived: before a connection stands it may be lost.
+    /// Sends a message until it has arrived, because it may be lost before a connection is established.
     pub(super) async fn deliver(&self, from: usize, to: usize, message: &Message) {
         let what = format!("a message of node {from} arrives at node {to}");
         self.eventually(&what, || {
@@ -119,7 +119,7 @@ impl Net {
         .await;
     }
 
-    /// Sends a chunk until it is answered.
+    /// Sends a chunk until it gets a response.
     pub(super) async fn send_chunk(&self, from: usize, to: usize, chunk: &SnapshotChunk) -> SnapshotAck {
         let attempts = async {
             loop {
@@ -131,7 +131,7 @@ impl Net {
                 }
             }
         };
-        let answer = tokio::time::timeout(self.patience, attempts).await;
-        answer.unwrap_or_else(|_| panic!("a chunk of node {from} is answered by node {to}"))
+        let ack = tokio::time::timeout(self.time_limit, attempts).await;
+        ack.unwrap_or_else(|_| panic!("no response of node {to} to a chunk of node {from}"))
     }
 }

@@ -8,7 +8,7 @@ use consensus_core::{
     TimeoutNow, VoteKind, VoteRequest, VoteResponse,
 };
 
-/// Every kind of message, with fields at their extremes.
+/// Returns every kind of message, with extreme values in its fields.
 #[must_use]
 pub fn samples() -> Vec<Message> {
     let id = LogId::new(7, u64::MAX >> 1);

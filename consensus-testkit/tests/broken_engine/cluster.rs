@@ -1,7 +1,7 @@
-//! A cluster within one process that has all that engines have, and one defect at a time.
+//! A cluster within one process that implements the whole engine trait, with one defect at a time.
 //!
-//! The nodes share one log behind a mutex. The leader applies a millisecond after a proposal, the others some later: so
-//! something can be under way, and a follower can lag.
+//! The nodes share one log behind a mutex. The leader applies an entry a millisecond after its proposal, the others some
+//! milliseconds later, so that requests can be in progress and followers can lag.
 
 use std::{
     collections::BTreeMap,
@@ -25,58 +25,58 @@ pub(crate) enum Defect {
     FollowersMissACommand,
     FollowersSwapCommands,
     AppliesTwice,
-    AnswersWithAnotherResponse,
-    AnswersWithAnotherPosition,
+    ReturnsWrongResponse,
+    ReturnsWrongPosition,
     RefusesEmptyCommands,
-    ProposesAgainWhatWasDropped,
-    StopsAtWhatWasDropped,
-    FollowersReadAtOnce,
-    BarriersAtNothing,
+    ProposesDroppedCommandAgain,
+    StopsAtDroppedProposal,
+    FollowersReadWithoutWaiting,
+    BarriersAtZero,
     StaleReadsAtCommit,
     FollowersRefuseStaleReads,
-    NamesNobody,
-    AnswersWithoutHandingOn,
+    NamesNoLeader,
+    AcknowledgesWithoutForwarding,
     RefusesAndProposes,
-    StatusStandsStill,
+    StatusNeverChanges,
     StatusGoesBack,
-    StatusAppliesTheUncommitted,
+    StatusAppliesUncommitted,
     TransfersWithinTheTerm,
     ChangesOneOfTwo,
     LearnersVote,
-    ChangesInPart,
+    ChangesPartially,
     FollowersChangeMembers,
     CompactsLess,
-    HidesWhereTheLogBegins,
-    LosesWhatItCompacts,
+    HidesFirstIndex,
+    LosesCompactedState,
     TransfersToItself,
-    NamesAnHeirWhoDoesNotLead,
-    TransfersToAnybody,
+    NamesSuccessorThatIsNotLeader,
+    TransfersToAnyNode,
     FollowersTransfer,
-    ProposalsGoOnWhenShutDown,
-    StaleReadsGoOnWhenShutDown,
-    SaysRunningWhenShutDown,
-    RefusesWhatIsApplied,
-    LeavesProposalsUnanswered,
-    ShutsDownUnflushed,
-    TakesTheLeadAlong,
-    SurvivesAPanic,
-    HidesAPanic,
+    AcceptsProposalsAfterShutdown,
+    ServesStaleReadsAfterShutdown,
+    ReportsRunningAfterShutdown,
+    RefusesAppliedCommands,
+    LeavesProposalsPending,
+    ShutsDownWithoutFlush,
+    KeepsLeadershipAfterShutdown,
+    ContinuesAfterPanic,
+    HidesPanic,
 }
 
-/// What the nodes share.
+/// State shared by the nodes.
 pub(crate) struct Cluster {
     pub(crate) defect: Defect,
     pub(crate) log: Vec<Entry>,
     pub(crate) term: Term,
     pub(crate) leader: Option<usize>,
     pub(crate) membership: Arc<Membership>,
-    pub(crate) nodes: Vec<Part>,
-    /// By index.
+    pub(crate) nodes: Vec<NodeState>,
+    /// Responses by index.
     pub(crate) responses: BTreeMap<u64, Bytes>,
 }
 
-/// One node's own.
-pub(crate) struct Part {
+/// State of one node.
+pub(crate) struct NodeState {
     pub(crate) machine: Journal,
     pub(crate) applied: u64,
     pub(crate) first: u64,
@@ -88,7 +88,7 @@ pub(crate) fn lock(cluster: &Mutex<Cluster>) -> MutexGuard<'_, Cluster> {
     cluster.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts `size` nodes, led by node 0.
+/// Starts `size` nodes with node 0 as leader.
 pub(crate) fn start(defect: Defect, size: u64) -> Vec<Node> {
     let membership = Arc::new(Membership::of_voters(0..size));
     let mut cluster = Cluster {
@@ -103,7 +103,7 @@ pub(crate) fn start(defect: Defect, size: u64) -> Vec<Node> {
     for id in 0..size {
         let status = watch::channel(Arc::new(cluster.status_of(id as usize, &Health::Running, 0, 1))).0;
         let (machine, health) = (Journal::new(), Health::Running);
-        cluster.nodes.push(Part { machine, applied: 0, first: 1, health, status });
+        cluster.nodes.push(NodeState { machine, applied: 0, first: 1, health, status });
     }
     let journals: Vec<_> = cluster.nodes.iter().map(|part| part.machine.reader()).collect();
     let cluster = Arc::new(Mutex::new(cluster));
@@ -117,7 +117,7 @@ impl Cluster {
         self.log.len() as u64
     }
 
-    pub(crate) fn leads(&self, node: usize) -> bool {
+    pub(crate) fn is_leader(&self, node: usize) -> bool {
         self.leader == Some(node)
     }
 
@@ -131,7 +131,7 @@ impl Cluster {
         id
     }
 
-    /// Has `node` apply the log up to `last`.
+    /// Applies the log on `node` up to `last`.
     pub(crate) fn apply(&mut self, node: usize, last: u64) {
         let entries = self.entries(node, self.nodes[node].applied, last);
         let part = &mut self.nodes[node];
@@ -142,18 +142,18 @@ impl Cluster {
         match catch_unwind(AssertUnwindSafe(|| machine.apply(&entries))) {
             Ok(responses) => {
                 let indexes = part.applied + 1..;
-                self.responses.extend(indexes.zip(responses.expect("a journal takes all")));
+                self.responses.extend(indexes.zip(responses.expect("a journal applies every entry")));
                 part.applied = last;
             }
-            Err(_) if self.defect == Defect::SurvivesAPanic => part.applied = last,
+            Err(_) if self.defect == Defect::ContinuesAfterPanic => part.applied = last,
             Err(_) => part.health = Health::Fatal("the state machine panicked".to_owned()),
         }
         self.publish(node);
     }
 
-    /// What `node` takes for the entries `(after, last]`.
+    /// Entries `(after, last]` as `node` sees them, with its defect.
     fn entries(&self, node: usize, after: u64, last: u64) -> Vec<Entry> {
-        let follows = !self.leads(node);
+        let follows = !self.is_leader(node);
         let entry = |index: u64| {
             let entry = self.log[index as usize - 1].clone();
             let payload = match self.defect {
@@ -178,13 +178,14 @@ impl Cluster {
         (0..self.nodes.len()).for_each(|node| self.publish(node));
     }
 
-    /// Somebody else who could lead.
-    pub(crate) fn heir(&self, node: usize) -> Option<usize> {
-        (0..self.nodes.len()).find(|heir| *heir != node && self.nodes[*heir].health == Health::Running)
+    /// Another node that could be leader.
+    pub(crate) fn successor(&self, node: usize) -> Option<usize> {
+        (0..self.nodes.len())
+            .find(|successor| *successor != node && self.nodes[*successor].health == Health::Running)
     }
 
     fn status_of(&self, node: usize, health: &Health, applied: u64, first: u64) -> EngineStatus {
-        let last = if self.leads(node) { self.last() } else { applied };
+        let last = if self.is_leader(node) { self.last() } else { applied };
         let term = last.checked_sub(1).map_or(Term(0), |last| self.log[last as usize].id.term);
         EngineStatus {
             node_id: NodeId(node as u64),
@@ -195,7 +196,7 @@ impl Cluster {
             apply_stalled_since: None,
             snapshot_blocked: None,
             snapshot_errors: BTreeMap::new(),
-            role: if self.leads(node) { Role::Leader } else { Role::Follower },
+            role: if self.is_leader(node) { Role::Leader } else { Role::Follower },
             term: self.term,
             leader: self.leader_id(),
             last_log: LogId { term, index: LogIndex(last) },
@@ -211,20 +212,20 @@ impl Cluster {
         let part = &self.nodes[node];
         let mut status = self.status_of(node, &part.health, part.applied, part.first);
         match self.defect {
-            Defect::StatusStandsStill if part.health == Health::Running => return,
+            Defect::StatusNeverChanges if part.health == Health::Running => return,
             Defect::StatusGoesBack if part.applied % 7 == 6 => status.term = Term(0),
-            Defect::StatusAppliesTheUncommitted => status.commit = status.commit.prev(),
-            Defect::SaysRunningWhenShutDown if part.health == Health::ShutDown => {
+            Defect::StatusAppliesUncommitted => status.commit = status.commit.prev(),
+            Defect::ReportsRunningAfterShutdown if part.health == Health::ShutDown => {
                 status.health = Health::Running;
             }
-            Defect::HidesWhereTheLogBegins => status.first_index = LogIndex(1),
+            Defect::HidesFirstIndex => status.first_index = LogIndex(1),
             _ => {}
         }
         part.status.send_replace(Arc::new(status));
     }
 }
 
-/// From a proposal to its application on the leader.
+/// Time from a proposal until the leader applies it.
 pub(crate) const COMMIT_TIME: Duration = Duration::from_millis(1);
-/// And on to that on a follower.
+/// Further time until a follower applies it.
 pub(crate) const FOLLOW_TIME: Duration = Duration::from_millis(10);

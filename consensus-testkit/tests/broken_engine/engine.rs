@@ -1,4 +1,4 @@
-//! One node of the cluster, as its users hold it.
+//! The engine of one node of the cluster.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,22 +18,22 @@ pub(crate) struct Engine {
     pub(crate) cluster: Arc<Mutex<Cluster>>,
 }
 
-/// A proposal that is waited for, as long as it is not dropped.
+/// A proposal whose caller waits; dropped early if the caller drops its future.
 struct Waiting<'a> {
     engine: &'a Engine,
     command: Bytes,
-    answered: bool,
+    completed: bool,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut cluster = lock(&self.engine.cluster);
-        if self.answered {
+        if self.completed {
             return;
         }
         match cluster.defect {
-            Defect::ProposesAgainWhatWasDropped => drop(cluster.append(self.command.clone())),
-            Defect::StopsAtWhatWasDropped => cluster.nodes[self.engine.node].health = Health::ShutDown,
+            Defect::ProposesDroppedCommandAgain => drop(cluster.append(self.command.clone())),
+            Defect::StopsAtDroppedProposal => cluster.nodes[self.engine.node].health = Health::ShutDown,
             _ => {}
         }
     }
@@ -47,28 +47,28 @@ impl Engine {
     fn not_running(&self) -> Option<String> {
         match self.health() {
             Health::Running => None,
-            Health::ShutDown => Some("it is shut down".to_owned()),
+            Health::ShutDown => Some("the engine is shut down".to_owned()),
             Health::Fatal(why) => Some(why),
         }
     }
 
-    /// Where the command is to be; or why it is refused.
+    /// Appends the command and returns its position, or refuses it.
     fn accept(&self, command: &Bytes) -> Result<LogId, ProposeError> {
         let mut cluster = lock(&self.cluster);
         let leader = cluster.leader_id();
         match (&cluster.nodes[self.node].health, cluster.defect) {
-            (Health::ShutDown, Defect::ProposalsGoOnWhenShutDown) => {
-                return Err(ProposeError::Unknown { why: "it is shut down" });
+            (Health::ShutDown, Defect::AcceptsProposalsAfterShutdown) => {
+                return Err(ProposeError::Unknown { why: "the engine is shut down" });
             }
             (Health::ShutDown, _) => return Err(ProposeError::ShutDown),
-            (Health::Fatal(_), Defect::HidesAPanic) => return Err(ProposeError::ShutDown),
+            (Health::Fatal(_), Defect::HidesPanic) => return Err(ProposeError::ShutDown),
             (Health::Fatal(why), _) => return Err(ProposeError::Fatal { why: why.clone() }),
             (Health::Running, _) => {}
         }
-        if !cluster.leads(self.node) {
+        if !cluster.is_leader(self.node) {
             return match cluster.defect {
-                Defect::NamesNobody => Err(ProposeError::NotLeader { leader: None }),
-                Defect::AnswersWithoutHandingOn => Ok(LogId::ZERO),
+                Defect::NamesNoLeader => Err(ProposeError::NotLeader { leader: None }),
+                Defect::AcknowledgesWithoutForwarding => Ok(LogId::ZERO),
                 Defect::RefusesAndProposes => {
                     cluster.append(command.clone());
                     Err(ProposeError::NotLeader { leader })
@@ -85,7 +85,7 @@ impl Engine {
         Ok(cluster.append(command.clone()))
     }
 
-    /// Applies the entry, on the followers a little later, and answers.
+    /// Applies the entry, a little later also on the followers, and returns the result.
     fn commit(&self, log_id: LogId) -> Result<Committed, ProposeError> {
         let mut cluster = lock(&self.cluster);
         let index = log_id.index.0;
@@ -98,16 +98,16 @@ impl Engine {
         }
         if cluster.nodes[self.node].health == Health::ShutDown {
             return match cluster.defect {
-                Defect::RefusesWhatIsApplied => Err(ProposeError::ShutDown),
-                _ => Err(ProposeError::Unknown { why: "it was shut down" }),
+                Defect::RefusesAppliedCommands => Err(ProposeError::ShutDown),
+                _ => Err(ProposeError::Unknown { why: "the engine was shut down" }),
             };
         }
         cluster.apply(self.node, index);
         let response = cluster.responses.get(&index).cloned().unwrap_or_default();
         match (&cluster.nodes[self.node].health, cluster.defect) {
             (Health::Fatal(why), _) => Err(ProposeError::Fatal { why: why.clone() }),
-            (_, Defect::AnswersWithAnotherResponse) => Ok(Committed { log_id, response: "1".into() }),
-            (_, Defect::AnswersWithAnotherPosition) => {
+            (_, Defect::ReturnsWrongResponse) => Ok(Committed { log_id, response: "1".into() }),
+            (_, Defect::ReturnsWrongPosition) => {
                 let index = log_id.index.prev();
                 Ok(Committed { log_id: LogId { index, ..log_id }, response })
             }
@@ -123,11 +123,11 @@ impl ConsensusEngine for Engine {
         if log_id == LogId::ZERO {
             return Ok(Committed { log_id, response: Bytes::new() });
         }
-        let mut waiting = Waiting { engine: self, command, answered: false };
+        let mut waiting = Waiting { engine: self, command, completed: false };
         sleep(COMMIT_TIME).await;
-        waiting.answered = true;
+        waiting.completed = true;
         let shut_down = self.health() == Health::ShutDown;
-        if shut_down && lock(&self.cluster).defect == Defect::LeavesProposalsUnanswered {
+        if shut_down && lock(&self.cluster).defect == Defect::LeavesProposalsPending {
             std::future::pending::<()>().await;
         }
         self.commit(log_id)
@@ -139,28 +139,28 @@ impl ConsensusEngine for Engine {
             let part = &cluster.nodes[self.node];
             let stale = consistency == ReadConsistency::Stale;
             match &part.health {
-                Health::ShutDown if stale && cluster.defect == Defect::StaleReadsGoOnWhenShutDown => {}
+                Health::ShutDown if stale && cluster.defect == Defect::ServesStaleReadsAfterShutdown => {}
                 Health::ShutDown => return Err(ReadError::ShutDown),
                 Health::Fatal(why) => return Err(ReadError::Fatal { why: why.clone() }),
                 Health::Running => {}
             }
             let commit = cluster.leader.map_or(0, |leader| cluster.nodes[leader].applied);
-            let follows = !cluster.leads(self.node);
+            let follows = !cluster.is_leader(self.node);
             match cluster.defect {
                 Defect::StaleReadsAtCommit if stale => return Ok(LogIndex(commit)),
                 Defect::FollowersRefuseStaleReads if stale && follows => {
                     return Err(ReadError::NotLeader { leader: cluster.leader_id() });
                 }
-                Defect::FollowersReadAtOnce if follows => return Ok(LogIndex(commit)),
+                Defect::FollowersReadWithoutWaiting if follows => return Ok(LogIndex(commit)),
                 _ if stale => return Ok(LogIndex(part.applied)),
                 _ => {}
             }
             (part.status.subscribe(), LogIndex(commit), cluster.defect, cluster.leader_id())
         };
-        if defect == Defect::BarriersAtNothing {
+        if defect == Defect::BarriersAtZero {
             return Ok(LogIndex::ZERO);
         }
-        if defect == Defect::StatusStandsStill {
+        if defect == Defect::StatusNeverChanges {
             sleep(2 * FOLLOW_TIME).await;
             return Ok(target);
         }
@@ -177,7 +177,7 @@ impl ConsensusEngine for Engine {
             return Err(ChangeError::NotRunning { why });
         }
         let mut cluster = lock(&self.cluster);
-        if !cluster.leads(self.node) && cluster.defect != Defect::FollowersChangeMembers {
+        if !cluster.is_leader(self.node) && cluster.defect != Defect::FollowersChangeMembers {
             return Err(ChangeError::NotLeader { leader: cluster.leader_id() });
         }
         let changed = match cluster.defect {
@@ -187,7 +187,8 @@ impl ConsensusEngine for Engine {
             }
             _ => cluster.membership.with_changes(&changes),
         };
-        if let (Defect::ChangesInPart, Err(InvalidMembership::NotAMember(_))) = (cluster.defect, &changed) {
+        if let (Defect::ChangesPartially, Err(InvalidMembership::NotAMember(_))) = (cluster.defect, &changed)
+        {
             cluster.membership = Arc::new(cluster.membership.with_changes(&changes[..1])?);
             cluster.publish(self.node);
         }
@@ -201,24 +202,24 @@ impl ConsensusEngine for Engine {
             return Err(TransferError::NotRunning { why });
         }
         let mut cluster = lock(&self.cluster);
-        if !cluster.leads(self.node) && cluster.defect != Defect::FollowersTransfer {
+        if !cluster.is_leader(self.node) && cluster.defect != Defect::FollowersTransfer {
             return Err(TransferError::NotLeader { leader: cluster.leader_id() });
         }
         match to {
-            Some(to) if cluster.defect == Defect::TransfersToAnybody => return Ok(to),
+            Some(to) if cluster.defect == Defect::TransfersToAnyNode => return Ok(to),
             Some(to) if cluster.leader_id() == Some(to) || to.0 >= cluster.nodes.len() as u64 => {
                 return Err(TransferError::CannotLead(to));
             }
             _ => {}
         }
-        let heir = to.map(|to| to.0 as usize).or_else(|| cluster.heir(self.node));
-        let heir = heir.ok_or(TransferError::NoSuccessor)?;
+        let successor = to.map(|to| to.0 as usize).or_else(|| cluster.successor(self.node));
+        let successor = successor.ok_or(TransferError::NoSuccessor)?;
         match cluster.defect {
             Defect::TransfersToItself => return Ok(NodeId(self.node as u64)),
-            Defect::NamesAnHeirWhoDoesNotLead => {}
-            _ => cluster.lead(heir),
+            Defect::NamesSuccessorThatIsNotLeader => {}
+            _ => cluster.lead(successor),
         }
-        Ok(NodeId(heir as u64))
+        Ok(NodeId(successor as u64))
     }
 
     async fn compact_log(&self) -> Result<LogIndex, SnapshotError> {
@@ -231,7 +232,7 @@ impl ConsensusEngine for Engine {
         part.machine.flush().expect("a journal flushes");
         let purged = if defect == Defect::CompactsLess { part.applied / 2 } else { part.applied };
         part.first = purged + 1;
-        if defect == Defect::LosesWhatItCompacts {
+        if defect == Defect::LosesCompactedState {
             part.machine.restore(&mut &emptied(part.machine.applied())[..]).expect("a journal restores");
         }
         cluster.publish(self.node);
@@ -240,23 +241,23 @@ impl ConsensusEngine for Engine {
 
     async fn shutdown(&self) -> Result<(), ShutdownError> {
         let mut cluster = lock(&self.cluster);
-        let (defect, leads) = (cluster.defect, cluster.leads(self.node));
+        let (defect, is_leader) = (cluster.defect, cluster.is_leader(self.node));
         let part = &mut cluster.nodes[self.node];
         match &part.health {
             Health::ShutDown => return Ok(()),
             Health::Fatal(why) => return Err(ShutdownError(why.clone())),
             Health::Running => {}
         }
-        if defect != Defect::ShutsDownUnflushed {
+        if defect != Defect::ShutsDownWithoutFlush {
             part.machine.flush().expect("a journal flushes");
         }
         part.health = Health::ShutDown;
         cluster.publish(self.node);
-        if leads
-            && let Some(heir) = cluster.heir(self.node)
-            && defect != Defect::TakesTheLeadAlong
+        if is_leader
+            && let Some(successor) = cluster.successor(self.node)
+            && defect != Defect::KeepsLeadershipAfterShutdown
         {
-            cluster.lead(heir);
+            cluster.lead(successor);
         }
         Ok(())
     }
@@ -271,7 +272,7 @@ fn voting(change: &MemberChange) -> MemberChange {
     }
 }
 
-/// The snapshot of a journal that has applied so much and has nothing.
+/// Snapshot of a journal at position `applied` without commands.
 fn emptied(applied: LogId) -> Vec<u8> {
     consensus_core::codec::encode(1, &(applied, Vec::<(LogId, Bytes)>::new()))
 }

@@ -1,4 +1,4 @@
-//! Suites held against implementations that are broken on purpose.
+//! Runs suites on implementations that are broken on purpose.
 
 use std::{
     collections::BTreeSet,
@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-/// Each defect breaks the rule beside it, and no rule before that one; and each of `rules` is broken by some defect.
+/// Checks that each defect breaks the rule in its row of the table and no earlier one, and that each rule has a defect.
 pub(crate) fn assert_rejected<D: Copy + Debug>(rules: &[&str], table: &[(D, &'static str)], run: impl Fn(D)) {
     for (defect, rule) in table {
         assert_eq!(broken_rule(|| run(*defect)).as_deref(), Some(*rule), "the rule that {defect:?} breaks");
@@ -16,7 +16,7 @@ pub(crate) fn assert_rejected<D: Copy + Debug>(rules: &[&str], table: &[(D, &'st
     assert!(untested.is_empty(), "rules that no defect breaks: {untested:#?}");
 }
 
-/// What the suite's panic names; `None` if it does not panic.
+/// Returns the rule that the suite's panic names; `None` if the suite passes.
 fn broken_rule(run: impl FnOnce()) -> Option<String> {
     let panic = catch_unwind(AssertUnwindSafe(run)).err()?;
     let message = panic.downcast_ref::<String>().expect("a suite panics with a text");

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use consensus_testkit::linearizability::{self, Model, Verdict, check, explain};
+use consensus_testkit::linearizability::{self, Model, CheckResult, check, explain};
 use kv_store_client::{
     ClientError, KvClient,
     idl::{
@@ -51,7 +51,7 @@ pub struct Key;
 impl Model for Key {
     type State = Option<Cell>;
     type Call = Call;
-    type Answer = Answer;
+    type Response = Answer;
 
     fn initial(&self) -> Option<Cell> {
         None
@@ -178,7 +178,7 @@ impl Histories {
         let (mut operations, mut unknown) = (0, 0);
         for (key, history) in &*self.keys.lock().unwrap() {
             let verdict = check(&Key, history, STEPS_MAX);
-            assert_eq!(verdict, Verdict::Linearizable, "{key}: {}", explain(history, &verdict));
+            assert_eq!(verdict, CheckResult::Linearizable, "{key}: {}", explain(history, &verdict));
             operations += history.len();
             unknown += history.iter().filter(|operation| operation.ended.is_none()).count();
         }

@@ -1,4 +1,4 @@
-//! Reads beside writes.
+//! Reads during writes.
 
 use std::{
     panic::resume_unwind,
@@ -10,8 +10,8 @@ use consensus_core::{LogBatch, LogIndex, LogStorage};
 
 use super::{Place, append, command};
 
-/// One thread replaces the tail again and again, another reads.
-pub(super) fn read_beside_write<S: LogStorage>(place: &Place<'_, S>) {
+/// One thread replaces the tail repeatedly while another one reads.
+pub(super) fn read_during_write<S: LogStorage>(place: &Place<'_, S>) {
     let storage = place.open();
     storage.write(append((1..=STABLE).map(|i| command(1, i)))).unwrap();
     let (enough, written) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -30,7 +30,7 @@ pub(super) fn read_beside_write<S: LogStorage>(place: &Place<'_, S>) {
         let enough = SetOnDrop(&enough);
         let mut rounds = 0;
         while (rounds < ROUNDS || written.load(Ordering::Acquire) < WRITES) && !writer.is_finished() {
-            look(&storage);
+            check_read(&storage);
             rounds += 1;
         }
         drop(enough);
@@ -38,11 +38,11 @@ pub(super) fn read_beside_write<S: LogStorage>(place: &Place<'_, S>) {
     });
 }
 
-fn look(storage: &impl LogStorage) {
+fn check_read(storage: &impl LogStorage) {
     let stable: Vec<_> = (1..=STABLE).map(|i| command(1, i)).collect();
     let read = storage.read(LogIndex(0), LogIndex(STABLE), u64::MAX);
-    assert_eq!(read.expect("no write touches these entries"), stable);
-    // Of the tail any may be missing, but what is given is an entry of that place.
+    assert_eq!(read.expect("no write changes these entries"), stable);
+    // Entries of the tail may be missing, but an entry that is returned must be one of that index.
     let read = storage.read(LogIndex(STABLE - 1), LogIndex(LAST), u64::MAX);
     for (index, entry) in (STABLE..).zip(read.expect("the first of these entries stays")) {
         assert_eq!(entry, command(entry.id.term.0, index));
@@ -57,9 +57,9 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// Entries that stay.
+/// Number of entries that are never replaced.
 const STABLE: u64 = 10;
 const LAST: u64 = 14;
-/// Least number of times that is read and written, so that both go on at the same time.
+/// Minimum numbers of reads and writes, so that both overlap.
 const ROUNDS: u64 = 200;
 const WRITES: u64 = 50;

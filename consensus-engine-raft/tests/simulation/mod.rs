@@ -27,7 +27,7 @@ mod troubles;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use consensus_raft_simulator::{KEYS, Random};
-use consensus_testkit::linearizability::{Operation, Register, CheckResult, check, explain};
+use consensus_testkit::linearizability::{CheckResult, Operation, Register, check, explain};
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use cluster::World;

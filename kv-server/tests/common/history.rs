@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use consensus_testkit::linearizability::{self, Model, CheckResult, check, explain};
+use consensus_testkit::linearizability::{self, CheckResult, Model, check, explain};
 use kv_store_client::{
     ClientError, KvClient,
     idl::{

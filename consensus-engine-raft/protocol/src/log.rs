@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_is_rolled_back_with_its_entry() {
+    fn configuration_is_rolled_back_with_its_entry() {
         let mut log = log_of(LogId::ZERO, &[1]);
         let new = Arc::new(Membership::of_voters([1, 2, 3]));
         log.push(EntryInfo { term: Term(1), size_bytes: 1, membership: Some(new.clone()) });
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_purged_leaves_the_configuration_that_was_in_force() {
+    fn purge_keeps_configuration_in_force_at_the_purged_position() {
         let configuration = |voters| Arc::new(Membership::of_voters(0..voters));
         let mut log = log_of(LogId::ZERO, &[]);
         for voters in 1..=4 {
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_entry_matches_nothing() {
+    fn missing_entry_matches_no_log_id() {
         // C15: the term of a missing entry must not be 0.
         let log = log_of(LogId::new(3, 5), &[3, 4]);
         assert!(!log.contains(LogId::new(0, 9)));
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn its_size_is_that_of_the_entries_that_it_has() {
+    fn size_is_the_sum_of_the_entries_in_the_log() {
         let mut log = log_of(LogId::new(3, 5), &[3, 4, 4, 4]);
         assert_eq!((log.size_bytes(), log.tail(25), log.tail(0)), (40, LogIndex(7), LogIndex(9)));
         log.truncate_after(LogIndex(8));
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_has_one_entry_at_least() {
+    fn run_has_at_least_one_entry() {
         let log = log_of(LogId::ZERO, &[1, 1, 1]);
         assert_eq!(log.run_after(LogIndex(0), 10, 1), (LogIndex(1), 10));
         assert_eq!(log.run_after(LogIndex(0), 10, 20), (LogIndex(2), 20));
@@ -276,7 +276,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn last_not_after_is_what_a_scan_finds(
+        fn last_not_after_equals_result_of_linear_scan(
             mut terms in proptest::collection::vec(1u64..5, 0..12), index in 0u64..16, term in 0u64..6, split in 0usize..12,
         ) {
             terms.sort_unstable();

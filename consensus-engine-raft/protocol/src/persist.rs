@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_issued_is_cut() {
+    fn only_issued_entries_are_truncated_on_disk() {
         let mut writes = Writes::new(LogIndex(5));
         writes.truncate_after(LogIndex(5));
         assert!(!writes.is_unwritten(LogIndex(5)), "there is nothing to truncate on the disk");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_to_write_is_reason_enough() {
+    fn any_unwritten_data_needs_a_write() {
         let unwritten = |change: fn(&mut Writes)| {
             let mut writes = Writes::new(LogIndex(5));
             change(&mut writes);

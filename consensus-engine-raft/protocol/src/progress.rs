@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn acknowledgements_free_what_is_in_flight() {
+    fn acknowledgements_release_entries_in_flight() {
         // C24: the byte counter must come back to zero.
         let mut inflight = Inflight::default();
         inflight.push(LogIndex(3), 100);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn next_never_falls_to_matched() {
+    fn next_stays_above_matched() {
         let mut progress = Progress::new(LogIndex(9), Time::ZERO, 0);
         progress.accepted(LogIndex(5), LogIndex::ZERO);
         progress.probe_from(LogIndex(2));

@@ -1,4 +1,4 @@
-//! A peer that says anything at all brings about no panic: neither an overflow nor a broken invariant.
+//! No message of a peer causes a panic by an overflow or a broken invariant.
 
 mod common;
 
@@ -12,7 +12,7 @@ use consensus_core::{
 use consensus_raft_protocol::{Append, EntryInfo, Event, Output, Raft};
 use proptest::prelude::*;
 
-/// Small numbers, which meet what is there, and those at which arithmetic ends.
+/// Small numbers, which occur in the node's state, and numbers at the limits of arithmetic.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![4 => 0u64..8, 1 => Just(u64::MAX), 1 => Just(u64::MAX - 1), 1 => Just(1u64 << 62), 1 => any::<u64>()]
 }
@@ -25,7 +25,7 @@ fn peer() -> impl Strategy<Value = NodeId> {
     prop_oneof![4 => 0u64..4, 1 => Just(u64::MAX)].prop_map(NodeId)
 }
 
-/// Sizes are measured by the driver, not told by the peer.
+/// Sizes are measured by the driver, not reported by the peer.
 fn entry() -> impl Strategy<Value = EntryInfo> {
     let voters = prop::option::of(prop::collection::vec(0u64..5, 0..4));
     (number(), voters).prop_map(|(term, voters)| {
@@ -103,8 +103,8 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// As a driver does it, with a disk that is done when a `Persisted` comes by, or has no room when a `NoRoom` does, and a state
-/// machine that fails to install a snapshot every other time.
+/// Steps the node like a driver. A write ends with the next `Persisted` event or fails with the next `NoRoom`, and the state
+/// machine fails to restore every other snapshot.
 fn run(mut raft: Raft, events: Vec<Event>) {
     let (mut writing, mut fails) = (false, false);
     for (n, event) in events.into_iter().enumerate() {
@@ -131,12 +131,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
-    fn a_follower_bears_anything(events in prop::collection::vec(event(), 1..40), drift in 0u32..20) {
+    fn follower_does_not_panic_on_any_events(events in prop::collection::vec(event(), 1..40), drift in 0u32..20) {
         run(configured(3, 2, &[1, 1, 2], |config| config.lease_drift_percent = drift), events);
     }
 
     #[test]
-    fn a_leader_bears_anything(events in prop::collection::vec(event(), 1..40)) {
+    fn leader_does_not_panic_on_any_events(events in prop::collection::vec(event(), 1..40)) {
         let mut raft = configured(3, 2, &[1, 1, 2], |_| ());
         lead(&mut raft, SECOND);
         run(raft, events);

@@ -1,4 +1,4 @@
-//! Disks that are not what they are taken for (I14, I17 to I20): one test for each way to lose data that an operator has.
+//! Wrong disks (I14, I17 to I20): one test for each mistake of an operator that could lose data.
 
 mod common;
 
@@ -24,7 +24,7 @@ fn contradiction(outputs: &[Output]) -> Option<Contradiction> {
     })
 }
 
-/// The answer to an AppendEntries.
+/// Response to AppendEntries.
 fn answer(outputs: &[Output]) -> Option<AppendResponse> {
     outputs.iter().find_map(|output| match output {
         Output::Send(_, ControlMessage::AppendResponse(response)) => Some(*response),
@@ -43,43 +43,43 @@ fn append_configuration(term: u64, prev: LogId, membership: Membership, commit: 
     Event::Append { from: NodeId(1), append, entries }
 }
 
-/// A node with nothing on its disk and no first configuration.
+/// A node with an empty disk and no first configuration.
 fn empty(id: u64) -> Raft {
     let log = LogState { storage: StorageId(id + 100), ..LogState::default() };
     Raft::new(Config::new(NodeId(id)), Restored { log, applied: LogIndex::ZERO }, Time::ZERO).unwrap()
 }
 
-// I17: what is committed is never silently replaced.
+// I17: a committed entry is never silently replaced.
 
 #[test]
-fn follower_with_other_committed_entry_ends_and_takes_nothing() {
-    // 1.2 and 1.3 are committed here; the leader of term 4 has 2.2 in that place.
+fn follower_with_contradicting_committed_entry_stops_and_accepts_nothing() {
+    // Entries 1.2 and 1.3 are committed here; the leader of term 4 has 2.2 at index 2.
     let mut raft = restored(3, 0, &[1, 1], 3);
     let outputs = step(&mut raft, SECOND, append(4, LogId::new(0, 1), &[2, 4], 3));
     let (own, theirs) = (LogId::new(1, 2), LogId::new(2, 2));
     assert_eq!(contradiction(&outputs), Some(Contradiction { own, theirs, leader: NodeId(1) }));
-    assert_eq!(answer(&outputs), None, "it acknowledges nothing");
+    assert_eq!(answer(&outputs), None, "the node acknowledges nothing");
     assert_eq!((raft.last_log(), raft.commit()), (LogId::new(1, 3), LogIndex(3)));
-    assert!(step(&mut raft, SECOND * 9, Event::Tick).is_empty(), "it takes part in nothing any more");
+    assert!(step(&mut raft, SECOND * 9, Event::Tick).is_empty(), "the node has stopped");
     assert_eq!(raft.take_persist(), None);
 }
 
 #[test]
-fn follower_with_other_committed_entry_before_the_message_ends() {
+fn follower_with_contradicting_committed_prev_entry_stops() {
     let mut raft = restored(3, 0, &[1, 1], 3);
     let outputs = step(&mut raft, SECOND, append(4, LogId::new(2, 3), &[4], 3));
     assert_eq!(contradiction(&outputs).map(|found| found.own), Some(LogId::new(1, 3)));
 }
 
 #[test]
-fn follower_whose_committed_entries_are_the_leaders_goes_on() {
+fn follower_with_equal_committed_entries_continues() {
     let mut raft = restored(3, 0, &[1, 1], 3);
     let outputs = step(&mut raft, SECOND, append(4, LogId::new(0, 1), &[1, 1, 4], 3));
     assert_eq!((contradiction(&outputs), raft.last_log()), (None, LogId::new(4, 4)));
 }
 
 #[test]
-fn snapshot_with_other_last_entry_than_the_committed_one_ends_the_node() {
+fn snapshot_that_contradicts_committed_entry_stops_the_node() {
     let mut raft = restored(3, 0, &[1, 1], 3);
     let meta = SnapshotMeta { last: LogId::new(2, 3), membership: Membership::of_voters(0..3) };
     let outputs = step(&mut raft, SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(4), meta });
@@ -88,13 +88,13 @@ fn snapshot_with_other_last_entry_than_the_committed_one_ends_the_node() {
 }
 
 #[test]
-fn two_first_configurations_are_two_entries_though_they_have_one_id() {
-    // Both nodes bootstrapped, from different files: 0.1 is {0, 1, 2} here and {0, 1} at the leader.
+fn first_configurations_with_equal_log_id_are_told_apart() {
+    // The nodes were bootstrapped with different configurations: entry 0.1 is {0, 1, 2} here and {0, 1} on the leader.
     let theirs = Membership::of_voters(0..2);
     let mut uncommitted = node(3, 0, &[]);
     let outputs = step(&mut uncommitted, SECOND, append_configuration(1, LogId::ZERO, theirs.clone(), 0));
     assert_eq!(contradiction(&outputs), None);
-    assert_eq!(**uncommitted.membership(), theirs, "the leader's replaces it");
+    assert_eq!(**uncommitted.membership(), theirs, "the leader's configuration replaces it");
     let mut committed = restored(3, 0, &[], 1);
     let outputs = step(&mut committed, SECOND, append_configuration(1, LogId::ZERO, theirs, 0));
     assert_eq!(contradiction(&outputs).map(|found| found.own), Some(LogId::new(0, 1)));
@@ -108,7 +108,7 @@ fn two_leaders(outputs: &[Output]) -> Option<TwoLeaders> {
 }
 
 #[test]
-fn leader_that_hears_of_another_leader_of_its_term_ends() {
+fn leader_stops_when_it_hears_another_leader_of_its_term() {
     // A voter whose disk was replaced by an old copy has voted for both.
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
@@ -116,18 +116,18 @@ fn leader_that_hears_of_another_leader_of_its_term_ends() {
     let (term, known, other) = (Term(1), NodeId(0), NodeId(1));
     assert_eq!(two_leaders(&outputs), Some(TwoLeaders { term, known, other }));
     assert_eq!(answer(&outputs), None);
-    assert!(step(&mut raft, SECOND * 9, Event::Tick).is_empty(), "it takes part in nothing any more");
+    assert!(step(&mut raft, SECOND * 9, Event::Tick).is_empty(), "the node has stopped");
 }
 
 #[test]
-fn follower_that_hears_of_a_second_leader_of_the_term_ends_and_takes_nothing_of_it() {
+fn follower_stops_when_it_hears_second_leader_of_the_term() {
     let from = |leader, event| match event {
         Event::Append { append, entries, .. } => Event::Append { from: NodeId(leader), append, entries },
         other => other,
     };
     let mut raft = node(3, 0, &[]);
     step(&mut raft, SECOND, from(1, append(4, LogId::new(0, 1), &[4], 1)));
-    // It has lost sight of the first one meanwhile.
+    // The follower has lost contact with the first leader meanwhile.
     step(&mut raft, SECOND, Event::Disconnected(NodeId(1)));
     let outputs = step(&mut raft, SECOND, from(2, append(4, LogId::new(0, 1), &[4, 4], 3)));
     let (term, known, other) = (Term(4), NodeId(1), NodeId(2));
@@ -136,7 +136,7 @@ fn follower_that_hears_of_a_second_leader_of_the_term_ends_and_takes_nothing_of_
 }
 
 #[test]
-fn leader_of_the_next_term_is_followed() {
+fn follower_accepts_leader_of_next_term() {
     let mut raft = node(3, 0, &[]);
     step(&mut raft, SECOND, append(4, LogId::new(0, 1), &[4], 1));
     let append =
@@ -145,17 +145,17 @@ fn leader_of_the_next_term_is_followed() {
     assert_eq!((two_leaders(&outputs), raft.leader()), (None, Some(NodeId(2))));
 }
 
-// I18: a log that began empty.
+// I18: a log that started empty.
 
 #[test]
 fn empty_log_of_a_founding_member_neither_campaigns_nor_votes() {
-    // The leader's configurations: {2} alone at first, as when node 2 began; this is node 2, emptied.
+    // Node 2 with an emptied disk. The first configuration is {2} alone, as when node 2 was bootstrapped.
     let mut raft = empty(2);
     let first = append_configuration(3, LogId::ZERO, Membership::of_voters([2]), 9);
     step(&mut raft, SECOND, first);
-    assert!(raft.membership().is_only_voter(NodeId(2)), "as far as it has read");
+    assert!(raft.membership().is_only_voter(NodeId(2)), "according to its incomplete log");
     step(&mut raft, SECOND * 60, Event::Tick);
-    assert_eq!((raft.role(), raft.term()), (Role::Follower, Term(3)), "it does not elect itself");
+    assert_eq!((raft.role(), raft.term()), (Role::Follower, Term(3)), "the node does not elect itself");
     for kind in [VoteKind::PreVote, VoteKind::Vote, VoteKind::Transfer] {
         let (last_log, storage) = (LogId::new(3, 99), StorageId(0));
         let request = VoteRequest { kind, term: Term(7), last_log, storage, voter_storage: None };
@@ -166,7 +166,7 @@ fn empty_log_of_a_founding_member_neither_campaigns_nor_votes() {
 }
 
 #[test]
-fn empty_disk_votes_for_nobody_who_knows_another_storage_of_it() {
+fn empty_disk_refuses_vote_to_candidate_that_knows_another_storage() {
     let vote = |raft: &mut Raft, voter_storage| {
         let (term, last_log) = (raft.term().next(), LogId::new(3, 99));
         let request =
@@ -176,23 +176,23 @@ fn empty_disk_votes_for_nobody_who_knows_another_storage_of_it() {
             .iter()
             .any(|output| matches!(output, Output::Send(_, ControlMessage::VoteResponse(r)) if r.granted))
     };
-    assert!(!vote(&mut empty(2), Some(StorageId(7))), "its former disk");
+    assert!(!vote(&mut empty(2), Some(StorageId(7))), "the configuration names its former disk");
     assert!(!vote(&mut empty(2), None), "a founding member, which may have voted with a former disk");
-    assert!(vote(&mut empty(2), Some(StorageId(102))), "this very disk");
+    assert!(vote(&mut empty(2), Some(StorageId(102))), "the configuration names this disk");
     assert!(
         !vote(&mut empty(2), Some(StorageId::UNKNOWN)),
-        "nobody knows with which disk it voted since it was added"
+        "it is unknown with which disk the member voted since it was added"
     );
-    assert!(vote(&mut node(3, 0, &[]), None), "its log has what it was founded with");
+    assert!(vote(&mut node(3, 0, &[]), None), "its log has the first configuration");
 }
 
 #[test]
-fn empty_log_counts_when_it_holds_what_was_committed_when_it_joined() {
+fn empty_log_counts_once_it_has_entries_committed_when_it_joined() {
     let mut raft = empty(2);
     let outputs =
         step(&mut raft, SECOND, append_configuration(3, LogId::ZERO, Membership::of_voters(0..3), 3));
     assert!(answer(&outputs).is_some_and(|answer| answer.joining));
-    assert_eq!(raft.hard_state().joining, Some(LogIndex::ZERO), "it does not have entry 3, nor its term");
+    assert_eq!(raft.hard_state().joining, Some(LogIndex::ZERO), "the node has neither entry 3 nor its term");
     step(&mut raft, SECOND, append(3, LogId::new(3, 1), &[3, 3], 3));
     assert_eq!(raft.hard_state().joining, None);
     let outputs = step(&mut raft, SECOND, append(3, LogId::new(3, 3), &[3], 8));
@@ -203,8 +203,8 @@ fn empty_log_counts_when_it_holds_what_was_committed_when_it_joined() {
 }
 
 #[test]
-fn empty_log_is_not_caught_up_by_what_a_leader_knows_before_it_has_committed_in_its_term() {
-    // Entry 4 was committed in term 3. The leader of term 5 has it, and knows only of entry 2 that it is committed.
+fn empty_log_ignores_commit_index_of_leader_before_commit_in_its_term() {
+    // Entry 4 was committed in term 3. The leader of term 5 has it, but its commit index is only 2.
     let mut raft = empty(2);
     step(&mut raft, SECOND, append_configuration(3, LogId::ZERO, Membership::of_voters(0..3), 0));
     let outputs = step(&mut raft, SECOND, append(5, LogId::new(3, 1), &[3], 2));
@@ -232,7 +232,7 @@ fn joining_survives_a_restart() {
 }
 
 #[test]
-fn joining_node_votes_for_nobody_else_in_the_term_of_its_leader() {
+fn joining_node_votes_only_for_its_leader_in_the_term() {
     let mut raft = empty(2);
     step(&mut raft, SECOND, append_configuration(3, LogId::ZERO, Membership::of_voters(0..3), 1));
     assert_eq!(raft.hard_state().voted_for, Some(NodeId(1)));
@@ -255,12 +255,15 @@ fn acknowledgement_of_an_emptied_founder_counts_towards_no_quorum() {
 
 #[test]
 fn acknowledgement_of_an_added_voter_counts_once_the_configuration_names_its_disk() {
-    // A cluster of one voter grows; the log of the new voter began empty.
+    // A second voter with an empty log is added to a cluster of one.
     let mut raft = node(1, 0, &[]);
     step(&mut raft, SECOND, Event::Tick);
     let change = vec![MemberChange::Add(NodeId(1), Member::new(MemberKind::Voter))];
     step(&mut raft, SECOND, Event::ChangeMembership { token: 7, changes: change });
-    assert!(!raft.membership().is_voter(NodeId(1)) && raft.commit() == LogIndex(3), "one voter still");
+    assert!(
+        !raft.membership().is_voter(NodeId(1)) && raft.commit() == LogIndex(3),
+        "there is still one voter"
+    );
     let acknowledge = |raft: &mut Raft, matched| {
         let response =
             AppendResponse { joining: true, round: 1, storage: StorageId(9), ..accepted(1, matched) };
@@ -281,7 +284,7 @@ fn added_voter_whose_storage_has_no_identity_votes_when_it_has_acknowledged_some
     let change = vec![MemberChange::Add(NodeId(1), Member::new(MemberKind::Voter))];
     step(&mut raft, SECOND, Event::ChangeMembership { token: 7, changes: change });
     step(&mut raft, SECOND * 2, Event::Tick);
-    assert!(!raft.membership().is_voter(NodeId(1)), "not heard of yet");
+    assert!(!raft.membership().is_voter(NodeId(1)), "the leader has not heard from it");
     let response = AppendResponse { round: 1, ..accepted(1, 3) };
     step(&mut raft, SECOND * 2, Event::AppendResponse(NodeId(1), response));
     step(&mut raft, SECOND * 3, Event::Tick);
@@ -289,9 +292,9 @@ fn added_voter_whose_storage_has_no_identity_votes_when_it_has_acknowledged_some
 }
 
 #[test]
-fn entry_is_not_committed_by_an_added_voter_whose_disk_nobody_has_noted() {
-    // 1. Node 2 is added to {0, 1} as a voter. 2. It acknowledges an entry that node 1 lacks. 3. Its disk is emptied before
-    // its identity is noted. 4. Node 1 asks it for its vote: nothing tells either of them of the disk that is gone.
+fn entry_is_not_committed_by_added_voter_with_unrecorded_disk() {
+    // 1. Node 2 is added to {0, 1} as a voter. 2. It acknowledges an entry that node 1 lacks. 3. Its disk is emptied before its
+    // identity is recorded. 4. Node 1 requests its vote: neither of them can know of the former disk.
     let mut raft = node(2, 0, &[]);
     lead(&mut raft, SECOND);
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
@@ -308,8 +311,8 @@ fn entry_is_not_committed_by_an_added_voter_whose_disk_nobody_has_noted() {
 }
 
 #[test]
-fn node_whose_disk_is_another_than_its_configuration_knows_does_not_campaign() {
-    // It was emptied and caught up, and has not been added again: it would only raise the term of the others.
+fn node_with_another_disk_than_configured_does_not_campaign() {
+    // The disk was emptied and has caught up, but the node was not added again: it would only raise the term of the others.
     let stands = |storage| {
         let mut members = Membership::of_voters(0..3).members().clone();
         members.get_mut(&NodeId(0)).unwrap().storage = Some(StorageId(11));
@@ -330,7 +333,7 @@ fn node_whose_disk_is_another_than_its_configuration_knows_does_not_campaign() {
 // I19: one acknowledgement, one storage, one membership.
 
 #[test]
-fn change_that_removes_and_adds_one_id_is_refused() {
+fn change_that_removes_and_adds_the_same_id_is_refused() {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
@@ -342,9 +345,9 @@ fn change_that_removes_and_adds_one_id_is_refused() {
 }
 
 #[test]
-fn acknowledgement_from_before_the_removal_does_not_count_after_the_member_is_added_again() {
+fn acknowledgement_from_before_removal_does_not_count_after_member_is_added_again() {
     // 1. The leader of three sends entries to node 2. 2. Node 2 is removed; its disk is emptied. 3. It is added again, in
-    // the same term of the same leader. 4. What the old disk acknowledged in step 1 arrives only now.
+    // the same term of the same leader. 4. The old disk's acknowledgement of step 1 arrives.
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     let acknowledge = |raft: &mut Raft, from, round, matched, storage| {
@@ -366,12 +369,16 @@ fn acknowledgement_from_before_the_removal_does_not_count_after_the_member_is_ad
     assert_eq!(raft.peers()[&NodeId(2)].matched, LogIndex::ZERO, "the new disk has nothing");
     acknowledge(&mut raft, 2, 1, 1, 23);
     let peer = raft.peers()[&NodeId(2)];
-    assert_eq!((peer.matched, peer.other_storage), (LogIndex(1), false), "its storage is the new one");
+    assert_eq!(
+        (peer.matched, peer.other_storage),
+        (LogIndex(1), false),
+        "the recorded storage is the new one"
+    );
 }
 
 #[test]
-fn late_acknowledgement_of_a_former_disk_makes_nothing_count_that_the_empty_one_acknowledged() {
-    // Only the leader and node 1 have the entry; node 2 as well, but on an empty disk that was put in the place of its own.
+fn late_acknowledgement_of_former_disk_does_not_make_entries_of_empty_disk_count() {
+    // The leader and node 1 have the entry. Node 2 has it too, but on an empty disk that replaced its own.
     let mut members = Membership::of_voters(0..5).members().clone();
     members.get_mut(&NodeId(2)).unwrap().storage = Some(StorageId(12));
     let mut raft = common::founded(Membership::new(members));
@@ -393,7 +400,7 @@ fn late_acknowledgement_of_a_former_disk_makes_nothing_count_that_the_empty_one_
 
 #[test]
 fn acknowledgement_from_another_storage_than_before_does_not_count() {
-    // The configuration knows no storage yet, and the disk is exchanged meanwhile.
+    // The disk is replaced before the configuration names a storage.
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     let acknowledge = |raft: &mut Raft, matched, storage| {
@@ -430,8 +437,8 @@ fn member_with_another_storage_is_sent_the_log_and_does_not_count() {
 }
 
 #[test]
-fn removed_node_whose_id_another_machine_has_now_gets_no_vote_and_changes_no_term() {
-    // Node 2 was removed, and its id given to another machine, whose storage is 22. The old machine is switched on again.
+fn removed_node_with_reused_id_gets_no_vote_and_changes_no_term() {
+    // Node 2 was removed, and another machine with storage 22 was added with its id. The old machine starts again.
     let mut members = Membership::of_voters(0..3).members().clone();
     members.get_mut(&NodeId(2)).unwrap().storage = Some(StorageId(22));
     let mut raft = common::founded(Membership::new(members));
@@ -456,14 +463,14 @@ fn first_leader_draws_the_identity_of_the_cluster_in_its_first_entry() {
     assert_eq!(
         (raft.membership().cluster(), raft.cluster()),
         (CLUSTER, CLUSTER),
-        "a leader tells it at once"
+        "a leader reports the identity at once"
     );
     assert_eq!(raft.hard_state().cluster, ClusterId::NONE, "not committed yet");
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
     assert_eq!(raft.hard_state().cluster, CLUSTER);
     let learner = MemberChange::Set(NodeId(5), Member::new(MemberKind::Learner));
     step(&mut raft, SECOND, Event::ChangeMembership { token: 7, changes: vec![learner] });
-    assert_eq!(raft.membership().cluster(), CLUSTER, "it stays");
+    assert_eq!(raft.membership().cluster(), CLUSTER, "the identity does not change");
 }
 
 #[test]
@@ -476,13 +483,13 @@ fn later_leader_keeps_the_identity() {
 }
 
 #[test]
-fn joining_node_takes_the_identity_that_a_recovered_cluster_has_now() {
+fn joining_node_adopts_new_identity_of_recovered_cluster() {
     let mut raft = empty(2);
     let before = Membership::of_voters(0..3).with_cluster(ClusterId(7));
-    // The leader has committed more than its first message holds.
+    // The leader has committed more entries than fit in its first message.
     let outputs = step(&mut raft, SECOND, append_configuration(3, LogId::ZERO, before, 2));
     assert_eq!((contradiction(&outputs), raft.commit()), (None, LogIndex(1)));
-    assert_eq!(raft.cluster(), ClusterId::NONE, "what it has may be the old part");
+    assert_eq!(raft.cluster(), ClusterId::NONE, "the log so far may be from before the recovery");
     let after = Membership::of_voters([1]).with_cluster(ClusterId(8));
     let outputs = step(&mut raft, SECOND, append_configuration(3, LogId::new(3, 1), after, 2));
     assert_eq!((contradiction(&outputs), raft.commit()), (None, LogIndex(2)));
@@ -490,18 +497,18 @@ fn joining_node_takes_the_identity_that_a_recovered_cluster_has_now() {
 }
 
 #[test]
-fn follower_holds_to_an_identity_when_that_is_committed() {
+fn follower_keeps_identity_only_once_committed() {
     let founded = Membership::of_voters(0..3).with_cluster(CLUSTER);
     let mut raft = node(3, 0, &[]);
     step(&mut raft, SECOND, append_configuration(1, LogId::new(0, 1), founded, 1));
-    assert_eq!(raft.cluster(), ClusterId::NONE, "the next leader may have drawn another one");
+    assert_eq!(raft.cluster(), ClusterId::NONE, "the next leader may draw another identity");
     raft.step(SECOND, append(1, LogId::new(1, 2), &[], 2));
     let written = raft.take_persist().and_then(|persist| persist.hard_state);
     assert_eq!((raft.cluster(), written.map(|hard| hard.cluster)), (CLUSTER, Some(CLUSTER)));
 }
 
 #[test]
-fn restarted_node_knows_its_cluster_before_it_knows_what_is_committed() {
+fn restarted_node_knows_its_cluster_before_its_commit_index() {
     let founded = |cluster| Membership::of_voters(0..3).with_cluster(ClusterId(cluster));
     let log = LogState {
         hard_state: HardState { term: Term(1), cluster: CLUSTER, ..HardState::default() },
@@ -517,8 +524,8 @@ fn restarted_node_knows_its_cluster_before_it_knows_what_is_committed() {
 }
 
 #[test]
-fn node_that_joins_reads_past_the_identity_that_its_cluster_had_before_it_was_recovered() {
-    // The log of a cluster that was made anew from one survivor: it has two identities.
+fn joining_node_skips_identity_from_before_recovery() {
+    // The log of a cluster that was recovered from one survivor has two identities.
     let founded = |cluster| Membership::of_voters(0..3).with_cluster(ClusterId(cluster));
     let mut raft = empty(2);
     let old = vec![membership_entry(1, founded(0xC1))];
@@ -536,7 +543,7 @@ fn node_that_joins_reads_past_the_identity_that_its_cluster_had_before_it_was_re
 }
 
 #[test]
-fn configuration_of_another_cluster_ends_the_node() {
+fn configuration_of_another_cluster_stops_the_node() {
     let mut raft = node(3, 0, &[]);
     let founded = |cluster| Membership::of_voters(0..3).with_cluster(ClusterId(cluster));
     step(&mut raft, SECOND, append_configuration(1, LogId::new(0, 1), founded(0xC1), 2));

@@ -1,4 +1,4 @@
-//! What is bounded, and what is not believed.
+//! Limits, and messages with implausible content.
 
 mod common;
 
@@ -12,7 +12,7 @@ use consensus_core::{
 use consensus_raft_protocol::{Append, ArrivalOutcome, Config, EntryInfo, Event, Output, Raft};
 
 #[test]
-fn a_wrong_setting_is_named_with_what_it_may_be() {
+fn invalid_setting_is_named_with_allowed_values() {
     let ms = Duration::from_millis;
     let refused = |change: fn(&mut Config)| {
         let mut config = Config::new(NodeId(0));
@@ -44,7 +44,7 @@ fn a_wrong_setting_is_named_with_what_it_may_be() {
     assert_eq!(refused(|c| c.inflight_bytes_max = 0), must("inflight_bytes_max must be at least 1"));
 }
 
-/// The messages with entries to node 1: up to where.
+/// Last index of each message with entries to node 1.
 fn sent(outputs: &[Output]) -> Vec<u64> {
     let to_1 = |output: &Output| match output {
         Output::SendAppend(NodeId(1), append) if append.last > append.prev.index => Some(append.last.0),
@@ -53,7 +53,7 @@ fn sent(outputs: &[Output]) -> Vec<u64> {
     outputs.iter().filter_map(to_1).collect()
 }
 
-/// A leader of three that knows where node 1's log ends, with four entries of 100 bytes more to send it.
+/// A leader of three voters that knows the end of node 1's log, with four entries of 100 bytes to send to it.
 fn with_four_to_send(configure: impl FnOnce(&mut Config)) -> (Raft, Vec<u64>) {
     let mut raft = configured(3, 0, &[], configure);
     lead(&mut raft, SECOND);
@@ -70,7 +70,7 @@ fn acknowledge(raft: &mut Raft, matched: u64) -> Vec<u64> {
 }
 
 #[test]
-fn no_more_messages_are_in_flight_than_may_be() {
+fn messages_in_flight_are_limited() {
     let (mut raft, first) = with_four_to_send(|config| {
         config.append_entries_max = 1;
         config.inflight_messages_max = 2;
@@ -81,8 +81,8 @@ fn no_more_messages_are_in_flight_than_may_be() {
 }
 
 #[test]
-fn no_more_bytes_are_in_flight_than_may_be() {
-    // One message goes while there is any room: the bound is passed by a message at most.
+fn bytes_in_flight_are_limited() {
+    // A message is sent while there is any room, so the limit is exceeded by at most one message.
     for (bytes_max, expected) in [(100, vec![3]), (101, vec![3, 4]), (201, vec![3, 4, 5])] {
         let (mut raft, first) = with_four_to_send(|config| {
             config.append_entries_max = 1;
@@ -94,7 +94,7 @@ fn no_more_bytes_are_in_flight_than_may_be() {
 }
 
 #[test]
-fn a_message_has_no_more_entries_and_bytes_than_may_be() {
+fn entries_and_bytes_of_a_message_are_limited() {
     let (_, by_count) = with_four_to_send(|config| config.append_entries_max = 3);
     assert_eq!(by_count, [5, 6]);
     let (_, by_bytes) = with_four_to_send(|config| config.append_bytes_max = 200);
@@ -103,11 +103,11 @@ fn a_message_has_no_more_entries_and_bytes_than_may_be() {
     assert_eq!(one_at_least, [3, 4, 5, 6]);
 }
 
-/// Beyond what could ever be counted to.
+/// Larger than any plausible term or index.
 const TOO_LARGE: u64 = (1 << 62) + 1;
 
 #[test]
-fn numbers_that_cannot_be_are_not_believed() {
+fn implausible_numbers_are_ignored() {
     let (large, storage) = (Term(TOO_LARGE), StorageId(0));
     let far = |term, index| LogId::new(term, index);
     let request = |term, last_log| {
@@ -140,7 +140,7 @@ fn numbers_that_cannot_be_are_not_believed() {
         let mut raft = node(3, 0, &[]);
         let outputs = step(&mut raft, SECOND, event.clone());
         let answer: &[Output] = match event {
-            // Its sender waits for an answer.
+            // The driver waits for the outcome.
             Event::SnapshotArrived { .. } => &[Output::SnapshotSettled(ArrivalOutcome::Refused)],
             _ => &[],
         };
@@ -149,7 +149,7 @@ fn numbers_that_cannot_be_are_not_believed() {
 }
 
 #[test]
-fn a_leader_does_not_believe_numbers_that_cannot_be() {
+fn leader_ignores_implausible_numbers() {
     for (term, outcome) in [
         (TOO_LARGE, AppendOutcome::Accepted { matched: LogIndex(2) }),
         (1, AppendOutcome::Accepted { matched: LogIndex(TOO_LARGE) }),
@@ -163,12 +163,12 @@ fn a_leader_does_not_believe_numbers_that_cannot_be() {
             AppendResponse { term: Term(term), round: 0, outcome, storage: StorageId(0), joining: false };
         let outputs = step(&mut raft, SECOND * 2, Event::AppendResponse(NodeId(1), response));
         assert_eq!((raft.term(), outputs), (Term(1), vec![]), "{outcome:?}");
-        assert!(!raft.peers()[&NodeId(1)].active, "{outcome:?}: it is as if it had not been heard");
+        assert!(!raft.peers()[&NodeId(1)].active, "{outcome:?}: the response does not count as contact");
     }
 }
 
 #[test]
-fn a_follower_does_not_believe_its_leaders_numbers_that_cannot_be() {
+fn follower_ignores_implausible_numbers_of_its_leader() {
     let mut raft = node(3, 1, &[]);
     step(&mut raft, SECOND, append(1, LOG_1, &[1], 1));
     let outputs = step(&mut raft, SECOND, Event::Read { token: 5, lease: false });
@@ -187,7 +187,7 @@ fn a_follower_does_not_believe_its_leaders_numbers_that_cannot_be() {
 }
 
 #[test]
-fn a_message_that_contradicts_itself_is_ignored() {
+fn inconsistent_message_is_ignored() {
     let message = |last, prev, entries: &[u64]| {
         let append = Append { term: Term(2), prev, last: LogIndex(last), commit: LogIndex(0), round: 0 };
         let entries =
@@ -195,12 +195,12 @@ fn a_message_that_contradicts_itself_is_ignored() {
         Event::Append { from: NodeId(1), append, entries: entries.collect() }
     };
     for (what, event) in [
-        ("fewer entries than it says", message(3, LOG_1, &[1])),
-        ("more entries than it says", message(2, LOG_1, &[1, 1])),
-        ("an end before its begin", message(0, LOG_1, &[])),
-        ("terms that go back", message(3, LOG_1, &[2, 1])),
-        ("an entry of a term before that of the one before", message(3, LogId::new(2, 2), &[1])),
-        ("an entry of a term after its own", message(2, LOG_1, &[3])),
+        ("fewer entries than its header has", message(3, LOG_1, &[1])),
+        ("more entries than its header has", message(2, LOG_1, &[1, 1])),
+        ("an end before its start", message(0, LOG_1, &[])),
+        ("decreasing terms", message(3, LOG_1, &[2, 1])),
+        ("an entry with a lower term than `prev`", message(3, LogId::new(2, 2), &[1])),
+        ("an entry with a higher term than the leader's", message(2, LOG_1, &[3])),
     ] {
         let mut raft = node(3, 0, &[]);
         assert_eq!(step(&mut raft, SECOND, event), [], "{what}");
@@ -210,7 +210,7 @@ fn a_message_that_contradicts_itself_is_ignored() {
 }
 
 #[test]
-fn a_snapshot_is_refused_from_an_earlier_leader_by_a_leader_and_while_another_is_installed() {
+fn snapshot_of_earlier_term_to_leader_or_during_installation_is_refused() {
     let refused = |raft: &mut Raft, term| {
         let meta = SnapshotMeta { last: LogId::new(1, 9), membership: Membership::of_voters(0..3) };
         let event = Event::SnapshotArrived { from: NodeId(1), term: Term(term), meta };
@@ -220,11 +220,11 @@ fn a_snapshot_is_refused_from_an_earlier_leader_by_a_leader_and_while_another_is
         assert_ne!(installs, refused, "{outputs:?}");
         refused
     };
-    assert!(refused(&mut node(3, 2, &[]), 1), "of an earlier term");
+    assert!(refused(&mut node(3, 2, &[]), 1), "a snapshot of an earlier term");
     let mut leader = node(3, 0, &[]);
     lead(&mut leader, SECOND);
-    assert!(refused(&mut leader, 1), "by a leader of that term");
+    assert!(refused(&mut leader, 1), "a snapshot sent to a leader of the term");
     let mut raft = node(3, 2, &[]);
     assert!(!refused(&mut raft, 2));
-    assert!(refused(&mut raft, 2), "a second one");
+    assert!(refused(&mut raft, 2), "a second snapshot");
 }

@@ -1,4 +1,4 @@
-//! Sentences of the papers as tests: Ongaro & Ousterhout 2014 by section, "D" the dissertation.
+//! Tests of sentences of the papers: Ongaro & Ousterhout 2014 by section; "D" is Ongaro's dissertation.
 
 mod common;
 
@@ -41,7 +41,7 @@ fn figure_2_persistent_state_is_updated_on_stable_storage_before_responding() {
         voter_storage: None,
     };
     let early = raft.step(SECOND, Event::VoteRequest(NodeId(1), request));
-    assert_eq!(granted(&early), None, "no answer before the vote is durable");
+    assert_eq!(granted(&early), None, "no response before the vote is durable");
     let persist = raft.take_persist().unwrap();
     assert_eq!(persist.hard_state.unwrap().voted_for, Some(NodeId(1)), "term and vote in one write");
     assert_eq!(granted(&raft.step(SECOND, Event::Persisted)), Some(true));
@@ -56,26 +56,26 @@ fn section_5_2_each_server_votes_for_at_most_one_candidate_in_a_term() {
     assert_eq!(
         ask(&mut raft, 1, VoteKind::Vote, 1, last),
         Some(true),
-        "the same candidate is answered the same"
+        "the same candidate gets the same response"
     );
-    assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 2, last), Some(true), "another term is another vote");
+    assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 2, last), Some(true), "the node has one vote in each term");
 }
 
 #[test]
-fn section_5_2_a_duplicated_vote_counts_once() {
+fn section_5_2_duplicated_vote_counts_once() {
     let mut raft = node(5, 0, &[]);
     step(&mut raft, SECOND, Event::Tick);
     for _ in 0..5 {
         step(&mut raft, SECOND, Event::VoteResponse(NodeId(1), vote(VoteKind::PreVote, 1)));
     }
     assert_eq!(raft.role(), Role::PreCandidate);
-    // Nor does one of somebody who has no vote.
+    // A vote of a node that is no voter does not count either.
     step(&mut raft, SECOND, Event::VoteResponse(NodeId(77), vote(VoteKind::PreVote, 1)));
     assert_eq!(raft.role(), Role::PreCandidate);
 }
 
 #[test]
-fn section_5_4_1_a_voter_denies_its_vote_if_its_own_log_is_more_up_to_date() {
+fn section_5_4_1_voter_denies_its_vote_if_its_own_log_is_more_up_to_date() {
     for (last_log, expected) in [
         (LogId::new(3, 1), true),  // a later term, though shorter
         (LogId::new(2, 3), true),  // the same
@@ -88,47 +88,47 @@ fn section_5_4_1_a_voter_denies_its_vote_if_its_own_log_is_more_up_to_date() {
 }
 
 #[test]
-fn section_5_3_the_consistency_check_and_the_conflicting_suffix() {
+fn section_5_3_consistency_check_removes_only_conflicting_suffix() {
     let mut raft = node(3, 3, &[1, 1, 2]);
-    // No entry `prev`: rejected, with a hint that passes over the whole term.
+    // The entry `prev` is missing: rejected with a hint that skips the whole term.
     let outputs = step(&mut raft, SECOND, append(4, LogId::new(3, 4), &[4], 0));
     let hint = LogId::new(2, 4);
     assert_eq!(outcome(&outputs), Some(AppendOutcome::Rejected { prev: LogIndex(4), hint }));
-    // A conflict removes the entry and all that follow it.
+    // A conflict removes the entry and all later ones.
     let outputs = step(&mut raft, SECOND, append(4, LogId::new(1, 2), &[4, 4], 0));
     assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(4) }));
     assert_eq!(raft.last_log(), LogId::new(4, 4));
-    // An old message that ends earlier removes nothing, and is answered for what it said only (I5).
+    // An old message that ends earlier removes nothing; only its own entries are acknowledged (I5).
     let outputs = step(&mut raft, SECOND, append(4, LogId::new(1, 2), &[4], 0));
     assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(3) }));
     assert_eq!(raft.last_log(), LogId::new(4, 4));
 }
 
 #[test]
-fn section_5_3_a_follower_commits_no_further_than_the_entries_it_was_sent() {
+fn section_5_3_follower_commits_no_further_than_the_entries_sent() {
     let mut raft = node(3, 1, &[1, 1, 1]);
     step(&mut raft, SECOND, append(2, LogId::new(0, 1), &[1], 4));
     assert_eq!(raft.commit(), LogIndex(2));
 }
 
 #[test]
-fn figure_8_an_entry_of_an_earlier_term_is_not_committed_by_counting() {
-    // (c): node 0 leads term 4; the entry of term 2 reaches a majority.
+fn figure_8_entry_of_earlier_term_is_not_committed_by_counting() {
+    // (c): node 0 is leader of term 4; the entry of term 2 reaches a majority.
     let mut raft = node(5, 3, &[1, 2]);
     lead(&mut raft, SECOND);
     assert_eq!(raft.last_log(), LogId::new(4, 4), "a blank entry of its own term follows");
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(4, 3)));
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(4, 3)));
     assert_eq!(raft.commit(), LogIndex(0));
-    // (e): with an entry of term 4 on a majority, the earlier ones are committed too.
+    // (e): with an entry of term 4 on a majority, earlier entries are committed with it.
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(4, 4)));
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(4, 4)));
     assert_eq!(raft.commit(), LogIndex(4));
 }
 
 #[test]
-fn a_leader_counts_its_own_disk_like_any_other() {
-    // Two of three others have it, the leader's own write is still under way.
+fn leader_counts_its_own_disk_like_any_other() {
+    // Two of three followers have the entry; the leader's own write is in flight.
     let mut raft = node(2, 0, &[]);
     lead(&mut raft, SECOND);
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
@@ -137,13 +137,13 @@ fn a_leader_counts_its_own_disk_like_any_other() {
     raft.finish_turn(SECOND);
     assert!(raft.take_persist().is_some());
     raft.step(SECOND, Event::AppendResponse(NodeId(1), accepted(1, 3)));
-    assert_eq!(raft.commit(), LogIndex(2), "one of two disks is no majority");
+    assert_eq!(raft.commit(), LogIndex(2), "one of two disks is not a majority");
     raft.step(SECOND, Event::Persisted);
     assert_eq!(raft.commit(), LogIndex(3));
 }
 
 #[test]
-fn an_acknowledgement_of_an_earlier_term_means_other_entries() {
+fn acknowledgement_of_earlier_term_does_not_count() {
     let mut raft = node(3, 1, &[1, 1]);
     lead(&mut raft, SECOND);
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 4)));
@@ -151,11 +151,11 @@ fn an_acknowledgement_of_an_earlier_term_means_other_entries() {
 }
 
 #[test]
-fn d_9_6_a_pre_vote_changes_nobodys_term_and_nobodys_vote() {
+fn d_9_6_pre_vote_changes_no_term_and_no_vote() {
     let mut raft = node(3, 1, &[1]);
     assert_eq!(ask(&mut raft, 1, VoteKind::PreVote, 9, LogId::new(1, 2)), Some(true));
     assert_eq!((raft.term(), raft.hard_state().voted_for), (Term(1), None));
-    // Nor the own one: without a majority the term stays.
+    // Its own term does not change either without a majority.
     for second in 11..20 {
         step(&mut raft, SECOND * second, Event::Tick);
     }
@@ -163,7 +163,7 @@ fn d_9_6_a_pre_vote_changes_nobodys_term_and_nobodys_vote() {
 }
 
 #[test]
-fn d_4_2_3_a_node_in_touch_with_a_leader_does_not_vote() {
+fn d_4_2_3_node_in_touch_with_leader_does_not_vote() {
     let mut raft = node(3, 1, &[1]);
     let now = raft_time();
     step(&mut raft, now, append(1, LogId::new(1, 2), &[], 0));
@@ -178,7 +178,7 @@ fn d_4_2_3_a_node_in_touch_with_a_leader_does_not_vote() {
         assert_eq!(granted(&step(&mut raft, now, Event::VoteRequest(NodeId(2), request))), Some(false));
         assert_eq!(raft.term(), Term(1));
     }
-    // When the leader has been silent for an election timeout, it does.
+    // It votes once the leader has been silent for an election timeout.
     let request = VoteRequest {
         kind: VoteKind::Vote,
         term: Term(2),
@@ -191,8 +191,8 @@ fn d_4_2_3_a_node_in_touch_with_a_leader_does_not_vote() {
 }
 
 #[test]
-fn a_rejected_pre_vote_of_a_higher_term_is_heard() {
-    // Else two nodes could refuse each other for ever.
+fn refused_pre_vote_with_higher_term_raises_the_term() {
+    // Otherwise two nodes could refuse each other for ever.
     let mut raft = node(3, 1, &[1]);
     step(&mut raft, SECOND, Event::Tick);
     let refused = VoteResponse { granted: false, ..vote(VoteKind::PreVote, 6) };
@@ -201,7 +201,7 @@ fn a_rejected_pre_vote_of_a_higher_term_is_heard() {
 }
 
 #[test]
-fn d_6_2_a_leader_without_a_quorum_steps_down_and_refuses_its_reads() {
+fn d_6_2_leader_without_quorum_steps_down_and_refuses_reads() {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     step(&mut raft, SECOND, Event::Read { lease: false, token: 7 });
@@ -211,19 +211,19 @@ fn d_6_2_a_leader_without_a_quorum_steps_down_and_refuses_its_reads() {
 }
 
 #[test]
-fn d_6_4_a_read_waits_for_an_entry_of_the_term_and_for_a_quorum_after_it() {
+fn d_6_4_read_waits_for_entry_of_the_term_and_for_a_quorum_after_it() {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     let outputs = step(&mut raft, SECOND, Event::Read { lease: false, token: 7 });
     assert!(!outputs.iter().any(|output| matches!(output, Output::ReadReady(..))));
-    // The blank entry is committed: the index is noted, a round begins.
+    // The blank entry is committed: the index is recorded, and a round starts.
     let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
     assert!(
         outputs.iter().any(|output| matches!(output, Output::SendAppend(_, Append { round: 1, .. }))),
         "{outputs:?}"
     );
     assert!(!outputs.iter().any(|output| matches!(output, Output::ReadReady(..))));
-    // An answer to an earlier round says nothing of this one.
+    // A response to an earlier round does not confirm this one.
     let late = step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(1, 2)));
     assert!(!late.iter().any(|output| matches!(output, Output::ReadReady(..))));
     let outcome = AppendOutcome::Accepted { matched: LogIndex(2) };
@@ -233,7 +233,7 @@ fn d_6_4_a_read_waits_for_an_entry_of_the_term_and_for_a_quorum_after_it() {
 }
 
 #[test]
-fn d_6_4_reads_that_come_together_share_a_round() {
+fn d_6_4_reads_of_one_turn_share_a_round() {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
@@ -248,7 +248,7 @@ fn d_6_4_reads_that_come_together_share_a_round() {
         outputs.iter().filter_map(to_1).collect::<Vec<_>>()
     };
     assert_eq!(rounds(&raft.finish_turn(SECOND)), [1]);
-    // One that comes later is not served by what was asked before it.
+    // A later read is not confirmed by an earlier round.
     raft.step(SECOND, Event::Read { token: 3, lease: false });
     assert_eq!(rounds(&raft.finish_turn(SECOND)), [2]);
     let mut answer = |round| {
@@ -260,7 +260,7 @@ fn d_6_4_reads_that_come_together_share_a_round() {
 }
 
 #[test]
-fn a_single_voter_commits_when_it_is_on_its_disk_and_not_before() {
+fn single_voter_commits_once_its_own_write_is_durable() {
     let mut raft = node(1, 0, &[]);
     step(&mut raft, Time::ZERO, Event::Tick);
     assert_eq!((raft.role(), raft.commit()), (Role::Leader, LogIndex(2)));
@@ -272,14 +272,14 @@ fn a_single_voter_commits_when_it_is_on_its_disk_and_not_before() {
 }
 
 #[test]
-fn section_7_a_snapshot_replaces_a_log_that_does_not_have_its_last_entry() {
+fn section_7_snapshot_replaces_log_without_its_last_entry() {
     let mut raft = node(3, 1, &[1, 1, 1]);
     let meta = SnapshotMeta { last: LogId::new(2, 3), membership: Membership::of_voters(0..3) };
     let arrived = Event::SnapshotArrived { from: NodeId(1), term: Term(2), meta: meta.clone() };
     let outputs = raft.step(SECOND, arrived);
     assert!(
         !outputs.iter().any(|o| matches!(o, Output::Install(_))),
-        "the mark is durable before the machine is touched"
+        "`installing` is durable before the state machine is changed"
     );
     assert_eq!(raft.take_persist().unwrap().hard_state.unwrap().installing, Some(meta.clone()));
     let outputs = raft.step(SECOND, Event::Persisted);
@@ -289,26 +289,26 @@ fn section_7_a_snapshot_replaces_a_log_that_does_not_have_its_last_entry() {
     assert_eq!(
         (persist.purge, persist.truncate_after),
         (Some(meta), Some(LogIndex(3))),
-        "the conflicting tail goes"
+        "the conflicting tail is removed"
     );
     assert_eq!(persist.hard_state.unwrap().installing, None);
     assert_eq!(raft.last_log(), LogId::new(2, 3));
-    // And the node takes what follows.
+    // The node then accepts the entries after the snapshot.
     raft.step(SECOND, Event::Persisted);
     let outputs = step(&mut raft, SECOND, append(2, LogId::new(2, 3), &[2], 4));
     assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(4) }));
 }
 
-/// A new leader, which knows nothing of the follower, finds by probing that its own log does not reach far enough back.
+/// A new leader probes the follower and finds that its own log does not reach far enough back.
 #[test]
-fn section_7_a_follower_behind_the_purged_log_is_sent_a_snapshot() {
+fn section_7_follower_behind_the_purged_log_is_sent_a_snapshot() {
     let log = LogState {
         hard_state: HardState { term: Term(2), ..HardState::default() },
         purged: SnapshotMeta { last: LogId::new(2, 100), membership: Membership::of_voters(0..3) },
         entries: vec![(LogId::new(2, 101), 100), (LogId::new(2, 102), 100)],
         ..LogState::default()
     };
-    // Logs that end before the purged part, and one that reaches beyond it with another history.
+    // Logs that end within the purged part, and one that ends after it with another history.
     for hint in [LogId::new(0, 0), LogId::new(1, 7), LogId::new(1, 100)] {
         let restored = Restored { log: log.clone(), applied: LogIndex(100) };
         let mut raft = Raft::new(Config::new(NodeId(0)), restored, Time::ZERO).unwrap();
@@ -338,9 +338,9 @@ fn section_7_a_follower_behind_the_purged_log_is_sent_a_snapshot() {
     }
 }
 
-/// Not of the paper: a snapshot for a node that is down would be old when it comes up.
+/// Not in the paper: a snapshot for a stopped node would be outdated when it starts.
 #[test]
-fn section_7_a_silent_follower_is_sent_a_snapshot_when_it_is_heard_again() {
+fn section_7_silent_follower_is_sent_a_snapshot_when_it_responds_again() {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(1, 2)));
@@ -354,7 +354,7 @@ fn section_7_a_silent_follower_is_sent_a_snapshot_when_it_is_heard_again() {
         propose(&mut raft, SECOND);
         step_to(&mut raft, Event::AppendResponse(NodeId(1), accepted(1, entry)));
     }
-    // Its messages were lost, so it is probed from where it was; that is gone now.
+    // Its messages were lost, so the leader probes at its last position, which is purged now.
     step_to(&mut raft, Event::SendFailed(NodeId(2)));
     step_to(&mut raft, Event::Compact(LogIndex(8)));
     assert_eq!(raft.purged().index, LogIndex(8));
@@ -370,7 +370,7 @@ fn section_7_a_silent_follower_is_sent_a_snapshot_when_it_is_heard_again() {
 }
 
 #[test]
-fn section_7_a_snapshot_of_what_the_log_has_keeps_what_follows() {
+fn section_7_snapshot_of_entries_in_the_log_keeps_later_entries() {
     let mut raft = node(3, 1, &[1, 1, 1]);
     let meta = SnapshotMeta { last: LogId::new(1, 3), membership: Membership::of_voters(0..3) };
     step(&mut raft, SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(1), meta });
@@ -378,7 +378,7 @@ fn section_7_a_snapshot_of_what_the_log_has_keeps_what_follows() {
 }
 
 #[test]
-fn an_answer_of_a_term_that_has_passed_is_not_given() {
+fn response_of_earlier_term_is_not_sent() {
     let mut raft = node(3, 0, &[]);
     let request = |term| {
         let last_log = LogId::new(0, 1);
@@ -396,16 +396,16 @@ fn an_answer_of_a_term_that_has_passed_is_not_given() {
     raft.step(SECOND, request(1));
     assert!(raft.take_persist().is_some());
     raft.step(SECOND, request(2));
-    assert_eq!(granted(&raft.step(SECOND, Event::Persisted)), None, "the vote of term 1 is on the disk");
+    assert_eq!(granted(&raft.step(SECOND, Event::Persisted)), None, "only the vote of term 1 is durable");
     assert!(raft.take_persist().is_some());
-    assert_eq!(granted(&raft.step(SECOND, Event::Persisted)), Some(true), "that of term 2 is");
+    assert_eq!(granted(&raft.step(SECOND, Event::Persisted)), Some(true), "the vote of term 2 is durable");
 }
 
 #[test]
-fn section_5_2_an_answer_to_an_earlier_question_counts_for_nothing() {
+fn section_5_2_response_to_earlier_vote_request_does_not_count() {
     let mut raft = node(3, 0, &[]);
     step(&mut raft, SECOND, Event::Tick);
-    // What it asked in term 0 is answered when it asks in term 3 again.
+    // The response to its request in term 0 arrives while it campaigns in term 3.
     let behind = VoteResponse { granted: false, ..vote(VoteKind::PreVote, 3) };
     step(&mut raft, SECOND, Event::VoteResponse(NodeId(1), behind));
     step(&mut raft, SECOND * 3, Event::Tick);
@@ -415,34 +415,50 @@ fn section_5_2_an_answer_to_an_earlier_question_counts_for_nothing() {
         (raft.role(), raft.term())
     };
     assert_eq!(answer(VoteKind::PreVote, 1), (Role::PreCandidate, Term(3)));
-    assert_eq!(answer(VoteKind::Vote, 4), (Role::PreCandidate, Term(3)), "nor a vote for a pre-vote");
+    assert_eq!(
+        answer(VoteKind::Vote, 4),
+        (Role::PreCandidate, Term(3)),
+        "a vote does not count as a pre-vote"
+    );
     assert_eq!(answer(VoteKind::PreVote, 4), (Role::Candidate, Term(4)));
-    assert_eq!(answer(VoteKind::PreVote, 4), (Role::Candidate, Term(4)), "nor a pre-vote for a vote");
+    assert_eq!(
+        answer(VoteKind::PreVote, 4),
+        (Role::Candidate, Term(4)),
+        "a pre-vote does not count as a vote"
+    );
     assert_eq!(answer(VoteKind::Vote, 3), (Role::Candidate, Term(4)));
     assert_eq!(answer(VoteKind::Vote, 4), (Role::Leader, Term(4)));
 }
 
 #[test]
-fn who_knows_a_terms_leader_votes_for_no_other_in_it() {
+fn follower_of_a_leader_votes_for_no_other_node_in_its_term() {
     let mut raft = node(3, 0, &[]);
     step(&mut raft, SECOND, append(2, LogId::new(0, 1), &[], 0));
-    assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 2, LogId::new(2, 9)), Some(false), "long after");
+    assert_eq!(
+        ask(&mut raft, 2, VoteKind::Vote, 2, LogId::new(2, 9)),
+        Some(false),
+        "even long after it heard the leader"
+    );
     assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 3, LogId::new(2, 9)), Some(true));
 }
 
 #[test]
-fn without_leases_who_lost_sight_of_its_leader_votes_at_once() {
+fn without_leases_follower_without_leader_votes_at_once() {
     let mut raft = node(3, 0, &[]);
     let now = raft_time();
     step(&mut raft, now, append(1, LogId::new(0, 1), &[], 0));
-    assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 6, LogId::new(9, 9)), Some(false), "it is in touch");
+    assert_eq!(
+        ask(&mut raft, 2, VoteKind::Vote, 6, LogId::new(9, 9)),
+        Some(false),
+        "the node is in touch with its leader"
+    );
     let later_term = VoteResponse { granted: false, ..vote(VoteKind::PreVote, 5) };
     step(&mut raft, now, Event::VoteResponse(NodeId(1), later_term));
     assert_eq!(ask(&mut raft, 2, VoteKind::Vote, 6, LogId::new(9, 9)), Some(true));
 }
 
 #[test]
-fn d_6_2_a_leader_steps_down_an_election_timeout_after_its_quorum_was_heard() {
+fn d_6_2_leader_steps_down_an_election_timeout_after_its_quorum_was_heard() {
     let timeout = Config::new(NodeId(0)).election_timeout;
     let role_after = |silence| {
         let mut raft = node(3, 0, &[]);
@@ -455,7 +471,7 @@ fn d_6_2_a_leader_steps_down_an_election_timeout_after_its_quorum_was_heard() {
 }
 
 #[test]
-fn what_it_says_of_itself_and_the_others() {
+fn accessors_return_state_of_node_and_peers() {
     let own = Raft::new(Config::new(NodeId(2)), Restored::default(), Duration::ZERO).unwrap().id();
     let mut raft = node(3, 0, &[1, 1]);
     assert_eq!((raft.durable(), raft.storage(), raft.peers().len()), (LogIndex(3), StorageId(0), 0));
@@ -465,7 +481,7 @@ fn what_it_says_of_itself_and_the_others() {
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 4)));
     assert_eq!((raft.durable(), raft.log_bytes(), raft.log_tail(132)), (LogIndex(4), 332, LogIndex(2)));
     let timeout = Config::new(NodeId(0)).election_timeout;
-    // A round's answer, and then none.
+    // One response to a round, and no further ones.
     propose(&mut raft, SECOND + timeout - Duration::from_millis(1));
     assert!(raft.peers()[&NodeId(2)].active);
     step(&mut raft, SECOND + timeout, Event::AppendResponse(NodeId(1), accepted(1, 5)));
@@ -475,7 +491,7 @@ fn what_it_says_of_itself_and_the_others() {
 }
 
 #[test]
-fn an_installation_that_a_crash_interrupted_is_finished_if_the_state_is_there() {
+fn interrupted_installation_is_completed_if_the_state_was_restored() {
     let meta = SnapshotMeta { last: LogId::new(2, 7), ..SnapshotMeta::default() };
     let hard = HardState { installing: Some(meta.clone()), ..HardState::default() };
     let todo = |applied| Raft::interrupted_install(&hard, LogIndex(applied));
@@ -488,14 +504,14 @@ fn an_installation_that_a_crash_interrupted_is_finished_if_the_state_is_there() 
 }
 
 #[test]
-fn its_storage_is_the_one_that_it_was_given() {
+fn storage_is_that_of_the_restored_log() {
     let log = LogState { storage: StorageId(7), ..LogState::default() };
     let raft =
         Raft::new(Config::new(NodeId(0)), Restored { log, applied: LogIndex::ZERO }, Time::ZERO).unwrap();
     assert_eq!(raft.storage(), StorageId(7));
 }
 
-/// What is sent to node 1: `(prev, last]`.
+/// Entries sent to node 1, as `(prev, last]`.
 fn appends(outputs: &[Output]) -> Vec<(u64, u64)> {
     let to_1 = |output: &Output| match output {
         Output::SendAppend(NodeId(1), append) => Some((append.prev.index.0, append.last.0)),
@@ -509,7 +525,7 @@ fn rejected(term: u64, prev: u64) -> Event {
     Event::AppendResponse(NodeId(1), AppendResponse { outcome, ..accepted(term, 0) })
 }
 
-/// Leads term 1; node 1 has entry 2, and entry 3 is on its way to it.
+/// Leader of term 1; node 1 has entry 2, and entry 3 is in flight to it.
 fn leader_with_one_in_flight() -> Raft {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
@@ -520,35 +536,43 @@ fn leader_with_one_in_flight() -> Raft {
 }
 
 #[test]
-fn section_5_3_a_leader_retries_from_where_the_logs_agree_for_sure() {
+fn section_5_3_leader_retries_after_the_last_acknowledged_entry() {
     let mut raft = leader_with_one_in_flight();
-    assert_eq!(appends(&step(&mut raft, SECOND, Event::SendFailed(NodeId(1)))), [], "not at network speed");
+    assert_eq!(
+        appends(&step(&mut raft, SECOND, Event::SendFailed(NodeId(1)))),
+        [],
+        "no retry before the next heartbeat"
+    );
     let (_, outputs) = propose(&mut raft, SECOND);
-    assert_eq!(appends(&outputs), [], "nor because there is more");
+    assert_eq!(appends(&outputs), [], "new entries cause no retry either");
     let outputs = step(&mut raft, SECOND + SECOND / 5, Event::Tick);
     assert_eq!(appends(&outputs), [(2, 4)]);
 }
 
 #[test]
-fn a_late_rejection_means_nothing() {
+fn late_rejection_has_no_effect() {
     let mut raft = leader_with_one_in_flight();
     for prev in [1, 2] {
         let outputs = step(&mut raft, SECOND, rejected(1, prev));
-        assert_eq!(appends(&outputs), [], "it has entry 2, so this was said before");
+        assert_eq!(appends(&outputs), [], "the follower has entry 2, so the rejection is older");
     }
-    // Where the logs agree is asked with entry 2.
+    // The leader probes at entry 2.
     step(&mut raft, SECOND, Event::SendFailed(NodeId(1)));
     assert_eq!(appends(&step(&mut raft, SECOND, rejected(1, 2))), []);
     let mut raft = node(3, 1, &[1, 1]);
     lead(&mut raft, SECOND); // Asked with entry 3.
     for prev in [1, 2, 4] {
-        assert_eq!(appends(&step(&mut raft, SECOND, rejected(2, prev))), [], "not the one that was asked");
+        assert_eq!(
+            appends(&step(&mut raft, SECOND, rejected(2, prev))),
+            [],
+            "a rejection of another position"
+        );
     }
     assert_eq!(appends(&step(&mut raft, SECOND, rejected(2, 3))), [(1, 4)]);
 }
 
 #[test]
-fn the_first_message_of_a_round_is_answered_at_once_and_no_other_with_entries() {
+fn only_first_message_of_a_round_is_acknowledged_before_the_write() {
     let mut raft = node(3, 1, &[]);
     let mut answers = |index: u64, round| {
         let prev = if index == 2 { LogId::new(0, 1) } else { LogId::new(1, index - 1) };
@@ -558,15 +582,15 @@ fn the_first_message_of_a_round_is_answered_at_once_and_no_other_with_entries() 
         outcome(&outputs)
     };
     let of_the_disk = Some(AppendOutcome::Accepted { matched: LogIndex(1) });
-    assert_eq!(answers(2, 0), None, "of no round");
+    assert_eq!(answers(2, 0), None, "a message without a round");
     assert_eq!(answers(3, 1), of_the_disk);
     assert_eq!(answers(4, 1), None, "the same round");
     assert_eq!(answers(5, 2), of_the_disk);
-    assert_eq!(answers(6, 1), None, "an earlier one");
+    assert_eq!(answers(6, 1), None, "an earlier round");
 }
 
 #[test]
-fn an_answer_that_was_given_before_the_disk_was_ready_is_completed_when_it_is() {
+fn early_acknowledgement_is_followed_by_one_after_the_write() {
     let mut raft = node(3, 1, &[]);
     let matched = |outputs: &[Output]| {
         let matched = |output: &Output| match output {
@@ -589,19 +613,19 @@ fn an_answer_that_was_given_before_the_disk_was_ready_is_completed_when_it_is() 
     };
     assert_eq!(send(&mut raft, &[1, 1], 1), [1]);
     assert!(raft.take_persist().is_some());
-    assert_eq!(send(&mut raft, &[], 2), [1], "a heartbeat: nothing of it is to come");
+    assert_eq!(send(&mut raft, &[], 2), [1], "a heartbeat gets one acknowledgement");
     assert_eq!(matched(&raft.step(SECOND, Event::Persisted)), [3]);
-    assert_eq!(send(&mut raft, &[1, 1], 3), [3], "sent again: answered once");
-    // Of a heartbeat that names an entry which is not on the disk no more is to come either.
+    assert_eq!(send(&mut raft, &[1, 1], 3), [3], "a repeated message gets one acknowledgement");
+    // A heartbeat whose `prev` entry is not durable gets no later acknowledgement either.
     send(&mut raft, &[1, 1, 1], 3);
     assert!(raft.take_persist().is_some());
     let heartbeat = append(1, LogId::new(1, 4), &[], 0);
     assert_eq!(matched(&raft.step(SECOND, heartbeat)), [3]);
-    assert_eq!(matched(&raft.step(SECOND, Event::Persisted)), [4], "for the entries, once");
+    assert_eq!(matched(&raft.step(SECOND, Event::Persisted)), [4], "the entries get one acknowledgement");
 }
 
 #[test]
-fn section_7_who_is_sent_a_snapshot_is_sent_entries_when_it_has_what_the_log_begins_with() {
+fn section_7_follower_is_sent_entries_once_it_reaches_the_start_of_the_log() {
     let mut raft = node(3, 0, &[]);
     lead(&mut raft, SECOND);
     for token in 0..6 {
@@ -612,16 +636,16 @@ fn section_7_who_is_sent_a_snapshot_is_sent_entries_when_it_has_what_the_log_beg
     assert!(outputs.contains(&Output::SendSnapshot(NodeId(1))), "{outputs:?}");
     let mut answer = |matched| {
         let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, matched)));
-        assert!(!outputs.contains(&Output::SendSnapshot(NodeId(1))), "never two at a time");
+        assert!(!outputs.contains(&Output::SendSnapshot(NodeId(1))), "one snapshot at a time");
         (raft.peers()[&NodeId(1)].snapshot_bytes.is_some(), appends(&outputs))
     };
-    assert_eq!(answer(2), (true, vec![]), "the log cannot serve it");
+    assert_eq!(answer(2), (true, vec![]), "the entries that the follower needs are purged");
     assert_eq!(answer(4), (true, vec![]));
     assert_eq!(answer(5), (false, vec![(5, 8)]));
 }
 
 #[test]
-fn section_7_a_log_that_is_about_to_be_replaced_is_not_compacted() {
+fn section_7_log_is_not_compacted_during_installation() {
     let mut raft = node(3, 1, &[1, 1]);
     step(&mut raft, SECOND, append(1, LogId::new(1, 3), &[], 3));
     let meta = SnapshotMeta { last: LogId::new(1, 9), membership: Membership::of_voters(0..3) };
@@ -633,7 +657,7 @@ fn section_7_a_log_that_is_about_to_be_replaced_is_not_compacted() {
 }
 
 #[test]
-fn section_5_2_election_timeouts_are_randomised_from_the_seed() {
+fn section_5_2_election_timeouts_are_randomised_by_the_seed() {
     let timeout = Config::new(NodeId(0)).election_timeout;
     let deadlines = |seed| {
         let mut raft = common::configured(3, 0, &[], |config| config.seed = seed);
@@ -652,11 +676,11 @@ fn section_5_2_election_timeouts_are_randomised_from_the_seed() {
     assert_ne!(drawn, deadlines(2));
 }
 
-/// A node leads term 2 and begins round 1, and leads again in term 4, of which the voter knows. Now the append of term 2 comes,
-/// late, and the voter says that the term is 4. The node has begun round 1 of term 4, and must not take this for the answer:
-/// it may have been replaced meanwhile (I9; seed 10095275 of the simulation).
+/// A node is leader of term 2, starts round 1, and becomes leader again in term 4, which the voter knows. Then the append of
+/// term 2 arrives late, and the voter's rejection has term 4. The node has started round 1 of term 4, and must not count the
+/// rejection as a response to it: another leader may have been elected since (I9).
 #[test]
-fn a_refusal_of_an_earlier_terms_append_answers_no_round() {
+fn rejection_of_append_of_earlier_term_does_not_count_for_a_round() {
     let mut voter = node(3, 4, &[]);
     let Event::Append { from, append, entries } = append(2, common::LOG_1, &[], 0) else { unreachable!() };
     let append = Append { round: 1, ..append };
@@ -673,9 +697,9 @@ fn a_refusal_of_an_earlier_terms_append_answers_no_round() {
     assert_eq!(answers, [(Term(4), 0)]);
 }
 
-/// What was appended while a write was under way takes nothing from the write (known bug C22).
+/// Entries that are appended during a write do not reduce what the write makes durable (known bug C22).
 #[test]
-fn a_write_counts_though_more_was_appended_meanwhile() {
+fn write_counts_although_entries_were_appended_during_it() {
     let mut raft = node(3, 1, &[]);
     raft.step(SECOND, append(1, common::LOG_1, &[1], 0));
     raft.finish_turn(SECOND);

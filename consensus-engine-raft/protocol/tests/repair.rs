@@ -1,4 +1,4 @@
-//! A node whose log was damaged and cut (I16): sentence by sentence.
+//! A node whose log was truncated because of damage (I16).
 
 mod common;
 
@@ -25,8 +25,8 @@ fn damaged(voters: u64) -> LogState {
     }
 }
 
-/// The node as it comes up after the cut.
-fn cut(applied: u64) -> Raft {
+/// The node after its start with the truncated log.
+fn repaired(applied: u64) -> Raft {
     let log = damaged(3);
     let batch = Raft::repair(&log, NodeId(0)).expect("two others are a quorum");
     assert_eq!(batch.truncate_after, Some(LogIndex(2)));
@@ -44,20 +44,23 @@ fn votes(raft: &mut Raft, kind: VoteKind, last_log: LogId) -> bool {
 }
 
 #[test]
-fn it_votes_as_if_it_still_had_what_it_lost() {
+fn repaired_node_votes_as_if_it_still_had_lost_entries() {
     for kind in [VoteKind::PreVote, VoteKind::Vote, VoteKind::Transfer] {
         assert!(
-            !votes(&mut cut(1), kind, LogId::new(1, 3)),
-            "{kind:?} for who lacks what was acknowledged here"
+            !votes(&mut repaired(1), kind, LogId::new(1, 3)),
+            "{kind:?} for a candidate that lacks entries that this node acknowledged"
         );
-        assert!(votes(&mut cut(1), kind, LogId::new(1, 4)), "{kind:?} for who has as much");
-        assert!(votes(&mut cut(1), kind, LogId::new(2, 2)), "{kind:?} for who has a later entry");
+        assert!(votes(&mut repaired(1), kind, LogId::new(1, 4)), "{kind:?} for a candidate that has them");
+        assert!(
+            votes(&mut repaired(1), kind, LogId::new(2, 2)),
+            "{kind:?} for a candidate with an entry of a later term"
+        );
     }
 }
 
 #[test]
-fn it_stands_for_nothing_until_its_log_is_as_far_again() {
-    let mut raft = cut(1);
+fn repaired_node_does_not_campaign_until_its_log_has_caught_up() {
+    let mut raft = repaired(1);
     assert_eq!(raft.next_deadline(), None);
     step(&mut raft, 10 * SECOND, Event::Tick);
     assert_eq!(raft.role(), Role::Follower);
@@ -70,29 +73,29 @@ fn it_stands_for_nothing_until_its_log_is_as_far_again() {
 }
 
 #[test]
-fn it_is_as_far_again_when_that_is_on_its_disk() {
-    let mut raft = cut(1);
+fn repaired_node_has_caught_up_only_once_entries_are_durable() {
+    let mut raft = repaired(1);
     raft.step(10 * SECOND, append(3, LogId::new(1, 2), &[1, 1], 2));
     raft.finish_turn(10 * SECOND);
     assert!(raft.take_persist().is_some());
-    assert!(raft.hard_state().lost_through.is_some(), "a crash could take it back");
+    assert!(raft.hard_state().lost_through.is_some(), "a crash could still remove the entries");
     raft.step(10 * SECOND, Event::Persisted);
     assert_eq!(raft.hard_state().lost_through, None);
     assert!(
         raft.take_persist().is_some_and(|persist| persist.hard_state.is_some()),
-        "the mark goes from the disk"
+        "the loss is cleared on the disk"
     );
 }
 
 #[test]
-fn a_leader_asks_it_again_for_what_it_had_acknowledged() {
+fn leader_probes_repaired_follower_below_its_acknowledgements() {
     let mut leader = node(3, 1, &[1, 1, 1]);
     lead(&mut leader, SECOND);
     for follower in [1, 2] {
         step(&mut leader, SECOND, Event::AppendResponse(NodeId(follower), accepted(2, 5)));
     }
     assert_eq!(leader.commit(), LogIndex(5));
-    // The next heartbeat finds that its log ends at 2.
+    // The next heartbeat shows that the follower's log ends at index 2.
     let now = SECOND + SECOND / 5;
     let outputs = step(&mut leader, now, Event::Tick);
     let round = outputs.iter().find_map(|output| match output {
@@ -113,18 +116,22 @@ fn a_leader_asks_it_again_for_what_it_had_acknowledged() {
         _ => None,
     });
     assert_eq!(sent, Some((hint, LogIndex(5))));
-    assert_eq!(leader.peers()[&NodeId(1)].matched, LogIndex::ZERO, "what it acknowledged counts no more");
-    assert_eq!(leader.commit(), LogIndex(5), "what is committed stays so");
+    assert_eq!(
+        leader.peers()[&NodeId(1)].matched,
+        LogIndex::ZERO,
+        "earlier acknowledgements do not count any more"
+    );
+    assert_eq!(leader.commit(), LogIndex(5), "committed entries stay committed");
 }
 
 #[test]
-fn without_others_that_are_a_quorum_it_is_not_repaired() {
+fn damaged_log_is_not_repaired_without_quorum_of_other_members() {
     for (voters, spared) in [(1, false), (2, false), (3, true)] {
         assert_eq!(Raft::repair(&damaged(voters), NodeId(0)).is_some(), spared, "{voters} voters");
     }
-    assert!(Raft::repair(&damaged(2), NodeId(7)).is_some(), "it does not vote");
+    assert!(Raft::repair(&damaged(2), NodeId(7)).is_some(), "the damaged node is no voter");
     let unknown = LogState { entries: Vec::new(), memberships: Vec::new(), ..damaged(3) };
-    assert!(Raft::repair(&unknown, NodeId(0)).is_none(), "who votes cannot be read");
+    assert!(Raft::repair(&unknown, NodeId(0)).is_none(), "the voters are unknown");
     assert!(
         Raft::repair(&LogState { damage: None, ..damaged(3) }, NodeId(0)).is_none(),
         "nothing is damaged"
@@ -132,30 +139,33 @@ fn without_others_that_are_a_quorum_it_is_not_repaired() {
 }
 
 #[test]
-fn all_configurations_of_which_the_log_tells_must_spare_it() {
+fn repair_requires_quorum_of_others_in_every_configuration() {
     let mut log = damaged(3);
     let damage = log.damage.as_mut().unwrap();
     damage.memberships = vec![Membership::of_voters(0..4), Membership::of_voters([0])];
-    assert!(Raft::repair(&log, NodeId(0)).is_none(), "it was alone after the damage");
+    assert!(
+        Raft::repair(&log, NodeId(0)).is_none(),
+        "the node is the only voter in a configuration after the damage"
+    );
     let mut members = Membership::of_voters(0..3).members().clone();
     members.insert(NodeId(2), Member::new(MemberKind::Witness));
     let log = LogState { memberships: vec![(LogIndex(1), Membership::new(members))], ..damaged(3) };
     assert!(
         Raft::repair(&log, NodeId(0)).is_none(),
-        "it and the witness are a quorum: it may have the only command"
+        "the node and the witness are a quorum: it may have the only copy of a command"
     );
-    assert!(Raft::repair(&log, NodeId(2)).is_some(), "a witness has none");
+    assert!(Raft::repair(&log, NodeId(2)).is_some(), "a witness has no commands");
     let mut members = Membership::of_voters(0..4).members().clone();
     members.insert(NodeId(3), Member::new(MemberKind::Witness));
     let log = LogState { memberships: vec![(LogIndex(1), Membership::new(members))], ..damaged(3) };
     assert!(
         Raft::repair(&log, NodeId(0)).is_none(),
-        "the witness may refuse the two others what only this node had"
+        "the witness may refuse its vote to the other two, which lack entries of this node"
     );
 }
 
 #[test]
-fn a_crash_before_the_loss_is_forgotten_on_disk_makes_it_wait_for_nothing() {
+fn crash_before_loss_is_cleared_on_disk_does_not_block_the_node() {
     let log = damaged(3);
     let hard_state = HardState { lost_through: Some(LogId::new(1, 2)), ..log.hard_state.clone() };
     let log = LogState { hard_state, damage: None, ..log };
@@ -168,8 +178,8 @@ fn a_crash_before_the_loss_is_forgotten_on_disk_makes_it_wait_for_nothing() {
 }
 
 #[test]
-fn a_snapshot_that_reaches_as_far_ends_the_loss() {
-    let mut raft = cut(4);
+fn snapshot_beyond_lost_entries_clears_the_loss() {
+    let mut raft = repaired(4);
     let meta = SnapshotMeta { last: LogId::new(1, 4), membership: Membership::of_voters(0..3) };
     let outputs =
         step(&mut raft, 10 * SECOND, Event::SnapshotArrived { from: NodeId(1), term: Term(3), meta });
@@ -179,8 +189,8 @@ fn a_snapshot_that_reaches_as_far_ends_the_loss() {
 }
 
 #[test]
-fn it_acknowledges_what_it_has_and_no_more() {
-    let mut raft = cut(4);
+fn repaired_node_acknowledges_only_entries_it_has() {
+    let mut raft = repaired(4);
     let outputs = step(&mut raft, 10 * SECOND, append(3, LogId::new(1, 4), &[], 4));
     let AppendOutcome::Rejected { hint, .. } = outcome(&outputs).unwrap() else { panic!("{outputs:?}") };
     assert_eq!(hint, LogId::new(1, 2));

@@ -1,18 +1,18 @@
-//! Golden transcripts: stories in `tests/transcripts/*.txt`. A line that begins with `>` says what happens, the lines below
-//! it what comes of it, as the protocol did it. `UPDATE_TRANSCRIPTS=1` writes what it does now.
+//! Golden transcripts in `tests/transcripts/*.txt`. A line that starts with `>` is a command, and the lines below it show its
+//! effects, as the protocol produced them. With `UPDATE_TRANSCRIPTS=1` the test writes the current effects.
 //!
 //! ```text
-//! > cluster 0 1 2              three voters with empty logs (`drift 10`: with leases; `one by one`: entries are sent so)
-//! > node 3 term 2 log 1 1 2    one more node, which has this log; `join`: which knows nobody
-//! > timeout 1                  node 1 has heard nothing for an election timeout (the clock goes on for all)
-//! > wait 100                   the clock goes on, nobody notices
-//! > pass 1000                  this time goes by as it would, of which nothing is told but what it came to; `pass until 2`:
-//!                              the time until node 2's next deadline
-//! > heartbeat 0                a leader's heartbeat is due
+//! > cluster 0 1 2              three voters with empty logs (`drift 10`: with leases; `one by one`: one entry per message)
+//! > node 3 term 2 log 1 1 2    another node with this log; `join` instead: with an empty log and no configuration
+//! > timeout 1                  node 1 has an election timeout (the clock of all nodes advances)
+//! > wait 100                   the clock advances by 100 ms, without ticks
+//! > pass 1000                  the cluster runs for 1000 ms; only the result is shown; `pass until 2`: until node 2's next
+//!                              deadline
+//! > heartbeat 0                node 0 sends its heartbeat
 //! > propose 0, read 0, lease read 0, change 0 +3 joining -1, transfer 0 1, compact 0 4
-//! > deliver                    all messages, and those that they bring about; `deliver 0-1`: on this link; `once`: no more
-//! > lose 0-1                   what is on its way there
-//! > cut 2, heal                nothing goes to or from it
+//! > deliver                    deliver all messages and those that they cause; `deliver 0-1`: on this link; `once`: no further ones
+//! > lose 0-1                   lose all messages in transit on this link
+//! > cut 2, heal                lose all messages from and to node 2; end this
 //! > disk 0 stops, disk 0 goes on, crash 0, restart 0, empty 0
 //! ```
 
@@ -34,27 +34,27 @@ use consensus_raft_protocol::{
 };
 
 #[test]
-fn the_stories_are_as_they_were() {
+fn transcripts_are_unchanged() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
     let update = std::env::var_os("UPDATE_TRANSCRIPTS").is_some();
     let mut count = 0;
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let before = std::fs::read_to_string(&path).unwrap();
-        let now = Story::default().tell(&before);
+        let now = Transcript::default().run(&before);
         if update {
             std::fs::write(&path, &now).unwrap();
         }
         let differs = before.lines().zip(now.lines()).position(|(before, now)| before != now);
         assert!(
             update || before == now,
-            "{}, line {}: it goes another way; see it with UPDATE_TRANSCRIPTS=1 and git diff",
+            "{}, line {}: the effects changed; see them with UPDATE_TRANSCRIPTS=1 and git diff",
             path.display(),
             differs.unwrap_or(before.lines().count().min(now.lines().count())) + 1
         );
         count += 1;
     }
-    assert!(count >= 12, "{count} stories");
+    assert!(count >= 12, "{count} transcripts");
 }
 
 #[derive(Clone, Debug, Default)]
@@ -63,7 +63,7 @@ struct Disk {
     hard: HardState,
     purged: SnapshotMeta,
     entries: BTreeMap<LogIndex, (LogId, Option<Arc<Membership>>)>,
-    /// What the state machine holds.
+    /// Last index that the state machine has applied.
     machine: LogIndex,
 }
 
@@ -83,46 +83,46 @@ enum Packet {
 }
 
 #[derive(Default)]
-struct Story {
+struct Transcript {
     now: Time,
     drift: u32,
     one_by_one: bool,
     nodes: BTreeMap<NodeId, Node>,
-    /// The configurations that were ever in a log.
+    /// All configurations that were ever in a log.
     configurations: BTreeMap<LogId, Arc<Membership>>,
     network: VecDeque<(NodeId, NodeId, Packet)>,
     cut: BTreeSet<NodeId>,
     tokens: u64,
-    told: String,
+    output: String,
 }
 
 fn number(word: &str) -> u64 {
-    word.parse().unwrap_or_else(|_| panic!("{word:?} is no number"))
+    word.parse().unwrap_or_else(|_| panic!("{word:?} is not a number"))
 }
 
 fn id(word: &str) -> NodeId {
     NodeId(number(word))
 }
 
-impl Story {
-    fn tell(mut self, script: &str) -> String {
+impl Transcript {
+    fn run(mut self, script: &str) -> String {
         for line in script.lines() {
             if let Some(command) = line.strip_prefix('>') {
-                writeln!(self.told, "{line}").unwrap();
+                writeln!(self.output, "{line}").unwrap();
                 let words: Vec<&str> = command.split_whitespace().collect();
-                self.act(&words);
+                self.execute(&words);
             } else if line.is_empty() || line.starts_with('#') {
-                writeln!(self.told, "{line}").unwrap();
+                writeln!(self.output, "{line}").unwrap();
             }
         }
-        self.told
+        self.output
     }
 
-    fn say(&mut self, text: impl std::fmt::Display) {
-        writeln!(self.told, "{text}").unwrap();
+    fn print(&mut self, text: impl std::fmt::Display) {
+        writeln!(self.output, "{text}").unwrap();
     }
 
-    fn act(&mut self, words: &[&str]) {
+    fn execute(&mut self, words: &[&str]) {
         match words {
             ["cluster", voters @ .., "drift", percent] => {
                 self.drift = number(percent) as u32;
@@ -142,7 +142,9 @@ impl Story {
                 let storage = StorageId(number(node) + 1);
                 self.start(id(node), Disk { storage, ..Disk::default() });
             }
-            ["node", node, "term", term, "log", terms @ ..] => self.begin(id(node), number(term), terms),
+            ["node", node, "term", term, "log", terms @ ..] => {
+                self.start_with_log(id(node), number(term), terms)
+            }
             ["timeout", node] => self.tick(id(node)),
             ["heartbeat", node] => self.tick(id(node)),
             ["wait", ms] => self.now += Duration::from_millis(number(ms)),
@@ -184,7 +186,7 @@ impl Story {
                 disk.entries.insert(LogIndex(1), (LogId::new(0, 1), Some(first)));
                 self.start(id(node), disk);
             }
-            other => panic!("{other:?} is no command"),
+            other => panic!("{other:?} is not a command"),
         }
     }
 
@@ -197,12 +199,12 @@ impl Story {
         let membership = Arc::new(Membership::of_voters(voters.iter().map(|word| number(word))));
         self.configurations.insert(LogId::new(0, 1), membership);
         for voter in voters {
-            self.begin(id(voter), 0, &[]);
+            self.start_with_log(id(voter), 0, &[]);
         }
     }
 
     /// Starts a node whose log has the first configuration and entries of these terms.
-    fn begin(&mut self, node: NodeId, term: u64, terms: &[&str]) {
+    fn start_with_log(&mut self, node: NodeId, term: u64, terms: &[&str]) {
         let mut disk =
             Disk { hard: HardState { term: Term(term), ..HardState::default() }, ..Disk::default() };
         for (term, index) in std::iter::once(0).chain(terms.iter().map(|word| number(word))).zip(1..) {
@@ -244,15 +246,15 @@ impl Story {
         self.nodes.insert(node, Node { disk, raft, disk_stops: false, membership, installing_from: None });
     }
 
-    /// The clock goes on to this node's deadline.
+    /// Advances the clock to this node's deadline.
     fn tick(&mut self, node: NodeId) {
         let deadline = self.nodes[&node].raft.as_ref().and_then(Raft::next_deadline);
-        self.now = self.now.max(deadline.expect("it waits for nothing"));
+        self.now = self.now.max(deadline.expect("the node has no deadline"));
         self.step(node, Event::Tick);
     }
 
     fn pass(&mut self, time: Duration) {
-        let (told, end) = (std::mem::take(&mut self.told), self.now + time);
+        let (output, end) = (std::mem::take(&mut self.output), self.now + time);
         loop {
             self.deliver(&[]);
             let deadline = |(id, node): (&NodeId, &Node)| Some((node.raft.as_ref()?.next_deadline()?, *id));
@@ -264,14 +266,13 @@ impl Story {
                 _ => break,
             }
         }
-        (self.now, self.told) = (end, told);
+        (self.now, self.output) = (end, output);
         for (id, node) in &self.nodes {
             let Some(raft) = &node.raft else { continue };
             let (role, term, last, commit) = (raft.role(), raft.term(), raft.last_log(), raft.commit());
-            let line = format!(
-                "      {id} is {role} in term {term}; its log ends with {last}, committed up to {commit}"
-            );
-            writeln!(self.told, "{line}").unwrap();
+            let line =
+                format!("      {id} is {role} in term {term}; last entry {last}, commit index {commit}");
+            writeln!(self.output, "{line}").unwrap();
         }
     }
 
@@ -301,7 +302,7 @@ impl Story {
     }
 
     fn on_link(link: &str, from: NodeId, to: NodeId) -> bool {
-        let (a, b) = link.split_once('-').expect("a link is from-to");
+        let (a, b) = link.split_once('-').expect("a link has the form from-to");
         (a == "*" || id(a) == from) && (b == "*" || id(b) == to)
     }
 
@@ -309,7 +310,7 @@ impl Story {
         let network = std::mem::take(&mut self.network);
         for (from, to, packet) in network {
             if Self::on_link(link, from, to) {
-                self.say(format!("{from} -> {to}  {}: lost", describe(&packet)));
+                self.print(format!("{from} -> {to}  {}: lost", describe(&packet)));
             } else {
                 self.network.push_back((from, to, packet));
             }
@@ -325,7 +326,7 @@ impl Story {
             due -= 1;
             let down = self.nodes.get(&to).is_none_or(|node| node.raft.is_none());
             let lost = down || self.cut.contains(&from) || self.cut.contains(&to);
-            self.say(format!("{from} -> {to}  {}{}", describe(&packet), if lost { ": lost" } else { "" }));
+            self.print(format!("{from} -> {to}  {}{}", describe(&packet), if lost { ": lost" } else { "" }));
             if !lost {
                 self.arrive(from, to, packet);
             }
@@ -334,7 +335,7 @@ impl Story {
 
     fn arrive(&mut self, from: NodeId, to: NodeId, packet: Packet) {
         let event = match packet {
-            Packet::ControlMessage(reply) => reply.into_event(from),
+            Packet::ControlMessage(message) => message.into_event(from),
             Packet::Append(append, entries) => Event::Append { from, append, entries },
             Packet::Installed(last) => Event::SnapshotSent(from, last),
             Packet::Snapshot(term, meta) => {
@@ -351,23 +352,23 @@ impl Story {
 
     fn propose(&mut self, node: NodeId) {
         self.call(node, |raft, now| {
-            let said = match raft.propose(now, &[100]) {
+            let text = match raft.propose(now, &[100]) {
                 Some(id) => format!("      {node} appends {id}"),
-                None => format!("      {node} takes no proposal"),
+                None => format!("      {node} refuses the proposal"),
             };
-            (Vec::new(), Some(said))
+            (Vec::new(), Some(text))
         });
     }
 
-    /// Makes a turn of one call, which may have something to say of itself.
+    /// Makes a turn of one call. The call may return a line to print.
     fn call(&mut self, node: NodeId, call: impl FnOnce(&mut Raft, Time) -> (Vec<Output>, Option<String>)) {
         let now = self.now;
         let Some(raft) = self.nodes.get_mut(&node).and_then(|node| node.raft.as_mut()) else { return };
         let (role, term, commit) = (raft.role(), raft.term(), raft.commit());
-        let (mut outputs, said) = call(raft, now);
+        let (mut outputs, text) = call(raft, now);
         outputs.extend(raft.finish_turn(now));
         self.show(node, role, term, commit);
-        said.into_iter().for_each(|said| self.say(said));
+        text.into_iter().for_each(|text| self.print(text));
         for output in outputs {
             self.carry_out(node, output);
         }
@@ -379,15 +380,15 @@ impl Story {
         let (new_role, new_term, new_commit) = (raft.role(), raft.term(), raft.commit());
         let (last, membership) = (raft.id_at(new_commit), raft.membership().clone());
         if (role, term) != (new_role, new_term) {
-            self.say(format!("      {node} is {new_role} in term {new_term}"));
+            self.print(format!("      {node} is {new_role} in term {new_term}"));
         }
         if membership != self.nodes[&node].membership {
-            self.say(format!("      {node} goes by: {membership}"));
+            self.print(format!("      {node} has configuration: {membership}"));
             self.nodes.get_mut(&node).unwrap().membership = membership;
         }
         if commit != new_commit {
             let last = last.map_or_else(|| new_commit.to_string(), |id| id.to_string());
-            self.say(format!("      {node} knows {last} to be committed"));
+            self.print(format!("      {node} has commit index {last}"));
         }
     }
 
@@ -417,7 +418,7 @@ impl Story {
 
     fn carry_out(&mut self, node: NodeId, output: Output) {
         match output {
-            Output::Send(to, reply) => self.network.push_back((node, to, Packet::ControlMessage(reply))),
+            Output::Send(to, message) => self.network.push_back((node, to, Packet::ControlMessage(message))),
             Output::SendAppend(to, append) => {
                 let raft = self.nodes[&node].raft.as_ref().unwrap();
                 let entry = |index| {
@@ -440,39 +441,47 @@ impl Story {
             Output::AppendedMembership(id, membership) => {
                 self.configurations.insert(id, membership);
             }
-            Output::TwoLeaders(leaders) => self.say(format!("      {node} ends: {leaders}")),
+            Output::TwoLeaders(leaders) => self.print(format!("      {node} stops: {leaders}")),
             Output::Contradicted(contradiction) => {
                 let (own, theirs) = (contradiction.own, contradiction.theirs);
-                self.say(format!("      {node} ends: its {own} is committed, the leader has {theirs} there"));
+                self.print(format!(
+                    "      {node} stops: its entry {own} is committed, the leader has {theirs} in its place"
+                ));
             }
             Output::Install(meta) => {
-                self.say(format!("      {node} replaces its state by the snapshot up to {}", meta.last));
+                self.print(format!("      {node} restores the snapshot up to {}", meta.last));
                 self.nodes.get_mut(&node).unwrap().disk.machine = meta.last.index;
                 self.step(node, Event::SnapshotInstalled);
             }
-            Output::SnapshotSettled(verdict) => {
+            Output::SnapshotSettled(outcome) => {
                 let last = self.nodes[&node].raft.as_ref().unwrap().commit();
-                let installed = Some(last).filter(|_| verdict == ArrivalOutcome::Accepted);
+                let installed = Some(last).filter(|_| outcome == ArrivalOutcome::Accepted);
                 if let Some(from) = self.nodes.get_mut(&node).unwrap().installing_from.take() {
                     self.network.push_back((node, from, Packet::Installed(installed)));
                 }
             }
             Output::Replaced(after) => {
-                let lost = self.nodes[&node].disk.entries.range(after.next()..).next().is_some();
-                if lost {
-                    self.say(format!("      {node} drops its entries after {after}, which conflict"));
+                let has_conflict = self.nodes[&node].disk.entries.range(after.next()..).next().is_some();
+                if has_conflict {
+                    self.print(format!(
+                        "      {node} truncates its log after {after}, because of a conflict"
+                    ));
                 }
             }
             Output::ReadReady(token, index) => {
-                self.say(format!("      {node}: read {token} sees everything up to {index}"));
+                self.print(format!("      {node}: read {token} may be served at {index}"));
             }
-            Output::ReadRefused(token) => self.say(format!("      {node}: read {token} is refused")),
-            Output::Changed(..) => self.say(format!("      {node}: the change is done")),
+            Output::ReadRefused(token) => self.print(format!("      {node}: read {token} is refused")),
+            Output::Changed(..) => self.print(format!("      {node}: the change is committed")),
             Output::ChangeRefused(_, why) => {
-                self.say(format!("      {node}: the change is not done: {why:?}"));
+                self.print(format!("      {node}: the change is refused: {why:?}"));
             }
-            Output::TransferEnded(_, Ok(())) => self.say(format!("      {node} has handed over")),
-            Output::TransferEnded(_, Err(why)) => self.say(format!("      {node} leads on: {why:?}")),
+            Output::TransferEnded(_, Ok(())) => {
+                self.print(format!("      {node} has transferred leadership"))
+            }
+            Output::TransferEnded(_, Err(why)) => {
+                self.print(format!("      {node} is still leader: {why:?}"))
+            }
             Output::AppendedBlank(_) | Output::Apply(_) => {}
         }
     }
@@ -482,51 +491,48 @@ fn describe(packet: &Packet) -> String {
     match packet {
         Packet::ControlMessage(ControlMessage::VoteRequest(request)) => {
             let what = match request.kind {
-                VoteKind::PreVote => "would you vote for me",
-                VoteKind::Vote => "vote for me",
-                VoteKind::Transfer => "vote for me, the leader wants it",
+                VoteKind::PreVote => "pre-vote request",
+                VoteKind::Vote => "vote request",
+                VoteKind::Transfer => "vote request for a transfer",
             };
-            format!("{what} in term {}? my log ends with {}", request.term, request.last_log)
+            format!("term {}: {what}, last entry {}", request.term, request.last_log)
         }
         Packet::ControlMessage(ControlMessage::VoteResponse(response)) => {
             match (response.granted, response.kind) {
-                (true, VoteKind::PreVote) => format!("I would, in term {}", response.term),
-                (true, _) => format!("you have my vote in term {}", response.term),
-                (false, _) => format!("no; I am in term {}", response.term),
+                (true, VoteKind::PreVote) => format!("term {}: pre-vote granted", response.term),
+                (true, _) => format!("term {}: vote granted", response.term),
+                (false, _) => format!("term {}: refused", response.term),
             }
         }
         Packet::ControlMessage(ControlMessage::AppendResponse(response)) => match response.outcome {
             AppendOutcome::Accepted { matched } => {
-                format!("term {}: I have all up to {matched}", response.term)
+                format!("term {}: accepted up to {matched}", response.term)
             }
             AppendOutcome::Rejected { prev, hint } => {
-                format!("term {}: I lack your {prev}; we may agree at {hint}", response.term)
+                format!("term {}: rejected after {prev}; the logs may agree at {hint}", response.term)
             }
         },
         Packet::ControlMessage(ControlMessage::TimeoutNow(request)) => {
-            format!("term {}: stand for election now", request.term)
+            format!("term {}: campaign now", request.term)
         }
-        Packet::ControlMessage(ControlMessage::ReadIndexRequest(_)) => "from where may I read?".to_owned(),
+        Packet::ControlMessage(ControlMessage::ReadIndexRequest(_)) => "read index request".to_owned(),
         Packet::ControlMessage(ControlMessage::ReadIndexResponse(response)) => match response.index {
-            Some(index) => format!("you may read from {index}"),
-            None => "I do not lead".to_owned(),
+            Some(index) => format!("read index {index}"),
+            None => "read index refused".to_owned(),
         },
         Packet::Append(append, entries) => {
             let terms: Vec<String> = entries.iter().map(|entry| entry.term.to_string()).collect();
             let entries = if terms.is_empty() {
-                "nothing".to_owned()
+                "no entries".to_owned()
             } else {
                 format!("entries of terms {}", terms.join(" "))
             };
-            format!(
-                "term {}: after {} comes {entries}; committed {}",
-                append.term, append.prev, append.commit
-            )
+            format!("term {}: after {}: {entries}; commit index {}", append.term, append.prev, append.commit)
         }
         Packet::Snapshot(term, meta) => {
             format!("term {term}: snapshot up to {} ({})", meta.last, meta.membership)
         }
-        Packet::Installed(Some(last)) => format!("I have the state up to {last}"),
-        Packet::Installed(None) => "I cannot use the snapshot".to_owned(),
+        Packet::Installed(Some(last)) => format!("snapshot installed up to {last}"),
+        Packet::Installed(None) => "snapshot refused".to_owned(),
     }
 }

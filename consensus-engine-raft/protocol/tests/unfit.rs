@@ -1,4 +1,4 @@
-//! A node whose disk has no room or does not answer, sentence by sentence.
+//! A node whose disk has no room or is stalled.
 
 mod common;
 
@@ -40,11 +40,11 @@ fn full_follower() -> Raft {
 }
 
 #[test]
-fn vote_goes_ahead_of_entries_without_room() {
+fn vote_is_written_before_entries_without_room() {
     let mut raft = full_follower();
-    assert!(raft.take_persist().is_none(), "the entries are not tried again at once");
+    assert!(raft.take_persist().is_none(), "the write of the entries is not retried at once");
     let outputs = raft.step(SECOND, vote_request(2, LogId::new(1, 2)));
-    assert_eq!(votes(&outputs), 0, "not before it is durable");
+    assert_eq!(votes(&outputs), 0, "the vote is not sent before it is durable");
 
     let persist = raft.take_persist().unwrap();
     assert_eq!(persist.hard_state.unwrap().voted_for, Some(NodeId(2)));
@@ -52,23 +52,27 @@ fn vote_goes_ahead_of_entries_without_room() {
     let outputs = raft.step(SECOND, Event::Persisted);
     assert_eq!(votes(&outputs), 1);
     assert_eq!(raft.durable(), LogIndex(1));
-    // Asked again, it need not write anything.
+    // A repeated request needs no write.
     assert_eq!(votes(&raft.step(SECOND, vote_request(2, LogId::new(1, 2)))), 1);
 }
 
 #[test]
-fn entries_without_room_are_acknowledged_when_they_are_written() {
+fn entries_without_room_are_acknowledged_once_written() {
     let mut raft = full_follower();
     raft.step(SECOND, append(1, LogId::new(1, 2), &[1], 0));
     assert!(raft.take_persist().is_none());
     raft.step(SECOND, Event::RetryEntries);
-    assert_eq!(raft.take_persist().unwrap().append, (LogIndex(1), LogIndex(3)), "with what came since");
+    assert_eq!(
+        raft.take_persist().unwrap().append,
+        (LogIndex(1), LogIndex(3)),
+        "the write includes later entries"
+    );
     let outputs = raft.step(SECOND, Event::Persisted);
     assert_eq!(outcome(&outputs), Some(AppendOutcome::Accepted { matched: LogIndex(3) }));
 }
 
 #[test]
-fn vote_given_together_with_entries_without_room_is_written_by_itself() {
+fn vote_in_a_write_without_room_is_written_alone() {
     let mut raft = node(3, 1, &[]);
     raft.step(SECOND, append(1, LOG_1, &[1], 0));
     raft.step(SECOND, vote_request(2, LogId::new(1, 2)));
@@ -80,11 +84,11 @@ fn vote_given_together_with_entries_without_room_is_written_by_itself() {
 }
 
 #[test]
-fn entries_cut_while_they_had_no_room_are_replaced_by_the_next_leaders() {
+fn entries_truncated_without_room_are_replaced_by_entries_of_next_leaders() {
     let mut raft = node(3, 1, &[1]);
     raft.step(SECOND, append(1, LogId::new(1, 2), &[1, 1], 0));
     assert_eq!(raft.take_persist().unwrap().append, (LogIndex(2), LogIndex(4)));
-    // The next leader replaces the last of them, then the one that is on the disk, before the disk says no.
+    // Before the write fails, the next leaders replace the last of these entries, and then the one that is on the disk.
     raft.step(SECOND, append(2, LogId::new(1, 3), &[2], 0));
     raft.step(SECOND, append(2, LOG_1, &[2, 2, 2], 0));
     raft.step(SECOND, Event::NoRoom);
@@ -99,7 +103,7 @@ fn entries_cut_while_they_had_no_room_are_replaced_by_the_next_leaders() {
 }
 
 #[test]
-fn snapshot_takes_the_place_of_entries_without_room() {
+fn snapshot_replaces_entries_without_room() {
     let mut raft = full_follower();
     let meta = SnapshotMeta { last: LogId::new(1, 9), membership: Membership::of_voters(0..3) };
     let (from, term) = (NodeId(1), Term(1));
@@ -115,7 +119,7 @@ fn snapshot_takes_the_place_of_entries_without_room() {
 }
 
 #[test]
-fn snapshot_that_is_not_restored_leaves_the_log_as_it_was() {
+fn failed_restore_of_snapshot_leaves_the_log_unchanged() {
     let mut raft = node(3, 1, &[1]);
     let meta = SnapshotMeta { last: LogId::new(1, 9), membership: Membership::of_voters(0..3) };
     let (from, term) = (NodeId(1), Term(1));
@@ -130,7 +134,7 @@ fn snapshot_that_is_not_restored_leaves_the_log_as_it_was() {
 }
 
 #[test]
-fn stalled_node_does_not_campaign_until_it_is_well() {
+fn stalled_node_does_not_campaign_until_the_stall_ends() {
     let mut raft = node(3, 1, &[]);
     raft.step(SECOND, Event::Stalled(true));
     assert_eq!(raft.next_deadline(), None);
@@ -139,13 +143,13 @@ fn stalled_node_does_not_campaign_until_it_is_well() {
     raft.step(60 * SECOND, Event::TimeoutNow(NodeId(1), TimeoutNow { term: Term(1) }));
     assert_eq!((raft.role(), raft.term()), (Role::Follower, Term(1)));
     raft.step(70 * SECOND, Event::Stalled(false));
-    assert!(raft.next_deadline() > Some(70 * SECOND), "it hears first whether there is a leader");
+    assert!(raft.next_deadline() > Some(70 * SECOND), "the node first waits for a leader");
     raft.step(90 * SECOND, Event::Tick);
     assert_eq!(raft.role(), Role::PreCandidate);
 }
 
 #[test]
-fn leader_that_steps_down_follows_in_its_term() {
+fn leader_that_steps_down_is_follower_in_its_term() {
     let mut raft = node(3, 1, &[]);
     lead(&mut raft, SECOND);
     raft.step(SECOND, Event::StepDown);
@@ -153,7 +157,7 @@ fn leader_that_steps_down_follows_in_its_term() {
 }
 
 #[test]
-fn successor_has_the_whole_log_with_a_quorum_beside_the_leader() {
+fn successor_and_a_quorum_without_the_leader_have_the_whole_log() {
     let mut raft = node(3, 1, &[]);
     lead(&mut raft, SECOND);
     propose(&mut raft, SECOND);
@@ -163,14 +167,14 @@ fn successor_has_the_whole_log_with_a_quorum_beside_the_leader() {
     assert_eq!(
         raft.successor(&none),
         None,
-        "with node 1 and this one, which cannot write, nothing is committed"
+        "node 1 and this node, which cannot write, could not commit anything"
     );
-    assert!(raft.can_be_replaced(), "another one could be elected");
+    assert!(raft.can_be_replaced(), "another node could be elected");
     step(&mut raft, SECOND, Event::AppendResponse(NodeId(2), accepted(2, 3)));
     let first = raft.successor(&none).unwrap();
     let second = raft.successor(&BTreeSet::from([first])).unwrap();
-    assert_ne!(first, second, "who did not take over is not the only one");
-    // Who is silent counts for nothing.
+    assert_ne!(first, second, "another candidate is preferred after a failed transfer");
+    // Silent nodes do not count.
     raft.step(SECOND + raft_timeout(), Event::Tick);
     assert!(raft.successor(&none).is_none() && !raft.can_be_replaced());
 }

@@ -1,6 +1,6 @@
-//! A node to try sentences on.
+//! Helpers that run one node.
 
-#![allow(dead_code, reason = "each test uses some of it")]
+#![allow(dead_code, reason = "each test uses a part of the module")]
 
 use std::time::Duration;
 
@@ -14,22 +14,22 @@ use consensus_raft_protocol::{
 
 pub(crate) const SECOND: Time = Duration::from_secs(1);
 
-/// What every log begins with.
+/// Log id of the first configuration, with which every log starts.
 pub(crate) const LOG_1: LogId = LogId { term: Term(0), index: LogIndex(1) };
 
-/// Node 0 of `voters`, with a log of these terms after the bootstrap entry.
+/// Node 0 of `voters`, with entries of these terms after the first configuration.
 pub(crate) fn node(voters: u64, term: u64, terms: &[u64]) -> Raft {
     configured(voters, term, terms, |_| ())
 }
 
-/// The same, with other settings.
+/// Like [`node`], with other settings.
 pub(crate) fn configured(voters: u64, term: u64, terms: &[u64], configure: impl FnOnce(&mut Config)) -> Raft {
     let mut config = Config::new(NodeId(0));
     configure(&mut config);
     start(config, voters, term, terms, 0)
 }
 
-/// The same, with a state machine that reflects the log up to `applied`.
+/// Like [`node`], with a state machine that has applied the log up to `applied`.
 pub(crate) fn restored(voters: u64, term: u64, terms: &[u64], applied: u64) -> Raft {
     start(Config::new(NodeId(0)), voters, term, terms, applied)
 }
@@ -55,7 +55,7 @@ fn start_with(config: Config, first: Membership, term: u64, terms: &[u64], appli
     Raft::new(config, Restored { log, applied: LogIndex(applied) }, Time::ZERO).unwrap()
 }
 
-/// All that comes out, the disk being at once.
+/// All outputs of one event, with writes that are durable at once.
 pub(crate) fn step(raft: &mut Raft, now: Time, event: Event) -> Vec<Output> {
     let outputs = raft.step(now, event);
     outputs.into_iter().chain(settle(raft, now)).collect()
@@ -72,7 +72,7 @@ fn settle(raft: &mut Raft, now: Time) -> Vec<Output> {
     }
 }
 
-/// A command of 100 bytes, the disk being at once. Where it is in the log, if it was taken, and all that comes out.
+/// Proposes a command of 100 bytes, with writes that are durable at once. Returns its log id if it was accepted, and all outputs.
 pub(crate) fn propose(raft: &mut Raft, now: Time) -> (Option<LogId>, Vec<Output>) {
     (raft.propose(now, &[100]), settle(raft, now))
 }
@@ -112,7 +112,7 @@ pub(crate) fn append(term: u64, prev: LogId, terms: &[u64], commit: u64) -> Even
     Event::Append { from: NodeId(1), append, entries }
 }
 
-/// The last one: what is durable already may have been acknowledged before.
+/// The last acknowledgement; earlier ones cover entries that were durable before.
 pub(crate) fn outcome(outputs: &[Output]) -> Option<AppendOutcome> {
     outputs.iter().rev().find_map(|output| match output {
         Output::Send(_, ControlMessage::AppendResponse(response)) => Some(response.outcome),

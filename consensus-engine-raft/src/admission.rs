@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_limits_hold_and_room_comes_back() {
+    fn both_limits_hold_and_released_permits_free_room() {
         let admission = Admission::new(2, 10);
         let first = admission.admit(50).expect("one thing is let in whatever its size");
         assert_eq!(admission.admit(1).unwrap_err(), (1, 50));

@@ -257,7 +257,7 @@ mod tests {
     use crate::worker::Worker;
 
     #[test]
-    fn what_is_applied_while_the_engine_ends_is_flushed() {
+    fn entries_applied_during_shutdown_are_flushed() {
         let (inbox, inputs) = mpsc::unbounded_channel();
         drop(inputs);
         let journal = Journal::new();

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_is_what_is_configured() {
+    fn builder_methods_set_their_settings() {
         let ms = Duration::from_millis;
         let recorder = FlightRecorder { dir: "flight".into(), bytes_max: 1 << 20 };
         let config = RaftEngine::builder(NodeId(2))
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn invalid_setting_is_named() {
         let wrong = |change: fn(&mut RaftConfig)| {
             RaftEngine::builder(NodeId(1)).configure(change).build().map(|_| ()).map_err(|error| error.key)
         };

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn overwritten_entries_are_gone() {
+    fn overwritten_entries_are_removed() {
         let mut cache = EntryCache::new(LogIndex(4));
         for index in 5..9 {
             cache.push(Entry::command(LogId::new(1, index), "old"));
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_stays_whatever_its_size() {
+    fn needed_entries_are_not_evicted() {
         let mut cache = EntryCache::new(LogIndex(0));
         for index in 1..=4 {
             cache.push(Entry::command(LogId::new(1, index), vec![0; 100]));

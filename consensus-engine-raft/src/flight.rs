@@ -508,7 +508,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_come_back_and_a_cut_and_a_changed_bit_are_told(
+        fn records_round_trip_and_truncation_and_bit_flips_are_detected(
             records in prop::collection::vec(record(), 1..6),
             cut: prop::sample::Index,
             bit: prop::sample::Index,

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drawn_times_are_within_the_bound_and_follow_from_the_seed() {
+    fn durations_are_below_the_maximum_and_follow_from_the_seed() {
         let draw = |seed, purpose| {
             let simulated = SimulatedLatency { seed, max: Duration::from_millis(3) };
             let mut latency = Latency::new(&simulated, purpose);

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_chunks_are_taken_once() {
+    fn repeated_chunks_are_accepted_once() {
         let mut receiver = Receiver::new(std::env::temp_dir(), 0);
         let five = SnapshotOutcome::Continue { offset: 5 };
         for _ in 0..2 {
@@ -205,14 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn a_later_chunk_begins_nothing() {
+    fn later_chunk_does_not_start_a_stream() {
         let mut receiver = Receiver::new(std::env::temp_dir(), 0);
         receiver.take(NodeId(1), &chunk(7, 0, "hello", None));
         assert_eq!(outcome(receiver.take(NodeId(1), &chunk(8, 5, "x", None))), SnapshotOutcome::Refused);
     }
 
     #[test]
-    fn a_wrong_checksum_is_refused() {
+    fn wrong_checksum_is_refused() {
         let mut receiver = Receiver::new(std::env::temp_dir(), 0);
         assert_eq!(
             outcome(receiver.take(NodeId(1), &chunk(7, 0, "hello", Some(1)))),
@@ -223,7 +223,7 @@ mod tests {
     proptest! {
         /// Chunks arrive late, twice, from other senders and changed; the sender continues at the offset in each response.
         #[test]
-        fn what_is_whole_is_what_was_sent(
+        fn complete_stream_equals_the_sent_data(
             data in prop::collection::vec(any::<u8>(), 0..200),
             size in 1usize..50,
             noise in prop::collection::vec((0u64..3, 0u64..3, 0u64..250, any::<Vec<u8>>(), any::<Option<u32>>()), 0..12),

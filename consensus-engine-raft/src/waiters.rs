@@ -102,7 +102,7 @@ mod tests {
     use crate::admission::Admission;
 
     #[test]
-    fn an_entry_replaced_by_another_term_is_certainly_not_applied() {
+    fn waiter_of_replaced_entry_learns_that_it_was_not_applied() {
         let admission = Admission::new(9, 99);
         let mut waiters = Waiters::default();
         let wait = |waiters: &mut Waiters, id| {

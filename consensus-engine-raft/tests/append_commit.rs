@@ -1,4 +1,4 @@
-//! What an append says to be committed while its entries are read from a slow disk.
+//! The commit index of an append whose entries are read from a slow disk.
 
 use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},
@@ -16,7 +16,7 @@ use consensus_engine_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::{Journal, MemLogStorage, eventually};
 use consensus_transport_mem::MemNetwork;
 
-/// A storage whose reads of the first entries wait at a gate.
+/// A storage whose reads of the first entries can be blocked.
 #[derive(Default)]
 struct SlowReads {
     log: MemLogStorage,
@@ -60,7 +60,7 @@ impl LogStorage for SlowReads {
     }
 }
 
-/// A learner with an empty log, which keeps what it is sent.
+/// A learner with an empty log that records the appends it receives.
 #[derive(Default)]
 struct Learner(Mutex<Vec<AppendEntries>>);
 
@@ -83,11 +83,11 @@ impl MessageHandler for Learner {
     }
 }
 
-/// 1. A learner lacks the whole log; its first entries are in no cache, and the leader's disk is slow to read them.
-/// 2. Meanwhile more is committed.
-/// 3. The append that was waiting says what is committed when it is sent, not what was when it was made.
+/// 1. A learner lacks the whole log. The first entries are not cached, and the leader's disk is slow to read them.
+/// 2. Meanwhile more entries are committed.
+/// 3. The delayed append has the commit index of the time when it is sent, not of the time when it was created.
 #[tokio::test(flavor = "multi_thread")]
-async fn append_that_waited_for_the_disk_says_what_is_committed_when_it_is_sent() {
+async fn append_that_waited_for_the_disk_has_the_commit_index_at_send_time() {
     let network = MemNetwork::new(1);
     let learner = Arc::new(Learner::default());
     let its_transport = network.transport(NodeId(2));
@@ -108,7 +108,7 @@ async fn append_that_waited_for_the_disk_says_what_is_committed_when_it_is_sent(
     let learns = MemberChange::Add(NodeId(2), Member::new(MemberKind::Learner));
     engine.change_membership(vec![learns]).await.unwrap();
     let first =
-        eventually("the learner is sent something", || learner.appends().first().cloned().ok_or("nothing"));
+        eventually("the learner receives an append", || learner.appends().first().cloned().ok_or("nothing"));
     let AppendEntries { term, prev, round, .. } = first.await;
     let outcome = AppendOutcome::Rejected { prev: prev.index, hint: LogId::ZERO };
     let lacks_all = AppendResponse { term, round, outcome, storage: StorageId(2), joining: true };

@@ -1,4 +1,4 @@
-//! The driver over the in-memory transport: conformance, failover, restart, snapshots, faults.
+//! Engines on the in-memory transport: conformance, failover, restart, snapshots, faults.
 
 mod common;
 
@@ -25,7 +25,7 @@ async fn passes_the_suite_on_one_thread() {
 }
 
 #[tokio::test]
-async fn a_single_voter_commits_at_once_and_survives_restarts() {
+async fn single_voter_commits_at_once_and_survives_restarts() {
     let mut cluster = Cluster::start(1, |_| {}).await;
     for round in 1..=3 {
         cluster.leader().await;
@@ -37,14 +37,14 @@ async fn a_single_voter_commits_at_once_and_survives_restarts() {
 }
 
 #[tokio::test]
-async fn the_cluster_survives_its_leader_and_takes_it_back() {
+async fn cluster_survives_loss_of_its_leader_and_readmits_it() {
     let cluster = Cluster::start(3, |_| {}).await;
     let old = cluster.leader().await;
     cluster.nodes[old].engine.propose("before".into()).await.unwrap();
     cluster.isolate(old);
     let new = cluster.leader_other_than(old).await;
     cluster.nodes[new].engine.propose("after".into()).await.unwrap();
-    // Cut off from its quorum, the old one neither commits nor serves reads, and its callers are told.
+    // Isolated from its quorum, the old leader neither commits nor serves reads, and its callers get errors.
     let stale = cluster.nodes[old].engine.clone();
     let (write, read) =
         tokio::join!(stale.propose("lost".into()), stale.read_barrier(ReadConsistency::Linearizable));
@@ -56,7 +56,7 @@ async fn the_cluster_survives_its_leader_and_takes_it_back() {
 }
 
 #[tokio::test]
-async fn a_rejoining_node_does_not_depose_the_leader() {
+async fn rejoining_node_does_not_depose_the_leader() {
     let cluster = Cluster::start(3, |_| {}).await;
     let leading = cluster.leader().await;
     let term = cluster.nodes[leading].engine.status().borrow().term;
@@ -70,7 +70,7 @@ async fn a_rejoining_node_does_not_depose_the_leader() {
 }
 
 #[tokio::test]
-async fn all_nodes_restart_and_nothing_is_lost() {
+async fn restart_of_all_nodes_loses_nothing() {
     let mut cluster = Cluster::start(3, |_| {}).await;
     for round in 0..3 {
         let leading = cluster.leader().await;
@@ -86,7 +86,7 @@ async fn all_nodes_restart_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn a_follower_whose_log_is_gone_gets_a_snapshot() {
+async fn follower_behind_the_purged_log_gets_a_snapshot() {
     let mut cluster = Cluster::start(3, |config| {
         config.compact_after_entries = 50;
         config.compact_keep_entries = 10;
@@ -100,22 +100,25 @@ async fn a_follower_whose_log_is_gone_gets_a_snapshot() {
         cluster.nodes[leading].engine.propose(format!("{n}").into()).await.unwrap();
     }
     let first = cluster.nodes[leading].engine.status().borrow().first_index;
-    assert!(first > LogIndex(200), "the log was compacted, it begins at {first}");
+    assert!(first > LogIndex(200), "the log is compacted and starts at {first}");
     cluster.network.heal();
     converged(&cluster.nodes, 300).await;
-    assert!(cluster.nodes[away].engine.status().borrow().first_index > LogIndex(100), "it came by snapshot");
-    // And what was installed is there after a restart, on the node itself and as a basis for more.
+    assert!(
+        cluster.nodes[away].engine.status().borrow().first_index > LogIndex(100),
+        "the follower got a snapshot"
+    );
+    // After a restart the installed state is present, and later entries apply to it.
     cluster.restart(away).await;
     let leading = cluster.leader().await;
     cluster.nodes[leading].engine.propose("more".into()).await.unwrap();
     converged(&cluster.nodes, 301).await;
 }
 
-/// Longer than a chunk is tried anew many times over.
+/// Much longer than the pause before a chunk is sent again.
 const OUTAGE: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_goes_on_after_an_outage_where_it_was() {
+async fn snapshot_transfer_resumes_after_an_outage() {
     let cluster = Cluster::start(3, |config| {
         config.compact_after_entries = 50;
         config.compact_keep_entries = 10;
@@ -133,20 +136,20 @@ async fn a_snapshot_goes_on_after_an_outage_where_it_was() {
     let sent = || status.borrow().peers.get(&NodeId(away as u64)).and_then(|peer| peer.snapshot_bytes);
     let more_than = |bytes| move |sent: Option<u64>| sent.filter(|sent| *sent > bytes).ok_or(sent);
     cluster.network.heal();
-    let before = eventually("some of it is sent", || more_than(1000)(sent())).await;
+    let before = eventually("a part of the snapshot is sent", || more_than(1000)(sent())).await;
     cluster.isolate(away);
     tokio::time::sleep(OUTAGE).await;
     assert!(sent() >= Some(before), "{before} bytes were sent, now {:?}", sent());
     cluster.network.heal();
     while let Some(now) = sent() {
-        assert!(now >= before, "begun anew: {before} bytes were sent, now {now}");
+        assert!(now >= before, "the transfer restarted: {before} bytes were sent, now {now}");
         tokio::task::yield_now().await;
     }
     converged(&cluster.nodes, 300).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_is_sent_no_faster_than_it_may_be_and_its_progress_is_seen() {
+async fn snapshot_transfer_is_rate_limited_and_reports_progress() {
     const RATE: u64 = 10_000;
     let cluster = Cluster::start(3, |config| {
         config.compact_after_entries = 50;
@@ -175,10 +178,12 @@ async fn a_snapshot_is_sent_no_faster_than_it_may_be_and_its_progress_is_seen() 
         }
         seen
     });
-    // One that was begun at once when the node went away would only be the first of two.
+    // A snapshot that started when the node went away would be followed by a second one.
     let status = cluster.engine(leading).status();
-    eventually("none is being sent", || status.borrow().peers[&away_id].snapshot_bytes.map_or(Ok(()), Err))
-        .await;
+    eventually("no snapshot is being sent", || {
+        status.borrow().peers[&away_id].snapshot_bytes.map_or(Ok(()), Err)
+    })
+    .await;
     let began = Instant::now();
     cluster.network.heal();
     let seen = progress.await.unwrap();
@@ -190,7 +195,7 @@ async fn a_snapshot_is_sent_no_faster_than_it_may_be_and_its_progress_is_seen() 
 }
 
 #[tokio::test]
-async fn a_follower_far_behind_is_served_from_disk() {
+async fn follower_far_behind_is_served_from_disk() {
     let cluster = Cluster::start(3, |config| config.cache_bytes_max = 1000).await;
     let leading = cluster.leader().await;
     cluster.isolate((leading + 1) % 3);
@@ -202,7 +207,7 @@ async fn a_follower_far_behind_is_served_from_disk() {
 }
 
 #[tokio::test]
-async fn a_bad_network_slows_but_does_not_break() {
+async fn cluster_works_on_lossy_network() {
     let cluster = Cluster::start(3, |_| {}).await;
     let latency = (Duration::ZERO, Duration::from_millis(8));
     cluster.network.set_all_links(&Link {
@@ -245,7 +250,7 @@ async fn writes_are_batched_under_load() {
 }
 
 #[tokio::test]
-async fn a_failed_log_write_stops_the_node_and_acknowledges_nothing() {
+async fn failed_log_write_stops_the_node_and_acknowledges_nothing() {
     let cluster = Cluster::start(1, |_| {}).await;
     cluster.leader().await;
     cluster.storages[0].fail_writes(true);
@@ -261,7 +266,7 @@ async fn a_failed_log_write_stops_the_node_and_acknowledges_nothing() {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_state_machine_stops_its_engine_only() {
+async fn panic_of_state_machine_stops_only_its_engine() {
     let cluster = Cluster::start(1, |_| {}).await;
     cluster.leader().await;
     let engine = &cluster.nodes[0].engine;
@@ -299,7 +304,7 @@ async fn overload_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_log_without_its_state_machine_is_refused() {
+async fn log_without_its_state_machine_is_refused() {
     let mut cluster = Cluster::start(1, |_| {}).await;
     cluster.leader().await;
     for n in 0..5 {
@@ -315,7 +320,7 @@ async fn a_log_without_its_state_machine_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_whose_process_ended_is_replaced_before_an_election_timeout_is_over() {
+async fn leader_whose_process_ended_is_replaced_within_an_election_timeout() {
     let cluster = Cluster::start(3, |config| {
         config.threads = false;
         config.protocol.election_timeout = Duration::from_secs(10);
@@ -323,7 +328,7 @@ async fn a_leader_whose_process_ended_is_replaced_before_an_election_timeout_is_
     .await;
     let first = cluster.leader().await;
     let killed = tokio::time::Instant::now();
-    // A new end of the network for it: the old one is closed.
+    // The restarted node needs a new transport, because the old one is closed.
     drop(cluster.network.transport(NodeId(first as u64)));
     cluster.leader_other_than(first).await;
     assert!(killed.elapsed() < Duration::from_secs(4), "{:?}", killed.elapsed());

@@ -1,4 +1,4 @@
-//! When the log is compacted, and what is left for followers that are behind.
+//! When the log is compacted, and how much is kept for followers.
 
 mod common;
 
@@ -23,7 +23,7 @@ fn bytes(count: usize) -> Bytes {
 }
 
 #[tokio::test]
-async fn a_log_of_large_entries_is_compacted_by_their_size() {
+async fn log_of_large_entries_is_compacted_by_size() {
     let cluster = Cluster::start(1, |config| {
         config.compact_after_bytes = 50_000;
         config.compact_keep_bytes = 20_000;
@@ -35,16 +35,16 @@ async fn a_log_of_large_entries_is_compacted_by_their_size() {
         engine.propose(bytes(1000)).await.unwrap();
         let status = engine.status().borrow().clone();
         let (length, newest) = (status.last_log.index.since(status.first_index), status.first_index);
-        assert!(length < 90, "a flush takes a moment, but {length} entries were not compacted");
+        assert!(length < 90, "a flush takes a moment, but {length} entries are not compacted yet");
         if first.last() != Some(&newest) {
-            assert!(first.is_empty() || length >= 10, "a tail of {length} was left");
+            assert!(first.is_empty() || length >= 10, "only {length} entries were kept");
             first.push(newest);
         }
     }
     assert!((3..8).contains(&first.len()), "compacted at {first:?}");
 }
 
-/// A leader that is busy enough to compact its log many times over while a snapshot is sent.
+/// A leader that compacts its log many times while a snapshot is sent.
 async fn while_a_snapshot_is_sent(configure: fn(&mut RaftConfig)) -> (Cluster, usize, usize) {
     let cluster = Cluster::start(3, configure).await;
     let leading = cluster.leader().await;
@@ -67,7 +67,7 @@ fn small(config: &mut RaftConfig) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_follows_a_snapshot_that_is_being_sent_is_kept_and_it_is_the_only_one() {
+async fn entries_after_snapshot_in_transfer_are_kept_so_that_one_snapshot_suffices() {
     let (cluster, leading, away) = while_a_snapshot_is_sent(small).await;
     let engine = cluster.engine(leading);
     let follower = NodeId(away as u64);
@@ -82,11 +82,11 @@ async fn what_follows_a_snapshot_that_is_being_sent_is_kept_and_it_is_the_only_o
         let now = engine.status().borrow().peers[&follower].snapshot_bytes.is_some();
         begun += usize::from(now && !sending);
         sending = now;
-        assert!(begun < 2 && written < 20_000, "snapshot {begun}, {written} commands later");
+        assert!(begun < 2 && written < 20_000, "snapshot {begun} after {written} commands");
     }
-    assert!(written > 500, "there was not enough to compact: {written}");
+    assert!(written > 500, "too few commands for a compaction: {written}");
     converged(&cluster.nodes, written).await;
-    // Nor is more kept than must be, once it has caught up.
+    // No more than necessary is kept once the follower has caught up.
     for _ in 0..200 {
         engine.propose(bytes(10)).await.unwrap();
     }
@@ -99,7 +99,7 @@ async fn what_follows_a_snapshot_that_is_being_sent_is_kept_and_it_is_the_only_o
 }
 
 #[tokio::test]
-async fn a_follower_that_answers_late_needs_no_snapshot() {
+async fn slow_follower_needs_no_snapshot() {
     let cluster = Cluster::start(3, small).await;
     let leading = cluster.leader().await;
     let follower = NodeId((leading as u64 + 1) % 3);
@@ -112,14 +112,14 @@ async fn a_follower_that_answers_late_needs_no_snapshot() {
         let status = engine.status().borrow().clone();
         let peer = &status.peers[&follower];
         lag_max = status.last_log.index.since(peer.matched).max(lag_max);
-        assert_eq!(peer.snapshot_bytes, None, "a snapshot, {lag_max} entries behind");
+        assert_eq!(peer.snapshot_bytes, None, "a snapshot was sent to a follower {lag_max} entries behind");
     }
-    assert!(lag_max > 100, "it was at most {lag_max} entries behind");
+    assert!(lag_max > 100, "the follower was at most {lag_max} entries behind");
     converged(&cluster.nodes, 1000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_is_kept_for_a_follower_than_is_allowed() {
+async fn entries_kept_for_a_follower_are_limited() {
     let (cluster, leading, away) = while_a_snapshot_is_sent(|config| {
         small(config);
         config.compact_hold_bytes = 10_000;
@@ -129,11 +129,11 @@ async fn no_more_is_kept_for_a_follower_than_is_allowed() {
     let status = engine.status();
     let sent =
         || status.borrow().peers[&NodeId(away as u64)].snapshot_bytes.filter(|bytes| *bytes > 0).ok_or(());
-    eventually("some of it is sent", sent).await;
+    eventually("a part of the snapshot is sent", sent).await;
     cluster.isolate(away); // It is gone on with, for a minute.
     for _ in 0..600 {
         engine.propose(bytes(10)).await.unwrap();
-        // Borrowed once: a second time behind a waiting writer would wait for ever.
+        // Borrowed once, because a second borrow behind a waiting writer would wait for ever.
         let now = status.borrow().clone();
         let length = now.last_log.index.since(now.first_index);
         assert!(length < 400, "{length} entries are kept");
@@ -143,7 +143,7 @@ async fn no_more_is_kept_for_a_follower_than_is_allowed() {
     converged(&cluster.nodes, 900).await;
 }
 
-/// Whose flushes end when the test says so.
+/// A state machine whose flushes end when the test allows it.
 struct SlowToFlush {
     journal: Journal,
     gate: Arc<Mutex<mpsc::Receiver<()>>>,
@@ -179,7 +179,7 @@ impl StateMachine for SlowToFlush {
     }
 }
 
-/// The only voter, and what ends its flushes one after another, or all once it is dropped.
+/// The only voter, and a handle that ends its flushes one by one, or all of them when dropped.
 async fn slow_to_flush(
     network: &MemNetwork,
     configure: fn(&mut RaftConfig),
@@ -196,7 +196,7 @@ async fn slow_to_flush(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_are_applied_while_the_machine_is_flushed() {
+async fn entries_are_applied_during_a_flush() {
     let (engine, open) = slow_to_flush(&MemNetwork::new(1), |config| {
         (config.compact_after_entries, config.compact_keep_entries) = (10, 0);
     })
@@ -204,7 +204,7 @@ async fn entries_are_applied_while_the_machine_is_flushed() {
     for n in 0..30 {
         engine.propose(n.to_string().into()).await.unwrap();
     }
-    assert_eq!(engine.status().borrow().first_index, LogIndex(1), "nothing is durable in the machine yet");
+    assert_eq!(engine.status().borrow().first_index, LogIndex(1), "the state machine is not durable yet");
     open.send(()).unwrap();
     engine.status().wait_for(|status| status.first_index > LogIndex(10)).await.unwrap();
     drop(open);
@@ -212,7 +212,7 @@ async fn entries_are_applied_while_the_machine_is_flushed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_are_applied_while_the_machine_is_flushed_for_a_snapshot() {
+async fn entries_are_applied_during_a_flush_for_a_snapshot() {
     let mut cluster = Cluster::start(0, |_| {}).await;
     cluster.storages = vec![MemLogStorage::new(); 2];
     let (engine, open) = slow_to_flush(&cluster.network, |_| {}).await;
@@ -221,7 +221,7 @@ async fn entries_are_applied_while_the_machine_is_flushed_for_a_snapshot() {
     }
     open.send(()).unwrap();
     assert!(engine.compact_log().await.unwrap() > LogIndex(10));
-    // Who is added now needs a snapshot.
+    // A member that is added now needs a snapshot.
     let added = cluster.open(1, Journal::new()).await.unwrap();
     let learner = MemberChange::Set(NodeId(1), Member::new(MemberKind::Learner));
     engine.change_membership(vec![learner]).await.unwrap();
@@ -230,7 +230,7 @@ async fn entries_are_applied_while_the_machine_is_flushed_for_a_snapshot() {
     }
     assert_eq!(added.journal.commands().len(), 0, "nothing is flushed yet");
     drop(open);
-    eventually("it has caught up", || match added.journal.commands().len() {
+    eventually("the added member has caught up", || match added.journal.commands().len() {
         30 => Ok(()),
         few => Err(few),
     })
@@ -239,7 +239,7 @@ async fn entries_are_applied_while_the_machine_is_flushed_for_a_snapshot() {
 }
 
 #[tokio::test]
-async fn members_compact_their_logs_one_after_another() {
+async fn members_compact_their_logs_in_turn() {
     let cluster = Cluster::start(3, |config| {
         (config.compact_after_entries, config.compact_keep_entries) = (90, 0);
     })

@@ -1,4 +1,4 @@
-//! Engines on a paused clock, from a seed: see `simulation/mod.rs`.
+//! Simulation of whole engines on a paused clock, from a seed; see `simulation/mod.rs`.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -17,9 +17,9 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// `DRIVER_SEED=n` runs that seed, `DRIVER_SEEDS=n` so many from there.
+/// `DRIVER_SEED=n` starts with that seed, `DRIVER_SEEDS=n` sets the number of seeds.
 #[test]
-fn clusters_keep_their_promises_through_every_trouble() {
+fn clusters_keep_their_guarantees_under_all_faults() {
     let first = number("DRIVER_SEED");
     let count = number("DRIVER_SEEDS").unwrap_or(if first.is_some() { 1 } else { SEEDS });
     let first = first.unwrap_or(0);
@@ -36,41 +36,41 @@ fn clusters_keep_their_promises_through_every_trouble() {
     counts.iter().for_each(|(what, times)| println!("{times:>8} {what}"));
     if count >= SEEDS {
         for rare in RARE {
-            assert!(counts.contains_key(rare), "no run came by: {rare}");
+            assert!(counts.contains_key(rare), "no run had the event: {rare}");
         }
     }
 }
 
-/// Nothing in a run comes from elsewhere: neither threads, nor clocks, nor the order of a hash map.
+/// A run does not depend on threads, clocks, or the order of hash maps.
 #[test]
-fn a_seed_is_a_run() {
+fn same_seed_gives_the_same_run() {
     for seed in 0..20 {
         let (once, again) = (run(seed), run(seed));
         assert_eq!((once.trace, once.simulated, once.counts), (again.trace, again.simulated, again.counts));
     }
 }
 
-/// So many that the test takes less than 40 s on a busy machine.
+/// Number of seeds with which the test takes less than 40 s on a busy machine.
 const SEEDS: u64 = 400;
 
-/// What a set of runs must come by.
+/// Events that must occur in a set of runs.
 const RARE: &[&str] = &[
     "committed entries read in several pages",
     "damage found while an earlier one is repaired",
-    "damaged log cut",
+    "damaged log truncated",
     "damaged log refused",
-    "entries applied beside a flush",
+    "entries applied during a flush",
     "interrupted install finished at the start",
-    "interrupted install forgotten at the start",
+    "interrupted install discarded at the start",
     "log purged while entries wait to be applied",
     "member added",
     "member altered that stays",
     "member moved that stays",
     "member removed",
-    "operation given up",
-    "power went between two writes",
-    "power went in an install",
-    "refused: handing over",
+    "operation abandoned",
+    "power lost between two writes",
+    "power lost in an install",
+    "refused: transferring leadership",
     "refused: no room",
     "refused: overload",
     "session found expired after a snapshot was installed",
@@ -80,8 +80,8 @@ const RARE: &[&str] = &[
     "snapshot taken before a newer configuration in the log",
     "snapshot taken before the end of the log",
     "stale read",
-    "trouble: disk failed",
-    "trouble: machine panicked",
+    "fault: disk failed",
+    "fault: machine panicked",
     "unknown outcome",
     "voter demoted",
 ];

@@ -1,4 +1,4 @@
-//! Commands proposed on followers.
+//! Forwarding of commands that are proposed on followers.
 
 mod common;
 
@@ -18,7 +18,7 @@ async fn forwarding(size: u64) -> Cluster {
     .await
 }
 
-/// Each node's command, until it is known to be applied or may have been.
+/// Proposes until the command is applied or its outcome is unknown. Returns whether it is known to be applied.
 async fn insist(engine: Arc<dyn ConsensusEngine>, command: Bytes) -> bool {
     loop {
         match engine.propose(command.clone()).await {
@@ -30,7 +30,7 @@ async fn insist(engine: Arc<dyn ConsensusEngine>, command: Bytes) -> bool {
 }
 
 #[tokio::test]
-async fn a_follower_has_commands_proposed_by_the_leader() {
+async fn follower_forwards_commands_to_the_leader() {
     let cluster = forwarding(3).await;
     let leading = cluster.leader().await;
     for n in 0..30u64 {
@@ -50,7 +50,7 @@ async fn passes_the_suite() {
 }
 
 #[tokio::test]
-async fn without_the_setting_it_says_who_leads() {
+async fn without_forwarding_follower_names_the_leader() {
     let cluster = Cluster::start(3, |_| {}).await;
     let leading = cluster.leader().await;
     let follower = &cluster.nodes[(leading + 1) % 3].engine;
@@ -59,13 +59,13 @@ async fn without_the_setting_it_says_who_leads() {
 }
 
 #[tokio::test]
-async fn what_the_leader_refuses_is_refused_and_what_it_does_not_answer_is_unknown() {
+async fn forwarded_proposal_returns_refusal_or_unknown_without_response() {
     let cluster = forwarding(3).await;
     let leading = cluster.leader().await;
     let follower = (leading + 1) % 3;
     let engine = cluster.engine(follower);
     engine.propose("known".into()).await.unwrap();
-    // Only the way back is cut: the command arrives.
+    // Only the link for the response is cut: the command arrives.
     cluster.network.cut(NodeId(leading as u64), NodeId(follower as u64));
     let error = engine.propose("unknown".into()).await.unwrap_err();
     assert!(error.maybe_applied(), "{error}");
@@ -73,9 +73,9 @@ async fn what_the_leader_refuses_is_refused_and_what_it_does_not_answer_is_unkno
     converged(&cluster.nodes, 2).await;
 }
 
-/// The network delivers twice and loses, leaders change: nothing is applied twice.
+/// Messages are duplicated and lost, and leaders change; no command may be applied twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_command_is_applied_twice_whatever_the_network_does() {
+async fn forwarded_command_is_applied_at_most_once_on_faulty_network() {
     let cluster = forwarding(3).await;
     cluster.leader().await;
     let latency = (Duration::ZERO, Duration::from_millis(4));
@@ -116,24 +116,24 @@ async fn no_command_is_applied_twice_whatever_the_network_does() {
     let log = converged(&cluster.nodes, count()).await;
     let mut applied: Vec<Bytes> =
         log.into_iter().map(|(_, command)| command).filter(|c| *c != "last").collect();
-    assert!(known.iter().all(|command| applied.contains(command)), "what was acknowledged is there");
+    assert!(known.iter().all(|command| applied.contains(command)), "acknowledged commands are applied");
     assert!(known.len() > 50, "{} were acknowledged", known.len());
     applied.sort();
     let twice: Vec<_> = applied.windows(2).filter(|pair| pair[0] == pair[1]).collect();
     assert!(twice.is_empty(), "{twice:?}");
 }
 
-/// Only in the term for which it was sent, once: what comes later may be a copy of what was taken before.
+/// A command is accepted only in the term for which it was sent, and once: a later copy may have been accepted before.
 #[tokio::test]
-async fn a_command_is_taken_in_its_term_once() {
-    let (cluster, leading, peer) = with_a_peer_by_hand().await;
+async fn forwarded_command_is_accepted_once_in_its_term() {
+    let (cluster, leading, peer) = with_manual_peer().await;
     let engine = cluster.engine(leading);
     let term = engine.status().borrow().term;
     for (term, number, command) in
-        [(term.0 - 1, 1, "old"), (term.0, 2, "taken"), (term.0, 2, "taken"), (term.0 + 1, 3, "new")]
+        [(term.0 - 1, 1, "old"), (term.0, 2, "accepted"), (term.0, 2, "accepted"), (term.0 + 1, 3, "new")]
     {
-        let (kind, life) = (0u32, 7u64);
-        let forwarded = codec::encode(1, &(kind, term, life, number, Bytes::from(command)));
+        let (kind, incarnation) = (0u32, 7u64);
+        let forwarded = codec::encode(1, &(kind, term, incarnation, number, Bytes::from(command)));
         peer.send(NodeId(leading as u64), Message::Extension(forwarded.into())).unwrap();
     }
     while cluster.nodes[leading].journal.commands().is_empty() {
@@ -141,20 +141,20 @@ async fn a_command_is_taken_in_its_term_once() {
     }
     engine.propose("last".into()).await.unwrap();
     let applied = cluster.nodes[leading].journal.commands().into_iter().map(|(_, command)| command);
-    assert_eq!(applied.collect::<Vec<_>>(), ["taken", "last"]);
+    assert_eq!(applied.collect::<Vec<_>>(), ["accepted", "last"]);
 }
 
 #[tokio::test]
-async fn nonsense_from_a_peer_is_ignored() {
-    let (cluster, leading, peer) = with_a_peer_by_hand().await;
+async fn malformed_message_of_a_peer_is_ignored() {
+    let (cluster, leading, peer) = with_manual_peer().await;
     for bytes in [vec![], vec![1], vec![1, 0, 255, 255], vec![9; 100]] {
         peer.send(NodeId(leading as u64), Message::Extension(bytes.into())).unwrap();
     }
     cluster.nodes[leading].engine.propose("alive".into()).await.unwrap();
 }
 
-/// A cluster, who leads it, and a node beside it that says what it is told to.
-async fn with_a_peer_by_hand() -> (Cluster, usize, Arc<MemTransport>) {
+/// A cluster, its leader, and an additional node whose messages the test sends.
+async fn with_manual_peer() -> (Cluster, usize, Arc<MemTransport>) {
     let cluster = forwarding(3).await;
     let leading = cluster.leader().await;
     let peer = cluster.network.transport(NodeId(3));

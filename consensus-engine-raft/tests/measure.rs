@@ -1,4 +1,4 @@
-//! What an engine tells of itself through the `metrics` facade. A recorder is one per process, hence a test of its own.
+//! Metrics of an engine through the `metrics` facade. This is a separate test program, because a process has one recorder.
 
 mod common;
 
@@ -9,7 +9,7 @@ use consensus_core::{ProposeError, Role};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_stage_of_a_command_is_measured() {
+async fn all_stages_of_a_command_are_measured() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     recorder.install().unwrap();

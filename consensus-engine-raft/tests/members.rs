@@ -1,4 +1,4 @@
-//! Members and leaders that change, on engines.
+//! Changes of members and transfers of leadership.
 
 mod common;
 
@@ -28,7 +28,7 @@ fn set(id: NodeId, kind: MemberKind) -> MemberChange {
     MemberChange::Set(id, Member::new(kind))
 }
 
-/// Asks whoever leads until it is done.
+/// Requests the change from the current leader until it succeeds.
 async fn change(cluster: &Cluster, changes: Vec<MemberChange>) -> Arc<Membership> {
     loop {
         let leader = cluster.leader().await;
@@ -42,7 +42,7 @@ async fn change(cluster: &Cluster, changes: Vec<MemberChange>) -> Arc<Membership
     }
 }
 
-/// Writes through whoever leads until told to stop; how many writes were acknowledged.
+/// Writes through the current leader until stopped. Returns the number of acknowledged writes.
 fn writer(engines: Vec<Arc<dyn ConsensusEngine>>, stop: Arc<AtomicBool>) -> tokio::task::JoinHandle<u64> {
     tokio::spawn(async move {
         let (mut acknowledged, mut at) = (0, 0);
@@ -60,7 +60,7 @@ fn writer(engines: Vec<Arc<dyn ConsensusEngine>>, stop: Arc<AtomicBool>) -> toki
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_nodes_become_five_and_three_others_under_load() {
+async fn members_are_replaced_under_load_without_loss() {
     let mut cluster = Cluster::start(3, |_| {}).await;
     let first_leader = cluster.leader().await;
     let new = [cluster.add().await, cluster.add().await];
@@ -74,14 +74,14 @@ async fn three_nodes_become_five_and_three_others_under_load() {
         if voters == 5 && !status.membership.is_joint() { Ok(()) } else { Err(voters) }
     })
     .await;
-    // The first leader is among those who leave.
+    // The first leader is one of the removed members.
     let leaving = [NodeId(first_leader as u64), NodeId((first_leader as u64 + 1) % 3)];
     let membership = change(&cluster, leaving.map(MemberChange::Remove).to_vec()).await;
     assert_eq!(membership.voters().count(), 3);
     stop.store(true, Ordering::Relaxed);
     let acknowledged = writer.await.unwrap();
     assert!(acknowledged > 0);
-    eventually("somebody who stays leads", || {
+    eventually("a remaining member is leader", || {
         let leads = |id: &NodeId| cluster.engine(id.0 as usize).status().borrow().role == Role::Leader;
         membership.voters().find(leads).ok_or("nobody")
     })
@@ -90,9 +90,9 @@ async fn three_nodes_become_five_and_three_others_under_load() {
     let (staying, gone): (Vec<_>, Vec<_>) =
         staying.into_iter().partition(|(id, _)| membership.is_voter(NodeId(*id as u64)));
     let staying: Vec<_> = staying.into_iter().map(|(_, node)| node).collect();
-    let journal = eventually("those who stay have the same", || {
+    let journal = eventually("the remaining members have the same journal", || {
         let journals: Vec<_> = staying.iter().map(|node| node.journal.commands()).collect();
-        // They may all be short of the last one, which the leader that left has applied, for a moment.
+        // For a moment all may lack the last command, which only the removed leader has applied.
         if journals.iter().all(|other| *other == journals[0]) && journals[0].len() as u64 >= acknowledged {
             Ok(journals[0].clone())
         } else {
@@ -101,7 +101,7 @@ async fn three_nodes_become_five_and_three_others_under_load() {
     })
     .await;
     assert!(journal.len() as u64 >= acknowledged, "{} of {acknowledged} acknowledged", journal.len());
-    eventually("who left does not lead", || {
+    eventually("removed members are not leader", || {
         let leads = |(_, node): &&(usize, Node)| node.engine.status().borrow().role == Role::Leader;
         gone.iter().find(leads).map_or(Ok(()), |(id, _)| Err(*id))
     })
@@ -109,7 +109,7 @@ async fn three_nodes_become_five_and_three_others_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_makes_no_sense_is_refused_and_changes_nothing() {
+async fn invalid_change_is_refused_and_changes_nothing() {
     let cluster = Cluster::start(1, |_| {}).await;
     let leader = cluster.engine(cluster.leader().await).clone();
     let none_left = leader.change_membership(vec![MemberChange::Remove(NodeId(0))]).await;
@@ -124,7 +124,7 @@ async fn what_makes_no_sense_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_lead_goes_to_whom_it_is_given() {
+async fn leadership_is_transferred_to_the_requested_node() {
     let cluster = Cluster::start(3, |config| config.protocol.election_timeout = Duration::from_secs(2)).await;
     let first = cluster.leader().await;
     let heir = NodeId((first as u64 + 1) % 3);
@@ -138,7 +138,7 @@ async fn the_lead_goes_to_whom_it_is_given() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_shuts_down_hands_over_first() {
+async fn shutdown_of_leader_transfers_leadership_first() {
     let mut cluster =
         Cluster::start(3, |config| config.protocol.election_timeout = Duration::from_secs(5)).await;
     for _ in 0..3 {
@@ -156,13 +156,13 @@ async fn who_shuts_down_hands_over_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_was_elected_just_now_hands_over_too() {
+async fn shutdown_of_new_leader_transfers_leadership_first() {
     let cluster = Cluster::start(3, |config| config.protocol.election_timeout = Duration::from_secs(5)).await;
     let first = cluster.leader().await;
     let latency = Duration::from_millis(300);
     cluster.network.set_all_links(&Link { latency: (latency, latency), ..Link::default() });
     cluster.engine(first).transfer_leadership(None).await.unwrap();
-    // It will not hear from its followers for twice the latency.
+    // It hears from no follower for twice the latency.
     let second = cluster.leader_other_than(first).await;
     let began = Instant::now();
     cluster.engine(second).shutdown().await.unwrap();
@@ -171,7 +171,7 @@ async fn who_was_elected_just_now_hands_over_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_witness_lets_two_survive_the_loss_of_one() {
+async fn cluster_with_witness_survives_loss_of_one_node() {
     let mut cluster = Cluster::start(2, |_| {}).await;
     let witness_id = NodeId(2);
     let mut config = RaftConfig::new(witness_id);
@@ -181,7 +181,7 @@ async fn a_witness_lets_two_survive_the_loss_of_one() {
     let transport = cluster.network.transport(witness_id);
     let witness = RaftEngine::start_witness(config, transport, storage.clone()).await.unwrap();
     change(&cluster, vec![set(witness_id, MemberKind::Witness)]).await;
-    let secret = "nobody tells a witness";
+    let secret = "a command that a witness must not get";
     cluster.engine(cluster.leader().await).propose(secret.into()).await.unwrap();
     converged(&cluster.nodes, 1).await;
     let lost = cluster.leader().await;
@@ -202,7 +202,7 @@ async fn a_witness_lets_two_survive_the_loss_of_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_witnesss_log_is_not_applied_by_another() {
+async fn log_of_witness_is_not_applied_by_node_with_data() {
     let storage = Arc::new(MemLogStorage::new());
     let entry = |index, payload| Entry { id: LogId::new(0, index), payload };
     let entries =
@@ -229,7 +229,7 @@ async fn reads_of_every_kind_on_every_node() {
     cluster.engine(leader).propose("x".into()).await.unwrap();
     for id in 0..3 {
         for consistency in [ReadConsistency::Linearizable, ReadConsistency::Lease] {
-            // A follower may not know yet who leads.
+            // A follower may not know the leader yet.
             let applied = loop {
                 match cluster.engine(id).read_barrier(consistency).await {
                     Ok(applied) => break applied,
@@ -251,7 +251,7 @@ async fn reads_of_every_kind_on_every_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn proposals_during_a_transfer_are_refused_and_not_lost() {
+async fn proposals_during_transfer_are_refused_and_not_applied() {
     let cluster = Cluster::start(3, |_| {}).await;
     let first = cluster.leader().await;
     let engine = cluster.engine(first).clone();
@@ -272,7 +272,7 @@ async fn proposals_during_a_transfer_are_refused_and_not_lost() {
     converged(&cluster.nodes, acknowledged).await;
 }
 
-/// A voter alone, and its transport.
+/// The only voter of a cluster, and its transport.
 async fn alone(network: &MemNetwork) -> (Arc<RaftEngine>, Arc<MemTransport>) {
     let mut config = RaftConfig::new(NodeId(1));
     config.bootstrap = Some(Membership::of_voters([1]));
@@ -286,7 +286,7 @@ async fn alone(network: &MemNetwork) -> (Arc<RaftEngine>, Arc<MemTransport>) {
 }
 
 #[tokio::test]
-async fn removed_member_is_dialled_no_more_without_another_change() {
+async fn removed_member_is_not_dialled_after_its_retirement() {
     let network = MemNetwork::new(1);
     let (engine, transport) = alone(&network).await;
     let other = network.transport(NodeId(2));
@@ -296,7 +296,7 @@ async fn removed_member_is_dialled_no_more_without_another_change() {
     let send = || transport.send(other.local(), Message::Extension("x".into()));
     send().unwrap();
     engine.change_membership(vec![MemberChange::Remove(other.local())]).await.unwrap();
-    eventually("it is forgotten", || match send() {
+    eventually("the endpoint is removed", || match send() {
         Err(SendError::UnknownNode(_)) => Ok(()),
         other => Err(other),
     })
@@ -304,9 +304,9 @@ async fn removed_member_is_dialled_no_more_without_another_change() {
     engine.shutdown().await.unwrap();
 }
 
-/// Its address is not in the configuration, which can therefore not give it back.
+/// The member's endpoint is not in the configuration, so the configuration cannot restore it.
 #[tokio::test]
-async fn removed_member_without_an_endpoint_can_be_added_again() {
+async fn removed_member_without_endpoint_can_be_added_again() {
     let network = MemNetwork::new(1);
     let (engine, transport) = alone(&network).await;
     let (id, learner) = (network.transport(NodeId(2)).local(), Member::new(MemberKind::Learner));

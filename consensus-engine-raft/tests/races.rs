@@ -1,4 +1,4 @@
-//! Orders of things that a scheduler brings about rarely, brought about.
+//! Orders of events that a scheduler rarely produces.
 
 use std::{
     collections::BTreeMap,
@@ -27,25 +27,25 @@ mod scenes;
 use scenes::{Gated, Nothing, append};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_older_is_applied_after_a_restore() {
-    assert_eq!(scenes::restore_behind_an_apply().await, Ok(()));
+async fn entries_before_the_snapshot_are_not_applied_after_a_restore() {
+    assert_eq!(scenes::restore_during_an_apply().await, Ok(()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_committed_while_its_write_is_under_way() {
-    assert_eq!(scenes::write_under_way().await, Ok(()));
+async fn entry_is_not_committed_during_its_write() {
+    assert_eq!(scenes::commit_during_a_write().await, Ok(()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_later_chunk_begins_no_snapshot() {
-    assert_eq!(scenes::chunk_without_a_beginning().await, Ok(()));
+async fn later_chunk_does_not_start_a_snapshot() {
+    assert_eq!(scenes::later_chunk_without_stream().await, Ok(()));
 }
 
-/// 1. A leader is elected that was restarted, and knows of less that is committed than the one before it did.
-/// 2. A follower hears from it and has applied as much; that may be old. It is not when the leader has committed an entry
-///    of its own term.
+/// 1. A restarted node is elected leader. Its commit index is lower than that of the leader before.
+/// 2. A follower hears from it and has applied as much, which may be stale. It is fresh only once the leader has committed
+///    an entry of its own term.
 #[tokio::test]
-async fn who_leads_and_has_committed_nothing_yet_does_not_know_what_is_fresh() {
+async fn commit_index_of_leader_without_commit_in_its_term_is_not_fresh() {
     let network = MemNetwork::new(1);
     let leader = network.transport(NodeId(0));
     leader.start(Arc::new(Nothing)).await.unwrap();
@@ -71,7 +71,7 @@ async fn who_leads_and_has_committed_nothing_yet_does_not_know_what_is_fresh() {
     engine.shutdown().await.unwrap();
 }
 
-/// A storage that counts what is read, and whose code panics when told to.
+/// A storage that counts its reads and panics on request.
 #[derive(Default)]
 struct Watched {
     log: MemLogStorage,
@@ -95,9 +95,9 @@ impl LogStorage for Watched {
     }
 }
 
-/// What a slow state machine has yet to apply is on the disk, and read from there: it does not gather in memory.
+/// Entries that wait for a slow state machine are read from the disk and do not accumulate in memory.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_to_be_applied_takes_no_memory() {
+async fn durable_entries_waiting_for_apply_are_evicted_from_memory() {
     const COMMANDS: u64 = 500;
     let network = MemNetwork::new(1);
     let leader = network.transport(NodeId(0));
@@ -113,26 +113,26 @@ async fn what_waits_to_be_applied_takes_no_memory() {
     let engine =
         RaftEngine::start(config, network.transport(NodeId(1)), storage.clone(), machine).await.unwrap();
     append(&leader, LogId::new(0, 1), 2..=2);
-    eventually("an apply is under way", || calls.lock().unwrap().first().cloned().ok_or("none")).await;
+    eventually("an apply is in progress", || calls.lock().unwrap().first().cloned().ok_or("none")).await;
     append(&leader, LogId::new(1, 2), 3..=COMMANDS);
     let mut status = engine.status();
     status.wait_for(|status| status.commit == LogIndex(COMMANDS)).await.unwrap();
-    eventually("all is written", || {
+    eventually("all entries are written", || {
         let written = storage.load().unwrap().last().index;
         if written == LogIndex(COMMANDS) { Ok(()) } else { Err(written) }
     })
     .await;
-    // One more turn, in which the engine knows that it is.
+    // One more turn, in which the engine knows that the write is durable.
     append(&leader, LogId::new(1, COMMANDS), COMMANDS + 1..=COMMANDS + 1);
     status.wait_for(|status| status.commit == LogIndex(COMMANDS + 1)).await.unwrap();
     let before = storage.reads.load(Ordering::SeqCst);
     drop(open);
     status.wait_for(|status| status.applied == LogIndex(COMMANDS + 1)).await.unwrap();
-    assert!(storage.reads.load(Ordering::SeqCst) > before, "it was all in memory");
+    assert!(storage.reads.load(Ordering::SeqCst) > before, "the entries were still in memory");
     engine.shutdown().await.unwrap();
 }
 
-/// A transport whose code panics when told to.
+/// A transport that panics on request.
 struct Faulty(Arc<MemTransport>, AtomicBool);
 
 #[async_trait]
@@ -179,9 +179,9 @@ impl NetworkTransport for Faulty {
     }
 }
 
-/// As a broken invariant of the protocol would.
+/// A broken invariant of the protocol would panic in the same task.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_of_the_engines_task_is_its_end_and_said() {
+async fn panic_of_engine_task_stops_the_engine_and_is_reported() {
     let network = MemNetwork::new(1);
     let mut config = RaftConfig::new(NodeId(1));
     config.bootstrap = Some(Membership::of_voters([1]));
@@ -204,7 +204,7 @@ async fn a_panic_of_the_engines_task_is_its_end_and_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_of_the_storage_stops_the_engine_and_lets_nobody_wait() {
+async fn panic_of_storage_stops_the_engine_and_fails_waiting_calls() {
     let network = MemNetwork::new(1);
     let mut config = RaftConfig::new(NodeId(1));
     config.bootstrap = Some(Membership::of_voters([1]));

@@ -1,4 +1,4 @@
-//! The loss of a majority.
+//! Recovery after the loss of a majority.
 
 mod common;
 
@@ -10,7 +10,7 @@ use consensus_engine_raft::recover::{RecoverError, force_new_cluster};
 use consensus_testkit::{MemLogStorage, engine::converged};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_survivor_goes_on_alone_and_others_join_it_again() {
+async fn survivor_continues_alone_and_others_join_again() {
     let mut cluster = Cluster::start(3, |_| {}).await;
     let leader = cluster.leader().await;
     for n in 0..5 {
@@ -20,7 +20,7 @@ async fn a_survivor_goes_on_alone_and_others_join_it_again() {
     for node in &cluster.nodes {
         node.engine.shutdown().await.unwrap();
     }
-    // Nodes 1 and 2 are gone for ever.
+    // Nodes 1 and 2 are permanently lost.
     let recovered = force_new_cluster(&cluster.storages[0], NodeId(0)).unwrap();
     assert_eq!(recovered.before.voters().count(), 3);
     assert_eq!(recovered.by.index, recovered.last.index.next());
@@ -32,9 +32,9 @@ async fn a_survivor_goes_on_alone_and_others_join_it_again() {
     cluster.storages.truncate(1);
     cluster.restart(0).await;
     assert_eq!(cluster.leader().await, 0);
-    assert_eq!(cluster.nodes[0].journal.commands().len(), 5, "what it had is there");
+    assert_eq!(cluster.nodes[0].journal.commands().len(), 5, "the survivor still has its commands");
     cluster.engine(0).propose("alone".into()).await.unwrap();
-    cluster.size = 0; // Who joins does not begin a cluster.
+    cluster.size = 0; // A joining node does not bootstrap a cluster.
     let second = cluster.add().await;
     let joining = MemberChange::Set(second, Member::new(MemberKind::Joining));
     cluster.engine(0).change_membership(vec![joining]).await.unwrap();
@@ -42,7 +42,7 @@ async fn a_survivor_goes_on_alone_and_others_join_it_again() {
 }
 
 #[test]
-fn two_survivors_that_are_both_recovered_are_two_clusters_from_their_first_start_on() {
+fn two_recovered_survivors_are_separate_clusters() {
     let recovered = |node| {
         let storage = MemLogStorage::new();
         let founded = Membership::of_voters(0..3).with_cluster(ClusterId(7));
@@ -52,7 +52,7 @@ fn two_survivors_that_are_both_recovered_are_two_clusters_from_their_first_start
         force_new_cluster(&storage, NodeId(node)).unwrap();
         let state = storage.load().unwrap();
         let (_, alone) = state.memberships.last().cloned().unwrap();
-        assert_eq!(alone.cluster(), state.hard_state.cluster, "it tells nobody the identity that it had");
+        assert_eq!(alone.cluster(), state.hard_state.cluster, "the node does not report its former identity");
         state.hard_state.cluster
     };
     let clusters = [recovered(0), recovered(1)];
@@ -61,7 +61,7 @@ fn two_survivors_that_are_both_recovered_are_two_clusters_from_their_first_start
 }
 
 #[test]
-fn nodes_without_a_vote_or_data_are_not_recovered() {
+fn recovery_of_node_without_vote_or_data_is_refused() {
     let refused = |kind| {
         let storage = Arc::new(MemLogStorage::new());
         let mut members = Membership::of_voters([0, 1]).members().clone();

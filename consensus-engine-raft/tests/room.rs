@@ -1,4 +1,4 @@
-//! A disk without room: refused cleanly, and over when there is room again.
+//! A disk without room: commands are refused, and accepted again when there is room.
 
 mod common;
 
@@ -14,12 +14,12 @@ fn commands(cluster: &Cluster, id: usize) -> Vec<Bytes> {
 }
 
 #[tokio::test]
-async fn commands_are_refused_while_there_is_no_room_and_taken_again_afterwards() {
+async fn commands_are_refused_without_room_and_accepted_with_room() {
     let cluster = Cluster::start(1, |_| {}).await;
     let engine = cluster.engine(cluster.leader().await).clone();
     engine.propose("before".into()).await.unwrap();
     cluster.storages[0].fill(true);
-    // The first finds out; it is in the log, and written when there is room.
+    // The first command finds no room. It stays in the log and is written when there is room.
     let first = engine.propose("first".into()).await;
     assert!(matches!(first, Err(ProposeError::Unknown { .. })), "{first:?}");
     let second = engine.propose("second".into()).await.unwrap_err();
@@ -36,7 +36,7 @@ async fn commands_are_refused_while_there_is_no_room_and_taken_again_afterwards(
 }
 
 #[tokio::test]
-async fn a_leader_without_room_hands_over_and_catches_up_later() {
+async fn leader_without_room_transfers_leadership_and_catches_up() {
     let cluster = Cluster::start(3, |_| {}).await;
     let full = cluster.leader().await;
     cluster.engine(full).propose("before".into()).await.unwrap();
@@ -53,7 +53,7 @@ async fn a_leader_without_room_hands_over_and_catches_up_later() {
 }
 
 #[tokio::test]
-async fn an_engine_without_room_can_be_shut_down() {
+async fn engine_without_room_can_be_shut_down() {
     let cluster = Cluster::start(1, |_| {}).await;
     let engine = cluster.engine(cluster.leader().await).clone();
     cluster.storages[0].fill(true);
@@ -61,7 +61,7 @@ async fn an_engine_without_room_can_be_shut_down() {
     engine.shutdown().await.unwrap();
 }
 
-/// Has the leader of a cluster of three find out that it has no room, while `others` have none either.
+/// Starts a cluster of three whose leader has found no room, like `others`. Returns the leader.
 async fn without_room(cluster: &Cluster, others: &[usize]) -> usize {
     let leading = cluster.leader().await;
     cluster.engine(leading).propose("before".into()).await.unwrap();
@@ -74,10 +74,10 @@ async fn without_room(cluster: &Cluster, others: &[usize]) -> usize {
 }
 
 #[tokio::test]
-async fn leader_without_room_hands_over_when_others_have_room_again() {
+async fn leader_without_room_transfers_leadership_once_others_have_room() {
     let cluster = Cluster::start(3, |_| {}).await;
     let leading = without_room(&cluster, &[1, 2]).await;
-    // Longer than any transfer of leadership is waited for.
+    // Longer than the time limit of a leadership transfer.
     tokio::time::sleep(Duration::from_millis(1000)).await;
     let status = cluster.engine(leading).status().borrow().clone();
     assert!(status.role == Role::Leader && status.no_room.is_some(), "{status:?}");
@@ -86,11 +86,11 @@ async fn leader_without_room_hands_over_when_others_have_room_again() {
     }
     let other = cluster.leader_other_than(leading).await;
     cluster.engine(other).propose("after".into()).await.unwrap();
-    assert!(cluster.engine(leading).status().borrow().no_room.is_some(), "it has no room still");
+    assert!(cluster.engine(leading).status().borrow().no_room.is_some(), "it still has no room");
 }
 
 #[tokio::test]
-async fn leader_without_room_leads_on_while_a_quorum_has_none() {
+async fn leader_stays_while_a_quorum_has_no_room() {
     let cluster = Cluster::start(3, |_| {}).await;
     let leading = without_room(&cluster, &[1]).await;
     let engine = cluster.engine(leading);
@@ -102,7 +102,7 @@ async fn leader_without_room_leads_on_while_a_quorum_has_none() {
             matches!(&refused, Err(ProposeError::NoRoom { why }) if why.contains("filled")),
             "{refused:?}"
         );
-        engine.read_barrier(ReadConsistency::Linearizable).await.expect("reads go on");
+        engine.read_barrier(ReadConsistency::Linearizable).await.expect("reads are still served");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let status = engine.status().borrow().clone();
@@ -117,7 +117,7 @@ async fn leader_is_elected_by_a_voter_without_room() {
     let other = cluster.leader_other_than(leading).await;
     assert!(cluster.engine(other).status().borrow().leader == Some(NodeId(other as u64)));
     cluster.storages[(leading + 1) % 3].fill(false);
-    taken_when_there_is_room(cluster.engine(other)).await;
+    proposal_succeeds_with_room(cluster.engine(other)).await;
 }
 
 #[tokio::test]
@@ -129,12 +129,15 @@ async fn leader_elected_while_no_disk_has_room_serves_reads_and_refuses_commands
     cluster.isolate(before);
     let engine = cluster.engine(cluster.leader_other_than(before).await);
     let read = engine.read_barrier(ReadConsistency::Linearizable);
-    tokio::time::timeout(Duration::from_secs(10), read).await.expect("in time").expect("reads go on");
+    tokio::time::timeout(Duration::from_secs(10), read)
+        .await
+        .expect("the read returns in time")
+        .expect("reads are still served");
     let first = engine.propose("first".into()).await;
     assert!(matches!(first, Err(ProposeError::Unknown { .. })), "{first:?}");
-    engine.read_barrier(ReadConsistency::Linearizable).await.expect("reads go on");
+    engine.read_barrier(ReadConsistency::Linearizable).await.expect("reads are still served");
     cluster.storages.iter().for_each(|storage| storage.fill(false));
-    taken_when_there_is_room(engine).await;
+    proposal_succeeds_with_room(engine).await;
 }
 
 #[tokio::test]
@@ -149,17 +152,17 @@ async fn leader_refuses_commands_while_a_quorum_has_no_room() {
     assert!(matches!(first, Err(ProposeError::Unknown { .. })), "{first:?}");
     let refused = engine.propose("refused".into()).await;
     assert!(matches!(&refused, Err(ProposeError::NoRoom { why }) if why.contains("node")), "{refused:?}");
-    engine.read_barrier(ReadConsistency::Linearizable).await.expect("reads go on");
+    engine.read_barrier(ReadConsistency::Linearizable).await.expect("reads are still served");
     others.iter().for_each(|other| cluster.storages[*other].fill(false));
-    eventually("the first is written", || {
+    eventually("the first command is written", || {
         let commands = commands(&cluster, leading);
         commands.contains(&"first".into()).then_some(()).ok_or(commands)
     })
     .await;
-    taken_when_there_is_room(engine).await;
+    proposal_succeeds_with_room(engine).await;
 }
 
-async fn taken_when_there_is_room(engine: &Arc<dyn ConsensusEngine>) {
+async fn proposal_succeeds_with_room(engine: &Arc<dyn ConsensusEngine>) {
     let mut taken = engine.propose("after".into()).await;
     while matches!(taken, Err(ProposeError::NoRoom { .. })) {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,4 +1,4 @@
-//! Exactly-once through the loss of a leader and restarts.
+//! Exactly-once execution despite the loss of a leader and restarts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -48,7 +48,7 @@ async fn leader(nodes: &[Node]) -> usize {
     eventually("a leader is elected", || nodes.iter().position(leads).ok_or("none")).await
 }
 
-/// Proposes to all in turn until one answers, as a client does that does not know what became of its command.
+/// Proposes to all nodes in turn until one responds, like a client that does not know the outcome of its command.
 async fn insist(nodes: &[Node], call: &Call) -> u64 {
     for node in nodes.iter().cycle() {
         match tokio::time::timeout(Duration::from_secs(5), call.propose(&*node.engine)).await {
@@ -57,12 +57,12 @@ async fn insist(nodes: &[Node], call: &Call) -> u64 {
             Ok(Err(error)) => panic!("{error}"),
         }
     }
-    unreachable!("it goes round")
+    unreachable!("the loop does not end")
 }
 
-/// Followers hand the calls on, and commands and answers get lost.
+/// Followers forward the calls, and commands and responses get lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_forwarded_again_and_again_is_applied_once() {
+async fn repeatedly_forwarded_call_is_applied_once() {
     let network = MemNetwork::new(8);
     let mut nodes = Vec::new();
     for id in 0..3 {
@@ -78,7 +78,7 @@ async fn a_call_forwarded_again_and_again_is_applied_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_repeated_through_failover_and_restarts_is_applied_once() {
+async fn call_repeated_through_failover_and_restarts_is_applied_once() {
     let network = MemNetwork::new(7);
     let storages: Vec<_> = (0..3).map(|_| MemLogStorage::new()).collect();
     let mut nodes = Vec::new();
@@ -92,7 +92,7 @@ async fn a_call_repeated_through_failover_and_restarts_is_applied_once() {
     let call = client.next(add(5));
     assert_eq!(insist(&nodes, &call).await, 5);
 
-    // The leader is cut off with a call in hand: nobody knows what becomes of it.
+    // The leader is isolated with a call in progress, whose outcome is unknown.
     let call = client.next(add(10));
     network.partition(&[&[NodeId(first as u64)], &others(first)]);
     let unknown = call.propose(&*nodes[first].engine).await.unwrap_err();
@@ -103,7 +103,7 @@ async fn a_call_repeated_through_failover_and_restarts_is_applied_once() {
         assert_eq!((insist(&nodes, &call).await, sum), (15, 15));
     }
 
-    // All go down and come up, and apply their logs anew.
+    // All nodes restart and apply their logs again.
     for node in nodes.drain(..) {
         node.engine.shutdown().await.unwrap();
     }
@@ -113,7 +113,7 @@ async fn a_call_repeated_through_failover_and_restarts_is_applied_once() {
     leader(&nodes).await;
     assert_eq!(insist(&nodes, &call).await, 15);
     assert_eq!(insist(&nodes, &client.next(add(1))).await, 16);
-    eventually("all have the sum", || {
+    eventually("all nodes have the sum", || {
         let sums: Vec<u64> = nodes.iter().map(|node| node.sum.read(|sum| sum.0)).collect();
         if sums == [16, 16, 16] { Ok(()) } else { Err(sums) }
     })

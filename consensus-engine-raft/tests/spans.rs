@@ -32,7 +32,7 @@ impl io::Write for Lines {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_done_is_done_within_the_spans_of_its_engine() {
+async fn work_is_logged_within_the_spans_of_its_engine() {
     let lines = Lines::default();
     let writer = lines.clone();
     tracing_subscriber::fmt()

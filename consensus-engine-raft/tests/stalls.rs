@@ -1,4 +1,4 @@
-//! A disk or a state machine that does not answer: another node leads, and everybody is told something in time.
+//! A disk or a state machine that hangs: another node becomes leader, and all clients get a result in time.
 
 mod faulty;
 
@@ -10,7 +10,7 @@ use consensus_core::{
 use faulty::FaultyCluster;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leader_whose_disk_hangs_gives_leadership_away_and_comes_back() {
+async fn leader_with_hanging_disk_transfers_leadership_and_recovers() {
     let cluster = FaultyCluster::start(3, |_| {}).await;
     let stalled = cluster.leader().await;
     let node = &cluster.nodes[stalled];
@@ -23,7 +23,7 @@ async fn leader_whose_disk_hangs_gives_leadership_away_and_comes_back() {
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     cluster.nodes[leading].engine.propose("after".into()).await.unwrap();
 
-    // It says so, sends clients to the leader, and disturbs nobody.
+    // The node reports the stall, sends clients to the leader, and disturbs no other node.
     let status = node.status_when("it follows", |status| status.leader == Some(NodeId(leading as u64))).await;
     assert_eq!(status.health, Health::Running);
     assert!(status.storage_stalled_since.is_some_and(|since| since.elapsed() < Duration::from_secs(20)));
@@ -34,22 +34,22 @@ async fn leader_whose_disk_hangs_gives_leadership_away_and_comes_back() {
     let term = cluster.nodes[leading].status().term;
     let transfer = cluster.nodes[leading].engine.transfer_leadership(Some(NodeId(stalled as u64))).await;
     assert!(matches!(transfer, Err(TransferError::TimedOut)), "{transfer:?}");
-    assert_eq!(cluster.nodes[leading].status().term, term, "nobody stood for election");
+    assert_eq!(cluster.nodes[leading].status().term, term, "no node campaigned");
 
     node.faults.writes.open();
-    node.status_when("the disk is well", |status| status.storage_stalled_since.is_none()).await;
+    node.status_when("the disk responds again", |status| status.storage_stalled_since.is_none()).await;
     node.applied("after").await;
     cluster.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leader_whose_state_machine_hangs_gives_leadership_away_and_comes_back() {
+async fn leader_with_hanging_state_machine_transfers_leadership_and_recovers() {
     let cluster = FaultyCluster::start(3, |_| {}).await;
     let stalled = cluster.leader().await;
     let node = &cluster.nodes[stalled];
     node.engine.propose("before".into()).await.unwrap();
     node.faults.applies.close();
-    // The first is in the hands of the state machine, the second waits for it.
+    // The first command is being applied, the second one waits.
     let (first, second) =
         tokio::join!(node.engine.propose("first".into()), node.engine.propose("second".into()));
     for pending in [first, second] {
@@ -63,14 +63,18 @@ async fn leader_whose_state_machine_hangs_gives_leadership_away_and_comes_back()
     assert!(matches!(read, Err(ReadError::NotLeader { leader: Some(_) })), "{read:?}");
 
     node.faults.applies.open();
-    node.status_when("the machine is well", |status| status.apply_stalled_since.is_none()).await;
+    node.status_when("the state machine responds again", |status| status.apply_stalled_since.is_none()).await;
     node.applied("after").await;
-    assert_eq!(node.commands().len(), cluster.nodes[leading].commands().len(), "each was applied once");
+    assert_eq!(
+        node.commands().len(),
+        cluster.nodes[leading].commands().len(),
+        "each command was applied once"
+    );
     cluster.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leader_whose_disk_hangs_steps_down_if_nobody_has_the_whole_log() {
+async fn leader_with_hanging_disk_steps_down_without_up_to_date_voter() {
     let cluster = FaultyCluster::start(3, |_| {}).await;
     let stalled = cluster.leader().await;
     for node in &cluster.nodes {
@@ -90,7 +94,7 @@ async fn leader_whose_disk_hangs_steps_down_if_nobody_has_the_whole_log() {
 }
 
 #[tokio::test]
-async fn only_voter_whose_disk_hangs_leads_on_and_refuses_commands() {
+async fn only_voter_with_hanging_disk_stays_leader_and_refuses_commands() {
     let cluster = FaultyCluster::start(1, |_| {}).await;
     let node = &cluster.nodes[cluster.leader().await];
     node.engine.propose("before".into()).await.unwrap();
@@ -102,14 +106,14 @@ async fn only_voter_whose_disk_hangs_leads_on_and_refuses_commands() {
     assert!(!refused.maybe_applied());
     assert!(node.status().storage_stalled_since.is_some() && node.status().role == Role::Leader);
     node.faults.writes.open();
-    node.status_when("the disk is well", |status| status.storage_stalled_since.is_none()).await;
+    node.status_when("the disk responds again", |status| status.storage_stalled_since.is_none()).await;
     node.engine.propose("after".into()).await.unwrap();
     assert_eq!(node.commands(), ["before", "pending", "after"]);
     cluster.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn disk_that_pauses_for_less_than_the_limit_changes_nothing() {
+async fn disk_pause_below_the_limit_has_no_effect() {
     let cluster = FaultyCluster::start(3, |config| config.storage_stall_limit = None).await;
     let leading = cluster.leader().await;
     let node = &cluster.nodes[leading];

@@ -67,7 +67,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_recording_is_replayed_to_the_same_bytes_and_what_is_not_is_said() {
+async fn recording_replays_to_the_same_state_and_differences_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let dirs = record(dir.path()).await;
     for recorded in &dirs {

@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn command_delivered_twice_is_taken_once() {
+    fn command_delivered_twice_is_accepted_once() {
         let mut leader = AcceptedCommands::new(Term::ZERO);
         let mut is_new =
             |term, from, incarnation, number| leader.is_new(Term(term), NodeId(from), incarnation, number);
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn late_copy_is_refused_as_not_done_only_where_that_is_certain() {
+    fn late_copy_is_refused_as_not_applied_only_if_certain() {
         // A node that came up in term 3 and was the leader of terms 5 and 7.
         let mut accepted = AcceptedCommands::new(Term(3));
         assert!(accepted.is_new(Term(5), NodeId(2), 9, 1));

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_sixteen_times_the_first_and_one_failure_is_the_first() {
+    fn pauses_grow_up_to_sixteen_times_and_only_first_failure_is_reported() {
         let (mut outage, mut now, second) = (Outage::default(), Duration::ZERO, Duration::from_secs(1));
         let mut pauses = Vec::new();
         for n in 0..7 {

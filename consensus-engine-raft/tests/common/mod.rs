@@ -1,6 +1,6 @@
-//! Engines on a network in memory.
+//! Clusters of engines on a network in memory.
 
-#![allow(dead_code, reason = "each test uses some of it")]
+#![allow(dead_code, reason = "each test uses a part of the module")]
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use consensus_testkit::{
 };
 use consensus_transport_mem::MemNetwork;
 
-/// A cluster whose nodes can be stopped without a farewell and started again on their disks.
+/// A cluster whose nodes can be stopped without a shutdown and started again on their disks.
 pub(crate) struct Cluster {
     pub(crate) network: MemNetwork,
     pub(crate) size: u64,
@@ -36,7 +36,7 @@ impl Cluster {
 
     pub(crate) async fn open(&self, id: u64, journal: Journal) -> Result<Node, StartError> {
         let mut config = RaftConfig::new(NodeId(id));
-        // Who is added later hears from the leader who takes part.
+        // A node that is added later gets the configuration from the leader.
         config.bootstrap = (id < self.size).then(|| Membership::of_voters(0..self.size));
         config.protocol.heartbeat_interval = Duration::from_millis(20);
         config.protocol.election_timeout = Duration::from_millis(150);
@@ -49,7 +49,7 @@ impl Cluster {
         Ok(Node { engine, journal: reader })
     }
 
-    /// One more node, which is no member.
+    /// Starts another node, which is no member.
     pub(crate) async fn add(&mut self) -> NodeId {
         let id = self.nodes.len() as u64;
         self.storages.push(MemLogStorage::new());
@@ -62,7 +62,7 @@ impl Cluster {
         &self.nodes[id].engine
     }
 
-    /// Power off and on: memory is lost, the disk is not.
+    /// Loses the memory of a node, but not its disk.
     pub(crate) async fn restart(&mut self, id: usize) {
         let reader: JournalReader = self.nodes[id].journal.clone();
         self.nodes[id].engine.shutdown().await.ok();
@@ -82,12 +82,12 @@ impl Cluster {
         self.network.partition(&[&[NodeId(id as u64)], &others]);
     }
 
-    /// Isolates a follower until its leader knows, and keeps no log for it.
+    /// Isolates a follower until its leader notices and keeps no log for it.
     pub(crate) async fn lose(&self, leader: usize, follower: usize) {
         self.isolate(follower);
         let status = self.engine(leader).status();
         let follower = NodeId(follower as u64);
-        eventually("the follower is missed", || {
+        eventually("the leader notices the loss of the follower", || {
             if status.borrow().peers[&follower].active { Err("active") } else { Ok(()) }
         })
         .await;

@@ -1,6 +1,6 @@
-//! Engines whose storages and state machines fail or hang when the test says so.
+//! Engines whose storages and state machines fail or hang on request.
 
-#![allow(dead_code, reason = "each test uses some of it")]
+#![allow(dead_code, reason = "each test uses a part of the module")]
 
 use std::{
     io::{Read, Write},
@@ -21,12 +21,12 @@ use consensus_engine_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::{Journal, JournalReader, MemLogStorage, eventually};
 use consensus_transport_mem::MemNetwork;
 
-/// What lets calls through, or holds them.
+/// A gate that lets calls pass or blocks them.
 #[derive(Clone, Default)]
 pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
-    /// Calls that come from now on do not return until [`open`](Self::open).
+    /// Blocks calls from now on until [`open`](Self::open).
     pub(crate) fn close(&self) {
         *self.0.0.lock().unwrap() = true;
     }
@@ -42,17 +42,17 @@ impl Gate {
     }
 }
 
-/// What goes wrong on a node.
+/// Faults of a node.
 #[derive(Clone, Default)]
 pub(crate) struct Faults {
-    /// Writes of the log.
+    /// Gate of log writes.
     pub(crate) writes: Gate,
     pub(crate) applies: Gate,
     pub(crate) reads_fail: Arc<AtomicBool>,
     pub(crate) flushes_fail: Arc<AtomicBool>,
     pub(crate) flushes_break: Arc<AtomicBool>,
     pub(crate) snapshots_fail: Arc<AtomicBool>,
-    /// Snapshots are taken, and cannot be read.
+    /// Snapshots can be taken, but reading them fails.
     pub(crate) streams_fail: Arc<AtomicBool>,
     pub(crate) restores_fail: Arc<AtomicBool>,
 }
@@ -95,7 +95,7 @@ pub(crate) struct FaultyMachine {
 }
 
 fn failed(what: &str) -> StateMachineError {
-    StateMachineError::Other(format!("the test lets {what} fail"))
+    StateMachineError::Other(format!("the test makes {what} fail"))
 }
 
 impl StateMachine for FaultyMachine {
@@ -144,7 +144,7 @@ struct Unreadable;
 impl Snapshot for Unreadable {
     fn write_to(&mut self, out: &mut dyn Write) -> std::io::Result<()> {
         out.write_all(b"the first bytes")?;
-        Err(std::io::Error::other("the test lets reads of the snapshot fail"))
+        Err(std::io::Error::other("the test makes reads of the snapshot fail"))
     }
 }
 
@@ -190,12 +190,12 @@ pub(crate) struct FaultyCluster {
     pub(crate) network: MemNetwork,
     pub(crate) nodes: Vec<FaultyNode>,
     configure: fn(&mut RaftConfig),
-    /// Where snapshots arrive; temporary files by default.
+    /// Directory for arriving snapshots; temporary files by default.
     pub(crate) snapshot_dir: Option<PathBuf>,
 }
 
 impl FaultyCluster {
-    /// A cluster of `size` voters.
+    /// Starts a cluster of `size` voters.
     pub(crate) async fn start(size: u64, configure: fn(&mut RaftConfig)) -> Self {
         let mut cluster =
             Self { network: MemNetwork::new(size), nodes: Vec::new(), configure, snapshot_dir: None };
@@ -205,7 +205,7 @@ impl FaultyCluster {
         cluster
     }
 
-    /// One more node; without a first configuration it waits to be made a member.
+    /// Starts another node. Without a first configuration it waits until it is added.
     pub(crate) async fn add(&mut self, bootstrap: Option<Membership>) -> NodeId {
         let id = NodeId(self.nodes.len() as u64);
         let mut config = RaftConfig::new(id);
@@ -230,7 +230,7 @@ impl FaultyCluster {
         id
     }
 
-    /// The node that leads, and is not `but`.
+    /// Waits for a leader other than `but`.
     pub(crate) async fn leader_other_than(&self, but: Option<usize>) -> usize {
         eventually("a leader", || {
             let statuses: Vec<_> = self.nodes.iter().map(FaultyNode::status).collect();
@@ -244,7 +244,7 @@ impl FaultyCluster {
         self.leader_other_than(None).await
     }
 
-    /// So that storages and machines can be dropped.
+    /// Stops all engines, so that storages and state machines can be dropped.
     pub(crate) async fn end(self) {
         for node in &self.nodes {
             node.faults.writes.open();

@@ -1,6 +1,6 @@
-//! Orders of events that end in an error if the driver has one of the known bugs S3, S7 or D3 (`mutants`).
+//! Orders of events that end with an error if the driver has one of the known bugs S3, S7 or D3 (`mutants`).
 
-#![allow(dead_code, reason = "each test uses some of it")]
+#![allow(dead_code, reason = "each test uses a part of the module")]
 
 use std::{
     io::Read,
@@ -24,7 +24,7 @@ use consensus_engine_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::{Journal, MemLogStorage, eventually};
 use consensus_transport_mem::{MemNetwork, MemTransport};
 
-/// Says what is called, and waits for a word in each apply and restore.
+/// A state machine that records its calls and blocks in each apply and restore until released.
 pub(crate) struct Gated {
     pub(crate) calls: Arc<Mutex<Vec<String>>>,
     pub(crate) gate: mpsc::Receiver<()>,
@@ -57,7 +57,7 @@ impl StateMachine for Gated {
     }
 }
 
-/// Whoever is on the other side, and does not answer.
+/// A peer that does not respond.
 pub(crate) struct Nothing;
 
 #[async_trait]
@@ -76,10 +76,10 @@ pub(crate) fn append(leader: &MemTransport, prev: LogId, indexes: std::ops::Rang
     leader.send(NodeId(1), Message::AppendEntries(message)).unwrap();
 }
 
-/// 1. An apply is under way; more entries are committed, and gather behind it.
-/// 2. A snapshot that covers all of them arrives; its restore waits behind the apply.
-/// 3. The apply ends: what gathered must not be handed over behind the restore (known bug S3).
-pub(crate) async fn restore_behind_an_apply() -> Result<(), String> {
+/// 1. An apply is in progress; more entries are committed and wait for it.
+/// 2. A snapshot that covers all of them arrives; its restore waits for the apply.
+/// 3. The apply ends. The waiting entries must not be applied after the restore (known bug S3).
+pub(crate) async fn restore_during_an_apply() -> Result<(), String> {
     let network = MemNetwork::new(1);
     let leader = network.transport(NodeId(0));
     leader.start(Arc::new(Nothing)).await.unwrap();
@@ -94,7 +94,7 @@ pub(crate) async fn restore_behind_an_apply() -> Result<(), String> {
     let engine = RaftEngine::start(config, transport, Arc::new(storage.clone()), machine).await.unwrap();
 
     append(&leader, LogId::new(0, 1), 2..=2);
-    eventually("an apply is under way", || calls.lock().unwrap().first().cloned().ok_or("none")).await;
+    eventually("an apply is in progress", || calls.lock().unwrap().first().cloned().ok_or("none")).await;
     append(&leader, LogId::new(1, 2), 3..=5);
     let mut status = engine.status();
     status.wait_for(|status| status.commit == LogIndex(5)).await.unwrap();
@@ -107,7 +107,7 @@ pub(crate) async fn restore_behind_an_apply() -> Result<(), String> {
         storage.load().unwrap().hard_state.installing.ok_or("not yet")
     })
     .await;
-    // The first apply, of the bootstrap entry, ends; the restore does not until the engine has seen that.
+    // The first apply, of the bootstrap entry, ends; the restore ends only after the engine has seen that.
     open.send(()).unwrap();
     status.wait_for(|status| status.applied == LogIndex(1)).await.unwrap();
     drop(open);
@@ -119,7 +119,7 @@ pub(crate) async fn restore_behind_an_apply() -> Result<(), String> {
     if calls.last().unwrap() == "restore" { Ok(()) } else { Err(format!("{calls:?}")) }
 }
 
-/// A storage whose writes say that they have begun, and then wait for a word.
+/// A storage whose writes report their start and then block until released.
 struct SlowStorage {
     log: MemLogStorage,
     is_slow: AtomicBool,
@@ -145,9 +145,9 @@ impl LogStorage for SlowStorage {
     }
 }
 
-/// 1. The only voter of a cluster, beside a learner that is not there, takes a command; its write begins, and takes long.
-/// 2. Meanwhile nothing is committed (known bug D3).
-pub(crate) async fn write_under_way() -> Result<(), String> {
+/// 1. The only voter of a cluster with an unreachable learner accepts a command; its write starts and takes long.
+/// 2. Nothing is committed during the write (known bug D3).
+pub(crate) async fn commit_during_a_write() -> Result<(), String> {
     let mut config = RaftConfig::new(NodeId(1));
     let members = [(NodeId(1), MemberKind::Voter), (NodeId(2), MemberKind::Learner)];
     config.bootstrap = Some(Membership::new(members.map(|(id, kind)| (id, Member::new(kind))).into()));
@@ -166,11 +166,11 @@ pub(crate) async fn write_under_way() -> Result<(), String> {
     storage.is_slow.store(true, Ordering::SeqCst);
     let proposing = engine.clone();
     let proposal = tokio::spawn(async move { proposing.propose("x".into()).await });
-    eventually("the write begins", || {
+    eventually("the write starts", || {
         if storage.has_begun.load(Ordering::SeqCst) { Ok(()) } else { Err("not yet") }
     })
     .await;
-    // Whatever was reported before the write is taken by the turn of the first of these; the second comes after its end.
+    // The turn of the first read processes all earlier reports; the second read comes after the end of that turn.
     for _ in 0..2 {
         let _ = engine.read_barrier(ReadConsistency::StaleWithin(Duration::ZERO)).await;
     }
@@ -178,11 +178,11 @@ pub(crate) async fn write_under_way() -> Result<(), String> {
     drop(open);
     proposal.await.unwrap().unwrap();
     engine.shutdown().await.unwrap();
-    if commit == LogIndex(2) { Ok(()) } else { Err(format!("{commit} is committed and not written")) }
+    if commit == LogIndex(2) { Ok(()) } else { Err(format!("{commit} is committed before it is written")) }
 }
 
-/// A node that was restarted during a transfer is sent the next chunk of it: that begins nothing (known bug S7).
-pub(crate) async fn chunk_without_a_beginning() -> Result<(), String> {
+/// A node that was restarted during a transfer is sent its next chunk, which must not start a stream (known bug S7).
+pub(crate) async fn later_chunk_without_stream() -> Result<(), String> {
     let network = MemNetwork::new(1);
     let leader = network.transport(NodeId(0));
     leader.start(Arc::new(Nothing)).await.unwrap();

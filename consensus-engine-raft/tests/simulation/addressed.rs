@@ -1,4 +1,4 @@
-//! A network in which a message goes to an address, and reaches only who is there.
+//! A network in which a message goes to an address, and reaches only the node at that address.
 
 use std::{
     collections::BTreeMap,
@@ -16,13 +16,13 @@ use tokio::sync::watch;
 
 use super::boundary::Addresses;
 
-/// The transport of a node that knows the others by address: as its engine says, or as in the file that its operator wrote
-/// before it was started, whichever is newer. (A follower whose log ends before a move of the leader does not learn the
-/// leader's address from it, as its answers go to the old one.)
+/// Transport of a node that knows the others by address: from its engine, or from the file that its operator wrote before its
+/// start, whichever is newer. (A follower whose log ends before a move of the leader does not learn the leader's address from
+/// the leader, because its responses go to the old address.)
 pub(crate) struct Addressed {
     inner: Arc<MemTransport>,
     addresses: Arc<Addresses>,
-    /// Newer addresses are greater.
+    /// Known addresses; newer ones are greater.
     file: BTreeMap<NodeId, u16>,
     /// `None` for nodes whose address was removed.
     told: Mutex<BTreeMap<NodeId, Option<u16>>>,
@@ -34,7 +34,7 @@ impl Addressed {
         Self { inner, addresses, file, told: Mutex::default() }
     }
 
-    /// Whether a message to the node goes to where it is.
+    /// Whether a message to the node goes to its present address.
     fn finds(&self, to: NodeId) -> Result<bool, SendError> {
         let written = self.file.get(&to).copied();
         let port = match self.told.lock().unwrap().get(&to) {
@@ -44,14 +44,14 @@ impl Addressed {
         port.map(|port| port == self.addresses.of(to.0)).ok_or(SendError::UnknownNode(to))
     }
 
-    /// Whether every other node of the configuration would be found.
+    /// Whether the addresses of all other nodes in the configuration are present.
     pub(crate) fn finds_all(&self, membership: &Membership) -> bool {
         let own = self.local();
         let others = membership.all_members().filter(|(id, _)| *id != own);
         others.into_iter().all(|(id, _)| self.finds(id).unwrap_or(false))
     }
 
-    /// The first member whose endpoint its engine was to tell and has not.
+    /// The first member whose endpoint the engine should have passed on, but has not.
     pub(crate) fn untold(&self, membership: &Membership) -> Option<NodeId> {
         let (told, own) = (self.told.lock().unwrap(), self.local());
         if told.is_empty() {

@@ -1,5 +1,5 @@
-//! What stands between an engine and its log, state machine and network: it checks what the engine asks of them, notes what came
-//! about, and has the power go at a chosen step.
+//! The boundary between an engine and its log, state machine and network: checks the engine's calls, records events,
+//! and loses the power at a chosen step.
 
 use std::{
     collections::BTreeMap,
@@ -21,48 +21,48 @@ use super::{
 pub(crate) struct Boundary {
     pub(crate) node: u64,
     pub(crate) log: LogDisk,
-    /// Of the state machine.
+    /// Disk of the state machine.
     pub(crate) dir: SimDir,
     record: Arc<Mutex<Record>>,
     known: Mutex<Known>,
 }
 
-/// What the engine has done so far.
+/// State of the log and the machine according to the engine's calls.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     hard_state: HardState,
     purged: LogId,
-    /// Entries of the log that are durable.
+    /// Durable entries of the log.
     terms: BTreeMap<LogIndex, Term>,
     /// Indices of the configurations in the log.
     memberships: Vec<LogIndex>,
     pub(crate) applied: LogId,
     /// Snapshots that were installed.
     pub(crate) installs: u64,
-    /// Where the power is to go.
+    /// Step at which the power will be lost.
     crash: Option<Crash>,
 }
 
 impl Known {
-    /// The last entry that is durable.
+    /// Last durable entry.
     fn last(&self) -> LogId {
         self.terms.last_key_value().map_or(self.purged, |(index, term)| LogId { term: *term, index: *index })
     }
 
-    /// From where the newest configuration of the log counts.
+    /// Index of the newest configuration in the log.
     fn newest_membership(&self) -> LogIndex {
         self.memberships.last().copied().unwrap_or(self.purged.index)
     }
 }
 
-/// Where the power goes.
+/// A step at which the power is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Crash {
-    /// In a write to the log, after so many more.
+    /// In a write to the log, after this number of further writes.
     Write(u64, Left),
-    /// When the mark of an install is durable.
+    /// When `installing` is durable.
     InstallMarked,
-    /// In the restore of an install, after so many operations on the machine's files.
+    /// In the restore of an install, after this number of operations on the machine's files.
     InstallRestored(u64),
     /// In the write that purges the log after the restore.
     InstallPurged(Left),
@@ -88,7 +88,7 @@ impl Boundary {
         self.known.lock().unwrap()
     }
 
-    /// From now on the power goes there, or nowhere.
+    /// Sets the step at which the power will be lost, if any.
     pub(crate) fn set_crash(&self, crash: Option<Crash>) {
         self.known().crash = crash;
         if crash.is_none() {
@@ -96,7 +96,7 @@ impl Boundary {
         }
     }
 
-    /// Whether the log lacks what it once had.
+    /// Whether the log lacks entries that it had before.
     pub(crate) fn is_damaged(&self) -> bool {
         self.known().hard_state.lost_through.is_some()
     }
@@ -109,7 +109,7 @@ impl Boundary {
         self.record().fail(format!("node {}: {why}", self.node));
     }
 
-    /// Whether the power goes in this write, and what of it is left.
+    /// Whether the power is lost in this write, and what is left of it.
     fn crash_in(&self, known: &mut Known, batch: &LogBatch) -> Option<Left> {
         let is_marked = known.hard_state.installing.is_some();
         let marks = batch.hard_state.as_ref().is_some_and(|hard| hard.installing.is_some()) && !is_marked;
@@ -125,7 +125,7 @@ impl Boundary {
         }
     }
 
-    /// The operations of a restore that are done before the power goes, if it goes there.
+    /// Schedules the loss of power within a restore, if chosen.
     pub(crate) fn crash_in_restore(&self) {
         if let Some(Crash::InstallRestored(operations)) = self.known().crash {
             self.dir.lose_power_after(operations);
@@ -146,12 +146,12 @@ impl Boundary {
             }
             self.check_meta("a purge", meta);
         }
-        // A log that was damaged may be cut below what the machine reflects, and fetched again.
+        // A damaged log may be truncated below the applied position, and fetched again.
         let hard = batch.hard_state.as_ref().unwrap_or(&known.hard_state);
         let cut =
             batch.truncate_after.filter(|cut| *cut < known.applied.index && hard.lost_through.is_none());
         if let Some(cut) = cut.filter(|cut| batch.purge.as_ref().is_none_or(|meta| meta.last.index != *cut)) {
-            self.fail(format!("the log is cut after {cut}, and {} is applied", known.applied));
+            self.fail(format!("the log is truncated after {cut}, but {} is applied", known.applied));
         }
     }
 
@@ -160,14 +160,14 @@ impl Boundary {
         let revoted =
             hard.term == before.term && before.voted_for.is_some() && hard.voted_for != before.voted_for;
         if hard.term < before.term || revoted {
-            self.fail(format!("I1, I7: the hard state goes from {before:?} to {hard:?}"));
+            self.fail(format!("I1, I7: the hard state changes from {before:?} to {hard:?}"));
         }
-        // As long as the log is not as far again as it was.
+        // Until the log has caught up.
         let last = batch.purge.as_ref().map_or(LogId::ZERO, |meta| meta.last).max(known.last());
         let lost = before.lost_through.filter(|lost| last < *lost);
         if lost.is_some_and(|lost| hard.lost_through.is_none_or(|new| new < lost)) {
             self.fail(format!(
-                "I16: the log lost entries up to {lost:?}, which becomes {:?}",
+                "I16: the log lost entries up to {lost:?}, but this changes to {:?}",
                 hard.lost_through
             ));
         }
@@ -176,7 +176,7 @@ impl Boundary {
         }
     }
 
-    /// A snapshot covers what is committed, and has the configuration that was committed there.
+    /// Checks that a snapshot covers only committed entries, and has the committed configuration.
     fn check_meta(&self, what: &str, meta: &SnapshotMeta) {
         let mut record = self.record();
         if let Some(why) = record.differs_from_committed(meta) {
@@ -202,7 +202,7 @@ impl Boundary {
         known.hard_state = written.hard_state.unwrap_or_else(|| std::mem::take(&mut known.hard_state));
     }
 
-    /// What the machine is asked for while the log has more than it.
+    /// Records a snapshot that is taken while the log has later entries.
     pub(crate) fn note_snapshot_taken(&self) {
         let (known, mut record) = (self.known(), self.record());
         if known.last().index > known.applied.index {
@@ -213,7 +213,7 @@ impl Boundary {
         }
     }
 
-    /// What is restored is what was announced; `before` is what it replaces.
+    /// Checks that the restored state is the announced one; `before` is the position that it replaces.
     pub(crate) fn check_restored(&self, before: LogId, after: LogId) {
         let mut known = self.known();
         let (installing, last) = (known.hard_state.installing.clone(), known.last());
@@ -222,8 +222,7 @@ impl Boundary {
         known.applied = after;
         drop(known);
         let Some(meta) = installing else {
-            return self
-                .fail(format!("I11: {after} is restored, and there is no durable mark of an install"));
+            return self.fail(format!("I11: {after} is restored without a durable `installing`"));
         };
         if meta.last != after {
             self.fail(format!("the snapshot of {} that is installed has the state of {after}", meta.last));
@@ -241,7 +240,7 @@ impl Boundary {
         }
     }
 
-    /// What a start found.
+    /// Records the state that a start found.
     fn note_loaded(&self, state: &LogState) {
         let mut known = self.known();
         let mut record = self.record();
@@ -256,13 +255,13 @@ impl Boundary {
             record.count(if known.applied.index >= meta.last.index {
                 "interrupted install finished at the start"
             } else {
-                "interrupted install forgotten at the start"
+                "interrupted install discarded at the start"
             });
         }
     }
 }
 
-/// What of a batch is noted when it is durable.
+/// Parts of a batch that are recorded when it is durable.
 struct Written {
     hard_state: Option<HardState>,
     purged: Option<LogId>,
@@ -284,7 +283,7 @@ impl Written {
     }
 }
 
-/// The log, as an engine is given it.
+/// The log of an engine, with checks.
 pub(crate) struct WatchedLog(pub(crate) Arc<Boundary>);
 
 impl LogStorage for WatchedLog {
@@ -311,7 +310,7 @@ impl LogStorage for WatchedLog {
 
     fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError> {
         let entries = self.0.log.read(after, last, max_bytes)?;
-        // Those who send entries ask for all of them.
+        // Only the apply thread limits the bytes of a read.
         if max_bytes < u64::MAX && entries.last().is_some_and(|entry| entry.id.index < last) {
             self.0.record().count("committed entries read in several pages");
         }
@@ -319,7 +318,7 @@ impl LogStorage for WatchedLog {
     }
 }
 
-/// Where nodes are, and where others think that they are.
+/// Present addresses of all nodes.
 #[derive(Debug, Default)]
 pub(crate) struct Addresses(Mutex<BTreeMap<u64, u16>>);
 

@@ -1,4 +1,4 @@
-//! Clients: each tries again until it knows, and remembers what it saw.
+//! Clients: each repeats a request until it knows the outcome, and records its results.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -24,26 +24,26 @@ struct Client {
     world: Arc<World>,
     id: u64,
     random: Random,
-    /// Opened when it is first needed.
+    /// Session, opened when first needed.
     session: Option<Session>,
-    /// Commands so far.
+    /// Number of commands so far.
     values: u64,
-    /// What it saw last in each register.
+    /// Last value seen in each register.
     seen: [u64; KEYS],
 }
 
-/// What a client is told.
+/// Outcome of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     Done(Option<u64>),
-    /// This attempt, certainly.
+    /// This attempt was certainly not applied.
     NotApplied,
-    /// This attempt, certainly; and the session is over.
+    /// This attempt was certainly not applied, and the session is closed.
     NoSession,
     Unknown,
 }
 
-/// One after the other, until the end.
+/// Runs operations one after the other until the end.
 pub(crate) async fn run(world: Arc<World>, id: u64) {
     let random = Random::new(world.plan.seed, 100 + id);
     let mut client = Client { world, id, random, session: None, values: 0, seen: [0; KEYS] };
@@ -62,7 +62,7 @@ impl Client {
         let Some(session) = self.next_number().await else { return };
         let key = self.random.below(KEYS as u64) as u8;
         self.values += 1;
-        // No value is written twice, so that a read tells which write it saw.
+        // Every write has a different value, so a read shows which write it saw.
         let value = 1 + (self.id << 32) + self.values;
         let call = match self.random.below(100) {
             percent if percent < self.world.plan.reads_percent => Register::Read,
@@ -97,31 +97,31 @@ impl Client {
         let now = self.world.now_ms();
         let mut record = self.world.record();
         let ended = answer.map(|value| (record.moment(now), value));
-        // One that may be stale is a read that may have begun as much earlier, and a leader that was replaced may not have
+        // A read that may be stale counts as if it had started that much earlier; a leader that was replaced may not have
         // noticed yet.
         let stale = call == Register::Read && matches!(consistency, ReadConsistency::StaleWithin(_));
         let under_way = self.world.plan.link.latency.1 + self.world.plan.latency.unwrap_or_default();
         let latest = now.saturating_sub((STALE + ELECTION_TIMEOUT + under_way).as_millis() as u64 + 1);
         let began = if stale { began.min(record.moment_at(latest)) } else { began };
         self.seen[key as usize] = answer.flatten().unwrap_or(self.seen[key as usize]);
-        // What one reads in an explanation of a failure: 0, 1 and 2 hundreds are linearizable, by lease, and stale.
+        // For the explanation of a failure: 0, 1 and 2 hundreds mean linearizable, lease and stale reads.
         let kind = match consistency {
             _ if call != Register::Read => 0,
             ReadConsistency::Lease => 1,
             ReadConsistency::StaleWithin(_) => 2,
             _ => 0,
         };
-        // One that certainly came to nothing is no part of the history: nobody may see it.
+        // An operation that certainly had no effect is not part of the history: no read may see it.
         if ended.is_some() || (!certain && call != Register::Read) {
             record.history[key as usize].push(Operation { client: self.id + 100 * kind, call, began, ended });
         }
         if stale && ended.is_some() {
             record.count("stale read");
         }
-        record.count(if ended.is_some() { "operation" } else { "operation given up" });
+        record.count(if ended.is_some() { "operation" } else { "operation abandoned" });
     }
 
-    /// The next number of its session, in a new one if it has none or was idle for long.
+    /// Next number of the session; opens a new session if there is none or it was idle for long.
     async fn next_number(&mut self) -> Option<Session> {
         if self.random.percent(4) {
             self.pause(3_000).await;
@@ -138,22 +138,22 @@ impl Client {
     }
 
     async fn open_session(&mut self) -> Option<Session> {
-        let node = self.whom()?;
+        let node = self.choose_node()?;
         let command = machine::open_session(self.world.plan.sessions_max);
-        let opened = self.world.answered("a session", node.engine.propose(command)).await?;
+        let opened = self.world.completes("a session", node.engine.propose(command)).await?;
         match machine::answer(&opened.ok()?.response) {
             Some(machine::Answer::Opened(client_id)) => {
                 self.world.record().count("session opened");
                 Some(Session { client_id, sequence: 0 })
             }
             other => {
-                self.world.record().fail(format!("who opens a session is answered {other:?}"));
+                self.world.record().fail(format!("the response to the opening of a session is {other:?}"));
                 None
             }
         }
     }
 
-    /// Asks a node, and waits as long as it has patience; the answer is recorded whenever it comes.
+    /// Asks a node, and waits as long as it has time_limit; the answer is recorded whenever it comes.
     async fn attempt(
         &mut self,
         session: Session,
@@ -161,7 +161,7 @@ impl Client {
         call: Register,
         consistency: ReadConsistency,
     ) -> Answer {
-        let Some(node) = self.whom() else { return Answer::NotApplied };
+        let Some(node) = self.choose_node() else { return Answer::NotApplied };
         let (world, id) = (self.world.clone(), self.id);
         let attempt = {
             let mut record = world.record();
@@ -176,7 +176,7 @@ impl Client {
                 read(&world, &node, key, consistency).await
             } else {
                 let proposal = propose(&world, &node, &command);
-                // Some do not stay for the answer.
+                // Some clients do not wait for the result.
                 timeout(leaves.unwrap_or(2 * FOREVER), proposal).await.unwrap_or(Answer::Unknown)
             };
             let (now, mut record) = (world.now_ms(), world.record());
@@ -189,12 +189,12 @@ impl Client {
             record.note(&[now, id, attempt, node.id, kind, value]);
             let _ = told.send(answer);
         });
-        let patience = self.world.plan.patience;
-        timeout(patience, answer).await.map_or(Answer::Unknown, |answer| answer.unwrap_or(Answer::Unknown))
+        let time_limit = self.world.plan.time_limit;
+        timeout(time_limit, answer).await.map_or(Answer::Unknown, |answer| answer.unwrap_or(Answer::Unknown))
     }
 
-    /// Whoever says that it leads, or anybody.
-    fn whom(&mut self) -> Option<Node> {
+    /// A node that reports to be leader, or any node.
+    fn choose_node(&mut self) -> Option<Node> {
         let leader = if self.random.percent(60) { self.world.leader() } else { None };
         let nodes = self.world.nodes();
         leader.or_else(|| nodes.get(self.random.below(nodes.len() as u64) as usize).cloned())
@@ -203,7 +203,7 @@ impl Client {
 
 async fn propose(world: &World, node: &Node, command: &Command) -> Answer {
     let what = format!("attempt {} on node {}", command.attempt, node.id);
-    match world.answered(&what, node.engine.propose(machine::call(command))).await {
+    match world.completes(&what, node.engine.propose(machine::call(command))).await {
         Some(Ok(committed)) => answered(world, &committed.response),
         Some(Err(error)) if !error.maybe_applied() => {
             let mut record = world.record();
@@ -211,7 +211,7 @@ async fn propose(world: &World, node: &Node, command: &Command) -> Answer {
             record.count(match error {
                 ProposeError::Overloaded { .. } => "refused: overload",
                 ProposeError::NoRoom { .. } => "refused: no room",
-                ProposeError::TransferringLeadership { .. } => "refused: handing over",
+                ProposeError::TransferringLeadership { .. } => "refused: transferring leadership",
                 _ => "refused: other",
             });
             Answer::NotApplied
@@ -230,24 +230,24 @@ fn answered(world: &World, response: &Bytes) -> Answer {
             Answer::Done(response[..].try_into().map(u64::from_le_bytes).ok())
         }
         Some(machine::Answer::Refused(_)) => {
-            world.record().count("refused: session is over");
+            world.record().count("refused: session is closed");
             Answer::NoSession
         }
         other => {
-            world.record().fail(format!("a call is answered {other:?}"));
+            world.record().fail(format!("the response to a call is {other:?}"));
             Answer::Unknown
         }
     }
 }
 
 async fn read(world: &World, node: &Node, key: u8, consistency: ReadConsistency) -> Answer {
-    match world.answered("a read", node.engine.read_barrier(consistency)).await {
+    match world.completes("a read", node.engine.read_barrier(consistency)).await {
         Some(Ok(_)) => Answer::Done(Some(node.view.lock().unwrap().registers[key as usize])),
         _ => Answer::NotApplied,
     }
 }
 
-/// In the end, what every node says.
+/// Reads all keys on every node at the end.
 pub(crate) async fn read_everything(world: &World) -> Result<(), String> {
     for node in world.members() {
         for key in 0..KEYS as u8 {
@@ -261,7 +261,7 @@ pub(crate) async fn read_everything(world: &World) -> Result<(), String> {
                 sleep(Duration::from_millis(500)).await;
             }
             let Answer::Done(value) = value else {
-                return Err(format!("node {} does not read, long after the last trouble", node.id));
+                return Err(format!("node {} does not serve reads long after the last fault", node.id));
             };
             let mut record = world.record();
             let ended = Some((record.moment(world.now_ms()), value));
@@ -272,7 +272,7 @@ pub(crate) async fn read_everything(world: &World) -> Result<(), String> {
     Ok(())
 }
 
-/// How old what some reads see may be.
+/// Maximum age of stale reads.
 const STALE: Duration = Duration::from_millis(300);
-/// Attempts at an operation before a client leaves it at that.
+/// Attempts before a client abandons an operation.
 const TRIES: u64 = 6;

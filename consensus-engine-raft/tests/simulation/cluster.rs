@@ -1,4 +1,4 @@
-//! The nodes, as they are started, stopped and lost.
+//! The nodes of a cluster: starts, shutdowns and crashes.
 
 use std::{
     sync::{
@@ -33,25 +33,25 @@ pub(crate) struct World {
     record: Arc<Mutex<Record>>,
     seats: Mutex<Vec<Seat>>,
     addresses: Arc<Addresses>,
-    /// One node at a time has a damaged log.
+    /// Held while a node has a damaged log; one at a time.
     pub(crate) damaging: tokio::sync::Mutex<()>,
-    /// Members change by one procedure at a time.
+    /// Held by the procedure that changes members; one at a time.
     pub(crate) changing: tokio::sync::Mutex<()>,
 }
 
-/// Where a node is, or will be again.
+/// A node and its disks, running or not.
 struct Seat {
-    /// While no node is up.
+    /// Content of the log's disk while the node is down.
     log: Files,
     machine: SimDir,
     lives: u64,
     moves: u16,
     node: Option<Node>,
-    /// A trouble has it in hand.
+    /// A fault is being injected into the node.
     busy: bool,
 }
 
-/// A node that is up.
+/// A running node.
 #[derive(Clone)]
 pub(crate) struct Node {
     pub(crate) id: u64,
@@ -75,7 +75,7 @@ impl Node {
         self.status().health.clone()
     }
 
-    /// It was given a reason to stop.
+    /// Whether the simulation gave the node a reason to stop.
     fn may_be_fatal(&self) -> bool {
         self.panics.happened() || self.boundary.log.has_failed() || self.boundary.power_is_lost()
     }
@@ -131,11 +131,11 @@ impl World {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// Nobody waits for ever.
-    pub(crate) async fn answered<T>(&self, what: &str, answer: impl Future<Output = T>) -> Option<T> {
+    /// Awaits a call, which must return in time.
+    pub(crate) async fn completes<T>(&self, what: &str, answer: impl Future<Output = T>) -> Option<T> {
         let answer = timeout(FOREVER, answer).await.ok();
         if answer.is_none() {
-            self.record().fail(format!("{what} is not answered after {FOREVER:?}"));
+            self.record().fail(format!("{what} does not return within {FOREVER:?}"));
         }
         answer
     }
@@ -144,13 +144,13 @@ impl World {
         self.seats().iter().filter_map(|seat| seat.node.clone()).collect()
     }
 
-    /// Who leads the newest term.
+    /// Leader of the newest term.
     pub(crate) fn leader(&self) -> Option<Node> {
         let term = |node: &Node| node.status().term;
         self.nodes().into_iter().filter(Node::leads).max_by_key(term)
     }
 
-    /// Takes a node in hand, unless it is already, or down.
+    /// Reserves a node for a fault, unless it is reserved already or down.
     pub(crate) fn take(&self, id: u64) -> Option<Node> {
         let mut seats = self.seats();
         let seat = seats.get_mut(id as usize).filter(|seat| !seat.busy)?;
@@ -162,19 +162,19 @@ impl World {
         self.seats()[id as usize].busy = false;
     }
 
-    /// Starts a node on what lies on its disks.
+    /// Starts a node on its disks.
     pub(crate) async fn up(&self, id: u64) -> Result<(), StartError> {
         self.up_until(id, None).await
     }
 
-    /// Starts it; the power may be to go at a certain step.
+    /// Starts a node; the power may be lost at a given step.
     pub(crate) async fn up_until(&self, id: u64, crash: Option<Crash>) -> Result<(), StartError> {
-        let (config, files, dir, life) = {
+        let (config, files, dir, incarnation) = {
             let seat = &mut self.seats()[id as usize];
             seat.lives += 1;
             (self.plan.config(id, seat.lives), seat.log.clone(), seat.machine.clone(), seat.lives)
         };
-        let random = Random::new(self.plan.seed, 1000 * (1 + id) + life);
+        let random = Random::new(self.plan.seed, 1000 * (1 + id) + incarnation);
         let log = LogDisk::open(NodeId(id), &files, random)?;
         let boundary = Boundary::new(id, log, dir, self.record.clone(), crash);
         let machine =
@@ -197,14 +197,14 @@ impl World {
         Ok(())
     }
 
-    /// Starts it; that it does not start is a failure.
+    /// Starts a node, which must succeed.
     pub(crate) async fn up_again(&self, id: u64) {
         if let Err(error) = self.up(id).await {
             self.record().fail(format!("node {id} does not start again: {error}"));
         }
     }
 
-    /// What a crash leaves becomes what lies on the disks.
+    /// Replaces the content of the disks by what a crash leaves.
     fn power_lost_at(&self, id: u64, boundary: &Boundary) {
         let log = boundary.log.lose_power();
         self.stopped_at(id, boundary, log);
@@ -218,25 +218,25 @@ impl World {
         boundary.dir.lose_power_after(0);
     }
 
-    /// The power goes: memory is lost, and what is on its way; its disks stay as they are at this moment.
+    /// Loses the power of a node: memory and messages in transit are lost; its disks keep their present content.
     pub(crate) async fn lose_power(&self, id: u64) {
         let Some(node) = self.seats()[id as usize].node.take() else { return };
-        // What goes on running there is no part of the cluster any more, and can make nothing durable.
+        // The old engine may still run, but it is not part of the cluster any more and can make nothing durable.
         self.power_lost_at(id, &node.boundary);
         node.transport.shutdown().await;
-        let _ = self.answered("the shutdown of a lost node", node.engine.shutdown()).await;
+        let _ = self.completes("the shutdown of a lost node", node.engine.shutdown()).await;
     }
 
-    /// The process ends without a word: what it wrote to its log is there, the mark too.
+    /// Ends the process without a shutdown: its unsynced writes survive, including the mark.
     pub(crate) async fn kill(&self, id: u64) {
         let Some(node) = self.seats()[id as usize].node.take() else { return };
         let log = node.boundary.log.close();
         self.stopped_at(id, &node.boundary, log);
         node.transport.shutdown().await;
-        let _ = self.answered("the shutdown of a killed node", node.engine.shutdown()).await;
+        let _ = self.completes("the shutdown of a killed node", node.engine.shutdown()).await;
     }
 
-    /// Waits until the power has gone where it was to; or for so long, and it is not to go any more.
+    /// Waits at most `longest` until the power is lost at the chosen step, then cancels the loss.
     pub(crate) async fn power_lost_within(&self, node: &Node, longest: Duration) -> bool {
         let began = Instant::now();
         while began.elapsed() < longest {
@@ -252,14 +252,14 @@ impl World {
     pub(crate) async fn shut_down_one(&self, id: u64) {
         let Some(node) = self.seats()[id as usize].node.clone() else { return };
         let both = async { tokio::join!(node.engine.shutdown(), node.engine.shutdown()) };
-        let result = self.answered("a shutdown", both).await;
+        let result = self.completes("a shutdown", both).await;
         if let Some((Err(error), _) | (_, Err(error))) = &result
             && !node.may_be_fatal()
         {
             self.record().fail(format!("the shutdown of node {id}: {error}"));
         }
         if node.health() == Health::Running {
-            self.record().fail(format!("node {id} runs on after its shutdown"));
+            self.record().fail(format!("node {id} is still running after its shutdown"));
         }
         node.transport.shutdown().await;
         let seat = &mut self.seats()[id as usize];
@@ -268,7 +268,7 @@ impl World {
         seat.machine = node.boundary.dir.clone();
     }
 
-    /// What lies on the log's disk of a node that is down.
+    /// Files of the log of a node that is down.
     pub(crate) fn log_files(&self, id: u64) -> Files {
         self.seats()[id as usize].log.clone()
     }
@@ -277,7 +277,7 @@ impl World {
         self.seats()[id as usize].log = files;
     }
 
-    /// Gives a node that is down another address; returns how often it has moved.
+    /// Gives a node that is down another address. Returns the number of its moves.
     pub(crate) fn move_node(&self, id: u64) -> u16 {
         let seat = &mut self.seats()[id as usize];
         seat.moves += 1;
@@ -290,12 +290,12 @@ impl World {
         self.seats()[id as usize].lives == 0
     }
 
-    /// The configuration, as the newest leader has it.
+    /// Configuration of the newest leader.
     pub(crate) fn membership(&self) -> Option<Arc<Membership>> {
         Some(self.leader()?.status().membership.clone())
     }
 
-    /// Nobody stopped who had no reason to.
+    /// Checks that no node stopped without a reason.
     pub(crate) fn check_health(&self) -> Result<(), String> {
         if let Some(why) = &self.record().failure {
             return Err(why.clone());
@@ -309,7 +309,7 @@ impl World {
             if let Some(id) = node.transport.untold(&status.membership).filter(|_| running) {
                 let members = &status.membership;
                 return Err(format!(
-                    "node {} does not tell its transport where node {id} is: {members:?}",
+                    "node {} does not pass the endpoint of node {id} to its transport: {members:?}",
                     node.id
                 ));
             }
@@ -317,14 +317,14 @@ impl World {
         Ok(())
     }
 
-    /// Starts those again that missed where others moved, as an operator would with the new addresses in the file. `false` if
-    /// there was one, or it is not known.
+    /// Restarts nodes that missed a move of others, like an operator who wrote the new addresses to the file. Returns `false` if
+    /// there was such a node, or this is unknown.
     pub(crate) async fn restart_lost(&self) -> bool {
         let Some(membership) = self.membership() else { return false };
         let mut lost = self.nodes();
         lost.retain(|node| !node.transport.finds_all(&membership));
         for node in lost.iter().filter_map(|node| self.take(node.id)) {
-            self.record().count("restarted, as it missed where others moved");
+            self.record().count("restarted after missing a move");
             self.shut_down_one(node.id).await;
             self.up_again(node.id).await;
             self.give_back(node.id);
@@ -332,7 +332,7 @@ impl World {
         lost.is_empty()
     }
 
-    /// The members that are up.
+    /// Members that are running.
     pub(crate) fn members(&self) -> Vec<Node> {
         let Some(membership) = self.membership() else { return Vec::new() };
         let mut nodes = self.nodes();
@@ -340,13 +340,13 @@ impl World {
         nodes
     }
 
-    /// Of each member, what it applied, and the hash of it.
+    /// Applied position and state hash of each member.
     pub(crate) fn states(&self) -> Vec<(LogId, u64)> {
         let view = |node: &Node| *node.view.lock().unwrap();
         self.members().iter().map(view).map(|view| (view.applied, view.hash)).collect()
     }
 
-    /// All at once; the last ones find nobody to hand over to.
+    /// Shuts down all nodes at once; the last ones find no successor.
     pub(crate) async fn shut_down(&self) -> Result<(), String> {
         for id in 0..self.plan.nodes {
             self.shut_down_one(id).await;
@@ -355,5 +355,5 @@ impl World {
     }
 }
 
-/// Far more than anything takes, in simulated time.
+/// Far longer than any call takes, in simulated time.
 pub(crate) const FOREVER: Duration = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! The disk of a log: the real log, in a directory that a crash leaves as a disk would.
+//! The disk of a log: the real log in a directory whose content after a crash is that of a real disk.
 
 use std::{
     collections::BTreeMap,
@@ -15,10 +15,10 @@ use consensus_storage_dir::MarkFile;
 use consensus_storage_wal::WalLogStorage;
 use tempfile::TempDir;
 
-/// What is in a directory, by relative path.
+/// Content of a directory, by relative path.
 pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-/// The log of a node that is up.
+/// The log of a running node.
 pub(crate) struct LogDisk {
     node: NodeId,
     place: TempDir,
@@ -29,22 +29,22 @@ struct Inner {
     /// `None` once the power is lost.
     log: Option<WalLogStorage>,
     random: Random,
-    /// The mark when the log was opened: it is not synced, so that a crash may bring it back.
+    /// The mark when the log was opened. It is not synced, so a crash may restore it.
     first_mark: Vec<u8>,
-    /// What a crash within a write left, or one that failed.
+    /// Files left by a failed write, or by a crash within a write.
     left: Option<Files>,
     fails: Option<Left>,
     has_failed: bool,
     is_full: bool,
 }
 
-/// What a crash leaves of the write that it comes into.
+/// Part of an interrupted write that a crash leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
     Nothing,
-    /// Some of its sectors.
+    /// Some sectors of the write.
     Torn,
-    /// Everything: only nobody was told.
+    /// The whole write, which was not acknowledged.
     Everything,
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn new_log(node: NodeId, storage: u64) -> Files {
             files_of(&dir)
         })
         .clone();
-    // The log draws its identity at random; in a run it follows from the seed.
+    // The log draws its identity at random; in a run the identity follows from the seed.
     let identity = files.get_mut(Path::new("IDENTITY")).expect("every directory has one");
     let text = String::from_utf8(std::mem::take(identity)).expect("text");
     let known = |line: &&str| !line.starts_with("crc32c");
@@ -77,7 +77,7 @@ pub(crate) fn new_log(node: NodeId, storage: u64) -> Files {
 }
 
 impl LogDisk {
-    /// Opens the log that lies in `files`.
+    /// Opens the log in `files`.
     pub(crate) fn open(node: NodeId, files: &Files, random: Random) -> Result<Self, StorageError> {
         let place = place();
         let dir = place.path().join("log");
@@ -110,7 +110,7 @@ impl LogDisk {
         self.inner().log.as_ref().ok_or_else(gone)?.read(after, last, max_bytes)
     }
 
-    /// Writes a batch; with `crash`, the power goes meanwhile.
+    /// Writes a batch; with `crash`, the power is lost during the write.
     pub(crate) fn write(&self, batch: LogBatch, crash: Option<Left>) -> Result<(), StorageError> {
         let mut inner = self.inner();
         if inner.log.is_none() {
@@ -142,7 +142,7 @@ impl LogDisk {
         Err(gone())
     }
 
-    /// The next write fails, and this is left of it.
+    /// Makes the next write fail and leave this part of it.
     pub(crate) fn fail(&self, left: Left) {
         self.inner().fails = Some(left);
     }
@@ -151,7 +151,7 @@ impl LogDisk {
         self.inner().has_failed
     }
 
-    /// From now on there is no room for entries, or there is again.
+    /// Makes the disk full for entries from now on, or frees it again.
     pub(crate) fn fill(&self, is_full: bool) {
         self.inner().is_full = is_full;
     }
@@ -161,7 +161,7 @@ impl LogDisk {
         self.inner().log.is_none()
     }
 
-    /// Ends the log, and returns what a crash at this moment leaves of it.
+    /// Closes the log, and returns what a crash at this moment leaves of it.
     pub(crate) fn lose_power(&self) -> Files {
         let mut inner = self.inner();
         drop(inner.log.take());
@@ -171,7 +171,7 @@ impl LogDisk {
         }
     }
 
-    /// Ends the log, and returns what it holds.
+    /// Closes the log, and returns its files.
     pub(crate) fn close(&self) -> Files {
         let mut inner = self.inner();
         drop(inner.log.take());
@@ -180,7 +180,7 @@ impl LogDisk {
 }
 
 impl Inner {
-    /// With the mark as it is, or as it was.
+    /// Returns the files with the present mark or the earlier one.
     fn marked(&mut self, mut files: Files, older: &[Vec<u8>]) -> Files {
         let newest = files[Path::new(MARK)].clone();
         let marks: Vec<_> = older.iter().chain([&self.first_mark, &newest]).cloned().collect();
@@ -189,12 +189,12 @@ impl Inner {
         files
     }
 
-    /// Some of the sectors that were written are there, and at least one is not.
+    /// Returns the files with some of the written sectors, but not all.
     fn torn(&mut self, before: Files, mut after: Files, tail: &Path) -> Files {
         let mut torn = before;
-        // Segments after the one that was written to are made when the write is over.
+        // Segments after the one that was written to are created when the write is over.
         after.retain(|path, _| !is_segment(path) || path.as_path() <= tail || torn.contains_key(path));
-        // A segment that was new has its header, synced before anything else.
+        // The header of a new segment is synced before anything else.
         for (path, written) in after.iter().filter(|(path, _)| is_segment(path)) {
             let content = torn.entry(path.clone()).or_insert_with(|| written[..SECTOR_BYTES].to_vec());
             content.resize(written.len().max(content.len()), 0);
@@ -220,7 +220,7 @@ impl Inner {
     }
 }
 
-/// Indices of the commands that a log holds.
+/// Entries with commands in a log.
 pub(crate) fn commands_in(node: NodeId, files: &Files) -> Vec<Entry> {
     let place = place();
     let dir = place.path().join("log");
@@ -232,7 +232,7 @@ pub(crate) fn commands_in(node: NodeId, files: &Files) -> Vec<Entry> {
     entries.into_iter().filter(|entry| matches!(entry.payload, Payload::Command(_))).collect()
 }
 
-/// Turns a bit of the record of `entry`; `false` if it is not there.
+/// Flips a bit of the record of `entry`. Returns `false` if the record does not exist.
 pub(crate) fn damage(files: &mut Files, entry: &Entry, random: &mut Random) -> bool {
     let mut sought = Vec::new();
     record::encode(entry, &mut sought);
@@ -252,10 +252,10 @@ fn open(dir: &Path, node: NodeId) -> Result<WalLogStorage, StorageError> {
 }
 
 fn gone() -> StorageError {
-    StorageError::Failed("the simulation took the disk away".to_owned())
+    StorageError::Failed("the simulation makes the disk fail".to_owned())
 }
 
-/// In memory where there is such a place: no sync of it takes time.
+/// In memory where such a file system exists, so that syncs take no time.
 fn place() -> TempDir {
     let shm = Path::new("/dev/shm");
     let place = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
@@ -268,7 +268,7 @@ fn files_of(dir: &Path) -> Files {
         for entry in fs::read_dir(place).expect("a directory") {
             let path = entry.expect("a file").path();
             if path.is_file() {
-                let content = fs::read(&path).expect("nobody else is there");
+                let content = fs::read(&path).expect("no other process uses the directory");
                 files.insert(path.strip_prefix(dir).expect("below it").to_owned(), content);
             }
         }

@@ -14,10 +14,10 @@ use consensus_raft_simulator::{Command, KEYS};
 use consensus_testkit::{OnFiles, SimDir, linearizability::Register};
 use serde::{Deserialize, Serialize};
 
-/// What a node runs: the sessions of `consensus-core` around registers, in files.
+/// State machine of a node: registers with the sessions of `consensus-core`, in files.
 pub(crate) type Machine = OnFiles<ExactlyOnce<Registers>>;
 
-/// Opens the machine that lies in `dir`; `shown` tells what it holds and what it did.
+/// Opens the machine in `dir`; `shown` shows its content and its actions.
 pub(crate) fn open(dir: SimDir, shown: &Arc<Mutex<Shown>>) -> Result<Machine, StateMachineError> {
     let registers = Registers { applied: LogId::ZERO, shown: shown.clone() };
     OnFiles::open(dir, ExactlyOnce::new(registers))
@@ -30,11 +30,11 @@ pub(crate) struct Registers {
     shown: Arc<Mutex<Shown>>,
 }
 
-/// The inside of [`Registers`], shared with those who look at them.
+/// Content of [`Registers`], shared with the checks.
 #[derive(Debug, Default)]
 pub(crate) struct Shown {
     pub(crate) values: [u64; KEYS],
-    /// Commands that took effect since somebody last took them out.
+    /// Commands that took effect since they were last taken out.
     pub(crate) executed: Vec<(Command, LogId)>,
 }
 
@@ -83,15 +83,15 @@ impl StateMachine for Registers {
     }
 }
 
-/// A command as [`ExactlyOnce`] reads it. Spelled out here because each attempt at a call is a command of its own, which its
-/// client does not offer.
+/// A command as [`ExactlyOnce`] decodes it. Defined here because each attempt at a call is a separate command, which its
+/// client does not support.
 #[derive(Serialize, Deserialize)]
 enum Request {
     Open { sessions_max: u64 },
     Call(Session, Bytes),
 }
 
-/// A response as [`ExactlyOnce`] gives it.
+/// A response of [`ExactlyOnce`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Opened(u64),
@@ -99,17 +99,17 @@ pub(crate) enum Answer {
     Refused(SessionRefusal),
 }
 
-/// The command that opens a session, and forgets the one idle for longest if there are more than `sessions_max`.
+/// Encodes the command that opens a session, and closes the least recently used one if there are more than `sessions_max`.
 pub(crate) fn open_session(sessions_max: u64) -> Bytes {
     codec::encode(1, &Request::Open { sessions_max }).into()
 }
 
-/// The command that has `command` executed once in its session.
+/// Encodes the command that executes `command` once in its session.
 pub(crate) fn call(command: &Command) -> Bytes {
     codec::encode(1, &Request::Call(command.session, command.encode())).into()
 }
 
-/// What a response says; `None` if it is none of sessions.
+/// Decodes a response; `None` if it is not a response of a session.
 pub(crate) fn answer(response: &[u8]) -> Option<Answer> {
     codec::decode("answer", 1, response).ok()
 }

@@ -1,4 +1,4 @@
-//! Members that come, go, move, and change while they stay.
+//! Members that are added, removed, moved and altered.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Plan, cluster::World};
 
-/// One change, to its end.
+/// Makes one change completely.
 pub(crate) async fn change(world: &Arc<World>, mut random: Random) {
     let _alone = world.changing.lock().await;
     if !world.restart_lost().await {
@@ -19,7 +19,7 @@ pub(crate) async fn change(world: &Arc<World>, mut random: Random) {
     let some = random.of(&ids);
     let others = (0..world.plan.nodes).map(NodeId).find(|id| membership.get(*id).is_none());
     match random.below(8) {
-        // The others have to agree on where it is.
+        // The other members must agree on its address.
         0 | 1 if membership.quorum_value(|id| id != some) == Some(true) => {
             move_member(world, some, random).await;
         }
@@ -54,7 +54,7 @@ pub(crate) async fn change(world: &Arc<World>, mut random: Random) {
     }
 }
 
-/// A member is at another address from now on: first it is, then everybody is told.
+/// Moves a member to another address, and then changes the configuration.
 async fn move_member(world: &Arc<World>, id: NodeId, mut random: Random) {
     let Some(node) = world.take(id.0) else { return };
     if random.percent(50) {
@@ -75,10 +75,10 @@ async fn move_member(world: &Arc<World>, id: NodeId, mut random: Random) {
         }
         sleep(Duration::from_millis(200)).await;
     }
-    world.record().fail(format!("the members are not told where node {id} is, after {LONGEST:?}"));
+    world.record().fail(format!("the members do not know the address of node {id} after {LONGEST:?}"));
 }
 
-/// A voter becomes a learner, and a voter again.
+/// Makes a voter a learner, and a voter again.
 async fn demote(world: &Arc<World>, membership: &Membership, id: NodeId, mut random: Random) {
     if membership.voters().count() < 3 || !membership.is_voter(id) {
         return;
@@ -95,7 +95,7 @@ async fn demote(world: &Arc<World>, membership: &Membership, id: NodeId, mut ran
     apply(world, vec![MemberChange::Set(id, Member { kind: MemberKind::Joining, ..member })]).await;
 }
 
-/// Asks who leads; `true` if it was done, or may have been.
+/// Requests a change from the leader. Returns `true` if it succeeded or may have succeeded.
 async fn apply(world: &Arc<World>, changes: Vec<MemberChange>) -> bool {
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
@@ -103,7 +103,7 @@ async fn apply(world: &Arc<World>, changes: Vec<MemberChange>) -> bool {
             sleep(Duration::from_millis(100)).await;
             continue;
         };
-        match world.answered("a change of members", leader.engine.change_membership(changes.clone())).await {
+        match world.completes("a change of members", leader.engine.change_membership(changes.clone())).await {
             Some(Ok(_)) => return true,
             Some(Err(ChangeError::Invalid(_))) => return false,
             _ => sleep(Duration::from_millis(100)).await,
@@ -112,7 +112,7 @@ async fn apply(world: &Arc<World>, changes: Vec<MemberChange>) -> bool {
     false
 }
 
-/// For a change until it is left.
+/// Time limit of a change.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Within which a leader can be told of a member's new address, whatever else befalls the cluster.
+/// Time limit for the change of a member's address under faults.
 const LONGEST: Duration = Duration::from_secs(60);

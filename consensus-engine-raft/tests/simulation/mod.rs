@@ -1,28 +1,28 @@
-//! Whole engines under tokio's paused clock, from a seed: the driver, with its queues, waiters, snapshots and ends.
+//! Whole engines under tokio's paused clock, from a seed: the driver with its queues, waiters, snapshots and shutdowns.
 //!
 //! The protocol, the driver, the network in memory and the log on disk are the real ones; the state machine keeps its state in
 //! files. Both are called on tasks of the engines' runtime, where a call takes a simulated time, so that time passes only while
-//! everybody waits. The power may go between any two operations on their disks.
+//! all tasks wait. The power may be lost between any two operations on their disks.
 //!
 //! ```text
 //! clients ─▶ RaftEngine ─▶ boundary ─▶ log_disk (WalLogStorage, in a directory)
 //!              │   │        (checks) ─▶ machine (ExactlyOnce in OnFiles, in a SimDir)
 //!              │   └─────────────────▶ addressed ─▶ MemNetwork
-//!            troubles, members
+//!            faults, members
 //! ```
 
-#![allow(dead_code, reason = "each test uses some of it")]
+#![allow(dead_code, reason = "each test uses a part of the module")]
 
 mod addressed;
 mod boundary;
 mod clients;
 mod cluster;
+mod faults;
 mod log_disk;
 mod machine;
 mod members;
 mod plan;
 mod record;
-mod troubles;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -34,14 +34,14 @@ pub(crate) use cluster::World;
 pub(crate) use plan::Plan;
 pub(crate) use record::Record;
 
-/// What became of a run.
+/// Result of a run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) failure: Option<String>,
-    /// Over all answers with their times.
+    /// Hash of all results with their times.
     pub(crate) trace: u64,
     pub(crate) simulated: Duration,
-    /// How often what came about.
+    /// Number of occurrences of each event.
     pub(crate) counts: BTreeMap<&'static str, u64>,
 }
 
@@ -60,19 +60,19 @@ async fn run_plan(plan: Plan) -> Outcome {
     Outcome { failure, trace: record.trace, simulated: began.elapsed(), counts: record.counts.clone() }
 }
 
-/// Trouble, then quiet, in which everything has to come right.
+/// Injects faults, then stops them; afterwards the cluster must recover.
 async fn live(world: &Arc<World>) -> Result<(), String> {
     let clients: Vec<_> =
         (0..world.plan.clients).map(|id| tokio::spawn(clients::run(world.clone(), id))).collect();
     let mut random = Random::new(world.plan.seed, 2);
-    let (mut troubles, began) = (Vec::new(), Instant::now());
-    while began.elapsed() < world.plan.troubled {
+    let (mut faults, began) = (Vec::new(), Instant::now());
+    while began.elapsed() < world.plan.fault_period {
         sleep(Duration::from_millis(50 + random.below(800))).await;
         world.check_health()?;
-        troubles.push(tokio::spawn(troubles::any(world.clone(), Random::new(random.next(), 3))));
+        faults.push(tokio::spawn(faults::any(world.clone(), Random::new(random.next(), 3))));
     }
-    for trouble in troubles {
-        trouble.await.map_err(|error| format!("a trouble ended early: {error}"))?;
+    for fault in faults {
+        fault.await.map_err(|error| format!("a fault ended early: {error}"))?;
     }
     world.network.heal();
     sleep(QUIET).await;
@@ -80,8 +80,7 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     world.restart_lost().await;
     world.end_clients();
     for client in clients {
-        let ended =
-            timeout(2 * cluster::FOREVER, client).await.map_err(|_| "a client does not come to its end")?;
+        let ended = timeout(2 * cluster::FOREVER, client).await.map_err(|_| "a client does not end")?;
         ended.map_err(|error| format!("a client ended early: {error}"))?;
     }
     converge(world).await?;
@@ -90,7 +89,7 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     world.shut_down().await
 }
 
-/// All nodes come to hold the same.
+/// Waits until all nodes have the same state.
 async fn converge(world: &World) -> Result<(), String> {
     let began = Instant::now();
     loop {
@@ -119,8 +118,8 @@ fn check_histories(history: &[Vec<Operation<Register, Option<u64>>>; KEYS]) -> R
     Ok(())
 }
 
-/// After the last trouble, with clients at work.
+/// Time after the last fault with active clients.
 const QUIET: Duration = Duration::from_secs(3);
 const CONVERGED_BY: Duration = Duration::from_secs(30);
-/// More than all but the strangest histories need.
+/// More steps than almost all histories need.
 const SEARCH_STEPS: u64 = 400_000;

@@ -1,4 +1,4 @@
-//! What a run is like, from its seed.
+//! Parameters of a run, derived from its seed.
 
 use std::time::Duration;
 
@@ -10,37 +10,37 @@ use consensus_transport_mem::Link;
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
-    /// Nodes with which the cluster begins, numbered from 0.
+    /// Number of first members, which are numbered from 0.
     pub(crate) voters: u64,
-    /// All nodes: the last ones are there to be added.
+    /// Number of all nodes; the last ones can be added.
     pub(crate) nodes: u64,
     pub(crate) clients: u64,
-    pub(crate) troubled: Duration,
+    pub(crate) fault_period: Duration,
     pub(crate) link: Link,
     pub(crate) forward: bool,
-    /// Most proposals in flight.
+    /// Maximum number of proposals in flight.
     pub(crate) proposals_max: u64,
     pub(crate) reads_max: u64,
     pub(crate) inbox_bytes: u64,
     pub(crate) compact_after: u64,
     pub(crate) compact_keep: u64,
-    /// Bytes that a compaction leaves, and those that it leaves for followers behind.
+    /// Bytes that a compaction keeps, and bytes that it keeps for followers behind.
     pub(crate) compact_keep_bytes: u64,
     pub(crate) compact_hold_bytes: u64,
     pub(crate) snapshot_chunk_bytes: usize,
-    /// Most entries of one message, and of one call of the state machine.
+    /// Maximum number of entries of one message, and of one call of the state machine.
     pub(crate) append_entries: usize,
     pub(crate) apply_entries: u64,
-    /// What is read from the log at once for the state machine.
+    /// Maximum bytes of one read of the log for the state machine.
     pub(crate) apply_read_bytes: u64,
-    /// Longest time that a call of storage or state machine takes, if they take any.
+    /// Maximum duration of a call of storage or state machine, if any.
     pub(crate) latency: Option<Duration>,
-    /// Sessions that are kept.
+    /// Number of sessions that are kept.
     pub(crate) sessions_max: u64,
     pub(crate) snapshot_bytes_per_second: u64,
     pub(crate) cache_bytes: u64,
-    /// How long a client waits for an answer before it asks elsewhere.
-    pub(crate) patience: Duration,
+    /// Time that a client waits for a result before it asks another node.
+    pub(crate) time_limit: Duration,
     pub(crate) reads_percent: u64,
 }
 
@@ -57,7 +57,7 @@ impl Plan {
             voters,
             nodes: voters + random.below(3),
             clients,
-            troubled: ms(10_000 + random.below(6_000)),
+            fault_period: ms(10_000 + random.below(6_000)),
             link: Link {
                 latency: (ms(1), ms(1 + random.below(8))),
                 loss: if bad_network { percent(&mut random, 8) } else { 0.0 },
@@ -81,12 +81,12 @@ impl Plan {
             latency: random.of(&[None, Some(ms(2)), Some(ms(10)), Some(ms(40))]),
             sessions_max: clients + random.below(2),
             cache_bytes: random.of(&[0, 500, 4_000, 1 << 20]),
-            patience: ms(random.of(&[300, 2_000])),
+            time_limit: ms(random.of(&[300, 2_000])),
             reads_percent: random.of(&[20, 50]),
         }
     }
 
-    /// Where the node `id` is after so many moves.
+    /// Endpoint of node `id` after `moves` moves.
     pub(crate) fn endpoint(id: u64, moves: u16) -> Endpoint {
         Endpoint::new("node", Self::port(id, moves)).expect("a name and a port")
     }
@@ -100,10 +100,10 @@ impl Plan {
         Membership::new((0..self.voters).map(|id| (NodeId(id), member(id))).collect())
     }
 
-    /// Of the node `id`, at its start number `life`.
-    pub(crate) fn config(&self, id: u64, life: u64) -> RaftConfig {
+    /// Configuration of node `id` at its start number `incarnation`.
+    pub(crate) fn config(&self, id: u64, incarnation: u64) -> RaftConfig {
         let mut config = RaftConfig::new(NodeId(id));
-        config.protocol.seed = mix(self.seed ^ mix(id ^ mix(life)));
+        config.protocol.seed = mix(self.seed ^ mix(id ^ mix(incarnation)));
         config.protocol.election_timeout = ELECTION_TIMEOUT;
         config.protocol.heartbeat_interval = Duration::from_millis(100);
         config.protocol.lease_drift_percent = 10;

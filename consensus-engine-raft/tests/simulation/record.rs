@@ -1,4 +1,4 @@
-//! What is known of the whole cluster, which no node knows; and the state machine that tells it.
+//! Knowledge of the whole cluster, which no single node has, and the state machine that reports it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,29 +22,29 @@ use super::{
     machine::{self, Answer, Machine, Shown},
 };
 
-/// What clients were told, and what was applied.
+/// Results of clients, and applied entries.
 #[derive(Debug, Default)]
 pub(crate) struct Record {
-    /// What was found wrong first.
+    /// First failure.
     pub(crate) failure: Option<String>,
     pub(crate) trace: u64,
     pub(crate) history: [Vec<Operation<Register, Option<u64>>>; KEYS],
     pub(crate) counts: BTreeMap<&'static str, u64>,
     pub(crate) attempts: u64,
-    /// The first one of each millisecond.
+    /// First moment of each millisecond.
     moments_at: BTreeMap<u64, u64>,
     moments: u64,
-    /// Of the replicated state after each index.
+    /// Hash of the replicated state after each index.
     hashes: BTreeMap<u64, u64>,
-    /// At which index each number of a session took effect.
+    /// Index at which each number of a session took effect.
     executed: BTreeMap<(u64, u64), u64>,
-    /// At which index each attempt is.
+    /// Index of each attempt.
     applied: BTreeMap<u64, u64>,
-    /// Attempts of which a client was told that they certainly came to nothing.
+    /// Attempts that were reported to a client as certainly not applied.
     not_applied: BTreeSet<u64>,
-    /// What was committed: the entry at each index, and a checksum of it.
+    /// Committed entry at each index, with a checksum.
     committed: BTreeMap<LogIndex, (LogId, u64)>,
-    /// A checksum of the response to each entry.
+    /// Checksum of the response to each entry.
     responses: BTreeMap<LogIndex, u64>,
     /// Committed configurations.
     memberships: BTreeMap<LogIndex, Membership>,
@@ -59,14 +59,14 @@ impl Record {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    /// What happens later has a greater number, at the same time too.
+    /// Returns a number that is greater than all earlier ones, also at the same time.
     pub(crate) fn moment(&mut self, now_ms: u64) -> u64 {
         self.moments += 1;
         self.moments_at.entry(now_ms).or_insert(self.moments);
         self.moments
     }
 
-    /// One that is not after that time.
+    /// Returns a number of a moment that is not after that time.
     pub(crate) fn moment_at(&self, ms: u64) -> u64 {
         self.moments_at.range(..=ms).next_back().map_or(0, |(_, moment)| *moment)
     }
@@ -79,12 +79,12 @@ impl Record {
         self.not_applied.insert(attempt);
         if let Some(index) = self.applied.get(&attempt) {
             self.fail(format!(
-                "K1: attempt {attempt} is at {index}, and is said to be certainly not applied: {why}"
+                "K1: attempt {attempt} is at {index}, but was reported as certainly not applied: {why}"
             ));
         }
     }
 
-    /// An entry that a node was given to apply is committed: it is the same on all nodes.
+    /// Checks that an entry that a node applies is the same on all nodes.
     fn applies(&mut self, node: u64, entry: &Entry) {
         let mut bytes = Vec::new();
         record::encode(entry, &mut bytes);
@@ -92,7 +92,7 @@ impl Record {
         let first = *self.committed.entry(entry.id.index).or_insert(committed);
         if first != committed {
             self.fail(format!(
-                "State Machine Safety: node {node} applies another entry {} than others, which applied {}",
+                "State Machine Safety: node {node} applies entry {}, but other nodes applied {}",
                 entry.id, first.0
             ));
         }
@@ -102,19 +102,21 @@ impl Record {
         let Some(command) = machine::command_of(entry) else { return };
         let (attempt, index) = (command.attempt, entry.id.index.0);
         if self.not_applied.contains(&attempt) {
-            self.fail(format!("K1: attempt {attempt} was certainly not applied, and is at {}", entry.id));
+            self.fail(format!("K1: attempt {attempt} was reported as not applied, but is at {}", entry.id));
         }
         let before = *self.applied.entry(attempt).or_insert(index);
         if before != index {
-            self.fail(format!("K2: attempt {attempt}, proposed once, is at {before} and at {index}"));
+            self.fail(format!("K2: attempt {attempt} was proposed once, but is at {before} and at {index}"));
         }
     }
 
-    /// A response is the same on all nodes, and after a restart too.
+    /// Checks that a response is the same on all nodes, also after a restart.
     fn responds(&mut self, node: u64, at: LogId, response: &[u8]) {
         let response = checksum(response);
         if *self.responses.entry(at.index).or_insert(response) != response {
-            self.fail(format!("State Machine Safety: node {node} answers entry {at} otherwise than others"));
+            self.fail(format!(
+                "State Machine Safety: the response of node {node} to entry {at} differs from other nodes"
+            ));
         }
     }
 
@@ -131,7 +133,7 @@ impl Record {
         }
     }
 
-    /// Why `meta` does not say what was committed at its last entry, if so.
+    /// Returns how `meta` differs from what was committed at its last entry, if it does.
     pub(crate) fn differs_from_committed(&self, meta: &SnapshotMeta) -> Option<String> {
         let committed = self.committed.get(&meta.last.index).map(|(id, _)| *id);
         if committed != Some(meta.last) {
@@ -143,7 +145,7 @@ impl Record {
         })
     }
 
-    /// Of the newest configuration that was committed up to `index`.
+    /// Index of the newest configuration that was committed up to `index`.
     pub(crate) fn membership_index(&self, index: LogIndex) -> LogIndex {
         self.memberships.range(..=index).next_back().map_or(LogIndex(0), |(at, _)| *at)
     }
@@ -153,7 +155,7 @@ fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(bytes.len() as u64, |sum, byte| chain(sum, u64::from(*byte)))
 }
 
-/// What of a machine is seen from outside.
+/// State of a machine as seen from outside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) applied: LogId,
@@ -161,7 +163,7 @@ pub(crate) struct View {
     pub(crate) registers: [u64; KEYS],
 }
 
-/// The state machine, as an engine is given it: it shows what it holds, checks what it is asked for, and panics when told to.
+/// The state machine of an engine, with checks: it shows its state, checks its calls, and panics on request.
 pub(crate) struct Watched {
     boundary: Arc<Boundary>,
     machine: Machine,
@@ -170,7 +172,7 @@ pub(crate) struct Watched {
     pub(crate) panics: Arc<Panics>,
 }
 
-/// Whether a machine is to panic when it is next asked to apply something, and whether it did.
+/// Whether a machine must panic in its next apply, and whether it did.
 #[derive(Debug, Default)]
 pub(crate) struct Panics {
     called_for: AtomicBool,
@@ -198,7 +200,7 @@ impl Watched {
         Ok(watched)
     }
 
-    /// Compares the state with what others had here, and shows it.
+    /// Compares the state with those of other nodes at this position, and shows it.
     fn show(&mut self) -> Result<(), StateMachineError> {
         let mut stream = Vec::new();
         self.machine.snapshot()?.write_to(&mut stream)?;
@@ -209,13 +211,13 @@ impl Watched {
         Ok(())
     }
 
-    /// What is applied follows what was applied before.
+    /// Checks that the entries follow those applied before.
     fn check_sequence(&self, entries: &[Entry]) {
         let applied = self.machine.applied().index.0;
         let gapless = (applied + 1..).zip(entries).all(|(index, entry)| entry.id.index.0 == index);
         if !gapless || entries.is_empty() {
             let ids: Vec<String> = entries.iter().map(|entry| entry.id.to_string()).collect();
-            let why = format!("I8: node {} is to apply {ids:?} after {applied}", self.boundary.node);
+            let why = format!("I8: node {} is asked to apply {ids:?} after {applied}", self.boundary.node);
             self.boundary.record().fail(why);
         }
     }
@@ -229,7 +231,7 @@ impl StateMachine for Watched {
     fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
         if self.panics.called_for.load(Ordering::Relaxed) {
             self.panics.happened.store(true, Ordering::Relaxed);
-            std::panic::resume_unwind(Box::new("as the simulation told it")); // Without a word on stderr.
+            std::panic::resume_unwind(Box::new("requested by the simulation")); // Prints nothing to stderr.
         }
         self.check_sequence(entries);
         let responses = self.machine.apply(entries)?;
@@ -268,9 +270,9 @@ impl StateMachine for Watched {
             let (now, installed) = (known.applied, known.installs != installs);
             drop(known);
             if installed {
-                boundary.record().count("snapshot installed beside a flush");
+                boundary.record().count("snapshot installed during a flush");
             } else if now > applied {
-                boundary.record().count("entries applied beside a flush");
+                boundary.record().count("entries applied during a flush");
             }
             Ok(durable)
         }))

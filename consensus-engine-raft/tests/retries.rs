@@ -1,4 +1,4 @@
-//! Work that failed and can be repeated ends no node: it is done again until it succeeds.
+//! Failed work that can be repeated is retried and does not stop the node.
 
 mod faulty;
 
@@ -10,7 +10,7 @@ use consensus_core::{
 use consensus_testkit::SmallDisk;
 use faulty::{Faults, FaultyCluster, set};
 
-/// The only voter, whose log is compacted, and a learner that needs a snapshot from it.
+/// The only voter with a compacted log, and a learner that needs a snapshot from it.
 async fn with_a_learner_that_needs_a_snapshot(
     configure: fn(&mut consensus_engine_raft::RaftConfig),
     prepare: impl FnOnce(&mut FaultyCluster),
@@ -32,106 +32,108 @@ async fn add_the_learner(cluster: &FaultyCluster) {
     cluster.nodes[0].engine.change_membership(vec![learner]).await.unwrap();
 }
 
-/// While `fault` is on the leader says that no snapshot is sent, in words that contain `why`, and serves on.
-async fn snapshot_is_sent_when_the_fault_is_over(fault: fn(&Faults) -> &AtomicBool, why: &str) {
+/// Checks that while `fault` is on, the leader reports an error that contains `why`, sends no snapshot, and keeps serving.
+async fn check_snapshot_is_sent_after_fault(fault: fn(&Faults) -> &AtomicBool, why: &str) {
     let cluster = with_a_learner_that_needs_a_snapshot(|_| {}, |_| {}).await;
     let (leader, learner) = (&cluster.nodes[0], &cluster.nodes[1]);
     set(fault(&leader.faults), true);
     add_the_learner(&cluster).await;
-    let says =
+    let reports =
         |status: &EngineStatus| status.snapshot_errors.get(&NodeId(1)).is_some_and(|said| said.contains(why));
-    leader.status_when("the leader says why", says).await;
+    leader.status_when("the leader reports the reason", reports).await;
     leader.engine.propose("meanwhile".into()).await.unwrap();
     assert_eq!(leader.status().health, Health::Running);
     set(fault(&leader.faults), false);
     learner.applied("meanwhile").await;
-    leader.status_when("nothing is left of it", |status| status.snapshot_errors.is_empty()).await;
+    leader.status_when("the error is cleared", |status| status.snapshot_errors.is_empty()).await;
     cluster.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshot_that_cannot_be_taken_is_taken_again() {
-    snapshot_is_sent_when_the_fault_is_over(|faults| &faults.snapshots_fail, "lets snapshots fail").await;
+async fn failed_snapshot_is_retried() {
+    check_snapshot_is_sent_after_fault(|faults| &faults.snapshots_fail, "makes snapshots fail").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshot_that_cannot_be_read_is_taken_again() {
-    snapshot_is_sent_when_the_fault_is_over(|faults| &faults.streams_fail, "reads of the snapshot fail")
-        .await;
+async fn snapshot_with_failing_stream_is_retried() {
+    check_snapshot_is_sent_after_fault(|faults| &faults.streams_fail, "reads of the snapshot fail").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshot_before_which_the_machine_cannot_be_flushed_is_taken_again() {
-    snapshot_is_sent_when_the_fault_is_over(|faults| &faults.flushes_fail, "lets flushes fail").await;
+async fn snapshot_is_retried_after_failed_flush() {
+    check_snapshot_is_sent_after_fault(|faults| &faults.flushes_fail, "makes flushes fail").await;
 }
 
-/// The follower says why it does not take the snapshot, and takes it when `mend` was called.
-async fn snapshot_is_taken_when_it_can_be(
+/// Checks that the follower reports why it refuses the snapshot, and accepts one after `repair`.
+async fn check_snapshot_is_accepted_after_repair(
     cluster: FaultyCluster,
     why: &str,
-    mend: impl FnOnce(&FaultyCluster),
+    repair: impl FnOnce(&FaultyCluster),
 ) {
     add_the_learner(&cluster).await;
     let (leader, learner) = (&cluster.nodes[0], &cluster.nodes[1]);
-    let says =
+    let reports =
         |status: &EngineStatus| status.snapshot_blocked.as_ref().is_some_and(|said| said.contains(why));
-    learner.status_when("the follower says why", says).await;
+    learner.status_when("the follower reports the reason", reports).await;
     let is_refused = |status: &EngineStatus| {
         status.snapshot_errors.get(&NodeId(1)).is_some_and(|said| said.contains("refused"))
     };
-    leader.status_when("the leader says that it is refused", is_refused).await;
+    leader.status_when("the leader reports the refusal", is_refused).await;
     leader.engine.propose("meanwhile".into()).await.unwrap();
     assert_eq!(
         (leader.status().health.clone(), learner.status().health.clone()),
         (Health::Running, Health::Running)
     );
-    mend(&cluster);
+    repair(&cluster);
     learner.applied("meanwhile").await;
-    learner.status_when("nothing is left of it", |status| status.snapshot_blocked.is_none()).await;
+    learner.status_when("the error is cleared", |status| status.snapshot_blocked.is_none()).await;
     cluster.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshot_that_cannot_be_restored_is_restored_again() {
+async fn failed_restore_is_retried_with_another_snapshot() {
     let cluster = with_a_learner_that_needs_a_snapshot(|_| {}, |_| {}).await;
     set(&cluster.nodes[1].faults.restores_fail, true);
-    snapshot_is_taken_when_it_can_be(cluster, "lets restores fail", |cluster| {
+    check_snapshot_is_accepted_after_repair(cluster, "makes restores fail", |cluster| {
         set(&cluster.nodes[1].faults.restores_fail, false);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshot_that_has_no_place_to_arrive_is_sent_again() {
+async fn snapshot_without_writable_directory_is_sent_again() {
     let dir = tempfile::tempdir().unwrap();
     let place = dir.path().join("not there yet");
     let cluster =
         with_a_learner_that_needs_a_snapshot(|_| {}, |cluster| cluster.snapshot_dir = Some(place.clone()))
             .await;
-    snapshot_is_taken_when_it_can_be(cluster, "not there yet", |_| std::fs::create_dir(&place).unwrap())
-        .await;
+    check_snapshot_is_accepted_after_repair(cluster, "not there yet", |_| {
+        std::fs::create_dir(&place).unwrap()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn snapshot_does_not_take_the_reserve_of_a_disk_and_arrives_when_there_is_room() {
+async fn snapshot_leaves_the_reserve_free_and_arrives_once_there_is_room() {
     const MIB: u64 = 1 << 20;
     let dir = tempfile::tempdir().unwrap();
     let disk = match SmallDisk::mount(dir.path(), 16) {
         Ok(disk) => disk,
         Err(why) => return println!("SKIPPED, {why}"),
     };
-    // The snapshot has 1 MB; half of that is there beyond the reserve.
+    // The snapshot has 1 MB; only half of that is free beyond the reserve.
     let ballast = dir.path().join("some files");
     std::fs::write(&ballast, vec![0; (16 - 4) * MIB as usize - MIB as usize / 2]).unwrap();
     let configure = |config: &mut consensus_engine_raft::RaftConfig| config.snapshot_reserve_bytes = 4 * MIB;
     let path = disk.path().to_owned();
     let cluster =
         with_a_learner_that_needs_a_snapshot(configure, |cluster| cluster.snapshot_dir = Some(path)).await;
-    snapshot_is_taken_when_it_can_be(cluster, "MiB free", |_| std::fs::remove_file(&ballast).unwrap()).await;
+    check_snapshot_is_accepted_after_repair(cluster, "MiB free", |_| std::fs::remove_file(&ballast).unwrap())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn log_is_kept_while_the_machine_cannot_be_flushed_and_compacted_afterwards() {
+async fn log_is_kept_while_flushes_fail_and_compacted_afterwards() {
     let cluster = FaultyCluster::start(1, |config| {
         (config.compact_after_entries, config.compact_keep_entries) = (10, 0);
     })
@@ -148,12 +150,12 @@ async fn log_is_kept_while_the_machine_cannot_be_flushed_and_compacted_afterward
     );
     assert_eq!((node.status().health.clone(), node.status().first_index), (Health::Running, LogIndex(1)));
     set(&node.faults.flushes_fail, false);
-    node.status_when("it is compacted by itself", |status| status.first_index > LogIndex(10)).await;
+    node.status_when("the log is compacted automatically", |status| status.first_index > LogIndex(10)).await;
     cluster.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn machine_that_lost_its_state_ends_the_node() {
+async fn broken_state_machine_stops_the_node() {
     let cluster = FaultyCluster::start(1, |_| {}).await;
     let node = &cluster.nodes[cluster.leader().await];
     set(&node.faults.flushes_break, true);
@@ -165,7 +167,7 @@ async fn machine_that_lost_its_state_ends_the_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_for_a_follower_that_cannot_be_read_are_read_again() {
+async fn failed_read_of_entries_for_a_follower_is_retried() {
     let mut cluster = FaultyCluster::start(1, |config| config.cache_bytes_max = 1000).await;
     let leader = cluster.leader().await;
     for _ in 0..20 {

@@ -1,4 +1,4 @@
-//! What befalls the cluster.
+//! Faults that are injected into the cluster.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{
     members,
 };
 
-/// One of them, to its end.
+/// Injects one fault, and waits for its end.
 pub(crate) async fn any(world: Arc<World>, mut random: Random) {
     let kind = random.below(20);
     match kind {
@@ -32,13 +32,13 @@ pub(crate) async fn any(world: Arc<World>, mut random: Random) {
         10 => full_disk(&world, &node, random).await,
         11 => restart(&world, &node, random).await,
         12 => {
-            world.record().count("trouble: transfer");
+            world.record().count("fault: transfer");
             let to = random.percent(50).then(|| NodeId(random.below(world.plan.nodes)));
-            let _ = world.answered("a transfer", node.engine.transfer_leadership(to)).await;
+            let _ = world.completes("a transfer", node.engine.transfer_leadership(to)).await;
         }
         13 => {
-            world.record().count("trouble: compaction");
-            let _ = world.answered("a compaction", node.engine.compact_log()).await;
+            world.record().count("fault: compaction");
+            let _ = world.completes("a compaction", node.engine.compact_log()).await;
         }
         14 => left_behind(&world, &node, random).await,
         15 | 16 => power_in_install(&world, &node, random).await,
@@ -53,7 +53,7 @@ async fn a_while(random: &mut Random, most_ms: u64) {
 }
 
 async fn partition(world: &World, mut random: Random) {
-    world.record().count("trouble: partition");
+    world.record().count("fault: partition");
     let first = random.below(world.plan.nodes);
     let first = world.leader().filter(|_| random.percent(60)).map_or(first, |node| node.id);
     let minority = 1 + random.below(world.plan.nodes / 2);
@@ -70,31 +70,31 @@ async fn partition(world: &World, mut random: Random) {
 }
 
 async fn power(world: &World, node: &Node, mut random: Random) {
-    world.record().count("trouble: power lost");
+    world.record().count("fault: power lost");
     world.lose_power(node.id).await;
     a_while(&mut random, 2_000).await;
     world.up_again(node.id).await;
 }
 
-/// The power goes between two writes, or within one, to the log or to the state.
+/// Loses the power between two writes to the log or to the state, or within one.
 async fn power_between_writes(world: &World, node: &Node, mut random: Random) {
-    world.record().count("trouble: power lost between two writes");
+    world.record().count("fault: power lost between two writes");
     if random.percent(60) {
         node.boundary.set_crash(Some(Crash::Write(random.below(6), random.of(&LEFT))));
     } else {
         node.boundary.dir.lose_power_after(random.below(9));
     }
     if world.power_lost_within(node, Duration::from_secs(2)).await {
-        world.record().count("power went between two writes");
+        world.record().count("power lost between two writes");
     }
     world.lose_power(node.id).await;
     a_while(&mut random, 1_000).await;
     world.up_again(node.id).await;
 }
 
-/// The engine has to end; it starts again on what lies on the disk.
+/// Makes the disk fail: the engine must stop, and restarts on the content of the disk.
 async fn failing_disk(world: &World, node: &Node, mut random: Random) {
-    world.record().count("trouble: disk failed");
+    world.record().count("fault: disk failed");
     node.boundary.log.fail(random.of(&LEFT));
     a_while(&mut random, 1_000).await;
     must_be_fatal(world, node, node.boundary.log.has_failed()).await;
@@ -103,16 +103,16 @@ async fn failing_disk(world: &World, node: &Node, mut random: Random) {
 }
 
 async fn must_be_fatal(world: &World, node: &Node, reason: bool) {
-    // It hears of it as an input, so in its next turn.
+    // The engine learns of the failure in its next turn.
     sleep(Duration::from_millis(2)).await;
     if reason && !matches!(node.health(), Health::Fatal(_)) {
         let (id, status) = (node.id, node.status());
-        world.record().fail(format!("node {id} goes on after what has to end it: {status:?}"));
+        world.record().fail(format!("node {id} continues after a fatal fault: {status:?}"));
     }
 }
 
 async fn full_disk(world: &World, node: &Node, mut random: Random) {
-    world.record().count("trouble: disk full");
+    world.record().count("fault: disk full");
     node.boundary.log.fill(true);
     a_while(&mut random, 3_000).await;
     if random.percent(30) {
@@ -120,39 +120,39 @@ async fn full_disk(world: &World, node: &Node, mut random: Random) {
         return world.up_again(node.id).await;
     }
     node.boundary.log.fill(false);
-    // It looks again by itself.
+    // The engine retries by itself.
     sleep(Duration::from_millis(500)).await;
     let no_room = node.status().no_room.clone();
     if let Some(why) = no_room {
-        world.record().fail(format!("node {} does not see that there is room: {why}", node.id));
+        world.record().fail(format!("node {} does not notice that there is room again: {why}", node.id));
     }
 }
 
 async fn restart(world: &World, node: &Node, mut random: Random) {
-    world.record().count("trouble: restart");
+    world.record().count("fault: restart");
     world.shut_down_one(node.id).await;
     a_while(&mut random, 1_000).await;
     world.up_again(node.id).await;
 }
 
-/// Away until the others have no log for it.
+/// Stops a node until the others have purged the entries that it needs.
 async fn left_behind(world: &World, node: &Node, mut random: Random) {
-    world.record().count("trouble: left behind");
+    world.record().count("fault: left behind");
     world.lose_power(node.id).await;
     a_while(&mut random, 2_500).await;
     for other in world.nodes() {
-        let _ = world.answered("a compaction", other.engine.compact_log()).await;
+        let _ = world.completes("a compaction", other.engine.compact_log()).await;
     }
     world.up_again(node.id).await;
 }
 
-/// The power goes at a step of the install of a snapshot.
+/// Loses the power at a step of the installation of a snapshot.
 async fn power_in_install(world: &World, node: &Node, mut random: Random) {
-    world.record().count("trouble: power lost in an install");
+    world.record().count("fault: power lost in an install");
     world.lose_power(node.id).await;
     a_while(&mut random, 1_500).await;
     for other in world.nodes() {
-        let _ = world.answered("a compaction", other.engine.compact_log()).await;
+        let _ = world.completes("a compaction", other.engine.compact_log()).await;
     }
     let step = match random.below(5) {
         0 => Crash::InstallMarked,
@@ -164,7 +164,7 @@ async fn power_in_install(world: &World, node: &Node, mut random: Random) {
     }
     let Some(node) = world.nodes().into_iter().find(|up| up.id == node.id) else { return };
     if world.power_lost_within(&node, Duration::from_secs(3)).await {
-        world.record().count("power went in an install");
+        world.record().count("power lost in an install");
         world.lose_power(node.id).await;
         a_while(&mut random, 500).await;
         world.up_again(node.id).await;
@@ -172,7 +172,7 @@ async fn power_in_install(world: &World, node: &Node, mut random: Random) {
 }
 
 async fn panicking_machine(world: &World, node: &Node, mut random: Random) {
-    world.record().count("trouble: machine panicked");
+    world.record().count("fault: machine panicked");
     node.panics.call_for();
     a_while(&mut random, 1_000).await;
     must_be_fatal(world, node, node.panics.happened()).await;
@@ -180,18 +180,18 @@ async fn panicking_machine(world: &World, node: &Node, mut random: Random) {
     world.up_again(node.id).await;
 }
 
-/// A record of the log is damaged while the node is down. It has to do without, while the others hold it (I16); and again,
+/// Damages a record of the log while the node is down. The node must do without its entry, which the others have (I16); and again,
 /// while it fetches the rest.
 async fn damage(world: &World, node: &Node, mut random: Random) {
-    // Nobody promises anything where two nodes have lost the same.
+    // There is no guarantee if two nodes have lost the same entries.
     let Ok(_alone) = world.damaging.try_lock() else { return };
-    // Nor where the others are no quorum for another reason.
+    // There is none either if the others are no quorum for another reason.
     let Ok(_unchanged) = world.changing.try_lock() else { return };
     for _ in 0..1 + random.below(3) {
         if random.percent(50) {
             world.shut_down_one(node.id).await; // Its machine reflects all of the log, and what is cut off it too.
         } else {
-            // A power cut takes the mark: with damage beside it the last record can disappear without a trace.
+            // A power loss removes the mark: with additional damage the last record can disappear unnoticed.
             world.kill(node.id).await;
         }
         a_while(&mut random, 100).await;
@@ -200,14 +200,14 @@ async fn damage(world: &World, node: &Node, mut random: Random) {
         }
         a_while(&mut random, 60).await;
     }
-    // Whatever a member lost it has again.
+    // A member must get all lost entries again.
     let began = Instant::now();
     while world.nodes().iter().any(|up| up.id == node.id && up.boundary.is_damaged()) {
         if began.elapsed() > REPAIRED_BY && world.members().iter().any(|member| member.id == node.id) {
             let told: Vec<_> = world.nodes().iter().map(Node::status).collect();
             return world
                 .record()
-                .fail(format!("node {} does not get back what its log lost\n{told:#?}", node.id));
+                .fail(format!("node {} does not get its lost entries again\n{told:#?}", node.id));
         }
         if began.elapsed() > 2 * REPAIRED_BY {
             return; // It was removed.
@@ -216,7 +216,7 @@ async fn damage(world: &World, node: &Node, mut random: Random) {
     }
 }
 
-/// `false` if the damage was refused, and the node started without it.
+/// Returns `false` if the node refused the damaged log and was started with the undamaged one.
 async fn start_damaged(world: &World, id: u64, random: &mut Random) -> bool {
     let sound = world.log_files(id);
     let commands = log_disk::commands_in(NodeId(id), &sound);
@@ -229,14 +229,14 @@ async fn start_damaged(world: &World, id: u64, random: &mut Random) -> bool {
         world.up_again(id).await;
         return true;
     }
-    world.record().count("trouble: record damaged");
+    world.record().count("fault: record damaged");
     world.set_log_files(id, files);
     match world.up(id).await {
         Ok(()) => {
-            world.record().count("damaged log cut");
+            world.record().count("damaged log truncated");
             true
         }
-        // The others could not do without it.
+        // The other nodes need this node's entries.
         Err(StartError::Storage(_)) => {
             world.record().count("damaged log refused");
             world.set_log_files(id, sound);
@@ -250,5 +250,5 @@ async fn start_damaged(world: &World, id: u64, random: &mut Random) -> bool {
     }
 }
 
-/// In the midst of other troubles.
+/// Long enough to last while other faults occur.
 const REPAIRED_BY: Duration = Duration::from_secs(30);

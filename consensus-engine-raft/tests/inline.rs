@@ -1,4 +1,4 @@
-//! A node without others does small work on the engine's task as long as that is quick; one that has others never does.
+//! The only member of a cluster runs small work inline on the engine's task as long as it is quick; other members never do.
 
 use std::{
     io::Read,
@@ -20,7 +20,7 @@ use consensus_testkit::{Journal, MemLogStorage};
 use consensus_transport_mem::MemNetwork;
 use tokio::runtime::Handle;
 
-/// Notes which thread calls it.
+/// Records the thread of its last call.
 #[derive(Clone, Default)]
 struct Seen {
     threads: Arc<Mutex<Vec<String>>>,
@@ -31,7 +31,7 @@ impl Seen {
     fn called(&self) {
         let name = thread::current().name().unwrap_or("without a name").to_owned();
         self.threads.lock().unwrap().push(name);
-        // As code does that may block.
+        // Like code that may block.
         if let Ok(runtime) = Handle::try_current() {
             runtime.block_on(std::future::ready(()));
         }
@@ -94,7 +94,7 @@ async fn start(network: &MemNetwork, id: u64, size: u64, log: &Seen, machine: &S
     builder.start(network.transport(NodeId(id)), log, machine).await.unwrap()
 }
 
-/// The leader; what was called before does not count.
+/// Waits for the leader, and clears the recorded calls.
 async fn leader(engine: &RaftEngine, seen: [&Seen; 2]) -> NodeId {
     let mut status = engine.status();
     let leader = status.wait_for(|status| status.leader.is_some()).await.unwrap().leader;
@@ -104,7 +104,7 @@ async fn leader(engine: &RaftEngine, seen: [&Seen; 2]) -> NodeId {
     leader.unwrap()
 }
 
-/// Commands until the last calls were as `are` says; a machine that is busy makes some of them late.
+/// Proposes commands until the last calls satisfy `are`, because a busy machine makes some of them slow.
 async fn propose_until(engine: &RaftEngine, what: &str, are: impl Fn() -> bool) {
     for _ in 0..1000 {
         engine.propose("command".into()).await.unwrap();
@@ -116,7 +116,7 @@ async fn propose_until(engine: &RaftEngine, what: &str, are: impl Fn() -> bool) 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn alone_while_it_is_quick() {
+async fn only_member_runs_quick_work_inline() {
     let (log, machine) = (Seen::default(), Seen::default());
     let engine = start(&MemNetwork::new(1), 1, 1, &log, &machine).await;
     leader(&engine, [&log, &machine]).await;
@@ -127,7 +127,7 @@ async fn alone_while_it_is_quick() {
         propose_until(&engine, "a slow log's thread", on_log).await;
         for _ in 0..20 {
             engine.propose("command".into()).await.unwrap();
-            assert!(on_log(), "round {round}: a slow log held up a task");
+            assert!(on_log(), "round {round}: a slow log blocked a task");
         }
         log.is_slow.store(false, Ordering::SeqCst);
         machine.is_slow.store(true, Ordering::SeqCst);
@@ -137,9 +137,9 @@ async fn alone_while_it_is_quick() {
     engine.shutdown().await.unwrap();
 }
 
-/// There is nobody else to run the other tasks.
+/// No other thread could run the other tasks.
 #[tokio::test]
-async fn not_on_the_only_thread() {
+async fn runtime_with_one_thread_runs_no_work_inline() {
     let (log, machine) = (Seen::default(), Seen::default());
     let engine = start(&MemNetwork::new(1), 1, 1, &log, &machine).await;
     leader(&engine, [&log, &machine]).await;
@@ -151,7 +151,7 @@ async fn not_on_the_only_thread() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn not_in_a_cluster() {
+async fn cluster_of_several_members_runs_no_work_inline() {
     let (log, machine, network) = (Seen::default(), Seen::default(), MemNetwork::new(1));
     let mut nodes = Vec::new();
     for id in 1..=3 {
@@ -170,7 +170,7 @@ async fn not_in_a_cluster() {
 }
 
 #[test]
-fn runtime_dropped_without_shutdown_has_dropped_the_machine() {
+fn dropped_runtime_drops_the_state_machine() {
     let (machine, dropped) = Journal::slow_to_drop();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let engine = runtime.block_on(async {
@@ -182,6 +182,6 @@ fn runtime_dropped_without_shutdown_has_dropped_the_machine() {
         engine
     });
     drop(runtime);
-    assert!(dropped.load(Ordering::SeqCst), "a thread still holds the machine");
+    assert!(dropped.load(Ordering::SeqCst), "a thread still holds the state machine");
     drop(engine);
 }

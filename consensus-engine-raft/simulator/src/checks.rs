@@ -1,19 +1,19 @@
-//! What must hold at every step (the properties of the paper's figure 3, and `docs/invariants.md`), and what a run came by.
+//! Properties that must hold at every step (figure 3 of the paper, and `docs/invariants.md`), and the events of a run.
 //!
-//! # What is promised when operators make mistakes
-//! 1. An emptied disk is another disk. Its node neither votes nor counts before it has caught up, or was added again; so all
-//!    that was acknowledged is kept, and every check holds in full. If a quorum was emptied nobody can lead, and that is all.
-//! 2. Nothing tells an old copy that is put back from the disk that it replaces: that node has forgotten what it acknowledged
-//!    and voted since. Every check holds in full as long as
-//!    * each committed entry is on a quorum of disks even so,
-//!    * no term is led twice in which that node may have forgotten a vote, and
+//! # Guarantees when operators make mistakes
+//! 1. An emptied disk counts as another disk. Its node neither votes nor counts before it has caught up or was added again, so
+//!    all acknowledged data is kept, and every check holds. If a quorum was emptied, no leader can be elected.
+//! 2. An old copy that is restored cannot be distinguished from the disk that it replaces: the node has lost its later
+//!    acknowledgements and votes. Every check holds as long as
+//!    * each committed entry is still on a quorum of disks,
+//!    * no term in which the node may have lost a vote has two leaders, and
 //!    * the copy's configuration has the same voters as the one in force.
-//! 3. Otherwise acknowledged writes can be lost; *one* old copy is enough for a write that a bare majority held. The promise is
-//!    void, and what is left of it is that the loss is said where it can be seen: of two nodes that exchange messages and have
-//!    different committed entries at one index, one has ended.
-//! 4. A cluster makes progress when trouble is over if, in every configuration that a node goes by, a quorum of *sound* nodes is
-//!    left: their disks are those that the others know, none is an old copy, and none has ended. With a witness one of them that
-//!    keeps commands must have a log as long as a quorum of them: commands that only a witness has heard of are lost.
+//! 3. Otherwise acknowledged writes can be lost; *one* old copy is enough for a write that only a bare majority has. The only
+//!    remaining guarantee is that an observable loss is reported: if two nodes that exchange messages have
+//!    different committed entries at one index, one of them has stopped.
+//! 4. After the end of all faults a cluster makes progress if, in every configuration that a node has, a quorum of *sound* nodes is
+//!    left: their disks are those that the others know, none is an old copy, and none has stopped. With a witness, one of them that
+//!    keeps commands must have a log as long as a quorum of them: commands of which only a witness knows are lost.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -24,45 +24,45 @@ use consensus_core::{LogId, LogIndex, Membership, NodeId, Payload, Role, Term};
 use consensus_raft_protocol::Raft;
 
 use crate::{
+    data_loss::{Guarantee, LossKind, Lost},
     disk::SimDisk,
-    losses::{LossKind, Lost, Promise},
     machine::{Command, Effect},
     random::chain,
     world::{Before, World},
 };
 
-/// What is known of the whole cluster, which no node knows.
+/// Knowledge of the whole cluster, which no single node has.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
-    /// What was committed, by index.
+    /// Committed entries by index.
     pub(crate) committed: BTreeMap<u64, LogId>,
-    /// In which term, or an earlier one.
+    /// Term by which each entry was committed at the latest.
     committed_in: BTreeMap<u64, Term>,
     /// Configurations by their entry.
     configurations: BTreeMap<LogId, Arc<Membership>>,
     pub(crate) leaders: BTreeMap<Term, NodeId>,
-    /// The entry before, and a checksum of the content, of every entry ever appended (Log Matching).
+    /// Preceding entry and checksum of the content of every entry ever appended (Log Matching).
     entries: HashMap<LogId, (LogId, u64)>,
-    /// Of the replicated state after each index.
+    /// Hash of the replicated state after each index.
     hashes: BTreeMap<u64, u64>,
-    /// At which index each number of a session took effect.
+    /// Index at which each number of a session took effect.
     executed: HashMap<(u64, u64), LogIndex>,
-    /// Attempts of which a client was told that they certainly came to nothing.
+    /// Attempts that were reported to a client as certainly not applied.
     pub(crate) not_applied: HashSet<u64>,
-    /// Highest index that a client was told of.
+    /// Highest index that was acknowledged to a client.
     pub(crate) acknowledged: LogIndex,
-    /// What nodes held that have lost some of it since.
+    /// Former content of disks that have lost some of it.
     pub(crate) lost: Vec<Lost>,
-    /// What operators left of what is promised.
-    pub(crate) promise: Promise,
-    /// Requests that clients were answered.
+    /// Guarantees that remain after operators' mistakes.
+    pub(crate) guarantee: Guarantee,
+    /// Number of requests with a result.
     pub(crate) answered: u64,
-    /// How often what came about.
+    /// Number of occurrences of each event.
     pub(crate) reached: BTreeMap<&'static str, u64>,
-    pub(crate) faults: u64,
+    pub(crate) faults_injected: u64,
 }
 
-/// What a set of runs must come by: a simulation that never gets there proves nothing about it.
+/// Events that must occur in a set of runs: a simulation without them would prove nothing about them.
 pub const RARE: &[&str] = &[
     "leader",
     "step-down",
@@ -76,27 +76,27 @@ pub const RARE: &[&str] = &[
     "read on a follower",
     "read refused",
     "lease read",
-    "lease over during a read",
+    "lease ended during a read",
     "joint",
     "leader change in a joint configuration",
     "leader removed",
     "voter added",
     "change done",
     "transfer",
-    "damaged log cut",
-    "damaged log whole again",
+    "damaged log truncated",
+    "damaged log has caught up",
     "disk emptied",
     "no room on a disk",
     "a write failed",
     "attempt certainly not applied",
-    "operation given up",
-    "repeated command answered again",
+    "operation abandoned",
+    "repeated command had the same response",
 ];
 
-/// The same for runs in which operators make mistakes.
+/// Events that must occur in a set of runs with operators' mistakes.
 pub const RARE_MISTAKES: &[&str] = &[
-    "copy put back",
-    "several copies put back",
+    "old copy restored",
+    "several old copies restored",
     "disk wiped, node joins",
     "disk wiped, node starts as usual",
     "member replaced under its id",
@@ -111,10 +111,10 @@ pub const RARE_MISTAKES: &[&str] = &[
     "message of another cluster refused",
     "node refuses to bootstrap",
     "node waits for its peers",
-    "stalled leader gives leadership away",
-    "cluster went on without a stalled node",
-    "node ended by a contradiction",
-    "promise void",
+    "stalled leader transfers leadership",
+    "cluster worked without a stalled node",
+    "node stopped by a contradiction",
+    "guarantee void",
     "no sound quorum was left",
 ];
 
@@ -123,8 +123,8 @@ impl Checks {
         *self.reached.entry(what).or_insert(0) += 1;
     }
 
-    /// A disk is about to lose some of this.
-    pub(crate) fn loses(&mut self, id: NodeId, disk: &SimDisk) {
+    /// Must be called before a disk loses data.
+    pub(crate) fn record_loss(&mut self, id: NodeId, disk: &SimDisk) {
         self.lost.push(Lost { node: id, disk: disk.image(), kind: LossKind::Known });
     }
 
@@ -140,7 +140,7 @@ impl Checks {
         newest.map(|(_, membership)| membership.clone())
     }
 
-    /// Log Matching: whoever has an entry of this term at this index has the same, after the same.
+    /// Log Matching: entries with equal index and term are equal, and so are the entries before them.
     pub(crate) fn entry(&mut self, at: LogId, raft: Option<&Raft>, payload: &Payload) {
         if let Payload::Membership(membership) = payload {
             self.configurations.entry(at).or_insert_with(|| Arc::new(membership.clone()));
@@ -155,13 +155,13 @@ impl Checks {
         };
         let Some(before) = raft.and_then(|raft| raft.id_at(at.index.prev())) else { return };
         let known = *self.entries.entry(at).or_insert((before, content));
-        let is_same = known == (before, content) || !self.is_promised();
+        let is_same = known == (before, content) || !self.holds();
         assert!(is_same, "Log Matching: two entries {at}, after {} and {before}", known.0);
     }
 
-    /// State Machine Safety, sessions, and what clients were told.
+    /// State Machine Safety, sessions, and results of clients.
     pub(crate) fn effect(&mut self, id: NodeId, effect: &Effect) {
-        if !self.is_promised() {
+        if !self.holds() {
             return;
         }
         let Effect { command, executed, at, hash } = effect;
@@ -170,25 +170,25 @@ impl Checks {
         let attempt = command.attempt;
         assert!(
             !self.not_applied.contains(&attempt),
-            "K1: attempt {attempt} was certainly not applied, and is at {at}"
+            "K1: attempt {attempt} was reported as not applied, but is at {at}"
         );
         if !executed {
-            return self.reach("repeated command answered again");
+            return self.reach("repeated command had the same response");
         }
         let session = (command.session.client_id, command.session.sequence);
         let first = *self.executed.entry(session).or_insert(at.index);
         assert!(first == at.index, "exactly once: {session:?} took effect at {first} and at {}", at.index);
     }
 
-    /// A snapshot says what was committed.
+    /// Checks that a snapshot has the committed position and configuration.
     pub(crate) fn snapshot(&mut self, last: LogId, membership: &Membership) {
         let committed = |id: &&LogId| id.index <= last.index && self.committed.get(&id.index.0) == Some(id);
         let in_force = self.configurations.keys().filter(committed).max_by_key(|id| id.index);
-        if let Some(in_force) = in_force.filter(|_| self.is_promised()) {
+        if let Some(in_force) = in_force.filter(|_| self.holds()) {
             let known = &self.configurations[in_force];
             assert!(
                 **known == *membership,
-                "M8: the snapshot at {last} carries {membership} instead of {known}"
+                "M8: the snapshot at {last} has configuration {membership} instead of {known}"
             );
         }
     }
@@ -203,19 +203,19 @@ impl World {
         let raft = &up.raft;
         let (role, commit, term, leader) = (raft.role(), raft.commit(), raft.term(), raft.leader());
         let election_timeout = std::time::Duration::from_millis(self.plan.election_ms);
-        assert!(commit >= before.commit, "I7: the commit index went back");
-        assert!(term >= before.term, "I7: the term went back");
+        assert!(commit >= before.commit, "I7: the commit index decreased");
+        assert!(term >= before.term, "I7: the term decreased");
         let candidate = matches!(role, Role::Candidate | Role::PreCandidate);
         assert!(!candidate || leader.is_none(), "node {id} is {role} and names {leader:?} as leader");
         if candidate && before.role == Role::Follower && ticked && up.raft.transferring_to().is_none() {
             let patience = up.heard.is_none_or(|heard| local >= heard + election_timeout);
             assert!(
                 patience,
-                "node {id} stands for election {:?} after its leader's word",
+                "node {id} campaigns {:?} after it heard its leader",
                 up.heard.map(|at| local - at)
             );
         }
-        // A heartbeat was due, and sent.
+        // A heartbeat was due and sent.
         let beat = raft.next_deadline() > before.deadline;
         if ticked && beat && role == Role::Leader && before.role == Role::Leader {
             let peers = raft.peers();
@@ -223,7 +223,7 @@ impl World {
             let quorum = before.membership.quorum_value(active);
             assert!(
                 quorum == Some(true) || quorum.is_none(),
-                "P9: {id} leads, and no quorum answers it: {peers:?}, {}",
+                "P9: {id} is leader without responses of a quorum: {peers:?}, {}",
                 before.membership
             );
         }
@@ -250,14 +250,14 @@ impl World {
         self.checks.reach("leader");
         let other = self.checks.leaders.insert(term, id);
         if other.is_some() {
-            self.checks.note_second_leader(term);
+            self.checks.record_second_leader(term);
         }
-        if !self.checks.is_promised() {
+        if !self.checks.holds() {
             return;
         }
         assert!(
             other.is_none_or(|other| other == id),
-            "Election Safety: {id} and {other:?} lead term {term}"
+            "Election Safety: {id} and {other:?} are leaders of term {term}"
         );
         let Some(raft) = self.node(id).raft() else { return };
         for (index, committed) in self.checks.committed.range(raft.purged().index.0 + 1..) {
@@ -273,7 +273,7 @@ impl World {
         }
     }
 
-    /// State Machine Safety; and what is committed is durable on a quorum (I2, I4).
+    /// State Machine Safety, and that committed entries are durable on a quorum (I2, I4).
     fn check_commit(&mut self, id: NodeId, before: &Before, to: LogIndex) {
         let mut earlier = false;
         for index in before.commit.0 + 1..=to.0 {
@@ -281,15 +281,15 @@ impl World {
             let (role, term) = (raft.role(), raft.term());
             let Some(entry) = raft.id_at(LogIndex(index)) else { continue };
             match self.checks.committed.get(&index) {
-                Some(known) if self.checks.is_promised() => {
-                    assert!(*known == entry, "State Machine Safety: {known} and {entry} are committed");
+                Some(known) if self.checks.holds() => {
+                    assert!(*known == entry, "State Machine Safety: {known} and {entry} are both committed");
                 }
                 _ => {
-                    // A step may commit by the configuration that it found, and by the one that it appended.
+                    // A step may commit by the configuration before it, and by the one that it appended.
                     let now = raft.membership().clone();
                     let durable = [&before.membership, &now].iter().any(|by| self.is_on_quorum(entry, by));
-                    let durable = durable || self.checks.note_unprotected(entry);
-                    assert!(durable, "I4: {entry} is committed by {id} and on no quorum of {now}");
+                    let durable = durable || self.checks.record_unprotected(entry);
+                    assert!(durable, "I4: {entry} is committed by {id}, but on no quorum of {now}");
                     earlier |= role == Role::Leader && entry.term < term;
                     self.checks.committed.insert(index, entry);
                     self.checks.committed_in.insert(index, term);
@@ -301,7 +301,7 @@ impl World {
         }
     }
 
-    /// What a node acknowledged before it lost it counts: whoever is elected without that has it from another.
+    /// Whether an entry is on a quorum. Entries that a node lost after it acknowledged them count: a new leader has them from another node.
     pub(crate) fn is_on_quorum(&self, id: LogId, membership: &Membership) -> bool {
         let was_on = |voter: NodeId| {
             let lost = self.checks.lost.iter().filter(|lost| lost.node == voter && lost.counts(membership));
@@ -310,7 +310,7 @@ impl World {
         membership.quorum_value(|voter| self.holds(voter, id) || was_on(voter)) == Some(true)
     }
 
-    /// In its log; or in the snapshot that its machine holds, and which a restart would finish to install (I11).
+    /// Whether a node has an entry in its log, or in a restored snapshot whose installation a restart would complete (I11).
     pub(crate) fn holds(&self, node: NodeId, id: LogId) -> bool {
         let node = self.node(node);
         let installed = || {
@@ -325,33 +325,33 @@ impl World {
         self.checks.lost.iter().any(|lost| lost.node == node && lost.disk.holds(id))
     }
 
-    /// Only what is committed and on this disk is applied (I8).
+    /// Checks that only entries that are committed and on this disk are applied (I8).
     pub(crate) fn check_apply(&mut self, id: NodeId, through: LogIndex) {
         let node = self.node(id);
         let Some(up) = &node.up else { return };
         for index in up.applied.0 + 1..=through.0 {
-            let entry = up.raft.id_at(LogIndex(index)).expect("what is applied is in the log");
+            let entry = up.raft.id_at(LogIndex(index)).expect("applied entries are in the log");
             assert!(
-                self.checks.committed.get(&index) == Some(&entry) || !self.checks.is_promised(),
+                self.checks.committed.get(&index) == Some(&entry) || !self.checks.holds(),
                 "I8: {id} applies {entry}, which is not committed"
             );
             assert!(node.disk.holds(entry), "I8: {id} applies {entry}, which is not on its disk");
         }
     }
 
-    /// Who is asked to stand has the leader's whole log (D §3.10).
+    /// Checks that the target of a transfer has the leader's whole log (D §3.10).
     pub(crate) fn check_transfer(&mut self, id: NodeId, to: NodeId) {
         let Some(raft) = self.node(id).raft() else { return };
         let last = raft.last_log();
-        // It may have moved on to a later term, in which this is ignored.
+        // The target may be in a later term, in which it ignores the request.
         if self.node(to).disk.hard_state().term > raft.term() {
             return;
         }
-        let has = self.holds(to, last) || self.was_on(to, last) || !self.checks.is_promised();
-        assert!(has, "T2: {to} is asked to stand and lacks {last}");
+        let has = self.holds(to, last) || self.was_on(to, last) || !self.checks.holds();
+        assert!(has, "T2: {to} is asked to campaign, but lacks {last}");
     }
 
-    /// A damaged node that is as far again may be spared for others.
+    /// After a damaged node has caught up, another node may be damaged.
     fn check_recovery(&mut self, id: NodeId) {
         let Some((impaired, last)) = self.impaired else { return };
         if impaired != id || self.wiped == Some(id) {
@@ -360,11 +360,11 @@ impl World {
         let Some(raft) = self.node(id).raft() else { return };
         if raft.last_log() >= last && raft.hard_state().lost_through.is_none() {
             self.impaired = None;
-            self.checks.reach("damaged log whole again");
+            self.checks.reach("damaged log has caught up");
         }
     }
 
-    /// One leader in one term, and the same log and state, committed and applied to its end, on every node.
+    /// Checks that there is one leader in one term, and that every node has the same log and state, committed and applied completely.
     pub(crate) fn check_converged(&self) {
         let membership = self.newest_membership();
         let state = |id: NodeId| {
@@ -385,19 +385,19 @@ impl World {
         });
         assert!(
             done && states.iter().all(|state| *state == agreed)
-                && (self.checks.promise.split_term || hashes.iter().all(|hash| *hash == hashes[0])),
+                && (self.checks.guarantee.split_term || hashes.iter().all(|hash| *hash == hashes[0])),
             "liveness: the nodes did not converge:\n{}",
             self.overview()
         );
     }
 
-    /// Whether a node has to keep up with the others.
+    /// Whether a node must keep up with the others.
     pub(crate) fn counts_in(&self, id: NodeId, membership: &Membership) -> bool {
         let trusted = membership.trusts(id, self.node(id).disk.storage());
         trusted && (!self.plan.has_mistakes() || self.is_sound(id, membership))
     }
 
-    /// Each node in a line.
+    /// Describes the cluster, one line per node.
     pub(crate) fn overview(&self) -> String {
         let line = |node: &crate::node::Node| {
             let Some(up) = &node.up else {

@@ -1,4 +1,4 @@
-//! Clients: each has one request in flight, tries again until it knows, and remembers what it saw.
+//! Clients: each has one request in flight, repeats it until it knows the outcome, and records its results.
 
 use bytes::Bytes;
 use consensus_core::{NodeId, Role, session::Session};
@@ -7,7 +7,7 @@ use consensus_testkit::linearizability::{CheckResult, Operation, Register, check
 
 use crate::{
     machine::{Command, KEYS},
-    node::Asked,
+    node::ClientRequest,
     random::Random,
     trace::What,
     world::{Due, MS, World},
@@ -19,15 +19,15 @@ pub(crate) struct Client {
     id: u64,
     random: Random,
     sequence: u64,
-    /// Where it asks first.
+    /// Node that the client asks first.
     node: u64,
-    /// It keeps to its node as long as it can: what shows a leader that should have stepped down.
+    /// Whether the client stays with its node as long as possible, which reveals leaders that should have stepped down.
     loyal: bool,
     current: Option<Current>,
     pub(crate) history: Vec<(u8, Operation<Register, Option<u64>>)>,
 }
 
-/// A request that is not answered.
+/// A request without a result.
 #[derive(Clone, Copy, Debug)]
 struct Current {
     key: u8,
@@ -36,11 +36,11 @@ struct Current {
     tries: u64,
 }
 
-/// What a client is told.
+/// Result of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Done(Option<u64>),
-    /// This attempt, certainly.
+    /// This attempt was certainly not applied.
     NotApplied,
     Unknown,
 }
@@ -58,7 +58,7 @@ impl World {
         &mut self.clients[id as usize]
     }
 
-    /// Thinks of a request, if the last one is done, and asks somebody.
+    /// Starts a new request if the last one is done, and sends it to a node.
     pub(crate) fn ask(&mut self, id: u64) {
         if self.quiet {
             return self.schedule(100 * MS, Due::Ask(id));
@@ -72,7 +72,7 @@ impl World {
             None => {
                 let key = client.random.below(KEYS as u64) as u8;
                 client.sequence += 1;
-                // No value is written twice, so that a read tells which write it saw.
+                // Every write has a different value, so a read shows which write it saw.
                 let value = 1 + (client.id << 32) + client.sequence;
                 let known = client.history.iter().rev().find_map(|(at, operation)| match &operation.ended {
                     Some((_, Some(seen))) if *at == key => Some(*seen),
@@ -95,7 +95,7 @@ impl World {
         }
         let sequence = client.sequence;
         let node = self.target(id);
-        let asked = Asked {
+        let asked = ClientRequest {
             client: id,
             operation: sequence,
             attempt,
@@ -106,7 +106,7 @@ impl World {
         self.request(node, asked, current.call);
     }
 
-    /// Whom a client asks: where it is used to, or whoever says that it leads.
+    /// Chooses the node that a client asks: its usual one, or one that reports to be leader.
     fn target(&mut self, id: u64) -> NodeId {
         let node = self.client(id).node;
         if node != u64::MAX && !self.is_witness(NodeId(node)) {
@@ -123,7 +123,7 @@ impl World {
         found
     }
 
-    pub(crate) fn request(&mut self, node: NodeId, asked: Asked, call: Register) {
+    pub(crate) fn request(&mut self, node: NodeId, asked: ClientRequest, call: Register) {
         let now = self.now;
         let (lease, session) = (self.client(asked.client).random.percent(50), asked.operation);
         let paused_until = self.node(node).paused_until;
@@ -143,7 +143,7 @@ impl World {
             let waits = self.node(node).up.as_ref().is_some_and(|up| up.reads.contains_key(&token));
             let leads = self.node(node).raft().is_some_and(|raft| raft.role() == Role::Leader);
             if waits && lease && leads && self.plan.lease_drift > 0 {
-                self.checks.reach("lease over during a read");
+                self.checks.reach("lease ended during a read");
             }
             return;
         }
@@ -160,8 +160,8 @@ impl World {
         self.propose(node, command, asked);
     }
 
-    /// A node tells a client what became of a request.
-    pub(crate) fn answer(&mut self, asked: Asked, answer: Answer) {
+    /// Delivers the result of a request to a client.
+    pub(crate) fn answer(&mut self, asked: ClientRequest, answer: Answer) {
         let (now, think) = (self.now, self.plan.think_max_ms);
         self.trace.hash(&[now, asked.client, asked.attempt, u64::from(matches!(answer, Answer::Done(_)))]);
         let client = &mut self.clients[asked.client as usize];
@@ -188,7 +188,7 @@ impl World {
                 let pause = MS + client.random.below(60 * MS);
                 self.schedule(pause, Due::Ask(asked.client));
             }
-            // Its patience, which is under way, decides.
+            // The client repeats the request at its time limit.
             Answer::NotApplied | Answer::Unknown => return,
         }
         let text = || What::Client {
@@ -198,7 +198,7 @@ impl World {
         self.trace.note(now, None, text);
     }
 
-    /// A client's patience is over: it asks again, in the same session, or leaves it at that.
+    /// Handles the time limit of a client: it repeats the request in the same session, or abandons it.
     pub(crate) fn give_up(&mut self, id: u64, attempt: u64) {
         let client = self.client(id);
         let Some(current) = client.current.filter(|current| current.attempt == attempt) else { return };
@@ -208,12 +208,12 @@ impl World {
             if current.call == Register::Read {
                 client.history.pop();
             }
-            self.checks.reach("operation given up");
+            self.checks.reach("operation abandoned");
         }
         self.schedule(MS, Due::Ask(id));
     }
 
-    /// Every key's history can be explained by one register.
+    /// Checks that the history of every key is linearizable.
     pub(crate) fn check_histories(&mut self) {
         for key in 0..KEYS as u8 {
             let all = self.clients.iter().flat_map(|client| &client.history);
@@ -231,5 +231,5 @@ impl World {
     }
 }
 
-/// More than all but the strangest histories need.
+/// More steps than almost all histories need.
 const SEARCH_STEPS: u64 = 400_000;

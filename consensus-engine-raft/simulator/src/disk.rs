@@ -1,4 +1,4 @@
-//! A disk that lies, breaks and fills up: a [`LogStorage`] whose records can be damaged one by one.
+//! A simulated disk that can lose writes, fail and become full: a [`LogStorage`] whose records can be damaged one by one.
 
 use std::{
     collections::BTreeMap,
@@ -11,19 +11,19 @@ use consensus_core::{
     StorageError, StorageId, record,
 };
 
-/// A log storage in memory that outlives its node. Entries lie there as the records that real storages write, each in a
-/// place of its own, and can be damaged there.
+/// A log storage in memory that outlives its node. Entries are stored as records like those of real storages, each in its own
+/// slot, and can be damaged there.
 #[derive(Clone, Debug, Default)]
 pub struct SimDisk(Arc<Mutex<Slots>>);
 
-/// What lies on the disk.
+/// Content of the disk.
 #[derive(Clone, Debug, Default)]
 struct Slots {
     storage: StorageId,
     hard: HardState,
     purged: SnapshotMeta,
     records: BTreeMap<u64, Slot>,
-    /// The last entry, noted apart.
+    /// Last entry, recorded separately.
     last: LogId,
     fails: bool,
     is_full: bool,
@@ -31,24 +31,24 @@ struct Slots {
 
 #[derive(Clone, Debug)]
 struct Slot {
-    /// What was meant to be here; `None` once it is damaged.
+    /// Entry that belongs here; `None` once it is damaged.
     sound: Option<LogId>,
     record: Bytes,
 }
 
-/// What can happen to the record of an entry.
+/// Damage to the record of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Harm {
-    /// A bit is turned.
+pub enum RecordDamage {
+    /// A bit is flipped.
     Flip,
-    /// It was never written, though the disk said so.
+    /// The record was never written, although the disk acknowledged it.
     Lost,
     /// Another record was written in its place.
     Misdirected,
 }
 
 impl SimDisk {
-    /// An empty disk of this identity.
+    /// Creates an empty disk with this identity.
     #[must_use]
     pub fn new(storage: StorageId) -> Self {
         Self(Arc::new(Mutex::new(Slots { storage, ..Slots::default() })))
@@ -58,19 +58,19 @@ impl SimDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A copy of what lies there now.
+    /// Returns a copy of the present content.
     #[must_use]
     pub fn image(&self) -> Self {
         Self(Arc::new(Mutex::new(self.slots().clone())))
     }
 
-    /// Its identity.
+    /// Identity of the disk.
     #[must_use]
     pub fn storage(&self) -> StorageId {
         self.slots().storage
     }
 
-    /// Term and vote as they lie there.
+    /// Hard state on the disk.
     #[must_use]
     pub fn hard_state(&self) -> HardState {
         self.slots().hard.clone()
@@ -83,20 +83,20 @@ impl SimDisk {
         slots.records.is_empty() && slots.purged.last == LogId::ZERO && slots.hard == HardState::default()
     }
 
-    /// Whether there is more than a first configuration.
+    /// Whether the log has more than a first configuration.
     #[must_use]
     pub fn has_history(&self) -> bool {
         let slots = self.slots();
         slots.last.index > LogIndex(1) || slots.hard.term > consensus_core::Term::ZERO
     }
 
-    /// The last entry.
+    /// Last entry of the log.
     #[must_use]
     pub fn last(&self) -> LogId {
         self.slots().last
     }
 
-    /// Whether the entry is there, whole, or was purged.
+    /// Whether the entry is intact on the disk, or was purged.
     #[must_use]
     pub fn holds(&self, id: LogId) -> bool {
         let slots = self.slots();
@@ -104,37 +104,37 @@ impl SimDisk {
             || slots.records.get(&id.index.0).is_some_and(|slot| slot.sound == Some(id))
     }
 
-    /// From now on every write fails, and nothing of it is there.
+    /// Makes every write fail completely from now on, or succeed again.
     pub fn fail(&self, fails: bool) {
         self.slots().fails = fails;
     }
 
-    /// From now on there is no room for entries.
+    /// Makes the disk full for entries from now on, or frees it again.
     pub fn fill(&self, is_full: bool) {
         self.slots().is_full = is_full;
     }
 
-    /// Indices of the entries that lie there.
+    /// Indices of the entries on the disk.
     #[must_use]
     pub fn indices(&self) -> Vec<u64> {
         self.slots().records.keys().copied().collect()
     }
 
     /// Damages the record at `index`.
-    pub fn harm(&self, index: u64, harm: Harm, random: u64) {
+    pub fn damage(&self, index: u64, damage: RecordDamage, random: u64) {
         let mut slots = self.slots();
         let other = slots.records.range(..index).next_back().map(|(_, slot)| slot.record.clone());
-        // Twice could be not at all.
+        // Damaging a record twice could restore it.
         let Some(slot) = slots.records.get_mut(&index).filter(|slot| slot.sound.is_some()) else { return };
         slot.sound = None;
         let mut bytes = slot.record.to_vec();
-        match harm {
-            Harm::Lost => {
+        match damage {
+            RecordDamage::Lost => {
                 slots.records.remove(&index);
                 return;
             }
-            Harm::Misdirected if other.is_some() => bytes = other.unwrap_or_default().to_vec(),
-            Harm::Flip | Harm::Misdirected => {
+            RecordDamage::Misdirected if other.is_some() => bytes = other.unwrap_or_default().to_vec(),
+            RecordDamage::Flip | RecordDamage::Misdirected => {
                 let at = random as usize % bytes.len();
                 bytes[at] ^= 1 << (random >> 60 & 7);
             }
@@ -173,7 +173,7 @@ impl LogStorage for SimDisk {
     fn write(&self, batch: LogBatch) -> Result<(), StorageError> {
         let mut slots = self.slots();
         if slots.fails {
-            return Err(StorageError::Failed("the simulation took the disk away".to_owned()));
+            return Err(StorageError::Failed("the simulation makes the disk fail".to_owned()));
         }
         if slots.is_full && batch.must_leave_reserve() {
             let why = "the simulation filled the disk".to_owned();
@@ -201,7 +201,7 @@ impl LogStorage for SimDisk {
             let old = &slots.hard;
             assert!(
                 hard.term >= old.term,
-                "I7: the durable term went back from {} to {}",
+                "I7: the durable term decreased from {} to {}",
                 old.term,
                 hard.term
             );

@@ -1,4 +1,4 @@
-//! What a node says is carried out: sends, applies, answers.
+//! Carries out the outputs of a node: sends, applies, results.
 
 use bytes::Bytes;
 use consensus_core::{
@@ -9,7 +9,7 @@ use consensus_raft_protocol::{ArrivalOutcome, ControlMessage, Event, Output};
 use crate::{
     clients::Answer,
     machine::answer_of,
-    node::{Asked, Up},
+    node::{ClientRequest, Up},
     stall::Stalling,
     world::{Before, Due, MS, Packet, World},
 };
@@ -44,7 +44,7 @@ impl World {
             Output::AppendedBlank(at) => self.append(id, at, Payload::Blank),
             Output::AppendedMembership(at, membership) => {
                 self.reach_membership(&membership);
-                self.note_added(id, at, &membership);
+                self.record_added(id, at, &membership);
                 self.append(id, at, Payload::Membership(Membership::clone(&membership)));
             }
             Output::ReadReady(token, index) => self.read_ready(id, token, index),
@@ -56,8 +56,8 @@ impl World {
                 }
             }
             Output::Install(_) => {
-                let (delay, life) = (self.random.below(600) * MS, self.node(id).life);
-                self.schedule(delay, Due::Installed(id, life));
+                let (delay, incarnation) = (self.random.below(600) * MS, self.node(id).incarnation);
+                self.schedule(delay, Due::Installed(id, incarnation));
             }
             Output::SnapshotSettled(verdict) => self.settle(id, verdict),
             Output::Changed(..) => self.checks.reach("change done"),
@@ -110,14 +110,18 @@ impl World {
         let now = self.now;
         let node = self.node_mut(id);
         let hangs = node.apply_stalls_until > now;
-        let life = node.life;
+        let incarnation = node.incarnation;
         let Some(up) = &mut node.up else { return };
-        // What gathered before a snapshot arrived is in the snapshot.
+        // Entries that waited before a snapshot arrived are part of the snapshot.
         if up.applying.is_some() || up.target <= up.applied || up.raft.hard_state().installing.is_some() {
             return;
         }
         up.applying = Some(up.target);
-        if slow == 0 && !hangs { self.finish_apply(id) } else { self.schedule(slow, Due::Applied(id, life)) }
+        if slow == 0 && !hangs {
+            self.finish_apply(id)
+        } else {
+            self.schedule(slow, Due::Applied(id, incarnation))
+        }
     }
 
     pub(crate) fn finish_apply(&mut self, id: NodeId) {
@@ -129,7 +133,7 @@ impl World {
         let responses = up.machine.apply(&entries).expect("a machine in memory");
         up.applied = up.applied.max(up.machine.applied().index);
         let effects = std::mem::take(&mut up.machine.effects);
-        let mut due: Vec<(LogId, Asked)> = up.due(last);
+        let mut due: Vec<(LogId, ClientRequest)> = up.due(last);
         due.sort_unstable_by_key(|(at, _)| *at);
         for effect in effects.into_iter().filter(|_| !witness) {
             self.checks.effect(id, &effect);
@@ -141,7 +145,7 @@ impl World {
                     self.checks.acknowledged = self.checks.acknowledged.max(at.index);
                     Answer::Done(answer_of(&responses[place]))
                 }
-                // Another entry is there: it is not, and never will be. Or it is in a snapshot: who knows.
+                // Another entry at this index means that the command is not applied. If the index is in a snapshot, the outcome is unknown.
                 None if entries.iter().any(|entry| entry.id.index == at.index) => Answer::NotApplied,
                 None => Answer::Unknown,
             };
@@ -153,13 +157,13 @@ impl World {
     }
 
     fn read_ready(&mut self, id: NodeId, token: u64, index: LogIndex) {
-        let is_promised = self.checks.is_promised();
+        let holds = self.checks.holds();
         let Some(up) = &mut self.node_mut(id).up else { return };
         let Some((asked, lease)) = up.reads.remove(&token) else { return };
         let role = up.raft.role();
         assert!(
-            index >= asked.acknowledged || !is_promised,
-            "I9: a read at {index} by {id} ({role}) does not see what was acknowledged at {}",
+            index >= asked.acknowledged || !holds,
+            "I9: a read at {index} by {id} ({role}) misses commands acknowledged at {}",
             asked.acknowledged
         );
         up.ready.push((index, asked));
@@ -174,7 +178,7 @@ impl World {
     fn serve_reads(&mut self, id: NodeId) {
         let Some(up) = &mut self.node_mut(id).up else { return };
         let applied = up.machine.applied().index;
-        let ready: Vec<Asked> =
+        let ready: Vec<ClientRequest> =
             up.ready.extract_if(.., |(index, _)| *index <= applied).map(|(_, asked)| asked).collect();
         let values: Vec<u64> = ready.iter().map(|asked| up.machine.value(asked.key)).collect();
         for (asked, value) in ready.into_iter().zip(values) {
@@ -182,7 +186,7 @@ impl World {
         }
     }
 
-    /// A node that no longer leads does not know what becomes of what it took; it waits a while for the truth.
+    /// A former leader does not know the outcome of its proposals, and waits for it for a while.
     pub(crate) fn orphan_waiters(&mut self, id: NodeId, before: &Before) {
         let now = self.now;
         let Some(up) = &mut self.node_mut(id).up else { return };
@@ -212,23 +216,23 @@ impl World {
         up.transfers.insert(to, transfer);
         if is_unable {
             self.checks.reach("snapshot could not be taken");
-            // The driver waits before it tries again.
+            // The driver pauses before it retries.
             return self.schedule(500 * MS, Due::TransferOver { from: id, to, transfer });
         }
         let Some(up) = &mut self.node_mut(id).up else { return };
         let (term, last) = (up.raft.term(), up.machine.applied());
         let membership = (*up.raft.membership_at(last.index)).clone();
         let mut bytes = Vec::new();
-        let mut picture = up.machine.snapshot().expect("a machine in memory");
-        picture.write_to(&mut bytes).expect("a picture in memory");
+        let mut snapshot = up.machine.snapshot().expect("a machine in memory");
+        snapshot.write_to(&mut bytes).expect("a snapshot in memory");
         self.checks.snapshot(last, &membership);
         let meta = SnapshotMeta { last, membership };
         self.send(id, to, Packet::Snapshot(term, meta, Bytes::from(bytes), transfer));
-        // If nothing is heard of it.
+        // Time limit of the transfer.
         self.schedule(3000 * MS, Due::TransferOver { from: id, to, transfer });
     }
 
-    /// A transfer ended, well or not.
+    /// Handles the end of a snapshot transfer, successful or not.
     pub(crate) fn transfer_over(&mut self, from: NodeId, to: NodeId, transfer: u64, last: Option<LogIndex>) {
         let Some(up) = &mut self.node_mut(from).up else { return };
         if up.transfers.get(&to) == Some(&transfer) {
@@ -238,18 +242,18 @@ impl World {
     }
 
     pub(crate) fn installed(&mut self, id: NodeId) {
-        let life = self.node(id).life;
+        let incarnation = self.node(id).incarnation;
         let Some(up) = &mut self.node_mut(id).up else { return };
         if up.applying.is_some() {
-            return self.schedule(MS, Due::Installed(id, life)); // Behind the apply before it.
+            return self.schedule(MS, Due::Installed(id, incarnation)); // Waits for the apply before it.
         }
         let Some(arrival) = &up.arrival else { return };
         let (last, bytes) = (arrival.last, arrival.bytes.clone());
-        // The machine of a log that was cut may be ahead of the snapshot, and does not go back (I16).
+        // After its log was truncated the machine may be ahead of the snapshot; its state must not go back (I16).
         let machine = up.machine.applied().index;
         if last.index > machine {
             assert!(last.index >= machine, "S3: applied goes back from {machine} to {last}");
-            up.machine.restore(&mut &bytes[..]).expect("a whole snapshot");
+            up.machine.restore(&mut &bytes[..]).expect("a complete snapshot");
         } else {
             self.checks.reach("machine ahead of a snapshot");
         }
@@ -272,17 +276,17 @@ impl World {
         self.send(id, arrival.from, Packet::SnapshotAck(held, arrival.transfer));
     }
 
-    /// Logs are kept short, so that snapshots are needed.
+    /// Compacts long logs, so that snapshots are needed.
     fn compact_if_long(&mut self, id: NodeId) {
         let Some(up) = &self.node(id).up else { return };
         if up.log.len() > self.plan.log_entries_max {
-            // Not before what the protocol has said is carried out.
-            let life = self.node(id).life;
-            self.schedule(1, Due::Compact(id, life));
+            // Not before the outputs of the protocol are carried out.
+            let incarnation = self.node(id).incarnation;
+            self.schedule(1, Due::Compact(id, incarnation));
         }
     }
 
-    /// The machine flushes, and the log up to so many entries before there goes.
+    /// Flushes the machine, and purges the log except for the last `keep` applied entries.
     pub(crate) fn compact(&mut self, id: NodeId, keep: u64) {
         let Some(up) = &mut self.node_mut(id).up else { return };
         up.machine.flush().expect("a machine in memory");
@@ -290,7 +294,7 @@ impl World {
         self.step(id, Event::Compact(LogIndex(durable.0.saturating_sub(keep))));
         if let Some(up) = &mut self.node_mut(id).up {
             let purged = up.raft.purged().index.min(up.machine.applied().index);
-            up.forget_through(purged);
+            up.purge_through(purged);
         }
     }
 }
@@ -300,8 +304,8 @@ impl Up {
         self.machine.applied().index
     }
 
-    /// Takes out those who wait for entries up to `last`.
-    fn due(&mut self, last: LogIndex) -> Vec<(LogId, Asked)> {
+    /// Removes and returns requests that wait for entries up to `last`.
+    fn due(&mut self, last: LogIndex) -> Vec<(LogId, ClientRequest)> {
         let later = self.waiters.split_off(&(last.0 + 1));
         let mut due: Vec<_> = std::mem::replace(&mut self.waiters, later).into_values().collect();
         let orphans = self.orphans.extract_if(.., |(at, ..)| at.index <= last);
@@ -310,7 +314,7 @@ impl Up {
     }
 }
 
-/// A witness is not told what the command was.
+/// Returns an entry for a witness, without its command.
 fn withhold(entry: &mut Entry) {
     if matches!(entry.payload, Payload::Command(_)) {
         entry.payload = Payload::Withheld;

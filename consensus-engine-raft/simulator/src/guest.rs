@@ -1,4 +1,4 @@
-//! A state machine of yours in the simulated clusters.
+//! Your state machine in the simulated clusters.
 
 use std::{fmt, sync::Arc};
 
@@ -7,58 +7,58 @@ use consensus_core::StateMachine;
 
 use crate::random::Random;
 
-/// A [`StateMachine`] of yours, as the simulation needs to know it. Run it with [`run_guest`](crate::run_guest).
+/// Describes your [`StateMachine`] to the simulation. Run it with [`run_guest`](crate::run_guest).
 ///
-/// On every node an instance of it stands beside the simulation's own machine and is given the very same committed entries,
-/// in the same batches, so that all checks of the cluster stay in force. What a client proposes again is a second entry
-/// with the same command, as it is for a real engine; only a machine with sessions of its own can tell.
+/// On every node an instance runs beside the simulation's own state machine and applies the same committed entries in the
+/// same batches, so that all checks of the cluster still apply. A command that a client repeats is a second entry with the
+/// same command, as with a real engine; only a state machine with its own sessions can detect the repetition.
 ///
-/// # Life of an instance
-/// A crash takes it. The node comes up with a new one, which is restored from the snapshot that was taken when the node
-/// last flushed, if ever it did, and then applies the rest of the log again. A node that is too far behind is sent another
+/// # Lifetime of an instance
+/// A crash drops the instance. The node restarts with a new one, which is restored from the snapshot of the node's last flush,
+/// if there was one, and then applies the rest of the log again. A node that is too far behind is sent another
 /// node's snapshot: then [`restore`](StateMachine::restore) is called on an instance that has a state already. The nodes
-/// of a cluster live in one thread, and clusters run side by side: share nothing between instances.
+/// of a cluster run in one thread, and clusters run in parallel: instances must not share anything.
 ///
 /// # What is checked
-/// * Each entry's response is the same on every node, after a restart or a restore too, and wherever batches are cut.
-/// * Each entry has one response, empty where there is no command.
+/// * Each entry's response is the same on every node, after a restart or restore, and in any division into batches.
+/// * Each entry has one response, which is empty if the entry has no command.
 /// * [`applied`](StateMachine::applied) follows the entries and the snapshots; a new machine has applied nothing.
-/// * [`flush`](StateMachine::flush) says no more than what is applied.
+/// * [`flush`](StateMachine::flush) returns a position that is not after the applied one.
 /// * No call returns an error or panics.
-/// * What you ask for in [`check`](Self::check) and [`digest`](Self::digest).
+/// * Your own checks in [`check`](Self::check) and [`digest`](Self::digest).
 pub trait Guest: Send + Sync + 'static {
     /// The machine under test.
     type Machine: StateMachine;
 
-    /// An empty one, as a new node has it; one on disk in a directory of its own.
+    /// Creates an empty machine, as on a new node. A machine on disk needs its own directory.
     fn open(&self) -> Self::Machine;
 
-    /// Some command. It must depend on nothing but `random`, or a seed is not the same run again. Few different keys make
-    /// commands meet.
+    /// Returns a random command. It must depend only on `random`, or a seed would not repeat its run. Use few different keys, so
+    /// that commands interact.
     fn command(&self, random: &mut Random) -> Bytes;
 
-    /// An invariant of your own: asked for after every batch and every restore.
+    /// Checks an invariant of the machine, after every batch and every restore.
     ///
     /// # Errors
-    /// It does not hold; says what is wrong. A panic does as well.
+    /// The invariant does not hold, for this reason. A panic has the same effect.
     fn check(&self, _machine: &mut Self::Machine) -> Result<(), String> {
         Ok(())
     }
 
-    /// What tells two states apart; the same for equal states, so no bytes in the order of a hash map. Compared between
-    /// nodes at the same position: now and then, around snapshots, and at the end. `None`: only responses are compared,
-    /// and what never shows in one is not looked at.
+    /// Returns bytes that are equal for equal states and differ for different ones; they must not depend on the order of a hash map.
+    /// Compared between nodes at the same position: occasionally, around snapshots, and at the end. With `None` only responses are
+    /// compared, so differences that never show in a response are not found.
     fn digest(&self, _machine: &mut Self::Machine) -> Option<Vec<u8>> {
         None
     }
 }
 
-/// A guest of whatever type, as [`Options`](crate::Options) have it.
+/// A guest of any type, for [`Options`](crate::Options).
 #[derive(Clone)]
 pub struct AnyGuest(Arc<dyn Erased>);
 
 impl AnyGuest {
-    /// Of this one.
+    /// Wraps a guest.
     pub fn new(guest: impl Guest) -> Self {
         Self(Arc::new(Arc::new(guest)))
     }
@@ -84,7 +84,7 @@ trait Erased: Send + Sync {
     fn command(&self, random: &mut Random) -> Bytes;
 }
 
-/// One of a guest's machines, with what the guest knows of it.
+/// A state machine of a guest, with the guest's checks.
 pub(crate) trait Instance: Send {
     fn machine(&mut self) -> &mut dyn StateMachine;
     fn check(&mut self) -> Result<(), String>;

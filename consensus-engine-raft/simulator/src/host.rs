@@ -1,4 +1,4 @@
-//! Where the instances of a [guest](crate::Guest) live, and what is checked of them.
+//! Runs the instances of a [guest](crate::Guest) and checks them.
 
 use std::{
     any::Any,
@@ -19,72 +19,72 @@ use crate::{
     random::Random,
 };
 
-/// The guest of a run, and what its instances said so far.
+/// The guest of a run, and the observations of its instances.
 #[derive(Clone, Debug)]
-pub(crate) struct Hosting {
+pub(crate) struct GuestHosting {
     guest: AnyGuest,
     ledger: Arc<Mutex<Ledger>>,
 }
 
-/// What was seen first at each index; everybody else must say the same.
+/// First observation at each index; all other instances must agree with it.
 #[derive(Debug, Default)]
 struct Ledger {
-    responses: BTreeMap<u64, Said>,
-    digests: BTreeMap<u64, Said>,
+    responses: BTreeMap<u64, Observation>,
+    digests: BTreeMap<u64, Observation>,
     reached: BTreeMap<&'static str, u64>,
 }
 
-/// Something that an instance said, and what one should know of it if another says something else.
+/// An observation of an instance, with the circumstances that a failure reports.
 #[derive(Clone, Debug)]
-struct Said {
+struct Observation {
     node: NodeId,
     origin: Arc<str>,
     batch: usize,
     what: Bytes,
 }
 
-/// One node's instance.
+/// Instance of one node.
 pub(crate) struct Host {
     node: NodeId,
     instance: Box<dyn Instance>,
-    /// What it must reflect.
+    /// Position that the instance must have.
     applied: LogId,
-    /// Where its state comes from, in words.
+    /// Origin of its state, in words.
     origin: Arc<str>,
-    /// Entries in the batch that it applied last.
+    /// Number of entries in the last batch.
     batch: usize,
     ledger: Arc<Mutex<Ledger>>,
 }
 
-impl Hosting {
+impl GuestHosting {
     pub(crate) fn new(guest: AnyGuest) -> Self {
         Self { guest, ledger: Arc::default() }
     }
 
-    /// The simulation's command with one of the guest's behind it: the same with each attempt, as a client has it.
+    /// Appends a command of the guest to the simulation's command. It is the same in each attempt, as for a real client.
     pub(crate) fn command(&self, own: &Bytes, seed: u64, session: Session) -> Bytes {
         let purpose = PURPOSE | session.client_id << 32 | session.sequence;
         let command = self.guest.command(&mut Random::new(seed, purpose));
         [&own[..], &command].concat().into()
     }
 
-    /// A new instance, empty.
+    /// Creates an empty instance.
     pub(crate) fn open(&self, node: NodeId) -> Host {
-        let (origin, ledger) = ("it began empty".into(), self.ledger.clone());
+        let (origin, ledger) = ("it started empty".into(), self.ledger.clone());
         let mut host =
             Host { node, instance: self.guest.open(), applied: LogId::ZERO, origin, batch: 0, ledger };
         host.check_position(NEW, || "when it was opened".into());
         host
     }
 
-    /// How often what came about.
+    /// Number of occurrences of each event.
     pub(crate) fn reached(&self) -> BTreeMap<&'static str, u64> {
         lock(&self.ledger).reached.clone()
     }
 }
 
 impl Host {
-    /// Has the instance apply what the simulation's own machine applied.
+    /// Applies the entries that the simulation's own machine applied.
     pub(crate) fn apply(&mut self, entries: &[Entry]) {
         let entries: Vec<Entry> = entries.iter().map(as_guest).collect();
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
@@ -103,7 +103,7 @@ impl Host {
             if !matches!(entry.payload, Payload::Command(_)) && !response.is_empty() {
                 self.broken(ONE_EACH, &format!("{} to entry {}", excerpt(&response), describe(entry)));
             }
-            let what = || format!("entry {} was answered", describe(entry));
+            let what = || format!("the response to entry {} was", describe(entry));
             self.compare(RESPONSES, |ledger| &mut ledger.responses, entry.id, response, what);
             self.reach("guest's response compared");
         }
@@ -113,32 +113,32 @@ impl Host {
         }
     }
 
-    /// Has it flush, and takes a snapshot: what a crash leaves.
+    /// Flushes the instance, and takes a snapshot, which is the state after a crash.
     pub(crate) fn flush(&mut self) -> Bytes {
         let flushed = self.call(|| "flush".into(), StateMachine::flush);
         if flushed.index > self.applied.index {
-            self.broken(FLUSHED, &format!("flush said {flushed}, applied is {}", self.applied));
+            self.broken(FLUSHED, &format!("flush returned {flushed}, applied is {}", self.applied));
         }
         self.snapshot()
     }
 
-    /// A snapshot, written out.
+    /// Takes a snapshot, and returns its bytes.
     pub(crate) fn snapshot(&mut self) -> Bytes {
         self.compare_state();
-        let mut picture = self.call(|| "snapshot".into(), StateMachine::snapshot);
+        let mut snapshot = self.call(|| "snapshot".into(), StateMachine::snapshot);
         let mut bytes = Vec::new();
-        let written = self.guarded(|_| picture.write_to(&mut bytes).map_err(|error| error.to_string()));
+        let written = self.guarded(|_| snapshot.write_to(&mut bytes).map_err(|error| error.to_string()));
         written.unwrap_or_else(|why| self.broken(FAILS, &format!("Snapshot::write_to {why}")));
         bytes.into()
     }
 
-    /// Hands a new instance what the node had flushed.
+    /// Restores the flushed state into a new instance.
     pub(crate) fn reopen(&mut self, bytes: &[u8], at: LogId) {
-        self.take(bytes, at, format!("it was restarted from the snapshot that it had flushed at {at}"));
+        self.take(bytes, at, format!("it was restarted from its flushed snapshot of {at}"));
         self.reach("guest restarted from a snapshot");
     }
 
-    /// Hands the instance another node's snapshot.
+    /// Restores another node's snapshot into the instance.
     pub(crate) fn restore(&mut self, bytes: &[u8], at: LogId) {
         let before = self.applied;
         self.take(bytes, at, format!("it was at {before} when it was sent the snapshot of {at}"));
@@ -159,7 +159,7 @@ impl Host {
         self.compare_state();
     }
 
-    /// Compares the whole state with those that others had here, if the guest can.
+    /// Compares the digest of the state with those of other nodes at this position, if the guest has digests.
     pub(crate) fn compare_state(&mut self) {
         let digest = self.guarded(|instance| Ok(instance.digest()));
         let digest = digest.unwrap_or_else(|why| self.broken(OWN, &format!("Guest::digest {why}")));
@@ -183,21 +183,22 @@ impl Host {
         }
     }
 
-    /// Notes what it says of an index; it must be what was said before.
+    /// Records an observation at an index, which must equal the first one.
     fn compare(
         &self,
         rule: &str,
-        of: impl FnOnce(&mut Ledger) -> &mut BTreeMap<u64, Said>,
+        of: impl FnOnce(&mut Ledger) -> &mut BTreeMap<u64, Observation>,
         at: LogId,
         said: Bytes,
         what: impl FnOnce() -> String,
     ) {
-        let said = Said { node: self.node, origin: self.origin.clone(), batch: self.batch, what: said };
+        let said =
+            Observation { node: self.node, origin: self.origin.clone(), batch: self.batch, what: said };
         let mut ledger = lock(&self.ledger);
         let first = of(&mut ledger).entry(at.index.0).or_insert_with(|| said.clone());
         if first.what != said.what {
             let alike = first.what.iter().zip(&said.what).take_while(|(one, other)| one == other).count();
-            let (first, said) = (first.tell(alike), said.tell(alike));
+            let (first, said) = (first.describe(alike), said.describe(alike));
             panic!("the state machine breaks the rule \"{rule}\": {}\n    {first}\n    {said}", what());
         }
     }
@@ -236,9 +237,9 @@ impl fmt::Debug for Host {
     }
 }
 
-impl Said {
-    /// In words; of what was said the part that is about byte `around`.
-    fn tell(&self, around: usize) -> String {
+impl Observation {
+    /// Describes the observation with the part around byte `around`.
+    fn describe(&self, around: usize) -> String {
         let Self { node, origin, batch, what } = self;
         let from = around.saturating_sub(EXCERPT_BYTES / 2);
         let skipped = if from > 0 { format!("from byte {from} on ") } else { String::new() };
@@ -246,13 +247,13 @@ impl Said {
     }
 }
 
-/// What a panic says.
+/// Message of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a message").to_owned()
 }
 
-/// As the guest is to see it: a command is its own part of it.
+/// Returns the entry for the guest, with only the guest's part of a command.
 fn as_guest(entry: &Entry) -> Entry {
     let payload = match &entry.payload {
         Payload::Command(command) => Payload::Command(command.slice(Command::BYTES..)),
@@ -278,21 +279,21 @@ fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
     ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-// The rules, in the words of `consensus_testkit::state_machine` where it has them too.
+// The rules; those that `consensus_testkit::state_machine` also has are the same there.
 const NEW: &str = "a new machine has applied nothing";
 const ONE_EACH: &str = "every entry has one response, which is empty if the entry has no command";
 const POSITION: &str = "the applied position is that of the last entry, with or without a command";
-const RESPONSES: &str = "an entry has the same response on every node, after a restart or a restore too, and wherever batches are cut";
+const RESPONSES: &str = "an entry has the same response on every node, after a restart or restore, and in any division into batches";
 const STATES: &str = "nodes at the same position have the same state";
 const RESTORED: &str = "a restore replaces the whole state, including the applied position";
 const FLUSHED: &str = "the flushed position is not after the applied position";
 const FAILS: &str =
-    "no call fails or panics: what is wrong with a command is said in its response, the same on every node";
-const OWN: &str = "what the guest asks for";
+    "no call fails or panics: an invalid command gets a response, which is the same on every node";
+const OWN: &str = "the guest's own checks";
 
-/// For guests' commands; no other purpose is so large.
+/// Purpose of the random numbers of guests' commands; no other purpose is as large.
 const PURPOSE: u64 = 1 << 63;
-/// At multiples of this index states are compared: often enough to be near the fault, and a digest may cost something.
+/// States are compared at multiples of this index: often enough to be close to a mistake, although digests can be expensive.
 const DIGEST_EVERY: u64 = 8;
-/// Of commands and responses, in a failure.
+/// Maximum bytes of commands and responses in a failure message.
 const EXCERPT_BYTES: usize = 60;

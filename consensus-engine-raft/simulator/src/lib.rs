@@ -1,22 +1,22 @@
-//! Whole Raft clusters from a seed.
+//! Simulation of whole Raft clusters from a seed.
 //!
-//! The protocol of `consensus-raft-protocol` - the very code that the engine runs - with disks, networks, clocks, clients and
-//! a state machine that are simulated, so that an hour of a cluster's life takes a second and a run can be repeated to the
-//! last byte. At every step all nodes are compared with what Raft promises; at the end all trouble stops, the cluster must
-//! converge, serve, and hold what it acknowledged, and what clients saw must be linearizable.
+//! Runs the protocol of `consensus-raft-protocol`, the same code as in the engine, with simulated disks, networks, clocks,
+//! clients and state machines. A simulated hour takes about a second, and every run can be repeated exactly. At
+//! every step the properties of Raft are checked on all nodes. At the end all faults stop: the cluster must
+//! converge, serve requests and have all acknowledged data, and the results of the clients must be linearizable.
 //!
 //! ```text
 //!  seed ─▶ Plan ─▶ World: Nodes (Raft, SimDisk, SimMachine + guest) ◀─ messages, time ─▶ checks at each step ─▶ Outcome
-//!                    ▲ clients, troubles
+//!                    ▲ clients, faults
 //! ```
 //!
-//! What this is *not*: the driver of `consensus-engine-raft`, transports and real storage are not in it; they have tests of their
-//! own (`docs/testing.md`), and yours have the suites of `consensus-testkit`.
+//! What this is *not*: the driver of `consensus-engine-raft`, transports and real storages are not included. They have their own
+//! tests (`docs/testing.md`), and `consensus-testkit` has suites for your implementations.
 //!
-//! # A state machine of yours
-//! Write a [`Guest`], which makes instances of your machine and commands for it, and [`run_guest`] runs it on every node of
+//! # Your state machine
+//! Write a [`Guest`], which creates instances of your state machine and commands for it. [`run_guest`] runs it on every node of
 //! the clusters, beside `SimMachine`. It is crashed, restarted, left behind and sent snapshots, and every response is
-//! compared. Pass the suite of `consensus_testkit::state_machine` first: it is quicker to say what is wrong.
+//! compared. Pass the suite of `consensus_testkit::state_machine` first: it finds most mistakes faster.
 //! ```
 //! use bytes::Bytes;
 //! use consensus_core::{codec, typed::{Application, InMemory}};
@@ -40,29 +40,30 @@
 //!     fn command(&self, random: &mut Random) -> Bytes { codec::encode(1, &random.below(10)).into() }
 //! }
 //!
-//! let totals = run_guest(Counters, 0..20).unwrap(); // the seed, what differs, and how to see it again
+//! let totals = run_guest(Counters, 0..20).unwrap(); // The error has the seed, the difference, and how to repeat it.
 //! assert!(totals.reached["guest's response compared"] > 1000);
 //! ```
 //!
 //! # Order of calls
-//! 1. [`run`] a seed; [`Outcome::failure`] says what a checker found.
-//! 2. [`shrink`] a seed that fails, and read the [`Trace`] of what is left, or look at it as a [`page`](page()).
+//! 1. [`run`] a seed; [`Outcome::failure`] has what a check found.
+//! 2. [`shrink`] a seed that fails, and read the [`Trace`] of the smallest run, or view it as a [`page`](page()).
 //! 3. [`sweep`] many seeds.
 //!
-//! The program `raft-sim` does both.
+//! The program `raft-sim` does all of this.
 
 mod checks;
 mod clients;
+mod data_loss;
 mod disk;
 mod effects;
+mod faults;
 mod guest;
 mod host;
-mod losses;
 mod machine;
-mod meeting;
 pub mod model;
 mod node;
 mod operator;
+mod other_cluster;
 mod page;
 mod plan;
 mod random;
@@ -71,15 +72,14 @@ mod run;
 mod stall;
 mod sweep;
 mod trace;
-mod troubles;
 mod world;
 
 pub use checks::{RARE, RARE_MISTAKES};
-pub use disk::{Harm, SimDisk};
+pub use disk::{RecordDamage, SimDisk};
 pub use guest::{AnyGuest, Guest};
 pub use machine::{Command, Effect, KEYS, MachineDisk, SimMachine};
 pub use page::page;
-pub use plan::{Plan, Trouble};
+pub use plan::{Fault, Plan};
 pub use random::{Random, chain, mix};
 pub use run::{Options, Outcome, run, shrink};
 pub use sweep::{GuestFailure, Totals, run_guest, sweep};

@@ -1,4 +1,4 @@
-//! The replicated machine of the simulation: a few registers, sessions, and a hash of all of it.
+//! The replicated state machine of the simulation: a few registers, sessions, and a hash of the state.
 
 use std::{
     collections::BTreeMap,
@@ -16,27 +16,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::{host::Host, random::chain};
 
-/// Registers of the machine.
+/// Number of registers of the machine.
 pub const KEYS: usize = 4;
 
 /// A client's command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// Of the client; repeated with each attempt.
+    /// Session and number of the command, the same in each attempt.
     pub session: Session,
-    /// Which attempt to have it done, of all in the run.
+    /// Number of the attempt within the run.
     pub attempt: u64,
-    /// On which register.
+    /// Register of the command.
     pub key: u8,
-    /// What; never [`Register::Read`].
+    /// Operation; never [`Register::Read`].
     pub call: Register,
 }
 
 impl Command {
-    /// How long it is.
+    /// Size of an encoded command in bytes.
     pub(crate) const BYTES: usize = 6 * 8;
 
-    /// As it is proposed.
+    /// Encodes the command.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let (from, to) = match self.call {
@@ -49,7 +49,7 @@ impl Command {
         numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>().into()
     }
 
-    /// From what was proposed; what follows is a guest's.
+    /// Decodes a command; a guest's command may follow it.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let number = |at: usize| bytes.get(8 * at..8 * at + 8)?.try_into().map(u64::from_le_bytes).ok();
@@ -63,60 +63,60 @@ impl Command {
     }
 }
 
-/// What survives a crash, and what a snapshot says.
+/// State that survives a crash, which is also the content of a snapshot.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Image {
     state: State,
-    /// A snapshot of the guest's, if there is a guest.
+    /// Snapshot of the guest, if there is one.
     guest: Bytes,
 }
 
-/// What is replicated.
+/// Replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     applied: LogId,
     registers: [u64; KEYS],
-    /// Each client's last number, at which index, and the answer.
+    /// Last number of each client, with its index and response.
     sessions: BTreeMap<u64, (LastUse, Option<u64>)>,
 }
 
-/// The machine of one node. What it flushed outlives it in its [`MachineDisk`].
+/// State machine of one node. Its flushed state outlives it in the [`MachineDisk`].
 #[derive(Debug)]
 pub struct SimMachine {
     state: State,
     sessions: Sessions,
     disk: MachineDisk,
-    /// Commands that were applied since they were last taken.
+    /// Commands that were applied since they were last taken out.
     pub(crate) effects: Vec<Effect>,
-    /// Is given what this one is given.
+    /// The guest, which applies the same entries.
     guest: Option<Host>,
 }
 
-/// What a machine flushed.
+/// Flushed state of a machine.
 #[derive(Clone, Debug, Default)]
 pub struct MachineDisk(Arc<Mutex<Image>>);
 
-/// A command as it was applied.
+/// An applied command.
 #[derive(Clone, Copy, Debug)]
 pub struct Effect {
-    /// Which.
+    /// The command.
     pub command: Command,
-    /// It was new, and changed something or could have.
+    /// Whether the command was new and executed.
     pub executed: bool,
-    /// Its entry.
+    /// Log id of its entry.
     pub at: LogId,
-    /// Of the whole state afterwards.
+    /// Hash of the whole state afterwards.
     pub hash: u64,
 }
 
 impl MachineDisk {
-    /// A copy of what lies there now.
+    /// Returns a copy of the present content.
     #[must_use]
     pub fn image(&self) -> Self {
         Self(Arc::new(Mutex::new(self.lock().clone())))
     }
 
-    /// What it reflects.
+    /// Last index of the flushed state.
     #[must_use]
     pub fn applied(&self) -> LogId {
         self.lock().state.applied
@@ -128,7 +128,7 @@ impl MachineDisk {
 }
 
 impl SimMachine {
-    /// As it comes up.
+    /// Opens the machine with its flushed state.
     #[must_use]
     pub fn open(disk: &MachineDisk) -> Self {
         let state = disk.lock().state.clone();
@@ -143,7 +143,7 @@ impl SimMachine {
         machine
     }
 
-    /// With a guest, which is new and comes to where it was when this machine was flushed.
+    /// Adds a new guest, and restores it to the state at this machine's last flush.
     pub(crate) fn with_guest(mut self, mut guest: Host) -> Self {
         let image = self.disk.lock().clone();
         if image.state.applied != LogId::ZERO {
@@ -153,7 +153,7 @@ impl SimMachine {
         self
     }
 
-    /// Compares the guest's state, if there is a guest, with what others had here.
+    /// Compares the guest's state with those of other nodes at this position, if there is a guest.
     pub(crate) fn compare_guest(&mut self) {
         if let Some(guest) = &mut self.guest {
             guest.compare_state();
@@ -168,18 +168,18 @@ impl SimMachine {
         self.state = state;
     }
 
-    /// The value of a register.
+    /// Returns the value of a register.
     #[must_use]
     pub fn value(&self, key: u8) -> u64 {
         self.state.registers[key as usize % KEYS]
     }
 
-    /// The commands that were applied since this was last asked, in order.
+    /// Returns the commands that were applied since the last call, in order.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
     }
 
-    /// Of everything that is replicated.
+    /// Hash of the replicated state.
     #[must_use]
     pub fn hash(&self) -> u64 {
         let state = &self.state;
@@ -194,7 +194,7 @@ impl SimMachine {
         hash
     }
 
-    /// Takes a command, and tells whether it is new.
+    /// Applies a command once. Returns whether it was new, and its response.
     fn take(&mut self, command: &Command, index: u64) -> (bool, Option<u64>) {
         let Session { client_id, sequence } = command.session;
         if !self.state.sessions.contains_key(&client_id) {
@@ -228,7 +228,7 @@ impl SimMachine {
     }
 }
 
-/// A response: what the register was, where the call asks for it.
+/// Decodes a response: the former value of the register, if the call returns it.
 pub(crate) fn answer_of(response: &[u8]) -> Option<u64> {
     response.try_into().map(u64::from_le_bytes).ok()
 }
@@ -244,14 +244,14 @@ impl StateMachine for SimMachine {
             assert_eq!(
                 entry.id.index,
                 self.state.applied.index.next(),
-                "I8: entries come in order, each once"
+                "I8: entries are applied in order, each once"
             );
             self.state.applied = entry.id;
             let Payload::Command(bytes) = &entry.payload else {
                 responses.push(Bytes::new());
                 continue;
             };
-            let command = Command::decode(bytes).expect("a command of the simulation's own");
+            let command = Command::decode(bytes).expect("every command has a command of the simulation");
             let (executed, answer) = self.take(&command, entry.id.index.0);
             responses
                 .push(answer.map_or_else(Bytes::new, |value| Bytes::copy_from_slice(&value.to_le_bytes())));

@@ -23,68 +23,68 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// One seed, step by step.
+    /// Run one seed and print its trace.
     Run {
-        /// Which.
+        /// The seed.
         seed: u64,
         /// Print every message, too.
         #[arg(long)]
         all: bool,
-        /// Print only the last so many lines.
+        /// Number of last lines to print.
         #[arg(long, default_value_t = 200)]
         last: usize,
-        /// Leave out these troubles, as a smaller failure says.
+        /// Numbers of faults to leave out, as printed by --shrink.
         #[arg(long, value_delimiter = ',')]
         skip: Vec<u64>,
-        /// Write the time-space diagram here, as a page.
+        /// Write the time-space diagram to this HTML file.
         #[arg(long)]
         page: Option<PathBuf>,
-        /// If it fails, look for the smallest failure.
+        /// If the run fails, search for the smallest run that fails.
         #[arg(long)]
         shrink: bool,
-        /// Operators make mistakes, too.
+        /// Include mistakes of operators.
         #[arg(long)]
         mistakes: bool,
     },
-    /// Many seeds; fails if one of them does, or if something rare was never come by.
+    /// Run many seeds. Fails if a seed fails, or if a rare event never occurred.
     Sweep {
-        /// The first seed.
+        /// First seed.
         #[arg(long, default_value_t = 0)]
         from: u64,
-        /// How many.
+        /// Number of seeds.
         #[arg(long, default_value_t = 1000)]
         seeds: u64,
-        /// Ends after so many seconds, whatever is left.
+        /// Stop after this number of seconds.
         #[arg(long)]
         seconds: Option<u64>,
-        /// Ends after so many simulated hours, whatever is left.
+        /// Stop after this number of simulated hours.
         #[arg(long)]
         hours: Option<u64>,
-        /// Do not ask for what is rare.
+        /// Do not require rare events.
         #[arg(long)]
         any: bool,
-        /// Ends at the first failure, and says how long it took to find it.
+        /// Stop at the first failure, and print the time until it was found.
         #[arg(long)]
         first: bool,
-        /// Operators make mistakes, too.
+        /// Include mistakes of operators.
         #[arg(long)]
         mistakes: bool,
     },
-    /// Every state of small clusters.
+    /// Check all states of small clusters.
     ModelCheck {
-        /// Only these scenarios.
+        /// Names of the scenarios; all by default.
         names: Vec<String>,
-        /// Most states of each.
+        /// Maximum number of states of each scenario.
         #[arg(long, default_value_t = 1_000_000)]
         states: u64,
-        /// Most seconds for each.
+        /// Maximum number of seconds for each scenario.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
 }
 
 fn main() -> ExitCode {
-    // A checker that finds fault panics; its words are in the outcome.
+    // A failed check panics; its message is in the outcome.
     if std::env::var_os("RAFT_SIM_BACKTRACE").is_none() {
         panic::set_hook(Box::new(|_| ()));
     }
@@ -117,7 +117,7 @@ fn one(
     let mut outcome = run(options);
     if wants_smallest && let Some((options, smallest)) = shrink(options) {
         let skip: Vec<String> = options.skip.iter().map(u64::to_string).collect();
-        println!("the smallest failure leaves out these troubles: --skip {}", skip.join(","));
+        println!("the smallest run that fails leaves out these faults: --skip {}", skip.join(","));
         outcome = smallest;
     }
     if let Some(path) = page_at {
@@ -130,16 +130,16 @@ fn one(
             }
         }
     }
-    let text = outcome.trace.tell();
+    let text = outcome.trace.describe();
     let lines: Vec<&str> =
         text.lines().filter(|line| all || !(line.contains("<-") || line.contains("lost:"))).collect();
     for line in &lines[lines.len().saturating_sub(last)..] {
         println!("{line}");
     }
     println!("{}{:?}", outcome.overview, outcome.plan);
-    let Outcome { failure, trace, simulated_us, faults, operations, .. } = outcome;
+    let Outcome { failure, trace, simulated_us, faults_injected, operations, .. } = outcome;
     println!(
-        "seed {seed}: {} ms simulated, {faults} troubles, {operations} operations, trace {:016x}",
+        "seed {seed}: {} ms simulated, {faults_injected} faults, {operations} operations, trace {:016x}",
         simulated_us / 1000,
         trace.hash
     );
@@ -198,17 +198,17 @@ struct Swept {
     first_failure: Option<u64>,
 }
 
-/// When a sweep ends before its last seed.
+/// Limits that end a sweep before its last seed.
 struct Extent {
-    /// Real time after which it ends.
+    /// Real time after which the sweep ends.
     time: Option<Duration>,
-    /// Simulated hours after which it ends.
+    /// Simulated hours after which the sweep ends.
     hours: Option<u64>,
-    /// Number of failures at which it ends.
+    /// Number of failures at which the sweep ends.
     failures_max: u64,
 }
 
-/// Failures that say enough: more of them mostly repeat the first.
+/// Number of failures at which a sweep ends, because more of them mostly repeat the first ones.
 const FAILURES_MAX: u64 = 20;
 
 fn sweep_seeds(options: &Options, seeds: Range<u64>, extent: Extent, any: bool) -> ExitCode {
@@ -247,14 +247,14 @@ impl Swept {
         let rare = if self.mistakes { RARE_MISTAKES } else { RARE };
         let missing: Vec<_> = rare.iter().filter(|what| !totals.reached.contains_key(*what)).collect();
         if !any && !missing.is_empty() {
-            println!("never come by: {missing:?}");
+            println!("rare events that never occurred: {missing:?}");
         }
         let (seconds, simulated) = (took.as_secs_f64() * threads as f64, totals.simulated_us as f64 / 1e6);
         println!(
-            "{} seeds, {:.1} simulated hours, {} troubles, {} operations in {} histories: {} failed; {:.0} times real time and {:.0} seeds a minute, per core",
+            "{} seeds, {:.1} simulated hours, {} faults, {} operations in {} histories: {} failed; {:.0} times real time and {:.0} seeds a minute, per core",
             totals.seeds,
             simulated / 3600.0,
-            totals.faults,
+            totals.faults_injected,
             totals.operations,
             totals.reached.get("history checked").unwrap_or(&0),
             self.failures,

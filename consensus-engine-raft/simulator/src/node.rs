@@ -1,4 +1,4 @@
-//! One node of the simulation: the protocol, and around it what a driver does, in simulated time.
+//! One node of the simulation: the protocol, and the work of a driver in simulated time.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,97 +10,97 @@ use consensus_raft_protocol::{Call, Config, InterruptedInstall, Raft, Restored, 
 
 use crate::{
     disk::SimDisk,
-    host::Hosting,
+    host::GuestHosting,
     machine::{MachineDisk, SimMachine},
     operator::Hold,
     recorder::Recorder,
     stall::Stall,
 };
 
-/// A node, up or down.
+/// A node, running or not.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) disk: SimDisk,
     pub(crate) machine_disk: MachineDisk,
-    /// `None` while it is down.
+    /// State of the running node; `None` while it is down.
     pub(crate) up: Option<Up>,
-    /// Counts starts, so that what was scheduled for an earlier life is dropped.
-    pub(crate) life: u64,
-    /// Its clock shows `skew + now * rate / 1000`.
+    /// Number of starts; events for earlier incarnations are dropped.
+    pub(crate) incarnation: u64,
+    /// Rate of the node's clock, which shows `skew + now * rate / 1000`.
     pub(crate) rate: u64,
     pub(crate) skew_us: u64,
-    /// It does nothing before this.
+    /// Until when the process is paused.
     pub(crate) paused_until: u64,
     pub(crate) slow_disk: bool,
-    /// What it bootstraps from if its log is empty.
+    /// First configuration, which is used if the log is empty.
     pub(crate) file: Option<Membership>,
-    /// It is started with `--join`: it does not bootstrap.
+    /// Whether the node is started with `--join` and does not bootstrap.
     pub(crate) joins: bool,
-    /// Its disk was replaced by an empty one.
+    /// Whether the node's disk was replaced by an empty one.
     pub(crate) wiped: bool,
-    /// Its disk is an old copy.
-    pub(crate) put_back: bool,
-    /// Why it ended for good, until an operator does something about it.
+    /// Whether the node's disk is an old copy.
+    pub(crate) restored_copy: bool,
+    /// Why the node stopped; an operator must act before it starts again.
     pub(crate) ended: Option<String>,
-    /// Why it does not start yet.
+    /// Why the node does not start yet.
     pub(crate) waits: Option<Hold>,
-    /// Its writes, and its applies, do not return before this.
+    /// Until when writes of the node do not return.
     pub(crate) disk_stalls_until: u64,
-    /// See `disk_stalls_until`.
+    /// Until when applies of the node do not return.
     pub(crate) apply_stalls_until: u64,
-    /// It cannot take snapshots, and has no room for them, before this.
+    /// Until when the node cannot take snapshots.
     pub(crate) no_snapshot_until: u64,
-    /// See `no_snapshot_until`.
+    /// Until when the node has no room for arriving snapshots.
     pub(crate) no_room_until: u64,
 }
 
-/// What a node is while it is up.
+/// State of a running node.
 #[derive(Debug)]
 pub(crate) struct Up {
     pub(crate) raft: Raft,
-    /// The entries that the protocol's log has, with payloads.
+    /// Entries of the protocol's log, with payloads.
     pub(crate) log: VecDeque<Entry>,
     pub(crate) writing: VecDeque<LogBatch>,
     pub(crate) machine: SimMachine,
     pub(crate) applied: LogIndex,
     pub(crate) target: LogIndex,
-    /// What is being applied, up to here.
+    /// Last index of the apply in progress.
     pub(crate) applying: Option<LogIndex>,
-    /// Reads by token: whose, and whether the lease was to be enough.
-    pub(crate) reads: BTreeMap<u64, (Asked, bool)>,
+    /// Reads by token: the request, and whether it is a lease read.
+    pub(crate) reads: BTreeMap<u64, (ClientRequest, bool)>,
     /// Reads that wait for their index to be applied.
-    pub(crate) ready: Vec<(LogIndex, Asked)>,
-    /// Who waits for which entry.
-    pub(crate) waiters: BTreeMap<u64, (LogId, Asked)>,
-    /// Those of earlier terms, and until when.
-    pub(crate) orphans: Vec<(LogId, Asked, u64)>,
+    pub(crate) ready: Vec<(LogIndex, ClientRequest)>,
+    /// Requests that wait for an entry, by index.
+    pub(crate) waiters: BTreeMap<u64, (LogId, ClientRequest)>,
+    /// Requests whose entries are of earlier terms, with the time at which they stop waiting.
+    pub(crate) orphans: Vec<(LogId, ClientRequest, u64)>,
     pub(crate) arrival: Option<Arrival>,
-    /// Snapshots being sent, by number; one to each peer.
+    /// Number of the snapshot transfer in progress to each peer.
     pub(crate) transfers: BTreeMap<NodeId, u64>,
     pub(crate) no_room: bool,
-    /// Its calls that take long.
+    /// Calls that take long.
     pub(crate) stall: Stall,
-    /// The deadline for which it will be woken.
+    /// Deadline for which a wake-up is scheduled.
     pub(crate) wake: Option<Time>,
-    /// A turn is under way: more events come before it ends.
+    /// Whether a turn is in progress, which can have more events.
     pub(crate) turn_open: bool,
-    /// When an append of the leader that it follows last came, on its own clock.
+    /// Time of the last append of its leader, on the node's clock.
     pub(crate) heard: Option<Time>,
 }
 
-/// A client's request, and which attempt at it.
+/// An attempt at a client's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Asked {
+pub(crate) struct ClientRequest {
     pub(crate) client: u64,
     pub(crate) operation: u64,
     pub(crate) attempt: u64,
     pub(crate) key: u8,
-    /// What had been acknowledged when a read began.
+    /// Highest acknowledged index when a read started.
     pub(crate) acknowledged: LogIndex,
 }
 
-/// A snapshot that came.
+/// A snapshot that has arrived.
 #[derive(Debug)]
 pub(crate) struct Arrival {
     pub(crate) from: NodeId,
@@ -109,14 +109,14 @@ pub(crate) struct Arrival {
     pub(crate) bytes: Bytes,
 }
 
-/// What a start came to.
+/// Result of a start.
 pub(crate) enum Started {
     Up,
-    /// With a damaged log that it cut.
+    /// Started with a damaged log, which was truncated.
     Repairing,
-    /// In the middle of an installation.
+    /// Started after an interrupted installation.
     Interrupted,
-    /// It refuses: this is for people to settle.
+    /// Refused to start: an operator must act.
     Refused(String),
 }
 
@@ -127,7 +127,7 @@ impl Node {
             disk,
             machine_disk: MachineDisk::default(),
             up: None,
-            life: 0,
+            incarnation: 0,
             rate: 1000,
             skew_us: 0,
             paused_until: 0,
@@ -135,7 +135,7 @@ impl Node {
             file: None,
             joins: false,
             wiped: false,
-            put_back: false,
+            restored_copy: false,
             ended: None,
             waits: None,
             disk_stalls_until: 0,
@@ -145,34 +145,34 @@ impl Node {
         }
     }
 
-    /// What its clock shows.
+    /// Time of the node's clock.
     pub(crate) fn local(&self, now_us: u64) -> Time {
         Time::from_micros(self.skew_us + now_us * self.rate / 1000)
     }
 
-    /// How long to wait until its clock shows `at`, in microseconds.
+    /// Microseconds until the node's clock shows `at`.
     pub(crate) fn until(&self, now_us: u64, at: Time) -> u64 {
         let wait = at.saturating_sub(self.local(now_us)).as_micros() as u64;
         wait * 1000 / self.rate + 1
     }
 
-    /// As an engine does it: loads the log, repairs it, finishes what a crash interrupted, writes the first
+    /// Starts like an engine: loads the log, repairs it, completes an interrupted installation, and writes the first
     /// configuration.
     pub(crate) fn start(
         &mut self,
         config: Config,
         bootstrap: Option<&Membership>,
-        guest: Option<&Hosting>,
+        guest: Option<&GuestHosting>,
         now_us: u64,
     ) -> Started {
         let mut started = Started::Up;
-        let mut log = self.disk.load().expect("only entries are damaged here");
+        let mut log = self.disk.load().expect("the simulation damages only entries");
         if let Some(damage) = &log.damage {
             let Some(cut) = Raft::repair(&log, self.id) else {
                 return Started::Refused(format!("{}: {}", damage.position, damage.why));
             };
             self.disk.write(cut).expect("a write at start");
-            log = self.disk.load().expect("what was cut is sound");
+            log = self.disk.load().expect("the truncated log is intact");
             started = Started::Repairing;
         }
         let mut machine = SimMachine::open(&self.machine_disk);
@@ -187,7 +187,7 @@ impl Node {
                 (batch.truncate_after, batch.purge) = (Some(meta.last.index), Some(meta));
             }
             self.disk.write(batch).expect("a write at start");
-            log = self.disk.load().expect("it was just written");
+            log = self.disk.load().expect("the log was just written");
             started = Started::Interrupted;
         }
         if let (Some(membership), true) = (bootstrap, log.is_new()) {
@@ -195,20 +195,20 @@ impl Node {
             self.disk
                 .write(LogBatch { entries: vec![entry], ..LogBatch::default() })
                 .expect("a write at start");
-            log = self.disk.load().expect("it was just written");
+            log = self.disk.load().expect("the log was just written");
         }
         let (purged, last) = (log.purged.last.index, log.last().index);
         let is_cut = log.hard_state.lost_through.is_some();
         assert!(
             applied.index >= purged && (applied.index <= last || is_cut),
-            "node {}: the state machine reflects {applied}, the log holds ({purged}, {last}]",
+            "node {}: the state machine has applied {applied}, the log holds ({purged}, {last}]",
             self.id
         );
-        let entries = self.disk.read(purged, last, u64::MAX).expect("what was loaded can be read");
+        let entries = self.disk.read(purged, last, u64::MAX).expect("loaded entries can be read");
         let raft = Raft::new(config, Restored { log, applied: applied.index }, self.local(now_us));
-        self.life += 1;
+        self.incarnation += 1;
         self.up = Some(Up {
-            raft: raft.expect("the plan's settings are sound"),
+            raft: raft.expect("the plan's settings are valid"),
             log: entries.into(),
             writing: VecDeque::new(),
             machine,
@@ -240,9 +240,9 @@ impl Up {
         self.log.front().map_or(u64::MAX, |entry| entry.id.index.0)
     }
 
-    /// The entries `(after, last]`, as many as are there.
+    /// Entries in `(after, last]` that exist.
     pub(crate) fn entries(&self, after: LogIndex, last: LogIndex) -> Vec<Entry> {
-        assert!(after >= last || after.0 + 1 >= self.base(), "entries after {after} are gone");
+        assert!(after >= last || after.0 + 1 >= self.base(), "entries after {after} are purged");
         let skip = (after.0 + 1).saturating_sub(self.base()) as usize;
         self.log.iter().skip(skip).take(last.since(after) as usize).cloned().collect()
     }
@@ -257,13 +257,13 @@ impl Up {
         }
     }
 
-    pub(crate) fn forget_through(&mut self, index: LogIndex) {
+    pub(crate) fn purge_through(&mut self, index: LogIndex) {
         while self.log.front().is_some_and(|entry| entry.id.index <= index) {
             self.log.pop_front();
         }
     }
 
-    /// Calls the protocol, and has it recorded if somebody does.
+    /// Calls the protocol, and records the call if there is a recorder.
     pub(crate) fn call(&mut self, recorder: &mut Option<Recorder>, call: Call) -> Returned {
         match recorder {
             Some(recorder) => recorder.call(&mut self.raft, call),

@@ -1,5 +1,5 @@
-//! Operators and their mistakes: disks that are emptied or put back, members that are added again under their old id, nodes
-//! that are started with another first configuration. What can be promised then is told in `checks.rs`.
+//! Operators and their mistakes: disks that are emptied or replaced by old copies, members that are added again under their old
+//! id, nodes that are started with another first configuration. `checks.rs` lists what is guaranteed then.
 
 use std::{collections::VecDeque, fmt};
 
@@ -9,21 +9,21 @@ use consensus_raft_protocol::Event;
 use crate::{
     disk::SimDisk,
     machine::MachineDisk,
-    plan::Trouble,
+    plan::Fault,
     random::Random,
     world::{Due, MS, World},
 };
 
-/// What operators have at hand, and what they are about to do.
+/// Copies of disks, and the procedure in progress.
 #[derive(Debug, Default)]
 pub(crate) struct Operator {
     copies: Vec<DiskCopy>,
     procedure: Option<Procedure>,
-    /// Number of the procedure under way.
+    /// Number of the procedure in progress.
     procedures: u64,
-    /// Disks that were bought.
+    /// Number of new disks.
     disks: u64,
-    /// Mistakes that were made.
+    /// Number of mistakes.
     mistakes: u64,
 }
 
@@ -35,34 +35,34 @@ struct DiskCopy {
     machine: MachineDisk,
 }
 
-/// Steps that follow each other.
+/// A sequence of steps.
 #[derive(Debug)]
 struct Procedure {
     steps: VecDeque<Step>,
-    /// Times that the step at hand was tried.
+    /// Number of attempts at the current step.
     tries: u64,
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Asks the leader for the changes until they are in force.
+    /// Requests the changes from the leader until they are in force.
     Change(Vec<MemberChange>),
-    /// Asks the leader for the changes once.
+    /// Requests the changes from the leader once.
     ChangeOnce(Vec<MemberChange>),
-    /// Empties the disk of a node and starts it.
+    /// Empties the disk of a node and starts the node.
     Wipe { node: NodeId, joins: bool },
-    /// Waits so many milliseconds.
+    /// Waits for this number of milliseconds.
     Pause(u64),
 }
 
 /// Why a node does not bootstrap.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Hold {
-    /// This peer has not said yet whether it is empty.
+    /// This peer has not reported yet whether its log is empty.
     SilentPeer(NodeId),
     /// This peer has a log.
     PeerWithLog(NodeId),
-    /// This peer goes by another first configuration.
+    /// This peer has another first configuration.
     OtherFounders(NodeId),
 }
 
@@ -84,24 +84,24 @@ impl fmt::Display for Hold {
 }
 
 impl World {
-    /// Does one of the things that operators do; says what, if it can be done now.
-    pub(crate) fn operate(&mut self, trouble: Trouble, id: NodeId, random: &mut Random) -> Option<String> {
-        if trouble == Trouble::CopyDisks {
+    /// Carries out an action of an operator. Returns its description if it is possible now.
+    pub(crate) fn operate(&mut self, fault: Fault, id: NodeId, random: &mut Random) -> Option<String> {
+        if fault == Fault::CopyDisks {
             return self.copy_disks();
         }
         if self.operator.mistakes >= self.plan.mistakes_max || self.operator.procedure.is_some() {
             return None;
         }
-        let done = match trouble {
-            Trouble::PutBack => self.put_back(&[id], random),
-            Trouble::PutBackSeveral => {
+        let done = match fault {
+            Fault::RestoreCopy => self.restored_copy(&[id], random),
+            Fault::PutBackSeveral => {
                 let several: Vec<NodeId> = self.ids().filter(|_| random.percent(60)).collect();
-                if several.len() < 2 { None } else { self.put_back(&several, random) }
+                if several.len() < 2 { None } else { self.restored_copy(&several, random) }
             }
-            Trouble::WipeAndStart => self.wipe_disk(id, false),
-            Trouble::WipeAndJoin => self.wipe_disk(id, true),
-            Trouble::Replace => self.replace(id, random),
-            Trouble::ReplaceInOneChange => self.replace_in_one_change(id, random),
+            Fault::WipeAndStart => self.wipe_disk(id, false),
+            Fault::WipeAndJoin => self.wipe_disk(id, true),
+            Fault::Replace => self.replace(id, random),
+            Fault::ReplaceInOneChange => self.replace_in_one_change(id, random),
             _ => self.start_with_other_configuration(),
         }?;
         self.operator.mistakes += 1;
@@ -121,8 +121,8 @@ impl World {
         Some("all data directories are copied".to_owned())
     }
 
-    /// Puts a copy of some age back, on each of the nodes that has one.
-    fn put_back(&mut self, ids: &[NodeId], random: &mut Random) -> Option<String> {
+    /// Restores a copy of random age on each of the nodes that has one.
+    fn restored_copy(&mut self, ids: &[NodeId], random: &mut Random) -> Option<String> {
         let mut done = Vec::new();
         for id in ids {
             let copies = self.operator.copies.iter().filter(|copy| copy.node == *id && !copy.disk.is_new());
@@ -135,18 +135,18 @@ impl World {
             self.take_down(*id);
             done.push(format!("{id} (its log ends at {} instead of {})", disk.last(), old.last()));
             let node = self.node_mut(*id);
-            (node.disk, node.machine_disk, node.put_back) = (disk, machine, true);
-            self.checks.note_lost(*id, &old, true);
+            (node.disk, node.machine_disk, node.restored_copy) = (disk, machine, true);
+            self.checks.record_lost_disk(*id, &old, true);
         }
         if done.is_empty() {
             return None;
         }
-        self.checks.reach(if done.len() > 1 { "several copies put back" } else { "copy put back" });
-        ids.iter().for_each(|id| self.note_put_back(*id));
-        Some(format!("old copies of data directories are put back on nodes {}", done.join(", ")))
+        self.checks.reach(if done.len() > 1 { "several old copies restored" } else { "old copy restored" });
+        ids.iter().for_each(|id| self.record_restored_copy(*id));
+        Some(format!("old copies of data directories are restored on nodes {}", done.join(", ")))
     }
 
-    /// Empties a disk, unless no other founder holds more than the first configuration: that would be a new cluster.
+    /// Empties a disk, unless no other founder has more than the first configuration: that would be a new cluster.
     fn wipe_disk(&mut self, id: NodeId, joins: bool) -> Option<String> {
         let is_founder = |other: &NodeId| self.plan.voters == 1 || self.first.get(*other).is_some();
         let mut founders = self.ids().filter(|other| *other != id && is_founder(other));
@@ -156,19 +156,19 @@ impl World {
         self.operator.disks += 1;
         let old = self.node(id).disk.clone();
         self.take_down(id);
-        self.checks.note_lost(id, &old, false);
+        self.checks.record_lost_disk(id, &old, false);
         let storage = StorageId(10_000 + self.operator.disks);
-        // The file of a cluster that began with one node names no other node that it could ask: such a node must join.
+        // The file of a cluster that started with one node names no other node to ask, so such a node must join.
         let joins = joins || self.plan.voters == 1;
         let node = self.node_mut(id);
         (node.disk, node.machine_disk, node.joins) = (SimDisk::new(storage), MachineDisk::default(), joins);
-        (node.wiped, node.put_back) = (true, false);
-        let how = if joins { "with --join" } else { "by its usual command" };
+        (node.wiped, node.restored_copy) = (true, false);
+        let how = if joins { "with --join" } else { "with its usual command" };
         self.checks.reach(if joins { "disk wiped, node joins" } else { "disk wiped, node starts as usual" });
         Some(format!("the disk of node {id} is emptied, and it is started {how}"))
     }
 
-    /// Ends a node; somebody starts it again.
+    /// Stops a node, which is restarted later.
     fn take_down(&mut self, id: NodeId) {
         if self.node(id).up.is_some() {
             self.crash(id, true);
@@ -185,7 +185,7 @@ impl World {
             return None;
         }
         let mut steps = VecDeque::new();
-        // A sole member is replaced when there are others.
+        // The only member can be replaced once there are others.
         let others: Vec<NodeId> = self.ids().filter(|other| *other != id).collect();
         if membership.members().len() == 1 {
             let add = |other: &NodeId| MemberChange::Add(*other, Member::new(MemberKind::Joining));
@@ -204,7 +204,7 @@ impl World {
         });
         self.begin_procedure(steps);
         self.checks.reach("member replaced under its id");
-        Some(format!("member {id} is about to be replaced under its id"))
+        Some(format!("member {id} will be replaced under its id"))
     }
 
     fn replace_in_one_change(&mut self, id: NodeId, random: &mut Random) -> Option<String> {
@@ -226,7 +226,7 @@ impl World {
         let steps = if random.percent(50) { [wipe, pause, change] } else { [change, pause, wipe] };
         self.begin_procedure(steps.into());
         self.checks.reach("member replaced in one change");
-        Some(format!("member {id} is about to be removed and added in one change"))
+        Some(format!("member {id} will be removed and added in one change"))
     }
 
     /// Nodes without a log are started with a file that lists all nodes.
@@ -251,9 +251,9 @@ impl World {
         self.schedule(0, Due::Operator(self.operator.procedures));
     }
 
-    /// Takes the next step of a procedure, or tries it again.
+    /// Takes the next step of a procedure, or retries it.
     pub(crate) fn proceed(&mut self, number: u64) {
-        if number != self.operator.procedures || !self.faults {
+        if number != self.operator.procedures || !self.faults_enabled {
             return;
         }
         let Some(Procedure { mut steps, tries }) = self.operator.procedure.take() else { return };
@@ -262,7 +262,7 @@ impl World {
             Step::Change(changes) => {
                 let is_done = self.is_changed(changes);
                 if !is_done && tries % 5 == 0 {
-                    // `kvctl` refuses what is done already.
+                    // `kvctl` refuses changes that are in force already.
                     let is_left = |change: &&MemberChange| !self.is_changed(std::slice::from_ref(*change));
                     self.ask_for(changes.iter().filter(is_left).cloned().collect());
                 }
@@ -282,7 +282,7 @@ impl World {
             steps.push_front(step);
         }
         let tries = if is_done { 0 } else { tries + 1 };
-        // It is given up when there is no leader for long.
+        // The procedure is abandoned if there is no leader for a long time.
         if tries < 60 {
             self.operator.procedure = Some(Procedure { steps, tries });
             self.schedule(pause, Due::Operator(number));
@@ -304,14 +304,14 @@ impl World {
         self.step(leader, Event::ChangeMembership { token: self.tokens, changes });
     }
 
-    /// The first configuration that a node bootstraps from, if it does. As the server does it: only when each of the peers in
-    /// its file has said that it is empty, too, or has the same first configuration. `Err`: why it does not start.
+    /// Returns the first configuration with which a node bootstraps, if any. Like the server, it bootstraps only when each peer in
+    /// its file has reported that it is empty, too, or has the same first configuration. `Err` says why it does not start.
     pub(crate) fn first_configuration(&self, id: NodeId) -> Result<Option<Membership>, Hold> {
         let node = self.node(id);
         let Some(file) = node.file.clone().filter(|_| !node.joins && node.disk.is_new()) else {
             return Ok(None);
         };
-        // In the beginning all are started at once, and are empty.
+        // At first all nodes start at once with empty logs.
         if self.now == 0 || !self.plan.has_mistakes() {
             return Ok(Some(file));
         }
@@ -332,18 +332,18 @@ impl World {
         Ok(Some(file))
     }
 
-    /// A node of another history, or what its leader says, contradicts what is committed on this one, which ends (I17).
+    /// Stops a node whose committed entries were contradicted by its leader (I17).
     pub(crate) fn end_node(&mut self, id: NodeId, why: String) {
-        assert!(!self.checks.is_promised(), "node {id} ends although nothing was lost: {why}");
-        self.checks.reach("node ended by a contradiction");
+        assert!(!self.checks.holds(), "node {id} stops although nothing was lost: {why}");
+        self.checks.reach("node stopped by a contradiction");
         self.crash(id, true);
         self.node_mut(id).ended = Some(why);
     }
 
-    /// All trouble is over: nobody goes on with anything, and nodes that did not bootstrap are started as they ask to be.
+    /// At the end of all faults: abandons procedures, and starts nodes that did not bootstrap in the way that they demand.
     pub(crate) fn end_operations(&mut self) {
         self.operator.procedure = None;
-        self.meets_until = 0;
+        self.connected_until = 0;
         for node in self.nodes.iter_mut().filter(|node| node.waits.is_some()) {
             (node.joins, node.waits) = (true, None);
         }

@@ -1,4 +1,4 @@
-//! A run as one self-contained page: the time-space diagram of its nodes and messages.
+//! Renders a run as one self-contained HTML page with the time-space diagram of its nodes and messages.
 
 use serde::Serialize;
 
@@ -12,16 +12,16 @@ struct Run<'a> {
     moments: &'a [Moment],
 }
 
-/// The page of a run whose [trace was kept](crate::Options::keeps_trace).
+/// Renders the page of a run whose [trace was kept](crate::Options::keeps_trace).
 ///
 /// # Errors
-/// A number of the trace is none that JSON knows: never, of a run.
+/// The trace has a number that JSON cannot represent, which no run produces.
 pub fn page(seed: u64, outcome: &Outcome) -> Result<String, serde_json::Error> {
     let nodes = outcome.plan.voters + outcome.plan.spares;
     let result = if outcome.failure.is_some() { "failed" } else { "passed" };
     let title = format!("Seed {seed}, {nodes} nodes, {} ms: {result}", outcome.simulated_us / 1000);
     let run = Run { title, failure: outcome.failure.as_deref(), nodes, moments: &outcome.trace.moments };
-    // What is said in the trace must not end the script.
+    // Text in the trace must not end the script element.
     let json = serde_json::to_string(&run)?.replace('<', "\\u003c");
     Ok(PAGE.replacen("/*RUN*/null", &json, 1))
 }

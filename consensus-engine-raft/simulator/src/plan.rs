@@ -1,30 +1,30 @@
-//! What a seed does to its cluster. Each seed has some kinds of trouble and not others (swarm testing, Groce et al. 2012):
-//! with all of them at once the rare combinations never come about.
+//! The parameters and faults of a seed. Each seed has some kinds of faults and not others (swarm testing, Groce et al. 2012):
+//! with all kinds at once the rare combinations never occur.
 
 use crate::random::Random;
 
-/// Kinds of trouble, and of what else is asked of a cluster.
+/// Kinds of faults, and other requests to a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Trouble {
-    /// A node stops between any two effects, and comes back.
+pub enum Fault {
+    /// A node crashes between any two effects, and restarts.
     Crash,
-    /// The leader does.
+    /// The leader crashes, and restarts.
     CrashLeader,
-    /// The leader stands still for about as long as the others are patient with it.
+    /// The leader pauses for about an election timeout.
     PauseLeader,
-    /// All stop at once.
+    /// All nodes crash at once.
     CrashAll,
-    /// Some are cut from the others, in both directions.
+    /// Some nodes are partitioned from the others, in both directions.
     Partition,
-    /// Some messages pass in one direction only.
+    /// Some links are cut in one direction.
     OneWay,
-    /// The leader alone is cut off, with the clients that keep to it.
+    /// The leader is isolated together with the clients that stay with it.
     IsolateLeader,
     /// All links work again.
-    Mend,
-    /// A process stands still for a while, and its clock does not.
+    HealNetwork,
+    /// A process pauses for a while, but its clock does not.
     Pause,
-    /// A disk takes long for each write.
+    /// A disk becomes slow.
     SlowDisk,
     /// A disk has no room for a while.
     FullDisk,
@@ -36,27 +36,27 @@ pub enum Trouble {
     Wipe,
     /// The log is compacted.
     Compact,
-    /// Members change.
+    /// Members are changed.
     Members,
-    /// The lead is handed over.
+    /// Leadership is transferred.
     Transfer,
-    /// Some nodes lose their connection to the leader, which is there all the same.
+    /// Some nodes lose their connection to the leader, which is still running.
     Disconnect,
     /// Operators copy the data directories of all nodes, as backups.
     CopyDisks,
-    /// An operator puts an old copy of a node's data directory back.
-    PutBack,
-    /// An operator puts old copies of several nodes' data directories back.
+    /// An operator restores an old copy of a node's data directory.
+    RestoreCopy,
+    /// An operator restores old copies of several nodes' data directories.
     PutBackSeveral,
-    /// An operator empties a node's disk and starts it by its usual command.
+    /// An operator empties a node's disk and starts the node with its usual command.
     WipeAndStart,
-    /// An operator empties a node's disk and starts it with `--join`.
+    /// An operator empties a node's disk and starts the node with `--join`.
     WipeAndJoin,
-    /// An operator removes a member, empties its disk, and adds it under the same id, in several changes.
+    /// An operator removes a member, empties its disk, and adds it with the same id, in several changes.
     Replace,
-    /// An operator does so in one change.
+    /// An operator does the same in one change.
     ReplaceInOneChange,
-    /// An operator starts nodes that have no log yet with a first configuration of all nodes, beside a cluster that exists.
+    /// An operator starts nodes without a log with a first configuration of all nodes, although a cluster exists.
     OtherFirstConfiguration,
     /// A write does not return for a long time.
     StallDisk,
@@ -66,114 +66,114 @@ pub enum Trouble {
     NoSnapshot,
     /// A node has no room for snapshots for a while.
     NoRoomForSnapshot,
-    /// Nodes of another cluster, with the same ids, are taken for those of this one for a while.
+    /// For a while messages are exchanged with a different cluster that has the same ids.
     Meet,
 }
 
-/// All, with how often each comes up in a run that has it.
-const TROUBLES: &[(Trouble, u64)] = &[
-    (Trouble::Crash, 4),
-    (Trouble::CrashLeader, 4),
-    (Trouble::PauseLeader, 3),
-    (Trouble::CrashAll, 1),
-    (Trouble::Partition, 4),
-    (Trouble::OneWay, 3),
-    (Trouble::IsolateLeader, 3),
-    (Trouble::Mend, 0),
-    (Trouble::Pause, 3),
-    (Trouble::SlowDisk, 2),
-    (Trouble::FullDisk, 1),
-    (Trouble::FailedWrite, 1),
-    (Trouble::Damage, 2),
-    (Trouble::Wipe, 1),
-    (Trouble::Compact, 8),
-    (Trouble::Members, 4),
-    (Trouble::Transfer, 3),
-    (Trouble::Disconnect, 3),
+/// All faults, with their frequency in a run that has them.
+const FAULTS: &[(Fault, u64)] = &[
+    (Fault::Crash, 4),
+    (Fault::CrashLeader, 4),
+    (Fault::PauseLeader, 3),
+    (Fault::CrashAll, 1),
+    (Fault::Partition, 4),
+    (Fault::OneWay, 3),
+    (Fault::IsolateLeader, 3),
+    (Fault::HealNetwork, 0),
+    (Fault::Pause, 3),
+    (Fault::SlowDisk, 2),
+    (Fault::FullDisk, 1),
+    (Fault::FailedWrite, 1),
+    (Fault::Damage, 2),
+    (Fault::Wipe, 1),
+    (Fault::Compact, 8),
+    (Fault::Members, 4),
+    (Fault::Transfer, 3),
+    (Fault::Disconnect, 3),
 ];
 
-/// Operators' mistakes, and disks and machines that hang: how often each comes up in a run that has it.
-const MISTAKES: &[(Trouble, u64)] = &[
-    (Trouble::PutBack, 2),
-    (Trouble::PutBackSeveral, 1),
-    (Trouble::WipeAndStart, 2),
-    (Trouble::WipeAndJoin, 2),
-    (Trouble::Replace, 3),
-    (Trouble::ReplaceInOneChange, 2),
-    (Trouble::OtherFirstConfiguration, 2),
-    (Trouble::StallDisk, 1),
-    (Trouble::StallApply, 1),
-    (Trouble::NoSnapshot, 1),
-    (Trouble::NoRoomForSnapshot, 1),
-    (Trouble::Meet, 2),
+/// Operators' mistakes, and disks and state machines that hang, with their frequency in a run that has them.
+const MISTAKES: &[(Fault, u64)] = &[
+    (Fault::RestoreCopy, 2),
+    (Fault::PutBackSeveral, 1),
+    (Fault::WipeAndStart, 2),
+    (Fault::WipeAndJoin, 2),
+    (Fault::Replace, 3),
+    (Fault::ReplaceInOneChange, 2),
+    (Fault::OtherFirstConfiguration, 2),
+    (Fault::StallDisk, 1),
+    (Fault::StallApply, 1),
+    (Fault::NoSnapshot, 1),
+    (Fault::NoRoomForSnapshot, 1),
+    (Fault::Meet, 2),
 ];
 
-/// What a run is like.
+/// Parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Voters in the beginning.
+    /// Number of voters at the start.
     pub voters: u64,
-    /// Nodes that could join.
+    /// Number of nodes that can be added.
     pub spares: u64,
-    /// One of the voters is a witness.
+    /// Whether one of the voters is a witness.
     pub witness: bool,
-    /// Percent of messages that are lost, and that come twice.
+    /// Percentage of messages that are lost.
     pub loss: u64,
-    /// See `loss`.
+    /// Percentage of messages that are duplicated.
     pub duplication: u64,
-    /// Of a thousand messages so many take seconds.
+    /// Number of messages out of a thousand that take seconds.
     pub stragglers: u64,
-    /// Longest time that a message takes, in milliseconds.
+    /// Maximum latency of a message in milliseconds.
     pub delay_max_ms: u64,
     /// Election timeout in milliseconds; a heartbeat is a fifth of it.
     pub election_ms: u64,
-    /// By how much the clocks may differ, in percent; leases are on if it is not more than `lease_drift`.
+    /// Maximum difference of clock speeds in percent; leases are used if it is not more than `lease_drift`.
     pub drift: u64,
-    /// The bound that the nodes are told; 0: no leases.
+    /// Drift that the nodes are configured for, in percent; 0 disables leases.
     pub lease_drift: u32,
-    /// Clients that keep one request in flight each.
+    /// Number of clients, each with one request in flight.
     pub clients: u64,
-    /// Percent of requests that are reads.
+    /// Percentage of requests that are reads.
     pub reads: u64,
-    /// Longest pause of a client between two requests, in milliseconds.
+    /// Maximum pause of a client between two requests in milliseconds.
     pub think_max_ms: u64,
-    /// Longest time that applying takes, in milliseconds.
+    /// Maximum duration of an apply in milliseconds.
     pub apply_max_ms: u64,
-    /// Several events are taken in one turn, as a driver does under load.
+    /// Whether several events are processed in one turn, as in a driver under load.
     pub turns: bool,
-    /// Most entries in one message.
+    /// Maximum number of entries in one message.
     pub append_entries_max: usize,
-    /// Most messages in flight to a follower.
+    /// Maximum number of messages in flight to a follower.
     pub inflight_messages_max: usize,
-    /// Most bytes in flight to a follower.
+    /// Maximum bytes in flight to a follower.
     pub inflight_bytes_max: u64,
-    /// Longer logs are compacted.
+    /// Number of entries above which a log is compacted.
     pub log_entries_max: usize,
-    /// Down to so many entries.
+    /// Number of entries that a compaction keeps.
     pub log_entries_kept: u64,
-    /// Some nodes are to be preferred as leaders.
+    /// Whether nodes have different priorities.
     pub priorities: bool,
-    /// What may happen, with how often.
-    pub troubles: Vec<(Trouble, u64)>,
-    /// Longest pause between two troubles, in milliseconds.
-    pub trouble_pause_ms: u64,
-    /// For how long, in milliseconds.
-    pub trouble_ms: u64,
-    /// Operators make mistakes: at most so many times in the run something is done to a disk.
+    /// Faults of the run, with their frequency.
+    pub faults: Vec<(Fault, u64)>,
+    /// Maximum pause between two faults in milliseconds.
+    pub fault_pause_ms: u64,
+    /// Duration of the period with faults in milliseconds.
+    pub fault_period_ms: u64,
+    /// Maximum number of operators' mistakes on disks in the run.
     pub mistakes_max: u64,
 }
 
 impl Plan {
-    /// Of a seed.
+    /// Returns the plan of a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed, 1);
         let voters = random.of(&[3, 3, 3, 3, 5, 5, 4, 2, 1]);
         let (clock, tolerated) = random.of(&[(0, 0), (0, 10), (9, 10), (9, 10), (9, 10), (40, 0)]);
-        let mut troubles: Vec<_> = TROUBLES.iter().copied().filter(|_| random.percent(50)).collect();
-        let cuts = [Trouble::Partition, Trouble::OneWay, Trouble::IsolateLeader];
-        if troubles.iter().any(|(trouble, _)| cuts.contains(trouble)) {
-            troubles.push((Trouble::Mend, 6));
+        let mut faults: Vec<_> = FAULTS.iter().copied().filter(|_| random.percent(50)).collect();
+        let cuts = [Fault::Partition, Fault::OneWay, Fault::IsolateLeader];
+        if faults.iter().any(|(fault, _)| cuts.contains(fault)) {
+            faults.push((Fault::HealNetwork, 6));
         }
         let drawn = Self {
             voters,
@@ -197,9 +197,9 @@ impl Plan {
             log_entries_max: 60,
             log_entries_kept: 20,
             priorities: random.percent(20),
-            troubles,
-            trouble_pause_ms: random.of(&[50, 200, 800]),
-            trouble_ms: random.of(&[4_000, 8_000, 12_000]),
+            faults,
+            fault_pause_ms: random.of(&[50, 200, 800]),
+            fault_period_ms: random.of(&[4_000, 8_000, 12_000]),
             mistakes_max: 0,
         };
         match seed % 4 {
@@ -210,66 +210,66 @@ impl Plan {
         }
     }
 
-    /// Leaders come and go before what they began is done: where figure 8 is.
+    /// Replaces leaders before their entries are committed, as in figure 8.
     fn with_elections(mut self, random: &mut Random) -> Self {
         (self.voters, self.spares, self.witness) = (random.of(&[2, 3, 3, 5]), 0, false);
         (self.election_ms, self.stragglers, self.append_entries_max) = (200, random.of(&[5, 150]), 1);
-        (self.clients, self.think_max_ms, self.trouble_pause_ms) = (4, 15, random.of(&[100, 300]));
-        self.trouble_ms = 6_000;
-        self.troubles = vec![
-            (Trouble::CrashLeader, 6),
-            (Trouble::IsolateLeader, 4),
-            (Trouble::OneWay, 2),
-            (Trouble::Crash, 3),
-            (Trouble::Mend, 7),
-            (Trouble::SlowDisk, random.below(3)),
-            (Trouble::Compact, random.below(3)),
+        (self.clients, self.think_max_ms, self.fault_pause_ms) = (4, 15, random.of(&[100, 300]));
+        self.fault_period_ms = 6_000;
+        self.faults = vec![
+            (Fault::CrashLeader, 6),
+            (Fault::IsolateLeader, 4),
+            (Fault::OneWay, 2),
+            (Fault::Crash, 3),
+            (Fault::HealNetwork, 7),
+            (Fault::SlowDisk, random.below(3)),
+            (Fault::Compact, random.below(3)),
         ];
         self
     }
 
-    /// Members change under leaders that change.
+    /// Changes members and leaders at the same time.
     fn with_changes(mut self, random: &mut Random) -> Self {
         (self.voters, self.spares) = (random.of(&[1, 2, 3, 3, 5]), 2);
         self.witness &= self.voters >= 3;
-        self.trouble_ms = 5_000;
-        (self.election_ms, self.trouble_pause_ms) = (random.of(&[200, 500]), random.of(&[50, 150]));
-        self.troubles = vec![
-            (Trouble::Members, 8),
-            (Trouble::CrashLeader, 2),
-            (Trouble::Crash, 2),
-            (Trouble::Partition, 3),
-            (Trouble::OneWay, random.below(3)),
-            (Trouble::Mend, 6),
-            (Trouble::Transfer, 2),
-            (Trouble::Wipe, random.below(3)),
-            (Trouble::Compact, random.below(4)),
+        self.fault_period_ms = 5_000;
+        (self.election_ms, self.fault_pause_ms) = (random.of(&[200, 500]), random.of(&[50, 150]));
+        self.faults = vec![
+            (Fault::Members, 8),
+            (Fault::CrashLeader, 2),
+            (Fault::Crash, 2),
+            (Fault::Partition, 3),
+            (Fault::OneWay, random.below(3)),
+            (Fault::HealNetwork, 6),
+            (Fault::Transfer, 2),
+            (Fault::Wipe, random.below(3)),
+            (Fault::Compact, random.below(4)),
         ];
         self
     }
 
-    /// Leaders that should know that they lead no longer are asked.
+    /// Sends reads to leaders that were replaced.
     fn with_leases(mut self, random: &mut Random) -> Self {
         (self.drift, self.lease_drift) = (9, 10);
         (self.clients, self.reads, self.think_max_ms, self.apply_max_ms) = (5, 70, 20, 0);
-        self.trouble_ms = 5_000;
-        (self.loss, self.delay_max_ms, self.trouble_pause_ms) = (0, random.of(&[2, 20]), 400);
-        self.troubles = vec![
-            (Trouble::PauseLeader, 6),
-            (Trouble::IsolateLeader, 4),
-            (Trouble::Transfer, 2),
-            (Trouble::Mend, 6),
-            (Trouble::Damage, random.below(3)),
+        self.fault_period_ms = 5_000;
+        (self.loss, self.delay_max_ms, self.fault_pause_ms) = (0, random.of(&[2, 20]), 400);
+        self.faults = vec![
+            (Fault::PauseLeader, 6),
+            (Fault::IsolateLeader, 4),
+            (Fault::Transfer, 2),
+            (Fault::HealNetwork, 6),
+            (Fault::Damage, random.below(3)),
         ];
         self
     }
 
-    /// Adds operators' mistakes to the plan of this seed, each with its own switch.
+    /// Adds operators' mistakes to the plan of this seed, each one or not.
     #[must_use]
     pub fn with_mistakes(mut self, seed: u64) -> Self {
         let mut random = Random::new(seed, 3);
-        // These count on a quorum of disks that nobody else touches.
-        self.troubles.retain(|(trouble, _)| !matches!(trouble, Trouble::Damage | Trouble::Wipe));
+        // These faults rely on a quorum of disks that no operator changes.
+        self.faults.retain(|(fault, _)| !matches!(fault, Fault::Damage | Fault::Wipe));
         self.mistakes_max = random.of(&[1, 2, 2, 4]);
         let mut mistakes: Vec<_> = MISTAKES.iter().copied().filter(|_| random.percent(35)).collect();
         match seed / 4 % 4 {
@@ -277,48 +277,48 @@ impl Plan {
             2 => self.with_replacements(&mut random, &mut mistakes),
             _ => {}
         }
-        if mistakes.iter().any(|(trouble, _)| matches!(trouble, Trouble::PutBack | Trouble::PutBackSeveral)) {
-            self.troubles.push((Trouble::CopyDisks, 3));
+        if mistakes.iter().any(|(fault, _)| matches!(fault, Fault::RestoreCopy | Fault::PutBackSeveral)) {
+            self.faults.push((Fault::CopyDisks, 3));
         }
-        self.troubles.append(&mut mistakes);
+        self.faults.append(&mut mistakes);
         self
     }
 
-    /// A cluster of one grows, in one way or another.
-    fn with_one_that_becomes_three(&mut self, random: &mut Random, mistakes: &mut Vec<(Trouble, u64)>) {
+    /// Grows a cluster of one to three members.
+    fn with_one_that_becomes_three(&mut self, random: &mut Random, mistakes: &mut Vec<(Fault, u64)>) {
         (self.voters, self.spares, self.witness) = (1, 2, false);
-        let mistake = random.of(&[Trouble::OtherFirstConfiguration, Trouble::Replace, Trouble::PutBack]);
-        mistakes.retain(|(trouble, _)| *trouble != mistake);
+        let mistake = random.of(&[Fault::OtherFirstConfiguration, Fault::Replace, Fault::RestoreCopy]);
+        mistakes.retain(|(fault, _)| *fault != mistake);
         mistakes.push((mistake, 4));
-        self.troubles.retain(|(trouble, _)| *trouble != Trouble::CrashLeader);
-        self.troubles.push((Trouble::CrashLeader, 3));
+        self.faults.retain(|(fault, _)| *fault != Fault::CrashLeader);
+        self.faults.push((Fault::CrashLeader, 3));
     }
 
-    /// Members are replaced under the same id by leaders that stay, while messages take seconds.
-    fn with_replacements(&mut self, random: &mut Random, mistakes: &mut Vec<(Trouble, u64)>) {
+    /// Replaces members under the same id with stable leaders, while messages take seconds.
+    fn with_replacements(&mut self, random: &mut Random, mistakes: &mut Vec<(Fault, u64)>) {
         (self.voters, self.witness, self.loss) = (random.of(&[3, 3, 5]), false, 0);
         (self.stragglers, self.clients, self.think_max_ms) = (random.of(&[30, 150]), 4, 15);
-        (self.trouble_ms, self.trouble_pause_ms) = (8_000, random.of(&[200, 800]));
-        *mistakes = vec![(random.of(&[Trouble::Replace, Trouble::ReplaceInOneChange]), 6)];
+        (self.fault_period_ms, self.fault_pause_ms) = (8_000, random.of(&[200, 800]));
+        *mistakes = vec![(random.of(&[Fault::Replace, Fault::ReplaceInOneChange]), 6)];
         self.mistakes_max = 4;
-        self.troubles = vec![
-            (Trouble::CrashLeader, random.below(3)),
-            (Trouble::IsolateLeader, random.below(2)),
-            (Trouble::OneWay, random.below(2)),
-            (Trouble::Pause, 1),
-            (Trouble::SlowDisk, 2),
-            (Trouble::Mend, 5),
-            (Trouble::Compact, random.below(3)),
+        self.faults = vec![
+            (Fault::CrashLeader, random.below(3)),
+            (Fault::IsolateLeader, random.below(2)),
+            (Fault::OneWay, random.below(2)),
+            (Fault::Pause, 1),
+            (Fault::SlowDisk, 2),
+            (Fault::HealNetwork, 5),
+            (Fault::Compact, random.below(3)),
         ];
     }
 
-    /// What another cluster is like that this one meets: left alone otherwise.
+    /// Returns the plan of the other cluster, which has no faults of its own.
     pub(crate) fn other_cluster(&self) -> Self {
-        Self { troubles: Vec::new(), trouble_pause_ms: 1_000, loss: 0, witness: false, ..self.clone() }
+        Self { faults: Vec::new(), fault_pause_ms: 1_000, loss: 0, witness: false, ..self.clone() }
     }
 
-    pub(crate) fn has(&self, trouble: Trouble) -> bool {
-        self.troubles.iter().any(|(known, _)| *known == trouble)
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.faults.iter().any(|(known, _)| *known == fault)
     }
 
     /// Whether operators make mistakes.
@@ -326,17 +326,17 @@ impl Plan {
         self.mistakes_max > 0
     }
 
-    /// Whoever falls behind is sent a snapshot.
+    /// Shortens the logs, so that every lagging node is sent a snapshot.
     pub(crate) fn with_short_logs(self) -> Self {
         Self { log_entries_max: 15, log_entries_kept: 3, ..self }
     }
 
-    /// The next trouble.
-    pub(crate) fn trouble(&self, random: &mut Random) -> Option<Trouble> {
-        let mut at = random.below(self.troubles.iter().map(|(_, weight)| weight).sum());
-        self.troubles.iter().find_map(|(trouble, weight)| {
+    /// Draws the next fault.
+    pub(crate) fn fault(&self, random: &mut Random) -> Option<Fault> {
+        let mut at = random.below(self.faults.iter().map(|(_, weight)| weight).sum());
+        self.faults.iter().find_map(|(fault, weight)| {
             if at < *weight {
-                return Some(*trouble);
+                return Some(*fault);
             }
             at -= weight;
             None

@@ -1,40 +1,40 @@
-//! The one source of chance: a run is a function of its seed.
+//! The only source of randomness: a run is a function of its seed.
 
 /// SplitMix64 (Steele et al. 2014).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// From a seed, and what the numbers are for: two purposes never share a sequence.
+    /// Creates the sequence of a seed and a purpose. Different purposes have different sequences.
     #[must_use]
     pub fn new(seed: u64, purpose: u64) -> Self {
         Self(mix(seed ^ mix(purpose)))
     }
 
-    /// The next number.
-    #[allow(clippy::should_implement_trait, reason = "it never ends")]
+    /// Returns the next number.
+    #[allow(clippy::should_implement_trait, reason = "the sequence never ends")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         mix(self.0)
     }
 
-    /// One of `0..bound`; 0 if there is none.
+    /// Returns a number in `0..bound`; 0 if the range is empty.
     pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 { 0 } else { self.next() % bound }
     }
 
-    /// True so many times of a hundred.
+    /// Returns `true` with this probability in percent.
     pub fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    /// One of several.
+    /// Returns one of `choices`.
     pub fn of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize]
     }
 }
 
-/// Spreads the bits of a number over all of it.
+/// Mixes the bits of a number.
 #[must_use]
 pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -42,7 +42,7 @@ pub fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A checksum of a sequence of numbers, in order.
+/// Adds a number to the checksum of a sequence.
 #[must_use]
 pub fn chain(hash: u64, next: u64) -> u64 {
     mix(hash.rotate_left(5) ^ next).wrapping_add(0x9E37_79B9_7F4A_7C15)

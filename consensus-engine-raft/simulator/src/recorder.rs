@@ -1,18 +1,18 @@
-//! What the flight recorder rests on: a node's state as bytes is all of its state, and nothing else has a say.
+//! Tests the assumptions of the flight recorder: the encoded state of a node is complete, and calls depend on nothing else.
 
 use std::collections::BTreeMap;
 
 use consensus_core::{NodeId, codec};
 use consensus_raft_protocol::{Call, Raft, Returned};
 
-/// Notes what is asked of the nodes and what they say, and replays it in pieces.
+/// Records the calls of the nodes with their results, and replays them in pieces.
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
     nodes: BTreeMap<NodeId, Recording>,
     pub(crate) replayed: u64,
 }
 
-/// Calls of one node, from a state on.
+/// Calls of one node after a recorded state.
 #[derive(Debug)]
 struct Recording {
     from: Vec<u8>,
@@ -20,7 +20,7 @@ struct Recording {
 }
 
 impl Recorder {
-    /// Makes a call and notes it.
+    /// Makes a call and records it.
     pub(crate) fn call(&mut self, raft: &mut Raft, call: Call) -> Returned {
         let id = raft.id();
         let recording = self.nodes.entry(id);
@@ -33,22 +33,22 @@ impl Recorder {
         returned
     }
 
-    /// A node went down: what comes is another life.
+    /// Must be called when a node stopped.
     pub(crate) fn forget(&mut self, id: NodeId) {
         self.nodes.remove(&id);
     }
 
     fn replay(&mut self, id: NodeId, raft: &Raft) {
         let Some(Recording { from, calls }) = self.nodes.remove(&id) else { return };
-        let mut again = Raft::from_checkpoint(&from).expect("a checkpoint is one");
+        let mut again = Raft::from_checkpoint(&from).expect("a checkpoint can be decoded");
         for (call, returned) in calls {
             let said = codec::encode(1, &again.call(call));
-            assert!(said == returned, "a replay of node {id} says something else");
+            assert!(said == returned, "a replay of node {id} returns another result");
         }
-        assert!(again.checkpoint() == raft.checkpoint(), "a replay of node {id} ends elsewhere");
+        assert!(again.checkpoint() == raft.checkpoint(), "a replay of node {id} ends in another state");
         self.replayed += PIECE as u64;
     }
 }
 
-/// Calls that are replayed at a time.
+/// Number of calls in one replay.
 const PIECE: usize = 100;

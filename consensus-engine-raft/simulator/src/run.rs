@@ -1,4 +1,4 @@
-//! One run, many runs, and a failure made small.
+//! One run, and the search for the smallest failing run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,55 +9,55 @@ use consensus_core::{Member, MemberKind, NodeId};
 
 use crate::{
     guest::AnyGuest,
-    host::{Hosting, panic_text},
-    plan::{Plan, Trouble},
+    host::{GuestHosting, panic_text},
+    plan::{Fault, Plan},
     recorder::Recorder,
     trace::{Trace, What},
     world::{MS, World},
 };
 
-/// What a run is to be.
+/// Settings of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// From which everything follows.
+    /// Seed that determines the whole run.
     pub seed: u64,
-    /// Keep what happened, to be shown.
+    /// Whether to keep the trace.
     pub keeps_trace: bool,
-    /// Replay what each node is asked from its state as bytes, and compare.
+    /// Whether to replay the calls of each node from its encoded state, and compare the results.
     pub replays: bool,
-    /// Troubles to leave out, by number.
+    /// Numbers of faults to leave out.
     pub skip: BTreeSet<u64>,
-    /// Operators make mistakes, too.
+    /// Whether operators make mistakes.
     pub mistakes: bool,
-    /// The run is cut off after so many milliseconds; 0: it is not.
+    /// Simulated milliseconds after which the run is stopped; 0 for no limit.
     pub stop_after_ms: u64,
-    /// A state machine to run along, on every node. With one the run is another than without: logs are shorter, and at the
-    /// end every member is left behind and crashed once more.
+    /// A state machine to run on every node. A run with one differs from a run without: logs are shorter, and at the end every
+    /// member is left behind and crashed once more.
     pub guest: Option<AnyGuest>,
 }
 
-/// What came of it.
+/// Result of a run.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What a checker found, if it found fault.
+    /// Message of the check that failed, if any.
     pub failure: Option<String>,
-    /// What happened.
+    /// Trace of the run.
     pub trace: Trace,
     /// Simulated time, in microseconds.
     pub simulated_us: u64,
-    /// How often what came about.
+    /// Number of occurrences of each event.
     pub reached: BTreeMap<&'static str, u64>,
-    /// Troubles that were brought.
-    pub faults: u64,
-    /// Operations of clients.
+    /// Number of injected faults.
+    pub faults_injected: u64,
+    /// Number of client operations.
     pub operations: u64,
-    /// Calls that were replayed.
+    /// Number of replayed calls.
     pub replayed: u64,
-    /// Highest number of a trouble.
-    pub troubles: u64,
-    /// The cluster's last state, a line each node.
+    /// Highest number of a fault.
+    pub last_fault: u64,
+    /// Last state of the cluster, one line per node.
     pub overview: String,
-    /// What the run was like.
+    /// Parameters of the run.
     pub plan: Plan,
 }
 
@@ -72,13 +72,13 @@ pub fn run(options: &Options) -> Outcome {
         plan = plan.with_mistakes(options.seed);
     }
     let mut world = World::new(options.seed, plan.clone());
-    if plan.has(Trouble::Meet) {
+    if plan.has(Fault::Meet) {
         world = world.with_other_cluster();
     }
     world.trace.keeps = options.keeps_trace;
     world.recorder = options.replays.then(Recorder::default);
     world.skip.clone_from(&options.skip);
-    world.guest = options.guest.clone().map(Hosting::new);
+    world.guest = options.guest.clone().map(GuestHosting::new);
     let result = catch_unwind(AssertUnwindSafe(|| world.live(options.stop_after_ms)));
     let failure = result.err().map(|panic| panic_text(&*panic));
     if let Some(text) = failure.clone() {
@@ -91,10 +91,10 @@ pub fn run(options: &Options) -> Outcome {
     Outcome {
         failure,
         simulated_us: world.now,
-        faults: world.checks.faults,
+        faults_injected: world.checks.faults_injected,
         operations: world.clients.iter().map(|client| client.history.len() as u64).sum(),
         replayed: world.recorder.as_ref().map_or(0, |recorder| recorder.replayed),
-        troubles: world.troubles,
+        last_fault: world.last_fault,
         overview: world.overview(),
         reached: std::mem::take(&mut world.checks.reached),
         trace: std::mem::take(&mut world.trace),
@@ -103,16 +103,16 @@ pub fn run(options: &Options) -> Outcome {
 }
 
 impl World {
-    /// Trouble; then none, and nobody asks for anything, and the cluster must converge; then it must serve.
+    /// Runs with faults; then without faults and requests, so that the cluster must converge; then it must serve requests.
     fn live(&mut self, stop_after_ms: u64) {
         self.begin();
-        let trouble_ms = self.plan.trouble_ms;
+        let fault_period_ms = self.plan.fault_period_ms;
         if stop_after_ms > 0 {
             return self.run_for(stop_after_ms * MS);
         }
-        self.run_for(trouble_ms * MS);
+        self.run_for(fault_period_ms * MS);
         self.heal();
-        // Nothing new comes that could carry along what is stuck.
+        // No new requests arrive that could help stuck ones along.
         self.quiet = true;
         self.run_for(4_000 * MS);
         if self.plan.has_mistakes() {
@@ -125,28 +125,28 @@ impl World {
         self.run_for(4_000 * MS);
         self.check_converged();
         let heartbeats = 2 * 4_000 * 5 / self.plan.election_ms * (self.nodes.len() as u64 - 1);
-        assert!(self.delivered < 4 * heartbeats + 100, "{} messages while nothing happened", self.delivered);
+        assert!(self.delivered < 4 * heartbeats + 100, "{} messages in an idle cluster", self.delivered);
         self.check_other_cluster();
         self.other = None;
         self.disrupt();
-        self.stall_drill();
+        self.run_stall_drill();
         self.quiet = false;
         let before = self.checks.answered;
         self.run_for(5_000 * MS);
         assert!(
             self.checks.answered > before,
-            "liveness: nothing was answered after all trouble was over\n{}",
+            "liveness: no request was answered after all faults had ended\n{}",
             self.overview()
         );
         if self.guest.is_some() {
-            self.drill();
+            self.run_snapshot_drill();
         }
         self.quiet = true;
         self.run_for(3_000 * MS);
         self.check_converged();
         let membership = self.newest_membership();
         let committed: Vec<_> = self.checks.committed.values().copied().collect();
-        if self.checks.is_promised() {
+        if self.checks.holds() {
             for id in committed {
                 assert!(self.is_on_quorum(id, &membership), "committed {id} is lost at the end");
             }
@@ -158,7 +158,7 @@ impl World {
     }
 
     fn heal(&mut self) {
-        self.faults = false;
+        self.faults_enabled = false;
         self.blocked.clear();
         self.end_operations();
         for id in 0..self.nodes.len() as u64 {
@@ -174,7 +174,7 @@ impl World {
         }
     }
 
-    /// Who was cut off disturbs nobody when it comes back (D §9.6, §4.2.3).
+    /// Checks that an isolated node does not depose the leader when it returns (D §9.6, §4.2.3).
     fn disrupt(&mut self) {
         let membership = self.newest_membership();
         let Some(leader) = self.leader() else { return };
@@ -191,14 +191,14 @@ impl World {
         let now = self.leader().map(|id| (id, self.node(id).raft().map(consensus_raft_protocol::Raft::term)));
         assert!(
             now == Some((leader, term)),
-            "I12: {follower} was cut off and deposed leader {leader} when it came back: {now:?}"
+            "I12: {follower} was isolated and deposed leader {leader} when it returned: {now:?}"
         );
         self.check_converged();
     }
 
-    /// The cluster goes on without a node of which a call does not return, whichever node leads.
-    fn stall_drill(&mut self) {
-        let (disk, apply) = (self.plan.has(Trouble::StallDisk), self.plan.has(Trouble::StallApply));
+    /// Checks that the cluster works without a node whose calls do not return, even if it is the leader.
+    fn run_stall_drill(&mut self) {
+        let (disk, apply) = (self.plan.has(Fault::StallDisk), self.plan.has(Fault::StallApply));
         let membership = self.newest_membership();
         let Some(leader) = self.leader().filter(|_| disk || apply) else { return };
         let others = |id| id != leader && self.counts_in(id, &membership);
@@ -213,10 +213,10 @@ impl World {
         self.run_for(5_000 * MS);
         let before = self.checks.answered;
         self.run_for(3_000 * MS);
-        self.checks.reach("cluster went on without a stalled node");
+        self.checks.reach("cluster worked without a stalled node");
         assert!(
             self.checks.answered > before,
-            "liveness: nothing was answered while node {leader}, which led, is stalled\n{}",
+            "liveness: no request was answered while node {leader}, the former leader, is stalled\n{}",
             self.overview()
         );
         let node = self.node_mut(leader);
@@ -228,9 +228,9 @@ impl World {
         self.blocked = others.flat_map(|id| [(id, cut.0), (cut.0, id)]).collect();
     }
 
-    /// With a guest: each member in turn misses entries that nobody keeps, is sent a snapshot, crashes, and comes up from
-    /// what it flushed. Troubles bring that about in some seeds only, and most mistakes of state machines are there.
-    fn drill(&mut self) {
+    /// With a guest: each member in turn lags behind the purged log, is sent a snapshot, crashes, and restarts from its
+    /// flushed state. Faults cause that only in some seeds, but most mistakes of state machines show there.
+    fn run_snapshot_drill(&mut self) {
         let has_machine = |(_, member): &(&NodeId, &Member)| member.kind != MemberKind::Witness;
         for (id, _) in self.newest_membership().members().iter().filter(has_machine) {
             self.cut_off(*id);
@@ -244,14 +244,14 @@ impl World {
     }
 }
 
-/// Leaves out as much as can be left out while a run still fails: halves of the troubles, then single ones. Returns the
-/// options of the smallest run, and what it came to; `None` if it does not fail.
+/// Leaves out as many faults as possible while the run still fails: first halves, then single ones. Returns the
+/// options and the outcome of the smallest run; `None` if the run does not fail.
 #[must_use]
 pub fn shrink(options: &Options) -> Option<(Options, Outcome)> {
     let first = run(options);
     first.failure.as_ref()?;
     let mut best = options.clone();
-    let mut left: Vec<u64> = (1..=first.troubles).filter(|number| !options.skip.contains(number)).collect();
+    let mut left: Vec<u64> = (1..=first.last_fault).filter(|number| !options.skip.contains(number)).collect();
     let mut piece = left.len().div_ceil(2);
     while piece > 0 && !left.is_empty() {
         let mut at = 0;

@@ -1,8 +1,8 @@
-//! Calls that do not return, and disks without room: what the driver does about them, in simulated time.
+//! The driver's handling of calls that do not return, and of disks without room, in simulated time.
 //!
 //! As in the driver (`consensus-engine-raft/src/driver/stall.rs`): a leader of which a write or an apply takes too long transfers
 //! leadership to a voter that has the whole log. If there is none within an election timeout it steps down, provided that the
-//! others can elect somebody. It does not campaign until the call has returned.
+//! others can elect a leader. It does not campaign until the call has returned.
 
 use std::collections::BTreeSet;
 
@@ -17,17 +17,17 @@ use crate::{
 /// Calls of storage and state machine that take long.
 #[derive(Debug, Default)]
 pub(crate) struct Stall {
-    /// When a write was first seen not to return.
+    /// When a write was first observed not to return.
     writing_since: Option<u64>,
-    /// The same for an apply.
+    /// When an apply was first observed not to return.
     applying_since: Option<u64>,
-    /// The protocol was told.
+    /// Whether the protocol knows of the stall.
     is_told: bool,
     /// Node to which the leader tried to transfer leadership.
     tried: BTreeSet<NodeId>,
-    /// When it may try again.
+    /// When the leader may start the next transfer.
     next_transfer: u64,
-    /// When it steps down.
+    /// When the leader steps down.
     step_down_at: Option<u64>,
 }
 
@@ -54,7 +54,7 @@ impl Stall {
 }
 
 impl World {
-    /// A call has not returned yet.
+    /// Records that a call has not returned yet.
     pub(crate) fn note_stall(&mut self, id: NodeId, call: Stalling) {
         let now = self.now;
         let Some(up) = &mut self.node_mut(id).up else { return };
@@ -69,7 +69,7 @@ impl World {
         self.yield_stalled_leadership(id);
     }
 
-    /// Reads that wait for what this node cannot apply for the time being are for another node to answer.
+    /// Refuses reads that wait for entries that this node cannot apply for now, so that another node can serve them.
     fn refuse_stuck_reads(&mut self, id: NodeId, call: Stalling) {
         let Some(up) = &mut self.node_mut(id).up else { return };
         let durable = up.raft.durable();
@@ -80,7 +80,7 @@ impl World {
         }
     }
 
-    /// A call returned.
+    /// Records that a call has returned.
     pub(crate) fn end_stall(&mut self, id: NodeId, call: Stalling) {
         let now = self.now;
         let Some(up) = &mut self.node_mut(id).up else { return };
@@ -110,7 +110,7 @@ impl World {
             }
             stall.next_transfer = now + 2 * timeout;
             self.tokens += 1;
-            self.checks.reach("stalled leader gives leadership away");
+            self.checks.reach("stalled leader transfers leadership");
             return self.step(id, Event::Transfer { token: self.tokens, to: Some(to) });
         }
         if up.raft.can_be_replaced() && now >= *stall.step_down_at.get_or_insert(now + timeout) {
@@ -130,7 +130,7 @@ impl World {
     }
 }
 
-/// How often something that hangs is looked at again, in milliseconds.
+/// Interval in milliseconds at which hanging calls are checked.
 pub(crate) const STALL_STEP_MS: u64 = 100;
-/// A call that does not return for so long stalls the node: as the driver's default.
+/// Time limit of a call, like the driver's default.
 const STALL_MAX_MS: u64 = 2_000;

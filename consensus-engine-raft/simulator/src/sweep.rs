@@ -1,4 +1,4 @@
-//! Many seeds, on all cores; and those of a guest.
+//! Runs many seeds on all cores, optionally with a guest.
 
 use std::{
     collections::BTreeMap,
@@ -17,27 +17,27 @@ use crate::{
     run::{Options, Outcome, run, shrink},
 };
 
-/// What runs came to.
+/// Totals of several runs.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
-    /// How many runs.
+    /// Number of runs.
     pub seeds: u64,
     /// Simulated time, in microseconds.
     pub simulated_us: u64,
-    /// Troubles that were brought.
-    pub faults: u64,
-    /// Operations of clients.
+    /// Number of injected faults.
+    pub faults_injected: u64,
+    /// Number of client operations.
     pub operations: u64,
-    /// How often what came about.
+    /// Number of occurrences of each event.
     pub reached: BTreeMap<&'static str, u64>,
 }
 
 impl Totals {
-    /// Counts a run in.
+    /// Adds a run.
     pub fn add(&mut self, outcome: &Outcome) {
         self.seeds += 1;
         self.simulated_us += outcome.simulated_us;
-        self.faults += outcome.faults;
+        self.faults_injected += outcome.faults_injected;
         self.operations += outcome.operations;
         for (what, count) in &outcome.reached {
             *self.reached.entry(what).or_insert(0) += count;
@@ -45,8 +45,8 @@ impl Totals {
     }
 }
 
-/// Runs `options` with each of `seeds`, on all cores, until `visit` says that it is enough. The seeds that have begun by
-/// then are ended, and visited: all that are less than one that was.
+/// Runs `options` with each of `seeds` on all cores, until `visit` returns `Break`. Seeds that have started by then are
+/// completed and visited, so that every seed below a visited one is visited, too.
 pub fn sweep(
     options: &Options,
     seeds: Range<u64>,
@@ -73,12 +73,12 @@ pub fn sweep(
     });
 }
 
-/// Runs a state machine of yours in the clusters of `seeds`, on all cores; what is checked is in [`Guest`].
+/// Runs a state machine in the clusters of `seeds` on all cores; [`Guest`] lists the checks.
 ///
-/// With `RAFT_SIM_SEED=7` in the environment only seed 7 is run, and a failure tells the story of its smallest run.
+/// With `RAFT_SIM_SEED=7` in the environment only seed 7 is run, and a failure includes the trace of its smallest run.
 ///
 /// # Errors
-/// What went wrong first, with the seed; it shows the same as `Debug`, so that `unwrap` prints it as it should be read.
+/// The first failure with its seed. `Debug` shows the same text as `Display`, so that `unwrap` prints it readably.
 pub fn run_guest(guest: impl Guest, seeds: Range<u64>) -> Result<Totals, GuestFailure> {
     let options = Options { guest: Some(AnyGuest::new(guest)), ..Options::default() };
     let only = std::env::var(SEED_VARIABLE).ok().and_then(|seed| seed.parse::<u64>().ok());
@@ -99,13 +99,13 @@ pub fn run_guest(guest: impl Guest, seeds: Range<u64>) -> Result<Totals, GuestFa
     }
 }
 
-/// A guest failed, or the cluster did in which it was.
+/// Failure of a guest, or of a cluster with a guest.
 pub struct GuestFailure {
-    /// What failed: [`run`] repeats it, [`shrink`] makes it smaller.
+    /// Options of the run: [`run`] repeats it, [`shrink`] reduces it.
     pub options: Options,
-    /// What a checker found.
+    /// Message of the check that failed.
     pub why: String,
-    /// What another run of the seed says of it, and how to go on.
+    /// Result of another run of the seed, and how to proceed.
     advice: String,
 }
 
@@ -117,7 +117,7 @@ impl GuestFailure {
             advice = format!("seed {seed}, run again: {again}\n{OTHERWISE}\n");
         }
         match tells.then(|| shrink(&options)).flatten() {
-            Some(smallest) => advice.push_str(&story(&smallest)),
+            Some(smallest) => advice.push_str(&describe_smallest(&smallest)),
             None => advice.push_str(&format!("replay and shrink it: {SEED_VARIABLE}={seed} {TEST_COMMAND}")),
         }
         Self { options, why, advice }
@@ -138,21 +138,21 @@ impl fmt::Debug for GuestFailure {
 
 impl std::error::Error for GuestFailure {}
 
-/// The end of a run, and how to have it from a program.
-fn story((options, outcome): &(Options, Outcome)) -> String {
-    let told = outcome.trace.tell();
+/// The end of a run's trace, and how to get it from a program.
+fn describe_smallest((options, outcome): &(Options, Outcome)) -> String {
+    let told = outcome.trace.describe();
     let lines: Vec<&str> = told.lines().filter(|line| !line.contains("<-")).collect();
-    let last = lines[lines.len().saturating_sub(STORY_LINES)..].join("\n");
+    let last = lines[lines.len().saturating_sub(TRACE_LINES)..].join("\n");
     format!(
-        "the smallest run that fails leaves out the troubles {:?} (Options::skip) and has {} left; its end, without \
-         messages (all of it: shrink, Trace::tell, page):\n{last}",
-        options.skip, outcome.faults
+        "the smallest run that fails leaves out the faults {:?} (Options::skip) and has {} left; its end, without \
+         messages (all of it: shrink, Trace::describe, page):\n{last}",
+        options.skip, outcome.faults_injected
     )
 }
 
-const OTHERWISE: &str = "    The same seed ended differently: something besides the entries has a say, such as a clock, \
-                         a random source, the order of a hash map, or what instances share.";
+const OTHERWISE: &str = "    The same seed ended differently: the state machine depends on more than the entries, such as a clock, \
+                         a random source, the order of a hash map, or state that instances share.";
 const TEST_COMMAND: &str = "cargo test NAME_OF_THIS_TEST";
 const SEED_VARIABLE: &str = "RAFT_SIM_SEED";
-/// A screen or two.
-const STORY_LINES: usize = 80;
+/// Number of trace lines that are printed.
+const TRACE_LINES: usize = 80;

@@ -1,4 +1,4 @@
-//! What happened in a run, for people and for comparing runs.
+//! Trace of a run, for reading and for comparing runs.
 
 use std::fmt::Write as _;
 
@@ -7,32 +7,32 @@ use serde::Serialize;
 
 use crate::random::chain;
 
-/// What was noted of a run: a hash always, the moments if wanted.
+/// Trace of a run: a hash, and the moments if they are kept.
 #[derive(Debug, Default)]
 pub struct Trace {
-    /// Of everything that happened, in order.
+    /// Hash of all events in order.
     pub hash: u64,
     /// Whether moments are kept.
     pub keeps: bool,
-    /// In order of time.
+    /// Moments in order of time.
     pub moments: Vec<Moment>,
 }
 
-/// Something worth showing.
+/// An event in the trace.
 #[derive(Clone, Debug, Serialize)]
 pub struct Moment {
-    /// Milliseconds since the begin.
+    /// Milliseconds since the start of the run.
     pub ms: f64,
-    /// Where; `None` for the whole cluster.
+    /// Node of the event; `None` for the whole cluster.
     pub node: Option<u64>,
-    /// What.
+    /// The event.
     pub what: What,
 }
 
-/// What can happen.
+/// Kinds of events.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the fields are what they are called")]
+#[allow(missing_docs, reason = "the names of the fields are sufficient")]
 pub enum What {
     /// A message arrived; it had been sent by `from` at `sent_ms`.
     Message { from: u64, sent_ms: f64, text: String },
@@ -40,15 +40,15 @@ pub enum What {
     Lost { to: u64, text: String },
     /// A node's role, term, commit index or last entry changed.
     State { role: &'static str, term: u64, commit: u64, last: String },
-    /// Something was done to the cluster.
-    Trouble { number: u64, text: String },
-    /// A node went down, or came up.
+    /// A fault was injected.
+    Fault { number: u64, text: String },
+    /// A node stopped.
     Down,
-    /// See `Down`.
+    /// A node started, or failed to start.
     Up { text: String },
-    /// A client was answered, or not.
+    /// A client got a result, or none.
     Client { client: u64, text: String },
-    /// A checker found fault.
+    /// A check failed.
     Failure { text: String },
 }
 
@@ -59,7 +59,7 @@ impl Trace {
         }
     }
 
-    /// Notes a moment, if moments are kept.
+    /// Adds a moment, if moments are kept.
     pub(crate) fn note(&mut self, now_us: u64, node: Option<NodeId>, what: impl FnOnce() -> What) {
         if self.keeps {
             let (ms, node) = (now_us as f64 / 1000.0, node.map(|id| id.0));
@@ -69,7 +69,7 @@ impl Trace {
 
     /// The moments as lines of text.
     #[must_use]
-    pub fn tell(&self) -> String {
+    pub fn describe(&self) -> String {
         let mut text = String::new();
         for Moment { ms, node, what } in &self.moments {
             let node = node.map_or("  ".to_owned(), |id| format!("n{id}"));
@@ -79,7 +79,7 @@ impl Trace {
                 What::State { role, term, commit, last } => {
                     format!("== {role}, term {term}, last {last}, commit {commit}")
                 }
-                What::Trouble { number, text } => format!("** trouble {number}: {text}"),
+                What::Fault { number, text } => format!("** fault {number}: {text}"),
                 What::Down => "xx down".to_owned(),
                 What::Up { text } => format!("++ up {text}"),
                 What::Client { client, text } => format!("client {client}: {text}"),

@@ -1,4 +1,4 @@
-//! The cluster, its clock, and what happens in it, one thing at a time.
+//! The cluster, its clock and its events, which are processed one at a time.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -20,10 +20,10 @@ use crate::{
     checks::Checks,
     clients::{Answer, Client},
     disk::SimDisk,
-    host::Hosting,
-    meeting::Escaped,
-    node::{Arrival, Asked, Node, Started},
+    host::GuestHosting,
+    node::{Arrival, ClientRequest, Node, Started},
     operator::{Hold, Operator},
+    other_cluster::CrossMessage,
     plan::Plan,
     random::{Random, mix},
     recorder::Recorder,
@@ -31,29 +31,29 @@ use crate::{
     trace::{Trace, What, role_name},
 };
 
-/// A cluster in simulated time. Times are in microseconds since its begin.
+/// A cluster in simulated time. Times are in microseconds since its start.
 pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) plan: Plan,
     pub(crate) now: u64,
-    /// For the network and the disks; clients and troubles have their own.
+    /// Random numbers of the network and the disks; clients and faults have their own.
     pub(crate) random: Random,
     pub(crate) nodes: Vec<Node>,
     queue: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
     happened: u64,
-    /// From whom to whom nothing comes through.
+    /// Blocked links, as (sender, receiver).
     pub(crate) blocked: BTreeSet<(u64, u64)>,
     pub(crate) first: Membership,
-    pub(crate) faults: bool,
-    /// No clients and no troubles.
+    pub(crate) faults_enabled: bool,
+    /// Whether there are neither clients nor faults.
     pub(crate) quiet: bool,
-    /// Troubles that are left out, when a failure is made smaller.
+    /// Numbers of faults that are left out, while a failure is shrunk.
     pub(crate) skip: BTreeSet<u64>,
-    pub(crate) troubles: u64,
-    /// The command in hand, and whose it is.
-    proposal: Option<(Bytes, Asked)>,
-    /// The entries of the message in hand.
+    pub(crate) last_fault: u64,
+    /// The command that is being proposed, and its request.
+    proposal: Option<(Bytes, ClientRequest)>,
+    /// Entries of the message that is being processed.
     pub(crate) incoming: Vec<Entry>,
     pub(crate) clients: Vec<Client>,
     pub(crate) attempts: u64,
@@ -62,23 +62,23 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) delivered: u64,
     pub(crate) recorder: Option<Recorder>,
-    pub(crate) guest: Option<Hosting>,
-    /// A node that has lost some of what it acknowledged; one at a time, as a quorum must remain.
+    pub(crate) guest: Option<GuestHosting>,
+    /// A node that has lost acknowledged entries; one at a time, because a quorum must remain.
     pub(crate) impaired: Option<(NodeId, LogId)>,
-    /// A disk was replaced; once in a run.
+    /// Node whose disk was replaced; once in a run.
     pub(crate) wiped: Option<NodeId>,
     pub(crate) operator: Operator,
-    /// Another cluster that this one may meet.
+    /// Another cluster that may exchange messages with this one.
     pub(crate) other: Option<Box<World>>,
-    /// Until when messages go to the other cluster, too.
-    pub(crate) meets_until: u64,
-    /// Messages on their way to the other cluster.
-    pub(crate) escaped: Vec<Escaped>,
-    /// Storages of members that a leader added, in a term, after their disk had been emptied.
+    /// Until when messages also go to the other cluster.
+    pub(crate) connected_until: u64,
+    /// Messages in transit to the other cluster.
+    pub(crate) cross_messages: Vec<CrossMessage>,
+    /// Storages of members that a leader added after their disk had been emptied, by leader, term and member.
     pub(crate) added: BTreeMap<(NodeId, Term, NodeId), StorageId>,
 }
 
-/// What will happen.
+/// A scheduled event.
 #[derive(Debug)]
 pub(crate) enum Due {
     Deliver {
@@ -86,33 +86,33 @@ pub(crate) enum Due {
         to: NodeId,
         packet: Packet,
         sent: u64,
-        /// Which starts of the two nodes it belongs to.
-        lives: (u64, u64),
-        /// Identity of the sender's cluster, as it knew it.
+        /// Incarnations of the two nodes.
+        incarnations: (u64, u64),
+        /// Identity of the sender's cluster at the time of sending.
         cluster: ClusterId,
     },
     SendFailed(NodeId, NodeId),
-    /// The first learns that the connection to the other broke.
+    /// The first node learns that its connection to the second one broke.
     Disconnected(NodeId, NodeId),
     Written(NodeId, u64),
-    /// Entries that had no room are written again.
+    /// The write of entries that had no room is retried.
     RetryEntries(NodeId, u64),
     Applied(NodeId, u64),
     Installed(NodeId, u64),
     Wake(NodeId, u64),
     EndTurn(NodeId, u64),
     Restart(NodeId),
-    /// A client thinks of something to do, or tries again.
+    /// A client starts or repeats a request.
     Ask(u64),
-    /// A request reaches a node that stood still when it was sent.
-    Request(NodeId, Asked, Register),
+    /// A request is delivered to a node that was paused when it was sent.
+    Request(NodeId, ClientRequest, Register),
     Compact(NodeId, u64),
     GiveUp {
         client: u64,
         attempt: u64,
     },
-    Trouble,
-    /// A transfer of a snapshot is given up.
+    Fault,
+    /// A snapshot transfer times out.
     TransferOver {
         from: NodeId,
         to: NodeId,
@@ -120,16 +120,16 @@ pub(crate) enum Due {
     },
     Room(NodeId),
     Speed(NodeId),
-    /// An operator goes on with the procedure of this number.
+    /// An operator continues the procedure of this number.
     Operator(u64),
 }
 
-/// What travels.
+/// A message on the network.
 #[derive(Clone, Debug)]
 pub(crate) enum Packet {
     ControlMessage(ControlMessage),
     Append(Append, Vec<Entry>),
-    /// With the number of the transfer.
+    /// Acknowledgement, with the number of the transfer.
     Snapshot(Term, SnapshotMeta, Bytes, u64),
     SnapshotAck(Option<LogIndex>, u64),
 }
@@ -161,8 +161,8 @@ impl Ord for Scheduled {
 }
 
 pub(crate) const MS: u64 = 1000;
-/// Ten times what the busiest run comes to.
-const HAPPENINGS_MAX: u64 = 2_000_000;
+/// Ten times the events of the busiest run.
+const EVENTS_MAX: u64 = 2_000_000;
 
 impl World {
     pub(crate) fn new(seed: u64, plan: Plan) -> Self {
@@ -184,10 +184,10 @@ impl World {
             happened: 0,
             blocked: BTreeSet::new(),
             first: Membership::new(members),
-            faults: true,
+            faults_enabled: true,
             quiet: false,
             skip: BTreeSet::new(),
-            troubles: 0,
+            last_fault: 0,
             proposal: None,
             incoming: Vec::new(),
             clients: (0..plan.clients).map(|id| Client::new(seed, id, size)).collect(),
@@ -202,8 +202,8 @@ impl World {
             wiped: None,
             operator: Operator::default(),
             other: None,
-            meets_until: 0,
-            escaped: Vec::new(),
+            connected_until: 0,
+            cross_messages: Vec::new(),
             added: BTreeMap::new(),
             random,
             plan,
@@ -211,7 +211,7 @@ impl World {
         for id in 0..size {
             let drift = world.plan.drift * 10;
             let node = &mut world.nodes[id as usize];
-            // Half the bound below and half above keep any two clocks within it of each other.
+            // Rates of up to half the drift below and above 1 keep any two clocks within the drift.
             node.rate = 1000 - drift / 2 + world.random.below(drift.max(1));
             node.skew_us = world.random.below(5_000_000);
             node.file = (id < world.plan.voters).then(|| world.first.clone());
@@ -219,7 +219,7 @@ impl World {
         world
     }
 
-    /// Everything begins.
+    /// Schedules the first events.
     pub(crate) fn begin(&mut self) {
         if let Some(other) = &mut self.other {
             other.begin();
@@ -230,7 +230,7 @@ impl World {
         for client in 0..self.clients.len() as u64 {
             self.schedule(client * MS, Due::Ask(client));
         }
-        self.schedule(500 * MS, Due::Trouble);
+        self.schedule(500 * MS, Due::Fault);
     }
 
     pub(crate) fn schedule(&mut self, after: u64, due: Due) {
@@ -244,13 +244,9 @@ impl World {
             let Some(Reverse(Scheduled { at, due, .. })) = self.queue.pop() else { break };
             self.now = at;
             self.happened += 1;
-            assert!(
-                self.happened < HAPPENINGS_MAX,
-                "livelock: {HAPPENINGS_MAX} things happened in {} ms",
-                at / MS
-            );
-            self.happen(due);
-            self.go_along();
+            assert!(self.happened < EVENTS_MAX, "livelock: {EVENTS_MAX} events in {} ms", at / MS);
+            self.process(due);
+            self.advance_other_cluster();
         }
         self.now = end;
     }
@@ -263,13 +259,13 @@ impl World {
         &mut self.nodes[id.0 as usize]
     }
 
-    fn is_alive(&self, id: NodeId, life: u64) -> bool {
+    fn is_alive(&self, id: NodeId, incarnation: u64) -> bool {
         let node = self.node(id);
-        node.life == life && node.up.is_some()
+        node.incarnation == incarnation && node.up.is_some()
     }
 
-    fn happen(&mut self, due: Due) {
-        // A process that stands still takes nothing in until it goes on.
+    fn process(&mut self, due: Due) {
+        // A paused process handles no events until it continues.
         let node = match &due {
             Due::Deliver { to: id, .. }
             | Due::SendFailed(id, _)
@@ -283,41 +279,43 @@ impl World {
             _ => None,
         };
         if let Some(until) = node.map(|id| self.node(id).paused_until).filter(|until| *until > self.now) {
-            // What waited comes in no order that anybody promises; a driver takes what came before it looks at its clock.
+            // Waiting events arrive in any order; a driver processes them before it reads its clock.
             let after = self.random.below(2 * MS);
             return self.schedule(until - self.now + after, due);
         }
         match due {
-            // A connection does not outlive both of its ends.
-            Due::Deliver { from, to, lives, .. } if self.is_of_past(from, to, lives) => {}
+            // A connection ends when both of its nodes have restarted.
+            Due::Deliver { from, to, incarnations, .. } if self.is_of_past(from, to, incarnations) => {}
             Due::Deliver { from, to, cluster, .. } if self.is_refused(from, to, cluster) => {}
             Due::Deliver { from, to, packet, sent, .. } => self.deliver(from, to, packet, sent),
             Due::SendFailed(id, to) => self.step(id, Event::SendFailed(to)),
             Due::Disconnected(id, node) => self.disconnected(id, node),
-            Due::Written(id, life) if self.is_alive(id, life) => self.written(id),
-            Due::RetryEntries(id, life) if self.is_alive(id, life) => self.try_entries(id),
-            Due::Applied(id, life)
-                if self.is_alive(id, life) && self.node(id).apply_stalls_until > self.now =>
+            Due::Written(id, incarnation) if self.is_alive(id, incarnation) => self.written(id),
+            Due::RetryEntries(id, incarnation) if self.is_alive(id, incarnation) => self.try_entries(id),
+            Due::Applied(id, incarnation)
+                if self.is_alive(id, incarnation) && self.node(id).apply_stalls_until > self.now =>
             {
                 self.checks.reach("an apply hung");
                 self.note_stall(id, Stalling::Apply);
-                self.schedule(STALL_STEP_MS * MS, Due::Applied(id, life));
+                self.schedule(STALL_STEP_MS * MS, Due::Applied(id, incarnation));
             }
-            Due::Applied(id, life) if self.is_alive(id, life) => self.finish_apply(id),
-            Due::Installed(id, life) if self.is_alive(id, life) => self.installed(id),
-            Due::Wake(id, life) if self.is_alive(id, life) => {
+            Due::Applied(id, incarnation) if self.is_alive(id, incarnation) => self.finish_apply(id),
+            Due::Installed(id, incarnation) if self.is_alive(id, incarnation) => self.installed(id),
+            Due::Wake(id, incarnation) if self.is_alive(id, incarnation) => {
                 if let Some(up) = &mut self.node_mut(id).up {
                     up.wake = None;
                 }
                 self.step(id, Event::Tick);
             }
-            Due::EndTurn(id, life) if self.is_alive(id, life) => self.end_turn(id),
+            Due::EndTurn(id, incarnation) if self.is_alive(id, incarnation) => self.end_turn(id),
             Due::Restart(id) if self.node(id).up.is_none() => self.restart(id),
             Due::Ask(client) => self.ask(client),
             Due::Request(id, asked, call) => self.request(id, asked, call),
-            Due::Compact(id, life) if self.is_alive(id, life) => self.compact(id, self.plan.log_entries_kept),
+            Due::Compact(id, incarnation) if self.is_alive(id, incarnation) => {
+                self.compact(id, self.plan.log_entries_kept)
+            }
             Due::GiveUp { client, attempt } => self.give_up(client, attempt),
-            Due::Trouble => self.trouble(),
+            Due::Fault => self.fault(),
             Due::TransferOver { from, to, transfer } => self.transfer_over(from, to, transfer, None),
             Due::Room(id) => self.node(id).disk.fill(false),
             Due::Speed(id) => self.node_mut(id).slow_disk = false,
@@ -326,7 +324,7 @@ impl World {
         }
     }
 
-    /// The transport of a node refuses those of another cluster, when both know theirs.
+    /// Whether the transport of a node refuses a message of another cluster, which it does if both nodes know their cluster.
     fn is_refused(&mut self, from: NodeId, to: NodeId, cluster: ClusterId) -> bool {
         let own = self.cluster_of(to);
         if own.is_compatible_with(cluster) {
@@ -335,16 +333,18 @@ impl World {
         let now = self.now;
         self.checks.reach("message of another cluster refused");
         self.trace.note(now, Some(to), || What::Up {
-            text: format!("refuses node {from}, which is of cluster {cluster}, not {own}"),
+            text: format!("refuses node {from}, which belongs to cluster {cluster}, not {own}"),
         });
         true
     }
 
-    fn is_of_past(&self, from: NodeId, to: NodeId, lives: (u64, u64)) -> bool {
-        self.plan.has_mistakes() && self.node(from).life != lives.0 && self.node(to).life != lives.1
+    fn is_of_past(&self, from: NodeId, to: NodeId, incarnations: (u64, u64)) -> bool {
+        self.plan.has_mistakes()
+            && self.node(from).incarnation != incarnations.0
+            && self.node(to).incarnation != incarnations.1
     }
 
-    /// The protocol takes an event; what it says is carried out.
+    /// Steps the protocol with an event, and carries out its outputs.
     pub(crate) fn step(&mut self, id: NodeId, event: Event) {
         let local = self.node(id).local(self.now);
         self.call(id, Call::Step(local, event));
@@ -354,7 +354,7 @@ impl World {
         let ends_turn = !self.plan.turns || self.random.percent(60);
         let now = self.now;
         let (node, recorder) = (&mut self.nodes[id.0 as usize], &mut self.recorder);
-        let (local, life) = (node.local(now), node.life);
+        let (local, incarnation) = (node.local(now), node.incarnation);
         let Some(up) = &mut node.up else { return };
         let before = Before::of(&up.raft);
         let ticked = matches!(call, Call::Step(_, Event::Tick));
@@ -368,7 +368,7 @@ impl World {
         }
         if !ends_turn {
             let wait = self.random.below(MS);
-            self.schedule(wait, Due::EndTurn(id, life));
+            self.schedule(wait, Due::EndTurn(id, incarnation));
         }
         match proposed {
             Some(Some(at)) => self.accepted(id, at),
@@ -425,16 +425,16 @@ impl World {
         let now = self.now;
         let node = self.node_mut(id);
         let Some(deadline) = node.raft().and_then(Raft::next_deadline) else { return };
-        let (wait, life) = (node.until(now, deadline), node.life);
+        let (wait, incarnation) = (node.until(now, deadline), node.incarnation);
         let Some(up) = &mut node.up else { return };
         if up.wake.is_none_or(|wake| deadline < wake) {
             up.wake = Some(deadline);
-            self.schedule(wait, Due::Wake(id, life));
+            self.schedule(wait, Due::Wake(id, incarnation));
         }
     }
 
-    /// Proposes on a node, for whom it is.
-    pub(crate) fn propose(&mut self, id: NodeId, command: Bytes, asked: Asked) {
+    /// Proposes a client's command on a node.
+    pub(crate) fn propose(&mut self, id: NodeId, command: Bytes, asked: ClientRequest) {
         let size_bytes = Entry::command(LogId::ZERO, command.clone()).size_bytes();
         self.proposal = Some((command, asked));
         let local = self.node(id).local(self.now);
@@ -455,33 +455,33 @@ impl World {
         }
     }
 
-    /// Writes go on one at a time; the next one gathers meanwhile.
+    /// Starts a write unless one is in flight; the next one collects meanwhile.
     pub(crate) fn persist(&mut self, id: NodeId) {
         let slow = self.node(id).slow_disk;
         let delay = if slow { self.random.below(800 * MS) } else { 100 + self.random.below(3 * MS) };
         let (node, recorder) = (&mut self.nodes[id.0 as usize], &mut self.recorder);
-        let life = node.life;
+        let incarnation = node.incarnation;
         let Some(up) = node.up.as_mut().filter(|up| !up.turn_open) else { return };
         let Returned::Persist(Some(persist)) = up.call(recorder, Call::TakePersist) else { return };
         let (after, last) = persist.append;
         let entries = up.entries(after, last);
-        assert_eq!(entries.len() as u64, last.since(after), "what is written is in the log");
+        assert_eq!(entries.len() as u64, last.since(after), "entries to write are in the log");
         up.writing.push_back(consensus_core::LogBatch {
             hard_state: persist.hard_state,
             purge: persist.purge,
             truncate_after: persist.truncate_after,
             entries,
         });
-        self.schedule(delay, Due::Written(id, life));
+        self.schedule(delay, Due::Written(id, incarnation));
     }
 
     fn written(&mut self, id: NodeId) {
         let disk = self.node(id).disk.clone();
-        let life = self.node(id).life;
+        let incarnation = self.node(id).incarnation;
         if self.node(id).disk_stalls_until > self.now {
             self.checks.reach("a write hung");
             self.note_stall(id, Stalling::Write);
-            return self.schedule(STALL_STEP_MS * MS, Due::Written(id, life));
+            return self.schedule(STALL_STEP_MS * MS, Due::Written(id, incarnation));
         }
         self.end_stall(id, Stalling::Write);
         let Some(up) = &mut self.node_mut(id).up else { return };
@@ -491,13 +491,13 @@ impl World {
             Ok(()) => {
                 up.no_room &= !has_entries;
                 if up.no_room && up.raft.lacks_room() {
-                    self.checks.reach("a write went ahead of entries without room");
+                    self.checks.reach("a write preceded entries without room");
                 }
                 self.step(id, Event::Persisted);
             }
             Err(StorageError::NoRoom { .. }) => {
                 up.no_room = true;
-                self.schedule(200 * MS, Due::RetryEntries(id, life));
+                self.schedule(200 * MS, Due::RetryEntries(id, incarnation));
                 self.checks.reach("no room on a disk");
                 self.step(id, Event::NoRoom);
                 self.yield_leadership_without_room(id);
@@ -509,11 +509,11 @@ impl World {
     fn try_entries(&mut self, id: NodeId) {
         self.step(id, Event::RetryEntries);
         let Some(up) = &mut self.node_mut(id).up else { return };
-        // They may be gone meanwhile, replaced by a snapshot.
+        // A snapshot may have replaced the entries meanwhile.
         up.no_room &= up.raft.durable() < up.raft.last_log().index;
     }
 
-    /// A write failed: what is on the disk is unknown, and the node stops (it is started again later).
+    /// Handles a failed write: the content of the disk is unknown, and the node stops (it is restarted later).
     fn stop(&mut self, id: NodeId) {
         self.checks.reach("a write failed");
         self.node(id).disk.fail(false);
@@ -521,35 +521,37 @@ impl World {
     }
 
     pub(crate) fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
-        self.let_escape(from, to, &packet);
+        self.send_to_other_cluster(from, to, &packet);
         let blocked = self.blocked.contains(&(from.0, to.0));
-        let lost = blocked || (self.faults && self.random.percent(self.plan.loss));
+        let lost = blocked || (self.faults_enabled && self.random.percent(self.plan.loss));
         if to.0 >= self.nodes.len() as u64 {
             return;
         }
         if lost {
             let now = self.now;
             self.trace.note(now, Some(from), || What::Lost { to: to.0, text: describe(&packet) });
-            // Some transports notice.
+            // Some transports report a message that cannot be sent.
             if matches!(packet, Packet::Append(..)) && self.random.percent(20) {
                 self.schedule(MS, Due::SendFailed(from, to));
             }
             return;
         }
         let twice = !matches!(packet, Packet::Snapshot(..) | Packet::SnapshotAck(..));
-        let (lives, cluster) = ((self.node(from).life, self.node(to).life), self.cluster_of(from));
-        let copies = if twice && self.faults && self.random.percent(self.plan.duplication) { 2 } else { 1 };
+        let (incarnations, cluster) =
+            ((self.node(from).incarnation, self.node(to).incarnation), self.cluster_of(from));
+        let copies =
+            if twice && self.faults_enabled && self.random.percent(self.plan.duplication) { 2 } else { 1 };
         for _ in 0..copies {
-            let delay_max = if self.faults { self.plan.delay_max_ms } else { 2 };
+            let delay_max = if self.faults_enabled { self.plan.delay_max_ms } else { 2 };
             let mut delay = 50 + self.random.below(delay_max * MS);
-            if self.faults && self.random.below(1000) < self.plan.stragglers {
+            if self.faults_enabled && self.random.below(1000) < self.plan.stragglers {
                 delay += self.random.below(4_000 * MS);
             }
-            if self.faults && matches!(packet, Packet::Snapshot(..)) {
+            if self.faults_enabled && matches!(packet, Packet::Snapshot(..)) {
                 delay += self.random.below(600 * MS);
             }
             let (packet, sent) = (packet.clone(), self.now);
-            self.schedule(delay, Due::Deliver { from, to, packet, sent, lives, cluster });
+            self.schedule(delay, Due::Deliver { from, to, packet, sent, incarnations, cluster });
         }
     }
 
@@ -564,7 +566,7 @@ impl World {
         let mut appends = None;
         let event = match packet {
             Packet::ControlMessage(reply) => reply.into_event(from),
-            // The driver waits before it tries again.
+            // The driver pauses before it retries.
             Packet::SnapshotAck(None, transfer) => {
                 return self.schedule(500 * MS, Due::TransferOver { from: to, to: from, transfer });
             }
@@ -581,7 +583,7 @@ impl World {
             }
             Packet::Snapshot(term, meta, bytes, transfer) => {
                 let Some(up) = &mut self.node_mut(to).up else { return };
-                // One at a time, as the driver has it.
+                // One transfer at a time, as in the driver.
                 if up.arrival.is_some() {
                     return self.send(to, from, Packet::SnapshotAck(None, transfer));
                 }
@@ -601,7 +603,7 @@ impl World {
         }
     }
 
-    /// True or not, and where a lease may count on it the node is patient even so.
+    /// Reports a broken connection, which may still work; with leases the node must refuse votes nevertheless.
     pub(crate) fn disconnected(&mut self, id: NodeId, node: NodeId) {
         let has_leases = self.plan.lease_drift > 0;
         if let Some(up) =
@@ -612,25 +614,25 @@ impl World {
         self.step(id, Event::Disconnected(node));
     }
 
-    /// A node goes down between any two effects. `losing`: the write in flight is certainly not there.
+    /// Crashes a node between any two effects. With `losing`, the write in flight is certainly lost.
     pub(crate) fn crash(&mut self, id: NodeId, losing: bool) {
         let (whole, restored) = (!losing && self.random.percent(50), self.random.percent(50));
         let now = self.now;
         let node = self.node_mut(id);
         let Some(mut up) = node.up.take() else { return };
         node.paused_until = 0;
-        // A write in flight is on disk as a whole or not at all.
+        // A write in flight is on disk completely or not at all.
         if let Some(batch) = up.writing.pop_front().filter(|_| whole) {
             let _ = consensus_core::LogStorage::write(&node.disk, batch);
         }
-        // A restore in flight was finished or not, whichever.
+        // A restore in flight was either completed or not.
         let installing = node.disk.hard_state().installing;
         if let (Some(meta), Some(arrival), true) = (installing, up.arrival.take(), restored)
             && arrival.last == meta.last
             && meta.last.index > up.machine_applied()
         {
             consensus_core::StateMachine::restore(&mut up.machine, &mut &arrival.bytes[..])
-                .expect("a whole snapshot");
+                .expect("a complete snapshot");
         }
         node.disk.fail(false);
         self.checks.reach("crash");
@@ -640,7 +642,7 @@ impl World {
         self.trace.note(now, Some(id), || What::Down);
         let others = (0..self.nodes.len() as u64).map(NodeId).filter(|other| *other != id);
         for other in others {
-            // Its system closes its connections, and what is between them lets that through or not.
+            // The system closes the connections; other nodes may or may not learn of it.
             let (noticed, delay) = (self.random.percent(70), self.random.below(20 * MS));
             if noticed && !self.blocked.contains(&(id.0, other.0)) {
                 self.schedule(delay, Due::Disconnected(other, id));
@@ -667,7 +669,7 @@ impl World {
             }
         };
         self.node_mut(id).waits = None;
-        // Nobody starts a node on a disk that is full.
+        // A node is not started on a full disk.
         self.node(id).disk.fill(false);
         let config = self.config(id);
         // A witness has no state machine.
@@ -676,15 +678,16 @@ impl World {
         let text = match &started {
             Started::Up => "",
             Started::Repairing => {
-                self.checks.reach("damaged log cut");
-                "with a damaged log, which it cut"
+                self.checks.reach("damaged log truncated");
+                "with a damaged log, which was truncated"
             }
             Started::Interrupted => {
                 self.checks.reach("install interrupted");
                 "in the middle of an installation"
             }
             Started::Refused(why) => {
-                self.trace.note(now, Some(id), || What::Up { text: format!("not: it refuses, {why}") });
+                self.trace
+                    .note(now, Some(id), || What::Up { text: format!("failed: it refuses to start, {why}") });
                 return self.replace_disk(id);
             }
         };
@@ -692,8 +695,8 @@ impl World {
         self.step(id, Event::Tick);
     }
 
-    /// A damaged log that cannot be repaired, in the configuration that the node knows of, is for people to settle: the disk
-    /// is replaced by a copy from before, which nothing has been written to since.
+    /// Handles a damaged log that cannot be repaired in the configuration that the node knows, like an operator: replaces the disk
+    /// by a copy from before the damage, to which nothing was written since.
     fn replace_disk(&mut self, id: NodeId) {
         self.checks.reach("damaged log refused");
         if let Some(disk) = self.checks.last_lost(id) {
@@ -729,7 +732,7 @@ impl World {
     }
 }
 
-/// What a node was before a step.
+/// State of a node before a step.
 pub(crate) struct Before {
     pub(crate) role: consensus_core::Role,
     pub(crate) term: Term,
@@ -767,7 +770,7 @@ fn info(entry: &Entry) -> EntryInfo {
     EntryInfo { term: entry.id.term, size_bytes: entry.size_bytes(), membership }
 }
 
-/// A message in a few words.
+/// Describes a message briefly.
 pub(crate) fn describe(packet: &Packet) -> String {
     match packet {
         Packet::Append(append, entries) => {
@@ -779,6 +782,6 @@ pub(crate) fn describe(packet: &Packet) -> String {
             format!("{reply:?}").replace("ndex(", "(").replace("StorageId", "disk ")
         }
         Packet::Snapshot(term, meta, ..) => format!("snapshot {}, term {term}", meta.last),
-        Packet::SnapshotAck(last, _) => format!("snapshot taken: {last:?}"),
+        Packet::SnapshotAck(last, _) => format!("snapshot accepted: {last:?}"),
     }
 }

@@ -1,5 +1,4 @@
-//! State machines of somebody else in the simulated clusters: a sound one passes, and each mistake is found, with a text
-//! that says which.
+//! State machines in the simulated clusters: a correct one passes, and each defect is found with a message that names it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,38 +11,38 @@ use bytes::Bytes;
 use consensus_core::{Entry, LogId, Payload, Snapshot, StateMachine, StateMachineError, codec};
 use consensus_raft_simulator::{AnyGuest, Guest, Options, Random, run, run_guest, shrink};
 
-/// What is wrong with a machine.
+/// Defect of a state machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Defect {
     None,
-    StartsSomewhere,
-    AnswersFromACounterOfTheProcess,
-    AnswersInTheOrderOfAHashMap,
-    AnswersAtLengthAndDiffersAtTheEnd,
-    AnswersByPlaceInTheBatch,
-    AnswersWhatIsNoCommand,
-    AnswersCommandsOnly,
+    StartsAtNonzeroPosition,
+    RespondsFromProcessCounter,
+    RespondsInHashMapOrder,
+    LongResponseDiffersAtTheEnd,
+    RespondsByPositionInBatch,
+    RespondsToNonCommands,
+    RespondsToCommandsOnly,
     CountsCommandsOnly,
-    ForgetsAFieldInTheSnapshot,
+    OmitsFieldInSnapshot,
     ForgetsASilentFieldInTheSnapshot,
     MergesOnRestore,
-    ForgetsThePositionOnRestore,
-    AppliesTwiceOnceRestored,
-    FlushedMoreThanApplied,
+    LosesPositionOnRestore,
+    AppliesTwiceAfterRestore,
+    ReportsFlushBeyondApplied,
     RefusesACommand,
     PanicsOnACommand,
-    CannotWriteItsSnapshot,
+    FailsToWriteSnapshot,
     BreaksItsInvariant,
 }
 
-/// Numbers under a few names, each with how often it was set, and how many there ever were.
+/// Numbers under a few names, with the number of times that each was set, and the number of all commands.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct State {
     applied: LogId,
     numbers: BTreeMap<u8, (u64, u64)>,
-    /// Commands so far; a part of each response.
+    /// Number of commands so far; a part of each response.
     commands: u64,
-    /// The same, and no part of any.
+    /// Number of commands so far; not a part of responses.
     silent: u64,
 }
 
@@ -72,13 +71,13 @@ impl Numbers {
         }
         let all: HashMap<u8, u64> = numbers.iter().map(|(name, (value, _))| (*name, *value)).collect();
         match self.defect {
-            Defect::AnswersFromACounterOfTheProcess => *commands = next_of_the_process(),
-            Defect::AnswersInTheOrderOfAHashMap => return Ok(all.into_keys().collect()),
-            Defect::AnswersAtLengthAndDiffersAtTheEnd => {
+            Defect::RespondsFromProcessCounter => *commands = next_of_the_process(),
+            Defect::RespondsInHashMapOrder => return Ok(all.into_keys().collect()),
+            Defect::LongResponseDiffersAtTheEnd => {
                 return Ok([vec![b'x'; 200], next_of_the_process().to_le_bytes().to_vec()].concat());
             }
-            Defect::AppliesTwiceOnceRestored if self.is_restored => *commands += 1,
-            Defect::AnswersByPlaceInTheBatch => return Ok(vec![place as u8]),
+            Defect::AppliesTwiceAfterRestore if self.is_restored => *commands += 1,
+            Defect::RespondsByPositionInBatch => return Ok(vec![place as u8]),
             Defect::RefusesACommand if value == 77 => return Err(StateMachineError::Other("77?".into())),
             Defect::PanicsOnACommand if value == 77 => panic!("no more than 76"),
             Defect::BreaksItsInvariant if value == 77 => *commands = 0,
@@ -91,7 +90,7 @@ impl Numbers {
 impl StateMachine for Numbers {
     fn applied(&self) -> LogId {
         match self.defect {
-            Defect::StartsSomewhere => self.state.applied.max(LogId::new(0, 1)),
+            Defect::StartsAtNonzeroPosition => self.state.applied.max(LogId::new(0, 1)),
             _ => self.state.applied,
         }
     }
@@ -105,8 +104,8 @@ impl StateMachine for Numbers {
             }
             match &entry.payload {
                 Payload::Command(command) => responses.push(self.command(place, command)?.into()),
-                _ if self.defect == Defect::AnswersCommandsOnly => {}
-                _ if self.defect == Defect::AnswersWhatIsNoCommand => responses.push("nothing".into()),
+                _ if self.defect == Defect::RespondsToCommandsOnly => {}
+                _ if self.defect == Defect::RespondsToNonCommands => responses.push("nothing".into()),
                 _ => responses.push(Bytes::new()),
             }
         }
@@ -115,7 +114,7 @@ impl StateMachine for Numbers {
 
     fn flush(&mut self) -> Result<LogId, StateMachineError> {
         match self.defect {
-            Defect::FlushedMoreThanApplied => Ok(LogId::new(100, self.state.applied.index.0 + 1)),
+            Defect::ReportsFlushBeyondApplied => Ok(LogId::new(100, self.state.applied.index.0 + 1)),
             _ => Ok(LogId::ZERO),
         }
     }
@@ -123,9 +122,9 @@ impl StateMachine for Numbers {
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
         let mut state = self.state.clone();
         match self.defect {
-            Defect::ForgetsAFieldInTheSnapshot => state.commands = 0,
+            Defect::OmitsFieldInSnapshot => state.commands = 0,
             Defect::ForgetsASilentFieldInTheSnapshot => state.silent = 0,
-            Defect::CannotWriteItsSnapshot => return Ok(Box::new(Unwritable)),
+            Defect::FailsToWriteSnapshot => return Ok(Box::new(Unwritable)),
             _ => {}
         }
         Ok(Box::new(codec::encode(1, &state)))
@@ -140,7 +139,7 @@ impl StateMachine for Numbers {
                 let old = std::mem::take(&mut self.state.numbers);
                 state.numbers = old.into_iter().chain(state.numbers).collect();
             }
-            Defect::ForgetsThePositionOnRestore => state.applied = self.state.applied,
+            Defect::LosesPositionOnRestore => state.applied = self.state.applied,
             _ => {}
         }
         (self.state, self.is_restored) = (state, true);
@@ -185,7 +184,7 @@ impl Guest for NumbersGuest {
 }
 
 #[test]
-fn a_sound_machine_passes_and_is_crashed_and_restored() {
+fn correct_machine_passes_and_is_crashed_and_restored() {
     let totals = run_guest(NumbersGuest { defect: Defect::None, compares_states: true }, 0..60).unwrap();
     assert_eq!(totals.seeds, 60);
     for what in [
@@ -194,13 +193,13 @@ fn a_sound_machine_passes_and_is_crashed_and_restored() {
         "guest restarted from a snapshot",
         "guest was sent a snapshot",
         "guest with a state was sent a snapshot",
-        "repeated command answered again",
+        "repeated command had the same response",
     ] {
         assert!(totals.reached.get(what).is_some_and(|times| *times > 3), "{what}: {:?}", totals.reached);
     }
 }
 
-/// What the failure of a defective machine says; it must be found in few seeds.
+/// Returns the failure message of a defective machine, which must be found within a few seeds.
 fn failure(defect: Defect, compares_states: bool) -> String {
     match run_guest(NumbersGuest { defect, compares_states }, 0..400) {
         Ok(_) => panic!("{defect:?} was not found"),
@@ -209,36 +208,39 @@ fn failure(defect: Defect, compares_states: bool) -> String {
 }
 
 #[test]
-fn each_mistake_is_found_and_named() {
+fn each_defect_is_found_and_named() {
     let same = "breaks the rule \"an entry has the same response on every node";
     let fails = "breaks the rule \"no call fails or panics";
     let one_each =
         "breaks the rule \"every entry has one response, which is empty if the entry has no command\"";
     let position = "breaks the rule \"the applied position is that of the last entry";
     let table: &[(Defect, &[&str])] = &[
-        (Defect::StartsSomewhere, &["\"a new machine has applied nothing\"", "applied() is 0.1 and not 0.0"]),
-        (Defect::AnswersFromACounterOfTheProcess, &[same, "run again:", "The same seed ended differently"]),
-        (Defect::AnswersInTheOrderOfAHashMap, &[same, " by node "]),
-        (Defect::AnswersAtLengthAndDiffersAtTheEnd, &[same, "\n    from byte 170 on \"xxxx"]),
-        (Defect::AnswersByPlaceInTheBatch, &[same, "(after a batch of 1; it "]),
-        (Defect::AnswersWhatIsNoCommand, &[one_each, "\"nothing\" to entry 0.1 (no command)"]),
-        (Defect::AnswersCommandsOnly, &[fails, "0.1 (no command)", "`apply` returned no responses"]),
+        (
+            Defect::StartsAtNonzeroPosition,
+            &["\"a new machine has applied nothing\"", "applied() is 0.1 and not 0.0"],
+        ),
+        (Defect::RespondsFromProcessCounter, &[same, "run again:", "The same seed ended differently"]),
+        (Defect::RespondsInHashMapOrder, &[same, " by node "]),
+        (Defect::LongResponseDiffersAtTheEnd, &[same, "\n    from byte 170 on \"xxxx"]),
+        (Defect::RespondsByPositionInBatch, &[same, "(after a batch of 1; it "]),
+        (Defect::RespondsToNonCommands, &[one_each, "\"nothing\" to entry 0.1 (no command)"]),
+        (Defect::RespondsToCommandsOnly, &[fails, "0.1 (no command)", "`apply` returned no responses"]),
         (Defect::CountsCommandsOnly, &[position, "applied() is ", " after apply of "]),
-        (Defect::ForgetsAFieldInTheSnapshot, &[same, " by node ", "the snapshot "]),
+        (Defect::OmitsFieldInSnapshot, &[same, " by node ", "the snapshot "]),
         (Defect::MergesOnRestore, &[same, " by node ", "the snapshot "]),
         (
-            Defect::ForgetsThePositionOnRestore,
+            Defect::LosesPositionOnRestore,
             &["\"a restore replaces the whole state", "after restore of a snapshot"],
         ),
-        (Defect::AppliesTwiceOnceRestored, &[same, " by node ", "the snapshot "]),
+        (Defect::AppliesTwiceAfterRestore, &[same, " by node ", "the snapshot "]),
         (
-            Defect::FlushedMoreThanApplied,
-            &["\"the flushed position is not after the applied position\"", "flush said 100."],
+            Defect::ReportsFlushBeyondApplied,
+            &["\"the flushed position is not after the applied position\"", "flush returned 100."],
         ),
         (Defect::RefusesACommand, &[fails, "(command \"", "failed: state machine: 77?"]),
         (Defect::PanicsOnACommand, &[fails, "apply of", "panicked: no more than 76"]),
-        (Defect::CannotWriteItsSnapshot, &[fails, "Snapshot::write_to failed: out of ink"]),
-        (Defect::BreaksItsInvariant, &["\"what the guest asks for\"", "Guest::check failed: "]),
+        (Defect::FailsToWriteSnapshot, &[fails, "Snapshot::write_to failed: out of ink"]),
+        (Defect::BreaksItsInvariant, &["\"the guest's own checks\"", "Guest::check failed: "]),
     ];
     for (defect, texts) in table {
         let failure = failure(*defect, false);
@@ -249,7 +251,7 @@ fn each_mistake_is_found_and_named() {
 }
 
 #[test]
-fn what_shows_in_no_response_needs_a_digest() {
+fn defect_without_effect_on_responses_is_found_by_digest() {
     let defect = Defect::ForgetsASilentFieldInTheSnapshot;
     assert!(run_guest(NumbersGuest { defect, compares_states: false }, 0..20).is_ok());
     let failure = failure(defect, true);
@@ -258,26 +260,26 @@ fn what_shows_in_no_response_needs_a_digest() {
 }
 
 #[test]
-fn the_same_seed_is_the_same_run_and_a_failure_is_made_small() {
+fn same_seed_repeats_the_run_and_failures_are_shrunk() {
     let guest = |defect| Some(AnyGuest::new(NumbersGuest { defect, compares_states: true }));
     let sound = Options { seed: 3, guest: guest(Defect::None), ..Options::default() };
     assert_eq!(run(&sound).trace.hash, run(&sound).trace.hash);
     let first =
-        run_guest(NumbersGuest { defect: Defect::ForgetsAFieldInTheSnapshot, compares_states: true }, 0..400);
+        run_guest(NumbersGuest { defect: Defect::OmitsFieldInSnapshot, compares_states: true }, 0..400);
     let first = first.unwrap_err();
     assert_eq!(run(&first.options).failure.as_ref(), Some(&first.why));
     let (smallest, outcome) = shrink(&first.options).expect("it fails again");
     assert!(smallest.guest.is_some() && !smallest.skip.is_empty());
-    assert!(outcome.trace.tell().contains("FAILURE: the state machine "));
+    assert!(outcome.trace.describe().contains("FAILURE: the state machine "));
 }
 
-/// As a program of its own, in whose environment the seed is named.
+/// Runs the test as a separate process with the seed in its environment.
 #[test]
-fn a_seed_in_the_environment_tells_its_story() {
+fn seed_in_the_environment_prints_the_smallest_run() {
     if std::env::var_os("RAFT_SIM_SEED").is_some() {
         panic!("{}", failure(Defect::PanicsOnACommand, false));
     }
-    let this = "a_seed_in_the_environment_tells_its_story";
+    let this = "seed_in_the_environment_prints_the_smallest_run";
     let mut command = Command::new(std::env::current_exe().unwrap());
     let output = command.args(["--exact", this, "--nocapture"]).env("RAFT_SIM_SEED", "5").output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);

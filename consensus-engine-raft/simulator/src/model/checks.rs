@@ -1,18 +1,18 @@
-//! What must hold.
+//! Properties that are checked in every state.
 
 use consensus_core::{LogId, LogIndex, NodeId, Term};
 use consensus_raft_protocol::Raft;
 
 use super::state::{State, World};
 
-/// What nobody in the cluster knows, and the checks do.
+/// Knowledge of the checks about the whole cluster.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
-    /// By index from 1: the entry, and the term in which it was committed.
+    /// Committed entries by index from 1, with the term of the leader that committed them.
     pub(super) committed: Vec<(LogId, Term)>,
     pub(super) leaders: Vec<(Term, NodeId)>,
     pub(super) votes: Vec<(NodeId, Term, NodeId)>,
-    /// Highest index that a client could have been told of.
+    /// Highest index that may have been acknowledged to a client.
     pub(super) acknowledged: LogIndex,
     pub(super) fingerprints: Vec<u64>,
 }
@@ -22,7 +22,7 @@ impl Known {
     pub(super) fn elected(&mut self, raft: &Raft) -> Result<(), String> {
         let (term, id) = (raft.term(), raft.id());
         if let Some((_, other)) = self.leaders.iter().find(|(known, other)| *known == term && *other != id) {
-            return Err(format!("Election Safety: {other} and {id} lead term {term}"));
+            return Err(format!("Election Safety: {other} and {id} are leaders of term {term}"));
         }
         if !self.leaders.contains(&(term, id)) {
             self.leaders.push((term, id));
@@ -38,12 +38,12 @@ impl Known {
         Ok(())
     }
 
-    /// Only who was elected is followed (P8).
+    /// A node follows only an elected leader (P8).
     pub(super) fn follows(&self, raft: &Raft) -> Result<(), String> {
         let (id, term) = (raft.id(), raft.term());
         match raft.leader() {
             Some(leader) if !self.leaders.contains(&(term, leader)) => {
-                Err(format!("Election Safety: {id} follows {leader}, which does not lead term {term}"))
+                Err(format!("Election Safety: {id} follows {leader}, which is not leader of term {term}"))
             }
             _ => Ok(()),
         }
@@ -63,15 +63,15 @@ impl Known {
         }
     }
 
-    /// State Machine Safety; and what is committed is on a quorum of disks (I4).
+    /// State Machine Safety, and that committed entries are on a quorum of disks (I4).
     pub(super) fn committed(&mut self, entry: LogId, term: Term, is_on_quorum: bool) -> Result<(), String> {
         let at = entry.index.0 as usize - 1;
         match self.committed.get(at) {
             Some((known, _)) if *known != entry => {
-                Err(format!("State Machine Safety: {known} and {entry} are committed"))
+                Err(format!("State Machine Safety: {known} and {entry} are both committed"))
             }
             Some(_) => Ok(()),
-            None if !is_on_quorum => Err(format!("I4: {entry} is committed and on no quorum of disks")),
+            None if !is_on_quorum => Err(format!("I4: {entry} is committed, but on no quorum of disks")),
             None => {
                 self.committed.push((entry, term));
                 Ok(())
@@ -81,7 +81,7 @@ impl Known {
 }
 
 impl World {
-    /// Any two logs agree up to the last entry that they have in common (Log Matching).
+    /// Any two logs agree up to their last common entry (Log Matching).
     pub(crate) fn check(&self, state: &State) -> Result<(), String> {
         for (at, one) in state.nodes.iter().enumerate() {
             for other in &state.nodes[at + 1..] {
@@ -92,7 +92,7 @@ impl World {
                 let Some(last) = (from..=to).rev().find(same) else { continue };
                 if let Some(index) = (from.max(1)..=last).find(|index| !same(index)) {
                     return Err(format!(
-                        "Log Matching: {} and {} differ at {index} and agree at {last}",
+                        "Log Matching: {} and {} differ at {index}, but agree at {last}",
                         one.id, other.id
                     ));
                 }
@@ -102,7 +102,7 @@ impl World {
     }
 }
 
-/// What is known, to be added to.
+/// Returns the knowledge for an addition, copied from the state when first needed.
 pub(super) fn fresh<'a>(known: &'a mut Option<Known>, state: &State) -> &'a mut Known {
     known.get_or_insert_with(|| Known::clone(&state.known))
 }

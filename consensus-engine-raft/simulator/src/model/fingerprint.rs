@@ -1,4 +1,4 @@
-//! Which states are the same.
+//! Fingerprints, which identify equal states.
 
 use std::hash::{Hash, Hasher};
 
@@ -15,24 +15,24 @@ use super::{
     state::{State, World},
 };
 
-/// What tells a state from others.
+/// Fingerprint of a state.
 #[derive(Clone, Debug)]
 pub(crate) struct Print {
     pub(crate) whole: u64,
-    /// Of all but what only lets more happen.
+    /// Hash of everything except messages and allowances, which only make more events possible.
     pub(crate) core: u64,
-    /// Messages, in order.
+    /// Hashes of the messages, sorted.
     pub(crate) network: Box<[u64]>,
-    /// A bit for each message, so that most comparisons are short.
+    /// One bit for each message, so that most comparisons are fast.
     pub(crate) mask: u64,
     pub(crate) allowances: [u8; 8],
 }
 
 impl World {
-    /// The same for states that differ in names only.
+    /// Returns the fingerprint, which is equal for states that differ only in names.
     pub(crate) fn fingerprint(&self, state: &State) -> Print {
         let rest = |at: usize| {
-            // Only a read that is yet to come asks what was acknowledged.
+            // The acknowledged index matters only to later reads.
             let acknowledged = (state.budget.reads > 0).then_some(state.known.acknowledged);
             (state.known.fingerprints[at], acknowledged, state.budget.others(), state.time)
         };
@@ -61,8 +61,8 @@ impl World {
 }
 
 impl Print {
-    /// Whether all that can follow from `other` can follow from this state, too: it is the same but for more messages under
-    /// way, each of which may be lost, and more that may yet happen.
+    /// Whether every successor of `other` is also a successor of this state: it is equal except for more messages in transit,
+    /// each of which may be lost, and larger allowances.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         let mut mine = self.network.iter();
         self.core == other.core
@@ -87,13 +87,13 @@ impl Node {
                     hash_membership(membership, names, &mut hasher);
                 }
             }
-            // They may be others by now than those of the log.
+            // The entries of the write may differ from those of the log by now.
             let terms = |entries: &[Entry]| entries.iter().map(|(id, _)| id.term).collect::<Vec<_>>();
             let writing = self.writing.as_ref().map(|(persist, entries)| {
                 (persist.hard_state.is_some(), persist.append, persist.truncate_after, terms(entries))
             });
             let from = self.installing_from.map(|id| names[id.0 as usize]);
-            (writing, self.applied, self.flushed, from, &self.reads, self.lives).hash(&mut hasher);
+            (writing, self.applied, self.flushed, from, &self.reads, self.incarnations).hash(&mut hasher);
             if let Some(hard) = self.writing.as_ref().and_then(|(persist, _)| persist.hard_state.as_ref()) {
                 hash_hard_state(hard, names, &mut hasher);
             }
@@ -106,7 +106,7 @@ impl Node {
 impl Packet {
     pub(super) fn print(&self, from: NodeId, to: NodeId, names: &[u8]) -> u64 {
         let mut hasher = Fingerprint::default();
-        // Who refuses a vote is not asked, only in which term.
+        // Only the term of a refused vote matters, not its sender.
         let is_refusal =
             matches!(self, Self::ControlMessage(ControlMessage::VoteResponse(response)) if !response.granted);
         ((!is_refusal).then_some(names[from.0 as usize]), names[to.0 as usize]).hash(&mut hasher);
@@ -142,7 +142,7 @@ impl Known {
                 (term, names[id.0 as usize]).hash(&mut one);
                 leaders = leaders.wrapping_add(one.finish());
             }
-            // Votes follow from the disks and the messages; they are there to be checked.
+            // Votes follow from the disks and the messages; they are only kept for checks.
             leaders.hash(&mut hasher);
             hasher.finish()
         };
@@ -150,7 +150,7 @@ impl Known {
     }
 }
 
-/// `names` with those of a group exchanged in every way.
+/// Returns `names` with every permutation of a group's names.
 pub(super) fn permuted(names: &[u8], group: &[u8]) -> Vec<Vec<u8>> {
     let Some((first, rest)) = group.split_first() else { return vec![names.to_vec()] };
     let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! What is under way.
+//! Messages in transit.
 
 use std::sync::Arc;
 
@@ -27,28 +27,27 @@ pub(super) enum Packet {
 }
 
 impl Message {
-    /// Whether it is a question whose answer depends on whether the node protects a leader.
-    pub(super) fn tries_patience(&self, to: u8) -> bool {
+    /// Whether the response to the message depends on whether the node protects a leader.
+    pub(super) fn depends_on_leader_protection(&self, to: u8) -> bool {
         let asks = |request: &VoteRequest| request.kind != VoteKind::Transfer;
         self.to.0 == u64::from(to)
             && matches!(&self.packet, Packet::ControlMessage(ControlMessage::VoteRequest(request)) if asks(request))
     }
 
-    /// Whether the node, whose term never falls below `term` again, has passed the time when it could have made something of
-    /// it.
+    /// Whether the message can have no effect any more on the node, whose term never decreases below `term`.
     fn is_stale(&self, term: Term, role: Role, ticks: u8) -> bool {
         let Packet::ControlMessage(reply) = &self.packet else { return false };
         match reply {
-            // A grant is for the term in which, or before which, it was asked for; a refusal tells of a later one.
+            // A grant matters in the term of its request or the one before; a refusal reports a later term.
             ControlMessage::VoteResponse(response) if response.granted && response.kind == VoteKind::Vote => {
                 response.term < term
             }
             ControlMessage::VoteResponse(response) if response.term <= term => true,
-            // Who does not ask for pre-votes now will not any more, if no deadline is left to pass.
+            // A node that is no pre-candidate now will not become one if no deadline is left to pass.
             ControlMessage::VoteResponse(response) => {
                 response.granted && ticks == 0 && role != Role::PreCandidate
             }
-            // Who follows in a term will not lead it.
+            // A follower in a term will not become its leader.
             ControlMessage::AppendResponse(response) if response.term == term => {
                 matches!(role, Role::Follower | Role::Learner)
             }
@@ -94,12 +93,12 @@ impl World {
         self.step(state, to, event)
     }
 
-    /// Takes messages away that will never be of effect: where they are, states that differ in them only would be told apart.
-    /// That they are of none now is tried, not assumed: an error in the code may make something of them.
-    pub(super) fn forget_stale(&self, mut state: State) -> State {
+    /// Removes messages that can never have an effect any more, because they would distinguish states that are equal otherwise.
+    /// That they have no effect now is tested, not assumed: an error in the code may give them one.
+    pub(super) fn remove_stale(&self, mut state: State) -> State {
         let stale = |message: &Arc<Message>| {
             let node = &state.nodes[message.to.0 as usize];
-            // After a crash the term may be what is on the disk.
+            // After a crash the term may be the one on the disk.
             message.is_stale(node.raft.term().min(node.disk.hard.term), node.raft.role(), state.budget.ticks)
                 && self.deliver(state.clone(), message).is_ok_and(|after| {
                     after.network.len() == state.network.len()

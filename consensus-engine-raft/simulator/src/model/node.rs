@@ -1,4 +1,4 @@
-//! A node: the protocol, its disk and its machine.
+//! A node: the protocol, its disk and its state machine.
 
 use std::sync::Arc;
 
@@ -16,15 +16,15 @@ pub(crate) struct Node {
     pub(super) raft: Raft,
     pub(super) disk: Disk,
     pub(super) writing: Option<(Persist, Vec<Entry>)>,
-    /// What is applied, and what of it would survive a crash.
+    /// Last applied index; `flushed` is the part that survives a crash.
     pub(super) applied: LogIndex,
     pub(super) flushed: LogIndex,
     pub(super) installing_from: Option<NodeId>,
-    /// Reads: their token, and what had been acknowledged when they began.
+    /// Reads: token, and acknowledged index at their start.
     pub(super) reads: Vec<(u64, LogIndex)>,
-    /// So that a life's questions are not those of the last one; not counted where nobody reads.
-    pub(super) lives: u8,
-    /// Under each set of names.
+    /// Number of starts, so that requests of different incarnations differ; not counted in scenarios without reads.
+    pub(super) incarnations: u8,
+    /// Fingerprints under each set of names.
     pub(super) fingerprints: Vec<u64>,
 }
 
@@ -38,7 +38,14 @@ pub(super) struct Disk {
 pub(super) type Entry = (LogId, Option<Arc<Membership>>);
 
 impl World {
-    pub(super) fn start(&self, id: NodeId, mut disk: Disk, flushed: LogIndex, lives: u8, now: Time) -> Node {
+    pub(super) fn start(
+        &self,
+        id: NodeId,
+        mut disk: Disk,
+        flushed: LogIndex,
+        incarnations: u8,
+        now: Time,
+    ) -> Node {
         match Raft::interrupted_install(&disk.hard, flushed) {
             Some(InterruptedInstall::Finish(meta)) => {
                 disk.entries.clear();
@@ -54,7 +61,7 @@ impl World {
         if let Clocks::Common(_) = self.scenario.clocks {
             config.lease_drift_percent = 10;
         }
-        config.seed = u64::from(lives);
+        config.seed = u64::from(incarnations);
         let memberships = disk
             .entries
             .iter()
@@ -67,7 +74,7 @@ impl World {
             memberships: memberships.collect(),
             ..LogState::default()
         };
-        let raft = Raft::new(config, Restored { log, applied: flushed }, now).expect("sound settings");
+        let raft = Raft::new(config, Restored { log, applied: flushed }, now).expect("valid settings");
         let mut node = Node {
             id,
             raft,
@@ -77,11 +84,11 @@ impl World {
             flushed,
             installing_from: None,
             reads: Vec::new(),
-            lives,
+            incarnations,
             fingerprints: Vec::new(),
         };
         if self.scenario.clocks == Clocks::Own {
-            node.raft.normalize(BASE, u64::from(lives));
+            node.raft.normalize(BASE, u64::from(incarnations));
         }
         node.print(&self.names);
         node
@@ -97,7 +104,7 @@ impl Node {
             || disk.entries.iter().any(|(held, _)| *held == id)
     }
 
-    /// What was in flight is on the disk.
+    /// Makes the write in flight durable.
     pub(super) fn write(&mut self) -> Result<(), String> {
         let Some((persist, entries)) = self.writing.take() else { return Ok(()) };
         let disk = &mut self.disk;
@@ -112,7 +119,10 @@ impl Node {
         if let Some(hard) = persist.hard_state {
             let another = disk.hard.voted_for.is_some() && hard.voted_for != disk.hard.voted_for;
             if hard.term < disk.hard.term || (hard.term == disk.hard.term && another) {
-                return Err(format!("I1: {} goes from {:?} to {hard:?}", self.id, disk.hard));
+                return Err(format!(
+                    "I1: the hard state of {} changes from {:?} to {hard:?}",
+                    self.id, disk.hard
+                ));
             }
             disk.hard = hard;
         }

@@ -1,53 +1,53 @@
-//! What is searched.
+//! Scenarios for the model checker.
 
 use consensus_core::{Member, MemberChange, MemberKind, NodeId};
 
-/// A cluster, and how often what may happen to it.
+/// A cluster, and limits for the events in it.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// Its name on the command line.
+    /// Name on the command line.
     pub name: &'static str,
-    /// What it is for.
+    /// Purpose, in words.
     pub text: &'static str,
     /// Nodes, numbered from 0.
     pub nodes: u64,
-    /// How many of them vote in the beginning.
+    /// Number of voters at the start.
     pub voters: u64,
-    /// Groups of nodes that begin alike.
+    /// Groups of nodes with equal initial states.
     pub symmetric: &'static [&'static [u8]],
-    /// What is asked of leaders, in this order; each once.
+    /// Changes that are requested from leaders, in this order, each once.
     pub changes: Vec<Vec<MemberChange>>,
     /// See [`Clocks`].
     pub clocks: Clocks,
-    /// Who leads in the beginning, with all logs alike; `None`: nobody, at the very beginning.
+    /// Leader at the start, with equal logs on all nodes; `None` starts before the first election.
     pub leader: Option<NodeId>,
-    /// Terms of the entries after the first configuration that each node has in the beginning, and its own term.
+    /// Initial log of each node, as terms of the entries after the first configuration, and the node's term.
     pub logs: &'static [(&'static [u64], u64)],
-    /// From whom to whom nothing comes through.
+    /// Cut links, as (sender, receiver).
     pub cut: &'static [(u64, u64)],
-    /// All entries are lost on their way: what is left is elections.
+    /// Whether all entries are lost in transit, so that only elections happen.
     pub loses_entries: bool,
-    /// Most entries in one message.
+    /// Maximum number of entries in one message.
     pub append_entries_max: usize,
-    /// How often what may happen.
+    /// Limits for events.
     pub budget: Budget,
 }
 
-/// How clocks go.
+/// Behaviour of the clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clocks {
-    /// Each as it likes; no leases.
+    /// Each clock advances independently; no leases.
     Own,
-    /// By a common time, each at its rate in percent, with leases for a drift of ten percent.
+    /// All clocks follow a common time at their rate in percent, with leases for a drift of ten percent.
     Common(&'static [u32]),
 }
 
-/// How often what may happen.
+/// Limits for events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Budget {
-    /// Deadlines that pass: elections, heartbeats.
+    /// Deadlines that pass (elections, heartbeats).
     pub ticks: u8,
-    /// Highest term in which somebody may stand.
+    /// Highest term in which a node may campaign.
     pub terms: u8,
     /// Commands.
     pub proposals: u8,
@@ -61,7 +61,7 @@ pub struct Budget {
     pub reads: u8,
     /// Compactions of a log.
     pub compactions: u8,
-    /// Transfers of the lead.
+    /// Leadership transfers.
     pub transfers: u8,
     /// Steps of the common time.
     pub advances: u8,
@@ -70,7 +70,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// That of which more only lets more happen.
+    /// Limits whose increase only allows more events.
     pub(crate) fn allowances(&self) -> [u8; 8] {
         let Self {
             ticks, proposals, crashes, repeats, compactions, transfers, advances, disconnects, ..
@@ -78,7 +78,7 @@ impl Budget {
         [ticks, proposals, crashes, repeats, compactions, transfers, advances, disconnects]
     }
 
-    /// The rest, which also numbers what happens, or never changes.
+    /// The other limits, which also number events or never change.
     pub(crate) fn others(&self) -> (u8, u8, u8) {
         (self.terms, self.changes, self.reads)
     }
@@ -88,10 +88,10 @@ fn set(id: u64, kind: MemberKind) -> MemberChange {
     MemberChange::Set(NodeId(id), Member::new(kind))
 }
 
-/// Those that `make states`, `make model-check` and the tests search.
+/// Returns the scenarios of `make states`, `make model-check` and the tests.
 ///
-/// The first of each kind is small enough for all its states to be searched. The budgets of those called "-more" let more
-/// happen, and their states are too many: they are searched breadth first, up to a bound.
+/// The first scenario of each kind is small enough to search all its states. Scenarios called "-more" have larger budgets and too
+/// many states; they are searched breadth first up to a limit.
 #[must_use]
 pub fn scenarios() -> Vec<Scenario> {
     let base = Scenario {
@@ -117,14 +117,14 @@ fn elections(base: &Scenario) -> Vec<Scenario> {
     vec![
         Scenario {
             name: "votes",
-            text: "two stand in one term, with crashes between any two effects",
+            text: "two candidates in one term, with crashes between any two effects",
             loses_entries: true,
             budget: Budget { ticks: 2, terms: 1, crashes: 2, ..base.budget },
             ..base.clone()
         },
         Scenario {
             name: "repeated-votes",
-            text: "two stand in one term, with a message that comes twice",
+            text: "two candidates in one term, with a duplicated message",
             nodes: 4,
             voters: 4,
             symmetric: &[&[0, 1, 2, 3]],
@@ -144,14 +144,14 @@ fn elections(base: &Scenario) -> Vec<Scenario> {
 fn logs(base: &Scenario, led: &Scenario) -> Vec<Scenario> {
     let successor = Scenario {
         name: "successor",
-        text: "an entry under way while another leader is elected",
+        text: "an entry in transit while another leader is elected",
         budget: Budget { ticks: 1, proposals: 1, crashes: 1, ..base.budget },
         ..led.clone()
     };
     // Two elections are what the figure takes, as the node with the entry of term 2 has heard of term 3.
     let figure_8 = Scenario {
         name: "figure-8",
-        text: "the logs of figure 8: an entry of an earlier term on a majority may yet be replaced",
+        text: "the logs of figure 8: an entry of an earlier term on a majority may still be replaced",
         symmetric: &[],
         logs: &[(&[1], 2), (&[], 2), (&[2], 3)],
         cut: &[(0, 2), (2, 0)],
@@ -161,7 +161,7 @@ fn logs(base: &Scenario, led: &Scenario) -> Vec<Scenario> {
     };
     let conflict = Scenario {
         name: "conflict",
-        text: "logs that differ, of different lengths, and a leader to be found",
+        text: "an election with different logs of different lengths",
         symmetric: &[],
         logs: &[(&[1, 1], 2), (&[1, 2], 2), (&[1], 1)],
         append_entries_max: 1,
@@ -176,7 +176,7 @@ fn logs(base: &Scenario, led: &Scenario) -> Vec<Scenario> {
     };
     let snapshot = Scenario {
         name: "snapshot",
-        text: "a follower whose log is gone, a snapshot, a crash in it",
+        text: "a snapshot for a follower behind the purged log, with a crash during its installation",
         budget: Budget { ticks: 1, terms: 1, proposals: 1, crashes: 1, compactions: 1, ..base.budget },
         ..led.clone()
     };
@@ -209,13 +209,13 @@ fn members(led: &Scenario) -> Vec<Scenario> {
     };
     let contended = Scenario {
         name: "grow-contended",
-        text: "2 -> 3 voters, and somebody else stands",
+        text: "2 -> 3 voters, with another candidate",
         budget: Budget { ticks: 1, changes: 1, ..led.budget },
         ..grow.clone()
     };
     let replace = Scenario {
         name: "replace",
-        text: "{0, 1} -> {1, 2} in one joint step, and somebody else stands",
+        text: "{0, 1} -> {1, 2} in one joint step, with another candidate",
         changes: vec![vec![remove(0), voter(2)]],
         ..contended.clone()
     };
@@ -247,13 +247,13 @@ fn members(led: &Scenario) -> Vec<Scenario> {
 fn reads(led: &Scenario) -> Vec<Scenario> {
     let read = Scenario {
         name: "read",
-        text: "ReadIndex on leaders and followers, over a change of leaders",
+        text: "ReadIndex on leaders and followers, across a change of leaders",
         budget: Budget { ticks: 1, reads: 1, ..led.budget },
         ..led.clone()
     };
     let lease = Scenario {
         name: "lease",
-        text: "a leader that is cut off, clocks that drift within the bound, another leader, a read by lease",
+        text: "a lease read on an isolated leader with another leader, with clock drift within the limit",
         clocks: Clocks::Common(&[100, 110, 110]),
         cut: &[(0, 1), (0, 2), (1, 0), (2, 0)],
         budget: Budget { ticks: 1, proposals: 1, reads: 1, advances: 8, ..led.budget },
@@ -261,7 +261,7 @@ fn reads(led: &Scenario) -> Vec<Scenario> {
     };
     let disconnected = Scenario {
         name: "lease-disconnected",
-        text: "connections to a leader that holds a lease break, though it is there",
+        text: "connections to a running leader with a lease break",
         symmetric: &[],
         cut: &[(0, 1), (0, 2)],
         budget: Budget { disconnects: 2, advances: 3, ..lease.budget },
@@ -269,7 +269,7 @@ fn reads(led: &Scenario) -> Vec<Scenario> {
     };
     let transfer = Scenario {
         name: "transfer",
-        text: "the lead is handed over while a lease is held",
+        text: "a leadership transfer during a lease",
         clocks: Clocks::Common(&[100, 110, 110]),
         budget: Budget { ticks: 1, reads: 1, transfers: 1, advances: 1, ..led.budget },
         ..led.clone()
@@ -286,7 +286,7 @@ fn reads(led: &Scenario) -> Vec<Scenario> {
 }
 
 impl Scenario {
-    /// The same, in which more happens.
+    /// Returns the scenario with a larger budget.
     fn more(&self, name: &'static str, budget: Budget) -> Self {
         Self { name, budget, ..self.clone() }
     }

@@ -1,4 +1,4 @@
-//! Breadth first, on several threads.
+//! Breadth-first search on several threads.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,31 +15,31 @@ use super::{
     state::{Action, State, World},
 };
 
-/// When a search ends that is not through.
+/// Limits that end a search before it is complete.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// After so many states.
+    /// Maximum number of states.
     pub states: u64,
-    /// After so long.
+    /// Maximum duration.
     pub time: Duration,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
 }
 
-/// What a search came to.
+/// Result of a search.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// Distinct states.
+    /// Number of distinct states.
     pub states: u64,
-    /// Steps taken, most of them to states already known.
+    /// Number of steps, most of which lead to known states.
     pub steps: u64,
-    /// Length of the longest way of which all of that length were followed.
+    /// Greatest depth that was searched completely.
     pub depth: u32,
-    /// Nothing is left to search.
+    /// Whether all states were searched.
     pub is_complete: bool,
-    /// How long it took.
+    /// Duration of the search.
     pub took: Duration,
-    /// What is wrong somewhere, and a shortest way there.
+    /// First violation, and a shortest path to it.
     pub violation: Option<(String, String)>,
 }
 
@@ -47,11 +47,11 @@ struct Search {
     world: World,
     seen: Seen,
     steps: Mutex<u64>,
-    /// The first violation: the state before it, the step, and what is wrong.
+    /// First violation: the state before it, the step, and the violated property.
     violation: Mutex<Option<(u64, Action, String)>>,
 }
 
-/// A state to be followed.
+/// A state whose successors are to be visited.
 struct Place {
     state: State,
     print: Print,
@@ -65,7 +65,7 @@ pub fn search(scenario: &Scenario, limits: Limits) -> Result<Found, String> {
     search_in(World::new(scenario.clone(), true), limits, &|_, _| ())
 }
 
-/// `reached` is told of each state, as often as it is reached.
+/// Calls `reached` for each state, as often as it is reached.
 pub(super) fn search_in(
     world: World,
     limits: Limits,
@@ -108,7 +108,7 @@ pub(super) fn search_in(
 }
 
 impl Search {
-    /// All states one step further; `false` if it was cut short.
+    /// Visits all states one step further. Returns `false` if a limit ended the search.
     fn expand_all(
         &self,
         frontier: &[Place],
@@ -179,7 +179,7 @@ impl Search {
         acted.unwrap_or_else(|panic| Err(panic_text(&*panic)))
     }
 
-    /// The steps to a state, and one more.
+    /// Describes the steps to a state, and one further step.
     fn way_to(&self, first: &State, from: u64, last: Action) -> String {
         let mut way = vec![(from, last)];
         let mut at = from;
@@ -189,9 +189,9 @@ impl Search {
         }
         way.reverse();
         let (mut text, mut state) = (self.world.describe(first), first.clone());
-        // A state stands for all that differ from it in names: at each step that one is taken which was followed.
+        // A state represents all that differ from it only in names; each step takes the one that was followed.
         for (number, (_, action)) in way.iter().enumerate() {
-            text += &format!("{:3}. {}\n", number + 1, self.world.tell(&state, *action));
+            text += &format!("{:3}. {}\n", number + 1, self.world.describe_action(&state, *action));
             match self.act(&state, *action) {
                 Ok(next) => state = next,
                 Err(why) => text += &format!("     {why}\n"),

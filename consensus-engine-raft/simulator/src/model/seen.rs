@@ -1,4 +1,4 @@
-//! The states that were reached, and those of them that cover others.
+//! The states that were reached, and which of them cover others.
 
 use std::{
     collections::HashMap,
@@ -8,9 +8,9 @@ use std::{
 
 use super::{fingerprint::Print, state::Action};
 
-/// From where a state was first reached, by what.
+/// State and action from which a state was first reached.
 pub(super) type Origin = (u64, Action);
-/// Fingerprints are hashes already.
+/// Identity hasher, because fingerprints are hashes already.
 type ByPrint<T> = HashMap<u64, T, BuildHasherDefault<AsIs>>;
 
 #[derive(Default)]
@@ -30,12 +30,12 @@ impl Hasher for AsIs {
     }
 }
 
-/// In parts, so that threads seldom wait for each other.
+/// The reached states, in parts, so that threads rarely wait for each other.
 pub(super) struct Seen {
     origins: Vec<Mutex<ByPrint<Origin>>>,
-    /// Those that are followed, with their depth.
+    /// States that are followed, with their depth.
     followed: Vec<Mutex<ByPrint<Vec<(u32, Print)>>>>,
-    /// States that are covered are not followed.
+    /// Whether covered states are skipped.
     covers: bool,
 }
 
@@ -48,7 +48,7 @@ impl Seen {
         }
     }
 
-    /// Whether the state is to be followed: it was not reached before, and none that was covers it.
+    /// Whether the state must be followed: it was not reached before, and no reached state covers it.
     pub(super) fn is_new(&self, print: &Print, origin: Origin, depth: u32) -> bool {
         let mut origins = part(&self.origins, print.whole);
         let before = origins.len();
@@ -69,7 +69,7 @@ impl Seen {
         true
     }
 
-    /// Whether another state that is no deeper covers this one. The deeper one need not be on a shortest way.
+    /// Whether another state that is not deeper covers this one. A deeper state need not be on a shortest path.
     pub(super) fn is_covered(&self, print: &Print, depth: u32) -> bool {
         let followed = part(&self.followed, print.core);
         let covers =

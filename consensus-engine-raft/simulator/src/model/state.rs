@@ -1,4 +1,4 @@
-//! One state of the cluster, and what can happen in it.
+//! A state of the cluster, and the actions that are possible in it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,56 +13,56 @@ use super::{
     scenario::{Budget, Clocks, Scenario},
 };
 
-/// A state. Nodes and messages are shared between states that have them in common.
+/// A state. States share equal nodes and messages.
 #[derive(Clone, Debug)]
 pub(crate) struct State {
     pub(crate) nodes: Vec<Arc<Node>>,
-    /// In flight; a set, in order of their fingerprints.
+    /// Messages in transit; a set, ordered by fingerprint.
     pub(crate) network: Vec<Arc<Message>>,
     pub(crate) budget: Budget,
     pub(crate) known: Arc<Known>,
-    /// Of all nodes, in a scenario with a common time.
+    /// Common time of all nodes, in scenarios that have one.
     pub(crate) time: Time,
-    /// Nothing is cut: the first leader is yet to be elected.
+    /// Whether no link is cut yet, because the first leader is not elected.
     pub(super) is_whole: bool,
 }
 
-/// Something that happens.
+/// An action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The message at this place of the network is delivered; `true`: and stays there.
+    /// The message at this position is delivered; with `true` it also stays in transit.
     Deliver(u16, bool),
     /// The node's next deadline passes.
     Tick(u8),
-    /// So much time passes at the node that it does not protect its leader any more.
+    /// Enough time passes on the node that it does not protect its leader any more.
     LosePatience(u8),
-    /// The common time goes on.
+    /// The common time advances.
     Advance,
-    /// A command comes to a leader.
+    /// A command is proposed on a leader.
     Propose(u8),
     /// The node's write is durable.
     Written(u8),
-    /// The node crashes and comes up again; what was in flight to its disk and machine is there, or not.
+    /// The node crashes and restarts; its write and restore in flight are completed or lost.
     Crash(u8, bool),
     /// The machine has restored the snapshot.
     Installed(u8),
-    /// The machine flushes, and the log up to there goes.
+    /// The state machine flushes, and the log up to its position is purged.
     Compact(u8),
     /// A client reads.
     Read(u8),
-    /// The next change of members is asked of the node.
+    /// The next change of members is requested from the node.
     Change(u8),
-    /// The leader is asked to hand over.
+    /// The leader is asked to transfer leadership.
     Transfer(u8, u8),
-    /// The node is told that its leader is gone, which may be untrue.
+    /// The node is told that the connection to its leader broke, which may be untrue.
     Disconnect(u8),
 }
 
-/// Permutations of names that keep a scenario what it is.
+/// Permutations of names that do not change the scenario.
 pub(crate) struct World {
     pub(crate) scenario: Scenario,
     pub(crate) names: Vec<Vec<u8>>,
-    /// All that makes states fewer is done, but for names. Without it, as a test compares, nothing is left out.
+    /// Whether all reductions except those by names are used; a test compares searches with and without them.
     pub(crate) reduces: bool,
 }
 
@@ -82,7 +82,7 @@ impl World {
         Self { scenario, names, reduces }
     }
 
-    /// The first state.
+    /// Returns the first state.
     pub(crate) fn begin(&self) -> Result<State, String> {
         let membership = Arc::new(Membership::of_voters(0..self.scenario.voters));
         let nodes = (0..self.scenario.nodes).map(|id| {
@@ -110,7 +110,7 @@ impl World {
         Ok(self.settle(state))
     }
 
-    /// Goes on until the node leads, all is quiet, and everybody has heard of it.
+    /// Runs until the node is leader, no messages are in transit, and all nodes know the leader.
     fn elect(&self, state: &mut State, leader: NodeId) -> Result<(), String> {
         let id = leader.0 as u8;
         if let Clocks::Common(_) = self.scenario.clocks {
@@ -135,10 +135,10 @@ impl World {
             };
             *state = self.act(state, action)?;
         }
-        Err("nobody is elected".to_owned())
+        Err("no leader is elected".to_owned())
     }
 
-    /// The clock of a node.
+    /// Time of a node's clock.
     pub(super) fn local(&self, state: &State, id: usize) -> Time {
         match self.scenario.clocks {
             Clocks::Own => BASE,
@@ -146,7 +146,7 @@ impl World {
         }
     }
 
-    /// All that can happen next.
+    /// Collects all actions that are possible next.
     pub(crate) fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         actions.clear();
         for at in 0..state.network.len() as u16 {
@@ -185,7 +185,7 @@ impl World {
                     && node(id).raft.undisturbed_until().is_some()
                     && (!self.reduces
                         || state.budget.reads > 0
-                        || state.network.iter().any(|message| message.tries_patience(id)))
+                        || state.network.iter().any(|message| message.depends_on_leader_protection(id)))
             }
             Action::Advance => budget.advances > 0 && self.scenario.clocks != Clocks::Own,
             Action::Propose(id) => budget.proposals > 0 && leads(id),
@@ -209,7 +209,7 @@ impl World {
         }
     }
 
-    /// The state in a few lines.
+    /// Describes the state in a few lines.
     pub(crate) fn describe(&self, state: &State) -> String {
         let line = |node: &Arc<Node>| {
             let raft = &node.raft;
@@ -224,12 +224,12 @@ impl World {
         state.nodes.iter().map(line).collect()
     }
 
-    /// An action in words.
-    pub(crate) fn tell(&self, state: &State, action: Action) -> String {
+    /// Describes an action.
+    pub(crate) fn describe_action(&self, state: &State, action: Action) -> String {
         match action {
             Action::Deliver(at, stays) => {
                 let Message { from, to, packet, .. } = &*state.network[at as usize];
-                let again = if stays { ", and once more later" } else { "" };
+                let again = if stays { ", and again later" } else { "" };
                 format!("{from} -> {to}{again}: {packet:?}")
             }
             other => format!("{other:?}"),

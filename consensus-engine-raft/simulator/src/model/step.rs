@@ -1,4 +1,4 @@
-//! What comes of what happens.
+//! Effects of actions.
 
 use std::sync::Arc;
 
@@ -14,17 +14,17 @@ use super::{
 };
 
 impl World {
-    /// What comes of it, or what was wrong.
+    /// Returns the state after an action, or the violated property.
     pub(crate) fn act(&self, before: &State, action: Action) -> Result<State, String> {
-        let after = self.happen(before, action)?;
+        let after = self.process(before, action)?;
         if !self.reduces {
             return Ok(after);
         }
         let is_last = after.budget.ticks == 0 && before.budget.ticks > 0;
-        Ok(self.forget_stale(if is_last { self.settle(after) } else { after }))
+        Ok(self.remove_stale(if is_last { self.settle(after) } else { after }))
     }
 
-    /// No deadline passes any more, or all begins: what nodes remember of times is made alike once more.
+    /// Normalizes the times of nodes once more, at the start and when no deadline will pass any more.
     pub(super) fn settle(&self, state: State) -> State {
         if !self.reduces || self.scenario.clocks != Clocks::Own {
             return state;
@@ -33,7 +33,7 @@ impl World {
         nodes.iter().fold(state, |state, node| self.put(state, Node::clone(node)))
     }
 
-    fn happen(&self, before: &State, action: Action) -> Result<State, String> {
+    fn process(&self, before: &State, action: Action) -> Result<State, String> {
         let mut state = before.clone();
         let event = match action {
             Action::Deliver(at, stays) => {
@@ -111,7 +111,7 @@ impl World {
             }
             Action::Disconnect(id) => {
                 state.budget.disconnects -= 1;
-                Event::Disconnected(state.nodes[id as usize].raft.leader().ok_or("it follows nobody")?)
+                Event::Disconnected(state.nodes[id as usize].raft.leader().ok_or("the node has no leader")?)
             }
         };
         let (Action::Tick(id)
@@ -123,7 +123,7 @@ impl World {
         | Action::Disconnect(id)
         | Action::Transfer(id, _)) = action
         else {
-            unreachable!("done above")
+            unreachable!("handled above")
         };
         self.step(state, id as usize, event)
     }
@@ -146,13 +146,13 @@ impl World {
             node.id,
             node.disk,
             node.flushed,
-            node.lives + u8::from(self.scenario.budget.reads > 0),
+            node.incarnations + u8::from(self.scenario.budget.reads > 0),
             now,
         );
         Ok(self.put(state, node))
     }
 
-    /// The node takes an event, and what it says is carried out.
+    /// Steps the node with an event, and carries out its outputs.
     pub(super) fn step(&self, state: State, id: usize, event: Event) -> Result<State, String> {
         let due = match (self.scenario.clocks, &event) {
             (Clocks::Own, Event::Tick) => state.nodes[id].raft.next_deadline(),
@@ -187,7 +187,7 @@ impl World {
         {
             let (after, last) = persist.append;
             let entry = |index: u64| {
-                let id = node.raft.id_at(LogIndex(index)).ok_or("what is written is not in the log")?;
+                let id = node.raft.id_at(LogIndex(index)).ok_or("an entry to write is not in the log")?;
                 let membership = node.raft.membership_entry(LogIndex(index));
                 Ok((id, membership))
             };
@@ -216,7 +216,7 @@ impl World {
 
     pub(super) fn put(&self, mut state: State, mut node: Node) -> State {
         if self.scenario.clocks == Clocks::Own {
-            let drawn = u64::from(node.lives) * 16 + node.reads.len() as u64;
+            let drawn = u64::from(node.incarnations) * 16 + node.reads.len() as u64;
             node.raft.normalize(BASE, drawn);
             if self.reduces {
                 node.raft.normalize_durations(state.budget.ticks == 0 && !state.is_whole);
@@ -250,7 +250,7 @@ impl World {
             }
             Output::SendAppend(to, append) => {
                 let entry = |index: u64| {
-                    let id = node.raft.id_at(LogIndex(index)).ok_or("what is sent is not in the log")?;
+                    let id = node.raft.id_at(LogIndex(index)).ok_or("an entry to send is not in the log")?;
                     let membership = node.raft.membership_entry(LogIndex(index));
                     Ok(EntryInfo { term: id.term, size_bytes: 1, membership })
                 };
@@ -259,7 +259,7 @@ impl World {
                 self.send(state, node.id, to, Packet::Append(append, entries?));
             }
             Output::SendSnapshot(to) => {
-                let last = node.raft.id_at(node.applied).ok_or("what is applied is not in the log")?;
+                let last = node.raft.id_at(node.applied).ok_or("an applied entry is not in the log")?;
                 let membership = (*node.raft.membership_at(last.index)).clone();
                 let packet = Packet::Snapshot(node.raft.term(), SnapshotMeta { last, membership });
                 self.send(state, node.id, to, packet);
@@ -267,7 +267,7 @@ impl World {
             Output::Apply(through) => {
                 for index in node.applied.0 + 1..=through.0 {
                     let entry =
-                        node.raft.id_at(LogIndex(index)).ok_or("what is applied is not in the log")?;
+                        node.raft.id_at(LogIndex(index)).ok_or("an applied entry is not in the log")?;
                     if !node.holds(entry) {
                         return Err(format!("I8: {} applies {entry}, which is not on its disk", node.id));
                     }
@@ -279,11 +279,12 @@ impl World {
                 }
             }
             Output::ReadReady(token, index) => {
-                let at = node.reads.iter().position(|(known, _)| *known == token).ok_or("nobody asked")?;
+                let at =
+                    node.reads.iter().position(|(known, _)| *known == token).ok_or("the read is unknown")?;
                 let (_, acknowledged) = node.reads.remove(at);
                 if index < acknowledged {
                     return Err(format!(
-                        "I9: a read at {index} by {} does not see what was acknowledged at {acknowledged}",
+                        "I9: a read at {index} by {} misses entries acknowledged at {acknowledged}",
                         node.id
                     ));
                 }
@@ -300,8 +301,8 @@ impl World {
         Ok(())
     }
 
-    /// Whether nothing came of a delivery but that the message is gone, or of a read but an answer at once: all that can
-    /// follow can follow from the state before, too, where it never came to it.
+    /// Whether a delivery only removed the message, or a read only got a result at once. Then every successor is also a successor of
+    /// the state before, in which the action never happened.
     pub(crate) fn is_idle(&self, before: &State, after: &State, action: Action) -> bool {
         let (to, gone) = match action {
             Action::Deliver(at, false) => (before.network[at as usize].to.0 as usize, 1),

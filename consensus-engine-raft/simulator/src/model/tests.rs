@@ -1,4 +1,4 @@
-//! That what makes states fewer loses none that matters.
+//! Checks that the reductions lose no relevant state.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ use super::{
     state::{State, World},
 };
 
-/// What the nodes are, all at the same time, but for timers and what they remember of each other.
+/// Combined states of all nodes, without timers and their knowledge of each other.
 fn visible(world: &World, state: &State) -> u64 {
     let under = |names: &Vec<u8>| {
         let mut nodes = 0u64;
@@ -46,7 +46,7 @@ fn all_visible(scenario: &Scenario, reduces: bool) -> (u64, HashSet<u64>) {
     (found.states, all.into_inner().unwrap())
 }
 
-/// The same scenario, with less of all.
+/// The scenario with smaller limits.
 fn small(name: &str, budget: Budget) -> Scenario {
     let scenario = scenarios().into_iter().find(|scenario| scenario.name == name).unwrap();
     Scenario { budget, ..scenario }
@@ -66,7 +66,7 @@ fn page_on_testing_names_every_scenario() {
 }
 
 #[test]
-fn with_fewer_states_all_that_nodes_can_come_to_is_reached() {
+fn reductions_reach_all_node_states() {
     let once = Budget { terms: 2, ..Budget::default() };
     let cases = [
         small("votes", Budget { ticks: 2, terms: 1, crashes: 1, ..once }),
@@ -86,14 +86,14 @@ fn with_fewer_states_all_that_nodes_can_come_to_is_reached() {
     }
 }
 
-/// The bound that leases are configured for is ten percent; clocks that drift more must show as a stale read.
+/// Leases are configured for a drift of ten percent; clocks that drift more must lead to a stale read.
 #[test]
 fn search_with_clocks_beyond_the_lease_bound_shows_shortest_way_to_a_stale_read() {
     let lease = scenarios().into_iter().find(|scenario| scenario.name == "lease").unwrap();
     let scenario = Scenario { clocks: Clocks::Common(&[50, 200, 200]), ..lease };
     let limits = Limits { states: 400_000, time: Duration::from_secs(120), threads: 2 };
     let found = search(&scenario, limits).unwrap();
-    let (why, way) = found.violation.expect("a read by lease after another leader committed");
+    let (why, way) = found.violation.expect("a lease read after another leader committed an entry");
     assert!(why.starts_with("I9: a read"), "{why}");
     assert!(way.contains("  1. ") && way.contains(&why), "{way}");
 }

@@ -1,65 +1,65 @@
-//! What is done to the cluster. A quorum that can recover is always left (`spares`).
+//! Injection of faults. A quorum that can recover always remains (`spares`).
 
 use consensus_core::{LogId, LogIndex, Member, MemberChange, MemberKind, NodeId, Role, StorageId};
 use consensus_raft_protocol::{Event, Raft};
 
 use crate::{
-    disk::{Harm, SimDisk},
+    disk::{RecordDamage, SimDisk},
     machine::MachineDisk,
-    plan::Trouble,
+    plan::Fault,
     random::Random,
     trace::What,
     world::{Due, MS, World},
 };
 
 impl World {
-    /// The next trouble, unless it is one of those left out.
-    pub(crate) fn trouble(&mut self) {
-        if !self.faults {
+    /// Injects the next fault, unless it is one of those left out.
+    pub(crate) fn fault(&mut self) {
+        if !self.faults_enabled {
             return;
         }
-        self.troubles += 1;
-        let number = self.troubles;
-        // Each has numbers of its own, so that leaving one out changes no other.
+        self.last_fault += 1;
+        let number = self.last_fault;
+        // Each fault has its own random numbers, so that leaving one out changes no other.
         let mut random = Random::new(self.seed, 1_000 + number);
-        let pause = 1 + random.below(self.plan.trouble_pause_ms * MS);
-        let trouble = self.plan.trouble(&mut random);
-        self.schedule(pause, Due::Trouble);
-        let Some(trouble) = trouble.filter(|_| !self.skip.contains(&number)) else { return };
+        let pause = 1 + random.below(self.plan.fault_pause_ms * MS);
+        let fault = self.plan.fault(&mut random);
+        self.schedule(pause, Due::Fault);
+        let Some(fault) = fault.filter(|_| !self.skip.contains(&number)) else { return };
         let id = NodeId(random.below(self.nodes.len() as u64));
-        if let Some(text) = self.bring(trouble, id, &mut random) {
-            self.checks.faults += 1;
+        if let Some(text) = self.inject(fault, id, &mut random) {
+            self.checks.faults_injected += 1;
             let now = self.now;
-            self.trace.hash(&[now, trouble as u64, id.0]);
-            self.trace.note(now, None, || What::Trouble { number, text });
+            self.trace.hash(&[now, fault as u64, id.0]);
+            self.trace.note(now, None, || What::Fault { number, text });
         }
     }
 
-    /// Does it; says what it did, if anything.
-    fn bring(&mut self, trouble: Trouble, id: NodeId, random: &mut Random) -> Option<String> {
+    /// Injects a fault. Returns its description, or `None` if it was not possible.
+    fn inject(&mut self, fault: Fault, id: NodeId, random: &mut Random) -> Option<String> {
         let nodes = self.nodes.len() as u64;
-        match trouble {
-            Trouble::Crash => {
+        match fault {
+            Fault::Crash => {
                 self.node(id).up.as_ref()?;
                 self.crash(id, false);
                 Some(format!("node {id} crashes"))
             }
-            Trouble::CrashLeader => {
+            Fault::CrashLeader => {
                 let leader = self.leader()?;
                 self.crash(leader, false);
                 Some(format!("leader {leader} crashes"))
             }
-            Trouble::PauseLeader => {
+            Fault::PauseLeader => {
                 let leader = self.leader()?;
                 let until = self.now + self.plan.election_ms * (700 + random.below(1600));
                 self.node_mut(leader).paused_until = until;
-                Some(format!("leader {leader} stands still until {} ms", until / MS))
+                Some(format!("leader {leader} pauses until {} ms", until / MS))
             }
-            Trouble::CrashAll => {
+            Fault::CrashAll => {
                 (0..nodes).for_each(|id| self.crash(NodeId(id), false));
                 Some("all nodes crash".to_owned())
             }
-            Trouble::Partition => {
+            Fault::Partition => {
                 let side = random.next();
                 self.block(|from, to| (side >> from & 1) != (side >> to & 1));
                 Some(format!(
@@ -67,68 +67,68 @@ impl World {
                     (0..nodes).filter(|id| side >> id & 1 == 1).collect::<Vec<_>>()
                 ))
             }
-            Trouble::OneWay => {
+            Fault::OneWay => {
                 let some = random.next() & random.next();
                 self.block(|from, to| some >> (8 * from + to) & 1 == 1);
                 Some(format!("one-way cuts {:?}", self.blocked))
             }
-            Trouble::IsolateLeader => {
+            Fault::IsolateLeader => {
                 let leader = self.leader()?;
                 self.block(|from, to| (from == leader.0) != (to == leader.0));
-                Some(format!("leader {leader} is cut off"))
+                Some(format!("leader {leader} is isolated"))
             }
-            Trouble::Mend => {
+            Fault::HealNetwork => {
                 self.blocked.clear();
-                Some("the network is whole".to_owned())
+                Some("the network is healed".to_owned())
             }
-            Trouble::Pause => {
+            Fault::Pause => {
                 let until = self.now + random.below(2_500 * MS);
                 self.node_mut(id).paused_until = until;
-                Some(format!("node {id} stands still until {} ms", until / MS))
+                Some(format!("node {id} pauses until {} ms", until / MS))
             }
-            Trouble::SlowDisk => {
+            Fault::SlowDisk => {
                 self.node_mut(id).slow_disk = true;
                 self.schedule(random.below(4_000 * MS), Due::Speed(id));
                 Some(format!("node {id} has a slow disk"))
             }
-            Trouble::FullDisk => {
+            Fault::FullDisk => {
                 self.node(id).disk.fill(true);
                 self.schedule(random.below(3_000 * MS), Due::Room(id));
                 Some(format!("the disk of node {id} is full"))
             }
-            Trouble::FailedWrite => {
+            Fault::FailedWrite => {
                 self.node(id).up.as_ref()?;
                 self.node(id).disk.fail(true);
                 Some(format!("the disk of node {id} fails"))
             }
-            Trouble::Damage => self.damage(id, random),
-            Trouble::Wipe => self.wipe(id),
-            Trouble::Compact => {
+            Fault::Damage => self.damage(id, random),
+            Fault::Wipe => self.wipe(id),
+            Fault::Compact => {
                 self.node(id).up.as_ref()?;
                 self.compact(id, random.below(4));
                 Some(format!("node {id} compacts its log"))
             }
-            Trouble::Members => self.change_members(id, random),
-            Trouble::Transfer => {
+            Fault::Members => self.change_members(id, random),
+            Fault::Transfer => {
                 self.tokens += 1;
                 let to = Some(NodeId(random.below(nodes))).filter(|_| random.percent(50));
                 let from = self.leader().filter(|_| random.percent(80)).unwrap_or(id);
                 self.step(from, Event::Transfer { token: self.tokens, to });
-                Some(format!("node {from} is asked to hand over to {to:?}"))
+                Some(format!("node {from} is asked to transfer leadership to {to:?}"))
             }
-            Trouble::StallDisk | Trouble::StallApply | Trouble::NoSnapshot | Trouble::NoRoomForSnapshot => {
-                self.stall(trouble, id, random)
+            Fault::StallDisk | Fault::StallApply | Fault::NoSnapshot | Fault::NoRoomForSnapshot => {
+                self.stall(fault, id, random)
             }
-            Trouble::Meet => self.meet(random),
-            Trouble::CopyDisks
-            | Trouble::PutBack
-            | Trouble::PutBackSeveral
-            | Trouble::WipeAndStart
-            | Trouble::WipeAndJoin
-            | Trouble::Replace
-            | Trouble::ReplaceInOneChange
-            | Trouble::OtherFirstConfiguration => self.operate(trouble, id, random),
-            Trouble::Disconnect => {
+            Fault::Meet => self.meet(random),
+            Fault::CopyDisks
+            | Fault::RestoreCopy
+            | Fault::PutBackSeveral
+            | Fault::WipeAndStart
+            | Fault::WipeAndJoin
+            | Fault::Replace
+            | Fault::ReplaceInOneChange
+            | Fault::OtherFirstConfiguration => self.operate(fault, id, random),
+            Fault::Disconnect => {
                 let leader = self.leader()?;
                 let some: Vec<u64> = (0..nodes).filter(|id| *id != leader.0 && random.percent(60)).collect();
                 some.iter().for_each(|id| self.disconnected(NodeId(*id), leader));
@@ -137,19 +137,19 @@ impl World {
         }
     }
 
-    /// Something hangs, or cannot be done, for a while: seconds, or until all trouble is over.
-    fn stall(&mut self, trouble: Trouble, id: NodeId, random: &mut Random) -> Option<String> {
+    /// Makes calls hang or fail for seconds, or until the end of all faults.
+    fn stall(&mut self, fault: Fault, id: NodeId, random: &mut Random) -> Option<String> {
         let until = self.now + random.of(&[1_000, 4_000, 60_000]) * MS;
         let id = self.leader().filter(|_| random.percent(50)).unwrap_or(id);
         let node = self.node_mut(id);
-        let (field, what) = match trouble {
-            Trouble::StallDisk => (&mut node.disk_stalls_until, "writes of node"),
-            Trouble::StallApply => (&mut node.apply_stalls_until, "applies of node"),
-            Trouble::NoSnapshot => (&mut node.no_snapshot_until, "snapshots cannot be taken by node"),
+        let (field, what) = match fault {
+            Fault::StallDisk => (&mut node.disk_stalls_until, "writes of node"),
+            Fault::StallApply => (&mut node.apply_stalls_until, "applies of node"),
+            Fault::NoSnapshot => (&mut node.no_snapshot_until, "snapshots cannot be taken by node"),
             _ => (&mut node.no_room_until, "there is no room for snapshots on node"),
         };
         *field = until;
-        Some(format!("until {} ms: {what} {id} (hanging, where it is a call)", until / MS))
+        Some(format!("until {} ms: {what} {id} (calls hang)", until / MS))
     }
 
     fn block(&mut self, cuts: impl Fn(u64, u64) -> bool) {
@@ -164,9 +164,9 @@ impl World {
         self.nodes.iter().filter(leads).max_by_key(|node| node.raft().map(Raft::term)).map(|node| node.id)
     }
 
-    /// Adds, alters and removes a few members at once; at least two nodes that can lead stay.
+    /// Adds, alters and removes a few members at once; at least two nodes that can lead remain.
     fn change_members(&mut self, id: NodeId, random: &mut Random) -> Option<String> {
-        // What a node in repair voted for may be needed: nobody is removed meanwhile.
+        // Votes of a node in repair may be needed, so no member is removed meanwhile.
         if self.impaired.is_some_and(|(impaired, _)| self.wiped != Some(impaired)) {
             return None;
         }
@@ -179,7 +179,7 @@ impl World {
             member.priority = if self.plan.priorities { random.below(2) as u32 } else { 0 };
             changes.push(match random.below(3) {
                 0 => MemberChange::Remove(id),
-                // What was emptied comes back only by being removed and added; see `wipe`.
+                // A member with an emptied disk must be removed and added again; see `wipe`.
                 _ if self.wiped == Some(id) => continue,
                 _ => MemberChange::Set(id, member),
             });
@@ -191,13 +191,13 @@ impl World {
         }
         self.tokens += 1;
         let asked = self.leader().filter(|_| random.percent(80)).unwrap_or(id);
-        let text = format!("node {asked} is asked for {target}");
+        let text = format!("node {asked} is asked to change to {target}");
         self.step(asked, Event::ChangeMembership { token: self.tokens, changes });
         Some(text)
     }
 
-    /// Whether what this node holds can be lost: all is calm, without it there is a quorum, and one of it has
-    /// everything and can be elected.
+    /// Whether the data of this node can be lost: no other fault is active, and the other nodes are a quorum, one of which has
+    /// all entries and can be elected.
     fn can_be_spared(&self, id: NodeId) -> bool {
         let membership = self.newest_membership();
         let rafts = || self.nodes.iter().filter_map(|node| node.raft());
@@ -213,8 +213,8 @@ impl World {
         self.impaired.is_none() && all_up && settled && quorum && unchanging && heir
     }
 
-    /// Whether the others are a quorum in every configuration that anybody goes by, with all commands that there are: what
-    /// a node must be able to take (I16), at any time.
+    /// Whether the other nodes are a quorum in every configuration that a node has, with all commands. Then the node must
+    /// tolerate damage (I16) at any time.
     fn can_be_damaged(&self, id: NodeId) -> bool {
         let rafts = self.nodes.iter().filter_map(|node| node.raft());
         let memberships = rafts.map(Raft::membership).filter(|membership| membership.voters().count() > 0);
@@ -228,29 +228,29 @@ impl World {
 
     fn damage(&mut self, id: NodeId, random: &mut Random) -> Option<String> {
         let mut indices = self.node(id).disk.indices();
-        // The configuration that it began with must be readable, or it refuses to start.
+        // The first configuration must be readable, or the node refuses to start.
         indices.retain(|index| *index > 1);
         if indices.is_empty() || !self.can_be_damaged(id) {
             return None;
         }
         let last = self.node(id).raft()?.last_log();
         let disk = self.node(id).disk.clone();
-        self.checks.loses(id, &disk);
+        self.checks.record_loss(id, &disk);
         self.crash(id, true);
         let mut done = Vec::new();
         for _ in 0..=random.below(3) {
             let index = random.of(&indices);
-            let harm = random.of(&[Harm::Flip, Harm::Lost, Harm::Misdirected]);
-            // That the last record was never written nobody can know.
-            let harm = if indices.last() == Some(&index) { Harm::Flip } else { harm };
-            disk.harm(index, harm, random.next());
-            done.push(format!("{harm:?} {index}"));
+            let damage = random.of(&[RecordDamage::Flip, RecordDamage::Lost, RecordDamage::Misdirected]);
+            // A last record that was never written cannot be detected.
+            let damage = if indices.last() == Some(&index) { RecordDamage::Flip } else { damage };
+            disk.damage(index, damage, random.next());
+            done.push(format!("{damage:?} {index}"));
         }
         self.impaired = Some((id, last));
         Some(format!("records on the disk of node {id} are damaged: {}", done.join(", ")))
     }
 
-    /// A node loses its disk. Once in a run, of a node that nobody who may lead would take for what it was.
+    /// Replaces a node's disk by an empty one, once in a run, if all possible leaders know that the disk is another one.
     fn wipe(&mut self, id: NodeId) -> Option<String> {
         let storage = StorageId(1000 + id.0);
         let known = self.nodes.iter().filter_map(|node| node.raft());
@@ -261,13 +261,13 @@ impl World {
             return None;
         }
         let disk = self.node(id).disk.clone();
-        self.checks.loses(id, &disk);
+        self.checks.record_loss(id, &disk);
         self.crash(id, true);
         let alone = self.plan.voters == 1;
         let node = self.node_mut(id);
         node.disk = SimDisk::new(storage);
         node.machine_disk = MachineDisk::default();
-        // Alone it would take itself for the whole cluster; a node that lost its disk must join instead.
+        // A single node would bootstrap a new cluster; a node that lost its disk must join instead.
         node.joins = alone;
         self.wiped = Some(id);
         self.impaired = Some((id, LogId { term: consensus_core::Term(u64::MAX), index: LogIndex(0) }));

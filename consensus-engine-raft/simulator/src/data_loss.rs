@@ -1,11 +1,11 @@
-//! What operators took away, and what can still be promised: the rule is told in `checks.rs`.
+//! Data that operators' mistakes lost, and the remaining guarantees; `checks.rs` describes the rules.
 
 use consensus_core::{LogId, Membership, NodeId, Role, StorageId, Term};
 use consensus_raft_protocol::Raft;
 
 use crate::{checks::Checks, disk::SimDisk, operator::membership_of, world::World};
 
-/// What a disk held before it lost some of it.
+/// Content of a disk before it lost some of it.
 #[derive(Debug)]
 pub(crate) struct Lost {
     pub(crate) node: NodeId,
@@ -13,115 +13,120 @@ pub(crate) struct Lost {
     pub(crate) kind: LossKind,
 }
 
-/// How it was lost, and so what of it still counts.
+/// How data was lost, which determines what of it still counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LossKind {
-    /// Records were damaged, or the disk was emptied when its identity was known everywhere: what the node acknowledged
-    /// before counts.
+    /// Records were damaged, or the disk was emptied when its identity was known everywhere: earlier acknowledgements of the
+    /// node count.
     Known,
-    /// The disk was emptied. What the node acknowledged before counts until it is added again.
+    /// The disk was emptied: earlier acknowledgements of the node count until it is added again.
     Wiped { identity_noted: bool },
-    /// An old copy was put back: nothing tells the node from what it was.
-    PutBack,
+    /// An old copy was restored, which cannot be distinguished from the disk before.
+    RestoreCopy,
 }
 
 impl Lost {
-    /// Whether what was acknowledged from this disk counts in `membership`.
+    /// Whether acknowledgements from this disk count in `membership`.
     pub(crate) fn counts(&self, membership: &Membership) -> bool {
         let known = membership.get(self.node).and_then(|member| member.storage);
         let is_this = known.is_none_or(|storage| storage == self.disk.storage());
         match self.kind {
             LossKind::Known => is_this,
             LossKind::Wiped { identity_noted } => is_this && (known.is_some() || !identity_noted),
-            LossKind::PutBack => false,
+            LossKind::RestoreCopy => false,
         }
     }
 }
 
-/// Why nothing more is promised than that contradictions are said.
+/// The remaining guarantees.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Promise {
-    /// The first reason.
+pub(crate) struct Guarantee {
+    /// First reason why only contradictions must be reported.
     pub(crate) void: Option<String>,
-    /// Votes in terms up to here may have been forgotten.
+    /// Last term in which a vote may be lost.
     forgotten: Term,
-    /// Two nodes led one term, so that one log id may name two entries.
+    /// Whether two nodes were leader of one term, so that one log id may name two entries.
     pub(crate) split_term: bool,
 }
 
 impl Checks {
-    /// Whether everything is promised.
-    pub(crate) fn is_promised(&self) -> bool {
-        self.promise.void.is_none()
+    /// Whether all guarantees hold.
+    pub(crate) fn holds(&self) -> bool {
+        self.guarantee.void.is_none()
     }
 
-    pub(crate) fn void_promise(&mut self, why: impl FnOnce() -> String) {
-        if self.is_promised() {
-            self.reach("promise void");
-            self.promise.void = Some(why());
+    pub(crate) fn void_guarantee(&mut self, why: impl FnOnce() -> String) {
+        if self.holds() {
+            self.reach("guarantee void");
+            self.guarantee.void = Some(why());
         }
     }
 
-    /// Operators are about to take a disk away.
-    pub(crate) fn note_lost(&mut self, node: NodeId, disk: &SimDisk, put_back: bool) {
+    /// Must be called before an operator replaces a disk.
+    pub(crate) fn record_lost_disk(&mut self, node: NodeId, disk: &SimDisk, restored_copy: bool) {
         let noted = self.newest_membership().and_then(|membership| membership.get(node)?.storage);
-        let kind =
-            if put_back { LossKind::PutBack } else { LossKind::Wiped { identity_noted: noted.is_some() } };
+        let kind = if restored_copy {
+            LossKind::RestoreCopy
+        } else {
+            LossKind::Wiped { identity_noted: noted.is_some() }
+        };
         self.lost.push(Lost { node, disk: disk.image(), kind });
     }
 
     fn was_put_back(&self) -> bool {
-        self.lost.iter().any(|lost| lost.kind == LossKind::PutBack)
+        self.lost.iter().any(|lost| lost.kind == LossKind::RestoreCopy)
     }
 
-    /// An entry is committed and on no quorum of disks. Only acknowledgements from before a copy was put back excuse it.
-    pub(crate) fn note_unprotected(&mut self, entry: LogId) -> bool {
+    /// Records a committed entry that is on no quorum of disks. Only acknowledgements of a disk that was replaced by an old copy
+    pub(crate) fn record_unprotected(&mut self, entry: LogId) -> bool {
         if self.was_put_back() {
-            self.void_promise(|| format!("{entry} was acknowledged by a disk that is an older copy now"));
-        }
-        !self.is_promised()
-    }
-
-    /// Two nodes lead one term, or one leads it twice. Only forgotten votes excuse it.
-    pub(crate) fn note_second_leader(&mut self, term: Term) {
-        if term <= self.promise.forgotten {
-            self.void_promise(|| {
-                format!("a vote in term {term} was forgotten with a disk that is an older copy now")
+            self.void_guarantee(|| {
+                format!("{entry} was acknowledged by a disk that was replaced by an old copy")
             });
         }
-        self.promise.split_term |= !self.is_promised();
+        !self.holds()
+    }
+
+    /// Records a second leader of a term, which only lost votes excuse.
+    pub(crate) fn record_second_leader(&mut self, term: Term) {
+        if term <= self.guarantee.forgotten {
+            self.void_guarantee(|| {
+                format!("a vote in term {term} was lost with a disk that was replaced by an old copy")
+            });
+        }
+        self.guarantee.split_term |= !self.holds();
     }
 }
 
 impl World {
-    /// A copy was put back: finds out what is forgotten with the disk that it replaced.
-    pub(crate) fn note_put_back(&mut self, id: NodeId) {
+    /// Determines what was lost with the disk that an old copy replaced.
+    pub(crate) fn record_restored_copy(&mut self, id: NodeId) {
         let disk = self.node(id).disk.clone();
         let now = disk.hard_state();
-        let Checks { lost, promise, .. } = &mut self.checks;
-        // Also what was emptied meanwhile: nothing tells the copy from that disk, either.
+        let Checks { lost, guarantee, .. } = &mut self.checks;
+        // Includes disks that were emptied meanwhile: the copy cannot be distinguished from them either.
         for lost in lost.iter_mut().filter(|lost| lost.node == id && lost.disk.storage() == disk.storage()) {
-            lost.kind = LossKind::PutBack;
+            lost.kind = LossKind::RestoreCopy;
             let before = lost.disk.hard_state();
             if (before.term, before.voted_for) != (now.term, now.voted_for) {
-                promise.forgotten = promise.forgotten.max(before.term);
+                guarantee.forgotten = guarantee.forgotten.max(before.term);
             }
         }
         let newest = self.newest_membership();
         let known = membership_of(&disk);
         if known.voters().ne(newest.voters()) {
-            self.checks.void_promise(|| {
-                format!("node {id} stands by the configuration {known} again, not {newest}")
+            self.checks.void_guarantee(|| {
+                format!("node {id} has the old configuration {known} again, not {newest}")
             });
         }
         let committed: Vec<LogId> = self.checks.committed.values().copied().collect();
         if let Some(lost) = committed.into_iter().find(|entry| !self.is_on_quorum(*entry, &newest)) {
-            self.checks.void_promise(|| format!("{lost} is left on no quorum of disks"));
+            self.checks.void_guarantee(|| format!("{lost} remains on no quorum of disks"));
         }
     }
 
-    /// A leader adds members: of those whose disk was emptied before, nothing counts but what that disk holds from now on.
-    pub(crate) fn note_added(&mut self, leader: NodeId, at: LogId, membership: &Membership) {
+    /// Records members that a leader adds. For members with an emptied disk, only its content from now on counts.
+    pub(crate) fn record_added(&mut self, leader: NodeId, at: LogId, membership: &Membership) {
         let Some(raft) = self.node(leader).raft() else { return };
         let before = raft.membership_at(at.index.prev());
         let is_added = |id: &NodeId| {
@@ -140,7 +145,7 @@ impl World {
         self.added.extend(added.into_iter().map(|(id, storage)| ((leader, term, id), storage)));
     }
 
-    /// What a leader counts of a member that it added with an empty disk is on that disk (I19).
+    /// Checks that entries that a leader counts for a member added with an empty disk are on that disk (I19).
     pub(crate) fn check_added(&self, leader: NodeId) {
         let Some(raft) = self.node(leader).raft().filter(|raft| raft.role() == Role::Leader) else { return };
         let known =
@@ -150,21 +155,21 @@ impl World {
             let Some(entry) = matched.and_then(|matched| raft.id_at(matched)) else { continue };
             let is_same = self.node(*id).disk.storage() == *storage;
             assert!(
-                !is_same || self.holds(*id, entry) || !self.checks.is_promised(),
+                !is_same || self.holds(*id, entry) || !self.checks.holds(),
                 "I19: leader {leader} counts {entry} as durable on node {id}, which was added with an empty disk and lacks it"
             );
         }
     }
 
-    /// Whether a member can be counted on: it is up, its disk is the one that the others know, and no old copy.
+    /// Whether a member is sound: it is running, and its disk is the one that the others know and no old copy.
     pub(crate) fn is_sound(&self, id: NodeId, membership: &Membership) -> bool {
         let node = self.node(id);
         let noted = membership.get(id).and_then(|member| member.storage);
         let trusted = noted.map_or(!node.wiped, |storage| storage == node.disk.storage());
-        trusted && node.ended.is_none() && node.waits.is_none() && !node.put_back
+        trusted && node.ended.is_none() && node.waits.is_none() && !node.restored_copy
     }
 
-    /// Whether a quorum of sound nodes is left in each configuration that anybody goes by.
+    /// Whether a quorum of sound nodes is left in each configuration that a node has.
     pub(crate) fn has_sound_quorum(&self) -> bool {
         let newest = self.newest_membership();
         let rafts =
@@ -176,16 +181,16 @@ impl World {
         })
     }
 
-    /// Whether a quorum of sound nodes would vote for this one, or follows it. It is the one with the longest log, unless that is
-    /// a witness: what only a witness has heard of, and a disk that was emptied, is lost.
+    /// Whether a quorum of sound nodes would vote for this one, or follows it. It must have the longest log, except that entries
+    /// that only a witness and an emptied disk had are lost.
     fn can_be_elected(&self, id: NodeId, membership: &Membership) -> bool {
         let last = |id| self.node(id).raft().map(Raft::last_log);
         let votes = |voter| self.is_sound(voter, membership) && last(voter) <= last(id);
         membership.can_lead(id) && membership.quorum_value(votes) == Some(true)
     }
 
-    /// Nobody follows a leader in silence that contradicts what is committed here: where two nodes that exchange messages
-    /// have different committed entries at one index, one has ended.
+    /// Checks that no node silently follows a leader that contradicts its committed entries: if two nodes that exchange messages
+    /// have different committed entries at one index, one of them has stopped.
     pub(crate) fn check_contradictions(&self) {
         let leaders =
             self.nodes.iter().filter_map(|node| node.raft()).filter(|raft| raft.role() == Role::Leader);
@@ -200,7 +205,7 @@ impl World {
     fn check_same_history(&self, one: &Raft, other: &Raft) {
         let first = one.purged().index.max(other.purged().index).0;
         let last = one.commit().min(other.commit()).0;
-        // No message passes between two clusters, which the transports of both ends say.
+        // No messages are exchanged between different clusters.
         if !one.cluster().is_compatible_with(other.cluster()) {
             return;
         }

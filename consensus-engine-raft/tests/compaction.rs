@@ -130,7 +130,7 @@ async fn entries_kept_for_a_follower_are_limited() {
     let sent =
         || status.borrow().peers[&NodeId(away as u64)].snapshot_bytes.filter(|bytes| *bytes > 0).ok_or(());
     eventually("a part of the snapshot is sent", sent).await;
-    cluster.isolate(away); // It is gone on with, for a minute.
+    cluster.isolate(away); // The transfer is retried for a minute.
     for _ in 0..600 {
         engine.propose(bytes(10)).await.unwrap();
         // Borrowed once, because a second borrow behind a waiting writer would wait for ever.

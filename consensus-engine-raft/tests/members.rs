@@ -127,12 +127,12 @@ async fn invalid_change_is_refused_and_changes_nothing() {
 async fn leadership_is_transferred_to_the_requested_node() {
     let cluster = Cluster::start(3, |config| config.protocol.election_timeout = Duration::from_secs(2)).await;
     let first = cluster.leader().await;
-    let heir = NodeId((first as u64 + 1) % 3);
-    let follower = cluster.engine(heir.0 as usize);
+    let target = NodeId((first as u64 + 1) % 3);
+    let follower = cluster.engine(target.0 as usize);
     let refused = follower.transfer_leadership(None).await;
     assert!(matches!(refused, Err(TransferError::NotLeader { .. })), "{refused:?}");
     let began = Instant::now();
-    assert_eq!(cluster.engine(first).transfer_leadership(Some(heir)).await, Ok(heir));
+    assert_eq!(cluster.engine(first).transfer_leadership(Some(target)).await, Ok(target));
     assert!(began.elapsed() < Duration::from_secs(1), "without an election timeout: {:?}", began.elapsed());
     follower.propose("x".into()).await.unwrap();
 }

@@ -179,7 +179,7 @@ async fn failed_read_of_entries_for_a_follower_is_retried() {
     add_the_learner(&cluster).await;
     leader.engine.propose("meanwhile".into()).await.unwrap();
     leader.status_when("it answers", |status| status.peers.values().any(|peer| peer.active)).await;
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await; // Some heartbeats, each of which tries.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await; // Time for some heartbeats, each of which retries.
     assert_eq!((leader.status().health.clone(), learner.commands().len()), (Health::Running, 0));
     set(&leader.faults.reads_fail, false);
     learner.applied("meanwhile").await;

@@ -78,7 +78,7 @@ async fn leader_with_hanging_disk_steps_down_without_up_to_date_voter() {
     let cluster = FaultyCluster::start(3, |_| {}).await;
     let stalled = cluster.leader().await;
     for node in &cluster.nodes {
-        node.log.fill(true); // Nobody can write what is proposed now.
+        node.log.fill(true); // No node can write commands that are proposed now.
     }
     cluster.nodes[stalled].faults.writes.close();
     let pending = cluster.nodes[stalled].engine.propose("pending".into()).await;

@@ -28,5 +28,5 @@ pub(crate) async fn eventually_within<T, E: Debug>(
     }
 }
 
-/// Time limit for a condition that comes about by itself.
+/// Default time limit of [`eventually`].
 pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(30);

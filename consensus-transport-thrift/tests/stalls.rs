@@ -242,7 +242,8 @@ async fn removal_of_a_node_stops_connecting_and_fails_its_chunk() {
     let (term, meta) = (Term(1), SnapshotMeta::default());
     let chunk = SnapshotChunk { term, transfer: 1, meta, offset: 0, data: "x".into(), last: None };
     let remove = async {
-        eventually("the chunk is under way", || if pair.connections() == 2 { Ok(()) } else { Err(()) }).await;
+        eventually("the chunk is in transit", || if pair.connections() == 2 { Ok(()) } else { Err(()) })
+            .await;
         pair.a.remove_endpoint(NodeId(2));
     };
     let (answer, ()) = tokio::join!(pair.a.send_snapshot_chunk(NodeId(2), chunk), remove);

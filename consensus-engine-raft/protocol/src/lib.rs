@@ -63,6 +63,7 @@ mod config;
 mod election;
 mod event;
 mod identity;
+mod impaired;
 mod log;
 mod membership;
 #[doc(hidden)]
@@ -74,7 +75,6 @@ mod reads;
 mod replication;
 mod snapshot;
 mod transfer;
-mod unfit;
 
 pub use call::{Call, Returned};
 pub use config::{Config, ConfigError};

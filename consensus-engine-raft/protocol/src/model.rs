@@ -176,16 +176,16 @@ impl Deferred {
 }
 
 /// Hashes outputs that wait for the same write as a set: they are released together, and the network has no order.
-pub(crate) fn digest_all(held: &[Deferred], names: Names<'_>, hasher: &mut impl Hasher) {
-    unordered(held.iter(), hasher, |held, hasher| held.digest(names, hasher));
+pub(crate) fn digest_deferred(deferred: &[Deferred], names: Names<'_>, hasher: &mut impl Hasher) {
+    unordered(deferred.iter(), hasher, |deferred, hasher| deferred.digest(names, hasher));
 }
 
 impl InFlight {
     pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
         // The request matters only when it is taken back, which the disks of the model checker never do.
-        let Self { last, held, request: _ } = self;
+        let Self { last, deferred, request: _ } = self;
         last.hash(hasher);
-        digest_all(held, names, hasher);
+        digest_deferred(deferred, names, hasher);
     }
 }
 

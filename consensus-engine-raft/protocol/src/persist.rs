@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ControlMessage, Event, Output, Raft,
-    model::{Names, digest_all},
+    model::{Names, digest_deferred},
 };
 
 /// One write to the log storage; the fields are those of [`LogBatch`](consensus_core::LogBatch).
@@ -46,7 +46,7 @@ pub(crate) struct Writes {
 pub(crate) struct InFlight {
     /// Last index that this write makes durable; decreases when the log is truncated during the write.
     pub(crate) last: LogIndex,
-    pub(crate) held: Vec<Deferred>,
+    pub(crate) deferred: Vec<Deferred>,
     /// The write as requested from the driver.
     pub(crate) request: Persist,
 }
@@ -61,7 +61,7 @@ pub(crate) enum Deferred {
 impl Deferred {
     /// Whether the output depends only on the hard state. A vote refers to a log that need not be durable: a candidate that
     /// is elected with it holds its log in memory, and one that crashes before the log is durable is not leader any more.
-    fn needs_no_entries(&self) -> bool {
+    fn depends_only_on_hard_state(&self) -> bool {
         matches!(
             self,
             Self::Send(_, ControlMessage::VoteRequest(_) | ControlMessage::VoteResponse(_))
@@ -107,7 +107,7 @@ impl Writes {
         lacks_room.hash(hasher);
         (hard_state, purge.as_ref().map(|meta| meta.last), truncate_after, issued, waiting.len())
             .hash(hasher);
-        digest_all(waiting, names, hasher);
+        digest_deferred(waiting, names, hasher);
         in_flight.is_some().hash(hasher);
         if let Some(in_flight) = in_flight {
             in_flight.digest(names, hasher);
@@ -116,7 +116,7 @@ impl Writes {
 
     /// Takes back the write in flight, of which nothing was written; `purged` is the purged position of the log.
     pub(crate) fn take_back(&mut self, purged: LogIndex) {
-        let Some(InFlight { mut held, request, .. }) = self.in_flight.take() else { return };
+        let Some(InFlight { mut deferred, request, .. }) = self.in_flight.take() else { return };
         let Persist { hard_state, purge, truncate_after, append: (after, _) } = request;
         self.lacks_room = true;
         self.hard_state |= hard_state.is_some();
@@ -126,8 +126,8 @@ impl Writes {
         let cut = truncate_after.into_iter().chain(cut_since).min();
         self.truncate_after = cut.filter(|at| *at >= purged);
         self.issued = self.issued.min(after).max(purged);
-        held.append(&mut self.waiting);
-        self.waiting = held;
+        deferred.append(&mut self.waiting);
+        self.waiting = deferred;
     }
 
     /// Last index to write now; `last` is the end of the log.
@@ -140,7 +140,7 @@ impl Writes {
         if self.end(last) == last {
             return std::mem::take(&mut self.waiting);
         }
-        self.waiting.extract_if(.., |held| held.needs_no_entries()).collect()
+        self.waiting.extract_if(.., |deferred| deferred.depends_only_on_hard_state()).collect()
     }
 
     fn is_unwritten(&self, last: LogIndex) -> bool {
@@ -158,24 +158,24 @@ impl Raft {
             return None;
         }
         let after = std::mem::replace(&mut self.writes.issued, last);
-        let held = self.writes.take_waiting(log_end);
+        let deferred = self.writes.take_waiting(log_end);
         let hard_state = std::mem::take(&mut self.writes.hard_state).then(|| self.hard.clone());
         let (purge, truncate_after) = (self.writes.purge.take(), self.writes.truncate_after.take());
         let request = Persist { hard_state, purge, truncate_after, append: (after, last) };
-        self.writes.in_flight = Some(InFlight { last, held, request: request.clone() });
+        self.writes.in_flight = Some(InFlight { last, deferred, request: request.clone() });
         Some(request)
     }
 
-    /// Releases `held` when everything that this node has decided so far is durable; at once if it already is.
-    pub(crate) fn when_durable(&mut self, held: Deferred) {
+    /// Releases `deferred` when everything that this node has decided so far is durable; at once if it already is.
+    pub(crate) fn when_durable(&mut self, deferred: Deferred) {
         let log_end = self.log.last().index;
-        let last = if held.needs_no_entries() { self.writes.end(log_end) } else { log_end };
+        let last = if deferred.depends_only_on_hard_state() { self.writes.end(log_end) } else { log_end };
         if self.writes.is_unwritten(last) {
-            self.writes.waiting.push(held);
+            self.writes.waiting.push(deferred);
         } else if let Some(in_flight) = &mut self.writes.in_flight {
-            in_flight.held.push(held);
+            in_flight.deferred.push(deferred);
         } else {
-            self.release(held);
+            self.release(deferred);
         }
     }
 
@@ -184,11 +184,11 @@ impl Raft {
         self.durable = self.durable.max(in_flight.last);
         self.clear_loss();
         self.finish_joining();
-        for held in in_flight.held.drain(..) {
-            self.release(held);
+        for deferred in in_flight.deferred.drain(..) {
+            self.release(deferred);
         }
         if self.writes.waiting.is_empty() {
-            self.writes.waiting = in_flight.held; // Reuses the allocation.
+            self.writes.waiting = in_flight.deferred; // Reuses the allocation.
         }
         self.reached(self.durable);
     }
@@ -202,8 +202,8 @@ impl Raft {
         }
     }
 
-    fn release(&mut self, held: Deferred) {
-        match held {
+    fn release(&mut self, deferred: Deferred) {
+        match deferred {
             // The term has passed since: no node waits for the message, and it may refer to entries that were truncated.
             Deferred::Send(_, reply) if reply.term() < self.hard.term => {}
             // The completed write may have ended joining.

@@ -191,7 +191,7 @@ fn d_4_2_2_removed_leader_campaigns_while_its_removal_is_not_committed() {
     acknowledge(&mut raft, SECOND, 1, 3);
     acknowledge(&mut raft, SECOND, 2, 3);
     assert!(raft.membership().get(NodeId(0)).is_none());
-    step(&mut raft, SECOND * 5, Event::Tick); // No quorum answers.
+    step(&mut raft, SECOND * 5, Event::Tick); // No quorum responds.
     assert_eq!(raft.role(), Role::Learner);
     lead(&mut raft, SECOND * 10);
     assert_eq!(raft.role(), Role::Leader, "it may be the only node that has the change");

@@ -387,7 +387,7 @@ fn late_acknowledgement_of_former_disk_does_not_make_entries_of_empty_disk_count
         let response = AppendResponse { round, storage: StorageId(storage), ..accepted(1, matched) };
         step(raft, SECOND, Event::AppendResponse(NodeId(from), response));
     };
-    step(&mut raft, SECOND + SECOND / 5, Event::Tick); // Begins a round.
+    step(&mut raft, SECOND + SECOND / 5, Event::Tick); // Starts a round.
     acknowledge(&mut raft, 1, 1, 2, 0);
     acknowledge(&mut raft, 2, 1, 2, 22);
     assert_eq!((raft.commit(), raft.peers()[&NodeId(2)].matched), (LogIndex::ZERO, LogIndex(2)));
@@ -424,7 +424,7 @@ fn member_with_another_storage_is_sent_the_log_and_does_not_count() {
     };
     let config = Config::new(NodeId(0));
     let mut raft = Raft::new(config, Restored { log, applied: LogIndex::ZERO }, Time::ZERO).unwrap();
-    lead(&mut raft, SECOND); // By the vote of node 2.
+    lead(&mut raft, SECOND); // Elected with the vote of node 2.
     let response = AppendResponse { storage: StorageId(12), ..accepted(1, 1) };
     let outputs = step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), response));
     let sent =

@@ -560,7 +560,7 @@ fn late_rejection_has_no_effect() {
     step(&mut raft, SECOND, Event::SendFailed(NodeId(1)));
     assert_eq!(appends(&step(&mut raft, SECOND, rejected(1, 2))), []);
     let mut raft = node(3, 1, &[1, 1]);
-    lead(&mut raft, SECOND); // Asked with entry 3.
+    lead(&mut raft, SECOND); // The leader probes at entry 3.
     for prev in [1, 2, 4] {
         assert_eq!(
             appends(&step(&mut raft, SECOND, rejected(2, prev))),

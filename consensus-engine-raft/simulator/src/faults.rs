@@ -209,8 +209,8 @@ impl World {
         let unchanging = leads && members.iter().all(|raft| *raft.membership() == membership);
         let longest = rafts().map(Raft::last_log).max();
         let others = members.iter().filter(|raft| raft.id() != id && Some(raft.last_log()) == longest);
-        let heir = others.into_iter().any(|raft| membership.can_lead(raft.id()));
-        self.impaired.is_none() && all_up && settled && quorum && unchanging && heir
+        let has_successor = others.into_iter().any(|raft| membership.can_lead(raft.id()));
+        self.impaired.is_none() && all_up && settled && quorum && unchanging && has_successor
     }
 
     /// Whether the other nodes are a quorum in every configuration that a node has, with all commands. Then the node must

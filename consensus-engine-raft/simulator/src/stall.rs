@@ -1,6 +1,6 @@
 //! The driver's handling of calls that do not return, and of disks without room, in simulated time.
 //!
-//! As in the driver (`consensus-engine-raft/src/driver/stall.rs`): a leader of which a write or an apply takes too long transfers
+//! As in the driver (`consensus-engine-raft/src/driver/stall.rs`): a leader whose write or apply takes too long transfers
 //! leadership to a voter that has the whole log. If there is none within an election timeout it steps down, provided that the
 //! others can elect a leader. It does not campaign until the call has returned.
 

@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn late_copy_is_refused_as_not_applied_only_if_certain() {
-        // A node that came up in term 3 and was the leader of terms 5 and 7.
+        // A node that started in term 3 and was leader of terms 5 and 7.
         let mut accepted = AcceptedCommands::new(Term(3));
         assert!(accepted.is_new(Term(5), NodeId(2), 9, 1));
         assert!(accepted.is_new(Term(7), NodeId(2), 9, 4));

@@ -19,7 +19,7 @@ use crate::apply_thread::take_all;
 pub(super) struct Calls {
     /// The write of the log in flight.
     writing: Option<Call>,
-    /// The entries handed to the state machine.
+    /// The apply call in progress.
     applying: Option<Call>,
     yield_state: LeadershipYield,
 }

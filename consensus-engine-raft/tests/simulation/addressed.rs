@@ -55,7 +55,7 @@ impl Addressed {
     pub(crate) fn untold(&self, membership: &Membership) -> Option<NodeId> {
         let (told, own) = (self.told.lock().unwrap(), self.local());
         if told.is_empty() {
-            return None; // It has not begun.
+            return None; // The engine has not started.
         }
         let others = membership.all_members().filter(|(id, _)| *id != own);
         let differs = |(id, member): &(NodeId, &Member)| {

@@ -189,7 +189,7 @@ async fn damage(world: &World, node: &Node, mut random: Random) {
     let Ok(_unchanged) = world.changing.try_lock() else { return };
     for _ in 0..1 + random.below(3) {
         if random.percent(50) {
-            world.shut_down_one(node.id).await; // Its machine reflects all of the log, and what is cut off it too.
+            world.shut_down_one(node.id).await; // The state machine has applied the whole log, including the part that is truncated.
         } else {
             // A power loss removes the mark: with additional damage the last record can disappear unnoticed.
             world.kill(node.id).await;
@@ -210,7 +210,7 @@ async fn damage(world: &World, node: &Node, mut random: Random) {
                 .fail(format!("node {} does not get its lost entries again\n{told:#?}", node.id));
         }
         if began.elapsed() > 2 * REPAIRED_BY {
-            return; // It was removed.
+            return; // The node was removed.
         }
         sleep(Duration::from_millis(300)).await;
     }

@@ -124,7 +124,7 @@ impl LogDisk {
         let Some(left) = crash.or(inner.fails) else {
             return inner.log.as_ref().ok_or_else(gone)?.write(batch);
         };
-        drop(inner.log.take()); // So that nothing is being made in the directory.
+        drop(inner.log.take()); // Waits until the log creates no files in the directory.
         let before = files_of(&self.dir());
         let log = open(&self.dir(), self.node)?;
         log.write(batch)?;

@@ -117,7 +117,7 @@ impl Plan {
         config.proposals_max = self.proposals_max;
         config.reads_max = self.reads_max;
         config.inbox_bytes_max = self.inbox_bytes;
-        config.protocol.append_bytes_max = (self.inbox_bytes / 3).min(1 << 20); // Or what is sent is never taken.
+        config.protocol.append_bytes_max = (self.inbox_bytes / 3).min(1 << 20); // A smaller limit would refuse every message.
         config.snapshot_bytes_per_second = self.snapshot_bytes_per_second;
         config.cache_bytes_max = self.cache_bytes;
         config.apply_entries_max = self.apply_entries;

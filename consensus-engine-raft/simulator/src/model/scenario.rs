@@ -148,7 +148,7 @@ fn logs(base: &Scenario, led: &Scenario) -> Vec<Scenario> {
         budget: Budget { ticks: 1, proposals: 1, crashes: 1, ..base.budget },
         ..led.clone()
     };
-    // Two elections are what the figure takes, as the node with the entry of term 2 has heard of term 3.
+    // The figure needs two elections, because the node with the entry of term 2 has heard of term 3.
     let figure_8 = Scenario {
         name: "figure-8",
         text: "the logs of figure 8: an entry of an earlier term on a majority may still be replaced",

@@ -108,7 +108,7 @@ async fn snapshot_without_writable_directory_is_sent_again() {
         with_a_learner_that_needs_a_snapshot(|_| {}, |cluster| cluster.snapshot_dir = Some(place.clone()))
             .await;
     check_snapshot_is_accepted_after_repair(cluster, "not there yet", |_| {
-        std::fs::create_dir(&place).unwrap()
+        std::fs::create_dir(&place).unwrap();
     })
     .await;
 }

@@ -143,7 +143,7 @@ impl Transcript {
                 self.start(id(node), Disk { storage, ..Disk::default() });
             }
             ["node", node, "term", term, "log", terms @ ..] => {
-                self.start_with_log(id(node), number(term), terms)
+                self.start_with_log(id(node), number(term), terms);
             }
             ["timeout", node] => self.tick(id(node)),
             ["heartbeat", node] => self.tick(id(node)),
@@ -477,10 +477,10 @@ impl Transcript {
                 self.print(format!("      {node}: the change is refused: {why:?}"));
             }
             Output::TransferEnded(_, Ok(())) => {
-                self.print(format!("      {node} has transferred leadership"))
+                self.print(format!("      {node} has transferred leadership"));
             }
             Output::TransferEnded(_, Err(why)) => {
-                self.print(format!("      {node} is still leader: {why:?}"))
+                self.print(format!("      {node} is still leader: {why:?}"));
             }
             Output::AppendedBlank(_) | Output::Apply(_) => {}
         }

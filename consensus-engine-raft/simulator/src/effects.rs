@@ -118,9 +118,9 @@ impl World {
         }
         up.applying = Some(up.target);
         if slow == 0 && !hangs {
-            self.finish_apply(id)
+            self.finish_apply(id);
         } else {
-            self.schedule(slow, Due::Applied(id, incarnation))
+            self.schedule(slow, Due::Applied(id, incarnation));
         }
     }
 

@@ -312,7 +312,7 @@ impl World {
             Due::Ask(client) => self.ask(client),
             Due::Request(id, asked, call) => self.request(id, asked, call),
             Due::Compact(id, incarnation) if self.is_alive(id, incarnation) => {
-                self.compact(id, self.plan.log_entries_kept)
+                self.compact(id, self.plan.log_entries_kept);
             }
             Due::GiveUp { client, attempt } => self.give_up(client, attempt),
             Due::Fault => self.fault(),

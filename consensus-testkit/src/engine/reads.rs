@@ -28,7 +28,7 @@ pub(super) async fn barriers(nodes: Vec<Node>) {
                     }
                     // A follower either asks the leader or refuses.
                     Err(ReadError::NotLeader { .. }) => {
-                        assert_ne!(node.id(), leading.id(), "the node is leader")
+                        assert_ne!(node.id(), leading.id(), "the node is leader");
                     }
                     Err(error) => panic!("{consistency:?}: {error}"),
                 }

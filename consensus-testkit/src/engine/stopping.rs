@@ -63,7 +63,7 @@ pub(super) async fn results_are_true(nodes: Vec<Node>) {
             }
             Err(error) if error.maybe_applied() => {}
             Err(error) => {
-                assert!(!applied(&command), "{command:?} was applied in spite of the error: {error}")
+                assert!(!applied(&command), "{command:?} was applied in spite of the error: {error}");
             }
         }
     }

@@ -242,6 +242,38 @@ async fn place_of_who_waits_no_more_is_given_up_and_a_lost_one_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lock_is_lost_when_its_key_is_deleted_though_history_was_compacted() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::standalone(dir.path());
+    let client = server.client();
+    let lease = client.hold_lease(Duration::from_secs(20)).await.unwrap();
+    let lock = client.lock("name", &lease).await.unwrap();
+    let now = client.put("other", "x").await.unwrap().header.revision;
+    client.compact(now).await.unwrap();
+    assert!(timeout(Duration::from_millis(1500), lock.lost()).await.is_err(), "it is held");
+    let mut lost = pin!(lock.lost());
+    assert!(lost.as_mut().now_or_never().is_none());
+    client.delete(lock.key()).await.unwrap();
+    within(lost).await;
+    assert!(!lock.is_held() && lease.is_held(), "the lease may hold something else");
+    within(lock.lost()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn adopted_lease_is_kept_alive() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::standalone(dir.path());
+    let client = server.client();
+    assert!(client.adopt_lease(5).await.is_err(), "there is none");
+    client.grant_lease(1, Some(5)).await.unwrap();
+    let lease = client.adopt_lease(5).await.unwrap();
+    sleep(Duration::from_millis(2500)).await;
+    assert!(lease.is_held() && client.leases().await.unwrap() == [5]);
+    client.revoke_lease(5).await.unwrap();
+    within(lease.lost()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn election_has_one_leader_after_the_other_and_observers_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::standalone(dir.path());

@@ -34,6 +34,17 @@ impl KvClient {
         Ok(Lease::keep(self.clone(), granted.lease_id, granted.ttl_seconds, sent))
     }
 
+    /// Keeps alive a lease that exists, such as one that another program has granted, until the last clone of the handle is
+    /// dropped or it is lost.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; [`Fault::NoLease`]: there is none.
+    pub async fn adopt_lease(&self, lease_id: i64) -> Result<Lease, ClientError> {
+        let sent = clock::now();
+        let ttl_seconds = self.keep_alive(lease_id).await?;
+        Ok(Lease::keep(self.clone(), lease_id, ttl_seconds, sent))
+    }
+
     /// Grants a lease that lives so many seconds without being renewed; without an id one is drawn.
     ///
     /// # Errors

@@ -118,15 +118,16 @@ impl Lock {
         self.0.lease()
     }
 
-    /// Whether it is held for certain; see [`Lease::is_held`].
+    /// Whether it is held, for certain as long as nobody deletes its key; see [`Lease::is_held`]. A deleted key is noticed by
+    /// [`lost`](Self::lost) alone.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        self.lease().is_held()
+        self.0.is_held()
     }
 
-    /// Waits until it is lost with its lease.
+    /// Waits until it is lost: its lease has ended, or its key was deleted.
     pub async fn lost(&self) {
-        self.lease().lost().await;
+        self.0.lost().await;
     }
 
     /// Unlocks. A lock that was lost before is no error.
@@ -161,15 +162,16 @@ impl Leadership {
         self.0.lease()
     }
 
-    /// Whether this is the leader for certain; see [`Lease::is_held`].
+    /// Whether this is the leader, for certain as long as nobody deletes its key; see [`Lease::is_held`]. A deleted key is noticed
+    /// by [`lost`](Self::lost) alone.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        self.lease().is_held()
+        self.0.is_held()
     }
 
-    /// Waits until leadership is lost with its lease.
+    /// Waits until leadership is lost: its lease has ended, or its key was deleted.
     pub async fn lost(&self) {
-        self.lease().lost().await;
+        self.0.lost().await;
     }
 
     /// Tells observers something else.

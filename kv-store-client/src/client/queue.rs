@@ -1,6 +1,9 @@
 //! What locks and elections are made of: a queue of keys `NAME/LEASE` below a name. The key that was created first counts. It is
 //! the scheme of etcd's clients, with whom those of this library share their queues.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::StreamExt;
 use tokio::runtime::Handle;
 
 use super::{
@@ -10,7 +13,7 @@ use super::{
 use crate::{
     idl::{
         Compare, CompareResult, CompareTarget, KeyValue, Operation, OperationResponse, PutRequest,
-        RangeRequest, SortBy, TxnRequest, WatchRequest,
+        RangeRequest, RangeResponse, SortBy, TxnRequest, WatchRequest,
     },
     prefix_end,
     protocol::Fault,
@@ -25,6 +28,8 @@ pub(super) struct Place {
     pub(super) key: Vec<u8>,
     /// Revision at which the key was created.
     pub(super) revision: i64,
+    /// Whether [`lost`](Self::lost) has found that the key was deleted.
+    was_deleted: AtomicBool,
     is_given_up: bool,
 }
 
@@ -49,7 +54,15 @@ impl Place {
         );
         let (client, lease) = (client.clone(), lease.clone());
         // Before it is asked for, so that it is given up whenever the caller goes away.
-        let mut place = Self { client, lease, name, key, revision: 0, is_given_up: false };
+        let mut place = Self {
+            client,
+            lease,
+            name,
+            key,
+            revision: 0,
+            was_deleted: AtomicBool::new(false),
+            is_given_up: false,
+        };
         let mut response = place.client.txn(request).await.map_err(lease_lost)?;
         let before = match response.responses.pop() {
             Some(OperationResponse::Range(mut found)) => found.kvs.pop(),
@@ -83,15 +96,7 @@ impl Place {
                 keys_only: Some(true),
                 ..queue(&self.name)
             };
-            let found = match self.client.range(before).await {
-                Ok(found) => found,
-                // The lease says how long it is worth to wait.
-                Err(ClientError::Unavailable(_)) => {
-                    wait(PAUSE_MAX).await;
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
+            let found = self.read(before).await?;
             let Some(before) = found.kvs.into_iter().next() else { return self.check().await };
             let deleted = WatchRequest {
                 start_revision: Some(found.header.revision + 1),
@@ -99,15 +104,73 @@ impl Place {
                 ..WatchRequest::of(before.key, None)
             };
             // Whatever comes of the watch, the queue is looked at again.
-            let _ = futures::StreamExt::next(&mut self.client.watch(deleted).await?).await;
+            let _ = self.client.watch(deleted).await?.next().await;
         }
     }
 
-    /// Whether the key is there still: who has no key has no place.
+    /// Checks that the key still exists: without it there is no place in the queue.
     async fn check(&self) -> Result<(), LockError> {
-        let found = self.client.get(self.key.clone()).await?;
-        let is_there = found.is_some_and(|kv| kv.create_revision == self.revision);
-        if is_there && self.lease.is_held() { Ok(()) } else { Err(LockError::Lost) }
+        let found = self.read(self.own_key()).await?;
+        if self.is_in(&found) && self.lease.is_held() { Ok(()) } else { Err(LockError::Lost) }
+    }
+
+    /// Waits until the place is lost: its lease has ended, or its key was deleted.
+    pub(super) async fn lost(&self) {
+        if self.was_deleted.load(Ordering::Relaxed) {
+            return;
+        }
+        tokio::select! {
+            () = self.lease.lost() => {}
+            () = self.deleted() => self.was_deleted.store(true, Ordering::Relaxed),
+        }
+    }
+
+    /// Whether the place is not lost, as far as is known.
+    pub(super) fn is_held(&self) -> bool {
+        self.lease.is_held() && !self.was_deleted.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the key was deleted. An operator or another client may do that while the lease goes on.
+    async fn deleted(&self) {
+        let mut start_revision = self.revision + 1;
+        loop {
+            let deletion = WatchRequest {
+                start_revision: Some(start_revision),
+                without_puts: Some(true),
+                ..WatchRequest::of(self.key.clone(), None)
+            };
+            if let Ok(mut watch) = self.client.watch(deletion).await
+                && let Some(Ok(_)) = watch.next().await
+            {
+                return;
+            }
+            // The revision may be compacted: the key itself says whether it was deleted in the meantime.
+            match self.read(self.own_key()).await {
+                Ok(found) if !self.is_in(&found) => return,
+                Ok(found) => start_revision = found.header.revision + 1,
+                Err(error) => tracing::debug!(%error, "whether a key still exists is not known"),
+            }
+            wait(PAUSE_MAX).await;
+        }
+    }
+
+    fn own_key(&self) -> RangeRequest {
+        RangeRequest { keys_only: Some(true), ..RangeRequest::of(self.key.clone(), None) }
+    }
+
+    fn is_in(&self, found: &RangeResponse) -> bool {
+        found.kvs.first().is_some_and(|kv| kv.create_revision == self.revision)
+    }
+
+    /// Reads, for as long as it takes while no server answers: the lease says how long that makes sense.
+    async fn read(&self, request: RangeRequest) -> Result<RangeResponse, ClientError> {
+        loop {
+            match self.client.range(request.clone()).await {
+                Err(ClientError::Unavailable(why)) => tracing::debug!(%why, "a queue is read again"),
+                outcome => return outcome,
+            }
+            wait(PAUSE_MAX).await;
+        }
     }
 
     /// Does something as long as the key is there.

@@ -1,6 +1,7 @@
 //! Between the IDL's types and those of the store. Where the IDL can say what the store cannot take (a negative limit, a
 //! compare without its operand), the answer is InvalidRequest.
 
+mod alarms;
 mod leases;
 
 use consensus_core::{Endpoint, EndpointError, Member, MemberChange, MemberKind, Membership, NodeId};
@@ -15,6 +16,7 @@ use kv_store_client::{
     protocol::{Fault, Reply},
 };
 
+pub(crate) use self::alarms::{alarm, alarms, disarmed};
 pub(crate) use self::leases::{
     LEASE_KEYS_BYTES_MAX, grant, granted, kept_alive, lease_limit, leases, no_lease, time_to_live,
 };

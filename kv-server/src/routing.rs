@@ -1,11 +1,11 @@
 //! Where each operation is executed: here, or at the leader.
 
+mod request;
+
 use std::{sync::Arc, time::Duration};
 
 use consensus_core::{ChangeError, Endpoint, EngineStatus, NodeId, TransferError};
-use kv_state_machine::{
-    Alarm, AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Session,
-};
+use kv_state_machine::{Alarm, AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation};
 use kv_store_client::{
     CallError, Connection,
     admin::{MemberChange, RefusedReason},
@@ -22,6 +22,8 @@ use crate::{
     convert, members,
 };
 
+pub(crate) use self::request::{Request, request};
+
 /// Executes calls on the database; what only the leader can do goes there, or the caller is told where.
 pub(crate) struct RoutingManager {
     node: NodeId,
@@ -33,31 +35,6 @@ pub(crate) struct RoutingManager {
     listen: Option<Endpoint>,
     /// To the leader, made when it is first needed.
     to_leader: Mutex<Option<Arc<Connection>>>,
-}
-
-/// What is to be done, checked as far as one can without doing it.
-pub(crate) enum Request {
-    Operation { operation: KvOperation, session: Option<Session>, consistency: Consistency },
-    KeepAlive { id: i64 },
-    TimeToLive { id: i64, with_keys: bool },
-    ListLeases { after: Option<i64>, limit: usize },
-    ChangeMembers(Vec<MemberChange>),
-    TransferLeader(Option<NodeId>),
-    OfNode(NodeRequest),
-}
-
-impl Request {
-    /// Bytes that its answer can have at most, as a frame.
-    fn answer_bytes_max(&self) -> usize {
-        match self {
-            Self::Operation { operation, session, .. } => operation.answer_bytes_max(session.is_some()),
-            Self::OfNode(NodeRequest::Execute(operation)) => operation.answer_bytes_max(false),
-            Self::TimeToLive { with_keys: true, .. } => convert::LEASE_KEYS_BYTES_MAX,
-            Self::ListLeases { limit, .. } => limit * LEASE_ID_BYTES,
-            Self::KeepAlive { .. } | Self::TimeToLive { .. } => 0,
-            Self::ChangeMembers(_) | Self::TransferLeader(_) | Self::OfNode(_) => 0,
-        }
-    }
 }
 
 /// Why it was not done here.
@@ -98,8 +75,14 @@ impl RoutingManager {
         may_forward: bool,
         room: &mut Room,
     ) -> Result<Reply, Fault> {
-        let is_admins =
-            matches!(call, Call::ChangeMembers(_) | Call::TransferLeader(_) | Call::BetweenNodes(_));
+        let is_admins = matches!(
+            call,
+            Call::ChangeMembers(_)
+                | Call::TransferLeader(_)
+                | Call::Alarms
+                | Call::DisarmAlarm(_)
+                | Call::BetweenNodes(_)
+        );
         let outcome = self.execute_anywhere(call, may_forward, room).await;
         if is_admins { outcome.map_err(convert::admins_fault) } else { outcome }
     }
@@ -193,6 +176,19 @@ impl RoutingManager {
             }
             Request::ChangeMembers(changes) => self.change_members(changes).await,
             Request::TransferLeader(to) => self.transfer_leader(*to).await,
+            Request::Alarms => {
+                let leader = self.database.status().borrow().leader;
+                if !may_forward && leader != Some(self.node) {
+                    return Err(Refusal::NotLeader(leader));
+                }
+                room.reserve(request.answer_bytes_max()).await;
+                Ok(convert::alarms(self.database.current_alarms().await.map_err(refusal)?))
+            }
+            Request::DisarmAlarm(alarm) => {
+                let disarm = KvOperation::DisarmAlarm(*alarm);
+                let answer = self.database.execute(disarm, None, Consistency::Linearizable).await;
+                convert::disarmed(&answer.map_err(refusal)?).map_err(Refusal::Fault)
+            }
             Request::OfNode(of_node) => {
                 room.reserve(request.answer_bytes_max()).await;
                 match between::execute(&self.database, self.cluster.as_deref(), of_node).await {
@@ -406,63 +402,6 @@ impl RoutingManager {
     }
 }
 
-/// What a call asks for.
-pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
-    let (mut session, mut consistency) = (None, Consistency::Linearizable);
-    let operation = match call {
-        Call::Put(mut request) => {
-            session = convert::session(request.session.take())?;
-            convert::put(request)?
-        }
-        Call::DeleteRange(mut request) => {
-            session = convert::session(request.session.take())?;
-            convert::delete(request)?
-        }
-        Call::Txn(mut request) => {
-            session = convert::session(request.session.take())?;
-            convert::txn(request)?
-        }
-        Call::Range(request) => {
-            consistency = convert::consistency(request.consistency)?;
-            convert::range(request)?
-        }
-        Call::Compact(revision) => convert::compact(revision)?,
-        Call::OpenSession => KvOperation::OpenSession { sessions_max },
-        Call::LeaseGrant(mut request) => {
-            session = convert::session(request.session.take())?;
-            convert::grant(&request, session.is_some())?
-        }
-        Call::LeaseRevoke(mut request) => {
-            session = convert::session(request.session.take())?;
-            KvOperation::RevokeLease { id: request.lease_id }
-        }
-        Call::LeaseKeepAlive(request) => return Ok(Request::KeepAlive { id: request.lease_id }),
-        Call::LeaseTimeToLive(request) => {
-            let with_keys = request.keys.unwrap_or(false);
-            return Ok(Request::TimeToLive { id: request.lease_id, with_keys });
-        }
-        Call::LeaseList(request) => {
-            let limit = convert::lease_limit(request.limit)?;
-            return Ok(Request::ListLeases { after: request.after, limit });
-        }
-        Call::ChangeMembers(changes) => return Ok(Request::ChangeMembers(changes)),
-        Call::BetweenNodes(bytes) => {
-            return between::decode(&bytes).map(Request::OfNode).map_err(convert::invalid);
-        }
-        Call::TransferLeader(-1) => return Ok(Request::TransferLeader(None)),
-        Call::TransferLeader(to) => {
-            let to = u64::try_from(to).map_err(|_| {
-                convert::invalid(format!("there is no node {to}; -1 stands for the most up-to-date voter"))
-            })?;
-            return Ok(Request::TransferLeader(Some(NodeId(to))));
-        }
-        Call::Status | Call::Hash | Call::NoForwarding | Call::Watch(_) => {
-            return Err(convert::invalid("not an operation"));
-        }
-    };
-    Ok(Request::Operation { operation, session, consistency })
-}
-
 fn refusal(error: KvError) -> Refusal {
     match error {
         KvError::NotLeader { leader } => Refusal::NotLeader(leader),
@@ -470,19 +409,17 @@ fn refusal(error: KvError) -> Refusal {
     }
 }
 
-/// Of an id in an answer.
-const LEASE_ID_BYTES: usize = 8;
 /// What a raised alarm means, and what to do.
 fn alarm_problem(Alarm { kind, node }: Alarm) -> String {
     let of = node.map_or_else(|| "for no node in particular".to_owned(), |node| format!("of node {node}"));
     match kind {
         AlarmKind::NoSpace => format!(
             "alarm {kind} {of}: a store exceeds its quota_size, and puts and grants of leases are refused; delete what is \
-             not needed, compact, then disarm the alarm (`etcdctl alarm disarm`)"
+             not needed, compact, then disarm the alarm (`kvctl alarm disarm`)"
         ),
         AlarmKind::Corrupt => format!(
             "alarm {kind} {of}: the state of a node is not that of the others, and commands are refused; compare the \
-             nodes (`kvctl hash`), replace the one that differs, then disarm the alarm (`etcdctl alarm disarm`)"
+             nodes (`kvctl hash`), replace the one that differs, then disarm the alarm (`kvctl alarm disarm`)"
         ),
     }
 }

@@ -256,7 +256,8 @@ def follower(port, leader_endpoint):
     assert {member.kind for member in status.members} == {"voter"} and all(member.healthy for member in status.members), status
     # An operator's call is refused with the leader in fields, and the leader does it.
     remove_nobody = [admin.MemberChange(node_id=77)]
-    for call, argument in [("transfer_leader", -1), ("change_members", remove_nobody)]:
+    alarm = admin.Alarm(kind=admin.AlarmKind.NO_SPACE, node_id=0)
+    for call, argument in [("transfer_leader", -1), ("change_members", remove_nobody), ("disarm_alarm", alarm)]:
         refused = raises(admin.Refused, getattr(connect(port, admin.Admin), call), argument)
         assert refused.reason == admin.RefusedReason.NOT_LEADER and refused.maybe_done is False, refused
         assert (refused.leader_id, refused.leader_endpoint) == (status.leader_id, leader_endpoint), refused
@@ -264,6 +265,7 @@ def follower(port, leader_endpoint):
     for call, argument, words in [("transfer_leader", -5, "no node -5"), ("change_members", remove_nobody, "not a member")]:
         refused = raises(admin.Refused, getattr(operator, call), argument)
         assert refused.reason == admin.RefusedReason.REJECTED and words in refused.message, refused
+    assert operator.alarms() == [] and operator.disarm_alarm(alarm) is False
     leader = connect(leader_endpoint.split(":")[1])
     assert leader.put(put(b"k", b"v")).header.node_id == status.leader_id
 

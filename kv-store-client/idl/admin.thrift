@@ -41,6 +41,20 @@ enum RefusedReason {
   UNKNOWN = 5
 }
 
+enum AlarmKind {
+  /** The node's store exceeds its quota: requests that add data are refused. */
+  NO_SPACE = 1,
+  /** The node's state differs from that of the others: all requests on keys and leases are refused. */
+  CORRUPT = 2
+}
+
+/** An alarm. */
+struct Alarm {
+  1: required AlarmKind kind
+  /** Node whose store it concerns; not set: no single one. */
+  2: optional i64 node_id
+}
+
 /** Not done, or not known to be done. */
 exception Refused {
   1: required string message
@@ -57,6 +71,10 @@ service Admin {
   void change_members(1: list<MemberChange> changes) throws (1: Refused refused),
   /** Transfers leadership to a node, or to the most up-to-date voter (-1); returns the new leader. */
   i64 transfer_leader(1: i64 node_id) throws (1: Refused refused),
+  /** The alarms that are raised, as current as a linearizable read. */
+  list<Alarm> alarms() throws (1: Refused refused),
+  /** Disarms an alarm; whether it was raised. NO_SPACE is raised again while the store still exceeds its quota. */
+  bool disarm_alarm(1: Alarm alarm) throws (1: Refused refused),
   /**
    * Calls that come later over this connection are not forwarded; their caller is told who leads. Servers say it to each
    * other, so that a forwarded call is never forwarded again.

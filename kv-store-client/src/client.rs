@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     Connection,
-    admin::MemberChange,
+    admin::{Alarm, MemberChange},
     idl::{
         Consistency, DeleteRequest, DeleteResponse, HashResponse, KeyValue, PutRequest, PutResponse,
         RangeRequest, RangeResponse, ResponseHeader, Session, StatusResponse, TxnRequest, TxnResponse,
@@ -228,6 +228,19 @@ impl KvClient {
         request: RangeRequest,
     ) -> Result<RangeResponse, ClientError> {
         let request = RangeRequest { consistency: Some(Consistency::STALE), ..request };
+        self.range_through(endpoint, request).await
+    }
+
+    /// Reads a range through one server, with the consistency that the request asks for. The server asks the leader where it
+    /// has to.
+    ///
+    /// # Errors
+    /// The server does not answer within [`ClientConfig::attempt_timeout`], or rejects the request.
+    pub async fn range_through(
+        &self,
+        endpoint: &Endpoint,
+        request: RangeRequest,
+    ) -> Result<RangeResponse, ClientError> {
         let reply = self.ask(endpoint, Call::Range(request)).await?;
         expect(reply, |reply| if let Reply::Range(response) = reply { Some(response) } else { None })
     }
@@ -268,6 +281,27 @@ impl KvClient {
     pub async fn transfer_leader(&self, to: Option<i64>) -> Result<i64, ClientError> {
         let reply = self.administer(Call::TransferLeader(to.unwrap_or(-1))).await?;
         expect(reply, |reply| if let Reply::TransferLeader(leader) = reply { Some(leader) } else { None })
+    }
+
+    /// The alarms that are raised.
+    ///
+    /// # Errors
+    /// As for [`change_members`](Self::change_members).
+    pub async fn alarms(&self) -> Result<Vec<Alarm>, ClientError> {
+        let reply = self.administer(Call::Alarms).await?;
+        expect(reply, |reply| if let Reply::Alarms(alarms) = reply { Some(alarms) } else { None })
+    }
+
+    /// Disarms an alarm; returns whether it was raised. An alarm whose cause lasts is raised again.
+    ///
+    /// # Errors
+    /// As for [`change_members`](Self::change_members).
+    pub async fn disarm_alarm(&self, alarm: Alarm) -> Result<bool, ClientError> {
+        let reply = self.administer(Call::DisarmAlarm(alarm)).await?;
+        expect(
+            reply,
+            |reply| if let Reply::DisarmAlarm(was_raised) = reply { Some(was_raised) } else { None },
+        )
     }
 }
 

@@ -8,9 +8,10 @@ use thrift::{
 };
 
 use crate::admin::{
-    AdminBetweenNodesArgs, AdminBetweenNodesResult, AdminChangeMembersArgs, AdminChangeMembersResult,
+    AdminAlarmsArgs, AdminAlarmsResult, AdminBetweenNodesArgs, AdminBetweenNodesResult,
+    AdminChangeMembersArgs, AdminChangeMembersResult, AdminDisarmAlarmArgs, AdminDisarmAlarmResult,
     AdminNoForwardingArgs, AdminNoForwardingResult, AdminTransferLeaderArgs, AdminTransferLeaderResult,
-    MemberChange, Refused,
+    Alarm, MemberChange, Refused,
 };
 use crate::idl::{
     Compacted, Conflict, DeleteRequest, DeleteResponse, HashResponse, InvalidRequest, KvCompactArgs,
@@ -45,6 +46,8 @@ pub enum Call {
     Hash,
     ChangeMembers(Vec<MemberChange>),
     TransferLeader(i64),
+    Alarms,
+    DisarmAlarm(Alarm),
     NoForwarding,
     BetweenNodes(Vec<u8>),
 }
@@ -69,6 +72,8 @@ pub enum Reply {
     Hash(HashResponse),
     ChangeMembers,
     TransferLeader(i64),
+    Alarms(Vec<Alarm>),
+    DisarmAlarm(bool),
     NoForwarding,
     BetweenNodes(Vec<u8>),
 }
@@ -128,6 +133,8 @@ impl Call {
             Self::Hash => "hash",
             Self::ChangeMembers(_) => "change_members",
             Self::TransferLeader(_) => "transfer_leader",
+            Self::Alarms => "alarms",
+            Self::DisarmAlarm(_) => "disarm_alarm",
             Self::NoForwarding => "no_forwarding",
             Self::BetweenNodes(_) => "between_nodes",
         }
@@ -155,6 +162,8 @@ impl Call {
             Self::Hash => KvHashArgs {}.write_to_out_protocol(out),
             Self::ChangeMembers(changes) => AdminChangeMembersArgs { changes }.write_to_out_protocol(out),
             Self::TransferLeader(node_id) => AdminTransferLeaderArgs { node_id }.write_to_out_protocol(out),
+            Self::Alarms => AdminAlarmsArgs {}.write_to_out_protocol(out),
+            Self::DisarmAlarm(alarm) => AdminDisarmAlarmArgs { alarm }.write_to_out_protocol(out),
             Self::NoForwarding => AdminNoForwardingArgs {}.write_to_out_protocol(out),
             Self::BetweenNodes(request) => AdminBetweenNodesArgs { request }.write_to_out_protocol(out),
         })
@@ -215,6 +224,8 @@ fn read_arguments(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<
         "transfer_leader" => {
             Call::TransferLeader(AdminTransferLeaderArgs::read_from_in_protocol(input)?.node_id)
         }
+        "alarms" => Call::Alarms,
+        "disarm_alarm" => Call::DisarmAlarm(AdminDisarmAlarmArgs::read_from_in_protocol(input)?.alarm),
         "no_forwarding" => Call::NoForwarding,
         "between_nodes" => Call::BetweenNodes(AdminBetweenNodesArgs::read_from_in_protocol(input)?.request),
         name => {
@@ -307,6 +318,10 @@ fn write_result(
             .write_to_out_protocol(out),
         "transfer_leader" => result_struct!(AdminTransferLeaderResult, outcome, TransferLeader, refused: Refused)
             .write_to_out_protocol(out),
+        "alarms" => result_struct!(AdminAlarmsResult, outcome, Alarms, refused: Refused)
+            .write_to_out_protocol(out),
+        "disarm_alarm" => result_struct!(AdminDisarmAlarmResult, outcome, DisarmAlarm, refused: Refused)
+            .write_to_out_protocol(out),
         "between_nodes" => result_struct!(AdminBetweenNodesResult, outcome, BetweenNodes, refused: Refused)
             .write_to_out_protocol(out),
         "change_members" => match outcome {
@@ -398,6 +413,8 @@ fn read_outcome(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<Re
             Some(refused) => return Ok(Err(Fault::Refused(refused))),
             None => Some(Reply::ChangeMembers),
         },
+        "alarms" => outcome!(AdminAlarmsResult, input, Alarms, refused: Refused),
+        "disarm_alarm" => outcome!(AdminDisarmAlarmResult, input, DisarmAlarm, refused: Refused),
         "no_forwarding" => Some(Reply::NoForwarding),
         "between_nodes" => outcome!(AdminBetweenNodesResult, input, BetweenNodes, refused: Refused),
         _ => None,
@@ -415,7 +432,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::admin::RefusedReason;
+    use crate::admin::{AlarmKind, RefusedReason};
 
     fn header() -> ResponseHeader {
         ResponseHeader { revision: 7, node_id: 1, term: 2, applied_index: 9 }
@@ -426,7 +443,14 @@ mod tests {
         let put = PutRequest { lease_id: Some(5), ..PutRequest::of([1], [2, 0]) };
         let change =
             MemberChange::new(3, crate::admin::MemberKind::JOINING, "h:1".to_owned(), None, 7, false);
-        let admin = [Call::ChangeMembers(vec![change]), Call::TransferLeader(-1), Call::NoForwarding];
+        let alarm = Alarm::new(AlarmKind::CORRUPT, 3);
+        let admin = [
+            Call::ChangeMembers(vec![change]),
+            Call::TransferLeader(-1),
+            Call::Alarms,
+            Call::DisarmAlarm(alarm.clone()),
+            Call::NoForwarding,
+        ];
         let kv = [Call::Put(put), Call::Compact(5), Call::OpenSession, Call::Status];
         let leases = [
             Call::LeaseGrant(LeaseGrantRequest::new(10, 7, None)),
@@ -462,6 +486,8 @@ mod tests {
             ("txn", Err(Fault::SequenceOver(SequenceOver { client_id: 5, sequence: 1, last_sequence: 2 }))),
             ("hash", Err(Fault::NoData(NoData { message: "m".into() }))),
             ("change_members", Err(Fault::Refused(refused))),
+            ("alarms", Ok(Reply::Alarms(vec![alarm]))),
+            ("disarm_alarm", Ok(Reply::DisarmAlarm(true))),
             ("transfer_leader", Ok(Reply::TransferLeader(2))),
             ("lease_grant", Ok(Reply::LeaseGrant(LeaseGrantResponse::new(header(), 7, 10)))),
             ("lease_grant", Err(Fault::LeaseExists(LeaseExists::new(7)))),

@@ -8,7 +8,7 @@ use kv_state_machine::{
     fuzzing::send_snapshot,
 };
 use kv_store_client::{
-    admin::{MemberChange, MemberKind, Refused, RefusedReason},
+    admin::{Alarm, AlarmKind, MemberChange, MemberKind, Refused, RefusedReason},
     idl,
     protocol::{Call, Fault, Reply, encode_reply},
 };
@@ -75,6 +75,8 @@ fn all_calls() -> Vec<Call> {
         Call::Hash,
         Call::ChangeMembers(vec![change, MemberChange::new(4, None, None, None, None, None)]),
         Call::TransferLeader(-1),
+        Call::Alarms,
+        Call::DisarmAlarm(Alarm::new(AlarmKind::NO_SPACE, 3)),
         Call::NoForwarding,
     ]
 }
@@ -160,6 +162,8 @@ pub fn kv_replies() -> Seeds {
             ("hash", Ok(Reply::Hash(idl::HashResponse::new(header(), -1)))),
             ("change_members", Ok(Reply::ChangeMembers)),
             ("transfer_leader", Ok(Reply::TransferLeader(2))),
+            ("alarms", Ok(Reply::Alarms(vec![Alarm::new(AlarmKind::CORRUPT, 3)]))),
+            ("disarm_alarm", Ok(Reply::DisarmAlarm(true))),
             ("no_forwarding", Ok(Reply::NoForwarding)),
             ("nothing", Ok(Reply::NoForwarding)),
             ("put", Ok(Reply::OpenSession(1))),

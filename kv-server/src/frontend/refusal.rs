@@ -30,7 +30,12 @@ pub(super) async fn is_node(
         let is_node = matches!(incoming.call, Ok(Call::NoForwarding));
         let is_operators = matches!(
             incoming.call,
-            Ok(Call::Status | Call::Hash | Call::ChangeMembers(_) | Call::TransferLeader(_))
+            Ok(Call::Status
+                | Call::Hash
+                | Call::ChangeMembers(_)
+                | Call::TransferLeader(_)
+                | Call::Alarms
+                | Call::DisarmAlarm(_))
         );
         let answer = if is_node || is_operators {
             let mut room = client.budget.connection().room();

@@ -2,6 +2,14 @@
 
 mod common;
 
+mod kvctl {
+    mod leases;
+    mod locks;
+    mod operators;
+    mod page;
+    mod watches;
+}
+
 use std::{
     io::BufRead,
     time::{Duration, Instant},
@@ -13,7 +21,7 @@ use common::{Server, kvctl::Kvctl};
 fn every_command_prints_what_came_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::standalone(dir.path());
-    let kvctl = Kvctl::new(format!("127.0.0.1:{}", server.port));
+    let kvctl = Kvctl::new(server.endpoint());
     kvctl.says(&["put", "a", "1"], 0, "revision 2");
     kvctl.says(&["put", "b", "2"], 0, "revision 3");
     kvctl.says(&["get", "a"], 0, "1");
@@ -44,7 +52,7 @@ fn every_command_prints_what_came_of_it() {
 fn exit_codes_tell_failures_apart() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::standalone(dir.path());
-    let kvctl = Kvctl::new(format!("127.0.0.1:{}", server.port));
+    let kvctl = Kvctl::new(server.endpoint());
     kvctl.says(&["put", "a"], 2, "Usage");
     kvctl.says_to("{\"succes\": []}", &["txn", "-"], 2, "unknown field `succes`");
     kvctl.says(&["txn", "no-such-file"], 2, "no-such-file: No such file");
@@ -106,7 +114,7 @@ fn silent_server_is_passed_over_and_the_time_limit_kept() {
     let server = Server::standalone(dir.path());
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = silent.local_addr().unwrap().to_string();
-    let live = format!("127.0.0.1:{}", server.port);
+    let live = server.endpoint();
     Kvctl::new(live.clone()).says(&["put", "a", "1"], 0, "revision 2");
     let both = Kvctl::new(format!("{silent},{live}"));
     both.says(&["get", "a"], 0, "1");
@@ -133,7 +141,7 @@ fn silent_server_is_passed_over_and_the_time_limit_kept() {
 fn states_that_differ_are_told() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let servers = dirs.each_ref().map(|dir| Server::standalone(dir.path()));
-    let endpoints = servers.each_ref().map(|server| format!("127.0.0.1:{}", server.port));
+    let endpoints = servers.each_ref().map(Server::endpoint);
     let both = Kvctl::new(endpoints.join(","));
     let [one, other] = endpoints.map(Kvctl::new);
     one.says(&["put", "a", "1"], 0, "revision 2");

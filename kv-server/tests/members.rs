@@ -304,7 +304,7 @@ async fn operators_call_goes_on_to_the_endpoint_that_has_a_leader() {
     assert_eq!(code, 0, "{out} {error}");
     // A word of a server tells more than a port where nobody listens, and the codes are those of a put.
     for command in [&["--timeout-ms", "1500", "transfer"][..], &["--timeout-ms", "1500", "put", "k", "v"]] {
-        let operator = Kvctl::new(format!("127.0.0.1:{},127.0.0.1:1", cluster.servers[waiting].port));
+        let operator = Kvctl::new(format!("{},127.0.0.1:1", cluster.servers[waiting].endpoint()));
         let (code, out, error) = tokio::task::block_in_place(|| operator.run(command, ""));
         let told = error.find("waits to be added").zip(error.find("127.0.0.1:1:"));
         assert!(code == 4 && told.is_some_and(|(word, refused)| word < refused), "{code} {out} {error}");

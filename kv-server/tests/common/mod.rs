@@ -3,6 +3,7 @@
 
 pub mod history;
 pub mod kvctl;
+pub mod page;
 pub mod proxy;
 pub mod writers;
 
@@ -143,6 +144,16 @@ impl Server {
 
     pub fn client(&self) -> KvClient {
         client(&[self.port])
+    }
+
+    /// Where it serves clients, as soon as it listens: `kvctl` does not wait for a server that has just been started.
+    pub fn endpoint(&self) -> String {
+        let (endpoint, start) = (format!("127.0.0.1:{}", self.port), Instant::now());
+        while std::net::TcpStream::connect(&endpoint).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(60), "nobody listens at {endpoint}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        endpoint
     }
 }
 

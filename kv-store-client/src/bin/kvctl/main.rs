@@ -1,17 +1,23 @@
 //! `kvctl`: the key-value store from a shell.
 
+mod alarms;
 mod bench;
 mod delete;
+mod health;
+mod job;
+mod leases;
+mod locks;
 mod members;
 mod nodes;
 mod show;
+mod signals;
 mod transaction;
+mod watch;
 
 use std::{
     fmt,
     io::{self, Write},
     path::PathBuf,
-    process::ExitCode,
     time::Duration,
 };
 
@@ -19,7 +25,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use consensus_core::Endpoint;
 use kv_store_client::{
     ClientConfig, ClientError, KvClient,
-    idl::{DeleteRequest, RangeRequest, RangeResponse},
+    idl::{DeleteRequest, PutRequest, RangeRequest, RangeResponse},
     prefix_end,
 };
 use serde_json::{Value, json};
@@ -29,7 +35,9 @@ use show::{Show, line, pair};
 ///
 /// Exit codes: 0 done; 1 the key is not there, or a transaction's compares do not hold; 2 wrong usage; 3 refused by the
 /// store (nothing was done); 4 unavailable (nothing was done); 5 the outcome is unknown; 6 nodes' states differ; 7 the
-/// result could not be written to standard output (a write was done).
+/// result could not be written to standard output (a write was done); 8 history that a watch needs was compacted; 120
+/// a lock, leadership or a lease was lost; 126 a command could not be run, 127 it was not found; 130 and 143 ended by SIGINT or
+/// SIGTERM before the lock was held. `lock` and `watch --exec` pass on the exit code of their command.
 #[derive(Parser)]
 #[command(name = "kvctl", version, about)]
 struct Arguments {
@@ -57,7 +65,8 @@ struct Arguments {
 enum Output {
     /// For people.
     Text,
-    /// One JSON value; keys and values that are not UTF-8 as `key_hex`, `value_hex`.
+    /// One JSON value, or one in each line where there are events; keys and values that are not UTF-8 as `key_hex`,
+    /// `value_hex`.
     Json,
 }
 
@@ -69,6 +78,9 @@ enum Command {
         key: String,
         /// Its value.
         value: String,
+        /// Lease that the key goes with, in hexadecimal: the key is deleted when the lease ends.
+        #[arg(long, value_parser = leases::parse_id)]
+        lease: Option<i64>,
     },
     /// Reads a key and prints its value.
     Get {
@@ -132,6 +144,18 @@ enum Command {
         /// The oldest revision that can still be read.
         revision: i64,
     },
+    /// Prints changes of keys as they are made: revision, put or delete, key and value, separated by tabs. It resumes by itself
+    /// when servers fail, without gaps and repetitions, until it is interrupted.
+    Watch(watch::Watch),
+    /// Leases: keys that go with a lease are deleted when it ends.
+    #[command(subcommand)]
+    Lease(leases::Command),
+    /// Waits for a lock, and runs a command while it is held. Requests for a lock are served in their order. The command has
+    /// KV_LOCK_KEY and KV_LOCK_REVISION, which is greater for every later holder, in its environment. It is ended if the lock is
+    /// lost. Without a command the key is printed, and the lock is held until this is interrupted.
+    Lock(locks::LockCommand),
+    /// Stands for election, prints key and value when it is won, and leads until it is interrupted.
+    Elect(locks::Elect),
     /// Lists and changes the members of the cluster.
     #[command(subcommand)]
     Member(members::Command),
@@ -143,6 +167,12 @@ enum Command {
     },
     /// Asks every endpoint how it is.
     Status,
+    /// Checks the endpoints.
+    #[command(subcommand)]
+    Endpoint(health::Command),
+    /// Lists and disarms alarms: conditions in which the store refuses requests.
+    #[command(subcommand)]
+    Alarm(alarms::Command),
     /// Asks every endpoint for the checksum of its state, and compares those that have applied the same. A witness has no
     /// state.
     Hash,
@@ -166,6 +196,15 @@ enum Failure {
     Client(ClientError),
     /// Standard output takes no more.
     Output(io::Error),
+    /// A watch has a gap.
+    Compacted(String),
+    /// What was held with a lease is held no more.
+    Lost(String),
+    /// A command of the user was not run.
+    NotRun {
+        why: String,
+        code: u8,
+    },
 }
 
 impl Failure {
@@ -176,6 +215,9 @@ impl Failure {
             Self::Client(ClientError::Unknown(_)) => 5,
             Self::Client(_) => 4,
             Self::Output(_) => 7,
+            Self::Compacted(_) => 8,
+            Self::Lost(_) => 120,
+            Self::NotRun { code, .. } => *code,
         }
     }
 }
@@ -183,7 +225,9 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(why) => f.write_str(why),
+            Self::Usage(why) | Self::Compacted(why) | Self::Lost(why) | Self::NotRun { why, .. } => {
+                f.write_str(why)
+            }
             Self::Client(error) => error.fmt(f),
             Self::Output(error) => write!(f, "the result could not be written to standard output: {error}"),
         }
@@ -196,21 +240,38 @@ impl From<ClientError> for Failure {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(&arguments).await {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            let (code, message) = (failure.code(), failure.to_string());
-            if !matches!(failure, Failure::Output(_)) {
-                // Whatever becomes of it, standard error has the same.
-                let _ = Show(arguments.output).whole(|| json!({ "error": message, "code": code }));
-            }
-            let _ = writeln!(io::stderr(), "kvctl: {message}");
-            ExitCode::from(code)
-        }
+fn main() {
+    if let Some((parent, command)) = job::asked_to_become(std::env::args_os().skip(1)) {
+        let failure = job::become_command(parent, &command);
+        let _ = writeln!(io::stderr(), "kvctl: {failure}");
+        exit(failure.code());
     }
+    let arguments = Arguments::parse();
+    let outcome = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(&arguments));
+            // A thread may still wait for a reader of standard output that does not read.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(Failure::Usage(format!("cannot start: {error}"))),
+    };
+    exit(outcome.unwrap_or_else(|failure| tell(&failure, Show(arguments.output))));
+}
+
+/// Prints a failure; the exit code.
+fn tell(failure: &Failure, show: Show) -> u8 {
+    let (code, message) = (failure.code(), failure.to_string());
+    if !matches!(failure, Failure::Output(_)) {
+        // Whatever becomes of it, standard error has the same.
+        let _ = show.whole(|| json!({ "error": message, "code": code }));
+    }
+    let _ = writeln!(io::stderr(), "kvctl: {message}");
+    code
+}
+
+fn exit(code: u8) -> ! {
+    std::process::exit(code.into())
 }
 
 async fn run(arguments: &Arguments) -> Result<u8, Failure> {
@@ -220,8 +281,9 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let client = KvClient::new(config)?;
     let show = Show(arguments.output);
     match &arguments.command {
-        Command::Put { key, value } => {
-            let response = client.put(key.as_str(), value.as_str()).await?;
+        Command::Put { key, value, lease } => {
+            let request = PutRequest { lease_id: *lease, ..PutRequest::of(key.as_str(), value.as_str()) };
+            let response = client.put_with(request).await?;
             let revision = response.header.revision;
             show.either(&format!("revision {revision}"), || json!({ "revision": revision }))?;
             Ok(0)
@@ -271,9 +333,15 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
             show.either(&format!("compacted to revision {revision}"), || json!({ "compacted": revision }))?;
             Ok(0)
         }
+        Command::Watch(arguments) => watch::run(&client, arguments, show).await,
+        Command::Lease(command) => leases::execute(&client, command, show).await,
+        Command::Lock(arguments) => locks::lock(&client, arguments, show).await,
+        Command::Elect(arguments) => locks::elect(&client, arguments, show).await,
         Command::Member(command) => members::execute(&client, &arguments.endpoints, command, show).await,
         Command::Transfer { node_id } => members::transfer(&client, *node_id, show).await,
         Command::Status => nodes::status(&client, &arguments.endpoints, show).await,
+        Command::Endpoint(command) => health::execute(&client, &arguments.endpoints, command, show).await,
+        Command::Alarm(command) => alarms::execute(&client, command, show).await,
         Command::Hash => nodes::hash(&client, &arguments.endpoints, show).await,
         Command::Bench { clients, seconds, value_bytes } => {
             bench::run(&client, *clients, Duration::from_secs(*seconds), *value_bytes, show).await

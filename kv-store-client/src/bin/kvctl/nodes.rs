@@ -95,7 +95,7 @@ fn differing<'a>(hashes: impl Iterator<Item = &'a HashResponse>) -> Option<(i64,
 }
 
 /// Asks all endpoints at once and prints each answer when it comes; returns the answers in the endpoints' order.
-async fn show_all<'a, T>(
+pub(crate) async fn show_all<'a, T>(
     endpoints: &'a [Endpoint],
     ask: impl AsyncFn(&'a Endpoint) -> Result<T, ClientError>,
     row: fn(&T) -> String,
@@ -120,7 +120,7 @@ async fn show_all<'a, T>(
 }
 
 /// Why an endpoint has no row, without the endpoint: the row begins with it.
-fn silence(endpoint: &Endpoint, error: &ClientError) -> String {
+pub(crate) fn silence(endpoint: &Endpoint, error: &ClientError) -> String {
     match error {
         ClientError::Unavailable(why) => why.strip_prefix(&format!("{endpoint}: ")).unwrap_or(why).to_owned(),
         error => error.to_string(),

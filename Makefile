@@ -109,7 +109,7 @@ doc:
 
 examples:
 	cargo build --quiet --examples --features examples/kv
-	@for example in counter embedded_kv partition own_transport swap_engine; do \
+	@for example in counter embedded_kv lock_service config_watcher partition own_transport swap_engine; do \
 	  echo "== example $$example"; $(BIN)/examples/$$example || exit 1; done
 
 .PHONY: python

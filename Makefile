@@ -82,6 +82,9 @@ SUITES ?=
 clients: build ## suites of other people's etcd clients, against etcd and kv-server; SUITES="go jetcd"
 	clients/run $(SUITES)
 
+patroni: build ## PostgreSQL's Patroni on three kv-servers: switchover, both leaders killed at once
+	clients/patroni
+
 # In a minute, where there is an etcd or a Go to build one.
 etcd-compat-quick: build
 	cargo build -p kv-etcd-compat
@@ -100,7 +103,7 @@ STATES ?= 20000000
 modelcheck: ## so many STATES of each scenario, release build
 	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- model-check --states $(STATES) --seconds 3600 $(ARGS)
 
-.PHONY: clients etcd-compat etcd-compat-quick etcd-api bench instructions page model-check simulate states sim mutants mutants-check soak modelcheck fuzz
+.PHONY: clients patroni etcd-compat etcd-compat-quick etcd-api bench instructions page model-check simulate states sim mutants mutants-check soak modelcheck fuzz
 model-check: modelcheck
 
 doc:

@@ -1,10 +1,10 @@
-//! What applying puts and reading single keys costs in CPU time, RocksDB's threads included. Run in release:
+//! Measures the CPU time to apply puts and to read single keys, including RocksDB's threads. Run it in release mode:
 //!
 //! ```text
 //! cargo run --release -p kv-state-machine --example apply_speed [puts per line] [keys,...] [batch,...] [reads per line]
 //! ```
-//! CPU time rather than time: the machine has other work. Values have 128 bytes, keys are random, and each put is in a
-//! session that has one put under way, as the client does it.
+//! The tool reports CPU time because the machine may have other work. Values have 128 bytes, keys are random, and each
+//! session has one put in flight, as with the client.
 
 use std::{hint::black_box, time::Instant};
 
@@ -54,7 +54,7 @@ impl Load {
         let client_id = self.index % self.sessions + 1;
         let mut value = Vec::with_capacity(128);
         while value.len() < 128 {
-            // Half of it compresses.
+            // Half of each value is compressible.
             value.extend((self.random() >> 32).to_be_bytes());
         }
         let put = Put { key: name(key), value: value.into(), ..Put::default() };
@@ -69,11 +69,12 @@ impl Load {
         }
     }
 
-    /// Microseconds for each put: of this thread, of the process without the making of the puts, on the clock.
+    /// Microseconds per put: CPU time of this thread, CPU time of the process without the generation of puts, and
+    /// elapsed time.
     fn apply(&mut self, puts: u64, batch: u64) -> [f64; 3] {
         let (mut applying, mut clock) = (0.0, 0.0);
         let clocks = || [ClockId::ThreadCPUTime, ClockId::ProcessCPUTime].map(cpu);
-        let begin = clocks();
+        let start = clocks();
         for _ in 0..puts / batch {
             let entries: Vec<_> = (0..batch)
                 .map(|_| {
@@ -87,11 +88,11 @@ impl Load {
             clock += now.elapsed().as_secs_f64() * 1e6;
         }
         let end = clocks();
-        let making = end[0] - begin[0] - applying;
-        [applying, end[1] - begin[1] - making, clock].map(|sum| sum / (puts / batch * batch) as f64)
+        let generation = end[0] - start[0] - applying;
+        [applying, end[1] - start[1] - generation, clock].map(|sum| sum / (puts / batch * batch) as f64)
     }
 
-    /// Microseconds of this thread for each read of one key.
+    /// CPU time of this thread in microseconds per read of one key.
     fn read(&mut self, reads: u64) -> f64 {
         let executor = self.machine.executor();
         let ranges: Vec<_> = (0..reads)
@@ -109,7 +110,7 @@ fn name(key: u64) -> Bytes {
     format!("key-{key:012}").into()
 }
 
-/// Numbers from an argument.
+/// Parses numbers from an argument.
 fn numbers(argument: Option<String>, default: &[u64]) -> Vec<u64> {
     argument.map_or(default.to_vec(), |text| text.split(',').map(|number| number.parse().unwrap()).collect())
 }
@@ -135,5 +136,5 @@ fn main() {
     }
 }
 
-/// So many keys are all there beforehand; of more, few are.
+/// Maximum number of keys that are all written before the measurement.
 const FILLED_MAX: u64 = 5_000_000;

@@ -1,4 +1,5 @@
-//! Alarms: part of the replicated state, and of its snapshots. While one is raised, every node refuses the same commands.
+//! Alarms. They are part of the replicated state and of its snapshots: while an alarm is raised, every node refuses the
+//! same commands.
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +21,7 @@ use crate::{
 pub struct Alarm {
     /// Kind of the alarm.
     pub kind: AlarmKind,
-    /// Node whose store it concerns; `None`: no single one.
+    /// Node whose store the alarm concerns; `None` if it concerns no single node.
     pub node: Option<NodeId>,
 }
 
@@ -30,7 +31,7 @@ pub enum AlarmKind {
     /// The node's store exceeds its [quota](crate::Limits::quota_bytes). Commands that add data are refused: puts,
     /// transactions that may put, and grants of leases.
     NoSpace,
-    /// The node's state is not that of the others. All commands on keys and leases are refused.
+    /// The state of the node differs from that of the other nodes. All commands on keys and leases are refused.
     Corrupt,
 }
 
@@ -58,7 +59,7 @@ impl Alarms {
         write.put(keys::ALARMS, codec::encode(VERSION, self));
     }
 
-    /// Adds the stored alarms to a checksum, if there were ever any.
+    /// Adds the stored alarms to a checksum, if an alarm was ever raised.
     pub(crate) fn hash(source: &dyn Source, add: &mut impl FnMut(&[u8])) -> Result<(), Failure> {
         source.alarms()?.iter().for_each(|bytes| add(bytes));
         Ok(())
@@ -72,12 +73,12 @@ impl Alarms {
         self.0.insert(alarm);
     }
 
-    /// Whether the alarm was raised.
+    /// Disarms an alarm. Returns whether it was raised.
     pub(crate) fn disarm(&mut self, alarm: Alarm) -> bool {
         self.0.remove(&alarm)
     }
 
-    /// Why a command is refused while these alarms are raised.
+    /// Reason to refuse a command while these alarms are raised.
     pub(crate) fn refusal(&self, operation: &KvOperation) -> Option<KvRejection> {
         let is_raised = |kind| self.0.iter().any(|alarm| alarm.kind == kind);
         if self.0.is_empty() {
@@ -109,7 +110,7 @@ impl AlarmTable {
 }
 
 impl KvOperation {
-    /// Whether it may add data to the store.
+    /// Whether the operation may add data to the store.
     pub(crate) fn adds_data(&self) -> bool {
         match self {
             Self::Put(_) | Self::GrantLease { .. } => true,
@@ -118,7 +119,7 @@ impl KvOperation {
         }
     }
 
-    /// Whether it is about keys or leases and comes from a client.
+    /// Whether the operation is a client's command on keys or leases.
     fn is_command_of_clients(&self) -> bool {
         match self {
             Self::Put(_)
@@ -137,7 +138,7 @@ impl KvOperation {
         }
     }
 
-    /// Bytes that it adds to the store, about.
+    /// Approximate bytes that the operation adds to the store.
     pub(crate) fn added_bytes(&self) -> u64 {
         match self {
             Self::Put(put) => (put.key.len() + put.value.len()) as u64 + PUT_BYTES,
@@ -152,7 +153,7 @@ impl KvOperation {
 }
 
 const VERSION: u8 = 1;
-/// What a version takes beside key and value, in the store and in memory before it is there.
+/// Bytes that a version needs in addition to its key and value, on disk or in the memtable.
 const PUT_BYTES: u64 = 256;
 const LEASE_BYTES: u64 = 64;
 
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn no_space_refuses_what_adds_data_and_corrupt_everything_of_clients() {
+    fn alarm_raised_refuses_added_data_or_all_client_commands() {
         let put = || KvOperation::Put(Put { key: "k".into(), ..Put::default() });
         let delete = || KvOperation::Delete(Delete { key: "k".into(), ..Delete::default() });
         let txn = |failure| KvOperation::Txn(Txn { failure, ..Txn::default() });
@@ -181,7 +182,7 @@ mod tests {
             KvOperation::Compact { revision: 3 },
             KvOperation::RevokeLease { id: 1 },
         ];
-        let of_leader = KvOperation::ExpireLeases { ids: vec![1], term: 1 };
+        let leader_command = KvOperation::ExpireLeases { ids: vec![1], term: 1 };
         let (none, no_space, corrupt) =
             (alarms(&[]), alarms(&[AlarmKind::NoSpace]), alarms(&[AlarmKind::NoSpace, AlarmKind::Corrupt]));
         for operation in &adding {
@@ -194,6 +195,6 @@ mod tests {
         for operation in adding.iter().chain(&other) {
             assert_eq!(corrupt.refusal(operation), Some(KvRejection::Corrupt), "{operation:?}");
         }
-        assert_eq!(corrupt.refusal(&of_leader), None);
+        assert_eq!(corrupt.refusal(&leader_command), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Which keys each revision changed, by revision: what a watch that begins in the past reads.
+//! Index of the keys that each revision changed, ordered by revision. A watch that starts at a past revision reads it.
 
 use consensus_core::codec;
 use rocksdb::{DB, IteratorMode, ReadOptions, WriteBatch};
@@ -6,22 +6,23 @@ use rocksdb::{DB, IteratorMode, ReadOptions, WriteBatch};
 use crate::{
     KeyValue,
     keys::{self, Record},
+    pending_writes::Change,
     view::{Base, Failure, Overlay, View, disk},
-    written::Change,
 };
 
-/// A change as it is watched.
+/// A change of a key, as it is delivered to a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchEvent {
-    /// The key was deleted: of `kv` only the key and the `mod_revision` count.
+    /// Whether the key was deleted. Then only the key and the `mod_revision` of `kv` are meaningful.
     pub deleted: bool,
-    /// The key as it is afterwards.
+    /// Key and value after the change.
     pub kv: KeyValue,
-    /// The key as it was before; `None` too if nobody asked for it, or if that was compacted away.
+    /// Key and value before the change. `None` if there was none, if the watch did not request it, or if it was
+    /// compacted.
     pub previous: Option<KeyValue>,
 }
 
-/// Adds to a write which keys a batch changed.
+/// Adds the keys that a batch changed to a RocksDB write.
 pub(crate) fn write(changes: &[Change], write: &mut WriteBatch) {
     for (number, chunk) in (0..).zip(changes.chunks(CHUNK_LEN)) {
         if let Some(last) = chunk.last() {
@@ -30,16 +31,16 @@ pub(crate) fn write(changes: &[Change], write: &mut WriteBatch) {
     }
 }
 
-/// Changes that were read.
+/// Result of [`read`].
 #[derive(Debug, Default)]
 pub(crate) struct Read {
     pub(crate) changes: Vec<Change>,
-    /// Up to this revision nothing is missing.
+    /// Last revision whose changes were read completely.
     pub(crate) through: u64,
 }
 
-/// Reads the changes of the revisions from `from` to `to` of which `wanted` is true, until about so many were looked at; always
-/// whole revisions.
+/// Reads the changes of revisions `from` to `to` for which `wanted` returns true. Stops after about `looked_at_max`
+/// changes, always at the end of a revision.
 pub(crate) fn read(
     db: &DB,
     from: u64,
@@ -77,7 +78,7 @@ pub(crate) fn read(
     Ok(found)
 }
 
-/// The event of a change; `None` if what was written is gone, as it was compacted away.
+/// Returns the event of a change; `None` if the written version was compacted.
 pub(crate) fn event(base: &Base<'_>, change: &Change, previous: bool) -> Result<Option<WatchEvent>, Failure> {
     let nothing = Overlay::new();
     let view = View { source: base, overlay: &nothing };
@@ -105,17 +106,17 @@ pub(crate) fn event(base: &Base<'_>, change: &Change, previous: bool) -> Result<
     Ok(Some(WatchEvent { deleted: change.deleted, kv, previous }))
 }
 
-/// Of a deletion only key and revision are told.
+/// The pair of a deletion event: only key and revision are set.
 fn deleted(change: &Change) -> KeyValue {
     let (key, mod_revision) = (change.key.clone(), change.revision);
     KeyValue { key, value: <_>::default(), create_revision: 0, mod_revision, version: 0, lease_id: 0 }
 }
 
-/// Removes what no watch can ask for any more.
-pub(crate) fn forget(compacted: u64, write: &mut WriteBatch) {
+/// Removes the changes that no watch can read any more, those before revision `compacted`.
+pub(crate) fn remove_compacted(compacted: u64, write: &mut WriteBatch) {
     write.delete_range(keys::changes(0, 0), keys::changes(compacted, 0));
 }
 
 const VERSION: u8 = 1;
-/// Changes in one record.
+/// Maximum number of changes in one record.
 const CHUNK_LEN: usize = 256;

@@ -1,5 +1,5 @@
-//! What makes a request wrong, whatever the state of the store. Checked before an operation is proposed and again when it
-//! is applied: a log may hold what another version let in.
+//! Checks of a request that do not depend on the state of the store. They run before an operation is proposed and again
+//! when it is applied, because the log may contain commands that another version accepted.
 
 use crate::{
     Delete, KEY_BYTES_MAX, KeyRange, KvOperation, KvRejection, LEASE_TTL_MAX, OPERATIONS_MAX, Put, Range,
@@ -12,11 +12,11 @@ pub(crate) fn command(session: Option<&Session>, operation: &KvOperation) -> Che
     if let Some(session) = session {
         if session.client_id == 0 || session.sequence == 0 {
             return Err(KvRejection::invalid(
-                "a session has a client id from open_session and counts from 1",
+                "client id and sequence of a session must not be 0: a session has a client id from open_session and counts from 1",
             ));
         }
         if matches!(operation, KvOperation::OpenSession { .. }) {
-            return Err(KvRejection::invalid("open_session cannot itself be in a session"));
+            return Err(KvRejection::invalid("open_session cannot be executed in a session"));
         }
     }
     self::operation(operation)
@@ -28,12 +28,16 @@ fn operation(operation: &KvOperation) -> Check {
         KvOperation::Delete(Delete { key, range_end, .. })
         | KvOperation::Range(Range { key, range_end, .. }) => keys(key, range_end.as_deref()),
         KvOperation::Txn(operation) => txn(operation, 0),
-        KvOperation::GrantLease { id: 0, .. } => Err(KvRejection::invalid("lease 0 stands for none")),
+        KvOperation::GrantLease { id: 0, .. } => {
+            Err(KvRejection::invalid("lease id 0 means no lease; use another id"))
+        }
         KvOperation::GrantLease { ttl, .. } if *ttl == 0 || *ttl > LEASE_TTL_MAX => {
-            Err(KvRejection::invalid(format!("a lease of {ttl} s; 1 to {LEASE_TTL_MAX} are allowed")))
+            Err(KvRejection::invalid(format!(
+                "the time to live of the lease is {ttl} s; it must be 1 to {LEASE_TTL_MAX} s"
+            )))
         }
         KvOperation::Compact { revision: 0 } => {
-            Err(KvRejection::invalid("revision 0 cannot be compacted to"))
+            Err(KvRejection::invalid("the revision to compact to must be at least 1"))
         }
         KvOperation::OpenSession { sessions_max: 0 } => {
             Err(KvRejection::invalid("sessions_max must be at least 1"))
@@ -56,19 +60,23 @@ fn put(put: &Put) -> Check {
     if put.value.len() > VALUE_BYTES_MAX {
         let bytes = put.value.len();
         return Err(KvRejection::invalid(format!(
-            "a value of {bytes} bytes; at most {VALUE_BYTES_MAX} are allowed"
+            "the value has {bytes} bytes; the maximum is {VALUE_BYTES_MAX}"
         )));
     }
     let names_lease = put.keep.lease && put.lease_id != 0;
     if names_lease || put.keep.value && !put.value.is_empty() || put.keep.is_any() && stamp > 0 {
-        return Err(KvRejection::invalid("what is kept cannot be given, too"));
+        return Err(KvRejection::invalid(
+            "a put that keeps the value or lease of a key cannot also set it, nor use a versionstamp",
+        ));
     }
     Ok(())
 }
 
 fn txn(txn: &Txn, depth: usize) -> Check {
     if depth > TXN_DEPTH_MAX {
-        return Err(KvRejection::invalid(format!("transactions are nested more than {TXN_DEPTH_MAX} deep")));
+        return Err(KvRejection::invalid(format!(
+            "transactions are nested more than {TXN_DEPTH_MAX} levels deep"
+        )));
     }
     if depth > 0 && txn.read_revision != 0 {
         return Err(KvRejection::invalid("only the outermost transaction can have a read_revision"));
@@ -77,7 +85,7 @@ fn txn(txn: &Txn, depth: usize) -> Check {
     let total = operations + txn.compare.len() + txn.read_ranges.len();
     if total > OPERATIONS_MAX {
         return Err(KvRejection::invalid(format!(
-            "a transaction of {total} parts; at most {OPERATIONS_MAX} are allowed"
+            "the transaction has {total} compares, operations and read ranges; the maximum is {OPERATIONS_MAX}"
         )));
     }
     let compared = txn.compare.iter().map(|compare| &compare.keys);
@@ -85,14 +93,14 @@ fn txn(txn: &Txn, depth: usize) -> Check {
         .chain(&txn.read_ranges)
         .try_for_each(|KeyRange { key, range_end }| keys(key, range_end.as_deref()))?;
     if txn.read_revision == 0 && !txn.read_ranges.is_empty() {
-        return Err(KvRejection::invalid("read_ranges need the read_revision at which they were read"));
+        return Err(KvRejection::invalid("read_ranges require the read_revision at which they were read"));
     }
     for part in txn.success.iter().chain(&txn.failure) {
         match part {
             KvOperation::Put(_) | KvOperation::Delete(_) | KvOperation::Range(_) => operation(part)?,
             KvOperation::Txn(nested) => self::txn(nested, depth + 1)?,
             _ => {
-                let why = "a transaction holds puts, deletes, ranges and transactions only";
+                let why = "a transaction can contain only puts, deletes, ranges and transactions";
                 return Err(KvRejection::invalid(why));
             }
         }
@@ -103,21 +111,21 @@ fn txn(txn: &Txn, depth: usize) -> Check {
 fn keys(start: &[u8], end: Option<&[u8]>) -> Check {
     key(start, 0)?;
     end.map_or(Ok(()), |end| match end {
-        [] => {
-            Err(KvRejection::invalid("range_end is empty; leave it out for one key, \\0 stands for the end"))
-        }
+        [] => Err(KvRejection::invalid(
+            "range_end is empty; omit it to name one key, or use \\0 for all keys from the start key",
+        )),
         _ => key(end, 0),
     })
 }
 
 fn key(key: &[u8], stamp: usize) -> Check {
     if key.is_empty() && stamp == 0 {
-        return Err(KvRejection::invalid("the key is empty; \\0 is before every other key"));
+        return Err(KvRejection::invalid("the key is empty; the first key of the store is \\0"));
     }
     let bytes = key.len() + stamp;
     if bytes > KEY_BYTES_MAX {
         return Err(KvRejection::invalid(format!(
-            "a key of {bytes} bytes; at most {KEY_BYTES_MAX} are allowed"
+            "the key has {bytes} bytes; the maximum is {KEY_BYTES_MAX}"
         )));
     }
     Ok(())

@@ -1,7 +1,8 @@
-//! Removes history that was compacted away, beside the work of the store.
+//! Garbage collection: removes compacted history in the background.
 //!
-//! The compaction itself is a number in the replicated state. What it makes unreadable is garbage: invisible to reads and
-//! to the state hash at once, and removed from disk whenever this comes to it. So nodes may collect at their own pace.
+//! A compaction only sets a revision in the replicated state. The versions that become unreadable are garbage: reads
+//! and the state hash ignore them at once, and the collector removes them from disk later. So nodes may collect at
+//! different times.
 
 use std::{
     ops::ControlFlow::{Break, Continue},
@@ -20,104 +21,115 @@ use crate::{
     keys::{self, Record},
     store::Generation,
     view::{Failure, Overlay, Version, View, disk},
-    watch::Hub,
+    watch::Dispatcher,
 };
 
-/// Tells garbage from history, over versions in the order of their places.
+/// Distinguishes garbage from history, in a walk over versions in the order of their places.
 #[derive(Debug)]
-pub(crate) struct Sieve {
+pub(crate) struct GarbageFilter {
     compacted: u64,
     key: Option<Bytes>,
-    /// The version of `key` in force at `compacted` was met.
-    met: bool,
+    /// Whether the version of `key` in force at `compacted` was passed.
+    passed_in_force: bool,
 }
 
-impl Sieve {
+impl GarbageFilter {
     pub(crate) fn new(compacted: u64) -> Self {
-        Self { compacted, key: None, met: false }
+        Self { compacted, key: None, passed_in_force: false }
     }
 
     pub(crate) fn is_garbage(&mut self, version: &Version) -> bool {
         if self.key.as_ref() != Some(&version.key) {
-            (self.key, self.met) = (Some(version.key.clone()), false);
+            (self.key, self.passed_in_force) = (Some(version.key.clone()), false);
         }
         if version.revision > self.compacted {
             return false;
         }
-        // Newest first: the first old one is in force at the compaction; a deletion in force is nothing.
-        let first = !std::mem::replace(&mut self.met, true);
+        // Versions come newest first: the first one at or before `compacted` is in force there. A deletion in force is
+        // garbage too.
+        let first = !std::mem::replace(&mut self.passed_in_force, true);
         !first || version.record == Record::Deleted
     }
 }
 
-/// Collects on a thread; one at a time.
+/// Runs at most one thread that collects garbage.
 #[derive(Debug, Default)]
 pub(crate) struct Collector {
-    running: Option<(JoinHandle<()>, Arc<Goal>)>,
+    running: Option<(JoinHandle<()>, Arc<CollectorControl>)>,
 }
 
-/// What the thread is to collect.
+/// Instructions for the thread.
 #[derive(Debug, Default)]
-struct Goal {
+struct CollectorControl {
     stop: AtomicBool,
-    /// The newest compaction; `None` when the thread has ended or is about to.
+    /// Revision of the newest compaction; `None` if the thread has ended or is about to.
     compacted: Mutex<Option<u64>>,
 }
 
-impl Goal {
+impl CollectorControl {
     fn compacted(&self) -> MutexGuard<'_, Option<u64>> {
         self.compacted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Collector {
-    /// Begins to collect what `compacted` left. A thread that is still at an earlier compaction does this one next: if it
-    /// began anew each time, a store that is compacted more often than it can be walked through would never be collected.
-    pub(crate) fn start(&mut self, generation: Arc<Generation>, hub: Arc<Hub>, compacted: u64) {
-        if let Some((_, goal)) = &self.running
-            && let Some(next) = &mut *goal.compacted()
+    /// Starts to collect the garbage of a compaction. A running thread finishes the earlier compaction first and then
+    /// continues with this one. If it restarted each time, a store that is compacted more often than it can be scanned
+    /// would never be collected.
+    pub(crate) fn start(&mut self, generation: Arc<Generation>, dispatcher: Arc<Dispatcher>, compacted: u64) {
+        if let Some((_, control)) = &self.running
+            && let Some(next) = &mut *control.compacted()
         {
             *next = compacted;
             return;
         }
         self.stop();
-        let goal = Arc::new(Goal { compacted: Mutex::new(Some(compacted)), ..Goal::default() });
-        let shared = goal.clone();
+        let control = Arc::new(CollectorControl {
+            compacted: Mutex::new(Some(compacted)),
+            ..CollectorControl::default()
+        });
+        let shared = control.clone();
         let work = move || {
-            if let Err(error) = collect_all(&generation, &hub, &shared) {
-                tracing::warn!(%error, "compacted history stays on disk for now");
+            if let Err(error) = collect_all(&generation, &dispatcher, &shared) {
+                tracing::warn!(%error, "garbage collection failed: compacted history stays on disk until the next compaction or restart");
             }
         };
         match std::thread::Builder::new().name("kv-collect".to_owned()).spawn(work) {
-            Ok(thread) => self.running = Some((thread, goal)),
-            Err(error) => tracing::warn!(%error, "compacted history stays on disk for now"),
+            Ok(thread) => self.running = Some((thread, control)),
+            Err(error) => {
+                tracing::warn!(%error, "garbage collection failed: compacted history stays on disk until the next compaction or restart")
+            }
         }
     }
 
     pub(crate) fn stop(&mut self) {
-        if let Some((thread, goal)) = self.running.take() {
-            goal.stop.store(true, Ordering::Relaxed);
+        if let Some((thread, control)) = self.running.take() {
+            control.stop.store(true, Ordering::Relaxed);
             let _ = thread.join();
         }
     }
 }
 
-/// Collects until there was no newer compaction meanwhile.
-fn collect_all(generation: &Generation, hub: &Hub, goal: &Goal) -> Result<(), Failure> {
+/// Collects until there is no newer compaction.
+fn collect_all(
+    generation: &Generation,
+    dispatcher: &Dispatcher,
+    control: &CollectorControl,
+) -> Result<(), Failure> {
     let mut done = None;
     loop {
         let compacted = {
-            let mut next = goal.compacted();
-            if *next == done || goal.stop.load(Ordering::Relaxed) {
+            let mut next = control.compacted();
+            if *next == done || control.stop.load(Ordering::Relaxed) {
                 *next = None;
                 return Ok(());
             }
             next.unwrap_or_default()
         };
-        // Who watches is told of what is compacted before it is gone.
-        hub.wait_for_delivery(compacted, &goal.stop);
-        if let Err(failure) = collect(generation, compacted, &goal.stop) {
-            *goal.compacted() = None;
+        // Watches receive the changes before these are removed.
+        dispatcher.wait_for_delivery(compacted, &control.stop);
+        if let Err(failure) = collect(generation, compacted, &control.stop) {
+            *control.compacted() = None;
             return Err(failure);
         }
         done = Some(compacted);
@@ -134,17 +146,18 @@ fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result
     let db = generation.db();
     let (snapshot, overlay) = (db.snapshot(), Overlay::new());
     let view = View { source: &snapshot, overlay: &overlay };
-    let mut sieve = Sieve::new(compacted);
+    let mut filter = GarbageFilter::new(compacted);
     let (mut write, mut key, mut failed) = (WriteBatch::default(), Bytes::new(), None);
     view.versions(keys::all(), false, |version| {
-        // All garbage of a key goes in one write: a deletion must not go before what it hides.
+        // All garbage of a key is removed in one write: a deletion must not be removed before the versions that it
+        // hides.
         if version.key != key && write.len() >= WRITE_LEN {
             failed = flush(db, std::mem::take(&mut write)).err();
         }
         if failed.is_some() || stop.load(Ordering::Relaxed) {
             return Break(());
         }
-        if sieve.is_garbage(&version) {
+        if filter.is_garbage(&version) {
             write.delete(keys::version(&version.key, version.revision));
         }
         key = version.key;
@@ -154,23 +167,23 @@ fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result
         return Ok(()); // The last key may be incomplete.
     }
     failed.map_or(Ok(()), Err)?;
-    changes::forget(compacted, &mut write);
+    changes::remove_compacted(compacted, &mut write);
     write.put(keys::COLLECTED, compacted.to_be_bytes());
     flush(db, write)
 }
 
 fn flush(db: &rocksdb::DB, write: WriteBatch) -> Result<(), Failure> {
-    // Losing it costs doing it again.
+    // If a crash loses this write, it is repeated.
     let mut options = WriteOptions::default();
     options.disable_wal(true);
     db.write_opt(write, &options).map_err(disk)
 }
 
-/// The compaction whose garbage is gone.
+/// Revision up to which garbage was collected.
 pub(crate) fn collected(db: &rocksdb::DB) -> Result<u64, Failure> {
     let bytes = db.get(keys::COLLECTED).map_err(disk)?;
     Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes))
 }
 
-/// Deletions gathered into one write.
+/// Number of deletions after which a write is flushed.
 const WRITE_LEN: usize = 1000;

@@ -1,4 +1,4 @@
-//! An engine and a store together.
+//! The database: an engine and a store.
 
 mod leases;
 mod space;
@@ -25,9 +25,9 @@ use tokio::{
 use crate::{
     AutoCompaction, Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine,
     KvStoreExecutor, Limits, Session, StateHash, WatchRequest, auto_compaction, check,
-    execute::Halt,
-    executor::unhalted,
-    lanes::{Abandon, Lanes},
+    concurrency::{CancelOnDrop, ConcurrencyLimits},
+    execute::ExecuteError,
+    executor::read_result,
     lessor,
     limits::Amount,
     machine::{ANSWER_VERSION, COMMAND_VERSION},
@@ -37,7 +37,7 @@ use crate::{
 
 pub use self::leases::{LeaseState, random_lease_id};
 
-/// The database as a program embeds it: operations in, answers out.
+/// A database that a program can embed: it executes operations through an engine and returns their responses.
 #[derive(Clone)]
 pub struct ConsensusKvDatabase {
     engine: Arc<dyn ConsensusEngine>,
@@ -47,17 +47,17 @@ pub struct ConsensusKvDatabase {
     reserve: Option<Reserve>,
     limits: Limits,
     quota: Arc<Quota>,
-    lanes: Lanes,
+    concurrency: ConcurrencyLimits,
     auto_compaction: Option<AutoCompaction>,
     tasks: Arc<Tasks>,
 }
 
-/// The tasks that count the time of leases and compact history. They end with the last handle of the database.
+/// Tasks that count the time of leases and compact history. They stop with the last handle of the database.
 #[derive(Debug, Default)]
 struct Tasks(Mutex<Vec<JoinHandle<()>>>);
 
 impl Tasks {
-    /// Has these tasks run in place of those from before, which are returned and end soon.
+    /// Replaces the running tasks and aborts them. Returns the aborted tasks, which stop soon.
     fn replace(&self, tasks: Vec<JoinHandle<()>>) -> Vec<JoinHandle<()>> {
         let before = std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), tasks);
         before.iter().for_each(JoinHandle::abort);
@@ -71,49 +71,50 @@ impl Drop for Tasks {
     }
 }
 
-/// How current a read must be.
+/// Consistency of a read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Consistency {
-    /// Sees every write acknowledged before it began.
+    /// The read sees every write that was acknowledged before the read started.
     #[default]
     Linearizable,
-    /// The same without asking anybody, while the leader has a lease; clocks must keep to the bound that was set.
+    /// Same as `Linearizable`, but without contacting other nodes while the leader has a lease. Requires that clock
+    /// drift stays within the configured bound.
     Lease,
-    /// What this node has applied, at once.
+    /// The read sees what this node has applied, without delay.
     Stale,
 }
 
-/// Why an operation has no answer.
+/// Reason that an operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvError {
-    /// The store did not do it.
+    /// The store rejected the operation.
     #[error(transparent)]
     Rejected(#[from] KvRejection),
-    /// This node does not lead. Nothing was done.
-    #[error("node does not lead")]
+    /// This node is not leader. The operation was not executed.
+    #[error("this node is not leader: send the request to the leader")]
     NotLeader {
-        /// Who does, as far as this node knows.
+        /// Leader, if this node knows it.
         leader: Option<NodeId>,
     },
-    /// The node cannot serve it, or does not know what became of it.
+    /// The node cannot serve the operation, or its outcome is unknown.
     #[error("{why}")]
     Unavailable {
-        /// Why.
+        /// Reason.
         why: String,
-        /// Whether it may have been done; if so, repeat it only under the same session number.
+        /// Whether the operation may have been executed. If so, repeat it only with the same session number.
         maybe_applied: bool,
     },
 }
 
-/// Why a database did not start.
+/// Reason that a database did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvStartError {
-    /// The directory.
+    /// The directory cannot be opened.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// No thread could be had.
+    /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
     /// The engine is not running.
@@ -122,7 +123,8 @@ pub enum KvStartError {
 }
 
 impl ConsensusKvDatabase {
-    /// A database of one node without consensus: each write is applied at once and is on disk when it is acknowledged.
+    /// Creates a database of one node without consensus: each write is applied at once and is on disk when it is
+    /// acknowledged.
     ///
     /// # Errors
     /// The directory `path` cannot be opened as `node`'s store.
@@ -133,14 +135,14 @@ impl ConsensusKvDatabase {
         Ok(Self::new(Arc::new(engine), executor))
     }
 
-    /// A database on an engine that owns the state machine of which `executor` is the handle.
+    /// Creates a database on an engine. `executor` is the handle of the state machine that the engine owns.
     #[must_use]
     pub fn new(engine: Arc<dyn ConsensusEngine>, executor: KvStoreExecutor) -> Self {
         Self { executor: Some(executor), ..Self::witness(engine) }
     }
 
-    /// The database on a witness, which has no data: whatever only the leader can do it leaves to the leader, and reads
-    /// too, how stale they may be notwithstanding.
+    /// Creates the database of a witness, which has no data: it leaves to the leader all operations that only the
+    /// leader can execute, and all reads, including stale ones.
     #[must_use]
     pub fn witness(engine: Arc<dyn ConsensusEngine>) -> Self {
         Self {
@@ -150,46 +152,48 @@ impl ConsensusKvDatabase {
             reserve: None,
             limits: Limits::default(),
             quota: Arc::default(),
-            lanes: Lanes::new(),
+            concurrency: ConcurrencyLimits::new(),
             auto_compaction: None,
             tasks: Arc::default(),
         }
     }
 
-    /// Sets what is taken from callers.
+    /// Sets the limits on requests.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// What is taken from callers.
+    /// Limits on requests.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// Has history compacted while this node leads. Call it before [`start`](Self::start). Default: no automatic compaction.
+    /// Enables automatic compaction of history while this node is leader. Call it before [`start`](Self::start).
+    /// Default: no automatic compaction.
     #[must_use]
     pub fn with_auto_compaction(mut self, mode: Option<AutoCompaction>) -> Self {
         self.auto_compaction = mode;
         self
     }
 
-    /// Has writes refused while the disk has less room than this; they are taken again, without a restart, when it has. A
-    /// store whose disk is full to the last byte stops. For engines without a log: the others' logs see to it (as
-    /// `RocksLogStorage::with_reserve` does), and hand over to a node with room. Default: none.
+    /// Refuses writes while the disk has less free space than this, and accepts them again, without a restart, when it
+    /// has more. A store whose disk is completely full stops. This is for engines without a log: other engines check
+    /// the space of their log (as `RocksLogStorage::with_reserve` does) and transfer leadership to a node with space.
+    /// Default: no reserve.
     #[must_use]
     pub fn with_reserve(mut self, reserve: Reserve) -> Self {
         self.reserve = Some(reserve);
         self
     }
 
-    /// Begins to serve; until then operations are refused.
+    /// Starts to serve. Operations are refused before.
     ///
     /// # Errors
     /// The engine is not running.
-    #[allow(clippy::unused_async, reason = "an engine that must be waited for will need it")]
+    #[allow(clippy::unused_async, reason = "an engine that starts asynchronously will need it")]
     pub async fn start(&self) -> Result<(), KvStartError> {
         match &self.engine.status().borrow().health {
             Health::Running => {}
@@ -206,20 +210,20 @@ impl ConsensusKvDatabase {
         Ok(())
     }
 
-    /// Begins a session of watches on this node, whether or not it leads: many watches, one queue. For one watch there is
-    /// [`watch`](Self::watch).
+    /// Starts a session of watches on this node, whether or not it is leader. A session has many watches and one queue;
+    /// for a single watch use [`watch`](Self::watch).
     ///
     /// # Errors
-    /// This is a witness, or no thread can be had.
+    /// This is a witness, or a thread cannot be started.
     pub fn watches(&self) -> Result<Watches, KvError> {
         let executor = self.executor.as_ref().ok_or_else(witness)?;
-        Watches::new(executor.store().clone(), self.lanes.clone())
+        Watches::new(executor.store().clone(), self.concurrency.clone())
     }
 
-    /// Watches keys on this node, whether or not it leads: a stream of their changes.
+    /// Watches keys on this node, whether or not it is leader. Returns a stream of their changes.
     ///
     /// # Errors
-    /// This is a witness, or no thread can be had.
+    /// This is a witness, or a thread cannot be started.
     ///
     /// # Examples
     /// ```
@@ -238,16 +242,11 @@ impl ConsensusKvDatabase {
     ///     database.execute_operation(KvOperation::Put(put)).await?;
     /// }
     /// for value in ["1", "2"] {
-    ///     let event = events.try_next().await?.ok_or("a watch of what is to come has no end")?;
+    ///     let event = events.try_next().await?.ok_or("a watch of future changes does not end")?;
     ///     assert_eq!((&event.kv.key[..], event.kv.value), (&b"config/size"[..], value.into()));
     /// }
     ///
-    /// // A watch from a revision that was compacted away ends with the oldest one that is left.
-    /// database.execute_operation(KvOperation::Compact { revision: 3 }).await?;
-    /// let mut events = database.watch(WatchRequest { keys, start_revision: 2, ..WatchRequest::default() })?;
-    /// let error = events.try_next().await.unwrap_err();
-    /// assert_eq!(error, KvError::Rejected(KvRejection::Compacted { compacted: 3 }));
-    /// assert_eq!(events.try_next().await, Ok(None));
+    /// A watch from a compacted revision ends with an error that names the oldest remaining revision.
     /// # drop(events);
     /// # database.shutdown().await?;
     /// # Ok(()) }
@@ -259,12 +258,12 @@ impl ConsensusKvDatabase {
     /// Executes an operation; reads are linearizable.
     ///
     /// # Errors
-    /// See [`KvError`]: each says whether it may have been done.
+    /// See [`KvError`]: each error says whether the operation may have been executed.
     pub async fn execute_operation(&self, operation: KvOperation) -> Result<KvAnswer, KvError> {
         self.execute(operation, None, Consistency::Linearizable).await
     }
 
-    /// Executes an operation, a write in `session` exactly once, a read with `consistency`.
+    /// Executes an operation: a write exactly once if it is in a session, a read with `consistency`.
     ///
     /// # Errors
     /// See [`KvError`].
@@ -274,7 +273,7 @@ impl ConsensusKvDatabase {
         session: Option<Session>,
         consistency: Consistency,
     ) -> Result<KvAnswer, KvError> {
-        // In a session even a read goes through the log: its answer is kept like any other.
+        // In a session a read also goes through the log, because its response is kept like any other.
         if operation.is_read_only() && session.is_none() {
             return self.begin_read(operation, consistency).await?.finish().await;
         }
@@ -283,59 +282,62 @@ impl ConsensusKvDatabase {
             reserve.check(0).map_err(|why| KvError::Unavailable { why, maybe_applied: false })?;
         }
         self.check_space(session.as_ref(), &operation).await?;
-        let _place = self.look_ahead(session.as_ref(), &operation).await?;
+        let _permit = self.admit_heavy_command(session.as_ref(), &operation).await?;
         let committed = propose(&self.engine, session, operation).await.map_err(propose_error)?;
-        let answer: Result<KvAnswer, KvRejection> =
-            codec::decode("answer", ANSWER_VERSION, &committed.response)
+        let response: Result<KvAnswer, KvRejection> =
+            codec::decode("response", ANSWER_VERSION, &committed.response)
                 .map_err(|error| KvError::Unavailable { why: error.to_string(), maybe_applied: true })?;
-        Ok(answer?)
+        Ok(response?)
     }
 
     fn check(&self, session: Option<&Session>, operation: &KvOperation) -> Result<(), KvError> {
         if !self.serving.load(Ordering::Acquire) {
-            return Err(KvError::Unavailable { why: "not started yet".to_owned(), maybe_applied: false });
+            return Err(KvError::Unavailable {
+                why: "the database was not started yet".to_owned(),
+                maybe_applied: false,
+            });
         }
         check::command(session, operation)?;
         self.limits.check(operation)?;
         Ok(())
     }
 
-    /// Refuses a command that is more work than one command may be, before it is in the log; for one that is much work, a
-    /// place among those that are executed one after another.
-    async fn look_ahead(
+    /// Refuses a command that exceeds the work limit of one command before it is proposed. Returns a permit if the
+    /// command is heavy, because heavy commands are executed one at a time.
+    async fn admit_heavy_command(
         &self,
         session: Option<&Session>,
         operation: &KvOperation,
     ) -> Result<Option<OwnedSemaphorePermit>, KvError> {
-        // The others refuse it as they do not lead.
-        let leads = matches!(self.engine.status().borrow().role, Role::Leader | Role::Standalone);
-        let Some(executor) = self.executor.as_ref().filter(|_| leads && operation.may_be_heavy()) else {
+        // Other nodes refuse the command because they are not leader.
+        let is_leader = matches!(self.engine.status().borrow().role, Role::Leader | Role::Standalone);
+        let Some(executor) = self.executor.as_ref().filter(|_| is_leader && operation.may_be_heavy()) else {
             return Ok(None);
         };
-        let look = || {
+        let estimate = || {
             let executor = executor.clone();
             let operation = operation.clone();
-            blocking(move || executor.look_ahead(&operation))
+            blocking(move || executor.estimate_work(&operation))
         };
-        let mut work = look().await?;
+        let mut work = estimate().await?;
         if work.is_err() {
-            // What this node has applied may be old.
+            // The state that this node has applied may be outdated.
             self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
-            work = look().await?;
+            work = estimate().await?;
         }
         match work {
             Ok(work) if !work.is_heavy() => Ok(None),
-            // In a session it may be a repetition of one that was executed, or is in the log: only there it is known, and where
-            // it is applied the same bound holds.
+            // A command in a session may repeat one that was executed or is in the log. That is known only when it is
+            // applied, where the same limit holds.
             Err(rejection) if session.is_none() => Err(rejection.into()),
-            _ => Ok(self.lanes.heavy_command().await),
+            _ => Ok(self.concurrency.heavy_command().await),
         }
     }
 
-    /// Begins a read: afterwards what it will see is as current as `consistency` says.
+    /// Starts a read: waits until this node's state is as current as `consistency` requires.
     ///
     /// # Errors
-    /// See [`KvError`]; nothing was done.
+    /// See [`KvError`]; nothing was executed.
     pub async fn begin_read(
         &self,
         operation: KvOperation,
@@ -351,34 +353,34 @@ impl ConsensusKvDatabase {
             Consistency::Stale => ReadConsistency::Stale,
         };
         self.engine.read_barrier(consistency).await.map_err(read_error)?;
-        Ok(PendingRead { executor, operation: Arc::new(operation), lanes: self.lanes.clone() })
+        Ok(PendingRead { executor, operation: Arc::new(operation), concurrency: self.concurrency.clone() })
     }
 
-    /// A checksum over this node's own state, as it is now.
+    /// Computes a checksum of this node's current state.
     ///
     /// # Errors
     /// The disk failed, or this is a witness.
     pub async fn hash(&self) -> Result<StateHash, KvError> {
         let executor = self.executor.clone().ok_or_else(witness)?;
-        let _place = self.lanes.long_read().await;
-        let abandon = Abandon::default();
-        let abandoned = abandon.flag();
-        blocking(move || executor.hash_unless(&abandoned)).await
+        let _permit = self.concurrency.long_read().await;
+        let cancel = CancelOnDrop::default();
+        let cancelled = cancel.flag();
+        blocking(move || executor.hash_cancellable(&cancelled)).await
     }
 
-    /// A checksum over the keys on this node as far as a revision; 0: the newest.
+    /// Computes a checksum of the keys on this node up to a revision; 0 means the newest one.
     ///
     /// # Errors
     /// The revision is compacted or in the future, the disk failed, or this is a witness.
     pub async fn hash_at(&self, revision: u64) -> Result<KeysHash, KvError> {
         let executor = self.executor.clone().ok_or_else(witness)?;
-        let _place = self.lanes.long_read().await;
-        let abandon = Abandon::default();
-        let abandoned = abandon.flag();
-        Ok(blocking(move || executor.hash_at(revision, &abandoned)).await??)
+        let _permit = self.concurrency.long_read().await;
+        let cancel = CancelOnDrop::default();
+        let cancelled = cancel.flag();
+        Ok(blocking(move || executor.hash_at(revision, &cancelled)).await??)
     }
 
-    /// Bytes that the store has on this node's disk, about; 0 on a witness.
+    /// Approximate bytes of the store on this node's disk; 0 on a witness.
     ///
     /// # Errors
     /// The disk failed.
@@ -386,13 +388,13 @@ impl ConsensusKvDatabase {
         self.executor.as_ref().map_or(Ok(0), KvStoreExecutor::disk_bytes).map_err(failure)
     }
 
-    /// Whether this is the database on a witness.
+    /// Whether this is the database of a witness.
     #[must_use]
     pub fn is_witness(&self) -> bool {
         self.executor.is_none()
     }
 
-    /// The store's revision on this node; 0 on a witness.
+    /// Revision of the store on this node; 0 on a witness.
     ///
     /// # Errors
     /// The disk failed.
@@ -400,13 +402,13 @@ impl ConsensusKvDatabase {
         self.executor.as_ref().map_or(Ok(0), KvStoreExecutor::revision).map_err(failure)
     }
 
-    /// The oldest revision that can be read on this node; 0: nothing was compacted, or this is a witness.
+    /// Oldest revision that can be read on this node; 0 if nothing was compacted, or if this is a witness.
     #[must_use]
     pub fn compacted(&self) -> u64 {
         self.executor.as_ref().map_or(0, KvStoreExecutor::compacted)
     }
 
-    /// The engine's state, now and at every change.
+    /// Status of the engine; the receiver is notified of every change.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Arc<EngineStatus>> {
         self.engine.status()
@@ -421,7 +423,7 @@ impl ConsensusKvDatabase {
     /// Stops serving and stops the engine.
     ///
     /// # Errors
-    /// The engine had stopped before of an error of its own.
+    /// The engine had already stopped because of an error.
     pub async fn shutdown(&self) -> Result<(), ShutdownError> {
         self.serving.store(false, Ordering::Release);
         for task in self.tasks.replace(Vec::new()) {
@@ -431,17 +433,17 @@ impl ConsensusKvDatabase {
     }
 }
 
-/// A read whose barrier has passed.
+/// A read that has passed its barrier.
 #[derive(Debug)]
 pub struct PendingRead {
     executor: KvStoreExecutor,
     operation: Arc<KvOperation>,
-    lanes: Lanes,
+    concurrency: ConcurrencyLimits,
 }
 
 impl PendingRead {
-    /// Its answer, if it is one key that can be read without the disk; `None` if not. Takes microseconds, which is sooner than
-    /// a thread is found for it.
+    /// Reads without the disk, which takes microseconds, less than a switch to another thread. Returns `None` if the
+    /// operation is not a read of one key, or if the key is not in memory.
     ///
     /// # Errors
     /// See [`KvError`].
@@ -451,7 +453,7 @@ impl PendingRead {
         Some(answer.map_err(failure).and_then(|answer| Ok(answer?)))
     }
 
-    /// Reads, on another thread if need be. A read of many keys waits until there is a place for it among the long ones.
+    /// Reads, on another thread if necessary. A read of many keys waits for a permit for a long read.
     ///
     /// # Errors
     /// See [`KvError`].
@@ -461,25 +463,25 @@ impl PendingRead {
         }
         let short = self.read(Amount::OF_SHORT_READS).await?;
         let read = match short {
-            Err(Halt::TooMuch) => {
-                let _place = self.lanes.long_read().await;
+            Err(ExecuteError::TooMuchWork) => {
+                let _permit = self.concurrency.long_read().await;
                 self.read(Amount::of_read(&self.operation)).await?
             }
             read => read,
         };
-        Ok(unhalted(read, &self.operation).map_err(failure)??)
+        Ok(read_result(read, &self.operation).map_err(failure)??)
     }
 
-    async fn read(&self, bound: Amount) -> Result<Result<KvAnswer, Halt>, KvError> {
+    async fn read(&self, bound: Amount) -> Result<Result<KvAnswer, ExecuteError>, KvError> {
         let executor = self.executor.clone();
         let operation = self.operation.clone();
-        let abandon = Abandon::default();
-        let abandoned = abandon.flag();
-        blocking(move || Ok(executor.read_within(&operation, bound, &abandoned))).await
+        let cancel = CancelOnDrop::default();
+        let cancelled = cancel.flag();
+        blocking(move || Ok(executor.read_within(&operation, bound, &cancelled))).await
     }
 }
 
-/// Has an operation put into the log.
+/// Proposes an operation to the engine.
 pub(crate) async fn propose(
     engine: &Arc<dyn ConsensusEngine>,
     session: Option<Session>,
@@ -490,10 +492,13 @@ pub(crate) async fn propose(
 }
 
 fn witness() -> KvError {
-    KvError::Unavailable { why: "a witness has no data".to_owned(), maybe_applied: false }
+    KvError::Unavailable {
+        why: "this node is a witness, which has no data: send the request to another node".to_owned(),
+        maybe_applied: false,
+    }
 }
 
-/// Reads of the disk do not hold up the runtime.
+/// Runs a read of the disk on another thread, so that it does not block the async runtime.
 async fn blocking<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, consensus_core::StateMachineError> + Send + 'static,
 ) -> Result<T, KvError> {

@@ -1,4 +1,4 @@
-//! Executes one operation on a [`View`], all of it or nothing.
+//! Executes one operation on a [`View`]: completely, or without any effect.
 
 use std::{
     cmp::Ordering,
@@ -16,58 +16,58 @@ use crate::{
     keys::{self, Record},
     lease::{self, Lease},
     limits::{Amount, WORK_BYTES_MAX, WORK_KEYS_MAX},
+    pending_writes::{Change, PendingWrites, Undo},
     recent::Counts,
     scan::Scan,
     view::{Failure, Source, View},
     work::Work,
-    written::{Change, Undo, Written},
 };
 
-/// Why an operation was not executed.
+/// Reason that an operation was not executed.
 #[derive(Debug)]
-pub(crate) enum Halt {
+pub(crate) enum ExecuteError {
     Rejected(KvRejection),
     Failed(Failure),
-    /// It is more work than its bounds allow.
-    TooMuch,
-    /// Nobody waits for its outcome.
-    Abandoned,
+    /// The operation exceeds its work limit.
+    TooMuchWork,
+    /// The caller no longer waits for the result.
+    Cancelled,
 }
 
-/// What the caller of an operation that exceeds the bounds of a command is told.
-pub(crate) fn too_much(operation: &KvOperation) -> KvRejection {
+/// Rejection of an operation that exceeds the work limit of a command.
+pub(crate) fn too_much_work(operation: &KvOperation) -> KvRejection {
     let mebibytes = WORK_BYTES_MAX >> 20;
     let advice = match operation {
         KvOperation::Delete(_) => {
-            "nothing was deleted; delete the range in portions: set `limit`, and go on from the answer's `next_key`"
+            "nothing was deleted; delete the range in portions: set `limit`, and continue from `next_key` of the response"
         }
-        KvOperation::Range(_) => "read it without a session",
-        _ => "name narrower ranges, or make several transactions of it",
+        KvOperation::Range(_) => "read the range without a session",
+        _ => "use narrower ranges, or split it into several transactions",
     };
     KvRejection::invalid(format!(
-        "more than {WORK_KEYS_MAX} keys or {mebibytes} MiB, the most that one command may look at or write: {advice}"
+        "the command would read or write more than {WORK_KEYS_MAX} keys or {mebibytes} MiB, the limit of one command: {advice}"
     ))
 }
 
-impl From<KvRejection> for Halt {
+impl From<KvRejection> for ExecuteError {
     fn from(rejection: KvRejection) -> Self {
         Self::Rejected(rejection)
     }
 }
 
-impl From<Failure> for Halt {
+impl From<Failure> for ExecuteError {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
 }
 
-impl From<CodecError> for Halt {
+impl From<CodecError> for ExecuteError {
     fn from(error: CodecError) -> Self {
         Self::Failed(error.into())
     }
 }
 
-/// Where the store's history stands.
+/// Bounds of the store's history: newest revision, and oldest readable one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct History {
     pub(crate) revision: u64,
@@ -77,17 +77,17 @@ pub(crate) struct History {
 /// The execution of one operation.
 pub(crate) struct Execution<'a> {
     source: &'a dyn Source,
-    written: &'a mut Written,
+    written: &'a mut PendingWrites,
     history: History,
-    /// What counts as the newest: for a write all that is there.
+    /// Newest revision that is visible. For a write, all versions are visible.
     latest: u64,
     wrote: bool,
-    /// Within a transaction: what it replaced, to be put back if it is rejected half-way. Other operations write when nothing
-    /// can be wrong any more.
+    /// In a transaction: state to restore if the transaction is rejected halfway. Other operations write only after all
+    /// checks.
     undo: Option<Undo>,
-    /// Puts with a versionstamp so far.
+    /// Number of puts with a versionstamp so far.
     stamps: u16,
-    /// Bytes of pairs that the answer may still hold.
+    /// Bytes of pairs that the response may still hold.
     room: usize,
     work: Work<'a>,
 }
@@ -95,7 +95,7 @@ pub(crate) struct Execution<'a> {
 impl<'a> Execution<'a> {
     pub(crate) fn new(
         source: &'a dyn Source,
-        written: &'a mut Written,
+        written: &'a mut PendingWrites,
         history: History,
         room: usize,
         bound: Amount,
@@ -104,35 +104,35 @@ impl<'a> Execution<'a> {
         Self { source, written, history, latest: u64::MAX, wrote: false, undo: None, stamps: 0, room, work }
     }
 
-    /// For a read beside a writer, whose later versions it may meet.
+    /// Hides versions newer than the current revision, which a read may find while a batch is written.
     pub(crate) fn without_later(mut self) -> Self {
         self.latest = self.history.revision;
         self
     }
 
-    /// Ends early when this is set.
-    pub(crate) fn abandoned_by(self, abandoned: &'a AtomicBool) -> Self {
-        Self { work: self.work.abandoned_by(abandoned), ..self }
+    /// Stops the execution early when `cancelled` is set.
+    pub(crate) fn cancelled_by(self, cancelled: &'a AtomicBool) -> Self {
+        Self { work: self.work.cancelled_by(cancelled), ..self }
     }
 
-    /// The result, and the revision and compaction afterwards.
-    pub(crate) fn run(self, operation: &KvOperation) -> Result<(KvResult, History), Halt> {
+    /// Executes the operation. Returns the result, and the history afterwards.
+    pub(crate) fn run(self, operation: &KvOperation) -> Result<(KvResult, History), ExecuteError> {
         self.run_counted(operation).0
     }
 
-    /// The same, and how much work it was.
+    /// Same as [`run`](Self::run), and returns the amount of work.
     pub(crate) fn run_counted(
         mut self,
         operation: &KvOperation,
-    ) -> (Result<(KvResult, History), Halt>, Amount) {
+    ) -> (Result<(KvResult, History), ExecuteError>, Amount) {
         let result = self.execute(operation);
         (result, self.work.done())
     }
 
-    fn execute(&mut self, operation: &KvOperation) -> Result<(KvResult, History), Halt> {
+    fn execute(&mut self, operation: &KvOperation) -> Result<(KvResult, History), ExecuteError> {
         let result = match operation {
             KvOperation::Txn(txn) => {
-                self.undo = Some(Undo::begin(self.written));
+                self.undo = Some(Undo::new(self.written));
                 self.txn(txn).map(KvResult::Txn)
             }
             KvOperation::Compact { revision } => self.compact(*revision),
@@ -145,16 +145,16 @@ impl<'a> Execution<'a> {
                 let revision = self.history.revision + u64::from(self.wrote);
                 Ok((result, History { revision, ..self.history }))
             }
-            Err(halt) => {
+            Err(error) => {
                 if let Some(undo) = self.undo.take() {
-                    self.written.take_back(undo);
+                    self.written.roll_back(undo);
                 }
-                Err(halt)
+                Err(error)
             }
         }
     }
 
-    fn simple(&mut self, operation: &KvOperation) -> Result<KvResult, Halt> {
+    fn simple(&mut self, operation: &KvOperation) -> Result<KvResult, ExecuteError> {
         match operation {
             KvOperation::Put(put) => self.put(put).map(KvResult::Put),
             KvOperation::Delete(delete) => self.delete(delete).map(KvResult::Delete),
@@ -167,12 +167,12 @@ impl<'a> Execution<'a> {
         View { source: self.source, overlay: &self.written.versions }
     }
 
-    /// The revision that this operation writes at.
+    /// Revision at which this operation writes.
     fn next_revision(&self) -> u64 {
         self.history.revision + 1
     }
 
-    /// Writes a version of the key that has this prefix.
+    /// Writes a version of the key with this prefix.
     fn write(&mut self, key: &Bytes, prefix: Vec<u8>, record: Vec<u8>, leases: LeaseChange) {
         let revision = self.next_revision();
         let place = keys::version_of(prefix, revision);
@@ -188,7 +188,7 @@ impl<'a> Execution<'a> {
         self.wrote = true;
     }
 
-    fn put(&mut self, put: &Put) -> Result<PutDone, Halt> {
+    fn put(&mut self, put: &Put) -> Result<PutDone, ExecuteError> {
         let stamped = self.stamped(put);
         let (key, value) = match (put.versionstamp, &stamped) {
             (Versionstamp::KeySuffix, Some(key)) => (key, &put.value),
@@ -208,7 +208,7 @@ impl<'a> Execution<'a> {
         let counts =
             before.map_or(first, |before| Counts { version: before.version + 1, lease_id, ..before });
         let record = keys::live(counts, kept.as_ref().unwrap_or(value));
-        self.work.write(prefix.len() + record.len())?;
+        self.work.count_bytes(prefix.len() + record.len())?;
         let key = key.clone();
         self.write(
             &key,
@@ -219,8 +219,8 @@ impl<'a> Execution<'a> {
         Ok(PutDone { previous, stamped })
     }
 
-    /// The value that a put keeps, if it keeps the value; the key must exist.
-    fn kept(&self, put: &Put, exists: bool) -> Result<Option<Bytes>, Halt> {
+    /// Value that a put keeps; `None` if it keeps only the lease. The key must exist.
+    fn kept(&self, put: &Put, exists: bool) -> Result<Option<Bytes>, ExecuteError> {
         let no_key = || KvRejection::NoKey { key: put.key.clone() };
         if !exists {
             return Err(no_key().into());
@@ -230,21 +230,21 @@ impl<'a> Execution<'a> {
         }
         let kept = self.view().of_key(&put.key, self.latest)?.and_then(|version| live(version.record));
         let kept = kept.ok_or_else(no_key)?;
-        self.work.look_at(size_of(&kept))?;
+        self.work.count_key(size_of(&kept))?;
         Ok(Some(kept.value))
     }
 
-    /// What is there under `key`, to be answered.
-    fn previous(&mut self, key: &Bytes) -> Result<Option<KeyValue>, Halt> {
+    /// Current value of `key`, for the response.
+    fn previous(&mut self, key: &Bytes) -> Result<Option<KeyValue>, ExecuteError> {
         let previous = self.view().of_key(key, self.latest)?.and_then(|version| live(version.record));
-        self.work.look_at(previous.as_ref().map_or(0, size_of))?;
+        self.work.count_key(previous.as_ref().map_or(0, size_of))?;
         if let Some(kv) = &previous {
-            self.take_room(size_of(kv))?;
+            self.reserve_response(size_of(kv))?;
         }
         Ok(previous)
     }
 
-    /// The key or the value with its stamp.
+    /// Returns the key or value with the versionstamp appended.
     fn stamped(&mut self, put: &Put) -> Option<Bytes> {
         let target = match put.versionstamp {
             Versionstamp::None => return None,
@@ -259,7 +259,7 @@ impl<'a> Execution<'a> {
         Some(bytes.freeze())
     }
 
-    fn delete(&mut self, delete: &Delete) -> Result<Deleted, Halt> {
+    fn delete(&mut self, delete: &Delete) -> Result<Deleted, ExecuteError> {
         let range = KeyRange { key: delete.key.clone(), range_end: delete.range_end.clone() };
         let mut found = Vec::new();
         let mut next_key = None;
@@ -269,7 +269,7 @@ impl<'a> Execution<'a> {
         self.view().at(&scan, &self.work, |version| {
             let is_garbage = self.work.is_garbage(version.revision, version.record == Record::Deleted);
             let Some(kv) = live(version.record) else {
-                // Not at garbage, which another node may have removed: there the walk would end elsewhere.
+                // Do not stop at garbage: another node may have removed it already, and would stop at another key.
                 if delete.limit > 0 && self.work.is_full() && !is_garbage {
                     next_key = Some(version.key);
                     return Break(());
@@ -287,18 +287,18 @@ impl<'a> Execution<'a> {
             Continue(())
         })?;
         if delete.return_previous {
-            self.take_room(found.iter().map(size_of).sum())?;
+            self.reserve_response(found.iter().map(size_of).sum())?;
         }
         let deleted = found.len() as u64;
         self.delete_all(&found)?;
         Ok(Deleted { deleted, previous: delete.return_previous.then_some(found), next_key })
     }
 
-    /// All of them or, if that is too much, none.
-    fn delete_all(&mut self, found: &[KeyValue]) -> Result<(), Halt> {
+    /// Deletes all pairs, or none if that exceeds the work limit.
+    fn delete_all(&mut self, found: &[KeyValue]) -> Result<(), ExecuteError> {
         let places: Vec<_> = found.iter().map(|kv| keys::prefix(&kv.key)).collect();
         let record = Record::Deleted.encode();
-        self.work.write(places.iter().map(|place| place.len() + record.len()).sum())?;
+        self.work.count_bytes(places.iter().map(|place| place.len() + record.len()).sum())?;
         for (kv, place) in found.iter().zip(places) {
             let leases = LeaseChange { before: kv.lease_id, after: 0, deleted: true };
             self.write(&kv.key, place, record.clone(), leases);
@@ -306,11 +306,12 @@ impl<'a> Execution<'a> {
         Ok(())
     }
 
-    /// What was there is asked for and does not fit: better nothing is done than that it is lost.
-    fn take_room(&mut self, bytes: usize) -> Result<(), KvRejection> {
+    /// Reserves response bytes for previous values. If they do not fit, the operation is rejected, because the values
+    /// would be lost.
+    fn reserve_response(&mut self, bytes: usize) -> Result<(), KvRejection> {
         let why = || {
             format!(
-                "the previous values have {bytes} bytes, the answer has room for {}; ask without them",
+                "the previous values have {bytes} bytes, but the response has space for {} only; repeat the request without return_previous",
                 self.room
             )
         };
@@ -318,17 +319,17 @@ impl<'a> Execution<'a> {
         Ok(())
     }
 
-    fn range(&mut self, range: &Range) -> Result<Found, Halt> {
+    fn range(&mut self, range: &Range) -> Result<Found, ExecuteError> {
         let revision = match range.revision {
             0 => self.latest,
             revision => self.readable(revision)?,
         };
         if range.sort.by != SortBy::Key || range.bounds != RevisionBounds::default() {
-            return self.chosen(range, revision);
+            return self.filtered_range(range, revision);
         }
         let keys = KeyRange { key: range.key.clone(), range_end: range.range_end.clone() };
         let limit = if range.limit == 0 { u64::MAX } else { range.limit };
-        let (mut found, mut room, mut is_cut) = (Found::default(), self.room, false);
+        let (mut found, mut room, mut is_incomplete) = (Found::default(), self.room, false);
         let values = !range.keys_only && !range.count_only;
         let scan = Scan { range: &keys, revision, descending: range.descending, values };
         self.view().at(&scan, &self.work, |version| {
@@ -342,16 +343,16 @@ impl<'a> Execution<'a> {
                     room = rest;
                     found.kvs.push(kv);
                 }
-                // It has no room.
+                // The pair does not fit.
                 Some(_) | None if range.whole && (found.kvs.len() as u64) < limit => {
-                    is_cut = true;
+                    is_incomplete = true;
                     return Break(());
                 }
                 _ => found.more = true,
             }
             Continue(())
         })?;
-        if is_cut {
+        if is_incomplete {
             return Err(self.too_large().into());
         }
         self.room = room;
@@ -362,15 +363,15 @@ impl<'a> Execution<'a> {
         KvRejection::AnswerTooLarge { bytes_max: self.room as u64 }
     }
 
-    /// A range whose pairs are chosen by their revisions, or sorted otherwise than by key: all are gathered first.
-    fn chosen(&mut self, range: &Range, revision: u64) -> Result<Found, Halt> {
+    /// A range whose pairs are filtered by revision or not sorted by key: all pairs are collected first.
+    fn filtered_range(&mut self, range: &Range, revision: u64) -> Result<Found, ExecuteError> {
         let keys = KeyRange { key: range.key.clone(), range_end: range.range_end.clone() };
         let limit =
             if range.limit == 0 { usize::MAX } else { usize::try_from(range.limit).unwrap_or(usize::MAX) };
-        // Whether there is more is known with one more.
+        // One more pair than the limit shows whether there are more.
         let gathered_max = if range.sort.after_limit { limit.saturating_add(1) } else { usize::MAX };
         let values = range.sort.by == SortBy::Value || !(range.keys_only || range.count_only);
-        let (mut found, mut room, mut is_cut) = (Found::default(), self.room, false);
+        let (mut found, mut room, mut is_incomplete) = (Found::default(), self.room, false);
         let descending = range.descending && range.sort.by == SortBy::Key;
         let scan = Scan { range: &keys, revision, descending, values };
         self.view().at(&scan, &self.work, |version| {
@@ -380,14 +381,14 @@ impl<'a> Execution<'a> {
                 return Continue(());
             }
             let Some(rest) = room.checked_sub(size_of(&kv)) else {
-                is_cut = true;
+                is_incomplete = true;
                 return Break(());
             };
             room = rest;
             found.kvs.push(kv);
             Continue(())
         })?;
-        if is_cut {
+        if is_incomplete {
             return Err(self.too_large().into());
         }
         found.kvs.retain(|kv| range.bounds.contain(kv));
@@ -401,7 +402,7 @@ impl<'a> Execution<'a> {
         Ok(found)
     }
 
-    /// `revision` if it lies between compaction and the present.
+    /// Returns `revision` if it is not compacted and not in the future.
     fn readable(&self, revision: u64) -> Result<u64, KvRejection> {
         let History { revision: current, compacted } = self.history;
         if revision > current {
@@ -413,14 +414,14 @@ impl<'a> Execution<'a> {
         Ok(revision)
     }
 
-    fn txn(&mut self, txn: &Txn) -> Result<TxnDone, Halt> {
+    fn txn(&mut self, txn: &Txn) -> Result<TxnDone, ExecuteError> {
         self.check_reads(txn)?;
         let path = self.decide(txn)?;
-        self.follow(txn, &path)
+        self.execute_path(txn, &path)
     }
 
-    /// Which branches are taken, before anything is done.
-    fn decide(&self, txn: &Txn) -> Result<Path, Halt> {
+    /// Evaluates the compares of all nested transactions before anything is executed. Returns the branches to take.
+    fn decide(&self, txn: &Txn) -> Result<Path, ExecuteError> {
         let mut succeeded = true;
         for compare in &txn.compare {
             succeeded = succeeded && self.holds(compare)?;
@@ -433,7 +434,7 @@ impl<'a> Execution<'a> {
         Ok(Path { succeeded, nested: nested.collect::<Result<_, _>>()? })
     }
 
-    fn follow(&mut self, txn: &Txn, path: &Path) -> Result<TxnDone, Halt> {
+    fn execute_path(&mut self, txn: &Txn, path: &Path) -> Result<TxnDone, ExecuteError> {
         let branch = if path.succeeded { &txn.success } else { &txn.failure };
         let mut nested = path.nested.iter();
         let mut responses = Vec::with_capacity(branch.len());
@@ -441,7 +442,7 @@ impl<'a> Execution<'a> {
             responses.push(match (operation, nested.as_slice()) {
                 (KvOperation::Txn(txn), [path, ..]) => {
                     nested.next();
-                    KvResult::Txn(self.follow(txn, path)?)
+                    KvResult::Txn(self.execute_path(txn, path)?)
                 }
                 (operation, _) => self.simple(operation)?,
             });
@@ -449,8 +450,8 @@ impl<'a> Execution<'a> {
         Ok(TxnDone { succeeded: path.succeeded, responses })
     }
 
-    /// Nothing that the transaction read was written, deleted or added since.
-    fn check_reads(&self, txn: &Txn) -> Result<(), Halt> {
+    /// Checks that nothing that the transaction read was written, deleted or added since.
+    fn check_reads(&self, txn: &Txn) -> Result<(), ExecuteError> {
         if txn.read_revision == 0 {
             return Ok(());
         }
@@ -472,20 +473,20 @@ impl<'a> Execution<'a> {
         Ok(())
     }
 
-    fn holds(&self, compare: &Compare) -> Result<bool, Halt> {
+    fn holds(&self, compare: &Compare) -> Result<bool, ExecuteError> {
         let (mut all, mut any) = (true, false);
         let values = matches!(compare.target, CompareTarget::Value(_));
         let scan = Scan { range: &compare.keys, revision: self.latest, descending: false, values };
         self.view().at(&scan, &self.work, |version| {
             let Record::Live(kv) = version.record else { return Continue(()) };
             any = true;
-            all = compares(&compare.target, compare.result, Some(&kv));
+            all = compare_matches(&compare.target, compare.result, Some(&kv));
             if all { Continue(()) } else { Break(()) }
         })?;
-        Ok(if any { all } else { compares(&compare.target, compare.result, None) })
+        Ok(if any { all } else { compare_matches(&compare.target, compare.result, None) })
     }
 
-    fn compact(&mut self, revision: u64) -> Result<KvResult, Halt> {
+    fn compact(&mut self, revision: u64) -> Result<KvResult, ExecuteError> {
         let compacted = self.history.compacted;
         if revision <= compacted {
             return Err(KvRejection::Compacted { compacted }.into());
@@ -494,12 +495,12 @@ impl<'a> Execution<'a> {
         Ok(KvResult::Compact)
     }
 
-    /// A lease as it is after what was done so far.
+    /// Returns a lease, including the changes of this batch.
     fn lease(&self, id: i64) -> Option<Lease> {
         self.written.lease(self.source, id)
     }
 
-    fn grant(&mut self, id: i64, ttl: u64) -> Result<KvResult, Halt> {
+    fn grant(&mut self, id: i64, ttl: u64) -> Result<KvResult, ExecuteError> {
         if self.lease(id).is_some() {
             return Err(KvRejection::LeaseExists { id }.into());
         }
@@ -508,8 +509,8 @@ impl<'a> Execution<'a> {
         Ok(KvResult::Lease)
     }
 
-    /// Ends a lease; its keys go at one revision, however many they are.
-    fn revoke(&mut self, id: i64) -> Result<KvResult, Halt> {
+    /// Revokes a lease and deletes its keys at one revision, regardless of their number.
+    fn revoke(&mut self, id: i64) -> Result<KvResult, ExecuteError> {
         if self.lease(id).is_none() {
             return Err(KvRejection::NoLease { id }.into());
         }
@@ -521,8 +522,8 @@ impl<'a> Execution<'a> {
         Ok(KvResult::Lease)
     }
 
-    /// The keys that go with a lease.
-    fn attached(&self, id: i64) -> Result<BTreeSet<Bytes>, Halt> {
+    /// Keys attached to a lease, including the changes of this batch.
+    fn attached(&self, id: i64) -> Result<BTreeSet<Bytes>, ExecuteError> {
         let mut keys: BTreeSet<_> = lease::attached_keys(self.source, id)?.into_iter().collect();
         for ((_, key), is_attached) in
             self.written.attached.range((id, Bytes::new())..).take_while(|((of, _), _)| *of == id)
@@ -537,21 +538,21 @@ impl<'a> Execution<'a> {
     }
 }
 
-/// Which branches a transaction takes.
+/// Branches that a transaction takes.
 struct Path {
     succeeded: bool,
-    /// Of the transactions in the branch, in their order.
+    /// Paths of the transactions in the branch, in their order.
     nested: Vec<Path>,
 }
 
-/// How a write changes with which lease its key goes; 0: none.
+/// Change of a key's lease by a write; 0 means no lease.
 struct LeaseChange {
     before: i64,
     after: i64,
     deleted: bool,
 }
 
-/// What is equal stays in the order of keys.
+/// Sorts pairs. Equal pairs keep the order of their keys.
 fn sort(kvs: &mut [KeyValue], by: SortBy, descending: bool) {
     let compare: fn(&KeyValue, &KeyValue) -> Ordering = match by {
         SortBy::Key => return,
@@ -574,7 +575,7 @@ fn size_of(kv: &KeyValue) -> usize {
     kv.key.len() + kv.value.len() + PAIR_BYTES
 }
 
-fn compares(target: &CompareTarget, result: CompareResult, kv: Option<&KeyValue>) -> bool {
+fn compare_matches(target: &CompareTarget, result: CompareResult, kv: Option<&KeyValue>) -> bool {
     let number = |of: fn(&KeyValue) -> u64, with: &i64| {
         let value = kv.map_or(0, of);
         i64::try_from(value).map_or(Ordering::Greater, |value| value.cmp(with))
@@ -597,5 +598,5 @@ fn compares(target: &CompareTarget, result: CompareResult, kv: Option<&KeyValue>
     }
 }
 
-/// What a pair counts for in an answer beyond key and value.
+/// Bytes that a pair counts for in a response in addition to its key and value.
 const PAIR_BYTES: usize = 48;

@@ -7,19 +7,19 @@ use consensus_core::StateMachineError;
 use crate::{
     Alarm, KeysHash, KvAnswer, KvOperation, KvRejection, REPLY_BYTES_MAX, StateHash, WHOLE_REPLY_BYTES_MAX,
     check,
-    execute::{Execution, Halt, History, too_much},
+    execute::{ExecuteError, Execution, History, too_much_work},
     hash, keys,
     limits::Amount,
+    pending_writes::PendingWrites,
     store::{Generation, Meta, Store, read_meta},
     view::{Base, Failure, disk},
-    written::Written,
 };
 
-/// What became of a read with a bound.
-pub(crate) type Read = Result<KvAnswer, Halt>;
+/// Result of a read with a work limit.
+pub(crate) type Read = Result<KvAnswer, ExecuteError>;
 
-/// Executes reads on the store of a [`KvStateMachine`](crate::KvStateMachine), from any thread, each on a consistent
-/// picture of it. How current that picture is, the caller has seen to (see
+/// Executes reads on the store of a [`KvStateMachine`](crate::KvStateMachine) from any thread. Each read sees a
+/// consistent state. The caller ensures that the state is current enough (see
 /// [`read_barrier`](consensus_core::ConsensusEngine::read_barrier)). Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct KvStoreExecutor {
@@ -31,38 +31,45 @@ impl KvStoreExecutor {
         Self { store }
     }
 
-    /// Executes a range, however many keys are in it, or a transaction that only reads, within the bound of a command. Blocks
-    /// on the disk.
+    /// Executes a range of any number of keys, or a transaction that only reads within the work limit of a command.
+    /// Blocks on the disk.
     ///
     /// # Errors
-    /// Outside: the disk failed. Inside: the store does not do it.
+    /// Outer result: the disk failed. Inner result: the store rejected the operation.
     pub fn read(&self, operation: &KvOperation) -> Result<Result<KvAnswer, KvRejection>, Failure> {
-        unhalted(self.read_within(operation, Amount::of_read(operation), &AtomicBool::new(false)), operation)
+        read_result(
+            self.read_within(operation, Amount::of_read(operation), &AtomicBool::new(false)),
+            operation,
+        )
     }
 
-    /// The same with another bound; ends early when `abandoned` is set.
-    pub(crate) fn read_within(&self, operation: &KvOperation, bound: Amount, abandoned: &AtomicBool) -> Read {
+    /// Same as [`read`](Self::read) with another work limit. Stops early when `cancelled` is set.
+    pub(crate) fn read_within(&self, operation: &KvOperation, bound: Amount, cancelled: &AtomicBool) -> Read {
         self.read_with(operation, |generation, meta| {
-            read_at(&Base::new(generation), meta, operation, bound, abandoned)
+            read_at(&Base::new(generation), meta, operation, bound, cancelled)
         })
     }
 
-    /// How much work a write would be, on the state as it is now; `Err`: more than a command may do. Blocks on the disk.
-    pub(crate) fn look_ahead(&self, operation: &KvOperation) -> Result<Result<Amount, KvRejection>, Failure> {
+    /// Estimates the work of a write on the current state. The inner `Err` means that it exceeds the limit of a
+    /// command. Blocks on the disk.
+    pub(crate) fn estimate_work(
+        &self,
+        operation: &KvOperation,
+    ) -> Result<Result<Amount, KvRejection>, Failure> {
         let generation = self.store.current();
         let (base, meta) = (Base::new(&generation), generation.meta());
         let history = History { revision: meta.revision, compacted: meta.compacted };
-        let mut nothing = Written::default();
+        let mut nothing = PendingWrites::default();
         let execution = Execution::new(&base, &mut nothing, history, REPLY_BYTES_MAX, Amount::OF_COMMANDS);
         match execution.run_counted(operation) {
-            (Err(Halt::TooMuch), _) => Ok(Err(too_much(operation))),
-            (Err(Halt::Failed(failure)), _) => Err(failure),
+            (Err(ExecuteError::TooMuchWork), _) => Ok(Err(too_much_work(operation))),
+            (Err(ExecuteError::Failed(failure)), _) => Err(failure),
             (_, work) => Ok(Ok(work)),
         }
     }
 
-    /// [`read`](Self::read) of a single key, without the disk; `None` if the operation is another, or what it reads is not in
-    /// memory. Takes microseconds.
+    /// Same as [`read`](Self::read) for a single key, without the disk. Takes microseconds. Returns `None` if the
+    /// operation is not a read of one key, or if the key is not in memory.
     pub fn read_in_memory(
         &self,
         operation: &KvOperation,
@@ -78,7 +85,7 @@ impl KvStoreExecutor {
             incomplete = base.is_incomplete();
             answer
         });
-        (!incomplete).then(|| unhalted(answer, operation))
+        (!incomplete).then(|| read_result(answer, operation))
     }
 
     fn read_with(&self, operation: &KvOperation, mut read: impl FnMut(&Generation, Meta) -> Read) -> Read {
@@ -90,39 +97,39 @@ impl KvStoreExecutor {
         let mut meta = generation.meta();
         for _ in 0..READS_MAX {
             let answer = read(&generation, meta);
-            // What was read may have been compacted away beneath it.
+            // The versions may have been compacted and removed during the read.
             let now = generation.meta();
             if now.compacted == meta.compacted || now.compacted <= oldest_revision(operation, meta) {
                 return answer;
             }
             meta = now;
         }
-        let why = "what it read was compacted away beneath it, again and again; compact less often, or to older revisions";
+        let why = "the revision of the read was compacted during the read, several times in a row; repeat the read, and compact less often or to older revisions";
         Err(StateMachineError::Other(why.to_owned()).into())
     }
 
-    /// A checksum of the whole state. Reads all of it; blocks on the disk.
+    /// Computes a checksum of the whole state, which reads all of it. Blocks on the disk.
     ///
     /// # Errors
     /// The disk failed.
     pub fn hash(&self) -> Result<StateHash, Failure> {
-        self.hash_unless(&AtomicBool::new(false))
+        self.hash_cancellable(&AtomicBool::new(false))
     }
 
-    /// The same; ends early when `abandoned` is set, with a hash of no meaning.
-    pub(crate) fn hash_unless(&self, abandoned: &AtomicBool) -> Result<StateHash, Failure> {
+    /// Same as [`hash`](Self::hash). Stops early when `cancelled` is set; the hash is then meaningless.
+    pub(crate) fn hash_cancellable(&self, cancelled: &AtomicBool) -> Result<StateHash, Failure> {
         self.with_snapshot(|snapshot, meta| {
-            let hash = hash::hash(snapshot, meta.compacted, abandoned)?;
+            let hash = hash::hash(snapshot, meta.compacted, cancelled)?;
             let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
             Ok(StateHash { hash, revision: meta.revision, applied_index, term })
         })
     }
 
-    /// A checksum of the keys as far as a revision; 0: the newest. Ends early when `abandoned` is set.
+    /// Computes a checksum of the keys up to a revision; 0 means the newest one. Stops early when `cancelled` is set.
     pub(crate) fn hash_at(
         &self,
         revision: u64,
-        abandoned: &AtomicBool,
+        cancelled: &AtomicBool,
     ) -> Result<Result<KeysHash, KvRejection>, Failure> {
         self.with_snapshot(|snapshot, meta| {
             let (current, compacted) = (meta.revision, meta.compacted);
@@ -133,22 +140,22 @@ impl KvStoreExecutor {
             if revision < compacted {
                 return Ok(Err(KvRejection::Compacted { compacted }));
             }
-            let hash = hash::hash_versions(snapshot, compacted, revision, abandoned)?;
+            let hash = hash::hash_versions(snapshot, compacted, revision, cancelled)?;
             Ok(Ok(KeysHash { hash, revision, compacted }))
         })
     }
 
-    /// Bytes that the store has on disk.
+    /// Bytes of the store on disk.
     pub(crate) fn disk_bytes(&self) -> Result<u64, Failure> {
         self.store.current().disk_bytes()
     }
 
-    /// The alarms that are raised.
+    /// Alarms that are raised.
     pub(crate) fn alarms(&self) -> Vec<Alarm> {
         self.store.current().alarms().get().iter().copied().collect()
     }
 
-    /// Rewrites the tables without what is garbage. Blocks on the disk.
+    /// Rewrites the tables of RocksDB without garbage. Blocks on the disk.
     pub(crate) fn reclaim_space(&self) -> Result<(), Failure> {
         let generation = self.store.current();
         generation.db().flush().map_err(disk)?;
@@ -156,12 +163,12 @@ impl KvStoreExecutor {
         Ok(())
     }
 
-    /// The oldest revision that can be read; 0: nothing was compacted.
+    /// Oldest revision that can be read; 0 if nothing was compacted.
     pub(crate) fn compacted(&self) -> u64 {
         self.store.current().meta().compacted
     }
 
-    /// The store's revision.
+    /// Revision of the store.
     ///
     /// # Errors
     /// The disk failed.
@@ -184,24 +191,24 @@ impl KvStoreExecutor {
     }
 }
 
-/// The store at `meta`. Later versions, which may be there by now, are passed over; that is cheaper than a snapshot.
+/// Reads the state at `meta`. Newer versions, which may exist by now, are skipped; that is cheaper than a snapshot.
 fn read_at(
     base: &Base<'_>,
     meta: Meta,
     operation: &KvOperation,
     bound: Amount,
-    abandoned: &AtomicBool,
+    cancelled: &AtomicBool,
 ) -> Read {
-    let mut nothing = Written::default();
+    let mut nothing = PendingWrites::default();
     let history = History { revision: meta.revision, compacted: meta.compacted };
     let bytes_max = if operation.is_whole() { WHOLE_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
     let execution = Execution::new(base, &mut nothing, history, bytes_max, bound);
-    let (result, _) = execution.without_later().abandoned_by(abandoned).run(operation)?;
+    let (result, _) = execution.without_later().cancelled_by(cancelled).run(operation)?;
     let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
     Ok(KvAnswer { revision: meta.revision, applied_index, term, result })
 }
 
-/// The oldest revision that a read looks at.
+/// Oldest revision that an operation reads.
 fn oldest_revision(operation: &KvOperation, meta: Meta) -> u64 {
     match operation {
         KvOperation::Range(range) if range.revision > 0 => range.revision,
@@ -213,19 +220,21 @@ fn oldest_revision(operation: &KvOperation, meta: Meta) -> u64 {
     }
 }
 
-/// The outcome of a read as its caller is told.
-pub(crate) fn unhalted(
+/// Converts the result of a read for its caller.
+pub(crate) fn read_result(
     read: Read,
     operation: &KvOperation,
 ) -> Result<Result<KvAnswer, KvRejection>, Failure> {
     match read {
         Ok(answer) => Ok(Ok(answer)),
-        Err(Halt::Rejected(rejection)) => Ok(Err(rejection)),
-        Err(Halt::TooMuch) => Ok(Err(too_much(operation))),
-        Err(Halt::Abandoned) => Err(StateMachineError::Other("nobody waits for this read".to_owned())),
-        Err(Halt::Failed(failure)) => Err(failure),
+        Err(ExecuteError::Rejected(rejection)) => Ok(Err(rejection)),
+        Err(ExecuteError::TooMuchWork) => Ok(Err(too_much_work(operation))),
+        Err(ExecuteError::Cancelled) => Err(StateMachineError::Other(
+            "the read was cancelled because its caller no longer waits for it".to_owned(),
+        )),
+        Err(ExecuteError::Failed(failure)) => Err(failure),
     }
 }
 
-/// How often a read begins anew when history is compacted away beneath it.
+/// Maximum number of attempts of a read whose revision is compacted meanwhile.
 const READS_MAX: usize = 4;

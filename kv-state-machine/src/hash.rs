@@ -1,4 +1,4 @@
-//! A checksum over the state, to compare nodes.
+//! Checksums of the state, to compare nodes.
 
 use std::{
     ops::ControlFlow,
@@ -9,61 +9,61 @@ use rocksdb::{IteratorMode, ReadOptions};
 
 use crate::{
     alarm::Alarms,
-    collect::Sieve,
+    collect::GarbageFilter,
     keys::{self, Record},
     lease,
     view::{Failure, Overlay, Source, View, disk},
 };
 
-/// A checksum of the state at a position.
+/// Checksum of the state at a log position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateHash {
     /// CRC-32C over all live and historic versions in key order, newest first, and over the leases and alarms.
     pub hash: u32,
     /// Store revision.
     pub revision: u64,
-    /// Log index applied.
+    /// Index of the last applied entry.
     pub applied_index: u64,
-    /// Term of the entry applied.
+    /// Term of the last applied entry.
     pub term: u64,
 }
 
-/// A checksum of the keys as far as a revision.
+/// Checksum of the keys up to a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeysHash {
     /// CRC-32C over all live and historic versions up to the revision in key order, newest first.
     pub hash: u32,
     /// The revision.
     pub revision: u64,
-    /// The oldest revision that can be read; 0: nothing was compacted.
+    /// Oldest revision that can be read; 0 if nothing was compacted.
     pub compacted: u64,
 }
 
-/// The checksum; garbage not yet collected does not count.
-pub(crate) fn hash(source: &dyn Source, compacted: u64, abandoned: &AtomicBool) -> Result<u32, Failure> {
-    let mut sum = hash_versions(source, compacted, u64::MAX, abandoned)?;
+/// Computes the checksum of the state. Garbage does not count, whether it is collected or not.
+pub(crate) fn hash(source: &dyn Source, compacted: u64, cancelled: &AtomicBool) -> Result<u32, Failure> {
+    let mut sum = hash_versions(source, compacted, u64::MAX, cancelled)?;
     let mut add = |bytes: &[u8]| sum = crc32c::crc32c_append(sum, bytes);
     hash_leases(source, &mut add)?;
     Alarms::hash(source, &mut add)?;
     Ok(sum)
 }
 
-/// The checksum of the versions up to a revision.
+/// Computes the checksum of the versions up to a revision.
 pub(crate) fn hash_versions(
     source: &dyn Source,
     compacted: u64,
     revision: u64,
-    abandoned: &AtomicBool,
+    cancelled: &AtomicBool,
 ) -> Result<u32, Failure> {
     let overlay = Overlay::new();
     let view = View { source, overlay: &overlay };
-    let (mut sieve, mut sum) = (Sieve::new(compacted), 0);
+    let (mut filter, mut sum) = (GarbageFilter::new(compacted), 0);
     let mut add = |bytes: &[u8]| sum = crc32c::crc32c_append(sum, bytes);
     view.versions(keys::all(), false, |version| {
-        if abandoned.load(Ordering::Relaxed) {
+        if cancelled.load(Ordering::Relaxed) {
             return ControlFlow::Break(());
         }
-        if version.revision <= revision && !sieve.is_garbage(&version) {
+        if version.revision <= revision && !filter.is_garbage(&version) {
             add(&(version.key.len() as u64).to_be_bytes());
             add(&version.key);
             add(&version.revision.to_be_bytes());
@@ -80,7 +80,7 @@ pub(crate) fn hash_versions(
     Ok(sum)
 }
 
-/// Adds which leases there are, and which keys go with them.
+/// Adds the leases, and the keys attached to each.
 fn hash_leases(source: &dyn Source, add: &mut impl FnMut(&[u8])) -> Result<(), Failure> {
     let mut read = ReadOptions::default();
     read.set_total_order_seek(true);

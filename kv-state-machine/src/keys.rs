@@ -1,17 +1,19 @@
-//! How the store lies in RocksDB, in one column family so that every flush takes a consistent prefix of history.
+//! Layout of the store in RocksDB. There is one column family, so that every flush writes a consistent prefix of
+//! history.
 //!
 //! ```text
 //! key                                              value
 //! "d" escaped-key 00 01 revision (8, inverted)     record of that version: newest first
 //! "m"                                              meta: applied position, revision, ...
-//! "s" client id (8)                                session: last sequence and its answer
+//! "s" client id (8)                                session: last sequence and its response
 //! "l" lease id (8)                                 lease
-//! "a" lease id (8) key                             nothing: the key goes with the lease
+//! "a" lease id (8) key                             empty: the key is attached to the lease
 //! "n"                                              alarms
-//! "r" revision (8) number (4)                      which keys the revisions up to this one changed: oldest first
+//! "r" revision (8) number (4)                      keys changed by the revisions up to this one: oldest first
 //! "g"                                              revision up to which garbage was collected
 //! ```
-//! In an escaped key 00 becomes 00 FF, so that no key is a prefix of another and their order is kept.
+//! The RocksDB key of a record is called its *place*, to distinguish it from the keys of the store. In an escaped key
+//! 00 becomes 00 FF, so that no escaped key is a prefix of another and their order is kept.
 
 use std::ops::Range;
 
@@ -37,12 +39,12 @@ pub(crate) fn lease(id: i64) -> Vec<u8> {
     [b"l", &id.to_be_bytes()[..]].concat()
 }
 
-/// That a key goes with a lease.
+/// Place of the record that attaches a key to a lease.
 pub(crate) fn attached(lease_id: i64, key: &[u8]) -> Vec<u8> {
     [b"a", &lease_id.to_be_bytes()[..], key].concat()
 }
 
-/// The places of all keys that go with a lease.
+/// Places of all records that attach keys to a lease.
 pub(crate) fn attached_to(lease_id: i64) -> Range<Vec<u8>> {
     let start = attached(lease_id, b"");
     // No key is longer than this.
@@ -50,12 +52,12 @@ pub(crate) fn attached_to(lease_id: i64) -> Range<Vec<u8>> {
     start..end
 }
 
-/// The key in a place of [`attached_to`].
+/// Key in a place of [`attached_to`].
 pub(crate) fn attached_key(place: &[u8]) -> Bytes {
     Bytes::copy_from_slice(place.get(9..).unwrap_or_default())
 }
 
-/// Where the changes of revisions up to `revision` stand; several places can have the same.
+/// Place of the changes of revisions up to `revision`. If they need several records, `number` differs.
 pub(crate) fn changes(revision: u64, number: u32) -> Vec<u8> {
     [b"r", &revision.to_be_bytes()[..], &number.to_be_bytes()].concat()
 }
@@ -67,7 +69,7 @@ pub(crate) fn session(client_id: u64) -> Vec<u8> {
     [&[SESSION][..], &client_id.to_be_bytes()].concat()
 }
 
-/// Where the versions of `key` begin; has room for a revision.
+/// Common prefix of the places of the versions of `key`, with capacity for a revision.
 pub(crate) fn prefix(key: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(key.len() + 3 + REVISION_LEN);
     out.push(DATA);
@@ -81,31 +83,31 @@ pub(crate) fn prefix(key: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The place of a version.
+/// Place of a version.
 pub(crate) fn version(key: &[u8], revision: u64) -> Vec<u8> {
     version_of(prefix(key), revision)
 }
 
-/// The place of a version of the key with this prefix.
+/// Place of a version of the key with this prefix.
 pub(crate) fn version_of(mut prefix: Vec<u8>, revision: u64) -> Vec<u8> {
     prefix.put_u64(!revision);
     prefix
 }
 
-/// The prefix and the revision in the place of a version. What is no such place has no prefix.
+/// Splits the place of a version into prefix and revision. Returns `None` for other places.
 pub(crate) fn prefix_and_revision(place: &[u8]) -> Option<(&[u8], u64)> {
     let (prefix, revision) = place.split_last_chunk::<REVISION_LEN>()?;
     (prefix.first() == Some(&DATA)).then_some((prefix, !u64::from_be_bytes(*revision)))
 }
 
-/// The first place after all versions of the key with this prefix.
+/// First place after all versions of the key with this prefix.
 pub(crate) fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     *end.last_mut().expect("a prefix ends in 00 01") = 2;
     end
 }
 
-/// The places of all versions of the keys in a range.
+/// Places of all versions of the keys in a range.
 pub(crate) fn bounds(range: &KeyRange) -> Range<Vec<u8>> {
     let start = prefix(&range.key);
     let end = match range.range_end.as_deref() {
@@ -113,28 +115,28 @@ pub(crate) fn bounds(range: &KeyRange) -> Range<Vec<u8>> {
         Some([0]) => DATA_END.to_vec(),
         Some(end) => prefix(end),
     };
-    let end = end.max(start.clone()); // An end before the start: nothing.
+    let end = end.max(start.clone()); // The range is empty if its end is before its start.
     start..end
 }
 
-/// The places of all data.
+/// Places of all data.
 pub(crate) fn all() -> Range<Vec<u8>> {
     vec![DATA]..DATA_END.to_vec()
 }
 
-/// The key and revision of a place.
+/// Splits the place of a version into key and revision.
 pub(crate) fn split(place: &[u8]) -> Result<(Bytes, u64), CodecError> {
     let (prefix, revision) = split_place(place)?;
     Ok((key_of_prefix(prefix)?, revision))
 }
 
-/// The prefix and the revision in the place of a version.
+/// Splits the place of a version into prefix and revision.
 pub(crate) fn split_place(place: &[u8]) -> Result<(&[u8], u64), CodecError> {
     prefix_and_revision(place)
         .ok_or_else(|| CodecError::Malformed { what: "data key", why: format!("{place:02x?}") })
 }
 
-/// The key whose places begin with this prefix.
+/// Key whose places start with this prefix.
 pub(crate) fn key_of_prefix(prefix: &[u8]) -> Result<Bytes, CodecError> {
     let bad = || CodecError::Malformed { what: "data key", why: format!("{prefix:02x?}") };
     let escaped = prefix.get(1..).and_then(|rest| rest.strip_suffix(&[0, 1])).ok_or_else(bad)?;
@@ -149,7 +151,7 @@ pub(crate) fn key_of_prefix(prefix: &[u8]) -> Result<Bytes, CodecError> {
     Ok(key.into())
 }
 
-/// A version of a key: its value, or that it was deleted.
+/// Content of a version of a key: a value, or a deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
     Deleted,
@@ -171,7 +173,7 @@ impl Record {
         }
     }
 
-    /// `bytes` of the version of `key` written at `mod_revision`.
+    /// Decodes the record of the version of `key` that was written at `mod_revision`.
     pub(crate) fn decode(key: Bytes, mod_revision: u64, bytes: &Bytes) -> Result<Self, CodecError> {
         let Some(Counts { create_revision, version, lease_id }) = head(bytes)? else {
             return Ok(Self::Deleted);
@@ -181,7 +183,7 @@ impl Record {
     }
 }
 
-/// The record of a version with a value.
+/// Encodes the record of a version with a value.
 pub(crate) fn live(counts: Counts, value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEAD_LEN + value.len());
     out.extend([RECORD_VERSION, LIVE]);
@@ -192,22 +194,22 @@ pub(crate) fn live(counts: Counts, value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The counts in a record.
+/// Decodes the counts in a record.
 pub(crate) fn counts(record: &[u8]) -> Result<Counts, CodecError> {
     Ok(head(record)?.unwrap_or(Counts::DELETED))
 }
 
-/// Whether a record says that the key is deleted.
+/// Whether a record is a deletion.
 pub(crate) fn is_deleted(record: &[u8]) -> Result<bool, CodecError> {
     Ok(head(record)?.is_none())
 }
 
-/// A record up to its value.
+/// Returns the part of a record before its value.
 pub(crate) fn without_value(record: &[u8]) -> &[u8] {
     record.get(..HEAD_LEN).unwrap_or(record)
 }
 
-/// What is in a record before the value; `None`: deleted.
+/// Decodes the part of a record before its value; `None` means deleted.
 fn head(record: &[u8]) -> Result<Option<Counts>, CodecError> {
     let what = "data record";
     match record.get(..2) {
@@ -220,7 +222,7 @@ fn head(record: &[u8]) -> Result<Option<Counts>, CodecError> {
         Some([found, _]) if *found != RECORD_VERSION => {
             Err(CodecError::Version { what, found: *found, supported: RECORD_VERSION })
         }
-        _ => Err(CodecError::Malformed { what, why: "it is cut short or of an unknown kind".to_owned() }),
+        _ => Err(CodecError::Malformed { what, why: "it is incomplete or of an unknown kind".to_owned() }),
     }
 }
 
@@ -238,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn golden_bytes_of_version_1() {
+    fn encoding_of_version_1_matches_golden_bytes() {
         assert_eq!(
             version(b"a\0b", 2),
             [&b"da\0\xffb\0\x01"[..], &[255, 255, 255, 255, 255, 255, 255, 253]].concat()
@@ -259,27 +261,27 @@ mod tests {
     }
 
     fn key() -> impl Strategy<Value = Vec<u8>> {
-        // Few byte values, so that prefixes and zeros abound.
+        // Few byte values, so that prefixes and zeros are frequent.
         proptest::collection::vec(prop_oneof![Just(0u8), Just(1), Just(2), Just(254), Just(255)], 0..5)
     }
 
     proptest! {
         #[test]
-        fn places_keep_the_order_of_keys_and_put_the_newest_first(a in key(), b in key(), x in 1u64..9, y in 1u64..9) {
+        fn places_sort_by_key_then_newest_version(a in key(), b in key(), x in 1u64..9, y in 1u64..9) {
             let expected = a.cmp(&b).then(y.cmp(&x));
             prop_assert_eq!(version(&a, x).cmp(&version(&b, y)), expected);
             prop_assert_eq!(split(&version(&a, x)), Ok((a.into(), x)));
         }
 
         #[test]
-        fn bounds_hold_the_keys_of_the_range(a in key(), b in key(), k in key(), one: bool) {
+        fn bounds_contain_exactly_the_keys_of_the_range(a in key(), b in key(), k in key(), one: bool) {
             let range = KeyRange { key: a.clone().into(), range_end: (!one).then(|| b.clone().into()) };
             let inside = if one { k == a } else { a <= k && (b == [0] || k < b) };
             prop_assert_eq!(bounds(&range).contains(&version(&k, 3)), inside);
         }
 
         #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             let _ = split(&bytes);
             let _ = Record::decode(Bytes::new(), 1, &bytes.into());
         }

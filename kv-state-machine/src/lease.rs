@@ -1,4 +1,4 @@
-//! Leases as part of the replicated state: which there are, and how long they had left when that was last noted.
+//! Leases in the replicated state: which ones exist, and their remaining time at the last checkpoint.
 
 use std::{
     collections::BTreeMap,
@@ -13,28 +13,28 @@ use serde::{Deserialize, Serialize};
 use crate::{
     keys,
     lessor::Clock,
+    pending_writes::PendingWrites,
     view::{Failure, disk},
-    written::Written,
 };
 
 /// A lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
-    /// Seconds that it lives without being renewed.
+    /// Time to live in seconds: the lease expires if it is not renewed for this time.
     pub ttl: u64,
-    /// Seconds that it had left when that was last noted; `None`: its whole time.
+    /// Remaining time in seconds at the last checkpoint; `None` means the whole time to live.
     pub remaining: Option<u64>,
 }
 
-/// The leases of a store as of the last batch, and on a leader their time.
+/// Leases of a store as of the last batch, and on a leader their expiry times.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseTable(Mutex<Leases>);
 
-/// See [`LeaseTable`].
+/// Content of a [`LeaseTable`].
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     pub(crate) all: BTreeMap<i64, Lease>,
-    /// While this node counts the time.
+    /// Expiry times; `None` unless this node counts the time as leader.
     pub(crate) clock: Option<Clock>,
 }
 
@@ -62,8 +62,8 @@ impl LeaseTable {
         self.lock().all.get(&id).copied()
     }
 
-    /// Takes over what a batch has written.
-    pub(crate) fn publish(&self, written: &Written) {
+    /// Publishes the lease changes of a batch.
+    pub(crate) fn publish(&self, written: &PendingWrites) {
         if written.leases.is_empty() {
             return;
         }
@@ -79,7 +79,7 @@ impl LeaseTable {
                 None => {
                     all.remove(id);
                     if let Some(clock) = &mut *clock {
-                        clock.forget(*id);
+                        clock.remove(*id);
                     }
                 }
             }
@@ -87,8 +87,8 @@ impl LeaseTable {
     }
 }
 
-/// Adds to a write what a batch changes of leases.
-pub(crate) fn write(written: &Written, write: &mut WriteBatch) {
+/// Adds the lease changes of a batch to a RocksDB write.
+pub(crate) fn write(written: &PendingWrites, write: &mut WriteBatch) {
     for (id, lease) in &written.leases {
         match lease {
             Some(lease) => write.put(keys::lease(*id), codec::encode(VERSION, lease)),
@@ -101,7 +101,7 @@ pub(crate) fn write(written: &Written, write: &mut WriteBatch) {
     }
 }
 
-/// The keys that go with a lease on disk, in their order.
+/// Keys attached to a lease on disk, in key order.
 pub(crate) fn attached_keys(source: &dyn crate::view::Source, id: i64) -> Result<Vec<Bytes>, Failure> {
     let mut read = ReadOptions::default();
     read.set_total_order_seek(true);

@@ -1,8 +1,8 @@
-//! Counts the time of leases, on the node that leads.
+//! Counts the time of leases, on the leader.
 //!
-//! What is replicated is which leases there are. Their time is in the memory of the leader alone, so that renewing one costs
-//! no log entry. A new leader gives each lease the whole time that it was last noted to have: none ends before its time, and
-//! because the remaining time of those that nobody renews is noted now and then, none lives on for ever.
+//! Only the set of leases is replicated. Their expiry times are in the memory of the leader, so that a renewal needs no
+//! log entry. A new leader gives each lease its remaining time of the last checkpoint, so no lease expires too early.
+//! The remaining time of leases that are not renewed is checkpointed regularly, so no lease lives forever.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,151 +15,164 @@ use tokio::{sync::watch, time::sleep};
 
 use crate::{KvOperation, Lease, database::propose, store::Store};
 
-/// When leases end, by a clock that goes on while the machine is suspended.
+/// Expiry times of leases, on a clock that continues while the machine is suspended.
 #[derive(Debug)]
 pub(crate) struct Clock {
-    /// Term in which this node leads.
+    /// Term in which this node is leader.
     pub(crate) term: u64,
     timers: HashMap<i64, Timer>,
-    ends: BTreeSet<(Duration, i64)>,
-    notes: BTreeSet<(Duration, i64)>,
+    expiries: BTreeSet<(Duration, i64)>,
+    checkpoints: BTreeSet<(Duration, i64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Timer {
     end: Duration,
-    /// When its remaining time is noted, if it is not renewed before.
-    note: Duration,
-    /// It was proposed to end it.
-    ending: bool,
+    /// Time at which the remaining time is checkpointed, if the lease is not renewed before.
+    checkpoint: Duration,
+    /// Whether its expiry was proposed.
+    is_expiring: bool,
 }
 
 impl Clock {
     fn new(term: u64, leases: impl Iterator<Item = (i64, Lease)>) -> Self {
-        let (timers, ends, notes) = (HashMap::new(), BTreeSet::new(), BTreeSet::new());
-        let mut clock = Self { term, timers, ends, notes };
+        let (timers, expiries, checkpoints) = (HashMap::new(), BTreeSet::new(), BTreeSet::new());
+        let mut clock = Self { term, timers, expiries, checkpoints };
         leases.for_each(|(id, lease)| clock.start(id, lease));
         clock
     }
 
-    /// Begins to count what a lease has left.
+    /// Starts to count the remaining time of a lease.
     pub(crate) fn start(&mut self, id: i64, lease: Lease) {
         self.set(id, lease.remaining.unwrap_or(lease.ttl), lease.ttl);
     }
 
-    /// Gives a lease its whole time.
+    /// Sets the remaining time of a lease to its whole time to live.
     pub(crate) fn renew(&mut self, id: i64, ttl: u64) {
         self.set(id, ttl, ttl);
     }
 
     fn set(&mut self, id: i64, left: u64, ttl: u64) {
-        self.forget(id);
+        self.remove(id);
         let now = now();
         let timer = Timer {
             end: now.saturating_add(Duration::from_secs(left)),
-            note: now.saturating_add(note_after(ttl)),
-            ending: false,
+            checkpoint: now.saturating_add(checkpoint_interval(ttl)),
+            is_expiring: false,
         };
         self.timers.insert(id, timer);
-        self.ends.insert((timer.end, id));
-        self.notes.insert((timer.note, id));
+        self.expiries.insert((timer.end, id));
+        self.checkpoints.insert((timer.checkpoint, id));
     }
 
-    pub(crate) fn forget(&mut self, id: i64) {
+    pub(crate) fn remove(&mut self, id: i64) {
         if let Some(timer) = self.timers.remove(&id) {
-            self.ends.remove(&(timer.end, id));
-            self.notes.remove(&(timer.note, id));
+            self.expiries.remove(&(timer.end, id));
+            self.checkpoints.remove(&(timer.checkpoint, id));
         }
     }
 
-    /// What a lease has left; `None`: its end was proposed, or it is not known.
+    /// Remaining time of a lease; `None` if its expiry was proposed, or if it is unknown.
     pub(crate) fn left(&self, id: i64) -> Option<Duration> {
-        self.timers.get(&id).filter(|timer| !timer.ending).map(|timer| timer.end.saturating_sub(now()))
+        self.timers.get(&id).filter(|timer| !timer.is_expiring).map(|timer| timer.end.saturating_sub(now()))
     }
 
-    /// Takes leases whose time is over.
-    fn take_ended(&mut self) -> Vec<i64> {
+    /// Takes leases that have expired.
+    fn take_expired(&mut self) -> Vec<i64> {
         let now = now();
-        let ended: Vec<_> =
-            self.ends.iter().take_while(|(end, _)| *end <= now).take(AT_ONCE).copied().collect();
-        for (end, id) in &ended {
-            self.ends.remove(&(*end, *id));
+        let expired: Vec<_> = self
+            .expiries
+            .iter()
+            .take_while(|(end, _)| *end <= now)
+            .take(LEASES_PER_COMMAND)
+            .copied()
+            .collect();
+        for (end, id) in &expired {
+            self.expiries.remove(&(*end, *id));
             if let Some(timer) = self.timers.get_mut(id) {
-                timer.ending = true;
+                timer.is_expiring = true;
             }
         }
-        ended.into_iter().map(|(_, id)| id).collect()
+        expired.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// It is not known whether they have ended: they are taken again.
-    fn give_back(&mut self, ids: &[i64]) {
+    /// Schedules leases to be taken again, because it is unknown whether their expiry was committed.
+    fn retry_expiry(&mut self, ids: &[i64]) {
         for id in ids {
             if let Some(timer) = self.timers.get(id) {
-                self.ends.insert((timer.end, *id));
+                self.expiries.insert((timer.end, *id));
             }
         }
     }
 
-    /// Takes leases whose remaining time is to be noted, with that time.
-    fn take_noted(&mut self, ttl: impl Fn(i64) -> u64) -> Vec<(i64, Option<u64>)> {
+    /// Takes leases whose remaining time must be checkpointed, with that time.
+    fn take_checkpoints(&mut self, ttl: impl Fn(i64) -> u64) -> Vec<(i64, Option<u64>)> {
         let now = now();
-        let due: Vec<_> =
-            self.notes.iter().take_while(|(note, _)| *note <= now).take(AT_ONCE).copied().collect();
-        let mut noted = Vec::with_capacity(due.len());
-        for (note, id) in due {
-            self.notes.remove(&(note, id));
+        let due: Vec<_> = self
+            .checkpoints
+            .iter()
+            .take_while(|(checkpoint, _)| *checkpoint <= now)
+            .take(LEASES_PER_COMMAND)
+            .copied()
+            .collect();
+        let mut checkpoints = Vec::with_capacity(due.len());
+        for (checkpoint, id) in due {
+            self.checkpoints.remove(&(checkpoint, id));
             let Some(timer) = self.timers.get_mut(&id) else { continue };
-            timer.note = now.saturating_add(note_after(ttl(id)));
-            self.notes.insert((timer.note, id));
+            timer.checkpoint = now.saturating_add(checkpoint_interval(ttl(id)));
+            self.checkpoints.insert((timer.checkpoint, id));
             let left = timer.end.saturating_sub(now);
-            if !timer.ending && left > Duration::ZERO {
-                noted.push((id, Some(left.as_secs_f64().ceil() as u64)));
+            if !timer.is_expiring && left > Duration::ZERO {
+                checkpoints.push((id, Some(left.as_secs_f64().ceil() as u64)));
             }
         }
-        noted
+        checkpoints
     }
 }
 
-/// Who renews a lease does so after a third of its time: what is not renewed after half of it may be abandoned.
-fn note_after(ttl: u64) -> Duration {
-    Duration::from_secs((ttl / 2).max(1)).min(NOTE_MAX)
+/// Interval of checkpoints. Clients renew a lease after a third of its time to live, so one that is not renewed after
+/// half of it may be abandoned.
+fn checkpoint_interval(ttl: u64) -> Duration {
+    Duration::from_secs((ttl / 2).max(1)).min(CHECKPOINT_INTERVAL_MAX)
 }
 
-/// Time since the machine was started, time in which it was suspended included.
+/// Time since the machine was started, including time in which it was suspended.
 pub(crate) fn now() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default())
 }
 
-/// Counts the time of the leases whenever this node leads, until the engine ends.
+/// Counts the time of leases whenever this node is leader, until the engine stops.
 pub(crate) async fn run(engine: Arc<dyn ConsensusEngine>, store: Arc<Store>) {
     let mut status = engine.status();
     loop {
-        let changed = status.wait_for(|status| leads(status) || status.health != Health::Running).await;
+        let changed = status.wait_for(|status| is_leader(status) || status.health != Health::Running).await;
         let Ok(term) = changed.map(|status| (status.health == Health::Running).then_some(status.term.0))
         else {
             return;
         };
         let Some(term) = term else { return };
-        // All that was acknowledged before is known when the first read of the term is.
-        if engine.read_barrier(ReadConsistency::Linearizable).await.is_ok() && leads_in(&status, term) {
-            lead(&engine, &store, &status, term).await;
+        // After the first read barrier of the term, this node has applied all entries that were acknowledged before.
+        if engine.read_barrier(ReadConsistency::Linearizable).await.is_ok()
+            && is_leader_of_term(&status, term)
+        {
+            run_as_leader(&engine, &store, &status, term).await;
         } else {
             sleep(TICK).await;
         }
     }
 }
 
-fn leads(status: &EngineStatus) -> bool {
+fn is_leader(status: &EngineStatus) -> bool {
     matches!(status.role, Role::Leader | Role::Standalone)
 }
 
-pub(crate) fn leads_in(status: &watch::Receiver<Arc<EngineStatus>>, term: u64) -> bool {
+pub(crate) fn is_leader_of_term(status: &watch::Receiver<Arc<EngineStatus>>, term: u64) -> bool {
     let status = status.borrow();
-    leads(&status) && status.term.0 == term && status.health == Health::Running
+    is_leader(&status) && status.term.0 == term && status.health == Health::Running
 }
 
-async fn lead(
+async fn run_as_leader(
     engine: &Arc<dyn ConsensusEngine>,
     store: &Store,
     status: &watch::Receiver<Arc<EngineStatus>>,
@@ -171,15 +184,15 @@ async fn lead(
         leases.clock = Some(Clock::new(term, leases.all.iter().map(|(id, lease)| (*id, *lease))));
     }
     let mut ticked = now();
-    while leads_in(status, term) {
+    while is_leader_of_term(status, term) {
         sleep(TICK).await;
         let now = now();
-        // Who was stopped for a while first hears the renewals that came meanwhile.
-        if now.saturating_sub(ticked) > LATE {
-            sleep(LATE).await;
+        // After a pause of the process, renewals that arrived during the pause must be processed first.
+        if now.saturating_sub(ticked) > PAUSE_MIN {
+            sleep(PAUSE_MIN).await;
         }
         ticked = self::now();
-        if !leads_in(status, term) {
+        if !is_leader_of_term(status, term) {
             break;
         }
         while tick(engine, store, term).await {}
@@ -187,45 +200,45 @@ async fn lead(
     store.current().leases().lock().clock = None;
 }
 
-/// Whether there is more to do at once.
+/// Proposes expired leases and due checkpoints. Returns whether there is more to propose.
 async fn tick(engine: &Arc<dyn ConsensusEngine>, store: &Store, term: u64) -> bool {
     let generation = store.current();
-    let (ended, noted) = {
+    let (expired, checkpoints) = {
         let mut leases = generation.leases().lock();
         let leases = &mut *leases;
         let Some(clock) = &mut leases.clock else { return false };
         let all = &leases.all;
-        (clock.take_ended(), clock.take_noted(|id| all.get(&id).map_or(1, |lease| lease.ttl)))
+        (clock.take_expired(), clock.take_checkpoints(|id| all.get(&id).map_or(1, |lease| lease.ttl)))
     };
-    let is_more = ended.len() == AT_ONCE || noted.len() == AT_ONCE;
-    if !ended.is_empty() {
-        let operation = KvOperation::ExpireLeases { ids: ended.clone(), term };
+    let is_more = expired.len() == LEASES_PER_COMMAND || checkpoints.len() == LEASES_PER_COMMAND;
+    if !expired.is_empty() {
+        let operation = KvOperation::ExpireLeases { ids: expired.clone(), term };
         if let Err(error) = propose(engine, None, operation).await {
-            tracing::debug!(%error, "leases whose time is over stay for now");
+            tracing::debug!(%error, "cannot propose the end of expired leases; it will be retried");
             if let Some(clock) = &mut generation.leases().lock().clock {
-                clock.give_back(&ended);
+                clock.retry_expiry(&expired);
             }
             return false;
         }
     }
-    if !noted.is_empty() {
-        let operation = KvOperation::CheckpointLeases { remaining: noted, term };
+    if !checkpoints.is_empty() {
+        let operation = KvOperation::CheckpointLeases { remaining: checkpoints, term };
         if let Err(error) = propose(engine, None, operation).await {
-            tracing::debug!(%error, "the remaining time of leases is not noted for now");
+            tracing::debug!(%error, "cannot checkpoint the remaining time of leases; it will be retried");
             return false;
         }
     }
     is_more
 }
 
-/// How exact ends are.
+/// Accuracy of expiry times.
 const TICK: Duration = Duration::from_millis(200);
-/// A tick that comes so much later was held up.
-const LATE: Duration = Duration::from_secs(2);
-/// Remaining times are noted at least so often.
-const NOTE_MAX: Duration = Duration::from_secs(300);
-/// Leases that one command ends or notes.
-const AT_ONCE: usize = 256;
+/// A tick with a longer delay means that the process was paused.
+const PAUSE_MIN: Duration = Duration::from_secs(2);
+/// Maximum interval of checkpoints.
+const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(300);
+/// Maximum number of leases that one command expires or checkpoints.
+const LEASES_PER_COMMAND: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -236,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn lease_gets_what_was_noted_and_its_whole_time_when_it_is_renewed() {
+    fn clock_starts_with_checkpointed_time_and_renewal_restores_whole_time() {
         let mut clock = Clock::new(1, [(7, lease(100, Some(10))), (8, lease(50, None))].into_iter());
         assert!(clock.left(7).unwrap() <= Duration::from_secs(10));
         assert!(clock.left(8).unwrap() > Duration::from_secs(49));
@@ -246,15 +259,15 @@ mod tests {
     }
 
     #[test]
-    fn ended_lease_is_taken_once_and_again_when_it_is_given_back() {
+    fn expired_lease_is_taken_once_and_again_after_retry() {
         let mut clock = Clock::new(1, [(7, lease(100, Some(0))), (8, lease(50, None))].into_iter());
-        assert_eq!(clock.take_ended(), [7]);
+        assert_eq!(clock.take_expired(), [7]);
         assert_eq!(clock.left(7), None, "its end was proposed");
-        assert!(clock.take_ended().is_empty());
-        clock.give_back(&[7]);
-        assert_eq!(clock.take_ended(), [7]);
-        clock.forget(7);
-        clock.give_back(&[7]);
-        assert!(clock.take_ended().is_empty());
+        assert!(clock.take_expired().is_empty());
+        clock.retry_expiry(&[7]);
+        assert_eq!(clock.take_expired(), [7]);
+        clock.remove(7);
+        clock.retry_expiry(&[7]);
+        assert!(clock.take_expired().is_empty());
     }
 }

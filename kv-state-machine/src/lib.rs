@@ -5,20 +5,20 @@
 //!                        └── reads: barrier, then ────────────────────────────────┘
 //! ```
 //!
-//! * [`KvOperation`], [`KvResult`]: what can be asked, what comes back.
-//! * [`KvStateMachine`]: applies committed operations, each batch one atomic RocksDB write that carries the applied
-//!   position; takes snapshots as checkpoints.
-//! * [`KvStoreExecutor`]: a handle for reads of the same store, from any thread.
-//! * [`ConsensusKvDatabase`]: an engine and an executor together - the database as a program embeds it.
+//! * [`KvOperation`], [`KvResult`]: the operations and their results.
+//! * [`KvStateMachine`]: applies committed operations. Each batch is one atomic RocksDB write that includes the applied
+//!   position. Snapshots are RocksDB checkpoints.
+//! * [`KvStoreExecutor`]: a handle to read the same store from any thread.
+//! * [`ConsensusKvDatabase`]: an engine and an executor, as a database that a program can embed.
 //!
 //! # The model
-//! The store has a *revision*: 1 when empty, one more with every operation that writes. A key keeps its versions; each
-//! knows the revision at which the key came into being (`create_revision`), at which it was written (`mod_revision`), and
-//! how many writes that makes (`version`). Any revision can be read until it is compacted. It is etcd's model, and names
-//! follow it.
+//! The store has a *revision*: 1 when empty, incremented by every operation that writes. A key keeps its versions. Each
+//! version records the revision at which the key was created (`create_revision`), the revision at which it was written
+//! (`mod_revision`), and the number of writes since the creation (`version`). Every revision can be read until it is
+//! compacted. The model and its names are those of etcd.
 //!
-//! Keys can go with a *lease*, which ends unless it is renewed, and its keys with it; and a client can *watch* keys: it is
-//! told of each change ([`ConsensusKvDatabase::grant_lease`], [`ConsensusKvDatabase::watch`]).
+//! Keys can be attached to a *lease*, and are deleted when it expires or is revoked. A client can *watch* keys and
+//! receives each change ([`ConsensusKvDatabase::grant_lease`], [`ConsensusKvDatabase::watch`]).
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -43,6 +43,7 @@ mod auto_compaction;
 mod changes;
 mod check;
 mod collect;
+mod concurrency;
 mod database;
 mod execute;
 mod executor;
@@ -50,12 +51,13 @@ mod executor;
 pub mod fuzzing;
 mod hash;
 mod keys;
-mod lanes;
+
 mod lease;
 mod lessor;
 mod limits;
 mod machine;
 mod operation;
+mod pending_writes;
 mod quota;
 mod recent;
 mod scan;
@@ -66,7 +68,6 @@ mod store;
 mod view;
 mod watch;
 mod work;
-mod written;
 
 pub use alarm::{Alarm, AlarmKind};
 pub use auto_compaction::AutoCompaction;

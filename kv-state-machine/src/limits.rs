@@ -1,4 +1,4 @@
-//! Every bound on an operation, in one place.
+//! All limits of operations.
 //!
 //! There are two kinds. The bounds of the replicated state hold when a command is applied; they are constants, as all
 //! nodes must come to the same result. [`Limits`] are checked by each node for itself before it proposes, never when a
@@ -16,33 +16,34 @@ pub const OPERATIONS_MAX: usize = 4096;
 pub const TXN_DEPTH_MAX: usize = 16;
 /// Greatest time to live of a lease in seconds, as in etcd.
 pub const LEASE_TTL_MAX: u64 = 9_000_000_000;
-/// Greatest number of bytes of pairs in one response. A range that has more says `more`.
+/// Maximum number of bytes of pairs in one response. If a range has more pairs, its response sets `more`.
 pub const REPLY_BYTES_MAX: usize = 4 << 20;
 /// The same for a range that is read [whole](crate::Range::whole) or not at all, without the log.
 pub const WHOLE_REPLY_BYTES_MAX: usize = 256 << 20;
 /// The same for a command of a session, whose last response is kept.
 pub const SESSION_REPLY_BYTES_MAX: usize = 64 << 10;
-/// Greatest number of keys that one command may look at while it is applied, including those that are deleted and not
-/// compacted. A key that is looked at twice counts twice.
+/// Greatest number of keys that one command may read while it is applied, including those that are deleted and not
+/// compacted. A key that is read twice counts twice.
 pub const WORK_KEYS_MAX: u64 = 10_000;
-/// Greatest number of bytes of keys and values that one command may look at or write while it is applied.
+/// Greatest number of bytes of keys and values that one command may read or write while it is applied.
 pub const WORK_BYTES_MAX: u64 = 64 << 20;
 
 /// An amount of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Amount {
-    /// Number of keys looked at.
+    /// Number of keys read.
     pub(crate) keys: u64,
-    /// Bytes of keys and values looked at or written.
+    /// Bytes of keys and values read or written.
     pub(crate) bytes: u64,
 }
 
 impl Amount {
     /// Bound of a command that is applied. Part of the rules of the replicated state: the same on every node.
     pub(crate) const OF_COMMANDS: Self = Self { keys: WORK_KEYS_MAX, bytes: WORK_BYTES_MAX };
-    /// Bound of a read that is done at once. A read that needs more waits for its turn.
+    /// Bound of a read that is executed at once. A read that exceeds it waits for a permit.
     pub(crate) const OF_SHORT_READS: Self = Self { keys: 2_000, bytes: 8 << 20 };
-    /// Bound of a range that is read outside of a transaction: its response is bounded, and it delays nobody.
+    /// Bound of a range that is read outside of a transaction: its response is bounded, and it delays no other
+    /// operation.
     const UNBOUNDED: Self = Self { keys: u64::MAX, bytes: u64::MAX };
     /// A command that needs more is a heavy one. Heavy commands are proposed one at a time, so that other commands are
     /// applied between them.
@@ -62,11 +63,11 @@ impl Amount {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Most operations in either branch of a transaction, most compares, and most read ranges; 1 to [`OPERATIONS_MAX`], which
-    /// bounds them together. Default 128, as in etcd.
+    /// Maximum number of operations in either branch of a transaction, of compares, and of read ranges; 1 to
+    /// [`OPERATIONS_MAX`], which bounds their sum. Default 128, as in etcd.
     pub transaction_operations_max: usize,
-    /// Bytes of the node's store from which on commands that add data are refused, and the alarm
-    /// [`NoSpace`](crate::AlarmKind::NoSpace) is raised for the whole cluster; 0: no bound. Default 0.
+    /// Size of the node's store in bytes at which commands that add data are refused, and the alarm
+    /// [`NoSpace`](crate::AlarmKind::NoSpace) is raised for the whole cluster; 0 means no quota. Default 0.
     pub quota_bytes: u64,
 }
 
@@ -84,18 +85,18 @@ impl Limits {
     }
 }
 
-/// Checks a transaction that may have `left` parts of each kind. What it has is taken from those within it.
+/// Checks a transaction that may have `left` parts of each kind. Its own parts reduce the number for nested ones.
 fn check_within(txn: &Txn, left: usize, max: usize) -> Result<(), KvRejection> {
     let Txn { compare, success, failure, read_ranges, .. } = txn;
     let parts = [
         ("compares", compare.len()),
-        ("operations if they hold", success.len()),
-        ("operations if they do not hold", failure.len()),
+        ("operations in its success branch", success.len()),
+        ("operations in its failure branch", failure.len()),
         ("read ranges", read_ranges.len()),
     ];
     if let Some((what, count)) = parts.into_iter().find(|(_, count)| *count > left) {
         return Err(KvRejection::invalid(format!(
-            "a transaction with {count} {what}; at most {max} are allowed (transaction_operations_max)"
+            "the transaction has {count} {what}; the maximum is {max} (transaction_operations_max)"
         )));
     }
     let taken = parts.into_iter().map(|(_, count)| count).max().unwrap_or_default();
@@ -111,7 +112,7 @@ mod tests {
     use crate::Range;
 
     #[test]
-    fn transaction_beyond_the_limit_is_refused_with_its_part_and_the_setting() {
+    fn transaction_over_limit_is_refused_with_kind_and_setting() {
         let range = KvOperation::Range(Range { key: "k".into(), ..Range::default() });
         let txn = |count: usize| {
             let failure = vec![range.clone(); count];
@@ -119,9 +120,9 @@ mod tests {
         };
         assert_eq!(Limits::default().check(&txn(128)), Ok(()));
         let refused = Limits::default().check(&txn(129)).unwrap_err().to_string();
-        assert!(refused.contains("129 operations if they do not hold"), "{refused}");
+        assert!(refused.contains("129 operations in its failure branch"), "{refused}");
         assert!(
-            refused.contains("at most 128") && refused.contains("transaction_operations_max"),
+            refused.contains("maximum is 128") && refused.contains("transaction_operations_max"),
             "{refused}"
         );
     }

@@ -15,16 +15,16 @@ use crate::{
     alarm::Alarms,
     changes, check,
     collect::{self, Collector},
-    execute::{Execution, Halt, History, too_much},
+    execute::{ExecuteError, Execution, History, too_much_work},
     keys,
     lease::{self, Lease},
     limits::Amount,
+    pending_writes::PendingWrites,
     recent::Newest,
-    session::{Sessions, Verdict},
+    session::{SessionOutcome, Sessions},
     snapshot,
     store::{Generation, META_VERSION, Meta, Store},
     view::{Base, Failure, disk},
-    written::Written,
 };
 
 /// A multi-version key-value store in a directory.
@@ -39,12 +39,12 @@ pub struct KvStateMachine {
     reserve: Reserve,
 }
 
-/// What a generation holds besides keys and values.
+/// State of a generation besides keys and values.
 struct Loaded {
     meta: Meta,
     sessions: Sessions,
     alarms: Alarms,
-    /// The compaction whose garbage is gone.
+    /// Revision up to which garbage was collected.
     collected: u64,
 }
 
@@ -56,25 +56,26 @@ impl Loaded {
     }
 }
 
-/// What a batch is when `apply` returns.
+/// Durability of a batch when `apply` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// In memory: the engine's log brings back what a crash takes. For engines with a durable log.
+    /// The batch is in memory; after a crash the engine's log replays it. For engines with a durable log.
     FromLog,
-    /// On disk: each batch is synced. For engines without a log.
+    /// The batch is on disk: each batch is synced. For engines without a log.
     EachBatch,
 }
 
 impl KvStateMachine {
-    /// Opens the store of `node` in the directory `path`, making it if it is not there.
+    /// Opens the store of `node` in the directory `path`. Creates the directory if it does not exist.
     ///
     /// # Errors
-    /// The directory is another's or in use, or what lies there cannot be read.
+    /// The directory belongs to another node or is in use, or its content cannot be read.
     pub fn open(path: &Path, node: NodeId, durability: Durability) -> Result<Self, StorageError> {
         Self::open_with(path, node, durability, RECENT_MAX)
     }
 
-    /// With so many keys in memory; no answer depends on it.
+    /// Same as [`open`](Self::open), with the newest versions of at most `recent_max` keys in memory. No response
+    /// depends on it.
     pub(crate) fn open_with(
         path: &Path,
         node: NodeId,
@@ -96,22 +97,22 @@ impl KvStateMachine {
             collector: Collector::default(),
             reserve,
         };
-        machine.take_over(loaded);
+        machine.adopt(loaded);
         Ok(machine)
     }
 
-    /// Has snapshots refused that would leave less than `bytes` of room on the disk while they are restored. Default: none.
+    /// Refuses to restore a snapshot that would leave less than `bytes` free on the disk. Default: no reserve.
     #[must_use]
     pub fn with_reserve(mut self, bytes: u64) -> Self {
         self.reserve = Reserve::new(self.store.path(), bytes);
         self
     }
 
-    /// Takes over what the current generation holds.
-    fn take_over(&mut self, loaded: Loaded) {
+    /// Adopts the state of the current generation.
+    fn adopt(&mut self, loaded: Loaded) {
         (self.meta, self.sessions, self.alarms) = (loaded.meta, loaded.sessions, loaded.alarms);
         if loaded.collected < self.meta.compacted {
-            self.collector.start(self.store.current(), self.store.hub().clone(), self.meta.compacted);
+            self.collector.start(self.store.current(), self.store.dispatcher().clone(), self.meta.compacted);
         }
     }
 
@@ -120,19 +121,19 @@ impl KvStateMachine {
         collected.is_ok_and(|collected| collected >= self.meta.compacted)
     }
 
-    /// A handle for reads.
+    /// Returns a handle for reads.
     #[must_use]
     pub fn executor(&self) -> KvStoreExecutor {
         KvStoreExecutor::new(self.store.clone())
     }
 
-    /// Executes entries from the first on, until they have done as much as one write to the disk should hold.
+    /// Executes entries in order until they have done as much work as one write to the disk should contain.
     fn execute(&mut self, generation: &Generation, entries: &[Entry]) -> Result<Executed, Failure> {
         let db = generation.db();
         let base = Base::new(generation);
         let Self { meta, sessions, alarms, .. } = self;
         let mut batch =
-            Batch { db, base, written: Written::default(), meta, sessions, alarms, work_bytes: 0 };
+            Batch { db, base, written: PendingWrites::default(), meta, sessions, alarms, work_bytes: 0 };
         let (mut responses, mut response_bytes) = (Vec::with_capacity(entries.len()), 0);
         for entry in entries {
             responses.push(match &entry.payload {
@@ -151,7 +152,7 @@ impl KvStateMachine {
         Ok((batch.written, responses))
     }
 
-    fn commit(&mut self, generation: &Generation, written: &Written) -> Result<(), Failure> {
+    fn commit(&mut self, generation: &Generation, written: &PendingWrites) -> Result<(), Failure> {
         let (db, overlay) = (generation.db(), &written.versions);
         let bytes = overlay.iter().map(|(place, record)| place.len() + record.len() + WRITE_OVERHEAD).sum();
         let mut write = WriteBatch::with_capacity_bytes(bytes);
@@ -177,24 +178,25 @@ impl KvStateMachine {
                 generation.recent().note(prefix, Newest { revision, counts: keys::counts(record)? });
             }
         }
-        // Only now: who reads as of this batch must not find an older version noted as the newest.
+        // The order matters: a read at this batch's revision must not find an older version in the cache of newest
+        // versions.
         generation.leases().publish(written);
         written.alarms.iter().for_each(|alarms| generation.alarms().publish(alarms.clone()));
         generation.note_written(written_bytes);
         generation.publish(self.meta);
-        self.store.hub().batch_written();
+        self.store.dispatcher().batch_written();
         Ok(())
     }
 }
 
-/// What a batch writes, and what it answers.
-type Executed = (Written, Vec<Bytes>);
+/// Writes of a batch, and the responses to its entries.
+type Executed = (PendingWrites, Vec<Bytes>);
 
-/// A batch in hand.
+/// A batch in progress.
 struct Batch<'a> {
     db: &'a DB,
     base: Base<'a>,
-    written: Written,
+    written: PendingWrites,
     meta: &'a mut Meta,
     sessions: &'a mut Sessions,
     alarms: &'a mut Alarms,
@@ -203,27 +205,27 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Executes one command. Returns the encoded answer.
+    /// Executes one command. Returns the encoded response.
     fn command(&mut self, id: LogId, bytes: &[u8]) -> Result<Bytes, Failure> {
         let command: KvCommand = codec::decode("command", COMMAND_VERSION, bytes)?;
         let KvCommand { session, operation } = command;
-        let verdict = match (check::command(session.as_ref(), &operation), session) {
-            (Err(rejection), _) => Verdict::Refused(rejection),
-            (Ok(()), Some(session)) => self.sessions.take(self.db, session, id.index.0, bytes)?,
-            (Ok(()), None) => Verdict::Execute,
+        let outcome = match (check::command(session.as_ref(), &operation), session) {
+            (Err(rejection), _) => SessionOutcome::Refused(rejection),
+            (Ok(()), Some(session)) => self.sessions.admit(self.db, session, id.index.0, bytes)?,
+            (Ok(()), None) => SessionOutcome::Execute,
         };
-        let answer = match verdict {
-            Verdict::Answered(answer) => return Ok(answer),
-            Verdict::Refused(rejection) => {
+        let response = match outcome {
+            SessionOutcome::Repeated(response) => return Ok(response),
+            SessionOutcome::Refused(rejection) => {
                 return Ok(codec::encode(ANSWER_VERSION, &Err::<KvAnswer, _>(rejection)).into());
             }
-            Verdict::Execute => self.execute(id, &operation, session.is_some())?,
+            SessionOutcome::Execute => self.execute(id, &operation, session.is_some())?,
         };
-        let answer = Bytes::from(codec::encode(ANSWER_VERSION, &answer));
+        let response = Bytes::from(codec::encode(ANSWER_VERSION, &response));
         if let Some(session) = session {
-            self.sessions.record(session, id.index.0, bytes, answer.clone());
+            self.sessions.record(session, id.index.0, bytes, response.clone());
         }
-        Ok(answer)
+        Ok(response)
     }
 
     fn execute(
@@ -254,7 +256,7 @@ impl Batch<'_> {
                 let last = self.meta.last_member_id.max(*through).saturating_add(*more);
                 if *more > 0 && last > MEMBER_ID_MAX {
                     let why =
-                        format!("no id above {last} is left for a member; the last one is {MEMBER_ID_MAX}");
+                        format!("no member id is left: {last} would exceed the maximum {MEMBER_ID_MAX}");
                     return Ok(Err(KvRejection::invalid(why)));
                 }
                 self.meta.last_member_id = last;
@@ -299,19 +301,19 @@ impl Batch<'_> {
                 (self.meta.revision, self.meta.compacted) = (after.revision, after.compacted);
                 Ok(Ok(result))
             }
-            Err(Halt::Rejected(rejection)) => Ok(Err(rejection)),
-            // Looked for before it was proposed, too; but keys may have come since.
-            Err(Halt::TooMuch | Halt::Abandoned) => Ok(Err(too_much(operation))),
-            Err(Halt::Failed(failure)) => Err(failure),
+            Err(ExecuteError::Rejected(rejection)) => Ok(Err(rejection)),
+            // The leader checked this before it proposed the command, but keys may have been added since.
+            Err(ExecuteError::TooMuchWork | ExecuteError::Cancelled) => Ok(Err(too_much_work(operation))),
+            Err(ExecuteError::Failed(failure)) => Err(failure),
         }
     }
 
-    /// Ends a lease, unless it is gone already.
+    /// Expires a lease, unless it has ended already.
     fn expire(&mut self, id: i64) -> Result<(), Failure> {
         match self.execute_on_keys(&KvOperation::RevokeLease { id }, false)? {
             Ok(_) | Err(KvRejection::NoLease { .. }) => Ok(()),
             Err(rejection) => {
-                Err(StateMachineError::Other(format!("lease {id} cannot be ended: {rejection}")))
+                Err(StateMachineError::Other(format!("lease {id} cannot be expired: {rejection}")))
             }
         }
     }
@@ -326,7 +328,7 @@ impl Batch<'_> {
 impl Drop for KvStateMachine {
     fn drop(&mut self) {
         self.collector.stop();
-        self.store.hub().stop();
+        self.store.dispatcher().stop();
     }
 }
 
@@ -346,7 +348,7 @@ impl StateMachine for KvStateMachine {
             responses.extend(more);
         }
         if self.meta.compacted > compacted {
-            self.collector.start(generation, self.store.hub().clone(), self.meta.compacted);
+            self.collector.start(generation, self.store.dispatcher().clone(), self.meta.compacted);
         }
         Ok(responses)
     }
@@ -358,7 +360,7 @@ impl StateMachine for KvStateMachine {
         Ok(self.meta.applied)
     }
 
-    /// A restore makes another generation: what is flushed then of this one is of no use, and does no harm.
+    /// A restore creates another generation. A flush of the old generation is then useless, but harmless.
     fn flush_in_background(&mut self) -> Option<FlushWork> {
         let (generation, applied) = (self.store.current(), self.meta.applied);
         let flush = move || {
@@ -373,31 +375,33 @@ impl StateMachine for KvStateMachine {
     }
 
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
-        // Until the switch nothing has changed.
+        // Before the switch nothing is changed.
         let generation = snapshot::receive_generation(&self.store, stream, &self.reserve)?;
         let loaded = Loaded::of(&generation).inspect_err(|_| generation.discard())?;
         self.store.switch(generation)?;
         self.collector.stop();
-        self.take_over(loaded);
-        self.store.hub().batch_written();
+        self.adopt(loaded);
+        self.store.dispatcher().batch_written();
         Ok(())
     }
 }
 
-/// Greatest id that is given to a member: etcd's clients are shown it with a tag in the bytes above.
+/// Greatest id of a member. etcd's clients see the id with a tag in the bytes above.
 const MEMBER_ID_MAX: u64 = (1 << 48) - 1;
-/// Format of commands in the log. A second one must tell a repetition in the other format from another request
-/// (`Sessions::take`).
+/// Format of commands in the log. A second format must distinguish a repetition in the other format from another
+/// request (`Sessions::admit`).
 pub(crate) const COMMAND_VERSION: u8 = 1;
-/// Format of the answers to them.
+/// Format of the responses to commands.
 pub(crate) const ANSWER_VERSION: u8 = 1;
-/// Records that one write to the disk holds, and what it was made from; one command goes beyond by its own bounds at most.
+/// Maximum number of records in one write to the disk, and maximum bytes that its commands read and wrote. The last
+/// command may exceed them by its own limits.
 const BATCH_RECORDS_MAX: usize = 20_000;
 const BATCH_BYTES_MAX: u64 = 64 << 20;
-/// Responses in memory at once; the rest is applied by another call. While a log is applied again at the start, nobody waits
-/// for any of them.
+/// Maximum bytes of responses in memory. The remaining entries are applied by another call. When the log is replayed
+/// after a start, no client waits for the responses.
 const RESPONSES_BYTES_MAX: usize = 16 << 20;
-/// Of each record in a write, about: kind and lengths.
+/// Approximate bytes of each record in a write in addition to place and content: kind and lengths.
 const WRITE_OVERHEAD: usize = 8;
-/// With the longest keys that are kept 48 MiB, with keys of 16 bytes 24.
+/// Number of keys in the cache of newest versions: 48 MiB with the longest keys that are cached, 24 MiB with keys of 16
+/// bytes.
 const RECENT_MAX: usize = 1 << 18;

@@ -1,4 +1,4 @@
-//! What can be asked of the store, and what comes back.
+//! Operations of the store, and their results.
 
 use bytes::Bytes;
 use consensus_core::session::Session;
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Alarm;
 
-/// An operation. Field by field what the client-facing IDL (`kv.thrift`) has.
+/// An operation. Its fields are those of the client-facing IDL (`kv.thrift`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvOperation {
     /// Writes a key.
@@ -15,86 +15,88 @@ pub enum KvOperation {
     Delete(Delete),
     /// Reads keys.
     Range(Range),
-    /// Compares, then does the one or the other, all at one revision.
+    /// Evaluates compares, then executes one of two lists of operations, all at one revision.
     Txn(Txn),
-    /// Forgets history older than a revision.
+    /// Compacts history older than a revision.
     Compact {
-        /// The oldest revision that can still be read afterwards.
+        /// Oldest revision that can still be read afterwards.
         revision: u64,
     },
-    /// Makes a client id for [`Session`].
+    /// Opens a session and returns a client id for [`Session`].
     OpenSession {
-        /// Sessions kept; beyond, the one idle longest is forgotten. Part of the command, so that all nodes forget the
-        /// same one.
+        /// Maximum number of sessions. If there are more, the session that was idle longest is removed. Part of the
+        /// command, so that all nodes remove the same one.
         sessions_max: u64,
     },
     /// Grants a lease.
     GrantLease {
-        /// Not 0; must be free.
+        /// Id of the lease. Not 0; no other lease may have it.
         id: i64,
-        /// Seconds that it lives without being renewed; 1 to [`LEASE_TTL_MAX`](crate::LEASE_TTL_MAX).
+        /// Time to live in seconds: the lease expires if it is not renewed for this time; 1 to
+        /// [`LEASE_TTL_MAX`](crate::LEASE_TTL_MAX).
         ttl: u64,
     },
-    /// Ends a lease, and deletes its keys at one revision.
+    /// Revokes a lease, and deletes its keys at one revision.
     RevokeLease {
-        /// Which.
+        /// Id of the lease.
         id: i64,
     },
-    /// Ends leases whose time is over. For the leader itself, which counts the time.
+    /// Ends expired leases. Proposed only by the leader, which counts the time.
     ExpireLeases {
-        /// Which; those that are gone already are passed over.
+        /// Ids of the leases. Leases that have ended already are ignored.
         ids: Vec<i64>,
-        /// Term of the leader. In another term nothing is done: the next leader counts anew.
+        /// Term of the leader. In another term the command has no effect, because the new leader counts the time again.
         term: u64,
     },
-    /// Notes how long leases have left, for the case that the leader changes. For the leader itself.
+    /// Records the remaining time of leases, for the next leader. Proposed only by the leader.
     CheckpointLeases {
-        /// Lease, and its remaining seconds; `None`: it was renewed, and has its whole time again.
+        /// Ids of leases and their remaining time in seconds; `None` means that the lease was renewed and has its whole
+        /// time.
         remaining: Vec<(i64, Option<u64>)>,
-        /// Term of the leader. In another term nothing is done.
+        /// Term of the leader. In another term the command has no effect.
         term: u64,
     },
     /// Raises an alarm, if it is not raised yet.
     RaiseAlarm(Alarm),
     /// Disarms an alarm, if it is raised.
     DisarmAlarm(Alarm),
-    /// Takes ids for members of the cluster, so that none is given to a member that another member had: it would be taken for
-    /// the one that was removed.
+    /// Reserves ids for members of the cluster, so that no new member gets the id of an earlier one: it would be
+    /// mistaken for the member that was removed.
     ReserveMemberIds {
-        /// Ids up to this one are in use, or were.
+        /// Greatest id that is known to be, or to have been, in use.
         through: u64,
-        /// Further ids to reserve, above all that were in use or reserved; 0: none is needed.
+        /// Number of ids to reserve, above all that were in use or reserved; may be 0.
         more: u64,
     },
 }
 
-/// An operation as it travels through the log.
+/// An operation as it is stored in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvCommand {
-    /// Makes it exactly-once.
+    /// Session that makes the operation exactly-once.
     pub session: Option<Session>,
-    /// What to do.
+    /// The operation.
     pub operation: KvOperation,
 }
 
 /// Writes a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Put {
-    /// Which; not empty.
+    /// Key; not empty.
     pub key: Bytes,
-    /// What.
+    /// Value.
     pub value: Bytes,
-    /// Lease that the key goes with; 0 for none.
+    /// Id of the lease to which the key is attached; 0 for none.
     pub lease_id: i64,
-    /// Answer with what was there.
+    /// Whether the response contains the previous pair.
     pub return_previous: bool,
-    /// Append a versionstamp.
+    /// Whether and where a versionstamp is appended.
     pub versionstamp: Versionstamp,
-    /// Keep what is there in place of `value` or `lease_id`. The key must exist.
+    /// Whether to keep the current value or lease instead of setting `value` or `lease_id`. The key must exist.
     pub keep: Keep,
 }
 
-/// What a put leaves as it is.
+/// Parts of a key that a put leaves unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keep {
     /// The value.
@@ -112,89 +114,89 @@ impl Keep {
 /// Where a versionstamp is appended: 8 bytes of revision, 2 bytes of order within the transaction, big-endian.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Versionstamp {
-    /// Nowhere.
+    /// No versionstamp.
     #[default]
     None,
-    /// To the key.
+    /// The versionstamp is appended to the key.
     KeySuffix,
-    /// To the value.
+    /// The versionstamp is appended to the value.
     ValueSuffix,
 }
 
 /// Removes the keys in `[key, range_end)`; see [`KeyRange`] for the bounds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delete {
-    /// From here.
+    /// First key.
     pub key: Bytes,
-    /// To here; see [`KeyRange`].
+    /// End of the range; see [`KeyRange`].
     pub range_end: Option<Bytes>,
-    /// Answer with what was there.
+    /// Whether the response contains the deleted pairs.
     pub return_previous: bool,
-    /// Most keys to remove, in the order of keys; fewer, if that is more than one command may do. 0: all keys of the range, or
-    /// none if that is more than one command may do.
+    /// Maximum number of keys to delete, in key order; fewer are deleted if more would exceed the limit of one command.
+    /// 0: all keys of the range, or a rejection if that exceeds the limit of one command.
     pub limit: u64,
 }
 
 /// Reads the keys in `[key, range_end)`; see [`KeyRange`] for the bounds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
-    /// From here.
+    /// First key.
     pub key: Bytes,
-    /// To here; see [`KeyRange`].
+    /// End of the range; see [`KeyRange`].
     pub range_end: Option<Bytes>,
-    /// At most so many pairs; 0: as many as fit a reply.
+    /// Maximum number of pairs; 0: as many as fit in a response.
     pub limit: u64,
-    /// As of this revision; 0: the newest.
+    /// Revision to read at; 0: the newest.
     pub revision: u64,
-    /// From the end.
+    /// Whether the order is descending.
     pub descending: bool,
-    /// Without values.
+    /// Whether values are omitted.
     pub keys_only: bool,
-    /// Only their number.
+    /// Whether only the number of pairs is returned.
     pub count_only: bool,
-    /// All that was asked for or a rejection, never a part with `more` because of the size of the answer.
+    /// Whether a range that does not fit in a response is rejected, instead of returning a part with `more` set.
     pub whole: bool,
-    /// By what the pairs are ordered.
+    /// Order of the pairs.
     pub sort: Sort,
-    /// Only pairs whose revisions lie within these bounds; `count` counts all.
+    /// Bounds of the revisions of returned pairs; `count` counts all pairs of the range.
     pub bounds: RevisionBounds,
 }
 
-/// By what the pairs of an answer are ordered.
+/// Order of the pairs in a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sort {
-    /// What is compared.
+    /// Sort key.
     pub by: SortBy,
-    /// The limit counts in the order of keys, and what it leaves is sorted.
+    /// Whether the limit is applied in key order, before the pairs are sorted.
     pub after_limit: bool,
 }
 
-/// What of the pairs is compared to order them.
+/// Sort key of pairs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SortBy {
     /// The key.
     #[default]
     Key,
-    /// Number of writes since it came into being.
+    /// Number of writes since the key was created.
     Version,
-    /// Revision at which it came into being.
+    /// Revision at which the key was created.
     CreateRevision,
     /// Revision of its last write.
     ModRevision,
-    /// Its value.
+    /// Value.
     Value,
 }
 
 /// Bounds for the revisions of pairs, inclusive; 0: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevisionBounds {
-    /// Least revision of the last write.
+    /// Minimum revision of the last write.
     pub mod_min: u64,
-    /// Greatest revision of the last write.
+    /// Maximum revision of the last write.
     pub mod_max: u64,
-    /// Least revision at which the key came into being.
+    /// Minimum revision at which the key was created.
     pub create_min: u64,
-    /// Greatest revision at which the key came into being.
+    /// Maximum revision at which the key was created.
     pub create_max: u64,
 }
 
@@ -206,62 +208,64 @@ impl RevisionBounds {
     }
 }
 
-/// Keys in `[key, range_end)`. Without `range_end`: the one key. `range_end` of one zero byte: every key from `key` on.
+/// Keys in `[key, range_end)`. Without `range_end`: the single key `key`. With a `range_end` of one zero byte: all keys
+/// from `key` on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRange {
-    /// From here; not empty (one zero byte is before every key).
+    /// First key; not empty. The first key of the store is one zero byte.
     pub key: Bytes,
-    /// To here, exclusive.
+    /// End of the range, exclusive.
     pub range_end: Option<Bytes>,
 }
 
-/// If every compare holds, `success` is done, else `failure`; each operation sees what those before it did. Transactions may be
-/// within transactions, [`TXN_DEPTH_MAX`](crate::TXN_DEPTH_MAX) deep; the compares of all of them are looked at before anything
-/// is done.
+/// A transaction. If all compares hold, `success` is executed, otherwise `failure`. Each operation sees the effects of
+/// those before it. Transactions may be nested, up to [`TXN_DEPTH_MAX`](crate::TXN_DEPTH_MAX) levels; the compares of
+/// all of them are evaluated before anything is executed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Txn {
-    /// All must hold.
+    /// Conditions that must all hold for `success`.
     pub compare: Vec<Compare>,
-    /// Done then; puts, deletes, ranges and transactions only.
+    /// Operations if all compares hold: puts, deletes, ranges and transactions only.
     #[serde(deserialize_with = "nested::read")]
     pub success: Vec<KvOperation>,
-    /// Done otherwise.
+    /// Operations otherwise; the same kinds.
     #[serde(deserialize_with = "nested::read")]
     pub failure: Vec<KvOperation>,
-    /// Optimistic: if a key in `read_ranges` was written or deleted after this revision, nothing is done. 0: not so.
+    /// For optimistic concurrency control: the transaction is rejected if a key in `read_ranges` was written or deleted
+    /// after this revision. 0: no check.
     pub read_revision: u64,
-    /// What was read at `read_revision`.
+    /// Ranges that were read at `read_revision`.
     pub read_ranges: Vec<KeyRange>,
 }
 
-/// A condition on a key, or on every key of a range. A key that is not there, or a range without
-/// keys, has version, revisions and lease 0, and no value: no comparison of its value holds (as in etcd).
+/// A condition on a key, or on every key of a range. A missing key, or a range without keys, has version, revisions and
+/// lease 0 and no value: no comparison of its value holds, as in etcd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compare {
-    /// Which keys.
+    /// Keys to compare.
     pub keys: KeyRange,
-    /// What of them, with what.
+    /// Field to compare, and the operand.
     pub target: CompareTarget,
-    /// How it must compare.
+    /// Relation that must hold.
     pub result: CompareResult,
 }
 
-/// What of a key is compared, and with what.
+/// Field of a key that is compared, with the operand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CompareTarget {
-    /// Number of writes since it came into being.
+    /// Number of writes since the key was created.
     Version(i64),
-    /// Revision at which it came into being.
+    /// Revision at which the key was created.
     CreateRevision(i64),
     /// Revision of its last write.
     ModRevision(i64),
-    /// Its value.
+    /// Value.
     Value(Bytes),
-    /// Its lease.
+    /// Id of the lease; 0 for none.
     Lease(i64),
 }
 
-/// How a compare must turn out: the key's side on the left.
+/// Relation of a compare; the field of the key is the left side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CompareResult {
     /// `=`
@@ -279,137 +283,137 @@ pub enum CompareResult {
 pub struct KeyValue {
     /// The key.
     pub key: Bytes,
-    /// Its value; empty if only keys were asked for.
+    /// Value; empty if only keys were requested.
     pub value: Bytes,
-    /// Revision at which it came into being (again, after a delete).
+    /// Revision at which the key was created, after its last deletion.
     pub create_revision: u64,
     /// Revision of its last write.
     pub mod_revision: u64,
-    /// Number of writes since it came into being.
+    /// Number of writes since the key was created.
     pub version: u64,
-    /// Its lease, or 0.
+    /// Id of the lease of the key; 0 for none.
     pub lease_id: i64,
 }
 
-/// What an operation came to.
+/// Result of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KvResult {
-    /// Of a put.
+    /// Result of a put.
     Put(PutDone),
-    /// Of a delete.
+    /// Result of a delete.
     Delete(Deleted),
-    /// Of a range.
+    /// Result of a range.
     Range(Found),
-    /// Of a transaction.
+    /// Result of a transaction.
     Txn(TxnDone),
     /// History was compacted.
     Compact,
-    /// The client id of a new session.
+    /// Client id of a new session.
     OpenSession(u64),
-    /// A lease was granted, ended, or noted.
+    /// A lease was granted, ended or checkpointed.
     Lease,
-    /// The last id for members that is in use, was in use, or is reserved.
+    /// Greatest member id that is in use, was in use, or is reserved.
     MemberId(u64),
-    /// Of an alarm: whether it is raised now for this command, or was disarmed by it.
+    /// Result of an alarm command: for `RaiseAlarm` always true; for `DisarmAlarm` whether the alarm was raised.
     Alarm(bool),
 }
 
-/// A key was written.
+/// Result of a put.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutDone {
-    /// What was there, if that was asked for.
+    /// Previous pair, if there was one and it was requested.
     pub previous: Option<KeyValue>,
-    /// The key or value as written, if it was stamped.
+    /// Key or value as written, if a versionstamp was appended.
     pub stamped: Option<Bytes>,
 }
 
-/// Keys were removed.
+/// Result of a delete.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deleted {
-    /// How many.
+    /// Number of deleted keys.
     pub deleted: u64,
-    /// What they were, if that was asked for.
+    /// Deleted pairs, if they were requested.
     pub previous: Option<Vec<KeyValue>>,
-    /// With a limit: the first key of the range that was not looked at; `None` if the whole range was.
+    /// With a limit: first key of the range that was not processed; `None` if the whole range was.
     pub next_key: Option<Bytes>,
 }
 
-/// What was found.
+/// Result of a range.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
-    /// The pairs.
+    /// Pairs.
     pub kvs: Vec<KeyValue>,
-    /// There are more in the range than these.
+    /// Whether the range contains more pairs.
     pub more: bool,
     /// Number of pairs in the whole range.
     pub count: u64,
 }
 
-/// A transaction was done.
+/// Result of a transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TxnDone {
-    /// All compares held.
+    /// Whether all compares held.
     pub succeeded: bool,
-    /// Of each operation of the branch taken.
+    /// Results of the operations of the executed branch.
     #[serde(deserialize_with = "nested::read")]
     pub responses: Vec<KvResult>,
 }
 
-/// A result and the state it was reached in.
+/// Result of an operation, with the position of the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvAnswer {
-    /// Revision of the store afterwards (for a read: at which it was answered).
+    /// Revision of the store after the operation; for a read, the revision at which it was executed.
     pub revision: u64,
-    /// Log index applied when it was answered.
+    /// Index of the last applied entry at that time.
     pub applied_index: u64,
-    /// Term of the entry applied then.
+    /// Term of the last applied entry at that time.
     pub term: u64,
-    /// What it came to.
+    /// Result.
     pub result: KvResult,
 }
 
-/// Why the store did not do it. This attempt did nothing.
+/// Reason that the store rejected a request. This attempt had no effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum KvRejection {
-    /// The request itself is wrong.
+    /// The request is invalid in any state of the store.
     #[error("{0}")]
     Invalid(String),
-    /// The revision asked for is gone.
+    /// The requested revision was compacted.
     #[error("revisions below {compacted} were compacted away")]
     Compacted {
-        /// The oldest that can be read.
+        /// Oldest revision that can be read.
         compacted: u64,
     },
-    /// The revision asked for is not there yet.
+    /// The requested revision is in the future.
     #[error("revision {revision} is in the future; the store is at {current}")]
     FutureRevision {
-        /// What was asked for.
+        /// Requested revision.
         revision: u64,
-        /// The newest.
+        /// Newest revision.
         current: u64,
     },
-    /// What a put was to keep is not there.
-    #[error("there is no key {key:?} whose value or lease could be kept")]
+    /// The key whose value or lease a put was to keep does not exist.
+    #[error("key {key:?} does not exist, so the put cannot keep its value or lease")]
     NoKey {
         /// The key.
         key: Bytes,
     },
-    /// The lease was never granted, or has ended.
+    /// The lease was never granted, or it has ended.
     #[error("there is no lease {id}")]
     NoLease {
         /// The lease.
         id: i64,
     },
-    /// The id is that of another lease.
+    /// Another lease has this id.
     #[error("there is a lease {id} already")]
     LeaseExists {
         /// The lease.
         id: i64,
     },
-    /// The answer would be larger than an answer may be.
-    #[error("the answer would have more than {bytes_max} bytes; ask for less at once")]
+    /// The response would exceed the maximum size.
+    #[error("the response would exceed {bytes_max} bytes; request a smaller range or a limit")]
     AnswerTooLarge {
-        /// What it may have.
+        /// Maximum size of the response in bytes.
         bytes_max: u64,
     },
     /// A key that the transaction had read was changed since.
@@ -417,19 +421,20 @@ pub enum KvRejection {
     Conflict {
         /// The key.
         key: Bytes,
-        /// When it was changed.
+        /// Revision of the change.
         mod_revision: u64,
     },
-    /// The session was never opened, or was forgotten because it was idle the longest. Whether the request was executed
-    /// before is not known any more.
+    /// The session was never opened, or it was removed because it was idle longest. It is unknown whether the request
+    /// was executed before.
     #[error("there is no session {client_id}, or it was idle for too long: open a new one")]
     NoSession {
         /// Id of the session.
         client_id: u64,
     },
-    /// A later number of the session was executed. This one may have been executed before; its answer is not kept.
+    /// A later number of the session was executed. This request may have been executed before; its response is not
+    /// kept.
     #[error(
-        "sequence {sequence} of session {client_id} is over: {last} was executed; the answer to an earlier number is not kept"
+        "sequence {sequence} of session {client_id} is outdated: {last} was executed, and responses to earlier numbers are not kept"
     )]
     SequenceOver {
         /// Id of the session.
@@ -439,13 +444,13 @@ pub enum KvRejection {
         /// Last number that was executed.
         last: u64,
     },
-    /// An alarm says that the store of a node exceeds its quota.
+    /// The alarm NOSPACE is raised: the store of a node exceeds its quota.
     #[error(
-        "the store is full: the alarm NOSPACE is raised, as a node exceeds its quota_size; nothing was done. Delete what is \
-         not needed, compact, then disarm the alarm"
+        "the store is full: the alarm NOSPACE is raised because a node exceeds its quota_size; nothing was done. \
+         Delete keys that are not needed, compact, then disarm the alarm"
     )]
     NoSpace,
-    /// An alarm says that the state of a node is not that of the others.
+    /// The alarm CORRUPT is raised: the state of a node differs from that of the other nodes.
     #[error(
         "the alarm CORRUPT is raised: the nodes do not have the same state; nothing was done. Compare the nodes (`kvctl \
          hash`), replace the one that differs, then disarm the alarm"
@@ -454,7 +459,7 @@ pub enum KvRejection {
 }
 
 impl KvOperation {
-    /// Whether it only reads.
+    /// Whether the operation only reads.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         match self {
@@ -466,12 +471,12 @@ impl KvOperation {
 }
 
 impl KvOperation {
-    /// Whether it is a range whose answer is whole or a rejection.
+    /// Whether the operation is a range that must be returned completely or rejected.
     pub(crate) fn is_whole(&self) -> bool {
         matches!(self, Self::Range(Range { whole: true, .. }))
     }
 
-    /// Whether it may be much work, which its size alone does not tell: it names ranges, or reads many values.
+    /// Whether the operation may be much work regardless of its size: it names ranges, or reads many values.
     pub(crate) fn may_be_heavy(&self) -> bool {
         match self {
             Self::Delete(delete) => delete.range_end.is_some(),
@@ -497,7 +502,7 @@ impl KvOperation {
     }
 }
 
-/// Values of two MiB each, read by one command that is not looked at beforehand.
+/// Maximum number of values, of up to 2 MiB each, that a command may read without an estimate of its work.
 const LOOKUPS_MAX: usize = 8;
 
 impl KvRejection {
@@ -506,7 +511,7 @@ impl KvRejection {
     }
 }
 
-/// Reads lists of what can hold such lists again, so deep and no deeper: hostile bytes would else use up the stack.
+/// Decodes nested lists up to a maximum depth. Without it, malicious bytes could overflow the stack.
 mod nested {
     use std::{cell::Cell, fmt, marker::PhantomData};
 
@@ -521,7 +526,7 @@ mod nested {
         static DEPTH: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// Goes up again when it is dropped.
+    /// One level of nesting; ends when it is dropped.
     struct Level;
 
     impl Level {
@@ -542,11 +547,11 @@ mod nested {
     }
 
     pub(super) fn read<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
-        let _level = Level::enter().ok_or_else(|| D::Error::custom("transactions are nested too deep"))?;
+        let _level = Level::enter().ok_or_else(|| D::Error::custom("transactions are nested too deeply"))?;
         from.deserialize_seq(List(PhantomData))
     }
 
-    /// Reads a list without room for as many as it claims to have.
+    /// Decodes a list. Does not reserve memory for the claimed length.
     struct List<T>(PhantomData<T>);
 
     impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {

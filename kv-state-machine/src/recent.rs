@@ -1,19 +1,20 @@
-//! Which version of a key is the newest, in memory, of the keys written last. A put has to know it, and so has a read: it
-//! then gets that one version from RocksDB, where a search for it would look through every table.
+//! In-memory cache of the newest versions of recently written keys. A put needs the newest version of its key, and so
+//! does a read: it can then get that version from RocksDB, instead of searching every table for it.
 //!
-//! A cache of what RocksDB holds, never of the batch in hand: an operation that is rejected half-way leaves nothing here. It
-//! says of a key what RocksDB would say, or nothing; so no answer depends on it, nor on its size, which nodes need not share.
+//! The cache contains only versions that are in RocksDB, never those of a batch in progress, so a rejected operation
+//! leaves nothing here. It returns what RocksDB would return, or nothing. So responses do not depend on the cache or
+//! its size, which may differ between nodes.
 
 use std::{
     hash::{BuildHasher, RandomState},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// What a put has to know of the newest version of its key.
+/// Data about the newest version of a key that a put needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) create_revision: u64,
-    /// 0: the key is deleted.
+    /// Number of writes since the key was created; 0 if the key is deleted.
     pub(crate) version: u64,
     pub(crate) lease_id: i64,
 }
@@ -22,20 +23,20 @@ impl Counts {
     pub(crate) const DELETED: Self = Self { create_revision: 0, version: 0, lease_id: 0 };
 }
 
-/// A newest version.
+/// The newest version of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Newest {
     pub(crate) revision: u64,
     pub(crate) counts: Counts,
 }
 
-/// The newest versions of the keys written last, as far as there is room. A key has its place in one set of slots, in that
-/// of the key written longest ago, whose memory it takes over: nothing is moved, and little allocated.
+/// Cache of the newest versions of recently written keys. Each key belongs to one set of slots. A new key replaces the
+/// key of its set that was written longest ago and reuses its memory: nothing is moved, and little is allocated.
 #[derive(Debug)]
 pub(crate) struct Recent {
-    /// Each for a part of the keys, so that readers and the writer seldom meet. Empty before the first write.
+    /// Each shard has a part of the keys, so that readers and the writer seldom contend. Empty before the first write.
     shards: [Mutex<Vec<Slot>>; SHARDS],
-    /// Sets in a shard.
+    /// Number of sets in a shard.
     sets: usize,
     hasher: RandomState,
 }
@@ -43,19 +44,19 @@ pub(crate) struct Recent {
 #[derive(Clone, Debug)]
 struct Slot {
     hash: u64,
-    /// Empty: the slot is.
+    /// Prefix of the key's places; empty if the slot is unused.
     prefix: Vec<u8>,
     newest: Newest,
 }
 
 impl Recent {
-    /// For `slots_max` keys, rounded down to whole sets of each shard.
+    /// Creates a cache for `slots_max` keys, rounded down to whole sets of each shard.
     pub(crate) fn new(slots_max: usize) -> Self {
         let shards = std::array::from_fn(|_| Mutex::default());
         Self { shards, sets: slots_max / (SHARDS * SET_LEN), hasher: RandomState::new() }
     }
 
-    /// Of the key whose places begin with `prefix`.
+    /// Newest version of the key whose places start with `prefix`.
     pub(crate) fn get(&self, prefix: &[u8]) -> Option<Newest> {
         let hash = self.hasher.hash_one(prefix);
         let slots = self.shard(hash);
@@ -63,7 +64,7 @@ impl Recent {
         set.iter().find(|slot| slot.is_of(hash, prefix)).map(|slot| slot.newest)
     }
 
-    /// Notes what was written, unless something newer is known.
+    /// Records a written version, unless a newer one is known.
     pub(crate) fn note(&self, prefix: &[u8], newest: Newest) {
         let hash = self.hasher.hash_one(prefix);
         let Some(set) = self.set(hash) else { return };
@@ -89,7 +90,7 @@ impl Recent {
         self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where in its shard a set begins.
+    /// Index of the first slot of a set in its shard.
     fn set(&self, hash: u64) -> Option<usize> {
         Some((hash as usize / SHARDS).checked_rem(self.sets)? * SET_LEN)
     }
@@ -105,9 +106,9 @@ impl Slot {
 }
 
 const SHARDS: usize = 16;
-/// Slots that a key can be in.
+/// Number of slots in a set.
 const SET_LEN: usize = 4;
-/// Longer keys are looked up.
+/// Maximum length of a cached prefix in bytes; longer keys are not cached.
 const PREFIX_BYTES_MAX: usize = 128;
 
 #[cfg(test)]
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_versions_are_kept_and_the_oldest_keys_go() {
+    fn full_cache_keeps_newest_versions_and_evicts_oldest_keys() {
         let recent = Recent::new(SHARDS * SET_LEN);
         assert_eq!(recent.get(b"a"), None);
         recent.note(b"a", at(2));
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn without_room_and_of_long_keys_nothing_is_kept() {
+    fn long_keys_and_caches_without_slots_keep_nothing() {
         let none = Recent::new(SHARDS * SET_LEN - 1);
         none.note(b"a", at(1));
         assert_eq!(none.get(b"a"), None);

@@ -1,7 +1,7 @@
-//! Walks over the keys of a range, one version of each.
+//! Scans over the keys of a range that visit one version of each key.
 //!
-//! The walk goes from key to key, not from version to version: a key with many versions is passed with a seek. So its
-//! cost follows the number of keys, which [`Work`] bounds.
+//! A scan moves from key to key, not from version to version: the versions of a key are skipped with a seek. So its
+//! cost depends on the number of keys, which [`Work`] bounds.
 
 use std::ops::{Bound, ControlFlow};
 
@@ -10,38 +10,38 @@ use rocksdb::{DBRawIteratorWithThreadMode, DBWithThreadMode, ReadOptions, Single
 
 use crate::{
     KeyRange,
-    execute::Halt,
+    execute::ExecuteError,
     keys::{self, Record},
     view::{Failure, Overlay, Version, View, disk},
     work::Work,
 };
 
-/// Which versions a scan is about.
+/// Parameters of a scan.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scan<'a> {
     pub(crate) range: &'a KeyRange,
-    /// The version of a key that counts is the newest that is not after this revision.
+    /// Revision to read at: each key is visited in its newest version at or before this revision.
     pub(crate) revision: u64,
     pub(crate) descending: bool,
-    /// Without values the records that `f` sees have empty ones, and nothing is copied for them.
+    /// Whether values are read. If not, the records that `f` receives have empty values, which are never copied.
     pub(crate) values: bool,
 }
 
 impl View<'_> {
-    /// Calls `f` with the version of every key of the range that is in force at the revision, deleted ones included, until
-    /// it breaks. What is looked at is counted in `work`.
+    /// Calls `f` with the version of every key of the range that is in force at the revision, including deletions,
+    /// until `f` returns `Break`. Counts the scanned keys and bytes in `work`.
     ///
     /// # Errors
-    /// The bound of `work` is exceeded; then `f` has not seen all.
+    /// The bound of `work` is exceeded. Then `f` has not received all versions.
     pub(crate) fn at(
         &self,
         scan: &Scan<'_>,
         work: &Work,
         mut f: impl FnMut(Version) -> ControlFlow<()>,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), ExecuteError> {
         if scan.range.range_end.is_none() {
             let mut version = self.of_key(&scan.range.key, scan.revision)?;
-            work.look_at(
+            work.count_key(
                 scan.range.key.len() + version.as_ref().map_or(0, |version| size_of(&version.record)),
             )?;
             if let Some(Version { record: Record::Live(kv), .. }) = version.as_mut().filter(|_| !scan.values)
@@ -65,7 +65,7 @@ impl View<'_> {
             prefix.extend_from_slice(found);
             let passed = self.pass_key(&mut cursor, &prefix, scan)?;
             if passed.newest.is_some_and(|(revision, is_deleted)| !work.is_garbage(revision, is_deleted)) {
-                work.look_at(prefix.len() + passed.in_force.as_ref().map_or(0, |found| found.value_bytes))?;
+                work.count_key(prefix.len() + passed.in_force.as_ref().map_or(0, |found| found.value_bytes))?;
             }
             let Some(found) = passed.in_force else { continue };
             let key = keys::key_of_prefix(&prefix)?;
@@ -77,7 +77,7 @@ impl View<'_> {
         Ok(())
     }
 
-    /// Moves the cursor from one end of a key's versions to the next key.
+    /// Moves the cursor over all versions of a key to the next key.
     fn pass_key(&self, cursor: &mut Cursor<'_>, prefix: &[u8], scan: &Scan<'_>) -> Result<Passed, Failure> {
         let mut passed = Passed::default();
         let mut steps = 0;
@@ -90,7 +90,8 @@ impl View<'_> {
                 break;
             }
             passed.take(revision, record, scan)?;
-            // Going up, the newest that is old enough comes first, and is all there is to know.
+            // In an ascending scan the first version at or before the revision is the one in force. No other version
+            // matters.
             if !scan.descending && passed.in_force.is_some() {
                 steps = steps.max(STEPS_MAX - 2);
             }
@@ -104,7 +105,7 @@ impl View<'_> {
         Ok(passed)
     }
 
-    /// Finds what was not passed yet of a key with many versions.
+    /// Looks up the versions that were not passed, for a key with many versions.
     fn look_up(&self, passed: &mut Passed, prefix: &[u8], scan: &Scan<'_>) -> Result<(), Failure> {
         if scan.descending
             && let Some((revision, record)) = self.newest(prefix, u64::MAX)?
@@ -126,12 +127,12 @@ fn size_of(record: &Record) -> usize {
     }
 }
 
-/// The version of a key that counts.
+/// The version of a key that is in force at the revision of a scan.
 struct InForce {
     revision: u64,
-    /// Without its value, if values are not wanted.
+    /// Record, without its value if the scan does not read values.
     record: Bytes,
-    /// Size of the value as it is stored; 0 for a deletion.
+    /// Size of the stored value in bytes; 0 for a deletion.
     value_bytes: usize,
 }
 
@@ -143,10 +144,10 @@ impl InForce {
     }
 }
 
-/// What is known of the versions of a key.
+/// Versions of a key that matter for a scan.
 #[derive(Default)]
 struct Passed {
-    /// Revision, and whether it is a deletion.
+    /// Revision of the newest version, and whether it is a deletion.
     newest: Option<(u64, bool)>,
     in_force: Option<InForce>,
 }
@@ -156,7 +157,8 @@ impl Passed {
         if scan.descending || self.newest.is_none() {
             self.newest = Some((revision, keys::is_deleted(record)?));
         }
-        // Of those that are old enough the newest counts: going up the first, going down the last.
+        // The newest version at or before the revision is in force: the first one of an ascending scan, the last one of
+        // a descending scan.
         if revision <= scan.revision && (scan.descending || self.in_force.is_none()) {
             self.in_force = Some(InForce::new(revision, record, scan));
         }
@@ -166,8 +168,8 @@ impl Passed {
 
 type Db = DBWithThreadMode<SingleThreaded>;
 
-/// A position in the versions that RocksDB holds and those that the batch in hand has added, as one ordered run. Where both
-/// have a place, the added one counts: it overwrites within one revision.
+/// A position in the ordered union of the versions in RocksDB and those added by the batch in progress. If both have a
+/// version at the same place, the added one takes precedence: it overwrites within one revision.
 struct Cursor<'a> {
     stored: DBRawIteratorWithThreadMode<'a, Db>,
     overlay: &'a Overlay,
@@ -193,7 +195,7 @@ impl<'a> Cursor<'a> {
         cursor
     }
 
-    /// The first added version after `from` in the direction of the walk.
+    /// First added version after `from` in the direction of the scan.
     fn added_within(&self, from: Bound<&[u8]>) -> Option<(&'a Vec<u8>, &'a Bytes)> {
         if self.overlay.is_empty() {
             return None;
@@ -208,7 +210,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Which of the two is at the position: stored, added.
+    /// Whether the stored and the added version are at the current position.
     fn here(&self) -> Result<(bool, bool), Failure> {
         let Some(stored) = self.stored.key() else {
             self.stored.status().map_err(disk)?;
@@ -219,7 +221,7 @@ impl<'a> Cursor<'a> {
         Ok((order.is_le(), order.is_ge()))
     }
 
-    /// Place and record at the position.
+    /// Place and record at the current position.
     fn current(&self) -> Result<Option<(&[u8], &[u8])>, Failure> {
         Ok(match self.here()? {
             (_, true) => self.added.map(|(place, record)| (&place[..], &record[..])),
@@ -240,10 +242,10 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Moves past the versions of the key with this prefix. No place is equal to a prefix or its end.
+    /// Moves past the versions of the key with this prefix. No place is equal to a prefix or to the end of a prefix.
     fn skip_key(&mut self, prefix: &[u8]) {
         if self.descending {
-            // The lower bound is a prefix, too: before it there is nothing.
+            // The lower bound is a prefix, too; no version is before it.
             self.stored.seek_for_prev(prefix);
             self.added = (prefix > &self.bounds.start[..])
                 .then(|| self.added_within(Bound::Excluded(prefix)))
@@ -256,5 +258,5 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Versions of a key that are passed one by one; beyond, a seek costs less.
+/// Number of versions of a key that are passed one by one. For more, a seek costs less.
 const STEPS_MAX: u32 = 6;

@@ -19,27 +19,27 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Stored {
     last: LastUse,
-    /// The answer to the last number, as it was given.
-    answer: Bytes,
-    /// CRC-32C of the command that had the last number, as it was in the log; a repetition has the same.
+    /// Response to the last number.
+    response: Bytes,
+    /// CRC-32C of the command with the last number, as it was in the log. A repetition has the same checksum.
     command: u32,
 }
 
-/// All sessions: numbers in memory, answers in the store.
+/// All sessions. Their last numbers are in memory, their last responses in the store.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     numbers: session::Sessions,
-    /// Changed by the batch in hand; `None`: gone.
+    /// Sessions that the batch in progress changed; `None` if the session was removed.
     changed: BTreeMap<u64, Option<Stored>>,
 }
 
-/// What a session says of a request.
-pub(crate) enum Verdict {
-    /// New: execute it.
+/// Decision about a request in a session.
+pub(crate) enum SessionOutcome {
+    /// The request is new and must be executed.
     Execute,
-    /// Executed before, with this answer.
-    Answered(Bytes),
-    /// Neither can be.
+    /// The request was executed before, with this response.
+    Repeated(Bytes),
+    /// The request is refused.
     Refused(KvRejection),
 }
 
@@ -60,44 +60,50 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Opens a session at log index `index`, and forgets those idle longest beyond `max`.
+    /// Opens a session at log index `index`. Removes the sessions that were idle longest if there are more than `max`.
     pub(crate) fn open(&mut self, id: u64, index: u64, max: u64) {
         for idle in self.numbers.open(id, index, max) {
             self.changed.insert(idle, None);
         }
         let last = LastUse { sequence: 0, index };
-        self.changed.insert(id, Some(Stored { last, answer: Bytes::new(), command: 0 }));
+        self.changed.insert(id, Some(Stored { last, response: Bytes::new(), command: 0 }));
     }
 
-    /// Takes a request made at log index `index`; `command` is the request as it is in the log.
-    pub(crate) fn take(
+    /// Decides about a request at log index `index`. `command` is the request as it is in the log.
+    pub(crate) fn admit(
         &mut self,
         db: &DB,
         session: Session,
         index: u64,
         command: &[u8],
-    ) -> Result<Verdict, Failure> {
+    ) -> Result<SessionOutcome, Failure> {
         Ok(match self.numbers.admit(session, index) {
-            session::SessionDecision::Apply => Verdict::Execute,
+            session::SessionDecision::Apply => SessionOutcome::Execute,
             session::SessionDecision::Repeat => self.repeat(db, session, index, command)?,
-            session::SessionDecision::Refuse(refusal) => Verdict::Refused(rejection(refusal)),
+            session::SessionDecision::Refuse(refusal) => SessionOutcome::Refused(rejection(refusal)),
         })
     }
 
-    /// Answers a repetition of the session's last number. Another request with that number would get an answer that is
-    /// not its own: it is refused, and the first answer stays.
-    fn repeat(&mut self, db: &DB, session: Session, index: u64, command: &[u8]) -> Result<Verdict, Failure> {
+    /// Responds to a repetition of the session's last number. Another request with the same number would get a response
+    /// that is not its own, so it is refused, and the first response is kept.
+    fn repeat(
+        &mut self,
+        db: &DB,
+        session: Session,
+        index: u64,
+        command: &[u8],
+    ) -> Result<SessionOutcome, Failure> {
         let mut stored = self.stored(db, session.client_id)?;
         stored.last.index = index;
         let is_same = stored.command == crc32c::crc32c(command);
-        let answer = stored.answer.clone();
+        let response = stored.response.clone();
         self.changed.insert(session.client_id, Some(stored));
         let Session { client_id, sequence } = session;
         Ok(if is_same {
-            Verdict::Answered(answer)
+            SessionOutcome::Repeated(response)
         } else {
-            Verdict::Refused(KvRejection::Invalid(format!(
-                "sequence {sequence} of session {client_id} was used for another request: each write takes a number of its own"
+            SessionOutcome::Refused(KvRejection::Invalid(format!(
+                "sequence {sequence} of session {client_id} was used for another request: use a new number for each write"
             )))
         })
     }
@@ -112,14 +118,14 @@ impl Sessions {
         Ok(codec::decode::<Stored>("session", VERSION, &bytes)?)
     }
 
-    /// Keeps the answer to a request; `command` is the request as it is in the log.
-    pub(crate) fn record(&mut self, session: Session, index: u64, command: &[u8], answer: Bytes) {
+    /// Keeps the response to a request. `command` is the request as it is in the log.
+    pub(crate) fn record(&mut self, session: Session, index: u64, command: &[u8], response: Bytes) {
         let last = LastUse { sequence: session.sequence, index };
         let command = crc32c::crc32c(command);
-        self.changed.insert(session.client_id, Some(Stored { last, answer, command }));
+        self.changed.insert(session.client_id, Some(Stored { last, response, command }));
     }
 
-    /// Adds what changed to the write.
+    /// Adds the changed sessions to a RocksDB write.
     pub(crate) fn write(&mut self, write: &mut WriteBatch) {
         for (id, stored) in std::mem::take(&mut self.changed) {
             match stored {
@@ -140,7 +146,7 @@ fn rejection(refusal: SessionRefusal) -> KvRejection {
     }
 }
 
-/// For the crate `fuzz`: reads a stored session and writes it again.
+/// For the crate `fuzz`: decodes a stored session and encodes it again.
 pub(crate) fn reread(bytes: &[u8]) -> Result<Vec<u8>, codec::CodecError> {
     Ok(codec::encode(VERSION, &codec::decode::<Stored>("session", VERSION, bytes)?))
 }
@@ -152,10 +158,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn golden_bytes_of_version_1() {
+    fn encoding_of_version_1_matches_golden_bytes() {
         let stored = Stored {
             last: LastUse { sequence: 3, index: 300 },
-            answer: Bytes::from_static(&[1, 251, 255]),
+            response: Bytes::from_static(&[1, 251, 255]),
             command: 7,
         };
         assert_eq!(codec::encode(VERSION, &stored), [1, 3, 251, 44, 1, 3, 1, 251, 255, 7]);

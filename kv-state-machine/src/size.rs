@@ -1,4 +1,4 @@
-//! How large an answer can be, known before the operation is executed.
+//! Maximum size of a response, known before the operation is executed.
 
 use crate::{
     KEY_BYTES_MAX, KvOperation, Put, REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX, VALUE_BYTES_MAX, Versionstamp,
@@ -6,7 +6,7 @@ use crate::{
 };
 
 impl KvOperation {
-    /// Bytes that the answer to this operation can have at most, about as they go to a client.
+    /// Approximate maximum size in bytes of the response to this operation, as sent to a client.
     #[must_use]
     pub fn answer_bytes_max(&self, in_session: bool) -> usize {
         let pairs_max = match (in_session, self.is_whole()) {
@@ -15,12 +15,12 @@ impl KvOperation {
             (false, false) => REPLY_BYTES_MAX,
         };
         let (pairs, stamped) = self.parts();
-        // What surrounds keys and values is a quarter of what a pair counts for at most.
+        // The overhead per pair is at most a quarter of the bytes that a pair counts for.
         let pairs = pairs.min(pairs_max);
         pairs + pairs / 4 + stamped + HEADER_BYTES
     }
 
-    /// Bytes of pairs that there can be in the answer, were it not bounded, and bytes of what is stamped.
+    /// Maximum bytes of pairs in an unlimited response, and bytes of stamped keys or values.
     fn parts(&self) -> (usize, usize) {
         match self {
             Self::Put(put) => (if put.return_previous { PAIR_BYTES_MAX } else { 0 }, stamped(put)),
@@ -56,9 +56,9 @@ fn stamped(put: &Put) -> usize {
     }
 }
 
-/// A pair in an answer, with what surrounds it.
+/// Maximum bytes of a pair in a response, including overhead.
 const PAIR_BYTES_MAX: usize = KEY_BYTES_MAX + VALUE_BYTES_MAX + 128;
-/// What an answer has beside keys and values.
+/// Bytes of a response besides keys and values.
 const HEADER_BYTES: usize = 128;
 
 #[cfg(test)]
@@ -67,7 +67,7 @@ mod tests {
     use crate::{Delete, Range, Txn};
 
     #[test]
-    fn answer_bound_follows_what_is_asked_for() {
+    fn response_bound_follows_requested_content() {
         let end = || Some("z".into());
         let bound = |operation: KvOperation| operation.answer_bytes_max(false);
         let put = |return_previous| KvOperation::Put(Put { return_previous, ..Put::default() });

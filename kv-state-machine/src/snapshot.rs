@@ -3,7 +3,8 @@
 //! ```text
 //! "KVSNAP" version(2), then per file: name length(2) name size(8) content crc32c(4), then 0(2) number of files(4)
 //! ```
-//! All numbers big-endian. The end marker tells a whole stream from one cut between two files.
+//! All numbers big-endian. The end marker distinguishes a complete stream from one truncated between two
+//! files.
 
 use std::{
     fs::{self, File},
@@ -20,27 +21,27 @@ use crate::{
     view::Failure,
 };
 
-/// A checkpoint on disk; removed when dropped.
+/// A checkpoint on disk; its directory is removed when it is dropped.
 #[derive(Debug)]
 struct Checkpoint {
     path: PathBuf,
 }
 
-/// A copy of a store at one moment, whose size is known, for whoever keeps it elsewhere. It takes room on the disk, for what the
-/// store changes meanwhile, until it is dropped.
+/// A copy of a store at one revision, with a known size, for example for a backup. Until it is dropped, it keeps disk
+/// space that later changes would free.
 #[derive(Debug)]
 pub struct StoreSnapshot {
     checkpoint: Checkpoint,
     size_bytes: u64,
-    _place: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl StoreSnapshot {
-    /// Takes a copy, as one of those for which there is a place. Blocks on the disk.
-    pub(crate) fn take(store: &Store, place: Option<OwnedSemaphorePermit>) -> Result<Self, Failure> {
+    /// Takes a copy. `permit` limits the number of copies and is held until the copy is dropped. Blocks on the disk.
+    pub(crate) fn take(store: &Store, permit: Option<OwnedSemaphorePermit>) -> Result<Self, Failure> {
         let checkpoint = take_checkpoint(store)?;
         let size_bytes = stream_bytes(&checkpoint.path)?;
-        Ok(Self { checkpoint, size_bytes, _place: place })
+        Ok(Self { checkpoint, size_bytes, _permit: permit })
     }
 
     /// Bytes that [`write_to`](Self::write_to) writes.
@@ -49,16 +50,17 @@ impl StoreSnapshot {
         self.size_bytes
     }
 
-    /// Writes the copy, as [`KvStateMachine`](crate::KvStateMachine) restores it. Blocks on the disk; takes little memory.
+    /// Writes the copy in the format that [`KvStateMachine`](crate::KvStateMachine) restores. Blocks on the disk; uses
+    /// little memory.
     ///
     /// # Errors
-    /// The disk, or `out`.
+    /// The disk failed, or `out` failed.
     pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
         send(&self.checkpoint.path, out)
     }
 }
 
-/// Takes a checkpoint: hard links and a flush.
+/// Takes a checkpoint, which is a flush and hard links.
 pub(crate) fn take(store: &Store) -> Result<Box<dyn Snapshot>, Failure> {
     Ok(Box::new(take_checkpoint(store)?))
 }
@@ -127,12 +129,12 @@ fn copy(from: &mut dyn Read, to: &mut dyn Write, size: u64) -> io::Result<u32> {
 impl Drop for Checkpoint {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "cannot remove a checkpoint; the next start will");
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove a checkpoint; the next start will remove it");
         }
     }
 }
 
-/// Reads a stream into a new generation, which leaves `reserve` free on the disk. The current one is as it was.
+/// Reads a stream into a new generation, which leaves `reserve` free on the disk. The current generation is unchanged.
 pub(crate) fn receive_generation(
     store: &Store,
     stream: &mut dyn Read,
@@ -144,7 +146,7 @@ pub(crate) fn receive_generation(
         store.open_received(path.clone()).map_err(unreadable)
     });
     received.inspect_err(|_| {
-        let _ = fs::remove_dir_all(&path); // The next start removes it otherwise.
+        let _ = fs::remove_dir_all(&path); // If this fails, the next start removes it.
     })
 }
 
@@ -157,7 +159,7 @@ pub(crate) fn receive(dir: &Path, stream: &mut dyn Read, reserve: &Reserve) -> R
     let mut magic = [0; MAGIC.len()];
     stream.read_exact(&mut magic)?;
     if magic != *MAGIC {
-        return Err(bad("it does not begin like one, or is of another version"));
+        return Err(bad("it does not start with the snapshot header, or is of another version"));
     }
     let mut files = 0u32;
     while receive_file(dir, stream, reserve)? {
@@ -166,13 +168,13 @@ pub(crate) fn receive(dir: &Path, stream: &mut dyn Read, reserve: &Reserve) -> R
     let mut count = [0; 4];
     stream.read_exact(&mut count)?;
     if u32::from_be_bytes(count) != files {
-        return Err(bad(format!("it has {files} files, and says {}", u32::from_be_bytes(count))));
+        return Err(bad(format!("it contains {files} files, but claims {}", u32::from_be_bytes(count))));
     }
     File::open(dir)?.sync_all()?;
     Ok(())
 }
 
-/// `false` at the end marker.
+/// Receives one file. Returns `false` at the end marker.
 fn receive_file(dir: &Path, stream: &mut dyn Read, reserve: &Reserve) -> Result<bool, Failure> {
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
@@ -187,12 +189,12 @@ fn receive_file(dir: &Path, stream: &mut dyn Read, reserve: &Reserve) -> Result<
             && !name.starts_with('.')
     };
     let name = std::str::from_utf8(&name).ok().filter(|name| length <= NAME_MAX && is_plain(name));
-    let name = name.ok_or_else(|| bad("a file has an impossible name"))?;
+    let name = name.ok_or_else(|| bad("the name of a file is invalid"))?;
     let mut size = [0; 8];
     stream.read_exact(&mut size)?;
     let size = u64::from_be_bytes(size);
     reserve.check(size).map_err(StateMachineError::NoRoom)?;
-    let mut file = File::create_new(dir.join(name))?; // No name comes twice.
+    let mut file = File::create_new(dir.join(name))?; // Fails if a name occurs twice.
     let sum = copy(stream, &mut file, size)?;
     file.sync_all()?;
     let mut expected = [0; 4];
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_comes_twice_is_refused() {
+    fn snapshot_with_duplicate_file_is_refused() {
         let one = stream(&Files::from([("a".to_owned(), vec![1])]));
         let (head, file) = (&one[..MAGIC.len()], &one[MAGIC.len()..one.len() - 6]);
         let twice = [head, file, file, &[0, 0, 0, 0, 0, 2]].concat();
@@ -243,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_leads_elsewhere_is_refused() {
+    fn snapshot_with_path_in_file_name_is_refused() {
         for name in ["../a", "/tmp/a", ".", "..", "a/b", "a\0", "\u{e4}"] {
             let file = [&(name.len() as u16).to_be_bytes(), name.as_bytes(), &[0; 8], &[0; 4]].concat();
             assert_eq!(received(&[MAGIC, &file[..], &[0, 0, 0, 0, 0, 1]].concat()), None, "{name}");
@@ -254,7 +256,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn files_come_back_and_what_is_cut_or_changed_is_refused(
+        fn intact_stream_restores_files_and_damaged_stream_is_refused(
             files in prop::collection::btree_map("[a-zA-Z0-9_-]{1,9}", any::<Vec<u8>>(), 0..4),
             cut: prop::sample::Index,
             bit: prop::sample::Index,
@@ -265,7 +267,7 @@ mod tests {
             let bit = bit.index(8 * stream.len());
             stream[bit / 8] ^= 1 << (bit % 8);
             if let Some(changed) = received(&stream) {
-                // Names have no checksum; RocksDB misses the files that it knows.
+                // Names have no checksum. RocksDB detects that a file it knows is missing.
                 let contents = |files: Files| { let mut all: Vec<_> = files.into_values().collect(); all.sort(); all };
                 prop_assert_eq!(contents(changed), contents(files));
             }

@@ -1,9 +1,9 @@
 //! The directory of a store and the RocksDB in it.
 //!
 //! ```text
-//! IDENTITY, LOCK     whose it is
+//! IDENTITY, LOCK     the node that owns the directory
 //! CURRENT            name of the generation in use, and a checksum
-//! gen-7/             a RocksDB; a restored snapshot is a new generation
+//! gen-7/             a RocksDB database; a restored snapshot is a new generation
 //! checkpoint-3/      a snapshot being sent
 //! ```
 
@@ -27,17 +27,17 @@ use crate::{
     lease::LeaseTable,
     recent::Recent,
     view::Failure,
-    watch::Hub,
+    watch::Dispatcher,
 };
 
-/// What the store knows of itself; written with every batch.
+/// Metadata of the store, written with every batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Meta {
     pub(crate) applied: LogId,
     pub(crate) revision: u64,
     pub(crate) compacted: u64,
     pub(crate) last_client_id: u64,
-    /// Greatest id of a member that is in use, was in use, or is reserved, as far as that was noted.
+    /// Greatest member id that is known to be in use, to have been in use, or to be reserved.
     pub(crate) last_member_id: u64,
 }
 
@@ -55,29 +55,29 @@ pub(crate) struct Store {
     dir: DataDir,
     current: RwLock<Arc<Generation>>,
     checkpoints: AtomicU64,
-    /// Keys whose newest versions are known in memory.
+    /// Number of keys in the cache of newest versions.
     recent_max: usize,
-    hub: Arc<Hub>,
+    dispatcher: Arc<Dispatcher>,
 }
 
-/// One RocksDB. Removed from disk when it is obsolete and nobody reads it any more.
+/// One RocksDB database. If it is obsolete, its directory is removed when the last reader drops it.
 #[derive(Debug)]
 pub(crate) struct Generation {
-    /// `None` only while it is dropped.
+    /// The database; `None` only while the generation is dropped.
     db: Option<MarkedDb>,
     path: PathBuf,
     obsolete: AtomicBool,
     recent: Recent,
     leases: LeaseTable,
     alarms: AlarmTable,
-    /// Bytes that batches have written since it was opened.
+    /// Bytes written by batches since the database was opened.
     written: AtomicU64,
-    /// What the last batch wrote of the store, for readers.
+    /// Metadata as of the last batch, for readers.
     meta: Mutex<Meta>,
 }
 
 impl Generation {
-    /// Opens a RocksDB.
+    /// Opens a RocksDB database.
     fn open(path: PathBuf, expected: Expected, recent_max: usize) -> Result<Self, StorageError> {
         let db = MarkedDb::open(&options(), &path, &path.join(MARK), expected)?;
         let unreadable = |error: Failure| StorageError::Corrupt {
@@ -92,22 +92,22 @@ impl Generation {
         Ok(Self { db: Some(db), path, obsolete, recent, leases, alarms, written, meta })
     }
 
-    /// What is known in memory of the versions in the database.
+    /// Cache of newest versions.
     pub(crate) fn recent(&self) -> &Recent {
         &self.recent
     }
 
-    /// The leases, as of the last batch.
+    /// Leases as of the last batch.
     pub(crate) fn leases(&self) -> &LeaseTable {
         &self.leases
     }
 
-    /// The alarms, as of the last batch.
+    /// Alarms as of the last batch.
     pub(crate) fn alarms(&self) -> &AlarmTable {
         &self.alarms
     }
 
-    /// Bytes that batches have written since the database was opened.
+    /// Bytes written by batches since the database was opened.
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
@@ -116,7 +116,7 @@ impl Generation {
         self.written.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes that the database has on disk, and in memory before they are there.
+    /// Bytes of the database on disk and in memtables.
     pub(crate) fn disk_bytes(&self) -> Result<u64, Failure> {
         let bytes = |name: &str| self.db().property_int_value(name).map_err(crate::view::disk);
         let (tables, memory) =
@@ -124,7 +124,7 @@ impl Generation {
         Ok(tables.unwrap_or(0) + memory.unwrap_or(0))
     }
 
-    /// As of the last batch.
+    /// Metadata as of the last batch.
     pub(crate) fn meta(&self) -> Meta {
         *self.meta.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,12 +134,12 @@ impl Generation {
         *self.meta.lock().unwrap_or_else(PoisonError::into_inner) = meta;
     }
 
-    /// Of its directory.
+    /// Name of the generation's directory.
     fn name(&self) -> &str {
         self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 
-    /// Has it removed from disk when nobody reads it any more.
+    /// Marks the generation as obsolete: it is removed from disk when the last reader drops it.
     pub(crate) fn discard(&self) {
         self.obsolete.store(true, Ordering::Release);
     }
@@ -155,7 +155,7 @@ impl Drop for Generation {
         if self.obsolete.load(Ordering::Acquire)
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
-            tracing::warn!(%error, path = %self.path.display(), "cannot remove an old generation; the next start will");
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove an old generation; the next start will remove it");
         }
     }
 }
@@ -179,47 +179,47 @@ impl Store {
         let generation = if current.is_some() {
             Generation::open(dir.path().join(name), Expected::Marked, recent_max)?
         } else {
-            // The very first start, or one that was killed before it had come to write the file: then nothing else is
-            // there, and nothing is in it.
+            // This is the first start, or the previous one was killed before it wrote the file. Then there is no other
+            // generation, and this one is empty.
             let place = dir.create_dir(FIRST).map_err(|error| io("making a directory in", error))?;
             let first = Generation::open(place, Expected::MaybeAbsent, recent_max)?;
             let others = others(dir.path(), FIRST).map_err(|error| io("reading", error))?;
             if first.db().latest_sequence_number() > 0 || !others.is_empty() {
-                return damaged("it is missing, and there is data".to_owned());
+                return damaged("the file is missing, but the directory contains data; restore the file, or replace this node".to_owned());
             }
             dir.replace_file(CURRENT, &format!("{FIRST}\n"))
                 .map_err(|error| io("writing CURRENT in", error))?;
             first
         };
-        // Only now, when the one in use is known to be well.
+        // Leftovers are removed only after the generation in use was opened successfully.
         for leftover in others(dir.path(), name).map_err(|error| io("reading", error))? {
             fs::remove_dir_all(leftover).map_err(|error| io("tidying", error))?;
         }
         let current = RwLock::new(Arc::new(generation));
-        Ok(Self { dir, current, checkpoints: AtomicU64::new(0), recent_max, hub: Arc::default() })
+        Ok(Self { dir, current, checkpoints: AtomicU64::new(0), recent_max, dispatcher: Arc::default() })
     }
 
     pub(crate) fn current(&self) -> Arc<Generation> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What watches are told by.
-    pub(crate) fn hub(&self) -> &Arc<Hub> {
-        &self.hub
+    /// Dispatcher of changes to watches.
+    pub(crate) fn dispatcher(&self) -> &Arc<Dispatcher> {
+        &self.dispatcher
     }
 
-    /// Opens what was received into the directory `path`.
+    /// Opens a generation that was received into the directory `path`.
     pub(crate) fn open_received(&self, path: PathBuf) -> Result<Generation, StorageError> {
         Generation::open(path, Expected::Received, self.recent_max)
     }
 
-    /// A place for a checkpoint, unused.
+    /// Path for a new checkpoint.
     pub(crate) fn checkpoint_path(&self) -> PathBuf {
         let number = self.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.dir.path().join(format!("checkpoint-{number}"))
     }
 
-    /// A place for a new generation, empty.
+    /// Path of a new generation, as an empty directory.
     pub(crate) fn next_generation_path(&self) -> io::Result<PathBuf> {
         let current = self.current();
         let name = current.path.file_name().and_then(|name| name.to_str()).and_then(number_of).unwrap_or(0);
@@ -231,20 +231,20 @@ impl Store {
         Ok(path)
     }
 
-    /// Makes `generation`, whose files are on disk, the one in use. The rename of `CURRENT` is the moment.
+    /// Makes `generation`, whose files are on disk, the current one. The rename of `CURRENT` is the commit point.
     ///
     /// # Errors
-    /// The one from before is in use, but after [`StateMachineError::Broken`] it may not be the one that the next start finds.
+    /// The previous generation stays in use. After [`StateMachineError::Broken`] the next start may open either one.
     pub(crate) fn switch(&self, generation: Generation) -> Result<(), Failure> {
-        if let Err(error) = self.note_current(&generation) {
-            // The file may be renamed although that is not durable.
+        if let Err(error) = self.write_current(&generation) {
+            // The file may have been renamed although the rename is not durable.
             let old = self.current();
             let is_old = |text: &String| text.trim() == old.name();
             let is_as_before = matches!(self.dir.read_file(CURRENT), Ok(Some(text)) if is_old(&text));
-            if !is_as_before && let Err(again) = self.note_current(&old) {
+            if !is_as_before && let Err(again) = self.write_current(&old) {
                 let path = self.dir.path().join(CURRENT);
                 return Err(StateMachineError::Broken(format!(
-                    "{} could not be written ({error}), nor written back ({again}): the next start finds the state from before or the snapshot",
+                    "{} could not be written ({error}), nor restored ({again}): the next start may open the previous state or the snapshot",
                     path.display()
                 )));
             }
@@ -257,11 +257,11 @@ impl Store {
         Ok(())
     }
 
-    fn note_current(&self, generation: &Generation) -> io::Result<()> {
+    fn write_current(&self, generation: &Generation) -> io::Result<()> {
         self.dir.replace_file(CURRENT, &format!("{}\n", generation.name()))
     }
 
-    /// The directory.
+    /// Path of the store.
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
@@ -280,7 +280,8 @@ fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix("gen-").and_then(|number| number.parse().ok())
 }
 
-/// What lies beside the generation in use: half-received snapshots, checkpoints, older generations, left by a crash.
+/// Paths of everything except the generation in use: partly received snapshots, checkpoints and older generations that
+/// a crash left.
 fn others(dir: &Path, current: &str) -> io::Result<Vec<PathBuf>> {
     let mut others = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -297,12 +298,12 @@ fn others(dir: &Path, current: &str) -> io::Result<Vec<PathBuf>> {
 fn options() -> Options {
     let mut options = Options::default();
     options.set_paranoid_checks(true);
-    // Who reads in memory does not remove files that a flush has left.
+    // A read in memory must not be delayed by the removal of files that a flush left.
     options.set_avoid_unnecessary_blocking_io(true);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
     options.set_max_write_buffer_number(4);
     options.set_max_background_jobs(2);
-    // What is flushed is soon compacted: that it is small for so long is not worth the time.
+    // Level 0 is not compressed: its files are soon compacted, so the time for compression would be wasted.
     options.set_compression_per_level(&COMPRESSION);
     options.set_keep_log_file_num(6);
     options.set_max_log_file_size(4 << 20);
@@ -317,8 +318,8 @@ fn options() -> Options {
     options
 }
 
-/// What the versions of a key have in common, for Bloom filters: most keys that are not there are known without a look. A
-/// database made before has tables without filters, which is allowed.
+/// Common prefix of the versions of a key, for Bloom filters: reads of most missing keys need no access to tables.
+/// Tables written before filters were introduced have none; RocksDB allows that.
 fn place_prefix(place: &[u8]) -> &[u8] {
     keys::prefix_and_revision(place).map_or(place, |(prefix, _)| prefix)
 }
@@ -327,17 +328,17 @@ fn has_prefix(place: &[u8]) -> bool {
     keys::prefix_and_revision(place).is_some()
 }
 
-/// Stands in every table. With another function it must be another name.
+/// Name of the prefix function, stored in every table. A different function needs a different name.
 const PREFIX_NAME: &str = "kv.place.1";
 const KIND: DirKind = DirKind { name: "kv-state", oldest_format: 2, format: 2 };
 const CURRENT: &str = "CURRENT";
 const FIRST: &str = "gen-1";
-/// In a generation's directory: how far its RocksDB had been written.
+/// File in a generation's directory that records up to where its RocksDB database was written.
 const MARK: &str = "MARK";
-/// Of 64 MiB an insertion costs a fifth more of the apply thread: the list is longer, and not in the processor's cache. Of
-/// 16 MiB the flushes and compactions cost more than that saves.
+/// Bytes of a memtable. With 64 MiB the apply thread uses a fifth more time per insertion, because the skip list is
+/// longer and exceeds the processor's cache. With 16 MiB flushes and compactions cost more than that saves.
 const WRITE_BUFFER_BYTES: usize = 32 << 20;
-/// By level.
+/// Compression of each level.
 const COMPRESSION: [DBCompressionType; 7] = {
     use DBCompressionType::{Lz4, None};
     [None, Lz4, Lz4, Lz4, Lz4, Lz4, Lz4]
@@ -350,7 +351,7 @@ mod tests {
     use crate::view::{Base, Source};
 
     #[test]
-    fn a_database_from_before_the_filters_is_read() {
+    fn database_without_filters_is_readable() {
         let dir = tempfile::tempdir().unwrap();
         let (place, names) = (|name: &str| keys::version(name.as_bytes(), 7), ["a", "b", "c"]);
         let mut plain = Options::default();
@@ -362,7 +363,7 @@ mod tests {
         db.flush().unwrap();
         drop(db);
         let generation = Generation::open(dir.path().to_owned(), Expected::Received, 0).unwrap();
-        // Beside it a table with filters, and the memory.
+        // The database also has a table with filters, and a memtable.
         generation.db().put(place("d"), "d").unwrap();
         generation.db().flush().unwrap();
         generation.db().put(place("e"), "e").unwrap();

@@ -1,4 +1,4 @@
-//! The store as it stands at some moment: RocksDB, and what the batch in hand has added.
+//! Views of the store at a revision: the versions in RocksDB, and those added by the batch in progress.
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,28 +26,28 @@ use crate::{
 
 type Db = DBWithThreadMode<SingleThreaded>;
 
-/// Versions written by the batch in hand and not yet by RocksDB, by place.
+/// Versions written by the batch in progress that are not in RocksDB yet, by place.
 pub(crate) type Overlay = BTreeMap<Vec<u8>, Bytes>;
 
-/// Where versions are read from.
+/// A source of stored versions.
 pub(crate) trait Source {
     fn iterate(&self, mode: IteratorMode<'_>, read: ReadOptions) -> DBIteratorWithThreadMode<'_, Db>;
 
-    /// An iterator that copies nothing of what it passes.
+    /// Returns an iterator that does not copy the items it passes.
     fn raw(&self, read: ReadOptions) -> DBRawIteratorWithThreadMode<'_, Db>;
 
-    /// The record of the alarms.
+    /// Returns the record of the alarms.
     fn alarms(&self) -> Result<Option<Vec<u8>>, Failure>;
 
-    /// The first version at `place` or after it that is of the same key.
+    /// Returns the first version of the same key at `place` or after it.
     fn first(&self, place: &[u8]) -> Found;
 
-    /// The counts in the newest version of the key with this prefix, if they are known without a look.
+    /// Returns the counts in the newest version of the key with this prefix, if they are in the cache.
     fn known(&self, _prefix: &[u8]) -> Option<Counts> {
         None
     }
 
-    /// A lease.
+    /// Returns a lease.
     fn lease(&self, _id: i64) -> Option<Lease> {
         None
     }
@@ -92,16 +92,16 @@ impl Source for rocksdb::Snapshot<'_> {
     }
 }
 
-/// RocksDB as the last batch left it, with what is known of it in memory: what a batch is applied to, and what is read.
+/// State after the last batch: RocksDB, with the caches in memory. Batches are applied to it, and reads use it.
 pub(crate) struct Base<'a> {
     db: &'a Db,
     recent: &'a Recent,
     leases: &'a LeaseTable,
-    /// One for all keys of the batch: to make one costs more than to use it.
+    /// Iterator for all keys of the batch, because creating one costs more than using it.
     seeker: RefCell<Option<DBRawIteratorWithThreadMode<'a, Db>>>,
-    /// What is not in memory is not read.
+    /// Whether reads are limited to memory.
     in_memory: bool,
-    /// It met with something that is not.
+    /// Whether a read failed because the data is not in memory.
     incomplete: Cell<bool>,
 }
 
@@ -117,7 +117,7 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// Only what can be read without the disk; the rest fails, and [`is_incomplete`](Self::is_incomplete) then.
+    /// Creates a view that reads without the disk. Other reads fail, and set [`is_incomplete`](Self::is_incomplete).
     pub(crate) fn in_memory(generation: &'a Generation) -> Self {
         Self { in_memory: true, ..Self::new(generation) }
     }
@@ -141,8 +141,8 @@ impl<'a> Base<'a> {
         disk(error)
     }
 
-    /// The newest version of a key, if it is known which that is, and that it is not before `place`. It may be gone by now,
-    /// if something newer was written and all before that was compacted.
+    /// Returns the newest version of a key if the cache knows it and if it is not before `place`. The version may be
+    /// missing: a newer one may have been written, and all older ones removed by a compaction.
     fn newest(&self, place: &[u8]) -> Found {
         let known = keys::prefix_and_revision(place).and_then(|(prefix, revision)| {
             let newest = self.recent.get(prefix).filter(|newest| newest.revision <= revision)?;
@@ -186,7 +186,7 @@ impl Source for Base<'_> {
     }
 }
 
-/// For reads of one key: Bloom filters are asked first, and no other key's versions are looked through.
+/// Options for reads of one key: they use Bloom filters, and do not search the versions of other keys.
 fn of_one_key() -> ReadOptions {
     let mut read = ReadOptions::default();
     read.set_prefix_same_as_start(true);
@@ -207,7 +207,7 @@ fn first(
     Ok((prefix == of(place).0).then(|| (revision, Bytes::copy_from_slice(record))))
 }
 
-/// Reads versions.
+/// A consistent view of stored and added versions.
 pub(crate) struct View<'a> {
     pub(crate) source: &'a dyn Source,
     pub(crate) overlay: &'a Overlay,
@@ -220,7 +220,7 @@ pub(crate) struct Version {
     pub(crate) record: Record,
 }
 
-/// An error on the way through the store: of the disk, or of what lies on it.
+/// An error of the store: of the disk, or of its content.
 pub(crate) type Failure = StateMachineError;
 
 pub(crate) fn disk(error: rocksdb::Error) -> Failure {
@@ -228,7 +228,7 @@ pub(crate) fn disk(error: rocksdb::Error) -> Failure {
 }
 
 impl View<'_> {
-    /// Calls `f` with every version in `range`, in the order of their places or against it.
+    /// Calls `f` with every version in `range`, in ascending or descending order of places.
     pub(crate) fn versions(
         &self,
         range: std::ops::Range<Vec<u8>>,
@@ -260,28 +260,28 @@ impl View<'_> {
         Ok(())
     }
 
-    /// The version of one key that is in force at `revision`.
+    /// Returns the version of a key that is in force at `revision`.
     pub(crate) fn of_key(&self, key: &Bytes, revision: u64) -> Result<Option<Version>, Failure> {
         let Some((revision, record)) = self.newest(&keys::prefix(key), revision)? else { return Ok(None) };
         let record = Record::decode(key.clone(), revision, &record)?;
         Ok(Some(Version { key: key.clone(), revision, record }))
     }
 
-    /// The newest version of the key with this prefix that is not after `revision`.
+    /// Returns the newest version of the key with this prefix at or before `revision`.
     pub(crate) fn newest(&self, prefix: &[u8], revision: u64) -> Found {
         let place = keys::version_of(prefix.to_vec(), revision);
         let added = self.added(prefix, &place);
         let stored = self.source.first(&place)?;
-        // Where both have a revision, the added one overwrites the other.
+        // If both have the same revision, the added version overwrote the stored one.
         Ok(match (added, stored) {
             (Some(added), Some(stored)) if added.0 < stored.0 => Some(stored),
             (added, stored) => added.map(|(revision, record)| (revision, record.clone())).or(stored),
         })
     }
 
-    /// The counts in the newest version of the key with this prefix.
+    /// Returns the counts in the newest version of the key with this prefix.
     pub(crate) fn counts(&self, prefix: &[u8]) -> Result<Option<Counts>, Failure> {
-        // What the batch wrote is newer than all that is stored.
+        // Versions of the batch are newer than all stored ones.
         if let Some((_, record)) = self.added(prefix, prefix) {
             return Ok(Some(keys::counts(record)?));
         }
@@ -292,7 +292,7 @@ impl View<'_> {
         Ok(stored.map(|(_, record)| keys::counts(&record)).transpose()?)
     }
 
-    /// The first version from `place` on that the batch wrote of the key with this prefix.
+    /// Returns the first version of the key with this prefix, at or after `place`, that the batch wrote.
     fn added(&self, prefix: &[u8], place: &[u8]) -> Option<(u64, &Bytes)> {
         let (found, record) = self.overlay.range::<[u8], _>((Included(place), Unbounded)).next()?;
         let (of, revision) = keys::prefix_and_revision(found)?;
@@ -302,7 +302,8 @@ impl View<'_> {
 
 type Item = Result<(Vec<u8>, Bytes), rocksdb::Error>;
 
-/// Two ordered runs as one. Where both have a place, the added one counts: it overwrites within one revision.
+/// Merges two ordered iterators. If both have the same place, the added version takes precedence: it overwrites within
+/// one revision.
 struct Merge<A: Iterator<Item = Item>, B: Iterator<Item = Item>> {
     stored: Peekable<A>,
     added: Peekable<B>,

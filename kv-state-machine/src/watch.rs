@@ -1,8 +1,8 @@
-//! Watches: a client is told of every change of some keys, once, in the order of revisions.
+//! Watches: a client receives every change of some keys exactly once, in the order of revisions.
 //!
-//! One thread reads what each batch changed, finds who watches it, and puts it into the queues of their sessions. A watch
-//! whose queue is full, or which begins in the past, reads the changes from the disk by itself until it has caught up: a slow
-//! watcher costs bounded memory, and nobody else anything.
+//! One thread reads the changes of each batch, finds the watches of each changed key, and adds the events to the queues
+//! of their sessions. A watch whose queue is full, or which starts at a past revision, reads changes from disk until it
+//! has caught up. So a slow watch uses bounded memory, and does not delay others.
 
 mod dispatch;
 mod index;
@@ -14,7 +14,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64},
 };
 
-pub(crate) use self::dispatch::Hub;
+pub(crate) use self::dispatch::Dispatcher;
 use self::session::Queue;
 pub use self::{
     session::{WatchNews, Watches},
@@ -22,39 +22,39 @@ pub use self::{
 };
 use crate::KeyRange;
 
-/// What is watched.
+/// Parameters of a watch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WatchRequest {
-    /// Which keys.
+    /// Keys to watch.
     pub keys: KeyRange,
-    /// First revision of interest, which may be in the past; 0: the next one.
+    /// First revision to watch, which may be in the past; 0: the next one.
     pub start_revision: u64,
-    /// With what the key was before.
+    /// Whether events include the previous pair.
     pub previous: bool,
-    /// Not of keys that are written.
+    /// Whether puts are omitted.
     pub without_puts: bool,
-    /// Not of keys that are deleted.
+    /// Whether deletions are omitted.
     pub without_deletes: bool,
 }
 
-/// A watch within its session.
+/// Id of a watch, unique within its session.
 pub type WatchId = u64;
 
-/// A watch.
+/// State of a watch.
 #[derive(Debug)]
 struct Watch {
     id: WatchId,
     request: WatchRequest,
-    /// What is before this revision was delivered, or is not wanted.
+    /// First revision that was not delivered, or the start revision.
     next: AtomicU64,
     ended: AtomicBool,
-    /// It is in the index: it has caught up, and is told by the thread.
+    /// Whether the watch is in the index: it has caught up, and the dispatcher adds its events to the queue.
     is_indexed: AtomicBool,
     queue: Arc<Queue>,
 }
 
 impl Watch {
-    fn wants(&self, change: &crate::written::Change) -> bool {
+    fn wants(&self, change: &crate::pending_writes::Change) -> bool {
         let keys = &self.request.keys;
         let is_in_range = match keys.range_end.as_deref() {
             None => change.key == keys.key,

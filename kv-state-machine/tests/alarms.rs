@@ -1,4 +1,4 @@
-//! Alarms, and the quota that raises one.
+//! Alarms, and the quota that raises an alarm.
 
 use std::{
     path::Path,
@@ -15,7 +15,7 @@ use kv_state_machine::{
 const FULL: Alarm = Alarm { kind: AlarmKind::NoSpace, node: Some(NodeId(7)) };
 
 fn put(key: &str, value_len: usize) -> KvOperation {
-    // Bytes that do not compress.
+    // Incompressible bytes.
     let mut state = key.len() as u64 + 1;
     let value: Vec<u8> = std::iter::repeat_with(|| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -43,7 +43,7 @@ async fn disarm(database: &ConsensusKvDatabase, alarm: Alarm) -> KvResult {
 }
 
 #[tokio::test]
-async fn raised_alarm_refuses_what_adds_data_until_it_is_disarmed_also_after_a_restart() {
+async fn raised_alarm_refuses_added_data_until_disarmed_across_restart() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(dir.path(), 0).await;
     database.execute_operation(put("a", 9)).await.unwrap();
@@ -66,7 +66,7 @@ async fn raised_alarm_refuses_what_adds_data_until_it_is_disarmed_also_after_a_r
 }
 
 #[tokio::test]
-async fn burst_goes_beyond_the_quota_by_no_more_than_is_in_flight_and_space_comes_back() {
+async fn burst_exceeds_quota_only_by_writes_in_flight_and_space_is_reclaimed() {
     const VALUE: usize = 64 << 10;
     const WRITERS: usize = 16;
     let quota = 12 << 20;
@@ -88,7 +88,7 @@ async fn burst_goes_beyond_the_quota_by_no_more_than_is_in_flight_and_space_come
     assert!(ends.iter().all(|(_, error)| *error == KvError::Rejected(KvRejection::NoSpace)), "{ends:?}");
     let written = ends.iter().map(|(puts, _)| puts * VALUE as u64).sum::<u64>();
     let in_flight = (WRITERS * (VALUE + 1024)) as u64;
-    // A block of memory is counted as soon as it is reserved.
+    // A memtable block counts as soon as it is allocated.
     assert!(written > quota / 2 && written < quota + in_flight, "{written} bytes were put");
     let size = database.disk_bytes().unwrap();
     assert!(size < quota + in_flight + (2 << 20), "{size} bytes");
@@ -96,24 +96,28 @@ async fn burst_goes_beyond_the_quota_by_no_more_than_is_in_flight_and_space_come
     let all = Delete { key: "\0".into(), range_end: Some("\0".into()), ..Delete::default() };
     let deleted = database.execute_operation(KvOperation::Delete(all)).await.unwrap();
     database.execute_operation(KvOperation::Compact { revision: deleted.revision }).await.unwrap();
-    let begun = Instant::now();
+    let start = Instant::now();
     while database.exceeds_quota().unwrap() || database.disk_bytes().unwrap() > quota / 2 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "the space does not come back");
+        assert!(start.elapsed() < Duration::from_secs(60), "the space is not reclaimed in time");
         database.reclaim_space().await.unwrap();
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(database.execute_operation(put("a", 9)).await, no_space(), "until it is disarmed");
+    assert_eq!(
+        database.execute_operation(put("a", 9)).await,
+        no_space(),
+        "refused until the alarm is disarmed"
+    );
     disarm(&database, Alarm { kind: AlarmKind::NoSpace, node: Some(NodeId(0)) }).await;
     database.execute_operation(put("a", 9)).await.unwrap();
 }
 
-/// A machine that is given commands.
-struct Fed {
+/// A machine that applies commands.
+struct Harness {
     machine: KvStateMachine,
     index: u64,
 }
 
-impl Fed {
+impl Harness {
     fn open(dir: &Path) -> Self {
         Self { machine: KvStateMachine::open(dir, NodeId(0), Durability::FromLog).unwrap(), index: 0 }
     }
@@ -128,9 +132,9 @@ impl Fed {
 }
 
 #[test]
-fn alarm_goes_with_snapshots_and_counts_in_the_hash() {
+fn alarm_is_part_of_snapshot_and_hash() {
     let dir = tempfile::tempdir().unwrap();
-    let mut from = Fed::open(&dir.path().join("from"));
+    let mut from = Harness::open(&dir.path().join("from"));
     from.apply(None, put("a", 9)).unwrap();
     let without = from.machine.executor().hash().unwrap().hash;
     from.apply(None, KvOperation::RaiseAlarm(FULL)).unwrap();
@@ -138,7 +142,7 @@ fn alarm_goes_with_snapshots_and_counts_in_the_hash() {
     assert_ne!(with.hash, without);
     let mut stream = Vec::new();
     from.machine.snapshot().unwrap().write_to(&mut stream).unwrap();
-    let mut to = Fed::open(&dir.path().join("to"));
+    let mut to = Harness::open(&dir.path().join("to"));
     to.machine.restore(&mut &stream[..]).unwrap();
     to.index = from.index;
     assert_eq!(to.machine.executor().hash().unwrap(), with);
@@ -146,14 +150,14 @@ fn alarm_goes_with_snapshots_and_counts_in_the_hash() {
 }
 
 #[test]
-fn repetition_of_what_was_executed_before_the_alarm_gets_its_answer() {
+fn repetition_of_command_executed_before_alarm_gets_first_response() {
     let dir = tempfile::tempdir().unwrap();
-    let mut fed = Fed::open(dir.path());
-    let opened = fed.apply(None, KvOperation::OpenSession { sessions_max: 9 }).unwrap().result;
+    let mut harness = Harness::open(dir.path());
+    let opened = harness.apply(None, KvOperation::OpenSession { sessions_max: 9 }).unwrap().result;
     let KvResult::OpenSession(client_id) = opened else { panic!("{opened:?}") };
     let session = |sequence| Some(Session { client_id, sequence });
-    let first = fed.apply(session(1), put("a", 9));
-    fed.apply(None, KvOperation::RaiseAlarm(FULL)).unwrap();
-    assert_eq!(fed.apply(session(1), put("a", 9)), first);
-    assert_eq!(fed.apply(session(2), put("a", 9)), Err(KvRejection::NoSpace));
+    let first = harness.apply(session(1), put("a", 9));
+    harness.apply(None, KvOperation::RaiseAlarm(FULL)).unwrap();
+    assert_eq!(harness.apply(session(1), put("a", 9)), first);
+    assert_eq!(harness.apply(session(2), put("a", 9)), Err(KvRejection::NoSpace));
 }

@@ -1,4 +1,5 @@
-//! What one command may do: more is refused as a whole, on every node alike, and a large deletion goes in portions.
+//! Limits of the work of one command: a command that exceeds them is refused as a whole, equally on every node, and a
+//! large deletion is executed in portions.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +13,14 @@ use tempfile::TempDir;
 
 type Answer = Result<KvAnswer, KvRejection>;
 
-/// A machine and the log that it is fed.
-struct Fed {
+/// A machine and the log that it applies.
+struct Harness {
     machine: KvStateMachine,
     last: u64,
     _dir: TempDir,
 }
 
-impl Fed {
+impl Harness {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let machine = KvStateMachine::open(dir.path(), NodeId(1), Durability::FromLog).unwrap();
@@ -35,7 +36,7 @@ impl Fed {
         commands.into_iter().map(entry).collect()
     }
 
-    /// Applies all in one batch.
+    /// Applies all operations in one batch.
     fn apply_all(&mut self, operations: Vec<KvOperation>) -> Vec<Answer> {
         let entries = self.entries(operations.into_iter().map(|operation| (None, operation)).collect());
         let responses = consensus_core::apply_all(&mut self.machine, &entries).unwrap();
@@ -91,28 +92,28 @@ fn refusal(answer: Answer) -> String {
 }
 
 #[test]
-fn delete_of_more_keys_than_the_bound_is_refused_and_does_nothing() {
-    let mut fed = Fed::new();
-    fed.fill(WORK_KEYS_MAX);
-    let hash = fed.machine.executor().hash().unwrap().hash;
-    fed.fill(WORK_KEYS_MAX + 1);
-    let before = fed.machine.executor().hash().unwrap().hash;
+fn delete_over_work_limit_is_refused_without_effect() {
+    let mut harness = Harness::new();
+    harness.fill(WORK_KEYS_MAX);
+    let hash = harness.machine.executor().hash().unwrap().hash;
+    harness.fill(WORK_KEYS_MAX + 1);
+    let before = harness.machine.executor().hash().unwrap().hash;
     assert_ne!(hash, before);
-    let why = refusal(fed.apply(delete_from("k", 0)));
+    let why = refusal(harness.apply(delete_from("k", 0)));
     assert!(why.contains("10000 keys") && why.contains("in portions") && why.contains("next_key"), "{why}");
-    assert_eq!(fed.machine.executor().hash().unwrap().hash, before);
-    // As many as the bound go at once.
-    assert_eq!(deleted(fed.apply(delete_from(key(1), 0))).deleted, WORK_KEYS_MAX);
-    assert_eq!(fed.count(), 1);
+    assert_eq!(harness.machine.executor().hash().unwrap().hash, before);
+    // A deletion of exactly the limit succeeds.
+    assert_eq!(deleted(harness.apply(delete_from(key(1), 0))).deleted, WORK_KEYS_MAX);
+    assert_eq!(harness.count(), 1);
 }
 
 #[test]
-fn delete_in_portions_removes_each_key_once_and_says_where_it_goes_on() {
-    let mut fed = Fed::new();
-    fed.fill(2 * WORK_KEYS_MAX + 500);
+fn delete_in_portions_removes_each_key_once_and_returns_next_key() {
+    let mut harness = Harness::new();
+    harness.fill(2 * WORK_KEYS_MAX + 500);
     let (mut from, mut portions) = (Bytes::from_static(b"k"), Vec::new());
     loop {
-        let part = deleted(fed.apply(delete_from(from, u64::MAX)));
+        let part = deleted(harness.apply(delete_from(from, u64::MAX)));
         portions.push(part.deleted);
         match part.next_key {
             Some(next) => from = next,
@@ -121,52 +122,52 @@ fn delete_in_portions_removes_each_key_once_and_says_where_it_goes_on() {
     }
     assert_eq!(portions.iter().sum::<u64>(), 2 * WORK_KEYS_MAX + 500);
     assert!(portions.len() == 3 && portions.iter().all(|part| *part <= WORK_KEYS_MAX), "{portions:?}");
-    assert_eq!(fed.count(), 0);
-    // What is deleted counts, too, as it is looked at; so this ends in portions, and finds nothing.
-    let part = deleted(fed.apply(delete_from("k", u64::MAX)));
+    assert_eq!(harness.count(), 0);
+    // Deleted keys count too, because they are scanned. So this ends in portions, and finds nothing.
+    let part = deleted(harness.apply(delete_from("k", u64::MAX)));
     assert_eq!((part.deleted, part.next_key), (0, Some(key(WORK_KEYS_MAX - 1).into())));
     // A small limit.
-    fed.fill(10);
-    let part = deleted(fed.apply(delete_from("k", 4)));
+    harness.fill(10);
+    let part = deleted(harness.apply(delete_from("k", 4)));
     assert_eq!((part.deleted, part.next_key), (4, Some(key(4).into())));
 }
 
 #[test]
-fn transaction_that_reads_more_than_the_bound_is_undone() {
-    let mut fed = Fed::new();
-    fed.fill(WORK_KEYS_MAX / 2);
+fn transaction_over_work_limit_is_undone() {
+    let mut harness = Harness::new();
+    harness.fill(WORK_KEYS_MAX / 2);
     let range = || KvOperation::Range(Range { limit: 1, ..all() });
     let txn = |success| KvOperation::Txn(Txn { success, ..Txn::default() });
-    fed.apply(txn(vec![put("k", "new"), range()])).unwrap();
-    let before = fed.machine.executor().hash().unwrap();
-    let why = refusal(fed.apply(txn(vec![put("kk", "x"), range(), range()])));
+    harness.apply(txn(vec![put("k", "new"), range()])).unwrap();
+    let before = harness.machine.executor().hash().unwrap();
+    let why = refusal(harness.apply(txn(vec![put("kk", "x"), range(), range()])));
     assert!(why.contains("several transactions"), "{why}");
-    let after = fed.machine.executor().hash().unwrap();
+    let after = harness.machine.executor().hash().unwrap();
     assert_eq!((after.hash, after.revision), (before.hash, before.revision));
 }
 
-/// Garbage is there on one node and gone on another; what a command comes to is the same.
+/// Garbage exists on one node and was removed on another. The result of a command is the same.
 #[test]
-fn uncollected_garbage_does_not_count() {
+fn uncollected_garbage_does_not_count_as_work() {
     let mut answers = Vec::new();
     for collects in [true, false] {
-        let mut fed = Fed::new();
-        fed.fill(WORK_KEYS_MAX);
-        deleted(fed.apply(delete_from("k", 0)));
-        let revision = fed.apply(put("k", "v")).unwrap().revision;
+        let mut harness = Harness::new();
+        harness.fill(WORK_KEYS_MAX);
+        deleted(harness.apply(delete_from("k", 0)));
+        let revision = harness.apply(put("k", "v")).unwrap().revision;
         let compact = KvOperation::Compact { revision };
         let mut commands = vec![compact];
         if collects {
-            fed.apply_all(std::mem::take(&mut commands)).remove(0).unwrap();
-            let began = Instant::now();
-            while !is_collected(&fed.machine) {
-                assert!(began.elapsed() < Duration::from_secs(60), "garbage is collected");
+            harness.apply_all(std::mem::take(&mut commands)).remove(0).unwrap();
+            let start = Instant::now();
+            while !is_collected(&harness.machine) {
+                assert!(start.elapsed() < Duration::from_secs(60), "garbage is not collected in time");
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
         let rest = [put(&key(7), "v"), put(&key(9), "v"), delete_from("k", u64::MAX), delete_from("k", 0)];
         commands.extend(rest);
-        let results = fed.apply_all(commands);
+        let results = harness.apply_all(commands);
         let last = results[results.len() - 4..].iter().map(|answer| answer.clone().unwrap().result);
         answers.push(last.collect::<Vec<_>>());
     }
@@ -176,25 +177,25 @@ fn uncollected_garbage_does_not_count() {
 }
 
 #[test]
-fn large_answers_are_not_all_in_memory_at_once() {
-    let mut fed = Fed::new();
+fn large_responses_are_applied_in_several_calls() {
+    let mut harness = Harness::new();
     let value = "v".repeat(1 << 20);
-    fed.apply(put("k", &value)).unwrap();
+    harness.apply(put("k", &value)).unwrap();
     let previous = || {
         let (key, value) = ("k".into(), value.clone().into());
         KvOperation::Put(Put { key, value, return_previous: true, ..Put::default() })
     };
-    let entries = fed.entries((0..40).map(|_| (None, previous())).collect());
-    let responses = fed.machine.apply(&entries).unwrap();
+    let entries = harness.entries((0..40).map(|_| (None, previous())).collect());
+    let responses = harness.machine.apply(&entries).unwrap();
     let bytes: usize = responses.iter().map(Bytes::len).sum();
     assert!(responses.len() < 40 && bytes < 32 << 20, "{} responses of {bytes} bytes", responses.len());
-    assert_eq!(fed.machine.applied().index.0, 1 + responses.len() as u64);
-    let rest = consensus_core::apply_all(&mut fed.machine, &entries[responses.len()..]).unwrap();
+    assert_eq!(harness.machine.applied().index.0, 1 + responses.len() as u64);
+    let rest = consensus_core::apply_all(&mut harness.machine, &entries[responses.len()..]).unwrap();
     assert_eq!(responses.len() + rest.len(), 40);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn command_beyond_the_bound_is_refused_before_it_is_in_the_log() {
+async fn command_over_work_limit_is_refused_before_proposal() {
     let dir = tempfile::tempdir().unwrap();
     let database = ConsensusKvDatabase::new_with_mock(NodeId(0), dir.path()).unwrap();
     database.start().await.unwrap();
@@ -212,11 +213,11 @@ async fn command_beyond_the_bound_is_refused_before_it_is_in_the_log() {
     let refused = database.execute_operation(KvOperation::Txn(Txn { success, ..Txn::default() })).await;
     assert!(refused.unwrap_err().to_string().contains("transaction_operations_max"));
     assert_eq!(database.status().borrow().last_log, last);
-    // A range alone may look at any number of keys: it holds up nobody.
+    // A range outside of a transaction may read any number of keys, because it delays no other operation.
     let count = KvOperation::Range(Range { count_only: true, ..all() });
     let KvResult::Range(found) = database.execute_operation(count).await.unwrap().result else { panic!() };
     assert_eq!(found.count, WORK_KEYS_MAX + 100);
-    // In a session the refusal is the answer to its number, however often it is asked for.
+    // In a session the refusal is the response to that sequence number, each time the request is repeated.
     let opened = database.execute_operation(KvOperation::OpenSession { sessions_max: 9 }).await.unwrap();
     let KvResult::OpenSession(client_id) = opened.result else { panic!() };
     let session = Some(Session { client_id, sequence: 1 });

@@ -1,4 +1,4 @@
-//! Copies of a store that is in use.
+//! Copies of a store that is being written.
 
 use std::{
     path::Path,
@@ -24,7 +24,7 @@ fn put(key: &str, value: &str) -> KvOperation {
     KvOperation::Put(Put { key: key.to_owned().into(), value: value.to_owned().into(), ..Put::default() })
 }
 
-/// The store that a copy restores to.
+/// Restores a copy to a new store.
 fn restored(copy: &StoreSnapshot, dir: &Path) -> KvStateMachine {
     let mut stream = Vec::new();
     copy.write_to(&mut stream).unwrap();
@@ -35,7 +35,7 @@ fn restored(copy: &StoreSnapshot, dir: &Path) -> KvStateMachine {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn copy_of_a_busy_store_restores_to_one_revision() {
+async fn copy_of_store_under_load_restores_one_revision() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(&dir.path().join("database")).await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -46,7 +46,7 @@ async fn copy_of_a_busy_store_restores_to_one_revision() {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
-                // Both keys at one revision.
+                // Both keys are written at one revision.
                 let value = n.to_string();
                 let success = vec![put("a", &value), put("b", &value)];
                 let txn = KvOperation::Txn(Txn { success, ..Txn::default() });
@@ -90,5 +90,5 @@ async fn third_copy_waits_until_one_is_dropped() {
     assert_eq!(copies(), 2);
     drop(first);
     third.await.unwrap();
-    assert_eq!(copies(), 1, "a copy leaves nothing on the disk");
+    assert_eq!(copies(), 1, "dropped copies are removed from disk");
 }

@@ -1,4 +1,5 @@
-//! Power cuts and `kill -9` at every sync of the store: whatever they leave opens, and holds what was durable.
+//! Power failures and `kill -9` at every sync of the store: each resulting disk image opens, and contains everything
+//! that was durable.
 
 use std::path::Path;
 
@@ -27,7 +28,7 @@ fn entry(index: u64) -> Entry {
     Entry::command(LogId::new(1, index), codec::encode(1, &KvCommand { session, operation }))
 }
 
-/// The state after no entry, after entry 1, ...
+/// States after no entry, after entry 1, and so on.
 fn states() -> Vec<StateHash> {
     let dir = tempfile::tempdir().unwrap();
     let mut machine = open(dir.path(), Durability::FromLog);
@@ -39,7 +40,7 @@ fn states() -> Vec<StateHash> {
     states
 }
 
-/// Without a log: what was answered is on disk.
+/// Without a log: acknowledged entries are on disk.
 #[test]
 #[ignore = "not a test: the workload of one below"]
 fn workload_without_a_log() {
@@ -53,7 +54,7 @@ fn workload_without_a_log() {
     }
 }
 
-/// With a log: what was flushed is on disk, and a snapshot that was restored.
+/// With a log: flushed entries and restored snapshots are on disk.
 #[test]
 #[ignore = "not a test: the workload of one below"]
 fn workload_with_a_log() {
@@ -69,16 +70,16 @@ fn workload_with_a_log() {
     for to in [ENTRIES / 6, ENTRIES / 2] {
         let mut machine = open(&dir, Durability::FromLog);
         apply(&mut machine, to);
-        let aside = machine.flush_in_background().expect("its log replays what is not flushed");
+        let aside = machine.flush_in_background().expect("a store with a log flushes in the background");
         let aside = std::thread::spawn(aside);
         apply(&mut machine, to + 2);
         durable(aside.join().unwrap().unwrap());
         durable(machine.flush().unwrap());
-        // A snapshot flushes too; it goes to a node that lags behind.
+        // A snapshot flushes too; it is sent to a node that is behind.
         let mut stream = Vec::new();
         apply(&mut machine, to + 3);
         machine.snapshot().unwrap().write_to(&mut stream).unwrap();
-        // And this node is sent one.
+        // This node receives a snapshot, too.
         apply(&mut other, to + ENTRIES / 4);
         stream.clear();
         other.snapshot().unwrap().write_to(&mut stream).unwrap();
@@ -95,12 +96,12 @@ fn check(image: &Image, durability: Durability, states: &[StateHash]) {
     let machine = KvStateMachine::open(&dir.path().join("node-1/state"), NodeId(1), durability);
     let mut machine = machine.unwrap_or_else(|error| panic!("{image} does not open: {error}"));
     let applied = machine.applied().index.0;
-    assert!(applied >= durable, "{image}: only entry {applied} is there");
+    assert!(applied >= durable, "{image}: entry {applied} is the last one, but {durable} was durable");
     let one_more_at_most = durability == Durability::FromLog || applied <= durable + 1;
-    assert!(one_more_at_most, "{image}: entry {applied} is there");
+    assert!(one_more_at_most, "{image}: unexpected last entry {applied}");
     let found = machine.executor().hash().unwrap();
     assert_eq!(found, states[applied as usize], "{image}: not the state after entry {applied}");
-    // And it goes on.
+    // The store accepts further entries.
     if applied < ENTRIES {
         machine.apply(&[entry(applied + 1)]).unwrap();
         assert_eq!(machine.executor().hash().unwrap(), states[applied as usize + 1], "{image}");
@@ -111,7 +112,7 @@ fn try_all(workload: &str, durability: Durability) {
     let place = tempfile::tempdir().unwrap();
     let recording = match crash_images::record(workload, place.path()) {
         Ok(recording) => recording,
-        Err(why) => return println!("SKIPPED, no crash images are tried: {why}"),
+        Err(why) => return println!("SKIPPED, no crash images are tested: {why}"),
     };
     let (states, mut images) = (states(), 0);
     let syncs = recording.images(|image| {
@@ -119,16 +120,19 @@ fn try_all(workload: &str, durability: Durability) {
         images += 1;
     });
     println!("{syncs} syncs, {images} images");
-    assert!(syncs > 20 && images > 100, "the recording is not of the workload: {syncs} {images}");
+    assert!(
+        syncs > 20 && images > 100,
+        "the recording does not contain the workload: {syncs} syncs, {images} images"
+    );
 }
 
 #[test]
-fn what_a_crash_leaves_of_a_store_without_a_log_is_whole() {
+fn crash_image_of_store_without_log_contains_durable_state() {
     try_all("workload_without_a_log", Durability::EachBatch);
 }
 
 #[test]
-fn what_a_crash_leaves_of_a_store_with_a_log_is_whole() {
+fn crash_image_of_store_with_log_contains_durable_state() {
     try_all("workload_with_a_log", Durability::FromLog);
 }
 

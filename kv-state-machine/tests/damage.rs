@@ -1,4 +1,4 @@
-//! Damaged files: all that was durable is there, or the store is refused - when it is opened, or when it is read.
+//! Damaged files: either the whole durable state is intact, or the store reports the damage when it is opened or read.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ fn apply(machine: &mut KvStateMachine, index: u64, command: u64) -> Result<Bytes
     Ok(machine.apply(&[entry]).map_err(|error| error.to_string())?.remove(0))
 }
 
-/// Everything that can be seen of the store: positions, versions, and what a session answers that is asked again.
+/// Everything observable of the store: positions, versions, and the response to a repeated request of a session.
 fn look(dir: &Path, durability: Durability) -> Result<String, String> {
     let mut machine = KvStateMachine::open(dir, NodeId(1), durability).map_err(|error| error.to_string())?;
     let in_place = |error: &dyn std::fmt::Display| format!("{}: reading: {error}", dir.display());
@@ -36,10 +36,10 @@ fn look(dir: &Path, durability: Durability) -> Result<String, String> {
     Ok(format!("{applied} {hash:?} {again:?}"))
 }
 
-fn no_damage_goes_unnoticed(durability: Durability) {
+fn assert_damage_is_detected(durability: Durability) {
     let place = tempfile::tempdir().unwrap();
     let dir = place.path().join("state");
-    // The first half moves to a table when the second one is begun.
+    // The first half is flushed to a table before the second half starts.
     for half in 0..2 {
         let mut machine = KvStateMachine::open(&dir, NodeId(1), durability).unwrap();
         for index in half * ENTRIES / 2 + 1..=(half + 1) * ENTRIES / 2 {
@@ -47,7 +47,7 @@ fn no_damage_goes_unnoticed(durability: Durability) {
         }
         machine.flush().unwrap();
     }
-    // A look changes it a little.
+    // Opening the store changes its files slightly.
     let looked_at = place.path().join("looked-at");
     assert!(std::process::Command::new("cp").arg("-r").arg(&dir).arg(&looked_at).status().unwrap().success());
     let content = look(&looked_at, durability).unwrap();
@@ -58,7 +58,7 @@ fn no_damage_goes_unnoticed(durability: Durability) {
     let more = |file: &Path| if is_log_or_list(file) { 60 } else { 8 };
     let tally = damage::try_all(&dir, 2, more, |damage, place| match look(place, durability) {
         Ok(found) => {
-            assert_eq!(found, content, "{damage}: opened with something else");
+            assert_eq!(found, content, "{damage}: opened with different content");
             Outcome::Intact
         }
         Err(why) => Outcome::Refused(why),
@@ -68,18 +68,19 @@ fn no_damage_goes_unnoticed(durability: Durability) {
 }
 
 #[test]
-fn no_damage_to_a_store_without_a_log_goes_unnoticed() {
-    no_damage_goes_unnoticed(Durability::EachBatch);
+fn damage_to_store_without_log_is_detected() {
+    assert_damage_is_detected(Durability::EachBatch);
 }
 
 #[test]
-fn no_damage_to_a_store_with_a_log_goes_unnoticed() {
-    no_damage_goes_unnoticed(Durability::FromLog);
+fn damage_to_store_with_log_is_detected() {
+    assert_damage_is_detected(Durability::FromLog);
 }
 
-/// The name of the generation in use decides what is removed as left over: it must not be taken for another.
+/// The name of the current generation decides which directories are removed as leftovers, so a damaged name must be
+/// detected.
 #[test]
-fn a_changed_name_of_the_generation_removes_nothing() {
+fn damaged_generation_name_removes_no_files() {
     let dir = tempfile::tempdir().unwrap();
     let mut machine = KvStateMachine::open(dir.path(), NodeId(1), Durability::EachBatch).unwrap();
     apply(&mut machine, 1, 1).unwrap();

@@ -1,4 +1,4 @@
-//! Keys that go with leases.
+//! Keys attached to leases.
 
 use std::time::{Duration, Instant};
 
@@ -34,19 +34,19 @@ async fn keys(database: &ConsensusKvDatabase) -> Vec<String> {
 }
 
 async fn attached(database: &ConsensusKvDatabase, id: i64) -> Vec<String> {
-    let state = database.time_to_live(id, true).await.unwrap().expect("there is the lease");
+    let state = database.time_to_live(id, true).await.unwrap().expect("the lease exists");
     state.keys.iter().map(|key| String::from_utf8(key.to_vec()).unwrap()).collect()
 }
 
 #[tokio::test]
-async fn revoked_lease_takes_its_keys_at_one_revision() {
+async fn revoked_lease_deletes_its_keys_at_one_revision() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(&dir).await;
     grant(&database, 7, 100).await;
     for key in ["a", "b", "c", "d"] {
         run(&database, KvOperation::Put(put(key, 7))).await;
     }
-    // Written again without it, deleted, or put to another: these do not go with it any more.
+    // Keys that were written without the lease, deleted, or attached to another lease are not attached any more.
     run(&database, KvOperation::Put(put("a", 0))).await;
     run(&database, KvOperation::Delete(Delete { key: "b".into(), ..Delete::default() })).await;
     assert_eq!(attached(&database, 7).await, ["c", "d"]);
@@ -60,7 +60,7 @@ async fn revoked_lease_takes_its_keys_at_one_revision() {
 }
 
 #[tokio::test]
-async fn put_with_a_lease_that_is_not_there_is_refused_and_leaves_nothing() {
+async fn put_with_missing_lease_is_refused_without_effect() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(&dir).await;
     grant(&database, 1, 100).await;
@@ -78,7 +78,7 @@ async fn put_with_a_lease_that_is_not_there_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn put_can_keep_value_or_lease_of_a_key_that_exists() {
+async fn put_with_keep_retains_value_or_lease_of_existing_key() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(&dir).await;
     grant(&database, 1, 100).await;
@@ -97,10 +97,10 @@ async fn put_can_keep_value_or_lease_of_a_key_that_exists() {
 }
 
 #[tokio::test]
-async fn lease_ends_after_its_time_and_not_before_and_lives_while_it_is_renewed() {
+async fn lease_expires_at_its_time_unless_renewed() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(&dir).await;
-    let begun = Instant::now();
+    let start = Instant::now();
     grant(&database, 1, 2).await;
     grant(&database, 2, 2).await;
     run(&database, KvOperation::Put(put("ends", 1))).await;
@@ -112,15 +112,15 @@ async fn lease_ends_after_its_time_and_not_before_and_lives_while_it_is_renewed(
         if !there.contains(&"ends".to_owned()) {
             break;
         }
-        assert!(begun.elapsed() < Duration::from_secs(20), "it does not end");
+        assert!(start.elapsed() < Duration::from_secs(20), "the lease does not expire in time");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(begun.elapsed() >= Duration::from_secs(2), "it ended after {:?}", begun.elapsed());
+    assert!(start.elapsed() >= Duration::from_secs(2), "the lease expired after {:?}", start.elapsed());
     assert_eq!(database.leases().await.unwrap(), [2]);
 }
 
 #[tokio::test]
-async fn lease_has_after_a_restart_what_was_noted_and_its_whole_time_once_renewed() {
+async fn restart_restores_checkpointed_time_and_renewal_restores_whole_time() {
     let dir = tempfile::tempdir().unwrap();
     let database = open(&dir).await;
     grant(&database, 1, 1000).await;
@@ -138,8 +138,8 @@ async fn lease_has_after_a_restart_what_was_noted_and_its_whole_time_once_renewe
         let database = database.clone();
         async move { database.time_to_live(id, false).await.unwrap().unwrap().left }
     };
-    assert!(left(1).await <= Duration::from_secs(100), "what was noted counts, of the right term only");
+    assert!(left(1).await <= Duration::from_secs(100), "only the checkpoint of the current term counts");
     assert!(left(1).await > Duration::from_secs(90));
-    assert!(left(2).await > Duration::from_secs(990), "it was renewed after that");
+    assert!(left(2).await > Duration::from_secs(990), "the lease was renewed after its checkpoint");
     assert_eq!(attached(&database, 1).await, ["k"]);
 }

@@ -1,4 +1,4 @@
-//! Ids for members of a cluster: none is given twice.
+//! Ids for members of a cluster: no id is assigned twice.
 
 use consensus_core::NodeId;
 use kv_state_machine::{ConsensusKvDatabase, KvError, KvOperation, KvRejection, KvResult};
@@ -12,7 +12,7 @@ async fn reserve(database: &ConsensusKvDatabase, through: u64, more: u64) -> Res
 }
 
 #[tokio::test]
-async fn reserved_id_is_above_all_that_were_in_use_also_after_a_restart() {
+async fn reserved_member_id_exceeds_all_used_ids_across_restart() {
     let dir = tempfile::tempdir().unwrap();
     let open = || ConsensusKvDatabase::new_with_mock(NodeId(0), dir.path()).unwrap();
     let database = open();

@@ -1,4 +1,4 @@
-//! The store against a plain model of it: every answer, every past revision, through restarts and snapshots.
+//! Compares the store with a simple model: every response and every past revision, across restarts and snapshots.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use kv_state_machine::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-/// All states of the store by revision, each a plain map. Clear rather than quick.
+/// States of the store by revision, each a plain map. Simple rather than fast.
 #[derive(Clone, Debug)]
 struct Model {
     states: Vec<BTreeMap<Bytes, KeyValue>>,
-    /// When each key was last written or deleted.
+    /// Revision at which each key was last written or deleted.
     touched: BTreeMap<Bytes, u64>,
     compacted: u64,
 }
@@ -31,7 +31,7 @@ struct Work {
 
 impl Model {
     fn new() -> Self {
-        // Revisions 0 (never) and 1 (empty).
+        // Revisions 0 (unused) and 1 (empty).
         Self { states: vec![BTreeMap::new(), BTreeMap::new()], touched: BTreeMap::new(), compacted: 0 }
     }
 
@@ -203,10 +203,10 @@ fn holds(state: &BTreeMap<Bytes, KeyValue>, compare: &Compare) -> bool {
     if found.is_empty() { one(None) } else { found.into_iter().all(|kv| one(Some(kv))) }
 }
 
-/// The store under test, its log, and where it lives.
+/// The store under test, its log, and its directory.
 struct Tested {
     machine: Option<KvStateMachine>,
-    /// Keys that it keeps in memory.
+    /// Number of keys in the cache of newest versions.
     recent_max: usize,
     log: Vec<Entry>,
     dir: TempDir,
@@ -232,7 +232,7 @@ impl Tested {
         self.machine = Some(machine);
     }
 
-    /// Moves the state to a fresh machine by snapshot.
+    /// Replaces the machine with a new one that restores its snapshot.
     fn move_by_snapshot(&mut self) {
         let mut stream = Vec::new();
         self.machine().snapshot().unwrap().write_to(&mut stream).unwrap();
@@ -263,7 +263,7 @@ impl Tested {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Applied as one batch.
+    /// Operations that are applied as one batch.
     Batch(Vec<KvOperation>),
     Flush,
     Restart,
@@ -355,7 +355,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Rejections compare by kind: the words are the store's own.
+/// Reduces a rejection to its kind, because the model has no messages.
 fn kind(result: Result<KvResult, KvRejection>) -> Result<KvResult, KvRejection> {
     result.map_err(|rejection| match rejection {
         KvRejection::Invalid(_) => KvRejection::Invalid(String::new()),
@@ -367,7 +367,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_store_acts_like_the_model(steps in proptest::collection::vec(step(), 1..25)) {
+    fn store_behaves_like_the_model(steps in proptest::collection::vec(step(), 1..25)) {
         let (mut model, mut tested, mut twin) = (Model::new(), Tested::new(1 << 10), Tested::new(0));
         for step in steps {
             match step {
@@ -377,7 +377,7 @@ proptest! {
                 Step::Batch(operations) => {
                     let answers = tested.apply(&operations);
                     for (operation, answer) in operations.iter().zip(answers) {
-                        // The twin gets one at a time what the other gets as a batch, and has no keys in memory.
+                        // The second store applies one operation at a time instead of a batch, and has no cache.
                         twin.apply(std::slice::from_ref(operation));
                         let expected = kind(model.apply(operation));
                         if let Ok(answer) = &answer {
@@ -403,11 +403,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_kept_in_memory_is_never_seen(
+    fn cache_size_does_not_change_responses(
         steps in proptest::collection::vec((step(), 0u64..3, 1u64..9), 1..25),
         reads in proptest::collection::vec(simple(), 4),
     ) {
-        // All keys, none, and of each shard one set, so that keys are forgotten.
+        // Caches for all keys, for none, and with one set per shard, which evicts keys.
         let mut machines = [1 << 10, 0, 64].map(Tested::new);
         let opening = KvOperation::OpenSession { sessions_max: 2 };
         for (step, client_id, sequence) in steps {

@@ -1,5 +1,5 @@
-//! The store in simulated clusters, which crash, fall behind, and are sent snapshots: every answer and every state is the
-//! same on all nodes.
+//! The store in simulated clusters whose nodes crash, fall behind, and receive snapshots: all responses and states are
+//! the same on all nodes.
 
 use std::{io::Read, path::Path};
 
@@ -13,7 +13,7 @@ use kv_state_machine::{
 use tempfile::TempDir;
 
 #[test]
-fn the_store_is_the_same_on_every_node() {
+fn simulated_nodes_have_equal_stores() {
     let totals = run_guest(Store, 0..16).unwrap();
     for what in [
         "guest restarted from a snapshot",
@@ -30,21 +30,21 @@ impl Guest for Store {
     type Machine = Placed;
 
     fn open(&self) -> Placed {
-        // What is taken of it in a crash the simulation keeps itself, so that memory will do; on a disk it takes 15 times
-        // as long.
+        // The simulator itself keeps what survives a crash, so the directory may be in memory; on a disk the test takes
+        // 15 times as long.
         let memory = Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let machine = KvStateMachine::open(dir.path(), NodeId(0), Durability::FromLog).unwrap();
         Placed { machine, _dir: dir }
     }
 
-    /// Few keys, few clients and small numbers, so that they meet.
+    /// Few keys, few clients and small numbers, so that commands conflict.
     fn command(&self, random: &mut Random) -> Bytes {
         let session = Session { client_id: random.below(4), sequence: 1 + random.below(20) };
         let session = random.percent(40).then_some(session);
         let operation = match random.below(40) {
             10 => KvOperation::RaiseAlarm(alarm(random)),
-            // More often than it is raised, so that most commands do something.
+            // More often than it is raised, so that most commands are not refused.
             11..15 => KvOperation::DisarmAlarm(alarm(random)),
             0..4 => KvOperation::OpenSession { sessions_max: 1 + random.below(3) },
             4..8 => KvOperation::Compact { revision: random.below(150) },
@@ -59,7 +59,7 @@ impl Guest for Store {
     }
 }
 
-/// Of one kind and node, so that it is disarmed soon.
+/// One kind and node, so that the alarm is soon disarmed.
 fn alarm(random: &mut Random) -> Alarm {
     let kind = if random.percent(90) { AlarmKind::NoSpace } else { AlarmKind::Corrupt };
     Alarm { kind, node: Some(NodeId(0)) }
@@ -118,7 +118,7 @@ fn transaction(random: &mut Random) -> Txn {
     }
 }
 
-/// A store and the directory that is its own.
+/// A store and its own directory.
 struct Placed {
     machine: KvStateMachine,
     _dir: TempDir,

@@ -1,4 +1,4 @@
-//! Conformance of the state machine, and its sessions.
+//! Conformance suite of state machines, and tests of sessions, compaction and snapshots.
 
 use std::{
     process::Command,
@@ -39,24 +39,24 @@ impl Fixture for Place {
 }
 
 #[test]
-fn passes_the_suite_with_a_log() {
+fn state_machine_with_log_passes_conformance_suite() {
     run_suite(|| Place(tempfile::tempdir().unwrap(), Durability::FromLog));
 }
 
 #[test]
-fn passes_the_suite_without_a_log() {
+fn state_machine_without_log_passes_conformance_suite() {
     run_suite(|| Place(tempfile::tempdir().unwrap(), Durability::EachBatch));
 }
 
-/// A machine and the log that it is fed.
-struct Fed {
+/// A machine and the log that it applies.
+struct Harness {
     machine: KvStateMachine,
     last: u64,
 }
 
 type Answer = Result<KvAnswer, KvRejection>;
 
-impl Fed {
+impl Harness {
     fn new(dir: &TempDir) -> Self {
         let machine = KvStateMachine::open(dir.path(), NodeId(1), Durability::FromLog).unwrap();
         let last = machine.applied().index.0;
@@ -93,26 +93,26 @@ impl Fed {
 }
 
 #[test]
-fn a_repeated_write_is_applied_once_and_answered_the_same() {
+fn repeated_write_is_applied_once_and_gets_same_response() {
     let dir = tempfile::tempdir().unwrap();
-    let mut fed = Fed::new(&dir);
-    let id = fed.open_session(10);
-    let first = fed.put(id, 1, "one");
-    let second = fed.put(id, 2, "two");
-    assert_eq!(fed.put(id, 2, "two"), second);
-    // Also after a restart, and after a snapshot.
-    fed.machine.flush().unwrap();
-    drop(fed);
-    let mut fed = Fed::new(&dir);
-    assert_eq!(fed.put(id, 2, "two"), second);
+    let mut harness = Harness::new(&dir);
+    let id = harness.open_session(10);
+    let first = harness.put(id, 1, "one");
+    let second = harness.put(id, 2, "two");
+    assert_eq!(harness.put(id, 2, "two"), second);
+    // The same after a restart, and after a snapshot.
+    harness.machine.flush().unwrap();
+    drop(harness);
+    let mut harness = Harness::new(&dir);
+    assert_eq!(harness.put(id, 2, "two"), second);
     let mut stream = Vec::new();
-    fed.machine.snapshot().unwrap().write_to(&mut stream).unwrap();
+    harness.machine.snapshot().unwrap().write_to(&mut stream).unwrap();
     let other = tempfile::tempdir().unwrap();
-    let mut restored = Fed::new(&other);
+    let mut restored = Harness::new(&other);
     restored.machine.restore(&mut &stream[..]).unwrap();
-    restored.last = fed.last;
+    restored.last = harness.last;
     assert_eq!(restored.put(id, 2, "two"), second);
-    // An earlier number is refused as such, and changes nothing.
+    // An earlier number is refused and changes nothing.
     assert!(first.is_ok());
     let over = KvRejection::SequenceOver { client_id: id, sequence: 1, last: 2 };
     assert_eq!(restored.put(id, 1, "one"), Err(over));
@@ -120,84 +120,84 @@ fn a_repeated_write_is_applied_once_and_answered_the_same() {
 }
 
 #[test]
-fn a_rejected_write_uses_its_number_too() {
-    // Else a late duplicate of it could be executed after the client has gone on.
+fn rejected_write_uses_its_sequence_number() {
+    // Otherwise a delayed duplicate could be executed after the client's next request.
     let dir = tempfile::tempdir().unwrap();
-    let mut fed = Fed::new(&dir);
-    let client_id = fed.open_session(10);
+    let mut harness = Harness::new(&dir);
+    let client_id = harness.open_session(10);
     let session = Some(Session { client_id, sequence: 1 });
     let future = KvOperation::Compact { revision: 99 };
-    let rejected = fed.apply(session, future.clone());
+    let rejected = harness.apply(session, future.clone());
     assert!(matches!(rejected, Err(KvRejection::FutureRevision { .. })), "{rejected:?}");
-    assert_eq!(fed.apply(session, future), rejected);
-    assert!(fed.put(client_id, 1, "late").is_err());
-    assert_eq!(fed.value(), None);
+    assert_eq!(harness.apply(session, future), rejected);
+    assert!(harness.put(client_id, 1, "late").is_err());
+    assert_eq!(harness.value(), None);
 }
 
 #[test]
-fn number_used_for_another_request_is_refused() {
+fn sequence_number_of_another_request_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let mut fed = Fed::new(&dir);
-    let client_id = fed.open_session(10);
-    fed.put(client_id, 1, "read").unwrap();
-    fed.put(client_id, 2, "changed since").unwrap();
+    let mut harness = Harness::new(&dir);
+    let client_id = harness.open_session(10);
+    harness.put(client_id, 1, "read").unwrap();
+    harness.put(client_id, 2, "changed since").unwrap();
     let session = Some(Session { client_id, sequence: 3 });
     let range = KeyRange { key: "k".into(), range_end: None };
     let stale = KvOperation::Txn(Txn { read_revision: 2, read_ranges: vec![range], ..Txn::default() });
-    let conflict = fed.apply(session, stale.clone());
+    let conflict = harness.apply(session, stale.clone());
     assert!(matches!(conflict, Err(KvRejection::Conflict { .. })), "{conflict:?}");
-    // Its answer would be the conflict, of which a put knows nothing; and the put would be lost in silence.
-    let refused = fed.put(client_id, 3, "another request");
-    let is_told = |why: &str| why.contains("was used for another request");
-    assert!(matches!(&refused, Err(KvRejection::Invalid(why)) if is_told(why)), "{refused:?}");
-    assert_eq!(fed.value().unwrap(), "changed since");
-    // The first request still has its answer, after a restart, too.
-    assert_eq!(fed.apply(session, stale.clone()), conflict);
-    fed.machine.flush().unwrap();
-    drop(fed);
-    let mut fed = Fed::new(&dir);
-    assert_eq!(fed.apply(session, stale), conflict);
-    fed.put(client_id, 9, "with a gap in the numbers").unwrap();
+    // The stored response is the conflict, which is not a response to a put, and the put would be lost silently.
+    let refused = harness.put(client_id, 3, "another request");
+    let is_explained = |why: &str| why.contains("was used for another request");
+    assert!(matches!(&refused, Err(KvRejection::Invalid(why)) if is_explained(why)), "{refused:?}");
+    assert_eq!(harness.value().unwrap(), "changed since");
+    // The first request still gets its response, after a restart too.
+    assert_eq!(harness.apply(session, stale.clone()), conflict);
+    harness.machine.flush().unwrap();
+    drop(harness);
+    let mut harness = Harness::new(&dir);
+    assert_eq!(harness.apply(session, stale), conflict);
+    harness.put(client_id, 9, "with a gap in the numbers").unwrap();
 }
 
 #[test]
-fn the_session_idle_longest_is_forgotten() {
+fn session_idle_longest_is_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let mut fed = Fed::new(&dir);
-    let (a, b) = (fed.open_session(2), fed.open_session(2));
-    fed.put(a, 1, "used").unwrap();
-    let c = fed.open_session(2);
-    assert!(matches!(fed.put(b, 1, "x"), Err(KvRejection::NoSession { client_id }) if client_id == b));
-    fed.put(a, 2, "x").unwrap();
-    fed.put(c, 1, "x").unwrap();
+    let mut harness = Harness::new(&dir);
+    let (a, b) = (harness.open_session(2), harness.open_session(2));
+    harness.put(a, 1, "used").unwrap();
+    let c = harness.open_session(2);
+    assert!(matches!(harness.put(b, 1, "x"), Err(KvRejection::NoSession { client_id }) if client_id == b));
+    harness.put(a, 2, "x").unwrap();
+    harness.put(c, 1, "x").unwrap();
     // The same after a restart from disk.
-    fed.machine.flush().unwrap();
-    drop(fed);
-    let mut fed = Fed::new(&dir);
-    fed.open_session(2);
-    assert!(fed.put(a, 3, "x").is_err());
-    fed.put(c, 2, "x").unwrap();
+    harness.machine.flush().unwrap();
+    drop(harness);
+    let mut harness = Harness::new(&dir);
+    harness.open_session(2);
+    assert!(harness.put(a, 3, "x").is_err());
+    harness.put(c, 2, "x").unwrap();
 }
 
 #[test]
-fn compacted_history_leaves_the_disk_and_not_the_state() {
+fn compacted_history_is_removed_from_disk_without_changing_hash() {
     let dir = tempfile::tempdir().unwrap();
-    let mut fed = Fed::new(&dir);
+    let mut harness = Harness::new(&dir);
     for n in 0..50 {
         let put = Put { key: format!("k{}", n % 5).into(), value: format!("{n}").into(), ..Put::default() };
-        fed.apply(None, KvOperation::Put(put)).unwrap();
+        harness.apply(None, KvOperation::Put(put)).unwrap();
     }
-    fed.apply(None, KvOperation::Compact { revision: 40 }).unwrap();
-    let before = fed.machine.executor().hash().unwrap();
-    fed.machine.flush().unwrap();
-    drop(fed); // Stops the collector, wherever it is.
-    let fed = Fed::new(&dir); // And this one begins anew.
-    assert_eq!(fed.machine.executor().hash().unwrap(), before);
+    harness.apply(None, KvOperation::Compact { revision: 40 }).unwrap();
+    let before = harness.machine.executor().hash().unwrap();
+    harness.machine.flush().unwrap();
+    drop(harness); // Stops the collector in the middle of its work.
+    let harness = Harness::new(&dir); // The new collector starts from the first key.
+    assert_eq!(harness.machine.executor().hash().unwrap(), before);
     let old = KvOperation::Range(Range { key: "k1".into(), revision: 39, ..Range::default() });
-    assert_eq!(fed.machine.executor().read(&old).unwrap(), Err(KvRejection::Compacted { compacted: 40 }));
+    assert_eq!(harness.machine.executor().read(&old).unwrap(), Err(KvRejection::Compacted { compacted: 40 }));
 }
 
-/// A stream that calls back before each piece.
+/// A stream that calls a function before each read.
 struct Watched<'a, F>(&'a [u8], F);
 
 impl<F: FnMut(usize)> std::io::Read for Watched<'_, F> {
@@ -210,17 +210,17 @@ impl<F: FnMut(usize)> std::io::Read for Watched<'_, F> {
     }
 }
 
-/// A store with some state, and a snapshot of another one.
-fn old_and_snapshot_of_new(dir: &TempDir) -> (Fed, StateHash, Vec<u8>, StateHash) {
+/// Returns a store with some state, and a snapshot of another store.
+fn old_and_snapshot_of_new(dir: &TempDir) -> (Harness, StateHash, Vec<u8>, StateHash) {
     let other = tempfile::tempdir().unwrap();
-    let mut new = Fed::new(&other);
+    let mut new = Harness::new(&other);
     for n in 0..100 {
         let put = Put { key: format!("k{n}").into(), value: vec![b'v'; 200].into(), ..Put::default() };
         new.apply(None, KvOperation::Put(put)).unwrap();
     }
     let mut stream = Vec::new();
     new.machine.snapshot().unwrap().write_to(&mut stream).unwrap();
-    let mut old = Fed::new(dir);
+    let mut old = Harness::new(dir);
     old.apply(None, KvOperation::Put(Put { key: "k".into(), value: "old".into(), ..Put::default() }))
         .unwrap();
     old.machine.flush().unwrap();
@@ -228,9 +228,9 @@ fn old_and_snapshot_of_new(dir: &TempDir) -> (Fed, StateHash, Vec<u8>, StateHash
     (old, before, stream, new.machine.executor().hash().unwrap())
 }
 
-/// What a crash would leave is copied whenever the restore reads on, and opened.
+/// Copies the directory, as a crash would leave it, at each read of the restore, and opens each copy.
 #[test]
-fn a_crash_during_a_restore_leaves_the_old_state() {
+fn crash_during_restore_keeps_old_state() {
     let dir = tempfile::tempdir().unwrap();
     let (mut old, before, stream, after) = old_and_snapshot_of_new(&dir);
     let images = tempfile::tempdir().unwrap();
@@ -253,10 +253,10 @@ fn a_crash_during_a_restore_leaves_the_old_state() {
 }
 
 #[test]
-fn a_snapshot_that_is_cut_or_changed_anywhere_is_refused_or_the_same() {
+fn damaged_snapshot_is_refused_or_restores_same_state() {
     let dir = tempfile::tempdir().unwrap();
     let (mut old, before, stream, after) = old_and_snapshot_of_new(&dir);
-    // All of the head, and every so often.
+    // All positions in the header, and some of the rest.
     let places = (0..60).chain((60..stream.len()).step_by(stream.len() / 60));
     for at in places {
         assert!(old.machine.restore(&mut &stream[..at]).is_err(), "cut at {at}");
@@ -264,7 +264,7 @@ fn a_snapshot_that_is_cut_or_changed_anywhere_is_refused_or_the_same() {
         let mut changed = stream.clone();
         changed[at] ^= 4;
         if old.machine.restore(&mut &*changed).is_ok() {
-            // The name of a file that holds no state.
+            // The name of a file without state was changed.
             assert_eq!(old.machine.executor().hash().unwrap(), after, "changed at {at}");
             drop(old);
             std::fs::remove_dir_all(dir.path()).unwrap();
@@ -275,7 +275,7 @@ fn a_snapshot_that_is_cut_or_changed_anywhere_is_refused_or_the_same() {
 }
 
 #[test]
-fn snapshot_without_room_is_refused_and_the_state_is_the_one_from_before() {
+fn snapshot_without_disk_space_is_refused_and_keeps_old_state() {
     let dir = tempfile::tempdir().unwrap();
     let (mut old, before, stream, _) = old_and_snapshot_of_new(&dir);
     old.machine = old.machine.with_reserve(1 << 60);
@@ -285,14 +285,14 @@ fn snapshot_without_room_is_refused_and_the_state_is_the_one_from_before() {
         "{refused:?}"
     );
     assert_eq!(old.machine.executor().hash().unwrap(), before);
-    assert!(!dir.path().join("gen-2").exists(), "what had arrived is removed");
+    assert!(!dir.path().join("gen-2").exists(), "received files are removed");
     old.apply(None, KvOperation::Put(Put { key: "k".into(), value: "new".into(), ..Put::default() }))
         .unwrap();
     assert_eq!(old.value().unwrap(), "new");
 }
 
 #[test]
-fn snapshot_that_cannot_be_made_current_is_refused_and_taken_later() {
+fn snapshot_that_fails_to_become_current_can_be_restored_later() {
     let dir = tempfile::tempdir().unwrap();
     let (mut old, before, stream, after) = old_and_snapshot_of_new(&dir);
     let in_the_way = dir.path().join("CURRENT.new");
@@ -304,25 +304,25 @@ fn snapshot_that_cannot_be_made_current_is_refused_and_taken_later() {
     old.machine.restore(&mut &stream[..]).unwrap();
     assert_eq!(old.machine.executor().hash().unwrap(), after);
     drop(old);
-    assert_eq!(Fed::new(&dir).machine.executor().hash().unwrap(), after);
+    assert_eq!(Harness::new(&dir).machine.executor().hash().unwrap(), after);
 }
 
-/// Each operation writes its revision to both keys, and history is compacted right behind it.
+/// Each operation writes its revision to both keys, and history is compacted immediately after it.
 #[test]
-fn reads_beside_the_writer_are_of_one_revision() {
+fn concurrent_reads_see_one_revision() {
     let dir = tempfile::tempdir().unwrap();
-    let mut fed = Fed::new(&dir);
-    let executor = fed.machine.executor();
+    let mut harness = Harness::new(&dir);
+    let executor = harness.machine.executor();
     let mut write = |revision: u64| {
         let value = Bytes::from(revision.to_string());
         let put = |key: &'static str| Put { key: key.into(), value: value.clone(), ..Put::default() };
         let success = ["a", "b"].map(|key| KvOperation::Put(put(key))).into();
         assert_eq!(
-            fed.apply(None, KvOperation::Txn(Txn { success, ..Txn::default() })).unwrap().revision,
+            harness.apply(None, KvOperation::Txn(Txn { success, ..Txn::default() })).unwrap().revision,
             revision
         );
         if revision.is_multiple_of(16) {
-            fed.apply(None, KvOperation::Compact { revision }).unwrap();
+            harness.apply(None, KvOperation::Compact { revision }).unwrap();
         }
     };
     write(2);

@@ -1,4 +1,4 @@
-//! Who watches is told of every change, once, in the order of revisions.
+//! A watch receives every change exactly once, in the order of revisions.
 
 use std::{
     collections::BTreeMap,
@@ -59,10 +59,10 @@ fn of(key: &str, end: Option<&str>, start_revision: u64) -> WatchRequest {
 }
 
 async fn next(watches: &mut Watches) -> WatchNews {
-    timeout(Duration::from_secs(20), watches.next()).await.expect("news in time").unwrap()
+    timeout(Duration::from_secs(20), watches.next()).await.expect("a notification arrives in time").unwrap()
 }
 
-/// Events of a watch until that of revision `last`: revision, key, value; `None` for a deletion.
+/// Events of a watch up to revision `last`: revision, key and value; `None` for a deletion.
 async fn events(watches: &mut Watches, watch: WatchId, last: u64) -> Vec<(u64, String, Option<String>)> {
     let mut all: Vec<(u64, String, Option<String>)> = Vec::new();
     while all.last().is_none_or(|(revision, ..)| *revision < last) {
@@ -82,7 +82,7 @@ fn event(revision: u64, key: &str, value: Option<&str>) -> (u64, String, Option<
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watch_of_now_is_told_of_what_follows_in_order() {
+async fn new_watch_receives_later_changes_in_order() {
     let store = Store::new().await;
     store.put("a", "before").await;
     let mut watches = store.watches();
@@ -100,7 +100,7 @@ async fn watch_of_now_is_told_of_what_follows_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watch_from_the_past_reads_history_and_goes_on_with_what_follows() {
+async fn watch_from_past_revision_reads_history_then_new_changes() {
     let store = Store::new().await;
     for n in 0..3000 {
         store.put("k", format!("{n}")).await;
@@ -122,7 +122,7 @@ async fn watch_from_the_past_reads_history_and_goes_on_with_what_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn revision_of_a_transaction_comes_whole_with_every_write() {
+async fn transaction_is_delivered_as_one_revision_with_every_write() {
     let store = Store::new().await;
     let mut watches = store.watches();
     let (watch, _) = watches.add(of("\0", Some("\0"), 0));
@@ -131,9 +131,9 @@ async fn revision_of_a_transaction_comes_whole_with_every_write() {
     let WatchNews::Events { events, .. } = next(&mut watches).await else { panic!("compacted") };
     let seen: Vec<_> = events.iter().map(|event| (&event.kv.key[..], event.deleted)).collect();
     assert_eq!(seen, [(&b"b"[..], false), (b"a", false), (b"b", true), (b"c", false)]);
-    assert_eq!(events[0].kv.value, "1", "though it is deleted since");
+    assert_eq!(events[0].kv.value, "1", "the value is delivered although the key was deleted since");
     assert!(events.iter().all(|event| event.kv.mod_revision == revision));
-    // The same to who comes later.
+    // A watch that is added later receives the same events.
     let (later, _) = watches.add(of("\0", Some("\0"), revision));
     let news = next(&mut watches).await;
     assert_eq!(news, WatchNews::Events { watch: later, events });
@@ -141,7 +141,7 @@ async fn revision_of_a_transaction_comes_whole_with_every_write() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn previous_values_and_filters_are_as_asked_for() {
+async fn watch_options_select_previous_values_and_kinds_of_events() {
     let store = Store::new().await;
     store.put("k", "old").await;
     let mut watches = store.watches();
@@ -164,7 +164,7 @@ async fn previous_values_and_filters_are_as_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watch_from_before_the_compaction_ends_and_says_where_to_begin() {
+async fn watch_from_compacted_revision_ends_with_oldest_revision() {
     let store = Store::new().await;
     for n in 0..5 {
         store.put("k", format!("{n}")).await;
@@ -179,7 +179,7 @@ async fn watch_from_before_the_compaction_ends_and_says_where_to_begin() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn compaction_right_after_writes_takes_nothing_from_a_watch_that_keeps_up() {
+async fn compaction_right_after_writes_loses_no_event_of_current_watch() {
     let store = Store::new().await;
     let mut watches = store.watches();
     let (watch, _) = watches.add(of("k", None, 0));
@@ -192,7 +192,7 @@ async fn compaction_right_after_writes_takes_nothing_from_a_watch_that_keeps_up(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watch_that_takes_nothing_costs_bounded_memory_and_misses_nothing() {
+async fn slow_watch_uses_bounded_memory_and_misses_nothing() {
     let store = Store::new().await;
     let mut watches = store.watches();
     let (watch, _) = watches.add(of("k", None, 0));
@@ -201,19 +201,19 @@ async fn watch_that_takes_nothing_costs_bounded_memory_and_misses_nothing() {
     for _ in 0..20 {
         last = store.put("k", value.clone()).await;
     }
-    // Several times what the queue holds.
+    // Several times the capacity of the queue.
     let mut seen = Vec::new();
     while seen.last() != Some(&last) {
         let WatchNews::Events { watch: of, events } = next(&mut watches).await else { panic!("compacted") };
         assert_eq!(of, watch);
-        assert!(events.len() <= 8, "{} MiB at once", events.len());
+        assert!(events.len() <= 8, "one delivery has {} MiB", events.len());
         seen.extend(events.iter().map(|event| event.kv.mod_revision));
     }
     assert_eq!(seen, (2..=last).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ended_watch_is_told_nothing_more() {
+async fn ended_watch_receives_nothing() {
     let store = Store::new().await;
     let mut watches = store.watches();
     let (first, _) = watches.add(of("k", None, 0));
@@ -225,7 +225,7 @@ async fn ended_watch_is_told_nothing_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watch_of_the_future_begins_there() {
+async fn watch_from_future_revision_starts_at_that_revision() {
     let store = Store::new().await;
     let mut watches = store.watches();
     let (watch, _) = watches.add(of("k", None, 4));
@@ -236,11 +236,11 @@ async fn watch_of_the_future_begins_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watch_that_begins_just_when_nobody_watched_misses_nothing() {
+async fn watch_added_while_revisions_are_skipped_misses_nothing() {
     let store = Store::new().await;
     for n in 0..500 {
         let revision = store.put("k", format!("{n}")).await;
-        // The thread may be passing this revision over right now, as nobody watches.
+        // The dispatcher may be skipping this revision at this moment, because there is no watch.
         let mut watches = store.watches();
         let (watch, _) = watches.add(of("k", None, revision));
         assert_eq!(events(&mut watches, watch, revision).await.len(), 1, "revision {revision}");
@@ -248,7 +248,7 @@ async fn watch_that_begins_just_when_nobody_watched_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stream_of_keys_that_do_not_change_can_be_resumed_after_a_compaction() {
+async fn stream_of_unchanged_keys_resumes_after_compaction() {
     let store = Store::new().await;
     let mut events = store.database.watch(of("k", None, 2)).unwrap();
     let told = store.put("k", "1").await;
@@ -273,7 +273,7 @@ async fn stream_of_keys_that_do_not_change_can_be_resumed_after_a_compaction() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stream_that_is_resumed_misses_nothing_wherever_it_was_left() {
+async fn resumed_stream_misses_nothing_at_any_position() {
     let store = Store::new().await;
     let of_two = |n: u32| {
         let success = vec![put("k/a", format!("{n}")), put("k/b", format!("{n}"))];
@@ -289,7 +289,7 @@ async fn stream_that_is_resumed_misses_nothing_wherever_it_was_left() {
         for _ in 0..taken {
             timeout(Duration::from_secs(20), events.try_next()).await.unwrap().unwrap().unwrap();
         }
-        // A revision of which a part was taken comes whole again.
+        // A revision that was taken partly is repeated completely.
         let expected = all[taken - taken % 2].0;
         assert_eq!(events.next_revision(), expected, "{taken} events were taken");
     }

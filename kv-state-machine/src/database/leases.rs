@@ -1,4 +1,4 @@
-//! Leases, as a program embeds them.
+//! Operations on leases.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize};
 use super::{ConsensusKvDatabase, KvError, blocking, propose, propose_error, read_error};
 use crate::{KvOperation, lease, lessor, store::Store};
 
-/// A lease as its leader knows it.
+/// State of a lease, as known to the leader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseState {
-    /// Seconds that it lives without being renewed.
+    /// Time to live in seconds: the lease expires if it is not renewed for this time.
     pub ttl: u64,
-    /// What it has left.
+    /// Remaining time.
     pub left: Duration,
-    /// The keys that go with it, in their order, if they were asked for.
+    /// Keys attached to the lease, in key order; empty if they were not requested.
     pub keys: Vec<Bytes>,
 }
 
-/// Keys that go with a lease are deleted, at one revision, when it is revoked or its time is over.
+/// The keys attached to a lease are deleted, at one revision, when the lease is revoked or expires.
 impl ConsensusKvDatabase {
-    /// Grants a lease that lives `ttl` seconds without being renewed; returns its id, which is drawn.
+    /// Grants a lease that expires if it is not renewed for `ttl` seconds. Returns its id, which is random.
     ///
     /// # Errors
     /// See [`KvError`]; `ttl` is 0 or greater than [`LEASE_TTL_MAX`](crate::LEASE_TTL_MAX).
@@ -40,7 +40,7 @@ impl ConsensusKvDatabase {
     /// database.execute_operation(KvOperation::Put(put)).await?;
     ///
     /// assert_eq!(database.keep_alive(lease_id).await?, Some(10));
-    /// let state = database.time_to_live(lease_id, true).await?.ok_or("its time is not over")?;
+    /// let state = database.time_to_live(lease_id, true).await?.ok_or("the lease has not expired")?;
     /// assert!(state.left.as_secs() >= 9 && state.keys == ["worker/7"]);
     ///
     /// database.revoke_lease(lease_id).await?;
@@ -57,7 +57,7 @@ impl ConsensusKvDatabase {
         Ok(id)
     }
 
-    /// Ends a lease before its time; returns the revision at which its keys were deleted.
+    /// Revokes a lease. Returns the revision at which its keys were deleted.
     ///
     /// # Errors
     /// See [`KvError`]; there is no such lease ([`KvRejection::NoLease`](crate::KvRejection::NoLease)).
@@ -65,12 +65,13 @@ impl ConsensusKvDatabase {
         Ok(self.execute_operation(KvOperation::RevokeLease { id }).await?.revision)
     }
 
-    /// Gives a lease its whole time again, on the leader. Costs no log entry, unless its remaining time was noted.
+    /// Renews a lease for its whole time to live, on the leader. This needs no log entry, unless the remaining time of
+    /// the lease was checkpointed.
     ///
-    /// Returns its seconds; `None`: there is no such lease, or its time is over.
+    /// Returns the time to live in seconds; `None` if there is no such lease or it has expired.
     ///
     /// # Errors
-    /// See [`KvError`]; a lease that was not renewed in time ends.
+    /// See [`KvError`]. A lease that is not renewed in time expires.
     pub async fn keep_alive(&self, id: i64) -> Result<Option<u64>, KvError> {
         let (store, term) = self.leases_of_leader().await?;
         let generation = store.current();
@@ -89,7 +90,7 @@ impl ConsensusKvDatabase {
         }
     }
 
-    /// A lease and what it has left, on the leader; `None`: there is no such lease, or its time is over.
+    /// Returns the state of a lease, on the leader; `None` if there is no such lease or it has expired.
     ///
     /// # Errors
     /// See [`KvError`].
@@ -110,53 +111,53 @@ impl ConsensusKvDatabase {
         Ok(Some(LeaseState { ttl, left, keys }))
     }
 
-    /// The ids of all leases, in their order.
+    /// Returns the ids of all leases in ascending order.
     ///
     /// # Errors
     /// See [`KvError`].
     pub async fn leases(&self) -> Result<Vec<i64>, KvError> {
-        let executor = self.executor.as_ref().ok_or_else(|| self.left_to_leader())?;
+        let executor = self.executor.as_ref().ok_or_else(|| self.witness_error())?;
         self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
         let generation = executor.store().current();
         let ids = generation.leases().lock().all.keys().copied().collect();
         Ok(ids)
     }
 
-    /// A witness has no leases, but knows who does.
-    fn left_to_leader(&self) -> KvError {
+    /// Error of a witness, which has no leases but knows the leader.
+    fn witness_error(&self) -> KvError {
         KvError::NotLeader { leader: self.engine.status().borrow().leader }
     }
 
-    /// The store of a leader that knows all leases and counts their time, and the leader's term. A quorum has confirmed that this
-    /// node is still the leader.
+    /// Returns the store and the term of this node if it is leader, knows all leases and counts their time. A quorum
+    /// has confirmed that this node is still leader.
     async fn leases_of_leader(&self) -> Result<(Arc<Store>, u64), KvError> {
-        let executor = self.executor.as_ref().ok_or_else(|| self.left_to_leader())?;
+        let executor = self.executor.as_ref().ok_or_else(|| self.witness_error())?;
         let mut status = self.engine.status();
-        let (leads, leader, term) = {
+        let (is_leader, leader, term) = {
             let status = status.borrow_and_update();
             (matches!(status.role, Role::Leader | Role::Standalone), status.leader, status.term.0)
         };
-        if !leads {
+        if !is_leader {
             return Err(KvError::NotLeader { leader });
         }
         self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
         let store = executor.store().clone();
-        for _ in 0..CLOCK_LOOKS {
-            if !lessor::leads_in(&status, term) {
+        for _ in 0..CLOCK_POLLS_MAX {
+            if !lessor::is_leader_of_term(&status, term) {
                 break;
             }
             if store.current().leases().lock().clock.as_ref().is_some_and(|clock| clock.term == term) {
                 return Ok((store, term));
             }
-            // It has just been elected.
-            tokio::time::sleep(CLOCK_LOOK).await;
+            // This node was just elected and does not count the time of leases yet.
+            tokio::time::sleep(CLOCK_POLL_INTERVAL).await;
         }
-        let leader = status.borrow().leader.filter(|_| !lessor::leads_in(&status, term));
+        let leader = status.borrow().leader.filter(|_| !lessor::is_leader_of_term(&status, term));
         Err(KvError::NotLeader { leader })
     }
 }
 
-/// Draws an id for a lease. It is positive, as clients show ids in hexadecimal digits.
+/// Returns a random id for a lease. It is positive because clients show ids as hexadecimal digits.
 #[must_use]
 pub fn random_lease_id() -> i64 {
     use std::hash::{BuildHasher, RandomState};
@@ -164,6 +165,6 @@ pub fn random_lease_id() -> i64 {
     (random >> 1).max(1).cast_signed()
 }
 
-/// How often, and how long each time, a call about leases waits for a leader that was just elected.
-const CLOCK_LOOKS: u32 = 20;
-const CLOCK_LOOK: Duration = Duration::from_millis(50);
+/// Maximum number of polls, and the time between two, while a request waits for a new leader to start counting time.
+const CLOCK_POLLS_MAX: u32 = 20;
+const CLOCK_POLL_INTERVAL: Duration = Duration::from_millis(50);

@@ -1,4 +1,5 @@
-//! Every operation and every answer comes back; what is damaged is an error, or another value that is as good.
+//! Every operation and every response survives encoding and decoding. Damaged bytes are an error or decode to another
+//! valid value.
 
 use crate::{AlarmKind, TXN_DEPTH_MAX};
 use consensus_core::{NodeId, codec};
@@ -174,7 +175,7 @@ where
 
 proptest! {
     #[test]
-    fn commands_and_answers_come_back(
+    fn encoded_commands_and_responses_decode_to_equal_values(
         command in command(),
         answer in answer(),
         cut: prop::sample::Index,
@@ -186,7 +187,7 @@ proptest! {
 }
 
 #[test]
-fn transactions_are_read_as_deep_as_they_may_be_nested_and_no_deeper() {
+fn nested_transactions_decode_up_to_maximum_depth() {
     let txn = |success| KvOperation::Txn(Txn { success: vec![success], ..Txn::default() });
     let nested = |depth| (0..=depth).fold(KvOperation::Compact { revision: 1 }, |inner, _| txn(inner));
     let read = |operation: &KvOperation| codec::decode("operation", 1, &codec::encode(1, operation));
@@ -201,7 +202,7 @@ fn transactions_are_read_as_deep_as_they_may_be_nested_and_no_deeper() {
 }
 
 #[test]
-fn endless_transactions_end_neither_the_stack_nor_the_memory() {
+fn endless_nested_transactions_fail_to_decode_within_bounded_stack() {
     let endless = [vec![1], [3, 0, 253, 0, 0, 0, 0, 0, 0, 1, 0].repeat(1 << 20)].concat();
     assert!(codec::decode::<KvOperation>("operation", 1, &endless).is_err());
 }

@@ -1,4 +1,4 @@
-//! Finds out who watches what was changed.
+//! Dispatches changes to watches.
 
 use std::{
     collections::BTreeMap,
@@ -21,35 +21,36 @@ use crate::{
     view::{Base, Failure},
 };
 
-/// Where the thread that reads changes meets the watches and the batches.
+/// State shared by the dispatcher thread, the watches, and the thread that applies batches.
 #[derive(Debug, Default)]
-pub(crate) struct Hub {
+pub(crate) struct Dispatcher {
     registry: Mutex<Registry>,
-    /// Whether the thread runs; nobody watches anything before.
+    /// Whether the thread runs. It is started with the first watch.
     running: AtomicBool,
-    /// Held for a moment by the thread that has written a batch, so that no batch is missed.
+    /// Locked briefly by the thread that wrote a batch, so that the dispatcher misses no batch.
     batch: Mutex<()>,
     written: Condvar,
     stopped: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Watches that have caught up.
+/// Watches that have caught up, and the progress of the dispatcher.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     pub(super) index: Index,
-    /// Through this revision it is decided which watches are told of which changes. A watch that begins later is told by the
-    /// thread; one that begins earlier reads by itself.
+    /// Last revision for which the matching watches were determined. The dispatcher delivers to a watch that starts
+    /// later; a watch that starts earlier reads from disk.
     pub(super) decided: u64,
-    /// Through this revision all changes are in the queues.
+    /// Last revision whose changes are all in the queues.
     pub(super) delivered: u64,
-    /// The database that they were read from.
+    /// Generation from which the changes were read.
     generation: Weak<Generation>,
 }
 
 impl Registry {
-    /// In one step: who begins to watch meanwhile either is seen here, or sees what was passed.
-    fn pass_if_nobody_watches(&mut self, newest: u64) -> bool {
+    /// Skips all changes up to `newest` if there is no watch. Check and skip are atomic: a watch that is added
+    /// concurrently either is in the index, or sees that its revision was skipped.
+    fn skip_if_no_watches(&mut self, newest: u64) -> bool {
         let is_empty = self.index.is_empty();
         if is_empty {
             (self.decided, self.delivered) = (newest, newest);
@@ -57,17 +58,17 @@ impl Registry {
         is_empty
     }
 
-    fn is_of_other(&self, generation: &Arc<Generation>) -> bool {
+    fn has_other_generation(&self, generation: &Arc<Generation>) -> bool {
         !std::ptr::eq(self.generation.as_ptr(), Arc::as_ptr(generation))
     }
 }
 
-impl Hub {
+impl Dispatcher {
     pub(super) fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called when a batch can be read.
+    /// Notifies the dispatcher. Called when a batch is readable.
     pub(crate) fn batch_written(&self) {
         if self.running.load(Ordering::Acquire) {
             drop(self.batch.lock().unwrap_or_else(PoisonError::into_inner));
@@ -75,7 +76,7 @@ impl Hub {
         }
     }
 
-    /// Ends the thread, which then holds the store no longer.
+    /// Stops the thread, which then releases the store.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         drop(self.batch.lock().unwrap_or_else(PoisonError::into_inner));
@@ -85,18 +86,18 @@ impl Hub {
         }
     }
 
-    /// Waits until the changes up to `revision` are delivered, so that they may be forgotten.
+    /// Waits until the changes up to `revision` are delivered, so that they can be removed.
     pub(crate) fn wait_for_delivery(&self, revision: u64, stop: &AtomicBool) {
         while self.running.load(Ordering::Acquire)
             && !self.stopped.load(Ordering::Acquire)
             && !stop.load(Ordering::Relaxed)
             && self.registry().delivered < revision
         {
-            std::thread::sleep(DELIVERY_LOOK);
+            std::thread::sleep(DELIVERY_POLL_INTERVAL);
         }
     }
 
-    /// Starts the thread, unless it runs.
+    /// Starts the thread if it is not running.
     pub(super) fn start(&self, store: &Arc<Store>) -> std::io::Result<()> {
         let mut registry = self.registry();
         if self.running.load(Ordering::Acquire) {
@@ -113,7 +114,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Waits for a revision after `delivered`; the newest then.
+    /// Waits for a revision after `delivered`, for at most [`WAIT_MAX`]. Returns the newest revision.
     fn wait(&self, store: &Store, delivered: u64) -> u64 {
         let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -121,7 +122,7 @@ impl Hub {
             if revision != delivered || self.stopped.load(Ordering::Acquire) {
                 return revision;
             }
-            // Only for a moment: a store that is dropped may not be able to say so.
+            // The wait is bounded because a store that is dropped may not be able to notify this thread.
             let waited = self.written.wait_timeout(batch, WAIT_MAX).unwrap_or_else(PoisonError::into_inner);
             batch = waited.0;
             if waited.1.timed_out() {
@@ -134,75 +135,75 @@ impl Hub {
 fn run(store: &Weak<Store>) {
     let mut failed = false;
     while let Some(store) = store.upgrade() {
-        let hub = store.hub();
-        if hub.stopped.load(Ordering::Acquire) {
+        let dispatcher = store.dispatcher();
+        if dispatcher.stopped.load(Ordering::Acquire) {
             return;
         }
-        let delivered = hub.registry().delivered;
-        let newest = hub.wait(&store, delivered);
+        let delivered = dispatcher.registry().delivered;
+        let newest = dispatcher.wait(&store, delivered);
         if newest == delivered {
             continue;
         }
         if let Err(error) = dispatch(&store, newest) {
             if !std::mem::replace(&mut failed, true) {
-                tracing::warn!(%error, "cannot read what was changed; watches wait");
+                tracing::warn!(%error, "cannot read changes from the store; watches are delayed until a retry succeeds");
             }
             std::thread::sleep(RETRY);
         } else if std::mem::take(&mut failed) {
-            tracing::info!("watches go on");
+            tracing::info!("changes can be read again; watches continue");
         }
     }
 }
 
-/// Delivers a part of the changes up to `newest`.
+/// Delivers a delivery of the changes up to `newest`.
 fn dispatch(store: &Arc<Store>, newest: u64) -> Result<(), Failure> {
-    let hub = store.hub();
+    let dispatcher = store.dispatcher();
     let generation = store.current();
-    let from = hub.registry().delivered + 1;
-    if hub.registry().is_of_other(&generation) {
-        take_over(hub, &generation, from);
+    let from = dispatcher.registry().delivered + 1;
+    if dispatcher.registry().has_other_generation(&generation) {
+        switch_generation(dispatcher, &generation, from);
         return Ok(());
     }
-    if hub.registry().pass_if_nobody_watches(newest) {
+    if dispatcher.registry().skip_if_no_watches(newest) {
         return Ok(());
     }
-    let read = changes::read(generation.db(), from, newest, AT_ONCE, |_| true)?;
+    let read = changes::read(generation.db(), from, newest, CHANGES_PER_DISPATCH, |_| true)?;
     let matched: Vec<Vec<Arc<Watch>>> = {
-        let mut registry = hub.registry();
+        let mut registry = dispatcher.registry();
         registry.decided = read.through;
-        read.changes.iter().map(|change| watches_of(&registry.index, change)).collect()
+        read.changes.iter().map(|change| matching_watches(&registry.index, change)).collect()
     };
     let base = Base::new(&generation);
-    let mut part = Part::default();
+    let mut delivery = Delivery::default();
     for (change, watches) in read.changes.iter().zip(matched) {
-        // Between revisions, so that each comes whole.
-        if part.bytes > PART_BYTES_MAX && change.revision > part.through {
-            std::mem::take(&mut part).deliver(hub);
+        // Deliveries end between revisions, so that each revision is delivered as a whole.
+        if delivery.bytes > PART_BYTES_MAX && change.revision > delivery.through {
+            std::mem::take(&mut delivery).deliver(dispatcher);
         }
         let previous = watches.iter().any(|watch| watch.request.previous);
         if watches.is_empty() {
             continue;
         }
         if let Some(event) = changes::event(&base, change, previous)? {
-            part.add(Arc::new(event), watches);
+            delivery.add(Arc::new(event), watches);
         }
     }
-    part.deliver(hub);
-    hub.registry().delivered = read.through;
+    delivery.deliver(dispatcher);
+    dispatcher.registry().delivered = read.through;
     Ok(())
 }
 
-/// Events that are put into the queues together.
+/// Events that are added to the queues together.
 #[derive(Default)]
-struct Part {
-    /// By the address of the watch: sessions number their watches by themselves.
+struct Delivery {
+    /// Events by address of the watch, because ids of watches are unique only within a session.
     events: BTreeMap<usize, (Arc<Watch>, Vec<Arc<WatchEvent>>)>,
     bytes: usize,
     /// Revision of the last event.
     through: u64,
 }
 
-impl Part {
+impl Delivery {
     fn add(&mut self, event: Arc<WatchEvent>, watches: Vec<Arc<Watch>>) {
         self.bytes += size_of(&event);
         self.through = event.kv.mod_revision;
@@ -212,10 +213,10 @@ impl Part {
         }
     }
 
-    fn deliver(self, hub: &Hub) {
-        let mut registry = hub.registry();
+    fn deliver(self, dispatcher: &Dispatcher) {
+        let mut registry = dispatcher.registry();
         for (watch, mut events) in self.events.into_values() {
-            // Who fell behind with an earlier part reads by itself, and may have caught up meanwhile.
+            // A watch that fell behind in an earlier delivery reads from disk, and may have caught up meanwhile.
             if watch.ended.load(Ordering::Relaxed) || !watch.is_indexed.load(Ordering::Relaxed) {
                 continue;
             }
@@ -231,9 +232,10 @@ impl Part {
     }
 }
 
-/// Goes on with a restored snapshot, which may have a gap after what was delivered: each watch finds out by itself.
-fn take_over(hub: &Hub, generation: &Arc<Generation>, from: u64) {
-    let mut registry = hub.registry();
+/// Switches to a restored snapshot. It may miss revisions after the last delivered one, so each watch reads from disk
+/// and checks that.
+fn switch_generation(dispatcher: &Dispatcher, generation: &Arc<Generation>, from: u64) {
+    let mut registry = dispatcher.registry();
     for watch in registry.index.all() {
         registry.index.remove(&watch);
         watch.queue.fall_behind(watch.clone(), from);
@@ -243,7 +245,7 @@ fn take_over(hub: &Hub, generation: &Arc<Generation>, from: u64) {
     registry.generation = Arc::downgrade(generation);
 }
 
-fn watches_of(index: &Index, change: &crate::written::Change) -> Vec<Arc<Watch>> {
+fn matching_watches(index: &Index, change: &crate::pending_writes::Change) -> Vec<Arc<Watch>> {
     let mut found = Vec::new();
     index.of(&change.key, |watch| {
         if watch.wants(change) && watch.next.load(Ordering::Relaxed) <= change.revision {
@@ -253,8 +255,8 @@ fn watches_of(index: &Index, change: &crate::written::Change) -> Vec<Arc<Watch>>
     found
 }
 
-/// Changes that are delivered at once, about.
-const AT_ONCE: usize = 1000;
+/// Approximate number of changes in one dispatch.
+const CHANGES_PER_DISPATCH: usize = 1000;
 const RETRY: Duration = Duration::from_millis(500);
 const WAIT_MAX: Duration = Duration::from_millis(500);
-const DELIVERY_LOOK: Duration = Duration::from_millis(5);
+const DELIVERY_POLL_INTERVAL: Duration = Duration::from_millis(5);

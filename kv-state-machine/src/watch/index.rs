@@ -1,4 +1,4 @@
-//! Finds the watches of a key.
+//! Index of watches by key.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::Watch;
 
-/// Watches by what they watch.
+/// Index of the watches that have caught up.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     of_one_key: HashMap<Bytes, Vec<Arc<Watch>>>,
@@ -58,18 +58,18 @@ impl Index {
     }
 }
 
-/// Watches of ranges, in the order of where they begin, with a tree of where they end: of many ranges only those are looked
-/// at that hold a key, and a few for each.
+/// Watches of ranges, sorted by start, with a tree of the greatest ends (an interval tree). Only ranges that contain a
+/// key are visited, and few inner nodes for each.
 #[derive(Debug, Default)]
 struct Ranges {
     sorted: Vec<Arc<Watch>>,
-    /// The greatest end in each part of `sorted`: part 1 is all, of part n the halves are 2n and 2n+1.
+    /// Greatest end in each part of `sorted`. Part 1 is everything; the halves of part n are 2n and 2n+1.
     ends: Vec<Option<End>>,
-    /// New ones, not sorted in yet.
+    /// New watches that are not in `sorted` yet.
     added: Vec<Arc<Watch>>,
 }
 
-/// Where a range ends; nothing is after the end of all keys.
+/// End of a range. The end of the key space is after all others.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum End {
     Before(Bytes),
@@ -139,7 +139,7 @@ impl Ranges {
         }
     }
 
-    /// Looks through the part from `from` on, `len` long, as far as `before`.
+    /// Visits the matching watches of the part that starts at `from` and has length `len`, up to `before`.
     fn of_part(
         &self,
         part: usize,
@@ -162,7 +162,7 @@ impl Ranges {
     }
 }
 
-/// New ranges that are looked through one by one.
+/// Maximum number of watches in `added`, which are scanned one by one.
 const ADDED_MAX: usize = 64;
 
 #[cfg(test)]
@@ -170,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{KeyRange, WatchRequest, watch::session::Queue, written::Change};
+    use crate::{KeyRange, WatchRequest, pending_writes::Change, watch::session::Queue};
 
     fn watch(id: u64, key: Vec<u8>, end: Option<Vec<u8>>) -> Arc<Watch> {
         let keys = KeyRange { key: key.into(), range_end: end.map(Bytes::from) };
@@ -185,7 +185,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn index_finds_exactly_the_watches_that_want_a_key(
+        fn index_returns_exactly_the_watches_of_a_key(
             ranges in proptest::collection::vec((key(), proptest::option::of(key())), 0..200),
             removed in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
             probe in key(),

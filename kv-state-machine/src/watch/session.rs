@@ -1,4 +1,4 @@
-//! The watches of one client.
+//! Sessions: the watches of one client.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,44 +14,44 @@ use super::{Watch, WatchId, WatchRequest};
 use crate::{
     KeyValue, KvError,
     changes::{self, WatchEvent},
-    lanes::Lanes,
+    concurrency::ConcurrencyLimits,
     store::Store,
     view::{Base, Failure},
 };
 
-/// Watches of one client, with one queue. Dropping it ends them.
+/// Watches of one client, with a common queue. Dropping the session ends them.
 #[derive(Debug)]
 pub struct Watches {
     store: Arc<Store>,
-    lanes: Lanes,
+    concurrency: ConcurrencyLimits,
     queue: Arc<Queue>,
     watches: BTreeMap<WatchId, Arc<Watch>>,
     last_id: WatchId,
-    /// Watches that read by themselves what they are behind.
+    /// Watches that have to read changes from disk to catch up.
     behind: VecDeque<Arc<Watch>>,
 }
 
-/// What a client is told.
+/// A notification for a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WatchNews {
-    /// Changes, in the order of revisions; each revision is whole.
+    /// Changes in the order of revisions. The changes of one revision are never split.
     Events {
-        /// Of which watch.
+        /// Id of the watch.
         watch: WatchId,
-        /// The changes; not empty.
+        /// Changes; not empty.
         events: Vec<Arc<WatchEvent>>,
     },
-    /// A watch has ended, as what it has to read next was compacted away.
+    /// A watch has ended because the revision that it has to read next was compacted.
     Compacted {
-        /// Which watch.
+        /// Id of the watch.
         watch: WatchId,
-        /// The oldest revision that can still be watched from.
+        /// Oldest revision from which a watch can start.
         compacted: u64,
     },
 }
 
-/// What was put into the queue of a session and not yet taken.
+/// Queue of a session: notifications that the client has not taken yet.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
@@ -70,7 +70,7 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there was room.
+    /// Adds events to the queue. Returns `false` if the queue is full.
     pub(super) fn push(&self, watch: &Arc<Watch>, events: Vec<Arc<WatchEvent>>) -> bool {
         let mut waiting = self.waiting();
         if waiting.bytes > QUEUE_BYTES_MAX {
@@ -85,7 +85,7 @@ impl Queue {
         true
     }
 
-    /// The watch has to catch up by itself, from this revision or where it begins.
+    /// Makes a watch read from disk, from this revision or from its start.
     pub(super) fn fall_behind(&self, watch: Arc<Watch>, from: u64) {
         watch.next.fetch_max(from, Ordering::Relaxed);
         self.waiting().behind.push(watch);
@@ -94,18 +94,18 @@ impl Queue {
 }
 
 impl Watches {
-    pub(crate) fn new(store: Arc<Store>, lanes: Lanes) -> Result<Self, KvError> {
+    pub(crate) fn new(store: Arc<Store>, concurrency: ConcurrencyLimits) -> Result<Self, KvError> {
         let error = |error: std::io::Error| KvError::Unavailable {
-            why: format!("cannot start the thread that reads changes: {error}"),
+            why: format!("cannot start the thread that dispatches changes to watches: {error}"),
             maybe_applied: false,
         };
-        store.hub().start(&store).map_err(error)?;
+        store.dispatcher().start(&store).map_err(error)?;
         let (queue, watches, behind) = (Arc::default(), BTreeMap::new(), VecDeque::new());
-        Ok(Self { store, lanes, queue, watches, last_id: 0, behind })
+        Ok(Self { store, concurrency, queue, watches, last_id: 0, behind })
     }
 
-    /// Begins to watch. Returns the number of the watch, and the store's revision: without a start revision, the first after it
-    /// is the first that is told of.
+    /// Starts a watch. Returns its id and the revision of the store. Without a start revision, the watch starts at the
+    /// revision after that one.
     pub fn add(&mut self, request: WatchRequest) -> (WatchId, u64) {
         let (watch, revision) = self.begin(request);
         (watch.id, revision)
@@ -116,7 +116,7 @@ impl Watches {
     }
 
     pub(super) fn begin(&mut self, request: WatchRequest) -> (Arc<Watch>, u64) {
-        let mut registry = self.store.hub().registry();
+        let mut registry = self.store.dispatcher().registry();
         let revision = self.store.current().meta().revision;
         let next = if request.start_revision == 0 { revision + 1 } else { request.start_revision };
         self.last_id += 1;
@@ -137,57 +137,57 @@ impl Watches {
         (watch, revision)
     }
 
-    /// Ends a watch. Whether there was such a one.
+    /// Ends a watch. Returns whether it existed.
     pub fn remove(&mut self, id: WatchId) -> bool {
         let Some(watch) = self.watches.remove(&id) else { return false };
         watch.ended.store(true, Ordering::Relaxed);
-        self.store.hub().registry().index.remove(&watch);
+        self.store.dispatcher().registry().index.remove(&watch);
         self.behind.retain(|other| !Arc::ptr_eq(other, &watch));
         true
     }
 
-    /// How many there are.
+    /// Number of watches.
     #[must_use]
     pub fn len(&self) -> usize {
         self.watches.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no watches.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.watches.is_empty()
     }
 
-    /// The revision up to which every watch of this session was told all; `None` while one of them is behind, or something waits
-    /// to be taken by [`next`](Self::next).
+    /// Revision up to which every watch of this session has received all events; `None` while a watch is behind or
+    /// while a notification waits to be taken by [`next`](Self::next).
     #[must_use]
     pub fn progress(&self) -> Option<u64> {
-        let registry = self.store.hub().registry();
+        let registry = self.store.dispatcher().registry();
         let waiting = self.queue.waiting();
-        let is_told = self.behind.is_empty() && waiting.behind.is_empty() && waiting.news.is_empty();
-        is_told.then_some(registry.delivered)
+        let is_delivered = self.behind.is_empty() && waiting.behind.is_empty() && waiting.news.is_empty();
+        is_delivered.then_some(registry.delivered)
     }
 
-    /// The revision before which a watch was told all; `None`: there is no such watch. A watch that begins there goes on with
-    /// what this one was not told.
+    /// First revision that a watch has not received completely; `None` if there is no such watch. A new watch that
+    /// starts there continues this one.
     #[must_use]
     pub fn next_revision(&self, id: WatchId) -> Option<u64> {
         self.watches.get(&id).map(|watch| next_revision(&self.store, watch))
     }
 
-    /// The store's revision.
+    /// Revision of the store.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.store.current().meta().revision
     }
 
-    /// Waits for news. Can be cancelled: nothing is lost.
+    /// Waits for the next notification. Cancellation-safe: nothing is lost.
     ///
     /// # Errors
-    /// The disk failed; it may be called again.
+    /// The disk failed. The method may be called again.
     pub async fn next(&mut self) -> Result<WatchNews, KvError> {
         loop {
-            // What is in the queue comes before what a watch that fell behind has to read.
+            // Queued events precede those that a watch has to read from disk.
             while let Some((watch, events)) = self.take() {
                 if !watch.ended.load(Ordering::Relaxed) {
                     return Ok(WatchNews::Events { watch: watch.id, events });
@@ -211,28 +211,28 @@ impl Watches {
         Some((watch, events))
     }
 
-    /// Reads a part of what a watch is behind.
+    /// Reads the next changes for a watch that is behind.
     async fn catch_up(&mut self, watch: &Arc<Watch>) -> Result<Option<WatchNews>, KvError> {
-        let _place = self.lanes.long_read().await;
+        let _permit = self.concurrency.long_read().await;
         let (store, reader) = (self.store.clone(), watch.clone());
         let read = tokio::task::spawn_blocking(move || read(&store, &reader)).await;
         let unavailable = |why: String| KvError::Unavailable { why, maybe_applied: false };
         let part = read
             .map_err(|error| unavailable(error.to_string()))?
             .map_err(|failure| unavailable(failure.to_string()))?;
-        // From here on nothing is waited for.
+        // There is no await from here on, so cancellation cannot leave an inconsistent state.
         self.behind.pop_front();
         if watch.ended.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let Part { events, through, compacted } = part;
+        let CatchUp { events, through, compacted } = part;
         if let Some(compacted) = compacted {
             self.watches.remove(&watch.id);
             watch.ended.store(true, Ordering::Relaxed);
             return Ok(Some(WatchNews::Compacted { watch: watch.id, compacted }));
         }
         watch.next.store(through + 1, Ordering::Relaxed);
-        let mut registry = self.store.hub().registry();
+        let mut registry = self.store.dispatcher().registry();
         if through >= registry.decided {
             registry.index.insert(watch.clone());
         } else {
@@ -245,7 +245,7 @@ impl Watches {
 
 impl Drop for Watches {
     fn drop(&mut self) {
-        let mut registry = self.store.hub().registry();
+        let mut registry = self.store.dispatcher().registry();
         for watch in self.watches.values() {
             watch.ended.store(true, Ordering::Relaxed);
             registry.index.remove(watch);
@@ -254,7 +254,7 @@ impl Drop for Watches {
 }
 
 pub(super) fn next_revision(store: &Store, watch: &Arc<Watch>) -> u64 {
-    let registry = store.hub().registry();
+    let registry = store.dispatcher().registry();
     let waiting = watch.queue.waiting();
     let mut queued = waiting.news.iter().filter(|(of, _)| Arc::ptr_eq(of, watch));
     if let Some(event) = queued.find_map(|(_, events)| events.first()) {
@@ -264,27 +264,28 @@ pub(super) fn next_revision(store: &Store, watch: &Arc<Watch>) -> u64 {
     if watch.is_indexed.load(Ordering::Relaxed) { next.max(registry.delivered + 1) } else { next }
 }
 
-/// A part of what a watch is behind.
+/// Changes read from disk for a watch that is behind.
 #[derive(Default)]
-struct Part {
+struct CatchUp {
     events: Vec<Arc<WatchEvent>>,
     through: u64,
-    /// It cannot be read: the oldest revision that can be.
+    /// Oldest readable revision if the next revision of the watch was compacted; `None` otherwise.
     compacted: Option<u64>,
 }
 
-fn read(store: &Arc<Store>, watch: &Watch) -> Result<Part, Failure> {
+fn read(store: &Arc<Store>, watch: &Watch) -> Result<CatchUp, Failure> {
     let generation = store.current();
     let from = watch.next.load(Ordering::Relaxed);
     let meta = generation.meta();
-    let gone = |compacted: u64| Part { compacted: Some(compacted), ..Part::default() };
+    let gone = |compacted: u64| CatchUp { compacted: Some(compacted), ..CatchUp::default() };
     if from < meta.compacted {
         return Ok(gone(meta.compacted));
     }
-    let found =
-        changes::read(generation.db(), from, meta.revision, LOOKED_AT_MAX, |change| watch.wants(change))?;
+    let found = changes::read(generation.db(), from, meta.revision, CHANGES_PER_CATCH_UP, |change| {
+        watch.wants(change)
+    })?;
     let base = Base::new(&generation);
-    let mut part = Part { through: found.through.max(from - 1), ..Part::default() };
+    let mut part = CatchUp { through: found.through.max(from - 1), ..CatchUp::default() };
     let mut bytes = 0;
     for change in &found.changes {
         let is_new = part.events.last().is_none_or(|last| last.kv.mod_revision < change.revision);
@@ -297,7 +298,7 @@ fn read(store: &Arc<Store>, watch: &Watch) -> Result<Part, Failure> {
             part.events.push(Arc::new(event));
         }
     }
-    // What was read may have been compacted away beneath it.
+    // The versions may have been compacted and removed during the read.
     let compacted = generation.meta().compacted;
     Ok(if from < compacted { gone(compacted) } else { part })
 }
@@ -307,11 +308,11 @@ pub(super) fn size_of(event: &WatchEvent) -> usize {
     size(&event.kv) + event.previous.as_ref().map_or(0, size)
 }
 
-/// What an event takes beside keys and values.
+/// Bytes of an event in addition to keys and values.
 const EVENT_BYTES: usize = 160;
-/// What waits in a queue; one delivery more may come on top.
+/// Maximum bytes in a queue. One more delivery may exceed it.
 const QUEUE_BYTES_MAX: usize = 4 << 20;
-/// Changes that a watch which is behind looks at before others have their turn.
-const LOOKED_AT_MAX: usize = 10_000;
-/// Bytes of events that are delivered at once; the last revision may go beyond. Some clients take no messages of 4 MiB.
+/// Number of changes that a watch reads from disk before other watches get a turn.
+const CHANGES_PER_CATCH_UP: usize = 10_000;
+/// Maximum bytes of events in one delivery; the last revision may exceed it. Some clients accept no messages of 4 MiB.
 pub(super) const PART_BYTES_MAX: usize = 1 << 20;

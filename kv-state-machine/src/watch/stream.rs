@@ -13,16 +13,17 @@ use futures::{Stream, future::BoxFuture};
 use super::{Watch, WatchNews, WatchRequest, Watches, session};
 use crate::{KvError, KvRejection, WatchEvent, store::Store};
 
-/// The changes of some keys: each event once, in the order of revisions.
+/// Stream of the changes of some keys: each event once, in the order of revisions.
 ///
-/// Events of one revision follow each other. The stream ends with [`KvRejection::Compacted`] if what it has to read next was
-/// compacted away; the error has the oldest revision that can still be watched from. After any other error, which the disk
-/// has to answer for, it can be polled again and nothing is lost. A stream that nobody polls costs bounded memory.
+/// Events of one revision are consecutive. The stream ends with [`KvRejection::Compacted`] if the revision that it has
+/// to read next was compacted; the error contains the oldest revision from which a watch can start. After any other
+/// error, which is a failure of the disk, the stream can be polled again and nothing is lost. A stream that is not
+/// polled uses bounded memory.
 pub struct WatchStream {
     store: Arc<Store>,
     watch: Arc<Watch>,
     events: VecDeque<Arc<WatchEvent>>,
-    /// `None`: it has ended.
+    /// Pending call of [`Watches::next`]; `None` if the stream has ended.
     next: Option<BoxFuture<'static, (Watches, Result<WatchNews, KvError>)>>,
 }
 
@@ -33,9 +34,10 @@ impl WatchStream {
         Self { store, watch, events: VecDeque::new(), next: Some(Box::pin(next(watches))) }
     }
 
-    /// The revision from which another watch would go on where this stream is. It grows with the store's revision, be the
-    /// keys changed or not: a reader that notes it now and then can resume after a compaction. If only a part of the events of a
-    /// revision was taken, another watch begins with the first of them again.
+    /// First revision that this stream has not returned completely: a new watch that starts there continues this
+    /// stream. It grows with the store's revision even if the watched keys do not change, so a reader that saves it
+    /// regularly can resume after a compaction. If only some events of a revision were taken, the new watch repeats
+    /// that revision.
     #[must_use]
     pub fn next_revision(&self) -> u64 {
         match self.events.front() {

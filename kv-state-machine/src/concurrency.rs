@@ -1,4 +1,4 @@
-//! How many long operations are under way at once, so that there is always room for short ones beside them.
+//! Limits on concurrent long operations, so that there are always threads and time for short ones.
 
 use std::sync::{
     Arc,
@@ -7,15 +7,15 @@ use std::sync::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Places for long operations. A caller that finds none waits, first come first served; no thread is held meanwhile.
+/// Permits for long operations. A caller waits for a permit in order of arrival, without a thread.
 #[derive(Clone, Debug)]
-pub(crate) struct Lanes {
+pub(crate) struct ConcurrencyLimits {
     long_reads: Arc<Semaphore>,
     heavy_commands: Arc<Semaphore>,
     snapshots: Arc<Semaphore>,
 }
 
-impl Lanes {
+impl ConcurrencyLimits {
     pub(crate) fn new() -> Self {
         Self {
             long_reads: Arc::new(Semaphore::new(LONG_READS_MAX)),
@@ -24,41 +24,41 @@ impl Lanes {
         }
     }
 
-    /// A place for a read of more than a moment. `None` is never returned: the lanes are never closed.
+    /// Waits for a permit for a long read. Never returns `None`: the semaphores are never closed.
     pub(crate) async fn long_read(&self) -> Option<OwnedSemaphorePermit> {
         self.long_reads.clone().acquire_owned().await.ok()
     }
 
-    /// A place for a copy of the store.
+    /// Waits for a permit for a copy of the store.
     pub(crate) async fn snapshot(&self) -> Option<OwnedSemaphorePermit> {
         self.snapshots.clone().acquire_owned().await.ok()
     }
 
-    /// A place for a command that is much work to apply.
+    /// Waits for a permit for a command that is much work to apply.
     pub(crate) async fn heavy_command(&self) -> Option<OwnedSemaphorePermit> {
         self.heavy_commands.clone().acquire_owned().await.ok()
     }
 }
 
-/// Tells work on another thread, when it is dropped, that nobody waits for the outcome.
+/// Cancels work on another thread when it is dropped, because the caller no longer waits for the result.
 #[derive(Debug, Default)]
-pub(crate) struct Abandon(Arc<AtomicBool>);
+pub(crate) struct CancelOnDrop(Arc<AtomicBool>);
 
-impl Abandon {
+impl CancelOnDrop {
     pub(crate) fn flag(&self) -> Arc<AtomicBool> {
         self.0.clone()
     }
 }
 
-impl Drop for Abandon {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// Each may take a processor for seconds.
+/// Each long read may use a processor for seconds.
 const LONG_READS_MAX: usize = 2;
-/// Between one heavy command and the next the commands of others are applied.
+/// Heavy commands are proposed one at a time, so that other commands are applied between them.
 const HEAVY_COMMANDS_MAX: usize = 1;
-/// Each takes room on the disk for as long as its client takes.
+/// Each copy takes disk space for as long as its client takes to read it.
 const SNAPSHOTS_MAX: usize = 2;

@@ -1,4 +1,4 @@
-//! What a batch of commands writes, until it is one write to the disk.
+//! Writes of a batch of commands, before they are written to the disk at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,35 +11,35 @@ use crate::{
     view::{Overlay, Source},
 };
 
-/// What a batch writes.
+/// Writes of a batch.
 #[derive(Debug, Default)]
-pub(crate) struct Written {
+pub(crate) struct PendingWrites {
     /// Versions of keys, by place.
     pub(crate) versions: Overlay,
-    /// Which keys were changed, in the order of revisions.
+    /// Changes of keys, in the order of revisions.
     pub(crate) changes: Vec<Change>,
-    /// Whether keys go with leases, where that was changed.
+    /// Changed attachments of keys to leases: whether the key is attached now.
     pub(crate) attached: BTreeMap<(i64, Bytes), bool>,
     /// Leases that were granted, changed or ended (`None`).
     pub(crate) leases: BTreeMap<i64, Option<Lease>>,
     /// Leases that were granted.
     pub(crate) granted: BTreeSet<i64>,
-    /// The alarms, if they were changed.
+    /// Alarms, if they were changed.
     pub(crate) alarms: Option<Alarms>,
 }
 
-/// A key was written or deleted.
+/// A write or deletion of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Change {
     pub(crate) revision: u64,
     pub(crate) key: Bytes,
     pub(crate) deleted: bool,
-    /// The record that was written, if the same operation replaced it.
+    /// Record that was written, if the same operation replaced it afterwards.
     pub(crate) replaced: Option<Bytes>,
 }
 
-impl Written {
-    /// Notes that a key goes with another lease now; 0: with none.
+impl PendingWrites {
+    /// Records that a key moved from lease `before` to lease `after`; 0 means no lease.
     pub(crate) fn attach(&mut self, key: &Bytes, before: i64, after: i64, undo: &mut Option<Undo>) {
         if before == after {
             return;
@@ -56,12 +56,12 @@ impl Written {
         }
     }
 
-    /// A lease as it is after what was written so far to `source`.
+    /// Returns a lease, including the changes of this batch to `source`.
     pub(crate) fn lease(&self, source: &dyn Source, id: i64) -> Option<Lease> {
         self.leases.get(&id).copied().unwrap_or_else(|| source.lease(id))
     }
 
-    /// Notes that a key was changed; `replaced`: what the same operation had written there.
+    /// Records a change of a key. `replaced` is the record that the same operation wrote before.
     pub(crate) fn change(&mut self, change: Change, replaced: Option<Bytes>) {
         if let Some(record) = replaced {
             let of_it = |other: &&mut Change| other.revision == change.revision && other.key == change.key;
@@ -72,8 +72,8 @@ impl Written {
         self.changes.push(change);
     }
 
-    /// Takes back what was done since `undo` was begun.
-    pub(crate) fn take_back(&mut self, undo: Undo) {
+    /// Undoes all changes since `undo` was created.
+    pub(crate) fn roll_back(&mut self, undo: Undo) {
         for (place, before) in undo.versions.into_iter().rev() {
             match before {
                 Some(bytes) => self.versions.insert(place, bytes),
@@ -90,7 +90,7 @@ impl Written {
     }
 }
 
-/// What an operation replaced, to be put back if it is rejected half-way.
+/// State to restore if an operation is rejected halfway.
 #[derive(Debug)]
 pub(crate) struct Undo {
     versions: Vec<(Vec<u8>, Option<Bytes>)>,
@@ -99,7 +99,7 @@ pub(crate) struct Undo {
 }
 
 impl Undo {
-    pub(crate) fn begin(written: &Written) -> Self {
+    pub(crate) fn new(written: &PendingWrites) -> Self {
         Self { versions: Vec::new(), attached: Vec::new(), changes: written.changes.len() }
     }
 

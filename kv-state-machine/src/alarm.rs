@@ -153,7 +153,7 @@ impl KvOperation {
 }
 
 const VERSION: u8 = 1;
-/// Bytes that a version needs in addition to its key and value, on disk or in the memtable.
+/// Approximate bytes that a version needs in addition to its key and value, on disk or in the memtable.
 const PUT_BYTES: u64 = 256;
 const LEASE_BYTES: u64 = 64;
 

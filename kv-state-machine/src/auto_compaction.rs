@@ -23,8 +23,8 @@ pub enum AutoCompaction {
 #[derive(Debug)]
 struct Schedule {
     mode: AutoCompaction,
-    /// Newest revision at each sampled time, oldest first. Once a sample is older than the period, the first sample is
-    /// the newest such one.
+    /// Newest revision at each sampled time, oldest first. If samples are older than the period, only the newest of those
+    /// is kept.
     samples: VecDeque<(Duration, u64)>,
     /// Earliest time of the next compaction.
     due: Duration,

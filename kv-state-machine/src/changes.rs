@@ -39,20 +39,20 @@ pub(crate) struct Read {
     pub(crate) through: u64,
 }
 
-/// Reads the changes of revisions `from` to `to` for which `wanted` returns true. Stops after about `looked_at_max`
+/// Reads the changes of revisions `from` to `to` for which `wanted` returns true. Stops after about `examined_max`
 /// changes, always at the end of a revision.
 pub(crate) fn read(
     db: &DB,
     from: u64,
     to: u64,
-    looked_at_max: usize,
+    examined_max: usize,
     mut wanted: impl FnMut(&Change) -> bool,
 ) -> Result<Read, Failure> {
     let mut read = ReadOptions::default();
     read.set_total_order_seek(true);
     read.set_iterate_lower_bound(keys::changes(from, 0));
     read.set_iterate_upper_bound(keys::CHANGES_END.to_vec());
-    let (mut found, mut looked_at) = (Read { changes: Vec::new(), through: to }, 0);
+    let (mut found, mut examined) = (Read { changes: Vec::new(), through: to }, 0);
     let mut revision = 0;
     'all: for item in db.iterator_opt(IteratorMode::Start, read) {
         let (_, bytes) = item.map_err(disk)?;
@@ -64,12 +64,12 @@ pub(crate) fn read(
             if change.revision > to {
                 break 'all;
             }
-            if change.revision > revision && looked_at >= looked_at_max {
+            if change.revision > revision && examined >= examined_max {
                 found.through = change.revision - 1;
                 break 'all;
             }
             revision = change.revision;
-            looked_at += 1;
+            examined += 1;
             if wanted(&change) {
                 found.changes.push(change);
             }
@@ -83,7 +83,7 @@ pub(crate) fn event(base: &Base<'_>, change: &Change, previous: bool) -> Result<
     let nothing = Overlay::new();
     let view = View { source: base, overlay: &nothing };
     let live = |revision: u64| -> Result<Option<KeyValue>, Failure> {
-        let version = view.of_key(&change.key, revision)?;
+        let version = view.version_of_key(&change.key, revision)?;
         Ok(version.and_then(|version| match version.record {
             Record::Live(kv) => Some(kv),
             Record::Deleted => None,

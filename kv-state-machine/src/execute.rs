@@ -105,7 +105,7 @@ impl<'a> Execution<'a> {
     }
 
     /// Hides versions newer than the current revision, which a read may find while a batch is written.
-    pub(crate) fn without_later(mut self) -> Self {
+    pub(crate) fn hide_newer_versions(mut self) -> Self {
         self.latest = self.history.revision;
         self
     }
@@ -180,7 +180,7 @@ impl<'a> Execution<'a> {
         let before = self.written.versions.insert(place, record.into());
         let replaced = before.clone();
         if let (Some(undo), Some(place)) = (&mut self.undo, undone) {
-            undo.note_version(place, before);
+            undo.save_version(place, before);
         }
         self.written.attach(key, leases.before, leases.after, &mut self.undo);
         let change = Change { revision, key: key.clone(), deleted: leases.deleted, replaced: None };
@@ -228,7 +228,8 @@ impl<'a> Execution<'a> {
         if !put.keep.value {
             return Ok(None);
         }
-        let kept = self.view().of_key(&put.key, self.latest)?.and_then(|version| live(version.record));
+        let kept =
+            self.view().version_of_key(&put.key, self.latest)?.and_then(|version| live(version.record));
         let kept = kept.ok_or_else(no_key)?;
         self.work.count_key(size_of(&kept))?;
         Ok(Some(kept.value))
@@ -236,7 +237,7 @@ impl<'a> Execution<'a> {
 
     /// Current value of `key`, for the response.
     fn previous(&mut self, key: &Bytes) -> Result<Option<KeyValue>, ExecuteError> {
-        let previous = self.view().of_key(key, self.latest)?.and_then(|version| live(version.record));
+        let previous = self.view().version_of_key(key, self.latest)?.and_then(|version| live(version.record));
         self.work.count_key(previous.as_ref().map_or(0, size_of))?;
         if let Some(kv) = &previous {
             self.reserve_response(size_of(kv))?;
@@ -266,7 +267,7 @@ impl<'a> Execution<'a> {
         let mut room = self.room;
         let scan =
             Scan { range: &range, revision: self.latest, descending: false, values: delete.return_previous };
-        self.view().at(&scan, &self.work, |version| {
+        self.view().visit_keys(&scan, &self.work, |version| {
             let is_garbage = self.work.is_garbage(version.revision, version.record == Record::Deleted);
             let Some(kv) = live(version.record) else {
                 // Do not stop at garbage: another node may have removed it already, and would stop at another key.
@@ -332,7 +333,7 @@ impl<'a> Execution<'a> {
         let (mut found, mut room, mut is_incomplete) = (Found::default(), self.room, false);
         let values = !range.keys_only && !range.count_only;
         let scan = Scan { range: &keys, revision, descending: range.descending, values };
-        self.view().at(&scan, &self.work, |version| {
+        self.view().visit_keys(&scan, &self.work, |version| {
             let Record::Live(kv) = version.record else { return Continue(()) };
             found.count += 1;
             if range.count_only {
@@ -374,7 +375,7 @@ impl<'a> Execution<'a> {
         let (mut found, mut room, mut is_incomplete) = (Found::default(), self.room, false);
         let descending = range.descending && range.sort.by == SortBy::Key;
         let scan = Scan { range: &keys, revision, descending, values };
-        self.view().at(&scan, &self.work, |version| {
+        self.view().visit_keys(&scan, &self.work, |version| {
             let Record::Live(kv) = version.record else { return Continue(()) };
             found.count += 1;
             if range.count_only || found.kvs.len() >= gathered_max {
@@ -416,25 +417,25 @@ impl<'a> Execution<'a> {
 
     fn txn(&mut self, txn: &Txn) -> Result<TxnDone, ExecuteError> {
         self.check_reads(txn)?;
-        let path = self.decide(txn)?;
+        let path = self.choose_branches(txn)?;
         self.execute_path(txn, &path)
     }
 
     /// Evaluates the compares of all nested transactions before anything is executed. Returns the branches to take.
-    fn decide(&self, txn: &Txn) -> Result<Path, ExecuteError> {
+    fn choose_branches(&self, txn: &Txn) -> Result<BranchPath, ExecuteError> {
         let mut succeeded = true;
         for compare in &txn.compare {
             succeeded = succeeded && self.holds(compare)?;
         }
         let branch = if succeeded { &txn.success } else { &txn.failure };
         let nested = branch.iter().filter_map(|operation| match operation {
-            KvOperation::Txn(txn) => Some(self.decide(txn)),
+            KvOperation::Txn(txn) => Some(self.choose_branches(txn)),
             _ => None,
         });
-        Ok(Path { succeeded, nested: nested.collect::<Result<_, _>>()? })
+        Ok(BranchPath { succeeded, nested: nested.collect::<Result<_, _>>()? })
     }
 
-    fn execute_path(&mut self, txn: &Txn, path: &Path) -> Result<TxnDone, ExecuteError> {
+    fn execute_path(&mut self, txn: &Txn, path: &BranchPath) -> Result<TxnDone, ExecuteError> {
         let branch = if path.succeeded { &txn.success } else { &txn.failure };
         let mut nested = path.nested.iter();
         let mut responses = Vec::with_capacity(branch.len());
@@ -459,7 +460,7 @@ impl<'a> Execution<'a> {
         for range in &txn.read_ranges {
             let mut conflict = None;
             let scan = Scan { range, revision: self.latest, descending: false, values: false };
-            self.view().at(&scan, &self.work, |version| {
+            self.view().visit_keys(&scan, &self.work, |version| {
                 if version.revision <= read {
                     return Continue(());
                 }
@@ -477,7 +478,7 @@ impl<'a> Execution<'a> {
         let (mut all, mut any) = (true, false);
         let values = matches!(compare.target, CompareTarget::Value(_));
         let scan = Scan { range: &compare.keys, revision: self.latest, descending: false, values };
-        self.view().at(&scan, &self.work, |version| {
+        self.view().visit_keys(&scan, &self.work, |version| {
             let Record::Live(kv) = version.record else { return Continue(()) };
             any = true;
             all = compare_matches(&compare.target, compare.result, Some(&kv));
@@ -539,10 +540,10 @@ impl<'a> Execution<'a> {
 }
 
 /// Branches that a transaction takes.
-struct Path {
+struct BranchPath {
     succeeded: bool,
     /// Paths of the transactions in the branch, in their order.
-    nested: Vec<Path>,
+    nested: Vec<BranchPath>,
 }
 
 /// Change of a key's lease by a write; 0 means no lease.

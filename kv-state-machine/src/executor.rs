@@ -203,7 +203,7 @@ fn read_at(
     let history = History { revision: meta.revision, compacted: meta.compacted };
     let bytes_max = if operation.is_whole() { WHOLE_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
     let execution = Execution::new(base, &mut nothing, history, bytes_max, bound);
-    let (result, _) = execution.without_later().cancelled_by(cancelled).run(operation)?;
+    let (result, _) = execution.hide_newer_versions().cancelled_by(cancelled).run(operation)?;
     let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
     Ok(KvAnswer { revision: meta.revision, applied_index, term, result })
 }

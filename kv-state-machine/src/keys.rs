@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn encoding_of_version_1_matches_golden_bytes() {
+    fn golden_bytes_of_version_1() {
         assert_eq!(
             version(b"a\0b", 2),
             [&b"da\0\xffb\0\x01"[..], &[255, 255, 255, 255, 255, 255, 255, 253]].concat()

@@ -1,31 +1,31 @@
 //! All limits of operations.
 //!
 //! There are two kinds. The bounds of the replicated state hold when a command is applied; they are constants, as all
-//! nodes must come to the same result. [`Limits`] are checked by each node for itself before it proposes, never when a
+//! nodes must get the same result. [`Limits`] are checked by each node for itself before it proposes, never when a
 //! command is applied, so nodes may differ in them.
 
 use crate::{KvOperation, KvRejection, Txn};
 
-/// Greatest length of a key in bytes, including a versionstamp.
+/// Maximum length of a key in bytes, including a versionstamp.
 pub const KEY_BYTES_MAX: usize = 16 << 10;
-/// Greatest length of a value in bytes.
+/// Maximum length of a value in bytes.
 pub const VALUE_BYTES_MAX: usize = 2 << 20;
-/// Greatest number of compares, operations and read ranges of a transaction, together.
+/// Maximum number of compares, operations and read ranges of a transaction, together.
 pub const OPERATIONS_MAX: usize = 4096;
-/// Greatest depth of transactions within a transaction.
+/// Maximum depth of transactions within a transaction.
 pub const TXN_DEPTH_MAX: usize = 16;
-/// Greatest time to live of a lease in seconds, as in etcd.
+/// Maximum time to live of a lease in seconds, as in etcd.
 pub const LEASE_TTL_MAX: u64 = 9_000_000_000;
 /// Maximum number of bytes of pairs in one response. If a range has more pairs, its response sets `more`.
 pub const REPLY_BYTES_MAX: usize = 4 << 20;
-/// The same for a range that is read [whole](crate::Range::whole) or not at all, without the log.
+/// Maximum number of bytes of pairs in the response to a [whole](crate::Range::whole) range that is read without the log.
 pub const WHOLE_REPLY_BYTES_MAX: usize = 256 << 20;
-/// The same for a command of a session, whose last response is kept.
+/// Maximum number of bytes of pairs in the response to a command in a session. The session keeps its last response.
 pub const SESSION_REPLY_BYTES_MAX: usize = 64 << 10;
-/// Greatest number of keys that one command may read while it is applied, including those that are deleted and not
+/// Maximum number of keys that one command may read while it is applied, including those that are deleted and not
 /// compacted. A key that is read twice counts twice.
 pub const WORK_KEYS_MAX: u64 = 10_000;
-/// Greatest number of bytes of keys and values that one command may read or write while it is applied.
+/// Maximum number of bytes of keys and values that one command may read or write while it is applied.
 pub const WORK_BYTES_MAX: u64 = 64 << 20;
 
 /// An amount of work.
@@ -45,7 +45,7 @@ impl Amount {
     /// Bound of a range that is read outside of a transaction: its response is bounded, and it delays no other
     /// operation.
     const UNBOUNDED: Self = Self { keys: u64::MAX, bytes: u64::MAX };
-    /// A command that needs more is a heavy one. Heavy commands are proposed one at a time, so that other commands are
+    /// A command that exceeds this amount is heavy. Heavy commands are proposed one at a time, so that other commands are
     /// applied between them.
     const OF_LIGHT_COMMANDS: Self = Self { keys: 1_000, bytes: 8 << 20 };
 

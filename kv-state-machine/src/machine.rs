@@ -182,7 +182,7 @@ impl KvStateMachine {
         // versions.
         generation.leases().publish(written);
         written.alarms.iter().for_each(|alarms| generation.alarms().publish(alarms.clone()));
-        generation.note_written(written_bytes);
+        generation.add_written_bytes(written_bytes);
         generation.publish(self.meta);
         self.store.dispatcher().batch_written();
         Ok(())

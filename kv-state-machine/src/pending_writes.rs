@@ -103,7 +103,7 @@ impl Undo {
         Self { versions: Vec::new(), attached: Vec::new(), changes: written.changes.len() }
     }
 
-    pub(crate) fn note_version(&mut self, place: Vec<u8>, before: Option<Bytes>) {
+    pub(crate) fn save_version(&mut self, place: Vec<u8>, before: Option<Bytes>) {
         self.versions.push((place, before));
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Newest {
 /// Cache of the newest versions of recently written keys. Each key belongs to one set of slots. A new key replaces the
 /// key of its set that was written longest ago and reuses its memory: nothing is moved, and little is allocated.
 #[derive(Debug)]
-pub(crate) struct Recent {
+pub(crate) struct VersionCache {
     /// Each shard has a part of the keys, so that readers and the writer seldom contend. Empty before the first write.
     shards: [Mutex<Vec<Slot>>; SHARDS],
     /// Number of sets in a shard.
@@ -49,7 +49,7 @@ struct Slot {
     newest: Newest,
 }
 
-impl Recent {
+impl VersionCache {
     /// Creates a cache for `slots_max` keys, rounded down to whole sets of each shard.
     pub(crate) fn new(slots_max: usize) -> Self {
         let shards = std::array::from_fn(|_| Mutex::default());
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn full_cache_keeps_newest_versions_and_evicts_oldest_keys() {
-        let recent = Recent::new(SHARDS * SET_LEN);
+        let recent = VersionCache::new(SHARDS * SET_LEN);
         assert_eq!(recent.get(b"a"), None);
         recent.note(b"a", at(2));
         recent.note(b"a", at(1));
@@ -139,10 +139,10 @@ mod tests {
 
     #[test]
     fn long_keys_and_caches_without_slots_keep_nothing() {
-        let none = Recent::new(SHARDS * SET_LEN - 1);
+        let none = VersionCache::new(SHARDS * SET_LEN - 1);
         none.note(b"a", at(1));
         assert_eq!(none.get(b"a"), None);
-        let (some, long) = (Recent::new(SHARDS * SET_LEN), [0; PREFIX_BYTES_MAX + 1]);
+        let (some, long) = (VersionCache::new(SHARDS * SET_LEN), [0; PREFIX_BYTES_MAX + 1]);
         some.note(&long, at(1));
         assert_eq!(some.get(&long), None);
     }

@@ -33,14 +33,14 @@ impl View<'_> {
     ///
     /// # Errors
     /// The bound of `work` is exceeded. Then `f` has not received all versions.
-    pub(crate) fn at(
+    pub(crate) fn visit_keys(
         &self,
         scan: &Scan<'_>,
         work: &Work,
         mut f: impl FnMut(Version) -> ControlFlow<()>,
     ) -> Result<(), ExecuteError> {
         if scan.range.range_end.is_none() {
-            let mut version = self.of_key(&scan.range.key, scan.revision)?;
+            let mut version = self.version_of_key(&scan.range.key, scan.revision)?;
             work.count_key(
                 scan.range.key.len() + version.as_ref().map_or(0, |version| size_of(&version.record)),
             )?;

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn encoding_of_version_1_matches_golden_bytes() {
+    fn golden_bytes_of_version_1() {
         let stored = Stored {
             last: LastUse { sequence: 3, index: 300 },
             response: Bytes::from_static(&[1, 251, 255]),

@@ -25,7 +25,7 @@ use crate::{
     alarm::{AlarmTable, Alarms},
     keys,
     lease::LeaseTable,
-    recent::Recent,
+    recent::VersionCache,
     view::Failure,
     watch::Dispatcher,
 };
@@ -67,7 +67,7 @@ pub(crate) struct Generation {
     db: Option<MarkedDb>,
     path: PathBuf,
     obsolete: AtomicBool,
-    recent: Recent,
+    recent: VersionCache,
     leases: LeaseTable,
     alarms: AlarmTable,
     /// Bytes written by batches since the database was opened.
@@ -88,12 +88,12 @@ impl Generation {
         let leases = LeaseTable::load(&db).map_err(unreadable)?;
         let alarms = AlarmTable::new(Alarms::load(&db).map_err(unreadable)?);
         let written = AtomicU64::new(0);
-        let (recent, obsolete) = (Recent::new(recent_max), AtomicBool::new(false));
+        let (recent, obsolete) = (VersionCache::new(recent_max), AtomicBool::new(false));
         Ok(Self { db: Some(db), path, obsolete, recent, leases, alarms, written, meta })
     }
 
     /// Cache of newest versions.
-    pub(crate) fn recent(&self) -> &Recent {
+    pub(crate) fn recent(&self) -> &VersionCache {
         &self.recent
     }
 
@@ -112,7 +112,7 @@ impl Generation {
         self.written.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn note_written(&self, bytes: u64) {
+    pub(crate) fn add_written_bytes(&self, bytes: u64) {
         self.written.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -172,8 +172,8 @@ impl Store {
             Err(StorageError::Corrupt { position, why })
         };
         let current = dir.read_file(CURRENT)?;
-        let name = current.as_ref().map_or(FIRST, |text| text.trim());
-        if number_of(name).is_none() {
+        let name = current.as_ref().map_or(FIRST_GENERATION, |text| text.trim());
+        if generation_number(name).is_none() {
             return damaged(format!("{name:?} is not the name of a generation"));
         }
         let generation = if current.is_some() {
@@ -181,19 +181,20 @@ impl Store {
         } else {
             // This is the first start, or the previous one was killed before it wrote the file. Then there is no other
             // generation, and this one is empty.
-            let place = dir.create_dir(FIRST).map_err(|error| io("making a directory in", error))?;
+            let place =
+                dir.create_dir(FIRST_GENERATION).map_err(|error| io("making a directory in", error))?;
             let first = Generation::open(place, Expected::MaybeAbsent, recent_max)?;
-            let others = others(dir.path(), FIRST).map_err(|error| io("reading", error))?;
-            if first.db().latest_sequence_number() > 0 || !others.is_empty() {
+            let leftovers = leftovers(dir.path(), FIRST_GENERATION).map_err(|error| io("reading", error))?;
+            if first.db().latest_sequence_number() > 0 || !leftovers.is_empty() {
                 return damaged("the file is missing, but the directory contains data; restore the file, or replace this node".to_owned());
             }
-            dir.replace_file(CURRENT, &format!("{FIRST}\n"))
+            dir.replace_file(CURRENT, &format!("{FIRST_GENERATION}\n"))
                 .map_err(|error| io("writing CURRENT in", error))?;
             first
         };
         // Leftovers are removed only after the generation in use was opened successfully.
-        for leftover in others(dir.path(), name).map_err(|error| io("reading", error))? {
-            fs::remove_dir_all(leftover).map_err(|error| io("tidying", error))?;
+        for leftover in leftovers(dir.path(), name).map_err(|error| io("reading", error))? {
+            fs::remove_dir_all(leftover).map_err(|error| io("removing leftovers in", error))?;
         }
         let current = RwLock::new(Arc::new(generation));
         Ok(Self { dir, current, checkpoints: AtomicU64::new(0), recent_max, dispatcher: Arc::default() })
@@ -222,7 +223,8 @@ impl Store {
     /// Path of a new generation, as an empty directory.
     pub(crate) fn next_generation_path(&self) -> io::Result<PathBuf> {
         let current = self.current();
-        let name = current.path.file_name().and_then(|name| name.to_str()).and_then(number_of).unwrap_or(0);
+        let name =
+            current.path.file_name().and_then(|name| name.to_str()).and_then(generation_number).unwrap_or(0);
         let path = self.dir.path().join(format!("gen-{}", name + 1));
         match fs::remove_dir_all(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -276,23 +278,23 @@ fn load_meta(db: &DB) -> Result<Meta, Failure> {
     read_meta(db.get(keys::META).map_err(crate::view::disk)?)
 }
 
-fn number_of(name: &str) -> Option<u64> {
+fn generation_number(name: &str) -> Option<u64> {
     name.strip_prefix("gen-").and_then(|number| number.parse().ok())
 }
 
 /// Paths of everything except the generation in use: partly received snapshots, checkpoints and older generations that
 /// a crash left.
-fn others(dir: &Path, current: &str) -> io::Result<Vec<PathBuf>> {
-    let mut others = Vec::new();
+fn leftovers(dir: &Path, current: &str) -> io::Result<Vec<PathBuf>> {
+    let mut leftovers = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with("checkpoint-") || (number_of(&name).is_some() && name != current) {
-            others.push(entry.path());
+        if name.starts_with("checkpoint-") || (generation_number(&name).is_some() && name != current) {
+            leftovers.push(entry.path());
         }
     }
-    Ok(others)
+    Ok(leftovers)
 }
 
 fn options() -> Options {
@@ -332,7 +334,7 @@ fn has_prefix(place: &[u8]) -> bool {
 const PREFIX_NAME: &str = "kv.place.1";
 const KIND: DirKind = DirKind { name: "kv-state", oldest_format: 2, format: 2 };
 const CURRENT: &str = "CURRENT";
-const FIRST: &str = "gen-1";
+const FIRST_GENERATION: &str = "gen-1";
 /// File in a generation's directory that records up to where its RocksDB database was written.
 const MARK: &str = "MARK";
 /// Bytes of a memtable. With 64 MiB the apply thread uses a fifth more time per insertion, because the skip list is

@@ -20,7 +20,7 @@ use rocksdb::{
 use crate::{
     keys::{self, Record},
     lease::{Lease, LeaseTable},
-    recent::{Counts, Recent},
+    recent::{Counts, VersionCache},
     store::Generation,
 };
 
@@ -40,7 +40,7 @@ pub(crate) trait Source {
     fn alarms(&self) -> Result<Option<Vec<u8>>, Failure>;
 
     /// Returns the first version of the same key at `place` or after it.
-    fn first(&self, place: &[u8]) -> Found;
+    fn first(&self, place: &[u8]) -> FoundVersion;
 
     /// Returns the counts in the newest version of the key with this prefix, if they are in the cache.
     fn known(&self, _prefix: &[u8]) -> Option<Counts> {
@@ -54,7 +54,7 @@ pub(crate) trait Source {
 }
 
 /// Revision and record of a version.
-pub(crate) type Found = Result<Option<(u64, Bytes)>, Failure>;
+pub(crate) type FoundVersion = Result<Option<(u64, Bytes)>, Failure>;
 
 impl Source for Db {
     fn alarms(&self) -> Result<Option<Vec<u8>>, Failure> {
@@ -69,8 +69,8 @@ impl Source for Db {
         self.raw_iterator_opt(read)
     }
 
-    fn first(&self, place: &[u8]) -> Found {
-        first(&mut self.raw_iterator_opt(of_one_key()), place).map_err(disk)
+    fn first(&self, place: &[u8]) -> FoundVersion {
+        first(&mut self.raw_iterator_opt(single_key_options()), place).map_err(disk)
     }
 }
 
@@ -87,15 +87,15 @@ impl Source for rocksdb::Snapshot<'_> {
         self.raw_iterator_opt(read)
     }
 
-    fn first(&self, place: &[u8]) -> Found {
-        first(&mut self.raw_iterator_opt(of_one_key()), place).map_err(disk)
+    fn first(&self, place: &[u8]) -> FoundVersion {
+        first(&mut self.raw_iterator_opt(single_key_options()), place).map_err(disk)
     }
 }
 
 /// State after the last batch: RocksDB, with the caches in memory. Batches are applied to it, and reads use it.
 pub(crate) struct Base<'a> {
     db: &'a Db,
-    recent: &'a Recent,
+    recent: &'a VersionCache,
     leases: &'a LeaseTable,
     /// Iterator for all keys of the batch, because creating one costs more than using it.
     seeker: RefCell<Option<DBRawIteratorWithThreadMode<'a, Db>>>,
@@ -126,8 +126,8 @@ impl<'a> Base<'a> {
         self.incomplete.get()
     }
 
-    fn of_one_key(&self) -> ReadOptions {
-        let mut read = of_one_key();
+    fn single_key_options(&self) -> ReadOptions {
+        let mut read = single_key_options();
         if self.in_memory {
             read.set_read_tier(ReadTier::BlockCache);
         }
@@ -143,14 +143,15 @@ impl<'a> Base<'a> {
 
     /// Returns the newest version of a key if the cache knows it and if it is not before `place`. The version may be
     /// missing: a newer one may have been written, and all older ones removed by a compaction.
-    fn newest(&self, place: &[u8]) -> Found {
+    fn newest(&self, place: &[u8]) -> FoundVersion {
         let known = keys::prefix_and_revision(place).and_then(|(prefix, revision)| {
             let newest = self.recent.get(prefix).filter(|newest| newest.revision <= revision)?;
             Some((prefix, newest.revision))
         });
         let Some((prefix, revision)) = known else { return Ok(None) };
         let place = keys::version_of(prefix.to_vec(), revision);
-        let record = self.db.get_opt(place, &self.of_one_key()).map_err(|error| self.failed(error))?;
+        let record =
+            self.db.get_opt(place, &self.single_key_options()).map_err(|error| self.failed(error))?;
         Ok(record.map(|record| (revision, record.into())))
     }
 }
@@ -168,12 +169,12 @@ impl Source for Base<'_> {
         self.db.raw_iterator_opt(read)
     }
 
-    fn first(&self, place: &[u8]) -> Found {
+    fn first(&self, place: &[u8]) -> FoundVersion {
         if let Some(found) = self.newest(place)? {
             return Ok(Some(found));
         }
         let mut seeker = self.seeker.borrow_mut();
-        let seeker = seeker.get_or_insert_with(|| self.db.raw_iterator_opt(self.of_one_key()));
+        let seeker = seeker.get_or_insert_with(|| self.db.raw_iterator_opt(self.single_key_options()));
         first(seeker, place).map_err(|error| self.failed(error))
     }
 
@@ -187,7 +188,7 @@ impl Source for Base<'_> {
 }
 
 /// Options for reads of one key: they use Bloom filters, and do not search the versions of other keys.
-fn of_one_key() -> ReadOptions {
+fn single_key_options() -> ReadOptions {
     let mut read = ReadOptions::default();
     read.set_prefix_same_as_start(true);
     read
@@ -261,14 +262,14 @@ impl View<'_> {
     }
 
     /// Returns the version of a key that is in force at `revision`.
-    pub(crate) fn of_key(&self, key: &Bytes, revision: u64) -> Result<Option<Version>, Failure> {
+    pub(crate) fn version_of_key(&self, key: &Bytes, revision: u64) -> Result<Option<Version>, Failure> {
         let Some((revision, record)) = self.newest(&keys::prefix(key), revision)? else { return Ok(None) };
         let record = Record::decode(key.clone(), revision, &record)?;
         Ok(Some(Version { key: key.clone(), revision, record }))
     }
 
     /// Returns the newest version of the key with this prefix at or before `revision`.
-    pub(crate) fn newest(&self, prefix: &[u8], revision: u64) -> Found {
+    pub(crate) fn newest(&self, prefix: &[u8], revision: u64) -> FoundVersion {
         let place = keys::version_of(prefix.to_vec(), revision);
         let added = self.added(prefix, &place);
         let stored = self.source.first(&place)?;

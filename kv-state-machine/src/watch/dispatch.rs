@@ -155,7 +155,7 @@ fn run(store: &Weak<Store>) {
     }
 }
 
-/// Delivers a delivery of the changes up to `newest`.
+/// Delivers some of the changes up to `newest`.
 fn dispatch(store: &Arc<Store>, newest: u64) -> Result<(), Failure> {
     let dispatcher = store.dispatcher();
     let generation = store.current();
@@ -247,7 +247,7 @@ fn switch_generation(dispatcher: &Dispatcher, generation: &Arc<Generation>, from
 
 fn matching_watches(index: &Index, change: &crate::pending_writes::Change) -> Vec<Arc<Watch>> {
     let mut found = Vec::new();
-    index.of(&change.key, |watch| {
+    index.visit_matches(&change.key, |watch| {
         if watch.wants(change) && watch.next.load(Ordering::Relaxed) <= change.revision {
             found.push(watch.clone());
         }

@@ -12,7 +12,7 @@ use super::Watch;
 /// Index of the watches that have caught up.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    of_one_key: HashMap<Bytes, Vec<Arc<Watch>>>,
+    single_keys: HashMap<Bytes, Vec<Arc<Watch>>>,
     ranges: Ranges,
 }
 
@@ -21,7 +21,7 @@ impl Index {
         watch.is_indexed.store(true, Ordering::Relaxed);
         let keys = &watch.request.keys;
         if keys.range_end.is_none() {
-            self.of_one_key.entry(keys.key.clone()).or_default().push(watch);
+            self.single_keys.entry(keys.key.clone()).or_default().push(watch);
         } else {
             self.ranges.insert(watch);
         }
@@ -34,27 +34,27 @@ impl Index {
         if keys.range_end.is_some() {
             return self.ranges.remove(watch);
         }
-        if let Some(watches) = self.of_one_key.get_mut(&keys.key) {
+        if let Some(watches) = self.single_keys.get_mut(&keys.key) {
             watches.retain(|other| !Arc::ptr_eq(other, watch));
             if watches.is_empty() {
-                self.of_one_key.remove(&keys.key);
+                self.single_keys.remove(&keys.key);
             }
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.of_one_key.is_empty() && self.ranges.len() == 0
+        self.single_keys.is_empty() && self.ranges.len() == 0
     }
 
     /// Calls `f` with each watch whose keys include `key`.
-    pub(super) fn of(&self, key: &Bytes, mut f: impl FnMut(&Arc<Watch>)) {
-        self.of_one_key.get(key).into_iter().flatten().for_each(&mut f);
-        self.ranges.of(key, &mut f);
+    pub(super) fn visit_matches(&self, key: &Bytes, mut f: impl FnMut(&Arc<Watch>)) {
+        self.single_keys.get(key).into_iter().flatten().for_each(&mut f);
+        self.ranges.visit_matches(key, &mut f);
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Watch>> {
         let ranges = self.ranges.sorted.iter().chain(&self.ranges.added);
-        self.of_one_key.values().flatten().chain(ranges).cloned().collect()
+        self.single_keys.values().flatten().chain(ranges).cloned().collect()
     }
 }
 
@@ -73,13 +73,13 @@ struct Ranges {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum End {
     Before(Bytes),
-    OfAll,
+    Unbounded,
 }
 
 impl End {
     fn of(watch: &Watch) -> Self {
         match &watch.request.keys.range_end {
-            Some(end) if end[..] == [0] => Self::OfAll,
+            Some(end) if end[..] == [0] => Self::Unbounded,
             Some(end) => Self::Before(end.clone()),
             None => Self::Before(watch.request.keys.key.clone()),
         }
@@ -88,7 +88,7 @@ impl End {
     fn is_after(&self, key: &Bytes) -> bool {
         match self {
             Self::Before(end) => end > key,
-            Self::OfAll => true,
+            Self::Unbounded => true,
         }
     }
 }
@@ -127,7 +127,7 @@ impl Ranges {
         }
     }
 
-    fn of(&self, key: &Bytes, f: &mut impl FnMut(&Arc<Watch>)) {
+    fn visit_matches(&self, key: &Bytes, f: &mut impl FnMut(&Arc<Watch>)) {
         for watch in &self.added {
             if watch.request.keys.key <= *key && End::of(watch).is_after(key) {
                 f(watch);
@@ -135,12 +135,12 @@ impl Ranges {
         }
         let before = self.sorted.partition_point(|watch| watch.request.keys.key <= *key);
         if before > 0 {
-            self.of_part(1, 0, self.ends.len() / 2, before, key, f);
+            self.visit_part(1, 0, self.ends.len() / 2, before, key, f);
         }
     }
 
     /// Visits the matching watches of the part that starts at `from` and has length `len`, up to `before`.
-    fn of_part(
+    fn visit_part(
         &self,
         part: usize,
         from: usize,
@@ -157,8 +157,8 @@ impl Ranges {
             return f(&self.sorted[from]);
         }
         let half = len / 2;
-        self.of_part(2 * part, from, half, before, key, f);
-        self.of_part(2 * part + 1, from + half, half, before, key, f);
+        self.visit_part(2 * part, from, half, before, key, f);
+        self.visit_part(2 * part + 1, from + half, half, before, key, f);
     }
 }
 
@@ -202,7 +202,7 @@ mod tests {
             }
             let change = Change { revision: 1, key: probe.into(), deleted: false, replaced: None };
             let mut found = Vec::new();
-            index.of(&change.key, |watch| found.push(watch.id));
+            index.visit_matches(&change.key, |watch| found.push(watch.id));
             found.sort_unstable();
             let mut wanted: Vec<_> = all.iter().filter(|watch| watch.wants(&change)).map(|watch| watch.id).collect();
             wanted.sort_unstable();

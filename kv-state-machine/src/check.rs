@@ -12,7 +12,8 @@ pub(crate) fn command(session: Option<&Session>, operation: &KvOperation) -> Che
     if let Some(session) = session {
         if session.client_id == 0 || session.sequence == 0 {
             return Err(KvRejection::invalid(
-                "client id and sequence of a session must not be 0: a session has a client id from open_session and counts from 1",
+                "client id and sequence of a session must not be 0: a session has a client id from \
+                 open_session and counts from 1",
             ));
         }
         if matches!(operation, KvOperation::OpenSession { .. }) {

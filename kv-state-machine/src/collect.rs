@@ -91,14 +91,12 @@ impl Collector {
         let shared = control.clone();
         let work = move || {
             if let Err(error) = collect_all(&generation, &dispatcher, &shared) {
-                tracing::warn!(%error, "garbage collection failed: compacted history stays on disk until the next compaction or restart");
+                warn_not_collected(&error);
             }
         };
         match std::thread::Builder::new().name("kv-collect".to_owned()).spawn(work) {
             Ok(thread) => self.running = Some((thread, control)),
-            Err(error) => {
-                tracing::warn!(%error, "garbage collection failed: compacted history stays on disk until the next compaction or restart")
-            }
+            Err(error) => warn_not_collected(&error),
         }
     }
 
@@ -108,6 +106,13 @@ impl Collector {
             let _ = thread.join();
         }
     }
+}
+
+fn warn_not_collected(error: &dyn std::fmt::Display) {
+    tracing::warn!(
+        %error,
+        "garbage collection failed: compacted history stays on disk until the next compaction or restart"
+    );
 }
 
 /// Collects until there is no newer compaction.

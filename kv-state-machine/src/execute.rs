@@ -45,7 +45,8 @@ pub(crate) fn too_much_work(operation: &KvOperation) -> KvRejection {
         _ => "use narrower ranges, or split it into several transactions",
     };
     KvRejection::invalid(format!(
-        "the command would read or write more than {WORK_KEYS_MAX} keys or {mebibytes} MiB, the limit of one command: {advice}"
+        "the command would read or write more than {WORK_KEYS_MAX} keys or {mebibytes} MiB, the limit of one \
+         command: {advice}"
     ))
 }
 
@@ -312,7 +313,8 @@ impl<'a> Execution<'a> {
     fn reserve_response(&mut self, bytes: usize) -> Result<(), KvRejection> {
         let why = || {
             format!(
-                "the previous values have {bytes} bytes, but the response has space for {} only; repeat the request without return_previous",
+                "the previous values have {bytes} bytes, but the response has space for {} only; repeat the \
+                 request without return_previous",
                 self.room
             )
         };

@@ -104,7 +104,8 @@ impl KvStoreExecutor {
             }
             meta = now;
         }
-        let why = "the revision of the read was compacted during the read, several times in a row; repeat the read, and compact less often or to older revisions";
+        let why = "the revision of the read was compacted during the read, several times in a row; repeat the \
+                   read, and compact less often or to older revisions";
         Err(StateMachineError::Other(why.to_owned()).into())
     }
 

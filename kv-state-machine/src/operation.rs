@@ -434,7 +434,8 @@ pub enum KvRejection {
     /// A later number of the session was executed. This request may have been executed before; its response is not
     /// kept.
     #[error(
-        "sequence {sequence} of session {client_id} is outdated: {last} was executed, and responses to earlier numbers are not kept"
+        "sequence {sequence} of session {client_id} is outdated: {last} was executed, and responses to earlier \
+         numbers are not kept"
     )]
     SequenceOver {
         /// Id of the session.

@@ -103,7 +103,8 @@ impl Sessions {
             SessionOutcome::Repeated(response)
         } else {
             SessionOutcome::Refused(KvRejection::Invalid(format!(
-                "sequence {sequence} of session {client_id} was used for another request: use a new number for each write"
+                "sequence {sequence} of session {client_id} was used for another request: use a new number \
+                 for each write"
             )))
         })
     }

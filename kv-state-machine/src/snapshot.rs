@@ -129,7 +129,8 @@ fn copy(from: &mut dyn Read, to: &mut dyn Write, size: u64) -> io::Result<u32> {
 impl Drop for Checkpoint {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "cannot remove a checkpoint; the next start will remove it");
+            let path = self.path.display();
+            tracing::warn!(%error, %path, "cannot remove a checkpoint; the next start will remove it");
         }
     }
 }

@@ -155,7 +155,8 @@ impl Drop for Generation {
         if self.obsolete.load(Ordering::Acquire)
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
-            tracing::warn!(%error, path = %self.path.display(), "cannot remove an old generation; the next start will remove it");
+            let path = self.path.display();
+            tracing::warn!(%error, %path, "cannot remove an old generation; the next start will remove it");
         }
     }
 }
@@ -186,7 +187,9 @@ impl Store {
             let first = Generation::open(place, Expected::MaybeAbsent, recent_max)?;
             let leftovers = leftovers(dir.path(), FIRST_GENERATION).map_err(|error| io("reading", error))?;
             if first.db().latest_sequence_number() > 0 || !leftovers.is_empty() {
-                return damaged("the file is missing, but the directory contains data; restore the file, or replace this node".to_owned());
+                return damaged(
+                    "it is missing, but the directory contains data; replace this node".to_owned(),
+                );
             }
             dir.replace_file(CURRENT, &format!("{FIRST_GENERATION}\n"))
                 .map_err(|error| io("writing CURRENT in", error))?;
@@ -246,7 +249,8 @@ impl Store {
             if !is_as_before && let Err(again) = self.write_current(&old) {
                 let path = self.dir.path().join(CURRENT);
                 return Err(StateMachineError::Broken(format!(
-                    "{} could not be written ({error}), nor restored ({again}): the next start may open the previous state or the snapshot",
+                    "{} could not be written ({error}), nor restored ({again}): the next start may \
+                     open the previous state or the snapshot",
                     path.display()
                 )));
             }

@@ -35,8 +35,8 @@ impl ConsensusKvDatabase {
                 propose(&self.engine, None, KvOperation::RaiseAlarm(alarm)).await.map_err(not_proposed)?;
                 tracing::warn!(
                     quota,
-                    "the store exceeds its quota (quota_size): raised the alarm NOSPACE, so writes are refused; delete keys, compact, \\
-                     then disarm the alarm"
+                    "the store exceeds its quota (quota_size): raised the alarm NOSPACE, so writes are refused; \
+                     delete keys, compact, then disarm the alarm"
                 );
             }
         } else if !is_raised() {

@@ -146,9 +146,6 @@ impl Generator {
     fn alarm(&mut self) -> AlarmRequest {
         let action = self.random.random_range(0..3);
         let alarm = *[0, 1, 1, 1, 2].choose(&mut self.random).unwrap_or(&0);
-        // With both kinds raised, etcd refuses with the one that was raised last, and after a restart with CORRUPT.
-        let raised = self.alarms.first().map(|(_, kind)| *kind);
-        let alarm = raised.filter(|_| action == 1).unwrap_or(alarm);
         AlarmRequest { action, member_id: if self.chance(30) { 0 } else { 7 }, alarm }
     }
 

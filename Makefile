@@ -76,7 +76,7 @@ SEEDS ?= 200
 etcd-compat: ## the same random requests to etcd (ETCD=PATH; else built with Go) and kv-server; SEEDS=1000
 	cargo build --bin kv-server --bin kvctl
 	cargo build -p kv-etcd-compat
-	etcd=$$(scripts/etcd) && $(BIN)/kv-etcd-compat --etcd "$$etcd" --kv-server $(BIN)/kv-server --seeds $(SEEDS)
+	etcd=$$(scripts/etcd) && $(BIN)/kv-etcd-compat --etcd "$$etcd" --kv-server $(BIN)/kv-server --seeds $(SEEDS) --flags-page docs/etcd-flags.md
 
 SUITES ?=
 clients: build ## suites of other people's etcd clients, against etcd and kv-server; SUITES="go jetcd"
@@ -88,7 +88,7 @@ patroni: build ## PostgreSQL's Patroni on three kv-servers: switchover, both lea
 # In a minute, where there is an etcd or a Go to build one.
 etcd-compat-quick: build
 	cargo build -p kv-etcd-compat
-	@if etcd=$$(scripts/etcd); then $(BIN)/kv-etcd-compat --etcd "$$etcd" --kv-server $(BIN)/kv-server --seeds 20; \
+	@if etcd=$$(scripts/etcd); then $(BIN)/kv-etcd-compat --etcd "$$etcd" --kv-server $(BIN)/kv-server --seeds 20 --flags-page docs/etcd-flags.md; \
 	  else echo "not compared with etcd"; fi
 
 # The generated code of etcd's API is current.

@@ -1,7 +1,7 @@
 //! The same requests, chosen at random from a seed, to etcd and to kv-server, and what differs in the answers.
 //!
 //! ```text
-//! kv-etcd-compat --etcd PROGRAM --kv-server PROGRAM [--seeds 100] [--from 0] [--steps 40]
+//! kv-etcd-compat --etcd PROGRAM --kv-server PROGRAM [--seeds 100] [--from 0] [--steps 60] [--flags-page FILE]
 //! ```
 //! Both servers begin empty for each seed, so that revisions are equal and are compared as they are. Of headers only the
 //! revision is compared. The first difference of a seed ends the seed, and is shown with as few requests before it as were found
@@ -11,7 +11,12 @@ mod answer;
 mod request;
 mod server;
 
-use std::{fmt, path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
 
 use clap::Parser;
 use rand::{SeedableRng, rngs::SmallRng};
@@ -40,11 +45,20 @@ struct Arguments {
     /// Requests in a sequence.
     #[arg(long, default_value_t = 60)]
     steps: usize,
+    /// A page that must name every flag of etcd.
+    #[arg(long)]
+    flags_page: Option<PathBuf>,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(page) = &arguments.flags_page
+        && let Err(why) = check_flags(&arguments.etcd, page)
+    {
+        println!("{}: {why}", page.display());
+        return ExitCode::FAILURE;
+    }
     let mut failed = 0;
     let mut compared = 0;
     for seed in arguments.from..arguments.from + arguments.seeds {
@@ -58,6 +72,27 @@ async fn main() -> ExitCode {
     }
     println!("{} seeds, {compared} answers compared, {failed} seeds with a difference", arguments.seeds);
     if failed == 0 && compared > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether the page names every flag that etcd's `--help` shows.
+fn check_flags(etcd: &Path, page: &Path) -> Result<(), String> {
+    let text = std::fs::read_to_string(page).map_err(|error| error.to_string())?;
+    let help = Command::new(etcd).arg("--help").output().map_err(|error| error.to_string())?;
+    let help = [help.stdout, help.stderr].concat();
+    let help = String::from_utf8_lossy(&help);
+    let flags: BTreeSet<&str> =
+        help.lines().filter(|line| line.trim().starts_with("--")).filter_map(first_word).collect();
+    let missing: Vec<&str> =
+        flags.iter().copied().filter(|flag| !text.contains(&format!("`{flag}`"))).collect();
+    match (flags.len(), missing.is_empty()) {
+        (0, _) => Err("etcd --help shows no flags".to_owned()),
+        (_, true) => Ok(()),
+        (_, false) => Err(format!("it does not name {}", missing.join(", "))),
+    }
+}
+
+fn first_word(line: &str) -> Option<&str> {
+    line.split_whitespace().next().map(|word| word.trim_matches(|c: char| !c.is_alphanumeric() && c != '-'))
 }
 
 /// Compares the answers to the requests of a seed; returns how many. `Err`: a difference, after as few requests as were found to

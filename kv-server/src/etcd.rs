@@ -15,6 +15,8 @@ mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+#[cfg(test)]
+mod page;
 mod queue;
 mod serve;
 mod snapshot;

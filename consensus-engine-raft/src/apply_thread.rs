@@ -38,7 +38,8 @@ pub(crate) enum Job {
     Install(std::fs::File, LogId),
 }
 
-/// Clients whose commands are being applied, in log order. The engine's task responds to them if applying fails.
+/// Clients whose commands are being applied, in log order. If `apply` fails, the applier responds to them; after other failures
+/// the engine's task does, when it shuts down.
 pub(crate) type AppliedWaiters = Arc<Mutex<VecDeque<(LogIndex, Waiter)>>>;
 
 /// Removes and returns all waiting clients.
@@ -46,7 +47,8 @@ pub(crate) fn take_all(waiters: &AppliedWaiters) -> VecDeque<(LogIndex, Waiter)>
     std::mem::take(&mut *waiters.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Runs the jobs. Stops after an error that leaves the state in doubt; otherwise flushes once more at the end.
+/// Runs the jobs. Stops after a failed `apply`, and after an error of any call that leaves the state in doubt; otherwise flushes
+/// once more at the end.
 pub(crate) struct Applier {
     machine: Box<dyn StateMachine>,
     /// Whether this node is a witness, whose log has no commands.
@@ -194,7 +196,7 @@ impl Applier {
         let withheld = entries.iter().find(|entry| entry.payload == Payload::Withheld);
         if let Some(entry) = withheld.filter(|_| !self.witness) {
             return Err(StateMachineError::Other(format!(
-                "the log is that of a witness, without the command of entry {}: start this node as a witness, or empty its disk and add it to the cluster again",
+                "the log is that of a witness, without the command of entry {}: start this node as a witness, or replace it: remove it from the cluster, empty its data directory, and add it again",
                 entry.id
             )));
         }

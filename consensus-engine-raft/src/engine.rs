@@ -62,7 +62,7 @@ pub enum StartError {
     Transport(#[from] TransportError),
     /// Log and state machine belong to different nodes, or one of them was restored to an earlier state.
     #[error(
-        "the state machine has applied entry {applied}, but the log holds entries ({purged}, {last}]: they do not belong together; restore both from the same copy, or remove both, so that the node gets its state from the other members"
+        "the state machine has applied entry {applied}, but the log holds the entries after {purged}, up to {last}: they do not belong together; restore log and state from the same copy, or replace the node: remove it from the cluster, empty its data directory, and add it again"
     )]
     Mismatch {
         /// Last entry that the state machine has applied.

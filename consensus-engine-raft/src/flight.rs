@@ -1,7 +1,8 @@
 //! Flight recorder: records every input of the protocol in a ring of files, which `raft-replay` can step through.
 //!
-//! A recording holds no commands, because the protocol never sees them. It serves diagnosis and never delays the engine: it
-//! is not synced, and when it cannot be written, recording stops with a warning and the engine continues.
+//! A recording holds no commands, because the protocol never sees them. It serves diagnosis. It
+//! is not synced, so it delays the engine only if the disk blocks even unsynced writes. When it cannot be written, recording
+//! stops with a warning and the engine continues.
 //!
 //! # Format
 //! The directory has files `00000001.flight`, `00000002.flight` and so on; the oldest are removed as new ones are created.

@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{admission::Permit, snapshot_send::SendFailure, waiters::Waiter};
 
-/// Sending end of the queue. The queue has no limit; each kind of input is limited where it is created: proposals, reads and
-/// messages by permits, the others because there is at most one in flight (per peer).
+/// Sending end of the queue. The queue has no limit. Proposals, reads and messages are limited by permits, results of work by the
+/// number of jobs in flight. Calls of operators (membership, transfer, compaction, shutdown) are not limited.
 pub(crate) type Inbox = mpsc::UnboundedSender<Input>;
 
 pub(crate) type ChangeReply = oneshot::Sender<Result<Arc<Membership>, ChangeError>>;

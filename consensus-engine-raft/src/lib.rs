@@ -1,8 +1,9 @@
 //! The Raft engine.
 //!
-//! [`RaftEngine`] runs the protocol of `consensus-raft-protocol`, a pure function, over any transport, log storage and state
-//! machine. What this is *not*: the engine decides nothing about terms, votes or commitment. Those rules are in the protocol
-//! crate, which has no access to clocks and I/O.
+//! [`RaftEngine`] runs the protocol of `consensus-raft-protocol`, a deterministic state machine without clock and I/O, over any
+//! transport, log storage and state machine. What this is *not*: the engine decides nothing about terms, votes or commitment.
+//! Those rules are in the protocol crate. The exceptions are the first entry of a new log, and recovery after the loss of a
+//! majority ([`recover`]).
 //!
 //! ```text
 //!  propose ─┐                       ┌─▶ storage thread ── LogStorage::write ──┐
@@ -10,7 +11,7 @@
 //!  network ─┘   drain, step, send   └─▶ NetworkTransport::send                ┘
 //! ```
 //!
-//! Each turn takes all waiting inputs, steps the protocol once for each, sends at most one run of entries to each peer, and
+//! Each turn takes the waiting inputs, at most 4,096, steps the protocol once for each, sends at most one run of entries to each peer, and
 //! starts a log write unless one is in flight. So batches form under load, and without load nothing waits for a batch. A
 //! storage and a state machine in memory need no threads of their own ([`RaftConfig::threads`]).
 //!

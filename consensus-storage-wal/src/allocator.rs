@@ -75,8 +75,8 @@ enum NextSegment {
 }
 
 impl SegmentAllocator {
-    /// Creates an allocator for segments in `dir`. `next` is the prepared segment, if there is one. Of `spares`, files of
-    /// `len` bytes are reused and others are removed.
+    /// Creates an allocator for segments in `dir`. `next` is the prepared segment, if there is one. Of `spares`, at most
+    /// two files of `len` bytes are kept for reuse; the others are removed.
     pub(crate) fn new(
         dir: &Path,
         len: u64,

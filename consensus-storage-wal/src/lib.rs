@@ -1,7 +1,7 @@
 //! A durable [`LogStorage`](consensus_core::LogStorage) in its own files: a write-ahead log without a database.
 //!
-//! Each call is one `pwrite` and one `fdatasync` to a file whose blocks were written before, so that the file system has
-//! no metadata to sync. Raft's log *is* a write-ahead log. A general key-value store writes it twice, to its own log and
+//! Each write makes one `pwrite` and one `fdatasync` to a file whose blocks were written before, so that the file system has
+//! no metadata to sync, and one small `pwrite` that is not synced. Raft's log *is* a write-ahead log. A general key-value store writes it twice, to its own log and
 //! later to a table, and merges tables of entries that are soon purged.
 //!
 //! ```no_run
@@ -55,8 +55,9 @@
 //! A failed sync is final. If the frame is found when the log is opened again, it is written and synced again: after a failed
 //! sync the operating system treats the data as written, and a power cut would lose it.
 //!
-//! The mark is not synced, so a power cut may lose the marks of the last half minute. Damage *and* a power cut together can
-//! hide the very last frame. Any earlier missing frame is noticed even then, because a later frame shows that it existed.
+//! The mark is not synced, so a power cut may lose the marks of the last half minute. If it does, *and*
+//! the last frames are damaged, they go unnoticed. A missing frame before an intact one is always noticed, because the later
+//! frame shows that it existed.
 //!
 //! What this is *not*: a general log. It holds one Raft log, keeps 8 bytes in memory for each entry, and has one writer.
 

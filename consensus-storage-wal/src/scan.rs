@@ -91,7 +91,7 @@ impl Scan {
         let purged = head.purged.as_ref().map_or(self.purged.last.index, |new| new.last.index);
         let (after, before) = (head.after(), self.index.last().index.max(purged));
         if !(self.purged.last.index..=after).contains(&purged) || after > before {
-            let log = format!("the log has the entries from {} to {before}", self.purged.last.index);
+            let log = format!("the log has the entries after {}, up to {before}", self.purged.last.index);
             let why =
                 format!("frame {} purges up to {purged} and appends after {after}, but {log}", head.number);
             return Err(reader.segments()[begin.segment].corrupt(begin.at, why));

@@ -270,8 +270,8 @@ impl Writer {
         frame.encode(&mut self.buffer);
     }
 
-    /// Whether the frame in the buffer fits in the segment. The end of a segment is reserved for batches without entries, which
-    /// are never refused, in case no other segment can be allocated.
+    /// Whether the frame in the buffer fits in the segment. The end of a segment is reserved for batches without entries, such as
+    /// votes, in case no other segment can be allocated: the storage fails for good if one of them finds no room.
     fn fits(&self, batch: &LogBatch, next_is_ready: bool) -> bool {
         let may_be_last = batch.entries.is_empty() && !next_is_ready;
         let kept = if may_be_last { 0 } else { RESERVED_BYTES.min(self.tail.len / 8) };

@@ -246,7 +246,12 @@ impl ConsensusKvDatabase {
     ///     assert_eq!((&event.kv.key[..], event.kv.value), (&b"config/size"[..], value.into()));
     /// }
     ///
-    /// A watch from a compacted revision ends with an error that names the oldest remaining revision.
+    /// // A watch from a revision that was compacted away ends with the oldest one that is left.
+    /// database.execute_operation(KvOperation::Compact { revision: 3 }).await?;
+    /// let mut events = database.watch(WatchRequest { keys, start_revision: 2, ..WatchRequest::default() })?;
+    /// let error = events.try_next().await.unwrap_err();
+    /// assert_eq!(error, KvError::Rejected(KvRejection::Compacted { compacted: 3 }));
+    /// assert_eq!(events.try_next().await, Ok(None));
     /// # drop(events);
     /// # database.shutdown().await?;
     /// # Ok(()) }

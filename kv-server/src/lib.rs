@@ -19,6 +19,7 @@ mod founding;
 mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;
+mod leaderless;
 mod members;
 mod mode;
 mod node;

@@ -5,7 +5,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use consensus_core::EngineStatus;
 use futures::StreamExt;
 use kv_state_machine::{ConsensusKvDatabase, KeyRange, KeyValue, WatchEvent, WatchRequest, WatchStream};
 use kv_store_client::{
@@ -13,12 +12,12 @@ use kv_store_client::{
     protocol::{Fault, Reply},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{answers::Room, convert, routing::RoutingManager};
+use crate::{answers::Room, convert, leaderless::leaderless, routing::RoutingManager};
 
 /// Places for the polls of a node.
 #[derive(Clone, Debug)]
@@ -149,20 +148,6 @@ fn place(places: &Arc<Semaphore>, max: usize, whose: &str) -> Result<OwnedSemaph
     })
 }
 
-/// Ends when there has been no leader for a while.
-async fn leaderless(mut status: watch::Receiver<Arc<EngineStatus>>) {
-    loop {
-        let has_none = status.wait_for(|status| status.leader.is_none()).await.is_ok();
-        let elected = status.wait_for(|status| status.leader.is_some());
-        match tokio::time::timeout(LEADERLESS_MAX, async { elected.await.is_ok() }).await {
-            Ok(true) if has_none => {}
-            Err(_) => return,
-            // The engine has ended, and soon this node.
-            Ok(_) => return std::future::pending().await,
-        }
-    }
-}
-
 /// A request that was checked.
 #[derive(Debug)]
 struct Poll {
@@ -248,8 +233,6 @@ const PAIR_BYTES: usize = 80;
 /// How long a poll reads history beyond the time that its client wants to wait, and how often it looks how far it is.
 const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 const CATCH_UP_LOOK: Duration = Duration::from_millis(5);
-/// As long as an election may take.
-const LEADERLESS_MAX: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ use tokio::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Etcd, convert, error, signed};
-use crate::frontend::stopped;
+use crate::{frontend::stopped, leaderless::leaderless};
 
 type Sender = mpsc::Sender<Result<WatchResponse, Status>>;
 /// The client is gone, or the stream has ended.
@@ -79,7 +79,7 @@ struct Stream {
 impl Stream {
     async fn run(mut self, mut requests: Streaming<WatchRequest>) {
         let mut stop = self.etcd.stop.clone();
-        let mut leaderless = Leaderless::default();
+        let mut leaderless = std::pin::pin!(leaderless(self.etcd.database().status()));
         let mut has_more = true;
         loop {
             let look = sleep_until(self.next_look());
@@ -100,7 +100,8 @@ impl Stream {
                     Ok(news) => self.news(news).await.map_err(|_| None),
                     Err(failure) => Err(Some(error::of_read(failure))),
                 },
-                () = look => self.look(&mut leaderless).await,
+                () = &mut leaderless, if self.needs_leader => Err(Some(error::no_leader())),
+                () = look => self.tell_progress().await.map_err(|_| None),
                 () = out.closed() => Err(None),
             };
             if let Err(end) = outcome {
@@ -115,20 +116,8 @@ impl Stream {
 
     fn next_look(&self) -> Instant {
         let progress = self.by_client.values().filter_map(|client| client.progress_at).min();
-        let look = match self {
-            Self { progress_wanted: Some(_), .. } => LOOK_PROGRESS,
-            Self { needs_leader: true, .. } => LOOK_LEADER,
-            _ => LOOK,
-        };
-        let look = Instant::now() + look;
+        let look = Instant::now() + if self.progress_wanted.is_some() { LOOK_PROGRESS } else { LOOK };
         progress.map_or(look, |progress| progress.min(look))
-    }
-
-    async fn look(&mut self, leaderless: &mut Leaderless) -> Result<(), Option<Status>> {
-        if self.needs_leader && leaderless.is_for_long(self.etcd.status().leader.is_none()) {
-            return Err(Some(error::no_leader()));
-        }
-        self.tell_progress().await.map_err(|_| None)
     }
 
     async fn request(&mut self, request: WatchRequest) -> Result<(), Gone> {
@@ -309,20 +298,6 @@ struct ProgressWanted {
     latest: u64,
 }
 
-/// For how long there has been no leader.
-#[derive(Default)]
-struct Leaderless(Option<Instant>);
-
-impl Leaderless {
-    fn is_for_long(&mut self, is_leaderless: bool) -> bool {
-        if !is_leaderless {
-            self.0 = None;
-            return false;
-        }
-        self.0.get_or_insert_with(Instant::now).elapsed() > LEADERLESS_MAX
-    }
-}
-
 /// Without a key the first of all keys is watched, or all of them.
 fn watched(key: bytes::Bytes, range_end: bytes::Bytes) -> KeyRange {
     let key = if key.is_empty() { bytes::Bytes::from_static(&[0]) } else { key };
@@ -342,7 +317,4 @@ const FRAGMENT_BYTES_MAX: usize = 3 << 19;
 /// A watcher of keys that seldom change learns so often how far it is, if it asked for that.
 const PROGRESS: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_secs(60);
-const LOOK_LEADER: Duration = Duration::from_millis(100);
 const LOOK_PROGRESS: Duration = Duration::from_millis(5);
-/// As long as an election may take.
-const LEADERLESS_MAX: Duration = Duration::from_secs(3);

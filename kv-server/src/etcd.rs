@@ -55,13 +55,13 @@ impl Etcd {
         Self { router, budget, stop }
     }
 
-    /// How a request is refused that need not be executed for that: by an alarm, if one is raised that refuses it, too. etcd looks
-    /// at the alarms first. `adds_data`: whether NOSPACE refuses it.
-    fn refuse(&self, refusal: Status, adds_data: bool) -> Status {
+    /// Refuses a request by an alarm that is raised. It is called before a request is refused that is not executed, as etcd looks at
+    /// the alarms first. `adds_data`: whether NOSPACE refuses it.
+    fn check_alarms(&self, adds_data: bool) -> Result<(), Status> {
         match self.database().alarms().iter().map(|alarm| alarm.kind).max() {
-            Some(AlarmKind::Corrupt) => error::corrupt(),
-            Some(AlarmKind::NoSpace) if adds_data => error::no_space(),
-            _ => refusal,
+            Some(AlarmKind::Corrupt) => Err(error::corrupt()),
+            Some(AlarmKind::NoSpace) if adds_data => Err(error::no_space()),
+            _ => Ok(()),
         }
     }
 

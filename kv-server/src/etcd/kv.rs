@@ -5,7 +5,7 @@ use kv_etcd_api::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse, kv_server::Kv,
 };
-use kv_state_machine::{AlarmKind, KvOperation, KvResult, Range, SortBy};
+use kv_state_machine::{KvOperation, KvResult, Range, SortBy};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
@@ -93,18 +93,15 @@ impl Kv for Etcd {
     /// Physical or not: what was compacted cannot be seen any more, and is removed from the disk beside other work.
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<CompactionResponse> {
         let revision = request.into_inner().revision;
-        let Ok(revision) = u64::try_from(revision) else {
-            return Err(self.refuse(error::compacted(), false));
-        };
-        if revision == 0 {
+        if revision <= 0 {
+            self.check_alarms(false)?;
             // Of a store that was never compacted nothing is to be done.
-            return match self.database().compacted() {
-                0 if self.database().alarms().iter().all(|alarm| alarm.kind != AlarmKind::Corrupt) => {
-                    Ok(Response::new(CompactionResponse { header: Some(self.header_now()?) }))
-                }
-                _ => Err(self.refuse(error::compacted(), false)),
+            return match (revision, self.database().compacted()) {
+                (0, 0) => Ok(Response::new(CompactionResponse { header: Some(self.header_now()?) })),
+                _ => Err(error::compacted()),
             };
         }
+        let revision = revision.unsigned_abs();
         let answer = self.write(KvOperation::Compact { revision }).await?;
         Ok(Response::new(CompactionResponse { header: Some(self.header(answer.revision)) }))
     }

@@ -25,7 +25,8 @@ impl Lease for Etcd {
         let LeaseGrantRequest { ttl, id } = request.into_inner();
         let ttl = u64::try_from(ttl).unwrap_or(0).max(TTL_MIN);
         if ttl > LEASE_TTL_MAX {
-            return Err(self.refuse(error::lease_ttl_too_large(), true));
+            self.check_alarms(true)?;
+            return Err(error::lease_ttl_too_large());
         }
         let id = if id == 0 { random_lease_id() } else { id };
         let answer = self.write(KvOperation::GrantLease { id, ttl }).await?;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs, io, path::Path, process::ExitCode};
 
-use examples::server::{Server, serve_if_asked};
+use examples::server::{self, Server};
 use futures::TryStreamExt;
 use kv_store_client::{
     KvClient, WatchError,
@@ -130,17 +130,7 @@ async fn run() -> Outcome<()> {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = serve_if_asked() {
-        return code;
-    }
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be started");
-    match runtime.block_on(run()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("config_watcher: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    server::run(run)
 }
 
 const PREFIX: &str = "config/";

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use examples::server::{Server, serve_if_asked};
+use examples::server::{self, Server};
 use kv_store_client::KvClient;
 use tokio::time::sleep;
 
@@ -100,15 +100,5 @@ async fn run() -> Outcome<()> {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = serve_if_asked() {
-        return code;
-    }
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be started");
-    match runtime.block_on(run()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("lock_service: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    server::run(run)
 }

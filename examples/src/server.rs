@@ -1,7 +1,7 @@
 //! A server for the examples that are clients: the example's own program, started once more.
 
 use std::{
-    io,
+    fmt, io,
     net::TcpListener,
     process::{Child, Command, ExitCode, Stdio},
 };
@@ -17,10 +17,26 @@ pub struct Server {
     endpoint: Endpoint,
 }
 
-/// Serves, if this process was started to be the server; its exit code. An example calls it first.
-#[must_use]
-pub fn serve_if_asked() -> Option<ExitCode> {
-    std::env::var_os(IS_SERVER).map(|_| kv_server::run())
+/// The `main` of an example that is a client: runs the server if this process was started to be one, and else the example.
+///
+/// # Panics
+/// No runtime can be started.
+pub fn run<F, E>(example: impl FnOnce() -> F) -> ExitCode
+where
+    F: Future<Output = Result<(), E>>,
+    E: fmt::Display,
+{
+    if std::env::var_os(IS_SERVER).is_some() {
+        return kv_server::run();
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be started");
+    match runtime.block_on(example()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 impl Server {

@@ -247,8 +247,8 @@ impl Model for Register {
 }
 
 /// Describes a violation for a reader: the last operations of the longest order, and the one that cannot follow.
-pub fn explain<C: fmt::Debug, A: fmt::Debug>(history: &[Operation<C, A>], verdict: &CheckResult) -> String {
-    let CheckResult::Violation { explained, stuck } = verdict else { return format!("{verdict:?}") };
+pub fn explain<C: fmt::Debug, A: fmt::Debug>(history: &[Operation<C, A>], result: &CheckResult) -> String {
+    let CheckResult::Violation { explained, stuck } = result else { return format!("{result:?}") };
     let line = |at: usize| {
         let Operation { client, call, began, ended } = &history[at];
         match ended {
@@ -282,7 +282,7 @@ mod tests {
         Operation { client, call, began, ended }
     }
 
-    fn verdict(history: &[Op]) -> CheckResult {
+    fn result(history: &[Op]) -> CheckResult {
         check(&Register::Read, history, 1_000_000)
     }
 
@@ -291,7 +291,7 @@ mod tests {
         for seen in [0, 7] {
             let write = op(1, Register::Write(7), 1, Some((10, None)));
             assert_eq!(
-                verdict(&[write, op(2, Register::Read, 2, Some((3, Some(seen))))]),
+                result(&[write, op(2, Register::Read, 2, Some((3, Some(seen))))]),
                 CheckResult::Linearizable
             );
         }
@@ -303,7 +303,7 @@ mod tests {
         let first = op(2, Register::Read, 2, Some((3, Some(7))));
         let second = op(3, Register::Read, 4, Some((5, Some(0))));
         let history = [write, first, second];
-        let found = verdict(&history);
+        let found = result(&history);
         assert!(matches!(found, CheckResult::Violation { stuck: 2, .. }), "{found:?}");
         assert!(explain(&history, &found).ends_with("client 3 Read at 4 -> Some(0) at 5\n"));
     }
@@ -312,9 +312,9 @@ mod tests {
     fn what_was_not_answered_may_come_late_or_never() {
         let write = op(1, Register::Write(7), 1, None);
         let read = |began, seen| op(2, Register::Read, began, Some((began + 1, Some(seen))));
-        assert_eq!(verdict(&[write.clone(), read(5, 0), read(90, 7)]), CheckResult::Linearizable);
-        assert_eq!(verdict(&[write.clone(), read(5, 0), read(90, 0)]), CheckResult::Linearizable);
-        assert!(matches!(verdict(&[write, read(5, 7), read(90, 0)]), CheckResult::Violation { .. }));
+        assert_eq!(result(&[write.clone(), read(5, 0), read(90, 7)]), CheckResult::Linearizable);
+        assert_eq!(result(&[write.clone(), read(5, 0), read(90, 0)]), CheckResult::Linearizable);
+        assert!(matches!(result(&[write, read(5, 7), read(90, 0)]), CheckResult::Violation { .. }));
     }
 
     #[test]
@@ -367,7 +367,7 @@ mod tests {
                 })
                 .collect();
             let expected = brute_force(&history, &mut Vec::new(), 0);
-            assert_eq!(verdict(&history) == CheckResult::Linearizable, expected, "{history:#?}");
+            assert_eq!(result(&history) == CheckResult::Linearizable, expected, "{history:#?}");
             violations += u64::from(!expected);
         }
         assert!((500..2_500).contains(&violations), "both outcomes are tried: {violations}");

@@ -214,7 +214,7 @@ async fn stale_reads_of_a_node_that_is_cut_off_are_found_out() {
     };
     let old = read(Consistency::STALE).await;
     assert_eq!(old, Some(Cell { value: 1, version: 1 }), "it cannot know better");
-    let verdict = |seen: Option<Cell>| {
+    let result = |seen: Option<Cell>| {
         let write = |value, began, was| Operation {
             client: 1,
             call: Call::Put(value),
@@ -225,12 +225,12 @@ async fn stale_reads_of_a_node_that_is_cut_off_are_found_out() {
         let first = Some(Cell { value: 1, version: 1 });
         linearizability::check(&Key, &[write(1, 1, None), write(2, 3, first), read], 1_000)
     };
-    assert!(matches!(verdict(old), CheckResult::Violation { stuck: 2, .. }), "{:?}", verdict(old));
+    assert!(matches!(result(old), CheckResult::Violation { stuck: 2, .. }), "{:?}", result(old));
 
     // Asked for a linearizable one, the same node has it from the others or has none, and does not make one up.
     let request = RangeRequest::of("k", None);
     if let Ok(Ok(Reply::Range(mut found))) = connection.call(protocol::Call::Range(request)).await {
-        assert_eq!(verdict(found.kvs.pop().map(cell)), CheckResult::Linearizable);
+        assert_eq!(result(found.kvs.pop().map(cell)), CheckResult::Linearizable);
     }
     proxy.heal();
     cluster.same_hash().await;

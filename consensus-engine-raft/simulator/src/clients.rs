@@ -219,10 +219,10 @@ impl World {
             let all = self.clients.iter().flat_map(|client| &client.history);
             let history: Vec<_> =
                 all.filter(|(at, _)| *at == key).map(|(_, operation)| operation.clone()).collect();
-            let verdict = check(&Register::Read, &history, SEARCH_STEPS);
-            match verdict {
+            let result = check(&Register::Read, &history, SEARCH_STEPS);
+            match result {
                 CheckResult::Violation { .. } => {
-                    panic!("not linearizable, key {key}: {}", explain(&history, &verdict))
+                    panic!("not linearizable, key {key}: {}", explain(&history, &result))
                 }
                 CheckResult::Undecided => self.checks.reach("history undecided"),
                 CheckResult::Linearizable => self.checks.reach("history checked"),

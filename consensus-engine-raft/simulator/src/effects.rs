@@ -59,7 +59,7 @@ impl World {
                 let (delay, incarnation) = (self.random.below(600) * MS, self.node(id).incarnation);
                 self.schedule(delay, Due::Installed(id, incarnation));
             }
-            Output::SnapshotSettled(verdict) => self.settle(id, verdict),
+            Output::SnapshotSettled(outcome) => self.settle(id, outcome),
             Output::Changed(..) => self.checks.reach("change done"),
             Output::TransferEnded(_, Ok(())) => self.checks.reach("transfer"),
             Output::ChangeRefused(..) | Output::TransferEnded(..) => {}
@@ -270,9 +270,9 @@ impl World {
         self.serve_reads(id);
     }
 
-    fn settle(&mut self, id: NodeId, verdict: ArrivalOutcome) {
+    fn settle(&mut self, id: NodeId, outcome: ArrivalOutcome) {
         let Some(arrival) = self.node_mut(id).up.as_mut().and_then(|up| up.arrival.take()) else { return };
-        let held = (verdict == ArrivalOutcome::Accepted).then_some(arrival.last.index);
+        let held = (outcome == ArrivalOutcome::Accepted).then_some(arrival.last.index);
         self.send(id, arrival.from, Packet::SnapshotAck(held, arrival.transfer));
     }
 

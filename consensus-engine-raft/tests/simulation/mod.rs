@@ -110,9 +110,9 @@ async fn converge(world: &World) -> Result<(), String> {
 
 fn check_histories(history: &[Vec<Operation<Register, Option<u64>>>; KEYS]) -> Result<(), String> {
     for (key, history) in history.iter().enumerate() {
-        let verdict = check(&Register::Read, history, SEARCH_STEPS);
-        if matches!(verdict, CheckResult::Violation { .. }) {
-            return Err(format!("not linearizable, key {key}: {}", explain(history, &verdict)));
+        let result = check(&Register::Read, history, SEARCH_STEPS);
+        if matches!(result, CheckResult::Violation { .. }) {
+            return Err(format!("not linearizable, key {key}: {}", explain(history, &result)));
         }
     }
     Ok(())

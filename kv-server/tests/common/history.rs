@@ -177,8 +177,8 @@ impl Histories {
     pub fn check(&self) -> (usize, usize) {
         let (mut operations, mut unknown) = (0, 0);
         for (key, history) in &*self.keys.lock().unwrap() {
-            let verdict = check(&Key, history, STEPS_MAX);
-            assert_eq!(verdict, CheckResult::Linearizable, "{key}: {}", explain(history, &verdict));
+            let result = check(&Key, history, STEPS_MAX);
+            assert_eq!(result, CheckResult::Linearizable, "{key}: {}", explain(history, &result));
             operations += history.len();
             unknown += history.iter().filter(|operation| operation.ended.is_none()).count();
         }

@@ -290,9 +290,9 @@ impl World {
                 }
             }
             Output::ReadRefused(token) => node.reads.retain(|(known, _)| *known != token),
-            Output::SnapshotSettled(verdict) => {
+            Output::SnapshotSettled(outcome) => {
                 if let Some(from) = node.installing_from.take() {
-                    let held = (verdict == ArrivalOutcome::Accepted).then_some(node.applied);
+                    let held = (outcome == ArrivalOutcome::Accepted).then_some(node.applied);
                     self.send(state, node.id, from, Packet::SnapshotAck(held));
                 }
             }

@@ -34,9 +34,9 @@ pub(crate) async fn execute(client: &KvClient, file: &PathBuf, show: Show) -> Re
     let results: Vec<Value> = response.responses.iter().map(outcome).collect();
     let lines: Vec<String> = results.iter().map(Value::to_string).collect();
     let succeeded = response.succeeded;
-    let verdict = if succeeded { "succeeded" } else { "compares do not hold" };
+    let result = if succeeded { "succeeded" } else { "compares do not hold" };
     show.either(
-        [verdict.to_owned(), lines.join("\n")].join("\n").trim_end(),
+        [result.to_owned(), lines.join("\n")].join("\n").trim_end(),
         || json!({ "succeeded": succeeded, "responses": results, "revision": response.header.revision }),
     )?;
     Ok(u8::from(!succeeded))

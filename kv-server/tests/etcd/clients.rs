@@ -11,7 +11,7 @@ use kv_etcd_api::{
     mvccpb::{Event, event::EventType},
 };
 use tokio::{net::TcpStream, sync::mpsc, time::timeout};
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
 use crate::common::Server;
 
@@ -84,12 +84,21 @@ pub(crate) struct Watching {
 
 impl Watching {
     pub(crate) async fn open(port: u16) -> Self {
+        Self::open_with(port, &[]).await
+    }
+
+    /// A stream with these metadata.
+    pub(crate) async fn open_with(port: u16, metadata: &[(&'static str, &'static str)]) -> Self {
         let (requests, sent) = mpsc::channel(8);
         let sent = futures::stream::unfold(sent, |mut sent| async move {
             let request = sent.recv().await?;
             Some((request, sent))
         });
-        let answers = WatchClient::new(channel(port).await).watch(sent).await.unwrap().into_inner();
+        let mut request = Request::new(sent);
+        for (name, value) in metadata {
+            request.metadata_mut().insert(*name, value.parse().unwrap());
+        }
+        let answers = WatchClient::new(channel(port).await).watch(request).await.unwrap().into_inner();
         Self { requests, answers }
     }
 

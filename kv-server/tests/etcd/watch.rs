@@ -7,6 +7,7 @@ use kv_etcd_api::etcdserverpb::{
 use tonic::Code;
 
 use super::clients::{Alone, Watching, put, told, watch};
+use crate::common::Cluster;
 
 #[tokio::test]
 async fn watch_is_told_of_past_and_future_changes() {
@@ -150,4 +151,21 @@ async fn stopping_server_ends_streams_with_an_error_so_that_clients_come_back() 
     let (status, code) = tokio::join!(watching.end(), ended);
     assert_eq!(status.expect_err("not in order").code(), Code::Unavailable);
     assert_eq!(code, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_that_requires_a_leader_ends_without_one_and_others_go_on() {
+    let mut cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let port = cluster.servers[(leader + 1) % 3].port;
+    let mut requiring = Watching::open_with(port, &[("hasleader", "true")]).await;
+    requiring.create(watch("a", "")).await;
+    let mut other = Watching::open(port).await;
+    other.create(watch("a", "")).await;
+    cluster.servers[leader].kill();
+    cluster.servers[(leader + 2) % 3].kill();
+    let end = requiring.end().await.unwrap_err();
+    assert_eq!((end.code(), end.message()), (Code::Unavailable, "etcdserver: no leader"));
+    other.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
+    assert_eq!(other.next().await.watch_id, -1);
 }

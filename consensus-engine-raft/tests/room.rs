@@ -125,6 +125,14 @@ async fn leader_elected_while_no_disk_has_room_serves_reads_and_refuses_commands
     let cluster = Cluster::start(3, |_| {}).await;
     let before = cluster.leader().await;
     cluster.engine(before).propose("before".into()).await.unwrap();
+    // A node that lacks the command has no room for it later, and the next leader needs both others.
+    for id in 0..3 {
+        eventually("the command is on every disk", || {
+            let commands = commands(&cluster, id);
+            (commands.len() == 1).then_some(()).ok_or(commands)
+        })
+        .await;
+    }
     cluster.storages.iter().for_each(|storage| storage.fill(true));
     cluster.isolate(before);
     let engine = cluster.engine(cluster.leader_other_than(before).await);

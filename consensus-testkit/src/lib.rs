@@ -7,7 +7,9 @@
 //! * Test doubles: [`MemLogStorage`], a storage in memory whose content outlives it and which fails on demand; [`Journal`],
 //!   a state machine that records what it applied; [`OnFiles`], which keeps a state machine in the files of a [`SimDir`], a
 //!   directory in memory that loses unsynced data when the power is lost.
-//! * A checker of [linearizability], for the results that the clients of your service got.
+//! * A checker of [linearizability], for the results that the clients of your service got; and checkers of what its watchers
+//!   were told ([`watch_history`]), of when its leases ended ([`lease_history`]), and of whether its locks excluded each other
+//!   ([`lock_history`]).
 //! * For storages: all states in which a crash can leave a directory (`crash_images`, Linux with `strace`), damaged files
 //!   ([damage]), and a full disk (`SmallDisk`, unix as root).
 //!
@@ -19,7 +21,9 @@ pub mod crash_images;
 pub mod damage;
 pub mod engine;
 mod journal;
+pub mod lease_history;
 pub mod linearizability;
+pub mod lock_history;
 pub mod log_storage;
 mod mem_log;
 mod on_files;
@@ -30,6 +34,7 @@ mod small_disk;
 pub mod state_machine;
 pub mod transport;
 mod wait;
+pub mod watch_history;
 
 pub use journal::{Journal, JournalReader};
 pub use mem_log::MemLogStorage;

@@ -8,7 +8,7 @@
 //! * A lease does not end early: what is attached is there until the TTL has passed since the last renewal that succeeded was
 //!   *sent*. The owner cannot know a later time, as the service may have renewed the lease as soon as that.
 //! * It does not stay: what is attached is gone when the TTL and a grace have passed since the last renewal that may have had
-//!   an effect. A new leader may have to count the TTL anew, so that a [`Disturbance`] starts it again, unless the service
+//!   an effect. A new leader may not know how much of the TTL has passed, so that a [`Disturbance`] starts it again, unless the service
 //!   has noted regularly how much of it was left ([`Promise::checkpoint_interval`]).
 
 use std::{fmt, time::Duration};
@@ -48,7 +48,7 @@ pub struct Read {
     pub is_there: bool,
 }
 
-/// A time in which leaders changed, there was none, or the machine was too busy: leases may be counted anew at its end.
+/// A time in which leaders changed, there was none, or the machine was too busy: leases may be counted from the start at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disturbance {
     /// Its start.
@@ -57,7 +57,7 @@ pub struct Disturbance {
     pub to: Duration,
 }
 
-/// What the service promises of the end of leases.
+/// Bounds on the end of leases, which the service promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Promise {
     /// Time in addition to the TTL within which what is attached is gone.
@@ -70,7 +70,7 @@ pub struct Promise {
 /// How a lease broke its promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// What was attached was missing before the lease ended.
+    /// A read missed what was attached before the lease ended.
     EndedEarly {
         /// Name of the lease.
         lease: String,
@@ -79,7 +79,7 @@ pub enum Violation {
         /// The read that missed it.
         read: Read,
     },
-    /// What was attached was there too long.
+    /// A read found what was attached when it had to be gone.
     Stayed {
         /// Name of the lease.
         lease: String,
@@ -134,7 +134,7 @@ pub fn gone_by(lease: &Lease, promise: &Promise, disturbances: &[Disturbance]) -
     since + left + promise.grace
 }
 
-/// What the last checkpoint says is left, if `counted` has passed for certain.
+/// Time that is left by the last checkpoint, if `counted` has passed for certain.
 fn left_after(left: Duration, ttl: Duration, counted: Duration, interval: Option<Duration>) -> Duration {
     let Some(interval) = interval.filter(|interval| !interval.is_zero()) else { return ttl };
     let checkpoints = u32::try_from(counted.as_nanos() / interval.as_nanos()).unwrap_or(u32::MAX);

@@ -36,7 +36,7 @@ pub struct Write {
 pub enum Violation {
     /// Two holders had the lock at once.
     Overlap(Hold, Hold),
-    /// Who had the lock later does not have the greater token.
+    /// The later of two holders does not have the greater token.
     TokenOrder(Hold, Hold),
     /// A write was executed that began after a later holder had the lock.
     LateWrite(Write, Hold),

@@ -26,7 +26,7 @@ pub struct Event<E> {
     pub what: E,
 }
 
-/// What a watcher did or was told, in the order in which it did or was told it.
+/// An action of a watcher, or something that it was told; in the order of time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step<E> {
     /// The watcher started a stream with this revision. Every stream after the first one resumes: it starts one revision after
@@ -65,7 +65,7 @@ pub struct Violation {
     pub property: Property,
     /// Position of the step in the watcher's history; the number of steps if the violation is at the end.
     pub step: usize,
-    /// What was expected, and what was found.
+    /// Reason: the expected and the actual event.
     pub why: String,
 }
 
@@ -105,7 +105,7 @@ pub fn check<E: PartialEq + fmt::Debug>(
     }
 }
 
-/// What a watcher was told until now.
+/// State of the check: everything that the watcher was told until now.
 struct Told<'a, E> {
     written: BTreeMap<u64, Vec<&'a E>>,
     /// Number of events that were delivered of each revision.
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn event_after_a_later_one_is_not_ordered() {
-        // What was skipped is noticed first; a watcher that starts later could be told of an earlier revision.
+        // A skipped revision would be noticed first, so this watcher starts later.
         let steps = [Step::Started(3), of(3..=3), of(2..=2)];
         assert_eq!(broken(&steps), Property::Ordered);
     }

@@ -1,5 +1,6 @@
 //! What clients saw of real servers while those were killed, stopped and cut off from each other: it must have come from
-//! one copy of the data (linearizability), and what was acknowledged must be there in the end.
+//! one copy of the data (linearizability), and what was acknowledged must be there in the end. Watchers were told of every
+//! change once and in order, leases ended neither early nor late, and locks excluded each other.
 //!
 //! Not broken here: the clients' way to the servers, and the way on which a follower has the leader do what a client asked
 //! of it.
@@ -14,16 +15,24 @@ use std::{
 use common::{
     Cluster,
     history::{Answer, Call, Cell, Histories, Key, Operation, Shared, cell},
+    lease_holders::Leases,
+    lock_holders::Locks,
     proxy::{Direction, Link, Proxy},
+    timeline::Timeline,
+    watchers::{self, Stop},
     writers::{Writers, check},
 };
-use consensus_testkit::linearizability::{self, CheckResult};
+use consensus_testkit::{
+    linearizability::{self, CheckResult},
+    watch_history::Event,
+};
 use kv_store_client::{
     ClientConfig, Connection, KvClient,
     idl::{Consistency, RangeRequest},
     protocol::{self, Reply},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::SliceRandom};
+use tokio::{sync::watch, task::JoinHandle};
 
 /// What is done to a cluster of three, one of whom leads.
 #[derive(Clone, Copy, Debug)]
@@ -108,9 +117,11 @@ async fn strike(
     proxy: &Proxy,
     fault: Fault,
     histories: &Histories,
+    timeline: &Timeline,
     random: &mut SmallRng,
 ) {
     let leader = cluster.leader().await;
+    let disturbed = timeline.now();
     let (killed, stopped, links) = plan(fault, leader, random);
     proxy.set(links);
     stopped.iter().for_each(|node| cluster.servers[*node].signal("-STOP"));
@@ -124,6 +135,120 @@ async fn strike(
     while histories.answered() < before + 20 {
         assert!(healed.elapsed() < Duration::from_secs(30), "{fault:?}: no answers for 30 s after it");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    timeline.disturbed_since(disturbed);
+}
+
+/// Watchers, owners of leases and holders of a lock, and what they recorded.
+struct Users {
+    timeline: Arc<Timeline>,
+    leases: Arc<Leases>,
+    locks: Arc<Locks>,
+    stop: Stop,
+    tasks: Vec<JoinHandle<()>>,
+    observer: JoinHandle<()>,
+    watchers: Vec<JoinHandle<watchers::History>>,
+    watch_until: watch::Sender<Option<u64>>,
+}
+
+impl Users {
+    fn start(cluster: &Cluster, timeline: &Arc<Timeline>, random: &mut SmallRng) -> Self {
+        let ports = cluster.ports();
+        let mut users = Self {
+            timeline: timeline.clone(),
+            leases: Arc::default(),
+            locks: Arc::default(),
+            stop: Stop::default(),
+            tasks: Vec::new(),
+            observer: timeline.observe(&ports),
+            watchers: Vec::new(),
+            watch_until: watch::Sender::new(None),
+        };
+        for (number, port) in ports.iter().enumerate() {
+            let (mut from, seed) = (ports.clone(), random.random());
+            from.rotate_left(number);
+            users.start_on(number as u64, *port, hasty(&from, PATIENT), seed);
+            let watcher =
+                watchers::watch_by_grpc(ports.clone(), number as u64, users.watch_until.subscribe());
+            users.watchers.push(tokio::spawn(watcher));
+        }
+        for seed in 0..2 {
+            let until = users.watch_until.subscribe();
+            users.watchers.push(tokio::spawn(watchers::watch_by_polls(cluster.client(), seed, until)));
+        }
+        users
+    }
+
+    /// Starts one writer of watched keys, two owners of leases, and two holders of the lock.
+    fn start_on(&mut self, number: u64, port: u16, client: KvClient, seed: u64) {
+        let (stop, writer) = (self.stop.clone(), client.clone());
+        self.tasks.push(tokio::spawn(async move { watchers::write_watched(writer, seed, &stop).await }));
+        for owner in 0..2 {
+            let (timeline, leases, stop) = (self.timeline.clone(), self.leases.clone(), self.stop.clone());
+            let client = client.clone();
+            let owner = async move { leases.hold(client, 2 * number + owner, &timeline, &stop).await };
+            self.tasks.push(tokio::spawn(owner));
+        }
+        let (timeline, locks, stop) = (self.timeline.clone(), self.locks.clone(), self.stop.clone());
+        self.tasks.push(tokio::spawn(async move {
+            let (other, library, service) = (client.clone(), 2 * number, 2 * number + 1);
+            tokio::join!(
+                locks.lock_by_library(client, library, seed, &timeline, &stop),
+                locks.lock_by_service(other, port, service, seed, &timeline, &stop),
+            );
+        }));
+    }
+
+    /// Lets all come to their ends on a cluster that is well again.
+    async fn end(self, client: &KvClient) -> Recorded {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        self.observer.abort();
+        let (written, through) = watchers::written(client).await;
+        self.watch_until.send_replace(Some(through));
+        let mut histories = Vec::new();
+        for watcher in self.watchers {
+            let history = tokio::time::timeout(Duration::from_secs(30), watcher).await;
+            histories.push(history.expect("a watcher on servers that are well knows all soon").unwrap());
+        }
+        let Self { timeline, leases, locks, .. } = self;
+        Recorded { timeline, leases, locks, written, through, histories }
+    }
+}
+
+/// What [`Users`] recorded.
+struct Recorded {
+    timeline: Arc<Timeline>,
+    leases: Arc<Leases>,
+    locks: Arc<Locks>,
+    written: Vec<Event<watchers::Change>>,
+    through: u64,
+    histories: Vec<watchers::History>,
+}
+
+impl Recorded {
+    fn check(&self) {
+        let (mut streams, mut deliveries) = (0, 0);
+        for (number, history) in self.histories.iter().enumerate() {
+            history.check(&number.to_string(), &self.written, self.through);
+            let counts = history.counts();
+            (streams, deliveries) = (streams + counts.0, deliveries + counts.1);
+        }
+        let (leases, renewals, reads) = self.leases.check(GRACE, &self.timeline.disturbances());
+        let (holds, writes, refused) = self.locks.check();
+        println!(
+            "{} watchers had {streams} streams and {deliveries} deliveries of {} events in {} revisions; {leases} leases, \
+             {renewals} renewals, {reads} reads of their keys; {holds} times a lock, {writes} guarded writes, {refused} of \
+             them refused to former holders",
+            self.histories.len(),
+            self.written.len(),
+            self.through,
+        );
+        assert!(streams > 20 && deliveries > 100, "too few watches: {streams} {deliveries}");
+        assert!(leases > 10 && renewals > 10, "too few leases: {leases} {renewals}");
+        assert!(holds > 10 && refused > 10, "too few locks: {holds} {refused}");
     }
 }
 
@@ -152,14 +277,16 @@ async fn what_clients_see_under_faults_comes_from_one_copy() {
         tokio::spawn(async move { histories.client(client, id, seed, &keys, &stop).await })
     };
     let clients: Vec<_> = (0..CLIENTS).map(|id| client(id, random.random())).collect();
-    let writers = Writers::start(&cluster.client(), 2);
+    let writers = Writers::start(&cluster.client(), 1);
+    let timeline = Timeline::start();
+    let users = Users::start(&cluster, &timeline, &mut random);
 
     let mut faults = FAULTS;
     faults.shuffle(&mut random);
     for (round, fault) in faults.into_iter().chain(FAULTS).take(ROUNDS).enumerate() {
         // New keys, so that what was never answered does not burden the search for an order for ever.
         *keys.lock().unwrap() = names_of_keys(round);
-        strike(&mut cluster, &proxy, fault, &histories, &mut random).await;
+        strike(&mut cluster, &proxy, fault, &histories, &timeline, &mut random).await;
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     for client in clients {
@@ -169,10 +296,12 @@ async fn what_clients_see_under_faults_comes_from_one_copy() {
 
     // What is there in the end belongs to the histories too.
     let last_look = cluster.client();
+    let recorded = users.end(&last_look).await;
     for key in histories.keys() {
         histories.perform(&last_look, CLIENTS, &key, Call::Get).await.expect("all is well again");
     }
     let (operations, unknown) = histories.check();
+    recorded.check();
     check(&last_look, &acknowledged).await;
     cluster.same_hash().await;
     println!(
@@ -240,4 +369,6 @@ const CLIENTS: u64 = 6;
 const PATIENT: Duration = Duration::from_secs(3);
 const IMPATIENT: Duration = Duration::from_millis(150);
 const KEYS: usize = 6;
+/// Two election timeouts of the servers: time in addition to its TTL in which the keys of a lease are gone.
+const GRACE: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 18;

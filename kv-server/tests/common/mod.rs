@@ -3,8 +3,12 @@
 
 pub mod history;
 pub mod kvctl;
+pub mod lease_holders;
+pub mod lock_holders;
 pub mod page;
 pub mod proxy;
+pub mod timeline;
+pub mod watchers;
 pub mod writers;
 
 use std::{

@@ -28,7 +28,7 @@ use crate::{
     concurrency::{CancelOnDrop, ConcurrencyLimits},
     execute::ExecuteError,
     executor::read_result,
-    lessor,
+    lessor::{self, TimeSource},
     limits::Amount,
     machine::{ANSWER_VERSION, COMMAND_VERSION},
     quota::Quota,
@@ -49,6 +49,7 @@ pub struct ConsensusKvDatabase {
     quota: Arc<Quota>,
     concurrency: ConcurrencyLimits,
     auto_compaction: Option<AutoCompaction>,
+    time: TimeSource,
     tasks: Arc<Tasks>,
 }
 
@@ -154,6 +155,7 @@ impl ConsensusKvDatabase {
             quota: Arc::default(),
             concurrency: ConcurrencyLimits::new(),
             auto_compaction: None,
+            time: TimeSource::default(),
             tasks: Arc::default(),
         }
     }
@@ -176,6 +178,14 @@ impl ConsensusKvDatabase {
     #[must_use]
     pub fn with_auto_compaction(mut self, mode: Option<AutoCompaction>) -> Self {
         self.auto_compaction = mode;
+        self
+    }
+
+    /// Sets the time by which leases are counted while this node is leader. Call it before [`start`](Self::start). Default: that
+    /// of the machine.
+    #[must_use]
+    pub fn with_time_source(mut self, time: TimeSource) -> Self {
+        self.time = time;
         self
     }
 
@@ -203,7 +213,7 @@ impl ConsensusKvDatabase {
         self.serving.store(true, Ordering::Release);
         if let Some(executor) = &self.executor {
             let (engine, store) = (|| self.engine.clone(), || executor.store().clone());
-            let lessor = tokio::spawn(lessor::run(engine(), store()));
+            let lessor = tokio::spawn(lessor::run(engine(), store(), self.time.clone()));
             let compaction = self.auto_compaction.map(|mode| auto_compaction::run(engine(), store(), mode));
             self.tasks.replace([lessor].into_iter().chain(compaction.map(tokio::spawn)).collect());
         }

@@ -79,7 +79,7 @@ impl LeaseTable {
                 None => {
                     all.remove(id);
                     if let Some(clock) = &mut *clock {
-                        clock.remove(*id);
+                        clock.stop(*id);
                     }
                 }
             }

@@ -77,6 +77,7 @@ pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError, Leas
 pub use executor::KvStoreExecutor;
 pub use hash::{KeysHash, StateHash};
 pub use lease::Lease;
+pub use lessor::TimeSource;
 pub use limits::{
     KEY_BYTES_MAX, LEASE_TTL_MAX, Limits, OPERATIONS_MAX, REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX,
     TXN_DEPTH_MAX, VALUE_BYTES_MAX, WHOLE_REPLY_BYTES_MAX, WORK_BYTES_MAX, WORK_KEYS_MAX,

@@ -7,7 +7,12 @@ use consensus_core::{ReadConsistency, Role};
 use serde::{Deserialize, Serialize};
 
 use super::{ConsensusKvDatabase, KvError, blocking, propose, propose_error, read_error};
-use crate::{KvOperation, lease, lessor, store::Store};
+use crate::{
+    KvOperation,
+    lease::{self, Leases},
+    lessor::{self, Renewal},
+    store::Store,
+};
 
 /// State of a lease, as known to the leader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +71,7 @@ impl ConsensusKvDatabase {
     }
 
     /// Renews a lease for its whole time to live, on the leader. This needs no log entry, unless the remaining time of
-    /// the lease was checkpointed.
+    /// the lease was checkpointed, or is being checkpointed.
     ///
     /// Returns the time to live in seconds; `None` if there is no such lease or it has expired.
     ///
@@ -74,20 +79,27 @@ impl ConsensusKvDatabase {
     /// See [`KvError`]. A lease that is not renewed in time expires.
     pub async fn keep_alive(&self, id: i64) -> Result<Option<u64>, KvError> {
         let (store, term) = self.leases_of_leader().await?;
-        let generation = store.current();
-        let Some(lease) = generation.leases().get(id) else { return Ok(None) };
-        if lease.remaining.is_some() {
-            let operation = KvOperation::CheckpointLeases { remaining: vec![(id, None)], term };
-            propose(&self.engine, None, operation).await.map_err(propose_error)?;
+        let (generation, status) = (store.current(), self.engine.status());
+        let mut replaced = None;
+        while lessor::is_leader_of_term(&status, term) {
+            let (ttl, renewal) = {
+                let Leases { all, clock } = &mut *generation.leases().lock();
+                let Some(lease) = all.get(&id) else { return Ok(None) };
+                let Some(clock) = clock.as_mut().filter(|clock| clock.term == term) else { break };
+                (lease.ttl, clock.renew(id, *lease, replaced))
+            };
+            match renewal {
+                Renewal::Renewed => return Ok(Some(ttl)),
+                Renewal::Expired => return Ok(None),
+                Renewal::CheckpointPending => tokio::time::sleep(CHECKPOINT_POLL_INTERVAL).await,
+                Renewal::ReplaceCheckpoints(checkpoints) => {
+                    let operation = KvOperation::CheckpointLeases { remaining: vec![(id, None)], term };
+                    propose(&self.engine, None, operation).await.map_err(propose_error)?;
+                    replaced = Some(checkpoints);
+                }
+            }
         }
-        let mut leases = generation.leases().lock();
-        match &mut leases.clock {
-            Some(clock) if clock.term == term => Ok(clock.left(id).map(|_| {
-                clock.renew(id, lease.ttl);
-                lease.ttl
-            })),
-            _ => Err(KvError::NotLeader { leader: None }),
-        }
+        Err(KvError::NotLeader { leader: None })
     }
 
     /// Returns the state of a lease, on the leader; `None` if there is no such lease or it has expired.
@@ -168,3 +180,5 @@ pub fn random_lease_id() -> i64 {
 /// Maximum number of polls, and the time between two, while a request waits for a new leader to start counting time.
 const CLOCK_POLLS_MAX: u32 = 20;
 const CLOCK_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Time between two looks at whether a checkpoint is still pending.
+const CHECKPOINT_POLL_INTERVAL: Duration = Duration::from_millis(10);

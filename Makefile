@@ -61,6 +61,10 @@ SEED ?= 1
 sim: ## one simulated cluster, step by step: SEED=7; ARGS="--all --page run.html --shrink"
 	$(SIM) run $(SEED) $(ARGS)
 
+LEASE_SEEDS ?= 1000
+leases: ## leases, watches and locks of simulated clusters of the real engine and store: LEASE_SEEDS=1000
+	LEASE_SEEDS=$(LEASE_SEEDS) cargo test --test lease_simulation -- --nocapture
+
 mutants: ## known bugs, patched in one after another: what finds each; hours, can be resumed; SHARD=1/4 ARGS="C1 E6"
 	scripts/mutants $(ARGS)
 
@@ -103,7 +107,7 @@ STATES ?= 20000000
 modelcheck: ## so many STATES of each scenario, release build
 	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- model-check --states $(STATES) --seconds 3600 $(ARGS)
 
-.PHONY: clients patroni etcd-compat etcd-compat-quick etcd-api bench instructions page model-check simulate states sim mutants mutants-check soak modelcheck fuzz
+.PHONY: clients patroni etcd-compat etcd-compat-quick etcd-api bench instructions page model-check simulate states sim leases mutants mutants-check soak modelcheck fuzz
 model-check: modelcheck
 
 doc:

@@ -208,10 +208,17 @@ pub(crate) mod tests {
 
     fn members() -> impl Strategy<Value = BTreeMap<NodeId, Member>> {
         let kinds = [MemberKind::Voter, MemberKind::Learner, MemberKind::Joining, MemberKind::Witness];
-        let member = (0..kinds.len(), endpoint(), endpoint(), any::<u32>(), any::<Option<u64>>());
-        let member = member.prop_map(move |(kind, endpoint, client_endpoint, priority, storage)| {
+        let member = (
+            0..kinds.len(),
+            endpoint(),
+            endpoint(),
+            any::<u32>(),
+            any::<Option<String>>(),
+            any::<Option<u64>>(),
+        );
+        let member = member.prop_map(move |(kind, endpoint, client_endpoint, priority, name, storage)| {
             let storage = storage.map(StorageId);
-            Member { kind: kinds[kind], endpoint, priority, client_endpoint, storage }
+            Member { kind: kinds[kind], endpoint, priority, client_endpoint, name, storage }
         });
         prop::collection::btree_map(any::<u64>().prop_map(NodeId), member, 0..5)
     }

@@ -56,6 +56,8 @@ pub struct Member {
     pub priority: u32,
     /// Endpoint at which the member serves clients. Engines do not use it; programs can tell it to clients.
     pub client_endpoint: Option<Endpoint>,
+    /// Name of the member; `None` if it has none. Engines do not use it; programs can show it to people.
+    pub name: Option<String>,
     /// Identity of the member's log storage, set when a leader first learns it. A node that returns with another storage has
     /// lost its votes and acknowledgements, and counts no more until it is removed and added again. Before a leader learns
     /// it: [`StorageId::UNKNOWN`] for a member that a change added, which does not vote yet ([`votes`](Self::votes)); `None`
@@ -68,7 +70,7 @@ impl Member {
     /// Creates a member without endpoints, with priority 0.
     #[must_use]
     pub fn new(kind: MemberKind) -> Self {
-        Self { kind, endpoint: None, priority: 0, client_endpoint: None, storage: None }
+        Self { kind, endpoint: None, priority: 0, client_endpoint: None, name: None, storage: None }
     }
 
     /// Whether the member votes and counts for commitment. A member that a change added does not before its storage is known.
@@ -109,7 +111,7 @@ pub struct Membership {
 /// One change of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemberChange {
-    /// Adds a member, or changes the kind, priority or endpoints of one. The [`storage`](Member::storage) of an existing
+    /// Adds a member, or changes the kind, priority, endpoints or name of one. The [`storage`](Member::storage) of an existing
     /// member is kept; that of a new member is learned later.
     Set(NodeId, Member),
     /// Removes a member.

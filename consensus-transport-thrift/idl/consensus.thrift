@@ -22,6 +22,8 @@ struct Member {
   /** Identity of its log storage, where it is known. */
   5: optional i64 storage
   6: required i32 priority
+  /** For people. */
+  7: optional string name
 }
 
 struct Membership {
@@ -185,6 +187,13 @@ struct KnownNode {
   1: optional i64 storage
 }
 
+/** The member of the callee's cluster that has a certain endpoint. */
+struct MemberAtEndpoint {
+  1: required i64 node_id
+  /** Identity of its log storage, where it is known. */
+  2: optional i64 storage
+}
+
 /** What a node says of itself to one that asks. */
 struct Description {
   1: required Identity callee
@@ -193,6 +202,8 @@ struct Description {
   3: required list<Founder> founders
   /** What it knows of a node with the asker's id; not set if nothing. */
   4: optional KnownNode asker
+  /** The member at the endpoint that the asker named; not set if there is none. */
+  5: optional MemberAtEndpoint member_at_endpoint
 }
 
 /** The callee does not want the connection and closes it. */
@@ -201,8 +212,11 @@ exception Refused {
 }
 
 service Consensus {
-  /** Who the callee is; asked on a connection of its own, by whoever wants to know. */
-  Description describe(1: Identity asker),
+  /**
+   * Who the callee is; asked on a connection of its own, by whoever wants to know. The answer says
+   * which member is at `endpoint` (host:port), unless it is empty.
+   */
+  Description describe(1: Identity asker, 2: string endpoint),
   /** Begins a connection; answered with who the callee is. */
   Identity hello(1: Hello hello) throws (1: Refused refused),
   /** `cluster`: the identity of the sender's cluster, 0 if it knows none. */

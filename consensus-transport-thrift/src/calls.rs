@@ -18,7 +18,8 @@ use crate::{
 
 /// A decoded call.
 pub(crate) enum Call {
-    Describe(Identity),
+    /// A probe: who asks, and the endpoint of the member that the asker wants to know.
+    Describe(Identity, Option<String>),
     Hello(Hello),
     /// A message, and the cluster of its sender.
     Deliver(Message, ClusterId),
@@ -27,8 +28,8 @@ pub(crate) enum Call {
     Unknown(String),
 }
 
-pub(crate) fn encode_describe(asker: Identity) -> thrift::Result<Bytes> {
-    let args = ConsensusDescribeArgs { asker };
+pub(crate) fn encode_describe(asker: Identity, endpoint: Option<String>) -> thrift::Result<Bytes> {
+    let args = ConsensusDescribeArgs { asker, endpoint: endpoint.unwrap_or_default() };
     framing::encode("describe", TMessageType::Call, 0, |out| args.write_to_out_protocol(out))
 }
 
@@ -56,7 +57,11 @@ pub(crate) fn read_call(frame: &[u8]) -> thrift::Result<(i32, Call)> {
     let (identifier, mut protocol) = framing::open(frame)?;
     let input = &mut protocol;
     let call = match identifier.name.as_str() {
-        "describe" => Call::Describe(ConsensusDescribeArgs::read_from_in_protocol(input)?.asker),
+        "describe" => {
+            let ConsensusDescribeArgs { asker, endpoint } =
+                ConsensusDescribeArgs::read_from_in_protocol(input)?;
+            Call::Describe(asker, Some(endpoint).filter(|endpoint| !endpoint.is_empty()))
+        }
         "hello" => Call::Hello(ConsensusHelloArgs::read_from_in_protocol(input)?.hello),
         "deliver" => {
             let ConsensusDeliverArgs { message, cluster } =

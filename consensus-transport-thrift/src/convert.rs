@@ -209,6 +209,7 @@ fn member_to_wire((id, member): (&NodeId, &Member)) -> wire::Member {
         },
         endpoint: member.endpoint.as_ref().map(Endpoint::to_string),
         client_endpoint: member.client_endpoint.as_ref().map(Endpoint::to_string),
+        name: member.name.clone(),
         storage: member.storage.map(|storage| signed(storage.0)),
         priority: i32::from_ne_bytes(member.priority.to_ne_bytes()),
     }
@@ -236,7 +237,11 @@ fn member_from_wire(member: wire::Member) -> Result<(NodeId, Member)> {
     let (endpoint, client_endpoint) = (endpoint(member.endpoint)?, endpoint(member.client_endpoint)?);
     let priority = u32::from_ne_bytes(member.priority.to_ne_bytes());
     let storage = member.storage.map(storage);
-    Ok((NodeId(unsigned(member.node_id)), Member { kind, endpoint, priority, client_endpoint, storage }))
+    let name = member.name;
+    Ok((
+        NodeId(unsigned(member.node_id)),
+        Member { kind, endpoint, priority, client_endpoint, name, storage },
+    ))
 }
 
 fn storage(value: i64) -> StorageId {
@@ -321,10 +326,17 @@ mod tests {
 
     fn members() -> impl Strategy<Value = BTreeMap<NodeId, Member>> {
         let kinds = [MemberKind::Voter, MemberKind::Learner, MemberKind::Joining, MemberKind::Witness];
-        let member = (0..kinds.len(), endpoint(), endpoint(), any::<u32>(), any::<Option<u64>>());
-        let member = member.prop_map(move |(kind, endpoint, client_endpoint, priority, storage)| {
+        let member = (
+            0..kinds.len(),
+            endpoint(),
+            endpoint(),
+            any::<u32>(),
+            any::<Option<String>>(),
+            any::<Option<u64>>(),
+        );
+        let member = member.prop_map(move |(kind, endpoint, client_endpoint, priority, name, storage)| {
             let storage = storage.map(StorageId);
-            Member { kind: kinds[kind], endpoint, priority, client_endpoint, storage }
+            Member { kind: kinds[kind], endpoint, priority, client_endpoint, name, storage }
         });
         prop::collection::btree_map(any::<u64>().prop_map(NodeId), member, 0..5)
     }

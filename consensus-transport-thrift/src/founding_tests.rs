@@ -27,6 +27,7 @@ fn answer(node: u64, state: PeerState, knows_asker: Option<Option<StorageId>>) -
         formats: FORMATS,
         state,
         knows_asker,
+        member_at_endpoint: None,
     })
 }
 

@@ -25,11 +25,11 @@ pub enum Call {
 
 /// Identity of a node that sends a probe.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Asker(Identity);
+pub struct Asker(Identity, Option<String>);
 
 impl Asker {
     pub fn new(cluster: &str) -> Self {
-        Self(identity(cluster))
+        Self(identity(cluster), None)
     }
 }
 
@@ -53,7 +53,7 @@ impl Greeting {
 pub fn read_call(frame: &[u8]) -> Result<Call, String> {
     let (sequence, call) = calls::read_call(frame).map_err(|error| error_text(&error))?;
     Ok(match call {
-        calls::Call::Describe(asker) => Call::Describe(Asker(asker)),
+        calls::Call::Describe(asker, endpoint) => Call::Describe(Asker(asker, endpoint)),
         calls::Call::Hello(hello) => Call::Hello(Greeting(hello)),
         calls::Call::Deliver(message, _) => Call::Deliver(message_from_wire(message)?),
         calls::Call::SnapshotChunk(chunk, _) => Call::SnapshotChunk(sequence, chunk_from_wire(chunk)?),
@@ -64,7 +64,7 @@ pub fn read_call(frame: &[u8]) -> Result<Call, String> {
 /// Encodes a call as a frame with its length; `None` for a call that nodes never send.
 pub fn write_call(call: Call) -> Option<Bytes> {
     let frame = match call {
-        Call::Describe(Asker(asker)) => calls::encode_describe(asker),
+        Call::Describe(Asker(asker, endpoint)) => calls::encode_describe(asker, endpoint),
         Call::Hello(Greeting(hello)) => calls::encode_hello(hello),
         Call::Deliver(message) => calls::encode_deliver(message_to_wire(message).ok()?, CLUSTER),
         Call::SnapshotChunk(sequence, chunk) => {

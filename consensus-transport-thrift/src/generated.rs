@@ -331,10 +331,12 @@ pub struct Member {
   /// Identity of its log storage, where it is known.
   pub storage: Option<i64>,
   pub priority: i32,
+  /// For people.
+  pub name: Option<String>,
 }
 
 impl Member {
-  pub fn new<F3, F4, F5>(node_id: i64, kind: MemberKind, endpoint: F3, client_endpoint: F4, storage: F5, priority: i32) -> Member where F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<i64>> {
+  pub fn new<F3, F4, F5, F7>(node_id: i64, kind: MemberKind, endpoint: F3, client_endpoint: F4, storage: F5, priority: i32, name: F7) -> Member where F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<i64>>, F7: Into<Option<String>> {
     Member {
       node_id,
       kind,
@@ -342,6 +344,7 @@ impl Member {
       client_endpoint: client_endpoint.into(),
       storage: storage.into(),
       priority,
+      name: name.into(),
     }
   }
 }
@@ -355,6 +358,7 @@ impl TSerializable for Member {
     let mut f_4: Option<String> = None;
     let mut f_5: Option<i64> = None;
     let mut f_6: Option<i32> = None;
+    let mut f_7: Option<String> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -386,6 +390,10 @@ impl TSerializable for Member {
           let val = i_prot.read_i32()?;
           f_6 = Some(val);
         },
+        7 => {
+          let val = i_prot.read_string()?;
+          f_7 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -403,6 +411,7 @@ impl TSerializable for Member {
       client_endpoint: f_4,
       storage: f_5,
       priority: f_6.expect("auto-generated code should have checked for presence of required fields"),
+      name: f_7,
     };
     Ok(ret)
   }
@@ -433,6 +442,11 @@ impl TSerializable for Member {
     o_prot.write_field_begin(&TFieldIdentifier::new("priority", TType::I32, 6))?;
     o_prot.write_i32(self.priority)?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.name {
+      o_prot.write_field_begin(&TFieldIdentifier::new("name", TType::String, 7))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -2225,6 +2239,77 @@ impl Default for KnownNode {
 }
 
 //
+// MemberAtEndpoint
+//
+
+/// The member of the callee's cluster that has a certain endpoint.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct MemberAtEndpoint {
+  pub node_id: i64,
+  /// Identity of its log storage, where it is known.
+  pub storage: Option<i64>,
+}
+
+impl MemberAtEndpoint {
+  pub fn new<F2>(node_id: i64, storage: F2) -> MemberAtEndpoint where F2: Into<Option<i64>> {
+    MemberAtEndpoint {
+      node_id,
+      storage: storage.into(),
+    }
+  }
+}
+
+impl TSerializable for MemberAtEndpoint {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<MemberAtEndpoint> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("MemberAtEndpoint.node_id", &f_1)?;
+    let ret = MemberAtEndpoint {
+      node_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      storage: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("MemberAtEndpoint");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("node_id", TType::I64, 1))?;
+    o_prot.write_i64(self.node_id)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.storage {
+      o_prot.write_field_begin(&TFieldIdentifier::new("storage", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Description
 //
 
@@ -2237,15 +2322,18 @@ pub struct Description {
   pub founders: Vec<Founder>,
   /// What it knows of a node with the asker's id; not set if nothing.
   pub asker: Option<KnownNode>,
+  /// The member at the endpoint that the asker named; not set if there is none.
+  pub member_at_endpoint: Option<MemberAtEndpoint>,
 }
 
 impl Description {
-  pub fn new<F4>(callee: Identity, state: NodeState, founders: Vec<Founder>, asker: F4) -> Description where F4: Into<Option<KnownNode>> {
+  pub fn new<F4, F5>(callee: Identity, state: NodeState, founders: Vec<Founder>, asker: F4, member_at_endpoint: F5) -> Description where F4: Into<Option<KnownNode>>, F5: Into<Option<MemberAtEndpoint>> {
     Description {
       callee,
       state,
       founders,
       asker: asker.into(),
+      member_at_endpoint: member_at_endpoint.into(),
     }
   }
 }
@@ -2257,6 +2345,7 @@ impl TSerializable for Description {
     let mut f_2: Option<NodeState> = None;
     let mut f_3: Option<Vec<Founder>> = None;
     let mut f_4: Option<KnownNode> = None;
+    let mut f_5: Option<MemberAtEndpoint> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2286,6 +2375,10 @@ impl TSerializable for Description {
           let val = KnownNode::read_from_in_protocol(i_prot)?;
           f_4 = Some(val);
         },
+        5 => {
+          let val = MemberAtEndpoint::read_from_in_protocol(i_prot)?;
+          f_5 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2301,6 +2394,7 @@ impl TSerializable for Description {
       state: f_2.expect("auto-generated code should have checked for presence of required fields"),
       founders: f_3.expect("auto-generated code should have checked for presence of required fields"),
       asker: f_4,
+      member_at_endpoint: f_5,
     };
     Ok(ret)
   }
@@ -2322,6 +2416,11 @@ impl TSerializable for Description {
     o_prot.write_field_end()?;
     if let Some(ref fld_var) = self.asker {
       o_prot.write_field_begin(&TFieldIdentifier::new("asker", TType::Struct, 4))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.member_at_endpoint {
+      o_prot.write_field_begin(&TFieldIdentifier::new("member_at_endpoint", TType::Struct, 5))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -2408,12 +2507,14 @@ impl Display for Refused {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct ConsensusDescribeArgs {
   pub(crate) asker: Identity,
+  pub(crate) endpoint: String,
 }
 
 impl ConsensusDescribeArgs {
   pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ConsensusDescribeArgs> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Identity> = None;
+    let mut f_2: Option<String> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2425,6 +2526,10 @@ impl ConsensusDescribeArgs {
           let val = Identity::read_from_in_protocol(i_prot)?;
           f_1 = Some(val);
         },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2433,8 +2538,10 @@ impl ConsensusDescribeArgs {
     }
     i_prot.read_struct_end()?;
     verify_required_field_exists("ConsensusDescribeArgs.asker", &f_1)?;
+    verify_required_field_exists("ConsensusDescribeArgs.endpoint", &f_2)?;
     let ret = ConsensusDescribeArgs {
       asker: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      endpoint: f_2.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -2443,6 +2550,9 @@ impl ConsensusDescribeArgs {
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_begin(&TFieldIdentifier::new("asker", TType::Struct, 1))?;
     self.asker.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("endpoint", TType::String, 2))?;
+    o_prot.write_string(&self.endpoint)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use consensus_core::{ClusterId, MemberKind, Membership, NodeId, StorageId};
+use consensus_core::{ClusterId, Endpoint, MemberKind, Membership, NodeId, StorageId};
 use tokio::sync::watch;
 
 use crate::{
@@ -40,6 +40,8 @@ pub enum ClusterHistory {
     Member {
         /// Members of the newest configuration in the log, with their storages if known.
         members: BTreeMap<NodeId, Option<StorageId>>,
+        /// Endpoints of these members, as far as they have one.
+        endpoints: BTreeMap<NodeId, Endpoint>,
     },
 }
 
@@ -67,6 +69,17 @@ pub struct PeerIdentity {
     /// The storage of the asking node, by its id, as the probed node knows it. The outer `None`: the node is unknown. The
     /// inner `None`: its storage is unknown.
     pub knows_asker: Option<Option<StorageId>>,
+    /// The member at the endpoint that the asker named; `None` if the probed node knows of none, or was not asked.
+    pub member_at_endpoint: Option<MemberAtEndpoint>,
+}
+
+/// The member of a probed node's cluster that has a certain endpoint; see [`find_member`](crate::find_member).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberAtEndpoint {
+    /// Id of the member.
+    pub node: NodeId,
+    /// Identity of the member's log storage; `None` if no leader has learned it: the member has never been started.
+    pub storage: Option<StorageId>,
 }
 
 /// History of a cluster that a probed node has in its log; see [`ClusterHistory`].
@@ -145,12 +158,12 @@ impl LocalNode {
         }
     }
 
-    /// This node's answer to a probe of `asker`.
-    pub(crate) fn describe(&self, asker: NodeId) -> wire::Description {
+    /// This node's answer to a probe of `asker`, which may ask for the member at an endpoint.
+    pub(crate) fn describe(&self, asker: NodeId, endpoint: Option<&str>) -> wire::Description {
         let history = self.history();
         let (state, founders, known) = match &*history {
             // A node that knows the identity of its cluster has a history, even if another history was announced before.
-            ClusterHistory::Member { members } => {
+            ClusterHistory::Member { members, .. } => {
                 (wire::NodeState::MEMBER, None, members.get(&asker).copied())
             }
             _ if self.cluster() != ClusterId::NONE => (wire::NodeState::MEMBER, None, None),
@@ -165,6 +178,7 @@ impl LocalNode {
             state,
             founders: founders.into_iter().flatten().map(founder_to_wire).collect(),
             asker: known.map(|storage| wire::KnownNode { storage: storage.map(|storage| signed(storage.0)) }),
+            member_at_endpoint: endpoint.and_then(|endpoint| history.member_at(endpoint)),
         }
     }
 
@@ -242,12 +256,27 @@ impl ClusterHistory {
             let founders = founders.map(|(id, member)| (id, member.kind)).collect();
             return Self::Founding { founders, storages: BTreeMap::new() };
         }
-        Self::Member { members: members().map(|(id, member)| (id, member.storage)).collect() }
+        Self::Member {
+            members: members().map(|(id, member)| (id, member.storage)).collect(),
+            endpoints: members().filter_map(|(id, member)| Some((id, member.endpoint.clone()?))).collect(),
+        }
+    }
+
+    /// The member at an endpoint, `host:port`.
+    fn member_at(&self, endpoint: &str) -> Option<wire::MemberAtEndpoint> {
+        let Self::Member { members, endpoints } = self else { return None };
+        let endpoint: Endpoint = endpoint.parse().ok()?;
+        let (node, _) = endpoints.iter().find(|(_, other)| **other == endpoint)?;
+        let storage = members.get(node).copied().flatten().filter(|known| *known != StorageId::UNKNOWN);
+        Some(wire::MemberAtEndpoint {
+            node_id: signed(node.0),
+            storage: storage.map(|storage| signed(storage.0)),
+        })
     }
 }
 
 pub(crate) fn description_from_wire(description: wire::Description) -> Result<PeerIdentity, String> {
-    let wire::Description { callee, state, founders, asker } = description;
+    let wire::Description { callee, state, founders, asker, member_at_endpoint } = description;
     let founders = || founders.into_iter().map(|founder| founder_from_wire(&founder)).collect();
     Ok(PeerIdentity {
         node: NodeId(unsigned(callee.node_id)),
@@ -262,6 +291,10 @@ pub(crate) fn description_from_wire(description: wire::Description) -> Result<Pe
             other => return Err(format!("{other:?} is no state of a node")),
         },
         knows_asker: asker.map(|known| known.storage.map(|storage| StorageId(unsigned(storage)))),
+        member_at_endpoint: member_at_endpoint.map(|member| MemberAtEndpoint {
+            node: NodeId(unsigned(member.node_id)),
+            storage: member.storage.map(|storage| StorageId(unsigned(storage))),
+        }),
     })
 }
 

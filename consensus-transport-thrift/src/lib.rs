@@ -6,8 +6,8 @@
 //!            └ connection for snapshots: hello, then snapshot_chunk / reply, ...
 //! ```
 //! A connection starts with a hello, in which both nodes identify themselves: node id, log storage, cluster, message formats.
-//! Nodes of different clusters never exchange messages. [`probe`] asks a node for its identity. [`founding`] uses such
-//! probes to decide whether a node with an empty log may bootstrap a cluster.
+//! Nodes of different clusters never exchange messages. [`probe`] asks a node for its identity, [`find_member`] also for the
+//! member at an endpoint. [`founding`] uses such probes to decide whether a node with an empty log may bootstrap a cluster.
 //!
 //! Every node connects to every other node. Messages from B to A use B's own connections. A broken connection is replaced,
 //! with back-off; names are resolved again for every attempt. The memory that a peer can make this node allocate is bounded
@@ -47,6 +47,6 @@ pub mod testing;
 mod transport;
 
 pub use connection::{configure, connect};
-pub use identity::{ClusterHistory, Founders, PeerIdentity, PeerState};
-pub use probe::probe;
+pub use identity::{ClusterHistory, Founders, MemberAtEndpoint, PeerIdentity, PeerState};
+pub use probe::{find_member, probe};
 pub use transport::{ThriftConfig, ThriftTransport};

@@ -20,15 +20,31 @@ use crate::{
 /// # Errors
 /// No answer arrived, or the answer is not one of a node of this library.
 pub async fn probe(endpoint: &Endpoint, time_limit: Duration) -> Result<PeerIdentity, TransportError> {
-    let nobody = wire::Identity {
+    ask(nobody(), None, endpoint, time_limit).await
+}
+
+/// Like [`probe`], asking for the member of the probed node's cluster that other nodes reach at `member`: the answer has it as
+/// [`PeerIdentity::member_at_endpoint`]. A node that was added under its endpoint learns its id from it.
+///
+/// # Errors
+/// As [`probe`].
+pub async fn find_member(
+    endpoint: &Endpoint,
+    member: &Endpoint,
+    time_limit: Duration,
+) -> Result<PeerIdentity, TransportError> {
+    ask(nobody(), Some(member), endpoint, time_limit).await
+}
+
+fn nobody() -> wire::Identity {
+    wire::Identity {
         format_min: *FORMATS.start(),
         format_max: *FORMATS.end(),
         cluster_name: String::new(),
         cluster: signed(ClusterId::NONE.0),
         node_id: signed(NodeId(u64::MAX).0),
         storage: signed(StorageId(0).0),
-    };
-    ask(nobody, endpoint, time_limit).await
+    }
 }
 
 /// Like [`probe`], asking as node `own`: the answer says whether the probed node knows it.
@@ -37,11 +53,12 @@ pub(crate) async fn probe_as(
     endpoint: &Endpoint,
     time_limit: Duration,
 ) -> Result<PeerIdentity, TransportError> {
-    ask(own.identity(), endpoint, time_limit).await
+    ask(own.identity(), None, endpoint, time_limit).await
 }
 
 async fn ask(
     asker: wire::Identity,
+    member: Option<&Endpoint>,
     endpoint: &Endpoint,
     time_limit: Duration,
 ) -> Result<PeerIdentity, TransportError> {
@@ -49,7 +66,8 @@ async fn ask(
     let exchange = async {
         let stream = connect(endpoint, time_limit).await?;
         let (reader, mut writer) = stream.into_split();
-        let frame = calls::encode_describe(asker).map_err(|error| invalid(framing::error_text(&error)))?;
+        let frame = calls::encode_describe(asker, member.map(Endpoint::to_string))
+            .map_err(|error| invalid(framing::error_text(&error)))?;
         writer.write_all(&frame).await?;
         let mut answers = framing::reader(reader, ANSWER_BYTES_MAX);
         let answer = next_frame(&mut answers).await?;

@@ -98,8 +98,8 @@ impl IncomingConnection {
         let frame = timeout(time_limit, next_frame(&mut frames)).await??;
         let (sequence, hello) = match calls::read_call(&frame).map_err(invalid)? {
             (sequence, Call::Hello(hello)) => (sequence, hello),
-            (sequence, Call::Describe(asker)) => {
-                let description = self.own.describe(NodeId(unsigned(asker.node_id)));
+            (sequence, Call::Describe(asker, endpoint)) => {
+                let description = self.own.describe(NodeId(unsigned(asker.node_id)), endpoint.as_deref());
                 let answer = calls::encode_describe_reply(sequence, description).map_err(invalid)?;
                 return writer.write_all(&answer).await;
             }
@@ -186,7 +186,7 @@ impl IncomingConnection {
                     let ack = handler.on_snapshot_chunk(from, chunk).await;
                     reply(writer, calls::encode_chunk_reply(sequence, ack_to_wire(ack))).await?;
                 }
-                Call::Hello(_) | Call::Describe(_) => {
+                Call::Hello(_) | Call::Describe(..) => {
                     return Err(invalid_text("a second hello".to_owned()));
                 }
                 Call::Unknown(name) => {

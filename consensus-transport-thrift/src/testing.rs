@@ -15,7 +15,7 @@ use crate::{
 pub fn caller(frame: &[u8]) -> Option<NodeId> {
     let caller = match calls::read_call(frame).ok()?.1 {
         Call::Hello(hello) => hello.caller,
-        Call::Describe(asker) => asker,
+        Call::Describe(asker, _) => asker,
         _ => return None,
     };
     Some(NodeId(unsigned(caller.node_id)))

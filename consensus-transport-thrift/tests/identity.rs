@@ -13,7 +13,7 @@ use consensus_core::{
 };
 use consensus_testkit::eventually;
 use consensus_transport_thrift::{
-    ClusterHistory, Founders, PeerState, ThriftConfig, ThriftTransport,
+    ClusterHistory, Founders, PeerState, ThriftConfig, ThriftTransport, find_member,
     founding::{Conflict, FoundingConfig, FoundingOutcome, await_founders},
     probe,
 };
@@ -94,6 +94,29 @@ async fn probe_is_answered_before_the_start_with_what_was_announced() {
     assert!(probe(&place, TIME_LIMIT).await.unwrap_err().to_string().contains(&place.to_string()));
 }
 
+#[tokio::test]
+async fn probe_finds_the_member_at_an_endpoint() {
+    let transport = bind(2, 20).await;
+    transport.answer_probes();
+    let place = transport.local_endpoint().clone();
+    let members =
+        [(NodeId(2), Some(StorageId(20))), (NodeId(5), None), (NodeId(6), Some(StorageId::UNKNOWN))];
+    let at = |text: &str| text.parse::<Endpoint>().unwrap();
+    let endpoints = [(NodeId(2), place.clone()), (NodeId(5), at("h:5")), (NodeId(6), at("[::1]:6"))];
+    transport.announce(ClusterHistory::Member { members: members.into(), endpoints: endpoints.into() });
+    for (endpoint, expected) in [
+        (place.clone(), Some((NodeId(2), Some(StorageId(20))))),
+        (at("h:5"), Some((NodeId(5), None))),
+        (at("[::1]:6"), Some((NodeId(6), None))),
+        (at("h:6"), None),
+    ] {
+        let answer = find_member(&place, &endpoint, TIME_LIMIT).await.unwrap();
+        let found = answer.member_at_endpoint.map(|member| (member.node, member.storage));
+        assert_eq!(found, expected, "{endpoint}");
+    }
+    assert_eq!(probe(&place, TIME_LIMIT).await.unwrap().member_at_endpoint, None);
+}
+
 #[test]
 fn history_follows_from_the_configuration() {
     assert_eq!(
@@ -102,7 +125,8 @@ fn history_follows_from_the_configuration() {
     );
     let mut members = Membership::of_voters([1, 2]).members().clone();
     members.get_mut(&NodeId(2)).unwrap().storage = Some(StorageId(7));
-    members.insert(NodeId(3), Member::new(MemberKind::Learner));
+    let endpoint = "h:3".parse().ok();
+    members.insert(NodeId(3), Member { endpoint, ..Member::new(MemberKind::Learner) });
     let storages = BTreeMap::new();
     let membership = Membership::new(members);
     assert_eq!(
@@ -112,7 +136,7 @@ fn history_follows_from_the_configuration() {
     let members = [(NodeId(1), None), (NodeId(2), Some(StorageId(7))), (NodeId(3), None)].into();
     assert_eq!(
         ClusterHistory::of(&membership.with_cluster(ClusterId(1))),
-        ClusterHistory::Member { members }
+        ClusterHistory::Member { members, endpoints: [(NodeId(3), "h:3".parse().unwrap())].into() }
     );
 }
 
@@ -227,7 +251,7 @@ async fn node_follows_a_cluster_that_includes_it() {
         (None, Err(Conflict::NotAMember(ClusterId::NONE))),
     ] {
         let members = known.map(|storage| (NodeId(1), storage)).into_iter().collect();
-        nodes[0].announce(ClusterHistory::Member { members });
+        nodes[0].announce(ClusterHistory::Member { members, endpoints: BTreeMap::new() });
         assert_eq!(found(&nodes[1], &config).await, outcome);
     }
 }

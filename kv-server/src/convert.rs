@@ -109,6 +109,7 @@ fn member_change(
         endpoint: endpoint("consensus", &change.consensus_endpoint, consensus)?,
         client_endpoint: endpoint("client", &change.client_endpoint, client)?,
         priority: priority.map_err(|_| refuse("a priority cannot be negative".to_owned()))?,
+        name: known.and_then(|member| member.name.clone()),
         storage: None,
     };
     // The engine checks again that it is new, when the change is its turn.

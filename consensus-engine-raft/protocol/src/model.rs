@@ -214,7 +214,7 @@ pub fn hash_membership(membership: &Membership, names: Names<'_>, hasher: &mut i
     membership.cluster().hash(hasher);
     for members in [membership.members(), membership.outgoing()] {
         unordered(members.iter(), hasher, |(id, member), hasher| {
-            let Member { kind, endpoint: _, priority, client_endpoint: _, storage } = member;
+            let Member { kind, endpoint: _, priority, client_endpoint: _, name: _, storage } = member;
             (name(*id, names), *kind as u8, priority, storage).hash(hasher);
         });
     }

@@ -15,8 +15,8 @@ pub fn samples() -> Vec<Message> {
     let endpoint = "[::1]:65535".parse().ok();
     let known = Some(StorageId(u64::MAX));
     let client_endpoint = "db.example:1".parse().ok();
-    let learner =
-        Member { kind: MemberKind::Learner, endpoint, client_endpoint, storage: known, priority: u32::MAX };
+    let (kind, name) = (MemberKind::Learner, Some("node é".to_owned()));
+    let learner = Member { kind, endpoint, client_endpoint, name, storage: known, priority: u32::MAX };
     let others = [MemberKind::Joining, MemberKind::Witness].map(Member::new);
     let others = (10..).map(NodeId).zip(others).chain([(NodeId(9), learner)]);
     let voters = Membership::of_voters([1, 2]).members().clone();

@@ -1,6 +1,6 @@
 //! What one node asks of another, beside what clients ask: requests that only the leader can execute.
 
-use consensus_core::{Endpoint, NodeId, codec};
+use consensus_core::{Endpoint, Member, NodeId, codec};
 use kv_state_machine::{
     ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, KvRejection, LeaseState,
 };
@@ -39,11 +39,33 @@ pub(crate) enum MemberRequest {
         endpoint: Endpoint,
     },
     Remove(NodeId),
-    /// Of a member itself: where it serves clients, for one that was added without that.
-    TellClients {
-        node: NodeId,
-        endpoint: Endpoint,
-    },
+    /// Of a member itself: what it tells of itself when it starts.
+    Publish(OwnMember),
+}
+
+/// What a member tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OwnMember {
+    pub(crate) node: NodeId,
+    /// Where clients reach it.
+    pub(crate) endpoint: Endpoint,
+    /// Its name; `None`: the name stays as it is.
+    pub(crate) name: Option<String>,
+    /// Whether this counts even if the cluster knows where clients reach the member.
+    pub(crate) replaces: bool,
+}
+
+impl OwnMember {
+    /// The member as it should be in the configuration; `None` if it is so.
+    pub(crate) fn change(&self, member: &Member) -> Option<Member> {
+        if member.client_endpoint.is_some() && !self.replaces {
+            return None;
+        }
+        let client_endpoint = Some(self.endpoint.clone());
+        let name = self.name.clone().or_else(|| member.name.clone());
+        let changed = Member { client_endpoint, name, ..member.clone() };
+        (changed != *member).then_some(changed)
+    }
 }
 
 /// Its answer.
@@ -145,3 +167,27 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 }
 
 const VERSION: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use consensus_core::MemberKind;
+
+    use super::*;
+
+    fn own(name: Option<&str>, replaces: bool) -> OwnMember {
+        let endpoint = Endpoint::new("h", 1).unwrap();
+        OwnMember { node: NodeId(1), endpoint, name: name.map(str::to_owned), replaces }
+    }
+
+    #[test]
+    fn member_publishes_what_is_unknown_and_replaces_it_only_on_request() {
+        let new = Member::new(MemberKind::Joining);
+        let published = own(Some("a"), false).change(&new).unwrap();
+        let (place, name) = (published.client_endpoint.clone(), published.name.as_deref());
+        assert_eq!((place, name), (Some(own(None, false).endpoint), Some("a")));
+        assert_eq!(own(Some("b"), false).change(&published), None);
+        assert_eq!(own(Some("a"), true).change(&published), None);
+        assert_eq!(own(None, true).change(&published), None);
+        assert_eq!(own(Some("b"), true).change(&published).unwrap().name.as_deref(), Some("b"));
+    }
+}

@@ -234,7 +234,7 @@ fn client_endpoints(
     membership: &Membership,
     configured: &BTreeMap<NodeId, NodeEndpoints>,
 ) -> BTreeMap<NodeId, Endpoint> {
-    let configured = configured.iter().map(|(id, endpoints)| (*id, endpoints.client.clone()));
+    let configured = configured.iter().filter_map(|(id, endpoints)| Some((*id, endpoints.client.clone()?)));
     let known =
         membership.all_members().filter_map(|(id, member)| Some((id, member.client_endpoint.clone()?)));
     configured.chain(known).collect()

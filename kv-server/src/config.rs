@@ -33,22 +33,32 @@ mod tests;
 mod topology;
 mod values;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use clap::{FromArgMatches, Parser, Subcommand};
 use consensus_core::{Endpoint, NodeId};
 
 pub(crate) use self::{
     cluster::Cluster,
+    definitions::Given,
     deployment::{Deployment, Mode, Routing},
+    file::NodeEntry,
     limits::Limits,
     log::{Log, LogKind},
     once::Once,
     program::Program,
     topology::{NodeEndpoints, Topology},
 };
-use self::{definitions::Definitions, file::File, layers::Merged, topology::Resolver};
-use crate::dev::Dev;
+use self::{
+    definitions::Definitions,
+    file::File,
+    layers::{Layer, Merged},
+    topology::Resolver,
+};
+use crate::{dev::Dev, etcd_start::EtcdStart};
 
 /// A replicated key-value server. Without a list of nodes it runs standalone.
 ///
@@ -77,6 +87,16 @@ pub(crate) struct Arguments {
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Command {
     Dev(Dev),
+    Etcd(EtcdArguments),
+}
+
+/// Runs a member in place of etcd, with etcd's flags, `ETCD_` variables and configuration file.
+#[derive(Clone, Debug, clap::Args)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
+pub(crate) struct EtcdArguments {
+    /// etcd's flags; `kv-server etcd --help` lists them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+    flags: Vec<OsString>,
 }
 
 /// What the program does.
@@ -86,6 +106,10 @@ pub(crate) enum Task {
     Serve(Box<Settings>),
     /// Runs a cluster on this machine.
     Dev(Dev),
+    /// Runs a member in place of etcd, unless its flags are wrong.
+    Etcd(Result<Box<EtcdStart>, ConfigError>),
+    /// Prints this.
+    Say(String),
 }
 
 /// What to start, checked.
@@ -97,6 +121,12 @@ pub(crate) struct Settings {
     pub(crate) data_dir: PathBuf,
     /// Where the server listens for clients.
     pub(crate) client_listen: Endpoint,
+    /// Where else it listens for clients.
+    pub(crate) client_listen_also: Vec<Endpoint>,
+    /// Where it tells of its health alone.
+    pub(crate) health_listen: Vec<Endpoint>,
+    /// How the node makes itself known to the other members when it starts.
+    pub(crate) publication: Publication,
     /// The nodes of the cluster; `None` for a standalone server.
     pub(crate) topology: Option<Topology>,
     pub(crate) program: Program,
@@ -107,12 +137,24 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
 }
 
+/// What a node tells the cluster of itself when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Publication {
+    /// Where clients reach it, and its name, if the cluster does not know where clients reach it.
+    IfUnknown,
+    /// The same at every start, as etcd does.
+    Always,
+}
+
 /// Why there are no settings.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// The command line is wrong, or asks for help.
     #[error(transparent)]
     CommandLine(#[from] clap::Error),
+    /// The command line asks for the version, which is this text.
+    #[error("{0}")]
+    Version(String),
     /// The file cannot be read, or is no TOML.
     #[error("{path}: {why}")]
     File { path: String, why: String },
@@ -126,6 +168,9 @@ pub(crate) enum ConfigError {
         /// What is allowed.
         why: String,
     },
+    /// Several settings are wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<Self>),
 }
 
 impl Settings {
@@ -134,12 +179,44 @@ impl Settings {
         command_line: impl IntoIterator<Item = OsString>,
         environment: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Task, ConfigError> {
-        let read = |path: &str| {
-            let error =
-                |error| ConfigError::File { path: path.to_owned(), why: format!("cannot be read: {error}") };
-            std::fs::read_to_string(path).map_err(error)
-        };
-        Self::load_with(command_line, environment, read)
+        let command_line: Vec<OsString> = command_line.into_iter().collect();
+        // A link of this name takes the place of the program.
+        let is_etcd = command_line.first().and_then(|program| Path::new(program).file_name());
+        if is_etcd.is_some_and(|name| name == "etcd") {
+            return Ok(etcd(command_line.into_iter().skip(1).collect()));
+        }
+        Self::load_with(command_line, environment, read_file)
+    }
+
+    /// The settings of a node that are given one by one, by the names of the file, for nodes that are given too. A setting that is not
+    /// given has the value of its variable, if there is one.
+    pub(crate) fn of_node(
+        given: Vec<(&str, Given)>,
+        environment: impl Fn(&str) -> Option<OsString>,
+        nodes: Vec<NodeEntry>,
+    ) -> Result<Self, ConfigError> {
+        let definitions = Definitions::new();
+        let mut settings = Layer::default();
+        for (name, given) in given {
+            settings.add(&definitions, name, given)?;
+        }
+        let environment = layers::environment(&definitions, environment)?;
+        let once = definitions.command().try_get_matches_from(["kv-server"])?;
+        let merged = Merged::new(&definitions, [settings, environment, Layer::default()]);
+        Self::of_merged(&merged, Once::from_arg_matches(&once)?, &nodes, "the members")
+    }
+
+    /// Checks what the layers say.
+    fn of_merged(
+        merged: &Merged<'_>,
+        once: Once,
+        entries: &[NodeEntry],
+        place: &str,
+    ) -> Result<Self, ConfigError> {
+        let mut arguments = merged.arguments()?;
+        arguments.once = once;
+        check(&arguments, merged)?;
+        resolve(&Resolver { arguments: &arguments, merged, entries, place })
     }
 
     fn load_with(
@@ -152,6 +229,7 @@ impl Settings {
         if matches.subcommand().is_some() {
             return match Arguments::from_arg_matches(&matches)?.command {
                 Some(Command::Dev(dev)) => Ok(Task::Dev(dev)),
+                Some(Command::Etcd(arguments)) => Ok(etcd(arguments.flags)),
                 None => Err(clap::Error::new(clap::error::ErrorKind::MissingSubcommand).into()),
             };
         }
@@ -166,13 +244,23 @@ impl Settings {
             None => File::default(),
         };
         let merged = Merged::new(&definitions, [flags, environment, settings]);
-        let mut arguments = merged.arguments()?;
-        arguments.once = Once::from_arg_matches(&matches)?;
-        check(&arguments, &merged)?;
         let place = path.as_deref().unwrap_or("settings");
-        let resolver = Resolver { arguments: &arguments, merged: &merged, entries: &nodes, place };
-        Ok(Task::Serve(Box::new(resolve(&resolver)?)))
+        let settings = Self::of_merged(&merged, Once::from_arg_matches(&matches)?, &nodes, place)?;
+        Ok(Task::Serve(Box::new(settings)))
     }
+}
+
+/// The start of a member with etcd's flags and the variables of this process.
+fn etcd(flags: Vec<OsString>) -> Task {
+    match EtcdStart::load(flags, std::env::vars_os(), read_file) {
+        Err(ConfigError::Version(text)) => Task::Say(text),
+        loaded => Task::Etcd(loaded.map(Box::new)),
+    }
+}
+
+fn read_file(path: &str) -> Result<String, ConfigError> {
+    let error = |error| ConfigError::File { path: path.to_owned(), why: format!("cannot be read: {error}") };
+    std::fs::read_to_string(path).map_err(error)
 }
 
 /// Checks settings against each other.
@@ -209,7 +297,21 @@ fn resolve(resolver: &Resolver<'_>) -> Result<Settings, ConfigError> {
     let node = NodeId(deployment.node_id);
     let by_default = || PathBuf::from(format!("./data/node-{node}"));
     let data_dir = deployment.data_dir.clone().unwrap_or_else(by_default);
-    Ok(Settings { node, data_dir, client_listen, topology, program, once, deployment, cluster, log, limits })
+    Ok(Settings {
+        node,
+        data_dir,
+        client_listen,
+        client_listen_also: Vec::new(),
+        health_listen: Vec::new(),
+        publication: Publication::IfUnknown,
+        topology,
+        program,
+        once,
+        deployment,
+        cluster,
+        log,
+        limits,
+    })
 }
 
 /// What these flags and a file of this text come to, without an environment: for tests, and for the crate `fuzz`.
@@ -226,7 +328,7 @@ fn from_layers(
 ) -> Result<Settings, ConfigError> {
     match Settings::load_with(command_line, environment, |_| Ok(file.to_owned()))? {
         Task::Serve(settings) => Ok(*settings),
-        Task::Dev(_) => {
+        Task::Dev(_) | Task::Etcd(_) | Task::Say(_) => {
             Err(clap::Error::raw(clap::error::ErrorKind::InvalidSubcommand, "it has no settings").into())
         }
     }

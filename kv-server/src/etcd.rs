@@ -23,7 +23,7 @@ mod snapshot;
 mod txn;
 mod watch;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use consensus_core::{EngineStatus, NodeId};
 use kv_etcd_api::etcdserverpb::ResponseHeader;
@@ -31,7 +31,10 @@ use kv_state_machine::{AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, Kv
 use tokio::sync::watch as channel;
 use tonic::Status;
 
-pub(crate) use self::serve::serve;
+pub(crate) use self::{
+    maintenance::ETCD_VERSION,
+    serve::{Scope, serve},
+};
 use crate::{
     answers::ConnectionBudget,
     between::{NodeAnswer, NodeRequest},
@@ -43,16 +46,36 @@ use crate::{
 pub(crate) struct Etcd {
     router: Arc<RoutingManager>,
     budget: ConnectionBudget,
+    limits: ApiLimits,
     stop: channel::Receiver<bool>,
+}
+
+/// Bounds of the API, and how often it tells of progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ApiLimits {
+    /// Longest request, in bytes.
+    pub(crate) request_bytes: usize,
+    /// Calls and streams of a connection at once.
+    pub(crate) streams_max: u32,
+    /// Time without a change after which a watch that asks for it is told of progress.
+    pub(crate) watch_progress_interval: Duration,
+}
+
+impl ApiLimits {
+    /// Longest message: a request, and what surrounds it, for which etcd allows as much.
+    fn message_bytes(&self) -> usize {
+        self.request_bytes + (512 << 10)
+    }
 }
 
 impl Etcd {
     pub(crate) fn new(
         router: Arc<RoutingManager>,
         budget: ConnectionBudget,
+        limits: ApiLimits,
         stop: channel::Receiver<bool>,
     ) -> Self {
-        Self { router, budget, stop }
+        Self { router, budget, limits, stop }
     }
 
     /// Refuses a request by an alarm that is raised. It is called before a request is refused that is not executed, as etcd looks at

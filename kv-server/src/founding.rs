@@ -16,7 +16,7 @@ use consensus_transport_thrift::{
 };
 use tokio::sync::watch;
 
-use crate::config::{Settings, Topology};
+use crate::config::{Publication, Settings, Topology};
 
 /// A log that was loaded before the engine asks for it.
 pub(crate) struct Loaded {
@@ -78,10 +78,16 @@ pub(crate) async fn may_bootstrap(
     let node = settings.node;
     let waiting = |peers: &BTreeSet<NodeId>| {
         let peers = describe_nodes(topology, peers);
+        let advice = match settings.publication {
+            Publication::IfUnknown => {
+                "; if one of them cannot be started and never had data, name it with --founding-peers-missing"
+            }
+            Publication::Always => "",
+        };
         tracing::warn!(
             %node,
-            "waiting for {peers}: before the first start of a cluster every node of the file must answer that it has no data; \
-             if one of them cannot be started and never had data, name it with --founding-peers-missing"
+            "waiting for {peers}: before the first start of a cluster every node that was listed must answer that it has no \
+             data{advice}"
         );
     };
     match await_founders(transport, &founding, waiting).await? {

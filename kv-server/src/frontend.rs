@@ -3,10 +3,11 @@
 mod connection;
 mod refusal;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use consensus_core::Endpoint;
 use consensus_transport_thrift::configure;
+use futures::future::select_all;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -15,7 +16,7 @@ use tokio::{
 
 use crate::{
     answers::NodeBudget,
-    etcd::{self, Etcd},
+    etcd::{self, ApiLimits, Etcd, Scope},
     polls::NodePolls,
     routing::RoutingManager,
 };
@@ -29,26 +30,31 @@ pub(crate) struct Limits {
     pub(crate) responses_bytes: u64,
     /// The same for one connection.
     pub(crate) connection_responses_bytes: u64,
+    /// Of etcd's API.
+    pub(crate) api: ApiLimits,
 }
 
 /// Listens for clients.
 pub(crate) struct Frontend {
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
+    /// Listeners that tell of the node's health alone.
+    health_listeners: Vec<TcpListener>,
     router: Arc<RoutingManager>,
     limits: Limits,
 }
 
 impl Frontend {
     pub(crate) async fn bind(
-        listen: &Endpoint,
+        endpoints: impl IntoIterator<Item = &Endpoint>,
         router: Arc<RoutingManager>,
         limits: Limits,
     ) -> io::Result<Self> {
-        let named = |error: io::Error| {
-            io::Error::new(error.kind(), format!("listening for clients at {listen}: {error}"))
-        };
-        let listener = TcpListener::bind((listen.host(), listen.port())).await.map_err(named)?;
-        Ok(Self { listener, router, limits })
+        Ok(Self { listeners: listen(endpoints).await?, health_listeners: Vec::new(), router, limits })
+    }
+
+    /// Tells of the node's health at other endpoints, too.
+    pub(crate) async fn with_health_at(self, endpoints: &[Endpoint]) -> io::Result<Self> {
+        Ok(Self { health_listeners: listen(endpoints).await?, ..self })
     }
 
     /// Serves until `stop` says so; then no call is taken any more, and those in hand are finished.
@@ -64,9 +70,10 @@ impl Frontend {
             while connections.try_join_next().is_some() {}
             let accepted = tokio::select! {
                 () = stopped(&mut stop) => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = accept(&self.listeners) => accepted.map(|accepted| (accepted, false)),
+                accepted = accept(&self.health_listeners) => accepted.map(|accepted| (accepted, true)),
             };
-            let (stream, from) = match accepted {
+            let ((stream, from), is_for_health) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     failures.failed(&error);
@@ -86,13 +93,38 @@ impl Frontend {
             refusals.note(place.is_none(), clients.available_permits());
             let beyond = if place.is_none() { beyond.clone().try_acquire_owned().ok() } else { None };
             connections.spawn(async move {
-                if let Err(error) = client.serve(stream, place, beyond).await {
+                let served = async {
+                    match is_for_health {
+                        true => client.serve_health(stream, place).await,
+                        false => client.serve(stream, place, beyond).await,
+                    }
+                };
+                if let Err(error) = served.await {
                     tracing::debug!(%from, %error, "a client's connection ended");
                 }
             });
         }
         while connections.join_next().await.is_some() {}
     }
+}
+
+async fn listen(endpoints: impl IntoIterator<Item = &Endpoint>) -> io::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for endpoint in endpoints {
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("listening for clients at {endpoint}: {error}"))
+        };
+        listeners.push(TcpListener::bind((endpoint.host(), endpoint.port())).await.map_err(named)?);
+    }
+    Ok(listeners)
+}
+
+/// Accepts a connection at any of the listeners.
+async fn accept(listeners: &[TcpListener]) -> io::Result<(TcpStream, SocketAddr)> {
+    if listeners.is_empty() {
+        return std::future::pending().await;
+    }
+    select_all(listeners.iter().map(|listener| Box::pin(listener.accept()))).await.0
 }
 
 /// What a client's connection needs of the node.
@@ -105,6 +137,16 @@ struct Client {
 }
 
 impl Client {
+    /// Tells a connection that has a `place` of the node's health.
+    async fn serve_health(self, stream: TcpStream, place: Option<OwnedSemaphorePermit>) -> io::Result<()> {
+        if place.is_none() {
+            return Ok(());
+        }
+        configure(&stream)?;
+        let etcd = Etcd::new(self.router, self.budget.connection(), self.limits.api, self.stop.clone());
+        etcd::serve(stream, etcd, Scope::Health, self.stop).await
+    }
+
     /// Serves a connection that has a `place`; one `beyond` the limit is told so at its first call. With neither it is closed.
     async fn serve(
         self,
@@ -123,8 +165,9 @@ impl Client {
             // Who cannot be told why there is no place is turned away.
             Protocol::Http if place.is_none() => return Ok(()),
             Protocol::Http => {
-                let etcd = Etcd::new(self.router, self.budget.connection(), self.stop.clone());
-                return etcd::serve(stream, etcd, self.stop).await;
+                let etcd =
+                    Etcd::new(self.router, self.budget.connection(), self.limits.api, self.stop.clone());
+                return etcd::serve(stream, etcd, Scope::Api, self.stop).await;
             }
             Protocol::None => return Ok(()),
         }

@@ -3,7 +3,8 @@
 //! `config` reads what to start, `mode` keeps a data directory to standalone or replicated use, `node` composes engine,
 //! transport, storage and state machine, `founding` decides whether a node may start a new cluster, `quota` watches the
 //! size of the store, `frontend` serves clients over Thrift, `routing` decides which node executes an operation, `cluster` tracks members and their health, `members` changes them
-//! for etcd's clients, and `dev` runs a cluster on one machine. Consensus and storage are in the other crates.
+//! for etcd's clients, `serve` runs a node until it is stopped, `etcd_start` starts one with etcd's flags, and `dev` runs a cluster
+//! on one machine. Consensus and storage are in the other crates.
 //!
 //! The program is [`run`]; the other public items are for the crate `fuzz`.
 
@@ -15,6 +16,7 @@ mod convert;
 mod descriptors;
 mod dev;
 mod etcd;
+mod etcd_start;
 mod founding;
 mod frontend;
 #[doc(hidden)]
@@ -26,18 +28,32 @@ mod node;
 mod polls;
 mod quota;
 mod routing;
+mod serve;
 
 use std::{process::ExitCode, time::Duration};
 
-use tokio::signal::unix::{SignalKind, signal};
-
-use crate::config::{ConfigError, Settings, Task};
+use crate::{
+    config::{ConfigError, Settings, Task},
+    etcd_start::EtcdStart,
+    node::Node,
+    serve::{End, Ready},
+};
 
 /// The program: reads the command line, serves until it is told to stop, and says how it ended.
 pub fn run() -> ExitCode {
     let settings = match Settings::load(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(Task::Serve(settings)) => *settings,
-        Ok(Task::Dev(dev)) => return run_to_end(dev.run()),
+        Ok(Task::Dev(dev)) => return run_to_end(dev.run()).unwrap_or_else(|code| code),
+        Ok(Task::Etcd(Ok(start))) => return run_in_place_of_etcd(&start),
+        Ok(Task::Etcd(Err(ConfigError::CommandLine(error)))) => error.exit(),
+        Ok(Task::Etcd(Err(error))) => {
+            eprintln!("kv-server etcd: {error}");
+            return ExitCode::FAILURE;
+        }
+        Ok(Task::Say(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
         Err(ConfigError::CommandLine(error)) => error.exit(),
         Err(error) => {
             eprintln!("kv-server: {error}");
@@ -61,59 +77,60 @@ pub fn run() -> ExitCode {
             }
         };
     }
-    run_to_end(serve(settings))
+    match run_to_end(serve::serve(Node::start(settings), Ready::Started)) {
+        Ok(End::Signal(_)) => ExitCode::SUCCESS,
+        Ok(End::Failed(why)) => {
+            eprintln!("kv-server: {why}");
+            ExitCode::FAILURE
+        }
+        Err(code) => code,
+    }
+}
+
+/// Runs a member that was started with etcd's flags, and ends as etcd does: by the signal that ended it.
+fn run_in_place_of_etcd(start: &EtcdStart) -> ExitCode {
+    if let Err(error) = start.logging().start() {
+        eprintln!("kv-server etcd: {error}");
+        return ExitCode::FAILURE;
+    }
+    for note in start.notes() {
+        tracing::warn!("{note}");
+    }
+    match run_to_end(serve::serve(start_in_place_of_etcd(start), Ready::Published)) {
+        Ok(End::Signal(signal)) => {
+            // The first process of a container cannot be ended by its own signal.
+            if std::process::id() != 1 {
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+            ExitCode::SUCCESS
+        }
+        Ok(End::Failed(why)) => {
+            tracing::error!("{why}");
+            ExitCode::FAILURE
+        }
+        Err(code) => code,
+    }
+}
+
+async fn start_in_place_of_etcd(start: &EtcdStart) -> Result<Node, String> {
+    let settings = start.settings().await.map_err(|error| error.to_string())?;
+    if start.forces_new_cluster() {
+        let said = node::force_new_cluster(&settings).map_err(|error| error.to_string())?;
+        tracing::warn!("{said}");
+    }
+    let node = Node::start(settings.clone()).await.map_err(|error| error.to_string())?;
+    start.store_identity(&settings).map_err(|error| error.to_string())?;
+    Ok(node)
 }
 
 /// Runs the program's task on a runtime of its own.
-fn run_to_end(task: impl Future<Output = ExitCode>) -> ExitCode {
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("kv-server: cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let code = runtime.block_on(task);
+fn run_to_end<T>(task: impl Future<Output = T>) -> Result<T, ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| {
+        eprintln!("kv-server: cannot start: {error}");
+        ExitCode::FAILURE
+    })?;
+    let ended = runtime.block_on(task);
     // Reads of a large range may still run on their own threads; they are not waited for.
     runtime.shutdown_timeout(Duration::from_millis(200));
-    code
+    Ok(ended)
 }
-
-async fn serve(settings: Settings) -> ExitCode {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        eprintln!("kv-server: cannot listen for signals");
-        return ExitCode::FAILURE;
-    };
-    // A start may wait for other nodes.
-    let started = tokio::select! {
-        started = node::Node::start(settings) => started,
-        _ = terminate.recv() => return ExitCode::SUCCESS,
-        _ = interrupt.recv() => return ExitCode::SUCCESS,
-    };
-    let node = match started {
-        Ok(node) => node,
-        Err(error) => {
-            eprintln!("kv-server: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let fatal = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        why = node.failed() => Some(why),
-    };
-    if let Some(why) = &fatal {
-        eprintln!("kv-server: stopping: {why}");
-    } else {
-        tracing::info!("stopping");
-    }
-    if tokio::time::timeout(SHUTDOWN_MAX, node.shutdown()).await.is_err() {
-        tracing::warn!("not everything ended in time; what is acknowledged is on disk");
-    }
-    if fatal.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-}
-
-/// An orderly end takes no longer than this.
-const SHUTDOWN_MAX: Duration = Duration::from_millis(4500);

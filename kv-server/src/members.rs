@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     answers::NodeBudget,
-    between::{MemberFault, MemberRequest, NodeFault, NodeRequest},
+    between::{MemberFault, MemberRequest, NodeFault, NodeRequest, OwnMember},
     frontend::stopped,
     routing::RoutingManager,
 };
@@ -31,14 +31,12 @@ pub(crate) async fn execute(database: &ConsensusKvDatabase, request: &MemberRequ
         MemberRequest::Promote(node) => (*node, promoted(&status, *node)?),
         MemberRequest::Move { node, endpoint } => (*node, moved(&status.membership, *node, endpoint)?),
         MemberRequest::Remove(node) => (*node, removed(&status, *node)?),
-        MemberRequest::TellClients { node, endpoint } => {
-            let member = member(&status.membership, *node)?;
-            if member.client_endpoint.is_some() {
-                return Ok(*node);
-            }
-            check_free(&status.membership, *node, endpoint)?;
-            let client_endpoint = Some(endpoint.clone());
-            (*node, MemberChange::Set(*node, Member { client_endpoint, ..member.clone() }))
+        MemberRequest::Publish(own) => {
+            let Some(changed) = own.change(member(&status.membership, own.node)?) else {
+                return Ok(own.node);
+            };
+            check_free(&status.membership, own.node, &own.endpoint)?;
+            (own.node, MemberChange::Set(own.node, changed))
         }
     };
     note_ids(database, &status.membership, std::slice::from_ref(&change)).await?;
@@ -178,17 +176,14 @@ async fn make(database: &ConsensusKvDatabase, change: MemberChange) -> Outcome<(
     }
 }
 
-/// Has the leader note where this node serves clients, if it was added without that; ends when that is known.
-pub(crate) async fn tell_clients(
-    router: Arc<RoutingManager>,
-    endpoint: Endpoint,
-    mut stop: channel::Receiver<bool>,
-) {
-    let node = router.node();
+/// Has the leader note what this node tells of itself; ends when the configuration has it and there is a leader.
+pub(crate) async fn publish(router: Arc<RoutingManager>, own: OwnMember, mut stop: channel::Receiver<bool>) {
+    let node = own.node;
     let mut status = router.database().status();
     let budget = NodeBudget::new(ANSWER_BYTES_MAX, ANSWER_BYTES_MAX).connection();
-    let request = NodeRequest::Member(MemberRequest::TellClients { node, endpoint });
+    let request = NodeRequest::Member(MemberRequest::Publish(own.clone()));
     let tell = async {
+        let mut reported = Instant::now();
         loop {
             let is_member = |status: &Arc<EngineStatus>| status.membership.get(node).is_some();
             let Ok(member) =
@@ -196,11 +191,15 @@ pub(crate) async fn tell_clients(
             else {
                 return;
             };
-            if member.is_some_and(|member| member.client_endpoint.is_some()) {
+            if member.is_some_and(|member| own.change(&member).is_none()) {
+                let _ = status.wait_for(|status| status.leader.is_some()).await;
                 return;
             }
-            if let Err(fault) = router.lead(&request, &mut budget.room()).await {
-                tracing::debug!(?fault, "the leader does not know yet where this node serves clients");
+            if let Err(fault) = router.lead(&request, &mut budget.room()).await
+                && reported.elapsed() > REPORT_PAUSE
+            {
+                reported = Instant::now();
+                tracing::warn!(?fault, endpoint = %own.endpoint, "the cluster does not know yet where clients reach this node");
             }
             sleep(TELL_PAUSE).await;
         }
@@ -216,7 +215,9 @@ const CHANGE_MAX: Duration = Duration::from_secs(8);
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// How long the answer to a promotion waits for it.
 const PROMOTION_MAX: Duration = Duration::from_secs(3);
-const TELL_PAUSE: Duration = Duration::from_millis(300);
+const TELL_PAUSE: Duration = Duration::from_millis(100);
+/// An unchanged failure to publish is reported once in this time.
+const REPORT_PAUSE: Duration = Duration::from_secs(10);
 /// Room for the answers of the leader.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 

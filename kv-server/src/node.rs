@@ -18,9 +18,11 @@ use kv_state_machine::{ConsensusKvDatabase, Durability, KvStartError, KvStateMac
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
+    between::OwnMember,
     cluster::{ClusterManager, endpoints},
-    config::{LogKind, Mode, NodeEndpoints, Settings, Topology},
+    config::{LogKind, Mode, NodeEndpoints, Publication, Settings, Topology},
     descriptors,
+    etcd::ApiLimits,
     founding::{Loaded, announce_members, explain, may_bootstrap},
     frontend::{Frontend, Limits},
     members,
@@ -35,6 +37,8 @@ pub(crate) struct Node {
     /// `None` standing alone.
     transport: Option<Arc<ThriftTransport>>,
     frontend: JoinHandle<()>,
+    /// Whether the cluster knows of this node what it tells of itself.
+    published: watch::Receiver<bool>,
     stop: watch::Sender<bool>,
 }
 
@@ -103,20 +107,25 @@ impl Node {
         let router = RoutingManager::new(settings.node, database.clone(), cluster, routing, sessions_max)
             .listening_at(settings.client_listen.clone());
         let router = Arc::new(router);
-        let frontend = Frontend::bind(&settings.client_listen, router.clone(), limits).await?;
+        let listen = std::iter::once(&settings.client_listen).chain(&settings.client_listen_also);
+        let frontend = Frontend::bind(listen, router.clone(), limits).await?;
+        let frontend = frontend.with_health_at(&settings.health_listen).await?;
         database.start().await?;
         let (stop, stopping) = watch::channel(false);
         if bounds.quota_bytes > 0 {
             tokio::spawn(quota::watch(router.clone(), stopping.clone()));
         }
-        if let Some(endpoints) = settings.topology.as_ref().and_then(|all| all.nodes.get(&settings.node)) {
-            tokio::spawn(members::tell_clients(router, endpoints.client.clone(), stopping.clone()));
-        }
+        let published = publish(&settings, router, stopping.clone());
         let frontend = tokio::spawn(frontend.run(stopping));
         let mode = if settings.topology.is_some() { "replicated" } else { "standalone" };
         let clients_max = limits.clients_max;
         tracing::info!(node = %settings.node, mode, clients = %settings.client_listen, clients_max, data = %settings.data_dir.display(), "ready");
-        Ok(Self { database, transport, frontend, stop })
+        Ok(Self { database, transport, frontend, published, stop })
+    }
+
+    /// Waits until the cluster knows where clients reach this node, for which it needs a leader. False: it will not.
+    pub(crate) async fn published(&self) -> bool {
+        self.published.clone().wait_for(|published| *published).await.is_ok()
     }
 
     /// Ends when the engine has stopped of an error.
@@ -144,6 +153,25 @@ impl Node {
             transport.shutdown().await;
         }
     }
+}
+
+/// Tells the cluster of this node what it does not know; the result becomes true when it knows.
+fn publish(
+    settings: &Settings,
+    router: Arc<RoutingManager>,
+    stop: watch::Receiver<bool>,
+) -> watch::Receiver<bool> {
+    let (done, published) = watch::channel(false);
+    let own = settings.topology.as_ref().and_then(|all| all.nodes.get(&settings.node)).cloned();
+    let replaces = settings.publication == Publication::Always;
+    tokio::spawn(async move {
+        if let Some(NodeEndpoints { client: Some(endpoint), name, .. }) = own {
+            let own = OwnMember { node: router.node(), endpoint, name, replaces };
+            members::publish(router, own, stop).await;
+        }
+        let _ = done.send(true);
+    });
+    published
 }
 
 async fn replicated(
@@ -187,6 +215,12 @@ fn limits(settings: &Settings) -> Result<(Limits, usize), NodeError> {
         clients_max: shares.clients,
         responses_bytes: wanted.responses_size,
         connection_responses_bytes: wanted.connection_responses_size,
+        api: ApiLimits {
+            // It is far below what a usize holds.
+            request_bytes: usize::try_from(wanted.request_size).unwrap_or(usize::MAX),
+            streams_max: wanted.streams_max,
+            watch_progress_interval: wanted.watch_progress_interval,
+        },
     };
     Ok((limits, shares.peers))
 }
@@ -211,11 +245,16 @@ fn open_log(settings: &Settings) -> Result<Arc<dyn LogStorage>, StorageError> {
 }
 
 pub(crate) fn raft_config(settings: &Settings, topology: &Topology) -> RaftConfig {
+    // It must be the same on all nodes, so it has no client endpoints unless all nodes know all of them.
+    let are_clients_known = settings.publication == Publication::IfUnknown
+        && topology.nodes.values().all(|node| node.client.is_some());
     let mut members = BTreeMap::new();
     for (id, endpoints) in &topology.nodes {
-        let (endpoint, client_endpoint) = (Some(endpoints.consensus.clone()), Some(endpoints.client.clone()));
+        let NodeEndpoints { client, consensus, name } = endpoints.clone();
         let kind = if topology.witnesses.contains(id) { MemberKind::Witness } else { MemberKind::Voter };
-        members.insert(*id, Member { endpoint, client_endpoint, ..Member::new(kind) });
+        let client_endpoint = client.filter(|_| are_clients_known);
+        let member = Member { endpoint: Some(consensus), client_endpoint, name, ..Member::new(kind) };
+        members.insert(*id, member);
     }
     let (cluster, log) = (&settings.cluster, &settings.log);
     let mut config = RaftConfig::new(settings.node);

@@ -16,7 +16,9 @@ fn moved<'a>(
     membership.members().iter().filter_map(|(id, member)| {
         let file = file.get(id)?;
         let is_same = member.endpoint.as_ref().is_none_or(|endpoint| *endpoint == file.consensus)
-            && member.client_endpoint.as_ref().is_none_or(|endpoint| *endpoint == file.client);
+            && (file.client.is_none()
+                || member.client_endpoint.is_none()
+                || member.client_endpoint == file.client);
         (!is_same).then_some((*id, member, file))
     })
 }
@@ -30,7 +32,8 @@ pub(crate) fn warning(membership: &Membership, file: &BTreeMap<NodeId, NodeEndpo
         let (consensus, client) = (text(&member.endpoint), text(&member.client_endpoint));
         format!(
             "node {id} is at {consensus} (clients {client}) by the log, at {} (clients {}) by the file",
-            file.consensus, file.client
+            file.consensus,
+            text(&file.client)
         )
     };
     let differences: Vec<String> = moved(membership, file).map(difference).collect();
@@ -88,7 +91,8 @@ fn changes(
     let endpoints = |member: &Member| (member.endpoint.clone(), member.client_endpoint.clone());
     let change = |(id, old, file): (NodeId, &Member, &NodeEndpoints)| {
         let member = now.members().get(&id).filter(|member| endpoints(member) == endpoints(old))?;
-        let (endpoint, client_endpoint) = (Some(file.consensus.clone()), Some(file.client.clone()));
+        let client_endpoint = file.client.clone().or_else(|| member.client_endpoint.clone());
+        let endpoint = Some(file.consensus.clone());
         Some(MemberChange::Set(id, Member { endpoint, client_endpoint, ..member.clone() }))
     };
     moved(before, file).filter_map(change).collect()
@@ -124,7 +128,8 @@ mod tests {
     }
 
     fn file(ports: [u16; 2]) -> BTreeMap<NodeId, NodeEndpoints> {
-        let endpoints = |port| NodeEndpoints { client: at(port), consensus: at(port + 1000) };
+        let endpoints =
+            |port| NodeEndpoints { client: Some(at(port)), consensus: at(port + 1000), name: None };
         (0..).map(NodeId).zip(ports.map(endpoints)).collect()
     }
 

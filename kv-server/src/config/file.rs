@@ -28,10 +28,12 @@ pub(crate) struct File {
 pub(crate) struct NodeEntry {
     /// Node id.
     pub(crate) id: u64,
-    /// Where the node listens for clients.
-    pub(crate) client_endpoint: Endpoint,
-    /// Where the node listens for other nodes; `None`: at the client port + 1000.
+    /// Where clients reach the node; `None`: it says so itself when it starts.
+    pub(crate) client_endpoint: Option<Endpoint>,
+    /// Where other nodes reach the node; `None`: at the client port + 1000.
     pub(crate) consensus_endpoint: Option<Endpoint>,
+    /// Name for people; `None`: its id.
+    pub(crate) name: Option<String>,
 }
 
 /// The part of the file that has no sections.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use kv_state_machine::{AutoCompaction, OPERATIONS_MAX};
 
-use super::values::{Retention, number, retention, size};
+use super::values::{DAY, MILLISECOND, Retention, duration, number, retention, size};
 
 /// Settings of `[limits]`.
 #[derive(Clone, Debug, Args)]
@@ -29,6 +29,15 @@ pub(crate) struct Limits {
     /// Greatest number of operations in either branch of a transaction, of its compares, and of its read ranges.
     #[arg(long, default_value_t = 128, value_name = "COUNT", value_parser = number(1..=OPERATIONS_MAX))]
     pub(crate) transaction_operations_max: usize,
+    /// Greatest size of a request of etcd's API.
+    #[arg(long, default_value = "1536KiB", value_name = "SIZE", value_parser = size(1024..=32 << 20))]
+    pub(crate) request_size: u64,
+    /// Greatest number of calls and streams at once on one connection of etcd's API.
+    #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = number(1_u32..))]
+    pub(crate) streams_max: u32,
+    /// Time without a change after which a watch of etcd's API that asks for it is told of progress.
+    #[arg(long, default_value = "10m", value_name = "DURATION", value_parser = duration(MILLISECOND..=DAY))]
+    pub(crate) watch_progress_interval: Duration,
     /// Size of the node's store from which on the cluster takes no more data: the alarm NOSPACE is raised, and puts and grants of
     /// leases are refused until it is disarmed. Deletions and compactions are executed.
     ///

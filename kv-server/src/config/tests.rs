@@ -78,6 +78,31 @@ fn flags_beat_the_file_and_nodes_can_be_explicit() {
 }
 
 #[test]
+fn only_other_nodes_can_be_without_a_client_endpoint() {
+    let file = r#"
+        [[nodes]]
+        id = 1
+        name = "one"
+        client_endpoint = "h:1"
+        [[nodes]]
+        id = 2
+        consensus_endpoint = "h:2000"
+    "#;
+    let topology = settings(&["--node-id=1"], file).unwrap().topology.unwrap();
+    let (one, two) = (&topology.nodes[&NodeId(1)], &topology.nodes[&NodeId(2)]);
+    assert_eq!((one.name.as_deref(), one.consensus.port()), (Some("one"), 1001));
+    assert_eq!((&two.client, two.consensus.port()), (&None, 2000));
+    // The first configuration is the same on both nodes: it has what both know.
+    let raft = crate::node::raft_config(&settings(&["--node-id=1"], file).unwrap(), &topology);
+    let members = raft.bootstrap.unwrap();
+    assert!(members.members().values().all(|member| member.client_endpoint.is_none()), "{members:?}");
+    let error = settings(&["--node-id=2"], file).unwrap_err();
+    assert!(error.contains("nodes.id = 2") && error.contains("needs a client_endpoint"), "{error}");
+    let error = settings(&["--node-id=3"], &format!("{file}[[nodes]]\nid = 3")).unwrap_err();
+    assert!(error.contains("nodes.id = 3") && error.contains("consensus_endpoint"), "{error}");
+}
+
+#[test]
 fn first_of_flag_environment_file_default_counts() {
     let file = "[cluster]\nnode_timeout = \"20s\"\n";
     let variable = [("KV_NODE_TIMEOUT", "30s")];

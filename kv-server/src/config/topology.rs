@@ -22,10 +22,12 @@ pub(crate) struct Topology {
 /// Endpoints of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodeEndpoints {
-    /// Where the node listens for clients.
-    pub(crate) client: Endpoint,
-    /// Where the node listens for other nodes.
+    /// Where clients reach the node. `None` for another node of which this is not known: it tells the leader when it starts.
+    pub(crate) client: Option<Endpoint>,
+    /// Where other nodes reach the node.
     pub(crate) consensus: Endpoint,
+    /// Name for people; `None` if it has none.
+    pub(crate) name: Option<String>,
 }
 
 /// What the endpoints of this node are derived from.
@@ -60,16 +62,20 @@ impl Resolver<'_> {
             let why = format!("the nodes of this cluster ({}) are {}", self.place, known.join(", "));
             return Err(self.merged.error("node_id", why));
         };
-        if self.arguments.program.port.is_some_and(|port| port != own.client.port()) {
+        let Some(client) = &own.client else {
+            let why = "the node that is started needs a client_endpoint; only other nodes can be without";
+            return Err(self.error(format!("nodes.id = {node}"), why));
+        };
+        if self.arguments.program.port.is_some_and(|port| port != client.port()) {
             let why = format!(
-                "the other nodes look for node {node} at {}, as the list of nodes says ({})",
-                own.client, self.place
+                "the other nodes look for node {node} at {client}, as the list of nodes says ({})",
+                self.place
             );
             return Err(self.merged.error("port", why));
         }
         let witnesses = self.witnesses(&nodes)?;
         let founding_peers_missing = self.founding_peers_missing(node, &nodes)?;
-        let client_listen = self.listen(own.client.host(), own.client.port())?;
+        let client_listen = self.listen(client.host(), client.port())?;
         let consensus_listen = self.listen(own.consensus.host(), own.consensus.port())?;
         Ok((client_listen, Topology { nodes, witnesses, founding_peers_missing, consensus_listen }))
     }
@@ -112,7 +118,7 @@ impl Resolver<'_> {
         let mut nodes = BTreeMap::new();
         for (id, client) in (0..).map(NodeId).zip(listed) {
             let consensus = self.consensus_endpoint(client)?;
-            nodes.insert(id, NodeEndpoints { client: client.clone(), consensus });
+            nodes.insert(id, NodeEndpoints { client: Some(client.clone()), consensus, name: None });
         }
         if !self.entries.is_empty() {
             nodes = self.entries()?;
@@ -122,7 +128,7 @@ impl Resolver<'_> {
             return Err(self.error("replica_endpoints = []".to_owned(), why));
         }
         let mut places: Vec<&Endpoint> =
-            nodes.values().flat_map(|node| [&node.client, &node.consensus]).collect();
+            nodes.values().flat_map(|node| node.client.iter().chain([&node.consensus])).collect();
         places.sort();
         if let Some(twice) = places.windows(2).find(|pair| pair[0] == pair[1]) {
             let why = "two nodes, or the client side and the consensus side of a node, cannot listen at the same place (the \
@@ -135,11 +141,16 @@ impl Resolver<'_> {
     fn entries(&self) -> Result<BTreeMap<NodeId, NodeEndpoints>, ConfigError> {
         let mut nodes = BTreeMap::new();
         for entry in self.entries {
-            let consensus = match &entry.consensus_endpoint {
-                Some(endpoint) => endpoint.clone(),
-                None => self.consensus_endpoint(&entry.client_endpoint)?,
+            let client = entry.client_endpoint.clone();
+            let consensus = match (&entry.consensus_endpoint, &client) {
+                (Some(endpoint), _) => endpoint.clone(),
+                (None, Some(client)) => self.consensus_endpoint(client)?,
+                (None, None) => {
+                    let why = "it needs a client_endpoint or a consensus_endpoint";
+                    return Err(self.error(format!("nodes.id = {}", entry.id), why));
+                }
             };
-            let endpoints = NodeEndpoints { client: entry.client_endpoint.clone(), consensus };
+            let endpoints = NodeEndpoints { client, consensus, name: entry.name.clone() };
             if nodes.insert(NodeId(entry.id), endpoints).is_some() {
                 return Err(self.error(format!("nodes.id = {}", entry.id), "two [[nodes]] have this id"));
             }

@@ -76,17 +76,19 @@ impl Etcd {
                 ..Default::default()
             }];
         };
+        let membership = &status.membership;
         let member = |status: kv_store_client::idl::MemberStatus| {
             let urls = |endpoint: String| {
                 if endpoint.is_empty() { Vec::new() } else { vec![format!("http://{endpoint}")] }
             };
             let node = NodeId(u64::try_from(status.node_id).unwrap_or_default());
-            let name = match &status {
+            let name = membership.get(node).and_then(|member| member.name.clone());
+            let name = name.unwrap_or_else(|| match &status {
                 // It was added and has not started yet.
                 status if status.client_endpoint.is_empty() => String::new(),
                 status if status.kind == MemberKind::Witness.to_string() => format!("witness-{node}"),
                 _ => node.to_string(),
-            };
+            });
             Member {
                 id: member_id(node),
                 name,

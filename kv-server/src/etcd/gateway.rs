@@ -23,7 +23,7 @@ use tonic::{Code, Status, body::Body};
 
 use super::{
     Etcd, http,
-    serve::{MESSAGE_BYTES_MAX, call, descriptors},
+    serve::{call, descriptors},
 };
 
 /// The method that a path stands for.
@@ -64,10 +64,12 @@ pub(super) async fn answer(
         return failed(&Status::unimplemented("Method Not Allowed"));
     }
     let token = request.headers().get(AUTHORIZATION).cloned();
+    // base64 is a third longer.
+    let json_bytes_max = etcd.limits.message_bytes() * 3 / 2;
     let body = if method.is_client_streaming() {
-        streamed(method.input(), request.into_body())
+        streamed(method.input(), request.into_body(), json_bytes_max)
     } else {
-        match whole(&method.input(), request.into_body()).await {
+        match whole(&method.input(), request.into_body(), json_bytes_max).await {
             Ok(message) => Body::new(http_body_util::Full::new(framed(&message))),
             Err(status) => return failed(&status),
         }
@@ -98,9 +100,9 @@ pub(super) async fn answer(
 }
 
 /// The one message of a request.
-async fn whole(kind: &MessageDescriptor, body: Incoming) -> Result<Bytes, Status> {
-    let limited = http_body_util::Limited::new(body, JSON_BYTES_MAX);
-    let body = limited.collect().await.map_err(|_| too_large())?.to_bytes();
+async fn whole(kind: &MessageDescriptor, body: Incoming, bytes_max: usize) -> Result<Bytes, Status> {
+    let limited = http_body_util::Limited::new(body, bytes_max);
+    let body = limited.collect().await.map_err(|_| too_large(bytes_max))?.to_bytes();
     // No body stands for an empty message.
     let json = if body.iter().all(u8::is_ascii_whitespace) { Bytes::from_static(b"{}") } else { body };
     let mut reader = serde_json::Deserializer::from_slice(&json);
@@ -145,10 +147,10 @@ fn check_enums(kind: &MessageDescriptor, json: &serde_json::Value) -> Result<(),
 }
 
 /// The messages of a request, one after another, as the frames of a stream. It ends where the request ends.
-fn streamed(kind: MessageDescriptor, body: Incoming) -> Body {
+fn streamed(kind: MessageDescriptor, body: Incoming, bytes_max: usize) -> Body {
     let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, Status>>(4);
     tokio::spawn(async move {
-        if let Err(status) = feed(&kind, body, &sender).await {
+        if let Err(status) = feed(&kind, body, bytes_max, &sender).await {
             let _ = sender.send(Err(status)).await;
         }
     });
@@ -162,6 +164,7 @@ fn streamed(kind: MessageDescriptor, body: Incoming) -> Body {
 async fn feed(
     kind: &MessageDescriptor,
     mut body: Incoming,
+    bytes_max: usize,
     sender: &mpsc::Sender<Result<Frame<Bytes>, Status>>,
 ) -> Result<(), Status> {
     let mut left = BytesMut::new();
@@ -183,8 +186,8 @@ async fn feed(
                 return Ok(());
             }
         }
-        if left.len() > JSON_BYTES_MAX {
-            return Err(too_large());
+        if left.len() > bytes_max {
+            return Err(too_large(bytes_max));
         }
         if is_end {
             return Ok(());
@@ -203,8 +206,8 @@ fn document(bytes: &[u8], is_end: bool) -> Result<Option<usize>, Status> {
     }
 }
 
-fn too_large() -> Status {
-    Status::resource_exhausted(format!("the request has more than {JSON_BYTES_MAX} bytes"))
+fn too_large(bytes_max: usize) -> Status {
+    Status::resource_exhausted(format!("the request has more than {bytes_max} bytes"))
 }
 
 /// A message as gRPC frames it.
@@ -314,9 +317,6 @@ fn http_status(code: Code) -> StatusCode {
         Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
-
-/// Longest message as JSON: base64 is a third longer.
-const JSON_BYTES_MAX: usize = MESSAGE_BYTES_MAX * 3 / 2;
 
 #[cfg(test)]
 mod tests {

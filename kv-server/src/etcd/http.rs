@@ -10,17 +10,22 @@ use super::{Etcd, gateway, maintenance::ETCD_VERSION};
 
 /// Answers a request.
 pub(super) async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
+    match gateway::method_of(request.uri().path()) {
+        Some(method) => gateway::answer(etcd, method, request).await,
+        None => answer_of_health(&etcd, &request).await,
+    }
+}
+
+/// Answers a request for version or health.
+pub(super) async fn answer_of_health(etcd: &Etcd, request: &Request<Incoming>) -> Response<Body> {
     let path = request.uri().path();
     match (request.method(), path) {
         (&Method::GET | &Method::HEAD, "/version") => json(StatusCode::OK, version()),
         (&Method::GET | &Method::HEAD, "/health" | "/livez" | "/readyz") => {
             let query = request.uri().query().unwrap_or_default();
-            health(&etcd, path, query).await
+            health(etcd, path, query).await
         }
-        (_, path) => match gateway::method_of(path) {
-            Some(method) => gateway::answer(etcd, method, request).await,
-            None => json(StatusCode::NOT_FOUND, r#"{"code":5,"message":"Not Found"}"#.to_owned()),
-        },
+        _ => json(StatusCode::NOT_FOUND, r#"{"code":5,"message":"Not Found"}"#.to_owned()),
     }
 }
 

@@ -48,7 +48,7 @@ impl Kv for Etcd {
 
     async fn put(&self, request: Request<PutRequest>) -> Result<PutResponse> {
         let request = request.into_inner();
-        check_size(&request)?;
+        self.check_size(&request)?;
         let answer = self.write(convert::put(request)?).await?;
         match answer.result {
             KvResult::Put(done) => {
@@ -74,7 +74,7 @@ impl Kv for Etcd {
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<TxnResponse> {
         let request = request.into_inner();
-        check_size(&request)?;
+        self.check_size(&request)?;
         let serializable = txn::is_serializable(&request);
         let operation = txn::operation(request, self.database().limits().transaction_operations_max)?;
         let answer = if operation.is_read_only() {
@@ -107,8 +107,11 @@ impl Kv for Etcd {
     }
 }
 
-fn check_size(request: &impl Message) -> std::result::Result<(), Status> {
-    if request.encoded_len() > REQUEST_BYTES_MAX { Err(error::request_too_large()) } else { Ok(()) }
+impl Etcd {
+    fn check_size(&self, request: &impl Message) -> std::result::Result<(), Status> {
+        let is_too_large = request.encoded_len() > self.limits.request_bytes;
+        if is_too_large { Err(error::request_too_large()) } else { Ok(()) }
+    }
 }
 
 /// A range in pages, all at one revision.
@@ -157,7 +160,5 @@ impl Pages {
     }
 }
 
-/// Longest request, as in etcd.
-const REQUEST_BYTES_MAX: usize = 3 << 19;
 /// Keys in one message of a stream.
 const PAGE_KEYS: u64 = 1000;

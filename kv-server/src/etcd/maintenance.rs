@@ -180,4 +180,4 @@ fn alarm_node(member_id: u64) -> Option<NodeId> {
 }
 
 /// The version whose API this is: clients decide by it what they may ask for.
-pub(super) const ETCD_VERSION: &str = "3.7.0";
+pub(crate) const ETCD_VERSION: &str = "3.7.0";

@@ -29,17 +29,33 @@ use tonic_health::pb::health_server::HealthServer;
 use super::{Etcd, error, health::reflection, http};
 use crate::frontend::stopped;
 
+/// What is served on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All of the API.
+    Api,
+    /// Health and version alone.
+    Health,
+}
+
 /// Serves a connection until the client ends it or `stop` says so; then streams end, and calls in hand are finished.
 pub(crate) async fn serve(
     stream: TcpStream,
     etcd: Etcd,
+    scope: Scope,
     mut stop: channel::Receiver<bool>,
 ) -> io::Result<()> {
+    let streams_max = etcd.limits.streams_max;
     let service = service_fn(move |request| {
         let etcd = etcd.clone();
-        async move { Ok::<_, Infallible>(answer(etcd, request).await) }
+        async move {
+            Ok::<_, Infallible>(match scope {
+                Scope::Api => answer(etcd, request).await,
+                Scope::Health => http::answer_of_health(&etcd, &request).await,
+            })
+        }
     });
-    let builder = builder();
+    let builder = builder(streams_max);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     let served = tokio::select! {
         served = connection.as_mut() => served,
@@ -51,13 +67,13 @@ pub(crate) async fn serve(
     served.map_err(io::Error::other)
 }
 
-fn builder() -> Builder<TokioExecutor> {
+fn builder(streams_max: u32) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(streams_max)
         .max_header_list_size(HEADER_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -71,6 +87,7 @@ async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
     if !content_type.starts_with(b"application/grpc") {
         return http::answer(etcd, request).await;
     }
+    let message_bytes_max = etcd.limits.message_bytes();
     let timeout = request.headers().get("grpc-timeout").and_then(|value| timeout_of(value.to_str().ok()?));
     let call = call(etcd, request.map(Body::new));
     let response = match timeout {
@@ -80,14 +97,15 @@ async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
             Err(_) => error::deadline_exceeded().into_http(),
         },
     };
-    in_words_of_etcd(response)
+    in_words_of_etcd(response, message_bytes_max)
 }
 
 /// Has the service that the path names answer.
 pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
+    let message_bytes_max = etcd.limits.message_bytes();
     macro_rules! served_by {
         ($server:ident) => {
-            $server::new(etcd).max_decoding_message_size(MESSAGE_BYTES_MAX).call(request).await
+            $server::new(etcd).max_decoding_message_size(message_bytes_max).call(request).await
         };
     }
     let path = request.uri().path().to_owned();
@@ -134,13 +152,13 @@ pub(super) fn descriptors() -> &'static DescriptorPool {
 }
 
 /// Has an error of the library said as etcd says it.
-fn in_words_of_etcd(mut response: Response<Body>) -> Response<Body> {
+fn in_words_of_etcd(mut response: Response<Body>, message_bytes_max: usize) -> Response<Body> {
     let code = response.headers().get("grpc-status").map(HeaderValue::as_bytes);
     let message = response.headers().get("grpc-message").map(HeaderValue::as_bytes).unwrap_or_default();
     let too_large = message.windows(b"too%20large".len()).any(|part| part == b"too%20large");
     if code == Some(b"11") && message.starts_with(b"Error") && too_large {
         response.headers_mut().insert("grpc-status", HeaderValue::from(Code::ResourceExhausted as i32));
-        let text = format!("grpc: received message larger than max ({MESSAGE_BYTES_MAX})");
+        let text = format!("grpc: received message larger than max ({message_bytes_max})");
         if let Ok(text) = HeaderValue::try_from(text.replace(' ', "%20")) {
             response.headers_mut().insert("grpc-message", text);
         }
@@ -167,12 +185,8 @@ fn timeout_of(text: &str) -> Option<Duration> {
     })
 }
 
-/// Longest message from a client, as in etcd: a request of 1.5 MiB, and what surrounds it.
-pub(super) const MESSAGE_BYTES_MAX: usize = 2 << 20;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_BYTES_MAX: u32 = 16 << 10;
-/// Calls and streams of a connection at once.
-const STREAMS_MAX: u32 = 10_000;
 /// What a client may send before it is taken: of one call, and of all.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;

@@ -163,7 +163,9 @@ impl Stream {
             watch,
             previous: request.prev_kv,
             fragment: request.fragment,
-            progress_at: request.progress_notify.then(|| Instant::now() + PROGRESS),
+            progress_at: request
+                .progress_notify
+                .then(|| Instant::now() + self.etcd.limits.watch_progress_interval),
         };
         self.by_client.insert(id, client);
         // Some clients resume after the revision of the last header: it must not be that of events still to come.
@@ -206,7 +208,7 @@ impl Stream {
                 let found = self.by_client.iter_mut().find(|(_, client)| client.watch == watch);
                 let Some((id, client)) = found else { return Ok(()) };
                 if client.progress_at.is_some() {
-                    client.progress_at = Some(Instant::now() + PROGRESS);
+                    client.progress_at = Some(Instant::now() + self.etcd.limits.watch_progress_interval);
                 }
                 let (id, previous, fragment) = (*id, client.previous, client.fragment);
                 self.send_events(id, &events, previous, fragment).await?;
@@ -281,7 +283,7 @@ impl Stream {
         }
         for (id, client) in &mut self.by_client {
             if is_due(client) {
-                client.progress_at = Some(now + PROGRESS);
+                client.progress_at = Some(now + self.etcd.limits.watch_progress_interval);
                 self.out.send(Ok(WatchResponse { header, watch_id: *id, ..Default::default() })).await?;
             }
         }
@@ -314,7 +316,5 @@ fn converted(event: &WatchEvent, previous: bool) -> Event {
 const ANSWERS_MAX: usize = 16;
 /// Bytes of a part, where a client takes answers in parts.
 const FRAGMENT_BYTES_MAX: usize = 3 << 19;
-/// A watcher of keys that seldom change learns so often how far it is, if it asked for that.
-const PROGRESS: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_secs(60);
 const LOOK_PROGRESS: Duration = Duration::from_millis(5);

@@ -53,6 +53,14 @@ impl Server {
         server
     }
 
+    /// A member that is started with etcd's flags.
+    pub fn in_place_of_etcd(dir: &Path, name: &str, port: u16, flags: Vec<String>) -> Self {
+        let arguments = std::iter::once("etcd".to_owned()).chain(flags).collect();
+        let mut server = Self::new(dir, name, port, arguments);
+        server.start();
+        server
+    }
+
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let log = File::options().create(true).append(true).open(&self.log).unwrap();

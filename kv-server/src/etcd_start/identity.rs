@@ -1,0 +1,100 @@
+//! Which member a data directory is of. It is noted when the member has its first place in a cluster, and from then on counts in place
+//! of the flags for the first start.
+
+use std::{fs, io, path::Path};
+
+use consensus_core::{NodeId, StorageError};
+use consensus_storage_dir::{read_with_checksum, replace_with_checksum, sync_parent_dirs};
+
+use super::data_of_etcd;
+
+/// The member of a data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) node: NodeId,
+    pub(super) cluster_name: String,
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IdentityError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The file says something else.
+    #[error(
+        "{path}: {text:?} names no member; restore the file or the directory, or choose another --data-dir"
+    )]
+    Unknown { path: String, text: String },
+    /// The directory is etcd's.
+    #[error(
+        "{path} is data of etcd, which kv-server cannot read, and nothing was changed; choose an empty --data-dir, and copy the \
+         keys from a running etcd (`etcdctl make-mirror`)"
+    )]
+    OfEtcd { path: String },
+}
+
+impl Identity {
+    /// The member of the directory; `None` if it is new.
+    pub(super) fn load(data_dir: &Path) -> Result<Option<Self>, IdentityError> {
+        if let Some(path) = data_of_etcd(data_dir) {
+            return Err(IdentityError::OfEtcd { path: path.display().to_string() });
+        }
+        let path = data_dir.join(MEMBER);
+        let Some(text) = read_with_checksum(&path)? else { return Ok(None) };
+        match Self::parse(&text) {
+            Some(identity) => Ok(Some(identity)),
+            None => Err(IdentityError::Unknown { path: path.display().to_string(), text }),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (first, rest) = text.split_once('\n')?;
+        let node = first.strip_prefix("node = ")?.parse().ok()?;
+        let cluster_name = rest.strip_prefix("cluster_name = ")?.strip_suffix('\n')?;
+        Some(Self { node: NodeId(node), cluster_name: cluster_name.to_owned() })
+    }
+
+    /// Notes the member in the directory, which is made if it is not there.
+    pub(super) fn store(&self, data_dir: &Path) -> Result<(), IdentityError> {
+        let path = data_dir.join(MEMBER);
+        let text = format!("node = {}\ncluster_name = {}\n", self.node, self.cluster_name);
+        let store = || -> io::Result<()> {
+            fs::create_dir_all(data_dir)?;
+            sync_parent_dirs(data_dir)?;
+            replace_with_checksum(&path, &text)
+        };
+        let context = || format!("recording the member in {}", path.display());
+        Ok(store().map_err(|source| StorageError::Io { context: context(), source })?)
+    }
+}
+
+/// Name of the file.
+const MEMBER: &str = "MEMBER";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_is_found_again_and_another_text_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a/b");
+        assert_eq!(Identity::load(&data).unwrap(), None);
+        let identity = Identity { node: NodeId(7), cluster_name: "etcd = cluster ".to_owned() };
+        identity.store(&data).unwrap();
+        assert_eq!(Identity::load(&data).unwrap(), Some(identity));
+        for wrong in ["", "node = x\ncluster_name = a\n", "node = 1\n", "node = 1\ncluster_name = a"] {
+            replace_with_checksum(&data.join(MEMBER), wrong).unwrap();
+            let error = Identity::load(&data).unwrap_err();
+            assert!(matches!(error, IdentityError::Unknown { .. }), "{wrong:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn data_of_etcd_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("member/wal")).unwrap();
+        let error = Identity::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("data of etcd") && error.contains("make-mirror"), "{error}");
+    }
+}

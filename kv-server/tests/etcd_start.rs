@@ -1,0 +1,348 @@
+//! `kv-server etcd` with real processes, which are used by etcd's API.
+
+mod common;
+
+use std::{
+    os::unix::net::UnixDatagram,
+    path::Path,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use common::{Server, free_port, page::Page};
+use kv_etcd_api::etcdserverpb::{
+    Member, MemberAddRequest, MemberListRequest, PutRequest, RangeRequest, cluster_client::ClusterClient,
+    kv_client::KvClient,
+};
+use tokio::time::{Instant, sleep};
+use tonic::{Status, transport::Channel};
+
+/// A member and its directory, as `name` at a port for clients and another one for members.
+struct Place {
+    name: String,
+    client: u16,
+}
+
+impl Place {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), client: free_port() }
+    }
+
+    fn client_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client)
+    }
+
+    fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client + 1000)
+    }
+
+    /// The flags of etcd's documentation for static bootstrapping.
+    fn flags(&self, dir: &Path, cluster: &[&Self], state: &str) -> Vec<String> {
+        let cluster: Vec<String> =
+            cluster.iter().map(|place| format!("{}={}", place.name, place.peer_url())).collect();
+        let data = dir.join(format!("{}.etcd", self.name)).display().to_string();
+        let flags = [
+            ("--name", self.name.clone()),
+            ("--data-dir", data),
+            ("--initial-advertise-peer-urls", self.peer_url()),
+            ("--listen-peer-urls", self.peer_url()),
+            ("--listen-client-urls", self.client_url()),
+            ("--advertise-client-urls", self.client_url()),
+            ("--initial-cluster-token", "etcd-cluster-1".to_owned()),
+            ("--initial-cluster", cluster.join(",")),
+            ("--initial-cluster-state", state.to_owned()),
+        ];
+        flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    }
+
+    fn start(&self, dir: &Path, cluster: &[&Self], state: &str) -> Server {
+        Server::in_place_of_etcd(dir, &self.name, self.client, self.flags(dir, cluster, state))
+    }
+}
+
+const READY: &str = "ready to serve client requests";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn channel(port: u16) -> Channel {
+    let endpoint = Channel::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
+    endpoint.connect().await.expect("the member takes connections")
+}
+
+/// Writes, at the member that listens there; repeated while there is no leader.
+async fn put(port: u16, key: &str) {
+    let begun = Instant::now();
+    loop {
+        let request = PutRequest { key: key.to_owned().into(), value: "v".into(), ..Default::default() };
+        match KvClient::new(channel(port).await).put(request).await {
+            Ok(_) => return,
+            Err(status) => assert!(begun.elapsed() < PATIENCE, "{status}"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Number of keys that a linearizable read at the member finds.
+async fn count(port: u16) -> Result<i64, Status> {
+    let request = RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
+    Ok(KvClient::new(channel(port).await).range(request).await?.into_inner().count)
+}
+
+async fn members(port: u16) -> Vec<Member> {
+    let list = MemberListRequest { linearizable: true };
+    let answer = ClusterClient::new(channel(port).await).member_list(list).await;
+    let mut members = answer.map(|answer| answer.into_inner().members).unwrap_or_default();
+    members.sort_by(|one, other| one.name.cmp(&other.name));
+    members
+}
+
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Runs the program until it ends.
+fn run(flags: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kv-server")).arg("etcd").args(flags).output().unwrap()
+}
+
+#[tokio::test]
+async fn single_member_says_that_it_is_ready_and_ends_by_the_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::new("solo");
+    let mut server = place.start(dir.path(), &[&place], "new");
+    server.says(READY);
+    put(place.client, "a").await;
+    let all = members(place.client).await;
+    assert_eq!((all.len(), all[0].name.as_str()), (1, "solo"));
+    assert_eq!(
+        (&all[0].client_ur_ls, &all[0].peer_ur_ls),
+        (&vec![place.client_url()], &vec![place.peer_url()])
+    );
+    let (code, took) = server.terminate();
+    assert_eq!(code, None, "the signal ended it, as it ends etcd");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    for line in server.log().lines() {
+        let line: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+        assert!(["level", "ts", "caller", "msg"].iter().all(|key| line[key].is_string()), "{line}");
+    }
+    // What is for the first start is ignored when there is data, and the name is told again.
+    server.set_argument("--initial-cluster", "nobody=http://127.0.0.1:1");
+    server.set_argument("--initial-cluster-state", "existing");
+    server.set_argument("--initial-cluster-token", "another");
+    server.set_argument("--name", "renamed");
+    server.start();
+    eventually("it is ready again", async || server.log().matches(READY).count() == 2).await;
+    assert_eq!(count(place.client).await.unwrap(), 1);
+    assert_eq!(members(place.client).await[0].name, "renamed");
+}
+
+#[tokio::test]
+async fn three_members_are_bootstrapped_and_one_is_killed_and_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = ["infra0", "infra1", "infra2"].map(Place::new);
+    let cluster: Vec<&Place> = places.iter().rev().collect();
+    let mut servers: Vec<Server> =
+        places.iter().map(|place| place.start(dir.path(), &cluster, "new")).collect();
+    servers.iter().for_each(|server| server.says(READY));
+    let all = members(places[1].client).await;
+    let names: Vec<&str> = all.iter().map(|member| member.name.as_str()).collect();
+    assert_eq!(names, ["infra0", "infra1", "infra2"]);
+    for (member, place) in all.iter().zip(&places) {
+        assert_eq!(member.peer_ur_ls, [place.peer_url()]);
+    }
+    eventually("every member tells where its clients go", async || {
+        let all = members(places[1].client).await;
+        all.iter().zip(&places).all(|(member, place)| member.client_ur_ls == [place.client_url()])
+    })
+    .await;
+    for place in &places {
+        put(place.client, &place.name).await;
+    }
+    servers[1].kill();
+    put(places[0].client, "while one is away").await;
+    servers[1].start();
+    eventually("it has what was written", async || {
+        // It may not listen yet.
+        std::net::TcpStream::connect(("127.0.0.1", places[1].client)).is_ok()
+            && count(places[1].client).await.is_ok_and(|count| count == 4)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn added_member_finds_its_id_by_its_peer_url() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (Place::new("first"), Place::new("second"));
+    let server = first.start(dir.path(), &[&first], "new");
+    server.says(READY);
+    put(first.client, "a").await;
+    let add = MemberAddRequest { peer_ur_ls: vec![second.peer_url()], is_learner: false };
+    let mut client = ClusterClient::new(channel(first.client).await);
+    let added = client.member_add(add).await.unwrap().into_inner().member.unwrap();
+    assert_eq!(added.name, "", "it has not started");
+    let mut joined = second.start(dir.path(), &[&first, &second], "existing");
+    joined.says(READY);
+    let all = members(first.client).await;
+    let shown: Vec<_> =
+        all.iter().map(|member| (member.name.as_str(), member.client_ur_ls.clone())).collect();
+    assert_eq!(shown, [("first", vec![first.client_url()]), ("second", vec![second.client_url()])]);
+    assert_eq!(all[1].id, added.id);
+    put(second.client, "b").await;
+    assert_eq!(count(second.client).await.unwrap(), 2);
+    // The same command starts it again.
+    joined.kill();
+    joined.start();
+    eventually("it is ready again", async || joined.log().matches(READY).count() == 2).await;
+    assert_eq!(count(second.client).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn member_that_was_not_added_is_told_how_to_add_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (Place::new("first"), Place::new("second"));
+    first.start(dir.path(), &[&first], "new").says(READY);
+    let mut server = second.start(dir.path(), &[&first, &second], "existing");
+    assert_eq!(server.ended(), Some(1));
+    let log = server.log();
+    let words = format!("etcdctl member add second --peer-urls={}", second.peer_url());
+    assert!(log.contains("--initial-cluster-state=existing") && log.contains(&words), "{log}");
+    assert!(!dir.path().join("second.etcd").exists(), "nothing was written");
+}
+
+#[tokio::test]
+async fn survivor_of_a_lost_majority_is_forced_to_be_a_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = ["a", "b"].map(Place::new);
+    let cluster: Vec<&Place> = places.iter().collect();
+    let mut servers: Vec<Server> =
+        places.iter().map(|place| place.start(dir.path(), &cluster, "new")).collect();
+    servers.iter().for_each(|server| server.says(READY));
+    put(places[0].client, "a").await;
+    servers.iter_mut().for_each(Server::kill);
+    servers[0].argue("--force-new-cluster");
+    servers[0].start();
+    eventually("it is ready again", async || servers[0].log().matches(READY).count() == 2).await;
+    assert_eq!(count(places[0].client).await.unwrap(), 1);
+    assert_eq!(members(places[0].client).await.len(), 1);
+}
+
+#[test]
+fn wrong_flags_end_the_program_and_name_what_to_do() {
+    let unknown = run(&["--nam", "x"]);
+    let text = String::from_utf8_lossy(&unknown.stderr);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text.contains("unexpected argument '--nam'") && text.contains("--name"), "{text}");
+    let refused = run(&["--cert-file=/a", "--wal-dir=/b"]);
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    for words in ["--cert-file=/a", "no TLS", "--wal-dir=/b", "folders of the data directory"] {
+        assert!(text.contains(words), "{text}");
+    }
+    let help = run(&["--help"]);
+    assert!(help.status.success());
+    assert!(String::from_utf8_lossy(&help.stdout).contains("Not supported"));
+    let version = run(&["--version"]);
+    assert!(version.status.success());
+    assert!(String::from_utf8_lossy(&version.stdout).starts_with("etcd Version: 3.7."));
+}
+
+#[test]
+fn data_of_etcd_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("member/wal")).unwrap();
+    let output = run(&["--data-dir", &dir.path().display().to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("data of etcd"), "{text}");
+}
+
+/// Flags by a file, and the answers of a member that only tells of its health.
+#[tokio::test]
+async fn file_and_a_link_named_etcd_start_a_member_whose_health_has_a_port_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, health) = (Place::new("by-file"), free_port());
+    let data = dir.path().join("data");
+    let file = format!(
+        "name: by-file\ndata-dir: {}\nlisten-client-urls: {url}\nadvertise-client-urls: {url}\n\
+         listen-peer-urls: {peer}\ninitial-advertise-peer-urls: {peer}\nlisten-metrics-urls: http://127.0.0.1:{health}\n\
+         log-outputs: [{log}]\n",
+        data.display(),
+        url = place.client_url(),
+        peer = place.peer_url(),
+        log = dir.path().join("member.log").display(),
+    );
+    std::fs::write(dir.path().join("etcd.yaml"), file).unwrap();
+    let link = dir.path().join("etcd");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_kv-server"), &link).unwrap();
+    let mut child =
+        Child(Command::new(link).arg("--config-file").arg(dir.path().join("etcd.yaml")).spawn().unwrap());
+    let log = || std::fs::read_to_string(dir.path().join("member.log")).unwrap_or_default();
+    eventually("it is ready", async || log().contains(READY)).await;
+    put(place.client, "a").await;
+    assert!(get(health, "/health").await.contains(r#"{"health":"true""#));
+    assert!(get(health, "/readyz").await.contains("200 OK"));
+    assert!(get(health, "/v3/kv/range").await.contains("404"), "nothing else is served there");
+    child.0.kill().unwrap();
+}
+
+#[tokio::test]
+async fn service_manager_is_told_when_the_member_is_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::new("a");
+    let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kv-server"));
+    command.arg("etcd").args(place.flags(dir.path(), &[&place], "new"));
+    let _child = Child(command.env("NOTIFY_SOCKET", dir.path().join("notify")).spawn().unwrap());
+    let mut text = [0; 64];
+    let length = socket.recv(&mut text).unwrap();
+    assert_eq!(std::str::from_utf8(&text[..length]).unwrap().trim(), "READY=1");
+    assert_eq!(members(place.client).await.len(), 1);
+}
+
+#[test]
+fn commands_of_the_page_do_as_it_says() {
+    let page = Page("etcd-start.md");
+    assert_eq!(page.titles(), ["A new cluster"]);
+    page.run("A new cluster");
+}
+
+#[test]
+fn manifest_of_the_page_has_only_flags_that_are_accepted() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/etcd-start.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let flags: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- "))
+        .filter(|flag| flag.starts_with("--"))
+        .collect();
+    assert!(flags.len() > 8, "{flags:?}");
+    // With the version the flags are only parsed.
+    let output = run(&[&flags[..], &["--version"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A process that ends with the test.
+struct Child(std::process::Child);
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The answer to a GET request, headers included.
+async fn get(port: u16, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}

@@ -110,7 +110,9 @@ impl EtcdStart {
         if let Some(Identity { node, cluster_name }) = Identity::load(&member.data_dir)? {
             return Ok(self.settings_of(node, &cluster_name, vec![member.entry(node)], true)?);
         }
-        let Initial { members, state, token } = member.initial(&self.values)?;
+        let initial = member.initial(&self.values)?;
+        let cluster_name = initial.cluster_name();
+        let Initial { members, state, token: _ } = initial;
         if state == State::New {
             let entry = |(id, (name, endpoint)): (u64, (&String, &_))| {
                 if *name == member.name {
@@ -121,7 +123,7 @@ impl EtcdStart {
             };
             let node = members.keys().take_while(|name| **name != member.name).count();
             let entries = (0..).zip(&members).map(entry).collect();
-            return Ok(self.settings_of(NodeId(node as u64), &token, entries, false)?);
+            return Ok(self.settings_of(NodeId(node as u64), &cluster_name, entries, false)?);
         }
         let others = members.into_iter().filter(|(name, _)| *name != member.name);
         let others: Vec<_> = others.map(|(_, endpoint)| endpoint).collect();

@@ -126,14 +126,20 @@ pub(crate) fn explain(settings: &Settings, error: &FoundingError) -> String {
         "node {node} does not start, and nothing was written: {error}; the data directory of this node is {}\n",
         settings.data_dir.display()
     );
-    let join = format!(
-        "start it with --join, and add it: kvctl member add {node} --consensus HOST:PORT --client HOST:PORT"
-    );
+    let join = match settings.publication {
+        Publication::IfUnknown => format!(
+            "start it with --join, and add it: kvctl member add {node} --consensus HOST:PORT --client HOST:PORT"
+        ),
+        Publication::Always => {
+            "add it (etcdctl member add NAME --peer-urls=URL), and start it with --initial-cluster-state=existing"
+                .to_owned()
+        }
+    };
     let _ = match &error.conflict {
         Conflict::NotAMember(_) => write!(
             text,
             "- to make it a member of that cluster, {join}\n\
-             - editing the file adds nobody: it is only read at the very first start of a cluster\n\
+             - to list it with the others adds nobody: the list is only read at the very first start of a cluster\n\
              - if its data should be there, check --data-dir and whether the disk is mounted"
         ),
         Conflict::OtherDisk { .. } => write!(
@@ -145,14 +151,17 @@ pub(crate) fn explain(settings: &Settings, error: &FoundingError) -> String {
         Conflict::OwnIdElsewhere(_) => {
             write!(text, "- stop the other one, or give this one an id and endpoints of its own")
         }
+        Conflict::OtherName(_) if settings.publication == Publication::Always => {
+            write!(text, "- give all members the same --initial-cluster and --initial-cluster-token")
+        }
         Conflict::OtherFounders(_) => {
-            write!(
-                text,
-                "- give all nodes the same file for the first start; what is added later, is added with --join"
-            )
+            write!(text, "- give all nodes the same list for the first start, and add other nodes later")
         }
         Conflict::OtherNode(_) => {
-            write!(text, "- give all nodes the same file, and check --node-id on node {peer} and here")
+            write!(
+                text,
+                "- give all nodes the same list, and check the id, or name, of node {peer} and of this one"
+            )
         }
         _ => write!(
             text,

@@ -86,7 +86,13 @@ impl Node {
             Some(topology) => {
                 let (database, transport) = replicated(&settings, topology, peers_max).await?;
                 let membership = database.status().borrow().membership.clone();
-                if let Some(differences) = endpoints::warning(&membership, &topology.nodes) {
+                if settings.publication == Publication::Always {
+                    if let Some(difference) =
+                        endpoints::peer_url_warning(&membership, settings.node, &topology.nodes)
+                    {
+                        tracing::warn!("{difference}");
+                    }
+                } else if let Some(differences) = endpoints::warning(&membership, &topology.nodes) {
                     tracing::warn!("{differences}");
                     if settings.once.rewrite_endpoints {
                         let (engine, file) = (database.engine().clone(), topology.nodes.clone());

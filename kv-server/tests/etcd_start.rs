@@ -214,6 +214,21 @@ async fn member_that_was_not_added_is_told_how_to_add_it() {
 }
 
 #[tokio::test]
+async fn members_with_other_lists_do_not_begin_a_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = ["a", "b"].map(Place::new);
+    let cluster: Vec<&Place> = places.iter().collect();
+    let renamed = Place { name: "c".to_owned(), client: places[0].client };
+    let first = places[0].start(dir.path(), &cluster, "new");
+    let second = places[1].start(dir.path(), &[&renamed, &places[1]], "new");
+    // Of the two the one ends that hears of the other one first.
+    let words = "give all members the same --initial-cluster";
+    eventually("one of the two ends", async || first.log().contains(words) || second.log().contains(words))
+        .await;
+    assert!(!first.log().contains(READY) && !second.log().contains(READY));
+}
+
+#[tokio::test]
 async fn survivor_of_a_lost_majority_is_forced_to_be_a_cluster() {
     let dir = tempfile::tempdir().unwrap();
     let places = ["a", "b"].map(Place::new);

@@ -46,6 +46,21 @@ pub(crate) fn warning(membership: &Membership, file: &BTreeMap<NodeId, NodeEndpo
     })
 }
 
+/// What an operator is told at a start in place of etcd if the cluster looks for the node elsewhere than at its peer URL.
+pub(crate) fn peer_url_warning(
+    membership: &Membership,
+    node: NodeId,
+    given: &BTreeMap<NodeId, NodeEndpoints>,
+) -> Option<String> {
+    let (known, given) = (membership.get(node)?.endpoint.as_ref()?, &given.get(&node)?.consensus);
+    (known != given).then(|| {
+        format!(
+            "the other members look for this one at http://{known}, and --initial-advertise-peer-urls is http://{given}, which counts \
+             only at the first start; if it moved: etcdctl member update ID --peer-urls=http://{given}"
+        )
+    })
+}
+
 /// Writes the endpoints of the file into the configuration as soon as this node leads, unless somebody changed them
 /// meanwhile; `before` is the configuration that the node started with.
 pub(crate) async fn rewrite(
@@ -142,6 +157,14 @@ mod tests {
             "node 1 is at h:1002 (clients h:2) by the log, at h:1005 (clients h:5) by the file"
         ));
         assert!(text.contains("--rewrite-endpoints") && !text.contains("node 0"), "{text}");
+    }
+
+    #[test]
+    fn member_in_place_of_etcd_is_told_of_another_peer_url() {
+        let of = |node, ports| peer_url_warning(&membership([1, 2]), NodeId(node), &file(ports));
+        assert_eq!((of(0, [1, 2]), of(0, [1, 5]), of(7, [1, 2])), (None, None, None));
+        let text = of(1, [1, 5]).unwrap();
+        assert!(text.contains("at http://h:1002") && text.contains("--peer-urls=http://h:1005"), "{text}");
     }
 
     #[test]

@@ -64,11 +64,14 @@ pub(super) fn command() -> Command {
         .about("Runs a member in place of etcd 3.7, with etcd's flags, ETCD_ variables and file")
         .after_help(AFTER_HELP)
         .max_term_width(120);
+    let is_absent = |flag: &&Flag| flag.effect == Effect::Absent;
     for (group, heading) in headings {
-        for flag in flags::all().filter(|flag| flag.group == group) {
-            let heading = if flag.effect == Effect::Absent { NOT_SUPPORTED } else { heading };
+        for flag in flags::all().filter(|flag| flag.group == group && !is_absent(flag)) {
             command = command.arg(argument(flag).help_heading(heading));
         }
+    }
+    for flag in flags::all().filter(is_absent) {
+        command = command.arg(argument(flag).help_heading(NOT_SUPPORTED));
     }
     command
 }
@@ -80,7 +83,8 @@ fn argument(flag: &'static Flag) -> Arg {
         Effect::Unneeded => format!("no effect: {}", flag.note),
         Effect::Absent => format!("refused: {}", flag.note),
     };
-    let arg = Arg::new(flag.name).long(flag.name).help(help.replace('`', "")).action(ArgAction::Set);
+    let arg = Arg::new(flag.name).long(flag.name).value_name(flag.kind.value_name());
+    let arg = arg.help(help.replace('`', "")).action(ArgAction::Set);
     arg.num_args(1).allow_hyphen_values(true).overrides_with(flag.name)
 }
 

@@ -77,6 +77,23 @@ pub(super) enum Kind {
     Choice(&'static [&'static str]),
 }
 
+impl Kind {
+    /// What stands for a value in `--help`.
+    pub(super) fn value_name(self) -> &'static str {
+        match self {
+            Self::Text => "TEXT",
+            Self::Bool => "BOOL",
+            Self::Number | Self::Signed => "NUMBER",
+            Self::Milliseconds => "MILLISECONDS",
+            Self::Bytes => "BYTES",
+            Self::Duration => "DURATION",
+            Self::Retention => "RETENTION",
+            Self::ListenUrls | Self::Urls => "URLS",
+            Self::Choice(_) => "WORD",
+        }
+    }
+}
+
 /// What becomes of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use consensus_core::{Endpoint, NodeId};
+use sha2::{Digest, Sha256};
 
 use super::{
     flags::is_of_no_use_elsewhere,
@@ -33,6 +34,19 @@ pub(super) struct Initial {
     pub(super) members: BTreeMap<String, Endpoint>,
     pub(super) state: State,
     pub(super) token: String,
+}
+
+impl Initial {
+    /// Name of a new cluster: the token, and a hash of its members. Their list is the first entry of the log, so members with different
+    /// lists must not begin a cluster; nodes of another name are refused.
+    pub(super) fn cluster_name(&self) -> String {
+        let mut hash = Sha256::new();
+        for (name, endpoint) in &self.members {
+            hash.update(format!("{name}=http://{endpoint},"));
+        }
+        let hash: String = hash.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        format!("{}-{hash}", self.token)
+    }
 }
 
 /// Whether the cluster is there already.

@@ -64,7 +64,7 @@ fn member_without_flags_has_the_places_of_etcd() {
     let settings = settings(&[]);
     assert_eq!(settings.data_dir, Path::new("default.etcd"));
     assert_eq!(settings.client_listen, at("127.0.0.1:2379"));
-    assert_eq!(settings.deployment.cluster_name, "etcd-cluster");
+    assert!(settings.deployment.cluster_name.starts_with("etcd-cluster-"), "{settings:?}");
     assert_eq!(settings.cluster.election_timeout, Duration::from_secs(1));
     assert_eq!(settings.limits.quota_size, 2 << 30);
     let topology = settings.topology.unwrap();
@@ -106,6 +106,20 @@ fn ids_of_a_new_cluster_follow_the_order_of_the_names() {
         (2, "infra2".to_owned(), "10.0.1.12:2380".to_owned(), false),
     ];
     assert_eq!(shown, expected);
+}
+
+#[test]
+fn clusters_of_other_members_or_tokens_have_other_names() {
+    let name = |flags: &[&str]| settings(&[&INFRA[..], flags].concat()).deployment.cluster_name;
+    let members = |last: &str| {
+        format!("--initial-cluster={last},infra1=http://10.0.1.11:2380,infra0=http://10.0.1.10:2380")
+    };
+    let same = members("infra2=http://10.0.1.12:2380");
+    assert_eq!(name(&[]), name(&[&same]), "whatever their order");
+    let others = [members("infra3=http://10.0.1.12:2380"), members("infra2=http://10.0.1.13:2380")];
+    for other in [&others[0], &others[1], "--initial-cluster-token=other"] {
+        assert_ne!(name(&[]), name(&[other]), "{other}");
+    }
 }
 
 #[test]
@@ -310,6 +324,55 @@ fn wrong_files_are_refused_with_their_name() {
 }
 
 #[test]
+fn damaged_files_and_command_lines_are_refused_or_read_and_never_panic() {
+    use rand::{Rng, SeedableRng, rngs::SmallRng};
+    let mut random = SmallRng::seed_from_u64(1);
+    let pieces = [
+        ":",
+        "{",
+        "}",
+        "[",
+        "]",
+        "-",
+        "&a ",
+        "*a",
+        "!!binary ",
+        "\0",
+        "\u{85}",
+        "'",
+        "\"",
+        "\n",
+        "1e999",
+        "é",
+        "=",
+        ",",
+    ];
+    for _ in 0..3000 {
+        let mut text: Vec<char> = FILE.chars().collect();
+        for _ in 0..random.random_range(1..4) {
+            let at = random.random_range(0..text.len());
+            let piece = pieces[random.random_range(0..pieces.len())];
+            text.splice(at..at + random.random_range(0..3).min(text.len() - at), piece.chars());
+        }
+        let text: String = text.into_iter().collect();
+        let _ = start_with(&["--config-file=etcd.yaml"], &[], &text);
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let _ = start_with(&words, &[], "");
+    }
+}
+
+#[test]
+fn file_whose_aliases_multiply_is_refused() {
+    let mut file = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+    for n in 1..30 {
+        let before = vec![format!("*a{}", n - 1); 9].join(", ");
+        file.push_str(&format!("a{n}: &a{n} [{before}]\n"));
+    }
+    let error = start_with(&["--config-file=etcd.yaml"], &[], &file).unwrap_err();
+    assert!(error.contains("etcd.yaml"), "{error}");
+}
+
+#[test]
 fn initial_cluster_must_have_the_member_under_its_url() {
     let initial = |flags: &[&str]| {
         let start = start(flags);
@@ -372,6 +435,7 @@ fn help_lists_flags_in_groups_and_those_that_are_refused() {
         assert!(help.contains(words), "{words}: {help}");
     }
     let refused = help.split("Not supported").nth(1).unwrap();
+    assert!(!refused.contains("no effect:"), "they come last: {refused}");
     assert!(refused.contains("--cert-file") && refused.contains("refused: there is no TLS"), "{refused}");
     let version = wrong(&["--version"]);
     assert!(version.starts_with("etcd Version: 3.7.") && version.contains("kv-server"), "{version}");

@@ -10,21 +10,21 @@ use super::{
 pub(super) const FLAGS: &[Flag] = flags! {
     Member {
         "name" Text, "default" => Becomes("`name` of `[[nodes]]`"); "name of the member; the ids of a new cluster follow the order of its members' names";
-        "data-dir" Text, "" => Becomes("`data_dir`"); "default NAME.etcd; a directory of etcd's data is refused";
+        "data-dir" Text, "" => Becomes("`data_dir`"); "directory of the log and the state, by default NAME.etcd; a directory with etcd's data is refused";
         "wal-dir" Text, "" => Absent; "log and state are folders of the data directory: mount a disk at its log/ before the first start";
-        "listen-client-urls" ListenUrls, "http://localhost:2379" => Becomes("`listen_host`, `--port`"); "any number, at addresses of this machine";
-        "listen-client-http-urls" ListenUrls, "" => Becomes("`listen_host`, `--port`"); "listens there too; gRPC, JSON and Thrift are served at all URLs of clients";
-        "advertise-client-urls" Urls, "http://localhost:2379" => Becomes("`client_endpoint` of `[[nodes]]`"); "the first that others can use, else the host of the peer URL with the port of the clients; other members must reach it too, as they forward there what only the leader can do";
-        "listen-peer-urls" ListenUrls, "http://localhost:2380" => Becomes("`listen_host`, `consensus_endpoint`"); "one";
-        "initial-advertise-peer-urls" Urls, "http://localhost:2380" => Becomes("`consensus_endpoint` of `[[nodes]]`"); "one; ignored once the member has data";
-        "initial-cluster" Text, "default=http://localhost:2380" => Becomes("`[[nodes]]`"); "one peer URL for each member; default NAME=initial-advertise-peer-urls; ignored once the member has data";
-        "initial-cluster-state" Choice(&["new", "existing"]), "new" => Becomes("`join`"); "existing: the other members are asked for the id of the member with this one's peer URL; ignored once the member has data";
-        "initial-cluster-token" Text, "etcd-cluster" => Becomes("`cluster_name`"); "members of a new cluster must have the same; ignored once the member has data";
-        "force-new-cluster" Bool, "false" => Becomes("`--force-new-cluster`"); "and the member is started";
+        "listen-client-urls" ListenUrls, "http://localhost:2379" => Becomes("`listen_host`, `--port`"); "where the member listens for clients: any number of URLs, with addresses of this machine";
+        "listen-client-http-urls" ListenUrls, "" => Becomes("`listen_host`, `--port`"); "where the member also listens for clients; gRPC, JSON and Thrift are served at all their URLs";
+        "advertise-client-urls" Urls, "http://localhost:2379" => Becomes("`client_endpoint` of `[[nodes]]`"); "where clients and the other members, which forward to the leader, reach the member: the first URL that is of use on other machines, else the host of the peer URL with the port where it listens for clients";
+        "listen-peer-urls" ListenUrls, "http://localhost:2380" => Becomes("`listen_host`, `consensus_endpoint`"); "where the member listens for other members: one URL";
+        "initial-advertise-peer-urls" Urls, "http://localhost:2380" => Becomes("`consensus_endpoint` of `[[nodes]]`"); "where other members reach the member: one URL; ignored once the member has data";
+        "initial-cluster" Text, "default=http://localhost:2380" => Becomes("`[[nodes]]`"); "members of a new cluster, with one peer URL each; by default this member alone; ignored once the member has data";
+        "initial-cluster-state" Choice(&["new", "existing"]), "new" => Becomes("`join`"); "new, or existing: the other members are asked for the id of the member with this one's peer URL; ignored once the member has data";
+        "initial-cluster-token" Text, "etcd-cluster" => Becomes("`cluster_name`"); "begins the name of the cluster, which has a hash of the initial cluster too: members of a new cluster must have the same of both; ignored once the member has data";
+        "force-new-cluster" Bool, "false" => Becomes("`--force-new-cluster`"); "makes a member with data the only one of its cluster, and starts it";
         "strict-reconfig-check" Bool, "true" => Unneeded; "always: a change that would leave no quorum is refused";
         "max-learners" Signed, "1" => Unneeded; "any number of learners is allowed";
         "config-file" Text, "" => Becomes("`--config`"); "etcd's file, YAML or JSON; other flags and variables are ignored then";
-        "version" Bool, "false" => Becomes("`--version`"); "prints the version and exits";
+        "version" Bool, "false" => Becomes("`--version`"); "print the version";
         "discovery" Text, "" => Absent; DISCOVERY;
         "discovery-token" Text, "" => Absent; DISCOVERY;
         "discovery-endpoints" Text, "" => Absent; DISCOVERY;
@@ -45,12 +45,12 @@ pub(super) const FLAGS: &[Flag] = flags! {
         "discovery-password" Text, "" => Unneeded; WITH_DISCOVERY;
     }
     Consensus {
-        "heartbeat-interval" Milliseconds, "100" => Sets("heartbeat_interval"); "in milliseconds";
-        "election-timeout" Milliseconds, "1000" => SetsAlways("election_timeout"); "in milliseconds; kv-server alone has half of etcd's default";
+        "heartbeat-interval" Milliseconds, "100" => Sets("heartbeat_interval"); "interval of the leader's heartbeats, in milliseconds";
+        "election-timeout" Milliseconds, "1000" => SetsAlways("election_timeout"); "time without a leader after which an election starts, in milliseconds; kv-server alone has half of etcd's default";
         "pre-vote" Bool, "true" => Unneeded; "always";
         "initial-election-tick-advance" Bool, "true" => Unneeded; "a node that hears no leader starts an election after one election timeout";
-        "snapshot-count" Number, "10000" => Sets("compact_after_entries"); "when the log is compacted; `compact_after_size` counts too, and a snapshot is taken when a follower needs one";
-        "snapshot-catchup-entries" Number, "5000" => Sets("compact_keep_entries"); "`compact_keep_size` counts too";
+        "snapshot-count" Number, "10000" => Sets("compact_after_entries"); "number of entries after which the log is compacted; `compact_after_size` counts too, and a snapshot is taken when a follower needs one";
+        "snapshot-catchup-entries" Number, "5000" => Sets("compact_keep_entries"); "number of entries that are kept for slow followers; `compact_keep_size` counts too";
         "unsafe-no-fsync" Bool, "false" => Unneeded; "every write is synced all the same";
         "max-snapshots" Number, "5" => Unneeded; "files that are not needed are removed";
         "max-wals" Number, "5" => Unneeded; "files that are not needed are removed";
@@ -60,12 +60,12 @@ pub(super) const FLAGS: &[Flag] = flags! {
         "socket-reuse-address" Bool, "false" => Unneeded; "always";
     }
     Store {
-        "quota-backend-bytes" Signed, "0" => Becomes("`quota_size`"); "0 is 2 GiB as in etcd, negative is no quota; kv-server alone has no quota by default";
-        "auto-compaction-mode" Choice(&["periodic", "revision"]), "periodic" => Sets("auto_compaction_mode"); "the same meaning";
-        "auto-compaction-retention" Retention, "0" => Sets("auto_compaction_retention"); "the same meaning";
-        "max-txn-ops" Number, "128" => Sets("transaction_operations_max"); "at most 4096";
-        "max-request-bytes" Bytes, "1572864" => Sets("request_size"); "at most 32 MiB";
-        "watch-progress-notify-interval" Duration, "10m" => Sets("watch_progress_interval"); "the same meaning";
+        "quota-backend-bytes" Signed, "0" => Becomes("`quota_size`"); "size of the store from which on it takes no more data; 0 is 2 GiB as in etcd, negative is no quota; kv-server alone has no quota by default";
+        "auto-compaction-mode" Choice(&["periodic", "revision"]), "periodic" => Sets("auto_compaction_mode"); "what the retention counts";
+        "auto-compaction-retention" Retention, "0" => Sets("auto_compaction_retention"); "history that is kept; 0: no automatic compaction";
+        "max-txn-ops" Number, "128" => Sets("transaction_operations_max"); "greatest number of operations in a transaction, at most 4096";
+        "max-request-bytes" Bytes, "1572864" => Sets("request_size"); "greatest size of a request, at most 32 MiB";
+        "watch-progress-notify-interval" Duration, "10m" => Sets("watch_progress_interval"); "time without a change after which a watch is told of progress";
         "memory-mlock" Bool, "false" => Absent; "let the service manager lock memory, or turn swap off";
         "backend-bbolt-freelist-type" Text, "map" => Unneeded; ROCKSDB;
         "backend-batch-interval" Duration, "0s" => Unneeded; ROCKSDB;
@@ -82,7 +82,7 @@ pub(super) const FLAGS: &[Flag] = flags! {
         "feature-gates" Text, "" => Becomes("none"); "CompactHashCheck, InitialCorruptCheck and AllAlpha are refused: `kvctl hash` compares the nodes; the others have no effect";
     }
     Clients {
-        "max-concurrent-streams" Number, "4294967295" => Sets("streams_max"); "for each connection; kv-server has 10000 by default, and `clients_max` bounds the connections";
+        "max-concurrent-streams" Number, "4294967295" => Sets("streams_max"); "greatest number of streams of a connection; kv-server has 10000 by default, and `clients_max` bounds the connections";
         "grpc-keepalive-interval" Duration, "2h" => Unneeded; KEEPALIVE;
         "grpc-keepalive-timeout" Duration, "20s" => Unneeded; KEEPALIVE;
         "grpc-keepalive-min-time" Duration, "5s" => Unneeded; "clients may ping as often as they like";
@@ -99,8 +99,8 @@ pub(super) const FLAGS: &[Flag] = flags! {
         "distributed-tracing-sampling-rate" Signed, "0" => Unneeded; TRACING;
     }
     Logging {
-        "log-level" Choice(&["debug", "info", "warn", "error", "dpanic", "panic", "fatal"]), "info" => Becomes("`--log`"); "panic and fatal are error";
-        "log-format" Choice(&["json", "console"]), "json" => Becomes("none"); "kv-server alone writes text";
+        "log-level" Choice(&["debug", "info", "warn", "error", "dpanic", "panic", "fatal"]), "info" => Becomes("`--log`"); "what is logged; panic and fatal are as error";
+        "log-format" Choice(&["json", "console"]), "json" => Becomes("none"); "lines of JSON with the keys of zap, or text, as kv-server alone writes";
         "log-outputs" Text, "default" => Becomes("none"); "stderr, stdout, or files; default and systemd/journal are stderr, which the service manager keeps";
         "logger" Choice(&["zap"]), "zap" => Unneeded; "lines have zap's format with --log-format json";
         "enable-log-rotation" Bool, "false" => Absent; "log to stderr and let the service manager rotate";

@@ -34,7 +34,7 @@ async fn any(world: &World, leader: u64, random: &mut Random) {
     let follower = (leader + 1 + random.below(NODES - 1)) % NODES;
     let others = || (0..NODES).filter(|id| *id != leader).map(NodeId);
     let (id, lasts) = (NodeId(leader), Duration::from_millis(50 + random.below(3_000)));
-    match random.below(9) {
+    match random.below(10) {
         0 | 1 => return crash(world, &[leader], random).await,
         2 => return crash(world, &[follower], random).await,
         3 => return crash(world, &[0, 1, 2], random).await,
@@ -52,6 +52,14 @@ async fn any(world: &World, leader: u64, random: &mut Random) {
             world.network.partition(&[&[NodeId(follower)], &rest]);
         }
         7 => {
+            world.count("fault: all disks full");
+            let logs: Vec<_> = (0..NODES).map(|id| world.log(id)).collect();
+            logs.iter().for_each(|log| log.fill(true));
+            sleep(lasts).await;
+            logs.iter().for_each(|log| log.fill(false));
+            return;
+        }
+        8 => {
             world.count("fault: leader stopped");
             let Some(leader) = world.leader().filter(|node| node.id == leader) else { return };
             leader.clock.freeze();

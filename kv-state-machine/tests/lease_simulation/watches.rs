@@ -57,6 +57,8 @@ impl Watcher {
         let start_revision = self.covered + 1;
         let (id, _) =
             watches.add(WatchRequest { keys: watched(), start_revision, ..WatchRequest::default() });
+        // A watch that starts in the past is behind.
+        self.look_at_progress(&watches, id);
         let leaves = Instant::now() + Duration::from_millis(50 + self.random.below(6_000));
         while Instant::now() < leaves
             && self.world.is_running(node)

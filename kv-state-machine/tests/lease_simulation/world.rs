@@ -257,6 +257,11 @@ impl World {
         }
     }
 
+    /// Log of a node, which it shares with all its incarnations.
+    pub(crate) fn log(&self, id: u64) -> MemLogStorage {
+        self.seats()[id as usize].log.clone()
+    }
+
     pub(crate) fn nodes(&self) -> Vec<Node> {
         self.seats().iter().filter_map(|seat| seat.node.clone()).collect()
     }

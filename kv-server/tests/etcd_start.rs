@@ -10,9 +10,11 @@ use std::{
 };
 
 use common::{Server, free_port, page::Page};
+use futures::StreamExt;
 use kv_etcd_api::etcdserverpb::{
-    Member, MemberAddRequest, MemberListRequest, PutRequest, RangeRequest, cluster_client::ClusterClient,
-    kv_client::KvClient,
+    Member, MemberAddRequest, MemberListRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest,
+    cluster_client::ClusterClient, kv_client::KvClient, watch_client::WatchClient,
+    watch_request::RequestUnion,
 };
 use tokio::time::{Instant, sleep};
 use tonic::{Status, transport::Channel};
@@ -211,6 +213,31 @@ async fn member_that_was_not_added_is_told_how_to_add_it() {
     let words = format!("etcdctl member add second --peer-urls={}", second.peer_url());
     assert!(log.contains("--initial-cluster-state=existing") && log.contains(&words), "{log}");
     assert!(!dir.path().join("second.etcd").exists(), "nothing was written");
+}
+
+#[tokio::test]
+async fn bounds_of_requests_and_interval_of_progress_are_those_of_the_flags() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::new("solo");
+    let mut flags = place.flags(dir.path(), &[&place], "new");
+    flags.extend(["--max-request-bytes=4096", "--watch-progress-notify-interval=100ms"].map(str::to_owned));
+    let server = Server::in_place_of_etcd(dir.path(), "solo", place.client, flags);
+    server.says(READY);
+    let mut client = KvClient::new(channel(place.client).await);
+    let put =
+        |bytes: usize| PutRequest { key: "a".into(), value: vec![7; bytes].into(), ..Default::default() };
+    client.put(put(4000)).await.unwrap();
+    let refused = client.put(put(5000)).await.unwrap_err();
+    assert_eq!(refused.message(), "etcdserver: request is too large");
+    let watch = WatchCreateRequest { key: "b".into(), progress_notify: true, ..Default::default() };
+    let watch = WatchRequest { request_union: Some(RequestUnion::CreateRequest(watch)) };
+    let requests = futures::stream::iter([watch]).chain(futures::stream::pending());
+    let mut answers =
+        WatchClient::new(channel(place.client).await).watch(requests).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().unwrap().created);
+    let progress = tokio::time::timeout(PATIENCE, answers.message()).await.expect("progress in time");
+    let progress = progress.unwrap().unwrap();
+    assert_eq!((progress.events.len(), progress.header.unwrap().revision), (0, 2));
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ fn flags_have_one_dash_or_two_and_a_value_in_either_form() {
     }
     let start = start(&["-strict-reconfig-check", "-pre-vote=false", "--name", "a"]);
     assert_eq!(start.member.name, "a", "a flag with truth values takes no other argument");
-    assert_eq!(start.notes(), ["--pre-vote=false has no effect: always"]);
+    assert_eq!(start.notes(), ["--pre-vote has no effect: always"]);
     assert_eq!(settings(&["--quota-backend-bytes", "-1"]).limits.quota_size, 0);
 }
 
@@ -195,10 +195,18 @@ fn refused_flags_are_named_together_with_what_to_do() {
 
 #[test]
 fn flags_without_effect_are_noted_unless_they_have_the_default() {
-    let start = start(&["--max-wals=5", "--max-snapshots=9", "--cors=*", "--unsafe-no-fsync", "--pre-vote"]);
+    let start = start(&[
+        "--max-wals=5",
+        "--max-snapshots=9",
+        "--cors=*",
+        "--unsafe-no-fsync",
+        "--pre-vote",
+        "--discovery-password=secret",
+    ]);
     let notes = [
-        "--max-snapshots=9 has no effect: files that are not needed are removed",
-        "--unsafe-no-fsync=true has no effect: every write is synced all the same",
+        "--discovery-password has no effect: only with a discovery service, which is refused",
+        "--max-snapshots has no effect: files that are not needed are removed",
+        "--unsafe-no-fsync has no effect: every write is synced all the same",
     ];
     assert_eq!(start.notes(), notes);
 }

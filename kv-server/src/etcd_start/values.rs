@@ -19,6 +19,11 @@ pub(super) struct Given {
 }
 
 impl Given {
+    /// How the flag was named. Its value, which may be a password, is left out.
+    fn name(&self) -> &str {
+        self.written.split(['=', ':']).next().unwrap_or_default()
+    }
+
     pub(super) fn error(&self, why: impl Into<String>) -> ConfigError {
         ConfigError::Setting { place: self.place.clone(), setting: self.written.clone(), why: why.into() }
     }
@@ -99,7 +104,7 @@ impl Values {
                     refused.push(given.error(format!("kv-server does not have this; {}", flag.note)));
                 }
                 Effect::Unneeded if !is_default => {
-                    self.notes.push(format!("{} has no effect: {}", given.written, flag.note));
+                    self.notes.push(format!("{} has no effect: {}", given.name(), flag.note));
                 }
                 _ => {}
             }

@@ -19,6 +19,7 @@ use rocksdb::{WriteBatch, WriteOptions};
 use crate::{
     changes,
     keys::{self, Record},
+    segments::Recount,
     store::Generation,
     view::{Failure, Overlay, Version, View, disk},
     watch::Dispatcher,
@@ -149,10 +150,12 @@ impl Drop for Collector {
 
 fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result<(), Failure> {
     let db = generation.db();
+    let mut recount = Recount::new(&generation.published().segments);
     let (snapshot, overlay) = (db.snapshot(), Overlay::new());
     let view = View { source: &snapshot, overlay: &overlay };
     let mut filter = GarbageFilter::new(compacted);
     let (mut write, mut key, mut failed) = (WriteBatch::default(), Bytes::new(), None);
+    let mut counted = None;
     view.versions(keys::all(), false, |version| {
         // All garbage of a key is removed in one write: a deletion must not be removed before the versions that it
         // hides.
@@ -164,6 +167,9 @@ fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result
         }
         if filter.is_garbage(&version) {
             write.delete(keys::version(&version.key, version.revision));
+        } else if counted.as_ref() != Some(&version.key) {
+            recount.count(&keys::prefix(&version.key));
+            counted = Some(version.key.clone());
         }
         key = version.key;
         Continue(())
@@ -174,7 +180,9 @@ fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result
     failed.map_or(Ok(()), Err)?;
     changes::remove_compacted(compacted, &mut write);
     write.put(keys::COLLECTED, compacted.to_be_bytes());
-    flush(db, write)
+    flush(db, write)?;
+    generation.set_recount(recount);
+    Ok(())
 }
 
 fn flush(db: &rocksdb::DB, write: WriteBatch) -> Result<(), Failure> {

@@ -19,6 +19,7 @@ use crate::{
     pending_writes::{Change, PendingWrites, Undo},
     recent::Counts,
     scan::Scan,
+    segments::{CountChange, CountKind, Segments},
     view::{Failure, Source, View},
     work::Work,
 };
@@ -91,6 +92,9 @@ pub(crate) struct Execution<'a> {
     /// Bytes of pairs that the response may still hold.
     room: usize,
     work: Work<'a>,
+    /// Segments at the newest revision. Commands have none, since the work that they count must be the same on all
+    /// nodes.
+    segments: Option<Segments>,
 }
 
 impl<'a> Execution<'a> {
@@ -102,13 +106,19 @@ impl<'a> Execution<'a> {
         bound: Amount,
     ) -> Self {
         let work = Work::new(bound, history.compacted);
-        Self { source, written, history, latest: u64::MAX, wrote: false, undo: None, stamps: 0, room, work }
+        let (latest, wrote, undo, stamps, segments) = (u64::MAX, false, None, 0, None);
+        Self { source, written, history, latest, wrote, undo, stamps, room, work, segments }
     }
 
     /// Hides versions newer than the current revision, which a read may find while a batch is written.
     pub(crate) fn hide_newer_versions(mut self) -> Self {
         self.latest = self.history.revision;
         self
+    }
+
+    /// Reads the newest revision with the help of its segments.
+    pub(crate) fn with_segments(self, segments: Option<Segments>) -> Self {
+        Self { segments, ..self }
     }
 
     /// Stops the execution early when `cancelled` is set.
@@ -174,8 +184,11 @@ impl<'a> Execution<'a> {
     }
 
     /// Writes a version of the key with this prefix.
-    fn write(&mut self, key: &Bytes, prefix: Vec<u8>, record: Vec<u8>, leases: LeaseChange) {
+    fn write(&mut self, key: &Bytes, prefix: Vec<u8>, record: Vec<u8>, change: KeyChange) {
         let revision = self.next_revision();
+        if let Some(kind) = change.count {
+            self.written.counts.push(CountChange { prefix: prefix.clone(), kind });
+        }
         let place = keys::version_of(prefix, revision);
         let undone = self.undo.is_some().then(|| place.clone());
         let before = self.written.versions.insert(place, record.into());
@@ -183,8 +196,9 @@ impl<'a> Execution<'a> {
         if let (Some(undo), Some(place)) = (&mut self.undo, undone) {
             undo.save_version(place, before);
         }
-        self.written.attach(key, leases.before, leases.after, &mut self.undo);
-        let change = Change { revision, key: key.clone(), deleted: leases.deleted, replaced: None };
+        self.written.attach(key, change.lease_before, change.lease_after, &mut self.undo);
+        let deleted = change.count == Some(CountKind::Deleted);
+        let change = Change { revision, key: key.clone(), deleted, replaced: None };
         self.written.change(change, replaced);
         self.wrote = true;
     }
@@ -198,7 +212,13 @@ impl<'a> Execution<'a> {
         };
         let previous = if put.return_previous { self.previous(key)? } else { None };
         let prefix = keys::prefix(key);
-        let before = self.view().counts(&prefix)?.filter(|counts| counts.version > 0);
+        let stored = self.view().counts(&prefix)?;
+        let before = stored.filter(|counts| counts.version > 0);
+        let count = match (stored, before) {
+            (None, _) => Some(CountKind::New),
+            (Some(_), None) => Some(CountKind::Again),
+            (Some(_), Some(_)) => None,
+        };
         let lease_before = before.map_or(0, |before| before.lease_id);
         let lease_id = if put.keep.lease { lease_before } else { put.lease_id };
         if lease_id != 0 && lease_id != lease_before && self.lease(lease_id).is_none() {
@@ -211,12 +231,8 @@ impl<'a> Execution<'a> {
         let record = keys::live(counts, kept.as_ref().unwrap_or(value));
         self.work.count_bytes(prefix.len() + record.len())?;
         let key = key.clone();
-        self.write(
-            &key,
-            prefix,
-            record,
-            LeaseChange { before: lease_before, after: lease_id, deleted: false },
-        );
+        let change = KeyChange { lease_before, lease_after: lease_id, count };
+        self.write(&key, prefix, record, change);
         Ok(PutDone { previous, stamped })
     }
 
@@ -266,9 +282,9 @@ impl<'a> Execution<'a> {
         let mut found = Vec::new();
         let mut next_key = None;
         let mut room = self.room;
-        let scan =
-            Scan { range: &range, revision: self.latest, descending: false, values: delete.return_previous };
-        self.view().visit_keys(&scan, &self.work, |version| {
+        let values = delete.return_previous;
+        let scan = Scan { revision: self.latest, descending: false, values, segments: None };
+        self.view().visit_keys(&range, &scan, &self.work, |version| {
             let is_garbage = self.work.is_garbage(version.revision, version.record == Record::Deleted);
             let Some(kv) = live(version.record) else {
                 // Do not stop at garbage: another node may have removed it already, and would stop at another key.
@@ -302,8 +318,7 @@ impl<'a> Execution<'a> {
         let record = Record::Deleted.encode();
         self.work.count_bytes(places.iter().map(|place| place.len() + record.len()).sum())?;
         for (kv, place) in found.iter().zip(places) {
-            let leases = LeaseChange { before: kv.lease_id, after: 0, deleted: true };
-            self.write(&kv.key, place, record.clone(), leases);
+            self.write(&kv.key, place, record.clone(), KeyChange::deletion(kv.lease_id));
         }
         Ok(())
     }
@@ -334,32 +349,75 @@ impl<'a> Execution<'a> {
         let limit = if range.limit == 0 { u64::MAX } else { range.limit };
         let (mut found, mut room, mut is_incomplete) = (Found::default(), self.room, false);
         let values = !range.keys_only && !range.count_only;
-        let scan = Scan { range: &keys, revision, descending: range.descending, values };
-        self.view().visit_keys(&scan, &self.work, |version| {
-            let Record::Live(kv) = version.record else { return Continue(()) };
-            found.count += 1;
-            if range.count_only {
-                return Continue(());
-            }
-            match room.checked_sub(size_of(&kv)) {
-                Some(rest) if !found.more && (found.kvs.len() as u64) < limit => {
-                    room = rest;
-                    found.kvs.push(kv);
+        let segments = self.segments_at(revision).filter(|_| keys.range_end.is_some());
+        let scan = Scan { revision, descending: range.descending, values, segments };
+        let mut uncounted = (segments.is_some() && range.count_only).then(|| keys::bounds(&keys));
+        if uncounted.is_none() {
+            self.view().visit_keys(&keys, &scan, &self.work, |version| {
+                let Record::Live(kv) = version.record else { return Continue(()) };
+                found.count += 1;
+                if range.count_only {
+                    return Continue(());
                 }
-                // The pair does not fit.
-                Some(_) | None if range.whole && (found.kvs.len() as u64) < limit => {
-                    is_incomplete = true;
-                    return Break(());
+                match room.checked_sub(size_of(&kv)) {
+                    Some(rest) if !found.more && (found.kvs.len() as u64) < limit => {
+                        room = rest;
+                        found.kvs.push(kv);
+                        return Continue(());
+                    }
+                    // The pair does not fit.
+                    Some(_) | None if range.whole && (found.kvs.len() as u64) < limit => {
+                        is_incomplete = true;
+                        return Break(());
+                    }
+                    _ => found.more = true,
                 }
-                _ => found.more = true,
-            }
-            Continue(())
-        })?;
+                if segments.is_none() {
+                    return Continue(());
+                }
+                uncounted = Some(places_after(&keys, &kv.key, range.descending));
+                Break(())
+            })?;
+        }
         if is_incomplete {
             return Err(self.too_large().into());
         }
+        if let (Some(places), Some(segments)) = (uncounted, segments) {
+            found.count += self.count_living(places, segments, revision)?;
+        }
         self.room = room;
         Ok(found)
+    }
+
+    /// Segments, if they are those of `revision`.
+    fn segments_at(&self, revision: u64) -> Option<&Segments> {
+        self.segments.as_ref().filter(|_| revision == self.latest)
+    }
+
+    /// Counts the living keys in a range of places at the revision of the segments. Scans only the segments that are
+    /// partly in the range.
+    fn count_living(
+        &self,
+        places: std::ops::Range<Vec<u8>>,
+        segments: &Segments,
+        revision: u64,
+    ) -> Result<u64, ExecuteError> {
+        let mut count = 0;
+        let (first, last) = match segments.within(&places) {
+            None => (places, None),
+            Some(whole) => {
+                count += whole.living;
+                (places.start..whole.places.start, Some(whole.places.end..places.end))
+            }
+        };
+        let scan = Scan { revision, descending: false, values: false, segments: Some(segments) };
+        for places in [Some(first), last].into_iter().flatten() {
+            self.view().visit_places(places, &scan, &self.work, |version| {
+                count += u64::from(version.record != Record::Deleted);
+                Continue(())
+            })?;
+        }
+        Ok(count)
     }
 
     fn too_large(&self) -> KvRejection {
@@ -376,8 +434,9 @@ impl<'a> Execution<'a> {
         let values = range.sort.by == SortBy::Value || !(range.keys_only || range.count_only);
         let (mut found, mut room, mut is_incomplete) = (Found::default(), self.room, false);
         let descending = range.descending && range.sort.by == SortBy::Key;
-        let scan = Scan { range: &keys, revision, descending, values };
-        self.view().visit_keys(&scan, &self.work, |version| {
+        let segments = self.segments_at(revision);
+        let scan = Scan { revision, descending, values, segments };
+        self.view().visit_keys(&keys, &scan, &self.work, |version| {
             let Record::Live(kv) = version.record else { return Continue(()) };
             found.count += 1;
             if range.count_only || found.kvs.len() >= gathered_max {
@@ -461,8 +520,8 @@ impl<'a> Execution<'a> {
         let read = self.readable(txn.read_revision)?;
         for range in &txn.read_ranges {
             let mut conflict = None;
-            let scan = Scan { range, revision: self.latest, descending: false, values: false };
-            self.view().visit_keys(&scan, &self.work, |version| {
+            let scan = Scan { revision: self.latest, descending: false, values: false, segments: None };
+            self.view().visit_keys(range, &scan, &self.work, |version| {
                 if version.revision <= read {
                     return Continue(());
                 }
@@ -479,8 +538,9 @@ impl<'a> Execution<'a> {
     fn holds(&self, compare: &Compare) -> Result<bool, ExecuteError> {
         let (mut all, mut any) = (true, false);
         let values = matches!(compare.target, CompareTarget::Value(_));
-        let scan = Scan { range: &compare.keys, revision: self.latest, descending: false, values };
-        self.view().visit_keys(&scan, &self.work, |version| {
+        let segments = self.segments.as_ref();
+        let scan = Scan { revision: self.latest, descending: false, values, segments };
+        self.view().visit_keys(&compare.keys, &scan, &self.work, |version| {
             let Record::Live(kv) = version.record else { return Continue(()) };
             any = true;
             all = compare_matches(&compare.target, compare.result, Some(&kv));
@@ -519,7 +579,7 @@ impl<'a> Execution<'a> {
         }
         for key in self.attached(id)? {
             let (prefix, record) = (keys::prefix(&key), Record::Deleted.encode());
-            self.write(&key, prefix, record, LeaseChange { before: id, after: 0, deleted: true });
+            self.write(&key, prefix, record, KeyChange::deletion(id));
         }
         self.written.leases.insert(id, None);
         Ok(KvResult::Lease)
@@ -548,11 +608,25 @@ struct BranchPath {
     nested: Vec<BranchPath>,
 }
 
-/// Change of a key's lease by a write; 0 means no lease.
-struct LeaseChange {
-    before: i64,
-    after: i64,
-    deleted: bool,
+/// Change of a key by a write.
+struct KeyChange {
+    /// Lease before; 0 means no lease.
+    lease_before: i64,
+    lease_after: i64,
+    /// Whether the key was created or deleted.
+    count: Option<CountKind>,
+}
+
+impl KeyChange {
+    fn deletion(lease_before: i64) -> Self {
+        Self { lease_before, lease_after: 0, count: Some(CountKind::Deleted) }
+    }
+}
+
+/// Places of the keys of a range that a scan visits after `key`.
+fn places_after(range: &KeyRange, key: &[u8], descending: bool) -> std::ops::Range<Vec<u8>> {
+    let (bounds, prefix) = (keys::bounds(range), keys::prefix(key));
+    if descending { bounds.start..prefix } else { keys::end_of_prefix(&prefix)..bounds.end }
 }
 
 /// Sorts pairs. Equal pairs keep the order of their keys.

@@ -11,7 +11,8 @@ use crate::{
     hash, keys,
     limits::Amount,
     pending_writes::PendingWrites,
-    store::{Generation, Meta, Store, read_meta},
+    segments::Segments,
+    store::{Generation, Meta, Published, Store, read_meta},
     view::{Base, Failure, disk},
 };
 
@@ -45,8 +46,8 @@ impl KvStoreExecutor {
 
     /// Same as [`read`](Self::read) with another work limit. Stops early when `cancelled` is set.
     pub(crate) fn read_within(&self, operation: &KvOperation, bound: Amount, cancelled: &AtomicBool) -> Read {
-        self.read_with(operation, |generation, meta| {
-            read_at(&Base::new(generation), meta, operation, bound, cancelled)
+        self.read_with(operation, |generation, state| {
+            read_at(&Base::new(generation), state, operation, bound, cancelled)
         })
     }
 
@@ -74,35 +75,39 @@ impl KvStoreExecutor {
         &self,
         operation: &KvOperation,
     ) -> Option<Result<Result<KvAnswer, KvRejection>, Failure>> {
-        if !matches!(operation, KvOperation::Range(range) if range.range_end.is_none()) {
+        if !is_of_one_key(operation) {
             return None;
         }
         let mut incomplete = false;
-        let answer = self.read_with(operation, |generation, meta| {
+        let answer = self.read_with(operation, |generation, state| {
             let base = Base::in_memory(generation);
             let never = AtomicBool::new(false);
-            let answer = read_at(&base, meta, operation, Amount::OF_SHORT_READS, &never);
+            let answer = read_at(&base, state, operation, Amount::OF_SHORT_READS, &never);
             incomplete = base.is_incomplete();
             answer
         });
         (!incomplete).then(|| read_result(answer, operation))
     }
 
-    fn read_with(&self, operation: &KvOperation, mut read: impl FnMut(&Generation, Meta) -> Read) -> Read {
+    fn read_with(
+        &self,
+        operation: &KvOperation,
+        mut read: impl FnMut(&Generation, ReadState) -> Read,
+    ) -> Read {
         check::command(None, operation)?;
         if !operation.is_read_only() {
             return Err(KvRejection::invalid("a write cannot be executed as a read").into());
         }
         let generation = self.store.current();
-        let mut meta = generation.meta();
         for _ in 0..READS_MAX {
-            let answer = read(&generation, meta);
+            let state = ReadState::of(&generation, operation);
+            let meta = state.meta;
+            let answer = read(&generation, state);
             // The versions may have been compacted and removed during the read.
             let now = generation.meta();
             if now.compacted == meta.compacted || now.compacted <= oldest_revision(operation, meta) {
                 return answer;
             }
-            meta = now;
         }
         let why = "the revision of the read was compacted during the read, several times in a row; repeat the \
                    read, and compact less often or to older revisions";
@@ -192,18 +197,40 @@ impl KvStoreExecutor {
     }
 }
 
-/// Reads the state at `meta`. Newer versions, which may exist by now, are skipped; that is cheaper than a snapshot.
+/// State that a read sees.
+struct ReadState {
+    meta: Meta,
+    /// Segments at the revision of `meta`; `None` for a read of one key, which does not need them.
+    segments: Option<Segments>,
+}
+
+impl ReadState {
+    fn of(generation: &Generation, operation: &KvOperation) -> Self {
+        if is_of_one_key(operation) {
+            return Self { meta: generation.meta(), segments: None };
+        }
+        let Published { meta, segments } = generation.published();
+        Self { meta, segments: Some(segments) }
+    }
+}
+
+fn is_of_one_key(operation: &KvOperation) -> bool {
+    matches!(operation, KvOperation::Range(range) if range.range_end.is_none())
+}
+
+/// Reads the state at `state`. Newer versions, which may exist by now, are skipped; that is cheaper than a snapshot.
 fn read_at(
     base: &Base<'_>,
-    meta: Meta,
+    state: ReadState,
     operation: &KvOperation,
     bound: Amount,
     cancelled: &AtomicBool,
 ) -> Read {
+    let ReadState { meta, segments } = state;
     let mut nothing = PendingWrites::default();
     let history = History { revision: meta.revision, compacted: meta.compacted };
     let bytes_max = if operation.is_whole() { WHOLE_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
-    let execution = Execution::new(base, &mut nothing, history, bytes_max, bound);
+    let execution = Execution::new(base, &mut nothing, history, bytes_max, bound).with_segments(segments);
     let (result, _) = execution.hide_newer_versions().cancelled_by(cancelled).run(operation)?;
     let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
     Ok(KvAnswer { revision: meta.revision, applied_index, term, result })

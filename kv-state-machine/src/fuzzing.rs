@@ -53,7 +53,13 @@ pub fn is_collected(machine: &KvStateMachine) -> bool {
     machine.is_collected()
 }
 
-/// Opens a machine that keeps the newest versions of at most `recent_max` keys in memory.
-pub fn open_with_recent(path: &Path, recent_max: usize) -> Result<KvStateMachine, StorageError> {
-    KvStateMachine::open_with(path, NodeId(1), Durability::FromLog, recent_max)
+/// Opens a machine that keeps the newest versions of at most `recent_max` keys in memory, and splits segments with more
+/// than `segment_keys_max` keys.
+pub fn open_with(
+    path: &Path,
+    recent_max: usize,
+    segment_keys_max: u64,
+) -> Result<KvStateMachine, StorageError> {
+    let tuning = crate::store::Tuning { recent_max, segment_keys_max };
+    KvStateMachine::open_with(path, NodeId(1), Durability::FromLog, tuning)
 }

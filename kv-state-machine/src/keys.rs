@@ -4,6 +4,7 @@
 //! ```text
 //! key                                              value
 //! "d" escaped-key 00 01 revision (8, inverted)     record of that version: newest first
+//! "c" start                                        numbers of keys of the segment from this place
 //! "m"                                              meta: applied position, revision, ...
 //! "s" client id (8)                                session: last sequence and its response
 //! "l" lease id (8)                                 lease
@@ -31,6 +32,19 @@ const SESSION: u8 = b's';
 const DATA_END: &[u8] = b"e";
 /// The range of all sessions.
 pub(crate) const SESSIONS: Range<&[u8]> = b"s"..b"t";
+
+/// The range of all segments.
+pub(crate) const SEGMENTS: Range<&[u8]> = b"c"..b"d";
+
+/// Place of the counts of the segment that starts at the place `start`.
+pub(crate) fn segment(start: &[u8]) -> Vec<u8> {
+    [SEGMENTS.start, start].concat()
+}
+
+/// Start of a segment from the place of its counts.
+pub(crate) fn segment_start(place: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(place.get(1..).unwrap_or_default())
+}
 
 /// The range of all leases.
 pub(crate) const LEASES: Range<&[u8]> = b"l"..b"m";

@@ -61,6 +61,7 @@ mod pending_writes;
 mod quota;
 mod recent;
 mod scan;
+mod segments;
 mod session;
 mod size;
 mod snapshot;

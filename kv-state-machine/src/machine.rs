@@ -21,10 +21,11 @@ use crate::{
     limits::Amount,
     pending_writes::PendingWrites,
     recent::Newest,
+    segments::{SEGMENT_KEYS_MAX, Segments},
     session::{SessionOutcome, Sessions},
     snapshot,
-    store::{Generation, META_VERSION, Meta, Store},
-    view::{Base, Failure, disk},
+    store::{Generation, META_VERSION, Meta, Published, Store, Tuning},
+    view::{Base, Failure, Overlay, View, disk},
 };
 
 /// A multi-version key-value store in a directory.
@@ -33,6 +34,7 @@ pub struct KvStateMachine {
     store: Arc<Store>,
     durability: Durability,
     meta: Meta,
+    segments: Segments,
     sessions: Sessions,
     alarms: Alarms,
     collector: Collector,
@@ -41,7 +43,7 @@ pub struct KvStateMachine {
 
 /// State of a generation besides keys and values.
 struct Loaded {
-    meta: Meta,
+    published: Published,
     sessions: Sessions,
     alarms: Alarms,
     /// Revision up to which garbage was collected.
@@ -51,8 +53,8 @@ struct Loaded {
 impl Loaded {
     fn of(generation: &Generation) -> Result<Self, Failure> {
         let db = generation.db();
-        let (meta, sessions) = (generation.meta(), Sessions::load(db)?);
-        Ok(Self { meta, sessions, alarms: Alarms::load(db)?, collected: collect::collected(db)? })
+        let (published, sessions) = (generation.published(), Sessions::load(db)?);
+        Ok(Self { published, sessions, alarms: Alarms::load(db)?, collected: collect::collected(db)? })
     }
 }
 
@@ -71,27 +73,29 @@ impl KvStateMachine {
     /// # Errors
     /// The directory belongs to another node or is in use, or its content cannot be read.
     pub fn open(path: &Path, node: NodeId, durability: Durability) -> Result<Self, StorageError> {
-        Self::open_with(path, node, durability, RECENT_MAX)
+        let tuning = Tuning { recent_max: RECENT_MAX, segment_keys_max: SEGMENT_KEYS_MAX };
+        Self::open_with(path, node, durability, tuning)
     }
 
-    /// Same as [`open`](Self::open), with the newest versions of at most `recent_max` keys in memory. No response
-    /// depends on it.
+    /// Same as [`open`](Self::open) with other sizes.
     pub(crate) fn open_with(
         path: &Path,
         node: NodeId,
         durability: Durability,
-        recent_max: usize,
+        tuning: Tuning,
     ) -> Result<Self, StorageError> {
-        let store = Arc::new(Store::open(path, node, recent_max)?);
+        let store = Arc::new(Store::open(path, node, tuning)?);
         let reserve = Reserve::new(store.path(), 0);
         let position = path.display().to_string();
         let unreadable =
             |error: Failure| StorageError::Corrupt { position: position.clone(), why: error.to_string() };
         let loaded = Loaded::of(&store.current()).map_err(unreadable)?;
+        let Published { meta, segments } = loaded.published.clone();
         let mut machine = Self {
             store,
             durability,
-            meta: Meta::default(),
+            meta,
+            segments,
             sessions: Sessions::default(),
             alarms: Alarms::default(),
             collector: Collector::default(),
@@ -110,7 +114,8 @@ impl KvStateMachine {
 
     /// Adopts the state of the current generation.
     fn adopt(&mut self, loaded: Loaded) {
-        (self.meta, self.sessions, self.alarms) = (loaded.meta, loaded.sessions, loaded.alarms);
+        (self.meta, self.segments) = (loaded.published.meta, loaded.published.segments);
+        (self.sessions, self.alarms) = (loaded.sessions, loaded.alarms);
         if loaded.collected < self.meta.compacted {
             self.collector.start(self.store.current(), self.store.dispatcher().clone(), self.meta.compacted);
         }
@@ -153,7 +158,7 @@ impl KvStateMachine {
     }
 
     fn commit(&mut self, generation: &Generation, written: &PendingWrites) -> Result<(), Failure> {
-        let (db, overlay) = (generation.db(), &written.versions);
+        let overlay = &written.versions;
         let bytes = overlay.iter().map(|(place, record)| place.len() + record.len() + WRITE_OVERHEAD).sum();
         let mut write = WriteBatch::with_capacity_bytes(bytes);
         for (place, record) in overlay {
@@ -164,15 +169,12 @@ impl KvStateMachine {
         written.alarms.iter().for_each(|alarms| alarms.write(&mut write));
         self.sessions.write(&mut write);
         write.put(keys::META, codec::encode(META_VERSION, &self.meta));
-        let written_bytes = write.size_in_bytes() as u64;
-        match self.durability {
-            Durability::FromLog => {
-                let mut options = WriteOptions::default();
-                options.disable_wal(true);
-                db.write_opt(write, &options).map_err(disk)?;
-            }
-            Durability::EachBatch => db.write_synced(write)?,
+        if let Some(recount) = generation.take_recount() {
+            self.segments.recount(&recount, &mut write);
         }
+        let full_segments = self.segments.change(&written.counts, &mut write);
+        let written_bytes = write.size_in_bytes() as u64;
+        self.write(generation, write)?;
         for (place, record) in overlay {
             if let Some((prefix, revision)) = keys::prefix_and_revision(place) {
                 generation.recent().note(prefix, Newest { revision, counts: keys::counts(record)? });
@@ -183,9 +185,33 @@ impl KvStateMachine {
         generation.leases().publish(written);
         written.alarms.iter().for_each(|alarms| generation.alarms().publish(alarms.clone()));
         generation.add_written_bytes(written_bytes);
-        generation.publish(self.meta);
+        self.split_segments(generation, &full_segments)?;
+        generation.publish(self.meta, self.segments.clone());
         self.store.dispatcher().batch_written();
         Ok(())
+    }
+
+    fn write(&self, generation: &Generation, write: WriteBatch) -> Result<(), Failure> {
+        match self.durability {
+            Durability::FromLog => {
+                let mut options = WriteOptions::default();
+                options.disable_wal(true);
+                generation.db().write_opt(write, &options).map_err(disk)
+            }
+            Durability::EachBatch => Ok(generation.db().write_synced(write)?),
+        }
+    }
+
+    /// Splits segments that have too many keys, or corrects their count.
+    fn split_segments(&mut self, generation: &Generation, starts: &[Bytes]) -> Result<(), Failure> {
+        let mut write = WriteBatch::default();
+        for start in starts {
+            let (base, nothing) = (Base::new(generation), Overlay::new());
+            let view = View { source: &base, overlay: &nothing };
+            let keys = view.stored_keys(self.segments.places(start))?;
+            self.segments.split(start, &keys, &mut write);
+        }
+        if starts.is_empty() { Ok(()) } else { self.write(generation, write) }
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     alarm::Alarms,
     lease::Lease,
+    segments::CountChange,
     view::{Overlay, Source},
 };
 
@@ -18,6 +19,8 @@ pub(crate) struct PendingWrites {
     pub(crate) versions: Overlay,
     /// Changes of keys, in the order of revisions.
     pub(crate) changes: Vec<Change>,
+    /// Keys that were created or deleted, in order.
+    pub(crate) counts: Vec<CountChange>,
     /// Changed attachments of keys to leases: whether the key is attached now.
     pub(crate) attached: BTreeMap<(i64, Bytes), bool>,
     /// Leases that were granted, changed or ended (`None`).
@@ -87,6 +90,7 @@ impl PendingWrites {
             };
         }
         self.changes.truncate(undo.changes);
+        self.counts.truncate(undo.counts);
     }
 }
 
@@ -96,11 +100,13 @@ pub(crate) struct Undo {
     versions: Vec<(Vec<u8>, Option<Bytes>)>,
     attached: Vec<((i64, Bytes), Option<bool>)>,
     changes: usize,
+    counts: usize,
 }
 
 impl Undo {
     pub(crate) fn new(written: &PendingWrites) -> Self {
-        Self { versions: Vec::new(), attached: Vec::new(), changes: written.changes.len() }
+        let (changes, counts) = (written.changes.len(), written.counts.len());
+        Self { versions: Vec::new(), attached: Vec::new(), changes, counts }
     }
 
     pub(crate) fn save_version(&mut self, place: Vec<u8>, before: Option<Bytes>) {

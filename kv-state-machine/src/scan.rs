@@ -3,7 +3,7 @@
 //! A scan moves from key to key, not from version to version: the versions of a key are skipped with a seek. So its
 //! cost depends on the number of keys, which [`Work`] bounds.
 
-use std::ops::{Bound, ControlFlow};
+use std::ops::{Bound, ControlFlow, Range};
 
 use bytes::Bytes;
 use rocksdb::{DBRawIteratorWithThreadMode, DBWithThreadMode, ReadOptions, SingleThreaded};
@@ -12,6 +12,7 @@ use crate::{
     KeyRange,
     execute::ExecuteError,
     keys::{self, Record},
+    segments::Segments,
     view::{Failure, Overlay, Version, View, disk},
     work::Work,
 };
@@ -19,12 +20,13 @@ use crate::{
 /// Parameters of a scan.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scan<'a> {
-    pub(crate) range: &'a KeyRange,
     /// Revision to read at: each key is visited in its newest version at or before this revision.
     pub(crate) revision: u64,
     pub(crate) descending: bool,
     /// Whether values are read. If not, the records that `f` receives have empty values, which are never copied.
     pub(crate) values: bool,
+    /// Segments at the revision: keys in segments without living keys are not visited. `None` visits all keys.
+    pub(crate) segments: Option<&'a Segments>,
 }
 
 impl View<'_> {
@@ -35,31 +37,49 @@ impl View<'_> {
     /// The bound of `work` is exceeded. Then `f` has not received all versions.
     pub(crate) fn visit_keys(
         &self,
+        range: &KeyRange,
         scan: &Scan<'_>,
         work: &Work,
         mut f: impl FnMut(Version) -> ControlFlow<()>,
     ) -> Result<(), ExecuteError> {
-        if scan.range.range_end.is_none() {
-            let mut version = self.version_of_key(&scan.range.key, scan.revision)?;
-            work.count_key(
-                scan.range.key.len() + version.as_ref().map_or(0, |version| size_of(&version.record)),
-            )?;
-            if let Some(Version { record: Record::Live(kv), .. }) = version.as_mut().filter(|_| !scan.values)
-            {
-                kv.value.clear();
-            }
-            if let Some(version) = version {
-                let _ = f(version);
-            }
+        if range.range_end.is_some() {
+            return self.visit_places(keys::bounds(range), scan, work, f);
+        }
+        let mut version = self.version_of_key(&range.key, scan.revision)?;
+        work.count_key(range.key.len() + version.as_ref().map_or(0, |version| size_of(&version.record)))?;
+        if let Some(Version { record: Record::Live(kv), .. }) = version.as_mut().filter(|_| !scan.values) {
+            kv.value.clear();
+        }
+        if let Some(version) = version {
+            let _ = f(version);
+        }
+        Ok(())
+    }
+
+    /// Same as [`visit_keys`](Self::visit_keys) for a range of places. It does not separate the versions of a key.
+    pub(crate) fn visit_places(
+        &self,
+        places: Range<Vec<u8>>,
+        scan: &Scan<'_>,
+        work: &Work,
+        mut f: impl FnMut(Version) -> ControlFlow<()>,
+    ) -> Result<(), ExecuteError> {
+        if places.is_empty() {
             return Ok(());
         }
-        let bounds = keys::bounds(scan.range);
-        if bounds.is_empty() {
-            return Ok(());
-        }
-        let mut cursor = Cursor::new(self, bounds, scan.descending);
-        let mut prefix = Vec::new();
+        let mut cursor = Cursor::new(self, places, scan.descending);
+        let (mut prefix, mut passed_over) = (Vec::new(), PassedOver::default());
         while let Some((place, _)) = cursor.current()? {
+            if let Some(segments) = scan.segments {
+                match passed_over.next(segments, place, scan.descending) {
+                    Next::Here => {}
+                    Next::At(place) => {
+                        cursor.move_to(&place);
+                        continue;
+                    }
+                    Next::End => break,
+                }
+            }
             let (found, _) = keys::split_place(place)?;
             prefix.clear();
             prefix.extend_from_slice(found);
@@ -75,6 +95,19 @@ impl View<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Keys that have any version in a range of places: prefixes of their places, and whether they are living.
+    pub(crate) fn stored_keys(&self, places: Range<Vec<u8>>) -> Result<Vec<(Vec<u8>, bool)>, Failure> {
+        let scan = Scan { revision: u64::MAX, descending: false, values: false, segments: None };
+        let mut cursor = Cursor::new(self, places, false);
+        let mut keys = Vec::new();
+        while let Some((place, _)) = cursor.current()? {
+            let prefix = keys::split_place(place)?.0.to_vec();
+            let newest = self.pass_key(&mut cursor, &prefix, &scan)?.newest;
+            keys.push((prefix, newest.is_some_and(|(_, is_deleted)| !is_deleted)));
+        }
+        Ok(keys)
     }
 
     /// Moves the cursor over all versions of a key to the next key.
@@ -174,12 +207,12 @@ struct Cursor<'a> {
     stored: DBRawIteratorWithThreadMode<'a, Db>,
     overlay: &'a Overlay,
     added: Option<(&'a Vec<u8>, &'a Bytes)>,
-    bounds: std::ops::Range<Vec<u8>>,
+    bounds: Range<Vec<u8>>,
     descending: bool,
 }
 
 impl<'a> Cursor<'a> {
-    fn new(view: &View<'a>, bounds: std::ops::Range<Vec<u8>>, descending: bool) -> Self {
+    fn new(view: &View<'a>, bounds: Range<Vec<u8>>, descending: bool) -> Self {
         let mut read = ReadOptions::default();
         read.set_total_order_seek(true);
         read.set_iterate_lower_bound(bounds.start.clone());
@@ -242,18 +275,63 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Moves past the versions of the key with this prefix. No place is equal to a prefix or to the end of a prefix.
+    /// Moves past the versions of the key with this prefix.
     fn skip_key(&mut self, prefix: &[u8]) {
         if self.descending {
-            // The lower bound is a prefix, too; no version is before it.
-            self.stored.seek_for_prev(prefix);
-            self.added = (prefix > &self.bounds.start[..])
-                .then(|| self.added_within(Bound::Excluded(prefix)))
-                .flatten();
+            self.move_to(prefix);
         } else {
-            let end = keys::end_of_prefix(prefix);
-            self.stored.seek(&end);
-            self.added = (end < self.bounds.end).then(|| self.added_within(Bound::Included(&end))).flatten();
+            self.move_to(&keys::end_of_prefix(prefix));
+        }
+    }
+
+    /// Moves forward to the first version after `place`, or in a descending scan to the last version before it.
+    /// `place` is not the place of a version: it is a prefix, the end of a prefix, or the start of a segment.
+    fn move_to(&mut self, place: &[u8]) {
+        if self.descending {
+            // The lower bound is not the place of a version, either.
+            self.stored.seek_for_prev(place);
+            self.added =
+                (place > &self.bounds.start[..]).then(|| self.added_within(Bound::Excluded(place))).flatten();
+        } else {
+            self.stored.seek(place);
+            self.added =
+                (place < &self.bounds.end[..]).then(|| self.added_within(Bound::Included(place))).flatten();
+        }
+    }
+}
+
+/// Passes over segments without living keys.
+#[derive(Default)]
+struct PassedOver {
+    /// End of the current segment in the direction of the scan, or `None` if it has none. Unset before the first key.
+    until: Option<Option<Vec<u8>>>,
+}
+
+/// Where a scan continues.
+enum Next {
+    Here,
+    At(Vec<u8>),
+    End,
+}
+
+impl PassedOver {
+    fn next(&mut self, segments: &Segments, place: &[u8], descending: bool) -> Next {
+        let is_within = |until: &Option<Vec<u8>>| match until {
+            None => true,
+            Some(until) if descending => place >= &until[..],
+            Some(until) => place < &until[..],
+        };
+        if self.until.as_ref().is_some_and(is_within) {
+            return Next::Here;
+        }
+        let living = if descending { segments.living_until(place) } else { segments.living_from(place) };
+        let Some(living) = living else { return Next::End };
+        if descending {
+            self.until = Some(Some(living.start.to_vec()));
+            living.end.filter(|end| *end <= place).map_or(Next::Here, |end| Next::At(end.to_vec()))
+        } else {
+            self.until = Some(living.end.map(<[u8]>::to_vec));
+            if living.start > place { Next::At(living.start.to_vec()) } else { Next::Here }
         }
     }
 }

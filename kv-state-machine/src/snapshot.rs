@@ -206,7 +206,7 @@ fn receive_file(dir: &Path, stream: &mut dyn Read, reserve: &Reserve) -> Result<
     Ok(true)
 }
 
-const MAGIC: &[u8; 8] = b"KVSNAP\0\x01";
+const MAGIC: &[u8; 8] = b"KVSNAP\0\x02";
 const NAME_MAX: u16 = 64;
 
 #[cfg(test)]

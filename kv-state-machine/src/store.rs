@@ -26,6 +26,7 @@ use crate::{
     keys,
     lease::LeaseTable,
     recent::VersionCache,
+    segments::{Recount, Segments},
     view::Failure,
     watch::Dispatcher,
 };
@@ -55,9 +56,25 @@ pub(crate) struct Store {
     dir: DataDir,
     current: RwLock<Arc<Generation>>,
     checkpoints: AtomicU64,
-    /// Number of keys in the cache of newest versions.
-    recent_max: usize,
+    tuning: Tuning,
     dispatcher: Arc<Dispatcher>,
+}
+
+/// Sizes that no response depends on. Nodes may differ in them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tuning {
+    /// Number of keys in the cache of newest versions.
+    pub(crate) recent_max: usize,
+    /// Number of keys above which a segment is split.
+    pub(crate) segment_keys_max: u64,
+}
+
+/// The state that readers see.
+#[derive(Clone, Debug)]
+pub(crate) struct Published {
+    pub(crate) meta: Meta,
+    /// Segments at the revision of `meta`.
+    pub(crate) segments: Segments,
 }
 
 /// One RocksDB database. If it is obsolete, its directory is removed when the last reader drops it.
@@ -72,24 +89,28 @@ pub(crate) struct Generation {
     alarms: AlarmTable,
     /// Bytes written by batches since the database was opened.
     written: AtomicU64,
-    /// Metadata as of the last batch, for readers.
-    meta: Mutex<Meta>,
+    /// State as of the last batch.
+    published: Mutex<Published>,
+    /// Result of the last garbage collection, until the next batch takes it over.
+    recount: Mutex<Option<Recount>>,
 }
 
 impl Generation {
     /// Opens a RocksDB database.
-    fn open(path: PathBuf, expected: Expected, recent_max: usize) -> Result<Self, StorageError> {
+    fn open(path: PathBuf, expected: Expected, tuning: Tuning) -> Result<Self, StorageError> {
         let db = MarkedDb::open(&options(), &path, &path.join(MARK), expected)?;
         let unreadable = |error: Failure| StorageError::Corrupt {
             position: path.display().to_string(),
             why: error.to_string(),
         };
-        let meta = Mutex::new(load_meta(&db).map_err(unreadable)?);
+        let meta = load_meta(&db).map_err(unreadable)?;
+        let segments = Segments::load(&db, tuning.segment_keys_max).map_err(unreadable)?;
         let leases = LeaseTable::load(&db).map_err(unreadable)?;
         let alarms = AlarmTable::new(Alarms::load(&db).map_err(unreadable)?);
         let written = AtomicU64::new(0);
-        let (recent, obsolete) = (VersionCache::new(recent_max), AtomicBool::new(false));
-        Ok(Self { db: Some(db), path, obsolete, recent, leases, alarms, written, meta })
+        let (recent, obsolete) = (VersionCache::new(tuning.recent_max), AtomicBool::new(false));
+        let (published, recount) = (Mutex::new(Published { meta, segments }), Mutex::default());
+        Ok(Self { db: Some(db), path, obsolete, recent, leases, alarms, written, published, recount })
     }
 
     /// Cache of newest versions.
@@ -126,12 +147,31 @@ impl Generation {
 
     /// Metadata as of the last batch.
     pub(crate) fn meta(&self) -> Meta {
-        *self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).meta
+    }
+
+    /// State as of the last batch.
+    pub(crate) fn published(&self) -> Published {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets readers see what a batch has written.
-    pub(crate) fn publish(&self, meta: Meta) {
-        *self.meta.lock().unwrap_or_else(PoisonError::into_inner) = meta;
+    pub(crate) fn publish(&self, meta: Meta, segments: Segments) {
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = Published { meta, segments };
+    }
+
+    /// Keeps the result of a garbage collection for the next batch.
+    pub(crate) fn set_recount(&self, recount: Recount) {
+        *self.recount.lock().unwrap_or_else(PoisonError::into_inner) = Some(recount);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_recount(&self) -> bool {
+        self.recount.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    pub(crate) fn take_recount(&self) -> Option<Recount> {
+        self.recount.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Name of the generation's directory.
@@ -162,7 +202,7 @@ impl Drop for Generation {
 }
 
 impl Store {
-    pub(crate) fn open(path: &Path, node: NodeId, recent_max: usize) -> Result<Self, StorageError> {
+    pub(crate) fn open(path: &Path, node: NodeId, tuning: Tuning) -> Result<Self, StorageError> {
         let dir = DataDir::open(path, KIND, node)?;
         let io = |doing: &str, source: io::Error| StorageError::Io {
             context: format!("{doing} {}", path.display()),
@@ -178,13 +218,13 @@ impl Store {
             return damaged(format!("{name:?} is not the name of a generation"));
         }
         let generation = if current.is_some() {
-            Generation::open(dir.path().join(name), Expected::Marked, recent_max)?
+            Generation::open(dir.path().join(name), Expected::Marked, tuning)?
         } else {
             // This is the first start, or the previous one was killed before it wrote the file. Then there is no other
             // generation, and this one is empty.
             let place =
                 dir.create_dir(FIRST_GENERATION).map_err(|error| io("making a directory in", error))?;
-            let first = Generation::open(place, Expected::MaybeAbsent, recent_max)?;
+            let first = Generation::open(place, Expected::MaybeAbsent, tuning)?;
             let leftovers = leftovers(dir.path(), FIRST_GENERATION).map_err(|error| io("reading", error))?;
             if first.db().latest_sequence_number() > 0 || !leftovers.is_empty() {
                 return damaged(
@@ -200,7 +240,7 @@ impl Store {
             fs::remove_dir_all(leftover).map_err(|error| io("removing leftovers in", error))?;
         }
         let current = RwLock::new(Arc::new(generation));
-        Ok(Self { dir, current, checkpoints: AtomicU64::new(0), recent_max, dispatcher: Arc::default() })
+        Ok(Self { dir, current, checkpoints: AtomicU64::new(0), tuning, dispatcher: Arc::default() })
     }
 
     pub(crate) fn current(&self) -> Arc<Generation> {
@@ -214,7 +254,7 @@ impl Store {
 
     /// Opens a generation that was received into the directory `path`.
     pub(crate) fn open_received(&self, path: PathBuf) -> Result<Generation, StorageError> {
-        Generation::open(path, Expected::Received, self.recent_max)
+        Generation::open(path, Expected::Received, self.tuning)
     }
 
     /// Path for a new checkpoint.
@@ -336,7 +376,7 @@ fn has_prefix(place: &[u8]) -> bool {
 
 /// Name of the prefix function, stored in every table. A different function needs a different name.
 const PREFIX_NAME: &str = "kv.place.1";
-const KIND: DirKind = DirKind { name: "kv-state", oldest_format: 2, format: 2 };
+const KIND: DirKind = DirKind { name: "kv-state", oldest_format: 3, format: 3 };
 const CURRENT: &str = "CURRENT";
 const FIRST_GENERATION: &str = "gen-1";
 /// File in a generation's directory that records up to where its RocksDB database was written.
@@ -368,7 +408,8 @@ mod tests {
         }
         db.flush().unwrap();
         drop(db);
-        let generation = Generation::open(dir.path().to_owned(), Expected::Received, 0).unwrap();
+        let tuning = Tuning { recent_max: 0, segment_keys_max: 2 };
+        let generation = Generation::open(dir.path().to_owned(), Expected::Received, tuning).unwrap();
         // The database also has a table with filters, and a memtable.
         generation.db().put(place("d"), "d").unwrap();
         generation.db().flush().unwrap();

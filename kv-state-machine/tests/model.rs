@@ -7,7 +7,7 @@ use consensus_core::{Entry, LogId, StateMachine, codec};
 use kv_state_machine::{
     Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer, KvCommand,
     KvOperation, KvRejection, KvResult, KvStateMachine, Put, PutDone, Range, Session, Txn, TxnDone,
-    Versionstamp, fuzzing::open_with_recent,
+    Versionstamp, fuzzing::open_with,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -226,7 +226,7 @@ impl Tested {
 
     fn restart(&mut self) {
         self.machine = None;
-        let mut machine = open_with_recent(self.dir.path(), self.recent_max).unwrap();
+        let mut machine = open_with(self.dir.path(), self.recent_max, 4).unwrap();
         let applied = machine.applied().index.0 as usize;
         machine.apply(&self.log[applied..]).unwrap();
         self.machine = Some(machine);

@@ -40,6 +40,17 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 256, 1000])]
         clients: Vec<usize>,
     },
+    /// Three servers on loopback, beside etcd, both over gRPC.
+    Grpc {
+        /// Clients, each with one request in flight.
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 256, 1000])]
+        clients: Vec<usize>,
+    },
+    /// The first key, the number and the pages of a list of keys, beside etcd, both over gRPC.
+    Queue {
+        #[arg(long, value_delimiter = ',', default_values_t = [60_000, 300_000])]
+        keys: Vec<u64>,
+    },
     /// Writes that are not acknowledged after `kill -9` of the leader, beside etcd.
     Failover {
         /// Leaders killed.
@@ -78,6 +89,8 @@ fn main() -> ExitCode {
     let table = match arguments.command {
         Command::Engine { clients } => Ok(engine::compare(&clients, time, ours_only)),
         Command::Server { clients } => server::compare(&clients, time, ours_only),
+        Command::Grpc { clients } => server::grpc::compare(&clients, time),
+        Command::Queue { keys } => server::queue::compare(&keys),
         Command::Failover { runs } => server::failover::compare(runs, ours_only),
         Command::Scale { voters, value_bytes, keys } => {
             server::scale::measure(&server::scale::Ranges { voters, value_bytes, keys }, time)

@@ -33,7 +33,8 @@ fn write(docs: &Path, table: &Table, command: &str, machine: &str) -> Result<(),
     let (Some(from), Some(to)) = (text.find(&begin), text.find(&end)) else {
         return Err(format!("{}: there are no lines {begin} and {end}", path.display()));
     };
-    let how = format!("`{command}`, {machine}");
+    let note = if table.note().is_empty() { String::new() } else { format!(", {}", table.note()) };
+    let how = format!("`{command}`, {machine}{note}");
     let (before, after) = (&text[..from + begin.len()], &text[to..]);
     fs::write(&path, format!("{before}\n{table}\n{how}.\n{pictures}\n{after}")).map_err(at)?;
     readme::renew(docs)

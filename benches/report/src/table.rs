@@ -10,6 +10,7 @@ pub struct Table {
     head: Vec<String>,
     rows: Vec<Vec<Cell>>,
     plots: Vec<Plot>,
+    note: String,
 }
 
 /// Some columns over another one, which is logarithmic.
@@ -71,7 +72,18 @@ impl Table {
     /// A table without rows; `head` has the names of the columns.
     pub fn new(name: &'static str, head: &[&str]) -> Self {
         let head = head.iter().map(|&column| column.to_owned()).collect();
-        Self { name, head, rows: Vec::new(), plots: Vec::new() }
+        Self { name, head, rows: Vec::new(), plots: Vec::new(), note: String::new() }
+    }
+
+    /// The same table with a note on what it compares with, such as a version.
+    pub fn with_note(mut self, note: String) -> Self {
+        self.note = note;
+        self
+    }
+
+    /// The note; empty if there is none.
+    pub fn note(&self) -> &str {
+        &self.note
     }
 
     /// The same table with one more plot.

@@ -1,7 +1,16 @@
-//! etcd, as the system has it, with the defaults (it syncs before it acknowledges).
+//! etcd with its defaults (it syncs before it acknowledges), and connections to whatever serves its API.
 
-use std::path::Path;
+use std::{path::PathBuf, process::Command};
 
+use bytes::Bytes;
+use kv_etcd_api::etcdserverpb::{
+    self, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse,
+    LeaseKeepAliveRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, StatusRequest,
+    StatusResponse, TxnRequest,
+    compare::{CompareResult, CompareTarget, TargetUnion},
+    lease_client::LeaseClient,
+    request_op::Request,
+};
 use prost::Message;
 use tonic::{
     client::Grpc,
@@ -12,6 +21,7 @@ use tonic_prost::ProstCodec;
 
 use super::{
     Timeouts,
+    load::{What, key},
     processes::{Processes, free_ports},
 };
 
@@ -44,7 +54,7 @@ impl super::System for Etcd {
                 arguments.push(format!("--heartbeat-interval={heartbeat_ms}"));
                 arguments.push(format!("--election-timeout={election_ms}"));
             }
-            processes.add(Path::new("etcd"), &arguments)?;
+            processes.add(&program(), &arguments)?;
         }
         Ok(())
     }
@@ -58,7 +68,8 @@ impl super::System for Etcd {
 
     async fn leads(port: u16) -> Result<bool, String> {
         let connection = Self::connect(port).await?;
-        let status: Status = connection.call("/etcdserverpb.Maintenance/Status", Empty {}).await?;
+        let status: StatusResponse =
+            connection.call("/etcdserverpb.Maintenance/Status", StatusRequest {}).await?;
         Ok(status.header.is_some_and(|header| header.member_id == status.leader))
     }
 }
@@ -68,6 +79,10 @@ impl super::System for Etcd {
 pub(crate) struct Connection(Channel);
 
 impl Connection {
+    pub(crate) fn channel(&self) -> Channel {
+        self.0.clone()
+    }
+
     async fn call<Q, A>(&self, path: &'static str, request: Q) -> Result<A, String>
     where
         Q: Message + 'static,
@@ -79,55 +94,92 @@ impl Connection {
         let answer = grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::default()).await;
         Ok(answer.map_err(|error| error.to_string())?.into_inner())
     }
+
+    pub(crate) async fn range(&self, request: RangeRequest) -> Result<RangeResponse, String> {
+        self.call("/etcdserverpb.KV/Range", request).await
+    }
+
+    pub(crate) async fn delete(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, String> {
+        self.call("/etcdserverpb.KV/DeleteRange", request).await
+    }
+
+    pub(crate) async fn grant(&self, id: i64) -> Result<(), String> {
+        let request = LeaseGrantRequest { ttl: LEASE_SECONDS, id };
+        self.call::<_, LeaseGrantResponse>("/etcdserverpb.Lease/LeaseGrant", request).await.map(drop)
+    }
+
+    async fn keep_alive(&self, id: i64) -> Result<(), String> {
+        let asked = futures::stream::iter([LeaseKeepAliveRequest { id }]);
+        let answers = LeaseClient::new(self.0.clone()).lease_keep_alive(asked).await;
+        let mut answers = answers.map_err(|error| error.to_string())?.into_inner();
+        match answers.message().await.map_err(|error| error.to_string())? {
+            Some(answer) if answer.ttl > 0 => Ok(()),
+            other => Err(format!("a lease was not renewed: {other:?}")),
+        }
+    }
 }
 
 impl super::Connection for Connection {
-    async fn put(&self, key: Vec<u8>, value: Vec<u8>) -> Result<(), String> {
-        self.call::<_, Answer>("/etcdserverpb.KV/Put", Put { key, value }).await.map(drop)
+    async fn ask(&self, what: What, at: u64, value: Vec<u8>) -> Result<(), String> {
+        let (name, value) = (Bytes::from(key(at)), Bytes::from(value));
+        match what {
+            What::Put => {
+                let put = PutRequest { key: name, value, ..PutRequest::default() };
+                self.call::<_, Answer>("/etcdserverpb.KV/Put", put).await.map(drop)
+            }
+            What::Get | What::SerializableGet => {
+                let serializable = what == What::SerializableGet;
+                let range = RangeRequest { key: name, serializable, ..RangeRequest::default() };
+                self.call::<_, Answer>("/etcdserverpb.KV/Range", range).await.map(drop)
+            }
+            What::Range => {
+                let range_end = key(at + RANGE_KEYS).into();
+                let range = RangeRequest { key: name, range_end, ..RangeRequest::default() };
+                self.call::<_, Answer>("/etcdserverpb.KV/Range", range).await.map(drop)
+            }
+            What::Txn => self.call::<_, Answer>("/etcdserverpb.KV/Txn", txn(name, value)).await.map(drop),
+            What::LeaseGrant => self.grant(0).await,
+            What::LeaseKeepAlive => self.keep_alive(1 + (at % LEASES) as i64).await,
+        }
     }
-
-    async fn get(&self, key: Vec<u8>) -> Result<(), String> {
-        self.call::<_, Answer>("/etcdserverpb.KV/Range", Range { key }).await.map(drop)
-    }
 }
 
-// What is needed of etcd's rpc.proto.
-
-#[derive(Clone, PartialEq, Message)]
-struct Empty {}
-
-#[derive(Clone, PartialEq, Message)]
-struct Put {
-    #[prost(bytes, tag = "1")]
-    key: Vec<u8>,
-    #[prost(bytes, tag = "2")]
-    value: Vec<u8>,
+/// A put that depends on a comparison.
+fn txn(key: Bytes, value: Bytes) -> TxnRequest {
+    let exists = etcdserverpb::Compare {
+        result: CompareResult::Greater as i32,
+        target: CompareTarget::Version as i32,
+        key: key.clone(),
+        target_union: Some(TargetUnion::Version(0)),
+        ..etcdserverpb::Compare::default()
+    };
+    let put = PutRequest { key, value, ..PutRequest::default() };
+    let put = RequestOp { request: Some(Request::RequestPut(put)) };
+    TxnRequest { compare: vec![exists], success: vec![put.clone()], failure: vec![put] }
 }
 
-/// Linearizable, by default.
-#[derive(Clone, PartialEq, Message)]
-struct Range {
-    #[prost(bytes, tag = "1")]
-    key: Vec<u8>,
-}
-
-/// The rest is skipped.
+/// The rest of an answer is skipped.
 #[derive(Clone, PartialEq, Message)]
 struct Answer {
     #[prost(message, optional, tag = "1")]
-    header: Option<Header>,
+    header: Option<ResponseHeader>,
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct Header {
-    #[prost(uint64, tag = "2")]
-    member_id: u64,
+/// The version of etcd, for the page.
+pub(crate) fn version() -> Result<String, String> {
+    let output = Command::new(program()).arg("--version").output();
+    let output = output.map_err(|error| format!("{}: {error}", program().display()))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.lines().find_map(|line| line.strip_prefix("etcd Version: "));
+    Ok(format!("etcd {}", version.unwrap_or("of an unknown version")))
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct Status {
-    #[prost(message, optional, tag = "1")]
-    header: Option<Header>,
-    #[prost(uint64, tag = "4")]
-    leader: u64,
+/// `$ETCD`, or the one in PATH.
+fn program() -> PathBuf {
+    std::env::var_os("ETCD").map_or_else(|| "etcd".into(), PathBuf::from)
 }
+
+const RANGE_KEYS: u64 = 100;
+const LEASE_SECONDS: i64 = 3600;
+/// Leases that are renewed, with the ids from 1.
+pub(crate) const LEASES: u64 = 1000;

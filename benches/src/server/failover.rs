@@ -6,6 +6,7 @@ use super::{
     Connection, System, Timeouts,
     cluster::{Cluster, NODES},
     etcd::Etcd,
+    load::What,
     ours::Ours,
 };
 use consensus_bench_report::table::{Cell, Table};
@@ -58,7 +59,7 @@ async fn measure<S: System>(runs: usize, timeouts: Option<Timeouts>) -> Result<V
 }
 
 async fn put(connection: &impl Connection) -> Result<(), String> {
-    connection.put(b"failover".to_vec(), b"x".to_vec()).await
+    connection.ask(What::Put, 0, b"x".to_vec()).await
 }
 
 async fn put_sometime(connection: &impl Connection) {

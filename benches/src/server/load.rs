@@ -14,11 +14,21 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::{Connection, System, cluster::Cluster};
 
-/// What the clients ask for.
+/// What the clients ask for. Thrift connections know the first two only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     Put,
+    /// A linearizable read of one key.
     Get,
+    /// A serializable read of one key.
+    SerializableGet,
+    /// A range of 100 keys.
+    Range,
+    /// A transaction: a comparison and a put.
+    Txn,
+    LeaseGrant,
+    /// A stream for one renewal.
+    LeaseKeepAlive,
 }
 
 impl What {
@@ -26,6 +36,11 @@ impl What {
         match self {
             Self::Put => "put",
             Self::Get => "get",
+            Self::SerializableGet => "serializable get",
+            Self::Range => "range of 100 keys",
+            Self::Txn => "transaction with a put",
+            Self::LeaseGrant => "lease granted",
+            Self::LeaseKeepAlive => "lease renewed",
         }
     }
 }
@@ -50,6 +65,8 @@ pub(crate) struct Measured {
     pub(crate) p99_ms: f64,
     /// Cores that this program took.
     pub(crate) load_cores: f64,
+    /// Requests, also those of the time before the measurement.
+    pub(crate) requests: u64,
 }
 
 impl Load {
@@ -87,8 +104,9 @@ impl Load {
         tokio::time::sleep(self.time).await;
         phase.store(OVER, Ordering::Relaxed);
         let (took, cpu) = (began.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu));
+        let mut requests = 0;
         for task in tasks {
-            task.await.map_err(|error| error.to_string())??;
+            requests += task.await.map_err(|error| error.to_string())??;
         }
         let latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Measured {
@@ -96,6 +114,7 @@ impl Load {
             p50_ms: latencies.value_at_quantile(0.5) as f64 / 1e3,
             p99_ms: latencies.value_at_quantile(0.99) as f64 / 1e3,
             load_cores: cpu.as_secs_f64() / took,
+            requests,
         })
     }
 }
@@ -113,11 +132,9 @@ impl Requests {
     }
 
     async fn one(&mut self, connection: &impl Connection) -> Result<(), String> {
-        let key = key(self.random.random_range(0..self.load.keys));
-        match self.load.what {
-            What::Put => connection.put(key, self.values.next()).await,
-            What::Get => connection.get(key).await,
-        }
+        let at = self.random.random_range(0..self.load.keys);
+        let is_write = matches!(self.load.what, What::Put | What::Txn);
+        connection.ask(self.load.what, at, if is_write { self.values.next() } else { Vec::new() }).await
     }
 }
 
@@ -139,7 +156,7 @@ pub(crate) async fn fill(
                     if number >= end {
                         return Ok::<(), String>(());
                     }
-                    connection.put(key(number), values.next()).await?;
+                    connection.ask(What::Put, number, values.next()).await?;
                 }
             }));
         }
@@ -173,17 +190,19 @@ impl Values {
     }
 }
 
-fn key(number: u64) -> Vec<u8> {
+/// Key with a number. The keys are in the order of their numbers.
+pub(crate) fn key(number: u64) -> Vec<u8> {
     format!("bench/{number:016x}").into_bytes()
 }
 
-/// Latencies, in microseconds.
+/// Notes latencies, in microseconds. Returns the number of requests.
 async fn client(
     connection: &impl Connection,
     mut requests: Requests,
     phase: &AtomicU8,
     latencies: &Mutex<Histogram<u64>>,
-) -> Result<(), String> {
+) -> Result<u64, String> {
+    let mut done = 0;
     loop {
         let began = Instant::now();
         if let Err(why) = requests.one(connection).await {
@@ -192,12 +211,13 @@ async fn client(
             }
             tokio::time::sleep(PATIENCE).await;
             if phase.load(Ordering::Relaxed) == OVER {
-                return Ok(());
+                return Ok(done);
             }
             continue;
         }
+        done += 1;
         match phase.load(Ordering::Relaxed) {
-            OVER => return Ok(()),
+            OVER => return Ok(done),
             MEASURING => {
                 let took = began.elapsed().min(LATENCY_MAX).as_micros() as u64;
                 latencies.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(took);

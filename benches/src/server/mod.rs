@@ -4,9 +4,11 @@
 mod cluster;
 mod etcd;
 pub(crate) mod failover;
+pub(crate) mod grpc;
 mod load;
 mod ours;
 mod processes;
+pub(crate) mod queue;
 pub(crate) mod resources;
 pub(crate) mod scale;
 mod usage;
@@ -40,17 +42,16 @@ pub(crate) struct Timeouts {
     pub(crate) election_ms: u64,
 }
 
-/// Calls may share it.
+/// A connection to a node. Calls may share it.
 pub(crate) trait Connection: Clone + Send + Sync + 'static {
-    fn put(&self, key: Vec<u8>, value: Vec<u8>) -> impl Future<Output = Result<(), String>> + Send;
-    /// Linearizable.
-    fn get(&self, key: Vec<u8>) -> impl Future<Output = Result<(), String>> + Send;
+    /// Sends one request and waits for the answer.
+    fn ask(&self, what: What, at: u64, value: Vec<u8>) -> impl Future<Output = Result<(), String>> + Send;
 }
 
 pub(crate) fn compare(clients: &[usize], time: Duration, ours_only: bool) -> Result<Table, String> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     runtime.block_on(async {
-        let mut table = Table::new("Server beside etcd", &HEAD);
+        let mut table = Table::new("Server beside etcd", &HEAD).with_note(etcd::version()?);
         for (only, rates, latencies) in [
             ("put", ("puts.svg", "puts per second"), ("put-latency.svg", "p99 of puts, ms")),
             ("get", ("gets.svg", "linearizable gets per second"), ("get-latency.svg", "p99 of gets, ms")),
@@ -86,7 +87,7 @@ pub(crate) fn compare(clients: &[usize], time: Duration, ours_only: bool) -> Res
 }
 
 fn cells(measured: &Measured) -> [Cell; 4] {
-    let Measured { rate, p50_ms, p99_ms, load_cores } = measured;
+    let Measured { rate, p50_ms, p99_ms, load_cores, .. } = measured;
     [Cell::rate(*rate), Cell::number(*p50_ms, 2), Cell::number(*p99_ms, 2), Cell::number(*load_cores, 2)]
 }
 

@@ -8,7 +8,8 @@ use kv_store_client::{
 };
 
 use super::{
-    System, Timeouts,
+    System, Timeouts, etcd,
+    load::{What, key},
     processes::{Processes, free_ports},
 };
 
@@ -63,6 +64,27 @@ impl System for Ours {
     }
 }
 
+/// The same, over gRPC.
+pub(crate) struct OverGrpc;
+
+impl System for OverGrpc {
+    type Connection = etcd::Connection;
+
+    const NAME: &str = "kv-server";
+
+    fn add_nodes(processes: &mut Processes, ports: &[u16], timeouts: Option<Timeouts>) -> Result<(), String> {
+        Ours::add_nodes(processes, ports, timeouts)
+    }
+
+    async fn connect(port: u16) -> Result<Self::Connection, String> {
+        etcd::Etcd::connect(port).await
+    }
+
+    async fn leads(port: u16) -> Result<bool, String> {
+        Ours::leads(port).await
+    }
+}
+
 /// Up to where the node at `port` has applied the log.
 pub(crate) async fn revision(port: u16) -> Result<i64, String> {
     match Ours::connect(port).await?.call(Call::Status).await {
@@ -72,12 +94,12 @@ pub(crate) async fn revision(port: u16) -> Result<i64, String> {
 }
 
 impl super::Connection for Arc<kv_store_client::Connection> {
-    async fn put(&self, key: Vec<u8>, value: Vec<u8>) -> Result<(), String> {
-        done(self.call(Call::Put(PutRequest::of(key, value))).await)
-    }
-
-    async fn get(&self, key: Vec<u8>) -> Result<(), String> {
-        done(self.call(Call::Range(RangeRequest::of(key, None))).await)
+    async fn ask(&self, what: What, at: u64, value: Vec<u8>) -> Result<(), String> {
+        match what {
+            What::Put => done(self.call(Call::Put(PutRequest::of(key(at), value))).await),
+            What::Get => done(self.call(Call::Range(RangeRequest::of(key(at), None))).await),
+            other => Err(format!("{other:?} is measured over gRPC only")),
+        }
     }
 }
 

@@ -96,7 +96,7 @@ pub(crate) fn snapshot(bytes: &[u8]) {
     if bytes.starts_with(b"KVSNAP") {
         return check_snapshot(bytes);
     }
-    let (mut stream, mut files, mut rest) = (b"KVSNAP\0\x01".to_vec(), 0u32, bytes);
+    let (mut stream, mut files, mut rest) = (b"KVSNAP\0\x02".to_vec(), 0u32, bytes);
     while let Some((name, after)) = piece(rest) {
         let (content, after) = piece(after).unwrap_or_default();
         (files, rest) = (files + 1, after);

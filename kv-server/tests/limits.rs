@@ -116,7 +116,7 @@ async fn answers_that_nobody_reads_take_bounded_memory_and_give_it_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_delete_is_refused_whole_done_in_portions_and_holds_nobody_up() {
+async fn large_delete_is_one_revision_and_holds_nobody_up() {
     const KEYS: usize = 30_000;
     let cluster = Cluster::start(3, "", "");
     cluster.leader().await;
@@ -126,9 +126,9 @@ async fn large_delete_is_refused_whole_done_in_portions_and_holds_nobody_up() {
         client.txn(TxnRequest::new(Vec::new(), puts, Vec::new(), None, None, None))
     });
     futures::future::try_join_all(fill).await.unwrap();
-    let whole = kv_store_client::idl::DeleteRequest::new(b"k".to_vec(), b"l".to_vec(), None, None, None);
+    let whole = kv_store_client::idl::DeleteRequest::new(b"k".to_vec(), b"l".to_vec(), true, None, None);
     match client.delete_range(whole).await {
-        Err(ClientError::Rejected(Fault::Invalid(why))) => assert!(why.message.contains("in portions")),
+        Err(ClientError::Rejected(Fault::Invalid(why))) => assert!(why.message.contains("return_previous")),
         other => panic!("{other:?}"),
     }
     // Others write meanwhile.

@@ -7,6 +7,7 @@ use crate::{
     KeyValue,
     keys::{self, Record},
     pending_writes::Change,
+    range_deletions::RangeDeletions,
     view::{Base, Failure, Overlay, View, disk},
 };
 
@@ -24,11 +25,20 @@ pub struct WatchEvent {
 
 /// Adds the keys that a batch changed to a RocksDB write.
 pub(crate) fn write(changes: &[Change], write: &mut WriteBatch) {
-    for (number, chunk) in (0..).zip(changes.chunks(CHUNK_LEN)) {
+    write_from(0, changes, write);
+}
+
+/// Same as [`write`] with numbers from `first`, for changes of a revision that has changes already. Returns the number
+/// of records.
+pub(crate) fn write_from(first: u32, changes: &[Change], write: &mut WriteBatch) -> u32 {
+    let mut records = 0;
+    for chunk in changes.chunks(CHUNK_LEN) {
         if let Some(last) = chunk.last() {
-            write.put(keys::changes(last.revision, number), codec::encode(VERSION, &chunk));
+            write.put(keys::changes(last.revision, first + records), codec::encode(VERSION, &chunk));
+            records += 1;
         }
     }
+    records
 }
 
 /// Result of [`read`].
@@ -78,10 +88,10 @@ pub(crate) fn read(
     Ok(found)
 }
 
-/// Returns the event of a change; `None` if the written version was compacted.
+/// Returns the event of a change, which is not newer than a deletion of a range that is being carried out; `None` if the written version was compacted.
 pub(crate) fn event(base: &Base<'_>, change: &Change, previous: bool) -> Result<Option<WatchEvent>, Failure> {
-    let nothing = Overlay::new();
-    let view = View { source: base, overlay: &nothing };
+    let (nothing, none) = (Overlay::new(), RangeDeletions::default());
+    let view = View { source: base, overlay: &nothing, deletions: &none };
     let live = |revision: u64| -> Result<Option<KeyValue>, Failure> {
         let version = view.version_of_key(&change.key, revision)?;
         Ok(version.and_then(|version| match version.record {

@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use rocksdb::{WriteBatch, WriteOptions};
 use crate::{
     changes,
     keys::{self, Record},
+    range_deletions::RangeDeletions,
     segments::Recount,
     store::Generation,
     view::{Failure, Overlay, Version, View, disk},
@@ -132,7 +134,10 @@ fn collect_all(
             }
             next.unwrap_or_default()
         };
-        // Watches receive the changes before these are removed.
+        // The deletions of a range are written, and watches receive the changes, before versions and changes are removed.
+        while generation.watchable_revision() < compacted && !control.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(POLL_INTERVAL);
+        }
         dispatcher.wait_for_delivery(compacted, &control.stop);
         if let Err(failure) = collect(generation, compacted, &control.stop) {
             *control.compacted() = None;
@@ -151,12 +156,12 @@ impl Drop for Collector {
 fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result<(), Failure> {
     let db = generation.db();
     let mut recount = Recount::new(&generation.published().segments);
-    let (snapshot, overlay) = (db.snapshot(), Overlay::new());
-    let view = View { source: &snapshot, overlay: &overlay };
+    let (snapshot, overlay, none) = (db.snapshot(), Overlay::new(), RangeDeletions::default());
+    let view = View { source: &snapshot, overlay: &overlay, deletions: &none };
     let mut filter = GarbageFilter::new(compacted);
     let (mut write, mut key, mut failed) = (WriteBatch::default(), Bytes::new(), None);
     let mut counted = None;
-    view.versions(keys::all(), false, |version| {
+    view.versions(keys::all(), |version| {
         // All garbage of a key is removed in one write: a deletion must not be removed before the versions that it
         // hides.
         if version.key != key && write.len() >= WRITE_LEN {
@@ -198,5 +203,7 @@ pub(crate) fn collected(db: &rocksdb::DB) -> Result<u64, Failure> {
     Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes))
 }
 
+/// Time between two looks at whether a deletion of a range is done.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Number of deletions after which a write is flushed.
 const WRITE_LEN: usize = 1000;

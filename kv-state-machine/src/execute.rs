@@ -14,9 +14,10 @@ use crate::{
     Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvOperation,
     KvRejection, KvResult, Put, PutDone, Range, RevisionBounds, SortBy, Txn, TxnDone, Versionstamp,
     keys::{self, Record},
-    lease::{self, Lease},
+    lease::Lease,
     limits::{Amount, WORK_BYTES_MAX, WORK_KEYS_MAX},
-    pending_writes::{Change, PendingWrites, Undo},
+    pending_writes::{Change, PendingWrites, RangeDeletionWrite, Undo},
+    range_deletions::{RangeDeletion, RangeDeletions},
     recent::Counts,
     scan::Scan,
     segments::{CountChange, CountKind, Segments},
@@ -40,7 +41,8 @@ pub(crate) fn too_much_work(operation: &KvOperation) -> KvRejection {
     let mebibytes = WORK_BYTES_MAX >> 20;
     let advice = match operation {
         KvOperation::Delete(_) => {
-            "nothing was deleted; delete the range in portions: set `limit`, and continue from `next_key` of the response"
+            "nothing was deleted; repeat it without return_previous, or delete the range in portions: set `limit`, and continue \
+             from `next_key` of the response"
         }
         KvOperation::Range(_) => "read the range without a session",
         _ => "use narrower ranges, or split it into several transactions",
@@ -95,6 +97,9 @@ pub(crate) struct Execution<'a> {
     /// Segments at the newest revision. Commands have none, since the work that they count must be the same on all
     /// nodes.
     segments: Option<Segments>,
+    deletions: RangeDeletions,
+    /// For a command: segments before its batch, and the number of keys above which a range is deleted by one record.
+    large_deletions: Option<(&'a Segments, u64)>,
 }
 
 impl<'a> Execution<'a> {
@@ -106,8 +111,20 @@ impl<'a> Execution<'a> {
         bound: Amount,
     ) -> Self {
         let work = Work::new(bound, history.compacted);
-        let (latest, wrote, undo, stamps, segments) = (u64::MAX, false, None, 0, None);
-        Self { source, written, history, latest, wrote, undo, stamps, room, work, segments }
+        Self {
+            source,
+            written,
+            history,
+            latest: u64::MAX,
+            wrote: false,
+            undo: None,
+            stamps: 0,
+            room,
+            work,
+            segments: None,
+            deletions: RangeDeletions::default(),
+            large_deletions: None,
+        }
     }
 
     /// Hides versions newer than the current revision, which a read may find while a batch is written.
@@ -119,6 +136,16 @@ impl<'a> Execution<'a> {
     /// Reads the newest revision with the help of its segments.
     pub(crate) fn with_segments(self, segments: Option<Segments>) -> Self {
         Self { segments, ..self }
+    }
+
+    /// Takes deletions of ranges into account that are being carried out.
+    pub(crate) fn with_deletions(self, deletions: RangeDeletions) -> Self {
+        Self { deletions, ..self }
+    }
+
+    /// Deletes ranges with more than `keys_max` keys by one record. `segments` are those before the batch.
+    pub(crate) fn deletes_ranges(self, segments: &'a Segments, keys_max: u64) -> Self {
+        Self { large_deletions: Some((segments, keys_max)), ..self }
     }
 
     /// Stops the execution early when `cancelled` is set.
@@ -175,7 +202,7 @@ impl<'a> Execution<'a> {
     }
 
     fn view(&self) -> View<'_> {
-        View { source: self.source, overlay: &self.written.versions }
+        View { source: self.source, overlay: &self.written.versions, deletions: &self.deletions }
     }
 
     /// Revision at which this operation writes.
@@ -219,9 +246,11 @@ impl<'a> Execution<'a> {
             (Some(_), None) => Some(CountKind::Again),
             (Some(_), Some(_)) => None,
         };
-        let lease_before = before.map_or(0, |before| before.lease_id);
-        let lease_id = if put.keep.lease { lease_before } else { put.lease_id };
-        if lease_id != 0 && lease_id != lease_before && self.lease(lease_id).is_none() {
+        let kept_lease = before.map_or(0, |before| before.lease_id);
+        let lease_id = if put.keep.lease { kept_lease } else { put.lease_id };
+        // A key that a deletion of a range covers may still be attached to a lease.
+        let lease_before = stored.map_or(0, |stored| stored.lease_id);
+        if lease_id != 0 && lease_id != kept_lease && self.lease(lease_id).is_none() {
             return Err(KvRejection::NoLease { id: lease_id }.into());
         }
         let kept = if put.keep.is_any() { self.kept(put, before.is_some())? } else { None };
@@ -279,6 +308,14 @@ impl<'a> Execution<'a> {
 
     fn delete(&mut self, delete: &Delete) -> Result<Deleted, ExecuteError> {
         let range = KeyRange { key: delete.key.clone(), range_end: delete.range_end.clone() };
+        let can_be_large =
+            delete.range_end.is_some() && delete.limit == 0 && !delete.return_previous && self.undo.is_none();
+        if let Some((segments, keys_max)) = self.large_deletions.filter(|_| can_be_large)
+            && self.has_more_keys(&range, keys_max)?
+        {
+            let deleted = self.delete_range(&keys::bounds(&range), segments)?;
+            return Ok(Deleted { deleted, previous: None, next_key: None });
+        }
         let mut found = Vec::new();
         let mut next_key = None;
         let mut room = self.room;
@@ -310,6 +347,59 @@ impl<'a> Execution<'a> {
         let deleted = found.len() as u64;
         self.delete_all(&found)?;
         Ok(Deleted { deleted, previous: delete.return_previous.then_some(found), next_key })
+    }
+
+    /// Whether a range has more than `max` keys, including those that are deleted and not compacted, or large values.
+    fn has_more_keys(&self, range: &KeyRange, max: u64) -> Result<bool, ExecuteError> {
+        let work = Work::new(Amount { keys: max, ..Amount::OF_SHORT_READS }, self.history.compacted);
+        let scan = Scan { revision: self.latest, descending: false, values: false, segments: None };
+        match self.view().visit_keys(range, &scan, &work, |_| Continue(())) {
+            Err(ExecuteError::TooMuchWork) => Ok(true),
+            visited => visited.map(|()| false),
+        }
+    }
+
+    /// Deletes the keys of a range by one record. Returns the number of keys.
+    fn delete_range(
+        &mut self,
+        places: &std::ops::Range<Vec<u8>>,
+        segments: &Segments,
+    ) -> Result<u64, ExecuteError> {
+        let whole = segments.within(places);
+        let (first, last) = match &whole {
+            None => (places.clone(), None),
+            Some(whole) => {
+                let after = whole.places.end.clone()..places.end.clone();
+                (places.start.clone()..whole.places.start.clone(), Some(after))
+            }
+        };
+        let last = last.map_or(Ok(0), |last| self.count_by_scan(last))?;
+        let in_parts = (self.count_by_scan(first)?, last);
+        // The counts of whole segments, with the changes of this batch.
+        let in_whole = whole.map_or(0, |whole| {
+            let of_batch = self.written.counts.iter().filter(|change| whole.places.contains(&change.prefix));
+            whole.living.saturating_add_signed(of_batch.map(CountChange::difference).sum())
+        });
+        let deleted = in_parts.0 + in_whole + in_parts.1;
+        if deleted > 0 {
+            let deletion = RangeDeletion::new(self.next_revision(), places.clone());
+            let write = RangeDeletionWrite { deletion, places: places.clone(), in_parts };
+            self.written.range_deletion = Some(write);
+            self.wrote = true;
+        }
+        Ok(deleted)
+    }
+
+    /// Counts the living keys in a range of places. This is not counted as work.
+    fn count_by_scan(&self, places: std::ops::Range<Vec<u8>>) -> Result<u64, ExecuteError> {
+        let mut count = 0;
+        let scan = Scan { revision: self.latest, descending: false, values: false, segments: None };
+        let work = Work::new(Amount { keys: u64::MAX, bytes: u64::MAX }, self.history.compacted);
+        self.view().visit_places(places, &scan, &work, |version| {
+            count += u64::from(version.record != Record::Deleted);
+            Continue(())
+        })?;
+        Ok(count)
     }
 
     /// Deletes all pairs, or none if that exceeds the work limit.
@@ -587,7 +677,7 @@ impl<'a> Execution<'a> {
 
     /// Keys attached to a lease, including the changes of this batch.
     fn attached(&self, id: i64) -> Result<BTreeSet<Bytes>, ExecuteError> {
-        let mut keys: BTreeSet<_> = lease::attached_keys(self.source, id)?.into_iter().collect();
+        let mut keys: BTreeSet<_> = self.view().attached_keys(id)?.into_iter().collect();
         for ((_, key), is_attached) in
             self.written.attached.range((id, Bytes::new())..).take_while(|((of, _), _)| *of == id)
         {

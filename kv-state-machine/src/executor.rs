@@ -11,6 +11,7 @@ use crate::{
     hash, keys,
     limits::Amount,
     pending_writes::PendingWrites,
+    range_deletions::RangeDeletions,
     segments::Segments,
     store::{Generation, Meta, Published, Store, read_meta},
     view::{Base, Failure, disk},
@@ -58,10 +59,13 @@ impl KvStoreExecutor {
         operation: &KvOperation,
     ) -> Result<Result<Amount, KvRejection>, Failure> {
         let generation = self.store.current();
-        let (base, meta) = (Base::new(&generation), generation.meta());
+        let base = Base::new(&generation);
+        let Published { meta, segments, deletions } = generation.published();
         let history = History { revision: meta.revision, compacted: meta.compacted };
         let mut nothing = PendingWrites::default();
-        let execution = Execution::new(&base, &mut nothing, history, REPLY_BYTES_MAX, Amount::OF_COMMANDS);
+        let execution = Execution::new(&base, &mut nothing, history, REPLY_BYTES_MAX, Amount::OF_COMMANDS)
+            .with_deletions(deletions)
+            .deletes_ranges(&segments, self.store.tuning().deletions_max);
         match execution.run_counted(operation) {
             (Err(ExecuteError::TooMuchWork), _) => Ok(Err(too_much_work(operation))),
             (Err(ExecuteError::Failed(failure)), _) => Err(failure),
@@ -202,15 +206,17 @@ struct ReadState {
     meta: Meta,
     /// Segments at the revision of `meta`; `None` for a read of one key, which does not need them.
     segments: Option<Segments>,
+    deletions: RangeDeletions,
 }
 
 impl ReadState {
     fn of(generation: &Generation, operation: &KvOperation) -> Self {
         if is_of_one_key(operation) {
-            return Self { meta: generation.meta(), segments: None };
+            let (meta, deletions) = generation.meta_and_deletions();
+            return Self { meta, segments: None, deletions };
         }
-        let Published { meta, segments } = generation.published();
-        Self { meta, segments: Some(segments) }
+        let Published { meta, segments, deletions } = generation.published();
+        Self { meta, segments: Some(segments), deletions }
     }
 }
 
@@ -226,11 +232,12 @@ fn read_at(
     bound: Amount,
     cancelled: &AtomicBool,
 ) -> Read {
-    let ReadState { meta, segments } = state;
+    let ReadState { meta, segments, deletions } = state;
     let mut nothing = PendingWrites::default();
     let history = History { revision: meta.revision, compacted: meta.compacted };
     let bytes_max = if operation.is_whole() { WHOLE_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
-    let execution = Execution::new(base, &mut nothing, history, bytes_max, bound).with_segments(segments);
+    let execution = Execution::new(base, &mut nothing, history, bytes_max, bound);
+    let execution = execution.with_segments(segments).with_deletions(deletions);
     let (result, _) = execution.hide_newer_versions().cancelled_by(cancelled).run(operation)?;
     let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
     Ok(KvAnswer { revision: meta.revision, applied_index, term, result })

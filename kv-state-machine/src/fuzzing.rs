@@ -53,13 +53,33 @@ pub fn is_collected(machine: &KvStateMachine) -> bool {
     machine.is_collected()
 }
 
-/// Opens a machine that keeps the newest versions of at most `recent_max` keys in memory, and splits segments with more
-/// than `segment_keys_max` keys.
-pub fn open_with(
-    path: &Path,
-    recent_max: usize,
-    segment_keys_max: u64,
-) -> Result<KvStateMachine, StorageError> {
-    let tuning = crate::store::Tuning { recent_max, segment_keys_max };
+/// Sizes that no response depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Number of keys whose newest versions are kept in memory.
+    pub recent_max: usize,
+    /// Number of keys above which a segment is split.
+    pub segment_keys_max: u64,
+    /// Number of keys above which a range is deleted by one record first.
+    pub deletions_max: u64,
+    /// Number of keys of such a range that are deleted in one write.
+    pub deletion_part: u64,
+}
+
+/// Lets deletions of ranges wait, or continue, so that tests see the store meanwhile.
+pub fn hold_deletions(machine: &KvStateMachine, hold: bool) {
+    machine.executor().store().are_deletions_held().store(hold, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether a deletion of a range is being carried out.
+#[must_use]
+pub fn has_deletions(machine: &KvStateMachine) -> bool {
+    !machine.executor().store().current().published().deletions.is_empty()
+}
+
+/// Opens a machine with other sizes.
+pub fn open_with(path: &Path, sizes: Sizes) -> Result<KvStateMachine, StorageError> {
+    let Sizes { recent_max, segment_keys_max, deletions_max, deletion_part } = sizes;
+    let tuning = crate::store::Tuning { recent_max, segment_keys_max, deletions_max, deletion_part };
     KvStateMachine::open_with(path, NodeId(1), Durability::FromLog, tuning)
 }

@@ -11,7 +11,7 @@ use crate::{
     alarm::Alarms,
     collect::GarbageFilter,
     keys::{self, Record},
-    lease,
+    range_deletions::RangeDeletions,
     view::{Failure, Overlay, Source, View, disk},
 };
 
@@ -55,11 +55,11 @@ pub(crate) fn hash_versions(
     revision: u64,
     cancelled: &AtomicBool,
 ) -> Result<u32, Failure> {
-    let overlay = Overlay::new();
-    let view = View { source, overlay: &overlay };
+    let (overlay, deletions) = (Overlay::new(), RangeDeletions::load(source)?);
+    let view = View { source, overlay: &overlay, deletions: &deletions };
     let (mut filter, mut sum) = (GarbageFilter::new(compacted), 0);
     let mut add = |bytes: &[u8]| sum = crc32c::crc32c_append(sum, bytes);
-    view.versions(keys::all(), false, |version| {
+    view.versions(keys::all(), |version| {
         if cancelled.load(Ordering::Relaxed) {
             return ControlFlow::Break(());
         }
@@ -82,6 +82,8 @@ pub(crate) fn hash_versions(
 
 /// Adds the leases, and the keys attached to each.
 fn hash_leases(source: &dyn Source, add: &mut impl FnMut(&[u8])) -> Result<(), Failure> {
+    let (overlay, deletions) = (Overlay::new(), RangeDeletions::load(source)?);
+    let view = View { source, overlay: &overlay, deletions: &deletions };
     let mut read = ReadOptions::default();
     read.set_total_order_seek(true);
     read.set_iterate_lower_bound(keys::LEASES.start);
@@ -91,7 +93,7 @@ fn hash_leases(source: &dyn Source, add: &mut impl FnMut(&[u8])) -> Result<(), F
         add(&place);
         add(&lease);
         let id = place[1..].try_into().map(i64::from_be_bytes).unwrap_or_default();
-        for key in lease::attached_keys(source, id)? {
+        for key in view.attached_keys(id)? {
             add(&(key.len() as u64).to_be_bytes());
             add(&key);
         }

@@ -11,6 +11,7 @@
 //! "a" lease id (8) key                             empty: the key is attached to the lease
 //! "n"                                              alarms
 //! "r" revision (8) number (4)                      keys changed by the revisions up to this one: oldest first
+//! "t" revision (8)                                 deletion of a range that is being carried out
 //! "g"                                              revision up to which garbage was collected
 //! ```
 //! The RocksDB key of a record is called its *place*, to distinguish it from the keys of the store. In an escaped key
@@ -32,6 +33,14 @@ const SESSION: u8 = b's';
 const DATA_END: &[u8] = b"e";
 /// The range of all sessions.
 pub(crate) const SESSIONS: Range<&[u8]> = b"s"..b"t";
+
+/// The range of all deletions of ranges.
+pub(crate) const RANGE_DELETIONS: Range<&[u8]> = b"t"..b"u";
+
+/// Place of the deletion of a range at a revision.
+pub(crate) fn range_deletion(revision: u64) -> Vec<u8> {
+    [RANGE_DELETIONS.start, &revision.to_be_bytes()].concat()
+}
 
 /// The range of all segments.
 pub(crate) const SEGMENTS: Range<&[u8]> = b"c"..b"d";

@@ -59,6 +59,7 @@ mod machine;
 mod operation;
 mod pending_writes;
 mod quota;
+mod range_deletions;
 mod recent;
 mod scan;
 mod segments;

@@ -19,7 +19,8 @@ use crate::{
     keys,
     lease::{self, Lease},
     limits::Amount,
-    pending_writes::PendingWrites,
+    pending_writes::{PendingWrites, RangeDeletionWrite},
+    range_deletions::{Deleter, RangeDeletions},
     recent::Newest,
     segments::{SEGMENT_KEYS_MAX, Segments},
     session::{SessionOutcome, Sessions},
@@ -38,6 +39,7 @@ pub struct KvStateMachine {
     sessions: Sessions,
     alarms: Alarms,
     collector: Collector,
+    deleter: Deleter,
     reserve: Reserve,
 }
 
@@ -73,7 +75,12 @@ impl KvStateMachine {
     /// # Errors
     /// The directory belongs to another node or is in use, or its content cannot be read.
     pub fn open(path: &Path, node: NodeId, durability: Durability) -> Result<Self, StorageError> {
-        let tuning = Tuning { recent_max: RECENT_MAX, segment_keys_max: SEGMENT_KEYS_MAX };
+        let tuning = Tuning {
+            recent_max: RECENT_MAX,
+            segment_keys_max: SEGMENT_KEYS_MAX,
+            deletions_max: DELETIONS_MAX,
+            deletion_part: DELETION_PART,
+        };
         Self::open_with(path, node, durability, tuning)
     }
 
@@ -90,7 +97,7 @@ impl KvStateMachine {
         let unreadable =
             |error: Failure| StorageError::Corrupt { position: position.clone(), why: error.to_string() };
         let loaded = Loaded::of(&store.current()).map_err(unreadable)?;
-        let Published { meta, segments } = loaded.published.clone();
+        let Published { meta, segments, .. } = loaded.published.clone();
         let mut machine = Self {
             store,
             durability,
@@ -99,6 +106,7 @@ impl KvStateMachine {
             sessions: Sessions::default(),
             alarms: Alarms::default(),
             collector: Collector::default(),
+            deleter: Deleter::default(),
             reserve,
         };
         machine.adopt(loaded);
@@ -115,6 +123,9 @@ impl KvStateMachine {
     /// Adopts the state of the current generation.
     fn adopt(&mut self, loaded: Loaded) {
         (self.meta, self.segments) = (loaded.published.meta, loaded.published.segments);
+        if !loaded.published.deletions.is_empty() {
+            self.deleter.start(&self.store);
+        }
         (self.sessions, self.alarms) = (loaded.sessions, loaded.alarms);
         if loaded.collected < self.meta.compacted {
             self.collector.start(self.store.current(), self.store.dispatcher().clone(), self.meta.compacted);
@@ -136,9 +147,20 @@ impl KvStateMachine {
     fn execute(&mut self, generation: &Generation, entries: &[Entry]) -> Result<Executed, Failure> {
         let db = generation.db();
         let base = Base::new(generation);
-        let Self { meta, sessions, alarms, .. } = self;
-        let mut batch =
-            Batch { db, base, written: PendingWrites::default(), meta, sessions, alarms, work_bytes: 0 };
+        let deletions_max = self.store.tuning().deletions_max;
+        let Self { meta, segments, sessions, alarms, .. } = self;
+        let mut batch = Batch {
+            db,
+            base,
+            written: PendingWrites::default(),
+            meta,
+            segments,
+            deletions: generation.published().deletions,
+            deletions_max,
+            sessions,
+            alarms,
+            work_bytes: 0,
+        };
         let (mut responses, mut response_bytes) = (Vec::with_capacity(entries.len()), 0);
         for entry in entries {
             responses.push(match &entry.payload {
@@ -147,7 +169,9 @@ impl KvStateMachine {
             });
             batch.meta.applied = entry.id;
             response_bytes += responses.last().map_or(0, Bytes::len);
-            let is_full = batch.written.versions.len() >= BATCH_RECORDS_MAX
+            // Changes after a deletion of a range must not be in one record with changes before it.
+            let is_full = batch.written.range_deletion.is_some()
+                || batch.written.versions.len() >= BATCH_RECORDS_MAX
                 || batch.work_bytes >= BATCH_BYTES_MAX
                 || response_bytes >= RESPONSES_BYTES_MAX;
             if is_full {
@@ -169,10 +193,8 @@ impl KvStateMachine {
         written.alarms.iter().for_each(|alarms| alarms.write(&mut write));
         self.sessions.write(&mut write);
         write.put(keys::META, codec::encode(META_VERSION, &self.meta));
-        if let Some(recount) = generation.take_recount() {
-            self.segments.recount(&recount, &mut write);
-        }
-        let full_segments = self.segments.change(&written.counts, &mut write);
+        let _exclusive = generation.exclusive();
+        let full_segments = self.write_counts(generation, written, &mut write);
         let written_bytes = write.size_in_bytes() as u64;
         self.write(generation, write)?;
         for (place, record) in overlay {
@@ -185,10 +207,34 @@ impl KvStateMachine {
         generation.leases().publish(written);
         written.alarms.iter().for_each(|alarms| generation.alarms().publish(alarms.clone()));
         generation.add_written_bytes(written_bytes);
-        self.split_segments(generation, &full_segments)?;
-        generation.publish(self.meta, self.segments.clone());
+        let deletion = written.range_deletion.as_ref().map(|write| write.deletion.clone());
+        let deletions = generation.published().deletions;
+        let deletions = deletion.iter().fold(deletions, |all, deletion| all.with(deletion.clone()));
+        self.split_segments(generation, &deletions, &full_segments)?;
+        generation.publish(self.meta, self.segments.clone(), deletion);
         self.store.dispatcher().batch_written();
         Ok(())
+    }
+
+    /// Adds the counts of segments, and a deletion of a range, to a RocksDB write. Returns the starts of the segments
+    /// that have too many keys.
+    fn write_counts(
+        &mut self,
+        generation: &Generation,
+        written: &PendingWrites,
+        write: &mut WriteBatch,
+    ) -> Vec<Bytes> {
+        let Some(RangeDeletionWrite { deletion, places, in_parts }) = &written.range_deletion else {
+            if let Some(recount) = generation.take_recount() {
+                self.segments.recount(&recount, write);
+            }
+            return self.segments.change(&written.counts, write);
+        };
+        // The segments are those that the deletion was counted with.
+        let full_segments = self.segments.change(&written.counts, write);
+        deletion.write(write);
+        self.segments.remove_living(places, *in_parts, write);
+        full_segments
     }
 
     fn write(&self, generation: &Generation, write: WriteBatch) -> Result<(), Failure> {
@@ -203,11 +249,16 @@ impl KvStateMachine {
     }
 
     /// Splits segments that have too many keys, or corrects their count.
-    fn split_segments(&mut self, generation: &Generation, starts: &[Bytes]) -> Result<(), Failure> {
+    fn split_segments(
+        &mut self,
+        generation: &Generation,
+        deletions: &RangeDeletions,
+        starts: &[Bytes],
+    ) -> Result<(), Failure> {
         let mut write = WriteBatch::default();
         for start in starts {
             let (base, nothing) = (Base::new(generation), Overlay::new());
-            let view = View { source: &base, overlay: &nothing };
+            let view = View { source: &base, overlay: &nothing, deletions };
             let keys = view.stored_keys(self.segments.places(start))?;
             self.segments.split(start, &keys, &mut write);
         }
@@ -224,6 +275,10 @@ struct Batch<'a> {
     base: Base<'a>,
     written: PendingWrites,
     meta: &'a mut Meta,
+    /// Segments before the batch.
+    segments: &'a Segments,
+    deletions: RangeDeletions,
+    deletions_max: u64,
     sessions: &'a mut Sessions,
     alarms: &'a mut Alarms,
     /// Bytes read and written so far.
@@ -319,7 +374,9 @@ impl Batch<'_> {
     ) -> Result<Result<KvResult, KvRejection>, Failure> {
         let history = History { revision: self.meta.revision, compacted: self.meta.compacted };
         let room = if in_session { SESSION_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
-        let execution = Execution::new(&self.base, &mut self.written, history, room, Amount::OF_COMMANDS);
+        let execution = Execution::new(&self.base, &mut self.written, history, room, Amount::OF_COMMANDS)
+            .with_deletions(self.deletions.clone())
+            .deletes_ranges(self.segments, self.deletions_max);
         let (outcome, work) = execution.run_counted(operation);
         self.work_bytes += work.bytes;
         match outcome {
@@ -353,6 +410,7 @@ impl Batch<'_> {
 
 impl Drop for KvStateMachine {
     fn drop(&mut self) {
+        self.deleter.stop();
         self.collector.stop();
         self.store.dispatcher().stop();
     }
@@ -372,6 +430,9 @@ impl StateMachine for KvStateMachine {
             self.commit(&generation, &written)?;
             response_bytes += more.iter().map(Bytes::len).sum::<usize>();
             responses.extend(more);
+        }
+        if !generation.published().deletions.is_empty() {
+            self.deleter.start(&self.store);
         }
         if self.meta.compacted > compacted {
             self.collector.start(generation, self.store.dispatcher().clone(), self.meta.compacted);
@@ -405,6 +466,7 @@ impl StateMachine for KvStateMachine {
         let generation = snapshot::receive_generation(&self.store, stream, &self.reserve)?;
         let loaded = Loaded::of(&generation).inspect_err(|_| generation.discard())?;
         self.store.switch(generation)?;
+        self.deleter.stop();
         self.collector.stop();
         self.adopt(loaded);
         self.store.dispatcher().batch_written();
@@ -426,6 +488,11 @@ const BATCH_BYTES_MAX: u64 = 64 << 20;
 /// Maximum bytes of responses in memory. The remaining entries are applied by another call. When the log is replayed
 /// after a start, no client waits for the responses.
 const RESPONSES_BYTES_MAX: usize = 16 << 20;
+/// Number of keys above which a range is deleted by one record first. Other commands wait while keys are deleted one by
+/// one.
+const DELETIONS_MAX: u64 = 1000;
+/// Number of keys of such a range that are deleted in one write. Batches wait for it: a few milliseconds.
+const DELETION_PART: u64 = 512;
 /// Approximate bytes of each record in a write in addition to place and content: kind and lengths.
 const WRITE_OVERHEAD: usize = 8;
 /// Number of keys in the cache of newest versions: 48 MiB with the longest keys that are cached, 24 MiB with keys of 16

@@ -1,6 +1,9 @@
 //! Writes of a batch of commands, before they are written to the disk at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -8,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     alarm::Alarms,
     lease::Lease,
+    range_deletions::RangeDeletion,
     segments::CountChange,
     view::{Overlay, Source},
 };
@@ -27,8 +31,19 @@ pub(crate) struct PendingWrites {
     pub(crate) leases: BTreeMap<i64, Option<Lease>>,
     /// Leases that were granted.
     pub(crate) granted: BTreeSet<i64>,
+    /// Deletion of a range with many keys. It is the last operation of its batch.
+    pub(crate) range_deletion: Option<RangeDeletionWrite>,
     /// Alarms, if they were changed.
     pub(crate) alarms: Option<Alarms>,
+}
+
+/// Deletion of a range with many keys, to be written.
+#[derive(Debug)]
+pub(crate) struct RangeDeletionWrite {
+    pub(crate) deletion: RangeDeletion,
+    pub(crate) places: Range<Vec<u8>>,
+    /// Living keys in the segments that are partly in the range, see [`remove_living`](crate::segments::Segments::remove_living).
+    pub(crate) in_parts: (u64, u64),
 }
 
 /// A write or deletion of a key.

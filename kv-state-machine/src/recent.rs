@@ -86,6 +86,19 @@ impl VersionCache {
         }
     }
 
+    /// Records a deletion, if an older version of the key is known.
+    pub(crate) fn note_deletion(&self, prefix: &[u8], revision: u64) {
+        let hash = self.hasher.hash_one(prefix);
+        let Some(set) = self.set(hash) else { return };
+        let mut slots = self.shard(hash);
+        let set = slots.get_mut(set..set + SET_LEN).unwrap_or_default();
+        if let Some(known) = set.iter_mut().find(|slot| slot.is_of(hash, prefix))
+            && known.newest.revision < revision
+        {
+            known.newest = Newest { revision, counts: Counts::DELETED };
+        }
+    }
+
     fn shard(&self, hash: u64) -> MutexGuard<'_, Vec<Slot>> {
         self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -110,6 +110,35 @@ impl View<'_> {
         Ok(keys)
     }
 
+    /// Keys in a range of places that are living at a revision, with their leases: those among the first `keys_max` keys
+    /// of any kind. Also the prefix of the next key, if there is one.
+    pub(crate) fn living_keys(
+        &self,
+        places: Range<Vec<u8>>,
+        revision: u64,
+        keys_max: u64,
+    ) -> Result<(Vec<(Bytes, i64)>, Option<Vec<u8>>), Failure> {
+        let (mut living, mut visited) = (Vec::new(), 0);
+        if places.is_empty() {
+            return Ok((living, None));
+        }
+        let scan = Scan { revision, descending: false, values: false, segments: None };
+        let mut cursor = Cursor::new(self, places, false);
+        while let Some((place, _)) = cursor.current()? {
+            let prefix = keys::split_place(place)?.0.to_vec();
+            if visited == keys_max {
+                return Ok((living, Some(prefix)));
+            }
+            visited += 1;
+            let Some(found) = self.pass_key(&mut cursor, &prefix, &scan)?.in_force else { continue };
+            let counts = keys::counts(&found.record)?;
+            if counts.version > 0 {
+                living.push((keys::key_of_prefix(&prefix)?, counts.lease_id));
+            }
+        }
+        Ok((living, None))
+    }
+
     /// Moves the cursor over all versions of a key to the next key.
     fn pass_key(&self, cursor: &mut Cursor<'_>, prefix: &[u8], scan: &Scan<'_>) -> Result<Passed, Failure> {
         let mut passed = Passed::default();
@@ -117,7 +146,7 @@ impl View<'_> {
         while let Some((place, record)) = cursor.current()? {
             let (of, revision) = keys::split_place(place)?;
             if of != prefix {
-                return Ok(passed);
+                return self.covered(passed, prefix, scan);
             }
             if steps == STEPS_MAX {
                 break;
@@ -134,6 +163,25 @@ impl View<'_> {
         if cursor.current()?.is_some() {
             self.look_up(&mut passed, prefix, scan)?;
             cursor.skip_key(prefix);
+        }
+        self.covered(passed, prefix, scan)
+    }
+
+    /// Applies the deletions of ranges to the versions of a key.
+    fn covered(&self, mut passed: Passed, prefix: &[u8], scan: &Scan<'_>) -> Result<Passed, Failure> {
+        if self.deletions.is_empty() {
+            return Ok(passed);
+        }
+        if let Some((revision, false)) = passed.newest
+            && let Some(deleted_at) = self.deletions.deleted_at(prefix, revision, u64::MAX)
+        {
+            passed.newest = Some((deleted_at, true));
+        }
+        if let Some(found) = &passed.in_force
+            && !keys::is_deleted(&found.record)?
+            && let Some(deleted_at) = self.deletions.deleted_at(prefix, found.revision, scan.revision)
+        {
+            passed.in_force = Some(InForce::new(deleted_at, &Record::Deleted.encode(), scan));
         }
         Ok(passed)
     }

@@ -54,6 +54,13 @@ pub(crate) struct CountChange {
     pub(crate) kind: CountKind,
 }
 
+impl CountChange {
+    /// Change of the number of living keys.
+    pub(crate) fn difference(&self) -> i64 {
+        if self.kind == CountKind::Deleted { -1 } else { 1 }
+    }
+}
+
 /// Kind of a [`CountChange`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CountKind {
@@ -130,7 +137,8 @@ impl Segments {
         self.next(position).map(|next| self.start(next))
     }
 
-    /// Segments that are completely within a range of places, with their number of living keys.
+    /// Segments that are completely within a range of places, with their number of living keys: none, if the range is in
+    /// two segments. `None` means that it is in one.
     pub(crate) fn within(&self, places: &Range<Vec<u8>>) -> Option<WholeSegments> {
         let mut first = self.find(&places.start);
         if self.start(first)[..] < places.start[..] {
@@ -144,7 +152,7 @@ impl Segments {
             (self.start(after).to_vec(), self.living_between(first, after))
         };
         let start = self.start(first).to_vec().max(places.start.clone());
-        (start < end).then_some(WholeSegments { places: start..end, living })
+        (start <= end).then_some(WholeSegments { places: start..end, living })
     }
 
     /// Sum of the living keys of the segments from `first` up to `after`, which is excluded.
@@ -225,6 +233,46 @@ impl Segments {
             }
         }
         position
+    }
+
+    /// Removes all living keys in a range of places, of which `first` and `last` are in the segments that are partly
+    /// before and after its [whole](Self::within) segments, or all in the only segment. Adds the records to a RocksDB
+    /// write.
+    pub(crate) fn remove_living(
+        &mut self,
+        places: &Range<Vec<u8>>,
+        (first, last): (u64, u64),
+        write: &mut WriteBatch,
+    ) {
+        let whole = self.within(places);
+        self.subtract(&places.start, first, write);
+        let Some(WholeSegments { places, .. }) = whole else { return };
+        self.subtract(&places.end, last, write);
+        let mut at = self.find(&places.start);
+        while !places.is_empty() {
+            let living = self.count(at).living;
+            if living > 0 {
+                let start = self.start(at).clone();
+                self.subtract(&start, living, write);
+            }
+            match self.next(at) {
+                Some(next) if self.start(next)[..] < places.end[..] => at = next,
+                _ => return,
+            }
+        }
+    }
+
+    fn subtract(&mut self, place: &[u8], living: u64, write: &mut WriteBatch) {
+        if living == 0 {
+            return;
+        }
+        let (number, segment) = self.find(place);
+        let chunk = Arc::make_mut(&mut Arc::make_mut(&mut self.chunks)[number]);
+        debug_assert!(chunk.counts[segment].living >= living, "more keys were deleted than there were");
+        let living = living.min(chunk.counts[segment].living);
+        chunk.counts[segment].living -= living;
+        chunk.living -= living;
+        self.write((number, segment), write);
     }
 
     fn write(&self, position: Position, write: &mut WriteBatch) {

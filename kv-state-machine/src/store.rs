@@ -11,7 +11,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -25,6 +25,7 @@ use crate::{
     alarm::{AlarmTable, Alarms},
     keys,
     lease::LeaseTable,
+    range_deletions::{RangeDeletion, RangeDeletions},
     recent::VersionCache,
     segments::{Recount, Segments},
     view::Failure,
@@ -57,6 +58,8 @@ pub(crate) struct Store {
     current: RwLock<Arc<Generation>>,
     checkpoints: AtomicU64,
     tuning: Tuning,
+    /// Whether deletions of ranges wait, for tests.
+    are_deletions_held: AtomicBool,
     dispatcher: Arc<Dispatcher>,
 }
 
@@ -67,6 +70,10 @@ pub(crate) struct Tuning {
     pub(crate) recent_max: usize,
     /// Number of keys above which a segment is split.
     pub(crate) segment_keys_max: u64,
+    /// Number of keys above which a range is deleted by one record first.
+    pub(crate) deletions_max: u64,
+    /// Number of keys of such a range that are deleted in one write.
+    pub(crate) deletion_part: u64,
 }
 
 /// The state that readers see.
@@ -75,6 +82,8 @@ pub(crate) struct Published {
     pub(crate) meta: Meta,
     /// Segments at the revision of `meta`.
     pub(crate) segments: Segments,
+    /// Deletions of ranges that are being carried out.
+    pub(crate) deletions: RangeDeletions,
 }
 
 /// One RocksDB database. If it is obsolete, its directory is removed when the last reader drops it.
@@ -91,6 +100,8 @@ pub(crate) struct Generation {
     written: AtomicU64,
     /// State as of the last batch.
     published: Mutex<Published>,
+    /// Held while a batch is written, or a part of a deletion of a range.
+    exclusive: Mutex<()>,
     /// Result of the last garbage collection, until the next batch takes it over.
     recount: Mutex<Option<Recount>>,
 }
@@ -109,8 +120,21 @@ impl Generation {
         let alarms = AlarmTable::new(Alarms::load(&db).map_err(unreadable)?);
         let written = AtomicU64::new(0);
         let (recent, obsolete) = (VersionCache::new(tuning.recent_max), AtomicBool::new(false));
-        let (published, recount) = (Mutex::new(Published { meta, segments }), Mutex::default());
-        Ok(Self { db: Some(db), path, obsolete, recent, leases, alarms, written, published, recount })
+        let deletions = RangeDeletions::load(&*db as &DB).map_err(unreadable)?;
+        let published = Mutex::new(Published { meta, segments, deletions });
+        let (exclusive, recount) = (Mutex::default(), Mutex::default());
+        Ok(Self {
+            db: Some(db),
+            path,
+            obsolete,
+            recent,
+            leases,
+            alarms,
+            written,
+            published,
+            exclusive,
+            recount,
+        })
     }
 
     /// Cache of newest versions.
@@ -150,14 +174,40 @@ impl Generation {
         self.published.lock().unwrap_or_else(PoisonError::into_inner).meta
     }
 
+    /// Metadata, and deletions of ranges that are being carried out.
+    pub(crate) fn meta_and_deletions(&self) -> (Meta, RangeDeletions) {
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        (published.meta, published.deletions.clone())
+    }
+
     /// State as of the last batch.
     pub(crate) fn published(&self) -> Published {
         self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets readers see what a batch has written.
-    pub(crate) fn publish(&self, meta: Meta, segments: Segments) {
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = Published { meta, segments };
+    pub(crate) fn publish(&self, meta: Meta, segments: Segments, deletion: Option<RangeDeletion>) {
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let deletions = std::mem::take(&mut published.deletions);
+        let deletions = deletion.map_or_else(|| deletions.clone(), |deletion| deletions.with(deletion));
+        *published = Published { meta, segments, deletions };
+    }
+
+    /// Replaces the deletions of ranges that are being carried out.
+    pub(crate) fn update_deletions(&self, update: impl FnOnce(&RangeDeletions) -> RangeDeletions) {
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        published.deletions = update(&published.deletions);
+    }
+
+    /// Newest revision that watches can receive: all deletions of ranges up to it are carried out.
+    pub(crate) fn watchable_revision(&self) -> u64 {
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        published.deletions.first_revision().map_or(published.meta.revision, |first| first - 1)
+    }
+
+    /// Excludes other writers of versions.
+    pub(crate) fn exclusive(&self) -> MutexGuard<'_, ()> {
+        self.exclusive.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps the result of a garbage collection for the next batch.
@@ -240,11 +290,27 @@ impl Store {
             fs::remove_dir_all(leftover).map_err(|error| io("removing leftovers in", error))?;
         }
         let current = RwLock::new(Arc::new(generation));
-        Ok(Self { dir, current, checkpoints: AtomicU64::new(0), tuning, dispatcher: Arc::default() })
+        Ok(Self {
+            dir,
+            current,
+            checkpoints: AtomicU64::new(0),
+            tuning,
+            are_deletions_held: AtomicBool::new(false),
+            dispatcher: Arc::default(),
+        })
     }
 
     pub(crate) fn current(&self) -> Arc<Generation> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether deletions of ranges wait, for tests.
+    pub(crate) fn are_deletions_held(&self) -> &AtomicBool {
+        &self.are_deletions_held
+    }
+
+    pub(crate) fn tuning(&self) -> Tuning {
+        self.tuning
     }
 
     /// Dispatcher of changes to watches.
@@ -408,7 +474,7 @@ mod tests {
         }
         db.flush().unwrap();
         drop(db);
-        let tuning = Tuning { recent_max: 0, segment_keys_max: 2 };
+        let tuning = Tuning { recent_max: 0, segment_keys_max: 2, deletions_max: 2, deletion_part: 1 };
         let generation = Generation::open(dir.path().to_owned(), Expected::Received, tuning).unwrap();
         // The database also has a table with filters, and a memtable.
         generation.db().put(place("d"), "d").unwrap();

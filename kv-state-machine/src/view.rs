@@ -19,8 +19,9 @@ use rocksdb::{
 
 use crate::{
     keys::{self, Record},
-    lease::{Lease, LeaseTable},
-    recent::{Counts, VersionCache},
+    lease::{self, Lease, LeaseTable},
+    range_deletions::RangeDeletions,
+    recent::{Counts, Newest, VersionCache},
     store::Generation,
 };
 
@@ -42,8 +43,8 @@ pub(crate) trait Source {
     /// Returns the first version of the same key at `place` or after it.
     fn first(&self, place: &[u8]) -> FoundVersion;
 
-    /// Returns the counts in the newest version of the key with this prefix, if they are in the cache.
-    fn known(&self, _prefix: &[u8]) -> Option<Counts> {
+    /// Returns the newest version of the key with this prefix, if it is in the cache.
+    fn known(&self, _prefix: &[u8]) -> Option<Newest> {
         None
     }
 
@@ -178,8 +179,8 @@ impl Source for Base<'_> {
         first(seeker, place).map_err(|error| self.failed(error))
     }
 
-    fn known(&self, prefix: &[u8]) -> Option<Counts> {
-        self.recent.get(prefix).map(|newest| newest.counts)
+    fn known(&self, prefix: &[u8]) -> Option<Newest> {
+        self.recent.get(prefix)
     }
 
     fn lease(&self, id: i64) -> Option<Lease> {
@@ -212,6 +213,8 @@ fn first(
 pub(crate) struct View<'a> {
     pub(crate) source: &'a dyn Source,
     pub(crate) overlay: &'a Overlay,
+    /// Deletions of ranges, for which stored and added versions have no records yet.
+    pub(crate) deletions: &'a RangeDeletions,
 }
 
 /// One version of a key.
@@ -229,11 +232,10 @@ pub(crate) fn disk(error: rocksdb::Error) -> Failure {
 }
 
 impl View<'_> {
-    /// Calls `f` with every version in `range`, in ascending or descending order of places.
+    /// Calls `f` with every version in `range`, in the order of places.
     pub(crate) fn versions(
         &self,
         range: std::ops::Range<Vec<u8>>,
-        descending: bool,
         mut f: impl FnMut(Version) -> ControlFlow<()>,
     ) -> Result<(), Failure> {
         if range.is_empty() {
@@ -243,22 +245,50 @@ impl View<'_> {
         read.set_total_order_seek(true);
         read.set_iterate_lower_bound(range.start.clone());
         read.set_iterate_upper_bound(range.end.clone());
-        let mode = if descending { IteratorMode::End } else { IteratorMode::Start };
-        let stored = self.source.iterate(mode, read);
+        let stored = self.source.iterate(IteratorMode::Start, read);
         let stored = stored.map(|item| item.map(|(place, bytes)| (Vec::from(place), Bytes::from(bytes))));
         let added = self.overlay.range(range).map(|(place, bytes)| Ok((place.clone(), bytes.clone())));
-        let added: Box<dyn Iterator<Item = Item>> =
-            if descending { Box::new(added.rev()) } else { Box::new(added) };
-        let merged = Merge { stored: stored.peekable(), added: added.peekable(), descending };
+        let merged = Merge { stored: stored.peekable(), added: added.peekable() };
+        // Prefix and revision of the previous version, which is newer if it is of the same key.
+        let mut newer: Option<(Vec<u8>, u64)> = None;
         for item in merged {
             let (place, bytes) = item.map_err(disk)?;
-            let (key, revision) = keys::split(&place)?;
+            let (prefix, revision) = keys::split_place(&place)?;
+            let key = keys::key_of_prefix(prefix)?;
             let record = Record::decode(key.clone(), revision, &bytes)?;
+            if !self.deletions.is_empty() && record != Record::Deleted {
+                let through =
+                    newer.as_ref().filter(|(of, _)| of == prefix).map_or(u64::MAX, |(_, at)| at - 1);
+                if let Some(revision) = self.deletions.deleted_at(prefix, revision, through) {
+                    let deletion = Version { key: key.clone(), revision, record: Record::Deleted };
+                    if f(deletion).is_break() {
+                        break;
+                    }
+                }
+            }
+            newer = Some((prefix.to_vec(), revision));
             if f(Version { key, revision, record }).is_break() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Keys attached to a lease on disk, in key order.
+    pub(crate) fn attached_keys(&self, lease_id: i64) -> Result<Vec<Bytes>, Failure> {
+        let mut attached = lease::attached_keys(self.source, lease_id)?;
+        if self.deletions.is_empty() {
+            return Ok(attached);
+        }
+        let mut failed = None;
+        attached.retain(|key| match self.counts(&keys::prefix(key)) {
+            Ok(counts) => counts.is_some_and(|counts| counts.version > 0 && counts.lease_id == lease_id),
+            Err(failure) => {
+                failed = Some(failure);
+                false
+            }
+        });
+        failed.map_or(Ok(attached), Err)
     }
 
     /// Returns the version of a key that is in force at `revision`.
@@ -274,23 +304,36 @@ impl View<'_> {
         let added = self.added(prefix, &place);
         let stored = self.source.first(&place)?;
         // If both have the same revision, the added version overwrote the stored one.
-        Ok(match (added, stored) {
+        let found = match (added, stored) {
             (Some(added), Some(stored)) if added.0 < stored.0 => Some(stored),
             (added, stored) => added.map(|(revision, record)| (revision, record.clone())).or(stored),
+        };
+        let Some((at, record)) = found.as_ref().filter(|_| !self.deletions.is_empty()) else {
+            return Ok(found);
+        };
+        let deleted_at = self.deletions.deleted_at(prefix, *at, revision);
+        Ok(match deleted_at {
+            Some(revision) if !keys::is_deleted(record)? => Some((revision, Record::Deleted.encode().into())),
+            _ => found,
         })
     }
 
-    /// Returns the counts in the newest version of the key with this prefix.
+    /// Returns the counts in the newest version of the key with this prefix. If a deletion of a range covers it, its
+    /// version is 0, and it may still be attached to its lease.
     pub(crate) fn counts(&self, prefix: &[u8]) -> Result<Option<Counts>, Failure> {
         // Versions of the batch are newer than all stored ones.
         if let Some((_, record)) = self.added(prefix, prefix) {
             return Ok(Some(keys::counts(record)?));
         }
-        if let Some(known) = self.source.known(prefix) {
-            return Ok(Some(known));
-        }
-        let stored = self.source.first(&keys::version_of(prefix.to_vec(), u64::MAX))?;
-        Ok(stored.map(|(_, record)| keys::counts(&record)).transpose()?)
+        let (revision, counts) = if let Some(Newest { revision, counts }) = self.source.known(prefix) {
+            (revision, counts)
+        } else {
+            let stored = self.source.first(&keys::version_of(prefix.to_vec(), u64::MAX))?;
+            let Some((revision, record)) = stored else { return Ok(None) };
+            (revision, keys::counts(&record)?)
+        };
+        let is_covered = self.deletions.deleted_at(prefix, revision, u64::MAX).is_some();
+        Ok(Some(if is_covered { Counts { lease_id: counts.lease_id, ..Counts::DELETED } } else { counts }))
     }
 
     /// Returns the first version of the key with this prefix, at or after `place`, that the batch wrote.
@@ -308,7 +351,6 @@ type Item = Result<(Vec<u8>, Bytes), rocksdb::Error>;
 struct Merge<A: Iterator<Item = Item>, B: Iterator<Item = Item>> {
     stored: Peekable<A>,
     added: Peekable<B>,
-    descending: bool,
 }
 
 impl<A: Iterator<Item = Item>, B: Iterator<Item = Item>> Iterator for Merge<A, B> {
@@ -318,8 +360,7 @@ impl<A: Iterator<Item = Item>, B: Iterator<Item = Item>> Iterator for Merge<A, B
         let (Some(Ok((stored, _))), Some(Ok((added, _)))) = (self.stored.peek(), self.added.peek()) else {
             return self.stored.next().or_else(|| self.added.next());
         };
-        let order = if self.descending { added.cmp(stored) } else { stored.cmp(added) };
-        match order {
+        match stored.cmp(added) {
             std::cmp::Ordering::Less => self.stored.next(),
             std::cmp::Ordering::Greater => self.added.next(),
             std::cmp::Ordering::Equal => {

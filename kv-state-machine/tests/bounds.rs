@@ -79,6 +79,11 @@ fn delete_from(key: impl Into<Bytes>, limit: u64) -> KvOperation {
     })
 }
 
+fn delete_with_previous(key: impl Into<Bytes>) -> KvOperation {
+    let KvOperation::Delete(delete) = delete_from(key, 0) else { panic!() };
+    KvOperation::Delete(Delete { return_previous: true, ..delete })
+}
+
 fn deleted(answer: Answer) -> Deleted {
     let KvResult::Delete(deleted) = answer.unwrap().result else { panic!() };
     deleted
@@ -99,12 +104,31 @@ fn delete_over_work_limit_is_refused_without_effect() {
     harness.fill(WORK_KEYS_MAX + 1);
     let before = harness.machine.executor().hash().unwrap().hash;
     assert_ne!(hash, before);
-    let why = refusal(harness.apply(delete_from("k", 0)));
-    assert!(why.contains("10000 keys") && why.contains("in portions") && why.contains("next_key"), "{why}");
+    let why = refusal(harness.apply(delete_with_previous("k")));
+    assert!(
+        why.contains("10000 keys") && why.contains("return_previous") && why.contains("next_key"),
+        "{why}"
+    );
+    let txn = Txn { success: vec![delete_from("k", 0)], ..Txn::default() };
+    let why = refusal(harness.apply(KvOperation::Txn(txn)));
+    assert!(why.contains("several transactions"), "{why}");
     assert_eq!(harness.machine.executor().hash().unwrap().hash, before);
     // A deletion of exactly the limit succeeds.
-    assert_eq!(deleted(harness.apply(delete_from(key(1), 0))).deleted, WORK_KEYS_MAX);
+    assert_eq!(deleted(harness.apply(delete_with_previous(key(1)))).deleted, WORK_KEYS_MAX);
     assert_eq!(harness.count(), 1);
+}
+
+#[test]
+fn delete_without_previous_values_has_no_limit() {
+    let mut harness = Harness::new();
+    harness.fill(3 * WORK_KEYS_MAX);
+    let before = harness.apply(put("kk", "v")).unwrap().revision;
+    let answer = harness.apply(delete_from("k", 0)).unwrap();
+    assert_eq!(answer.revision, before + 1);
+    assert_eq!(deleted(Ok(answer)).deleted, 3 * WORK_KEYS_MAX + 1);
+    assert_eq!(harness.count(), 0);
+    let again = harness.apply(delete_from("k", 0)).unwrap();
+    assert_eq!(again.revision, before + 1, "nothing was deleted");
 }
 
 #[test]
@@ -204,7 +228,7 @@ async fn command_over_work_limit_is_refused_before_proposal() {
         database.execute_operation(KvOperation::Txn(Txn { success, ..Txn::default() })).await.unwrap();
     }
     let last = database.status().borrow().last_log;
-    let refused = database.execute_operation(delete_from("k", 0)).await;
+    let refused = database.execute_operation(delete_with_previous("k")).await;
     assert!(matches!(&refused, Err(KvError::Rejected(KvRejection::Invalid(_)))), "{refused:?}");
     let txn = Txn { success: vec![put("kk", "x"), KvOperation::Range(all())], ..Txn::default() };
     let refused = database.execute_operation(KvOperation::Txn(txn)).await;
@@ -222,7 +246,7 @@ async fn command_over_work_limit_is_refused_before_proposal() {
     let KvResult::OpenSession(client_id) = opened.result else { panic!() };
     let session = Some(Session { client_id, sequence: 1 });
     for _ in 0..2 {
-        let refused = database.execute(delete_from("k", 0), session, Default::default()).await;
+        let refused = database.execute(delete_with_previous("k"), session, Default::default()).await;
         assert!(matches!(&refused, Err(KvError::Rejected(KvRejection::Invalid(_)))), "{refused:?}");
     }
     database.shutdown().await.unwrap();

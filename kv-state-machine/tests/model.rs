@@ -7,7 +7,8 @@ use consensus_core::{Entry, LogId, StateMachine, codec};
 use kv_state_machine::{
     Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer, KvCommand,
     KvOperation, KvRejection, KvResult, KvStateMachine, Put, PutDone, Range, Session, Txn, TxnDone,
-    Versionstamp, fuzzing::open_with,
+    Versionstamp,
+    fuzzing::{Sizes, hold_deletions, open_with},
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -226,7 +227,11 @@ impl Tested {
 
     fn restart(&mut self) {
         self.machine = None;
-        let mut machine = open_with(self.dir.path(), self.recent_max, 4).unwrap();
+        // The stores with and without a cache also differ in how they delete ranges.
+        let deletions_max = if self.recent_max > 64 { 1 } else { 1000 };
+        let sizes =
+            Sizes { recent_max: self.recent_max, segment_keys_max: 4, deletions_max, deletion_part: 1 };
+        let mut machine = open_with(self.dir.path(), sizes).unwrap();
         let applied = machine.applied().index.0 as usize;
         machine.apply(&self.log[applied..]).unwrap();
         self.machine = Some(machine);
@@ -268,6 +273,8 @@ enum Step {
     Flush,
     Restart,
     Snapshot,
+    /// Deletions of ranges wait from now on, or continue.
+    Hold(bool),
 }
 
 fn key() -> impl Strategy<Value = Bytes> {
@@ -352,6 +359,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Flush),
         1 => Just(Step::Restart),
         1 => Just(Step::Snapshot),
+        3 => any::<bool>().prop_map(Step::Hold),
     ]
 }
 
@@ -374,6 +382,7 @@ proptest! {
                 Step::Flush => { tested.machine().flush().unwrap(); }
                 Step::Restart => tested.restart(),
                 Step::Snapshot => tested.move_by_snapshot(),
+                Step::Hold(hold) => hold_deletions(tested.machine(), hold),
                 Step::Batch(operations) => {
                     let answers = tested.apply(&operations);
                     for (operation, answer) in operations.iter().zip(answers) {
@@ -421,6 +430,7 @@ proptest! {
                     Step::Flush => drop(tested.machine().flush().unwrap()),
                     Step::Restart => tested.restart(),
                     Step::Snapshot => tested.move_by_snapshot(),
+                    Step::Hold(hold) => hold_deletions(tested.machine(), *hold),
                     Step::Batch(operations) => return Some(tested.apply_commands(commands(operations))),
                 }
                 None

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use consensus_core::{Entry, LogId, StateMachine, codec};
 use kv_state_machine::{
     Delete, KvCommand, KvOperation, KvResult, KvStateMachine, Put, Range, Txn,
-    fuzzing::{is_collected, open_with},
+    fuzzing::{Sizes, hold_deletions, is_collected, open_with},
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-/// Keys above which a segment is split: few, so that there are many segments.
-const SEGMENT_KEYS_MAX: u64 = 4;
+/// Few keys in a segment, so that there are many; and deletions of few keys that count as large.
+const SIZES: Sizes = Sizes { recent_max: 64, segment_keys_max: 4, deletions_max: 3, deletion_part: 2 };
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -25,6 +25,8 @@ enum Step {
     /// A start after a crash: what was not flushed is applied again.
     Restart,
     Snapshot,
+    /// Deletions of ranges wait from now on, or continue.
+    Hold(bool),
     Reads(Vec<Range>),
 }
 
@@ -45,7 +47,7 @@ struct Tested {
 impl Tested {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let machine = Some(open_with(dir.path(), 16, SEGMENT_KEYS_MAX).unwrap());
+        let machine = Some(open_with(dir.path(), SIZES).unwrap());
         Self { machine, log: Vec::new(), dir, keys: BTreeSet::new() }
     }
 
@@ -79,6 +81,7 @@ impl Tested {
     }
 
     fn compact(&mut self) {
+        hold_deletions(self.machine(), false);
         let revision = self.machine().executor().revision().unwrap();
         self.apply(vec![KvOperation::Compact { revision }]);
         while !is_collected(self.machine()) {
@@ -88,7 +91,7 @@ impl Tested {
 
     fn restart(&mut self) {
         self.machine = None;
-        let mut machine = open_with(self.dir.path(), 16, SEGMENT_KEYS_MAX).unwrap();
+        let mut machine = open_with(self.dir.path(), SIZES).unwrap();
         let applied = machine.applied().index.0 as usize;
         machine.apply(&self.log[applied..]).unwrap();
         self.machine = Some(machine);
@@ -184,6 +187,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Flush),
         1 => Just(Step::Restart),
         1 => Just(Step::Snapshot),
+        4 => any::<bool>().prop_map(Step::Hold),
         8 => proptest::collection::vec(range(), 8).prop_map(Step::Reads),
     ]
 }
@@ -204,6 +208,7 @@ proptest! {
                 Step::Flush => { tested.machine().flush().unwrap(); }
                 Step::Restart => tested.restart(),
                 Step::Snapshot => tested.move_by_snapshot(),
+                Step::Hold(hold) => hold_deletions(tested.machine(), hold),
                 Step::Reads(ranges) => for range in ranges {
                     let (found, expected) = tested.read(&range);
                     prop_assert_eq!(found, expected, "{:?}", range);

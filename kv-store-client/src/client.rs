@@ -173,30 +173,6 @@ impl KvClient {
         expect(reply, |reply| if let Reply::DeleteRange(response) = reply { Some(response) } else { None })
     }
 
-    /// Removes a range in as many requests as it takes, each of which removes as much as one may; keys that others write behind
-    /// it meanwhile stay. `progress` is called after each with the number of keys removed so far; if a later one fails, those
-    /// are gone. The answer is the last one's, with the number of all keys.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn delete_in_portions(
-        &self,
-        mut request: DeleteRequest,
-        mut progress: impl FnMut(i64),
-    ) -> Result<DeleteResponse, ClientError> {
-        request.limit = Some(request.limit.filter(|limit| *limit > 0).unwrap_or(i64::MAX));
-        let mut deleted = 0;
-        loop {
-            let mut response = self.delete_range(request.clone()).await?;
-            deleted += response.deleted;
-            progress(deleted);
-            match response.next_key.take() {
-                Some(next) => request.key = next,
-                None => return Ok(DeleteResponse { deleted, ..response }),
-            }
-        }
-    }
-
     /// Executes a transaction; `request.session` is set by the client.
     ///
     /// # Errors

@@ -851,8 +851,9 @@ pub struct DeleteRequest {
   pub range_end: Option<Vec<u8>>,
   pub return_previous: Option<bool>,
   pub session: Option<Session>,
-  /// Most keys to delete, the first of the range; fewer are deleted if that is more than one request may do (10,000 keys,
-  /// or 64 MiB of keys and values). 0 or absent: the whole range, or InvalidRequest if that is more.
+  /// Maximum number of keys to delete, the first ones of the range; fewer are deleted if that is more than one request may do
+  /// (10,000 keys, or 64 MiB of keys and values). 0 or absent: the whole range, of any size; with return_previous
+  /// InvalidRequest if that is more than one request may do.
   pub limit: Option<i64>,
 }
 

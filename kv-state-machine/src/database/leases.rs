@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::{ConsensusKvDatabase, KvError, blocking, propose, propose_error, read_error};
 use crate::{
     KvOperation,
-    lease::{self, Leases},
+    lease::Leases,
     lessor::{self, Renewal},
     store::Store,
+    view::{Base, Overlay, View},
 };
 
 /// State of a lease, as known to the leader.
@@ -116,7 +117,12 @@ impl ConsensusKvDatabase {
             (lease.ttl, left)
         };
         let keys = if with_keys {
-            blocking(move || lease::attached_keys(&**generation.db(), id)).await?
+            blocking(move || {
+                let (base, nothing) = (Base::new(&generation), Overlay::new());
+                let deletions = generation.published().deletions;
+                View { source: &base, overlay: &nothing, deletions: &deletions }.attached_keys(id)
+            })
+            .await?
         } else {
             Vec::new()
         };

@@ -104,7 +104,7 @@ impl Dispatcher {
             return Ok(());
         }
         let generation = store.current();
-        let now = generation.meta().revision;
+        let now = generation.watchable_revision();
         (registry.decided, registry.delivered) = (now, now);
         registry.generation = Arc::downgrade(&generation);
         let store = Arc::downgrade(store);
@@ -118,7 +118,7 @@ impl Dispatcher {
     fn wait(&self, store: &Store, delivered: u64) -> u64 {
         let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let revision = store.current().meta().revision;
+            let revision = store.current().watchable_revision();
             if revision != delivered || self.stopped.load(Ordering::Acquire) {
                 return revision;
             }
@@ -126,7 +126,7 @@ impl Dispatcher {
             let waited = self.written.wait_timeout(batch, WAIT_MAX).unwrap_or_else(PoisonError::into_inner);
             batch = waited.0;
             if waited.1.timed_out() {
-                return store.current().meta().revision;
+                return store.current().watchable_revision();
             }
         }
     }
@@ -240,7 +240,7 @@ fn switch_generation(dispatcher: &Dispatcher, generation: &Arc<Generation>, from
         registry.index.remove(&watch);
         watch.queue.fall_behind(watch.clone(), from);
     }
-    let now = generation.meta().revision;
+    let now = generation.watchable_revision();
     (registry.decided, registry.delivered) = (now, now);
     registry.generation = Arc::downgrade(generation);
 }

@@ -281,9 +281,13 @@ fn read(store: &Arc<Store>, watch: &Watch) -> Result<CatchUp, Failure> {
     if from < meta.compacted {
         return Ok(gone(meta.compacted));
     }
-    let found = changes::read(generation.db(), from, meta.revision, CHANGES_PER_CATCH_UP, |change| {
-        watch.wants(change)
-    })?;
+    let found = changes::read(
+        generation.db(),
+        from,
+        generation.watchable_revision(),
+        CHANGES_PER_CATCH_UP,
+        |change| watch.wants(change),
+    )?;
     let base = Base::new(&generation);
     let mut part = CatchUp { through: found.through.max(from - 1), ..CatchUp::default() };
     let mut bytes = 0;

@@ -2,7 +2,6 @@
 
 mod alarms;
 mod bench;
-mod delete;
 mod health;
 mod job;
 mod leases;
@@ -93,8 +92,7 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         revision: i64,
     },
-    /// Removes a key, or the keys up to --to. Up to 10000 keys go at once; more go in portions, and an interrupted command
-    /// leaves the rest.
+    /// Removes a key, or the keys up to --to, all at one revision.
     Del {
         /// The key.
         key: String,
@@ -304,7 +302,7 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Del { key, to, prefix } => {
             let end = range_end(key, to.as_deref(), *prefix);
             let request = DeleteRequest::of(key.as_str(), end);
-            let response = delete::execute(&client, request).await?;
+            let response = client.delete_range(request).await?;
             let (deleted, revision) = (response.deleted, response.header.revision);
             let value = || json!({ "deleted": deleted, "revision": revision });
             show.either(&format!("{deleted} deleted"), value)?;

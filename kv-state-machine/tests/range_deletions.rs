@@ -1,0 +1,240 @@
+//! Deletions of ranges with many keys: no response, hash or event depends on when the deletions of the keys are written.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
+use futures::TryStreamExt;
+use kv_state_machine::{
+    ConsensusKvDatabase, Delete, Deleted, Found, Keep, KeyRange, KvCommand, KvOperation, KvResult,
+    KvStateMachine, Put, Range, Txn, WatchRequest, WatchStream,
+    fuzzing::{Sizes, has_deletions, hold_deletions, open_with},
+};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+/// Deletes ranges of more than one key by one record first.
+const BY_RECORD: Sizes = Sizes { recent_max: 64, segment_keys_max: 4, deletions_max: 1, deletion_part: 1 };
+const ONE_BY_ONE: Sizes =
+    Sizes { recent_max: 64, segment_keys_max: 64, deletions_max: 1000, deletion_part: 1 };
+
+struct Tested {
+    machine: Option<KvStateMachine>,
+    sizes: Sizes,
+    log: Vec<Entry>,
+    dir: TempDir,
+}
+
+impl Tested {
+    fn new(sizes: Sizes) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { machine: Some(open_with(dir.path(), sizes).unwrap()), sizes, log: Vec::new(), dir }
+    }
+
+    fn machine(&mut self) -> &mut KvStateMachine {
+        self.machine.as_mut().unwrap()
+    }
+
+    fn apply(&mut self, operations: &[KvOperation]) -> Vec<Bytes> {
+        let first = self.log.len();
+        for operation in operations {
+            let command = codec::encode(1, &KvCommand { session: None, operation: operation.clone() });
+            self.log.push(Entry::command(LogId::new(1, self.log.len() as u64 + 1), command));
+        }
+        let entries = self.log[first..].to_vec();
+        self.machine().apply(&entries).unwrap()
+    }
+
+    fn restart(&mut self) {
+        self.machine = None;
+        let mut machine = open_with(self.dir.path(), self.sizes).unwrap();
+        let applied = machine.applied().index.0 as usize;
+        machine.apply(&self.log[applied..]).unwrap();
+        self.machine = Some(machine);
+    }
+
+    fn move_by_snapshot(&mut self) {
+        let mut stream = Vec::new();
+        self.machine().snapshot().unwrap().write_to(&mut stream).unwrap();
+        let other = Self::new(self.sizes);
+        (self.machine, self.dir) = (other.machine, other.dir);
+        self.machine().restore(&mut &stream[..]).unwrap();
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Operations that are applied as one batch.
+    Batch(Vec<KvOperation>),
+    Flush,
+    Restart,
+    Snapshot,
+    /// Deletions of ranges wait from now on, or continue.
+    Hold(bool),
+}
+
+fn key() -> impl Strategy<Value = Bytes> {
+    (b'a'..b'i').prop_map(|letter| Bytes::from(vec![letter]))
+}
+
+fn range() -> impl Strategy<Value = (Bytes, Option<Bytes>)> {
+    (
+        key(),
+        prop_oneof![1 => Just(None), 6 => key().prop_map(Some), 1 => Just(Some(Bytes::from_static(b"\0")))],
+    )
+}
+
+fn simple() -> impl Strategy<Value = KvOperation> {
+    let put = (key(), 0i64..3, any::<bool>(), any::<(bool, bool)>()).prop_map(
+        |(key, lease_id, return_previous, (value, lease))| {
+            let keep = Keep { value: value && lease_id == 2, lease: lease && lease_id == 0 };
+            let value = if keep.value { Bytes::new() } else { "v".into() };
+            KvOperation::Put(Put { key, value, lease_id, return_previous, keep, ..Put::default() })
+        },
+    );
+    let delete = (range(), any::<bool>(), prop_oneof![4 => Just(0), 1 => Just(2)]).prop_map(
+        |((key, range_end), return_previous, limit)| {
+            KvOperation::Delete(Delete { key, range_end, return_previous, limit })
+        },
+    );
+    let read = (range(), 0u64..3, prop_oneof![2 => Just(0), 1 => 1u64..20], any::<bool>()).prop_map(
+        |((key, range_end), limit, revision, descending)| {
+            KvOperation::Range(Range { key, range_end, limit, revision, descending, ..Range::default() })
+        },
+    );
+    prop_oneof![6 => put, 3 => delete, 2 => read]
+}
+
+fn operation() -> impl Strategy<Value = KvOperation> {
+    let lease = || 1i64..3;
+    let txn = proptest::collection::vec(simple(), 0..4)
+        .prop_map(|success| KvOperation::Txn(Txn { success, ..Txn::default() }));
+    prop_oneof![
+        12 => simple(),
+        2 => txn,
+        2 => lease().prop_map(|id| KvOperation::GrantLease { id, ttl: 100 }),
+        2 => lease().prop_map(|id| KvOperation::RevokeLease { id }),
+        1 => (1u64..20).prop_map(|revision| KvOperation::Compact { revision }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => proptest::collection::vec(operation(), 1..6).prop_map(Step::Batch),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Snapshot),
+        4 => any::<bool>().prop_map(Step::Hold),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn deletions_by_record_and_one_by_one_have_the_same_effect(
+        steps in proptest::collection::vec(step(), 1..40),
+    ) {
+        let (mut tested, mut twin) = (Tested::new(BY_RECORD), Tested::new(ONE_BY_ONE));
+        for step in steps {
+            match step {
+                Step::Flush => { tested.machine().flush().unwrap(); }
+                Step::Restart => tested.restart(),
+                Step::Snapshot => tested.move_by_snapshot(),
+                Step::Hold(hold) => hold_deletions(tested.machine(), hold),
+                Step::Batch(operations) => {
+                    let answers = tested.apply(&operations);
+                    prop_assert_eq!(&answers, &twin.apply(&operations), "{:?}", operations);
+                }
+            }
+            let seen = [&mut tested, &mut twin].map(|tested| {
+                let executor = tested.machine().executor();
+                let all = Range { key: "\0".into(), range_end: Some("\0".into()), ..Range::default() };
+                let one = Range { key: "c".into(), ..Range::default() };
+                let reads = [all, one].map(|range| executor.read(&KvOperation::Range(range)).unwrap());
+                (executor.hash().unwrap(), reads)
+            });
+            prop_assert_eq!(&seen[0], &seen[1]);
+        }
+    }
+}
+
+#[test]
+fn restart_continues_a_deletion() {
+    let mut tested = Tested::new(BY_RECORD);
+    hold_deletions(tested.machine(), true);
+    let puts: Vec<_> = (b'a'..=b'y')
+        .map(|letter| KvOperation::Put(Put { key: vec![letter].into(), value: "v".into(), ..Put::default() }))
+        .collect();
+    tested.apply(&puts);
+    let delete = Delete { key: "b".into(), range_end: Some("y".into()), ..Delete::default() };
+    tested.apply(&[KvOperation::Delete(delete)]);
+    tested.machine().flush().unwrap();
+    assert!(has_deletions(tested.machine()));
+    tested.restart();
+    while has_deletions(tested.machine()) {
+        std::thread::yield_now();
+    }
+    let all = Range { key: "\0".into(), range_end: Some("\0".into()), ..Range::default() };
+    let answer = tested.machine().executor().read(&KvOperation::Range(all)).unwrap().unwrap();
+    let KvResult::Range(Found { kvs, count, .. }) = answer.result else { panic!("{answer:?}") };
+    let keys: Vec<_> = kvs.iter().map(|kv| &kv.key[..]).collect();
+    assert_eq!((keys, count), (vec![&b"a"[..], b"y"], 2));
+}
+
+/// Many keys, written by transactions.
+async fn database_with_keys(dir: &TempDir, keys: usize) -> ConsensusKvDatabase {
+    let database = ConsensusKvDatabase::new_with_mock(NodeId(0), dir.path()).unwrap();
+    database.start().await.unwrap();
+    let names: Vec<_> = (0..keys).map(|number| Bytes::from(format!("k{number:05}"))).collect();
+    for part in names.chunks(100) {
+        let put =
+            |key: &Bytes| KvOperation::Put(Put { key: key.clone(), value: "v".into(), ..Put::default() });
+        let txn = Txn { success: part.iter().map(put).collect(), ..Txn::default() };
+        database.execute_operation(KvOperation::Txn(txn)).await.unwrap();
+    }
+    database
+}
+
+#[tokio::test]
+async fn watches_receive_all_deletions_of_a_range_at_one_revision() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with_keys(&dir, KEYS).await;
+    let keys = KeyRange { key: "k".into(), range_end: Some("m".into()) };
+    let of = |start_revision| WatchRequest {
+        keys: keys.clone(),
+        start_revision,
+        previous: true,
+        ..WatchRequest::default()
+    };
+    let live = database.watch(of(0)).unwrap();
+    let delete = Delete { key: "k".into(), range_end: Some("l".into()), ..Delete::default() };
+    let deleted = database.execute_operation(KvOperation::Delete(delete)).await.unwrap();
+    let all = Deleted { deleted: KEYS as u64, previous: None, next_key: None };
+    assert_eq!(deleted.result, KvResult::Delete(all));
+    // It may be written before the deletions are.
+    let put = Put { key: "l".into(), value: "w".into(), ..Put::default() };
+    let put = database.execute_operation(KvOperation::Put(put)).await.unwrap();
+    assert_eq!(put.revision, deleted.revision + 1);
+    let late = database.watch(of(deleted.revision)).unwrap();
+    for events in [live, late] {
+        expect_deletions_and_a_put(events, deleted.revision).await;
+    }
+}
+
+async fn expect_deletions_and_a_put(mut events: WatchStream, revision: u64) {
+    let mut next = async || {
+        let event = tokio::time::timeout(Duration::from_secs(30), events.try_next()).await;
+        event.expect("an event arrives in time").unwrap().expect("the watch does not end")
+    };
+    for number in 0..KEYS {
+        let event = next().await;
+        assert!(event.deleted && event.previous.is_some(), "{event:?}");
+        assert_eq!((event.kv.mod_revision, event.kv.key), (revision, format!("k{number:05}").into()));
+    }
+    let event = next().await;
+    assert_eq!((event.deleted, event.kv.mod_revision, &event.kv.key[..]), (false, revision + 1, &b"l"[..]));
+}
+
+/// More than are deleted one by one.
+const KEYS: usize = 5000;

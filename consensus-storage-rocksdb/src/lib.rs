@@ -16,6 +16,7 @@
 //! # }
 //! ```
 
+mod manifest;
 mod marked_db;
 mod storage;
 

@@ -15,6 +15,8 @@ use consensus_core::StorageError;
 use consensus_storage_dir::{Mark, MarkFile};
 use rocksdb::{DB, DBRecoveryMode, Options, WriteBatch, WriteOptions};
 
+use crate::manifest;
+
 /// A RocksDB database with a write mark in a small file outside of it. It does not open if durable data is missing; a write
 /// that was not acknowledged may be missing.
 ///
@@ -59,6 +61,7 @@ impl MarkedDb {
         let recorded = MarkFile::open(mark)?;
         let mut options = options.clone();
         options.set_max_open_files(open_files_max());
+        manifest::check(path)?;
         options.create_if_missing(recorded.is_none() && expected == Expected::MaybeAbsent);
         match &recorded {
             Some(recorded) => check_complete(&options, path, recorded.mark())?,

@@ -25,7 +25,7 @@ mod tests;
 mod urls;
 mod values;
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
 
 use consensus_core::NodeId;
 
@@ -223,11 +223,15 @@ fn stands_for_default(flag: &Flag, value: &str) -> bool {
 
 /// A value of etcd as kv-server writes it.
 fn native(kind: Kind, value: &str) -> String {
-    let time = || duration::parse_duration(value).map(|time| format!("{}ns", time.as_nanos()));
     match kind {
         Kind::Milliseconds => format!("{value}ms"),
         Kind::Bytes => format!("{value}B"),
-        Kind::Duration | Kind::Retention => time().unwrap_or_else(|_| value.to_owned()),
+        Kind::Retention if value.parse::<u64>().is_ok() => value.to_owned(),
+        Kind::Duration | Kind::Retention => match duration::parse_duration(value) {
+            Ok(Duration::ZERO) => "0".to_owned(),
+            Ok(time) => format!("{}ns", time.as_nanos()),
+            Err(_) => value.to_owned(),
+        },
         _ => value.to_owned(),
     }
 }

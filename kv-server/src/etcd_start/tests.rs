@@ -60,6 +60,29 @@ fn defaults_of_flags_are_valid_and_every_row_says_something() {
 }
 
 #[test]
+fn flags_that_set_something_are_accepted_with_their_defaults() {
+    let is_used = |flag: &&Flag| !matches!(flag.effect, Effect::Absent | Effect::Unneeded);
+    for flag in flags::all().filter(is_used).filter(|flag| !flag.default.is_empty()) {
+        let flags =
+            ["--advertise-client-urls=http://localhost:2379", &format!("--{}={}", flag.name, flag.default)];
+        if let Err(error) = start_with(&flags, &[], "") {
+            panic!("--{} with etcd's default {:?}: {error}", flag.name, flag.default);
+        }
+        settings(&flags);
+    }
+}
+
+#[test]
+fn retention_of_zero_in_any_unit_is_no_compaction() {
+    for zero in ["0", "0s", "0h"] {
+        let flag = format!("--auto-compaction-retention={zero}");
+        assert_eq!(settings(&[&flag]).limits.auto_compaction(), Ok(None), "{zero}");
+    }
+    let hours = settings(&["--auto-compaction-retention=5"]).limits.auto_compaction();
+    assert_eq!(hours, Ok(Some(AutoCompaction::Periodic(Duration::from_secs(5 * 3600)))));
+}
+
+#[test]
 fn member_without_flags_has_the_places_of_etcd() {
     let settings = settings(&[]);
     assert_eq!(settings.data_dir, Path::new("default.etcd"));

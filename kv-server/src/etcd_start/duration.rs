@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Parses a duration such as `1h30m`, `1.5s` or `300ms` that is not negative.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("it must be a duration, for example 300ms, 10s or 1h30m, not {text:?}");
+    let wrong = || "it must be a duration, for example 300ms, 10s or 1h30m".to_owned();
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     if rest == "0" {
         return Ok(Duration::ZERO);

@@ -21,7 +21,9 @@ pub(super) struct File {
 /// Parses the text of the file `path`. Keys that etcd does not know are ignored, as etcd does, and noted.
 pub(super) fn parse(path: &str, text: &str) -> Result<File, ConfigError> {
     let wrong = |why: String| ConfigError::File { path: path.to_owned(), why };
-    let value: Value = serde_saphyr::from_str(text).map_err(|error| wrong(error.to_string()))?;
+    let value: Value =
+        // The lines around the error may have passwords.
+        serde_saphyr::from_str(text).map_err(|error| wrong(error.without_snippet().to_string()))?;
     let keys = match value {
         Value::Object(keys) => keys,
         Value::Null => Map::new(),

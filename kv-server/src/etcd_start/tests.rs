@@ -193,10 +193,10 @@ fn wrong_command_lines_are_refused() {
 fn refused_flags_are_named_together_with_what_to_do() {
     let error = wrong(&["--cert-file=a", "--key-file=b", "--client-cert-auth", "--discovery=http://c"]);
     for words in [
-        "command line: --cert-file=a: kv-server does not have this; there is no TLS",
-        "--key-file=b",
-        "--client-cert-auth=true",
-        "--discovery=http://c: kv-server does not have this; name the members with --initial-cluster",
+        "command line: --cert-file: kv-server does not have this; there is no TLS",
+        "--key-file: ",
+        "--client-cert-auth: ",
+        "--discovery: kv-server does not have this; name the members with --initial-cluster",
     ] {
         assert!(error.contains(words), "{error}");
     }
@@ -211,8 +211,25 @@ fn refused_flags_are_named_together_with_what_to_do() {
         };
         let error = wrong(&[&format!("--{}={value}", flag.name)]);
         assert!(error.contains(flag.name) && error.contains(flag.note), "{error}");
+        assert!(!error.contains(&format!("{}={value}", flag.name)), "the value may be a password: {error}");
         // What asks for nothing is no reason to refuse.
         start(&[&format!("--{}={}", flag.name, flag.default)]);
+    }
+}
+
+#[test]
+fn passwords_are_in_no_error() {
+    const SECRET: &str = "sEcrEt";
+    let flag = format!("--discovery-password={SECRET}");
+    let variable = [("ETCD_DISCOVERY_PASSWORD", SECRET)];
+    let both = start_with(&[&flag], &variable, "").unwrap_err();
+    assert!(both.contains("ETCD_DISCOVERY_PASSWORD") && both.contains("--discovery-password"), "{both}");
+    let file = format!("discovery-config:\n  password: {SECRET}\n  user: [\n");
+    let broken = start_with(&["--config-file=etcd.yaml"], &[], &file).unwrap_err();
+    let invalid = wrong(&[&format!("--discovery-dial-timeout={SECRET}")]);
+    let refused = wrong(&[&format!("--discovery={SECRET}")]);
+    for error in [both, broken, invalid, refused] {
+        assert!(!error.contains(SECRET), "{error}");
     }
 }
 
@@ -273,7 +290,7 @@ fn variables_count_without_the_flag_and_are_refused_beside_it() {
     assert_eq!((start.member.name.as_str(), start.member.data_dir.as_path()), ("a", Path::new("d")));
     assert_eq!(start.notes(), ["the variable ETCD_X is not one of etcd's"]);
     let error = start_with(&["--name=b"], &variables, "").unwrap_err();
-    assert!(error.contains("environment: ETCD_NAME=a") && error.contains("--name=b"), "{error}");
+    assert!(error.contains("environment: ETCD_NAME: --name gives the same setting"), "{error}");
     let error = start_with(&[], &[("ETCD_MAX_TXN_OPS", "x")], "").unwrap_err();
     assert!(error.contains("environment: ETCD_MAX_TXN_OPS=x: it must be a whole number"), "{error}");
 }
@@ -341,11 +358,11 @@ fn wrong_files_are_refused_with_their_name() {
         ("heartbeat-interval: soon", "etcd.yaml: heartbeat-interval: soon: it must be a whole number"),
         (
             "peer-transport-security: {cert-file: x}",
-            "peer-transport-security.cert-file: x: kv-server does not have",
+            "peer-transport-security.cert-file: kv-server does not have",
         ),
-        ("client-transport-security: {allowed-hostname: [a, b]}", "allowed-hostname: a,b"),
-        ("discovery-config: {endpoints: [a]}", "discovery-config.endpoints: a"),
-        ("socket-options: {reuse-port: true}", "socket-options.reuse-port: true"),
+        ("client-transport-security: {allowed-hostname: [a, b]}", "allowed-hostname: kv-server does not"),
+        ("discovery-config: {endpoints: [a]}", "discovery-config.endpoints: kv-server does not"),
+        ("socket-options: {reuse-port: true}", "socket-options.reuse-port: kv-server does not"),
     ] {
         let error = start_with(&["--config-file=etcd.yaml"], &[], file).unwrap_err();
         assert!(error.contains(words), "{file}: {error}");

@@ -27,6 +27,11 @@ impl Given {
     pub(super) fn error(&self, why: impl Into<String>) -> ConfigError {
         ConfigError::Setting { place: self.place.clone(), setting: self.written.clone(), why: why.into() }
     }
+
+    /// An error that leaves the value out, which may be a password.
+    fn error_without_value(&self, why: impl Into<String>) -> ConfigError {
+        ConfigError::Setting { place: self.place.clone(), setting: self.name().to_owned(), why: why.into() }
+    }
 }
 
 /// The values that were given, by the name of the flag, and what the log should say of them.
@@ -81,9 +86,9 @@ impl Values {
             if let Some(beside) = self.given.get(flag.name) {
                 let why = format!(
                     "{} gives the same setting, and etcd refuses both together; remove one",
-                    beside.written
+                    beside.name()
                 );
-                return Err(given.error(why));
+                return Err(given.error_without_value(why));
             }
             self.given.insert(flag.name, given);
         }
@@ -96,12 +101,17 @@ impl Values {
         for (name, given) in &self.given {
             let Some(flag) = Flag::find(name) else { continue };
             let is_default = flag.is_default(&given.value);
+            let has_effect = !matches!(flag.effect, Effect::Absent | Effect::Unneeded);
             if !given.value.is_empty() {
-                flag.check(&given.value).map_err(|why| given.error(why))?;
+                flag.check(&given.value).map_err(|why| match has_effect {
+                    true => given.error(why),
+                    false => given.error_without_value(why),
+                })?;
             }
             match flag.effect {
                 Effect::Absent if !is_default => {
-                    refused.push(given.error(format!("kv-server does not have this; {}", flag.note)));
+                    let why = format!("kv-server does not have this; {}", flag.note);
+                    refused.push(given.error_without_value(why));
                 }
                 Effect::Unneeded if !is_default => {
                     self.notes.push(format!("{} has no effect: {}", given.name(), flag.note));

@@ -2,113 +2,19 @@
 
 mod common;
 
-use std::{
-    os::unix::net::UnixDatagram,
-    path::Path,
-    process::{Command, Output},
-    time::Duration,
-};
+use std::{os::unix::net::UnixDatagram, path::Path, process::Command, time::Duration};
 
-use common::{Server, free_port, page::Page};
+use common::{
+    Server,
+    etcd_member::{PATIENCE, Place, READY, channel, count, eventually, members, put, run},
+    free_port,
+    page::Page,
+};
 use futures::StreamExt;
 use kv_etcd_api::etcdserverpb::{
-    Member, MemberAddRequest, MemberListRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest,
-    cluster_client::ClusterClient, kv_client::KvClient, watch_client::WatchClient,
-    watch_request::RequestUnion,
+    MemberAddRequest, PutRequest, WatchCreateRequest, WatchRequest, cluster_client::ClusterClient,
+    kv_client::KvClient, watch_client::WatchClient, watch_request::RequestUnion,
 };
-use tokio::time::{Instant, sleep};
-use tonic::{Status, transport::Channel};
-
-/// A member and its directory, as `name` at a port for clients and another one for members.
-struct Place {
-    name: String,
-    client: u16,
-}
-
-impl Place {
-    fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), client: free_port() }
-    }
-
-    fn client_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client)
-    }
-
-    fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client + 1000)
-    }
-
-    /// The flags of etcd's documentation for static bootstrapping.
-    fn flags(&self, dir: &Path, cluster: &[&Self], state: &str) -> Vec<String> {
-        let cluster: Vec<String> =
-            cluster.iter().map(|place| format!("{}={}", place.name, place.peer_url())).collect();
-        let data = dir.join(format!("{}.etcd", self.name)).display().to_string();
-        let flags = [
-            ("--name", self.name.clone()),
-            ("--data-dir", data),
-            ("--initial-advertise-peer-urls", self.peer_url()),
-            ("--listen-peer-urls", self.peer_url()),
-            ("--listen-client-urls", self.client_url()),
-            ("--advertise-client-urls", self.client_url()),
-            ("--initial-cluster-token", "etcd-cluster-1".to_owned()),
-            ("--initial-cluster", cluster.join(",")),
-            ("--initial-cluster-state", state.to_owned()),
-        ];
-        flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
-    }
-
-    fn start(&self, dir: &Path, cluster: &[&Self], state: &str) -> Server {
-        Server::in_place_of_etcd(dir, &self.name, self.client, self.flags(dir, cluster, state))
-    }
-}
-
-const READY: &str = "ready to serve client requests";
-const PATIENCE: Duration = Duration::from_secs(60);
-
-async fn channel(port: u16) -> Channel {
-    let endpoint = Channel::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
-    endpoint.connect().await.expect("the member takes connections")
-}
-
-/// Writes, at the member that listens there; repeated while there is no leader.
-async fn put(port: u16, key: &str) {
-    let begun = Instant::now();
-    loop {
-        let request = PutRequest { key: key.to_owned().into(), value: "v".into(), ..Default::default() };
-        match KvClient::new(channel(port).await).put(request).await {
-            Ok(_) => return,
-            Err(status) => assert!(begun.elapsed() < PATIENCE, "{status}"),
-        }
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Number of keys that a linearizable read at the member finds.
-async fn count(port: u16) -> Result<i64, Status> {
-    let request = RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
-    Ok(KvClient::new(channel(port).await).range(request).await?.into_inner().count)
-}
-
-async fn members(port: u16) -> Vec<Member> {
-    let list = MemberListRequest { linearizable: true };
-    let answer = ClusterClient::new(channel(port).await).member_list(list).await;
-    let mut members = answer.map(|answer| answer.into_inner().members).unwrap_or_default();
-    members.sort_by(|one, other| one.name.cmp(&other.name));
-    members
-}
-
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !condition().await {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Runs the program until it ends.
-fn run(flags: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_kv-server")).arg("etcd").args(flags).output().unwrap()
-}
 
 #[tokio::test]
 async fn single_member_says_that_it_is_ready_and_ends_by_the_signal() {
@@ -203,19 +109,6 @@ async fn added_member_finds_its_id_by_its_peer_url() {
 }
 
 #[tokio::test]
-async fn member_that_was_not_added_is_told_how_to_add_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let (first, second) = (Place::new("first"), Place::new("second"));
-    first.start(dir.path(), &[&first], "new").says(READY);
-    let mut server = second.start(dir.path(), &[&first, &second], "existing");
-    assert_eq!(server.ended(), Some(1));
-    let log = server.log();
-    let words = format!("etcdctl member add second --peer-urls={}", second.peer_url());
-    assert!(log.contains("--initial-cluster-state=existing") && log.contains(&words), "{log}");
-    assert!(!dir.path().join("second.etcd").exists(), "nothing was written");
-}
-
-#[tokio::test]
 async fn bounds_of_requests_and_interval_of_progress_are_those_of_the_flags() {
     let dir = tempfile::tempdir().unwrap();
     let place = Place::new("solo");
@@ -238,38 +131,6 @@ async fn bounds_of_requests_and_interval_of_progress_are_those_of_the_flags() {
     let progress = tokio::time::timeout(PATIENCE, answers.message()).await.expect("progress in time");
     let progress = progress.unwrap().unwrap();
     assert_eq!((progress.events.len(), progress.header.unwrap().revision), (0, 2));
-}
-
-#[tokio::test]
-async fn members_with_other_lists_do_not_begin_a_cluster() {
-    let dir = tempfile::tempdir().unwrap();
-    let places = ["a", "b"].map(Place::new);
-    let cluster: Vec<&Place> = places.iter().collect();
-    let renamed = Place { name: "c".to_owned(), client: places[0].client };
-    let first = places[0].start(dir.path(), &cluster, "new");
-    let second = places[1].start(dir.path(), &[&renamed, &places[1]], "new");
-    // Of the two the one ends that hears of the other one first.
-    let words = "give all members the same --initial-cluster";
-    eventually("one of the two ends", async || first.log().contains(words) || second.log().contains(words))
-        .await;
-    assert!(!first.log().contains(READY) && !second.log().contains(READY));
-}
-
-#[tokio::test]
-async fn survivor_of_a_lost_majority_is_forced_to_be_a_cluster() {
-    let dir = tempfile::tempdir().unwrap();
-    let places = ["a", "b"].map(Place::new);
-    let cluster: Vec<&Place> = places.iter().collect();
-    let mut servers: Vec<Server> =
-        places.iter().map(|place| place.start(dir.path(), &cluster, "new")).collect();
-    servers.iter().for_each(|server| server.says(READY));
-    put(places[0].client, "a").await;
-    servers.iter_mut().for_each(Server::kill);
-    servers[0].argue("--force-new-cluster");
-    servers[0].start();
-    eventually("it is ready again", async || servers[0].log().matches(READY).count() == 2).await;
-    assert_eq!(count(places[0].client).await.unwrap(), 1);
-    assert_eq!(members(places[0].client).await.len(), 1);
 }
 
 #[test]

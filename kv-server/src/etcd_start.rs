@@ -15,6 +15,7 @@ mod duration;
 mod existing;
 mod file;
 mod flags;
+mod forced;
 mod identity;
 pub(crate) mod logging;
 mod member;
@@ -33,6 +34,7 @@ pub(crate) use self::identity::IdentityError;
 use self::{
     existing::{JoinError, find_own_id},
     flags::{Effect, Flag, Kind},
+    forced::ForceError,
     identity::Identity,
     logging::Logging,
     member::{Initial, Member, State},
@@ -59,6 +61,8 @@ pub(crate) enum EtcdStartError {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Join(#[from] JoinError),
+    #[error(transparent)]
+    Force(#[from] ForceError),
 }
 
 impl EtcdStart {
@@ -98,16 +102,29 @@ impl EtcdStart {
         &self.values.notes
     }
 
-    /// Whether the member is to be made the only one of its cluster, which needs data.
-    pub(crate) fn forces_new_cluster(&self) -> bool {
-        self.values.is_set("force-new-cluster") && self.member.data_dir.join("log").exists()
+    /// The flag that makes the member the only one of its cluster, with its place; `None` if it is not set.
+    fn force_flag(&self) -> Option<String> {
+        let given = self.values.given(FORCE).filter(|_| self.values.is_set(FORCE))?;
+        Some(format!("{} ({})", given.name(), given.place))
+    }
+
+    /// Makes the member the only one of its cluster, if the flag is set and that was not done before.
+    pub(crate) fn force_new_cluster(&self, settings: &Settings) -> Result<(), EtcdStartError> {
+        match self.force_flag() {
+            Some(flag) => Ok(forced::force_new_cluster(settings, &flag)?),
+            None => Ok(()),
+        }
     }
 
     /// The settings of the node. A member that has data goes by it; another one by the initial cluster, or, when it joins a cluster, by
     /// what the other members say.
     pub(crate) async fn settings(&self) -> Result<Settings, EtcdStartError> {
         let member = &self.member;
-        if let Some(Identity { node, cluster_name }) = Identity::load(&member.data_dir)? {
+        let identity = Identity::load(&member.data_dir)?;
+        if self.force_flag().is_some() {
+            forced::require_log(&member.data_dir)?;
+        }
+        if let Some(Identity { node, cluster_name }) = identity {
             return Ok(self.settings_of(node, &cluster_name, vec![member.entry(node)], true)?);
         }
         let initial = member.initial(&self.values)?;
@@ -137,10 +154,15 @@ impl EtcdStart {
         )?)
     }
 
-    /// Notes in the data directory which member it is of. From then on that counts in place of the initial cluster.
-    pub(crate) fn store_identity(&self, settings: &Settings) -> Result<(), IdentityError> {
+    /// Records in the data directory which member it is of; from then on that counts in place of the initial cluster. After a start
+    /// without `--force-new-cluster` a later start may force a new cluster again.
+    pub(crate) fn record_start(&self, settings: &Settings) -> Result<(), EtcdStartError> {
         let cluster_name = settings.deployment.cluster_name.clone();
-        Identity { node: settings.node, cluster_name }.store(&self.member.data_dir)
+        Identity { node: settings.node, cluster_name }.store(&self.member.data_dir)?;
+        if self.force_flag().is_none() {
+            forced::clear_mark(&self.member.data_dir).map_err(ForceError::from)?;
+        }
+        Ok(())
     }
 
     fn settings_of(
@@ -254,7 +276,7 @@ fn check_features(values: &Values) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Where etcd keeps its data, in its data directory.
+/// Data of etcd in a data directory, if there is any.
 fn data_of_etcd(data_dir: &std::path::Path) -> Option<PathBuf> {
     Some(data_dir.join("member")).filter(|path| path.exists())
 }
@@ -270,6 +292,7 @@ const FEATURES: [&str; 8] = [
     "StopGRPCServiceOnDefrag",
     "TxnModeWriteWithSharedBuffer",
 ];
+const FORCE: &str = "force-new-cluster";
 /// As in etcd.
 const QUOTA_BY_DEFAULT: &str = "2GiB";
 /// Variables of settings that etcd's flags determine.

@@ -187,7 +187,8 @@ fn warn_of_other_voters(settings: &Settings, topology: &Topology, membership: &M
     );
 }
 
-fn newest_membership(log: &LogState) -> &Membership {
+/// The newest configuration in a log, whether or not it is committed.
+pub(crate) fn newest_membership(log: &LogState) -> &Membership {
     log.memberships.last().map_or(&log.purged.membership, |(_, membership)| membership)
 }
 

@@ -67,8 +67,8 @@ pub fn run() -> ExitCode {
         .init();
     if settings.once.force_new_cluster {
         return match node::force_new_cluster(&settings) {
-            Ok(said) => {
-                println!("{said}");
+            Ok(recovered) => {
+                println!("{}", node::describe_recovery(settings.node, &recovered));
                 ExitCode::SUCCESS
             }
             Err(error) => {
@@ -114,12 +114,9 @@ fn run_in_place_of_etcd(start: &EtcdStart) -> ExitCode {
 
 async fn start_in_place_of_etcd(start: &EtcdStart) -> Result<Node, String> {
     let settings = start.settings().await.map_err(|error| error.to_string())?;
-    if start.forces_new_cluster() {
-        let said = node::force_new_cluster(&settings).map_err(|error| error.to_string())?;
-        tracing::warn!("{said}");
-    }
+    start.force_new_cluster(&settings).map_err(|error| error.to_string())?;
     let node = Node::start(settings.clone()).await.map_err(|error| error.to_string())?;
-    start.store_identity(&settings).map_err(|error| error.to_string())?;
+    start.record_start(&settings).map_err(|error| error.to_string())?;
     Ok(node)
 }
 

@@ -1,6 +1,11 @@
 //! Puts a node together, and takes it apart again.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use consensus_core::{
     ConsensusEngine, Health, LogStorage, Member, MemberKind, Membership, NetworkTransport, NodeId,
@@ -23,7 +28,7 @@ use crate::{
     config::{LogKind, Mode, NodeEndpoints, Publication, Settings, Topology},
     descriptors,
     etcd::ApiLimits,
-    founding::{Loaded, announce_members, explain, may_bootstrap},
+    founding::{Loaded, announce_members, explain, may_bootstrap, newest_membership},
     frontend::{Frontend, Limits},
     members,
     mode::{self, ModeError},
@@ -288,22 +293,37 @@ pub(crate) fn raft_config(settings: &Settings, topology: &Topology) -> RaftConfi
     config
 }
 
-/// Makes the node the only member of its cluster; what there is to know about it.
-pub(crate) fn force_new_cluster(settings: &Settings) -> Result<String, NodeError> {
-    let (node, path) = (settings.node, settings.data_dir.join(LOG));
+/// Directory of the log.
+pub(crate) fn log_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join(LOG)
+}
+
+/// The newest configuration in the log of a node that does not run.
+pub(crate) fn recorded_membership(settings: &Settings) -> Result<Membership, NodeError> {
+    Ok(newest_membership(&open_log(settings)?.load()?).clone())
+}
+
+/// Makes the node the only member of its cluster.
+pub(crate) fn force_new_cluster(settings: &Settings) -> Result<Recovered, NodeError> {
+    let path = log_dir(&settings.data_dir);
     if !path.exists() {
         return Err(NodeError::NoLog { path: path.display().to_string() });
     }
     mode::require_replicated(&settings.data_dir)?;
     let storage = open_log(settings)?;
-    let Recovered { before, last, by } = force_new_cluster_in(&*storage, node)?;
-    Ok(format!(
+    Ok(force_new_cluster_in(&*storage, settings.node)?)
+}
+
+/// What an operator is told of a recovery of `node`.
+pub(crate) fn describe_recovery(node: NodeId, recovered: &Recovered) -> String {
+    let Recovered { before, last, by } = recovered;
+    format!(
         "node {node} is the only member now, by entry {by}; before, the members were: {before}\n\
          - its log ended with entry {last}: what was acknowledged beyond is lost, and what was written up to there counts\n\
          - start it as before; a file that lists the others does no harm\n\
          - add the others with empty data directories: kv-server --join, then kvctl member add\n\
          - none of them may be started again with its old data: it would take itself for the old cluster"
-    ))
+    )
 }
 
 /// Checks that the data directory is one of this mode, and of a node that is a witness or not; a new one gets the mode.

@@ -4,8 +4,9 @@ mod common;
 
 use common::{
     Server,
-    etcd_member::{Place, READY, count, eventually, members, put},
+    etcd_member::{Place, READY, channel, count, eventually, members, put, run},
 };
+use kv_etcd_api::etcdserverpb::{MemberAddRequest, cluster_client::ClusterClient};
 
 #[tokio::test]
 async fn survivor_of_a_lost_majority_is_forced_to_be_a_cluster() {
@@ -22,6 +23,63 @@ async fn survivor_of_a_lost_majority_is_forced_to_be_a_cluster() {
     eventually("it is ready again", async || servers[0].log().matches(READY).count() == 2).await;
     assert_eq!(count(places[0].client).await.unwrap(), 1);
     assert_eq!(members(places[0].client).await.len(), 1);
+    let log = servers[0].log();
+    let told = log.lines().find(|line| line.contains("is the only member of its cluster now")).unwrap();
+    assert!(told.contains(r#""level":"error""#), "it is seen with any --log-level: {told}");
+    for words in [&places[1].peer_url(), "--force-new-cluster (command line)", "Remove the flag"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn forced_member_is_not_forced_again_when_the_flag_stays_and_members_were_added() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = ["a", "b", "c"].map(Place::new);
+    let [a, b, c] = &places;
+    let mut servers: Vec<Server> =
+        [a, b].into_iter().map(|place| place.start(dir.path(), &[a, b], "new")).collect();
+    servers.iter().for_each(|server| server.says(READY));
+    put(a.client, "before").await;
+    servers.iter_mut().for_each(Server::kill);
+    let server = &mut servers[0];
+    server.argue("--force-new-cluster");
+    for starts in 2..4 {
+        server.start();
+        eventually("it is ready again", async || server.log().matches(READY).count() == starts).await;
+        server.kill();
+    }
+    assert!(server.log().contains("changes nothing"), "the second start says so");
+    server.start();
+    eventually("it is ready again", async || server.log().matches(READY).count() == 4).await;
+    let add = MemberAddRequest { peer_ur_ls: vec![c.peer_url()], is_learner: false };
+    ClusterClient::new(channel(a.client).await).member_add(add).await.unwrap();
+    let added = c.start(dir.path(), &[a, c], "existing");
+    added.says(READY);
+    put(c.client, "after").await;
+    server.kill();
+    server.start();
+    assert_eq!(server.ended(), Some(1), "it is not forced again");
+    let log = server.log();
+    let told = log.lines().last().unwrap();
+    for words in ["remove --force-new-cluster (command line)", &c.peer_url(), "Nothing was changed"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    server.argue_no_more("--force-new-cluster");
+    server.start();
+    eventually("it is ready again", async || server.log().matches(READY).count() == 5).await;
+    assert_eq!(count(a.client).await.unwrap(), 2);
+    assert_eq!(members(a.client).await.len(), 2);
+}
+
+#[test]
+fn data_directory_that_is_not_mounted_is_not_forced() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let output = run(&["--force-new-cluster", "--data-dir", &data.display().to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains(&format!("{}/log is not there", data.display())), "{text}");
+    assert!(!data.exists(), "nothing was written");
 }
 
 #[tokio::test]

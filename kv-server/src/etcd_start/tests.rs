@@ -25,7 +25,7 @@ fn wrong(flags: &[&str]) -> String {
 }
 
 /// The settings of a first start in a directory that is not there.
-fn settings(flags: &[&str]) -> Settings {
+pub(super) fn settings(flags: &[&str]) -> Settings {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(start(flags).settings()).unwrap()
 }

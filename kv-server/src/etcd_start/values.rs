@@ -20,7 +20,7 @@ pub(super) struct Given {
 
 impl Given {
     /// How the flag was named. Its value, which may be a password, is left out.
-    fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         self.written.split(['=', ':']).next().unwrap_or_default()
     }
 

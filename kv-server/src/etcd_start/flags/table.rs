@@ -20,7 +20,7 @@ pub(super) const FLAGS: &[Flag] = flags! {
         "initial-cluster" Text, "default=http://localhost:2380" => Becomes("`[[nodes]]`"); "members of a new cluster, with one peer URL each; by default this member alone; ignored once the member has data";
         "initial-cluster-state" Choice(&["new", "existing"]), "new" => Becomes("`join`"); "new, or existing: the other members are asked for the id of the member with this one's peer URL; ignored once the member has data";
         "initial-cluster-token" Text, "etcd-cluster" => Becomes("`cluster_name`"); "begins the name of the cluster, which has a hash of the initial cluster too: members of a new cluster must have the same of both; ignored once the member has data";
-        "force-new-cluster" Bool, "false" => Becomes("`--force-new-cluster`"); "makes a member with data the only one of its cluster, and starts it";
+        "force-new-cluster" Bool, "false" => Becomes("`--force-new-cluster`"); "makes a member with data the only one of its cluster, and starts it; remove it afterwards: it is refused once other members were added";
         "strict-reconfig-check" Bool, "true" => Unneeded; "always: a change that would leave no quorum is refused";
         "max-learners" Signed, "1" => Unneeded; "any number of learners is allowed";
         "config-file" Text, "" => Becomes("`--config`"); "etcd's file, YAML or JSON; other flags and variables are ignored then";

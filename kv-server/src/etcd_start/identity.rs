@@ -7,6 +7,7 @@ use consensus_core::{NodeId, StorageError};
 use consensus_storage_dir::{read_with_checksum, replace_with_checksum, sync_parent_dirs};
 
 use super::data_of_etcd;
+use crate::node::log_dir;
 
 /// The member of a data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,15 +32,28 @@ pub(crate) enum IdentityError {
          keys from a running etcd (`etcdctl make-mirror`)"
     )]
     OfEtcd { path: String },
+    /// The directory has data of kv-server, and of etcd.
+    #[error(
+        "{data_dir}: this directory has data of both kv-server and etcd, and nothing was changed; if etcd was started here by mistake, \
+         move {path} away"
+    )]
+    OfBoth { data_dir: String, path: String },
 }
 
 impl Identity {
     /// The member of the directory; `None` if it is new.
     pub(super) fn load(data_dir: &Path) -> Result<Option<Self>, IdentityError> {
-        if let Some(path) = data_of_etcd(data_dir) {
-            return Err(IdentityError::OfEtcd { path: path.display().to_string() });
-        }
         let path = data_dir.join(MEMBER);
+        if let Some(of_etcd) = data_of_etcd(data_dir) {
+            let of_etcd = of_etcd.display().to_string();
+            if path.exists() || log_dir(data_dir).exists() {
+                return Err(IdentityError::OfBoth {
+                    data_dir: data_dir.display().to_string(),
+                    path: of_etcd,
+                });
+            }
+            return Err(IdentityError::OfEtcd { path: of_etcd });
+        }
         let Some(text) = read_with_checksum(&path)? else { return Ok(None) };
         match Self::parse(&text) {
             Some(identity) => Ok(Some(identity)),
@@ -96,5 +110,18 @@ mod tests {
         fs::create_dir_all(dir.path().join("member/wal")).unwrap();
         let error = Identity::load(dir.path()).unwrap_err().to_string();
         assert!(error.contains("data of etcd") && error.contains("make-mirror"), "{error}");
+    }
+
+    #[test]
+    fn data_of_etcd_beside_data_of_kv_server_is_to_be_moved_away() {
+        for own in [MEMBER, "log"] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir_all(dir.path().join("member/wal")).unwrap();
+            fs::create_dir(dir.path().join(own)).unwrap();
+            let error = Identity::load(dir.path()).unwrap_err().to_string();
+            let advice = format!("move {} away", dir.path().join("member").display());
+            assert!(error.contains("data of both") && error.contains(&advice), "{error}");
+            assert!(!error.contains("empty --data-dir"), "{error}");
+        }
     }
 }

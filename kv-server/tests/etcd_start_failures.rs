@@ -86,13 +86,20 @@ fn data_directory_that_is_not_mounted_is_not_forced() {
 async fn member_that_was_not_added_is_told_how_to_add_it() {
     let dir = tempfile::tempdir().unwrap();
     let (first, second) = (Place::new("first"), Place::new("second"));
-    first.start(dir.path(), &[&first], "new").says(READY);
+    let mut running = first.start(dir.path(), &[&first], "new");
+    running.says(READY);
     let mut server = second.start(dir.path(), &[&first, &second], "existing");
     assert_eq!(server.ended(), Some(1));
     let log = server.log();
     let words = format!("etcdctl member add second --peer-urls={}", second.peer_url());
     assert!(log.contains("--initial-cluster-state=existing") && log.contains(&words), "{log}");
     assert!(!dir.path().join("second.etcd").exists(), "nothing was written");
+    running.kill();
+    server.start();
+    assert_eq!(server.ended(), Some(1));
+    let log = server.log();
+    let words = format!("none of {} answered as a member of a cluster", first.peer_url());
+    assert!(log.lines().last().unwrap().contains(&words), "{log}");
 }
 
 #[tokio::test]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use consensus_core::Endpoint;
-use consensus_transport_thrift::{MemberAtEndpoint, PeerState, find_member};
+use consensus_core::{Endpoint, TransportError};
+use consensus_transport_thrift::{PeerIdentity, PeerState, find_member};
+use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::identity::Identity;
@@ -16,6 +17,11 @@ pub(crate) enum JoinError {
          etcdctl member add {name} --peer-urls=http://{peer}"
     )]
     Unknown { name: String, peer: String, answers: String },
+    #[error(
+        "--initial-cluster-state=existing: none of {urls} answered as a member of a cluster: {answers}; check --initial-cluster and the \
+         network"
+    )]
+    NoMember { urls: String, answers: String },
     #[error("--initial-cluster-state=existing: --initial-cluster has no other member that could be asked")]
     Alone,
     #[error(
@@ -25,7 +31,7 @@ pub(crate) enum JoinError {
     DataLost { name: String, peer: String },
 }
 
-/// Asks the other members for the member at this one's peer endpoint, for a while, as they may not have heard of it yet.
+/// Asks all other members for the member at this one's peer endpoint, for a while, as they may not have heard of it yet.
 pub(super) async fn find_own_id(
     name: &str,
     peer: &Endpoint,
@@ -34,33 +40,136 @@ pub(super) async fn find_own_id(
     if others.is_empty() {
         return Err(JoinError::Alone);
     }
-    let (name, deadline) = (name.to_owned(), Instant::now() + PATIENCE);
+    let deadline = Instant::now() + PATIENCE;
+    let ask = |other: &Endpoint| {
+        let other = other.clone();
+        async move {
+            let result = find_member(&other, peer, ANSWER_MAX).await;
+            Answer { other, result }
+        }
+    };
     loop {
-        let mut answers = Vec::new();
-        for other in others {
-            match find_member(other, peer, ANSWER_MAX).await {
-                Ok(answer) => match answer.member_at_endpoint {
-                    Some(MemberAtEndpoint { node, storage: None }) => {
-                        return Ok(Identity { node, cluster_name: answer.cluster_name });
-                    }
-                    Some(_) => return Err(JoinError::DataLost { name, peer: peer.to_string() }),
-                    None if answer.state == PeerState::Member => {
-                        answers.push(format!("http://{other} does not know it"));
-                    }
-                    None => answers.push(format!("http://{other} is not in a cluster yet")),
-                },
-                Err(error) => answers.push(error.to_string()),
-            }
+        let answers = join_all(others.iter().map(ask)).await;
+        match identity_from(name, peer, &answers) {
+            Err(_) if Instant::now() < deadline => sleep(PAUSE).await,
+            result => return result,
         }
-        if Instant::now() >= deadline {
-            let answers = answers.join("; ");
-            return Err(JoinError::Unknown { name, peer: peer.to_string(), answers });
-        }
-        sleep(PAUSE).await;
     }
+}
+
+/// What another member answered.
+struct Answer {
+    other: Endpoint,
+    result: Result<PeerIdentity, TransportError>,
+}
+
+/// The member at the peer endpoint, from one answer of each other member. Members that lag behind may still answer with a former member
+/// there. Ids are not used again, so the highest id is the newest.
+fn identity_from(name: &str, peer: &Endpoint, answers: &[Answer]) -> Result<Identity, JoinError> {
+    let found = answers.iter().filter_map(|answer| {
+        let identity = answer.result.as_ref().ok()?;
+        Some((identity.member_at_endpoint?, &identity.cluster_name))
+    });
+    let newest = found.max_by_key(|(member, _)| (member.node, member.storage.is_some()));
+    let (name, peer) = (name.to_owned(), peer.to_string());
+    match newest {
+        Some((member, cluster_name)) if member.storage.is_none() => {
+            Ok(Identity { node: member.node, cluster_name: cluster_name.clone() })
+        }
+        Some(_) => Err(JoinError::DataLost { name, peer }),
+        None if answers.iter().any(Answer::is_of_member) => {
+            Err(JoinError::Unknown { name, peer, answers: describe(answers) })
+        }
+        None => {
+            let urls: Vec<String> = answers.iter().map(|answer| format!("http://{}", answer.other)).collect();
+            Err(JoinError::NoMember { urls: urls.join(", "), answers: describe(answers) })
+        }
+    }
+}
+
+impl Answer {
+    fn is_of_member(&self) -> bool {
+        self.result.as_ref().is_ok_and(|identity| identity.state == PeerState::Member)
+    }
+}
+
+fn describe(answers: &[Answer]) -> String {
+    let describe = |answer: &Answer| match &answer.result {
+        Ok(_) if answer.is_of_member() => format!("http://{} does not know it", answer.other),
+        Ok(_) => format!("http://{} is not in a cluster yet", answer.other),
+        Err(error) => error.to_string(),
+    };
+    answers.iter().map(describe).collect::<Vec<_>>().join("; ")
 }
 
 /// Time for a change that another member has just confirmed to reach the one that is asked, or for a cluster to find a leader.
 const PATIENCE: Duration = Duration::from_secs(8);
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use consensus_core::{ClusterId, NodeId, StorageId};
+    use consensus_transport_thrift::{Founders, MemberAtEndpoint};
+
+    use super::*;
+
+    /// The answer of a member that knows, or does not know, a member at the endpoint.
+    fn knows(member: Option<(u64, Option<u64>)>) -> Answer {
+        let member_at_endpoint = member
+            .map(|(node, storage)| MemberAtEndpoint { node: NodeId(node), storage: storage.map(StorageId) });
+        answered(PeerState::Member, member_at_endpoint)
+    }
+
+    fn answered(state: PeerState, member_at_endpoint: Option<MemberAtEndpoint>) -> Answer {
+        let result = Ok(PeerIdentity {
+            node: NodeId(0),
+            storage: StorageId(1),
+            cluster: ClusterId(1),
+            cluster_name: "c".to_owned(),
+            formats: 1..=1,
+            state,
+            knows_asker: None,
+            member_at_endpoint,
+        });
+        Answer { other: "10.0.0.1:2380".parse().unwrap(), result }
+    }
+
+    fn silent() -> Answer {
+        let source = std::io::ErrorKind::ConnectionRefused.into();
+        let error = TransportError::Io { context: "probing 10.0.0.2:2380".to_owned(), source };
+        Answer { other: "10.0.0.2:2380".parse().unwrap(), result: Err(error) }
+    }
+
+    fn identity(answers: &[Answer]) -> Result<u64, JoinError> {
+        let peer = "10.0.0.9:2380".parse().unwrap();
+        identity_from("m", &peer, answers).map(|identity| identity.node.0)
+    }
+
+    #[test]
+    fn newest_member_at_the_endpoint_counts_whoever_answers_first() {
+        let (former, added) = (knows(Some((3, Some(7)))), knows(Some((5, None))));
+        assert_eq!(identity(&[former, added]), Ok(5));
+        let (added, former) = (knows(Some((5, None))), knows(Some((3, Some(7)))));
+        assert_eq!(identity(&[silent(), added, former, knows(None)]), Ok(5));
+        let lost = identity(&[knows(Some((5, None))), knows(Some((5, Some(7))))]);
+        assert!(matches!(lost, Err(JoinError::DataLost { .. })), "one of them knows its disk: {lost:?}");
+    }
+
+    #[test]
+    fn member_that_nobody_knows_is_to_be_added_only_if_a_member_answered() {
+        let empty = || answered(PeerState::Empty { founders: Founders::new() }, None);
+        let unknown = identity(&[silent(), knows(None)]).unwrap_err();
+        assert!(matches!(unknown, JoinError::Unknown { .. }), "{unknown}");
+        let unreachable = identity(&[silent(), empty()]).unwrap_err().to_string();
+        for words in [
+            "none of http://10.0.0.2:2380, http://10.0.0.1:2380 answered as a member of a cluster",
+            "probing 10.0.0.2:2380",
+            "http://10.0.0.1:2380 is not in a cluster yet",
+            "check --initial-cluster and the network",
+        ] {
+            assert!(unreachable.contains(words), "{unreachable}");
+        }
+        assert!(!unreachable.contains("member add"), "{unreachable}");
+    }
+}

@@ -93,6 +93,22 @@ pub(crate) enum NodeFault {
     Member(MemberFault),
 }
 
+impl NodeFault {
+    /// The reason in words, for the log.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Rejected(rejection) => format!("{rejection:?}"),
+            Self::NotLeader(Some(leader)) => format!("the leader is node {leader}"),
+            Self::NotLeader(None) => "there is no leader".to_owned(),
+            Self::Unavailable { why, .. } => why.clone(),
+            Self::Member(MemberFault::NotFound) => "the leader knows no such member".to_owned(),
+            Self::Member(MemberFault::EndpointTaken) => "another member is there".to_owned(),
+            Self::Member(MemberFault::Invalid(why)) => why.clone(),
+            Self::Member(fault) => format!("the members cannot be changed ({fault:?})"),
+        }
+    }
+}
+
 /// Why the members were not changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum MemberFault {

@@ -184,6 +184,7 @@ pub(crate) async fn publish(router: Arc<RoutingManager>, own: OwnMember, mut sto
     let request = NodeRequest::Member(MemberRequest::Publish(own.clone()));
     let tell = async {
         let mut reported = Instant::now();
+        let mut conflict = None;
         loop {
             let is_member = |status: &Arc<EngineStatus>| status.membership.get(node).is_some();
             let Ok(member) =
@@ -195,11 +196,23 @@ pub(crate) async fn publish(router: Arc<RoutingManager>, own: OwnMember, mut sto
                 let _ = status.wait_for(|status| status.leader.is_some()).await;
                 return;
             }
-            if let Err(fault) = router.lead(&request, &mut budget.room()).await
-                && reported.elapsed() > REPORT_PAUSE
-            {
-                reported = Instant::now();
-                tracing::warn!(?fault, endpoint = %own.endpoint, "the cluster does not know yet where clients reach this node");
+            match router.lead(&request, &mut budget.room()).await {
+                Ok(_) => {}
+                Err(NodeFault::Member(MemberFault::EndpointTaken)) => {
+                    let found = endpoint_conflict(&own, &status.borrow().membership);
+                    if conflict.as_ref() != Some(&found) {
+                        tracing::error!("{found}");
+                        conflict = Some(found);
+                    }
+                    // An operator has to change something.
+                    sleep(CONFLICT_PAUSE).await;
+                }
+                Err(fault) if reported.elapsed() > REPORT_PAUSE => {
+                    reported = Instant::now();
+                    let why = fault.reason();
+                    tracing::warn!(endpoint = %own.endpoint, "the cluster does not know yet where clients reach this node: {why}");
+                }
+                Err(_) => {}
             }
             sleep(TELL_PAUSE).await;
         }
@@ -210,12 +223,36 @@ pub(crate) async fn publish(router: Arc<RoutingManager>, own: OwnMember, mut sto
     }
 }
 
+/// What an operator is told if clients of this node go to another member.
+fn endpoint_conflict(own: &OwnMember, membership: &Membership) -> String {
+    let is_there = |member: &Member| {
+        [&member.endpoint, &member.client_endpoint].into_iter().flatten().any(|other| *other == own.endpoint)
+    };
+    let other = membership.all_members().find(|(id, member)| *id != own.node && is_there(member));
+    let endpoint = &own.endpoint;
+    if own.replaces {
+        let name = |(id, member): (NodeId, &Member)| match &member.name {
+            Some(name) => format!("member {name}"),
+            None => format!("the member with the id {id}"),
+        };
+        let other = other.map_or_else(|| "another member".to_owned(), name);
+        return format!(
+            "--advertise-client-urls http://{endpoint} is already that of {other}; give each member its own. This member is not ready \
+             before that"
+        );
+    }
+    let other = other.map_or_else(|| "another node".to_owned(), |(id, _)| format!("node {id}"));
+    format!("client_endpoint {endpoint} is already that of {other}; give each node its own")
+}
+
 /// A change that no quorum confirms for so long is answered as unknown.
 const CHANGE_MAX: Duration = Duration::from_secs(8);
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// How long the answer to a promotion waits for it.
 const PROMOTION_MAX: Duration = Duration::from_secs(3);
 const TELL_PAUSE: Duration = Duration::from_millis(100);
+/// Time between attempts to publish an endpoint that another member has.
+const CONFLICT_PAUSE: Duration = Duration::from_secs(2);
 /// An unchanged failure to publish is reported once in this time.
 const REPORT_PAUSE: Duration = Duration::from_secs(10);
 /// Room for the answers of the leader.
@@ -294,6 +331,21 @@ mod tests {
         assert_eq!(refusal(removed(&status(0), NodeId(2))), None);
         assert_eq!(refusal(removed(&status(0), NodeId(3))), None);
         assert_eq!(refusal(removed(&status(0), NodeId(9))), Some(MemberFault::NotFound));
+    }
+
+    #[test]
+    fn endpoint_of_another_member_is_named_with_that_member() {
+        let mut members = status(0).membership.members().clone();
+        members.get_mut(&NodeId(1)).unwrap().name = Some("b".to_owned());
+        let membership = Membership::new(members);
+        let own = |endpoint, replaces| OwnMember { node: NodeId(0), endpoint, name: None, replaces };
+        let told = |own| endpoint_conflict(&own, &membership);
+        let text = told(own(at(1), true));
+        let expected = format!("--advertise-client-urls http://{} is already that of member b; give", at(1));
+        assert!(text.starts_with(&expected), "{text}");
+        assert!(told(own(at(2), true)).contains("the member with the id 2"));
+        assert!(told(own(at(1), false)).contains("is already that of node 1"));
+        assert!(told(own(at(10), true)).contains("another member"), "its own endpoint is no conflict");
     }
 
     #[test]

@@ -83,6 +83,22 @@ fn data_directory_that_is_not_mounted_is_not_forced() {
 }
 
 #[tokio::test]
+async fn member_with_the_client_url_of_another_is_told_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (Place::new("first"), Place::new("second"));
+    let server = first.start(dir.path(), &[&first], "new");
+    server.says(READY);
+    let add = MemberAddRequest { peer_ur_ls: vec![second.peer_url()], is_learner: true };
+    ClusterClient::new(channel(first.client).await).member_add(add).await.unwrap();
+    let mut flags = second.flags(dir.path(), &[&first, &second], "existing");
+    flags.extend(["--advertise-client-urls".to_owned(), first.client_url()]);
+    let joined = Server::in_place_of_etcd(dir.path(), "second", second.client, flags);
+    let words = format!("--advertise-client-urls {} is already that of member first", first.client_url());
+    joined.says(&words);
+    assert!(!joined.log().contains(READY));
+}
+
+#[tokio::test]
 async fn member_that_was_not_added_is_told_how_to_add_it() {
     let dir = tempfile::tempdir().unwrap();
     let (first, second) = (Place::new("first"), Place::new("second"));

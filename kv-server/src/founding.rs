@@ -16,7 +16,7 @@ use consensus_transport_thrift::{
 };
 use tokio::sync::watch;
 
-use crate::config::{Publication, Settings, Topology};
+use crate::config::{NodeEndpoints, Publication, Settings, Topology};
 
 /// A log that was loaded before the engine asks for it.
 pub(crate) struct Loaded {
@@ -77,18 +77,7 @@ pub(crate) async fn may_bootstrap(
     };
     let node = settings.node;
     let waiting = |peers: &BTreeSet<NodeId>| {
-        let peers = describe_nodes(topology, peers);
-        let advice = match settings.publication {
-            Publication::IfUnknown => {
-                "; if one of them cannot be started and never had data, name it with --founding-peers-missing"
-            }
-            Publication::Always => "",
-        };
-        tracing::warn!(
-            %node,
-            "waiting for {peers}: before the first start of a cluster every node that was listed must answer that it has no \
-             data{advice}"
-        );
+        tracing::warn!(%node, "{}", describe_waiting(settings.publication, topology, peers));
     };
     match await_founders(transport, &founding, waiting).await? {
         FoundingOutcome::Bootstrap => {
@@ -99,6 +88,23 @@ pub(crate) async fn may_bootstrap(
             tracing::info!(%node, %member, "the cluster exists and counts on this node: its log comes from the leader");
             Ok(false)
         }
+    }
+}
+
+/// What an operator is told while the first start of a cluster waits for these nodes.
+fn describe_waiting(publication: Publication, topology: &Topology, peers: &BTreeSet<NodeId>) -> String {
+    match publication {
+        Publication::IfUnknown => format!(
+            "waiting for {}: before the first start of a cluster every node that was listed must answer that it has no data; if one of \
+             them cannot be started and never had data, name it with --founding-peers-missing",
+            describe_nodes(topology, peers)
+        ),
+        Publication::Always => format!(
+            "waiting for {}: before the first start of a cluster every member of --initial-cluster must answer that it has no data; if \
+             one of them cannot be started and never had data, stop the others, empty their data directories, start them with an \
+             --initial-cluster without it, and add it later. Nothing is lost by that: the cluster has not begun",
+            describe_members(topology, peers)
+        ),
     }
 }
 
@@ -200,6 +206,16 @@ fn describe_nodes(topology: &Topology, nodes: &BTreeSet<NodeId>) -> String {
     let describe = |id: &NodeId| match topology.nodes.get(id) {
         Some(endpoints) => format!("node {id} at {}", endpoints.consensus),
         None => format!("node {id}"),
+    };
+    nodes.iter().map(describe).collect::<Vec<_>>().join(", ")
+}
+
+fn describe_members(topology: &Topology, nodes: &BTreeSet<NodeId>) -> String {
+    let describe = |id: &NodeId| match topology.nodes.get(id) {
+        Some(NodeEndpoints { name: Some(name), consensus, .. }) => {
+            format!("member {name} at http://{consensus}")
+        }
+        _ => format!("the member with the id {id}"),
     };
     nodes.iter().map(describe).collect::<Vec<_>>().join(", ")
 }

@@ -83,6 +83,20 @@ fn data_directory_that_is_not_mounted_is_not_forced() {
 }
 
 #[tokio::test]
+async fn first_start_without_one_member_names_it_and_its_remedy_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let (missing, place) = (Place::new("a"), Place::new("b"));
+    let mut server = place.start(dir.path(), &[&missing, &place], "new");
+    server.says(&format!("waiting for member a at {}", missing.peer_url()));
+    server.says("start them with an --initial-cluster without it, and add it later");
+    server.terminate();
+    std::fs::remove_dir_all(dir.path().join("b.etcd")).unwrap();
+    server.set_argument("--initial-cluster", &format!("b={}", place.peer_url()));
+    server.start();
+    server.says(READY);
+}
+
+#[tokio::test]
 async fn member_with_the_client_url_of_another_is_told_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let (first, second) = (Place::new("first"), Place::new("second"));

@@ -1,10 +1,11 @@
 //! The replicated key-value server.
 //!
 //! `config` reads what to start, `mode` keeps a data directory to standalone or replicated use, `node` composes engine,
-//! transport, storage and state machine, `founding` decides whether a node may start a new cluster, `quota` watches the
-//! size of the store, `frontend` serves clients over Thrift, `routing` decides which node executes an operation, `cluster` tracks members and their health, `members` changes them
-//! for etcd's clients, `serve` runs a node until it is stopped, `etcd_start` starts one with etcd's flags, and `dev` runs a cluster
-//! on one machine. Consensus and storage are in the other crates.
+//! transport, storage and state machine, `founding` decides whether a node may start a new cluster, `removal` finds out whether a member
+//! was removed, `quota` watches the size of the store, `frontend` serves clients over Thrift, `routing` decides which node executes an
+//! operation, `cluster` tracks members and their health, `members` changes them for etcd's clients, `serve` runs a node until it is
+//! stopped, `etcd_start` starts one with etcd's flags, and `dev` runs a cluster on one machine. Consensus and storage are in the other
+//! crates.
 //!
 //! The program is [`run`]; the other public items are for the crate `fuzz`.
 
@@ -27,6 +28,7 @@ mod mode;
 mod node;
 mod polls;
 mod quota;
+mod removal;
 mod routing;
 mod serve;
 

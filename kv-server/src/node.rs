@@ -32,7 +32,7 @@ use crate::{
     frontend::{Frontend, Limits},
     members,
     mode::{self, ModeError},
-    quota,
+    quota, removal,
     routing::RoutingManager,
 };
 
@@ -68,6 +68,11 @@ pub(crate) enum NodeError {
     Descriptors(String),
     #[error("{path} is not there: choose the node's --data-dir")]
     NoLog { path: String },
+    #[error(
+        "member {name} was removed from the cluster; to add it again, empty {path}, run etcdctl member add, and start it with \
+         --initial-cluster-state=existing"
+    )]
+    Removed { name: String, path: String },
     #[error(transparent)]
     Mode(#[from] ModeError),
     #[error(
@@ -191,6 +196,12 @@ async fn replicated(
     peers_max: usize,
 ) -> Result<(ConsensusKvDatabase, Arc<ThriftTransport>), NodeError> {
     let (storage, log) = Loaded::load(open_log(settings)?)?;
+    // As in etcd. Without etcd's flags the node stays, and tells those who ask that it was removed.
+    if settings.publication == Publication::Always && removal::was_removed(settings, topology, &log).await {
+        let own = topology.nodes.get(&settings.node);
+        let name = own.and_then(|own| own.name.clone()).unwrap_or_else(|| settings.node.to_string());
+        return Err(NodeError::Removed { name, path: settings.data_dir.display().to_string() });
+    }
     let mut thrift = ThriftConfig::new(settings.node, topology.consensus_listen.clone())
         .with_election_timeout(settings.cluster.election_timeout);
     thrift.cluster.clone_from(&settings.deployment.cluster_name);

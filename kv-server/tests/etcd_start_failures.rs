@@ -6,7 +6,7 @@ use common::{
     Server,
     etcd_member::{Place, READY, channel, count, eventually, members, put, run},
 };
-use kv_etcd_api::etcdserverpb::{MemberAddRequest, cluster_client::ClusterClient};
+use kv_etcd_api::etcdserverpb::{MemberAddRequest, MemberRemoveRequest, cluster_client::ClusterClient};
 
 #[tokio::test]
 async fn survivor_of_a_lost_majority_is_forced_to_be_a_cluster() {
@@ -94,6 +94,34 @@ async fn first_start_without_one_member_names_it_and_its_remedy_works() {
     server.set_argument("--initial-cluster", &format!("b={}", place.peer_url()));
     server.start();
     server.says(READY);
+}
+
+#[tokio::test]
+async fn removed_member_ends_at_its_next_start_and_says_how_to_add_it_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (Place::new("first"), Place::new("second"));
+    let server = first.start(dir.path(), &[&first], "new");
+    server.says(READY);
+    let mut client = ClusterClient::new(channel(first.client).await);
+    let add = MemberAddRequest { peer_ur_ls: vec![second.peer_url()], is_learner: true };
+    let id = client.member_add(add).await.unwrap().into_inner().member.unwrap().id;
+    let mut joined = second.start(dir.path(), &[&first, &second], "existing");
+    joined.says(READY);
+    client.member_remove(MemberRemoveRequest { id }).await.unwrap();
+    joined.says("this node was removed from the cluster");
+    joined.terminate();
+    joined.start();
+    assert_eq!(joined.ended(), Some(1));
+    let (log, data) = (joined.log(), dir.path().join("second.etcd"));
+    let words =
+        format!("member second was removed from the cluster; to add it again, empty {}", data.display());
+    assert!(log.lines().last().unwrap().contains(&words), "{log}");
+    // That is what adds it again.
+    std::fs::remove_dir_all(&data).unwrap();
+    let add = MemberAddRequest { peer_ur_ls: vec![second.peer_url()], is_learner: true };
+    client.member_add(add).await.unwrap();
+    joined.start();
+    eventually("it is ready again", async || joined.log().matches(READY).count() == 2).await;
 }
 
 #[tokio::test]

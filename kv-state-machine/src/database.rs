@@ -130,7 +130,15 @@ impl ConsensusKvDatabase {
     /// # Errors
     /// The directory `path` cannot be opened as `node`'s store.
     pub fn new_with_mock(node: NodeId, path: &Path) -> Result<Self, KvStartError> {
-        let machine = KvStateMachine::open(path, node, Durability::EachBatch)?;
+        Self::new_with_mock_on(node, KvStateMachine::open(path, node, Durability::EachBatch)?)
+    }
+
+    /// Same as [`new_with_mock`](Self::new_with_mock) on a store that was opened with other options. Its durability should
+    /// be [`Durability::EachBatch`], or a crash loses acknowledged writes.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn new_with_mock_on(node: NodeId, machine: KvStateMachine) -> Result<Self, KvStartError> {
         let executor = machine.executor();
         let engine = MockConsensusEngine::new(node, Box::new(machine))?.with_inline_apply();
         Ok(Self::new(Arc::new(engine), executor))

@@ -248,8 +248,9 @@ impl<'a> Execution<'a> {
         };
         let kept_lease = before.map_or(0, |before| before.lease_id);
         let lease_id = if put.keep.lease { kept_lease } else { put.lease_id };
-        // A key that a deletion of a range covers may still be attached to a lease.
+        // A key that a deletion of a range covers may still be attached to a lease, but not for long: it is attached again.
         let lease_before = stored.map_or(0, |stored| stored.lease_id);
+        let lease_before = if before.is_none() && lease_before == lease_id { 0 } else { lease_before };
         if lease_id != 0 && lease_id != kept_lease && self.lease(lease_id).is_none() {
             return Err(KvRejection::NoLease { id: lease_id }.into());
         }
@@ -308,12 +309,10 @@ impl<'a> Execution<'a> {
 
     fn delete(&mut self, delete: &Delete) -> Result<Deleted, ExecuteError> {
         let range = KeyRange { key: delete.key.clone(), range_end: delete.range_end.clone() };
-        let can_be_large =
+        let is_whole =
             delete.range_end.is_some() && delete.limit == 0 && !delete.return_previous && self.undo.is_none();
-        if let Some((segments, keys_max)) = self.large_deletions.filter(|_| can_be_large)
-            && self.has_more_keys(&range, keys_max)?
-        {
-            let deleted = self.delete_range(&keys::bounds(&range), segments)?;
+        if let Some((segments, keys_max)) = self.large_deletions.filter(|_| is_whole) {
+            let deleted = self.delete_whole(&keys::bounds(&range), segments, keys_max)?;
             return Ok(Deleted { deleted, previous: None, next_key: None });
         }
         let mut found = Vec::new();
@@ -349,22 +348,17 @@ impl<'a> Execution<'a> {
         Ok(Deleted { deleted, previous: delete.return_previous.then_some(found), next_key })
     }
 
-    /// Whether a range has more than `max` keys, including those that are deleted and not compacted, or large values.
-    fn has_more_keys(&self, range: &KeyRange, max: u64) -> Result<bool, ExecuteError> {
-        let work = Work::new(Amount { keys: max, ..Amount::OF_SHORT_READS }, self.history.compacted);
-        let scan = Scan { revision: self.latest, descending: false, values: false, segments: None };
-        match self.view().visit_keys(range, &scan, &work, |_| Continue(())) {
-            Err(ExecuteError::TooMuchWork) => Ok(true),
-            visited => visited.map(|()| false),
-        }
-    }
-
-    /// Deletes the keys of a range by one record. Returns the number of keys.
-    fn delete_range(
+    /// Deletes all keys of a range: by one record if there are many or if they have large values, else one by one. Returns
+    /// their number. `segments` are those before the batch.
+    ///
+    /// How it is done, and the work that counts, depends only on the living keys, since nodes differ in the others.
+    fn delete_whole(
         &mut self,
         places: &std::ops::Range<Vec<u8>>,
         segments: &Segments,
+        keys_max: u64,
     ) -> Result<u64, ExecuteError> {
+        let segments = segments.with(&self.written.counts);
         let whole = segments.within(places);
         let (first, last) = match &whole {
             None => (places.clone(), None),
@@ -375,27 +369,45 @@ impl<'a> Execution<'a> {
         };
         let last = last.map_or(Ok(0), |last| self.count_by_scan(last))?;
         let in_parts = (self.count_by_scan(first)?, last);
-        // The counts of whole segments, with the changes of this batch.
-        let in_whole = whole.map_or(0, |whole| {
-            let of_batch = self.written.counts.iter().filter(|change| whole.places.contains(&change.prefix));
-            whole.living.saturating_add_signed(of_batch.map(CountChange::difference).sum())
-        });
-        let deleted = in_parts.0 + in_whole + in_parts.1;
-        if deleted > 0 {
-            let deletion = RangeDeletion::new(self.next_revision(), places.clone());
-            let write = RangeDeletionWrite { deletion, places: places.clone(), in_parts };
-            self.written.range_deletion = Some(write);
-            self.wrote = true;
+        let living = in_parts.0 + whole.map_or(0, |whole| whole.living) + in_parts.1;
+        if living == 0 {
+            return Ok(0);
         }
-        Ok(deleted)
+        if living <= keys_max
+            && let Some(found) = self.small_keys(places, &segments)?
+        {
+            found.iter().try_for_each(|kv| self.work.count_key(kv.key.len()))?;
+            self.delete_all(&found)?;
+            return Ok(living);
+        }
+        let deletion = RangeDeletion::new(self.next_revision(), places.clone());
+        self.written.range_deletion = Some(RangeDeletionWrite { deletion, places: places.clone(), in_parts });
+        self.wrote = true;
+        Ok(living)
+    }
+
+    /// The living keys in a range of places, without their values; `None` if these are large.
+    fn small_keys(
+        &self,
+        places: &std::ops::Range<Vec<u8>>,
+        segments: &Segments,
+    ) -> Result<Option<Vec<KeyValue>>, ExecuteError> {
+        let (mut found, mut is_large) = (Vec::new(), false);
+        let scan = Scan { revision: self.latest, descending: false, values: false, segments: Some(segments) };
+        let work = Work::unlimited();
+        self.view().visit_places(places.clone(), &scan, &work, |version| {
+            found.extend(live(version.record));
+            is_large = work.living_bytes() > Amount::OF_SHORT_READS.bytes;
+            if is_large { Break(()) } else { Continue(()) }
+        })?;
+        Ok((!is_large).then_some(found))
     }
 
     /// Counts the living keys in a range of places. This is not counted as work.
     fn count_by_scan(&self, places: std::ops::Range<Vec<u8>>) -> Result<u64, ExecuteError> {
         let mut count = 0;
         let scan = Scan { revision: self.latest, descending: false, values: false, segments: None };
-        let work = Work::new(Amount { keys: u64::MAX, bytes: u64::MAX }, self.history.compacted);
-        self.view().visit_places(places, &scan, &work, |version| {
+        self.view().visit_places(places, &scan, &Work::unlimited(), |version| {
             count += u64::from(version.record != Record::Deleted);
             Continue(())
         })?;

@@ -79,7 +79,18 @@ pub fn has_deletions(machine: &KvStateMachine) -> bool {
 
 /// Opens a machine with other sizes.
 pub fn open_with(path: &Path, sizes: Sizes) -> Result<KvStateMachine, StorageError> {
+    open_durable_with(path, sizes, Durability::FromLog)
+}
+
+/// Opens a machine with other sizes and a durability.
+pub fn open_durable_with(
+    path: &Path,
+    sizes: Sizes,
+    durability: Durability,
+) -> Result<KvStateMachine, StorageError> {
     let Sizes { recent_max, segment_keys_max, deletions_max, deletion_part } = sizes;
-    let tuning = crate::store::Tuning { recent_max, segment_keys_max, deletions_max, deletion_part };
-    KvStateMachine::open_with(path, NodeId(1), Durability::FromLog, tuning)
+    let cache_bytes = 8 << 20;
+    let tuning =
+        crate::store::Tuning { recent_max, segment_keys_max, deletions_max, deletion_part, cache_bytes };
+    KvStateMachine::open_with(path, NodeId(1), durability, tuning)
 }

@@ -75,11 +75,26 @@ impl KvStateMachine {
     /// # Errors
     /// The directory belongs to another node or is in use, or its content cannot be read.
     pub fn open(path: &Path, node: NodeId, durability: Durability) -> Result<Self, StorageError> {
+        Self::open_with_cache(path, node, durability, CACHE_BYTES)
+    }
+
+    /// Same as [`open`](Self::open), with at most `cache_bytes` of the tables on disk in memory; [`open`](Self::open) keeps
+    /// 128 MiB. Reads of data that is not in memory take longer.
+    ///
+    /// # Errors
+    /// See [`open`](Self::open).
+    pub fn open_with_cache(
+        path: &Path,
+        node: NodeId,
+        durability: Durability,
+        cache_bytes: usize,
+    ) -> Result<Self, StorageError> {
         let tuning = Tuning {
             recent_max: RECENT_MAX,
             segment_keys_max: SEGMENT_KEYS_MAX,
             deletions_max: DELETIONS_MAX,
             deletion_part: DELETION_PART,
+            cache_bytes,
         };
         Self::open_with(path, node, durability, tuning)
     }
@@ -193,7 +208,7 @@ impl KvStateMachine {
         written.alarms.iter().for_each(|alarms| alarms.write(&mut write));
         self.sessions.write(&mut write);
         write.put(keys::META, codec::encode(META_VERSION, &self.meta));
-        let _exclusive = generation.exclusive();
+        let _exclusive = generation.exclusive_for_batch();
         let full_segments = self.write_counts(generation, written, &mut write);
         let written_bytes = write.size_in_bytes() as u64;
         self.write(generation, write)?;
@@ -493,8 +508,61 @@ const RESPONSES_BYTES_MAX: usize = 16 << 20;
 const DELETIONS_MAX: u64 = 1000;
 /// Number of keys of such a range that are deleted in one write. Batches wait for it: a few milliseconds.
 const DELETION_PART: u64 = 512;
+/// Bytes of tables in memory, by default.
+const CACHE_BYTES: usize = 128 << 20;
 /// Approximate bytes of each record in a write in addition to place and content: kind and lengths.
 const WRITE_OVERHEAD: usize = 8;
 /// Number of keys in the cache of newest versions: 48 MiB with the longest keys that are cached, 24 MiB with keys of 16
 /// bytes.
 const RECENT_MAX: usize = 1 << 18;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Delete, Put};
+
+    const TUNING: Tuning = Tuning {
+        recent_max: 64,
+        segment_keys_max: 4,
+        deletions_max: 1,
+        deletion_part: 8,
+        cache_bytes: 1 << 20,
+    };
+
+    fn entry(index: u64, operation: KvOperation) -> Entry {
+        let command = KvCommand { session: None, operation };
+        Entry::command(LogId::new(1, index), codec::encode(COMMAND_VERSION, &command))
+    }
+
+    fn put(key: &'static str) -> KvOperation {
+        KvOperation::Put(Put { key: key.into(), lease_id: 7, ..Put::default() })
+    }
+
+    #[test]
+    fn key_that_is_put_again_while_its_range_is_deleted_stays_attached_to_its_lease() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut machine =
+            KvStateMachine::open_with(dir.path(), NodeId(1), Durability::FromLog, TUNING).unwrap();
+        let hold = |machine: &KvStateMachine, hold| {
+            machine.store.are_deletions_held().store(hold, std::sync::atomic::Ordering::Relaxed);
+        };
+        hold(&machine, true);
+        let delete = Delete { key: "a".into(), range_end: Some("z".into()), ..Delete::default() };
+        let operations =
+            [KvOperation::GrantLease { id: 7, ttl: 9 }, put("a"), put("b"), KvOperation::Delete(delete)];
+        machine
+            .apply(&(1..).zip(operations).map(|(index, one)| entry(index, one)).collect::<Vec<_>>())
+            .unwrap();
+        // The deletion is carried out between the execution of the put and its write.
+        let generation = machine.store.current();
+        let (written, _) = machine.execute(&generation, &[entry(5, put("a"))]).unwrap();
+        hold(&machine, false);
+        while !generation.published().deletions.is_empty() {
+            std::thread::yield_now();
+        }
+        machine.commit(&generation, &written).unwrap();
+        let (base, nothing, none) = (Base::new(&generation), Overlay::new(), RangeDeletions::default());
+        let view = View { source: &base, overlay: &nothing, deletions: &none };
+        assert_eq!(view.attached_keys(7).unwrap(), ["a"]);
+    }
+}

@@ -134,7 +134,8 @@ struct Control {
 impl Deleter {
     /// Writes the deletions of a generation, unless a thread does that already.
     pub(crate) fn start(&mut self, store: &Arc<Store>) {
-        if let Some((_, control)) = &self.running
+        if let Some((thread, control)) = &self.running
+            && !thread.is_finished()
             && !*control.ended.lock().unwrap_or_else(PoisonError::into_inner)
         {
             return;
@@ -173,6 +174,7 @@ fn delete_all(generation: &Generation, store: &Weak<Store>, control: &Control) {
             std::thread::sleep(HOLD);
             continue;
         }
+        generation.wait_for_batches();
         match write_part(generation, &deletion, store.tuning().deletion_part) {
             Ok(Some(more)) => generation.update_deletions(|deletions| deletions.replaced(&more)),
             Ok(None) => {
@@ -205,7 +207,7 @@ fn write_part(
     keys_max: u64,
 ) -> Result<Option<RangeDeletion>, Failure> {
     // A batch that attaches a key to a lease, or moves it, must come before this write or after it.
-    let _exclusive = generation.exclusive();
+    let _exclusive = generation.exclusive_for_deletion();
     let (base, nothing) = (Base::new(generation), Overlay::new());
     // All older deletions are written; this one and newer ones do not matter at the revision before it.
     let none = RangeDeletions::default();
@@ -216,10 +218,7 @@ fn write_part(
     let deleted = Record::Deleted.encode();
     for (key, lease_id) in &living {
         let prefix = keys::prefix(key);
-        // A newer version has detached the key from its lease, or attached it again.
-        let is_newest =
-            || Ok::<_, Failure>(view.newest(&prefix, u64::MAX)?.is_none_or(|(at, _)| at < deletion.revision));
-        if *lease_id != 0 && is_newest()? {
+        if *lease_id != 0 && !is_attached_again(&view, &prefix, *lease_id, deletion.revision)? {
             write.delete(keys::attached(*lease_id, key));
         }
         write.put(keys::version_of(prefix, deletion.revision), &deleted);
@@ -233,11 +232,20 @@ fn write_part(
         Some(left) => left.write(&mut write),
         None => write.delete(keys::range_deletion(revision)),
     }
+    let written = write.size_in_bytes() as u64;
     flush(generation.db(), write)?;
+    generation.add_written_bytes(written);
     for (key, _) in &living {
         generation.recent().note_deletion(&keys::prefix(key), revision);
     }
     Ok(left)
+}
+
+/// Whether a version after `revision` attaches the key with this prefix to a lease.
+fn is_attached_again(view: &View<'_>, prefix: &[u8], lease_id: i64, revision: u64) -> Result<bool, Failure> {
+    let Some((at, record)) = view.newest(prefix, u64::MAX)? else { return Ok(false) };
+    let counts = keys::counts(&record)?;
+    Ok(at > revision && counts.version > 0 && counts.lease_id == lease_id)
 }
 
 fn flush(db: &DB, write: WriteBatch) -> Result<(), Failure> {

@@ -90,6 +90,9 @@ impl View<'_> {
             let Some(found) = passed.in_force else { continue };
             let key = keys::key_of_prefix(&prefix)?;
             let record = Record::decode(key.clone(), found.revision, &found.record)?;
+            if record != Record::Deleted {
+                work.note_living(prefix.len() + found.value_bytes);
+            }
             if f(Version { key, revision: found.revision, record }).is_break() {
                 break;
             }
@@ -111,14 +114,14 @@ impl View<'_> {
     }
 
     /// Keys in a range of places that are living at a revision, with their leases: those among the first `keys_max` keys
-    /// of any kind. Also the prefix of the next key, if there is one.
+    /// of any kind, or fewer if their values are large. Also the prefix of the next key, if there is one.
     pub(crate) fn living_keys(
         &self,
         places: Range<Vec<u8>>,
         revision: u64,
         keys_max: u64,
     ) -> Result<(Vec<(Bytes, i64)>, Option<Vec<u8>>), Failure> {
-        let (mut living, mut visited) = (Vec::new(), 0);
+        let (mut living, mut visited, mut bytes) = (Vec::new(), 0, 0);
         if places.is_empty() {
             return Ok((living, None));
         }
@@ -126,11 +129,12 @@ impl View<'_> {
         let mut cursor = Cursor::new(self, places, false);
         while let Some((place, _)) = cursor.current()? {
             let prefix = keys::split_place(place)?.0.to_vec();
-            if visited == keys_max {
+            if visited == keys_max || bytes > LIVING_BYTES_MAX {
                 return Ok((living, Some(prefix)));
             }
             visited += 1;
             let Some(found) = self.pass_key(&mut cursor, &prefix, &scan)?.in_force else { continue };
+            bytes += prefix.len() + found.value_bytes;
             let counts = keys::counts(&found.record)?;
             if counts.version > 0 {
                 living.push((keys::key_of_prefix(&prefix)?, counts.lease_id));
@@ -384,5 +388,7 @@ impl PassedOver {
     }
 }
 
+/// Bytes of keys and values after which [`View::living_keys`] ends.
+const LIVING_BYTES_MAX: usize = 4 << 20;
 /// Number of versions of a key that are passed one by one. For more, a seek costs less.
 const STEPS_MAX: u32 = 6;

@@ -54,13 +54,6 @@ pub(crate) struct CountChange {
     pub(crate) kind: CountKind,
 }
 
-impl CountChange {
-    /// Change of the number of living keys.
-    pub(crate) fn difference(&self) -> i64 {
-        if self.kind == CountKind::Deleted { -1 } else { 1 }
-    }
-}
-
 /// Kind of a [`CountChange`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CountKind {
@@ -198,6 +191,15 @@ impl Segments {
 
     fn living(&self, position: Position) -> LivingSegment<'_> {
         LivingSegment { start: self.start(position), end: self.end(position).map(|end| &end[..]) }
+    }
+
+    /// The same with other counts.
+    pub(crate) fn with(&self, changes: &[CountChange]) -> Self {
+        let mut segments = self.clone();
+        for change in changes {
+            segments.change_one(change);
+        }
+        segments
     }
 
     /// Changes the counts, and adds the records of the changed segments to a RocksDB write. Returns the starts of the

@@ -14,6 +14,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use consensus_core::{LogId, NodeId, StateMachineError, StorageError, codec};
@@ -74,6 +75,8 @@ pub(crate) struct Tuning {
     pub(crate) deletions_max: u64,
     /// Number of keys of such a range that are deleted in one write.
     pub(crate) deletion_part: u64,
+    /// Bytes of blocks of tables that RocksDB keeps in memory.
+    pub(crate) cache_bytes: usize,
 }
 
 /// The state that readers see.
@@ -102,6 +105,7 @@ pub(crate) struct Generation {
     published: Mutex<Published>,
     /// Held while a batch is written, or a part of a deletion of a range.
     exclusive: Mutex<()>,
+    batches_waiting: AtomicU64,
     /// Result of the last garbage collection, until the next batch takes it over.
     recount: Mutex<Option<Recount>>,
 }
@@ -109,7 +113,7 @@ pub(crate) struct Generation {
 impl Generation {
     /// Opens a RocksDB database.
     fn open(path: PathBuf, expected: Expected, tuning: Tuning) -> Result<Self, StorageError> {
-        let db = MarkedDb::open(&options(), &path, &path.join(MARK), expected)?;
+        let db = MarkedDb::open(&options(tuning.cache_bytes), &path, &path.join(MARK), expected)?;
         let unreadable = |error: Failure| StorageError::Corrupt {
             position: path.display().to_string(),
             why: error.to_string(),
@@ -122,7 +126,7 @@ impl Generation {
         let (recent, obsolete) = (VersionCache::new(tuning.recent_max), AtomicBool::new(false));
         let deletions = RangeDeletions::load(&*db as &DB).map_err(unreadable)?;
         let published = Mutex::new(Published { meta, segments, deletions });
-        let (exclusive, recount) = (Mutex::default(), Mutex::default());
+        let (exclusive, batches_waiting, recount) = (Mutex::default(), AtomicU64::new(0), Mutex::default());
         Ok(Self {
             db: Some(db),
             path,
@@ -133,6 +137,7 @@ impl Generation {
             written,
             published,
             exclusive,
+            batches_waiting,
             recount,
         })
     }
@@ -205,9 +210,24 @@ impl Generation {
         published.deletions.first_revision().map_or(published.meta.revision, |first| first - 1)
     }
 
-    /// Excludes other writers of versions.
-    pub(crate) fn exclusive(&self) -> MutexGuard<'_, ()> {
+    /// Excludes other writers of versions, for a batch. It precedes deletions that wait as well.
+    pub(crate) fn exclusive_for_batch(&self) -> MutexGuard<'_, ()> {
+        self.batches_waiting.fetch_add(1, Ordering::AcqRel);
+        let guard = self.exclusive.lock().unwrap_or_else(PoisonError::into_inner);
+        self.batches_waiting.fetch_sub(1, Ordering::AcqRel);
+        guard
+    }
+
+    /// Excludes other writers of versions, for a part of a deletion of a range.
+    pub(crate) fn exclusive_for_deletion(&self) -> MutexGuard<'_, ()> {
         self.exclusive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while a batch waits to be written. The lock alone is not fair.
+    pub(crate) fn wait_for_batches(&self) {
+        while self.batches_waiting.load(Ordering::Acquire) > 0 {
+            std::thread::sleep(BATCH_POLL_INTERVAL);
+        }
     }
 
     /// Keeps the result of a garbage collection for the next batch.
@@ -407,7 +427,7 @@ fn leftovers(dir: &Path, current: &str) -> io::Result<Vec<PathBuf>> {
     Ok(leftovers)
 }
 
-fn options() -> Options {
+fn options(cache_bytes: usize) -> Options {
     let mut options = Options::default();
     options.set_paranoid_checks(true);
     // A read in memory must not be delayed by the removal of files that a flush left.
@@ -422,7 +442,7 @@ fn options() -> Options {
     options.set_prefix_extractor(SliceTransform::create(PREFIX_NAME, place_prefix, Some(has_prefix)));
     options.set_memtable_prefix_bloom_ratio(0.02); // 10 bits for each key with short values.
     let mut table = rocksdb::BlockBasedOptions::default();
-    table.set_block_cache(&rocksdb::Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    table.set_block_cache(&rocksdb::Cache::new_lru_cache(cache_bytes));
     table.set_format_version(5);
     table.set_bloom_filter(10.0, false);
     table.set_whole_key_filtering(false);
@@ -443,6 +463,8 @@ fn has_prefix(place: &[u8]) -> bool {
 /// Name of the prefix function, stored in every table. A different function needs a different name.
 const PREFIX_NAME: &str = "kv.place.1";
 const KIND: DirKind = DirKind { name: "kv-state", oldest_format: 3, format: 3 };
+/// Time between two looks at whether a batch waits.
+const BATCH_POLL_INTERVAL: Duration = Duration::from_micros(50);
 const CURRENT: &str = "CURRENT";
 const FIRST_GENERATION: &str = "gen-1";
 /// File in a generation's directory that records up to where its RocksDB database was written.
@@ -455,7 +477,6 @@ const COMPRESSION: [DBCompressionType; 7] = {
     use DBCompressionType::{Lz4, None};
     [None, Lz4, Lz4, Lz4, Lz4, Lz4, Lz4]
 };
-const BLOCK_CACHE_BYTES: usize = 128 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -474,7 +495,13 @@ mod tests {
         }
         db.flush().unwrap();
         drop(db);
-        let tuning = Tuning { recent_max: 0, segment_keys_max: 2, deletions_max: 2, deletion_part: 1 };
+        let tuning = Tuning {
+            recent_max: 0,
+            segment_keys_max: 2,
+            deletions_max: 2,
+            deletion_part: 1,
+            cache_bytes: 1 << 20,
+        };
         let generation = Generation::open(dir.path().to_owned(), Expected::Received, tuning).unwrap();
         // The database also has a table with filters, and a memtable.
         generation.db().put(place("d"), "d").unwrap();

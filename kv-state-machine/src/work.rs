@@ -17,6 +17,8 @@ pub(crate) struct Work<'a> {
     compacted: u64,
     keys: Cell<u64>,
     bytes: Cell<u64>,
+    /// Bytes of living keys and their values.
+    living_bytes: Cell<u64>,
     bound: Amount,
     /// Flag that is set when the caller no longer waits for the result.
     cancelled: Option<&'a AtomicBool>,
@@ -24,7 +26,23 @@ pub(crate) struct Work<'a> {
 
 impl<'a> Work<'a> {
     pub(crate) fn new(bound: Amount, compacted: u64) -> Self {
-        Self { compacted, keys: Cell::new(0), bytes: Cell::new(0), bound, cancelled: None }
+        let (keys, bytes, living_bytes) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        Self { compacted, keys, bytes, living_bytes, bound, cancelled: None }
+    }
+
+    /// Accounting without a limit, for work that does not count.
+    pub(crate) fn unlimited() -> Self {
+        Self::new(Amount { keys: u64::MAX, bytes: u64::MAX }, 0)
+    }
+
+    /// Notes a living key that is read.
+    pub(crate) fn note_living(&self, bytes: usize) {
+        self.living_bytes.set(self.living_bytes.get() + bytes as u64);
+    }
+
+    /// Bytes of the living keys that were read, and of their values.
+    pub(crate) fn living_bytes(&self) -> u64 {
+        self.living_bytes.get()
     }
 
     pub(crate) fn cancelled_by(self, cancelled: &'a AtomicBool) -> Self {

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
 use futures::TryStreamExt;
 use kv_state_machine::{
-    ConsensusKvDatabase, Delete, Deleted, Found, Keep, KeyRange, KvCommand, KvOperation, KvResult,
-    KvStateMachine, Put, Range, Txn, WatchRequest, WatchStream,
-    fuzzing::{Sizes, has_deletions, hold_deletions, open_with},
+    ConsensusKvDatabase, Delete, Deleted, Durability, Found, Keep, KeyRange, KvCommand, KvOperation,
+    KvResult, KvStateMachine, Put, Range, Txn, WatchRequest, WatchStream,
+    fuzzing::{Sizes, has_deletions, hold_deletions, open_durable_with, open_with},
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -180,6 +180,44 @@ fn restart_continues_a_deletion() {
     let KvResult::Range(Found { kvs, count, .. }) = answer.result else { panic!("{answer:?}") };
     let keys: Vec<_> = kvs.iter().map(|kv| &kv.key[..]).collect();
     assert_eq!((keys, count), (vec![&b"a"[..], b"y"], 2));
+}
+
+#[test]
+fn crash_during_a_deletion_leaves_no_key_attached_to_a_lease_that_it_does_not_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, copy) = (dir.path().join("store"), dir.path().join("copy"));
+    let mut machine = open_durable_with(&path, BY_RECORD, Durability::EachBatch).unwrap();
+    let mut index = 0;
+    let mut apply = |machine: &mut KvStateMachine, operation| {
+        index += 1;
+        let command = codec::encode(1, &KvCommand { session: None, operation });
+        machine.apply(&[Entry::command(LogId::new(1, index), command)]).unwrap();
+    };
+    let put = |key: &'static str, lease_id| {
+        KvOperation::Put(Put { key: key.into(), value: "v".into(), lease_id, ..Put::default() })
+    };
+    let delete = Delete { key: "a".into(), range_end: Some("z".into()), ..Delete::default() };
+    apply(&mut machine, KvOperation::GrantLease { id: 7, ttl: 100 });
+    apply(&mut machine, put("a", 7));
+    apply(&mut machine, put("b", 7));
+    apply(&mut machine, KvOperation::Delete(delete));
+    while has_deletions(&machine) {
+        std::thread::yield_now();
+    }
+    apply(&mut machine, put("a", 0));
+    // The content of the disk after a crash: the put was synced, the deletions of the keys were not.
+    let files = std::process::Command::new("cp").arg("-r").args([&path, &copy]).status().unwrap();
+    assert!(files.success());
+    let mut machine = open_durable_with(&copy, BY_RECORD, Durability::EachBatch).unwrap();
+    assert_eq!(machine.applied().index.0, 5);
+    while has_deletions(&machine) {
+        std::thread::yield_now();
+    }
+    apply(&mut machine, KvOperation::RevokeLease { id: 7 });
+    let all = Range { key: "\0".into(), range_end: Some("\0".into()), ..Range::default() };
+    let answer = machine.executor().read(&KvOperation::Range(all)).unwrap().unwrap();
+    let KvResult::Range(Found { kvs, .. }) = answer.result else { panic!("{answer:?}") };
+    assert_eq!(kvs.iter().map(|kv| &kv.key[..]).collect::<Vec<_>>(), [b"a"]);
 }
 
 /// Many keys, written by transactions.

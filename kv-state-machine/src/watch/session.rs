@@ -165,7 +165,10 @@ impl Watches {
         let registry = self.store.dispatcher().registry();
         let waiting = self.queue.waiting();
         let is_delivered = self.behind.is_empty() && waiting.behind.is_empty() && waiting.news.is_empty();
-        is_delivered.then_some(registry.delivered)
+        // A watch has nothing to receive before its first revision, even if the deletion of a range before that revision is
+        // still being carried out.
+        let from = self.watches.values().map(|watch| watch.next.load(Ordering::Relaxed)).min();
+        is_delivered.then(|| registry.delivered.max(from.map_or(0, |from| from.saturating_sub(1))))
     }
 
     /// First revision that a watch has not received completely; `None` if there is no such watch. A new watch that

@@ -136,11 +136,11 @@ instructions:
 	scripts/instructions
 
 BENCH := $(CARGO_TARGET_DIR)/release/bench --docs docs
-bench: ## beside openraft, raft-rs, omnipaxos and etcd (Debian: etcd-server); renews the figures of docs/performance.md
+bench: ## beside openraft, raft-rs, omnipaxos and etcd 3.7 (built with Go; else the one in PATH); renews the figures of docs/performance.md
 	cargo build --release --bin bench --bin kv-server
 	cargo build --release -p consensus-protocol-benches
-	$(CARGO_TARGET_DIR)/release/bench-protocols --docs docs && $(BENCH) engine && $(BENCH) single && $(BENCH) server && $(BENCH) failover && \
-	  $(BENCH) scale && $(BENCH) resources
+	$(CARGO_TARGET_DIR)/release/bench-protocols --docs docs && $(BENCH) engine && $(BENCH) single && export ETCD=$$(scripts/etcd || echo etcd) && \
+	  $(BENCH) server && $(BENCH) grpc && $(BENCH) queue && $(BENCH) failover && $(BENCH) scale && $(BENCH) resources
 
 TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 SECONDS_EACH ?= 60

@@ -24,6 +24,7 @@ mod frontend;
 pub mod fuzzing;
 mod leaderless;
 mod members;
+mod memory;
 mod mode;
 mod node;
 mod polls;

@@ -30,7 +30,7 @@ use crate::{
     etcd::ApiLimits,
     founding::{Loaded, announce_members, explain, may_bootstrap, newest_membership},
     frontend::{Frontend, Limits},
-    members,
+    members, memory,
     mode::{self, ModeError},
     quota, removal,
     routing::RoutingManager,
@@ -88,8 +88,8 @@ impl Node {
         let (limits, peers_max) = limits(&settings)?;
         let (database, transport, cluster) = match &settings.topology {
             None => {
-                let database =
-                    ConsensusKvDatabase::new_with_mock(settings.node, &settings.data_dir.join(STATE))?;
+                let machine = open_store(&settings, Durability::EachBatch)?;
+                let database = ConsensusKvDatabase::new_with_mock_on(settings.node, machine)?;
                 let reserve = Reserve::new(&settings.data_dir, settings.limits.disk_reserve);
                 (database.with_reserve(reserve), None, None)
             }
@@ -219,12 +219,18 @@ async fn replicated(
         tokio::spawn(announce_members(transport.clone(), engine.status()));
         return Ok((ConsensusKvDatabase::witness(engine), transport));
     }
-    let machine = KvStateMachine::open(&settings.data_dir.join(STATE), settings.node, Durability::FromLog)?
-        .with_reserve(settings.limits.disk_reserve);
+    let machine = open_store(settings, Durability::FromLog)?.with_reserve(settings.limits.disk_reserve);
     let executor = machine.executor();
     let engine = RaftEngine::start(config, transport.clone(), storage, Box::new(machine)).await?;
     tokio::spawn(announce_members(transport.clone(), engine.status()));
     Ok((ConsensusKvDatabase::new(engine, executor), transport))
+}
+
+fn open_store(settings: &Settings, durability: Durability) -> Result<KvStateMachine, StorageError> {
+    let share = || (memory::available() / 8).max(64 << 20);
+    let cache = settings.limits.store_cache_size.unwrap_or_else(share);
+    let cache = usize::try_from(cache).unwrap_or(usize::MAX);
+    KvStateMachine::open_with_cache(&settings.data_dir.join(STATE), settings.node, durability, cache)
 }
 
 /// What clients may take of the node, and how many connections of peers there may be.

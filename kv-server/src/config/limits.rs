@@ -54,6 +54,11 @@ pub(crate) struct Limits {
     /// every five minutes. 0: it does not compact by itself.
     #[arg(long, default_value = "0", value_name = "RETENTION", value_parser = retention)]
     pub(crate) auto_compaction_retention: Retention,
+    /// Memory for parts of the store's files that were read. Reads of keys beyond it come from the disk.
+    ///
+    /// Default: an eighth of the machine's memory, or of the control group's (cgroup) if that has a limit; at least 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = size((8 << 20)..))]
+    pub(crate) store_cache_size: Option<u64>,
     /// Free space on the disk that is kept in reserve. With less the node refuses writes, and a leader transfers its
     /// leadership if it can; the node takes writes again when there is more.
     ///

@@ -153,7 +153,11 @@ pub use crashes::{try_images, try_images_with_failing_syncs, write_in_sessions};
 
 #[cfg(unix)]
 mod crashes {
-    use std::{collections::BTreeMap, path::Path};
+    use std::{
+        collections::BTreeMap,
+        path::Path,
+        sync::{Mutex, MutexGuard, PoisonError},
+    };
 
     use consensus_core::{LogStorage, StorageError};
 
@@ -207,8 +211,16 @@ mod crashes {
         open: impl Fn(&Path) -> Result<S, StorageError>,
         more: impl Fn(usize) -> usize,
     ) {
+        let _alone = alone();
         let place = tempfile::tempdir().unwrap();
         try_recording(crash_images::record(workload, place.path()), open, more);
+    }
+
+    /// Lets one test at a time start processes and open images: a process that another test starts has copies of locks of
+    /// files for a moment, so that an image that was just closed cannot be opened again.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Like [`try_images`], with a recording in which some syncs [fail](FailingSyncs).
@@ -221,6 +233,7 @@ mod crashes {
         open: impl Fn(&Path) -> Result<S, StorageError>,
         more: impl Fn(usize) -> usize,
     ) {
+        let _alone = alone();
         let place = tempfile::tempdir().unwrap();
         let recording = crash_images::record_with_failing_syncs(workload, place.path(), failing);
         try_recording(recording, open, more);

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use rocksdb::{WriteBatch, WriteOptions};
+use rocksdb::WriteBatch;
 
 use crate::{
     changes,
@@ -23,7 +23,7 @@ use crate::{
     range_deletions::RangeDeletions,
     segments::Recount,
     store::Generation,
-    view::{Failure, Overlay, Version, View, disk},
+    view::{Failure, Overlay, Version, View, disk, write_unlogged},
     watch::Dispatcher,
 };
 
@@ -153,6 +153,7 @@ impl Drop for Collector {
     }
 }
 
+/// Collects the garbage of a compaction. If a crash loses writes, they are repeated.
 fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result<(), Failure> {
     let db = generation.db();
     let mut recount = Recount::new(&generation.published().segments);
@@ -165,7 +166,7 @@ fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result
         // All garbage of a key is removed in one write: a deletion must not be removed before the versions that it
         // hides.
         if version.key != key && write.len() >= WRITE_LEN {
-            failed = flush(db, std::mem::take(&mut write)).err();
+            failed = write_unlogged(db, std::mem::take(&mut write)).err();
         }
         if failed.is_some() || stop.load(Ordering::Relaxed) {
             return Break(());
@@ -185,16 +186,9 @@ fn collect(generation: &Generation, compacted: u64, stop: &AtomicBool) -> Result
     failed.map_or(Ok(()), Err)?;
     changes::remove_compacted(compacted, &mut write);
     write.put(keys::COLLECTED, compacted.to_be_bytes());
-    flush(db, write)?;
+    write_unlogged(db, write)?;
     generation.set_recount(recount);
     Ok(())
-}
-
-fn flush(db: &rocksdb::DB, write: WriteBatch) -> Result<(), Failure> {
-    // If a crash loses this write, it is repeated.
-    let mut options = WriteOptions::default();
-    options.disable_wal(true);
-    db.write_opt(write, &options).map_err(disk)
 }
 
 /// Revision up to which garbage was collected.

@@ -359,17 +359,8 @@ impl<'a> Execution<'a> {
         keys_max: u64,
     ) -> Result<u64, ExecuteError> {
         let segments = segments.with(&self.written.counts);
-        let whole = segments.within(places);
-        let (first, last) = match &whole {
-            None => (places.clone(), None),
-            Some(whole) => {
-                let after = whole.places.end.clone()..places.end.clone();
-                (places.start.clone()..whole.places.start.clone(), Some(after))
-            }
-        };
-        let last = last.map_or(Ok(0), |last| self.count_by_scan(last))?;
-        let in_parts = (self.count_by_scan(first)?, last);
-        let living = in_parts.0 + whole.map_or(0, |whole| whole.living) + in_parts.1;
+        let parts = self.count_living(places, &segments, self.latest, &Work::unlimited())?;
+        let living = parts.sum();
         if living == 0 {
             return Ok(0);
         }
@@ -381,6 +372,7 @@ impl<'a> Execution<'a> {
             return Ok(living);
         }
         let deletion = RangeDeletion::new(self.next_revision(), places.clone());
+        let in_parts = (parts.before, parts.after);
         self.written.range_deletion = Some(RangeDeletionWrite { deletion, places: places.clone(), in_parts });
         self.wrote = true;
         Ok(living)
@@ -401,17 +393,6 @@ impl<'a> Execution<'a> {
             if is_large { Break(()) } else { Continue(()) }
         })?;
         Ok((!is_large).then_some(found))
-    }
-
-    /// Counts the living keys in a range of places. This is not counted as work.
-    fn count_by_scan(&self, places: std::ops::Range<Vec<u8>>) -> Result<u64, ExecuteError> {
-        let mut count = 0;
-        let scan = Scan { revision: self.latest, descending: false, values: false, segments: None };
-        self.view().visit_places(places, &scan, &Work::unlimited(), |version| {
-            count += u64::from(version.record != Record::Deleted);
-            Continue(())
-        })?;
-        Ok(count)
     }
 
     /// Deletes all pairs, or none if that exceeds the work limit.
@@ -453,39 +434,41 @@ impl<'a> Execution<'a> {
         let values = !range.keys_only && !range.count_only;
         let segments = self.segments_at(revision).filter(|_| keys.range_end.is_some());
         let scan = Scan { revision, descending: range.descending, values, segments };
-        let mut uncounted = (segments.is_some() && range.count_only).then(|| keys::bounds(&keys));
-        if uncounted.is_none() {
-            self.view().visit_keys(&keys, &scan, &self.work, |version| {
-                let Record::Live(kv) = version.record else { return Continue(()) };
-                found.count += 1;
-                if range.count_only {
-                    return Continue(());
-                }
-                match room.checked_sub(size_of(&kv)) {
-                    Some(rest) if !found.more && (found.kvs.len() as u64) < limit => {
-                        room = rest;
-                        found.kvs.push(kv);
-                        return Continue(());
-                    }
-                    // The pair does not fit.
-                    Some(_) | None if range.whole && (found.kvs.len() as u64) < limit => {
-                        is_incomplete = true;
-                        return Break(());
-                    }
-                    _ => found.more = true,
-                }
-                if segments.is_none() {
-                    return Continue(());
-                }
-                uncounted = Some(places_after(&keys, &kv.key, range.descending));
-                Break(())
-            })?;
+        if let Some(segments) = segments.filter(|_| range.count_only) {
+            let parts = self.count_living(&keys::bounds(&keys), segments, revision, &self.work)?;
+            return Ok(Found { count: parts.sum(), ..found });
         }
+        let mut uncounted = None;
+        self.view().visit_keys(&keys, &scan, &self.work, |version| {
+            let Record::Live(kv) = version.record else { return Continue(()) };
+            found.count += 1;
+            if range.count_only {
+                return Continue(());
+            }
+            match room.checked_sub(size_of(&kv)) {
+                Some(rest) if !found.more && (found.kvs.len() as u64) < limit => {
+                    room = rest;
+                    found.kvs.push(kv);
+                    return Continue(());
+                }
+                // The pair does not fit.
+                Some(_) | None if range.whole && (found.kvs.len() as u64) < limit => {
+                    is_incomplete = true;
+                    return Break(());
+                }
+                _ => found.more = true,
+            }
+            if segments.is_none() {
+                return Continue(());
+            }
+            uncounted = Some(places_after(&keys, &kv.key, range.descending));
+            Break(())
+        })?;
         if is_incomplete {
             return Err(self.too_large().into());
         }
         if let (Some(places), Some(segments)) = (uncounted, segments) {
-            found.count += self.count_living(places, segments, revision)?;
+            found.count += self.count_living(&places, segments, revision, &self.work)?.sum();
         }
         self.room = room;
         Ok(found)
@@ -500,26 +483,25 @@ impl<'a> Execution<'a> {
     /// partly in the range.
     fn count_living(
         &self,
-        places: std::ops::Range<Vec<u8>>,
+        places: &std::ops::Range<Vec<u8>>,
         segments: &Segments,
         revision: u64,
-    ) -> Result<u64, ExecuteError> {
-        let mut count = 0;
-        let (first, last) = match segments.within(&places) {
-            None => (places, None),
-            Some(whole) => {
-                count += whole.living;
-                (places.start..whole.places.start, Some(whole.places.end..places.end))
-            }
-        };
+        work: &Work<'_>,
+    ) -> Result<LivingKeys, ExecuteError> {
         let scan = Scan { revision, descending: false, values: false, segments: Some(segments) };
-        for places in [Some(first), last].into_iter().flatten() {
-            self.view().visit_places(places, &scan, &self.work, |version| {
+        let count = |places| {
+            let mut count = 0;
+            self.view().visit_places(places, &scan, work, |version| {
                 count += u64::from(version.record != Record::Deleted);
                 Continue(())
             })?;
-        }
-        Ok(count)
+            Ok::<_, ExecuteError>(count)
+        };
+        let Some(whole) = segments.within(places) else {
+            return Ok(LivingKeys { before: count(places.clone())?, whole: 0, after: 0 });
+        };
+        let before = count(places.start.clone()..whole.places.start)?;
+        Ok(LivingKeys { before, whole: whole.living, after: count(whole.places.end..places.end.clone())? })
     }
 
     fn too_large(&self) -> KvRejection {
@@ -722,6 +704,20 @@ struct KeyChange {
 impl KeyChange {
     fn deletion(lease_before: i64) -> Self {
         Self { lease_before, lease_after: 0, count: Some(CountKind::Deleted) }
+    }
+}
+
+/// Numbers of living keys in a range: in its whole segments, and in the segments before and after these that are partly in
+/// it. If there is only one segment, they are `before`.
+struct LivingKeys {
+    before: u64,
+    whole: u64,
+    after: u64,
+}
+
+impl LivingKeys {
+    fn sum(&self) -> u64 {
+        self.before + self.whole + self.after
     }
 }
 

@@ -74,7 +74,7 @@ pub fn hold_deletions(machine: &KvStateMachine, hold: bool) {
 /// Whether a deletion of a range is being carried out.
 #[must_use]
 pub fn has_deletions(machine: &KvStateMachine) -> bool {
-    !machine.executor().store().current().published().deletions.is_empty()
+    !machine.executor().store().current().deletions().is_empty()
 }
 
 /// Opens a machine with other sizes.

@@ -7,7 +7,7 @@ use consensus_core::{
     Entry, FlushWork, LogId, NodeId, Payload, Snapshot, StateMachine, StateMachineError, StorageError, codec,
 };
 use consensus_storage_rocksdb::Reserve;
-use rocksdb::{DB, WriteBatch, WriteOptions};
+use rocksdb::{DB, WriteBatch};
 
 use crate::{
     KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStoreExecutor, REPLY_BYTES_MAX,
@@ -26,7 +26,7 @@ use crate::{
     session::{SessionOutcome, Sessions},
     snapshot,
     store::{Generation, META_VERSION, Meta, Published, Store, Tuning},
-    view::{Base, Failure, Overlay, View, disk},
+    view::{Base, Failure, Overlay, View, write_unlogged},
 };
 
 /// A multi-version key-value store in a directory.
@@ -170,7 +170,7 @@ impl KvStateMachine {
             written: PendingWrites::default(),
             meta,
             segments,
-            deletions: generation.published().deletions,
+            deletions: generation.deletions(),
             deletions_max,
             sessions,
             alarms,
@@ -223,10 +223,10 @@ impl KvStateMachine {
         written.alarms.iter().for_each(|alarms| generation.alarms().publish(alarms.clone()));
         generation.add_written_bytes(written_bytes);
         let deletion = written.range_deletion.as_ref().map(|write| write.deletion.clone());
-        let deletions = generation.published().deletions;
-        let deletions = deletion.iter().fold(deletions, |all, deletion| all.with(deletion.clone()));
-        self.split_segments(generation, &deletions, &full_segments)?;
         generation.publish(self.meta, self.segments.clone(), deletion);
+        if !full_segments.is_empty() {
+            self.split_segments(generation, &full_segments)?;
+        }
         self.store.dispatcher().batch_written();
         Ok(())
     }
@@ -254,30 +254,23 @@ impl KvStateMachine {
 
     fn write(&self, generation: &Generation, write: WriteBatch) -> Result<(), Failure> {
         match self.durability {
-            Durability::FromLog => {
-                let mut options = WriteOptions::default();
-                options.disable_wal(true);
-                generation.db().write_opt(write, &options).map_err(disk)
-            }
+            Durability::FromLog => write_unlogged(generation.db(), write),
             Durability::EachBatch => Ok(generation.db().write_synced(write)?),
         }
     }
 
     /// Splits segments that have too many keys, or corrects their count.
-    fn split_segments(
-        &mut self,
-        generation: &Generation,
-        deletions: &RangeDeletions,
-        starts: &[Bytes],
-    ) -> Result<(), Failure> {
-        let mut write = WriteBatch::default();
+    fn split_segments(&mut self, generation: &Generation, starts: &[Bytes]) -> Result<(), Failure> {
+        let (mut write, deletions) = (WriteBatch::default(), generation.deletions());
         for start in starts {
             let (base, nothing) = (Base::new(generation), Overlay::new());
-            let view = View { source: &base, overlay: &nothing, deletions };
+            let view = View { source: &base, overlay: &nothing, deletions: &deletions };
             let keys = view.stored_keys(self.segments.places(start))?;
             self.segments.split(start, &keys, &mut write);
         }
-        if starts.is_empty() { Ok(()) } else { self.write(generation, write) }
+        self.write(generation, write)?;
+        generation.publish(self.meta, self.segments.clone(), None);
+        Ok(())
     }
 }
 
@@ -446,7 +439,7 @@ impl StateMachine for KvStateMachine {
             response_bytes += more.iter().map(Bytes::len).sum::<usize>();
             responses.extend(more);
         }
-        if !generation.published().deletions.is_empty() {
+        if !generation.deletions().is_empty() {
             self.deleter.start(&self.store);
         }
         if self.meta.compacted > compacted {

@@ -18,7 +18,7 @@ use std::{
 };
 
 use consensus_core::codec;
-use rocksdb::{DB, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{IteratorMode, ReadOptions, WriteBatch};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     keys::{self, Record},
     pending_writes::Change,
     store::{Generation, Store},
-    view::{Base, Failure, Overlay, View, disk},
+    view::{Base, Failure, Overlay, Source, View, disk, write_unlogged},
 };
 
 /// Deletions of ranges whose keys are not all deleted on disk yet, in the order of their revisions. Cheap to clone.
@@ -63,7 +63,7 @@ impl RangeDeletion {
 
 impl RangeDeletions {
     /// Loads the deletions of a store.
-    pub(crate) fn load(db: &dyn crate::view::Source) -> Result<Self, Failure> {
+    pub(crate) fn load(db: &dyn Source) -> Result<Self, Failure> {
         let mut read = ReadOptions::default();
         read.set_total_order_seek(true);
         read.set_iterate_lower_bound(keys::RANGE_DELETIONS.start);
@@ -194,13 +194,14 @@ fn delete_all(generation: &Generation, store: &Weak<Store>, control: &Control) {
 /// The deletion to continue with; `None` ends the thread.
 fn next(generation: &Generation, control: &Control) -> Option<RangeDeletion> {
     let mut ended = control.ended.lock().unwrap_or_else(PoisonError::into_inner);
-    let first = generation.published().deletions.all().first().cloned();
+    let first = generation.deletions().all().first().cloned();
     let next = first.filter(|_| !control.stop.load(Ordering::Relaxed));
     *ended = next.is_none();
     next
 }
 
-/// Writes the deletions of some keys. Returns what is left to do; `None` if nothing is.
+/// Writes the deletions of some keys. Returns what is left to do; `None` if nothing is. If a crash loses the write, it is
+/// repeated.
 fn write_part(
     generation: &Generation,
     deletion: &RangeDeletion,
@@ -233,7 +234,7 @@ fn write_part(
         None => write.delete(keys::range_deletion(revision)),
     }
     let written = write.size_in_bytes() as u64;
-    flush(generation.db(), write)?;
+    write_unlogged(generation.db(), write)?;
     generation.add_written_bytes(written);
     for (key, _) in &living {
         generation.recent().note_deletion(&keys::prefix(key), revision);
@@ -246,13 +247,6 @@ fn is_attached_again(view: &View<'_>, prefix: &[u8], lease_id: i64, revision: u6
     let Some((at, record)) = view.newest(prefix, u64::MAX)? else { return Ok(false) };
     let counts = keys::counts(&record)?;
     Ok(at > revision && counts.version > 0 && counts.lease_id == lease_id)
-}
-
-fn flush(db: &DB, write: WriteBatch) -> Result<(), Failure> {
-    // If a crash loses this write, it is repeated.
-    let mut options = WriteOptions::default();
-    options.disable_wal(true);
-    db.write_opt(write, &options).map_err(disk)
 }
 
 const VERSION: u8 = 1;

@@ -185,6 +185,11 @@ impl Generation {
         (published.meta, published.deletions.clone())
     }
 
+    /// Deletions of ranges that are being carried out.
+    pub(crate) fn deletions(&self) -> RangeDeletions {
+        self.meta_and_deletions().1
+    }
+
     /// State as of the last batch.
     pub(crate) fn published(&self) -> Published {
         self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -193,9 +198,10 @@ impl Generation {
     /// Lets readers see what a batch has written.
     pub(crate) fn publish(&self, meta: Meta, segments: Segments, deletion: Option<RangeDeletion>) {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
-        let deletions = std::mem::take(&mut published.deletions);
-        let deletions = deletion.map_or_else(|| deletions.clone(), |deletion| deletions.with(deletion));
-        *published = Published { meta, segments, deletions };
+        (published.meta, published.segments) = (meta, segments);
+        if let Some(deletion) = deletion {
+            published.deletions = published.deletions.with(deletion);
+        }
     }
 
     /// Replaces the deletions of ranges that are being carried out.

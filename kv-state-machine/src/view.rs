@@ -14,7 +14,7 @@ use bytes::Bytes;
 use consensus_core::StateMachineError;
 use rocksdb::{
     DBIteratorWithThreadMode, DBRawIteratorWithThreadMode, DBWithThreadMode, ErrorKind, IteratorMode,
-    ReadOptions, ReadTier, SingleThreaded,
+    ReadOptions, ReadTier, SingleThreaded, WriteBatch, WriteOptions,
 };
 
 use crate::{
@@ -231,6 +231,13 @@ pub(crate) fn disk(error: rocksdb::Error) -> Failure {
     StateMachineError::Io(std::io::Error::other(error))
 }
 
+/// Writes without RocksDB's log: a crash keeps the write, or loses it together with all later ones of this kind.
+pub(crate) fn write_unlogged(db: &Db, write: WriteBatch) -> Result<(), Failure> {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    db.write_opt(write, &options).map_err(disk)
+}
+
 impl View<'_> {
     /// Calls `f` with every version in `range`, in the order of places.
     pub(crate) fn versions(
@@ -266,7 +273,9 @@ impl View<'_> {
                     }
                 }
             }
-            newer = Some((prefix.to_vec(), revision));
+            if !self.deletions.is_empty() {
+                newer = Some((prefix.to_vec(), revision));
+            }
             if f(Version { key, revision, record }).is_break() {
                 break;
             }
@@ -276,19 +285,18 @@ impl View<'_> {
 
     /// Keys attached to a lease on disk, in key order.
     pub(crate) fn attached_keys(&self, lease_id: i64) -> Result<Vec<Bytes>, Failure> {
-        let mut attached = lease::attached_keys(self.source, lease_id)?;
+        let attached = lease::attached_keys(self.source, lease_id)?;
         if self.deletions.is_empty() {
             return Ok(attached);
         }
-        let mut failed = None;
-        attached.retain(|key| match self.counts(&keys::prefix(key)) {
-            Ok(counts) => counts.is_some_and(|counts| counts.version > 0 && counts.lease_id == lease_id),
-            Err(failure) => {
-                failed = Some(failure);
-                false
+        let mut keys = Vec::new();
+        for key in attached {
+            let counts = self.counts(&keys::prefix(&key))?;
+            if counts.is_some_and(|counts| counts.version > 0 && counts.lease_id == lease_id) {
+                keys.push(key);
             }
-        });
-        failed.map_or(Ok(attached), Err)
+        }
+        Ok(keys)
     }
 
     /// Returns the version of a key that is in force at `revision`.

@@ -119,7 +119,7 @@ impl ConsensusKvDatabase {
         let keys = if with_keys {
             blocking(move || {
                 let (base, nothing) = (Base::new(&generation), Overlay::new());
-                let deletions = generation.published().deletions;
+                let deletions = generation.deletions();
                 View { source: &base, overlay: &nothing, deletions: &deletions }.attached_keys(id)
             })
             .await?

@@ -213,7 +213,7 @@ exception Refused {
 
 service Consensus {
   /**
-   * Who the callee is; asked on a connection of its own, by whoever wants to know. The answer says
+   * Identity of the callee. Any process may ask, on a connection of its own. The answer says
    * which member is at `endpoint` (host:port), unless it is empty.
    */
   Description describe(1: Identity asker, 2: string endpoint),

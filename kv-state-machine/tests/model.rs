@@ -1,17 +1,18 @@
 //! Compares the store with a simple model: every response and every past revision, across restarts and snapshots.
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use consensus_core::{Entry, LogId, StateMachine, codec};
+use common::Replica;
+use consensus_core::{StateMachine, codec};
 use kv_state_machine::{
-    Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer, KvCommand,
-    KvOperation, KvRejection, KvResult, KvStateMachine, Put, PutDone, Range, Session, Txn, TxnDone,
-    Versionstamp,
-    fuzzing::{Sizes, hold_deletions, open_with},
+    Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer, KvOperation,
+    KvRejection, KvResult, Put, PutDone, Range, Session, Txn, TxnDone, Versionstamp,
+    fuzzing::{Sizes, hold_deletions},
 };
 use proptest::prelude::*;
-use tempfile::TempDir;
 
 /// States of the store by revision, each a plain map. Simple rather than fast.
 #[derive(Clone, Debug)]
@@ -204,66 +205,16 @@ fn holds(state: &BTreeMap<Bytes, KeyValue>, compare: &Compare) -> bool {
     if found.is_empty() { one(None) } else { found.into_iter().all(|kv| one(Some(kv))) }
 }
 
-/// The store under test, its log, and its directory.
-struct Tested {
-    machine: Option<KvStateMachine>,
-    /// Number of keys in the cache of newest versions.
-    recent_max: usize,
-    log: Vec<Entry>,
-    dir: TempDir,
+/// The store with `recent_max` keys in the cache of newest versions. The stores with and without a cache also differ in how
+/// they delete ranges.
+fn replica(recent_max: usize) -> Replica {
+    let deletions_max = if recent_max > 64 { 1 } else { 1000 };
+    Replica::new(Sizes { recent_max, segment_keys_max: 4, deletions_max, deletion_part: 1 })
 }
 
-impl Tested {
-    fn new(recent_max: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut tested = Self { machine: None, recent_max, log: Vec::new(), dir };
-        tested.restart();
-        tested
-    }
-
-    fn machine(&mut self) -> &mut KvStateMachine {
-        self.machine.as_mut().unwrap()
-    }
-
-    fn restart(&mut self) {
-        self.machine = None;
-        // The stores with and without a cache also differ in how they delete ranges.
-        let deletions_max = if self.recent_max > 64 { 1 } else { 1000 };
-        let sizes =
-            Sizes { recent_max: self.recent_max, segment_keys_max: 4, deletions_max, deletion_part: 1 };
-        let mut machine = open_with(self.dir.path(), sizes).unwrap();
-        let applied = machine.applied().index.0 as usize;
-        machine.apply(&self.log[applied..]).unwrap();
-        self.machine = Some(machine);
-    }
-
-    /// Replaces the machine with a new one that restores its snapshot.
-    fn move_by_snapshot(&mut self) {
-        let mut stream = Vec::new();
-        self.machine().snapshot().unwrap().write_to(&mut stream).unwrap();
-        let log = std::mem::take(&mut self.log);
-        *self = Self::new(self.recent_max);
-        self.log = log;
-        self.machine().restore(&mut &stream[..]).unwrap();
-    }
-
-    fn apply(&mut self, operations: &[KvOperation]) -> Vec<Result<KvAnswer, KvRejection>> {
-        let commands = operations.iter().map(|operation| (None, operation.clone())).collect();
-        let responses = self.apply_commands(commands);
-        responses.iter().map(|response| codec::decode("answer", 1, response).unwrap()).collect()
-    }
-}
-
-impl Tested {
-    fn apply_commands(&mut self, commands: Vec<(Option<Session>, KvOperation)>) -> Vec<Bytes> {
-        let first = self.log.len();
-        for (session, operation) in commands {
-            let command = codec::encode(1, &KvCommand { session, operation });
-            self.log.push(Entry::command(LogId::new(1, self.log.len() as u64 + 1), command));
-        }
-        let entries = self.log[first..].to_vec();
-        self.machine().apply(&entries).unwrap()
-    }
+fn apply(replica: &mut Replica, operations: &[KvOperation]) -> Vec<Result<KvAnswer, KvRejection>> {
+    let responses = replica.apply(operations.iter().map(|operation| (None, operation.clone())));
+    responses.iter().map(|response| codec::decode("answer", 1, response).unwrap()).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -376,7 +327,7 @@ proptest! {
 
     #[test]
     fn store_behaves_like_the_model(steps in proptest::collection::vec(step(), 1..25)) {
-        let (mut model, mut tested, mut twin) = (Model::new(), Tested::new(1 << 10), Tested::new(0));
+        let (mut model, mut tested, mut twin) = (Model::new(), replica(1 << 10), replica(0));
         for step in steps {
             match step {
                 Step::Flush => { tested.machine().flush().unwrap(); }
@@ -384,10 +335,10 @@ proptest! {
                 Step::Snapshot => tested.move_by_snapshot(),
                 Step::Hold(hold) => hold_deletions(tested.machine(), hold),
                 Step::Batch(operations) => {
-                    let answers = tested.apply(&operations);
+                    let answers = apply(&mut tested, &operations);
                     for (operation, answer) in operations.iter().zip(answers) {
                         // The second store applies one operation at a time instead of a batch, and has no cache.
-                        twin.apply(std::slice::from_ref(operation));
+                        apply(&mut twin, std::slice::from_ref(operation));
                         let expected = kind(model.apply(operation));
                         if let Ok(answer) = &answer {
                             prop_assert_eq!(answer.revision, model.revision());
@@ -417,13 +368,13 @@ proptest! {
         reads in proptest::collection::vec(simple(), 4),
     ) {
         // Caches for all keys, for none, and with one set per shard, which evicts keys.
-        let mut machines = [1 << 10, 0, 64].map(Tested::new);
+        let mut machines = [1 << 10, 0, 64].map(replica);
         let opening = KvOperation::OpenSession { sessions_max: 2 };
         for (step, client_id, sequence) in steps {
             let commands = |operations: &[KvOperation]| {
                 let session = |n| (client_id > 0).then_some(Session { client_id, sequence: sequence + n });
                 let calls = (0..).zip(operations).map(|(n, operation)| (session(n), operation.clone()));
-                calls.chain([(None, opening.clone())]).collect()
+                calls.chain([(None, opening.clone())]).collect::<Vec<_>>()
             };
             let answers = machines.each_mut().map(|tested| {
                 match &step {
@@ -431,7 +382,7 @@ proptest! {
                     Step::Restart => tested.restart(),
                     Step::Snapshot => tested.move_by_snapshot(),
                     Step::Hold(hold) => hold_deletions(tested.machine(), *hold),
-                    Step::Batch(operations) => return Some(tested.apply_commands(commands(operations))),
+                    Step::Batch(operations) => return Some(tested.apply(commands(operations))),
                 }
                 None
             });

@@ -1,14 +1,17 @@
 //! Deletions of ranges with many keys: no response, hash or event depends on when the deletions of the keys are written.
 
+mod common;
+
 use std::time::Duration;
 
 use bytes::Bytes;
+use common::Replica;
 use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
 use futures::TryStreamExt;
 use kv_state_machine::{
     ConsensusKvDatabase, Delete, Deleted, Durability, Found, Keep, KeyRange, KvCommand, KvOperation,
-    KvResult, KvStateMachine, Put, Range, Txn, WatchRequest, WatchStream,
-    fuzzing::{Sizes, has_deletions, hold_deletions, open_durable_with, open_with},
+    KvResult, KvStateMachine, Put, Range, Session, Txn, WatchRequest, WatchStream,
+    fuzzing::{Sizes, has_deletions, hold_deletions, open_durable_with},
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -18,48 +21,8 @@ const BY_RECORD: Sizes = Sizes { recent_max: 64, segment_keys_max: 4, deletions_
 const ONE_BY_ONE: Sizes =
     Sizes { recent_max: 64, segment_keys_max: 64, deletions_max: 1000, deletion_part: 1 };
 
-struct Tested {
-    machine: Option<KvStateMachine>,
-    sizes: Sizes,
-    log: Vec<Entry>,
-    dir: TempDir,
-}
-
-impl Tested {
-    fn new(sizes: Sizes) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self { machine: Some(open_with(dir.path(), sizes).unwrap()), sizes, log: Vec::new(), dir }
-    }
-
-    fn machine(&mut self) -> &mut KvStateMachine {
-        self.machine.as_mut().unwrap()
-    }
-
-    fn apply(&mut self, operations: &[KvOperation]) -> Vec<Bytes> {
-        let first = self.log.len();
-        for operation in operations {
-            let command = codec::encode(1, &KvCommand { session: None, operation: operation.clone() });
-            self.log.push(Entry::command(LogId::new(1, self.log.len() as u64 + 1), command));
-        }
-        let entries = self.log[first..].to_vec();
-        self.machine().apply(&entries).unwrap()
-    }
-
-    fn restart(&mut self) {
-        self.machine = None;
-        let mut machine = open_with(self.dir.path(), self.sizes).unwrap();
-        let applied = machine.applied().index.0 as usize;
-        machine.apply(&self.log[applied..]).unwrap();
-        self.machine = Some(machine);
-    }
-
-    fn move_by_snapshot(&mut self) {
-        let mut stream = Vec::new();
-        self.machine().snapshot().unwrap().write_to(&mut stream).unwrap();
-        let other = Self::new(self.sizes);
-        (self.machine, self.dir) = (other.machine, other.dir);
-        self.machine().restore(&mut &stream[..]).unwrap();
-    }
+fn without_session(operations: &[KvOperation]) -> impl Iterator<Item = (Option<Session>, KvOperation)> {
+    operations.iter().map(|operation| (None, operation.clone()))
 }
 
 #[derive(Clone, Debug)]
@@ -135,7 +98,7 @@ proptest! {
     fn deletions_by_record_and_one_by_one_have_the_same_effect(
         steps in proptest::collection::vec(step(), 1..40),
     ) {
-        let (mut tested, mut twin) = (Tested::new(BY_RECORD), Tested::new(ONE_BY_ONE));
+        let (mut tested, mut twin) = (Replica::new(BY_RECORD), Replica::new(ONE_BY_ONE));
         for step in steps {
             match step {
                 Step::Flush => { tested.machine().flush().unwrap(); }
@@ -143,8 +106,8 @@ proptest! {
                 Step::Snapshot => tested.move_by_snapshot(),
                 Step::Hold(hold) => hold_deletions(tested.machine(), hold),
                 Step::Batch(operations) => {
-                    let answers = tested.apply(&operations);
-                    prop_assert_eq!(&answers, &twin.apply(&operations), "{:?}", operations);
+                    let answers = tested.apply(without_session(&operations));
+                    prop_assert_eq!(&answers, &twin.apply(without_session(&operations)), "{:?}", operations);
                 }
             }
             let seen = [&mut tested, &mut twin].map(|tested| {
@@ -161,14 +124,14 @@ proptest! {
 
 #[test]
 fn restart_continues_a_deletion() {
-    let mut tested = Tested::new(BY_RECORD);
+    let mut tested = Replica::new(BY_RECORD);
     hold_deletions(tested.machine(), true);
     let puts: Vec<_> = (b'a'..=b'y')
         .map(|letter| KvOperation::Put(Put { key: vec![letter].into(), value: "v".into(), ..Put::default() }))
         .collect();
-    tested.apply(&puts);
+    tested.apply(without_session(&puts));
     let delete = Delete { key: "b".into(), range_end: Some("y".into()), ..Delete::default() };
-    tested.apply(&[KvOperation::Delete(delete)]);
+    tested.apply([(None, KvOperation::Delete(delete))]);
     tested.machine().flush().unwrap();
     assert!(has_deletions(tested.machine()));
     tested.restart();

@@ -1,16 +1,18 @@
 //! Reads of the newest revision, which use the counts of segments, against a plain map: over splits and merges of
 //! segments, garbage collection, restarts, crashes and snapshots.
 
+mod common;
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use consensus_core::{Entry, LogId, StateMachine, codec};
+use common::Replica;
+use consensus_core::StateMachine;
 use kv_state_machine::{
-    Delete, KvCommand, KvOperation, KvResult, KvStateMachine, Put, Range, Txn,
-    fuzzing::{Sizes, hold_deletions, is_collected, open_with},
+    Delete, KvOperation, KvResult, KvStateMachine, Put, Range, Txn,
+    fuzzing::{Sizes, hold_deletions, is_collected},
 };
 use proptest::prelude::*;
-use tempfile::TempDir;
 
 /// Few keys in a segment, so that there are many; and deletions of few keys that count as large.
 const SIZES: Sizes = Sizes { recent_max: 64, segment_keys_max: 4, deletions_max: 3, deletion_part: 2 };
@@ -38,32 +40,22 @@ struct Answer {
 }
 
 struct Tested {
-    machine: Option<KvStateMachine>,
-    log: Vec<Entry>,
-    dir: TempDir,
+    replica: Replica,
     keys: BTreeSet<Bytes>,
 }
 
 impl Tested {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let machine = Some(open_with(dir.path(), SIZES).unwrap());
-        Self { machine, log: Vec::new(), dir, keys: BTreeSet::new() }
+        Self { replica: Replica::new(SIZES), keys: BTreeSet::new() }
     }
 
     fn machine(&mut self) -> &mut KvStateMachine {
-        self.machine.as_mut().unwrap()
+        self.replica.machine()
     }
 
     fn apply(&mut self, operations: Vec<KvOperation>) {
-        let first = self.log.len();
-        for operation in operations {
-            self.note(&operation);
-            let command = codec::encode(1, &KvCommand { session: None, operation });
-            self.log.push(Entry::command(LogId::new(1, self.log.len() as u64 + 1), command));
-        }
-        let entries = self.log[first..].to_vec();
-        self.machine().apply(&entries).unwrap();
+        operations.iter().for_each(|operation| self.note(operation));
+        self.replica.apply(operations.into_iter().map(|operation| (None, operation)));
     }
 
     fn note(&mut self, operation: &KvOperation) {
@@ -87,22 +79,6 @@ impl Tested {
         while !is_collected(self.machine()) {
             std::thread::yield_now();
         }
-    }
-
-    fn restart(&mut self) {
-        self.machine = None;
-        let mut machine = open_with(self.dir.path(), SIZES).unwrap();
-        let applied = machine.applied().index.0 as usize;
-        machine.apply(&self.log[applied..]).unwrap();
-        self.machine = Some(machine);
-    }
-
-    fn move_by_snapshot(&mut self) {
-        let mut stream = Vec::new();
-        self.machine().snapshot().unwrap().write_to(&mut stream).unwrap();
-        let other = Self::new();
-        (self.machine, self.dir) = (other.machine, other.dir);
-        self.machine().restore(&mut &stream[..]).unwrap();
     }
 
     /// Reads a range of the machine, and the same of the map.
@@ -206,8 +182,8 @@ proptest! {
                 Step::Batch(operations) => tested.apply(operations),
                 Step::Compact => tested.compact(),
                 Step::Flush => { tested.machine().flush().unwrap(); }
-                Step::Restart => tested.restart(),
-                Step::Snapshot => tested.move_by_snapshot(),
+                Step::Restart => tested.replica.restart(),
+                Step::Snapshot => tested.replica.move_by_snapshot(),
                 Step::Hold(hold) => hold_deletions(tested.machine(), hold),
                 Step::Reads(ranges) => for range in ranges {
                     let (found, expected) = tested.read(&range);

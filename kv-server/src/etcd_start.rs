@@ -172,21 +172,20 @@ impl EtcdStart {
         nodes: Vec<NodeEntry>,
         join: bool,
     ) -> Result<Settings, ConfigError> {
-        let derived = |flag: &str, value: String| {
+        let derived = |flag: &str, value: OsString| {
             let given = self.values.given(flag);
             let place = given.map_or_else(|| "default".to_owned(), |given| given.place.clone());
             let written = given.map_or_else(|| format!("--{flag}"), |given| given.written.clone());
-            Setting { place, written, values: vec![value.into()] }
+            Setting { place, written, values: vec![value] }
         };
         let mut settings = vec![
-            ("node_id", derived("initial-cluster", node.to_string())),
-            ("data_dir", derived("data-dir", String::new())),
-            ("cluster_name", derived("initial-cluster-token", cluster_name.to_owned())),
-            ("join", derived("initial-cluster-state", join.to_string())),
-            ("log", derived("log-level", self.logging.filter.clone())),
-            ("quota_size", derived("quota-backend-bytes", self.quota()?)),
+            ("node_id", derived("initial-cluster", node.to_string().into())),
+            ("data_dir", derived("data-dir", self.member.data_dir.clone().into())),
+            ("cluster_name", derived("initial-cluster-token", cluster_name.into())),
+            ("join", derived("initial-cluster-state", join.to_string().into())),
+            ("log", derived("log-level", self.logging.filter.clone().into())),
+            ("quota_size", derived("quota-backend-bytes", self.quota()?.into())),
         ];
-        settings[1].1.values = vec![self.member.data_dir.clone().into()];
         settings.extend(self.same_settings());
         let environment = |name: &str| self.environment.get(name).cloned();
         let mut settings = Settings::of_node(settings, environment, nodes)?;

@@ -29,6 +29,7 @@ mod mode;
 mod node;
 mod polls;
 mod quota;
+mod record;
 mod removal;
 mod routing;
 mod serve;

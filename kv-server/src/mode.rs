@@ -3,12 +3,12 @@
 //! Data written with consensus is not served without it, nor the other way round: the two would diverge. What lies in the
 //! directory does not tell the mode: a node of a cluster whose log was removed looks like a standalone server.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use consensus_core::StorageError;
-use consensus_storage_dir::{read_with_checksum, replace_with_checksum, sync_parent_dirs};
+use consensus_storage_dir::read_with_checksum;
 
-use crate::config::Mode;
+use crate::{config::Mode, record::record};
 
 /// Why a data directory is not used.
 #[derive(Debug, thiserror::Error)]
@@ -46,15 +46,7 @@ pub(crate) fn claim(dir: &Path, wanted: Mode, log: &str, state: &'static str) ->
     if recorded.is_some() {
         return Ok(());
     }
-    let record = || {
-        fs::create_dir_all(dir)?;
-        sync_parent_dirs(dir)?;
-        replace_with_checksum(&dir.join(MODE), &format!("mode = {}\n", word(wanted)))
-    };
-    record().map_err(|source| {
-        let context = format!("recording the mode in {}", dir.join(MODE).display());
-        StorageError::Io { context, source }.into()
-    })
+    Ok(record(dir, MODE, &format!("mode = {}\n", word(wanted)), "recording the mode in")?)
 }
 
 /// Checks that the data directory is one of a node of a cluster. Changes nothing.
@@ -100,6 +92,10 @@ const MODE: &str = "MODE";
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use consensus_storage_dir::replace_with_checksum;
+
     use super::*;
 
     #[test]

@@ -8,11 +8,12 @@ use std::{fs, io, path::Path};
 
 use consensus_core::{Endpoint, Member, Membership, NodeId, StorageError};
 use consensus_engine_raft::recover::{RecoverError, Recovered};
-use consensus_storage_dir::{read_with_checksum, replace_with_checksum, sync_parent_dirs};
+use consensus_storage_dir::read_with_checksum;
 
 use crate::{
     config::Settings,
     node::{self, NodeError},
+    record::record,
 };
 
 /// Why `--force-new-cluster` is refused. The log was not changed.
@@ -88,12 +89,7 @@ fn is_marked(data_dir: &Path) -> Result<bool, StorageError> {
 }
 
 fn set_mark(data_dir: &Path) -> Result<(), StorageError> {
-    let path = data_dir.join(FORCED);
-    let set = || {
-        sync_parent_dirs(data_dir)?;
-        replace_with_checksum(&path, "a start with --force-new-cluster was carried out\n")
-    };
-    set().map_err(|source| StorageError::Io { context: format!("writing {}", path.display()), source })
+    record(data_dir, FORCED, "a start with --force-new-cluster was carried out\n", "writing")
 }
 
 /// What an operator is told of a cluster that was forced.

@@ -1,13 +1,13 @@
 //! Which member a data directory is of. It is noted when the member has its first place in a cluster, and from then on counts in place
 //! of the flags for the first start.
 
-use std::{fs, io, path::Path};
+use std::path::Path;
 
 use consensus_core::{NodeId, StorageError};
-use consensus_storage_dir::{read_with_checksum, replace_with_checksum, sync_parent_dirs};
+use consensus_storage_dir::read_with_checksum;
 
 use super::data_of_etcd;
-use crate::node::log_dir;
+use crate::{node::log_dir, record::record};
 
 /// The member of a data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,15 +70,8 @@ impl Identity {
 
     /// Notes the member in the directory, which is made if it is not there.
     pub(super) fn store(&self, data_dir: &Path) -> Result<(), IdentityError> {
-        let path = data_dir.join(MEMBER);
         let text = format!("node = {}\ncluster_name = {}\n", self.node, self.cluster_name);
-        let store = || -> io::Result<()> {
-            fs::create_dir_all(data_dir)?;
-            sync_parent_dirs(data_dir)?;
-            replace_with_checksum(&path, &text)
-        };
-        let context = || format!("recording the member in {}", path.display());
-        Ok(store().map_err(|source| StorageError::Io { context: context(), source })?)
+        Ok(record(data_dir, MEMBER, &text, "recording the member in")?)
     }
 }
 
@@ -87,6 +80,10 @@ const MEMBER: &str = "MEMBER";
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use consensus_storage_dir::replace_with_checksum;
+
     use super::*;
 
     #[test]

@@ -1,44 +1,18 @@
 //! Simulation of whole engines on a paused clock, from a seed; see `simulation/mod.rs`.
 
-use std::{collections::BTreeMap, time::Duration};
-
 mod simulation;
 
+use consensus_testkit::seeds::{SeedRun, sweep};
 use simulation::{Outcome, run};
-
-fn fails(seed: u64, outcome: &Outcome) -> Option<String> {
-    let failure = outcome.failure.as_ref()?;
-    Some(format!(
-        "seed {seed}: {failure}\nreplay: DRIVER_SEED={seed} cargo test -p consensus-engine-raft --test driver_simulation"
-    ))
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
 
 /// `DRIVER_SEED=n` starts with that seed, `DRIVER_SEEDS=n` sets the number of seeds.
 #[test]
 fn clusters_keep_their_guarantees_under_all_faults() {
-    let first = number("DRIVER_SEED");
-    let count = number("DRIVER_SEEDS").unwrap_or(if first.is_some() { 1 } else { SEEDS });
-    let first = first.unwrap_or(0);
-    let (mut counts, mut simulated) = (BTreeMap::<_, u64>::new(), Duration::ZERO);
-    for seed in first..first + count {
-        let outcome = run(seed);
-        if let Some(failure) = fails(seed, &outcome) {
-            panic!("{failure}");
-        }
-        outcome.counts.into_iter().for_each(|(what, times)| *counts.entry(what).or_default() += times);
-        simulated += outcome.simulated;
-    }
-    println!("{count} seeds, {} simulated seconds", simulated.as_secs());
-    counts.iter().for_each(|(what, times)| println!("{times:>8} {what}"));
-    if count >= SEEDS {
-        for rare in RARE {
-            assert!(counts.contains_key(rare), "no run had the event: {rare}");
-        }
-    }
+    let test = "-p consensus-engine-raft --test driver_simulation";
+    sweep("DRIVER", test, SEEDS, RARE, |seed| {
+        let Outcome { failure, simulated, counts, .. } = run(seed);
+        SeedRun { failure, simulated, counts }
+    });
 }
 
 /// A run does not depend on threads, clocks, or the order of hash maps.

@@ -28,6 +28,7 @@ pub mod log_storage;
 mod mem_log;
 mod on_files;
 mod rule;
+pub mod seeds;
 mod sim_dir;
 #[cfg(unix)]
 mod small_disk;

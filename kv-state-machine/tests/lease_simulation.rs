@@ -1,6 +1,6 @@
 //! Leases, watches and locks of whole clusters under simulated time and faults, from a seed; see `lease_simulation/world.rs`.
 
-use std::{collections::BTreeMap, time::Duration};
+use consensus_testkit::seeds::sweep;
 
 #[path = "lease_simulation/world.rs"]
 mod world;
@@ -20,35 +20,10 @@ mod run;
 #[path = "lease_simulation/watches.rs"]
 mod watches;
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 /// `LEASE_SEED=n` starts with that seed, `LEASE_SEEDS=n` sets the number of seeds.
 #[test]
 fn leases_watches_and_locks_keep_their_promises_under_all_faults() {
-    let first = number("LEASE_SEED");
-    let count = number("LEASE_SEEDS").unwrap_or(if first.is_some() { 1 } else { SEEDS });
-    let first = first.unwrap_or(0);
-    let (mut counts, mut simulated) = (BTreeMap::<_, u64>::new(), Duration::ZERO);
-    for seed in first..first + count {
-        let outcome = run::run(seed);
-        if let Some(failure) = outcome.failure {
-            panic!(
-                "seed {seed}: {failure}\n\
-                 replay: LEASE_SEED={seed} cargo test -p kv-state-machine --test lease_simulation"
-            );
-        }
-        outcome.counts.into_iter().for_each(|(what, times)| *counts.entry(what).or_default() += times);
-        simulated += outcome.simulated;
-    }
-    println!("{count} seeds, {} simulated seconds", simulated.as_secs());
-    counts.iter().for_each(|(what, times)| println!("{times:>8} {what}"));
-    if count >= SEEDS {
-        for rare in RARE {
-            assert!(counts.contains_key(rare), "no run had the event: {rare}");
-        }
-    }
+    sweep("LEASE", "-p kv-state-machine --test lease_simulation", SEEDS, RARE, run::run);
 }
 
 /// Number of seeds with which the test takes less than 40 s on a busy machine.

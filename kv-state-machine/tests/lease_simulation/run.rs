@@ -1,23 +1,15 @@
 //! One run: faults and clients, then the checks.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use consensus_raft_simulator::Random;
-use consensus_testkit::{lock_history, watch_history};
+use consensus_testkit::{lock_history, seeds::SeedRun, watch_history};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{faults, history, leases, locks, plan::Plan, watches, world::World};
 
-/// Result of a run.
-pub(crate) struct Outcome {
-    pub(crate) failure: Option<String>,
-    pub(crate) simulated: Duration,
-    /// Number of occurrences of each event.
-    pub(crate) counts: BTreeMap<&'static str, u64>,
-}
-
 /// Runs a seed on a clock of its own.
-pub(crate) fn run(seed: u64) -> Outcome {
+pub(crate) fn run(seed: u64) -> SeedRun {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -27,11 +19,11 @@ pub(crate) fn run(seed: u64) -> Outcome {
     runtime.block_on(run_plan(Plan::of(seed)))
 }
 
-async fn run_plan(plan: Plan) -> Outcome {
+async fn run_plan(plan: Plan) -> SeedRun {
     let world = World::start(plan).await;
     let result = live(&world).await;
     world.shut_down().await;
-    Outcome { failure: world.failure().or(result.err()), simulated: world.now(), counts: world.counts() }
+    SeedRun { failure: world.failure().or(result.err()), simulated: world.now(), counts: world.counts() }
 }
 
 async fn live(world: &Arc<World>) -> Result<(), String> {

@@ -45,6 +45,8 @@ pub type WatchId = u64;
 struct Watch {
     id: WatchId,
     request: WatchRequest,
+    /// First revision that the watch receives.
+    start: u64,
     /// First revision that was not delivered, or the start revision.
     next: AtomicU64,
     ended: AtomicBool,

@@ -294,3 +294,62 @@ async fn resumed_stream_misses_nothing_at_any_position() {
         assert_eq!(events.next_revision(), expected, "{taken} events were taken");
     }
 }
+
+/// A server waits for other things beside the next notification, and gives up waiting whenever one of them happens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn next_that_is_cancelled_each_millisecond_delivers_the_backlog() {
+    let store = Store::new().await;
+    for n in 0..200 {
+        let success = (0..100).map(|key| put(&format!("k/{key}"), format!("{n}"))).collect();
+        store.run(KvOperation::Txn(Txn { success, ..Txn::default() })).await;
+    }
+    let mut watches = store.watches();
+    watches.add(of("k/", Some("k0"), 2));
+    let (start, mut seen) = (Instant::now(), 0);
+    while seen < 20_000 {
+        assert!(start.elapsed() < Duration::from_secs(20), "{seen} events were delivered");
+        if let Ok(news) = timeout(Duration::from_millis(1), watches.next()).await {
+            let WatchNews::Events { events, .. } = news.unwrap() else { panic!("compacted") };
+            seen += events.len();
+        }
+    }
+    assert_eq!(watches.progress(), Some(201));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_removed_while_it_catches_up_delivers_nothing_and_others_go_on() {
+    let store = Store::new().await;
+    for n in 0..2000 {
+        store.put("k", format!("{n}")).await;
+    }
+    let mut watches = store.watches();
+    let (removed, _) = watches.add(of("k", None, 2));
+    let (watch, _) = watches.add(of("k", None, 2));
+    // The read of the first watch is under way.
+    let _ = timeout(Duration::ZERO, watches.next()).await;
+    assert!(watches.remove(removed));
+    assert_eq!(events(&mut watches, watch, 2001).await.len(), 2000);
+    assert_eq!(watches.progress(), Some(2001));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_from_future_revision_has_no_progress_before_that_revision() {
+    let store = Store::new().await;
+    store.put("k", "1").await;
+    let mut watches = store.watches();
+    // The next revision is 3.
+    let (next_one, _) = watches.add(of("k", None, 3));
+    assert_eq!(watches.progress(), Some(2));
+    let (future, _) = watches.add(of("k", None, 5));
+    assert_eq!(watches.progress(), None);
+    store.put("k", "2").await;
+    events(&mut watches, next_one, 3).await;
+    assert_eq!(watches.progress(), None);
+    store.put("other", "3").await;
+    let start = Instant::now();
+    while watches.progress() != Some(4) {
+        assert!(start.elapsed() < Duration::from_secs(20), "progress is {:?}", watches.progress());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(watches.remove(future));
+}

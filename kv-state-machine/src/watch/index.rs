@@ -12,6 +12,7 @@ use super::Watch;
 /// Index of the watches that have caught up.
 #[derive(Debug, Default)]
 pub(super) struct Index {
+    /// Watches of one key, sorted by their addresses.
     single_keys: HashMap<Bytes, Vec<Arc<Watch>>>,
     ranges: Ranges,
 }
@@ -21,7 +22,9 @@ impl Index {
         watch.is_indexed.store(true, Ordering::Relaxed);
         let keys = &watch.request.keys;
         if keys.range_end.is_none() {
-            self.single_keys.entry(keys.key.clone()).or_default().push(watch);
+            let watches = self.single_keys.entry(keys.key.clone()).or_default();
+            let at = watches.partition_point(|other| address(other) < address(&watch));
+            watches.insert(at, watch);
         } else {
             self.ranges.insert(watch);
         }
@@ -35,7 +38,9 @@ impl Index {
             return self.ranges.remove(watch);
         }
         if let Some(watches) = self.single_keys.get_mut(&keys.key) {
-            watches.retain(|other| !Arc::ptr_eq(other, watch));
+            if let Ok(at) = watches.binary_search_by_key(&address(watch), address) {
+                watches.remove(at);
+            }
             if watches.is_empty() {
                 self.single_keys.remove(&keys.key);
             }
@@ -53,7 +58,8 @@ impl Index {
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Watch>> {
-        let ranges = self.ranges.sorted.iter().chain(&self.ranges.added);
+        let sorted = self.ranges.sorted.iter().filter_map(|slot| slot.watch.as_ref());
+        let ranges = sorted.chain(&self.ranges.added);
         self.single_keys.values().flatten().chain(ranges).cloned().collect()
     }
 }
@@ -62,11 +68,37 @@ impl Index {
 /// key are visited, and few inner nodes for each.
 #[derive(Debug, Default)]
 struct Ranges {
-    sorted: Vec<Arc<Watch>>,
+    /// Slots by start, then by address of the watch.
+    sorted: Vec<Slot>,
+    /// Number of empty slots.
+    empty: usize,
     /// Greatest end in each part of `sorted`. Part 1 is everything; the halves of part n are 2n and 2n+1.
     ends: Vec<Option<End>>,
     /// New watches that are not in `sorted` yet.
     added: Vec<Arc<Watch>>,
+}
+
+/// Place of a watch in the sorted ranges. It is empty once the watch was removed, until the tree is built again.
+#[derive(Debug)]
+struct Slot {
+    start: Bytes,
+    /// Address of the watch. Another watch may have it after this one was removed.
+    address: usize,
+    watch: Option<Arc<Watch>>,
+}
+
+impl Slot {
+    fn of(watch: Arc<Watch>) -> Self {
+        Self { start: watch.request.keys.key.clone(), address: address(&watch), watch: Some(watch) }
+    }
+
+    fn place(&self) -> (&Bytes, usize) {
+        (&self.start, self.address)
+    }
+}
+
+fn address(watch: &Arc<Watch>) -> usize {
+    Arc::as_ptr(watch).addr()
 }
 
 /// End of a range. The end of the key space is after all others.
@@ -95,32 +127,60 @@ impl End {
 
 impl Ranges {
     fn len(&self) -> usize {
-        self.sorted.len() + self.added.len()
+        self.sorted.len() - self.empty + self.added.len()
     }
 
     fn insert(&mut self, watch: Arc<Watch>) {
         self.added.push(watch);
         if self.added.len() > ADDED_MAX {
-            self.sorted.append(&mut self.added);
-            self.sorted.sort_by(|a, b| a.request.keys.key.cmp(&b.request.keys.key));
-            self.build();
+            self.sorted.extend(self.added.drain(..).map(Slot::of));
+            self.rebuild();
         }
     }
 
+    /// Empties the slot of a watch. Takes steps in the order of the logarithm of the number of watches, so that a client
+    /// with many watches that goes does not delay the dispatcher.
     fn remove(&mut self, watch: &Arc<Watch>) {
-        self.added.retain(|other| !Arc::ptr_eq(other, watch));
-        let before = self.sorted.len();
-        self.sorted.retain(|other| !Arc::ptr_eq(other, watch));
-        if self.sorted.len() < before {
-            self.build();
+        if let Some(at) = self.added.iter().position(|other| Arc::ptr_eq(other, watch)) {
+            self.added.swap_remove(at);
+            return;
         }
+        let place = (&watch.request.keys.key, address(watch));
+        let first = self.sorted.partition_point(|slot| slot.place() < place);
+        let mut same_place = self.sorted[first..].iter().take_while(|slot| slot.place() == place);
+        let Some(at) = same_place.position(|slot| slot.watch.is_some()) else { return };
+        self.sorted[first + at].watch = None;
+        self.empty += 1;
+        if self.empty > EMPTY_MAX && self.empty > self.sorted.len() / 2 {
+            self.rebuild();
+        } else {
+            self.update_ends(first + at);
+        }
+    }
+
+    /// Updates the ends of all parts that contain a slot.
+    fn update_ends(&mut self, at: usize) {
+        let mut part = self.ends.len() / 2 + at;
+        self.ends[part] = self.sorted[at].watch.as_deref().map(End::of);
+        while part > 1 {
+            part /= 2;
+            self.ends[part] = self.ends[2 * part].clone().max(self.ends[2 * part + 1].clone());
+        }
+    }
+
+    /// Sorts the slots, without the empty ones, and builds their tree.
+    fn rebuild(&mut self) {
+        self.sorted.retain(|slot| slot.watch.is_some());
+        self.empty = 0;
+        self.sorted.sort_by(|a, b| a.place().cmp(&b.place()));
+        self.build();
     }
 
     fn build(&mut self) {
         let leaves = self.sorted.len().next_power_of_two();
         self.ends = vec![None; 2 * leaves];
-        for (at, watch) in self.sorted.iter().enumerate() {
-            self.ends[leaves + at] = Some(End::of(watch));
+        for (at, slot) in self.sorted.iter().enumerate() {
+            self.ends[leaves + at] = slot.watch.as_deref().map(End::of);
         }
         for part in (1..leaves).rev() {
             self.ends[part] = self.ends[2 * part].clone().max(self.ends[2 * part + 1].clone());
@@ -133,7 +193,7 @@ impl Ranges {
                 f(watch);
             }
         }
-        let before = self.sorted.partition_point(|watch| watch.request.keys.key <= *key);
+        let before = self.sorted.partition_point(|slot| slot.start <= *key);
         if before > 0 {
             self.visit_part(1, 0, self.ends.len() / 2, before, key, f);
         }
@@ -154,7 +214,7 @@ impl Ranges {
             return;
         }
         if len == 1 {
-            return f(&self.sorted[from]);
+            return self.sorted[from].watch.iter().for_each(f);
         }
         let half = len / 2;
         self.visit_part(2 * part, from, half, before, key, f);
@@ -164,6 +224,8 @@ impl Ranges {
 
 /// Maximum number of watches in `added`, which are scanned one by one.
 const ADDED_MAX: usize = 64;
+/// Number of empty slots from which the tree is built again, if they are more than half of all.
+const EMPTY_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -176,7 +238,15 @@ mod tests {
         let keys = KeyRange { key: key.into(), range_end: end.map(Bytes::from) };
         let request = WatchRequest { keys, ..WatchRequest::default() };
         let queue = Arc::new(Queue::default());
-        Arc::new(Watch { id, request, next: 0.into(), ended: false.into(), is_indexed: false.into(), queue })
+        Arc::new(Watch {
+            id,
+            request,
+            start: 0,
+            next: 0.into(),
+            ended: false.into(),
+            is_indexed: false.into(),
+            queue,
+        })
     }
 
     fn key() -> impl Strategy<Value = Vec<u8>> {
@@ -187,17 +257,23 @@ mod tests {
         #[test]
         fn index_returns_exactly_the_watches_of_a_key(
             ranges in proptest::collection::vec((key(), proptest::option::of(key())), 0..200),
-            removed in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
+            removed in proptest::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 0..250),
             probe in key(),
         ) {
             let mut all: Vec<_> =
                 (0..).zip(ranges).map(|(id, (key, end))| watch(id, key, end)).collect();
             let mut index = Index::default();
             all.iter().for_each(|watch| index.insert(watch.clone()));
-            for at in removed {
+            for (at, comes_back) in removed {
                 if !all.is_empty() {
-                    let watch = all.swap_remove(at.index(all.len()));
-                    index.remove(&watch);
+                    let at = at.index(all.len());
+                    index.remove(&all[at]);
+                    // A watch that fell behind comes back when it has caught up.
+                    if comes_back {
+                        index.insert(all[at].clone());
+                    } else {
+                        all.swap_remove(at);
+                    }
                 }
             }
             let change = Change { revision: 1, key: probe.into(), deleted: false, replaced: None };
@@ -209,5 +285,21 @@ mod tests {
             prop_assert_eq!(found, wanted);
             prop_assert_eq!(index.is_empty(), all.is_empty());
         }
+    }
+
+    #[test]
+    fn removal_of_many_ranges_takes_few_steps_each() {
+        let mut index = Index::default();
+        let all: Vec<_> =
+            (0..20_000u64).map(|id| watch(id, id.to_be_bytes().to_vec(), Some(vec![0xff]))).collect();
+        all.iter().for_each(|watch| index.insert(watch.clone()));
+        let (mut slots, mut rebuilt) = (index.ranges.sorted.len(), 0);
+        for watch in &all {
+            index.remove(watch);
+            rebuilt += usize::from(index.ranges.sorted.len() < slots);
+            slots = index.ranges.sorted.len();
+        }
+        assert!(index.is_empty());
+        assert!(rebuilt < 100, "the tree was built {rebuilt} times");
     }
 }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{Watch, WatchId, WatchRequest};
 use crate::{
@@ -26,9 +26,47 @@ pub struct Watches {
     concurrency: ConcurrencyLimits,
     queue: Arc<Queue>,
     watches: BTreeMap<WatchId, Arc<Watch>>,
+    /// Number of watches by the first revision that they receive.
+    starts: BTreeMap<u64, usize>,
     last_id: WatchId,
-    /// Watches that have to read changes from disk to catch up.
+    /// Watches that have to read changes from disk to catch up, except that of `reading`.
     behind: VecDeque<Arc<Watch>>,
+    /// Read of the watch that catches up. It outlives a call of `next` that is cancelled.
+    reading: Option<Reading>,
+}
+
+/// A read from disk for a watch that is behind, including the wait for a permit. Dropping it cancels the wait.
+#[derive(Debug)]
+struct Reading {
+    watch: Arc<Watch>,
+    task: JoinHandle<Result<CatchUp, KvError>>,
+}
+
+impl Reading {
+    fn start(store: &Arc<Store>, concurrency: &ConcurrencyLimits, watch: Arc<Watch>) -> Self {
+        let (store, concurrency, reader) = (store.clone(), concurrency.clone(), watch.clone());
+        let task = tokio::spawn(async move {
+            let permit = concurrency.long_read().await;
+            let read = move || {
+                // The read cannot be cancelled, so it keeps its permit until it ends.
+                let _permit = permit;
+                read(&store, &reader)
+            };
+            let part = tokio::task::spawn_blocking(read).await.map_err(unavailable)?;
+            part.map_err(unavailable)
+        });
+        Self { watch, task }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn unavailable(why: impl ToString) -> KvError {
+    KvError::Unavailable { why: why.to_string(), maybe_applied: false }
 }
 
 /// A notification for a client.
@@ -100,8 +138,16 @@ impl Watches {
             maybe_applied: false,
         };
         store.dispatcher().start(&store).map_err(error)?;
-        let (queue, watches, behind) = (Arc::default(), BTreeMap::new(), VecDeque::new());
-        Ok(Self { store, concurrency, queue, watches, last_id: 0, behind })
+        Ok(Self {
+            store,
+            concurrency,
+            queue: Arc::default(),
+            watches: BTreeMap::new(),
+            starts: BTreeMap::new(),
+            last_id: 0,
+            behind: VecDeque::new(),
+            reading: None,
+        })
     }
 
     /// Starts a watch. Returns its id and the revision of the store. Without a start revision, the watch starts at the
@@ -123,12 +169,14 @@ impl Watches {
         let watch = Arc::new(Watch {
             id: self.last_id,
             request,
+            start: next,
             next: AtomicU64::new(next),
             ended: false.into(),
             is_indexed: false.into(),
             queue: self.queue.clone(),
         });
         self.watches.insert(watch.id, watch.clone());
+        *self.starts.entry(next).or_default() += 1;
         if next > registry.decided {
             registry.index.insert(watch.clone());
         } else {
@@ -139,11 +187,24 @@ impl Watches {
 
     /// Ends a watch. Returns whether it existed.
     pub fn remove(&mut self, id: WatchId) -> bool {
-        let Some(watch) = self.watches.remove(&id) else { return false };
-        watch.ended.store(true, Ordering::Relaxed);
+        let Some(watch) = self.forget(id) else { return false };
         self.store.dispatcher().registry().index.remove(&watch);
         self.behind.retain(|other| !Arc::ptr_eq(other, &watch));
+        self.reading.take_if(|reading| Arc::ptr_eq(&reading.watch, &watch));
         true
+    }
+
+    /// Takes a watch that ends out of the maps of this session.
+    fn forget(&mut self, id: WatchId) -> Option<Arc<Watch>> {
+        let watch = self.watches.remove(&id)?;
+        watch.ended.store(true, Ordering::Relaxed);
+        if let Some(count) = self.starts.get_mut(&watch.start) {
+            *count -= 1;
+            if *count == 0 {
+                self.starts.remove(&watch.start);
+            }
+        }
+        Some(watch)
     }
 
     /// Number of watches.
@@ -158,17 +219,23 @@ impl Watches {
         self.watches.is_empty()
     }
 
-    /// Revision up to which every watch of this session has received all events; `None` while a watch is behind or
-    /// while a notification waits to be taken by [`next`](Self::next).
+    /// Revision up to which every watch of this session has received all events, at most the revision of the store.
+    /// `None` while a watch is behind, while the store has not reached the revision before the start of a watch, or while
+    /// a notification waits to be taken by [`next`](Self::next).
     #[must_use]
     pub fn progress(&self) -> Option<u64> {
         let registry = self.store.dispatcher().registry();
+        let revision = self.revision();
         let waiting = self.queue.waiting();
-        let is_delivered = self.behind.is_empty() && waiting.behind.is_empty() && waiting.news.is_empty();
+        let is_behind = self.reading.is_some() || !self.behind.is_empty() || !waiting.behind.is_empty();
+        let starts_later = self.starts.last_key_value().is_some_and(|(start, _)| *start > revision + 1);
+        if is_behind || starts_later || !waiting.news.is_empty() {
+            return None;
+        }
         // A watch has nothing to receive before its first revision, even if the deletion of a range before that revision is
         // still being carried out.
-        let from = self.watches.values().map(|watch| watch.next.load(Ordering::Relaxed)).min();
-        is_delivered.then(|| registry.delivered.max(from.map_or(0, |from| from.saturating_sub(1))))
+        let first = self.starts.first_key_value().map_or(0, |(start, _)| start.saturating_sub(1));
+        Some(registry.delivered.max(first))
     }
 
     /// First revision that a watch has not received completely; `None` if there is no such watch. A new watch that
@@ -184,11 +251,13 @@ impl Watches {
         self.store.current().meta().revision
     }
 
-    /// Waits for the next notification. Cancellation-safe: nothing is lost.
+    /// Waits for the next notification. Cancellation-safe: nothing is lost, and a read of the disk that was started goes on
+    /// for the next call.
     ///
     /// # Errors
     /// The disk failed. The method may be called again.
     pub async fn next(&mut self) -> Result<WatchNews, KvError> {
+        let queue = self.queue.clone();
         loop {
             // Queued events precede those that a watch has to read from disk.
             while let Some((watch, events)) = self.take() {
@@ -196,14 +265,28 @@ impl Watches {
                     return Ok(WatchNews::Events { watch: watch.id, events });
                 }
             }
-            let Some(watch) = self.behind.front().cloned() else {
-                self.queue.filled.notified().await;
+            let Some(reading) = self.start_reading() else {
+                queue.filled.notified().await;
                 continue;
             };
-            if let Some(news) = self.catch_up(&watch).await? {
+            // Nothing is lost if this is cancelled: the task and its result stay in `reading`.
+            let part = tokio::select! {
+                part = &mut reading.task => part,
+                () = queue.filled.notified() => continue,
+            };
+            if let Some(news) = self.catch_up(part.map_err(unavailable).flatten())? {
                 return Ok(news);
             }
         }
+    }
+
+    /// Starts a read for a watch that is behind, unless one is in progress. Returns the read, if there is one.
+    fn start_reading(&mut self) -> Option<&mut Reading> {
+        if self.reading.is_none() {
+            let watch = self.behind.pop_front()?;
+            self.reading = Some(Reading::start(&self.store, &self.concurrency, watch));
+        }
+        self.reading.as_mut()
     }
 
     fn take(&mut self) -> Option<(Arc<Watch>, Vec<Arc<WatchEvent>>)> {
@@ -214,24 +297,18 @@ impl Watches {
         Some((watch, events))
     }
 
-    /// Reads the next changes for a watch that is behind.
-    async fn catch_up(&mut self, watch: &Arc<Watch>) -> Result<Option<WatchNews>, KvError> {
-        let _permit = self.concurrency.long_read().await;
-        let (store, reader) = (self.store.clone(), watch.clone());
-        let read = tokio::task::spawn_blocking(move || read(&store, &reader)).await;
-        let unavailable = |why: String| KvError::Unavailable { why, maybe_applied: false };
-        let part = read
-            .map_err(|error| unavailable(error.to_string()))?
-            .map_err(|failure| unavailable(failure.to_string()))?;
-        // There is no await from here on, so cancellation cannot leave an inconsistent state.
-        self.behind.pop_front();
-        if watch.ended.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        let CatchUp { events, through, compacted } = part;
+    /// Takes the changes that were read for a watch that is behind.
+    fn catch_up(&mut self, part: Result<CatchUp, KvError>) -> Result<Option<WatchNews>, KvError> {
+        let Some(watch) = self.reading.take().map(|reading| reading.watch.clone()) else { return Ok(None) };
+        let CatchUp { events, through, compacted } = match part {
+            Ok(part) => part,
+            Err(error) => {
+                self.behind.push_front(watch);
+                return Err(error);
+            }
+        };
         if let Some(compacted) = compacted {
-            self.watches.remove(&watch.id);
-            watch.ended.store(true, Ordering::Relaxed);
+            self.forget(watch.id);
             return Ok(Some(WatchNews::Compacted { watch: watch.id, compacted }));
         }
         watch.next.store(through + 1, Ordering::Relaxed);
@@ -268,7 +345,7 @@ pub(super) fn next_revision(store: &Store, watch: &Arc<Watch>) -> u64 {
 }
 
 /// Changes read from disk for a watch that is behind.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct CatchUp {
     events: Vec<Arc<WatchEvent>>,
     through: u64,

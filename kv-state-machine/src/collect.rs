@@ -139,6 +139,10 @@ fn collect_all(
             std::thread::sleep(POLL_INTERVAL);
         }
         dispatcher.wait_for_delivery(compacted, &control.stop);
+        // Reads of several pages keep what they need for a bounded time.
+        while generation.pins().is_pinned_before(compacted) && !control.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(POLL_INTERVAL);
+        }
         if let Err(failure) = collect(generation, compacted, &control.stop) {
             *control.compacted() = None;
             return Err(failure);

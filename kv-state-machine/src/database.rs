@@ -24,13 +24,14 @@ use tokio::{
 
 use crate::{
     AutoCompaction, Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine,
-    KvStoreExecutor, Limits, Session, StateHash, WatchRequest, auto_compaction, check,
+    KvStoreExecutor, Limits, Range, RangePages, Session, StateHash, WatchRequest, auto_compaction, check,
     concurrency::{CancelOnDrop, ConcurrencyLimits},
     execute::ExecuteError,
     executor::read_result,
     lessor::{self, TimeSource},
     limits::Amount,
     machine::{ANSWER_VERSION, COMMAND_VERSION},
+    pages::PIN_DURATION,
     quota::Quota,
     watch::{WatchStream, Watches},
 };
@@ -379,6 +380,24 @@ impl ConsensusKvDatabase {
         Ok(PendingRead { executor, operation: Arc::new(operation), concurrency: self.concurrency.clone() })
     }
 
+    /// Waits until this node has applied everything that was acknowledged before.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn read_barrier(&self) -> Result<(), KvError> {
+        self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
+        Ok(())
+    }
+
+    /// Starts to read a range page by page, at one revision.
+    ///
+    /// # Errors
+    /// See [`KvError`]; ranges in another order than that of ascending keys, or with bounds of revisions, are rejected.
+    pub async fn range_pages(&self, range: Range, consistency: Consistency) -> Result<RangePages, KvError> {
+        let read = self.begin_read(KvOperation::Range(range.clone()), consistency).await?;
+        Ok(RangePages::start(read.executor.store(), range, self.concurrency.clone(), PIN_DURATION)?)
+    }
+
     /// Computes a checksum of this node's current state.
     ///
     /// # Errors
@@ -522,7 +541,7 @@ fn witness() -> KvError {
 }
 
 /// Runs a read of the disk on another thread, so that it does not block the async runtime.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, consensus_core::StateMachineError> + Send + 'static,
 ) -> Result<T, KvError> {
     match tokio::task::spawn_blocking(read).await {
@@ -534,7 +553,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn failure(error: consensus_core::StateMachineError) -> KvError {
+pub(crate) fn failure(error: consensus_core::StateMachineError) -> KvError {
     KvError::Unavailable { why: error.to_string(), maybe_applied: false }
 }
 

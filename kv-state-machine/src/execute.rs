@@ -98,6 +98,8 @@ pub(crate) struct Execution<'a> {
     /// nodes.
     segments: Option<Segments>,
     deletions: RangeDeletions,
+    /// Whether a range counts the keys after its last pair, too.
+    counts_rest: bool,
     /// For a command: segments before its batch, and the number of keys above which a range is deleted by one record.
     large_deletions: Option<(&'a Segments, u64)>,
 }
@@ -123,6 +125,7 @@ impl<'a> Execution<'a> {
             work,
             segments: None,
             deletions: RangeDeletions::default(),
+            counts_rest: true,
             large_deletions: None,
         }
     }
@@ -136,6 +139,11 @@ impl<'a> Execution<'a> {
     /// Reads the newest revision with the help of its segments.
     pub(crate) fn with_segments(self, segments: Option<Segments>) -> Self {
         Self { segments, ..self }
+    }
+
+    /// Does not count the keys after the last pair of a range: its count is then the number of its pairs.
+    pub(crate) fn without_counting_rest(self) -> Self {
+        Self { counts_rest: false, ..self }
     }
 
     /// Takes deletions of ranges into account that are being carried out.
@@ -457,6 +465,9 @@ impl<'a> Execution<'a> {
                     return Break(());
                 }
                 _ => found.more = true,
+            }
+            if !self.counts_rest {
+                return Break(());
             }
             if segments.is_none() {
                 return Continue(());

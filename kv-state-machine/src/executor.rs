@@ -202,21 +202,31 @@ impl KvStoreExecutor {
 }
 
 /// State that a read sees.
-struct ReadState {
-    meta: Meta,
+#[derive(Clone, Debug)]
+pub(crate) struct ReadState {
+    pub(crate) meta: Meta,
     /// Segments at the revision of `meta`; `None` for a read of one key, which does not need them.
-    segments: Option<Segments>,
-    deletions: RangeDeletions,
+    pub(crate) segments: Option<Segments>,
+    pub(crate) deletions: RangeDeletions,
 }
 
 impl ReadState {
-    fn of(generation: &Generation, operation: &KvOperation) -> Self {
+    pub(crate) fn of(generation: &Generation, operation: &KvOperation) -> Self {
         if is_of_one_key(operation) {
             let (meta, deletions) = generation.meta_and_deletions();
             return Self { meta, segments: None, deletions };
         }
         let Published { meta, segments, deletions } = generation.published();
         Self { meta, segments: Some(segments), deletions }
+    }
+
+    pub(crate) fn revision(&self) -> u64 {
+        self.meta.revision
+    }
+
+    /// Oldest revision that could be read.
+    pub(crate) fn compacted(&self) -> u64 {
+        self.meta.compacted
     }
 }
 

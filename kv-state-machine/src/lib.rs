@@ -57,7 +57,9 @@ mod lessor;
 mod limits;
 mod machine;
 mod operation;
+mod pages;
 mod pending_writes;
+mod pins;
 mod quota;
 mod range_deletions;
 mod recent;
@@ -90,5 +92,6 @@ pub use operation::{
     KvCommand, KvOperation, KvRejection, KvResult, Put, PutDone, Range, RevisionBounds, Sort, SortBy, Txn,
     TxnDone, Versionstamp,
 };
+pub use pages::{RangeEnd, RangePage, RangePages};
 pub use snapshot::StoreSnapshot;
 pub use watch::{WatchId, WatchNews, WatchRequest, WatchStream, Watches};

@@ -26,6 +26,7 @@ use crate::{
     alarm::{AlarmTable, Alarms},
     keys,
     lease::LeaseTable,
+    pins::Pins,
     range_deletions::{RangeDeletion, RangeDeletions},
     recent::VersionCache,
     segments::{Recount, Segments},
@@ -108,6 +109,8 @@ pub(crate) struct Generation {
     batches_waiting: AtomicU64,
     /// Result of the last garbage collection, until the next batch takes it over.
     recount: Mutex<Option<Recount>>,
+    /// Revisions that reads of several parts need.
+    pins: Arc<Pins>,
 }
 
 impl Generation {
@@ -139,7 +142,13 @@ impl Generation {
             exclusive,
             batches_waiting,
             recount,
+            pins: Arc::default(),
         })
+    }
+
+    /// Revisions that reads of several parts need.
+    pub(crate) fn pins(&self) -> &Arc<Pins> {
+        &self.pins
     }
 
     /// Cache of newest versions.

@@ -1,6 +1,10 @@
 //! The service `Watch`: many watches on one stream.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::stream::BoxStream;
 use kv_etcd_api::{
@@ -43,8 +47,9 @@ impl Watch for Etcd {
             etcd: self.clone(),
             watches,
             out,
-            by_client: BTreeMap::new(),
+            clients: Clients::default(),
             progress_wanted: None,
+            progress_not_before: Instant::now(),
             needs_leader,
         };
         tokio::spawn(stream.run(request.into_inner()));
@@ -65,14 +70,74 @@ struct Client {
     progress_at: Option<Instant>,
 }
 
+/// The watches of a stream. Each step takes about the same time with one watch and with thousands.
+#[derive(Default)]
+struct Clients {
+    /// By the number that the client gave or was told.
+    all: HashMap<i64, Client>,
+    /// Numbers of the clients by watch.
+    ids: HashMap<WatchId, i64>,
+    /// When clients are told how far they are.
+    due: BTreeSet<(Instant, i64)>,
+    /// Where the search for a free number starts.
+    next_id: i64,
+}
+
+impl Clients {
+    /// The number that a client asked for, or a free one for 0; `None`: it is taken.
+    fn free_id(&mut self, wanted: i64) -> Option<i64> {
+        if wanted != 0 {
+            return Some(wanted).filter(|id| !self.all.contains_key(id));
+        }
+        let id = (self.next_id..).find(|id| !self.all.contains_key(id))?;
+        self.next_id = id.saturating_add(1);
+        Some(id)
+    }
+
+    fn insert(&mut self, id: i64, client: Client) {
+        self.ids.insert(client.watch, id);
+        self.due.extend(client.progress_at.map(|at| (at, id)));
+        self.all.insert(id, client);
+    }
+
+    fn remove(&mut self, id: i64) -> Option<Client> {
+        let client = self.all.remove(&id)?;
+        self.ids.remove(&client.watch);
+        if let Some(at) = client.progress_at {
+            self.due.remove(&(at, id));
+        }
+        Some(client)
+    }
+
+    /// The client of a watch, and its number.
+    fn of(&self, watch: WatchId) -> Option<(i64, &Client)> {
+        let id = *self.ids.get(&watch)?;
+        Some((id, self.all.get(&id)?))
+    }
+
+    /// Puts off when a client is told how far it is, if it is told at all.
+    fn put_off(&mut self, id: i64, until: Instant) {
+        let Some(at) = self.all.get_mut(&id).and_then(|client| client.progress_at.as_mut()) else { return };
+        self.due.remove(&(*at, id));
+        *at = until;
+        self.due.insert((until, id));
+    }
+
+    /// The next time at which a client is told how far it is.
+    fn first_due(&self) -> Option<(Instant, i64)> {
+        self.due.first().copied()
+    }
+}
+
 struct Stream {
     etcd: Etcd,
     watches: Watches,
     out: Sender,
-    /// By the number that the client gave or was told.
-    by_client: BTreeMap<i64, Client>,
+    clients: Clients,
     /// Requests for progress that are not answered yet, as some watch is behind.
     progress_wanted: Option<ProgressWanted>,
+    /// When to look again whether clients that are due can be told how far they are.
+    progress_not_before: Instant,
     needs_leader: bool,
 }
 
@@ -115,9 +180,9 @@ impl Stream {
     }
 
     fn next_look(&self) -> Instant {
-        let progress = self.by_client.values().filter_map(|client| client.progress_at).min();
         let look = Instant::now() + if self.progress_wanted.is_some() { LOOK_PROGRESS } else { LOOK };
-        progress.map_or(look, |progress| progress.min(look))
+        let due = self.clients.first_due().map(|(at, _)| at.max(self.progress_not_before));
+        due.map_or(look, |due| due.min(look))
     }
 
     async fn request(&mut self, request: WatchRequest) -> Result<(), Gone> {
@@ -135,7 +200,7 @@ impl Stream {
     }
 
     async fn create(&mut self, request: WatchCreateRequest) -> Result<(), Gone> {
-        let Some(id) = self.free_id(request.watch_id) else {
+        let Some(id) = self.clients.free_id(request.watch_id) else {
             return self.refuse("etcdserver: mvcc: duplicate watch ID provided on the WatchStream").await;
         };
         let mut filters = Vec::new();
@@ -167,19 +232,11 @@ impl Stream {
                 .progress_notify
                 .then(|| Instant::now() + self.etcd.limits.watch_progress_interval),
         };
-        self.by_client.insert(id, client);
+        self.clients.insert(id, client);
         // Some clients resume after the revision of the last header: it must not be that of events still to come.
         let told = if start_revision == 0 { revision } else { revision.min(start_revision - 1) };
         let header = Some(self.etcd.header(told));
         self.out.send(Ok(WatchResponse { header, watch_id: id, created: true, ..Default::default() })).await
-    }
-
-    /// The number that a client asked for, or a free one; `None`: it is taken.
-    fn free_id(&self, wanted: i64) -> Option<i64> {
-        match wanted {
-            0 => (0..).find(|id| !self.by_client.contains_key(id)),
-            id => Some(id).filter(|id| !self.by_client.contains_key(id)),
-        }
     }
 
     /// One answer that says both, or clients do not understand it.
@@ -196,7 +253,7 @@ impl Stream {
     }
 
     async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
-        let Some(client) = self.by_client.remove(&id) else { return Ok(()) };
+        let Some(client) = self.clients.remove(id) else { return Ok(()) };
         self.watches.remove(client.watch);
         let header = Some(self.etcd.header(self.watches.revision()));
         self.out.send(Ok(WatchResponse { header, watch_id: id, canceled: true, ..Default::default() })).await
@@ -205,21 +262,14 @@ impl Stream {
     async fn news(&mut self, news: WatchNews) -> Result<(), Gone> {
         match news {
             WatchNews::Events { watch, events } => {
-                let found = self.by_client.iter_mut().find(|(_, client)| client.watch == watch);
-                let Some((id, client)) = found else { return Ok(()) };
-                if client.progress_at.is_some() {
-                    client.progress_at = Some(Instant::now() + self.etcd.limits.watch_progress_interval);
-                }
-                let (id, previous, fragment) = (*id, client.previous, client.fragment);
+                let Some((id, client)) = self.clients.of(watch) else { return Ok(()) };
+                let (previous, fragment) = (client.previous, client.fragment);
+                self.clients.put_off(id, Instant::now() + self.etcd.limits.watch_progress_interval);
                 self.send_events(id, &events, previous, fragment).await?;
             }
             WatchNews::Compacted { watch, compacted } => {
-                let Some(id) =
-                    self.by_client.iter().find(|(_, client)| client.watch == watch).map(|(id, _)| *id)
-                else {
-                    return Ok(());
-                };
-                self.by_client.remove(&id);
+                let Some((id, _)) = self.clients.of(watch) else { return Ok(()) };
+                self.clients.remove(id);
                 let response = WatchResponse {
                     header: Some(self.etcd.header(0)),
                     watch_id: id,
@@ -267,25 +317,26 @@ impl Stream {
     /// Says how far the watches are, where that was asked for, once it is true of all of them.
     async fn tell_progress(&mut self) -> Result<(), Gone> {
         let now = Instant::now();
-        let is_due = |client: &Client| client.progress_at.is_some_and(|at| at <= now);
-        if self.progress_wanted.is_none() && !self.by_client.values().any(is_due) {
+        let is_due = |clients: &Clients| clients.first_due().filter(|(at, _)| *at <= now).map(|(_, id)| id);
+        if self.progress_wanted.is_none() && is_due(&self.clients).is_none() {
             return Ok(());
         }
-        let Some(revision) = self.watches.progress() else { return Ok(()) };
+        let Some(revision) = self.watches.progress() else {
+            self.progress_not_before = now + PROGRESS_RETRY;
+            return Ok(());
+        };
         let header = Some(self.etcd.header(revision));
         if let Some(ProgressWanted { first, latest }) = self.progress_wanted
             && first <= revision
         {
             self.progress_wanted = (latest > revision).then_some(ProgressWanted { first: latest, latest });
-            if !self.by_client.is_empty() {
+            if !self.clients.all.is_empty() {
                 self.out.send(Ok(WatchResponse { header, watch_id: -1, ..Default::default() })).await?;
             }
         }
-        for (id, client) in &mut self.by_client {
-            if is_due(client) {
-                client.progress_at = Some(now + self.etcd.limits.watch_progress_interval);
-                self.out.send(Ok(WatchResponse { header, watch_id: *id, ..Default::default() })).await?;
-            }
+        while let Some(id) = is_due(&self.clients) {
+            self.clients.put_off(id, now + self.etcd.limits.watch_progress_interval);
+            self.out.send(Ok(WatchResponse { header, watch_id: id, ..Default::default() })).await?;
         }
         Ok(())
     }
@@ -318,3 +369,5 @@ const ANSWERS_MAX: usize = 16;
 const FRAGMENT_BYTES_MAX: usize = 3 << 19;
 const LOOK: Duration = Duration::from_secs(60);
 const LOOK_PROGRESS: Duration = Duration::from_millis(5);
+/// How long a client that is due waits when a watch is behind, before it is looked at again.
+const PROGRESS_RETRY: Duration = Duration::from_millis(100);

@@ -1,8 +1,8 @@
 //! Watches.
 
 use kv_etcd_api::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
-    watch_request::RequestUnion,
+    CompactionRequest, DeleteRangeRequest, RequestOp, TxnRequest, WatchCancelRequest, WatchCreateRequest,
+    WatchProgressRequest, request_op::Request, watch_request::RequestUnion,
 };
 use tonic::Code;
 
@@ -99,6 +99,80 @@ async fn progress_is_told_after_all_events_before_it() {
     assert_eq!((seen, progress.header.unwrap().revision), (500, 501));
 }
 
+/// Writes 20,000 keys in 200 revisions, which take longer to read than the server waits between two looks at progress.
+async fn write_backlog(alone: &Alone) {
+    let mut kv = alone.kv().await;
+    for n in 0..200 {
+        let of =
+            |key| RequestOp { request: Some(Request::RequestPut(put(&format!("k/{key}"), &format!("{n}")))) };
+        let success = (0..100).map(of).collect();
+        kv.txn(TxnRequest { success, ..Default::default() }).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn progress_request_does_not_keep_a_backlog_from_its_watch() {
+    let alone = Alone::start().await;
+    write_backlog(&alone).await;
+    let mut watching = Watching::open(alone.server.port).await;
+    watching.create(WatchCreateRequest { start_revision: 2, ..watch("k/", "k0") }).await;
+    watching.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
+    assert_eq!(watching.events(201).await.len(), 20_000);
+    let progress = watching.next().await;
+    assert_eq!((progress.watch_id, progress.header.unwrap().revision), (-1, 201));
+}
+
+#[tokio::test]
+async fn watch_that_is_told_of_progress_each_millisecond_receives_its_backlog_first() {
+    let alone = Alone::start_with(&["--watch-progress-interval", "1ms"]).await;
+    write_backlog(&alone).await;
+    let mut watching = Watching::open(alone.server.port).await;
+    let request = WatchCreateRequest { start_revision: 2, progress_notify: true, ..watch("k/", "k0") };
+    let id = watching.create(request).await.watch_id;
+    assert_eq!(watching.events(201).await.len(), 20_000);
+    let progress = watching.next().await;
+    assert!(progress.events.is_empty());
+    assert_eq!((progress.watch_id, progress.header.unwrap().revision), (id, 201));
+}
+
+#[tokio::test]
+async fn watch_from_a_future_revision_keeps_progress_back_until_then() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    let mut watching = Watching::open(alone.server.port).await;
+    watching.create(WatchCreateRequest { start_revision: 4, ..watch("a", "") }).await;
+    watching.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
+    kv.put(put("other", "1")).await.unwrap();
+    kv.put(put("other", "2")).await.unwrap();
+    let progress = watching.next().await;
+    let revision = progress.header.unwrap().revision;
+    assert!(progress.watch_id == -1 && revision == 3, "{progress:?}");
+}
+
+#[tokio::test]
+async fn thousands_of_watches_on_a_stream_are_created_told_and_cancelled() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    let mut watching = Watching::open(alone.server.port).await;
+    for id in 0..3000 {
+        let request = WatchCreateRequest { progress_notify: true, ..watch(&format!("k{id:04}"), "l") };
+        assert_eq!(watching.create(request).await.watch_id, id);
+    }
+    kv.put(put("k2999", "1")).await.unwrap();
+    let mut told = vec![false; 3000];
+    for _ in 0..3000 {
+        let response = watching.next().await;
+        let id = usize::try_from(response.watch_id).unwrap();
+        assert!(response.events.len() == 1 && !std::mem::replace(&mut told[id], true));
+    }
+    for id in (0..3000).step_by(2) {
+        watching.ask(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: id })).await;
+        let cancelled = watching.next().await;
+        assert!(cancelled.canceled && cancelled.watch_id == id);
+    }
+    assert_eq!(watching.create(watch("m", "")).await.watch_id, 3000);
+}
+
 /// A client that has written knows the revision of that, and must not be told an older one afterwards.
 #[tokio::test]
 async fn progress_is_not_older_than_a_write_before_the_request() {
@@ -118,7 +192,6 @@ async fn progress_is_not_older_than_a_write_before_the_request() {
 
 #[tokio::test]
 async fn large_revisions_come_in_fragments_where_asked_for() {
-    use kv_etcd_api::etcdserverpb::{RequestOp, TxnRequest, request_op::Request};
     let alone = Alone::start().await;
     let mut kv = alone.kv().await;
     let mut watching = Watching::open(alone.server.port).await;

@@ -18,6 +18,7 @@ mod maintenance;
 #[cfg(test)]
 mod page;
 mod queue;
+mod range_stream;
 mod serve;
 mod snapshot;
 mod txn;
@@ -27,7 +28,9 @@ use std::{sync::Arc, time::Duration};
 
 use consensus_core::{EngineStatus, NodeId};
 use kv_etcd_api::etcdserverpb::ResponseHeader;
-use kv_state_machine::{AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvOperation};
+use kv_state_machine::{
+    AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvOperation, Range, RangePages,
+};
 use tokio::sync::watch as channel;
 use tonic::Status;
 
@@ -133,8 +136,8 @@ impl Etcd {
     /// Reads on this node.
     async fn read(&self, operation: KvOperation, serializable: bool) -> Result<KvAnswer, Status> {
         let bytes_max = operation.answer_bytes_max(false);
-        let consistency = if serializable { Consistency::Stale } else { Consistency::Linearizable };
-        let read = self.database().begin_read(operation, consistency).await.map_err(error::of_read)?;
+        let read = self.database().begin_read(operation, consistency(serializable)).await;
+        let read = read.map_err(error::of_read)?;
         if let Some(answer) = read.in_memory() {
             return answer.map_err(error::of_read);
         }
@@ -142,6 +145,16 @@ impl Etcd {
         room.reserve(bytes_max).await;
         read.finish().await.map_err(error::of_read)
     }
+
+    /// Starts to read a range on this node, page by page.
+    async fn range_pages(&self, range: Range, serializable: bool) -> Result<RangePages, Status> {
+        let pages = self.database().range_pages(range, consistency(serializable)).await;
+        pages.map_err(error::of_read)
+    }
+}
+
+fn consistency(serializable: bool) -> Consistency {
+    if serializable { Consistency::Stale } else { Consistency::Linearizable }
 }
 
 fn unexpected(answer: &impl std::fmt::Debug) -> Status {

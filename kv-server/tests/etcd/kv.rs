@@ -106,6 +106,50 @@ async fn range_without_a_limit_is_answered_whole_and_streamed_in_pieces() {
     assert!(streamed == whole.kvs);
 }
 
+/// A client that lists and then watches goes on after the revision of the header.
+#[tokio::test]
+async fn streamed_range_is_of_one_revision_which_its_header_tells() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    let value = "v".repeat(1 << 20);
+    for n in 0..32 {
+        kv.put(put(&format!("large{n:02}"), &value)).await.unwrap();
+    }
+    // More than the client has room for.
+    let mut stream = kv.range_stream(all()).await.unwrap().into_inner();
+    let first = stream.message().await.unwrap().unwrap().range_response.unwrap();
+    assert!(first.header.is_none() && !first.kvs.is_empty());
+    kv.put(put("large31", "after")).await.unwrap();
+    let last = kv.put(put("later", "after")).await.unwrap().into_inner().header.unwrap().revision;
+    kv.compact(CompactionRequest { revision: last, physical: true }).await.unwrap();
+    let (mut kvs, mut end) = (first.kvs, None);
+    while let Some(piece) = stream.message().await.unwrap() {
+        let piece = piece.range_response.unwrap();
+        kvs.extend(piece.kvs);
+        end = piece.header.map(|header| (header.revision, piece.count, piece.more));
+    }
+    assert_eq!(end, Some((33, 32, false)));
+    assert!(kvs.len() == 32 && kvs.iter().all(|kv| kv.value == value));
+}
+
+#[tokio::test]
+async fn streamed_range_refuses_orders_and_filters_in_the_words_of_etcd() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    let order = RangeRequest { sort_order: SortOrder::Descend.into(), ..all() };
+    let said = |text: &str| (Code::Unimplemented, text.to_owned());
+    assert_eq!(
+        refusal(kv.range_stream(order).await),
+        said("RangeStream does not support custom sort orders")
+    );
+    let filter = RangeRequest { max_create_revision: 1, ..all() };
+    assert_eq!(refusal(kv.range_stream(filter).await), said("RangeStream does not support revision filters"));
+    let plain = RangeRequest { sort_target: SortTarget::Value.into(), ..all() };
+    assert!(kv.range_stream(plain).await.is_ok(), "without an order the target does not count");
+    let compacted = RangeRequest { revision: 9, ..all() };
+    assert_eq!(refusal(kv.range_stream(compacted).await).0, Code::OutOfRange);
+}
+
 #[tokio::test]
 async fn transactions_compare_nest_and_answer_with_the_revisions_in_between() {
     let alone = Alone::start().await;

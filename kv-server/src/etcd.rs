@@ -19,6 +19,7 @@ mod maintenance;
 mod page;
 mod queue;
 mod range_stream;
+mod required_leader;
 mod serve;
 mod snapshot;
 mod txn;
@@ -29,9 +30,9 @@ use std::{sync::Arc, time::Duration};
 use consensus_core::{EngineStatus, NodeId};
 use kv_etcd_api::etcdserverpb::ResponseHeader;
 use kv_state_machine::{
-    AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvOperation, Range, RangePages,
+    AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Range, RangePages,
 };
-use tokio::sync::watch as channel;
+use tokio::{sync::watch as channel, time::Instant};
 use tonic::Status;
 
 pub(crate) use self::{
@@ -41,7 +42,7 @@ pub(crate) use self::{
 use crate::{
     answers::ConnectionBudget,
     between::{NodeAnswer, NodeRequest},
-    routing::RoutingManager,
+    routing::{LEADER_WAIT, RoutingManager},
 };
 
 /// What the services of one connection need. Cheap to clone.
@@ -95,6 +96,11 @@ impl Etcd {
         self.router.database()
     }
 
+    /// Whether this node is a member of a cluster and knows no leader.
+    fn has_no_leader(&self) -> bool {
+        self.status().leader.is_none() && self.router.cluster().is_some()
+    }
+
     fn status(&self) -> Arc<EngineStatus> {
         self.database().status().borrow().clone()
     }
@@ -136,8 +142,8 @@ impl Etcd {
     /// Reads on this node.
     async fn read(&self, operation: KvOperation, serializable: bool) -> Result<KvAnswer, Status> {
         let bytes_max = operation.answer_bytes_max(false);
-        let read = self.database().begin_read(operation, consistency(serializable)).await;
-        let read = read.map_err(error::of_read)?;
+        let consistency = consistency(serializable);
+        let read = self.when_led(|| self.database().begin_read(operation.clone(), consistency)).await?;
         if let Some(answer) = read.in_memory() {
             return answer.map_err(error::of_read);
         }
@@ -148,8 +154,34 @@ impl Etcd {
 
     /// Starts to read a range on this node, page by page.
     async fn range_pages(&self, range: Range, serializable: bool) -> Result<RangePages, Status> {
-        let pages = self.database().range_pages(range, consistency(serializable)).await;
-        pages.map_err(error::of_read)
+        let consistency = consistency(serializable);
+        self.when_led(|| self.database().range_pages(range.clone(), consistency)).await
+    }
+
+    /// Starts a read, again while this node has no leader: clients get an answer although an election is held, as for writes.
+    async fn when_led<T, R>(&self, start: impl Fn() -> R) -> Result<T, Status>
+    where
+        R: Future<Output = Result<T, KvError>>,
+    {
+        let deadline = Instant::now() + LEADER_WAIT;
+        loop {
+            let error = match start().await {
+                Ok(started) => return Ok(started),
+                Err(error) => error,
+            };
+            let member = self.router.cluster().filter(|cluster| cluster.why_no_member().is_none());
+            let (KvError::NotLeader { .. }, Some(cluster), false) =
+                (&error, member, self.database().is_witness())
+            else {
+                return Err(error::of_read(error));
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || cluster.leader_within(left).await.is_none() {
+                return Err(error::timed_out());
+            }
+            // The leader that this node knows may have failed.
+            tokio::time::sleep(LEADER_RETRY).await;
+        }
     }
 }
 
@@ -187,6 +219,8 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// Time between two starts of a read of which the leader that this node knows does not tell.
+const LEADER_RETRY: Duration = Duration::from_millis(20);
 /// "kv" in the highest bytes of a member's id.
 const MEMBER_TAG: u64 = 0x6b76 << TAG_SHIFT;
 const TAG_SHIFT: u32 = 48;

@@ -428,7 +428,7 @@ const STANDALONE: &str = "this server stands alone; it has no members";
 /// A change of members that no quorum confirms for so long is answered as unknown.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a call waits for an election to end.
-const LEADER_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const LEADER_WAIT: Duration = Duration::from_secs(2);
 /// How long a follower that sees a new leader waits for the word of the old one, which was to transfer leadership.
 const TRANSFER_GRACE: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

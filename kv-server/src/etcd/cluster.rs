@@ -17,9 +17,8 @@ type Result<T> = std::result::Result<Response<T>, Status>;
 impl Cluster for Etcd {
     async fn member_list(&self, request: Request<MemberListRequest>) -> Result<MemberListResponse> {
         if request.into_inner().linearizable {
-            let barrier =
-                self.database().engine().read_barrier(consensus_core::ReadConsistency::Linearizable);
-            barrier.await.map_err(|_| error::timed_out())?;
+            let barrier = || self.database().read_barrier();
+            self.when_led(barrier).await.map_err(|_| error::timed_out())?;
         }
         let (header, members) = (Some(self.header_without_revision()), self.members());
         Ok(Response::new(MemberListResponse { header, members }))

@@ -23,6 +23,7 @@ use tonic::{Code, Status, body::Body};
 
 use super::{
     Etcd, http,
+    required_leader::HAS_LEADER,
     serve::{call, descriptors},
 };
 
@@ -64,6 +65,7 @@ pub(super) async fn answer(
         return failed(&Status::unimplemented("Method Not Allowed"));
     }
     let token = request.headers().get(AUTHORIZATION).cloned();
+    let has_leader = request.headers().get(HAS_LEADER_HEADER).cloned();
     // base64 is a third longer.
     let json_bytes_max = etcd.limits.message_bytes() * 3 / 2;
     let body = if method.is_client_streaming() {
@@ -83,6 +85,9 @@ pub(super) async fn answer(
     inner.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     if let Some(token) = token {
         inner.headers_mut().insert("token", token);
+    }
+    if let Some(value) = has_leader {
+        inner.headers_mut().insert(HAS_LEADER, value);
     }
     let answered = call(etcd, inner).await;
     let mut answers = Answers::new(answered);
@@ -317,6 +322,9 @@ fn http_status(code: Code) -> StatusCode {
         Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
+
+/// How requests over HTTP say that they require a leader.
+const HAS_LEADER_HEADER: &str = "grpc-metadata-hasleader";
 
 #[cfg(test)]
 mod tests {

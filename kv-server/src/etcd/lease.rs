@@ -77,7 +77,7 @@ impl Lease for Etcd {
     }
 
     async fn lease_leases(&self, _: Request<LeaseLeasesRequest>) -> Result<LeaseLeasesResponse> {
-        let ids = self.database().leases().await.map_err(error::of_read)?;
+        let ids = self.when_led(|| self.database().leases()).await?;
         let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();
         Ok(Response::new(LeaseLeasesResponse { header: Some(self.header_now()?), leases }))
     }

@@ -32,7 +32,7 @@ impl Maintenance for Etcd {
         };
         let alarms = match (action, kind) {
             (AlarmAction::Get, kind) => {
-                let mut all = self.database().current_alarms().await.map_err(error::of_read)?;
+                let mut all = self.when_led(|| self.database().current_alarms()).await?;
                 all.retain(|alarm| kind.is_none_or(|kind| alarm.kind == kind));
                 all
             }
@@ -53,8 +53,7 @@ impl Maintenance for Etcd {
     async fn status(&self, _: Request<StatusRequest>) -> Result<StatusResponse> {
         let status = Etcd::status(self);
         let size = signed(self.database().disk_bytes().map_err(error::of_read)?);
-        let has_no_leader = status.leader.is_none() && self.router.cluster().is_some();
-        let no_leader = has_no_leader.then(|| error::no_leader().message().to_owned());
+        let no_leader = self.has_no_leader().then(|| error::no_leader().message().to_owned());
         let alarm = |alarm: Alarm| {
             let member = alarm.node.map_or(0, member_id);
             format!("memberID:{member} alarm:{}", alarm.kind)

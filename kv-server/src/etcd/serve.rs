@@ -26,7 +26,7 @@ use tokio::{net::TcpStream, sync::watch as channel};
 use tonic::{Code, Status, body::Body, codegen::Service};
 use tonic_health::pb::health_server::HealthServer;
 
-use super::{Etcd, error, health::reflection, http};
+use super::{Etcd, error, health::reflection, http, required_leader};
 use crate::frontend::stopped;
 
 /// What is served on a connection.
@@ -113,6 +113,10 @@ pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
     if let Some(status) = unknown(service, method) {
         return status.into_http();
     }
+    let requires_leader = required_leader::is_required_by(request.headers()).then(|| etcd.clone());
+    if requires_leader.as_ref().is_some_and(Etcd::has_no_leader) {
+        return error::no_leader().into_http();
+    }
     let response = match service {
         "etcdserverpb.KV" => served_by!(KvServer),
         "etcdserverpb.Watch" => served_by!(WatchServer),
@@ -127,9 +131,13 @@ pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
         "grpc.reflection.v1alpha.ServerReflection" => reflection::of_v1alpha().call(request).await,
         _ => return Status::unimplemented(format!("unknown service {service}")).into_http(),
     };
-    match response {
+    let response = match response {
         Ok(response) => response,
         Err(never) => match never {},
+    };
+    match requires_leader {
+        Some(etcd) => required_leader::end_without_leader(&etcd, response),
+        None => response,
     }
 }
 

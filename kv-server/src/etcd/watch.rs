@@ -23,7 +23,7 @@ use tokio::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Etcd, convert, error, signed};
-use crate::{frontend::stopped, leaderless::leaderless};
+use crate::frontend::stopped;
 
 type Sender = mpsc::Sender<Result<WatchResponse, Status>>;
 /// The client is gone, or the stream has ended.
@@ -37,10 +37,6 @@ impl Watch for Etcd {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let needs_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
-        if needs_leader && self.status().leader.is_none() && self.router.cluster().is_some() {
-            return Err(error::no_leader());
-        }
         let watches = self.database().watches().map_err(error::of_read)?;
         let (out, answers) = mpsc::channel(ANSWERS_MAX);
         let stream = Stream {
@@ -50,7 +46,6 @@ impl Watch for Etcd {
             clients: Clients::default(),
             progress_wanted: None,
             progress_not_before: Instant::now(),
-            needs_leader,
         };
         tokio::spawn(stream.run(request.into_inner()));
         let answers = futures::stream::unfold(answers, |mut answers| async move {
@@ -138,13 +133,11 @@ struct Stream {
     progress_wanted: Option<ProgressWanted>,
     /// When to look again whether clients that are due can be told how far they are.
     progress_not_before: Instant,
-    needs_leader: bool,
 }
 
 impl Stream {
     async fn run(mut self, mut requests: Streaming<WatchRequest>) {
         let mut stop = self.etcd.stop.clone();
-        let mut leaderless = std::pin::pin!(leaderless(self.etcd.database().status()));
         let mut has_more = true;
         loop {
             let look = sleep_until(self.next_look());
@@ -165,7 +158,6 @@ impl Stream {
                     Ok(news) => self.news(news).await.map_err(|_| None),
                     Err(failure) => Err(Some(error::of_read(failure))),
                 },
-                () = &mut leaderless, if self.needs_leader => Err(Some(error::no_leader())),
                 () = look => self.tell_progress().await.map_err(|_| None),
                 () = out.closed() => Err(None),
             };

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use kv_etcd_api::etcdserverpb::{
-    LeaseGrantRequest, LeaseKeepAliveRequest, MemberListRequest, MoveLeaderRequest, PutRequest,
-    StatusRequest, WatchCreateRequest, cluster_client::ClusterClient, kv_client::KvClient,
-    lease_client::LeaseClient, maintenance_client::MaintenanceClient,
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest, MemberListRequest, MoveLeaderRequest,
+    PutRequest, RangeRequest, StatusRequest, WatchCreateRequest, cluster_client::ClusterClient,
+    kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Request, Status, transport::Channel};
 
 use super::clients::{PATIENCE, Watching, all, channel, keys, put, refusal, told, watch};
 use crate::common::Cluster;
@@ -94,6 +94,98 @@ async fn lease_is_renewed_through_any_node_and_outlives_its_leader_but_not_its_t
     }
     let left_until = left_until.expect("the other lease ends");
     assert!(left_until >= Duration::from_secs(4), "{left_until:?}");
+}
+
+/// Makes a call until it succeeds. It may fail only after it has waited for a leader.
+async fn waiting_for_a_leader<T>(mut call: impl AsyncFnMut() -> Result<T, Status>) -> T {
+    let begun = Instant::now();
+    loop {
+        let called = Instant::now();
+        match call().await {
+            Ok(answer) => return answer,
+            Err(status) => {
+                assert_timed_out(&status, called.elapsed());
+                assert!(begun.elapsed() < PATIENCE, "{status}");
+            }
+        }
+    }
+}
+
+fn assert_timed_out(status: &Status, after: Duration) {
+    let said = (status.code(), status.message());
+    assert_eq!(said, (Code::Unavailable, "etcdserver: request timed out"), "after {after:?}");
+    assert!(after >= Duration::from_secs(2), "it did not wait: {after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn linearizable_reads_wait_for_the_end_of_an_election() {
+    let mut cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let channel = channel(cluster.servers[follower].port).await;
+    let kv = KvClient::new(channel.clone());
+    put_surely(&mut kv.clone(), "a", "1").await;
+    cluster.servers[leader].kill();
+    let range = waiting_for_a_leader(async || kv.clone().range(all()).await);
+    let stream = waiting_for_a_leader(async || kv.clone().range_stream(all()).await);
+    let members = waiting_for_a_leader(async || {
+        ClusterClient::new(channel.clone()).member_list(MemberListRequest { linearizable: true }).await
+    });
+    let leases = waiting_for_a_leader(async || {
+        LeaseClient::new(channel.clone()).lease_leases(LeaseLeasesRequest {}).await
+    });
+    let (range, _, members, _) = tokio::join!(range, stream, members, leases);
+    assert_eq!((keys(range.get_ref()), members.get_ref().members.len()), (vec!["a".to_owned()], 3));
+    // Without a quorum they fail in the words of etcd, and reads of this node go on.
+    cluster.servers[other].kill();
+    let begun = Instant::now();
+    let failed = loop {
+        let called = Instant::now();
+        match kv.clone().range(all()).await {
+            // The failure was not noticed yet.
+            Ok(_) => assert!(begun.elapsed() < PATIENCE),
+            Err(status) => break (status, called.elapsed()),
+        }
+    };
+    assert_timed_out(&failed.0, failed.1);
+    let serializable = RangeRequest { serializable: true, ..all() };
+    assert_eq!(keys(&kv.clone().range(serializable).await.unwrap().into_inner()), ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_require_a_leader_are_refused_and_their_streams_end_without_one() {
+    fn requiring<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+        request
+    }
+    let mut cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let port = cluster.servers[(leader + 1) % 3].port;
+    let channel = channel(port).await;
+    let (mut kv, mut lease) = (KvClient::new(channel.clone()), LeaseClient::new(channel));
+    put_surely(&mut kv, "a", "1").await;
+    lease.lease_grant(LeaseGrantRequest { ttl: 60, id: 1 }).await.unwrap();
+    let requests = || {
+        let first = futures::stream::iter([LeaseKeepAliveRequest { id: 1 }]);
+        futures::StreamExt::chain(first, futures::stream::pending())
+    };
+    let mut required = lease.lease_keep_alive(requiring(requests())).await.unwrap().into_inner();
+    let mut other = lease.lease_keep_alive(requests()).await.unwrap().into_inner();
+    for answers in [&mut required, &mut other] {
+        assert_eq!(answers.message().await.unwrap().unwrap().id, 1);
+    }
+    cluster.servers[leader].kill();
+    cluster.servers[(leader + 2) % 3].kill();
+    let ended = tokio::time::timeout(PATIENCE, required.message()).await.expect("an end in time");
+    let no_leader = (Code::Unavailable, "etcdserver: no leader".to_owned());
+    assert_eq!(refusal(ended), no_leader);
+    let read = || RangeRequest { serializable: true, ..all() };
+    assert_eq!(refusal(kv.range(requiring(read())).await), no_leader);
+    assert_eq!(refusal(lease.lease_keep_alive(requiring(requests())).await), no_leader);
+    assert_eq!(keys(&kv.range(read()).await.unwrap().into_inner()), ["a"]);
+    let more = tokio::time::timeout(Duration::from_millis(500), other.message()).await;
+    assert!(more.is_err(), "a stream that requires no leader goes on: {more:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

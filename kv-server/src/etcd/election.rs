@@ -1,12 +1,17 @@
 //! The service `Election`.
 
+use std::{collections::VecDeque, sync::Arc};
+
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use kv_etcd_api::v3electionpb::{
     CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest,
     ProclaimResponse, ResignRequest, ResignResponse, election_server::Election,
 };
-use kv_state_machine::{Delete, KeyValue, KvOperation, KvResult, Put, Txn, WatchNews, WatchRequest, Watches};
+use kv_state_machine::{
+    Delete, KeyRange, KeyValue, KvOperation, KvResult, Put, Txn, WatchEvent, WatchId, WatchNews,
+    WatchRequest, Watches,
+};
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -54,9 +59,15 @@ impl Election for Etcd {
 
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>> {
         let name = request.into_inner().name;
-        let mut watches = self.database().watches().map_err(error::of_read)?;
-        watches.add(WatchRequest { keys: below(&name), ..WatchRequest::default() });
-        let observed = Observed { etcd: self.clone(), name, watches, told: None };
+        let watches = self.database().watches().map_err(error::of_read)?;
+        let observed = Observed {
+            etcd: self.clone(),
+            name,
+            watches,
+            watch: None,
+            leader: None,
+            events: VecDeque::new(),
+        };
         let leaders = futures::stream::try_unfold(observed, |mut observed| async move {
             let leader = observed.next().await?;
             Ok(Some((leader, observed)))
@@ -102,35 +113,85 @@ impl Etcd {
     }
 }
 
-/// Who leads, again whenever that changes or says something else.
+/// Who leads, and everything that each leader proclaims, in the order of revisions.
 struct Observed {
     etcd: Etcd,
     name: Bytes,
     watches: Watches,
-    /// The leader that was told last: its key, and when it was written.
-    told: Option<(Bytes, u64)>,
+    /// The watch of the leader's key, or of the queue if there is no leader. `None`: the queue has to be looked at.
+    watch: Option<WatchId>,
+    /// Key of the leader; `None` if there is none.
+    leader: Option<Bytes>,
+    /// Events of the watch that were not looked at yet.
+    events: VecDeque<Arc<WatchEvent>>,
 }
 
 impl Observed {
     async fn next(&mut self) -> Result<LeaderResponse> {
         let mut stop = self.etcd.stop.clone();
         loop {
-            let (first, revision) = self.etcd.first_of_queue(&self.name).await?;
-            let told = first.as_ref().map(|kv| (kv.key.clone(), kv.mod_revision));
-            if let Some(kv) = first
-                && told != self.told
-            {
-                self.told = told;
-                return Ok(self.etcd.led_by(kv, revision));
+            while let Some(event) = self.events.pop_front() {
+                if let Some(told) = self.take(&event) {
+                    return Ok(told);
+                }
+            }
+            if self.watch.is_none() {
+                let (first, revision) = self.etcd.first_of_queue(&self.name).await?;
+                self.watch_from(first.as_ref().map(|kv| kv.key.clone()), revision + 1);
+                if let Some(kv) = first {
+                    return Ok(self.etcd.led_by(kv, revision));
+                }
             }
             let news = tokio::select! {
                 () = crate::frontend::stopped(&mut stop) => return Err(error::stopped()),
                 news = self.watches.next() => news.map_err(error::of_read)?,
             };
-            if let WatchNews::Compacted { .. } = news {
-                self.watches.add(WatchRequest { keys: below(&self.name), ..WatchRequest::default() });
+            match news {
+                WatchNews::Events { events, .. } => self.events = events.into(),
+                // What was proclaimed meanwhile is gone; the newest is told.
+                _ => self.end_watch(),
             }
         }
+    }
+
+    /// Takes an event. Returns what it says of the leader.
+    fn take(&mut self, event: &WatchEvent) -> Option<LeaderResponse> {
+        let (key, revision) = (&event.kv.key, event.kv.mod_revision);
+        if event.deleted {
+            if self.leader.is_some() {
+                self.end_watch();
+            }
+            return None;
+        }
+        if self.leader.is_none() {
+            // The first that comes into an empty queue leads, unless the same transaction removes it.
+            let mut same = self.events.iter().filter(|other| other.kv.mod_revision == revision);
+            let is_gone = same.any(|other| other.deleted && other.kv.key == *key);
+            self.end_watch();
+            if !is_gone {
+                self.watch_from(Some(key.clone()), revision + 1);
+            }
+        }
+        Some(self.etcd.led_by(event.kv.clone(), revision))
+    }
+
+    /// Watches the key of a leader, or the whole queue if there is none.
+    fn watch_from(&mut self, leader: Option<Bytes>, start_revision: u64) {
+        let keys = match &leader {
+            Some(key) => KeyRange { key: key.clone(), range_end: None },
+            None => below(&self.name),
+        };
+        let (watch, _) = self.watches.add(WatchRequest { keys, start_revision, ..WatchRequest::default() });
+        (self.watch, self.leader) = (Some(watch), leader);
+    }
+
+    /// Has the queue looked at again.
+    fn end_watch(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            self.watches.remove(watch);
+        }
+        self.leader = None;
+        self.events.clear();
     }
 }
 

@@ -59,6 +59,45 @@ async fn lock_is_held_by_one_at_a_time_and_passes_on() {
 }
 
 #[tokio::test]
+async fn observer_is_told_of_each_proclamation_however_slow_it_is() {
+    let alone = Alone::start().await;
+    let mut lease = alone.lease().await;
+    for id in [1, 2] {
+        lease.lease_grant(LeaseGrantRequest { ttl: 60, id }).await.unwrap();
+    }
+    let mut election = ElectionClient::new(channel(alone.server.port).await);
+    let name = || LeaderRequest { name: "e".into() };
+    let mut early = election.observe(name()).await.unwrap().into_inner();
+    let stand = CampaignRequest { name: "e".into(), lease: 1, value: "0".into() };
+    let first = election.campaign(stand).await.unwrap().into_inner().leader.unwrap();
+    let mut late = election.observe(name()).await.unwrap().into_inner();
+    // More than the observers' streams hold.
+    let value = |n: usize| bytes::Bytes::from(format!("{n}").repeat(100_000 / format!("{n}").len()));
+    for n in 1..=60 {
+        election.proclaim(ProclaimRequest { leader: Some(first.clone()), value: value(n) }).await.unwrap();
+    }
+    let stand = CampaignRequest { name: "e".into(), lease: 2, value: "after".into() };
+    let mut other = election.clone();
+    let second = tokio::spawn(async move { other.campaign(stand).await });
+    election.resign(ResignRequest { leader: Some(first) }).await.unwrap();
+    second.await.unwrap().unwrap();
+    for observed in [&mut early, &mut late] {
+        let (mut seen, mut revision) = (Vec::new(), 0);
+        while seen.last().is_none_or(|last| last != "after") {
+            let told = tokio::time::timeout(PATIENCE, observed.message()).await.unwrap().unwrap().unwrap();
+            let kv = told.kv.unwrap();
+            assert!(kv.mod_revision > revision && told.header.unwrap().revision >= kv.mod_revision);
+            revision = kv.mod_revision;
+            seen.push(kv.value);
+        }
+        let expected: Vec<bytes::Bytes> =
+            std::iter::once("0".into()).chain((1..=60).map(value)).chain(["after".into()]).collect();
+        let starts: Vec<_> = seen.iter().map(|value| value.slice(..value.len().min(4))).collect();
+        assert!(seen == expected, "{starts:?}");
+    }
+}
+
+#[tokio::test]
 async fn election_has_one_leader_who_proclaims_and_resigns() {
     let alone = Alone::start().await;
     let mut lease = alone.lease().await;

@@ -6,8 +6,10 @@
 mod auth;
 mod cluster;
 mod convert;
+mod documents;
 mod election;
 mod error;
+mod first_bytes;
 mod gateway;
 mod health;
 mod http;

@@ -22,7 +22,9 @@ use tokio::sync::mpsc;
 use tonic::{Code, Status, body::Body};
 
 use super::{
-    Etcd, http,
+    Etcd,
+    documents::Documents,
+    http,
     required_leader::HAS_LEADER,
     serve::{call, descriptors},
 };
@@ -172,42 +174,30 @@ async fn feed(
     bytes_max: usize,
     sender: &mpsc::Sender<Result<Frame<Bytes>, Status>>,
 ) -> Result<(), Status> {
-    let mut left = BytesMut::new();
+    let mut documents = Documents::default();
     loop {
         let is_end = match body.frame().await {
             None => true,
             Some(frame) => {
                 if let Ok(data) = frame.map_err(|error| Status::cancelled(error.to_string()))?.into_data() {
-                    left.extend_from_slice(&data);
+                    documents.add(&data);
                 }
                 body.is_end_stream()
             }
         };
-        while let Some(length) = document(&left, is_end)? {
-            let document = left.split_to(length).freeze();
+        while let Some(document) = documents.next()? {
             let mut reader = serde_json::Deserializer::from_slice(&document);
             let frame = Frame::data(framed(&message(kind, &mut reader)?));
             if sender.send(Ok(frame)).await.is_err() {
                 return Ok(());
             }
         }
-        if left.len() > bytes_max {
+        if documents.len() > bytes_max {
             return Err(too_large(bytes_max));
         }
         if is_end {
-            return Ok(());
+            return documents.end();
         }
-    }
-}
-
-/// Length of the first whole JSON document, if there is one.
-fn document(bytes: &[u8], is_end: bool) -> Result<Option<usize>, Status> {
-    let mut documents = serde_json::Deserializer::from_slice(bytes).into_iter::<serde::de::IgnoredAny>();
-    match documents.next() {
-        None => Ok(None),
-        Some(Ok(_)) => Ok(Some(documents.byte_offset())),
-        Some(Err(error)) if error.is_eof() && !is_end => Ok(None),
-        Some(Err(error)) => Err(Status::invalid_argument(format!("json: {error}"))),
     }
 }
 
@@ -343,15 +333,6 @@ mod tests {
         let routed: std::collections::HashSet<_> =
             routes().into_values().map(|method| method.full_name().to_owned()).collect();
         assert_eq!(routed.len(), methods);
-    }
-
-    #[test]
-    fn documents_of_a_stream_are_found_one_by_one() {
-        assert_eq!(document(b"", false).unwrap(), None);
-        assert_eq!(document(br#"{"a":1} {"b":"#, false).unwrap(), Some(7));
-        assert_eq!(document(br#" {"b":"#, false).unwrap(), None);
-        assert!(document(br#"{"b":"#, true).is_err());
-        assert!(document(b"}", false).is_err());
     }
 
     #[test]

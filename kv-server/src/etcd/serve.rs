@@ -26,7 +26,7 @@ use tokio::{net::TcpStream, sync::watch as channel};
 use tonic::{Code, Status, body::Body, codegen::Service};
 use tonic_health::pb::health_server::HealthServer;
 
-use super::{Etcd, error, health::reflection, http, required_leader};
+use super::{Etcd, error, first_bytes, health::reflection, http, required_leader};
 use crate::frontend::stopped;
 
 /// What is served on a connection.
@@ -55,8 +55,12 @@ pub(crate) async fn serve(
             })
         }
     });
+    let opened = tokio::select! {
+        opened = first_bytes::read(stream) => opened?,
+        () = stopped(&mut stop) => return Ok(()),
+    };
     let builder = builder(streams_max);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(opened), service));
     let served = tokio::select! {
         served = connection.as_mut() => served,
         () = stopped(&mut stop) => {
@@ -69,7 +73,7 @@ pub(crate) async fn serve(
 
 fn builder(streams_max: u32) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -193,7 +197,8 @@ fn timeout_of(text: &str) -> Option<Duration> {
     })
 }
 
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// As in etcd: time without a whole header after which a connection of HTTP/1 is closed, whether it is idle or slow.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// What a client may send before it is taken: of one call, and of all.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;

@@ -4,6 +4,7 @@
 //! ours differs; docs/etcd-compatibility.md lists the differences.
 
 mod auth;
+mod checks;
 mod cluster;
 mod convert;
 mod documents;
@@ -29,7 +30,7 @@ mod watch;
 
 use std::{sync::Arc, time::Duration};
 
-use consensus_core::{EngineStatus, NodeId};
+use consensus_core::{EngineStatus, MemberKind, NodeId};
 use kv_etcd_api::etcdserverpb::ResponseHeader;
 use kv_state_machine::{
     AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Range, RangePages,
@@ -101,6 +102,12 @@ impl Etcd {
     /// Whether this node is a member of a cluster and knows no leader.
     fn has_no_leader(&self) -> bool {
         self.status().leader.is_none() && self.router.cluster().is_some()
+    }
+
+    /// Whether this node is a learner.
+    fn is_learner(&self) -> bool {
+        let kind = self.status().membership.get(self.router.node()).map(|member| member.kind);
+        kind == Some(MemberKind::Learner)
     }
 
     fn status(&self) -> Arc<EngineStatus> {

@@ -1,6 +1,6 @@
 //! The service `Maintenance`.
 
-use consensus_core::{MemberKind, NodeId};
+use consensus_core::NodeId;
 use kv_etcd_api::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
     DowngradeInfo, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest,
@@ -64,7 +64,6 @@ impl Maintenance for Etcd {
             (None, None) => Some(self.router.node()),
             (leader, _) => leader,
         };
-        let kind = status.membership.get(self.router.node()).map(|member| member.kind);
         Ok(Response::new(StatusResponse {
             header: Some(self.header_now()?),
             version: ETCD_VERSION.to_owned(),
@@ -75,7 +74,7 @@ impl Maintenance for Etcd {
             raft_applied_index: status.applied.0,
             errors,
             db_size_in_use: size,
-            is_learner: kind == Some(MemberKind::Learner),
+            is_learner: self.is_learner(),
             storage_version: ETCD_VERSION.to_owned(),
             db_size_quota: signed(self.database().limits().quota_bytes),
             downgrade_info: Some(DowngradeInfo::default()),

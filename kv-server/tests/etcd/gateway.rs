@@ -21,7 +21,7 @@ async fn send(port: u16, method: &str, path: &str, body: &str) -> BufReader<TcpS
 }
 
 /// Status and body.
-async fn ask(port: u16, method: &str, path: &str, body: &str) -> (u16, String) {
+pub(crate) async fn ask(port: u16, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut answer = String::new();
     let mut stream = send(port, method, path, body).await;
     timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
@@ -115,6 +115,69 @@ async fn version_and_health_are_told_in_the_words_of_etcd() {
     }
     assert_eq!(ask(port, "GET", "/health", "").await, (200, r#"{"health":"true","reason":""}"#.to_owned()));
     assert_eq!(ask(port, "GET", "/readyz", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn each_check_of_health_has_a_path_and_is_told_to_who_wants_to_know() {
+    let alone = Alone::start().await;
+    let get = async |path: &str| ask(alone.server.port, "GET", path, "").await;
+    let ok = (200, "ok\n".to_owned());
+    for path in [
+        "/livez/serializable_read",
+        "/readyz/serializable_read",
+        "/readyz/linearizable_read",
+        "/readyz/non_learner",
+        "/readyz/data_corruption",
+    ] {
+        assert_eq!(get(path).await, ok, "{path}");
+    }
+    for path in ["/livez/linearizable_read", "/readyz/other", "/health/serializable_read"] {
+        assert_eq!(get(path).await.0, 404, "{path}");
+    }
+    let verbose = get("/livez?verbose").await;
+    assert_eq!(verbose, (200, "[+]serializable_read ok\nok\n".to_owned()));
+    let some = get("/readyz?verbose&exclude=serializable_read&exclude=data_corruption&exclude=other").await;
+    assert_eq!(some, (200, "[+]linearizable_read ok\n[+]non_learner ok\nok\n".to_owned()));
+    // A check that fails is told of although nobody asked.
+    let corrupt = json!({"action": "ACTIVATE", "memberID": "7", "alarm": "CORRUPT"});
+    post(alone.server.port, "/v3/maintenance/alarm", corrupt).await;
+    let failed = "[-]data_corruption failed: alarm activated: CORRUPT\n";
+    let all = format!("{failed}[+]serializable_read ok\n[+]linearizable_read ok\n[+]non_learner ok\n");
+    assert_eq!(get("/readyz").await, (503, all));
+    assert_eq!(get("/readyz/data_corruption?exclude=data_corruption").await, (503, failed.to_owned()));
+    assert_eq!(get("/livez").await, ok);
+}
+
+/// A byte that may be the first of HTTP/2 or of HTTP/1.
+#[tokio::test]
+async fn client_that_sends_one_letter_and_waits_is_closed() {
+    let alone = Alone::start().await;
+    let mut stream = TcpStream::connect(("127.0.0.1", alone.server.port)).await.unwrap();
+    stream.write_all(b"P").await.unwrap();
+    let closed = timeout(PATIENCE, stream.read(&mut [0])).await.expect("it is closed in time");
+    assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+}
+
+#[tokio::test]
+async fn messages_of_a_stream_arrive_in_parts() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    kv.put(put("a", "1")).await.unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", alone.server.port)).await.unwrap();
+    let head = "POST /v3/watch HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let create = |key: &str| json!({"create_request": {"key": base64(key), "start_revision": 2}}).to_string();
+    for part in format!("{}{}", create("a"), create("b")).as_bytes().chunks(7) {
+        let chunk = format!("{:x}\r\n{}\r\n", part.len(), std::str::from_utf8(part).unwrap());
+        stream.write_all(chunk.as_bytes()).await.unwrap();
+    }
+    let (mut stream, mut created, mut events) = (BufReader::new(stream), 0, 0);
+    while (created, events) != (2, 1) {
+        let mut line = String::new();
+        timeout(PATIENCE, stream.read_line(&mut line)).await.unwrap().unwrap();
+        created += usize::from(line.contains("\"created\":true"));
+        events += usize::from(line.contains("\"events\""));
+    }
 }
 
 #[tokio::test]

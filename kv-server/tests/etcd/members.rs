@@ -8,7 +8,10 @@ use kv_etcd_api::etcdserverpb::{
 };
 use tonic::{Code, transport::Channel};
 
-use super::clients::{Alone, PATIENCE, channel, refusal};
+use super::{
+    clients::{Alone, PATIENCE, channel, refusal},
+    gateway::ask,
+};
 use crate::common::Cluster;
 
 type Client = ClusterClient<Channel>;
@@ -113,6 +116,34 @@ async fn learner_is_promoted_on_request_once_it_is_in_sync() {
     assert!(status.members.iter().any(|other| other.node_id == 3 && other.kind == "voter"), "{status:?}");
     let again = refusal(client.member_promote(promote).await);
     assert_eq!(again, (Code::FailedPrecondition, "etcdserver: can only promote a learner member".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn learner_is_healthy_and_not_ready() {
+    let mut cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let mut client = ClusterClient::new(channel(cluster.servers[leader].port).await);
+    let port = Cluster::port_to_join();
+    let learner = added(&mut client, port + 1000, true).await;
+    cluster.join_at(number(&learner), port, &[]);
+    let get = async |path: &str| match tokio::net::TcpStream::connect(("127.0.0.1", port)).await {
+        Ok(_) => ask(port, "GET", path, "").await,
+        Err(_) => (0, String::new()),
+    };
+    let not_ready = "[-]non_learner failed: not supported for learner\n";
+    cluster
+        .eventually("it knows that it is a learner", async |_: &Cluster| {
+            (get("/readyz/non_learner").await == (503, not_ready.to_owned())).then_some(())
+        })
+        .await;
+    cluster
+        .eventually("only that keeps it from being ready", async |_: &Cluster| {
+            (get("/readyz?exclude=non_learner").await.0 == 200).then_some(())
+        })
+        .await;
+    let (status, text) = get("/readyz").await;
+    assert!(status == 503 && text.contains(not_ready) && text.contains("[+]linearizable_read ok"), "{text}");
+    assert_eq!(get("/health").await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

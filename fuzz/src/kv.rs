@@ -55,7 +55,7 @@ pub(crate) fn command(bytes: &[u8]) {
             KvResult::Delete(_) => "delete_range",
             KvResult::Range(_) => "range",
             KvResult::Txn(_) => "txn",
-            KvResult::Lease => "lease_revoke",
+            KvResult::Lease | KvResult::LeaseEnding => "lease_revoke",
             KvResult::Compact | KvResult::MemberId(_) | KvResult::Alarm(_) => "compact",
             KvResult::OpenSession(_) => "open_session",
         },

@@ -354,7 +354,7 @@ pub(crate) fn reply(node: NodeId, answer: KvAnswer) -> Reply {
         KvResult::Range(found) => Reply::Range(range_done(header, found)),
         // No call asks for an alarm or an id yet.
         KvResult::Compact | KvResult::Alarm(_) | KvResult::MemberId(_) => Reply::Compact(header),
-        KvResult::Lease => Reply::LeaseRevoke(idl::LeaseRevokeResponse { header }),
+        KvResult::Lease | KvResult::LeaseEnding => Reply::LeaseRevoke(idl::LeaseRevokeResponse { header }),
         KvResult::OpenSession(id) => Reply::OpenSession(signed(id)),
         KvResult::Txn(done) => {
             let responses = done.responses.into_iter().filter_map(|result| match result {

@@ -1,5 +1,8 @@
 //! Index of the keys that each revision changed, ordered by revision. A watch that starts at a past revision reads it.
 
+use std::ops::ControlFlow::{self, Break, Continue};
+
+use bytes::Bytes;
 use consensus_core::codec;
 use rocksdb::{DB, IteratorMode, ReadOptions, WriteBatch};
 
@@ -47,45 +50,59 @@ pub(crate) struct Read {
     pub(crate) changes: Vec<Change>,
     /// Last revision whose changes were read completely.
     pub(crate) through: u64,
+    /// Whether the next revision has more changes than may be read at once.
+    pub(crate) is_large_next: bool,
 }
 
-/// Reads the changes of revisions `from` to `to` for which `wanted` returns true. Stops after about `examined_max`
-/// changes, always at the end of a revision.
-pub(crate) fn read(
-    db: &DB,
-    from: u64,
-    to: u64,
-    examined_max: usize,
-    mut wanted: impl FnMut(&Change) -> bool,
-) -> Result<Read, Failure> {
+/// Reads the changes of revisions `from` to `to`. Stops after about `examined_max` changes, at the end of a revision; and
+/// before a revision with more than [`LARGE_CHANGES`] changes or [`LARGE_BYTES`].
+pub(crate) fn read(db: &DB, from: u64, to: u64, examined_max: usize) -> Result<Read, Failure> {
+    let mut found = Read { through: to, ..Read::default() };
+    let (mut revision, mut first, mut bytes) = (0, 0, 0);
+    visit(db, from, |change| {
+        if change.revision > to {
+            return Break(());
+        }
+        if change.revision > revision {
+            if found.changes.len() >= examined_max {
+                found.through = change.revision - 1;
+                return Break(());
+            }
+            (revision, first, bytes) = (change.revision, found.changes.len(), 0);
+        }
+        bytes += size_of(&change);
+        found.changes.push(change);
+        if found.changes.len() - first > LARGE_CHANGES || bytes > LARGE_BYTES {
+            found.changes.truncate(first);
+            (found.through, found.is_large_next) = (revision - 1, true);
+            return Break(());
+        }
+        Continue(())
+    })?;
+    Ok(found)
+}
+
+/// Calls `f` with each change from revision `from` on, in order, until it returns `Break`.
+pub(crate) fn visit(db: &DB, from: u64, mut f: impl FnMut(Change) -> ControlFlow<()>) -> Result<(), Failure> {
     let mut read = ReadOptions::default();
     read.set_total_order_seek(true);
     read.set_iterate_lower_bound(keys::changes(from, 0));
     read.set_iterate_upper_bound(keys::CHANGES_END.to_vec());
-    let (mut found, mut examined) = (Read { changes: Vec::new(), through: to }, 0);
-    let mut revision = 0;
-    'all: for item in db.iterator_opt(IteratorMode::Start, read) {
+    for item in db.iterator_opt(IteratorMode::Start, read) {
         let (_, bytes) = item.map_err(disk)?;
         let chunk: Vec<Change> = codec::decode("changes", VERSION, &bytes)?;
         for change in chunk {
-            if change.revision < from {
-                continue;
-            }
-            if change.revision > to {
-                break 'all;
-            }
-            if change.revision > revision && examined >= examined_max {
-                found.through = change.revision - 1;
-                break 'all;
-            }
-            revision = change.revision;
-            examined += 1;
-            if wanted(&change) {
-                found.changes.push(change);
+            // A record is found under its last revision. It may begin with earlier ones.
+            if change.revision >= from && f(change).is_break() {
+                return Ok(());
             }
         }
     }
-    Ok(found)
+    Ok(())
+}
+
+fn size_of(change: &Change) -> usize {
+    change.key.len() + change.replaced.as_ref().map_or(0, Bytes::len)
 }
 
 /// Returns the event of a change, which is not newer than a deletion of a range that is being carried out; `None` if the written version was compacted.
@@ -130,3 +147,6 @@ pub(crate) fn remove_compacted(compacted: u64, write: &mut WriteBatch) {
 const VERSION: u8 = 1;
 /// Maximum number of changes in one record.
 const CHUNK_LEN: usize = 256;
+/// Greatest number of changes of a revision, and of bytes of their keys and replaced values, that are read at once.
+const LARGE_CHANGES: usize = 50_000;
+const LARGE_BYTES: usize = 16 << 20;

@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use consensus_core::{
@@ -23,8 +24,9 @@ use tokio::{
 };
 
 use crate::{
-    AutoCompaction, Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvStateMachine,
-    KvStoreExecutor, Limits, Range, RangePages, Session, StateHash, WatchRequest, auto_compaction, check,
+    AutoCompaction, Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult,
+    KvStateMachine, KvStoreExecutor, Limits, Range, RangePages, Session, StateHash, WatchRequest,
+    auto_compaction, check,
     concurrency::{CancelOnDrop, ConcurrencyLimits},
     execute::ExecuteError,
     executor::read_result,
@@ -306,12 +308,35 @@ impl ConsensusKvDatabase {
             reserve.check(0).map_err(|why| KvError::Unavailable { why, maybe_applied: false })?;
         }
         self.check_space(session.as_ref(), &operation).await?;
+        let ending = match operation {
+            KvOperation::RevokeLease { id } => Some(id),
+            _ => None,
+        };
+        let answer = self.commit(session, operation).await?;
+        match (&answer.result, ending) {
+            (KvResult::LeaseEnding, Some(id)) => Ok(self.wait_for_end_of_lease(id, answer).await),
+            _ => Ok(answer),
+        }
+    }
+
+    /// Proposes a command and waits until it is applied.
+    async fn commit(&self, session: Option<Session>, operation: KvOperation) -> Result<KvAnswer, KvError> {
         let _permit = self.admit_heavy_command(session.as_ref(), &operation).await?;
         let committed = propose(&self.engine, session, operation).await.map_err(propose_error)?;
         let response: Result<KvAnswer, KvRejection> =
             codec::decode("response", ANSWER_VERSION, &committed.response)
                 .map_err(|error| KvError::Unavailable { why: error.to_string(), maybe_applied: true })?;
         Ok(response?)
+    }
+
+    /// Waits until the leader has deleted all keys of a lease that has ended.
+    async fn wait_for_end_of_lease(&self, id: i64, first: KvAnswer) -> KvAnswer {
+        let Some(executor) = &self.executor else { return first };
+        let is_ending = || executor.store().current().leases().get(id).is_some_and(|lease| lease.is_ending);
+        while is_ending() && self.engine.status().borrow().health == Health::Running {
+            tokio::time::sleep(LEASE_POLL_INTERVAL).await;
+        }
+        KvAnswer { revision: executor.store().current().meta().revision, result: KvResult::Lease, ..first }
     }
 
     fn check(&self, session: Option<&Session>, operation: &KvOperation) -> Result<(), KvError> {
@@ -571,3 +596,6 @@ fn read_error(error: ReadError) -> KvError {
         _ => KvError::Unavailable { why: error.to_string(), maybe_applied: false },
     }
 }
+
+/// Time between two looks at whether the keys of an ended lease are deleted.
+const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(10);

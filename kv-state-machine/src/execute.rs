@@ -32,6 +32,8 @@ pub(crate) enum ExecuteError {
     Failed(Failure),
     /// The operation exceeds its work limit.
     TooMuchWork,
+    /// The operation would read too many keys that were deleted and compacted, and are still stored.
+    TooMuchGarbage,
     /// The caller no longer waits for the result.
     Cancelled,
 }
@@ -156,6 +158,11 @@ impl<'a> Execution<'a> {
         Self { large_deletions: Some((segments, keys_max)), ..self }
     }
 
+    /// Refuses to read more than this number of keys that were deleted and compacted.
+    pub(crate) fn with_garbage_max(self, garbage_max: u64) -> Self {
+        Self { work: self.work.with_garbage_max(garbage_max), ..self }
+    }
+
     /// Stops the execution early when `cancelled` is set.
     pub(crate) fn cancelled_by(self, cancelled: &'a AtomicBool) -> Self {
         Self { work: self.work.cancelled_by(cancelled), ..self }
@@ -259,7 +266,8 @@ impl<'a> Execution<'a> {
         // A key that a deletion of a range covers may still be attached to a lease, but not for long: it is attached again.
         let lease_before = stored.map_or(0, |stored| stored.lease_id);
         let lease_before = if before.is_none() && lease_before == lease_id { 0 } else { lease_before };
-        if lease_id != 0 && lease_id != kept_lease && self.lease(lease_id).is_none() {
+        if lease_id != 0 && lease_id != kept_lease && self.lease(lease_id).is_none_or(|lease| lease.is_ending)
+        {
             return Err(KvRejection::NoLease { id: lease_id }.into());
         }
         let kept = if put.keep.is_any() { self.kept(put, before.is_some())? } else { None };
@@ -662,30 +670,37 @@ impl<'a> Execution<'a> {
         if self.lease(id).is_some() {
             return Err(KvRejection::LeaseExists { id }.into());
         }
-        self.written.leases.insert(id, Some(Lease { ttl, remaining: None }));
+        self.written.leases.insert(id, Some(Lease { ttl, remaining: None, is_ending: false }));
         self.written.granted.insert(id);
         Ok(KvResult::Lease)
     }
 
-    /// Revokes a lease and deletes its keys at one revision, regardless of their number.
+    /// Revokes a lease and deletes its keys at one revision, or as many of them as the bound allows. If any are left, the
+    /// lease is ending, and the next command for it continues.
     fn revoke(&mut self, id: i64) -> Result<KvResult, ExecuteError> {
-        if self.lease(id).is_none() {
-            return Err(KvRejection::NoLease { id }.into());
-        }
+        let lease = self.lease(id).ok_or(KvRejection::NoLease { id })?;
         for key in self.attached(id)? {
+            if self.work.is_full() {
+                self.written.leases.insert(id, Some(Lease { is_ending: true, ..lease }));
+                return Ok(KvResult::LeaseEnding);
+            }
             let (prefix, record) = (keys::prefix(&key), Record::Deleted.encode());
+            self.work.count_key(prefix.len())?;
             self.write(&key, prefix, record, KeyChange::deletion(id));
         }
         self.written.leases.insert(id, None);
         Ok(KvResult::Lease)
     }
 
-    /// Keys attached to a lease, including the changes of this batch.
+    /// First keys attached to a lease, including the changes of this batch: at least one more than may be deleted, if there
+    /// are so many.
     fn attached(&self, id: i64) -> Result<BTreeSet<Bytes>, ExecuteError> {
-        let mut keys: BTreeSet<_> = self.view().attached_keys(id)?.into_iter().collect();
-        for ((_, key), is_attached) in
-            self.written.attached.range((id, Bytes::new())..).take_while(|((of, _), _)| *of == id)
-        {
+        let changed =
+            || self.written.attached.range((id, Bytes::new())..).take_while(|((of, _), _)| *of == id);
+        let max = usize::try_from(self.work.keys_left()).unwrap_or(usize::MAX);
+        let max = max.saturating_add(changed().count()).saturating_add(1);
+        let mut keys: BTreeSet<_> = self.view().attached_keys(id, max)?.into_iter().collect();
+        for ((_, key), is_attached) in changed() {
             if *is_attached {
                 keys.insert(key.clone());
             } else {

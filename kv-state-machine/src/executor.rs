@@ -65,10 +65,12 @@ impl KvStoreExecutor {
         let mut nothing = PendingWrites::default();
         let execution = Execution::new(&base, &mut nothing, history, REPLY_BYTES_MAX, Amount::OF_COMMANDS)
             .with_deletions(deletions)
-            .deletes_ranges(&segments, self.store.tuning().deletions_max);
+            .deletes_ranges(&segments, self.store.tuning().deletions_max)
+            .with_garbage_max(GARBAGE_MAX);
         match execution.run_counted(operation) {
             (Err(ExecuteError::TooMuchWork), _) => Ok(Err(too_much_work(operation))),
             (Err(ExecuteError::Failed(failure)), _) => Err(failure),
+            (Err(ExecuteError::TooMuchGarbage), _) => Err(too_much_garbage()),
             (_, work) => Ok(Ok(work)),
         }
     }
@@ -277,9 +279,19 @@ pub(crate) fn read_result(
         Err(ExecuteError::Cancelled) => Err(StateMachineError::Other(
             "the read was cancelled because its caller no longer waits for it".to_owned(),
         )),
+        Err(ExecuteError::TooMuchGarbage) => Err(too_much_garbage()),
         Err(ExecuteError::Failed(failure)) => Err(failure),
     }
 }
 
+fn too_much_garbage() -> Failure {
+    StateMachineError::Other(format!(
+        "its ranges have more than {GARBAGE_MAX} keys that were deleted and compacted and are not removed from the disk yet, \
+         which would delay all other requests; repeat it in some seconds"
+    ))
+}
+
+/// Maximum number of keys without living versions that a command reads.
+const GARBAGE_MAX: u64 = 100_000;
 /// Maximum number of attempts of a read whose revision is compacted meanwhile.
 const READS_MAX: usize = 4;

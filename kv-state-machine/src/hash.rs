@@ -93,7 +93,7 @@ fn hash_leases(source: &dyn Source, add: &mut impl FnMut(&[u8])) -> Result<(), F
         add(&place);
         add(&lease);
         let id = place[1..].try_into().map(i64::from_be_bytes).unwrap_or_default();
-        for key in view.attached_keys(id)? {
+        for key in view.attached_keys(id, usize::MAX)? {
             add(&(key.len() as u64).to_be_bytes());
             add(&key);
         }

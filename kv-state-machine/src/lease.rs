@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::ControlFlow,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -24,6 +25,8 @@ pub struct Lease {
     pub ttl: u64,
     /// Remaining time in seconds at the last checkpoint; `None` means the whole time to live.
     pub remaining: Option<u64>,
+    /// Whether the lease has ended, but still has keys that must be deleted. Then it exists only for its deletion.
+    pub(crate) is_ending: bool,
 }
 
 /// Leases of a store as of the last batch, and on a leader their expiry times.
@@ -36,6 +39,13 @@ pub(crate) struct Leases {
     pub(crate) all: BTreeMap<i64, Lease>,
     /// Expiry times; `None` unless this node counts the time as leader.
     pub(crate) clock: Option<Clock>,
+}
+
+impl Leases {
+    /// A lease that has not ended.
+    pub(crate) fn get(&self, id: i64) -> Option<Lease> {
+        self.all.get(&id).filter(|lease| !lease.is_ending).copied()
+    }
 }
 
 impl LeaseTable {
@@ -58,6 +68,7 @@ impl LeaseTable {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A lease, which may have ended.
     pub(crate) fn get(&self, id: i64) -> Option<Lease> {
         self.lock().all.get(&id).copied()
     }
@@ -72,7 +83,8 @@ impl LeaseTable {
             match lease {
                 Some(lease) => {
                     all.insert(*id, *lease);
-                    if let (true, Some(clock)) = (written.granted.contains(id), &mut *clock) {
+                    let is_started = written.granted.contains(id) || lease.is_ending;
+                    if let (true, Some(clock)) = (is_started, &mut *clock) {
                         clock.start(*id, *lease);
                     }
                 }
@@ -101,8 +113,12 @@ pub(crate) fn write(written: &PendingWrites, write: &mut WriteBatch) {
     }
 }
 
-/// Keys attached to a lease on disk, in key order.
-pub(crate) fn attached_keys(source: &dyn crate::view::Source, id: i64) -> Result<Vec<Bytes>, Failure> {
+/// Calls `f` with the keys attached to a lease on disk, in key order, until it returns `Break`.
+pub(crate) fn visit_attached_keys(
+    source: &dyn crate::view::Source,
+    id: i64,
+    mut f: impl FnMut(Bytes) -> Result<ControlFlow<()>, Failure>,
+) -> Result<(), Failure> {
     let mut read = ReadOptions::default();
     read.set_total_order_seek(true);
     let bounds = keys::attached_to(id);
@@ -110,13 +126,13 @@ pub(crate) fn attached_keys(source: &dyn crate::view::Source, id: i64) -> Result
     read.set_iterate_upper_bound(bounds.end.clone());
     let mut found = source.raw(read);
     found.seek_to_first();
-    let mut keys = Vec::new();
     while let Some(place) = found.key() {
-        keys.push(keys::attached_key(place));
+        if f(keys::attached_key(place))?.is_break() {
+            return Ok(());
+        }
         found.next();
     }
-    found.status().map_err(disk)?;
-    Ok(keys)
+    found.status().map_err(disk)
 }
 
 const VERSION: u8 = 1;

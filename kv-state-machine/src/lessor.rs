@@ -22,7 +22,7 @@ use std::{
 use consensus_core::{ConsensusEngine, EngineStatus, Health, ReadConsistency, Role};
 use tokio::{sync::watch, time::sleep};
 
-use crate::{KvOperation, Lease, database::propose, store::Store};
+use crate::{KvOperation, Lease, database::propose, lease::Leases, store::Store};
 
 /// Source of the time by which leases are counted. Default: the time since the machine was started, including time in which it
 /// was suspended.
@@ -105,7 +105,8 @@ impl Clock {
 
     /// Starts to count the remaining time of a lease.
     pub(crate) fn start(&mut self, id: i64, lease: Lease) {
-        self.set(id, lease.remaining.unwrap_or(lease.ttl), lease.ttl);
+        let left = if lease.is_ending { 0 } else { lease.remaining.unwrap_or(lease.ttl) };
+        self.set(id, left, lease.ttl);
     }
 
     /// Sets the remaining time of a lease to its whole time to live, unless a checkpoint says otherwise. `replaced` is the
@@ -292,7 +293,7 @@ async fn run_as_leader(
         if !is_leader_of_term(status, term) {
             break;
         }
-        while tick(engine, store, term).await {}
+        while tick(engine, store, term).await && is_leader_of_term(status, term) {}
     }
     store.current().leases().lock().clock = None;
 }
@@ -328,6 +329,14 @@ async fn tick(engine: &Arc<dyn ConsensusEngine>, store: &Store, term: u64) -> bo
             }
             return false;
         }
+        // Leases that are left have too many keys for one command.
+        let mut leases = generation.leases().lock();
+        let Leases { all, clock } = &mut *leases;
+        let left: Vec<_> = expired.into_iter().filter(|id| all.contains_key(id)).collect();
+        if let Some(clock) = clock.as_mut().filter(|_| !left.is_empty()) {
+            clock.retry_expiry(&left);
+            return true;
+        }
     }
     is_more
 }
@@ -348,7 +357,7 @@ mod tests {
     use super::*;
 
     fn lease(ttl: u64, remaining: Option<u64>) -> Lease {
-        Lease { ttl, remaining }
+        Lease { ttl, remaining, is_ending: false }
     }
 
     #[test]

@@ -128,10 +128,12 @@ impl KvStateMachine {
         Ok(machine)
     }
 
-    /// Refuses to restore a snapshot that would leave less than `bytes` free on the disk. Default: no reserve.
+    /// Refuses to restore a snapshot that would leave less than `bytes` free on the disk. The deletion of a large range
+    /// waits while there is less than half of that. Default: no reserve.
     #[must_use]
     pub fn with_reserve(mut self, bytes: u64) -> Self {
         self.reserve = Reserve::new(self.store.path(), bytes);
+        self.store.set_reserve_bytes(bytes);
         self
     }
 
@@ -331,7 +333,7 @@ impl Batch<'_> {
             }
             KvOperation::ExpireLeases { ids, term } => {
                 if *term == id.term.0 {
-                    ids.iter().try_for_each(|lease| self.expire(*lease))?;
+                    self.expire(ids)?;
                 }
                 KvResult::Lease
             }
@@ -380,9 +382,19 @@ impl Batch<'_> {
         operation: &KvOperation,
         in_session: bool,
     ) -> Result<Result<KvResult, KvRejection>, Failure> {
-        let history = History { revision: self.meta.revision, compacted: self.meta.compacted };
         let room = if in_session { SESSION_REPLY_BYTES_MAX } else { REPLY_BYTES_MAX };
-        let execution = Execution::new(&self.base, &mut self.written, history, room, Amount::OF_COMMANDS)
+        Ok(self.execute_within(operation, room, Amount::OF_COMMANDS)?.0)
+    }
+
+    /// Executes an operation within a bound of work. Returns the result, and the amount of work.
+    fn execute_within(
+        &mut self,
+        operation: &KvOperation,
+        room: usize,
+        bound: Amount,
+    ) -> Result<(Result<KvResult, KvRejection>, Amount), Failure> {
+        let history = History { revision: self.meta.revision, compacted: self.meta.compacted };
+        let execution = Execution::new(&self.base, &mut self.written, history, room, bound)
             .with_deletions(self.deletions.clone())
             .deletes_ranges(self.segments, self.deletions_max);
         let (outcome, work) = execution.run_counted(operation);
@@ -390,27 +402,42 @@ impl Batch<'_> {
         match outcome {
             Ok((result, after)) => {
                 (self.meta.revision, self.meta.compacted) = (after.revision, after.compacted);
-                Ok(Ok(result))
+                Ok((Ok(result), work))
             }
-            Err(ExecuteError::Rejected(rejection)) => Ok(Err(rejection)),
+            Err(ExecuteError::Rejected(rejection)) => Ok((Err(rejection), work)),
             // The leader checked this before it proposed the command, but keys may have been added since.
-            Err(ExecuteError::TooMuchWork | ExecuteError::Cancelled) => Ok(Err(too_much_work(operation))),
+            Err(ExecuteError::TooMuchWork | ExecuteError::TooMuchGarbage | ExecuteError::Cancelled) => {
+                Ok((Err(too_much_work(operation)), work))
+            }
             Err(ExecuteError::Failed(failure)) => Err(failure),
         }
     }
 
-    /// Expires a lease, unless it has ended already.
-    fn expire(&mut self, id: i64) -> Result<(), Failure> {
-        match self.execute_on_keys(&KvOperation::RevokeLease { id }, false)? {
-            Ok(_) | Err(KvRejection::NoLease { .. }) => Ok(()),
-            Err(rejection) => {
-                Err(StateMachineError::Other(format!("lease {id} cannot be expired: {rejection}")))
+    /// Expires leases that have not ended already. All together delete as many keys as one command may; the leader
+    /// proposes again what is left.
+    fn expire(&mut self, ids: &[i64]) -> Result<(), Failure> {
+        let mut left = Amount::OF_COMMANDS;
+        for id in ids {
+            let revoke = KvOperation::RevokeLease { id: *id };
+            let (result, work) = self.execute_within(&revoke, REPLY_BYTES_MAX, left)?;
+            match result {
+                Ok(_) | Err(KvRejection::NoLease { .. }) => {}
+                Err(rejection) => {
+                    let why = format!("lease {id} cannot be expired: {rejection}");
+                    return Err(StateMachineError::Other(why));
+                }
+            }
+            left.keys = left.keys.saturating_sub(work.keys);
+            left.bytes = left.bytes.saturating_sub(work.bytes);
+            if left.keys == 0 || left.bytes <= Amount::OF_COMMANDS.bytes / 2 {
+                break;
             }
         }
+        Ok(())
     }
 
     fn checkpoint(&mut self, id: i64, remaining: Option<u64>) {
-        if let Some(lease) = self.written.lease(&self.base, id) {
+        if let Some(lease) = self.written.lease(&self.base, id).filter(|lease| !lease.is_ending) {
             self.written.leases.insert(id, Some(Lease { remaining, ..lease }));
         }
     }
@@ -512,7 +539,7 @@ const RECENT_MAX: usize = 1 << 18;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Delete, Put};
+    use crate::{Delete, Put, Range, Txn};
 
     const TUNING: Tuning = Tuning {
         recent_max: 64,
@@ -556,6 +583,33 @@ mod tests {
         machine.commit(&generation, &written).unwrap();
         let (base, nothing, none) = (Base::new(&generation), Overlay::new(), RangeDeletions::default());
         let view = View { source: &base, overlay: &nothing, deletions: &none };
-        assert_eq!(view.attached_keys(7).unwrap(), ["a"]);
+        assert_eq!(view.attached_keys(7, usize::MAX).unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn keys_that_are_garbage_do_not_count_as_work_but_have_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut machine =
+            KvStateMachine::open_with(dir.path(), NodeId(1), Durability::FromLog, TUNING).unwrap();
+        let keys = ["a", "b", "c", "d"];
+        let put = |key: &'static str| KvOperation::Put(Put { key: key.into(), ..Put::default() });
+        let delete = |key: &'static str| KvOperation::Delete(Delete { key: key.into(), ..Delete::default() });
+        let operations = keys.map(put).into_iter().chain(keys.map(delete));
+        machine
+            .apply(&(1..).zip(operations).map(|(index, one)| entry(index, one)).collect::<Vec<_>>())
+            .unwrap();
+        let generation = machine.store.current();
+        let (base, revision) = (Base::new(&generation), machine.meta.revision);
+        let range = Range { key: "a".into(), range_end: Some("z".into()), ..Range::default() };
+        let txn = KvOperation::Txn(Txn { success: vec![KvOperation::Range(range)], ..Txn::default() });
+        let run = |compacted: u64, garbage_max: u64| {
+            let (mut nothing, history) = (PendingWrites::default(), History { revision, compacted });
+            let execution = Execution::new(&base, &mut nothing, history, 1000, Amount::OF_COMMANDS);
+            let (result, work) = execution.with_garbage_max(garbage_max).run_counted(&txn);
+            (result.map(|_| ()), work.keys)
+        };
+        assert!(matches!(run(0, 0), (Ok(()), 4)), "nothing is compacted");
+        assert!(matches!(run(revision, 4), (Ok(()), 0)));
+        assert!(matches!(run(revision, 3), (Err(ExecuteError::TooMuchGarbage), 0)));
     }
 }

@@ -36,7 +36,8 @@ pub enum KvOperation {
         /// [`LEASE_TTL_MAX`](crate::LEASE_TTL_MAX).
         ttl: u64,
     },
-    /// Revokes a lease, and deletes its keys at one revision.
+    /// Revokes a lease, and deletes its keys: at one revision, or as many at a time as one command may write. In the latter
+    /// case the leader proposes the deletion of the others.
     RevokeLease {
         /// Id of the lease.
         id: i64,
@@ -316,6 +317,8 @@ pub enum KvResult {
     MemberId(u64),
     /// Result of an alarm command: for `RaiseAlarm` always true; for `DisarmAlarm` whether the alarm was raised.
     Alarm(bool),
+    /// A lease has ended, but still has keys. The leader proposes their deletion, for which a database waits.
+    LeaseEnding,
 }
 
 /// Result of a put.

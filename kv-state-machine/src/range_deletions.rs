@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use consensus_core::codec;
+use consensus_core::{StateMachineError, codec};
 use rocksdb::{IteratorMode, ReadOptions, WriteBatch};
 use serde::{Deserialize, Serialize};
 
@@ -174,8 +174,10 @@ fn delete_all(generation: &Generation, store: &Weak<Store>, control: &Control) {
             std::thread::sleep(HOLD);
             continue;
         }
+        let room = store.reserve_for_deletions().check(0);
         generation.wait_for_batches();
-        match write_part(generation, &deletion, store.tuning().deletion_part) {
+        let part = || write_part(generation, &deletion, store.tuning().deletion_part);
+        match room.map_err(StateMachineError::Other).and_then(|()| part()) {
             Ok(Some(more)) => generation.update_deletions(|deletions| deletions.replaced(&more)),
             Ok(None) => {
                 generation.update_deletions(|deletions| deletions.without(deletion.revision));

@@ -84,7 +84,9 @@ impl View<'_> {
             prefix.clear();
             prefix.extend_from_slice(found);
             let passed = self.pass_key(&mut cursor, &prefix, scan)?;
-            if passed.newest.is_some_and(|(revision, is_deleted)| !work.is_garbage(revision, is_deleted)) {
+            if passed.newest.is_none_or(|(revision, is_deleted)| work.is_garbage(revision, is_deleted)) {
+                work.note_garbage()?;
+            } else {
                 work.count_key(prefix.len() + passed.in_force.as_ref().map_or(0, |found| found.value_bytes))?;
             }
             let Some(found) = passed.in_force else { continue };

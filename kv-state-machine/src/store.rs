@@ -18,7 +18,7 @@ use std::{
 };
 
 use consensus_core::{LogId, NodeId, StateMachineError, StorageError, codec};
-use consensus_storage_rocksdb::{DataDir, DirKind, Expected, MarkedDb};
+use consensus_storage_rocksdb::{DataDir, DirKind, Expected, MarkedDb, Reserve};
 use rocksdb::{DB, DBCompressionType, Options, SliceTransform};
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,8 @@ pub(crate) struct Store {
     tuning: Tuning,
     /// Whether deletions of ranges wait, for tests.
     are_deletions_held: AtomicBool,
+    /// Bytes to leave free on the disk.
+    reserve_bytes: AtomicU64,
     dispatcher: Arc<Dispatcher>,
 }
 
@@ -331,8 +333,18 @@ impl Store {
             checkpoints: AtomicU64::new(0),
             tuning,
             are_deletions_held: AtomicBool::new(false),
+            reserve_bytes: AtomicU64::new(0),
             dispatcher: Arc::default(),
         })
+    }
+
+    pub(crate) fn set_reserve_bytes(&self, bytes: u64) {
+        self.reserve_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Space that a deletion of a range must leave free on the disk: half of the reserve, since it makes room in the end.
+    pub(crate) fn reserve_for_deletions(&self) -> Reserve {
+        Reserve::new(self.path(), self.reserve_bytes.load(Ordering::Relaxed) / 2)
     }
 
     pub(crate) fn current(&self) -> Arc<Generation> {

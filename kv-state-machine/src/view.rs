@@ -283,19 +283,22 @@ impl View<'_> {
         Ok(())
     }
 
-    /// Keys attached to a lease on disk, in key order.
-    pub(crate) fn attached_keys(&self, lease_id: i64) -> Result<Vec<Bytes>, Failure> {
-        let attached = lease::attached_keys(self.source, lease_id)?;
-        if self.deletions.is_empty() {
-            return Ok(attached);
-        }
+    /// First keys attached to a lease on disk, at most `max`, in key order.
+    pub(crate) fn attached_keys(&self, lease_id: i64, max: usize) -> Result<Vec<Bytes>, Failure> {
         let mut keys = Vec::new();
-        for key in attached {
-            let counts = self.counts(&keys::prefix(&key))?;
-            if counts.is_some_and(|counts| counts.version > 0 && counts.lease_id == lease_id) {
+        lease::visit_attached_keys(self.source, lease_id, |key| {
+            if keys.len() == max {
+                return Ok(ControlFlow::Break(()));
+            }
+            let is_attached = self.deletions.is_empty() || {
+                let counts = self.counts(&keys::prefix(&key))?;
+                counts.is_some_and(|counts| counts.version > 0 && counts.lease_id == lease_id)
+            };
+            if is_attached {
                 keys.push(key);
             }
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
         Ok(keys)
     }
 

@@ -20,6 +20,10 @@ pub(crate) struct Work<'a> {
     /// Bytes of living keys and their values.
     living_bytes: Cell<u64>,
     bound: Amount,
+    /// Keys that were read although all of their versions are garbage. They do not count, but a leader refuses a command that
+    /// would read too many.
+    garbage: Cell<u64>,
+    garbage_max: u64,
     /// Flag that is set when the caller no longer waits for the result.
     cancelled: Option<&'a AtomicBool>,
 }
@@ -27,7 +31,20 @@ pub(crate) struct Work<'a> {
 impl<'a> Work<'a> {
     pub(crate) fn new(bound: Amount, compacted: u64) -> Self {
         let (keys, bytes, living_bytes) = (Cell::new(0), Cell::new(0), Cell::new(0));
-        Self { compacted, keys, bytes, living_bytes, bound, cancelled: None }
+        let (garbage, garbage_max) = (Cell::new(0), u64::MAX);
+        Self { compacted, keys, bytes, living_bytes, bound, garbage, garbage_max, cancelled: None }
+    }
+
+    /// Sets the number of keys without living versions that may be read.
+    pub(crate) fn with_garbage_max(self, garbage_max: u64) -> Self {
+        Self { garbage_max, ..self }
+    }
+
+    /// Notes a key whose versions are all garbage.
+    pub(crate) fn note_garbage(&self) -> Result<(), ExecuteError> {
+        let garbage = self.garbage.get() + 1;
+        self.garbage.set(garbage);
+        if garbage > self.garbage_max { Err(ExecuteError::TooMuchGarbage) } else { Ok(()) }
     }
 
     /// Accounting without a limit, for work that does not count.
@@ -78,6 +95,11 @@ impl<'a> Work<'a> {
     /// Whether a deletion with a limit must stop, because it still has to write the deletions.
     pub(crate) fn is_full(&self) -> bool {
         self.keys.get() >= self.bound.keys || self.bytes.get() > self.bound.bytes / 2
+    }
+
+    /// Number of keys that may still be counted.
+    pub(crate) fn keys_left(&self) -> u64 {
+        self.bound.keys.saturating_sub(self.keys.get())
     }
 
     /// Work so far.

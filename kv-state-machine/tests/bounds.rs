@@ -97,6 +97,47 @@ fn refusal(answer: Answer) -> String {
 }
 
 #[test]
+fn lease_with_too_many_keys_for_one_command_has_ended_and_its_keys_follow() {
+    let mut harness = Harness::new();
+    let attached = |n: u64| {
+        KvOperation::Put(Put { key: key(n).into(), value: "v".into(), lease_id: 7, ..Put::default() })
+    };
+    let revoke = KvOperation::RevokeLease { id: 7 };
+    harness.apply(KvOperation::GrantLease { id: 7, ttl: 9 }).unwrap();
+    harness.apply_all((0..=WORK_KEYS_MAX).map(attached).collect());
+    assert_eq!(harness.apply(revoke.clone()).unwrap().result, KvResult::LeaseEnding);
+    assert_eq!(harness.count(), 1);
+    assert_eq!(harness.apply(attached(0)), Err(KvRejection::NoLease { id: 7 }));
+    let again = harness.apply(KvOperation::GrantLease { id: 7, ttl: 9 });
+    assert_eq!(again, Err(KvRejection::LeaseExists { id: 7 }));
+    assert_eq!(harness.apply(revoke.clone()).unwrap().result, KvResult::Lease);
+    assert_eq!(harness.count(), 0);
+    assert_eq!(harness.apply(revoke), Err(KvRejection::NoLease { id: 7 }));
+}
+
+/// The batch has attached and detached keys that are not on disk yet.
+#[test]
+fn keys_of_ending_lease_do_not_depend_on_batches() {
+    let operations = || {
+        let with = |n: u64, lease_id| {
+            KvOperation::Put(Put { key: key(n).into(), value: "v".into(), lease_id, ..Put::default() })
+        };
+        let mut all = vec![KvOperation::GrantLease { id: 7, ttl: 9 }];
+        all.extend((0..WORK_KEYS_MAX + 50).map(|n| with(2 * n, 7)));
+        all.extend((0..30).map(|n| with(2 * n, 0)));
+        all.extend((0..40).map(|n| with(2 * n + 1, 7)));
+        all.push(KvOperation::RevokeLease { id: 7 });
+        all
+    };
+    let (mut whole, mut single) = (Harness::new(), Harness::new());
+    let mut answers = whole.apply_all(operations());
+    assert_eq!(answers.pop().unwrap().unwrap().result, KvResult::LeaseEnding);
+    let singly: Vec<_> = operations().into_iter().map(|operation| single.apply(operation)).collect();
+    assert_eq!(singly.last().unwrap().as_ref().unwrap().result, KvResult::LeaseEnding);
+    assert_eq!(whole.machine.executor().hash().unwrap(), single.machine.executor().hash().unwrap());
+}
+
+#[test]
 fn delete_over_work_limit_is_refused_without_effect() {
     let mut harness = Harness::new();
     harness.fill(WORK_KEYS_MAX);

@@ -1,10 +1,18 @@
 //! Keys attached to leases.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use consensus_core::NodeId;
+use futures::TryStreamExt;
 use kv_state_machine::{
-    ConsensusKvDatabase, Delete, Keep, KvError, KvOperation, KvRejection, KvResult, Put, Range, Txn,
+    ConsensusKvDatabase, Delete, Keep, KeyRange, KvError, KvOperation, KvRejection, KvResult, Put, Range,
+    TimeSource, Txn, WORK_KEYS_MAX, WatchRequest,
 };
 use tempfile::TempDir;
 
@@ -57,6 +65,71 @@ async fn revoked_lease_deletes_its_keys_at_one_revision() {
     assert_eq!(database.keep_alive(7).await.unwrap(), None);
     let again = database.execute_operation(KvOperation::RevokeLease { id: 7 }).await;
     assert_eq!(again, Err(KvError::Rejected(KvRejection::NoLease { id: 7 })));
+}
+
+/// Attaches keys to a lease, by transactions.
+async fn attach(database: &ConsensusKvDatabase, id: i64, keys: u64) {
+    let puts: Vec<_> = (0..keys).map(|n| KvOperation::Put(put(&format!("k{id}-{n:06}"), id))).collect();
+    for part in puts.chunks(100) {
+        run(database, KvOperation::Txn(Txn { success: part.to_vec(), ..Txn::default() })).await;
+    }
+}
+
+/// Numbers of keys that were deleted at the revisions after `revision`.
+async fn deletions_after(database: &ConsensusKvDatabase, revision: u64) -> Vec<u64> {
+    let keys = KeyRange { key: "k".into(), range_end: Some("l".into()) };
+    let request = WatchRequest { keys, start_revision: revision + 1, ..WatchRequest::default() };
+    let mut events = database.watch(request).unwrap();
+    let mut counts = vec![0; usize::try_from(database.revision().unwrap() - revision).unwrap()];
+    let last = counts.len() - 1;
+    loop {
+        let event = tokio::time::timeout(Duration::from_millis(500), events.try_next()).await;
+        let Ok(Ok(Some(event))) = event else { break };
+        assert!(event.deleted);
+        counts[(event.kv.mod_revision - revision - 1) as usize] += 1;
+    }
+    assert!(counts[last] > 0, "{counts:?}");
+    counts
+}
+
+#[tokio::test]
+async fn revoked_lease_with_very_many_keys_deletes_as_many_at_a_time_as_a_command_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = open(&dir).await;
+    grant(&database, 7, 100).await;
+    attach(&database, 7, 2 * WORK_KEYS_MAX + 500).await;
+    let before = database.revision().unwrap();
+    let revoked = run(&database, KvOperation::RevokeLease { id: 7 }).await;
+    assert!(keys(&database).await.is_empty());
+    assert_eq!(revoked, before + 3);
+    assert_eq!(deletions_after(&database, before).await, [WORK_KEYS_MAX, WORK_KEYS_MAX, 500]);
+    assert_eq!(database.leases().await.unwrap(), [0; 0]);
+}
+
+#[tokio::test]
+async fn expired_leases_with_very_many_keys_delete_as_many_at_a_time_as_a_command_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let seconds = Arc::new(AtomicU64::new(0));
+    let source = seconds.clone();
+    let time = TimeSource::new(move || Duration::from_secs(source.load(Ordering::Relaxed)));
+    let database = ConsensusKvDatabase::new_with_mock(NodeId(0), dir.path()).unwrap().with_time_source(time);
+    database.start().await.unwrap();
+    let each = WORK_KEYS_MAX / 2 + 100;
+    for id in 1..=3 {
+        grant(&database, id, 1000).await;
+        attach(&database, id, each).await;
+    }
+    let before = database.revision().unwrap();
+    seconds.store(1000, Ordering::Relaxed);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !database.leases().await.unwrap().is_empty() || !keys(&database).await.is_empty() {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let deleted = deletions_after(&database, before).await;
+    assert_eq!(deleted.iter().sum::<u64>(), 3 * each);
+    // The first and most of the second with one command; the rest of the second and the third with another.
+    assert_eq!(deleted, [each, WORK_KEYS_MAX - each, 2 * each - WORK_KEYS_MAX, each]);
 }
 
 #[tokio::test]

@@ -183,6 +183,26 @@ fn crash_during_a_deletion_leaves_no_key_attached_to_a_lease_that_it_does_not_ha
     assert_eq!(kvs.iter().map(|kv| &kv.key[..]).collect::<Vec<_>>(), [b"a"]);
 }
 
+#[test]
+fn deletion_of_range_waits_while_disk_has_too_little_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = open_durable_with(dir.path(), BY_RECORD, Durability::FromLog).unwrap();
+    machine = machine.with_reserve(u64::MAX);
+    let put = |key: &'static str| KvOperation::Put(Put { key: key.into(), ..Put::default() });
+    let delete = Delete { key: "a".into(), range_end: Some("z".into()), ..Delete::default() };
+    for (index, operation) in (1..).zip([put("a"), put("b"), KvOperation::Delete(delete)]) {
+        let command = codec::encode(1, &KvCommand { session: None, operation });
+        machine.apply(&[Entry::command(LogId::new(1, index), command)]).unwrap();
+    }
+    // The thread has looked at the disk many times by then.
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(has_deletions(&machine));
+    let machine = machine.with_reserve(0);
+    while has_deletions(&machine) {
+        std::thread::yield_now();
+    }
+}
+
 /// Many keys, written by transactions.
 async fn database_with_keys(dir: &TempDir, keys: usize) -> ConsensusKvDatabase {
     let database = ConsensusKvDatabase::new_with_mock(NodeId(0), dir.path()).unwrap();
@@ -223,6 +243,35 @@ async fn watches_receive_all_deletions_of_a_range_at_one_revision() {
     }
 }
 
+/// More changes than are read at once: watches read them from disk. Other watches are not behind for that.
+#[tokio::test]
+async fn deletion_of_very_many_keys_reaches_watches_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with_keys(&dir, VERY_MANY).await;
+    let of = |key: &'static str, end: &'static str| {
+        let keys = KeyRange { key: key.into(), range_end: Some(end.into()) };
+        database.watch(WatchRequest { keys, ..WatchRequest::default() }).unwrap()
+    };
+    let (mut one, mut all, mut other) = (of("k59999", "k6"), of("a", "z"), of("x", "z"));
+    let delete = Delete { key: "k".into(), range_end: Some("l".into()), ..Delete::default() };
+    let deleted = database.execute_operation(KvOperation::Delete(delete)).await.unwrap();
+    let put = Put { key: "x".into(), value: "w".into(), ..Put::default() };
+    database.execute_operation(KvOperation::Put(put)).await.unwrap();
+    let next = async |events: &mut WatchStream| {
+        let event = tokio::time::timeout(Duration::from_secs(60), events.try_next()).await;
+        event.expect("an event arrives in time").unwrap().expect("the watch does not end").kv
+    };
+    for number in 0..VERY_MANY {
+        let kv = next(&mut all).await;
+        assert_eq!((kv.mod_revision, kv.key), (deleted.revision, format!("k{number:05}").into()));
+    }
+    assert_eq!(next(&mut one).await.key, "k59999");
+    for events in [&mut all, &mut other] {
+        let kv = next(events).await;
+        assert_eq!((kv.mod_revision, &kv.key[..]), (deleted.revision + 1, &b"x"[..]));
+    }
+}
+
 async fn expect_deletions_and_a_put(mut events: WatchStream, revision: u64) {
     let mut next = async || {
         let event = tokio::time::timeout(Duration::from_secs(30), events.try_next()).await;
@@ -239,3 +288,4 @@ async fn expect_deletions_and_a_put(mut events: WatchStream, revision: u64) {
 
 /// More than are deleted one by one.
 const KEYS: usize = 5000;
+const VERY_MANY: usize = 60_000;

@@ -2024,8 +2024,8 @@ impl TSerializable for TxnResponse {
 // LeaseGrantRequest
 //
 
-/// A lease lives for a time and ends unless it is renewed before; the keys that go with it are deleted, at one revision, when
-/// it ends. A client that counts the time from when it sent the grant or the last renewal that succeeded never believes that
+/// A lease lives for a time and ends unless it is renewed before. When it ends, the keys that go with it are deleted: up to
+/// 10,000 at one revision, and if there are more, the others at later revisions. A client that counts the time from when it sent the grant or the last renewal that succeeded never believes that
 /// a lease lives when it has ended.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LeaseGrantRequest {

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::{ConsensusKvDatabase, KvError, blocking, propose, propose_error, read_error};
 use crate::{
     KvOperation,
-    lease::Leases,
     lessor::{self, Renewal},
     store::Store,
     view::{Base, Overlay, View},
@@ -26,7 +25,8 @@ pub struct LeaseState {
     pub keys: Vec<Bytes>,
 }
 
-/// The keys attached to a lease are deleted, at one revision, when the lease is revoked or expires.
+/// The keys attached to a lease are deleted when the lease is revoked or expires: at one revision, or 10,000 at a time
+/// ([`WORK_KEYS_MAX`](crate::WORK_KEYS_MAX)) at as many revisions as it takes.
 impl ConsensusKvDatabase {
     /// Grants a lease that expires if it is not renewed for `ttl` seconds. Returns its id, which is random.
     ///
@@ -63,7 +63,7 @@ impl ConsensusKvDatabase {
         Ok(id)
     }
 
-    /// Revokes a lease. Returns the revision at which its keys were deleted.
+    /// Revokes a lease. Returns the revision at which the last of its keys were deleted.
     ///
     /// # Errors
     /// See [`KvError`]; there is no such lease ([`KvRejection::NoLease`](crate::KvRejection::NoLease)).
@@ -84,10 +84,10 @@ impl ConsensusKvDatabase {
         let mut replaced = None;
         while lessor::is_leader_of_term(&status, term) {
             let (ttl, renewal) = {
-                let Leases { all, clock } = &mut *generation.leases().lock();
-                let Some(lease) = all.get(&id) else { return Ok(None) };
-                let Some(clock) = clock.as_mut().filter(|clock| clock.term == term) else { break };
-                (lease.ttl, clock.renew(id, *lease, replaced))
+                let mut leases = generation.leases().lock();
+                let Some(lease) = leases.get(id) else { return Ok(None) };
+                let Some(clock) = leases.clock.as_mut().filter(|clock| clock.term == term) else { break };
+                (lease.ttl, clock.renew(id, lease, replaced))
             };
             match renewal {
                 Renewal::Renewed => return Ok(Some(ttl)),
@@ -112,7 +112,7 @@ impl ConsensusKvDatabase {
         let generation = store.current();
         let (ttl, left) = {
             let leases = generation.leases().lock();
-            let Some(lease) = leases.all.get(&id) else { return Ok(None) };
+            let Some(lease) = leases.get(id) else { return Ok(None) };
             let Some(left) = leases.clock.as_ref().and_then(|clock| clock.left(id)) else { return Ok(None) };
             (lease.ttl, left)
         };
@@ -120,7 +120,7 @@ impl ConsensusKvDatabase {
             blocking(move || {
                 let (base, nothing) = (Base::new(&generation), Overlay::new());
                 let deletions = generation.deletions();
-                View { source: &base, overlay: &nothing, deletions: &deletions }.attached_keys(id)
+                View { source: &base, overlay: &nothing, deletions: &deletions }.attached_keys(id, usize::MAX)
             })
             .await?
         } else {
@@ -137,8 +137,8 @@ impl ConsensusKvDatabase {
         let executor = self.executor.as_ref().ok_or_else(|| self.witness_error())?;
         self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
         let generation = executor.store().current();
-        let ids = generation.leases().lock().all.keys().copied().collect();
-        Ok(ids)
+        let leases = generation.leases().lock();
+        Ok(leases.all.iter().filter(|(_, lease)| !lease.is_ending).map(|(id, _)| *id).collect())
     }
 
     /// Error of a witness, which has no leases but knows the leader.

@@ -128,6 +128,7 @@ fn simple_result() -> impl Strategy<Value = KvResult> {
         found.prop_map(|(kvs, more, count)| KvResult::Range(Found { kvs, more, count })),
         Just(KvResult::Compact),
         Just(KvResult::Lease),
+        Just(KvResult::LeaseEnding),
         any::<bool>().prop_map(KvResult::Alarm),
         any::<u64>().prop_map(KvResult::MemberId),
         any::<u64>().prop_map(KvResult::OpenSession),

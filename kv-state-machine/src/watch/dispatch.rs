@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::ControlFlow::{Break, Continue},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -167,18 +168,35 @@ fn dispatch(store: &Arc<Store>, newest: u64) -> Result<(), Failure> {
     if dispatcher.registry().skip_if_no_watches(newest) {
         return Ok(());
     }
-    let read = changes::read(generation.db(), from, newest, CHANGES_PER_DISPATCH, |_| true)?;
+    let read = changes::read(generation.db(), from, newest, CHANGES_PER_DISPATCH)?;
+    let large = deliver(&generation, dispatcher, &read)?;
+    match large.or_else(|| read.is_large_next.then_some(read.through + 1)) {
+        Some(revision) => leave_to_watches(&generation, dispatcher, revision),
+        None => Ok(()),
+    }
+}
+
+/// Adds events to the queues. Stops before a revision with too many bytes of events, and returns it.
+fn deliver(
+    generation: &Arc<Generation>,
+    dispatcher: &Dispatcher,
+    read: &changes::Read,
+) -> Result<Option<u64>, Failure> {
     let matched: Vec<Vec<Arc<Watch>>> = {
         let mut registry = dispatcher.registry();
-        registry.decided = read.through;
+        registry.decided = registry.decided.max(read.through);
         read.changes.iter().map(|change| matching_watches(&registry.index, change)).collect()
     };
-    let base = Base::new(&generation);
+    let base = Base::new(generation);
     let mut delivery = Delivery::default();
     for (change, watches) in read.changes.iter().zip(matched) {
         // Deliveries end between revisions, so that each revision is delivered as a whole.
         if delivery.bytes > PART_BYTES_MAX && change.revision > delivery.through {
             std::mem::take(&mut delivery).deliver(dispatcher);
+        }
+        if delivery.bytes > LARGE_BYTES {
+            delivery.before(change.revision).deliver(dispatcher);
+            return Ok(Some(change.revision));
         }
         let previous = watches.iter().any(|watch| watch.request.previous);
         if watches.is_empty() {
@@ -189,7 +207,43 @@ fn dispatch(store: &Arc<Store>, newest: u64) -> Result<(), Failure> {
         }
     }
     delivery.deliver(dispatcher);
-    dispatcher.registry().delivered = read.through;
+    let mut registry = dispatcher.registry();
+    registry.delivered = registry.delivered.max(read.through);
+    Ok(None)
+}
+
+/// Makes the watches of a revision with many changes read it from disk, each at the speed of its client. This bounds the
+/// memory, and the delay of the other watches.
+fn leave_to_watches(
+    generation: &Arc<Generation>,
+    dispatcher: &Dispatcher,
+    revision: u64,
+) -> Result<(), Failure> {
+    let all = {
+        let mut registry = dispatcher.registry();
+        registry.decided = registry.decided.max(revision);
+        registry.index.all().len()
+    };
+    let mut matched = BTreeMap::new();
+    changes::visit(generation.db(), revision, |change| {
+        // If every watch is found, the other changes do not matter.
+        if change.revision > revision || matched.len() >= all {
+            return Break(());
+        }
+        for watch in matching_watches(&dispatcher.registry().index, &change) {
+            matched.insert(Arc::as_ptr(&watch).addr(), watch);
+        }
+        Continue(())
+    })?;
+    let mut registry = dispatcher.registry();
+    for watch in matched.into_values() {
+        let is_indexed = watch.is_indexed.load(Ordering::Relaxed);
+        if is_indexed && !watch.ended.load(Ordering::Relaxed) {
+            registry.index.remove(&watch);
+            watch.queue.fall_behind(watch.clone(), revision);
+        }
+    }
+    registry.delivered = registry.delivered.max(revision);
     Ok(())
 }
 
@@ -211,6 +265,15 @@ impl Delivery {
             let address = Arc::as_ptr(&watch).addr();
             self.events.entry(address).or_insert_with(|| (watch, Vec::new())).1.push(event.clone());
         }
+    }
+
+    /// The events before `revision`.
+    fn before(mut self, revision: u64) -> Self {
+        for (_, events) in self.events.values_mut() {
+            events.retain(|event| event.kv.mod_revision < revision);
+        }
+        self.through = revision - 1;
+        self
     }
 
     fn deliver(self, dispatcher: &Dispatcher) {
@@ -257,6 +320,8 @@ fn matching_watches(index: &Index, change: &crate::pending_writes::Change) -> Ve
 
 /// Approximate number of changes in one dispatch.
 const CHANGES_PER_DISPATCH: usize = 1000;
+/// Bytes of events of one revision above which it is not delivered by the dispatcher.
+const LARGE_BYTES: usize = 16 << 20;
 const RETRY: Duration = Duration::from_millis(500);
 const WAIT_MAX: Duration = Duration::from_millis(500);
 const DELIVERY_POLL_INTERVAL: Duration = Duration::from_millis(5);

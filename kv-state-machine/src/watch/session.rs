@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::ControlFlow::{Break, Continue},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -15,7 +16,7 @@ use crate::{
     KeyValue, KvError,
     changes::{self, WatchEvent},
     concurrency::ConcurrencyLimits,
-    store::Store,
+    store::{Generation, Store},
     view::{Base, Failure},
 };
 
@@ -361,30 +362,43 @@ fn read(store: &Arc<Store>, watch: &Watch) -> Result<CatchUp, Failure> {
     if from < meta.compacted {
         return Ok(gone(meta.compacted));
     }
-    let found = changes::read(
-        generation.db(),
-        from,
-        generation.watchable_revision(),
-        CHANGES_PER_CATCH_UP,
-        |change| watch.wants(change),
-    )?;
-    let base = Base::new(&generation);
-    let mut part = CatchUp { through: found.through.max(from - 1), ..CatchUp::default() };
-    let mut bytes = 0;
-    for change in &found.changes {
-        let is_new = part.events.last().is_none_or(|last| last.kv.mod_revision < change.revision);
-        if is_new && bytes > PART_BYTES_MAX {
-            part.through = change.revision - 1;
-            break;
-        }
-        if let Some(event) = changes::event(&base, change, watch.request.previous)? {
-            bytes += size_of(&event);
-            part.events.push(Arc::new(event));
-        }
-    }
+    let part = read_part(&generation, watch, from)?;
     // The versions may have been compacted and removed during the read.
     let compacted = generation.meta().compacted;
     Ok(if from < compacted { gone(compacted) } else { part })
+}
+
+/// Reads changes from revision `from` on, whole revisions.
+fn read_part(generation: &Arc<Generation>, watch: &Watch, from: u64) -> Result<CatchUp, Failure> {
+    let (base, to) = (Base::new(generation), generation.watchable_revision());
+    let mut part = CatchUp { through: to.max(from - 1), ..CatchUp::default() };
+    let (mut revision, mut examined, mut bytes, mut failed) = (0, 0, 0, None);
+    changes::visit(generation.db(), from, |change| {
+        if change.revision > to {
+            return Break(());
+        }
+        if change.revision > revision && (examined >= CHANGES_PER_CATCH_UP || bytes > PART_BYTES_MAX) {
+            part.through = change.revision - 1;
+            return Break(());
+        }
+        (revision, examined) = (change.revision, examined + 1);
+        if !watch.wants(&change) {
+            return Continue(());
+        }
+        match changes::event(&base, &change, watch.request.previous) {
+            Ok(None) => {}
+            Ok(Some(event)) => {
+                bytes += size_of(&event);
+                part.events.push(Arc::new(event));
+            }
+            Err(failure) => {
+                failed = Some(failure);
+                return Break(());
+            }
+        }
+        Continue(())
+    })?;
+    failed.map_or(Ok(part), Err)
 }
 
 pub(super) fn size_of(event: &WatchEvent) -> usize {

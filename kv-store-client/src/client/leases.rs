@@ -60,7 +60,8 @@ impl KvClient {
         expect(reply, |reply| if let Reply::LeaseGrant(response) = reply { Some(response) } else { None })
     }
 
-    /// Ends a lease; its keys are deleted at one revision, that of the header.
+    /// Ends a lease. When it answers, the keys of the lease are deleted: up to 10,000 at one revision,
+    /// and if there are more, the others at later revisions.
     ///
     /// # Errors
     /// See [`ClientError`]; [`Fault::NoLease`]: there is none.

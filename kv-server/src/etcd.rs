@@ -4,6 +4,7 @@
 //! ours differs; docs/etcd-compatibility.md lists the differences.
 
 mod auth;
+mod calls;
 mod checks;
 mod cluster;
 mod convert;

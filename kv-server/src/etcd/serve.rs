@@ -1,6 +1,6 @@
 //! One connection of HTTP: gRPC over HTTP/2, and what else asks over HTTP.
 
-use std::{convert::Infallible, io, sync::OnceLock, time::Duration};
+use std::{convert::Infallible, future::poll_fn, io, sync::OnceLock, time::Duration};
 
 use hyper::{
     Request, Response,
@@ -9,7 +9,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
 use kv_etcd_api::{
@@ -26,7 +26,13 @@ use tokio::{net::TcpStream, sync::watch as channel};
 use tonic::{Code, Status, body::Body, codegen::Service};
 use tonic_health::pb::health_server::HealthServer;
 
-use super::{Etcd, error, first_bytes, health::reflection, http, required_leader};
+use super::{
+    Etcd,
+    calls::{Calls, NewCalls},
+    error, first_bytes,
+    health::reflection,
+    http, required_leader,
+};
 use crate::frontend::stopped;
 
 /// What is served on a connection.
@@ -59,20 +65,21 @@ pub(crate) async fn serve(
         opened = first_bytes::read(stream) => opened?,
         () = stopped(&mut stop) => return Ok(()),
     };
-    let builder = builder(streams_max);
+    let new_calls = NewCalls::default();
+    let (builder, mut calls) = (builder(streams_max, new_calls.clone()), Calls::new(new_calls));
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(opened), service));
     let served = tokio::select! {
-        served = connection.as_mut() => served,
+        served = poll_fn(|cx| calls.poll(cx, connection.as_mut())) => served,
         () = stopped(&mut stop) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            poll_fn(|cx| calls.poll(cx, connection.as_mut())).await
         }
     };
     served.map_err(io::Error::other)
 }
 
-fn builder(streams_max: u32) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn builder(streams_max: u32, calls: NewCalls) -> Builder<NewCalls> {
+    let mut builder = Builder::new(calls);
     builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
     builder
         .http2()

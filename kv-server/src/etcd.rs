@@ -14,6 +14,7 @@ mod error;
 mod first_bytes;
 mod gateway;
 mod health;
+mod held;
 mod http;
 mod kv;
 mod lease;
@@ -35,10 +36,12 @@ use consensus_core::{EngineStatus, MemberKind, NodeId};
 use kv_etcd_api::etcdserverpb::ResponseHeader;
 use kv_state_machine::{
     AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Range, RangePages,
+    SHORT_READ_BYTES_MAX,
 };
 use tokio::{sync::watch as channel, time::Instant};
 use tonic::Status;
 
+use self::held::Answered;
 pub(crate) use self::{
     maintenance::ETCD_VERSION,
     serve::{Scope, serve},
@@ -138,8 +141,15 @@ impl Etcd {
 
     /// Has the leader execute an operation that writes.
     async fn write(&self, operation: KvOperation) -> Result<KvAnswer, Status> {
-        match self.lead(&NodeRequest::Execute(operation)).await? {
-            NodeAnswer::Executed(answer) => Ok(answer),
+        Ok(self.write_held(operation).await?.answer)
+    }
+
+    /// Same as [`write`](Self::write), with the room for the answer.
+    async fn write_held(&self, operation: KvOperation) -> Result<Answered, Status> {
+        let mut room = self.budget.room();
+        let led = self.router.lead(&NodeRequest::Execute(operation), &mut room).await;
+        match led.map_err(error::of_node)? {
+            NodeAnswer::Executed(answer) => Ok(Answered { answer, room }),
             other => Err(unexpected(&other)),
         }
     }
@@ -151,15 +161,28 @@ impl Etcd {
 
     /// Reads on this node.
     async fn read(&self, operation: KvOperation, serializable: bool) -> Result<KvAnswer, Status> {
+        Ok(self.read_held(operation, serializable).await?.answer)
+    }
+
+    /// Same as [`read`](Self::read), with the room for the answer.
+    async fn read_held(&self, operation: KvOperation, serializable: bool) -> Result<Answered, Status> {
         let bytes_max = operation.answer_bytes_max(false);
         let consistency = consistency(serializable);
         let read = self.when_led(|| self.database().begin_read(operation.clone(), consistency)).await?;
+        let mut room = self.budget.room();
         if let Some(answer) = read.in_memory() {
-            return answer.map_err(error::of_read);
+            return Ok(Answered { answer: answer.map_err(error::of_read)?, room });
         }
+        // Most answers are small: they do not wait for the room of the largest one.
+        room.reserve(bytes_max.min(SHORT_READ_BYTES_MAX)).await;
+        if let Some(answer) = read.finish_if_short().await {
+            return Ok(Answered { answer: answer.map_err(error::of_read)?, room });
+        }
+        drop(room);
         let mut room = self.budget.room();
         room.reserve(bytes_max).await;
-        read.finish().await.map_err(error::of_read)
+        let answer = read.finish_long().await.map_err(error::of_read)?;
+        Ok(Answered { answer, room })
     }
 
     /// Starts to read a range on this node, page by page.

@@ -29,7 +29,7 @@ use crate::{
     auto_compaction, check,
     concurrency::{CancelOnDrop, ConcurrencyLimits},
     execute::ExecuteError,
-    executor::read_result,
+    executor::{Read, read_result},
     lessor::{self, TimeSource},
     limits::Amount,
     machine::{ANSWER_VERSION, COMMAND_VERSION},
@@ -528,14 +528,35 @@ impl PendingRead {
         if let Some(answer) = self.in_memory() {
             return answer;
         }
-        let short = self.read(Amount::OF_SHORT_READS).await?;
-        let read = match short {
-            Err(ExecuteError::TooMuchWork) => {
-                let _permit = self.concurrency.long_read().await;
-                self.read(Amount::of_read(&self.operation)).await?
-            }
-            read => read,
-        };
+        match self.finish_if_short().await {
+            Some(answer) => answer,
+            None => self.finish_long().await,
+        }
+    }
+
+    /// Same as [`finish`](Self::finish) for a read of at most 2,000 keys and [`SHORT_READ_BYTES_MAX`]; `None` if it is of more.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn finish_if_short(&self) -> Option<Result<KvAnswer, KvError>> {
+        match self.read(Amount::OF_SHORT_READS).await {
+            Ok(Err(ExecuteError::TooMuchWork)) => None,
+            Ok(read) => Some(self.answer(read)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Same as [`finish`](Self::finish) for a read that is not short: waits for a permit for a long read.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn finish_long(self) -> Result<KvAnswer, KvError> {
+        let _permit = self.concurrency.long_read().await;
+        let read = self.read(Amount::of_read(&self.operation)).await?;
+        self.answer(read)
+    }
+
+    fn answer(&self, read: Read) -> Result<KvAnswer, KvError> {
         Ok(read_result(read, &self.operation).map_err(failure)??)
     }
 

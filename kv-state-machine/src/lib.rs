@@ -84,7 +84,8 @@ pub use lease::Lease;
 pub use lessor::TimeSource;
 pub use limits::{
     KEY_BYTES_MAX, LEASE_TTL_MAX, Limits, OPERATIONS_MAX, REPLY_BYTES_MAX, SESSION_REPLY_BYTES_MAX,
-    TXN_DEPTH_MAX, VALUE_BYTES_MAX, WHOLE_REPLY_BYTES_MAX, WORK_BYTES_MAX, WORK_KEYS_MAX,
+    SHORT_READ_BYTES_MAX, TXN_DEPTH_MAX, VALUE_BYTES_MAX, WHOLE_REPLY_BYTES_MAX, WORK_BYTES_MAX,
+    WORK_KEYS_MAX,
 };
 pub use machine::{Durability, KvStateMachine};
 pub use operation::{

@@ -20,6 +20,8 @@ pub const LEASE_TTL_MAX: u64 = 9_000_000_000;
 pub const REPLY_BYTES_MAX: usize = 4 << 20;
 /// Maximum number of bytes of pairs in the response to a [whole](crate::Range::whole) range that is read without the log.
 pub const WHOLE_REPLY_BYTES_MAX: usize = 256 << 20;
+/// Maximum number of bytes of keys and values that a short read looks at.
+pub const SHORT_READ_BYTES_MAX: usize = 4 << 20;
 /// Maximum number of bytes of pairs in the response to a command in a session. The session keeps its last response.
 pub const SESSION_REPLY_BYTES_MAX: usize = 64 << 10;
 /// Maximum number of keys that one command may read while it is applied, including those that are deleted and not
@@ -41,7 +43,7 @@ impl Amount {
     /// Bound of a command that is applied. Part of the rules of the replicated state: the same on every node.
     pub(crate) const OF_COMMANDS: Self = Self { keys: WORK_KEYS_MAX, bytes: WORK_BYTES_MAX };
     /// Bound of a read that is executed at once. A read that exceeds it waits for a permit.
-    pub(crate) const OF_SHORT_READS: Self = Self { keys: 2_000, bytes: 8 << 20 };
+    pub(crate) const OF_SHORT_READS: Self = Self { keys: 2_000, bytes: SHORT_READ_BYTES_MAX as u64 };
     /// Bound of a range that is read outside of a transaction: its response is bounded, and it delays no other
     /// operation.
     const UNBOUNDED: Self = Self { keys: u64::MAX, bytes: u64::MAX };

@@ -325,7 +325,7 @@ async fn watch_removed_while_it_catches_up_delivers_nothing_and_others_go_on() {
     let mut watches = store.watches();
     let (removed, _) = watches.add(of("k", None, 2));
     let (watch, _) = watches.add(of("k", None, 2));
-    // The read of the first watch is under way.
+    // The read of the first watch is in progress.
     let _ = timeout(Duration::ZERO, watches.next()).await;
     assert!(watches.remove(removed));
     assert_eq!(events(&mut watches, watch, 2001).await.len(), 2000);

@@ -24,6 +24,7 @@ use tonic::{Code, Status, body::Body};
 use super::{
     Etcd,
     documents::Documents,
+    held::take_room,
     http,
     required_leader::HAS_LEADER,
     serve::{call, descriptors},
@@ -91,14 +92,15 @@ pub(super) async fn answer(
     if let Some(value) = has_leader {
         inner.headers_mut().insert(HAS_LEADER, value);
     }
-    let answered = call(etcd, inner).await;
+    let mut answered = call(etcd, inner).await;
+    let with_room = take_room(&mut answered);
     let mut answers = Answers::new(answered);
     if method.is_server_streaming() {
         return stream(answers, method.output());
     }
     match answers.next().await {
         Ok(Some(message)) => match text(&method.output(), &message) {
-            Ok(text) => http::json(StatusCode::OK, text),
+            Ok(text) => with_room(http::json(StatusCode::OK, text)),
             Err(status) => failed(&status),
         },
         Ok(None) => failed(&Status::internal("no answer")),

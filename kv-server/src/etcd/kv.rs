@@ -9,7 +9,11 @@ use kv_state_machine::{KvOperation, KvResult};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Etcd, convert, error, txn, unexpected};
+use super::{
+    Etcd, convert, error,
+    held::{Answered, respond},
+    txn, unexpected,
+};
 
 type Result<T> = std::result::Result<Response<T>, Status>;
 
@@ -18,9 +22,9 @@ impl Kv for Etcd {
     async fn range(&self, request: Request<RangeRequest>) -> Result<RangeResponse> {
         let request = request.into_inner();
         let serializable = request.serializable;
-        let answer = self.read(convert::range(request)?, serializable).await?;
+        let Answered { answer, room } = self.read_held(convert::range(request)?, serializable).await?;
         match answer.result {
-            KvResult::Range(found) => Ok(Response::new(convert::found(found, self.header(answer.revision)))),
+            KvResult::Range(found) => Ok(respond(convert::found(found, self.header(answer.revision)), room)),
             other => Err(unexpected(&other)),
         }
     }
@@ -34,25 +38,28 @@ impl Kv for Etcd {
     async fn put(&self, request: Request<PutRequest>) -> Result<PutResponse> {
         let request = request.into_inner();
         self.check_size(&request)?;
-        let answer = self.write(convert::put(request)?).await?;
+        let Answered { answer, room } = self.write_held(convert::put(request)?).await?;
         match answer.result {
             KvResult::Put(done) => {
                 let (header, prev_kv) =
                     (Some(self.header(answer.revision)), done.previous.map(convert::key_value));
-                Ok(Response::new(PutResponse { header, prev_kv }))
+                Ok(respond(PutResponse { header, prev_kv }, room))
             }
             other => Err(unexpected(&other)),
         }
     }
 
     async fn delete_range(&self, request: Request<DeleteRangeRequest>) -> Result<DeleteRangeResponse> {
-        let answer = self.write(convert::delete(request.into_inner())?).await?;
+        let Answered { answer, room } = self.write_held(convert::delete(request.into_inner())?).await?;
         match answer.result {
-            KvResult::Delete(deleted) => Ok(Response::new(DeleteRangeResponse {
-                header: Some(self.header(answer.revision)),
-                deleted: super::signed(deleted.deleted),
-                prev_kvs: deleted.previous.into_iter().flatten().map(convert::key_value).collect(),
-            })),
+            KvResult::Delete(deleted) => {
+                let response = DeleteRangeResponse {
+                    header: Some(self.header(answer.revision)),
+                    deleted: super::signed(deleted.deleted),
+                    prev_kvs: deleted.previous.into_iter().flatten().map(convert::key_value).collect(),
+                };
+                Ok(respond(response, room))
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -62,14 +69,14 @@ impl Kv for Etcd {
         self.check_size(&request)?;
         let serializable = txn::is_serializable(&request);
         let operation = txn::operation(request, self.database().limits().transaction_operations_max)?;
-        let answer = if operation.is_read_only() {
-            self.read(operation, serializable).await?
+        let Answered { answer, room } = if operation.is_read_only() {
+            self.read_held(operation, serializable).await?
         } else {
-            self.write(operation).await?
+            self.write_held(operation).await?
         };
         match answer.result {
             KvResult::Txn(done) => {
-                Ok(Response::new(txn::done(done, answer.revision, self.header(answer.revision))))
+                Ok(respond(txn::done(done, answer.revision, self.header(answer.revision)), room))
             }
             other => Err(unexpected(&other)),
         }

@@ -31,6 +31,7 @@ use super::{
     calls::{Calls, NewCalls},
     error, first_bytes,
     health::reflection,
+    held::until_written,
     http, required_leader,
 };
 use crate::frontend::stopped;
@@ -108,7 +109,7 @@ async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
             Err(_) => error::deadline_exceeded().into_http(),
         },
     };
-    in_words_of_etcd(response, message_bytes_max)
+    in_words_of_etcd(until_written(response), message_bytes_max)
 }
 
 /// Has the service that the path names answer.

@@ -8,6 +8,7 @@ use kv_state_machine::{
 use tonic::Status;
 
 use super::{Etcd, error, unexpected};
+use crate::frontend::stopped;
 
 /// A key in the queue of a name.
 #[derive(Clone, Debug)]
@@ -62,7 +63,11 @@ impl Etcd {
                 });
             }
             // Whatever it is, the queue is looked at again.
-            watches.next().await.map_err(error::of_read)?;
+            let mut stop = self.stop.clone();
+            tokio::select! {
+                news = watches.next() => news.map_err(error::of_read)?,
+                () = stopped(&mut stop) => return Err(error::stopped()),
+            };
         }
     }
 

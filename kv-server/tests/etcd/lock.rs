@@ -59,6 +59,27 @@ async fn lock_is_held_by_one_at_a_time_and_passes_on() {
 }
 
 #[tokio::test]
+async fn waiter_is_told_that_the_server_stops() {
+    let mut alone = Alone::start().await;
+    let mut lock = LockClient::new(channel(alone.server.port).await);
+    let ask = || LockRequest { name: "l".into(), lease: 0 };
+    lock.lock(ask()).await.unwrap();
+    let mut waiter = lock.clone();
+    let waiting = tokio::spawn(async move { waiter.lock(ask()).await });
+    let mut kv = alone.kv().await;
+    let queued = async {
+        while keys(&kv.range(all()).await.unwrap().into_inner()).len() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, queued).await.unwrap();
+    let stopping = tokio::task::spawn_blocking(move || alone.server.terminate());
+    let told = refusal(tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap());
+    assert_eq!(told, (Code::Unavailable, "etcdserver: server stopped".to_owned()));
+    assert_eq!(stopping.await.unwrap().0, Some(0));
+}
+
+#[tokio::test]
 async fn observer_is_told_of_each_proclamation_however_slow_it_is() {
     let alone = Alone::start().await;
     let mut lease = alone.lease().await;

@@ -172,7 +172,12 @@ impl Stream {
     }
 
     fn next_look(&self) -> Instant {
-        let look = Instant::now() + if self.progress_wanted.is_some() { LOOK_PROGRESS } else { LOOK };
+        let wait = match self.progress_wanted {
+            None => LOOK,
+            Some(wanted) if wanted.since.elapsed() < LOOK_PROGRESS_MAX => LOOK_PROGRESS,
+            Some(_) => PROGRESS_RETRY,
+        };
+        let look = Instant::now() + wait;
         let due = self.clients.first_due().map(|(at, _)| at.max(self.progress_not_before));
         due.map_or(look, |due| due.min(look))
     }
@@ -183,8 +188,9 @@ impl Stream {
             Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })) => self.cancel(watch_id).await,
             Some(RequestUnion::ProgressRequest(_)) => {
                 let latest = self.watches.revision();
-                let first = self.progress_wanted.as_ref().map_or(latest, |wanted| wanted.first);
-                self.progress_wanted = Some(ProgressWanted { first, latest });
+                let first = self.progress_wanted.map_or(latest, |wanted| wanted.first);
+                let since = self.progress_wanted.map_or_else(Instant::now, |wanted| wanted.since);
+                self.progress_wanted = Some(ProgressWanted { first, latest, since });
                 self.tell_progress().await
             }
             None => Ok(()),
@@ -318,10 +324,11 @@ impl Stream {
             return Ok(());
         };
         let header = Some(self.etcd.header(revision));
-        if let Some(ProgressWanted { first, latest }) = self.progress_wanted
+        if let Some(ProgressWanted { first, latest, since }) = self.progress_wanted
             && first <= revision
         {
-            self.progress_wanted = (latest > revision).then_some(ProgressWanted { first: latest, latest });
+            self.progress_wanted =
+                (latest > revision).then_some(ProgressWanted { first: latest, latest, since });
             if !self.clients.all.is_empty() {
                 self.out.send(Ok(WatchResponse { header, watch_id: -1, ..Default::default() })).await?;
             }
@@ -341,6 +348,8 @@ struct ProgressWanted {
     first: u64,
     /// When the latest was asked. One answer serves all that it is not too old for.
     latest: u64,
+    /// When the first was asked, by this node's clock.
+    since: Instant,
 }
 
 /// Without a key the first of all keys is watched, or all of them.
@@ -361,5 +370,7 @@ const ANSWERS_MAX: usize = 16;
 const FRAGMENT_BYTES_MAX: usize = 3 << 19;
 const LOOK: Duration = Duration::from_secs(60);
 const LOOK_PROGRESS: Duration = Duration::from_millis(5);
+/// How long a stream looks so often. A watch may be behind for long, or start at a revision that is far away.
+const LOOK_PROGRESS_MAX: Duration = Duration::from_secs(1);
 /// How long a client that is due waits when a watch is behind, before it is looked at again.
 const PROGRESS_RETRY: Duration = Duration::from_millis(100);

@@ -9,7 +9,10 @@ use kv_etcd_api::etcdserverpb::{
 };
 use tonic::{Code, Request, Status, transport::Channel};
 
-use super::clients::{PATIENCE, Watching, all, channel, keys, put, refusal, told, watch};
+use super::{
+    clients::{PATIENCE, Watching, all, channel, keys, put, refusal, told, watch},
+    gateway::ask_with,
+};
 use crate::common::Cluster;
 
 /// Puts until it is done. What may have been done is done again.
@@ -184,6 +187,11 @@ async fn calls_that_require_a_leader_are_refused_and_their_streams_end_without_o
     assert_eq!(refusal(kv.range(requiring(read())).await), no_leader);
     assert_eq!(refusal(lease.lease_keep_alive(requiring(requests())).await), no_leader);
     assert_eq!(keys(&kv.range(read()).await.unwrap().into_inner()), ["a"]);
+    let serializable = r#"{"key": "YQ==", "serializable": true}"#;
+    let (status, text) =
+        ask_with(port, "POST", "/v3/kv/range", "Grpc-Metadata-hasleader: true\r\n", serializable).await;
+    assert!(status == 503 && text.contains("etcdserver: no leader"), "{status} {text}");
+    assert_eq!(ask_with(port, "POST", "/v3/kv/range", "", serializable).await.0, 200);
     let more = tokio::time::timeout(Duration::from_millis(500), other.message()).await;
     assert!(more.is_err(), "a stream that requires no leader goes on: {more:?}");
 }

@@ -11,10 +11,15 @@ use tokio::{
 use super::clients::{Alone, PATIENCE, put};
 
 async fn send(port: u16, method: &str, path: &str, body: &str) -> BufReader<TcpStream> {
+    send_with(port, method, path, "", body).await
+}
+
+/// Sends a request with more header lines, each with its end.
+async fn send_with(port: u16, method: &str, path: &str, more: &str, body: &str) -> BufReader<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let length = body.len();
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{more}\r\n{body}"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     BufReader::new(stream)
@@ -22,8 +27,13 @@ async fn send(port: u16, method: &str, path: &str, body: &str) -> BufReader<TcpS
 
 /// Status and body.
 pub(crate) async fn ask(port: u16, method: &str, path: &str, body: &str) -> (u16, String) {
+    ask_with(port, method, path, "", body).await
+}
+
+/// The same of a request with more header lines.
+pub(crate) async fn ask_with(port: u16, method: &str, path: &str, more: &str, body: &str) -> (u16, String) {
     let mut answer = String::new();
-    let mut stream = send(port, method, path, body).await;
+    let mut stream = send_with(port, method, path, more, body).await;
     timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
@@ -156,6 +166,24 @@ async fn client_that_sends_one_letter_and_waits_is_closed() {
     stream.write_all(b"P").await.unwrap();
     let closed = timeout(PATIENCE, stream.read(&mut [0])).await.expect("it is closed in time");
     assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+}
+
+/// Probes and pools of connections wait longer between two requests than a client may take for its first bytes.
+#[tokio::test]
+async fn connection_that_was_idle_for_seconds_serves_another_request() {
+    let alone = Alone::start().await;
+    let stream = TcpStream::connect(("127.0.0.1", alone.server.port)).await.unwrap();
+    let mut stream = BufReader::new(stream);
+    for wait in [0, 11] {
+        tokio::time::sleep(std::time::Duration::from_secs(wait)).await;
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        let mut line = String::new();
+        while line != "ok\n" {
+            line.clear();
+            let read = timeout(PATIENCE, stream.read_line(&mut line)).await.unwrap().unwrap();
+            assert!(read > 0, "the connection was closed after {wait} s");
+        }
+    }
 }
 
 #[tokio::test]

@@ -115,7 +115,8 @@ async fn progress_request_does_not_keep_a_backlog_from_its_watch() {
     let alone = Alone::start().await;
     write_backlog(&alone).await;
     let mut watching = Watching::open(alone.server.port).await;
-    watching.create(WatchCreateRequest { start_revision: 2, ..watch("k/", "k0") }).await;
+    let request = WatchCreateRequest { start_revision: 2, prev_kv: true, ..watch("k/", "k0") };
+    watching.create(request).await;
     watching.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
     assert_eq!(watching.events(201).await.len(), 20_000);
     let progress = watching.next().await;
@@ -141,12 +142,14 @@ async fn watch_from_a_future_revision_keeps_progress_back_until_then() {
     let mut kv = alone.kv().await;
     let mut watching = Watching::open(alone.server.port).await;
     watching.create(WatchCreateRequest { start_revision: 4, ..watch("a", "") }).await;
+    watching.create(watch("other", "")).await;
     watching.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
     kv.put(put("other", "1")).await.unwrap();
     kv.put(put("other", "2")).await.unwrap();
+    // No answer comes before the events, as the store is not at revision 3 before them.
+    assert_eq!(watching.events(3).await.len(), 2);
     let progress = watching.next().await;
-    let revision = progress.header.unwrap().revision;
-    assert!(progress.watch_id == -1 && revision == 3, "{progress:?}");
+    assert_eq!((progress.watch_id, progress.header.unwrap().revision), (-1, 3));
 }
 
 #[tokio::test]

@@ -95,9 +95,18 @@ async fn answers_that_nobody_reads_take_bounded_memory_and_give_it_back() {
     expect_bounded_memory(&server, &client, before, greedy).await;
 }
 
-/// Clients over gRPC that open no window: each asks for all pairs many times on one connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_over_grpc_that_nobody_reads_take_bounded_memory_and_give_it_back() {
+    expect_bounded_memory_of_unread("/etcdserverpb.KV/Range").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_over_grpc_that_nobody_reads_take_bounded_memory_and_give_it_back() {
+    expect_bounded_memory_of_unread("/etcdserverpb.KV/RangeStream").await;
+}
+
+/// Clients over gRPC that open no window: each asks for all pairs many times on one connection.
+async fn expect_bounded_memory_of_unread(path: &'static str) {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::standalone(dir.path());
     let client = server.client();
@@ -114,7 +123,7 @@ async fn answers_over_grpc_that_nobody_reads_take_bounded_memory_and_give_it_bac
                 let all = pb::RangeRequest { key: "a".into(), range_end: "z".into(), ..Default::default() };
                 kv.ready().await.unwrap();
                 let codec = ProstCodec::<pb::RangeRequest, pb::RangeResponse>::default();
-                let path = "/etcdserverpb.KV/Range".parse().unwrap();
+                let path = path.parse().unwrap();
                 // The response begins, and is not read.
                 let response = kv.server_streaming(tonic::Request::new(all), path, codec).await;
                 std::future::pending::<()>().await;

@@ -8,11 +8,15 @@ use kv_etcd_api::etcdserverpb::{
     range_request::{SortOrder, SortTarget},
 };
 use kv_state_machine::{KvOperation, Range, RangePage, RangePages, Sort};
-use tokio::{sync::mpsc, time::timeout};
+use prost::Message;
+use tokio::{
+    sync::{mpsc, watch as channel},
+    time::timeout,
+};
 use tonic::{Response, Status};
 
 use super::{Etcd, convert, error, signed};
-use crate::frontend::stopped;
+use crate::{answers::Room, frontend::stopped};
 
 type Answer = Result<RangeStreamResponse, Status>;
 
@@ -30,17 +34,40 @@ impl Etcd {
         let pages = self.range_pages(range, serializable).await?;
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(send(self.clone(), pages, sender));
-        let answers = futures::stream::unfold(Some((receiver, self.stop.clone())), |state| async move {
-            let (mut receiver, mut stop) = state?;
-            let answer = tokio::select! {
-                answer = receiver.recv() => answer.unwrap_or_else(|| Err(given_up())),
-                // A client must not take what was sent until now for all.
-                () = stopped(&mut stop) => Err(error::stopped()),
-            };
-            let is_end = answer.as_ref().map_or(true, is_last);
-            Some((answer, (!is_end).then_some((receiver, stop))))
-        });
-        Ok(Response::new(Box::pin(answers)))
+        let sent = Sent { receiver: Some(receiver), stop: self.stop.clone(), room: None };
+        Ok(Response::new(Box::pin(futures::stream::unfold(sent, Sent::next))))
+    }
+}
+
+/// The messages of a stream, on the way to their client.
+struct Sent {
+    /// `None` after the last message.
+    receiver: Option<mpsc::Receiver<(Answer, Room)>>,
+    stop: channel::Receiver<bool>,
+    /// Room of the message that was taken last.
+    room: Option<Room>,
+}
+
+impl Sent {
+    async fn next(mut self) -> Option<(Answer, Self)> {
+        // HTTP/2 asks for a message when it has written the one before.
+        self.room = None;
+        let receiver = self.receiver.as_mut()?;
+        let taken = tokio::select! {
+            taken = receiver.recv() => taken,
+            // A client must not take what was sent until now for all.
+            () = stopped(&mut self.stop) => return Some((Err(error::stopped()), self.ended())),
+        };
+        let Some((answer, room)) = taken else { return Some((Err(given_up()), self.ended())) };
+        self.room = Some(room);
+        if answer.as_ref().map_or(true, is_last) {
+            return Some((answer, self.ended()));
+        }
+        Some((answer, self))
+    }
+
+    fn ended(self) -> Self {
+        Self { receiver: None, ..self }
     }
 }
 
@@ -63,12 +90,15 @@ fn refusal_of(request: &RangeRequest) -> Option<Status> {
 }
 
 /// Sends the pages as fast as the client takes them.
-async fn send(etcd: Etcd, mut pages: RangePages, sender: mpsc::Sender<Answer>) {
+async fn send(etcd: Etcd, mut pages: RangePages, sender: mpsc::Sender<(Answer, Room)>) {
     loop {
         let mut room = etcd.budget.room();
-        room.reserve(RangePages::PAGE_BYTES_MAX).await;
+        let read = async {
+            room.reserve(RangePages::PAGE_BYTES_MAX).await;
+            pages.next().await
+        };
         let page = tokio::select! {
-            page = pages.next() => page,
+            page = read => page,
             () = sender.closed() => return,
         };
         let answer = match page {
@@ -76,8 +106,9 @@ async fn send(etcd: Etcd, mut pages: RangePages, sender: mpsc::Sender<Answer>) {
             Ok(None) => return,
             Err(failure) => Err(error::of_read(failure)),
         };
+        room.settle(answer.as_ref().map_or(0, Message::encoded_len));
         let is_end = answer.as_ref().map_or(true, is_last);
-        match timeout(STALL_MAX, sender.send(answer)).await {
+        match timeout(STALL_MAX, sender.send((answer, room))).await {
             Ok(Ok(())) if !is_end => {}
             _ => return,
         }

@@ -19,7 +19,7 @@ pub(crate) fn call(frame: &[u8]) {
     let written = call.clone().encode(sequence).expect("what was read can be written");
     let again = protocol::read_call(&written[4..]).expect("what was written can be read");
     assert_eq!((again.sequence, again.call.as_ref()), (sequence, Ok(&call)));
-    if matches!(call, Call::Status | Call::Hash | Call::NoForwarding) {
+    if matches!(call, Call::Status | Call::Hash | Call::NoForwarding(_)) {
         return;
     }
     if let Ok(Some(command)) = bounded(frame, PER_BYTE, BESIDES, || server::command(call)) {

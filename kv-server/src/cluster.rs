@@ -49,6 +49,7 @@ impl ClusterManager {
         let seen = Seen::new(settings.cluster.node_timeout);
         let (name, configured) = (settings.deployment.cluster_name.clone(), topology.nodes.clone());
         let checker = Checker {
+            status: status.clone(),
             cluster_name: name.clone(),
             interval: settings.cluster.health_check_interval,
             seen: seen.clone(),
@@ -65,6 +66,11 @@ impl ClusterManager {
     /// Where the clients of `node` go.
     pub(crate) fn client_endpoint(&self, node: NodeId) -> Option<Endpoint> {
         client_endpoints(&self.membership(), &self.configured).remove(&node)
+    }
+
+    /// What the engine says of itself.
+    pub(crate) fn status(&self) -> watch::Receiver<Arc<EngineStatus>> {
+        self.status.clone()
     }
 
     pub(crate) fn membership(&self) -> Arc<Membership> {
@@ -301,7 +307,6 @@ pub(crate) fn number(value: u64) -> i64 {
 
 /// Roles in the words of the IDL that are no roles of the engine.
 pub(crate) mod role {
-    pub(crate) const STANDALONE: &str = "standalone";
     pub(crate) const WAITING: &str = "waiting";
     pub(crate) const REMOVED: &str = "removed";
 }

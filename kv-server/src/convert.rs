@@ -399,15 +399,15 @@ pub(crate) fn key_value(kv: KeyValue) -> idl::KeyValue {
     }
 }
 
-pub(crate) fn hash(node: NodeId, hash: &StateHash) -> Reply {
-    let (revision, node_id) = (signed(hash.revision), signed(node.0));
+pub(crate) fn hash(server: &admin::NodeIdentity, hash: &StateHash) -> Reply {
     let header = idl::ResponseHeader {
-        revision,
-        node_id,
+        revision: signed(hash.revision),
+        node_id: server.node_id,
         term: signed(hash.term),
         applied_index: signed(hash.applied_index),
     };
-    Reply::Hash(idl::HashResponse { header, hash: i64::from(hash.hash) })
+    let cluster_id = server.cluster_id.clone();
+    Reply::Hash(idl::HashResponse { header, hash: i64::from(hash.hash), cluster_id })
 }
 
 /// All but NotLeader, of which the router knows more.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use consensus_core::{Endpoint, LogState, NodeId};
+use consensus_core::{ClusterId, Endpoint, LogState, NodeId};
 use consensus_transport_thrift::{PeerIdentity, PeerState, find_member};
 use futures::future::join_all;
 
@@ -23,7 +23,8 @@ pub(crate) async fn was_removed(settings: &Settings, topology: &Topology, log: &
     let ask = |other| find_member(other, &own.consensus, ANSWER_MAX);
     let answers = join_all(others.into_iter().map(ask)).await;
     let answers: Vec<PeerIdentity> = answers.into_iter().flatten().collect();
-    is_confirmed(&answers, node, &settings.deployment.cluster_name)
+    let cluster = newest_membership(log).cluster();
+    is_confirmed(&answers, node, &settings.deployment.cluster_name, cluster)
 }
 
 /// Whether the newest configuration in the log is without the node, and an older one had it. A node whose log began empty and is not
@@ -38,9 +39,10 @@ fn log_has_removal(log: &LogState, node: NodeId) -> bool {
 }
 
 /// Whether members of the cluster answered, and none of them knows the node.
-fn is_confirmed(answers: &[PeerIdentity], node: NodeId, cluster_name: &str) -> bool {
-    let is_of_cluster =
-        |answer: &&PeerIdentity| answer.state == PeerState::Member && answer.cluster_name == cluster_name;
+fn is_confirmed(answers: &[PeerIdentity], node: NodeId, cluster_name: &str, cluster: ClusterId) -> bool {
+    let is_of_cluster = |answer: &&PeerIdentity| {
+        answer.state == PeerState::Member && answer.cluster_name == cluster_name && answer.cluster == cluster
+    };
     let mut knows = answers
         .iter()
         .filter(is_of_cluster)
@@ -55,8 +57,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use consensus_core::{
-        ClusterId, Entry, HardState, LogId, LogIndex, Member, MemberKind, Membership, Payload, SnapshotMeta,
-        StorageId, Term,
+        Entry, HardState, LogId, LogIndex, Member, MemberKind, Membership, Payload, SnapshotMeta, StorageId,
+        Term,
     };
     use consensus_transport_thrift::{Founders, MemberAtEndpoint};
 
@@ -111,11 +113,15 @@ mod tests {
     #[test]
     fn removal_is_confirmed_by_members_that_do_not_know_the_node() {
         let of_member = |member| answer(PeerState::Member, "c", member);
+        let is_confirmed =
+            |answers: &[PeerIdentity], node, name| is_confirmed(answers, node, name, ClusterId(1));
         assert!(is_confirmed(&[of_member(None), of_member(Some(7))], OWN, "c"));
         assert!(!is_confirmed(&[of_member(None), of_member(Some(2))], OWN, "c"), "one knows it");
         let empty = answer(PeerState::Empty { founders: Founders::new() }, "c", None);
         let elsewhere = answer(PeerState::Member, "d", None);
         assert!(!is_confirmed(&[empty, elsewhere], OWN, "c"), "nobody of the cluster answered");
+        let foreign = PeerIdentity { cluster: ClusterId(2), ..of_member(None) };
+        assert!(!is_confirmed(&[foreign], OWN, "c"), "another cluster of the same name answered");
         assert!(!is_confirmed(&[], OWN, "c"));
     }
 }

@@ -1,5 +1,6 @@
 //! Where each operation is executed: here, or at the leader.
 
+mod leader;
 mod request;
 
 use std::{sync::Arc, time::Duration};
@@ -7,21 +8,21 @@ use std::{sync::Arc, time::Duration};
 use consensus_core::{ChangeError, Endpoint, EngineStatus, NodeId, TransferError};
 use kv_state_machine::{Alarm, AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation};
 use kv_store_client::{
-    CallError, Connection,
-    admin::{MemberChange, RefusedReason},
+    admin::{MemberChange, NodeIdentity, RefusedReason},
     idl,
     protocol::{Call, Fault, Reply},
 };
-use tokio::{sync::Mutex, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     answers::Room,
     between::{self, NodeAnswer, NodeFault, NodeRequest},
     cluster::{ClusterManager, number},
     config::Routing,
-    convert, members,
+    convert, identity, members,
 };
 
+use self::leader::LeaderConnection;
 pub(crate) use self::request::{Request, request};
 
 /// Executes calls on the database; what only the leader can do goes there, or the caller is told where.
@@ -33,8 +34,7 @@ pub(crate) struct RoutingManager {
     routing: Routing,
     sessions_max: u64,
     listen: Option<Endpoint>,
-    /// To the leader, made when it is first needed.
-    to_leader: Mutex<Option<Arc<Connection>>>,
+    to_leader: LeaderConnection,
 }
 
 /// Why it was not done here.
@@ -57,7 +57,15 @@ impl RoutingManager {
         routing: Routing,
         sessions_max: u64,
     ) -> Self {
-        Self { node, database, cluster, routing, sessions_max, listen: None, to_leader: Mutex::new(None) }
+        Self {
+            node,
+            database,
+            cluster,
+            routing,
+            sessions_max,
+            listen: None,
+            to_leader: LeaderConnection::default(),
+        }
     }
 
     /// Says where clients come to.
@@ -96,7 +104,7 @@ impl RoutingManager {
                     return Err(Fault::NoData(idl::NoData { message }));
                 }
                 let hash = self.database.hash().await.map_err(convert::fault)?;
-                return Ok(convert::hash(self.node, &hash));
+                return Ok(convert::hash(&self.identity(), &hash));
             }
             _ => {}
         }
@@ -121,7 +129,7 @@ impl RoutingManager {
                 Some(leader) if leader == self.node && Instant::now() < deadline => {} // It is this node now.
                 Some(leader) if may_forward && leader != self.node => {
                     room.reserve(request.answer_bytes_max()).await;
-                    return self.forward(cluster, leader, call).await;
+                    return self.to_leader.forward(cluster, leader, call).await;
                 }
                 Some(leader) if leader != self.node => return Err(self.not_leader(Some(leader))),
                 _ => return Err(convert::unavailable(cluster.why_no_leader(), false)),
@@ -223,6 +231,20 @@ impl RoutingManager {
         self.node
     }
 
+    /// Who this server is.
+    fn identity(&self) -> NodeIdentity {
+        let cluster = self.cluster.as_ref().map(|cluster| cluster.membership().cluster());
+        identity::of(self.node, cluster)
+    }
+
+    /// What this server answers to a caller that expects the node `expected`: who it is.
+    ///
+    /// # Errors
+    /// It is another one.
+    pub(crate) fn identify(&self, expected: &NodeIdentity) -> Result<NodeIdentity, Fault> {
+        leader::identify(self.identity(), expected)
+    }
+
     pub(crate) fn database(&self) -> &ConsensusKvDatabase {
         &self.database
     }
@@ -304,69 +326,6 @@ impl RoutingManager {
         })
     }
 
-    /// Has the leader execute the call; its answer is the answer. Never sent twice: whether it was executed is for the
-    /// caller to find out, with its session.
-    async fn forward(&self, cluster: &ClusterManager, leader: NodeId, call: Call) -> Result<Reply, Fault> {
-        let connection = self.connection_to(leader).await?;
-        let transfer_to = if let Call::TransferLeader(to) = &call { Some(*to) } else { None };
-        let mut called = std::pin::pin!(tokio::time::timeout(FORWARD_TIMEOUT, connection.call(call)));
-        let answer = tokio::select! {
-            answer = &mut called => answer,
-            successor = cluster.superseded(leader) => match transfer_to {
-                // The leader hangs, perhaps for long; what it was to do may yet be done.
-                None => {
-                    return Err(convert::unavailable(format!("the leader, node {leader}, was replaced"), true));
-                }
-                // A transfer replaces the leader, which is about to say so.
-                Some(to) => match tokio::time::timeout(TRANSFER_GRACE, called).await {
-                    Ok(answer) => answer,
-                    Err(_) if to == -1 || to == number(successor.0) => {
-                        return Ok(convert::transferred(successor));
-                    }
-                    Err(_) => {
-                        let why = format!("node {successor} leads now, and node {leader}, the leader before, is silent");
-                        return Err(convert::unavailable(why, true));
-                    }
-                },
-            },
-        };
-        match answer {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(error @ CallError::NotSent { .. })) => Err(convert::unavailable(error.to_string(), false)),
-            Ok(Err(error)) => Err(convert::unavailable(error.to_string(), true)),
-            Err(_) => {
-                Err(convert::unavailable(format!("the leader, node {leader}, did not answer in time"), true))
-            }
-        }
-    }
-
-    async fn connection_to(&self, leader: NodeId) -> Result<Arc<Connection>, Fault> {
-        // The leader that a node knew when it was removed may be long gone.
-        let why_no_member = self.cluster.as_ref().and_then(|cluster| cluster.why_no_member());
-        let unreachable = |why: String| {
-            let text = format!("the leader, node {leader}: {why}");
-            let text = why_no_member.iter().fold(text, |text, why| format!("{text}; {why}"));
-            convert::unavailable(text, false)
-        };
-        let endpoint =
-            self.endpoint_of(leader).ok_or_else(|| unreachable("its endpoint is unknown".to_owned()))?;
-        let mut current = self.to_leader.lock().await;
-        if let Some(connection) = current.as_ref().filter(|c| c.is_open() && *c.endpoint() == endpoint) {
-            return Ok(connection.clone());
-        }
-        let connection =
-            Connection::open(&endpoint, CONNECT_TIMEOUT).await.map_err(|e| unreachable(e.to_string()))?;
-        // What is forwarded is not forwarded again, should the leader have changed meanwhile.
-        let asked = tokio::time::timeout(CONNECT_TIMEOUT, connection.call(Call::NoForwarding)).await;
-        match asked {
-            Ok(Ok(Ok(Reply::NoForwarding))) => {}
-            other => return Err(unreachable(format!("{other:?}"))),
-        }
-        let connection = Arc::new(connection);
-        *current = Some(connection.clone());
-        Ok(connection)
-    }
-
     /// What keeps this node from doing its part, and what to do.
     fn problems(&self, engine: &EngineStatus) -> Vec<String> {
         let cluster = self.cluster.iter().flat_map(|cluster| cluster.problems(engine));
@@ -398,6 +357,7 @@ impl RoutingManager {
             members: cluster.map_or_else(Vec::new, |cluster| cluster.members(&engine)),
             cluster_name: cluster.map(|cluster| cluster.name().to_owned()),
             problems: Some(self.problems(&engine)),
+            cluster_id: self.identity().cluster_id,
         }))
     }
 }
@@ -429,8 +389,3 @@ const STANDALONE: &str = "this server stands alone; it has no members";
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a call waits for an election to end.
 pub(crate) const LEADER_WAIT: Duration = Duration::from_secs(2);
-/// How long a follower that sees a new leader waits for the word of the old one, which was to transfer leadership.
-const TRANSFER_GRACE: Duration = Duration::from_secs(1);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longer than the leader itself takes to say that it does not know.
-const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);

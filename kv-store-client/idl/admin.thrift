@@ -55,6 +55,16 @@ struct Alarm {
   2: optional i64 node_id
 }
 
+/** A server, and the cluster that it is in. */
+struct NodeIdentity {
+  1: required i64 node_id
+  /**
+   * Identity of its cluster: 16 hexadecimal digits, or "none" before the first leader of the cluster has drawn it. Not set: the
+   * server stands alone.
+   */
+  2: optional string cluster_id
+}
+
 /** Not done, or not known to be done. */
 exception Refused {
   1: required string message
@@ -77,9 +87,10 @@ service Admin {
   bool disarm_alarm(1: Alarm alarm) throws (1: Refused refused),
   /**
    * Calls that come later over this connection are not forwarded; their caller is told who leads. Servers say it to each
-   * other, so that a forwarded call is never forwarded again.
+   * other, so that a forwarded call is never forwarded again. The caller names the node that it expects here, with its cluster;
+   * a server that is another one refuses. It returns who it is.
    */
-  void no_forwarding(),
+  NodeIdentity no_forwarding(1: NodeIdentity expected) throws (1: Refused refused),
   /**
    * A request of one server to another of the same cluster and version, in a form of their own, and its answer. Not for
    * clients.

@@ -404,6 +404,78 @@ impl TSerializable for Alarm {
 }
 
 //
+// NodeIdentity
+//
+
+/// A server, and the cluster that it is in.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct NodeIdentity {
+  pub node_id: i64,
+  /// Identity of its cluster: 16 hexadecimal digits, or "none" before the first leader of the cluster has drawn it. Not set: the
+  /// server stands alone.
+  pub cluster_id: Option<String>,
+}
+
+impl NodeIdentity {
+  pub fn new<F2>(node_id: i64, cluster_id: F2) -> NodeIdentity where F2: Into<Option<String>> {
+    NodeIdentity {
+      node_id,
+      cluster_id: cluster_id.into(),
+    }
+  }
+}
+
+impl TSerializable for NodeIdentity {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<NodeIdentity> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("NodeIdentity.node_id", &f_1)?;
+    let ret = NodeIdentity {
+      node_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      cluster_id: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("NodeIdentity");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("node_id", TType::I64, 1))?;
+    o_prot.write_i64(self.node_id)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.cluster_id {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cluster_id", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Refused
 //
 
@@ -1020,11 +1092,13 @@ impl AdminDisarmAlarmResult {
 
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct AdminNoForwardingArgs {
+  pub(crate) expected: NodeIdentity,
 }
 
 impl AdminNoForwardingArgs {
   pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AdminNoForwardingArgs> {
     i_prot.read_struct_begin()?;
+    let mut f_1: Option<NodeIdentity> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1032,6 +1106,10 @@ impl AdminNoForwardingArgs {
       }
       let field_id = field_id(&field_ident)?;
       match field_id {
+        1 => {
+          let val = NodeIdentity::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1039,12 +1117,18 @@ impl AdminNoForwardingArgs {
       i_prot.read_field_end()?;
     }
     i_prot.read_struct_end()?;
-    let ret = AdminNoForwardingArgs {};
+    verify_required_field_exists("AdminNoForwardingArgs.expected", &f_1)?;
+    let ret = AdminNoForwardingArgs {
+      expected: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
     Ok(ret)
   }
   pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
     let struct_ident = TStructIdentifier::new("no_forwarding_args");
     o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("expected", TType::Struct, 1))?;
+    self.expected.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -1056,14 +1140,31 @@ impl AdminNoForwardingArgs {
 
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct AdminNoForwardingResult {
+  pub(crate) result_value: Option<NodeIdentity>,
+  pub(crate) refused: Option<Refused>,
 }
 
 impl AdminNoForwardingResult {
-  pub(crate) fn ok_or(self) -> thrift::Result<()> {
-    Ok(())
+  pub(crate) fn ok_or(self) -> thrift::Result<NodeIdentity> {
+    if self.refused.is_some() {
+      Err(thrift::Error::User(Box::new(self.refused.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for AdminNoForwarding"
+          )
+        )
+      )
+    }
   }
   pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AdminNoForwardingResult> {
     i_prot.read_struct_begin()?;
+    let mut f_0: Option<NodeIdentity> = None;
+    let mut f_1: Option<Refused> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1071,6 +1172,14 @@ impl AdminNoForwardingResult {
       }
       let field_id = field_id(&field_ident)?;
       match field_id {
+        0 => {
+          let val = NodeIdentity::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        1 => {
+          let val = Refused::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1078,12 +1187,25 @@ impl AdminNoForwardingResult {
       i_prot.read_field_end()?;
     }
     i_prot.read_struct_end()?;
-    let ret = AdminNoForwardingResult {};
+    let ret = AdminNoForwardingResult {
+      result_value: f_0,
+      refused: f_1,
+    };
     Ok(ret)
   }
   pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
     let struct_ident = TStructIdentifier::new("AdminNoForwardingResult");
     o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.refused {
+      o_prot.write_field_begin(&TFieldIdentifier::new("refused", TType::Struct, 1))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }

@@ -3355,10 +3355,13 @@ pub struct StatusResponse {
   pub cluster_name: Option<String>,
   /// What keeps this node from doing its part, and what to do, in words. Not set or empty: nothing.
   pub problems: Option<Vec<String>>,
+  /// Identity of the cluster: 16 hexadecimal digits, or "none" before its first leader has drawn it. Two clusters never have the
+  /// same one, whatever their names are. Not set on a standalone server.
+  pub cluster_id: Option<String>,
 }
 
 impl StatusResponse {
-  pub fn new<F4, F9, F10>(header: ResponseHeader, version: String, role: String, leader_id: F4, commit_index: i64, last_log_index: i64, first_log_index: i64, members: Vec<MemberStatus>, cluster_name: F9, problems: F10) -> StatusResponse where F4: Into<Option<i64>>, F9: Into<Option<String>>, F10: Into<Option<Vec<String>>> {
+  pub fn new<F4, F9, F10, F11>(header: ResponseHeader, version: String, role: String, leader_id: F4, commit_index: i64, last_log_index: i64, first_log_index: i64, members: Vec<MemberStatus>, cluster_name: F9, problems: F10, cluster_id: F11) -> StatusResponse where F4: Into<Option<i64>>, F9: Into<Option<String>>, F10: Into<Option<Vec<String>>>, F11: Into<Option<String>> {
     StatusResponse {
       header,
       version,
@@ -3370,6 +3373,7 @@ impl StatusResponse {
       members,
       cluster_name: cluster_name.into(),
       problems: problems.into(),
+      cluster_id: cluster_id.into(),
     }
   }
 }
@@ -3387,6 +3391,7 @@ impl TSerializable for StatusResponse {
     let mut f_8: Option<Vec<MemberStatus>> = None;
     let mut f_9: Option<String> = None;
     let mut f_10: Option<Vec<String>> = None;
+    let mut f_11: Option<String> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -3446,6 +3451,10 @@ impl TSerializable for StatusResponse {
           i_prot.read_list_end()?;
           f_10 = Some(val);
         },
+        11 => {
+          let val = i_prot.read_string()?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -3471,6 +3480,7 @@ impl TSerializable for StatusResponse {
       members: f_8.expect("auto-generated code should have checked for presence of required fields"),
       cluster_name: f_9,
       problems: f_10,
+      cluster_id: f_11,
     };
     Ok(ret)
   }
@@ -3521,6 +3531,11 @@ impl TSerializable for StatusResponse {
       o_prot.write_list_end()?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.cluster_id {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cluster_id", TType::String, 11))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -3535,13 +3550,16 @@ pub struct HashResponse {
   pub header: ResponseHeader,
   /// CRC-32C over all live and historic pairs in key order as of header.revision; equal on nodes with equal state.
   pub hash: i64,
+  /// As in StatusResponse.
+  pub cluster_id: Option<String>,
 }
 
 impl HashResponse {
-  pub fn new(header: ResponseHeader, hash: i64) -> HashResponse {
+  pub fn new<F3>(header: ResponseHeader, hash: i64, cluster_id: F3) -> HashResponse where F3: Into<Option<String>> {
     HashResponse {
       header,
       hash,
+      cluster_id: cluster_id.into(),
     }
   }
 }
@@ -3551,6 +3569,7 @@ impl TSerializable for HashResponse {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<ResponseHeader> = None;
     let mut f_2: Option<i64> = None;
+    let mut f_3: Option<String> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -3566,6 +3585,10 @@ impl TSerializable for HashResponse {
           let val = i_prot.read_i64()?;
           f_2 = Some(val);
         },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -3578,6 +3601,7 @@ impl TSerializable for HashResponse {
     let ret = HashResponse {
       header: f_1.expect("auto-generated code should have checked for presence of required fields"),
       hash: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      cluster_id: f_3,
     };
     Ok(ret)
   }
@@ -3590,6 +3614,11 @@ impl TSerializable for HashResponse {
     o_prot.write_field_begin(&TFieldIdentifier::new("hash", TType::I64, 2))?;
     o_prot.write_i64(self.hash)?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.cluster_id {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cluster_id", TType::String, 3))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }

@@ -11,7 +11,7 @@ use crate::admin::{
     AdminAlarmsArgs, AdminAlarmsResult, AdminBetweenNodesArgs, AdminBetweenNodesResult,
     AdminChangeMembersArgs, AdminChangeMembersResult, AdminDisarmAlarmArgs, AdminDisarmAlarmResult,
     AdminNoForwardingArgs, AdminNoForwardingResult, AdminTransferLeaderArgs, AdminTransferLeaderResult,
-    Alarm, MemberChange, Refused,
+    Alarm, MemberChange, NodeIdentity, Refused,
 };
 use crate::idl::{
     Compacted, Conflict, DeleteRequest, DeleteResponse, HashResponse, InvalidRequest, KvCompactArgs,
@@ -48,7 +48,7 @@ pub enum Call {
     TransferLeader(i64),
     Alarms,
     DisarmAlarm(Alarm),
-    NoForwarding,
+    NoForwarding(NodeIdentity),
     BetweenNodes(Vec<u8>),
 }
 
@@ -74,7 +74,7 @@ pub enum Reply {
     TransferLeader(i64),
     Alarms(Vec<Alarm>),
     DisarmAlarm(bool),
-    NoForwarding,
+    NoForwarding(NodeIdentity),
     BetweenNodes(Vec<u8>),
 }
 
@@ -135,7 +135,7 @@ impl Call {
             Self::TransferLeader(_) => "transfer_leader",
             Self::Alarms => "alarms",
             Self::DisarmAlarm(_) => "disarm_alarm",
-            Self::NoForwarding => "no_forwarding",
+            Self::NoForwarding(_) => "no_forwarding",
             Self::BetweenNodes(_) => "between_nodes",
         }
     }
@@ -164,7 +164,7 @@ impl Call {
             Self::TransferLeader(node_id) => AdminTransferLeaderArgs { node_id }.write_to_out_protocol(out),
             Self::Alarms => AdminAlarmsArgs {}.write_to_out_protocol(out),
             Self::DisarmAlarm(alarm) => AdminDisarmAlarmArgs { alarm }.write_to_out_protocol(out),
-            Self::NoForwarding => AdminNoForwardingArgs {}.write_to_out_protocol(out),
+            Self::NoForwarding(expected) => AdminNoForwardingArgs { expected }.write_to_out_protocol(out),
             Self::BetweenNodes(request) => AdminBetweenNodesArgs { request }.write_to_out_protocol(out),
         })
     }
@@ -226,7 +226,7 @@ fn read_arguments(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<
         }
         "alarms" => Call::Alarms,
         "disarm_alarm" => Call::DisarmAlarm(AdminDisarmAlarmArgs::read_from_in_protocol(input)?.alarm),
-        "no_forwarding" => Call::NoForwarding,
+        "no_forwarding" => Call::NoForwarding(AdminNoForwardingArgs::read_from_in_protocol(input)?.expected),
         "between_nodes" => Call::BetweenNodes(AdminBetweenNodesArgs::read_from_in_protocol(input)?.request),
         name => {
             return Err(thrift::new_application_error(
@@ -331,10 +331,9 @@ fn write_result(
             }
             other => undeclared(other),
         },
-        _ => match outcome {
-            Ok(Reply::NoForwarding) => AdminNoForwardingResult {}.write_to_out_protocol(out),
-            other => undeclared(other),
-        },
+        "no_forwarding" => result_struct!(AdminNoForwardingResult, outcome, NoForwarding, refused: Refused)
+            .write_to_out_protocol(out),
+        _ => undeclared(outcome),
     }
 }
 
@@ -415,7 +414,7 @@ fn read_outcome(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<Re
         },
         "alarms" => outcome!(AdminAlarmsResult, input, Alarms, refused: Refused),
         "disarm_alarm" => outcome!(AdminDisarmAlarmResult, input, DisarmAlarm, refused: Refused),
-        "no_forwarding" => Some(Reply::NoForwarding),
+        "no_forwarding" => outcome!(AdminNoForwardingResult, input, NoForwarding, refused: Refused),
         "between_nodes" => outcome!(AdminBetweenNodesResult, input, BetweenNodes, refused: Refused),
         _ => None,
     };
@@ -444,12 +443,13 @@ mod tests {
         let change =
             MemberChange::new(3, crate::admin::MemberKind::JOINING, "h:1".to_owned(), None, 7, false);
         let alarm = Alarm::new(AlarmKind::CORRUPT, 3);
+        let identity = NodeIdentity::new(2, "00000000000000ff".to_owned());
         let admin = [
             Call::ChangeMembers(vec![change]),
             Call::TransferLeader(-1),
             Call::Alarms,
             Call::DisarmAlarm(alarm.clone()),
-            Call::NoForwarding,
+            Call::NoForwarding(identity.clone()),
         ];
         let kv = [Call::Put(put), Call::Compact(5), Call::OpenSession, Call::Status];
         let leases = [
@@ -480,7 +480,8 @@ mod tests {
             ("txn", Err(Fault::Conflict(Conflict { key: vec![1], mod_revision: 4 }))),
             ("compact", Ok(Reply::Compact(header()))),
             ("hash", Err(internal)),
-            ("no_forwarding", Ok(Reply::NoForwarding)),
+            ("no_forwarding", Ok(Reply::NoForwarding(identity))),
+            ("no_forwarding", Err(Fault::Refused(refused.clone()))),
             ("change_members", Ok(Reply::ChangeMembers)),
             ("put", Err(Fault::NoSession(NoSession { client_id: 5 }))),
             ("txn", Err(Fault::SequenceOver(SequenceOver { client_id: 5, sequence: 1, last_sequence: 2 }))),

@@ -8,7 +8,7 @@ use kv_state_machine::{
     fuzzing::send_snapshot,
 };
 use kv_store_client::{
-    admin::{Alarm, AlarmKind, MemberChange, MemberKind, Refused, RefusedReason},
+    admin::{Alarm, AlarmKind, MemberChange, MemberKind, NodeIdentity, Refused, RefusedReason},
     idl,
     protocol::{Call, Fault, Reply, encode_reply},
 };
@@ -77,8 +77,12 @@ fn all_calls() -> Vec<Call> {
         Call::TransferLeader(-1),
         Call::Alarms,
         Call::DisarmAlarm(Alarm::new(AlarmKind::NO_SPACE, 3)),
-        Call::NoForwarding,
+        Call::NoForwarding(identity()),
     ]
+}
+
+fn identity() -> NodeIdentity {
+    NodeIdentity::new(2, "00000000000000ff".to_owned())
 }
 
 /// Frames of clients, without their lengths.
@@ -144,6 +148,7 @@ pub fn kv_replies() -> Seeds {
         vec![member],
         "c".to_owned(),
         vec!["low on disk".to_owned()],
+        identity().cluster_id,
     );
     let faults = [
         Fault::NotLeader(idl::NotLeader::new(2, endpoint())),
@@ -159,13 +164,13 @@ pub fn kv_replies() -> Seeds {
         .chain(lease_and_watch_replies())
         .chain([
             ("status", Ok(Reply::Status(status))),
-            ("hash", Ok(Reply::Hash(idl::HashResponse::new(header(), -1)))),
+            ("hash", Ok(Reply::Hash(idl::HashResponse::new(header(), -1, None)))),
             ("change_members", Ok(Reply::ChangeMembers)),
             ("transfer_leader", Ok(Reply::TransferLeader(2))),
             ("alarms", Ok(Reply::Alarms(vec![Alarm::new(AlarmKind::CORRUPT, 3)]))),
             ("disarm_alarm", Ok(Reply::DisarmAlarm(true))),
-            ("no_forwarding", Ok(Reply::NoForwarding)),
-            ("nothing", Ok(Reply::NoForwarding)),
+            ("no_forwarding", Ok(Reply::NoForwarding(identity()))),
+            ("nothing", Ok(Reply::NoForwarding(identity()))),
             ("put", Ok(Reply::OpenSession(1))),
         ]);
     let frames = answers.chain(others).map(|(name, outcome)| encode_reply(name, -8, outcome));

@@ -6,15 +6,16 @@ use std::{
     time::Duration,
 };
 
-use consensus_core::{Endpoint, NodeId};
+use consensus_core::{Endpoint, EngineStatus, NodeId};
 use kv_store_client::{
     Connection,
+    admin::NodeIdentity,
     idl::StatusResponse,
     protocol::{Call, Reply},
 };
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
-use super::{number, role};
+use crate::identity;
 
 /// What is known of the health of the other nodes.
 #[derive(Debug)]
@@ -100,6 +101,8 @@ impl Drop for Check {
 /// Checks of nodes: whom to expect, and how often to ask.
 #[derive(Clone)]
 pub(super) struct Checker {
+    /// Of this node, which knows the identity of the cluster.
+    pub(super) status: watch::Receiver<Arc<EngineStatus>>,
     pub(super) cluster_name: String,
     pub(super) interval: Duration,
     pub(super) seen: Arc<Seen>,
@@ -140,7 +143,11 @@ impl HealthCheck {
         let within = self.checker.interval;
         let asked = tokio::time::timeout(within, self.status()).await;
         let found = match asked {
-            Ok(Ok(status)) => identify(self.node, &self.checker.cluster_name, &self.endpoint, &status),
+            Ok(Ok(status)) => {
+                let cluster = self.checker.status.borrow().membership.cluster();
+                let expected = identity::of(self.node, Some(cluster));
+                identify(&expected, &self.checker.cluster_name, &self.endpoint, &status)
+            }
             Ok(Err(why)) => Found::Nobody(why),
             Err(_) => Found::Nobody(format!("{}: no answer within {within:?}", self.endpoint)),
         };
@@ -180,47 +187,54 @@ impl HealthCheck {
     }
 }
 
-/// Whether the one who answered is the node of this cluster that should be there.
-fn identify(node: NodeId, cluster: &str, endpoint: &Endpoint, status: &StatusResponse) -> Found {
-    let found = status.header.node_id;
-    let name = status.cluster_name.as_deref();
-    if status.role == role::STANDALONE {
-        Found::Other(format!("at {endpoint} is a standalone server, not node {node} of this cluster"))
-    } else if let Some(name) = name.filter(|name| *name != cluster) {
-        Found::Other(format!(
-            "at {endpoint} is node {found} of another cluster, \"{name}\"; this one is \"{cluster}\": correct cluster_name \
-             or the endpoint"
-        ))
-    } else if found != number(node.0) {
-        Found::Other(format!(
-            "at {endpoint} is node {found}, not node {node}: correct the node's number or its endpoint (`kvctl member update`)"
+/// Whether the server that answered is the node that should be there. `name` is the name of this cluster.
+fn identify(expected: &NodeIdentity, name: &str, endpoint: &Endpoint, status: &StatusResponse) -> Found {
+    let node = expected.node_id;
+    let found = NodeIdentity::new(status.header.node_id, status.cluster_id.clone());
+    let other_name = status.cluster_name.as_deref().filter(|other| *other != name);
+    let who = if let (Some(other), Some(_)) = (other_name, &found.cluster_id) {
+        let found = found.node_id;
+        Some(format!(
+            "node {found} of another cluster, \"{other}\", is there; this one is \"{name}\": correct cluster_name"
         ))
     } else {
-        Found::Node(status.problems.clone().unwrap_or_default())
+        identity::mismatch(expected, &found)
+    };
+    match who {
+        None => Found::Node(status.problems.clone().unwrap_or_default()),
+        Some(who) => Found::Other(format!(
+            "its endpoint for clients is {endpoint}, and {who}; correct the node's number or its endpoint (`kvctl member \
+             update {node} --client HOST:PORT`)"
+        )),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use consensus_core::ClusterId;
     use kv_store_client::idl::ResponseHeader;
 
     use super::*;
 
-    fn status(node: i64, cluster: &str, role: &str) -> StatusResponse {
-        let header = ResponseHeader::new(1, node, 1, 1);
-        let version = "1".to_owned();
-        StatusResponse::new(header, version, role.to_owned(), None, 1, 1, 1, vec![], cluster.to_owned(), None)
+    /// What a node says of itself; without an identity of its cluster it stands alone.
+    fn status(node: i64, cluster_name: &str, cluster: Option<u64>) -> StatusResponse {
+        let (header, cluster) = (ResponseHeader::new(1, node, 1, 1), cluster.map(ClusterId));
+        let (version, role, id) = ("1".to_owned(), "follower".to_owned(), cluster.map(|id| id.to_string()));
+        StatusResponse::new(header, version, role, None, 1, 1, 1, vec![], cluster_name.to_owned(), None, id)
     }
 
     #[test]
     fn another_node_or_cluster_is_told_from_the_one_expected() {
         let endpoint = "h:1".parse().unwrap();
-        let found = |status: &StatusResponse| identify(NodeId(2), "mine", &endpoint, status);
-        assert_eq!(found(&status(2, "mine", "follower")), Found::Node(vec![]));
+        let expected = identity::of(NodeId(2), Some(ClusterId(7)));
+        let found = |status: &StatusResponse| identify(&expected, "mine", &endpoint, status);
+        assert_eq!(found(&status(2, "mine", Some(7))), Found::Node(vec![]));
+        assert_eq!(found(&status(2, "mine", Some(0))), Found::Node(vec![]), "it has just begun");
         for (status, words) in [
-            (status(3, "mine", "follower"), "is node 3, not node 2"),
-            (status(2, "other", "leader"), "another cluster, \"other\""),
-            (status(2, "mine", "standalone"), "is a standalone server"),
+            (status(3, "mine", Some(7)), "node 3 is there, not node 2"),
+            (status(2, "other", Some(7)), "another cluster, \"other\""),
+            (status(2, "mine", Some(8)), "node 2 of another cluster (0000000000000008) is there"),
+            (status(2, "mine", None), "a standalone server is there"),
         ] {
             let Found::Other(who) = found(&status) else { panic!("{status:?}") };
             assert!(who.contains(words), "{who}");

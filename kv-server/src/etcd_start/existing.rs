@@ -1,8 +1,8 @@
 //! A member that was added to a running cluster learns its id from the other members, by its peer URL.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use consensus_core::{Endpoint, TransportError};
+use consensus_core::{ClusterId, Endpoint, TransportError};
 use consensus_transport_thrift::{PeerIdentity, PeerState, find_member};
 use futures::future::join_all;
 use tokio::time::{Instant, sleep};
@@ -29,6 +29,11 @@ pub(crate) enum JoinError {
          etcdctl member remove, then etcdctl member add {name} --peer-urls=http://{peer}, and start it again"
     )]
     DataLost { name: String, peer: String },
+    #[error(
+        "--initial-cluster-state=existing: the members of --initial-cluster are of different clusters: {answers}; correct \
+         --initial-cluster. Nothing was written"
+    )]
+    SeveralClusters { answers: String },
 }
 
 /// Asks all other members for the member at this one's peer endpoint, for a while, as they may not have heard of it yet.
@@ -66,6 +71,10 @@ struct Answer {
 /// The member at the peer endpoint, from one answer of each other member. Members that lag behind may still answer with a former member
 /// there. Ids are not used again, so the highest id is the newest.
 fn identity_from(name: &str, peer: &Endpoint, answers: &[Answer]) -> Result<Identity, JoinError> {
+    let clusters: BTreeSet<ClusterId> = answers.iter().filter_map(Answer::cluster).collect();
+    if clusters.len() > 1 {
+        return Err(JoinError::SeveralClusters { answers: describe_clusters(answers) });
+    }
     let found = answers.iter().filter_map(|answer| {
         let identity = answer.result.as_ref().ok()?;
         Some((identity.member_at_endpoint?, &identity.cluster_name))
@@ -88,9 +97,21 @@ fn identity_from(name: &str, peer: &Endpoint, answers: &[Answer]) -> Result<Iden
 }
 
 impl Answer {
+    /// The identity of the cluster that the other one is a member of.
+    fn cluster(&self) -> Option<ClusterId> {
+        let cluster = self.result.as_ref().ok().filter(|_| self.is_of_member())?.cluster;
+        Some(cluster).filter(|cluster| *cluster != ClusterId::NONE)
+    }
+
     fn is_of_member(&self) -> bool {
         self.result.as_ref().is_ok_and(|identity| identity.state == PeerState::Member)
     }
+}
+
+fn describe_clusters(answers: &[Answer]) -> String {
+    let describe =
+        |answer: &Answer| Some(format!("http://{} of cluster {}", answer.other, answer.cluster()?));
+    answers.iter().filter_map(describe).collect::<Vec<_>>().join("; ")
 }
 
 fn describe(answers: &[Answer]) -> String {
@@ -109,7 +130,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
-    use consensus_core::{ClusterId, NodeId, StorageId};
+    use consensus_core::{NodeId, StorageId};
     use consensus_transport_thrift::{Founders, MemberAtEndpoint};
 
     use super::*;
@@ -154,6 +175,15 @@ mod tests {
         assert_eq!(identity(&[silent(), added, former, knows(None)]), Ok(5));
         let lost = identity(&[knows(Some((5, None))), knows(Some((5, Some(7))))]);
         assert!(matches!(lost, Err(JoinError::DataLost { .. })), "one of them knows its disk: {lost:?}");
+    }
+
+    #[test]
+    fn members_of_different_clusters_give_no_identity() {
+        let mut foreign = knows(Some((9, None)));
+        foreign.result.as_mut().unwrap().cluster = ClusterId(2);
+        let error = identity(&[knows(Some((5, None))), foreign]).unwrap_err().to_string();
+        let told = "http://10.0.0.1:2380 of cluster 0000000000000001; http://10.0.0.1:2380 of cluster 0000000000000002";
+        assert!(error.contains(told), "{error}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(super) async fn serve(
     };
     let may_forward = AtomicBool::new(may_forward);
     let answer = |incoming: Incoming, request_bytes: usize| {
-        if matches!(incoming.call, Ok(Call::NoForwarding)) {
+        if matches!(incoming.call, Ok(Call::NoForwarding(_))) {
             may_forward.store(false, Ordering::Relaxed);
         }
         let (may_forward, mut room) = (may_forward.load(Ordering::Relaxed), budget.room());
@@ -99,7 +99,7 @@ pub(super) async fn answer(
 ) -> Bytes {
     let Incoming { sequence, name, call } = incoming;
     let outcome = match call {
-        Ok(Call::NoForwarding) => Ok(Reply::NoForwarding),
+        Ok(Call::NoForwarding(expected)) => router.identify(&expected).map(Reply::NoForwarding),
         // On the heap, so that other calls take no room for it.
         Ok(Call::Watch(request)) => Box::pin(polls.poll(router, request, room)).await,
         Ok(call) => router.execute(call, may_forward, room).await,

@@ -27,7 +27,8 @@ pub(super) async fn is_node(
     frames.decoder_mut().set_frame_bytes_max(FRAME_BYTES_MAX);
     while let Some(frame) = tokio::time::timeout(CALL_TIMEOUT, frames.next()).await? {
         let incoming = connection::read_call(&frame?)?;
-        let is_node = matches!(incoming.call, Ok(Call::NoForwarding));
+        let is_handshake = matches!(incoming.call, Ok(Call::NoForwarding(_)));
+        let is_node = matches!(&incoming.call, Ok(Call::NoForwarding(expected)) if client.router.identify(expected).is_ok());
         let is_operators = matches!(
             incoming.call,
             Ok(Call::Status
@@ -37,7 +38,7 @@ pub(super) async fn is_node(
                 | Call::Alarms
                 | Call::DisarmAlarm(_))
         );
-        let answer = if is_node || is_operators {
+        let answer = if is_handshake || is_operators {
             let mut room = client.budget.connection().room();
             connection::answer(&client.router, &client.polls.connection(), true, incoming, &mut room).await
         } else {

@@ -92,7 +92,7 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
             })?;
             return Ok(Request::TransferLeader(Some(NodeId(to))));
         }
-        Call::Status | Call::Hash | Call::NoForwarding | Call::Watch(_) => {
+        Call::Status | Call::Hash | Call::NoForwarding(_) | Call::Watch(_) => {
             return Err(convert::invalid("not an operation"));
         }
     };

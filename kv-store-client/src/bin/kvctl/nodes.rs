@@ -13,21 +13,30 @@ use serde_json::{Value, json};
 
 use crate::{Failure, members, show::Show};
 
-/// Asks every endpoint how it is. The exit code: 4 if one does not answer.
+/// Asks every endpoint how it is. The exit code: 6 if they are of different clusters, 4 if one does not answer.
 pub(crate) async fn status(client: &KvClient, endpoints: &[Endpoint], show: Show) -> Result<u8, Failure> {
     let ask = async |endpoint| client.status_of(endpoint).await;
     let answers = show_all(endpoints, ask, status_rows, status_value, show).await?;
+    let clusters = answers.iter().map(|answer| Some(answer.as_ref().ok()?.cluster_id.as_deref()));
+    if tell_of_clusters(endpoints, clusters) {
+        return Ok(6);
+    }
     Ok(if answers.iter().all(Result::is_ok) { 0 } else { 4 })
 }
 
-/// Asks every endpoint for the checksum of its state. The exit code: 6 if two have applied the same and differ, 4 if one
-/// does not answer. A witness, which has no state, is none of these.
+/// Asks every endpoint for the checksum of its state. The exit code: 6 if two have applied the same and differ, or the endpoints
+/// are of different clusters; 4 if one does not answer. A witness, which has no state, is none of these.
 pub(crate) async fn hash(client: &KvClient, endpoints: &[Endpoint], show: Show) -> Result<u8, Failure> {
     let ask = async |endpoint| match client.hash_of(endpoint).await {
         Err(ClientError::Rejected(Fault::NoData(_))) => Ok(None),
         answer => answer.map(Some),
     };
     let answers = show_all(endpoints, ask, hash_row, hash_value, show).await?;
+    let cluster = |answer: &HashResponse| answer.cluster_id.clone();
+    let ids: Vec<_> = answers.iter().map(|answer| answer.as_ref().ok()?.as_ref().map(cluster)).collect();
+    if tell_of_clusters(endpoints, ids.iter().map(|id| id.as_ref().map(Option::as_deref))) {
+        return Ok(6);
+    }
     if let Some((one, other)) = differing(answers.iter().flatten().flatten()) {
         eprintln!(
             "kvctl: nodes {one} and {other} have applied the same entries and differ: keep both data directories, find out \
@@ -81,11 +90,48 @@ fn information(status: &StatusResponse) -> (bool, bool, i64) {
     (is_member, status.leader_id.is_some(), status.header.term)
 }
 
+/// Says on standard error of which clusters the endpoints are if there are several; returns whether there are. `clusters` has
+/// the cluster of each endpoint: `None` if it is not known, `Some(None)` for a server that stands alone.
+fn tell_of_clusters<'a>(
+    endpoints: &[Endpoint],
+    clusters: impl Iterator<Item = Option<Option<&'a str>>>,
+) -> bool {
+    let Some(text) = describe_clusters(endpoints, clusters) else { return false };
+    eprintln!(
+        "kvctl: the endpoints are of different clusters, whose states have nothing to do with each other: {text}; name the \
+         endpoints of one cluster"
+    );
+    true
+}
+
+/// The clusters that endpoints are of, if there are several.
+fn describe_clusters<'a>(
+    endpoints: &[Endpoint],
+    clusters: impl Iterator<Item = Option<Option<&'a str>>>,
+) -> Option<String> {
+    let (mut known, mut alone): (BTreeMap<&str, Vec<String>>, Vec<String>) = Default::default();
+    for (endpoint, cluster) in endpoints.iter().zip(clusters) {
+        match cluster {
+            // Its cluster has just begun, or it waits to be added to one.
+            None | Some(Some("none")) => {}
+            Some(Some(cluster)) => known.entry(cluster).or_default().push(endpoint.to_string()),
+            Some(None) => alone.push(endpoint.to_string()),
+        }
+    }
+    let of_cluster =
+        |(cluster, endpoints): (&str, Vec<String>)| format!("{} of cluster {cluster}", endpoints.join(", "));
+    // Servers that stand alone may be compared with each other: one may have a copy of another's data.
+    let alone = Some(alone.join(", ")).filter(|alone| !alone.is_empty());
+    let alone = alone.map(|alone| format!("{alone} of none, as it stands alone"));
+    let all: Vec<String> = known.into_iter().map(of_cluster).chain(alone).collect();
+    (all.len() > 1).then(|| all.join("; "))
+}
+
 /// Two nodes that differ although they have applied the same. Nodes that were asked under load may be apart, and then
 /// say nothing of each other.
 fn differing<'a>(hashes: impl Iterator<Item = &'a HashResponse>) -> Option<(i64, i64)> {
     let mut seen = BTreeMap::new();
-    for HashResponse { header, hash } in hashes {
+    for HashResponse { header, hash, .. } in hashes {
         let (node, first) = *seen.entry(header.applied_index).or_insert((header.node_id, *hash));
         if first != *hash {
             return Some((node, header.node_id));
@@ -173,7 +219,8 @@ fn status_value(status: &StatusResponse) -> Value {
         "leader_id": status.leader_id, "commit_index": status.commit_index,
         "applied_index": status.header.applied_index, "first_log_index": status.first_log_index,
         "last_log_index": status.last_log_index, "revision": status.header.revision, "version": status.version,
-        "cluster_name": status.cluster_name, "problems": status.problems.clone().unwrap_or_default(),
+        "cluster_name": status.cluster_name, "cluster_id": status.cluster_id,
+        "problems": status.problems.clone().unwrap_or_default(),
         "members": members,
     })
 }
@@ -192,6 +239,7 @@ fn hash_value(hash: &Option<HashResponse>) -> Value {
     let header = &hash.header;
     json!({
         "node_id": header.node_id, "hash": hash.hash, "revision": header.revision, "applied_index": header.applied_index,
+        "cluster_id": hash.cluster_id,
     })
 }
 
@@ -204,11 +252,25 @@ mod tests {
     #[test]
     fn only_nodes_that_applied_the_same_are_compared() {
         let hash = |node_id, applied_index, hash| {
-            HashResponse::new(ResponseHeader::new(1, node_id, 1, applied_index), hash)
+            HashResponse::new(ResponseHeader::new(1, node_id, 1, applied_index), hash, None)
         };
         let differ = |hashes: &[HashResponse]| differing(hashes.iter());
         assert_eq!(differ(&[]), None);
         assert_eq!(differ(&[hash(0, 5, 1), hash(1, 6, 2), hash(2, 5, 1)]), None);
         assert_eq!(differ(&[hash(0, 5, 1), hash(1, 6, 2), hash(2, 6, 1)]), Some((1, 2)));
+    }
+
+    #[test]
+    fn endpoints_of_several_clusters_are_told_by_cluster() {
+        let endpoints: Vec<Endpoint> = (1..=4).map(|port| Endpoint::new("h", port).unwrap()).collect();
+        let told = |clusters: [Option<Option<&str>>; 4]| describe_clusters(&endpoints, clusters.into_iter());
+        let (one, other) = (Some(Some("a1")), Some(Some("b2")));
+        assert_eq!(told([one, None, one, Some(Some("none"))]), None);
+        assert_eq!(told([one, other, one, None]).unwrap(), "h:1, h:3 of cluster a1; h:2 of cluster b2");
+        assert_eq!(
+            told([one, Some(None), one, one]).unwrap(),
+            "h:1, h:3, h:4 of cluster a1; h:2 of none, as it stands alone"
+        );
+        assert_eq!(told([Some(None), Some(None), None, None]), None);
     }
 }

@@ -1,0 +1,195 @@
+//! Calls that a node has the leader execute, over one connection to the leader's endpoint for clients.
+
+use std::{sync::Arc, time::Duration};
+
+use consensus_core::{ClusterId, Endpoint, NodeId};
+use kv_store_client::{
+    CallError, Connection,
+    admin::NodeIdentity,
+    protocol::{Call, Fault, Reply},
+};
+use tokio::{sync::Mutex, time::timeout};
+
+use crate::{
+    cluster::{ClusterManager, number},
+    convert, identity,
+};
+
+/// The connection to the leader, made when it is first needed.
+#[derive(Default)]
+pub(super) struct LeaderConnection(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// The node that answers over the connection.
+    current: Option<(NodeId, Arc<Connection>)>,
+    /// The wrong server at the leader's endpoint that was logged last; `None` when the right one was there since.
+    logged: Option<String>,
+}
+
+/// Why there is no connection to the leader.
+enum NoConnection {
+    Unreachable(String),
+    /// Another server is at the leader's endpoint.
+    OtherServer(String),
+}
+
+impl LeaderConnection {
+    /// Has the leader execute the call; its answer is the answer. Never sent twice: whether it was executed is for the caller to
+    /// find out, with its session.
+    ///
+    /// # Errors
+    /// It was not executed, or it is not known whether.
+    pub(super) async fn forward(
+        &self,
+        cluster: &ClusterManager,
+        leader: NodeId,
+        call: Call,
+    ) -> Result<Reply, Fault> {
+        let connection = self.connection_to(cluster, leader).await?;
+        let transfer_to = if let Call::TransferLeader(to) = &call { Some(*to) } else { None };
+        let mut called = std::pin::pin!(timeout(FORWARD_TIMEOUT, connection.call(call)));
+        let answer = tokio::select! {
+            answer = &mut called => answer,
+            successor = cluster.superseded(leader) => match transfer_to {
+                // The leader hangs, perhaps for long; what it was to do may yet be done.
+                None => {
+                    return Err(convert::unavailable(format!("the leader, node {leader}, was replaced"), true));
+                }
+                // A transfer replaces the leader, which is about to say so.
+                Some(to) => match timeout(TRANSFER_GRACE, called).await {
+                    Ok(answer) => answer,
+                    Err(_) if to == -1 || to == number(successor.0) => {
+                        return Ok(convert::transferred(successor));
+                    }
+                    Err(_) => {
+                        let why = format!("node {successor} leads now, and node {leader}, the leader before, is silent");
+                        return Err(convert::unavailable(why, true));
+                    }
+                },
+            },
+        };
+        match answer {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error @ CallError::NotSent { .. })) => Err(convert::unavailable(error.to_string(), false)),
+            Ok(Err(error)) => Err(convert::unavailable(error.to_string(), true)),
+            Err(_) => {
+                Err(convert::unavailable(format!("the leader, node {leader}, did not answer in time"), true))
+            }
+        }
+    }
+
+    /// The connection to the leader, open, to the node that it should be.
+    async fn connection_to(
+        &self,
+        cluster: &ClusterManager,
+        leader: NodeId,
+    ) -> Result<Arc<Connection>, Fault> {
+        let endpoint = cluster.client_endpoint(leader);
+        let mut state = self.0.lock().await;
+        if let Some((node, connection)) = &state.current
+            && (*node, connection.is_open()) == (leader, true)
+            && Some(connection.endpoint()) == endpoint.as_ref()
+        {
+            return Ok(connection.clone());
+        }
+        let opened = match endpoint {
+            Some(endpoint) => open(cluster, leader, &endpoint).await,
+            None => Err(NoConnection::Unreachable("its endpoint is unknown".to_owned())),
+        };
+        let why = match opened {
+            Ok(connection) => {
+                let connection = Arc::new(connection);
+                state.current = Some((leader, connection.clone()));
+                state.logged = None;
+                return Ok(connection);
+            }
+            Err(NoConnection::Unreachable(why)) => why,
+            Err(NoConnection::OtherServer(why)) => {
+                if state.logged.as_ref() != Some(&why) {
+                    tracing::error!(node = %leader, "what only the leader can do fails on this node: {why}");
+                    state.logged = Some(why.clone());
+                }
+                why
+            }
+        };
+        // The leader that a node knew when it was removed may be long gone.
+        let text = cluster
+            .why_no_member()
+            .into_iter()
+            .fold(format!("the leader, node {leader}: {why}"), |text, why| format!("{text}; {why}"));
+        Err(convert::unavailable(text, false))
+    }
+}
+
+/// Connects to the leader, which must say that it is that node of this cluster.
+async fn open(
+    cluster: &ClusterManager,
+    leader: NodeId,
+    endpoint: &Endpoint,
+) -> Result<Connection, NoConnection> {
+    let unreachable = |error: String| NoConnection::Unreachable(error);
+    // A follower may hear of its first leader before it has the first entry of the log, which names the cluster.
+    let Some(id) = cluster.identity_within(CONNECT_TIMEOUT).await else {
+        return Err(unreachable("this node has not heard yet which cluster it is in".to_owned()));
+    };
+    let connection =
+        Connection::open(endpoint, CONNECT_TIMEOUT).await.map_err(|error| unreachable(error.to_string()))?;
+    let expected = identity::of(leader, Some(id));
+    // What is forwarded is not forwarded again, should the leader have changed meanwhile.
+    let asked = timeout(CONNECT_TIMEOUT, connection.call(Call::NoForwarding(expected.clone()))).await;
+    let why = match asked {
+        Ok(Ok(Ok(Reply::NoForwarding(found)))) if identity::is_same(&expected, &found) => {
+            return Ok(connection);
+        }
+        Ok(Ok(Ok(Reply::NoForwarding(found)))) => {
+            return Err(other_server(leader, endpoint, &describe(&expected, &found)));
+        }
+        Ok(Ok(Err(Fault::Refused(refused)))) => return Err(other_server(leader, endpoint, &refused.message)),
+        Ok(Ok(Ok(_))) => format!("{endpoint}: it answered something else"),
+        Ok(Ok(Err(fault))) => format!("{endpoint}: {fault}"),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("{endpoint}: no answer within {CONNECT_TIMEOUT:?}"),
+    };
+    Err(unreachable(why))
+}
+
+/// What an operator is told if the endpoint of the leader is that of another server.
+fn other_server(leader: NodeId, endpoint: &Endpoint, who: &str) -> NoConnection {
+    NoConnection::OtherServer(format!(
+        "its endpoint for clients is {endpoint}, and {who}; nothing was done; correct the endpoint of node {leader}: \
+         `kvctl member update {leader} --client HOST:PORT`"
+    ))
+}
+
+fn describe(expected: &NodeIdentity, found: &NodeIdentity) -> String {
+    let unknown = || format!("node {} is there, which has not heard yet of its cluster", found.node_id);
+    identity::mismatch(expected, found).unwrap_or_else(unknown)
+}
+
+/// What a server answers to a caller that expects the node `expected`: who it is.
+///
+/// # Errors
+/// It is not that node.
+pub(super) fn identify(own: NodeIdentity, expected: &NodeIdentity) -> Result<NodeIdentity, Fault> {
+    if identity::is_same(expected, &own) {
+        return Ok(own);
+    }
+    let reason = kv_store_client::admin::RefusedReason::REJECTED;
+    Err(convert::refused(describe(expected, &own), reason))
+}
+
+impl ClusterManager {
+    /// The identity of the cluster; `None` if this node has not heard of it within `wait`.
+    async fn identity_within(&self, wait: Duration) -> Option<ClusterId> {
+        let mut status = self.status();
+        let known = status.wait_for(|status| status.membership.cluster() != ClusterId::NONE);
+        Some(timeout(wait, known).await.ok()?.ok()?.membership.cluster())
+    }
+}
+
+/// How long a follower that sees a new leader waits for the word of the old one, which was to transfer leadership.
+const TRANSFER_GRACE: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longer than the leader itself takes to say that it does not know.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,8 +1,8 @@
 //! Recovery after a majority of the voters is permanently lost.
 
 use consensus_core::{
-    Entry, HardState, LogBatch, LogId, LogStorage, Member, MemberKind, Membership, NodeId, Payload,
-    StorageError,
+    Entry, HardState, LogBatch, LogId, LogIndex, LogStorage, Member, MemberKind, Membership, NodeId, Payload,
+    StorageError, StorageId,
 };
 
 use crate::config::new_cluster;
@@ -41,6 +41,27 @@ pub enum RecoverError {
     /// A snapshot was being installed: neither log nor state is complete.
     #[error("node {0} was installing a snapshot: recover another node")]
     Installing(NodeId),
+    /// The node started with an empty log and has not caught up: it has a part of the data.
+    #[error(
+        "node {node} started with an empty disk and has not caught up: its log ends with entry {last}, and {}; recover another node, or \
+         start this one again until it has caught up, if there is a leader",
+        needed(*required)
+    )]
+    Joining {
+        /// The node.
+        node: NodeId,
+        /// Last entry of its log.
+        last: LogId,
+        /// Index that the log must reach; 0 if no leader has told it.
+        required: LogIndex,
+    },
+}
+
+fn needed(required: LogIndex) -> String {
+    match required {
+        LogIndex::ZERO => "no leader has told it how far the others were".to_owned(),
+        required => format!("entries up to {required} were committed when it joined"),
+    }
 }
 
 /// Makes `node` the only member of its cluster, by an entry in its log. No engine may use the log meanwhile. This is for
@@ -59,6 +80,9 @@ pub fn force_new_cluster(storage: &dyn LogStorage, node: NodeId) -> Result<Recov
     if state.damage.is_some() || state.hard_state.lost_through.is_some() {
         return Err(RecoverError::Damaged(node));
     }
+    if let Some(required) = state.hard_state.joining {
+        return Err(RecoverError::Joining { node, last: state.last(), required });
+    }
     if before.is_only_voter(node) {
         return Err(RecoverError::Alone(node));
     }
@@ -68,7 +92,10 @@ pub fn force_new_cluster(storage: &dyn LogStorage, node: NodeId) -> Result<Recov
     // A term in which no leader of the old cluster was elected, as far as this node knows.
     let term = state.hard_state.term.max(last.term).next();
     let by = LogId { term, index: last.index.next() };
-    let alone = Membership::new([(node, Member { kind: MemberKind::Voter, ..own.clone() })].into());
+    // The disk may not be the one that the configuration names: it was emptied, and has caught up since. The node is elected only
+    // from the disk that its configuration names (I14).
+    let own_storage = Some(state.storage).filter(|storage| *storage != StorageId::UNKNOWN);
+    let alone = Membership::new([(node, Member { storage: own_storage, ..own.clone() })].into());
     // The new identity makes it another cluster: nodes that return with the old identity are refused.
     let cluster = new_cluster();
     let alone = alone.with_cluster(cluster);

@@ -72,6 +72,17 @@ pub enum StartError {
         /// Last entry of the log.
         last: LogId,
     },
+    /// The log has another entry where the state machine has applied its last one: log and state are of different histories,
+    /// for instance of two clusters in which the node had the same id.
+    #[error(
+        "the state machine has applied entry {applied}, and the log has entry {logged} at that index: they are of different histories, as when the state of another cluster was put beside this log; restore log and state from the same copy, or replace the node: remove it from the cluster, empty its data directory, and add it again"
+    )]
+    OtherHistory {
+        /// Last entry that the state machine has applied.
+        applied: LogId,
+        /// Entry of the log at that index.
+        logged: LogId,
+    },
     /// The system refused to start a thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -271,7 +282,17 @@ fn load(
     if applied.index < purged.index || (applied.index > last.index && !is_cut) {
         return Err(StartError::Mismatch { applied, purged, last });
     }
-    Ok(log)
+    let logged = logged_at(&log, applied.index).filter(|logged| *logged != applied);
+    logged.map_or(Ok(log), |logged| Err(StartError::OtherHistory { applied, logged }))
+}
+
+/// The entry at `index`, if the log has it or was purged just up to it.
+fn logged_at(log: &LogState, index: LogIndex) -> Option<LogId> {
+    let purged = log.purged.last;
+    let Some(place) = index.0.checked_sub(purged.index.0 + 1) else {
+        return Some(purged).filter(|purged| purged.index == index);
+    };
+    log.entries.get(usize::try_from(place).ok()?).map(|(id, _)| *id)
 }
 
 /// Loads the log. A log with damaged entries is truncated before them if the other voters do not need this node's

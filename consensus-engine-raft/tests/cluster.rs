@@ -5,7 +5,10 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::Cluster;
-use consensus_core::{Health, LogIndex, NodeId, ProposeError, ReadConsistency, ReadError, Role};
+use consensus_core::{
+    Entry, Health, LogId, LogIndex, NodeId, Payload, ProposeError, ReadConsistency, ReadError, Role,
+    StateMachine, Term,
+};
 use consensus_engine_raft::StartError;
 use consensus_testkit::{
     Journal,
@@ -317,6 +320,33 @@ async fn log_without_its_state_machine_is_refused() {
     assert!(matches!(refused, Err(StartError::Mismatch { .. })));
     cluster.restart(0).await;
     converged(&cluster.nodes, 5).await;
+}
+
+/// The state of another cluster, in which the node had the same id, is put beside the log.
+#[tokio::test]
+async fn state_of_another_history_is_refused() {
+    let cluster = Cluster::start(1, |_| {}).await;
+    cluster.leader().await;
+    for n in 0..5 {
+        cluster.nodes[0].engine.propose(format!("{n}").into()).await.unwrap();
+    }
+    let status = cluster.nodes[0].engine.status().borrow().clone();
+    cluster.nodes[0].engine.shutdown().await.unwrap();
+    // As many entries, and the last of them of another term.
+    let index = status.last_log.index;
+    let mut foreign = Journal::new();
+    let entry = |index, term| Entry {
+        id: LogId { index: LogIndex(index), term: Term(term) },
+        payload: Payload::Command("foreign".into()),
+    };
+    let last_term = status.term.0 + 1;
+    let entries: Vec<Entry> =
+        (1..=index.0).map(|at| entry(at, if at == index.0 { last_term } else { 1 })).collect();
+    foreign.apply(&entries).unwrap();
+    let Err(StartError::OtherHistory { applied, logged }) = cluster.open(0, foreign).await else {
+        panic!("it has started")
+    };
+    assert_eq!((applied, logged), (entries.last().unwrap().id, status.last_log));
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,8 +8,8 @@ use std::{
 };
 
 use consensus_core::{
-    ConsensusEngine, Health, LogStorage, Member, MemberKind, Membership, NetworkTransport, NodeId,
-    StorageError, TransportError,
+    ClusterId, ConsensusEngine, Health, LogIndex, LogState, LogStorage, Member, MemberKind, Membership,
+    NetworkTransport, NodeId, StateMachine, StorageError, TransportError,
 };
 use consensus_engine_raft::{
     RaftConfig, RaftEngine, StartError,
@@ -80,6 +80,11 @@ pub(crate) enum NodeError {
          witness with another --data-dir"
     )]
     NoWitness { path: String },
+    #[error(
+        "{state} has applied entries of the cluster {of_state}, and {log} is a log of the cluster {of_log}: they do not belong together; \
+         restore both from the same copy, or replace the node: remove it from the cluster, empty its data directory, and add it again"
+    )]
+    OtherCluster { state: String, of_state: ClusterId, log: String, of_log: ClusterId },
 }
 
 impl Node {
@@ -220,10 +225,28 @@ async fn replicated(
         return Ok((ConsensusKvDatabase::witness(engine), transport));
     }
     let machine = open_store(settings, Durability::FromLog)?.with_reserve(settings.limits.disk_reserve);
+    require_same_cluster(&settings.data_dir, machine.cluster(), machine.applied().index, &log)?;
     let executor = machine.executor();
     let engine = RaftEngine::start(config, transport.clone(), storage, Box::new(machine)).await?;
     tokio::spawn(announce_members(transport.clone(), engine.status()));
     Ok((ConsensusKvDatabase::new(engine, executor), transport))
+}
+
+/// Refuses a state whose entries, up to `applied`, are of another cluster than those of the log. Ids of entries may be equal in
+/// both.
+fn require_same_cluster(
+    data_dir: &Path,
+    of_state: ClusterId,
+    applied: LogIndex,
+    log: &LogState,
+) -> Result<(), NodeError> {
+    let applied_before = log.memberships.iter().rev().find(|(index, _)| *index <= applied);
+    let of_log = applied_before.map_or(&log.purged.membership, |(_, membership)| membership).cluster();
+    if of_state.is_compatible_with(of_log) {
+        return Ok(());
+    }
+    let path = |name| data_dir.join(name).display().to_string();
+    Err(NodeError::OtherCluster { state: path(STATE), of_state, log: path(LOG), of_log })
 }
 
 fn open_store(settings: &Settings, durability: Durability) -> Result<KvStateMachine, StorageError> {

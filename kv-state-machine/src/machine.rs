@@ -4,7 +4,8 @@ use std::{io::Read, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use consensus_core::{
-    Entry, FlushWork, LogId, NodeId, Payload, Snapshot, StateMachine, StateMachineError, StorageError, codec,
+    ClusterId, Entry, FlushWork, LogId, NodeId, Payload, Snapshot, StateMachine, StateMachineError,
+    StorageError, codec,
 };
 use consensus_storage_rocksdb::Reserve;
 use rocksdb::{DB, WriteBatch};
@@ -154,6 +155,13 @@ impl KvStateMachine {
         collected.is_ok_and(|collected| collected >= self.meta.compacted)
     }
 
+    /// Identity of the cluster whose entries the store has applied; [`ClusterId::NONE`] for a new store and for one without
+    /// consensus.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterId {
+        self.meta.cluster
+    }
+
     /// Returns a handle for reads.
     #[must_use]
     pub fn executor(&self) -> KvStoreExecutor {
@@ -182,6 +190,10 @@ impl KvStateMachine {
         for entry in entries {
             responses.push(match &entry.payload {
                 Payload::Command(bytes) => batch.command(entry.id, bytes)?,
+                Payload::Membership(membership) => {
+                    batch.meta.cluster = membership.cluster();
+                    Bytes::new()
+                }
                 _ => Bytes::new(),
             });
             batch.meta.applied = entry.id;

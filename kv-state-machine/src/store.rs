@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use consensus_core::{LogId, NodeId, StateMachineError, StorageError, codec};
+use consensus_core::{ClusterId, LogId, NodeId, StateMachineError, StorageError, codec};
 use consensus_storage_rocksdb::{DataDir, DirKind, Expected, MarkedDb, Reserve};
 use rocksdb::{DB, DBCompressionType, Options, SliceTransform};
 use serde::{Deserialize, Serialize};
@@ -43,11 +43,20 @@ pub(crate) struct Meta {
     pub(crate) last_client_id: u64,
     /// Greatest member id that is known to be in use, to have been in use, or to be reserved.
     pub(crate) last_member_id: u64,
+    /// Identity of the cluster in the last configuration that was applied; [`ClusterId::NONE`] without one.
+    pub(crate) cluster: ClusterId,
 }
 
 impl Default for Meta {
     fn default() -> Self {
-        Self { applied: LogId::ZERO, revision: 1, compacted: 0, last_client_id: 0, last_member_id: 0 }
+        Self {
+            applied: LogId::ZERO,
+            revision: 1,
+            compacted: 0,
+            last_client_id: 0,
+            last_member_id: 0,
+            cluster: ClusterId::NONE,
+        }
     }
 }
 

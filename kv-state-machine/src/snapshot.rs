@@ -69,7 +69,11 @@ fn take_checkpoint(store: &Store) -> Result<Checkpoint, Failure> {
     let path = store.checkpoint_path();
     let generation = store.current();
     let checkpoint = rocksdb::checkpoint::Checkpoint::new(generation.db()).map_err(crate::view::disk)?;
-    checkpoint.create_checkpoint(&path).map_err(crate::view::disk)?;
+    let taken = checkpoint.create_checkpoint(&path);
+    taken.map_err(|error| {
+        let why = format!("copying the store to {}: {error}", path.display());
+        StateMachineError::Io(io::Error::other(why))
+    })?;
     Ok(Checkpoint { path })
 }
 
@@ -103,8 +107,10 @@ fn stream_bytes(dir: &Path) -> io::Result<u64> {
 
 fn write_file(out: &mut dyn Write, path: &Path) -> io::Result<()> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let mut file = File::open(path)?;
-    let size = file.metadata()?.len();
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("reading {}: {error}", path.display()));
+    let mut file = File::open(path).map_err(named)?;
+    let size = file.metadata().map_err(named)?.len();
     out.write_all(&(name.len() as u16).to_be_bytes())?;
     out.write_all(name.as_bytes())?;
     out.write_all(&size.to_be_bytes())?;

@@ -15,9 +15,9 @@ pub(crate) enum NodeRequest {
     KeepAlive {
         id: i64,
     },
+    /// Every node has the keys of a lease itself: there may be so many that they do not fit into an answer between nodes.
     TimeToLive {
         id: i64,
-        with_keys: bool,
     },
     /// A change of the members.
     Member(MemberRequest),
@@ -147,9 +147,7 @@ pub(crate) async fn execute(
             NodeAnswer::Executed(database.execute(operation.clone(), None, Consistency::Linearizable).await?)
         }
         NodeRequest::KeepAlive { id } => NodeAnswer::KeptAlive(database.keep_alive(*id).await?),
-        NodeRequest::TimeToLive { id, with_keys } => {
-            NodeAnswer::TimeToLive(database.time_to_live(*id, *with_keys).await?)
-        }
+        NodeRequest::TimeToLive { id } => NodeAnswer::TimeToLive(database.time_to_live(*id, false).await?),
         NodeRequest::Member(request) => {
             if cluster.is_none() {
                 return Err(NodeFault::Member(standalone(database, request)));

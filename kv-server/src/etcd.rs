@@ -103,6 +103,15 @@ impl Etcd {
         self.router.database()
     }
 
+    /// The database of a node that has data.
+    ///
+    /// # Errors
+    /// This node is a witness. The code has clients try another endpoint.
+    fn data(&self) -> Result<&ConsensusKvDatabase, Status> {
+        let database = self.database();
+        if database.is_witness() { Err(error::witness()) } else { Ok(database) }
+    }
+
     /// Whether this node is a member of a cluster and knows no leader.
     fn has_no_leader(&self) -> bool {
         self.status().leader.is_none() && self.router.cluster().is_some()
@@ -168,7 +177,8 @@ impl Etcd {
     async fn read_held(&self, operation: KvOperation, serializable: bool) -> Result<Answered, Status> {
         let bytes_max = operation.answer_bytes_max(false);
         let consistency = consistency(serializable);
-        let read = self.when_led(|| self.database().begin_read(operation.clone(), consistency)).await?;
+        let database = self.data()?;
+        let read = self.when_led(|| database.begin_read(operation.clone(), consistency)).await?;
         let mut room = self.budget.room();
         if let Some(answer) = read.in_memory() {
             return Ok(Answered { answer: answer.map_err(error::of_read)?, room });
@@ -188,7 +198,8 @@ impl Etcd {
     /// Starts to read a range on this node, page by page.
     async fn range_pages(&self, range: Range, serializable: bool) -> Result<RangePages, Status> {
         let consistency = consistency(serializable);
-        self.when_led(|| self.database().range_pages(range.clone(), consistency)).await
+        let database = self.data()?;
+        self.when_led(|| database.range_pages(range.clone(), consistency)).await
     }
 
     /// Starts a read, again while this node has no leader: clients get an answer although an election is held, as for writes.

@@ -129,7 +129,7 @@ pub(crate) async fn announce_members(
 pub(crate) fn explain(settings: &Settings, error: &FoundingError) -> String {
     let (node, peer) = (settings.node, error.peer);
     let mut text = format!(
-        "node {node} does not start, and nothing was written: {error}; the data directory of this node is {}\n",
+        "node {node} does not start: {error}; no entry was written to its log, so its data directory, {}, can be used for node {node} again\n",
         settings.data_dir.display()
     );
     let join = match settings.publication {

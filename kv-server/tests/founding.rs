@@ -2,12 +2,9 @@
 
 mod common;
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use common::{Cluster, Server};
+use common::{Cluster, Server, copy_dir};
 
 /// Waits until a put succeeds; how long that took.
 async fn serves(cluster: &Cluster, key: &str) -> Duration {
@@ -27,19 +24,6 @@ fn refuses_to_start(server: &mut Server) -> String {
 fn assert_says(said: &str, words: &[&str]) {
     for words in words {
         assert!(said.contains(words), "not said: {words:?}\n{said}");
-    }
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
     }
 }
 
@@ -187,7 +171,11 @@ async fn nodes_with_other_ids_for_the_same_endpoints_do_not_start() {
     cluster.servers[0].start();
     cluster.servers[0].says("waiting for node");
     let said = refuses_to_start(&mut cluster.servers[2]);
-    assert_says(&said, &["node 0 listens there", "give all nodes the same list"]);
+    let reusable = format!(
+        "no entry was written to its log, so its data directory, {}, can be used",
+        cluster.data(2).display()
+    );
+    assert_says(&said, &["node 0 listens there", "give all nodes the same list", &reusable]);
     cluster.servers[1].start();
     cluster.servers[2].set_argument("--config", &config.display().to_string());
     cluster.servers[2].start();

@@ -5,10 +5,15 @@ mod common;
 use std::{path::Path, process::Command};
 
 use common::{Cluster, client, kvctl::Kvctl};
+use kv_etcd_api::etcdserverpb::{
+    self as etcd, LeaseTimeToLiveRequest, MemberListRequest, cluster_client::ClusterClient,
+    kv_client::KvClient as EtcdKvClient, lease_client::LeaseClient,
+};
 use kv_store_client::{
     admin::{MemberChange, MemberKind},
     idl::{Consistency, RangeRequest},
 };
+use tonic::{Code, transport::Channel};
 
 const WITNESS: usize = 2;
 const VALUE: &str = "nobody tells a witness";
@@ -65,6 +70,35 @@ async fn two_servers_and_a_witness_survive_the_loss_of_one() {
         .await;
     cluster.servers[other].kill();
     assert_eq!(through_witness.get("after").await.unwrap().unwrap().value, VALUE.as_bytes());
+}
+
+/// Clients of etcd that ask for the members do not come to it; others are told where to go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn witness_is_listed_without_client_urls_and_refuses_reads_of_etcds_clients() {
+    let cluster = Cluster::start(3, &format!("witnesses = [{WITNESS}]"), "");
+    cluster.leader().await;
+    cluster.client().put("k", VALUE).await.unwrap();
+    let endpoint = format!("http://{}", cluster.servers[WITNESS].endpoint());
+    let channel = Channel::from_shared(endpoint).unwrap().connect().await.unwrap();
+    let mut kv = EtcdKvClient::new(channel.clone());
+    let range = etcd::RangeRequest { key: "k".into(), ..Default::default() };
+    let refused = kv.range(range.clone()).await.unwrap_err();
+    let stale = kv.range(etcd::RangeRequest { serializable: true, ..range }).await.unwrap_err();
+    for refused in [refused, stale] {
+        assert_eq!(refused.code(), Code::Unavailable);
+        assert!(refused.message().contains("this member is a witness, which has no data"), "{refused}");
+    }
+    let put = etcd::PutRequest { key: "k".into(), value: "w".into(), ..Default::default() };
+    kv.put(put).await.expect("a write is passed on to the leader");
+    let lease = LeaseTimeToLiveRequest { id: 7, keys: true };
+    let told = LeaseClient::new(channel.clone()).lease_time_to_live(lease).await.unwrap().into_inner();
+    assert_eq!(told.ttl, -1);
+    let list = MemberListRequest { linearizable: true };
+    let members = ClusterClient::new(channel).member_list(list).await.unwrap().into_inner().members;
+    let urls: Vec<usize> = members.iter().map(|member| member.client_ur_ls.len()).collect();
+    assert_eq!((members.len(), urls), (3, vec![1, 1, 0]), "{members:?}");
+    let health = cluster.servers[WITNESS].http("/health");
+    assert!(health.contains(r#""health":"true""#), "{health}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

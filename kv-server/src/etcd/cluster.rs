@@ -81,18 +81,21 @@ impl Etcd {
                 if endpoint.is_empty() { Vec::new() } else { vec![format!("http://{endpoint}")] }
             };
             let node = NodeId(u64::try_from(status.node_id).unwrap_or_default());
+            // A witness has no data, and clients go to every URL that is listed.
+            let is_witness = status.kind == MemberKind::Witness.to_string();
+            let client_ur_ls = if is_witness { Vec::new() } else { urls(status.client_endpoint.clone()) };
             let name = membership.get(node).and_then(|member| member.name.clone());
             let name = name.unwrap_or_else(|| match &status {
                 // It was added and has not started yet.
                 status if status.client_endpoint.is_empty() => String::new(),
-                status if status.kind == MemberKind::Witness.to_string() => format!("witness-{node}"),
+                _ if is_witness => format!("witness-{node}"),
                 _ => node.to_string(),
             });
             Member {
                 id: member_id(node),
                 name,
                 peer_ur_ls: urls(status.consensus_endpoint),
-                client_ur_ls: urls(status.client_endpoint),
+                client_ur_ls,
                 is_learner: status.kind == MemberKind::Learner.to_string(),
             }
         };

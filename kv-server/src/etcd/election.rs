@@ -59,7 +59,7 @@ impl Election for Etcd {
 
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>> {
         let name = request.into_inner().name;
-        let watches = self.database().watches().map_err(error::of_read)?;
+        let watches = self.data()?.watches().map_err(error::of_read)?;
         let observed = Observed {
             etcd: self.clone(),
             name,

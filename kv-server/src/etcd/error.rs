@@ -35,6 +35,7 @@ errors! {
     member_not_learner: FailedPrecondition, "etcdserver: can only promote a learner member";
     not_leader: FailedPrecondition, "etcdserver: not leader";
     bad_leader_transferee: FailedPrecondition, "etcdserver: bad leader transferee";
+    witness: Unavailable, "etcdserver: this member is a witness, which has no data; use the client URL of another member";
     no_leader: Unavailable, "etcdserver: no leader";
     stopped: Unavailable, "etcdserver: server stopped";
     timed_out: Unavailable, "etcdserver: request timed out";

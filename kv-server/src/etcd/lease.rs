@@ -61,8 +61,15 @@ impl Lease for Etcd {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<LeaseTimeToLiveResponse> {
         let LeaseTimeToLiveRequest { id, keys } = request.into_inner();
-        let answer = self.lead(&NodeRequest::TimeToLive { id, with_keys: keys }).await?;
+        let answer = self.lead(&NodeRequest::TimeToLive { id }).await?;
         let NodeAnswer::TimeToLive(state) = answer else { return Err(unexpected(&answer)) };
+        let keys = match &state {
+            Some(_) if keys => {
+                let database = self.data()?;
+                self.when_led(|| database.lease_keys(id)).await?
+            }
+            _ => Vec::new(),
+        };
         let header = Some(self.header_now()?);
         Ok(Response::new(match state {
             None => LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() },
@@ -71,13 +78,14 @@ impl Lease for Etcd {
                 id,
                 ttl: signed(state.left.as_secs()),
                 granted_ttl: signed(state.ttl),
-                keys: state.keys,
+                keys,
             },
         }))
     }
 
     async fn lease_leases(&self, _: Request<LeaseLeasesRequest>) -> Result<LeaseLeasesResponse> {
-        let ids = self.when_led(|| self.database().leases()).await?;
+        let database = self.data()?;
+        let ids = self.when_led(|| database.leases()).await?;
         let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();
         Ok(Response::new(LeaseLeasesResponse { header: Some(self.header_now()?), leases }))
     }

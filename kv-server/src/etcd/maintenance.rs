@@ -32,7 +32,8 @@ impl Maintenance for Etcd {
         };
         let alarms = match (action, kind) {
             (AlarmAction::Get, kind) => {
-                let mut all = self.when_led(|| self.database().current_alarms()).await?;
+                let database = self.data()?;
+                let mut all = self.when_led(|| database.current_alarms()).await?;
                 all.retain(|alarm| kind.is_none_or(|kind| alarm.kind == kind));
                 all
             }
@@ -91,14 +92,14 @@ impl Maintenance for Etcd {
     }
 
     async fn hash(&self, _: Request<HashRequest>) -> Result<HashResponse> {
-        let hash = self.database().hash().await.map_err(error::of_read)?;
+        let hash = self.data()?.hash().await.map_err(error::of_read)?;
         Ok(Response::new(HashResponse { header: Some(self.header(hash.revision)), hash: hash.hash }))
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<HashKvResponse> {
         let revision = request.into_inner().revision;
         let hash =
-            self.database().hash_at(u64::try_from(revision).unwrap_or(0)).await.map_err(error::of_read)?;
+            self.data()?.hash_at(u64::try_from(revision).unwrap_or(0)).await.map_err(error::of_read)?;
         // There are no keys at a negative revision, which etcd takes as it is.
         let (hash_value, hash_revision) =
             if revision < 0 { (0, revision) } else { (hash.hash, signed(hash.revision)) };
@@ -113,7 +114,7 @@ impl Maintenance for Etcd {
     type SnapshotStream = snapshot::Answers;
 
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Self::SnapshotStream> {
-        let copy = self.database().snapshot().await.map_err(error::of_read)?;
+        let copy = self.data()?.snapshot().await.map_err(error::of_read)?;
         Ok(Response::new(snapshot::send(copy, self.stop.clone())))
     }
 

@@ -52,7 +52,7 @@ impl Etcd {
                 return Err(Status::unknown("mutex: session is expired"));
             }
             let Some((before, at)) = before else { return Ok(()) };
-            let mut watches = self.database().watches().map_err(error::of_read)?;
+            let mut watches = self.data()?.watches().map_err(error::of_read)?;
             // The own key too: who has lost its place need not wait.
             for key in [before.key, place.key.clone()] {
                 watches.add(WatchRequest {

@@ -37,7 +37,7 @@ impl Watch for Etcd {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let watches = self.database().watches().map_err(error::of_read)?;
+        let watches = self.data()?.watches().map_err(error::of_read)?;
         let (out, answers) = mpsc::channel(ANSWERS_MAX);
         let stream = Stream {
             etcd: self.clone(),

@@ -14,6 +14,7 @@ pub mod writers;
 
 use std::{
     fs::File,
+    io::{Read, Write},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -157,6 +158,16 @@ impl Server {
 
     pub fn client(&self) -> KvClient {
         client(&[self.port])
+    }
+
+    /// The answer to a GET over HTTP, with its head.
+    pub fn http(&self, path: &str) -> String {
+        let mut stream = std::net::TcpStream::connect(self.endpoint()).unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     /// Where it serves clients, as soon as it listens: `kvctl` does not wait for a server that has just been started.
@@ -380,6 +391,20 @@ impl Cluster {
             hashes.iter().all(|hash| *hash == hashes[0]).then_some(hashes[0].0)
         })
         .await
+    }
+}
+
+/// Copies a directory with all that is in it.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::time::Instant;
 
+use futures::{StreamExt, TryStreamExt};
 use kv_etcd_api::etcdserverpb::{
     LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
-    PutRequest,
+    PutRequest, kv_client::KvClient, lease_client::LeaseClient,
 };
 use tonic::Code;
 
-use super::clients::{Alone, PATIENCE, all, keys, put, refusal};
+use super::clients::{Alone, PATIENCE, all, channel, keys, put, refusal};
+use crate::common::Cluster;
 
 #[tokio::test]
 async fn lease_is_granted_renewed_told_of_and_revoked() {
@@ -55,4 +57,35 @@ async fn lease_that_nobody_renews_ends_with_its_keys() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     assert!(begun.elapsed().as_secs() >= 2);
+}
+
+/// They are more than fit into a message between nodes, which all writes through the follower share with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_a_lease_through_a_follower_are_all_there_and_disturb_no_write() {
+    const KEYS: usize = 1200;
+    const KEY_BYTES: usize = 15 << 10;
+    let cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let follower = channel(cluster.servers[(leader + 1) % 3].port).await;
+    let (mut kv, lease) = (KvClient::new(follower.clone()), LeaseClient::new(follower));
+    let mut lease = lease.max_decoding_message_size(64 << 20);
+    lease.lease_grant(LeaseGrantRequest { ttl: 600, id: 77 }).await.unwrap();
+    let leading = KvClient::new(channel(cluster.servers[leader].port).await);
+    let key = |n: usize| format!("{n:0width$}", width = KEY_BYTES);
+    let puts = futures::stream::iter(0..KEYS).map(|n| {
+        let mut leading = leading.clone();
+        let request = PutRequest { lease: 77, ..put(&key(n), "") };
+        async move { leading.put(request).await }
+    });
+    puts.buffer_unordered(16).try_for_each(async |_| Ok(())).await.unwrap();
+    let mut told = std::pin::pin!(lease.lease_time_to_live(LeaseTimeToLiveRequest { id: 77, keys: true }));
+    let told = loop {
+        tokio::select! {
+            told = &mut told => break told.unwrap().into_inner(),
+            written = kv.put(put("other", "v")) => written.unwrap(),
+        };
+    };
+    assert_eq!((told.granted_ttl, told.keys.len()), (600, KEYS));
+    assert!(told.keys.iter().enumerate().all(|(n, found)| *found == key(n).as_bytes()));
+    kv.put(put("other", "after")).await.unwrap();
 }

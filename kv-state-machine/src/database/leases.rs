@@ -10,7 +10,7 @@ use super::{ConsensusKvDatabase, KvError, blocking, propose, propose_error, read
 use crate::{
     KvOperation,
     lessor::{self, Renewal},
-    store::Store,
+    store::{Generation, Store},
     view::{Base, Overlay, View},
 };
 
@@ -116,17 +116,18 @@ impl ConsensusKvDatabase {
             let Some(left) = leases.clock.as_ref().and_then(|clock| clock.left(id)) else { return Ok(None) };
             (lease.ttl, left)
         };
-        let keys = if with_keys {
-            blocking(move || {
-                let (base, nothing) = (Base::new(&generation), Overlay::new());
-                let deletions = generation.deletions();
-                View { source: &base, overlay: &nothing, deletions: &deletions }.attached_keys(id, usize::MAX)
-            })
-            .await?
-        } else {
-            Vec::new()
-        };
+        let keys = if with_keys { attached_keys(generation, id).await? } else { Vec::new() };
         Ok(Some(LeaseState { ttl, left, keys }))
+    }
+
+    /// Returns the keys attached to a lease, in key order, on any node that has data; none if there is no such lease.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, KvError> {
+        let executor = self.executor.as_ref().ok_or_else(|| self.witness_error())?;
+        self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
+        attached_keys(executor.store().current(), id).await
     }
 
     /// Returns the ids of all leases in ascending order.
@@ -173,6 +174,16 @@ impl ConsensusKvDatabase {
         let leader = status.borrow().leader.filter(|_| !lessor::is_leader_of_term(&status, term));
         Err(KvError::NotLeader { leader })
     }
+}
+
+/// Reads the keys attached to a lease from the disk.
+async fn attached_keys(generation: Arc<Generation>, id: i64) -> Result<Vec<Bytes>, KvError> {
+    blocking(move || {
+        let (base, nothing) = (Base::new(&generation), Overlay::new());
+        let deletions = generation.deletions();
+        View { source: &base, overlay: &nothing, deletions: &deletions }.attached_keys(id, usize::MAX)
+    })
+    .await
 }
 
 /// Returns a random id for a lease. It is positive because clients show ids as hexadecimal digits.

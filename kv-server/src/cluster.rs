@@ -124,10 +124,11 @@ impl ClusterManager {
         if let Some(why) = self.why_no_member() {
             return why;
         }
-        let membership = self.membership();
-        let voters = membership.voters().filter(|id| *id != self.node);
+        let status = self.status.borrow().clone();
+        let own = self.problems(&status).into_iter().map(|problem| format!("this node: {problem}"));
+        let voters = status.membership.voters().filter(|id| *id != self.node);
         let problem = |id| Some(format!("node {id}: {}", self.seen.problem(id)?));
-        let unwell: Vec<String> = voters.filter_map(problem).collect();
+        let unwell: Vec<String> = own.chain(voters.filter_map(problem)).collect();
         let detail = if unwell.is_empty() { String::new() } else { format!(" ({})", unwell.join("; ")) };
         format!("there is no leader: a majority of the nodes is needed{detail}")
     }

@@ -396,6 +396,14 @@ async fn member_whose_disk_was_emptied_is_told_apart_and_can_be_replaced() {
     let arguments: Vec<&str> = add.split(' ').collect();
     let (code, out, error) = tokio::task::block_in_place(|| operator.run(&arguments, ""));
     assert!(code == 3 && error.contains(&words), "{code} {out} {error}");
+    // With another node down two of three are there, of which one does not count.
+    cluster.servers[leader].kill();
+    let (code, out, error) = tokio::task::block_in_place(|| {
+        kvctl(&cluster, &[emptied]).run(&["--timeout-ms", "6000", "put", "k", "w"], "")
+    });
+    assert!(code == 4 && error.contains("there is no leader"), "{code} {out} {error}");
+    assert!(error.contains(&format!("this node: {words}")), "{error}");
+    cluster.servers[leader].start();
     // What the message says to do.
     tokio::task::block_in_place(|| operator.insist(&format!("member remove {emptied}")));
     cluster.servers[emptied].kill();

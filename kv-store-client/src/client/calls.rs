@@ -121,7 +121,10 @@ impl KvClient {
                 Err(Ending::NotSent(failure)) => failures.note(failure),
                 Err(Ending::NoAnswer(failure)) => {
                     *maybe_applied = true;
-                    failures.note(failure);
+                    match Instant::now() < deadline {
+                        true => failures.note(failure),
+                        false => failures.note_end_of_time(failure),
+                    }
                 }
             }
             tracing::debug!(%failures, "trying again");

@@ -55,6 +55,13 @@ impl Failures {
         }
     }
 
+    /// Notes that the time for the call ended before the server answered. What is known of the server already tells more.
+    pub(super) fn note_end_of_time(&mut self, failure: Failure) {
+        if self.0.iter().all(|known| known.server != failure.server) {
+            self.0.push(failure);
+        }
+    }
+
     /// Whether nobody listens at any of these places, as far as was tried.
     pub(super) fn all_refuse(&self, servers: &[Endpoint]) -> bool {
         let refuses = |server: &Endpoint| {
@@ -108,6 +115,15 @@ mod tests {
         failures.note(failure(3, Told::Nothing, "no answer"));
         failures.note(failure(4, Told::Refused, "refused"));
         assert_eq!(failures.to_string(), "h:2: there is no leader; h:3: no answer; h:1, h:4: refused");
+    }
+
+    #[test]
+    fn end_of_time_does_not_hide_the_word_of_a_server() {
+        let mut failures = Failures::default();
+        failures.note(failure(1, Told::Word, "there is no leader"));
+        failures.note_end_of_time(failure(1, Told::Nothing, "no answer in time"));
+        failures.note_end_of_time(failure(2, Told::Nothing, "no answer in time"));
+        assert_eq!(failures.to_string(), "h:1: there is no leader; h:2: no answer in time");
     }
 
     #[test]

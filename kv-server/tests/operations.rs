@@ -41,6 +41,11 @@ fn moved_node_is_found() {
 }
 
 #[test]
+fn nodes_that_all_moved_go_by_the_new_file() {
+    run("Moving all addresses at once");
+}
+
+#[test]
 fn every_section_with_commands_is_run() {
     let titles = PAGE.titles();
     let run = [
@@ -48,6 +53,7 @@ fn every_section_with_commands_is_run() {
         "Full and stalled disks",
         "Loss of a majority",
         "Moving addresses",
+        "Moving all addresses at once",
         "Replacing a node",
         "Restoring from a copy",
     ];

@@ -114,7 +114,8 @@ fn script(section: &Section, ports: &[u16]) -> String {
     let mut script = PRELUDE.to_owned();
     for Step { command, expected } in &section.steps {
         let command = quoted(&with_free_ports(command, ports));
-        let expected: Vec<String> = expected.iter().map(|line| format!("'{}'", quoted(line))).collect();
+        let expected: Vec<String> =
+            expected.iter().map(|line| format!("'{}'", quoted(&with_free_ports(line, ports)))).collect();
         let runs_on = command.contains(" & ") || command.ends_with('&');
         let is_query = ["get", "member list", "status", "cat"].iter().any(|query| command.contains(query));
         // Of what runs on, the output goes to a file, where the page does not say to which.
@@ -123,9 +124,10 @@ fn script(section: &Section, ports: &[u16]) -> String {
         // A variable has to be set in this shell.
         let is_assignment =
             command.split_once('=').is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase()));
-        let is_once = runs_on || is_assignment || command.starts_with("kill");
+        let is_once = runs_on || command.starts_with("kill");
         let how = match (is_once, is_query, expected.is_empty()) {
             (true, ..) => "once",
+            _ if is_assignment => "until_set",
             (false, true, false) => "until_shown",
             (false, _, false) => "shown",
             (false, _, true) => "until_done",
@@ -140,14 +142,26 @@ fn quoted(text: &str) -> String {
     text.replace('\'', "'\\''")
 }
 
-/// `once` runs a command in this shell; `until_done` repeats it while it fails, as a cluster may have no leader for a moment;
+/// `once` runs a command in this shell; its code may be that of a process that a signal has ended. `until_set` sets a variable in this
+/// shell; `until_done` repeats a command while it fails, as a cluster may have no leader for a moment;
 /// `shown` runs it and `until_shown` repeats it until its output has the expected lines.
 const PRELUDE: &str = r#"
 exec 2>&1
 set -a
-trap 'kill -9 $(jobs -p) 2>/dev/null; wait' EXIT
+trap 'builtin kill -9 $(jobs -p) 2>/dev/null; wait' EXIT
 fail() { echo "FAILED: $1"; echo "$2"; exit 1; }
-once() { echo "\$ $1"; eval "$1" || true; }
+kill() { builtin kill "$@" || fail "kill $*" "a process to kill has ended before"; }
+once() {
+    echo "\$ $1"
+    eval "$1"
+    local code=$?
+    ((code == 0 || code >= 128)) || fail "$1" "exit code $code"
+}
+until_set() {
+    echo "\$ $1"
+    for _ in $(seq 60); do eval "$1" && return; sleep 0.5; done
+    fail "$1"
+}
 has() { local text=$1 line; shift; for line in "$@"; do [[ $text == *"$line"* ]] || return 1; done; }
 until_done() {
     local text

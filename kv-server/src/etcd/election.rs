@@ -29,7 +29,7 @@ impl Election for Etcd {
         let CampaignRequest { name, lease, value } = request.into_inner();
         let lease = self.lease_or_new(lease).await?;
         let place = self.queue_up(&name, lease, value.clone()).await.map_err(lease_unknown)?;
-        let mut given_up = GiveUp { etcd: self.clone(), key: Some(place.key.clone()) };
+        let mut given_up = GiveUp { etcd: self.clone(), place: Some(place.clone()) };
         let leader =
             LeaderKey { name: name.clone(), key: place.key.clone(), rev: signed(place.revision), lease };
         // It was there before, with another value.
@@ -37,7 +37,7 @@ impl Election for Etcd {
             self.proclaim_as(&leader, value).await?;
         }
         self.wait_for_turn(&name, &place).await?;
-        given_up.key = None;
+        given_up.place = None;
         Ok(Response::new(CampaignResponse { header: Some(self.header_now()?), leader: Some(leader) }))
     }
 

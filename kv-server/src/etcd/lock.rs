@@ -5,7 +5,7 @@ use kv_etcd_api::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResp
 use kv_state_machine::{KvOperation, random_lease_id};
 use tonic::{Code, Request, Response, Status};
 
-use super::{Etcd, error};
+use super::{Etcd, error, queue::Place};
 
 #[tonic::async_trait]
 impl Lock for Etcd {
@@ -13,9 +13,9 @@ impl Lock for Etcd {
         let LockRequest { name, lease } = request.into_inner();
         let lease = self.lease_or_new(lease).await?;
         let place = self.queue_up(&name, lease, Bytes::new()).await.map_err(lease_unknown)?;
-        let mut given_up = GiveUp { etcd: self.clone(), key: Some(place.key.clone()) };
+        let mut given_up = GiveUp { etcd: self.clone(), place: Some(place.clone()) };
         self.wait_for_turn(&name, &place).await?;
-        given_up.key = None;
+        given_up.place = None;
         Ok(Response::new(LockResponse { header: Some(self.header_now()?), key: place.key }))
     }
 
@@ -53,17 +53,17 @@ pub(super) fn lease_unknown(status: Status) -> Status {
 /// Gives a place in a queue up, unless it was kept, when the call ends: its client may have gone while it waited.
 pub(super) struct GiveUp {
     pub(super) etcd: Etcd,
-    pub(super) key: Option<Bytes>,
+    pub(super) place: Option<Place>,
 }
 
 impl Drop for GiveUp {
     fn drop(&mut self) {
-        let (Some(key), Ok(runtime)) = (self.key.take(), tokio::runtime::Handle::try_current()) else {
+        let (Some(place), Ok(runtime)) = (self.place.take(), tokio::runtime::Handle::try_current()) else {
             return;
         };
         let etcd = self.etcd.clone();
         runtime.spawn(async move {
-            if let Err(status) = etcd.leave_queue(key).await {
+            if let Err(status) = etcd.give_up_place(place).await {
                 tracing::debug!(%status, "a place in a queue is left to its lease");
             }
         });

@@ -23,7 +23,7 @@ pub(super) struct Place {
 impl Etcd {
     /// Puts the key of a lease into the queue of a name with a value; if it is there already, it stays with the value it has.
     pub(super) async fn queue_up(&self, name: &Bytes, lease_id: i64, value: Bytes) -> Result<Place, Status> {
-        let key = Bytes::from([&name[..], format!("/{lease_id:x}").as_bytes()].concat());
+        let key = Bytes::from([&name[..], b"/", hexadecimal(lease_id).as_bytes()].concat());
         let put = Put { key: key.clone(), value: value.clone(), lease_id, ..Put::default() };
         let range = Range { key: key.clone(), ..Range::default() };
         let txn = Txn {
@@ -103,11 +103,25 @@ impl Etcd {
         Ok((found.kvs.pop(), answer.revision))
     }
 
-    /// Gives a place up; whether it was there.
+    /// Removes a place of a caller that no longer waits, unless the key is that of a newer place.
+    pub(super) async fn give_up_place(&self, Place { key, revision, .. }: Place) -> Result<(), Status> {
+        let compare = vec![created(&key, revision)];
+        let success = vec![KvOperation::Delete(Delete { key, ..Delete::default() })];
+        self.write(KvOperation::Txn(Txn { compare, success, ..Txn::default() })).await?;
+        Ok(())
+    }
+
+    /// Removes a place. Returns the revision of the store.
     pub(super) async fn leave_queue(&self, key: Bytes) -> Result<u64, Status> {
         let answer = self.write(KvOperation::Delete(Delete { key, ..Delete::default() })).await?;
         Ok(answer.revision)
     }
+}
+
+/// The id of a lease as Go's client library writes it in keys.
+fn hexadecimal(lease_id: i64) -> String {
+    let sign = if lease_id < 0 { "-" } else { "" };
+    format!("{sign}{:x}", lease_id.unsigned_abs())
 }
 
 /// The keys below a name, the oldest first, of which one is wanted.
@@ -135,5 +149,17 @@ pub(super) fn created(key: &Bytes, revision: u64) -> Compare {
         keys: KeyRange { key: key.clone(), range_end: None },
         target: CompareTarget::CreateRevision(super::signed(revision)),
         result: CompareResult::Equal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lease_ids_are_written_as_by_go() {
+        assert_eq!(hexadecimal(255), "ff");
+        assert_eq!(hexadecimal(-255), "-ff");
+        assert_eq!(hexadecimal(i64::MIN), "-8000000000000000");
     }
 }

@@ -36,9 +36,11 @@ fn split(readme: &str) -> Result<(&str, &str, &str), String> {
 
 /// The table of README.md, from the text of docs/performance.md.
 fn figures(page: &str) -> Result<String, String> {
-    let server = |load: &str, clients: &str, column: usize| {
-        let row = row(page, "Server beside etcd", &[load, clients])?;
-        Ok::<_, String>(row.get(column).ok_or(format!("the row {load} is too short"))?.replace(' ', ","))
+    let figure = |table: &str, cells: &[&str], column: usize| {
+        let row = row(page, table, cells)?;
+        let cell =
+            row.get(column).ok_or_else(|| format!("{table}: the row {} is too short", cells.join(", ")))?;
+        Ok::<_, String>(cell.replace(' ', ","))
     };
     let failover = |system: &str| {
         let row = row(page, "Failover beside etcd", &[system])?;
@@ -47,12 +49,20 @@ fn figures(page: &str) -> Result<String, String> {
         Ok::<_, String>(format!("{:.2} s", ms / 1000.0))
     };
     let mut table = String::from("\n| | clients | here | etcd |\n|---|---:|---:|---:|\n");
-    for (text, load, clients) in
-        [("puts a second", "put", "1"), ("", "put", "64"), ("linearizable gets a second", "get", "64")]
-    {
-        let (ours, etcd) = (server(load, clients, 2)?, server(load, clients, 6)?);
+    let (grpc, thrift) = (("Server beside etcd, both over gRPC", 5), ("Server beside etcd", 6));
+    for (text, (name, of_etcd), load, clients) in [
+        ("puts a second, both over gRPC", grpc, "put", "1"),
+        ("", grpc, "put", "64"),
+        ("linearizable gets a second, both over gRPC", grpc, "get", "64"),
+        ("puts a second, here over Thrift", thrift, "put", "64"),
+        ("linearizable gets a second, here over Thrift", thrift, "get", "64"),
+    ] {
+        let (ours, etcd) = (figure(name, &[load, clients], 2)?, figure(name, &[load, clients], of_etcd)?);
         table.push_str(&format!("| {text} | {clients} | {ours} | {etcd} |\n"));
     }
+    let count = ["number of keys", "300000"];
+    let (ours, etcd) = (figure("Lists", &count, 2)?, figure("Lists", &count, 3)?);
+    table.push_str(&format!("| the exact number of 300,000 keys | 1 | {ours} ms | {etcd} ms |\n"));
     let (ours, etcd) = (failover("ours, default")?, failover("etcd, default")?);
     let text = "without acknowledged writes after `kill -9` of the leader, median";
     table.push_str(&format!("| {text} | | {ours} | {etcd} |\n"));
@@ -95,7 +105,8 @@ mod tests {
 
     #[test]
     fn page_without_a_row_is_refused_with_its_name() {
-        let page = "<!-- begin: Server beside etcd -->\n| get | 1 | 2 |\n<!-- end: Server beside etcd -->";
-        assert_eq!(figures(page).unwrap_err(), "Server beside etcd: no row put, 1");
+        let name = "Server beside etcd, both over gRPC";
+        let page = format!("<!-- begin: {name} -->\n| get | 1 | 2 |\n<!-- end: {name} -->");
+        assert_eq!(figures(&page).unwrap_err(), format!("{name}: no row put, 1"));
     }
 }

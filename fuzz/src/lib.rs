@@ -16,6 +16,8 @@
 //! `docs/fuzzing.md` says how to run it and what was found.
 
 #[cfg(feature = "kv")]
+mod etcd;
+#[cfg(feature = "kv")]
 mod kv;
 mod log;
 mod memory;
@@ -55,6 +57,10 @@ pub const TARGETS: &[Target] = &[
     Target { name: "kv_store", run: kv::store, seeds: seeds::kv_store },
     #[cfg(feature = "kv")]
     Target { name: "kv_snapshot", run: kv::snapshot, seeds: seeds::kv_snapshots },
+    #[cfg(feature = "kv")]
+    Target { name: "etcd_request", run: etcd::request, seeds: seeds::etcd_requests },
+    #[cfg(feature = "kv")]
+    Target { name: "etcd_json", run: etcd::json, seeds: seeds::etcd_json },
     #[cfg(feature = "kv")]
     Target { name: "configuration", run: kv::configuration, seeds: seeds::configurations },
 ];

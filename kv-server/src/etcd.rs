@@ -12,6 +12,7 @@ mod documents;
 mod election;
 mod error;
 mod first_bytes;
+pub(crate) mod fuzzing;
 mod gateway;
 mod health;
 mod held;

@@ -4,6 +4,8 @@ use consensus_core::NodeId;
 use kv_state_machine::{KvAnswer, KvCommand, KvError, KvRejection};
 use kv_store_client::protocol::{Call, Fault, Reply};
 
+pub use crate::etcd::fuzzing::{json as etcd_json, request as etcd_request};
+
 use crate::{
     config::{self, ConfigError},
     convert, node,

@@ -261,3 +261,48 @@ pub fn configurations() -> Seeds {
     let endpoints = "--replica-endpoints=a:1,[::1]:2\n--node-id=1\n--witnesses=0\n--join=true\n---\n";
     ["", cluster, nodes, all, flags, endpoints, words].map(|text| Bytes::from(text).to_vec()).to_vec()
 }
+
+/// Requests of etcd's clients over gRPC.
+pub fn etcd_requests() -> Seeds {
+    use kv_etcd_api::etcdserverpb as pb;
+    use pb::{compare::TargetUnion, request_op::Request};
+    use prost::Message;
+    let put = pb::PutRequest { key: "k".into(), value: "value".into(), lease: 7, ..Default::default() };
+    let range = pb::RangeRequest { key: "a".into(), range_end: "z".into(), limit: 3, ..Default::default() };
+    let delete = pb::DeleteRangeRequest { key: "d".into(), range_end: "\0".into(), prev_kv: true };
+    let op = |request| pb::RequestOp { request: Some(request) };
+    let inner =
+        pb::TxnRequest { success: vec![op(Request::RequestRange(range.clone()))], ..Default::default() };
+    let compare = pb::Compare {
+        key: "k".into(),
+        target: 2,
+        target_union: Some(TargetUnion::ModRevision(3)),
+        ..Default::default()
+    };
+    let txn = pb::TxnRequest {
+        compare: vec![compare],
+        success: vec![op(Request::RequestPut(put.clone())), op(Request::RequestTxn(inner))],
+        failure: vec![op(Request::RequestDeleteRange(delete.clone()))],
+    };
+    let seed = |kind: u8, message: Vec<u8>| [vec![kind], message].concat();
+    vec![
+        seed(0, range.encode_to_vec()),
+        seed(1, put.encode_to_vec()),
+        seed(2, delete.encode_to_vec()),
+        seed(3, txn.encode_to_vec()),
+    ]
+}
+
+/// Requests over etcd's JSON gateway: a path, a line break, and the body.
+pub fn etcd_json() -> Seeds {
+    let seeds = [
+        "/v3/kv/range\n{\"key\":\"YQ==\",\"range_end\":\"eg==\",\"limit\":\"3\",\"sort_order\":\"DESCEND\"}",
+        "/v3/kv/put\n{\"key\":\"aw==\",\"value\":\"dmFsdWU=\",\"lease\":7,\"prev_kv\":true}",
+        "/v3/kv/txn\n{\"compare\":[{\"key\":\"aw==\",\"target\":\"MOD\",\"mod_revision\":\"3\"}],\
+         \"success\":[{\"request_put\":{\"key\":\"aw==\"}},{\"request_txn\":{}}]}",
+        "/v3/lease/grant\n{\"TTL\":60}",
+        "/v3/watch\n{\"create_request\":{\"key\":\"aw==\",\"filters\":[\"NOPUT\"]}}\n{\"progress_request\":{}}",
+        "/v3/cluster/member/add\n{\"peerURLs\":[\"http://127.0.0.1:2380\"],\"isLearner\":true}",
+    ];
+    seeds.into_iter().map(|seed| seed.as_bytes().to_vec()).collect()
+}

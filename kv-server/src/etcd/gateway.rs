@@ -187,9 +187,8 @@ async fn feed(
                 body.is_end_stream()
             }
         };
-        while let Some(document) = documents.next()? {
-            let mut reader = serde_json::Deserializer::from_slice(&document);
-            let frame = Frame::data(framed(&message(kind, &mut reader)?));
+        while let Some(message) = next_message(kind, &mut documents)? {
+            let frame = Frame::data(framed(&message));
             if sender.send(Ok(frame)).await.is_err() {
                 return Ok(());
             }
@@ -201,6 +200,23 @@ async fn feed(
             return documents.end();
         }
     }
+}
+
+/// Takes the first whole document, and returns its message.
+fn next_message(kind: &MessageDescriptor, documents: &mut Documents) -> Result<Option<Bytes>, Status> {
+    let Some(document) = documents.next()? else { return Ok(None) };
+    message(kind, &mut serde_json::Deserializer::from_slice(&document)).map(Some)
+}
+
+/// The messages of a whole body.
+pub(super) fn messages(kind: &MessageDescriptor, body: &[u8]) -> Result<Vec<Bytes>, Status> {
+    let mut documents = Documents::default();
+    documents.add(body);
+    let messages: Result<_, _> =
+        std::iter::from_fn(|| next_message(kind, &mut documents).transpose()).collect();
+    let messages: Vec<_> = messages?;
+    documents.end()?;
+    Ok(messages)
 }
 
 fn too_large(bytes_max: usize) -> Status {
@@ -278,7 +294,7 @@ fn stream(answers: Answers, kind: MessageDescriptor) -> Response<Body> {
 }
 
 /// A message as JSON: bytes in base64, long numbers as strings, names as in the descriptors, no defaults.
-fn text(kind: &MessageDescriptor, message: &[u8]) -> Result<String, Status> {
+pub(super) fn text(kind: &MessageDescriptor, message: &[u8]) -> Result<String, Status> {
     let wrong = |error: String| Status::internal(error);
     let message = DynamicMessage::decode(kind.clone(), message).map_err(|error| wrong(error.to_string()))?;
     debug_assert_eq!(message.descriptor(), *kind);

@@ -53,7 +53,7 @@ use crate::{
     routing::{LEADER_WAIT, RoutingManager},
 };
 
-/// What the services of one connection need. Cheap to clone.
+/// Context of the services of one connection. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Etcd {
     router: Arc<RoutingManager>,
@@ -62,19 +62,19 @@ pub(crate) struct Etcd {
     stop: channel::Receiver<bool>,
 }
 
-/// Bounds of the API, and how often it tells of progress.
+/// Limits of the API, and the interval of progress notifications.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ApiLimits {
-    /// Longest request, in bytes.
+    /// Maximum bytes of a request.
     pub(crate) request_bytes: usize,
-    /// Calls and streams of a connection at once.
+    /// Maximum number of concurrent calls and streams of a connection.
     pub(crate) streams_max: u32,
-    /// Time without a change after which a watch that asks for it is told of progress.
+    /// Time without events after which a watch with `progress_notify` receives a progress notification.
     pub(crate) watch_progress_interval: Duration,
 }
 
 impl ApiLimits {
-    /// Longest message: a request, and what surrounds it, for which etcd allows as much.
+    /// Maximum bytes of a message: a request, and the overhead that etcd allows.
     fn message_bytes(&self) -> usize {
         self.request_bytes + (512 << 10)
     }
@@ -128,7 +128,7 @@ impl Etcd {
         self.database().status().borrow().clone()
     }
 
-    /// The header of an answer that was given at a revision.
+    /// Header of a response at a revision.
     fn header(&self, revision: u64) -> ResponseHeader {
         let status = self.status();
         ResponseHeader {
@@ -139,22 +139,22 @@ impl Etcd {
         }
     }
 
-    /// The header of an answer at this node's newest revision.
+    /// Header of a response at this node's newest revision.
     fn header_now(&self) -> Result<ResponseHeader, Status> {
         Ok(self.header(self.database().revision().map_err(error::of_read)?))
     }
 
-    /// The header of an answer that has nothing to do with the store.
+    /// Header of a response that does not depend on the store.
     fn header_without_revision(&self) -> ResponseHeader {
         self.header(0)
     }
 
-    /// Has the leader execute an operation that writes.
+    /// Executes a write on the leader.
     async fn write(&self, operation: KvOperation) -> Result<KvAnswer, Status> {
         Ok(self.write_held(operation).await?.answer)
     }
 
-    /// Same as [`write`](Self::write), with the room for the answer.
+    /// Same as [`write`](Self::write), with the room for the response.
     async fn write_held(&self, operation: KvOperation) -> Result<Answered, Status> {
         let mut room = self.budget.room();
         let led = self.router.lead(&NodeRequest::Execute(operation), &mut room).await;
@@ -184,7 +184,7 @@ impl Etcd {
         if let Some(answer) = read.in_memory() {
             return Ok(Answered { answer: answer.map_err(error::of_read)?, room });
         }
-        // Most answers are small: they do not wait for the room of the largest one.
+        // Most responses are small. They do not wait for room for the largest one.
         room.reserve(bytes_max.min(SHORT_READ_BYTES_MAX)).await;
         if let Some(answer) = read.finish_if_short().await {
             return Ok(Answered { answer: answer.map_err(error::of_read)?, room });
@@ -203,7 +203,7 @@ impl Etcd {
         self.when_led(|| database.range_pages(range.clone(), consistency)).await
     }
 
-    /// Starts a read, again while this node has no leader: clients get an answer although an election is held, as for writes.
+    /// Starts a read. Retries while this node knows no leader, so that a read during an election succeeds, like a write.
     async fn when_led<T, R>(&self, start: impl Fn() -> R) -> Result<T, Status>
     where
         R: Future<Output = Result<T, KvError>>,
@@ -238,7 +238,7 @@ fn unexpected(answer: &impl std::fmt::Debug) -> Status {
     Status::internal(format!("etcdserver: unexpected answer {answer:?}"))
 }
 
-/// The identity of the cluster; one that stands alone has none of its own.
+/// Cluster id for clients. A standalone server has a fixed one.
 fn cluster_id(status: &EngineStatus) -> u64 {
     match status.membership.cluster().0 {
         0 => MEMBER_TAG,
@@ -246,7 +246,7 @@ fn cluster_id(status: &EngineStatus) -> u64 {
     }
 }
 
-/// A node as etcd's clients know it: never 0, which stands for nobody, and with the node's number at the end.
+/// Member id for etcd's clients: never 0, which means no member, with the node's number in the lowest bytes.
 fn member_id(node: NodeId) -> u64 {
     if node.0 < 1 << TAG_SHIFT { MEMBER_TAG | node.0 } else { node.0 }
 }
@@ -264,7 +264,7 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Time between two starts of a read of which the leader that this node knows does not tell.
+/// Time between two attempts of a read whose leader may have failed.
 const LEADER_RETRY: Duration = Duration::from_millis(20);
 /// "kv" in the highest bytes of a member's id.
 const MEMBER_TAG: u64 = 0x6b76 << TAG_SHIFT;

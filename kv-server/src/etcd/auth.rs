@@ -1,4 +1,4 @@
-//! The service `Auth`. There are no users yet: everybody may do everything.
+//! The service `Auth`. There are no users yet: every client may do everything.
 
 use kv_etcd_api::etcdserverpb::{
     AuthDisableRequest, AuthDisableResponse, AuthEnableRequest, AuthEnableResponse, AuthRoleAddRequest,
@@ -18,12 +18,12 @@ use super::{Etcd, error};
 
 type Result<T> = std::result::Result<Response<T>, Status>;
 
-/// Calls that need users.
+/// Implements the calls that need users.
 macro_rules! without_users {
     ($($call:ident: $request:ty => $response:ty;)*) => {
         #[tonic::async_trait]
         impl Auth for Etcd {
-            /// What clients with a name and a password call first; without users they go on with neither.
+            /// Clients with a name and a password call this first. Without users they continue without a token.
             async fn authenticate(&self, _: Request<AuthenticateRequest>) -> Result<AuthenticateResponse> {
                 Err(error::auth_not_enabled())
             }

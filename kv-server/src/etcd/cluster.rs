@@ -44,7 +44,7 @@ impl Cluster for Etcd {
         let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
         let node = node_of(id);
         let endpoint = peer_endpoint(&peer_ur_ls).map_err(|invalid| {
-            // As etcd does: whether there is such a member is looked at first.
+            // As in etcd, an unknown member is reported first.
             let status = self.router.database().status();
             let is_member = node == self.router.node() || status.borrow().membership.get(node).is_some();
             if is_member { invalid } else { error::member_not_found() }
@@ -102,7 +102,7 @@ impl Etcd {
         cluster.members(&status).into_iter().map(member).collect()
     }
 
-    /// Has the leader change the members, and waits a moment until this node knows. Returns the member that was changed.
+    /// Changes the members on the leader, and waits a moment until this node knows the change. Returns the changed member.
     async fn change_members(&self, request: MemberRequest) -> std::result::Result<NodeId, Status> {
         let is_removal = matches!(request, MemberRequest::Remove(_));
         let answer = self.lead(&NodeRequest::Member(request)).await?;
@@ -125,7 +125,7 @@ fn url(endpoint: &Endpoint) -> String {
     format!("http://{endpoint}")
 }
 
-/// How long the answer to a change waits until this node has heard of it.
+/// Maximum time that the response to a change waits until this node knows the change.
 const KNOWN_MAX: std::time::Duration = std::time::Duration::from_secs(2);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Requests of the service KV as operations of the store, and its results as answers.
+//! Converts requests of the service KV to operations of the store, and results to responses.
 
 use bytes::Bytes;
 use kv_etcd_api::{
@@ -76,7 +76,7 @@ pub(super) fn delete(request: pb::DeleteRangeRequest) -> Result<KvOperation> {
     Ok(KvOperation::Delete(Delete { key, range_end, return_previous: request.prev_kv, limit: 0 }))
 }
 
-/// A key, or the keys up to an end; the end `\0` stands for that of all keys.
+/// A key, or the keys up to an end; the end `\0` means the end of all keys.
 pub(super) fn keys(key: Bytes, range_end: Bytes) -> Result<KeyRange> {
     if key.is_empty() {
         return Err(error::empty_key());

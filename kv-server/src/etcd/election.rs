@@ -75,7 +75,7 @@ impl Election for Etcd {
         Ok(Response::new(Box::pin(leaders)))
     }
 
-    /// Who does not lead any more has nothing to give up.
+    /// A resignation of a candidate that is not leader any more has no effect.
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>> {
         let leader = request.into_inner().leader.ok_or_else(no_leader_key)?;
         let delete = KvOperation::Delete(Delete { key: leader.key.clone(), ..Delete::default() });
@@ -93,7 +93,7 @@ impl Etcd {
         }
     }
 
-    /// Does what only the holder of a place may do; the revision, and whether it was done.
+    /// Executes an operation if the caller still has its place. Returns the revision, and whether it was executed.
     async fn as_leader(&self, leader: &LeaderKey, operation: KvOperation) -> Result<(u64, bool)> {
         if leader.key.is_empty() {
             return Err(error::empty_key());
@@ -113,16 +113,16 @@ impl Etcd {
     }
 }
 
-/// Who leads, and everything that each leader proclaims, in the order of revisions.
+/// The leaders of an election, and all their proclamations, in the order of revisions.
 struct Observed {
     etcd: Etcd,
     name: Bytes,
     watches: Watches,
-    /// The watch of the leader's key, or of the queue if there is no leader. `None`: the queue has to be looked at.
+    /// The watch of the leader's key, or of the queue if there is no leader. `None`: the queue must be read.
     watch: Option<WatchId>,
     /// Key of the leader; `None` if there is none.
     leader: Option<Bytes>,
-    /// Events of the watch that were not looked at yet.
+    /// Events of the watch that were not processed yet.
     events: VecDeque<Arc<WatchEvent>>,
 }
 
@@ -148,13 +148,13 @@ impl Observed {
             };
             match news {
                 WatchNews::Events { events, .. } => self.events = events.into(),
-                // What was proclaimed meanwhile is gone; the newest is told.
+                // Proclamations in between are compacted; the newest one is sent.
                 _ => self.end_watch(),
             }
         }
     }
 
-    /// Takes an event. Returns what it says of the leader.
+    /// Processes an event. Returns a response if it is a proclamation.
     fn take(&mut self, event: &WatchEvent) -> Option<LeaderResponse> {
         let (key, revision) = (&event.kv.key, event.kv.mod_revision);
         if event.deleted {
@@ -164,7 +164,7 @@ impl Observed {
             return None;
         }
         if self.leader.is_none() {
-            // The first that comes into an empty queue leads, unless the same transaction removes it.
+            // The first key in an empty queue is the leader, unless the same transaction removes it.
             let mut same = self.events.iter().filter(|other| other.kv.mod_revision == revision);
             let is_gone = same.any(|other| other.deleted && other.kv.key == *key);
             self.end_watch();
@@ -185,7 +185,7 @@ impl Observed {
         (self.watch, self.leader) = (Some(watch), leader);
     }
 
-    /// Has the queue looked at again.
+    /// Makes the next step read the queue again.
     fn end_watch(&mut self) {
         if let Some(watch) = self.watch.take() {
             self.watches.remove(watch);

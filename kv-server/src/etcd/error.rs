@@ -1,4 +1,4 @@
-//! Errors in etcd's words: clients match on code and text.
+//! Errors with etcd's codes and texts, which clients match on.
 
 use kv_state_machine::{KvError, KvRejection};
 use tonic::{Code, Status};
@@ -48,17 +48,17 @@ errors! {
     invalid_downgrade_version: InvalidArgument, "etcdserver: invalid downgrade target version";
 }
 
-/// An enum's number that etcd does not know.
+/// Error for a number of an enum that etcd does not know.
 pub(super) fn unknown_number(what: &str, number: i32) -> Status {
     Status::invalid_argument(format!("etcdserver: {what} {number} is unknown"))
 }
 
-/// A write or a call that only the leader executes was not done, or nobody knows.
+/// Error of a write, or of another call on the leader: it was not executed, or its outcome is unknown.
 pub(super) fn of_node(fault: NodeFault) -> Status {
     match fault {
         NodeFault::Rejected(rejection) => of_rejection(rejection),
         NodeFault::NotLeader(_) => no_leader(),
-        // Clients repeat what is unavailable, so that what may have been done must not be.
+        // Clients repeat calls that are UNAVAILABLE. A call that may have been executed must not be repeated.
         NodeFault::Unavailable { maybe_applied: true, why } => {
             tracing::debug!(%why, "the outcome of a write is unknown");
             deadline_exceeded()
@@ -78,7 +78,7 @@ pub(super) fn of_node(fault: NodeFault) -> Status {
     }
 }
 
-/// A read was not done.
+/// Error of a read.
 pub(super) fn of_read(error: KvError) -> Status {
     match error {
         KvError::Rejected(rejection) => of_rejection(rejection),

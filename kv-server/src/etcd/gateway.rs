@@ -1,7 +1,7 @@
 //! The JSON gateway: every call of the API as a POST, with messages as JSON.
 //!
-//! Paths come from the descriptors (option `google.api.http`), and a call goes the way that gRPC goes: its message is
-//! rewritten from JSON, and those of the answer to JSON.
+//! Paths come from the descriptors (option `google.api.http`). A call takes the path of gRPC: its message is
+//! converted from JSON, and the messages of the response to JSON.
 
 use std::{collections::HashMap, sync::OnceLock};
 
@@ -30,7 +30,7 @@ use super::{
     serve::{call, descriptors},
 };
 
-/// The method that a path stands for.
+/// Returns the method of a path.
 pub(super) fn method_of(path: &str) -> Option<&'static MethodDescriptor> {
     static ROUTES: OnceLock<HashMap<String, MethodDescriptor>> = OnceLock::new();
     let routes = ROUTES.get_or_init(routes);
@@ -58,7 +58,7 @@ fn routes() -> HashMap<String, MethodDescriptor> {
     routes
 }
 
-/// Answers a request to the path of a method.
+/// Serves a request to the path of a method.
 pub(super) async fn answer(
     etcd: Etcd,
     method: &'static MethodDescriptor,
@@ -108,11 +108,11 @@ pub(super) async fn answer(
     }
 }
 
-/// The one message of a request.
+/// Reads the only message of a request.
 async fn whole(kind: &MessageDescriptor, body: Incoming, bytes_max: usize) -> Result<Bytes, Status> {
     let limited = http_body_util::Limited::new(body, bytes_max);
     let body = limited.collect().await.map_err(|_| too_large(bytes_max))?.to_bytes();
-    // No body stands for an empty message.
+    // No body means an empty message.
     let json = if body.iter().all(u8::is_ascii_whitespace) { Bytes::from_static(b"{}") } else { body };
     let mut reader = serde_json::Deserializer::from_slice(&json);
     let message = message(kind, &mut reader)?;
@@ -132,8 +132,8 @@ fn message<'de, R: serde_json::de::Read<'de>>(
     Ok(message.encode_to_vec().into())
 }
 
-/// Refuses names that an enum does not have. Else they would be passed over like fields that are not known, and the call would
-/// do what nobody asked for.
+/// Refuses names that an enum does not have. They would be ignored like unknown fields, and the call would do something
+/// else than the client requested.
 fn check_enums(kind: &MessageDescriptor, json: &serde_json::Value) -> Result<(), Status> {
     let Some(fields) = json.as_object() else { return Ok(()) };
     for (name, value) in fields {
@@ -155,7 +155,7 @@ fn check_enums(kind: &MessageDescriptor, json: &serde_json::Value) -> Result<(),
     Ok(())
 }
 
-/// The messages of a request, one after another, as the frames of a stream. It ends where the request ends.
+/// Converts the messages of a request to the frames of a stream, which ends with the request.
 fn streamed(kind: MessageDescriptor, body: Incoming, bytes_max: usize) -> Body {
     let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, Status>>(4);
     tokio::spawn(async move {
@@ -208,7 +208,7 @@ fn next_message(kind: &MessageDescriptor, documents: &mut Documents) -> Result<O
     message(kind, &mut serde_json::Deserializer::from_slice(&document)).map(Some)
 }
 
-/// The messages of a whole body.
+/// Returns the messages of a whole body.
 pub(super) fn messages(kind: &MessageDescriptor, body: &[u8]) -> Result<Vec<Bytes>, Status> {
     let mut documents = Documents::default();
     documents.add(body);
@@ -223,7 +223,7 @@ fn too_large(bytes_max: usize) -> Status {
     Status::resource_exhausted(format!("the request has more than {bytes_max} bytes"))
 }
 
-/// A message as gRPC frames it.
+/// Frames a message for gRPC.
 fn framed(message: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(message.len() + 5);
     frame.put_u8(0);
@@ -232,11 +232,11 @@ fn framed(message: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// The messages of an answer.
+/// Messages of a response.
 struct Answers {
     body: Body,
     left: BytesMut,
-    /// What the headers say, where there is no message.
+    /// Status in the headers of a response without messages.
     status: Option<Status>,
 }
 
@@ -246,7 +246,7 @@ impl Answers {
         Self { body, left: BytesMut::new(), status: Status::from_header_map(&parts.headers) }
     }
 
-    /// The next message; `None` at an end in order.
+    /// Returns the next message; `None` after the last one.
     async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
             if let Some(length) = self.left.get(1..5).and_then(|mut bytes| bytes.try_get_u32().ok()) {
@@ -275,7 +275,7 @@ impl Answers {
     }
 }
 
-/// One message in each chunk, and a line of its own: some clients take chunks for messages.
+/// Sends each message as a line in a chunk of its own, because some clients treat chunks as messages.
 fn stream(answers: Answers, kind: MessageDescriptor) -> Response<Body> {
     let lines = futures::stream::unfold(Some((answers, kind)), |state| async move {
         let (mut answers, kind) = state?;
@@ -293,7 +293,7 @@ fn stream(answers: Answers, kind: MessageDescriptor) -> Response<Body> {
     response
 }
 
-/// A message as JSON: bytes in base64, long numbers as strings, names as in the descriptors, no defaults.
+/// Converts a message to JSON: bytes in base64, long numbers as strings, names as in the descriptors, no defaults.
 pub(super) fn text(kind: &MessageDescriptor, message: &[u8]) -> Result<String, Status> {
     let wrong = |error: String| Status::internal(error);
     let message = DynamicMessage::decode(kind.clone(), message).map_err(|error| wrong(error.to_string()))?;
@@ -331,7 +331,7 @@ fn http_status(code: Code) -> StatusCode {
     }
 }
 
-/// How requests over HTTP say that they require a leader.
+/// Header of a request over HTTP that requires a leader.
 const HAS_LEADER_HEADER: &str = "grpc-metadata-hasleader";
 
 #[cfg(test)]

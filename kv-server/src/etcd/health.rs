@@ -10,7 +10,7 @@ use super::{Etcd, error};
 
 type Result<T> = std::result::Result<T, Status>;
 
-/// As in etcd, only the server as a whole has a health, under the empty name.
+/// As in etcd, only the whole server has a health, under the empty name.
 #[tonic::async_trait]
 impl Health for Etcd {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>> {
@@ -41,7 +41,7 @@ impl Etcd {
     }
 }
 
-/// What the server tells of its own services.
+/// Reflection: the server describes its services.
 pub(super) mod reflection {
     use kv_etcd_api::FILE_DESCRIPTOR_SET;
     use tonic_reflection::{

@@ -1,4 +1,4 @@
-//! What is asked over HTTP without gRPC: version and health, and the calls of the gateway.
+//! Requests over HTTP without gRPC: version, health, and calls of the gateway.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -7,7 +7,7 @@ use tonic::body::Body;
 
 use super::{Etcd, checks::Probe, gateway, maintenance::ETCD_VERSION};
 
-/// Answers a request.
+/// Serves a request.
 pub(super) async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
     match gateway::method_of(request.uri().path()) {
         Some(method) => gateway::answer(etcd, method, request).await,
@@ -15,7 +15,7 @@ pub(super) async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<B
     }
 }
 
-/// Answers a request for version or health.
+/// Serves a request for version or health.
 pub(super) async fn answer_of_health(etcd: &Etcd, request: &Request<Incoming>) -> Response<Body> {
     let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
     match request.method() {
@@ -30,7 +30,7 @@ pub(super) async fn answer_of_health(etcd: &Etcd, request: &Request<Incoming>) -
     json(StatusCode::NOT_FOUND, r#"{"code":5,"message":"Not Found"}"#.to_owned())
 }
 
-/// Clients take these for numbers.
+/// Clients parse these as numbers.
 fn version() -> String {
     format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_VERSION}","storage":"{ETCD_VERSION}"}}"#)
 }

@@ -82,12 +82,12 @@ impl Kv for Etcd {
         }
     }
 
-    /// Physical or not: what was compacted cannot be seen any more, and is removed from the disk beside other work.
+    /// With and without `physical`, compacted versions are not readable any more, and a thread removes them from disk later.
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<CompactionResponse> {
         let revision = request.into_inner().revision;
         if revision <= 0 {
             self.check_alarms(false)?;
-            // Of a store that was never compacted nothing is to be done.
+            // A store that was never compacted accepts it without effect.
             return match (revision, self.database().compacted()) {
                 (0, 0) => Ok(Response::new(CompactionResponse { header: Some(self.header_now()?) })),
                 _ => Err(error::compacted()),

@@ -52,7 +52,7 @@ impl Lease for Etcd {
             async move { etcd.keep_alive(request?.id).await }
         });
         let stopped = async move { stopped(&mut stop).await };
-        // Clients send many at once; they are answered in order.
+        // Clients send many at once. The responses are in their order.
         Ok(Response::new(Box::pin(answers.buffered(AT_ONCE).take_until(Box::pin(stopped)))))
     }
 
@@ -92,7 +92,7 @@ impl Lease for Etcd {
 }
 
 impl Etcd {
-    /// A lease that is not there is answered with a time of 0.
+    /// The response for an unknown lease has a time to live of 0.
     async fn keep_alive(&self, id: i64) -> std::result::Result<LeaseKeepAliveResponse, Status> {
         let request = NodeRequest::KeepAlive { id };
         let answer = tokio::time::timeout(KEEP_ALIVE_TIMEOUT, self.lead(&request)).await;
@@ -103,9 +103,9 @@ impl Etcd {
     }
 }
 
-/// Shortest life in seconds, as in etcd with an election timeout of 1 s.
+/// Minimum time to live in seconds, as in etcd with an election timeout of 1 s.
 const TTL_MIN: u64 = 2;
-/// Requests of a stream that are under way at once.
+/// Maximum number of concurrent requests of a stream.
 const AT_ONCE: usize = 128;
-/// Go's client gives up on a lease whose first renewal is not answered soon: an error has it try again.
+/// Go's client gives a lease up if its first renewal has no response for long. After an error it retries.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);

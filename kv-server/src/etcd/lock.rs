@@ -30,7 +30,7 @@ impl Lock for Etcd {
 }
 
 impl Etcd {
-    /// Who comes without a lease gets one of a minute.
+    /// Returns the lease, or grants one of a minute if there is none.
     pub(super) async fn lease_or_new(&self, lease: i64) -> Result<i64, Status> {
         if lease != 0 {
             return Ok(lease);
@@ -41,7 +41,7 @@ impl Etcd {
     }
 }
 
-/// The service says it of a lease with another code than the others do.
+/// Changes the code of an unknown lease: this service uses another one than the others.
 pub(super) fn lease_unknown(status: Status) -> Status {
     if status.message() == error::lease_not_found().message() {
         Status::new(Code::Unknown, status.message())
@@ -50,7 +50,7 @@ pub(super) fn lease_unknown(status: Status) -> Status {
     }
 }
 
-/// Gives a place in a queue up, unless it was kept, when the call ends: its client may have gone while it waited.
+/// Gives up a place in a queue when the call ends, unless the place was kept: the client may have left while it waited.
 pub(super) struct GiveUp {
     pub(super) etcd: Etcd,
     pub(super) place: Option<Place>,
@@ -70,5 +70,5 @@ impl Drop for GiveUp {
     }
 }
 
-/// Seconds.
+/// Time to live in seconds of a lease that is granted for a lock.
 const LEASE_TTL: u64 = 60;

@@ -60,7 +60,7 @@ impl Maintenance for Etcd {
             format!("memberID:{member} alarm:{}", alarm.kind)
         };
         let errors = no_leader.into_iter().chain(self.database().alarms().into_iter().map(alarm)).collect();
-        // Alone a server leads itself.
+        // A standalone server is its own leader.
         let leader = match (status.leader, self.router.cluster()) {
             (None, None) => Some(self.router.node()),
             (leader, _) => leader,
@@ -82,7 +82,7 @@ impl Maintenance for Etcd {
         }))
     }
 
-    /// Without a quota nothing is to be defragmented. With one, space that was compacted away is given back at once, so that an
+    /// Without a quota this has no effect. With a quota, the space of compacted versions is freed at once, so that an
     /// alarm can be disarmed. As in etcd, the response has no header.
     async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<DefragmentResponse> {
         if self.database().limits().quota_bytes > 0 {
@@ -100,7 +100,7 @@ impl Maintenance for Etcd {
         let revision = request.into_inner().revision;
         let hash =
             self.data()?.hash_at(u64::try_from(revision).unwrap_or(0)).await.map_err(error::of_read)?;
-        // There are no keys at a negative revision, which etcd takes as it is.
+        // etcd accepts a negative revision, at which there are no keys.
         let (hash_value, hash_revision) =
             if revision < 0 { (0, revision) } else { (hash.hash, signed(hash.revision)) };
         Ok(Response::new(HashKvResponse {
@@ -142,7 +142,7 @@ impl Maintenance for Etcd {
         }
     }
 
-    /// There is no version to go down to.
+    /// There is no older version.
     async fn downgrade(&self, request: Request<DowngradeRequest>) -> Result<DowngradeResponse> {
         if request.into_inner().version.is_empty() {
             return Err(error::wrong_downgrade_version());
@@ -152,7 +152,7 @@ impl Maintenance for Etcd {
 }
 
 impl Etcd {
-    /// Has the leader raise or disarm an alarm. Returns it, unless nothing was to be disarmed.
+    /// Raises or disarms an alarm on the leader. Returns it, unless it was not raised before it was disarmed.
     async fn change_alarm(
         &self,
         change: fn(Alarm) -> KvOperation,
@@ -173,10 +173,10 @@ fn alarm_member(alarm: Alarm) -> AlarmMember {
     AlarmMember { member_id: alarm.node.map_or(0, member_id), alarm: kind.into() }
 }
 
-/// 0 is no member.
+/// 0 means no member.
 fn alarm_node(member_id: u64) -> Option<NodeId> {
     (member_id != 0).then(|| node_of(member_id))
 }
 
-/// The version whose API this is: clients decide by it what they may ask for.
+/// Version of etcd whose API is served. Clients choose features by it.
 pub(crate) const ETCD_VERSION: &str = "3.7.0";

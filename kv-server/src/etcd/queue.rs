@@ -1,4 +1,4 @@
-//! What locks and elections are made of: keys below a name, of which the one that came first counts.
+//! Queues, on which locks and elections are built: keys with a common prefix, of which the oldest one is the first.
 
 use bytes::Bytes;
 use kv_state_machine::{
@@ -14,14 +14,14 @@ use crate::frontend::stopped;
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) key: Bytes,
-    /// Revision at which it came in.
+    /// Create revision of the key.
     pub(super) revision: u64,
-    /// Its value.
+    /// Value of the key.
     pub(super) value: Bytes,
 }
 
 impl Etcd {
-    /// Puts the key of a lease into the queue of a name with a value; if it is there already, it stays with the value it has.
+    /// Adds the key of a lease to the queue of a name. A key that is in the queue already keeps its value.
     pub(super) async fn queue_up(&self, name: &Bytes, lease_id: i64, value: Bytes) -> Result<Place, Status> {
         let key = Bytes::from([&name[..], b"/", hexadecimal(lease_id).as_bytes()].concat());
         let put = Put { key: key.clone(), value: value.clone(), lease_id, ..Put::default() };
@@ -44,7 +44,7 @@ impl Etcd {
         })
     }
 
-    /// Waits until the place is the first of its queue. The place may be lost meanwhile, as its lease ends: an error.
+    /// Waits until the place is the first of its queue. Returns an error if the place is lost because its lease ends.
     pub(super) async fn wait_for_turn(&self, name: &Bytes, place: &Place) -> Result<(), Status> {
         loop {
             let (mine, before) = self.look_at_queue(name, place).await?;
@@ -53,7 +53,7 @@ impl Etcd {
             }
             let Some((before, at)) = before else { return Ok(()) };
             let mut watches = self.data()?.watches().map_err(error::of_read)?;
-            // The own key too: who has lost its place need not wait.
+            // The own key too: a caller that has lost its place must not wait.
             for key in [before.key, place.key.clone()] {
                 watches.add(WatchRequest {
                     keys: KeyRange { key, range_end: None },
@@ -62,7 +62,7 @@ impl Etcd {
                     ..WatchRequest::default()
                 });
             }
-            // Whatever it is, the queue is looked at again.
+            // After any event the queue is read again.
             let mut stop = self.stop.clone();
             tokio::select! {
                 news = watches.next() => news.map_err(error::of_read)?,
@@ -71,7 +71,7 @@ impl Etcd {
         }
     }
 
-    /// Whether the place is there still, and who came last before it, as of which revision.
+    /// Returns whether the place still exists, and the last key before it with the revision of the read.
     async fn look_at_queue(
         &self,
         name: &Bytes,
@@ -96,7 +96,7 @@ impl Etcd {
         Ok((is_there, before.kvs.first().map(|kv| (kv.clone(), answer.revision))))
     }
 
-    /// The first of a queue, and the revision of the store.
+    /// Returns the first key of a queue, and the revision of the store.
     pub(super) async fn first_of_queue(&self, name: &Bytes) -> Result<(Option<KeyValue>, u64), Status> {
         let answer = self.read(KvOperation::Range(queue(name)), false).await?;
         let KvResult::Range(mut found) = answer.result else { return Err(unexpected(&answer.result)) };
@@ -124,7 +124,7 @@ fn hexadecimal(lease_id: i64) -> String {
     format!("{sign}{:x}", lease_id.unsigned_abs())
 }
 
-/// The keys below a name, the oldest first, of which one is wanted.
+/// Range of the oldest key of a queue.
 fn queue(name: &Bytes) -> Range {
     let from = [&name[..], b"/"].concat();
     let end = [&name[..], b"0"].concat(); // What comes after the slash.
@@ -137,13 +137,13 @@ fn queue(name: &Bytes) -> Range {
     }
 }
 
-/// All keys below a name.
+/// Keys of a queue.
 pub(super) fn below(name: &Bytes) -> KeyRange {
     let Range { key, range_end, .. } = queue(name);
     KeyRange { key, range_end }
 }
 
-/// The condition that a key came into being at a revision; 0: that it is not there.
+/// Condition that a key was created at a revision; 0: that it does not exist.
 pub(super) fn created(key: &Bytes, revision: u64) -> Compare {
     Compare {
         keys: KeyRange { key: key.clone(), range_end: None },

@@ -1,4 +1,4 @@
-//! One connection of HTTP: gRPC over HTTP/2, and what else asks over HTTP.
+//! One HTTP connection: gRPC over HTTP/2, and other requests.
 
 use std::{convert::Infallible, future::poll_fn, io, sync::OnceLock, time::Duration};
 
@@ -36,16 +36,16 @@ use super::{
 };
 use crate::frontend::stopped;
 
-/// What is served on a connection.
+/// Requests that a connection serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// All of the API.
+    /// The whole API.
     Api,
-    /// Health and version alone.
+    /// Health and version only.
     Health,
 }
 
-/// Serves a connection until the client ends it or `stop` says so; then streams end, and calls in hand are finished.
+/// Serves a connection until the client closes it or `stop` is set. Then streams end, and pending calls are finished.
 pub(crate) async fn serve(
     stream: TcpStream,
     etcd: Etcd,
@@ -112,7 +112,7 @@ async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
     in_words_of_etcd(until_written(response), message_bytes_max)
 }
 
-/// Has the service that the path names answer.
+/// Calls the service of the request's path.
 pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
     let message_bytes_max = etcd.limits.message_bytes();
     macro_rules! served_by {
@@ -153,7 +153,7 @@ pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
     }
 }
 
-/// The answer for a service or method that is not there.
+/// Status for a service or method that does not exist.
 fn unknown(service: &str, method: &str) -> Option<Status> {
     if service.starts_with("grpc.") {
         return None; // Their own code knows their methods.
@@ -165,13 +165,13 @@ fn unknown(service: &str, method: &str) -> Option<Status> {
     (!is_known).then(|| Status::unimplemented(format!("unknown method {method} for service {service}")))
 }
 
-/// The API, as it describes itself.
+/// Descriptors of the API.
 pub(super) fn descriptors() -> &'static DescriptorPool {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     POOL.get_or_init(|| DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap_or_default())
 }
 
-/// Has an error of the library said as etcd says it.
+/// Replaces an error of the gRPC library by etcd's.
 fn in_words_of_etcd(mut response: Response<Body>, message_bytes_max: usize) -> Response<Body> {
     let code = response.headers().get("grpc-status").map(HeaderValue::as_bytes);
     let message = response.headers().get("grpc-message").map(HeaderValue::as_bytes).unwrap_or_default();
@@ -186,7 +186,7 @@ fn in_words_of_etcd(mut response: Response<Body>, message_bytes_max: usize) -> R
     response
 }
 
-/// A number of at most eight digits and its unit.
+/// Parses a number of at most eight digits with a unit.
 fn timeout_of(text: &str) -> Option<Duration> {
     let unit = text.chars().last()?;
     let digits = text.strip_suffix(unit)?;
@@ -208,10 +208,10 @@ fn timeout_of(text: &str) -> Option<Duration> {
 /// As in etcd: time without a whole header after which a connection of HTTP/1 is closed, whether it is idle or slow.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const HEADER_BYTES_MAX: u32 = 16 << 10;
-/// What a client may send before it is taken: of one call, and of all.
+/// Bytes that a client may send ahead: of one call, and of all calls.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// As in etcd: a connection that is silent for so long is asked whether it lives, and closed if no answer comes.
+/// As in etcd: a connection that is silent for this time is pinged, and closed if there is no response.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 

@@ -1,4 +1,4 @@
-//! `Snapshot` of the service `Maintenance`: a copy of the store, and the SHA-256 of what was sent.
+//! `Snapshot` of the service `Maintenance`: a copy of the store, and the SHA-256 of its bytes.
 
 use std::{
     io::{self, Write},
@@ -36,21 +36,21 @@ pub(super) fn send(snapshot: StoreSnapshot, stop: channel::Receiver<bool>) -> An
         let (mut receiver, mut stop) = state?;
         tokio::select! {
             piece = receiver.recv() => Some((piece?, Some((receiver, stop)))),
-            // A client must not take what was sent until now for all.
+            // The client must not treat the messages so far as the whole.
             () = stopped(&mut stop) => Some((Err(error::stopped()), None)),
         }
     }))
 }
 
-/// Cuts what is written into messages.
+/// Divides written bytes into messages.
 struct Pieces {
     sender: mpsc::Sender<Result<SnapshotResponse, Status>>,
     runtime: Handle,
     buffer: BytesMut,
     digest: Sha256,
-    /// Bytes that are still to be sent, without the checksum.
+    /// Number of bytes left to send, without the checksum.
     left: u64,
-    /// Zeros at the end.
+    /// Number of zeros at the end.
     padding: usize,
 }
 
@@ -61,7 +61,7 @@ impl Pieces {
         Self { sender, runtime, buffer: BytesMut::new(), digest: Sha256::new(), left, padding }
     }
 
-    /// Sends what is buffered.
+    /// Sends the buffered bytes.
     fn send_buffer(&mut self) -> io::Result<()> {
         let blob = self.buffer.split().freeze();
         self.digest.update(&blob);
@@ -89,7 +89,7 @@ impl Pieces {
         self.send(Bytes::copy_from_slice(&digest))
     }
 
-    /// Tells the client, if it is there, that what it has is not all.
+    /// Tells the client, if it is still there, that its copy is incomplete.
     fn fail(&self, error: &io::Error) {
         let _ = self.sender.try_send(Err(Status::internal(format!("etcdserver: snapshot: {error}"))));
     }
@@ -110,13 +110,13 @@ impl Write for Pieces {
     }
 }
 
-/// Of one message, as in etcd.
+/// Bytes of one message, as in etcd.
 const PIECE_BYTES: usize = 32 << 10;
-/// Messages that wait for the client.
+/// Maximum number of messages that wait for the client.
 const PIECES_MAX: usize = 4;
-/// etcd's clients take a stream for whole if it is so many bytes times a number, and a checksum.
+/// etcd's clients check that the length is a multiple of this, plus a checksum.
 const BLOCK_BYTES: u64 = 512;
-/// A client that takes nothing for so long is given up: its copy takes room on the disk.
+/// Time after which a client that reads nothing is given up, because its copy takes disk space.
 const STALL_MAX: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Transactions: checked as etcd checks them, and answered as it answers.
+//! Transactions, checked and answered as by etcd.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -18,17 +18,17 @@ use super::{convert, error, signed};
 
 type Result<T> = std::result::Result<T, Status>;
 
-/// The operation that a request stands for, if etcd would take it.
+/// Converts a request to an operation, if etcd would accept it.
 pub(super) fn operation(request: TxnRequest, operations_max: usize) -> Result<KvOperation> {
     check_count(&request, operations_max, 0)?;
-    // Whether each operation is well comes before whether they go together.
+    // As in etcd, each operation is checked first, then their combination.
     let txn = txn(request)?;
     Branch::of(&txn.success)?;
     Branch::of(&txn.failure)?;
     Ok(KvOperation::Txn(txn))
 }
 
-/// Whether every read in it, as there are only reads, may be of this node.
+/// Whether the transaction has only serializable reads.
 pub(super) fn is_serializable(request: &TxnRequest) -> bool {
     request.success.iter().chain(&request.failure).all(|operation| match &operation.request {
         Some(Request::RequestRange(range)) => range.serializable,
@@ -36,7 +36,7 @@ pub(super) fn is_serializable(request: &TxnRequest) -> bool {
     })
 }
 
-/// What a transaction has is taken from what those within it may have.
+/// The parts of a transaction reduce the number that nested ones may have.
 fn check_count(request: &TxnRequest, left: usize, depth: usize) -> Result<()> {
     let count = request.compare.len().max(request.success.len()).max(request.failure.len());
     if count > left || depth > TXN_DEPTH_MAX {
@@ -52,14 +52,14 @@ fn operations(request: &TxnRequest) -> impl Iterator<Item = &Request> {
     request.success.iter().chain(&request.failure).filter_map(|operation| operation.request.as_ref())
 }
 
-/// What a branch writes: a key must not be written twice.
+/// Keys that a branch writes. No key may be written twice.
 #[derive(Default)]
 struct Branch {
     puts: HashSet<Bytes>,
     deletes: Ranges,
 }
 
-/// Ranges of keys, of which none overlap: each start with its end.
+/// Ranges of keys that do not overlap: their ends by their starts.
 #[derive(Default)]
 struct Ranges(BTreeMap<Bytes, Bytes>);
 
@@ -107,7 +107,7 @@ impl Branch {
         Ok(branch)
     }
 
-    /// Adds the two branches of a transaction, of which one is taken.
+    /// Adds the two branches of a nested transaction, of which one will be executed.
     fn add(&mut self, success: Self, failure: Self) -> Result<()> {
         for key in &failure.puts {
             if self.puts.contains(key) || self.deletes.contain(key) {
@@ -191,7 +191,7 @@ fn compare(compare: pb::Compare) -> Result<Compare> {
     Ok(Compare { keys: convert::keys(compare.key, compare.range_end)?, target, result })
 }
 
-/// The answer to a transaction after which the store was at `revision`.
+/// Converts the result of a transaction. `revision`: revision of the store afterwards.
 pub(super) fn done(done: TxnDone, revision: u64, header: pb::ResponseHeader) -> pb::TxnResponse {
     let wrote = done.responses.iter().any(writes);
     let mut revisions = Revisions { now: revision - u64::from(wrote), after: revision };
@@ -200,7 +200,7 @@ pub(super) fn done(done: TxnDone, revision: u64, header: pb::ResponseHeader) -> 
     response
 }
 
-/// The revision in the headers within a transaction: from the first write on that of the transaction.
+/// Revisions in the headers within a transaction: that of the transaction from the first write on.
 struct Revisions {
     now: u64,
     after: u64,
@@ -285,7 +285,7 @@ mod tests {
         // An end that is not after the key covers nothing.
         assert_eq!(refusal(vec![put("b"), delete("a", "\0")]), None);
         assert_eq!(refusal(vec![put("b"), delete("c", "a")]), None);
-        // Of two branches only one is taken.
+        // Only one of two branches is executed.
         assert_eq!(refusal(vec![nested(vec![put("a")], vec![put("a")])]), None);
         assert_eq!(refusal(vec![nested(vec![], vec![put("a")]), put("a")]), duplicate);
         assert_eq!(refusal(vec![nested(vec![put("a")], vec![]), nested(vec![], vec![put("a")])]), duplicate);

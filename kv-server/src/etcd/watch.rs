@@ -56,30 +56,30 @@ impl Watch for Etcd {
     }
 }
 
-/// A watch as its client knows it.
+/// The client's view of a watch.
 struct Client {
     watch: WatchId,
     previous: bool,
     fragment: bool,
-    /// When the client is told how far it is, if nothing else tells it before.
+    /// Time of the next progress notification, unless events are sent before.
     progress_at: Option<Instant>,
 }
 
 /// The watches of a stream. Each step takes about the same time with one watch and with thousands.
 #[derive(Default)]
 struct Clients {
-    /// By the number that the client gave or was told.
+    /// Watches by the ids that their clients know.
     all: HashMap<i64, Client>,
-    /// Numbers of the clients by watch.
+    /// Ids that the clients know, by watch.
     ids: HashMap<WatchId, i64>,
-    /// When clients are told how far they are.
+    /// Times of the next progress notifications.
     due: BTreeSet<(Instant, i64)>,
-    /// Where the search for a free number starts.
+    /// Id at which the search for a free one starts.
     next_id: i64,
 }
 
 impl Clients {
-    /// The number that a client asked for, or a free one for 0; `None`: it is taken.
+    /// Returns the id that a client requested, or a free one for 0; `None` if it is in use.
     fn free_id(&mut self, wanted: i64) -> Option<i64> {
         if wanted != 0 {
             return Some(wanted).filter(|id| !self.all.contains_key(id));
@@ -104,13 +104,13 @@ impl Clients {
         Some(client)
     }
 
-    /// The client of a watch, and its number.
+    /// Returns the client's view of a watch, and its id.
     fn of(&self, watch: WatchId) -> Option<(i64, &Client)> {
         let id = *self.ids.get(&watch)?;
         Some((id, self.all.get(&id)?))
     }
 
-    /// Puts off when a client is told how far it is, if it is told at all.
+    /// Postpones the next progress notification of a watch, if it has any.
     fn put_off(&mut self, id: i64, until: Instant) {
         let Some(at) = self.all.get_mut(&id).and_then(|client| client.progress_at.as_mut()) else { return };
         self.due.remove(&(*at, id));
@@ -118,7 +118,7 @@ impl Clients {
         self.due.insert((until, id));
     }
 
-    /// The next time at which a client is told how far it is.
+    /// Returns the time of the next progress notification.
     fn first_due(&self) -> Option<(Instant, i64)> {
         self.due.first().copied()
     }
@@ -129,9 +129,9 @@ struct Stream {
     watches: Watches,
     out: Sender,
     clients: Clients,
-    /// Requests for progress that are not answered yet, as some watch is behind.
+    /// Requests for progress that wait for a watch that is behind.
     progress_wanted: Option<ProgressWanted>,
-    /// When to look again whether clients that are due can be told how far they are.
+    /// Time at which due progress notifications are tried again.
     progress_not_before: Instant,
 }
 
@@ -148,7 +148,7 @@ impl Stream {
                 request = requests.message(), if has_more => match request {
                     Ok(Some(request)) => self.request(request).await.map_err(|_| None),
                     Ok(None) => {
-                        // Who has said all hears on.
+                        // A client that has sent all its requests still receives events.
                         has_more = false;
                         Ok(())
                     }
@@ -162,7 +162,7 @@ impl Stream {
                 () = out.closed() => Err(None),
             };
             if let Err(end) = outcome {
-                // An end of the stream without an error would be final for some clients; after one they come back.
+                // For some clients an end of the stream without an error is final. After an error they reconnect.
                 if let Some(status) = end {
                     let _ = self.out.send(Err(status)).await;
                 }
@@ -231,13 +231,13 @@ impl Stream {
                 .then(|| Instant::now() + self.etcd.limits.watch_progress_interval),
         };
         self.clients.insert(id, client);
-        // Some clients resume after the revision of the last header: it must not be that of events still to come.
+        // Some clients resume after the revision of the last header, so it must not be that of later events.
         let told = if start_revision == 0 { revision } else { revision.min(start_revision - 1) };
         let header = Some(self.etcd.header(told));
         self.out.send(Ok(WatchResponse { header, watch_id: id, created: true, ..Default::default() })).await
     }
 
-    /// One answer that says both, or clients do not understand it.
+    /// Creation and cancellation in one response: clients do not understand two.
     async fn refuse(&mut self, why: &str) -> Result<(), Gone> {
         let response = WatchResponse {
             header: Some(self.etcd.header(self.watches.revision())),
@@ -312,7 +312,7 @@ impl Stream {
         self.out.send(Ok(response(part, false, &self.etcd))).await
     }
 
-    /// Says how far the watches are, where that was asked for, once it is true of all of them.
+    /// Answers requests for progress once they are true of all watches, and sends due progress notifications.
     async fn tell_progress(&mut self) -> Result<(), Gone> {
         let now = Instant::now();
         let is_due = |clients: &Clients| clients.first_due().filter(|(at, _)| *at <= now).map(|(_, id)| id);
@@ -341,18 +341,18 @@ impl Stream {
     }
 }
 
-/// Requests for progress. An answer must not be older than what the client can know of: the store's revision when it asked.
+/// Requests for progress. A response must not be older than the store's revision at the time of its request.
 #[derive(Clone, Copy)]
 struct ProgressWanted {
-    /// When the first was asked.
+    /// Revision of the store at the first request.
     first: u64,
-    /// When the latest was asked. One answer serves all that it is not too old for.
+    /// Revision of the store at the last request. One response serves all requests for which it is not too old.
     latest: u64,
-    /// When the first was asked, by this node's clock.
+    /// Time of the first request, by this node's clock.
     since: Instant,
 }
 
-/// Without a key the first of all keys is watched, or all of them.
+/// A request without a key watches the first possible key, or all keys.
 fn watched(key: bytes::Bytes, range_end: bytes::Bytes) -> KeyRange {
     let key = if key.is_empty() { bytes::Bytes::from_static(&[0]) } else { key };
     KeyRange { key, range_end: Some(range_end).filter(|end| !end.is_empty()) }
@@ -364,13 +364,13 @@ fn converted(event: &WatchEvent, previous: bool) -> Event {
     Event { r#type: r#type.into(), kv: Some(convert::key_value(event.kv.clone())), prev_kv }
 }
 
-/// Answers that wait for the client to take them; with more, the stream's watches fall behind, which costs no memory.
+/// Maximum number of responses that wait for the client. With more, the watches fall behind, which costs no memory.
 const ANSWERS_MAX: usize = 16;
-/// Bytes of a part, where a client takes answers in parts.
+/// Bytes of a fragment.
 const FRAGMENT_BYTES_MAX: usize = 3 << 19;
 const LOOK: Duration = Duration::from_secs(60);
 const LOOK_PROGRESS: Duration = Duration::from_millis(5);
-/// How long a stream looks so often. A watch may be behind for long, or start at a revision that is far away.
+/// Time for which a stream looks this often. A watch may be behind for long, or start at a distant revision.
 const LOOK_PROGRESS_MAX: Duration = Duration::from_secs(1);
-/// How long a client that is due waits when a watch is behind, before it is looked at again.
+/// Time between two attempts to send a due progress notification while a watch is behind.
 const PROGRESS_RETRY: Duration = Duration::from_millis(100);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What all answers of a node may take.
+/// Memory limit of all responses of a node.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeBudget {
     units: Arc<Semaphore>,
@@ -16,7 +16,7 @@ pub(crate) struct NodeBudget {
     connection_units_max: u32,
 }
 
-/// What the answers on one connection may take, as part of the node's share.
+/// Memory limit of the responses of one connection, as part of the node's.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionBudget {
     node: NodeBudget,
@@ -55,7 +55,7 @@ impl ConnectionBudget {
 
 impl Room {
     /// Waits for room for an answer of at most so many bytes. An answer that could be larger than a whole share gets the
-    /// share. What was reserved before is enough, if there is any.
+    /// share. A second call has no effect.
     pub(crate) async fn reserve(&mut self, bytes: usize) {
         if bytes <= SMALL_BYTES || self.held.is_some() {
             return;

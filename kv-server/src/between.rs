@@ -1,4 +1,4 @@
-//! What one node asks of another, beside what clients ask: requests that only the leader can execute.
+//! Requests between nodes, beside those of clients: requests that only the leader can execute.
 
 use consensus_core::{Endpoint, Member, NodeId, codec};
 use kv_state_machine::{
@@ -43,7 +43,7 @@ pub(crate) enum MemberRequest {
     Publish(OwnMember),
 }
 
-/// What a member tells of itself.
+/// A member's description of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OwnMember {
     pub(crate) node: NodeId,

@@ -1,4 +1,4 @@
-//! Who is in the cluster, who leads it, and who is well.
+//! The members of the cluster, its leader, and the health of each.
 
 pub(crate) mod endpoints;
 mod health;
@@ -21,7 +21,7 @@ use crate::config::{NodeEndpoints, Settings, Topology};
 pub(crate) struct ClusterManager {
     node: NodeId,
     name: String,
-    /// As the file has them; counts for those of whom the membership says nothing.
+    /// Endpoints of the configuration file, for nodes whose endpoints are not in the membership.
     configured: BTreeMap<NodeId, NodeEndpoints>,
     status: watch::Receiver<Arc<EngineStatus>>,
     seen: Arc<Seen>,
@@ -68,7 +68,7 @@ impl ClusterManager {
         client_endpoints(&self.membership(), &self.configured).remove(&node)
     }
 
-    /// What the engine says of itself.
+    /// Status of the engine.
     pub(crate) fn status(&self) -> watch::Receiver<Arc<EngineStatus>> {
         self.status.clone()
     }
@@ -110,7 +110,7 @@ impl ClusterManager {
         }
     }
 
-    /// What an operator is told of a node that is not a member; `None` for a member.
+    /// Message to the operator of a node that is not a member; `None` for a member.
     pub(crate) fn why_no_member(&self) -> Option<String> {
         match self.part(&self.membership()) {
             Part::Member => None,
@@ -142,7 +142,7 @@ impl ClusterManager {
         }
     }
 
-    /// What keeps this node from doing its part, and what to do.
+    /// Problems of this node, and what to do about them.
     pub(crate) fn problems(&self, status: &EngineStatus) -> Vec<String> {
         let no_room = status.no_room.as_ref().map(|why| {
             format!(
@@ -188,7 +188,7 @@ impl ClusterManager {
         ids.into_iter().map(member).collect()
     }
 
-    /// What is wrong with a member, as far as this node knows.
+    /// Problem of a member, as far as this node knows.
     pub(crate) fn problem_of(&self, id: NodeId, status: &EngineStatus) -> Option<String> {
         if id == self.node {
             return Some(self.problems(status).join("; ")).filter(|problems| !problems.is_empty());
@@ -211,7 +211,7 @@ impl Drop for ClusterManager {
     }
 }
 
-/// What takes this node too long, or fails, and what it means.
+/// Calls of this node that hang or fail, and what that means.
 fn stalls(status: &EngineStatus) -> impl Iterator<Item = String> {
     let seconds = |since: Instant| since.elapsed().as_secs();
     let disk = status.storage_stalled_since.map(|since| {
@@ -247,7 +247,7 @@ fn client_endpoints(
     configured.chain(known).collect()
 }
 
-/// Has one health check for each other node, whoever they are just now.
+/// Runs one health check for each other node of the current membership.
 async fn watch_members(
     node: NodeId,
     configured: BTreeMap<NodeId, NodeEndpoints>,
@@ -271,7 +271,7 @@ async fn watch_members(
     }
 }
 
-/// What an operator is told of a node that is to be added.
+/// Message about a node that waits to be added.
 fn waiting(node: NodeId) -> String {
     format!(
         "node {node} waits to be added to a cluster: `kvctl member add {node} --consensus HOST:PORT --client HOST:PORT`, at \
@@ -279,7 +279,7 @@ fn waiting(node: NodeId) -> String {
     )
 }
 
-/// What an operator is told of a node that is no member any more.
+/// Message about a node that is not a member any more.
 fn removed(node: NodeId) -> String {
     format!(
         "node {node} was removed from the cluster: stop its server; to add it again, empty its data directory, start it \
@@ -287,7 +287,7 @@ fn removed(node: NodeId) -> String {
     )
 }
 
-/// What an operator is told of a member whose disk was emptied or replaced.
+/// Message about a member whose disk was emptied or replaced.
 fn other_disk(node: NodeId) -> String {
     format!(
         "the disk of node {node} is not the one that the cluster knows (it was emptied or replaced): the node is sent the \

@@ -14,7 +14,7 @@
 //! | doc comment | the text; the first paragraph is a summary |
 //!
 //! To add a setting: add the field, use it (`settings.limits.sessions_max`), and renew the page with
-//! `UPDATE_CONFIGURATION_PAGE=1 cargo test -p kv-server --lib configuration_page`. What relates several settings is
+//! `UPDATE_CONFIGURATION_PAGE=1 cargo test -p kv-server --lib configuration_page`. Conditions on several settings are
 //! checked in [`check`].
 
 mod cluster;
@@ -83,7 +83,7 @@ pub(crate) struct Arguments {
     pub(crate) limits: Limits,
 }
 
-/// What the program does instead of serving.
+/// Actions instead of serving.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Command {
     Dev(Dev),
@@ -99,7 +99,7 @@ pub(crate) struct EtcdArguments {
     flags: Vec<OsString>,
 }
 
-/// What the program does.
+/// Action of the program.
 #[derive(Debug)]
 pub(crate) enum Task {
     /// Runs a node with these settings.
@@ -112,7 +112,7 @@ pub(crate) enum Task {
     Say(String),
 }
 
-/// What to start, checked.
+/// Checked settings of a server to start.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// Id of this node.
@@ -137,7 +137,7 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
 }
 
-/// What a node tells the cluster of itself when it starts.
+/// Description of itself that a node sends to the cluster when it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publication {
     /// Where clients reach it, and its name, if the cluster does not know where clients reach it.
@@ -165,7 +165,7 @@ pub(crate) enum ConfigError {
         place: String,
         /// The setting with its value, as it was given.
         setting: String,
-        /// What is allowed.
+        /// Allowed values.
         why: String,
     },
     /// Several settings are wrong.
@@ -314,7 +314,7 @@ fn resolve(resolver: &Resolver<'_>) -> Result<Settings, ConfigError> {
     })
 }
 
-/// What these flags and a file of this text come to, without an environment: for tests, and for the crate `fuzz`.
+/// Settings of these flags and a file with this text, without an environment: for tests, and for the crate `fuzz`.
 pub(crate) fn from_text(flags: &[&str], file: &str) -> Result<Settings, ConfigError> {
     let flags = ["kv-server", "--config", "cluster.toml"].into_iter().chain(flags.iter().copied());
     from_layers(flags.map(OsString::from), |_| None, file)

@@ -117,7 +117,7 @@ fn member_change(
     Ok(if adds { MemberChange::Add(id, member) } else { MemberChange::Set(id, member) })
 }
 
-/// What an operator is told who adds a member.
+/// Message to an operator who adds a node that is a member.
 fn already_a_member(id: NodeId, member: &Member, problem: Option<String>) -> String {
     let problem = problem.map_or_else(String::new, |problem| format!("; {problem}"));
     format!(
@@ -143,7 +143,7 @@ fn places(member: &Member) -> String {
 }
 
 /// Refuses an endpoint that another node listens at, be it for nodes or for clients: the one would be called in place of
-/// the other. What two members share already stands in the way of no other change.
+/// the other. An endpoint that two members share already prevents no other change.
 fn check_endpoints(changes: &[MemberChange], now: &Membership) -> Result<()> {
     let mut members = now.members().clone();
     for change in changes {

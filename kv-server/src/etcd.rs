@@ -1,6 +1,6 @@
 //! etcd's v3 API: gRPC, and its JSON gateway.
 //!
-//! A thin translation between etcd's messages and the operations of the store. What etcd does is described at each call where
+//! A thin translation between etcd's messages and the operations of the store. Comments describe etcd's behaviour where
 //! ours differs; docs/etcd-compatibility.md lists the differences.
 
 mod auth;

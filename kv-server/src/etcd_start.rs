@@ -88,7 +88,7 @@ impl EtcdStart {
         let member = Member::of(&mut values)?;
         let logging = Logging::of(&values)?;
         let start = Self { values, member, logging, environment: own };
-        // What is wrong with a setting is said before anything else is done.
+        // An invalid setting is reported before anything else is done.
         start.settings_of(NodeId(0), "", vec![start.member.entry(NodeId(0))], true)?;
         Ok(start)
     }
@@ -97,7 +97,7 @@ impl EtcdStart {
         &self.logging
     }
 
-    /// What the log says of the flags.
+    /// Messages about the flags for the log.
     pub(crate) fn notes(&self) -> &[String] {
         &self.values.notes
     }

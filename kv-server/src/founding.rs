@@ -91,7 +91,7 @@ pub(crate) async fn may_bootstrap(
     }
 }
 
-/// What an operator is told while the first start of a cluster waits for these nodes.
+/// Message while the first start of a cluster waits for these nodes.
 fn describe_waiting(publication: Publication, topology: &Topology, peers: &BTreeSet<NodeId>) -> String {
     match publication {
         Publication::IfUnknown => format!(
@@ -125,7 +125,7 @@ pub(crate) async fn announce_members(
     }
 }
 
-/// What an operator is told of a node that must not start.
+/// Message about a node that must not start.
 pub(crate) fn explain(settings: &Settings, error: &FoundingError) -> String {
     let (node, peer) = (settings.node, error.peer);
     let mut text = format!(

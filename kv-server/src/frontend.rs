@@ -21,7 +21,7 @@ use crate::{
     routing::RoutingManager,
 };
 
-/// What clients may take of a node.
+/// Limits of clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Connections of clients at once.
@@ -127,7 +127,7 @@ async fn accept(listeners: &[TcpListener]) -> io::Result<(TcpStream, SocketAddr)
     select_all(listeners.iter().map(|listener| Box::pin(listener.accept()))).await.0
 }
 
-/// What a client's connection needs of the node.
+/// Context of a client's connection.
 struct Client {
     router: Arc<RoutingManager>,
     budget: NodeBudget,
@@ -158,11 +158,11 @@ impl Client {
             return Ok(());
         }
         configure(&stream)?;
-        // Who has no place is not waited for.
+        // A client without a place is given little time.
         let wait = if place.is_some() { Duration::MAX } else { BEYOND_WAIT };
         match tokio::time::timeout(wait, protocol_of(&stream, &self.stop)).await?? {
             Protocol::Thrift => {}
-            // Who cannot be told why there is no place is turned away.
+            // An HTTP client without a place is closed without a reason.
             Protocol::Http if place.is_none() => return Ok(()),
             Protocol::Http => {
                 let etcd =
@@ -183,7 +183,7 @@ impl Client {
     }
 }
 
-/// What a client speaks.
+/// Protocol of a client.
 enum Protocol {
     /// Framed: a length comes first, and no length begins with a letter.
     Thrift,

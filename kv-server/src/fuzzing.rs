@@ -12,10 +12,10 @@ use crate::{
     routing::{self, Request},
 };
 
-/// What flags and a file come to, in words. What is accepted, the engine accepts too.
+/// Settings of flags and a file, as text. The engine accepts what is accepted here.
 ///
 /// # Errors
-/// What is wrong, as the operator is told.
+/// The message to the operator.
 ///
 /// # Panics
 /// The engine does not accept it.
@@ -42,7 +42,7 @@ pub fn command(call: Call) -> Result<Option<KvCommand>, Fault> {
     })
 }
 
-/// What a client is answered.
+/// Returns the response to a client.
 ///
 /// # Errors
 /// The store refused.

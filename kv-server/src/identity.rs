@@ -1,4 +1,4 @@
-//! Who a server is: its number, and the cluster that it is in. One node that calls another at the endpoint for clients checks
+//! Identity of a server: its number, and its cluster. One node that calls another at the endpoint for clients checks
 //! this first, as another cluster or a standalone server may listen there and would take the call as its own.
 
 use consensus_core::{ClusterId, NodeId};

@@ -154,7 +154,7 @@ async fn reserve_ids(database: &ConsensusKvDatabase, through: u64, more: u64) ->
     }
 }
 
-/// Makes a change when those that are under way have ended.
+/// Makes a change after the changes in progress.
 async fn make(database: &ConsensusKvDatabase, change: MemberChange) -> Outcome<()> {
     let deadline = Instant::now() + CHANGE_MAX;
     loop {
@@ -223,7 +223,7 @@ pub(crate) async fn publish(router: Arc<RoutingManager>, own: OwnMember, mut sto
     }
 }
 
-/// What an operator is told if clients of this node go to another member.
+/// Message if the client endpoint of this node is that of another member.
 fn endpoint_conflict(own: &OwnMember, membership: &Membership) -> String {
     let is_there = |member: &Member| {
         [&member.endpoint, &member.client_endpoint].into_iter().flatten().any(|other| *other == own.endpoint)

@@ -1,6 +1,6 @@
 //! The mode of a data directory, written down at the first start and checked at each start.
 //!
-//! Data written with consensus is not served without it, nor the other way round: the two would diverge. What lies in the
+//! Data written with consensus is not served without it, nor the other way round: the two would diverge. The content of the
 //! directory does not tell the mode: a node of a cluster whose log was removed looks like a standalone server.
 
 use std::path::Path;

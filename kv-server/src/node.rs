@@ -162,7 +162,7 @@ impl Node {
     /// Takes no more calls, finishes those in hand, stops the engine, closes the connections.
     pub(crate) async fn shutdown(mut self) {
         let _ = self.stop.send(true);
-        // What waits for a quorum that does not come is not waited for.
+        // Calls that wait for a quorum may never end.
         if tokio::time::timeout(CALLS_MAX, &mut self.frontend).await.is_err() {
             tracing::warn!("some calls are left unanswered");
             self.frontend.abort();
@@ -256,7 +256,7 @@ fn open_store(settings: &Settings, durability: Durability) -> Result<KvStateMach
     KvStateMachine::open_with_cache(&settings.data_dir.join(STATE), settings.node, durability, cache)
 }
 
-/// What clients may take of the node, and how many connections of peers there may be.
+/// Limits of clients, and the maximum number of connections of peers.
 fn limits(settings: &Settings) -> Result<(Limits, usize), NodeError> {
     descriptors::raise_limit();
     let wanted = &settings.limits;
@@ -354,7 +354,7 @@ pub(crate) fn force_new_cluster(settings: &Settings) -> Result<Recovered, NodeEr
     Ok(force_new_cluster_in(&*storage, settings.node)?)
 }
 
-/// What an operator is told of a recovery of `node`.
+/// Message about a recovery of `node`.
 pub(crate) fn describe_recovery(node: NodeId, recovered: &Recovered) -> String {
     let Recovered { before, last, by } = recovered;
     format!(

@@ -53,7 +53,7 @@ impl ConnectionPolls {
     /// Waits for the first events of a watch and answers with them.
     ///
     /// # Errors
-    /// What the watch has to begin with was compacted away; too many polls wait; the node cannot hear of new events.
+    /// The start revision was compacted; too many polls wait; the node receives no new events.
     pub(crate) async fn poll(
         &self,
         router: &RoutingManager,
@@ -127,7 +127,7 @@ impl ConnectionPolls {
                     return Err(convert::unavailable(why, false));
                 }
                 () = sleep_until(look) => {
-                    // What was there when the poll came is told of even if the client does not want to wait.
+                    // Events before the poll are sent even if the client does not want to wait.
                     let is_behind = stream.next_revision() <= newest;
                     if !is_behind || start.elapsed() > wait + CATCH_UP_MAX {
                         return Ok(Vec::new());
@@ -180,7 +180,7 @@ fn checked(request: idl::WatchRequest) -> Result<Poll, Fault> {
     })
 }
 
-/// What of the events goes into one answer.
+/// The part of the events that fits into one response.
 #[derive(Debug, PartialEq, Eq)]
 struct Part {
     len: usize,
@@ -228,7 +228,7 @@ const NODE_POLLS_MAX: usize = 16_384;
 const WAIT_MS_MAX: u64 = 60_000;
 /// Bytes of an answer; one event may have more.
 const PART_BYTES_MAX: usize = 4 << 20;
-/// What a pair takes in an answer beside key and value.
+/// Bytes of a pair in a response in addition to key and value.
 const PAIR_BYTES: usize = 80;
 /// How long a poll reads history beyond the time that its client wants to wait, and how often it looks how far it is.
 const CATCH_UP_MAX: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
 //! Raises the alarm NOSPACE for a node whose store exceeds the quota. The leader does so by itself before a command would exceed
-//! its own; this task does so for all nodes, whoever leads.
+//! its own; this task does so for all nodes, on whichever node is leader.
 
 use std::{sync::Arc, time::Duration};
 

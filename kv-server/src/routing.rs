@@ -146,7 +146,7 @@ impl RoutingManager {
         match request {
             Request::Operation { operation, session, consistency } => {
                 let leader = self.database.status().borrow().leader;
-                // Who wants to be told who leads is told so for reads too, though a follower could serve them.
+                // A client that wants to know the leader is told so for reads too, although a follower could serve them.
                 if !may_forward && *consistency != Consistency::Stale && leader != Some(self.node) {
                     return Err(Refusal::NotLeader(leader));
                 }
@@ -231,13 +231,13 @@ impl RoutingManager {
         self.node
     }
 
-    /// Who this server is.
+    /// Identity of this server.
     fn identity(&self) -> NodeIdentity {
         let cluster = self.cluster.as_ref().map(|cluster| cluster.membership().cluster());
         identity::of(self.node, cluster)
     }
 
-    /// What this server answers to a caller that expects the node `expected`: who it is.
+    /// Checks that this server is the node `expected` by a caller. Returns its identity.
     ///
     /// # Errors
     /// It is another one.
@@ -326,7 +326,7 @@ impl RoutingManager {
         })
     }
 
-    /// What keeps this node from doing its part, and what to do.
+    /// Problems of this node, and what to do about them.
     fn problems(&self, engine: &EngineStatus) -> Vec<String> {
         let cluster = self.cluster.iter().flat_map(|cluster| cluster.problems(engine));
         cluster.chain(self.database.alarms().into_iter().map(alarm_problem)).collect()
@@ -369,7 +369,7 @@ fn refusal(error: KvError) -> Refusal {
     }
 }
 
-/// What a raised alarm means, and what to do.
+/// Meaning of a raised alarm, and what to do.
 fn alarm_problem(Alarm { kind, node }: Alarm) -> String {
     let of = node.map_or_else(|| "for no node in particular".to_owned(), |node| format!("of node {node}"));
     match kind {

@@ -138,7 +138,7 @@ async fn lease_lives_while_it_is_held_and_its_keys_go_with_it() {
     drop(other);
     eventually("its key goes", async || client.get("k").await.unwrap().is_none()).await;
     assert!(client.keep_alive(id).await.is_err());
-    // Revoked by somebody else: the handle learns of it.
+    // The lease is revoked by another client: the handle learns of it.
     let lease = client.hold_lease(Duration::from_secs(2)).await.unwrap();
     assert_eq!(client.leases().await.unwrap(), [lease.id()]);
     client.revoke_lease(lease.id()).await.unwrap();
@@ -179,7 +179,7 @@ async fn lock_excludes_all_others_in_the_order_in_which_they_asked() {
             let mut revisions = Vec::new();
             for _ in 0..5 {
                 let lock = client.lock("name", &lease).await.unwrap();
-                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "somebody else is inside");
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "another holder is inside");
                 sleep(Duration::from_millis(2)).await;
                 revisions.push((inside.load(Ordering::SeqCst), lock.revision()));
                 inside.fetch_sub(1, Ordering::SeqCst);

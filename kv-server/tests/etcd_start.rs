@@ -37,7 +37,7 @@ async fn single_member_says_that_it_is_ready_and_ends_by_the_signal() {
             serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
         assert!(["level", "ts", "caller", "msg"].iter().all(|key| line[key].is_string()), "{line}");
     }
-    // What is for the first start is ignored when there is data, and the name is told again.
+    // Flags for the first start are ignored if there is data; the name is published again.
     server.set_argument("--initial-cluster", "nobody=http://127.0.0.1:1");
     server.set_argument("--initial-cluster-state", "existing");
     server.set_argument("--initial-cluster-token", "another");

@@ -1,9 +1,9 @@
-//! What clients saw of real servers while those were killed, stopped and cut off from each other: it must have come from
-//! one copy of the data (linearizability), and what was acknowledged must be there in the end. Watchers were told of every
+//! Histories of clients of real servers that are killed, stopped and isolated from each other: they must be those of
+//! one copy of the data (linearizability), and acknowledged writes must exist in the end. Watchers were told of every
 //! change once and in order, leases ended neither early nor late, and locks excluded each other.
 //!
-//! Not broken here: the clients' way to the servers, and the way on which a follower has the leader do what a client asked
-//! of it.
+//! The connections of clients to servers, and the connections on which followers forward requests of clients, have no
+//! faults here.
 
 mod common;
 
@@ -34,7 +34,7 @@ use kv_store_client::{
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::SliceRandom};
 use tokio::{sync::watch, task::JoinHandle};
 
-/// What is done to a cluster of three, one of whom leads.
+/// A fault in a cluster of three nodes.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     KillLeader,
@@ -111,7 +111,7 @@ fn plan(
     (killed, stopped, links)
 }
 
-/// Breaks, waits, mends; returns when clients are answered again.
+/// Injects a fault, waits, ends it; returns when clients are served again.
 async fn strike(
     cluster: &mut Cluster,
     proxy: &Proxy,
@@ -218,7 +218,7 @@ impl Users {
     }
 }
 
-/// What [`Users`] recorded.
+/// Records of [`Users`].
 struct Recorded {
     timeline: Arc<Timeline>,
     leases: Arc<Leases>,
@@ -294,7 +294,7 @@ async fn what_clients_see_under_faults_comes_from_one_copy() {
     }
     let acknowledged = writers.stop().await;
 
-    // What is there in the end belongs to the histories too.
+    // The final content is part of the histories.
     let last_look = cluster.client();
     let recorded = users.end(&last_look).await;
     for key in histories.keys() {

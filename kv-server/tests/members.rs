@@ -25,7 +25,7 @@ fn remove(id: usize) -> MemberChange {
     MemberChange::new(id as i64, None, None, None, None, None)
 }
 
-/// As an operator would: again, when another change is under way or there is no leader just then.
+/// Like an operator: retries while another change is in progress or there is no leader.
 async fn change(client: &KvClient, changes: Vec<MemberChange>) {
     let start = Instant::now();
     loop {
@@ -81,7 +81,7 @@ async fn three_become_five_and_three_again_under_load() {
     wait_for_voters(&cluster, fourth, &[0, 1, 2, 3, 4]).await;
     writers.acknowledged_again(Instant::now()).await;
 
-    // The lead goes to a new node, and the two oldest go in one step, one of them the first leader.
+    // A new node becomes leader, and one change removes the two oldest nodes, one of them the first leader.
     let leads = insist("transfer 4");
     assert!(leads.contains("node 4"), "{leads}");
     let mut gone = [first_leader, usize::from(first_leader == 0)];
@@ -404,7 +404,7 @@ async fn member_whose_disk_was_emptied_is_told_apart_and_can_be_replaced() {
     assert!(code == 4 && error.contains("there is no leader"), "{code} {out} {error}");
     assert!(error.contains(&format!("this node: {words}")), "{error}");
     cluster.servers[leader].start();
-    // What the message says to do.
+    // The action that the message advises.
     tokio::task::block_in_place(|| operator.insist(&format!("member remove {emptied}")));
     cluster.servers[emptied].kill();
     std::fs::remove_dir_all(cluster.dir.path().join(format!("node-{emptied}"))).unwrap();

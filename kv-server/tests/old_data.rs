@@ -19,7 +19,7 @@ use kv_store_client::{
     admin::{MemberChange, MemberKind},
 };
 
-/// As an operator would: again, when another change is under way or there is no leader just then.
+/// Like an operator: retries while another change is in progress or there is no leader.
 async fn change(client: &KvClient, change: MemberChange) {
     let start = Instant::now();
     while let Err(error) = client.change_members(vec![change.clone()]).await {
@@ -160,7 +160,7 @@ async fn id_of_the_first_voter_used_again_loses_nothing_and_leads_only_with_all_
         })
         .await;
     cluster.servers[leader].kill();
-    // While the leader is away, and node 0 starts anew in the middle, nobody leads who lacks what was acknowledged.
+    // While the leader is down, and node 0 restarts, no node becomes leader without the acknowledged writes.
     for is_second in [false, true] {
         if is_second {
             cluster.servers[0].kill();
@@ -271,7 +271,7 @@ async fn removed_node_whose_id_another_machine_has_is_refused() {
     assert_eq!(client(&[port]).get("k").await.unwrap().unwrap().value, b"newest");
 }
 
-/// What is where the leader's store would put a copy of itself cannot be replaced, by root either.
+/// A path at which the leader's store would create a copy of itself cannot be replaced, not even by root.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn snapshot_that_cannot_be_taken_stops_nobody_and_is_told_with_path_and_error() {
     let log = "[log]\ncompact_after_entries = 20\ncompact_keep_entries = 1\n";

@@ -37,11 +37,11 @@ async fn twenty_kills_lose_nothing_and_apply_nothing_twice() {
         let outage = writers.acknowledged_again(killed).await;
         if victim == leader {
             failovers.push(outage);
-            assert!(outage < Duration::from_secs(2), "round {round}: writes stood still for {outage:?}");
+            assert!(outage < Duration::from_secs(2), "round {round}: no write for {outage:?}");
         }
         // Every fourth time it stays away until its log is gone at the others.
         if round % 4 == 3 {
-            // What came to it between the two looks is far less than 500.
+            // Far fewer than 500 messages arrived between the two looks.
             let is_gone = async |cluster: &Cluster| {
                 let leader = cluster.status(cluster.leader().await).await?;
                 (leader.first_log_index > last + 500).then_some(())
@@ -143,7 +143,7 @@ async fn a_client_whose_session_was_forgotten_goes_on_with_another() {
     assert_eq!(versions, [3, 3], "each write applied once");
 }
 
-/// What a follower forwarded to a leader that hangs is not waited for once there is another leader, and everybody sees
+/// Requests that a follower forwarded to a hanging leader end once there is another leader, and every node sees
 /// who does not answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_hangs_is_replaced_and_seen_as_failed_until_it_is_back() {

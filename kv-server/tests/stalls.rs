@@ -49,7 +49,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         self.thaw();
-        // Of a disk that was not mounted, too, which does no harm.
+        // This includes a disk that was not mounted, without an effect.
         done(Command::new("umount").arg("--lazy").arg(self.path()));
     }
 }

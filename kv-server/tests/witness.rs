@@ -39,7 +39,7 @@ async fn two_servers_and_a_witness_survive_the_loss_of_one() {
     let kinds: Vec<_> = cluster.status(first).await.unwrap().members.into_iter().map(|m| m.kind).collect();
     assert_eq!(kinds, ["voter", "voter", "witness"]);
 
-    // Whoever knows only the witness is served by it, through the leader.
+    // A client that knows only the witness is served by it, through the leader.
     let through_witness = client(&[cluster.servers[WITNESS].port]);
     assert_eq!(through_witness.get("k").await.unwrap().unwrap().value, VALUE.as_bytes());
     let stale = RangeRequest { consistency: Some(Consistency::STALE), ..RangeRequest::of("k", None) };

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-// What is allocated on one thread is freed on another all the time, which the system's allocator is slow at.
+// Most memory is freed on another thread than it was allocated on, at which the system's allocator is slow.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -23,7 +23,7 @@ fn moved<'a>(
     })
 }
 
-/// What an operator is told at the start if endpoints differ.
+/// Warning at the start if endpoints differ.
 pub(crate) fn warning(membership: &Membership, file: &BTreeMap<NodeId, NodeEndpoints>) -> Option<String> {
     let text = |endpoint: &Option<Endpoint>| {
         endpoint.as_ref().map_or_else(|| "no endpoint".to_owned(), Endpoint::to_string)
@@ -46,7 +46,7 @@ pub(crate) fn warning(membership: &Membership, file: &BTreeMap<NodeId, NodeEndpo
     })
 }
 
-/// What an operator is told at a start in place of etcd if the cluster looks for the node elsewhere than at its peer URL.
+/// Warning at a start in place of etcd if the cluster has another endpoint of the node than its peer URL.
 pub(crate) fn peer_url_warning(
     membership: &Membership,
     node: NodeId,
@@ -61,7 +61,7 @@ pub(crate) fn peer_url_warning(
     })
 }
 
-/// Writes the endpoints of the file into the configuration as soon as this node leads, unless somebody changed them
+/// Writes the endpoints of the file into the configuration as soon as this node is leader, unless they were changed
 /// meanwhile; `before` is the configuration that the node started with.
 pub(crate) async fn rewrite(
     engine: Arc<dyn ConsensusEngine>,

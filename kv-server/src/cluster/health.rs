@@ -17,23 +17,23 @@ use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use crate::identity;
 
-/// What is known of the health of the other nodes.
+/// Health of the other nodes, as far as it is known.
 #[derive(Debug)]
 pub(super) struct Seen {
     timeout: Duration,
     nodes: Mutex<BTreeMap<NodeId, Sight>>,
 }
 
-/// What is known of one node.
+/// Health of one node.
 #[derive(Debug)]
 struct Sight {
     /// When it last answered as the node that it should be.
     answered: Instant,
-    /// What came of the last question, if it did not answer so.
+    /// Result of the last check, if it was no response.
     silence: Option<String>,
-    /// Who is there is not who should be.
+    /// Whether another server than the expected one responds.
     is_other: bool,
-    /// What it says itself that keeps it from doing its part.
+    /// Problems that the node reports of itself.
     complaints: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ impl Seen {
         self.lock().entry(node).or_insert_with(fresh);
     }
 
-    /// What is wrong with `node`; `None` if it answered within the failure-detection time, as the node that it should be,
+    /// Problem of `node`; `None` if it answered within the failure-detection time, as the node that it should be,
     /// and had no complaint, or if it is not asked yet.
     pub(super) fn problem(&self, node: NodeId) -> Option<String> {
         let nodes = self.lock();
@@ -78,12 +78,12 @@ impl Seen {
     }
 }
 
-/// What a health check found.
+/// Result of a health check.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     /// The node, with its complaints.
     Node(Vec<String>),
-    /// Somebody else.
+    /// Another server than the expected one.
     Other(String),
     /// No answer.
     Nobody(String),
@@ -98,7 +98,7 @@ impl Drop for Check {
     }
 }
 
-/// Checks of nodes: whom to expect, and how often to ask.
+/// Parameters of health checks: the expected nodes, and the interval.
 #[derive(Clone)]
 pub(super) struct Checker {
     /// Of this node, which knows the identity of the cluster.
@@ -216,7 +216,7 @@ mod tests {
 
     use super::*;
 
-    /// What a node says of itself; without an identity of its cluster it stands alone.
+    /// Status of a node. One without a cluster identity is standalone.
     fn status(node: i64, cluster_name: &str, cluster: Option<u64>) -> StatusResponse {
         let (header, cluster) = (ResponseHeader::new(1, node, 1, 1), cluster.map(ClusterId));
         let (version, role, id) = ("1".to_owned(), "follower".to_owned(), cluster.map(|id| id.to_string()));
@@ -252,7 +252,7 @@ mod tests {
         seen.note(node, Found::Node(vec!["low on disk".to_owned()]));
         assert_eq!(seen.problem(node).as_deref(), Some("low on disk"));
         seen.note(node, Found::Node(vec![]));
-        seen.note(node, Found::Other("somebody else".to_owned()));
-        assert_eq!(seen.problem(node).as_deref(), Some("somebody else"), "at once");
+        seen.note(node, Found::Other("another server".to_owned()));
+        assert_eq!(seen.problem(node).as_deref(), Some("another server"), "at once");
     }
 }

@@ -8,7 +8,7 @@ use super::{Arguments, ConfigError, once::ONCE};
 
 /// All settings.
 pub(crate) struct Definitions {
-    /// What the command line is parsed with: the settings, and a hidden flag for each name with a unit.
+    /// Parser of the command line: the settings, and a hidden flag for each name with a unit.
     command: Command,
     /// By name, with underscores.
     names: BTreeMap<String, Name>,
@@ -25,7 +25,7 @@ pub(crate) struct Name {
     pub(crate) unit: Option<&'static str>,
 }
 
-/// A value as somebody wrote it.
+/// A value as written by an operator.
 #[derive(Clone, Debug)]
 pub(crate) struct Given {
     /// Where it was written, for example `cluster.toml, line 3`.
@@ -70,7 +70,7 @@ impl Definitions {
         Self { command: command.args(old_flags), names }
     }
 
-    /// What the command line is parsed with.
+    /// Parser of the command line.
     pub(crate) fn command(&self) -> Command {
         self.command.clone()
     }
@@ -188,7 +188,7 @@ fn old_flag(name: &str, setting: &str) -> Arg {
     flag.conflicts_with(setting.to_owned()).value_parser(value_parser!(u64))
 }
 
-/// What is allowed, in the words of the value's parser.
+/// Allowed values, as the parser of the value describes them.
 fn reason(error: &clap::Error) -> String {
     use clap::error::ContextValue::Strings;
     if let Some(source) = std::error::Error::source(error) {

@@ -15,7 +15,7 @@ use super::{
     layers::Layer,
 };
 
-/// What a file says.
+/// Content of a file.
 #[derive(Debug, Default)]
 pub(crate) struct File {
     pub(crate) settings: Layer,
@@ -127,7 +127,7 @@ impl Parser<'_> {
     }
 }
 
-/// What is said of an unknown name: the nearest, and all.
+/// Message about an unknown name: the nearest known name, and all.
 fn unknown(kind: &str, name: &str, known: &[&str]) -> String {
     let nearest = known.iter().map(|known| (strsim::jaro_winkler(name, known), known));
     let nearest = nearest.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(nearness, _)| *nearness > NEAR);

@@ -9,7 +9,7 @@ use super::{
     definitions::{Definitions, Given, flags},
 };
 
-/// What one layer gives, by setting.
+/// Values of one layer, by setting.
 #[derive(Debug, Default)]
 pub(crate) struct Layer(pub(crate) BTreeMap<String, Given>);
 
@@ -38,7 +38,7 @@ impl Layer {
     }
 }
 
-/// What the flags say.
+/// Values of the flags.
 pub(crate) fn command_line(definitions: &Definitions, matches: &ArgMatches) -> Result<Layer, ConfigError> {
     let mut layer = Layer::default();
     for (name, _) in definitions.names() {
@@ -54,7 +54,7 @@ pub(crate) fn command_line(definitions: &Definitions, matches: &ArgMatches) -> R
     Ok(layer)
 }
 
-/// What the environment says. An empty variable counts as not set.
+/// Values of the environment. An empty variable counts as not set.
 pub(crate) fn environment(
     definitions: &Definitions,
     variable: impl Fn(&str) -> Option<OsString>,

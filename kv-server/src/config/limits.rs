@@ -41,10 +41,10 @@ pub(crate) struct Limits {
     /// Size of the node's store from which on the cluster takes no more data: the alarm NOSPACE is raised, and puts and grants of
     /// leases are refused until it is disarmed. Deletions and compactions are executed.
     ///
-    /// 0: no quota. What counts is the size of the store's files and of what is in memory before it is written to them.
+    /// 0: no quota. The size is that of the store's files, and of the data in memory that is not written to them yet.
     #[arg(long, default_value = "0", value_name = "SIZE", value_parser = size(..))]
     pub(crate) quota_size: u64,
-    /// What `auto_compaction_retention` counts: the time for which history is kept, or the number of revisions that are kept.
+    /// Unit of `auto_compaction_retention`: the time for which history is kept, or the number of revisions that are kept.
     #[arg(long, default_value = "periodic")]
     pub(crate) auto_compaction_mode: CompactionMode,
     /// History that is kept when the leader compacts by itself: with `periodic` a time, for example `30m`, or a number of hours;
@@ -68,7 +68,7 @@ pub(crate) struct Limits {
     pub(crate) disk_reserve: u64,
 }
 
-/// What the retention of automatic compaction counts.
+/// Unit of the retention of automatic compaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CompactionMode {
     /// Time.

@@ -22,8 +22,8 @@ pub(crate) struct Once {
     pub(crate) rewrite_endpoints: bool,
     /// Makes this node the only member of its cluster, prints what that means, and exits.
     ///
-    /// It is for a cluster that has lost a majority of its nodes for ever. The node must not run. What the other nodes
-    /// had acknowledged beyond the end of this node's log is lost.
+    /// It is for a cluster that has lost a majority of its nodes for ever. The node must not run. Writes that the
+    /// other nodes acknowledged beyond the end of this node's log are lost.
     #[arg(long)]
     pub(crate) force_new_cluster: bool,
 }

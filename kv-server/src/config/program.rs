@@ -16,7 +16,7 @@ pub(crate) struct Program {
     /// TOML file with settings. Default: no file.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// What to log: a level, or directives of tracing's `EnvFilter`, for example `info,consensus_engine_raft=debug`.
+    /// Messages to log: a level, or directives of tracing's `EnvFilter`, for example `info,consensus_engine_raft=debug`.
     #[arg(long, default_value = "info", value_name = "FILTER", value_parser = log_filter)]
     pub(crate) log: String,
 }

@@ -30,7 +30,7 @@ pub(crate) struct NodeEndpoints {
     pub(crate) name: Option<String>,
 }
 
-/// What the endpoints of this node are derived from.
+/// Sources of the endpoints of this node.
 pub(crate) struct Resolver<'a> {
     /// The settings.
     pub(crate) arguments: &'a Arguments,

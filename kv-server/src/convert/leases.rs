@@ -69,7 +69,7 @@ pub(crate) fn leases(header: idl::ResponseHeader, ids: Vec<i64>, after: Option<i
 pub(crate) const LEASE_KEYS_BYTES_MAX: usize = 4 << 20;
 /// Leases in one answer.
 const LEASES_MAX: usize = 100_000;
-/// What precedes a key in an answer.
+/// Bytes before a key in a response.
 const LENGTH_BYTES: usize = 4;
 
 #[cfg(test)]

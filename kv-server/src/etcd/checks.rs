@@ -7,7 +7,7 @@ use tonic::{Status, body::Body};
 
 use super::{Etcd, error, http};
 
-/// What a path asks for.
+/// A check of health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Probe {
     /// One outcome for all alarms and a read, as JSON.
@@ -26,7 +26,7 @@ pub(super) enum Check {
 }
 
 impl Probe {
-    /// What a path asks for; `None`: it is no path of these.
+    /// Returns the check of a path; `None` if it is no path of a check.
     pub(super) fn of(path: &str) -> Option<Self> {
         let (root, name) = match path.strip_prefix('/')?.split_once('/') {
             None => (path, None),

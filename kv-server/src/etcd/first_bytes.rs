@@ -89,9 +89,9 @@ impl AsyncWrite for Opened {
     }
 }
 
-/// What a client of HTTP/2 sends first.
+/// First bytes of an HTTP/2 client.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Time for the first bytes. What follows is bounded by HTTP's own timeouts.
+/// Time for the first bytes. HTTP's own timeouts bound the rest.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ fn hexadecimal(lease_id: i64) -> String {
 /// Range of the oldest key of a queue.
 fn queue(name: &Bytes) -> Range {
     let from = [&name[..], b"/"].concat();
-    let end = [&name[..], b"0"].concat(); // What comes after the slash.
+    let end = [&name[..], b"0"].concat(); // The character after the slash.
     Range {
         key: from.into(),
         range_end: Some(end.into()),

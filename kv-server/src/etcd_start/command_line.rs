@@ -55,7 +55,7 @@ fn normalized(arguments: Vec<OsString>) -> Result<Vec<String>, clap::Error> {
     Ok(normalized)
 }
 
-/// What the command line is parsed with.
+/// Parser of the command line.
 pub(super) fn command() -> Command {
     let headings = Group::ALL.map(|group| (group, group.heading()));
     let mut command = Command::new("kv-server etcd")
@@ -88,7 +88,7 @@ fn argument(flag: &'static Flag) -> Arg {
     arg.num_args(1).allow_hyphen_values(true).overrides_with(flag.name)
 }
 
-/// What `--version` prints. Its first line is etcd's.
+/// Text of `--version`. Its first line is etcd's.
 pub(super) fn version() -> String {
     format!("etcd Version: {ETCD_VERSION}\nServed by: kv-server {}\n", env!("CARGO_PKG_VERSION"))
 }

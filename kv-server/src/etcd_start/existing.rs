@@ -62,7 +62,7 @@ pub(super) async fn find_own_id(
     }
 }
 
-/// What another member answered.
+/// Response of another member.
 struct Answer {
     other: Endpoint,
     result: Result<PeerIdentity, TransportError>,

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::config::ConfigError;
 
-/// What a file says.
+/// Content of a file.
 #[derive(Debug, Default)]
 pub(super) struct File {
     pub(super) given: BTreeMap<&'static str, Given>,

@@ -18,9 +18,9 @@ pub(super) struct Flag {
     pub(super) kind: Kind,
     /// etcd's default.
     pub(super) default: &'static str,
-    /// What becomes of a value.
+    /// Effect of a value.
     pub(super) effect: Effect,
-    /// What an operator should know; for a flag without effect, why nothing is needed; for one that is refused, what to do.
+    /// Note for operators; for a flag without effect, why nothing is needed; for a refused flag, what to do.
     pub(super) note: &'static str,
 }
 
@@ -78,7 +78,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// What stands for a value in `--help`.
+    /// Placeholder of a value in `--help`.
     pub(super) fn value_name(self) -> &'static str {
         match self {
             Self::Text => "TEXT",
@@ -94,7 +94,7 @@ impl Kind {
     }
 }
 
-/// What becomes of a value.
+/// Effect of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
     /// It is the value of this setting of kv-server. Not given, the setting keeps its own default.

@@ -92,7 +92,7 @@ fn set_mark(data_dir: &Path) -> Result<(), StorageError> {
     record(data_dir, FORCED, "a start with --force-new-cluster was carried out\n", "writing")
 }
 
-/// What an operator is told of a cluster that was forced.
+/// Message about a cluster that was forced.
 fn describe_recovery(node: NodeId, flag: &str, recovered: &Recovered) -> String {
     let Recovered { before, last, .. } = recovered;
     let name = before.get(node).map_or_else(|| node.to_string(), describe_member);

@@ -25,7 +25,7 @@ use tracing_subscriber::{
 use super::values::Values;
 use crate::config::ConfigError;
 
-/// What is logged, how, and where.
+/// Level, format and output of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Logging {
     /// Directives of [`EnvFilter`].
@@ -46,7 +46,7 @@ enum Output {
 impl Logging {
     pub(super) fn of(values: &Values) -> Result<Self, ConfigError> {
         let filter = match values.text("log-level") {
-            // What libraries say at this level is about their own insides.
+            // At this level libraries log their internals.
             "debug" => "debug,h2=info,hyper=info,hyper_util=info,tower=info,tonic=info".to_owned(),
             level @ ("info" | "warn") => level.to_owned(),
             _ => "error".to_owned(),

@@ -27,7 +27,7 @@ pub(super) struct Member {
     pub(super) listen_health: Vec<Endpoint>,
 }
 
-/// What counts at the first start of a member.
+/// Settings that matter at the first start of a member only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Initial {
     /// Peer endpoints of the members, by name.
@@ -113,7 +113,7 @@ impl Member {
         }
     }
 
-    /// What counts at the first start.
+    /// Settings that matter at the first start only.
     pub(super) fn initial(&self, values: &Values) -> Result<Initial, ConfigError> {
         let token = values.text("initial-cluster-token").to_owned();
         check_text(values, "initial-cluster-token", &token)?;

@@ -212,7 +212,7 @@ fn refused_flags_are_named_together_with_what_to_do() {
         let error = wrong(&[&format!("--{}={value}", flag.name)]);
         assert!(error.contains(flag.name) && error.contains(flag.note), "{error}");
         assert!(!error.contains(&format!("{}={value}", flag.name)), "the value may be a password: {error}");
-        // What asks for nothing is no reason to refuse.
+        // A default value is no reason to refuse.
         start(&[&format!("--{}={}", flag.name, flag.default)]);
     }
 }

@@ -33,7 +33,7 @@ use crate::{
     routing::RoutingManager,
 };
 
-/// What comes from a client, cut into frames.
+/// Frames from a client.
 pub(super) type Frames = FramedRead<OwnedReadHalf, framing::FrameDecoder>;
 
 pub(super) fn frames(reader: OwnedReadHalf) -> Frames {
@@ -307,7 +307,7 @@ impl Outgoing {
             self.rooms.pop_front();
         }
         if self.is_empty() && self.gathered.capacity() > 2 * WRITTEN_BYTES_MAX {
-            self.gathered = BytesMut::new(); // What many answers at once took is not kept.
+            self.gathered = BytesMut::new(); // The memory of many responses is freed.
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What becomes of a connection when there are as many clients as there may be: an operator is answered, another node gets
+//! Connections beyond the maximum number of clients: an operator's request is served, another node gets
 //! a place, and a client hears why it gets none.
 
 use std::{
@@ -101,7 +101,7 @@ impl Refusals {
     }
 }
 
-/// What operators and nodes send first is short.
+/// Maximum bytes of the first frame, which is short from operators and nodes.
 const FRAME_BYTES_MAX: usize = 64 << 10;
 /// How long a connection beyond the limit may wait between its calls.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);

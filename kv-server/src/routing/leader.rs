@@ -136,7 +136,7 @@ async fn open(
     let connection =
         Connection::open(endpoint, CONNECT_TIMEOUT).await.map_err(|error| unreachable(error.to_string()))?;
     let expected = identity::of(leader, Some(id));
-    // What is forwarded is not forwarded again, should the leader have changed meanwhile.
+    // A forwarded request is not forwarded again if the leader has changed.
     let asked = timeout(CONNECT_TIMEOUT, connection.call(Call::NoForwarding(expected.clone()))).await;
     let why = match asked {
         Ok(Ok(Ok(Reply::NoForwarding(found)))) if identity::is_same(&expected, &found) => {
@@ -154,7 +154,7 @@ async fn open(
     Err(unreachable(why))
 }
 
-/// What an operator is told if the endpoint of the leader is that of another server.
+/// Message if another server listens at the endpoint of the leader.
 fn other_server(leader: NodeId, endpoint: &Endpoint, who: &str) -> NoConnection {
     NoConnection::OtherServer(format!(
         "its endpoint for clients is {endpoint}, and {who}; nothing was done; correct the endpoint of node {leader}: \
@@ -167,7 +167,7 @@ fn describe(expected: &NodeIdentity, found: &NodeIdentity) -> String {
     identity::mismatch(expected, found).unwrap_or_else(unknown)
 }
 
-/// What a server answers to a caller that expects the node `expected`: who it is.
+/// Checks that a server is the node `expected` by a caller. Returns its identity.
 ///
 /// # Errors
 /// It is not that node.

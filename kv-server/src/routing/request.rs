@@ -1,4 +1,4 @@
-//! What a call asks for, before it is decided where that is done.
+//! Requests of calls, before it is decided where they are executed.
 
 use consensus_core::NodeId;
 use kv_state_machine::{Alarm, Consistency, KvOperation, Session};
@@ -12,7 +12,7 @@ use crate::{
     convert,
 };
 
-/// What is to be done, checked as far as one can without doing it.
+/// A request, checked as far as possible without executing it.
 pub(crate) enum Request {
     Operation { operation: KvOperation, session: Option<Session>, consistency: Consistency },
     KeepAlive { id: i64 },
@@ -40,7 +40,7 @@ impl Request {
     }
 }
 
-/// What a call asks for.
+/// Converts a call to a request.
 pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
     let (mut session, mut consistency) = (None, Consistency::Linearizable);
     let operation = match call {

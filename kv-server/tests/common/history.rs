@@ -19,14 +19,14 @@ use kv_store_client::{
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// What a key holds: a value that no other write writes, and how many writes since it came into being.
+/// Content of a key: a value that no other write has, and the number of writes since its creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cell {
     pub value: u64,
     pub version: i64,
 }
 
-/// What a client asks of a key.
+/// Request of a client for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     Get,
@@ -36,10 +36,10 @@ pub enum Call {
     CompareAndSet(i64, u64),
 }
 
-/// What it is told.
+/// Response to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// What the key held before.
+    /// Content of the key before.
     Was(Option<Cell>),
     /// A compare-and-set was done.
     Set,
@@ -131,7 +131,7 @@ impl Histories {
         self.answered.lock().unwrap().longest_pause
     }
 
-    /// One client: any call on any of the keys, again and again, until it is told to stop. Keys are taken anew for each call.
+    /// One client: any call on any of the keys, again and again, until it is told to stop. Keys are chosen again for each call.
     pub async fn client(
         &self,
         client: KvClient,

@@ -81,7 +81,7 @@ impl Kvctl {
         assert!(found == code && as_expected, "{arguments:?}: code {found}\n{out}\n{error}");
     }
 
-    /// As an operator would: again, when another change is under way or there is no leader just then. What it prints.
+    /// Like an operator: retries while another change is in progress or there is no leader. Returns the output.
     pub(crate) fn insist(&self, command: &str) -> String {
         let arguments: Vec<&str> = command.split(' ').collect();
         let start = Instant::now();

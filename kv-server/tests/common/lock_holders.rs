@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 
 use super::{timeline::Timeline, watchers::WATCHED};
 
-/// What holders of the lock did.
+/// Actions of the holders of the lock.
 #[derive(Default)]
 pub struct Locks {
     holds: Mutex<Vec<Hold>>,

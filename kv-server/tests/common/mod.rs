@@ -222,8 +222,8 @@ impl Cluster {
         cluster
     }
 
-    /// Nodes whose messages to each other go through a proxy that can hold, cut and delay them. What clients ask of a
-    /// node, and what one node has another do for a client, does not.
+    /// Nodes whose messages to each other go through a proxy that can hold, cut and delay them. Requests of clients,
+    /// and requests that one node forwards to another, do not.
     pub async fn start_behind_proxy(size: usize) -> (Self, proxy::Proxy) {
         let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
         let proxy = proxy::Proxy::start(&ports.iter().map(|port| port + 1000).collect::<Vec<_>>()).await;
@@ -350,7 +350,7 @@ impl Cluster {
         client(&self.ports())
     }
 
-    /// What node `id` says of itself, if it answers.
+    /// Status of node `id`, if it responds.
     pub async fn status(&self, id: usize) -> Option<StatusResponse> {
         let endpoint = format!("127.0.0.1:{}", self.servers[id].port).parse().unwrap();
         self.client().status_of(&endpoint).await.ok()

@@ -13,7 +13,7 @@ use super::{free_port, kvctl};
 /// those below are parts of what they print. Blocks marked `file=NAME` are files that the commands find.
 pub struct Page(pub &'static str);
 
-/// What a section of the page has an operator do.
+/// Steps of an operator in a section of the page.
 #[derive(Default)]
 struct Section {
     /// Contents by name.

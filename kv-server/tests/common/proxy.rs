@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What becomes of what one node sends to another.
+/// Treatment of the bytes that one node sends to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     /// It arrives this much later.
@@ -27,7 +27,7 @@ pub enum Link {
     Cut,
 }
 
-/// From whom, to whom.
+/// Sender and receiver.
 pub type Direction = (usize, usize);
 type Links = BTreeMap<Direction, Link>;
 

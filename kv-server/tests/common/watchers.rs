@@ -35,7 +35,7 @@ pub struct Change {
     value: Option<Vec<u8>>,
 }
 
-/// What is watched: all keys below this.
+/// Prefix of the watched keys.
 pub const WATCHED: &str = "watched/";
 
 fn end_of_watched() -> Vec<u8> {
@@ -96,7 +96,7 @@ pub async fn written(client: &KvClient) -> (Vec<Event<Change>>, u64) {
     (events, newest.unsigned_abs())
 }
 
-/// What one watcher did and was told.
+/// Actions of one watcher, and the events that it received.
 #[derive(Default)]
 pub struct History {
     steps: Vec<Step<Change>>,
@@ -156,7 +156,7 @@ pub async fn watch_by_grpc(ports: Vec<u16>, seed: u64, until: watch::Receiver<Op
             if until.borrow().is_some_and(|until| history.covered >= until) {
                 return history;
             }
-            // The answer to a request that was sent before may still be on its way: a second one does no harm.
+            // The answer to a request that was sent before may still be on its way: a second one has no effect.
             let request = RequestUnion::ProgressRequest(WatchProgressRequest {});
             let asked = random.random_range(0..3) == 0;
             if asked && requests.try_send(WatchRequest { request_union: Some(request) }).is_err() {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::common::Cluster;
 
-/// Puts until it is done. What may have been done is done again.
+/// Puts until it succeeds. A put with an unknown outcome is repeated.
 async fn put_surely(kv: &mut KvClient<Channel>, key: &str, value: &str) -> i64 {
     let begun = Instant::now();
     loop {
@@ -49,7 +49,7 @@ async fn watch_on_a_follower_survives_the_leader_without_a_gap() {
     let mut values: Vec<u32> = seen.into_iter().filter_map(|(_, _, value)| value?.parse().ok()).collect();
     values.dedup(); // A put whose fate was unknown may be there twice.
     assert_eq!(values, (0..40).collect::<Vec<_>>());
-    // Who comes later, elsewhere, is told the same of the past.
+    // A later watch on another node receives the same history.
     let other = 3 - leader - follower;
     let mut later = Watching::open(cluster.servers[other].port).await;
     later.create(WatchCreateRequest { start_revision: 2, ..watch("k", "") }).await;

@@ -32,7 +32,7 @@ async fn lock_is_held_by_one_at_a_time_and_passes_on() {
         }
     };
     tokio::time::timeout(PATIENCE, queued()).await.unwrap();
-    // Who gives up waiting leaves the queue.
+    // A client that gives up waiting leaves the queue.
     let gives_up = tokio::time::timeout(Duration::from_millis(300), lock.lock(ask(3))).await;
     assert!(gives_up.is_err() && !second.is_finished());
     let left = async || {

@@ -127,7 +127,7 @@ async fn leader_compacts_what_is_older_than_the_retention() {
     let written = Instant::now();
     let mut kv = KvClient::new(channel(cluster.servers[(leader + 2) % 3].port).await);
     let old = RangeRequest { revision: first, ..get("k") };
-    // What is not old enough stays: the newest revision of a second ago is what is compacted to.
+    // Newer versions stay: history is compacted to the newest revision of a second ago.
     put_one().await;
     while let Ok(found) = kv.range(old.clone()).await {
         assert_eq!(found.into_inner().kvs[0].mod_revision, first);

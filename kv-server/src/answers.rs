@@ -4,7 +4,10 @@
 //! there, what it does not need is given back, and the rest when it is written. So a client that asks for much and reads
 //! nothing has its own calls wait, and all clients together cannot take more than the node's share.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -21,6 +24,8 @@ pub(crate) struct NodeBudget {
 pub(crate) struct ConnectionBudget {
     node: NodeBudget,
     units: Arc<Semaphore>,
+    /// Number of responses that wait for the client to read them.
+    unread: Arc<AtomicUsize>,
 }
 
 /// The room for one answer; given back when dropped.
@@ -28,6 +33,8 @@ pub(crate) struct ConnectionBudget {
 pub(crate) struct Room {
     budget: ConnectionBudget,
     held: Option<[OwnedSemaphorePermit; 2]>,
+    /// Whether the response waits for the client.
+    is_unread: bool,
 }
 
 impl NodeBudget {
@@ -38,18 +45,23 @@ impl NodeBudget {
 
     pub(crate) fn connection(&self) -> ConnectionBudget {
         let units = Arc::new(Semaphore::new(self.connection_units_max as usize));
-        ConnectionBudget { node: self.clone(), units }
+        ConnectionBudget { node: self.clone(), units, unread: Arc::default() }
     }
 }
 
 impl ConnectionBudget {
     pub(crate) fn room(&self) -> Room {
-        Room { budget: self.clone(), held: None }
+        Room { budget: self.clone(), held: None, is_unread: false }
     }
 
     /// Whether calls of all connections wait for room, as there is hardly any.
     pub(crate) fn is_contended(&self) -> bool {
-        self.node.units.available_permits() < self.node.connection_units_max as usize / 2
+        self.node.units.available_permits() < self.node.connection_units_max as usize
+    }
+
+    /// Whether responses wait for the client to read them.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -60,7 +72,7 @@ impl Room {
         if bytes <= SMALL_BYTES || self.held.is_some() {
             return;
         }
-        let ConnectionBudget { node, units: connection } = &self.budget;
+        let ConnectionBudget { node, units: connection, .. } = &self.budget;
         let count = units(bytes as u64).min(node.connection_units_max).min(node.units_max);
         // The connection's share first: a call that waits for its own connection takes nothing from others.
         let Ok(of_connection) = connection.clone().acquire_many_owned(count).await else { return };
@@ -76,8 +88,23 @@ impl Room {
         }
     }
 
+    /// Notes that the response waits for the client from now on.
+    pub(crate) fn note_unread(&mut self) {
+        if !std::mem::replace(&mut self.is_unread, true) {
+            self.budget.unread.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.held.is_none()
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.is_unread {
+            self.budget.unread.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -48,7 +48,7 @@ pub(crate) use self::{
     serve::{Scope, serve},
 };
 use crate::{
-    answers::ConnectionBudget,
+    answers::{ConnectionBudget, Room},
     between::{NodeAnswer, NodeRequest},
     routing::{LEADER_WAIT, RoutingManager},
 };
@@ -185,13 +185,13 @@ impl Etcd {
             return Ok(Answered { answer: answer.map_err(error::of_read)?, room });
         }
         // Most responses are small. They do not wait for room for the largest one.
-        room.reserve(bytes_max.min(SHORT_READ_BYTES_MAX)).await;
+        reserve(&mut room, bytes_max.min(SHORT_READ_BYTES_MAX)).await?;
         if let Some(answer) = read.finish_if_short().await {
             return Ok(Answered { answer: answer.map_err(error::of_read)?, room });
         }
         drop(room);
         let mut room = self.budget.room();
-        room.reserve(bytes_max).await;
+        reserve(&mut room, bytes_max).await?;
         let answer = read.finish_long().await.map_err(error::of_read)?;
         Ok(Answered { answer, room })
     }
@@ -230,6 +230,12 @@ impl Etcd {
     }
 }
 
+/// Waits for room, but not for ever: its own client may hold it, for responses that it does not read.
+async fn reserve(room: &mut Room, bytes: usize) -> Result<(), Status> {
+    let reserved = tokio::time::timeout(ROOM_WAIT, room.reserve(bytes)).await;
+    reserved.map_err(|_| error::no_room())
+}
+
 fn consistency(serializable: bool) -> Consistency {
     if serializable { Consistency::Stale } else { Consistency::Linearizable }
 }
@@ -264,6 +270,8 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// Maximum time that a read waits for room for its response.
+const ROOM_WAIT: Duration = Duration::from_secs(10);
 /// Time between two attempts of a read whose leader may have failed.
 const LEADER_RETRY: Duration = Duration::from_millis(20);
 /// "kv" in the highest bytes of a member's id.

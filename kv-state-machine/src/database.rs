@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use consensus_core::{
@@ -314,7 +314,7 @@ impl ConsensusKvDatabase {
         };
         let answer = self.commit(session, operation).await?;
         match (&answer.result, ending) {
-            (KvResult::LeaseEnding, Some(id)) => Ok(self.wait_for_end_of_lease(id, answer).await),
+            (KvResult::LeaseEnding, Some(id)) => self.wait_for_end_of_lease(id, answer).await,
             _ => Ok(answer),
         }
     }
@@ -330,13 +330,19 @@ impl ConsensusKvDatabase {
     }
 
     /// Waits until the leader has deleted all keys of a lease that has ended.
-    async fn wait_for_end_of_lease(&self, id: i64, first: KvAnswer) -> KvAnswer {
-        let Some(executor) = &self.executor else { return first };
+    async fn wait_for_end_of_lease(&self, id: i64, first: KvAnswer) -> Result<KvAnswer, KvError> {
+        let Some(executor) = &self.executor else { return Ok(first) };
         let is_ending = || executor.store().current().leases().get(id).is_some_and(|lease| lease.is_ending);
-        while is_ending() && self.engine.status().borrow().health == Health::Running {
+        let began = Instant::now();
+        while is_ending() {
+            if began.elapsed() > LEASE_WAIT_MAX || self.engine.status().borrow().health != Health::Running {
+                let why = format!("lease {id} has ended, but the leader is still deleting its keys");
+                return Err(KvError::Unavailable { why, maybe_applied: true });
+            }
             tokio::time::sleep(LEASE_POLL_INTERVAL).await;
         }
-        KvAnswer { revision: executor.store().current().meta().revision, result: KvResult::Lease, ..first }
+        let revision = executor.store().current().meta().revision;
+        Ok(KvAnswer { revision, result: KvResult::Lease, ..first })
     }
 
     fn check(&self, session: Option<&Session>, operation: &KvOperation) -> Result<(), KvError> {
@@ -620,3 +626,5 @@ fn read_error(error: ReadError) -> KvError {
 
 /// Time between two looks at whether the keys of an ended lease are deleted.
 const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Maximum time that a call waits for the end of a lease with very many keys. Less than the time limit of a forwarded call.
+const LEASE_WAIT_MAX: Duration = Duration::from_secs(8);

@@ -282,9 +282,11 @@ async fn run_as_leader(
         let all = leases.all.iter().map(|(id, lease)| (*id, *lease));
         leases.clock = Some(Clock::new(time.clone(), term, all));
     }
-    let mut ticked = time.now();
+    let (mut ticked, mut is_more) = (time.now(), false);
     while is_leader_of_term(status, term) {
-        sleep(TICK).await;
+        if !is_more {
+            sleep(TICK).await;
+        }
         // After a pause of the process, renewals that arrived during the pause must be processed first.
         if time.now().saturating_sub(ticked) > PAUSE_MIN {
             sleep(PAUSE_MIN).await;
@@ -293,7 +295,7 @@ async fn run_as_leader(
         if !is_leader_of_term(status, term) {
             break;
         }
-        while tick(engine, store, term).await && is_leader_of_term(status, term) {}
+        is_more = tick(engine, store, term).await;
     }
     store.current().leases().lock().clock = None;
 }

@@ -498,7 +498,7 @@ fn has_prefix(place: &[u8]) -> bool {
 
 /// Name of the prefix function, stored in every table. A different function needs a different name.
 const PREFIX_NAME: &str = "kv.place.1";
-const KIND: DirKind = DirKind { name: "kv-state", oldest_format: 3, format: 3 };
+const KIND: DirKind = DirKind { name: "kv-state", oldest_format: 4, format: 4 };
 /// Time between two looks at whether a batch waits.
 const BATCH_POLL_INTERVAL: Duration = Duration::from_micros(50);
 const CURRENT: &str = "CURRENT";

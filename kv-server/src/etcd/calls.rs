@@ -66,4 +66,44 @@ impl Calls {
     }
 }
 
+/// A call has a handle of the calls of its connection: new ones must not stay among them.
+impl Drop for Calls {
+    fn drop(&mut self) {
+        drop(self.new.take());
+    }
+}
+
+/// Number of turns before other connections get theirs.
 const TURNS_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    /// As a connection does that accepts a call and ends at once.
+    #[test]
+    fn call_of_connection_that_has_ended_is_dropped() {
+        let new = NewCalls::default();
+        let (alive, calls) = (Arc::new(()), new.clone());
+        let held = Arc::downgrade(&alive);
+        let connection = std::future::poll_fn(move |_| {
+            let (alive, handle) = (alive.clone(), calls.clone());
+            calls.execute(async move {
+                std::future::pending::<()>().await;
+                drop((alive, handle));
+            });
+            Poll::Ready(())
+        });
+        let mut calls = Calls::new(new);
+        {
+            let mut connection = Box::pin(connection);
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            assert!(calls.poll(&mut context, pin!(connection.as_mut())).is_ready());
+        }
+        assert!(held.upgrade().is_some());
+        drop(calls);
+        assert!(held.upgrade().is_none());
+    }
+}

@@ -78,6 +78,13 @@ pub(super) fn of_node(fault: NodeFault) -> Status {
     }
 }
 
+/// Error of a read whose response has no room.
+pub(super) fn no_room() -> Status {
+    Status::resource_exhausted(
+        "etcdserver: responses that clients have not read take all memory for responses; read them, or request less at once",
+    )
+}
+
 /// Error of a read.
 pub(super) fn of_read(error: KvError) -> Status {
     match error {

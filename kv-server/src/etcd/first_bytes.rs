@@ -3,8 +3,12 @@
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -19,6 +23,34 @@ pub(super) struct Opened {
     first: [u8; PREFACE.len()],
     /// Bytes of `first` that are still to be read again.
     left: std::ops::Range<usize>,
+    written: Arc<LastWrite>,
+}
+
+/// Time of the last write of more than answers to pings and the like.
+pub(super) struct LastWrite {
+    opened: Instant,
+    /// Milliseconds since `opened`.
+    millis: AtomicU64,
+}
+
+impl LastWrite {
+    /// Time since then.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.opened.elapsed().saturating_sub(Duration::from_millis(self.millis.load(Ordering::Relaxed)))
+    }
+
+    fn note(&self, written: &Poll<io::Result<usize>>) {
+        if matches!(written, Poll::Ready(Ok(bytes)) if *bytes > CONTROL_BYTES) {
+            let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.millis.store(millis, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Opened {
+    pub(super) fn last_write(&self) -> Arc<LastWrite> {
+        self.written.clone()
+    }
 }
 
 /// Reads as much of a connection as it takes to tell HTTP/2 from HTTP/1. A client that does not send as much in time keeps
@@ -40,7 +72,8 @@ pub(super) async fn read(mut stream: TcpStream) -> io::Result<Opened> {
     let too_slow =
         |_| io::Error::new(io::ErrorKind::TimedOut, "the client does not say which HTTP it speaks");
     timeout(FIRST_BYTES_TIMEOUT, reading).await.map_err(too_slow)??;
-    Ok(Opened { stream, first, left: 0..length })
+    let written = Arc::new(LastWrite { opened: Instant::now(), millis: AtomicU64::new(0) });
+    Ok(Opened { stream, first, left: 0..length, written })
 }
 
 impl AsyncRead for Opened {
@@ -65,7 +98,9 @@ impl AsyncWrite for Opened {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.written.note(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -73,7 +108,9 @@ impl AsyncWrite for Opened {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.written.note(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -91,6 +128,8 @@ impl AsyncWrite for Opened {
 
 /// First bytes of an HTTP/2 client.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Frames of HTTP/2 without data, a few together, have at most so many bytes.
+const CONTROL_BYTES: usize = 64;
 /// Time for the first bytes. HTTP's own timeouts bound the rest.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
 

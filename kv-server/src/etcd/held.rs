@@ -44,6 +44,7 @@ pub(super) fn respond<M: Message>(message: M, mut room: Room) -> tonic::Response
         return tonic::Response::new(message);
     }
     room.settle(message.encoded_len());
+    room.note_unread();
     let mut response = tonic::Response::new(message);
     response.extensions_mut().insert(Held { _room: Arc::new(room) });
     response

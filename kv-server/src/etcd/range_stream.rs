@@ -50,7 +50,7 @@ struct Sent {
 
 impl Sent {
     async fn next(mut self) -> Option<(Answer, Self)> {
-        // HTTP/2 asks for a message when it has written the one before.
+        // The message before is written, but for what HTTP/2 buffers for a client that reads slowly.
         self.room = None;
         let receiver = self.receiver.as_mut()?;
         let taken = tokio::select! {
@@ -58,7 +58,8 @@ impl Sent {
             // A client must not take what was sent until now for all.
             () = stopped(&mut self.stop) => return Some((Err(error::stopped()), self.ended())),
         };
-        let Some((answer, room)) = taken else { return Some((Err(given_up()), self.ended())) };
+        let Some((answer, mut room)) = taken else { return Some((Err(given_up()), self.ended())) };
+        room.note_unread();
         self.room = Some(room);
         if answer.as_ref().map_or(true, is_last) {
             return Some((answer, self.ended()));

@@ -1,6 +1,12 @@
 //! One HTTP connection: gRPC over HTTP/2, and other requests.
 
-use std::{convert::Infallible, future::poll_fn, io, sync::OnceLock, time::Duration};
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    io,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use hyper::{
     Request, Response,
@@ -29,12 +35,13 @@ use tonic_health::pb::health_server::HealthServer;
 use super::{
     Etcd,
     calls::{Calls, NewCalls},
-    error, first_bytes,
+    error,
+    first_bytes::{self, LastWrite},
     health::reflection,
     held::until_written,
     http, required_leader,
 };
-use crate::frontend::stopped;
+use crate::{answers::ConnectionBudget, frontend::stopped};
 
 /// Requests that a connection serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +59,7 @@ pub(crate) async fn serve(
     scope: Scope,
     mut stop: channel::Receiver<bool>,
 ) -> io::Result<()> {
-    let streams_max = etcd.limits.streams_max;
+    let (streams_max, budget) = (etcd.limits.streams_max, etcd.budget.clone());
     let service = service_fn(move |request| {
         let etcd = etcd.clone();
         async move {
@@ -66,7 +73,7 @@ pub(crate) async fn serve(
         opened = first_bytes::read(stream) => opened?,
         () = stopped(&mut stop) => return Ok(()),
     };
-    let new_calls = NewCalls::default();
+    let (new_calls, last_write) = (NewCalls::default(), opened.last_write());
     let (builder, mut calls) = (builder(streams_max, new_calls.clone()), Calls::new(new_calls));
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(opened), service));
     let served = tokio::select! {
@@ -75,8 +82,27 @@ pub(crate) async fn serve(
             connection.as_mut().graceful_shutdown();
             poll_fn(|cx| calls.poll(cx, connection.as_mut())).await
         }
+        () = stalled(&budget, &last_write) => {
+            let why = "the client reads no responses while others wait for the memory that they occupy";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
     };
     served.map_err(io::Error::other)
+}
+
+/// Waits until the client has read no response for [`STALLED_MAX`], and others wait for the memory of its responses.
+async fn stalled(budget: &ConnectionBudget, last_write: &LastWrite) {
+    let mut unread_since = Instant::now();
+    loop {
+        tokio::time::sleep(STALLED_LOOK).await;
+        if !budget.has_unread() {
+            unread_since = Instant::now();
+        }
+        let stalled = last_write.elapsed().min(unread_since.elapsed());
+        if stalled > STALLED_MAX && budget.is_contended() {
+            return;
+        }
+    }
 }
 
 fn builder(streams_max: u32, calls: NewCalls) -> Builder<NewCalls> {
@@ -205,6 +231,9 @@ fn timeout_of(text: &str) -> Option<Duration> {
     })
 }
 
+/// Time after which a client that reads nothing is disconnected if others wait, and the time between two looks.
+const STALLED_MAX: Duration = Duration::from_secs(3);
+const STALLED_LOOK: Duration = Duration::from_secs(1);
 /// As in etcd: time without a whole header after which a connection of HTTP/1 is closed, whether it is idle or slow.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const HEADER_BYTES_MAX: u32 = 16 << 10;

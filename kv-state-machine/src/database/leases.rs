@@ -63,7 +63,7 @@ impl ConsensusKvDatabase {
         Ok(id)
     }
 
-    /// Revokes a lease. Returns the revision at which the last of its keys were deleted.
+    /// Revokes a lease. Returns a revision at which all of its keys are deleted.
     ///
     /// # Errors
     /// See [`KvError`]; there is no such lease ([`KvRejection::NoLease`](crate::KvRejection::NoLease)).

@@ -25,18 +25,21 @@ use thrift::protocol::verify_expected_sequence_number;
 use thrift::protocol::verify_expected_service_call;
 use thrift::protocol::verify_required_field_exists;
 
+/// Kind of a member.
 #[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct MemberKind(pub i32);
 
 impl MemberKind {
+  /// A member that votes and has the data.
   pub const VOTER: MemberKind = MemberKind(1);
-  /// Receives everything; neither votes nor counts.
+  /// A member that receives all entries, but does not vote and is not counted in a quorum.
   pub const LEARNER: MemberKind = MemberKind(2);
-  /// A learner that becomes a voter by itself when it has caught up. Refused for a node that votes already.
+  /// A learner that becomes a voter automatically when it has caught up. Refused for a node that is a voter
+  /// already.
   pub const JOINING: MemberKind = MemberKind(3);
-  /// Votes, and keeps no data.
+  /// A member that votes, but keeps no data.
   pub const WITNESS: MemberKind = MemberKind(4);
-  /// As it is, for a change of endpoints or priority; refused for a node that is no member.
+  /// The current kind, for a change of endpoints or priority. Refused for a node that is not a member.
   pub const AS_IS: MemberKind = MemberKind(5);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::VOTER,
@@ -89,19 +92,22 @@ impl From<&MemberKind> for i32 {
   }
 }
 
+/// Reason of a refusal.
 #[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct RefusedReason(pub i32);
 
 impl RefusedReason {
-  /// The request is wrong, or not possible in the state of the cluster; the message says what to do.
+  /// The request is invalid, or impossible in the present state of the cluster. The message says what to do.
   pub const REJECTED: RefusedReason = RefusedReason(1);
-  /// This node does not lead and was not to forward the call; leader_endpoint, if set, is where to ask.
+  /// This node is not the leader, and may not forward the call. The caller repeats it at leader_endpoint, if
+  /// that is set.
   pub const NOT_LEADER: RefusedReason = RefusedReason(2);
-  /// Another change of members or transfer of leadership is under way; ask again when it has ended.
+  /// Another change of members or transfer of leadership is in progress. The caller repeats the call when it
+  /// has ended.
   pub const BUSY: RefusedReason = RefusedReason(3);
-  /// This node knows no leader, cannot reach it, or is stopping. Another node may do better.
+  /// This node knows no leader, cannot reach the leader, or is stopping. Another node may serve the call.
   pub const UNAVAILABLE: RefusedReason = RefusedReason(4);
-  /// The call was taken on, and nobody knows what became of it.
+  /// The call was accepted, and its outcome is unknown.
   pub const UNKNOWN: RefusedReason = RefusedReason(5);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::REJECTED,
@@ -154,13 +160,14 @@ impl From<&RefusedReason> for i32 {
   }
 }
 
+/// Kind of an alarm.
 #[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AlarmKind(pub i32);
 
 impl AlarmKind {
-  /// The node's store exceeds its quota: requests that add data are refused.
+  /// The node's store exceeds its quota. Requests that add data are refused.
   pub const NO_SPACE: AlarmKind = AlarmKind(1);
-  /// The node's state differs from that of the others: all requests on keys and leases are refused.
+  /// The node's state differs from that of the other nodes. All requests on keys and leases are refused.
   pub const CORRUPT: AlarmKind = AlarmKind(2);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NO_SPACE,
@@ -211,17 +218,22 @@ impl From<&AlarmKind> for i32 {
 // MemberChange
 //
 
+/// A change of one member.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct MemberChange {
   pub node_id: i64,
-  /// Not set: the member is removed.
+  /// New kind of the member. Not set: the member is removed.
   pub kind: Option<MemberKind>,
-  /// host:port; not set: as it is. A node that is added needs both endpoints.
+  /// Endpoint at which the other nodes reach the member, as host:port. Not set: unchanged. A node that is
+  /// added needs both endpoints.
   pub consensus_endpoint: Option<String>,
+  /// Endpoint at which clients reach the member, as host:port. Not set: unchanged.
   pub client_endpoint: Option<String>,
-  /// A member with a higher priority gets leadership when it has caught up; not set: as it is, or 0.
+  /// Priority for leadership: a member with a higher priority gets leadership when it has caught up. Not set:
+  /// unchanged, or 0 for a new member.
   pub priority: Option<i32>,
-  /// false: refused if the node is a member. true: refused if it is none. Not set: not checked.
+  /// Expected membership. false: refused if the node is a member. true: refused if it is not. Not set: no
+  /// check.
   pub is_member: Option<bool>,
 }
 
@@ -336,11 +348,11 @@ impl TSerializable for MemberChange {
 // Alarm
 //
 
-/// An alarm.
+/// A condition in which the store refuses requests.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Alarm {
   pub kind: AlarmKind,
-  /// Node whose store it concerns; not set: no single one.
+  /// Id of the node whose store the alarm concerns. Not set: no single node.
   pub node_id: Option<i64>,
 }
 
@@ -407,12 +419,12 @@ impl TSerializable for Alarm {
 // NodeIdentity
 //
 
-/// A server, and the cluster that it is in.
+/// A server and the cluster to which it belongs.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NodeIdentity {
   pub node_id: i64,
-  /// Identity of its cluster: 16 hexadecimal digits, or "none" before the first leader of the cluster has drawn it. Not set: the
-  /// server stands alone.
+  /// Identity of the cluster: 16 hexadecimal digits, or "none" before its first leader has drawn it. Not set
+  /// on a standalone server.
   pub cluster_id: Option<String>,
 }
 
@@ -479,15 +491,16 @@ impl TSerializable for NodeIdentity {
 // Refused
 //
 
-/// Not done, or not known to be done.
+/// The call was not done, or it is not known to be done.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Refused {
   pub message: String,
-  /// It may have been done, or may be done later.
+  /// Whether the call may have been done, or may be done later.
   pub maybe_done: bool,
   pub reason: Option<RefusedReason>,
-  /// The leader, if this node knows one: its id, and where it serves clients.
+  /// Id of the leader, if this node knows one.
   pub leader_id: Option<i64>,
+  /// Endpoint at which clients reach the leader, if this node knows it.
   pub leader_endpoint: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The client that programs use.
+//! The client for programs.
 
 mod calls;
 mod clock;
@@ -35,22 +35,22 @@ pub use self::{
 /// Settings of a [`KvClient`].
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// Some of the servers; at least one. The leader is found through any of them.
+    /// Endpoints of some or all servers; at least one. The client finds the leader through any of them.
     pub endpoints: Vec<Endpoint>,
-    /// How long an operation is tried in all. Default 15 s.
+    /// Time limit of an operation, with all its attempts. Default 15 s.
     pub timeout: Duration,
-    /// How long one server is waited for before another one is tried; at most the server's share of
-    /// [`timeout`](Self::timeout). Default 3 s.
+    /// Time limit of an attempt at one server, before the client tries another one; at most the server's
+    /// share of [`timeout`](Self::timeout). Default 3 s.
     pub attempt_timeout: Duration,
-    /// How long a connection may take. Default 1 s.
+    /// Time limit to open a connection. Default 1 s.
     pub connect_timeout: Duration,
-    /// Whether an operation is tried until the time is over although nobody listens at any of the endpoints, as while
-    /// servers restart. `false`: it fails at once. Default `true`.
+    /// Whether an operation is repeated until its time limit if all endpoints refuse connections, for example
+    /// while servers restart. `false`: it fails immediately. Default `true`.
     pub wait_for_servers: bool,
 }
 
 impl ClientConfig {
-    /// The defaults with these servers.
+    /// The default settings, with these endpoints.
     #[must_use]
     pub fn new(endpoints: Vec<Endpoint>) -> Self {
         Self {
@@ -63,28 +63,30 @@ impl ClientConfig {
     }
 }
 
-/// Why an operation has no result.
+/// Reason that an operation has no result.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// The store did not do it: the request is wrong, its revision compacted, a key changed. Nothing was done.
+    /// The store rejected the request, for example because it is invalid, its revision was compacted away, or
+    /// a key has changed. Nothing was done.
     #[error(transparent)]
     Rejected(Fault),
-    /// No server did it in time. Nothing was done.
+    /// No server executed the request in time. Nothing was done.
     #[error("unavailable, nothing was done: {0}")]
     Unavailable(String),
-    /// A write was sent, and no answer came in time: it may have been done, or may be yet.
+    /// A write was sent, and no response arrived in time. The write may have been done, or may still be done.
     #[error("the outcome is unknown: {0}")]
     Unknown(String),
-    /// The client was made without endpoints.
+    /// The configuration has no endpoints.
     #[error("no endpoints were given")]
     NoEndpoints,
 }
 
-/// A client of a cluster (or of a standalone server). Cheap to clone; clones share connection and sessions.
+/// A client of a cluster or of a standalone server. It is cheap to clone; clones share the connection and the
+/// sessions.
 ///
-/// Each write goes in a session of the store, so that it can be repeated at another server when an answer stays out:
-/// whatever arrives, it is applied once.
+/// Each write belongs to a session of the store. If no response arrives, the client can therefore repeat the
+/// write at another server: the store applies it once, even if it receives it several times.
 #[derive(Clone, Debug)]
 pub struct KvClient {
     config: Arc<ClientConfig>,
@@ -94,19 +96,20 @@ pub struct KvClient {
 #[derive(Debug, Default)]
 struct Shared {
     connection: Option<Arc<Connection>>,
-    /// Sessions not in use by a write.
+    /// Sessions that no write uses now.
     sessions: Vec<Session>,
-    /// Which endpoint is tried next.
+    /// Index of the endpoint that is tried next, modulo their number.
     next: usize,
-    /// A server that said it cannot serve now, and until when others are asked to forward to it instead.
+    /// Server that responded that it cannot serve now, and the time until which the client does not prefer it
+    /// over a server that forwards.
     unavailable: Option<(Endpoint, Instant)>,
 }
 
 impl KvClient {
-    /// A client; it connects when it is first used.
+    /// Creates a client. It connects when it is first used.
     ///
     /// # Errors
-    /// There are no endpoints.
+    /// [`ClientError::NoEndpoints`]: the configuration has no endpoints.
     pub fn new(config: ClientConfig) -> Result<Self, ClientError> {
         if config.endpoints.is_empty() {
             return Err(ClientError::NoEndpoints);
@@ -126,7 +129,7 @@ impl KvClient {
         self.put_with(PutRequest::of(key, value)).await
     }
 
-    /// Writes a key, with all that the IDL offers; `request.session` is set by the client.
+    /// Writes a key, with all options of the IDL. The client sets `request.session`.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -138,7 +141,7 @@ impl KvClient {
         )
     }
 
-    /// Reads a key, linearizably.
+    /// Reads a key with linearizable consistency.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -146,7 +149,8 @@ impl KvClient {
         Ok(self.range(RangeRequest::of(key, None)).await?.kvs.pop())
     }
 
-    /// Reads a range, at the leader if one is known; see [`range_of`](Self::range_of) for the state of one server.
+    /// Reads a range, at the leader if one is known. See [`range_of`](Self::range_of) for the state of a
+    /// single server.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -155,7 +159,7 @@ impl KvClient {
         expect(reply, |reply| if let Reply::Range(response) = reply { Some(response) } else { None })
     }
 
-    /// Removes a key.
+    /// Deletes a key.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -163,7 +167,7 @@ impl KvClient {
         self.delete_range(DeleteRequest::of(key, None)).await
     }
 
-    /// Removes a range; `request.session` is set by the client.
+    /// Deletes a range. The client sets `request.session`.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -173,10 +177,10 @@ impl KvClient {
         expect(reply, |reply| if let Reply::DeleteRange(response) = reply { Some(response) } else { None })
     }
 
-    /// Executes a transaction; `request.session` is set by the client.
+    /// Executes a transaction. The client sets `request.session`.
     ///
     /// # Errors
-    /// See [`ClientError`]; a conflict is [`ClientError::Rejected`].
+    /// See [`ClientError`]. A conflict is a [`ClientError::Rejected`].
     pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, ClientError> {
         let call = |session| Call::Txn(TxnRequest { session: Some(session), ..request.clone() });
         expect(
@@ -185,7 +189,8 @@ impl KvClient {
         )
     }
 
-    /// Forgets history older than `revision`. Repeating it does no harm, but answers `Compacted`.
+    /// Compacts history older than `revision`. It is safe to repeat the call, but the repetition returns
+    /// `Compacted`.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -194,10 +199,11 @@ impl KvClient {
         expect(reply, |reply| if let Reply::Compact(header) = reply { Some(header) } else { None })
     }
 
-    /// Reads a range of one server's own state, which may be old: `request.consistency` is set to `STALE`.
+    /// Reads a range of one server's own state, which may be old. The client sets `request.consistency` to
+    /// `STALE`.
     ///
     /// # Errors
-    /// The server does not answer within [`ClientConfig::attempt_timeout`], or rejects the request.
+    /// The server does not respond within [`ClientConfig::attempt_timeout`], or it rejects the request.
     pub async fn range_of(
         &self,
         endpoint: &Endpoint,
@@ -207,11 +213,11 @@ impl KvClient {
         self.range_through(endpoint, request).await
     }
 
-    /// Reads a range through one server, with the consistency that the request asks for. The server asks the leader where it
-    /// has to.
+    /// Reads a range through one server, with the consistency of the request. The server contacts the leader
+    /// if that is necessary.
     ///
     /// # Errors
-    /// The server does not answer within [`ClientConfig::attempt_timeout`], or rejects the request.
+    /// The server does not respond within [`ClientConfig::attempt_timeout`], or it rejects the request.
     pub async fn range_through(
         &self,
         endpoint: &Endpoint,
@@ -221,36 +227,39 @@ impl KvClient {
         expect(reply, |reply| if let Reply::Range(response) = reply { Some(response) } else { None })
     }
 
-    /// What one server says of itself.
+    /// Returns the status of one server.
     ///
     /// # Errors
-    /// The server does not answer within [`ClientConfig::attempt_timeout`].
+    /// The server does not respond within [`ClientConfig::attempt_timeout`].
     pub async fn status_of(&self, endpoint: &Endpoint) -> Result<StatusResponse, ClientError> {
         let reply = self.ask(endpoint, Call::Status).await?;
         expect(reply, |reply| if let Reply::Status(response) = reply { Some(response) } else { None })
     }
 
-    /// The checksum of one server's own state. Computing it takes the server long if the state is large.
+    /// Returns the checksum of one server's own state. The computation takes long if the state is large.
     ///
     /// # Errors
-    /// The server shows no life within [`ClientConfig::attempt_timeout`], has no answer within [`ClientConfig::timeout`], or
-    /// has no data ([`Fault::NoData`]).
+    /// The server does not return its status within [`ClientConfig::attempt_timeout`], or the checksum within
+    /// [`ClientConfig::timeout`], or it has no data ([`Fault::NoData`]).
     pub async fn hash_of(&self, endpoint: &Endpoint) -> Result<HashResponse, ClientError> {
         let reply = self.ask_patiently(endpoint, Call::Hash).await?;
         expect(reply, |reply| if let Reply::Hash(response) = reply { Some(response) } else { None })
     }
 
-    /// Changes the members of the cluster, all in one step. Repeated at other servers while no server can have taken it on.
+    /// Applies changes of the members of the cluster, all in one step. The client repeats the call at other
+    /// servers only while no server can have accepted it.
     ///
     /// # Errors
-    /// [`ClientError::Rejected`] with [`Fault::Refused`]: the change makes no sense; the message says what was meant.
-    /// [`ClientError::Unavailable`]: no server could do it now, or another change is under way. [`ClientError::Unknown`]:
-    /// it may have been done.
+    /// * [`ClientError::Rejected`] with [`Fault::Refused`]: the change is invalid or impossible; the message
+    ///   says what to do.
+    /// * [`ClientError::Unavailable`]: no server could do it now, or another change is in progress.
+    /// * [`ClientError::Unknown`]: it may have been done.
     pub async fn change_members(&self, changes: Vec<MemberChange>) -> Result<(), ClientError> {
         self.administer(Call::ChangeMembers(changes)).await.map(|_| ())
     }
 
-    /// Transfers leadership to a node, or to the most up-to-date voter if `None`; returns the new leader.
+    /// Transfers leadership to a node, or to the most up-to-date voter if `None`. Returns the new leader's
+    /// id.
     ///
     /// # Errors
     /// As for [`change_members`](Self::change_members).
@@ -259,7 +268,7 @@ impl KvClient {
         expect(reply, |reply| if let Reply::TransferLeader(leader) = reply { Some(leader) } else { None })
     }
 
-    /// The alarms that are raised.
+    /// Returns the alarms that are raised.
     ///
     /// # Errors
     /// As for [`change_members`](Self::change_members).
@@ -268,7 +277,7 @@ impl KvClient {
         expect(reply, |reply| if let Reply::Alarms(alarms) = reply { Some(alarms) } else { None })
     }
 
-    /// Disarms an alarm; returns whether it was raised. An alarm whose cause lasts is raised again.
+    /// Disarms an alarm. Returns whether it was raised. An alarm whose cause persists is raised again.
     ///
     /// # Errors
     /// As for [`change_members`](Self::change_members).

@@ -1,4 +1,4 @@
-//! One connection to a server, many calls in flight.
+//! One connection to a server, with many calls in flight.
 
 use std::{
     collections::HashMap,
@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::protocol::{self, Call, Fault, Reply};
 
-/// A connection. Calls from any number of tasks share it; each is answered by its sequence number. It ends when it is
-/// dropped, or at its first error, and is not made again.
+/// A connection. Calls from any number of tasks share it; a reply belongs to the call with its sequence
+/// number. The connection ends when it is dropped, or at its first error. It does not reconnect.
 #[derive(Debug)]
 pub struct Connection {
     endpoint: Endpoint,
@@ -29,42 +29,42 @@ pub struct Connection {
 struct Pending {
     next: i32,
     waiting: HashMap<i32, oneshot::Sender<Result<Reply, Fault>>>,
-    /// Why the connection ended.
+    /// Reason that the connection ended; `None` while it is open.
     ended: Option<String>,
 }
 
-/// Why a call has no outcome.
+/// Reason that a call has no outcome.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CallError {
-    /// It was not sent.
+    /// The call was not sent.
     #[error("{endpoint}: not sent: {why}")]
     NotSent {
-        /// To whom.
+        /// Endpoint of the server.
         endpoint: Endpoint,
-        /// Why.
+        /// Reason, in words.
         why: String,
     },
-    /// It was sent, and the connection ended before the answer came: it may have been executed.
+    /// The call was sent, and the connection ended before the reply arrived. The call may have been executed.
     #[error("{endpoint}: no answer: {why}")]
     NoAnswer {
-        /// From whom.
+        /// Endpoint of the server.
         endpoint: Endpoint,
-        /// Why.
+        /// Reason, in words.
         why: String,
     },
 }
 
 impl Connection {
-    /// Connects within `timeout`.
+    /// Opens a connection within `timeout`.
     ///
     /// # Errors
-    /// It cannot; the error names the endpoint.
+    /// The connection cannot be opened in time. The error names the endpoint.
     pub async fn open(endpoint: &Endpoint, timeout: Duration) -> io::Result<Self> {
         let (reader, writer) = connect(endpoint, timeout).await?.into_split();
         let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
         let pending = Arc::new(Mutex::new(Pending::default()));
         let shared = pending.clone();
-        // One task for both directions: whichever ends, the connection has ended.
+        // One task serves both directions. When either direction ends, the connection has ended.
         let reader = tokio::spawn(async move {
             let mut replies = framing::reader(reader, FRAME_BYTES_MAX);
             let receive = async {
@@ -73,7 +73,7 @@ impl Connection {
                         io::Error::new(io::ErrorKind::InvalidData, framing::error_text(&error))
                     })?;
                     if let Some(waiting) = lock(&shared).waiting.remove(&sequence) {
-                        let _ = waiting.send(outcome); // A caller that went away needs none.
+                        let _ = waiting.send(outcome); // The caller may have been dropped.
                     }
                 }
                 Ok::<(), io::Error>(())
@@ -92,22 +92,23 @@ impl Connection {
         Ok(Self { endpoint: endpoint.clone(), frames, pending, reader })
     }
 
-    /// Where it goes.
+    /// Returns the endpoint of the server.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Whether it still stands, as far as is known.
+    /// Whether the connection is open, as far as is known.
     #[must_use]
     pub fn is_open(&self) -> bool {
         lock(&self.pending).ended.is_none()
     }
 
-    /// Calls, and awaits the outcome as long as the caller likes to.
+    /// Sends a call and waits for the outcome, without a time limit. The caller may drop the future at any
+    /// time.
     ///
     /// # Errors
-    /// There is none; the error says whether the call may have been executed.
+    /// There is no outcome. The error says whether the call may have been executed.
     pub async fn call(&self, call: Call) -> Result<Result<Reply, Fault>, CallError> {
         let not_sent = |why: String| CallError::NotSent { endpoint: self.endpoint.clone(), why };
         let (waiting, outcome) = oneshot::channel();
@@ -121,7 +122,7 @@ impl Connection {
             pending.waiting.insert(sequence, waiting);
             sequence
         };
-        // Forgotten again if the caller goes away.
+        // Removes the pending call if the caller drops this future.
         let _forget = Forget { pending: &self.pending, sequence };
         let frame = call.encode(sequence).map_err(|error| not_sent(framing::error_text(&error)))?;
         if frame.len() - 4 > FRAME_BYTES_MAX {
@@ -159,7 +160,7 @@ fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
     pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Longest request and longest reply.
+/// Maximum length of a request or reply, in bytes.
 pub(crate) const FRAME_BYTES_MAX: usize = 16 << 20;
-/// Requests queued to be written.
+/// Maximum number of requests that wait to be written.
 const QUEUE_FRAMES: usize = 1024;

@@ -25,16 +25,18 @@ use thrift::protocol::verify_expected_sequence_number;
 use thrift::protocol::verify_expected_service_call;
 use thrift::protocol::verify_required_field_exists;
 
-/// How fresh a read must be.
+/// Consistency of a read.
 #[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Consistency(pub i32);
 
 impl Consistency {
-  /// Sees every write acknowledged before the read began; costs a round of messages, shared by all waiting reads.
+  /// The read sees every write that was acknowledged before the read started. It costs a round of messages,
+  /// which all waiting reads share.
   pub const LINEARIZABLE: Consistency = Consistency(0);
-  /// As LINEARIZABLE while the leader's lease holds (bounded clock drift), without a round of messages.
+  /// Like LINEARIZABLE, but the read costs no round of messages while the leader has a lease. It relies on
+  /// bounded clock drift.
   pub const LEASE: Consistency = Consistency(1);
-  /// What this node has applied, at once; may be old.
+  /// The read returns the state that this node has applied, without waiting. The state may be old.
   pub const STALE: Consistency = Consistency(2);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::LINEARIZABLE,
@@ -83,7 +85,8 @@ impl From<&Consistency> for i32 {
   }
 }
 
-/// Where the server appends a versionstamp: 8 bytes of revision, then 2 bytes of order within the transaction, big-endian.
+/// Place at which the server appends a versionstamp: 8 bytes of revision, then 2 bytes of order within the
+/// transaction, big-endian.
 #[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Versionstamp(pub i32);
 
@@ -138,7 +141,7 @@ impl From<&Versionstamp> for i32 {
   }
 }
 
-/// By what the pairs of a range are ordered.
+/// Sort key of the pairs of a range.
 #[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SortBy(pub i32);
 
@@ -320,20 +323,22 @@ impl From<&CompareResult> for i32 {
 // Session
 //
 
-/// Makes a write exactly-once: the cluster executes one (client_id, sequence) once, and answers a repetition of the last
-/// sequence with its first answer, be that a response or an exception.
+/// Makes a write exactly-once. The cluster executes each pair of client_id and sequence once. A repetition of
+/// the last sequence gets the result of its first execution again: the response or the exception.
 /// 
-/// - A client takes its id from open_session. It numbers its writes from 1 upwards, has one of them in flight at a time,
-///   and sends the next one when it knows the answer to the last one.
-/// - Each write takes a number of its own. Gaps do no harm: a number may be left out.
-/// - An executed number is used up whatever the answer was: after Conflict, Compacted, or InvalidRequest the corrected
-///   write takes the next number. After NotLeader, or Unavailable, the same write may be repeated with the same number.
-/// - Only the answer to the last number is kept. A number below it raises SequenceOver; the last number with another
-///   request raises InvalidRequest.
+/// - A client gets its id from open_session. It numbers its writes from 1 upwards, has one write in flight at
+///   a time, and sends the next write when it knows the result of the last one.
+/// - Each write has a number of its own. Gaps between the numbers are allowed.
+/// - An executed number is used up, whatever the result was. After Conflict, Compacted or InvalidRequest, the
+///   corrected write takes the next number. After NotLeader or Unavailable, the same write may be repeated
+///   with the same number.
+/// - The cluster keeps only the result of the last number. A lower number raises SequenceOver. The last
+///   number with another request raises InvalidRequest.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Session {
+  /// Client id that open_session returned.
   pub client_id: i64,
-  /// At least 1.
+  /// Number of the write in the session; at least 1.
   pub sequence: i64,
 }
 
@@ -399,13 +404,16 @@ impl TSerializable for Session {
 // ResponseHeader
 //
 
+/// Origin of a response: the node, and its state when it responded.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ResponseHeader {
-  /// Store revision at which the request was answered.
+  /// Revision of the store at that time.
   pub revision: i64,
-  /// Node that answered, Raft term, and the log index applied when it answered.
+  /// Id of the node that responded.
   pub node_id: i64,
+  /// Raft term at that time.
   pub term: i64,
+  /// Log index that the node had applied at that time.
   pub applied_index: i64,
 }
 
@@ -493,16 +501,19 @@ impl TSerializable for ResponseHeader {
 // KeyValue
 //
 
+/// A key and its value at some revision.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct KeyValue {
   pub key: Vec<u8>,
+  /// Value; empty if only keys were requested.
   pub value: Vec<u8>,
-  /// Revision at which the key came into being (again, after a delete).
+  /// Revision at which the key was created, after its last deletion.
   pub create_revision: i64,
+  /// Revision of the last write of the key.
   pub mod_revision: i64,
-  /// Number of writes since creation; 1 after the first put.
+  /// Number of writes since the key was created; 1 after the first put.
   pub version: i64,
-  /// Lease that the key is attached to, or 0.
+  /// Id of the lease to which the key is attached; 0: none.
   pub lease_id: i64,
 }
 
@@ -612,18 +623,22 @@ impl TSerializable for KeyValue {
 // PutRequest
 //
 
+/// Writes a key.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct PutRequest {
+  /// Key; not empty.
   pub key: Vec<u8>,
   pub value: Vec<u8>,
-  /// Lease that the key goes with: it is deleted when the lease ends. 0 or absent: none.
+  /// Id of the lease to which the key is attached: the key is deleted when the lease ends. 0 or absent: none.
   pub lease_id: Option<i64>,
+  /// Whether the response contains the previous pair.
   pub return_previous: Option<bool>,
   pub session: Option<Session>,
   pub versionstamp: Option<Versionstamp>,
-  /// Keep the value that the key has; `value` must be empty. InvalidRequest if there is no such key.
+  /// Whether the key keeps its value; `value` must be empty. InvalidRequest if the key does not exist.
   pub ignore_value: Option<bool>,
-  /// Keep the lease that the key has; `lease_id` must be 0 or absent. InvalidRequest if there is no such key.
+  /// Whether the key keeps its lease; `lease_id` must be 0 or absent. InvalidRequest if the key does not
+  /// exist.
   pub ignore_lease: Option<bool>,
 }
 
@@ -764,8 +779,9 @@ impl TSerializable for PutRequest {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct PutResponse {
   pub header: ResponseHeader,
+  /// Previous pair, if there was one and it was requested.
   pub previous: Option<KeyValue>,
-  /// The key or value as written, where a versionstamp was asked for.
+  /// Key or value as written, if a versionstamp was requested.
   pub stamped: Option<Vec<u8>>,
 }
 
@@ -844,16 +860,18 @@ impl TSerializable for PutResponse {
 // DeleteRequest
 //
 
-/// Keys in [key, range_end). Without range_end: the one key. range_end = "\x00": every key >= key.
+/// Deletes the keys in [key, range_end). Without range_end: only the key `key`. With range_end = "\x00":
+/// every key from `key` on.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct DeleteRequest {
   pub key: Vec<u8>,
   pub range_end: Option<Vec<u8>>,
+  /// Whether the response contains the deleted pairs.
   pub return_previous: Option<bool>,
   pub session: Option<Session>,
-  /// Maximum number of keys to delete, the first ones of the range; fewer are deleted if that is more than one request may do
-  /// (10,000 keys, or 64 MiB of keys and values). 0 or absent: the whole range, of any size; with return_previous
-  /// InvalidRequest if that is more than one request may do.
+  /// Maximum number of keys to delete, in key order. Fewer keys are deleted if more would exceed the limit of
+  /// one request: 10,000 keys, or 64 MiB of keys and values. 0 or absent: all keys of the range, which may be
+  /// of any size; with return_previous, a range that exceeds the limit of one request raises InvalidRequest.
   pub limit: Option<i64>,
 }
 
@@ -959,9 +977,12 @@ impl TSerializable for DeleteRequest {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct DeleteResponse {
   pub header: ResponseHeader,
+  /// Number of deleted keys.
   pub deleted: i64,
+  /// Deleted pairs, if they were requested.
   pub previous: Option<Vec<KeyValue>>,
-  /// With a limit: where in the range the next request goes on. Absent when the range was looked through to its end.
+  /// With a limit: key at which the next request continues. Absent if the request reached the end of the
+  /// range.
   pub next_key: Option<Vec<u8>>,
 }
 
@@ -1061,24 +1082,32 @@ impl TSerializable for DeleteResponse {
 // RangeRequest
 //
 
+/// Reads the keys in [key, range_end); see DeleteRequest for the bounds.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct RangeRequest {
   pub key: Vec<u8>,
   pub range_end: Option<Vec<u8>>,
-  /// At most this many pairs; 0 or absent: no limit other than the server's reply size.
+  /// Maximum number of pairs. 0 or absent: as many as fit in a response.
   pub limit: Option<i64>,
-  /// Read the store as of this revision; 0 or absent: the newest.
+  /// Revision at which the store is read. 0 or absent: the newest.
   pub revision: Option<i64>,
+  /// Whether the order is descending.
   pub descending: Option<bool>,
+  /// Whether values are omitted.
   pub keys_only: Option<bool>,
+  /// Whether only the number of pairs is returned.
   pub count_only: Option<bool>,
   pub consistency: Option<Consistency>,
-  /// The limit counts in this order. `descending` reverses it.
+  /// Order of the pairs, to which the limit applies. `descending` reverses it.
   pub sort_by: Option<SortBy>,
-  /// Only pairs whose revisions lie within these bounds, inclusive; 0 or absent: no bound. `count` counts all pairs.
+  /// Minimum revision of the last write of a returned pair. 0 or absent: none. Fields 10 to 13 are inclusive,
+  /// and do not affect `count`, which counts all pairs of the range.
   pub min_mod_revision: Option<i64>,
+  /// Maximum revision of the last write of a returned pair. 0 or absent: none.
   pub max_mod_revision: Option<i64>,
+  /// Minimum revision at which the key of a returned pair was created. 0 or absent: none.
   pub min_create_revision: Option<i64>,
+  /// Maximum revision at which the key of a returned pair was created. 0 or absent: none.
   pub max_create_revision: Option<i64>,
 }
 
@@ -1281,7 +1310,7 @@ impl TSerializable for RangeRequest {
 pub struct RangeResponse {
   pub header: ResponseHeader,
   pub kvs: Vec<KeyValue>,
-  /// More pairs lie in the range than were returned.
+  /// Whether the range has more pairs than were returned.
   pub more: bool,
   /// Number of pairs in the whole range.
   pub count: i64,
@@ -1381,16 +1410,19 @@ impl TSerializable for RangeResponse {
 // Compare
 //
 
+/// A condition on a key, or on every key of a range.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Compare {
   pub key: Vec<u8>,
+  /// Field of the key that is compared.
   pub target: CompareTarget,
+  /// Relation that must hold; the field of the key is its left side.
   pub result: CompareResult,
-  /// For VERSION, CREATE_REVISION, MOD_REVISION, LEASE.
+  /// Operand for VERSION, CREATE_REVISION, MOD_REVISION and LEASE.
   pub number: Option<i64>,
-  /// For VALUE.
+  /// Operand for VALUE.
   pub value: Option<Vec<u8>>,
-  /// Compare every key in [key, range_end).
+  /// End of the range, exclusive. If it is set, every key in [key, range_end) is compared.
   pub range_end: Option<Vec<u8>>,
 }
 
@@ -1701,7 +1733,7 @@ impl TSerializable for OperationResponse {
 // KeyRange
 //
 
-/// Keys in [key, range_end), or the one key.
+/// Keys in [key, range_end). Without range_end: only the key `key`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct KeyRange {
   pub key: Vec<u8>,
@@ -1771,16 +1803,23 @@ impl TSerializable for KeyRange {
 // TxnRequest
 //
 
-/// If every compare holds, `success` is executed, else `failure`; all at one revision, or not at all.
-/// Optimistic transactions: read at one revision, collect what was read in `read_ranges`, buffer the writes, and send them
-/// with `read_revision`; if any key in those ranges was written or deleted after that revision, nothing is done and
-/// Conflict is raised (this sees deletes and new keys, which compares cannot).
+/// A transaction. If every compare holds, `success` is executed, otherwise `failure`. All operations take
+/// effect at one revision, or none does.
+/// 
+/// In an optimistic transaction, a client reads at one revision, records the ranges that it read in
+/// `read_ranges`, buffers its writes, and sends them with `read_revision`. If a key in those ranges was
+/// written or deleted after that revision, nothing is done and Conflict is raised. This check detects deletes
+/// and new keys, which compares cannot.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct TxnRequest {
+  /// Conditions that must all hold for `success`.
   pub compare: Vec<Compare>,
+  /// Operations to execute if all compares hold.
   pub success: Vec<Operation>,
+  /// Operations to execute otherwise.
   pub failure: Vec<Operation>,
   pub session: Option<Session>,
+  /// Revision at which the client read `read_ranges`.
   pub read_revision: Option<i64>,
   pub read_ranges: Option<Vec<KeyRange>>,
 }
@@ -1937,7 +1976,9 @@ impl TSerializable for TxnRequest {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct TxnResponse {
   pub header: ResponseHeader,
+  /// Whether all compares held, so that `success` was executed.
   pub succeeded: bool,
+  /// Responses to the executed operations, in their order.
   pub responses: Vec<OperationResponse>,
 }
 
@@ -2024,14 +2065,17 @@ impl TSerializable for TxnResponse {
 // LeaseGrantRequest
 //
 
-/// A lease lives for a time and ends unless it is renewed before. When it ends, the keys that go with it are deleted: up to
-/// 10,000 at one revision, and if there are more, the others at later revisions. A client that counts the time from when it sent the grant or the last renewal that succeeded never believes that
-/// a lease lives when it has ended.
+/// Grants a lease. A lease ends when it was not renewed for its time to live. The keys that are attached to
+/// it are then deleted: up to 10,000 at one revision, and if there are more, the others at later revisions.
+/// 
+/// A client that counts the time to live from the moment at which it sent the grant, or the last renewal that
+/// succeeded, never takes a lease for alive that has ended.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LeaseGrantRequest {
-  /// Seconds that it lives without being renewed, 1 to 9,000,000,000.
+  /// Time to live without renewal, in seconds; 1 to 9,000,000,000.
   pub ttl_seconds: i64,
-  /// Its id, not 0; LeaseExists if it is taken. Absent: the server draws one. With a session it has to be given.
+  /// Id of the lease; not 0. LeaseExists if another lease has it. Absent: the server draws an id. Required
+  /// with a session.
   pub lease_id: Option<i64>,
   pub session: Option<Session>,
 }
@@ -2262,7 +2306,7 @@ impl TSerializable for LeaseRevokeRequest {
 
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LeaseRevokeResponse {
-  /// Its revision is that at which the keys were deleted.
+  /// Header with the revision at which the keys were deleted.
   pub header: ResponseHeader,
 }
 
@@ -2376,7 +2420,7 @@ impl TSerializable for LeaseKeepAliveRequest {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LeaseKeepAliveResponse {
   pub header: ResponseHeader,
-  /// Seconds that the lease lives from now on.
+  /// Time to live from now on, in seconds.
   pub ttl_seconds: i64,
 }
 
@@ -2445,7 +2489,7 @@ impl TSerializable for LeaseKeepAliveResponse {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LeaseTimeToLiveRequest {
   pub lease_id: i64,
-  /// Answer with the keys that go with it.
+  /// Whether the response lists the keys that are attached to the lease.
   pub keys: Option<bool>,
 }
 
@@ -2515,12 +2559,13 @@ impl TSerializable for LeaseTimeToLiveRequest {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LeaseTimeToLiveResponse {
   pub header: ResponseHeader,
-  /// Seconds that it lives without being renewed.
+  /// Time to live without renewal, in seconds.
   pub granted_ttl_seconds: i64,
+  /// Remaining time to live, in milliseconds.
   pub remaining_ms: i64,
-  /// The keys that go with it, in their order; the first 4 MiB of them.
+  /// Keys that are attached to the lease, in key order, up to 4 MiB; if they were requested.
   pub keys: Option<Vec<Vec<u8>>>,
-  /// Not all keys are listed.
+  /// Whether the lease has more keys than are listed.
   pub more: Option<bool>,
 }
 
@@ -2633,9 +2678,9 @@ impl TSerializable for LeaseTimeToLiveResponse {
 
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LeaseListRequest {
-  /// Only ids greater than this one. Absent: all.
+  /// Id after which the list starts: it has only greater ids. Absent: all ids.
   pub after: Option<i64>,
-  /// At most so many, and at most 100,000; 0 or absent: as many as that.
+  /// Maximum number of ids; the server returns at most 100,000. 0 or absent: 100,000.
   pub limit: Option<i64>,
 }
 
@@ -2715,9 +2760,9 @@ impl Default for LeaseListRequest {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LeaseListResponse {
   pub header: ResponseHeader,
-  /// In ascending order.
+  /// Ids of leases, in ascending order.
   pub lease_ids: Vec<i64>,
-  /// There are more: ask again after the last one.
+  /// Whether there are more leases. The next request sets `after` to the last id of this response.
   pub more: bool,
 }
 
@@ -2804,24 +2849,25 @@ impl TSerializable for LeaseListResponse {
 // WatchRequest
 //
 
-/// A watch, as a long poll: asks for changes of the keys in [key, range_end) (see DeleteRequest for the bounds), and waits if
-/// there are none. A client goes on with the `next_revision` and `next_event` of the response, at any node of the cluster: so it
-/// learns of every change once, in the order of revisions, whatever becomes of its connections.
+/// A watch, as a long poll. A poll requests changes of the keys in [key, range_end) (see DeleteRequest for
+/// the bounds), and waits if there are none. The client continues with `next_revision` and `next_event` of
+/// the response, at any node of the cluster. It thus receives every change once, in the order of revisions,
+/// even if its connections fail.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct WatchRequest {
   pub key: Vec<u8>,
   pub range_end: Option<Vec<u8>>,
-  /// First revision of interest. 0 or absent: the one after the newest that this node has applied.
+  /// First revision to watch. 0 or absent: the revision after the newest one that this node has applied.
   pub start_revision: Option<i64>,
-  /// Number of events of `start_revision` that are known already.
+  /// Number of events of `start_revision` that the client has received already.
   pub start_event: Option<i64>,
-  /// Answer with the pairs as they were before.
+  /// Whether events contain the previous pairs.
   pub return_previous: Option<bool>,
-  /// Leave out keys that were written.
+  /// Whether events of puts are omitted.
   pub without_puts: Option<bool>,
-  /// Leave out keys that were deleted.
+  /// Whether events of deletions are omitted.
   pub without_deletes: Option<bool>,
-  /// How long to wait for a first event, at most 60,000. 0 or absent: not at all.
+  /// Maximum time to wait for the first event, in milliseconds; at most 60,000. 0 or absent: no wait.
   pub wait_ms: Option<i64>,
 }
 
@@ -2960,12 +3006,14 @@ impl TSerializable for WatchRequest {
 // WatchEvent
 //
 
+/// A change of a key.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct WatchEvent {
+  /// Whether the key was deleted; otherwise it was written.
   pub deleted: bool,
-  /// The pair as it was written. Of a deletion: the key and the revision, in `mod_revision`.
+  /// Pair as it was written. For a deletion: the key, and the revision of the deletion in `mod_revision`.
   pub kv: KeyValue,
-  /// The pair as it was before, if that was asked for; absent if there was none, or if that was compacted away.
+  /// Pair before the change, if it was requested. Absent if there was none, or if it was compacted away.
   pub previous: Option<KeyValue>,
 }
 
@@ -3046,12 +3094,14 @@ impl TSerializable for WatchEvent {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct WatchResponse {
   pub header: ResponseHeader,
-  /// In the order of revisions; at most 4 MiB, or one event. Empty: nothing happened in the time.
+  /// Events in the order of revisions: at most 4 MiB, or one event. Empty: no event occurred in the wait
+  /// time.
   pub events: Vec<WatchEvent>,
-  /// `start_revision` of the next poll: what was before is known. It grows without events, too, as the store is written.
+  /// `start_revision` of the next poll: the client knows all changes before it. It grows with the revision of
+  /// the store, even without events.
   pub next_revision: i64,
-  /// `start_event` of the next poll. 0 unless the events of one revision alone are more than a response may hold: else every
-  /// revision comes whole.
+  /// `start_event` of the next poll. It is 0 unless the events of one revision alone exceed the limit of a
+  /// response; otherwise the events of a revision are in one response.
   pub next_event: i64,
 }
 
@@ -3149,26 +3199,32 @@ impl TSerializable for WatchResponse {
 // MemberStatus
 //
 
+/// Status of a member of the cluster, as the responding node knows it.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct MemberStatus {
   pub node_id: i64,
+  /// Endpoint at which the other nodes reach the member.
   pub consensus_endpoint: String,
+  /// Endpoint at which clients reach the member.
   pub client_endpoint: String,
-  /// voter, learner, joining, witness
+  /// Kind of the member: voter, learner, joining or witness.
   pub kind: String,
-  /// It answered within the failure-detection time, as this node of this cluster, and nothing is wrong with it.
+  /// Whether the member responded within the failure-detection time, as this node of this cluster, and has no
+  /// problem.
   pub healthy: bool,
-  /// What is wrong with it, and what to do, in words. Set if it is not healthy.
+  /// Problem of the member and what to do about it, in words. Set if the member is not healthy.
   pub problem: Option<String>,
-  /// Last log index that is known to be on its disk. Fields 7 to 10 are set by the leader only, for the others.
+  /// Last log index that is known to be on the member's disk. Only the leader sets fields 7 to 10, and only
+  /// for the other members.
   pub matched_index: Option<i64>,
-  /// Entries of the leader's log that it is not known to have.
+  /// Number of entries in the leader's log that the member is not known to have.
   pub lag_entries: Option<i64>,
-  /// While it receives a snapshot: bytes of it that have arrived.
+  /// Bytes of a snapshot that the member has received so far. Set while it receives one.
   pub snapshot_bytes: Option<i64>,
-  /// Its disk is not the one that the cluster knows: it does not count until it is removed and added again.
+  /// Whether the member's disk is not the one that the cluster knows. Such a member does not count until it
+  /// is removed and added again.
   pub storage_mismatch: Option<bool>,
-  /// Whether the cluster knows its disk: from then on an empty one in its place is noticed.
+  /// Whether the cluster knows the member's disk, and so detects an empty disk in its place.
   pub storage_known: Option<bool>,
 }
 
@@ -3339,24 +3395,29 @@ impl TSerializable for MemberStatus {
 // StatusResponse
 //
 
+/// Status of the responding node.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct StatusResponse {
   pub header: ResponseHeader,
+  /// Version of the server.
   pub version: String,
-  /// leader, follower, candidate, pre-candidate, learner, standalone; removed: the node is no member any more; waiting: it
-  /// was started to join a cluster and is not a member yet.
+  /// Role of the node: leader, follower, candidate, pre-candidate, learner, standalone, removed or waiting. A
+  /// node that is removed is not a member any more. A node that is waiting was started to join a cluster and
+  /// is not a member yet.
   pub role: String,
+  /// Id of the leader, if the node knows one.
   pub leader_id: Option<i64>,
   pub commit_index: i64,
   pub last_log_index: i64,
   pub first_log_index: i64,
   pub members: Vec<MemberStatus>,
-  /// Not set on a standalone server.
+  /// Name of the cluster. Not set on a standalone server.
   pub cluster_name: Option<String>,
-  /// What keeps this node from doing its part, and what to do, in words. Not set or empty: nothing.
+  /// Problems that keep this node from full service, and what to do about them, in words. Not set or empty:
+  /// none.
   pub problems: Option<Vec<String>>,
-  /// Identity of the cluster: 16 hexadecimal digits, or "none" before its first leader has drawn it. Two clusters never have the
-  /// same one, whatever their names are. Not set on a standalone server.
+  /// Identity of the cluster: 16 hexadecimal digits, or "none" before its first leader has drawn it. Two
+  /// clusters never have the same identity, even if their names are equal. Not set on a standalone server.
   pub cluster_id: Option<String>,
 }
 
@@ -3545,12 +3606,14 @@ impl TSerializable for StatusResponse {
 // HashResponse
 //
 
+/// Checksum of a node's state.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct HashResponse {
   pub header: ResponseHeader,
-  /// CRC-32C over all live and historic pairs in key order as of header.revision; equal on nodes with equal state.
+  /// CRC-32C of all live and historic pairs, in key order, as of header.revision. It is equal on nodes with
+  /// equal state.
   pub hash: i64,
-  /// As in StatusResponse.
+  /// Identity of the cluster, as in StatusResponse.
   pub cluster_id: Option<String>,
 }
 
@@ -3628,10 +3691,13 @@ impl TSerializable for HashResponse {
 // NotLeader
 //
 
-/// This node does not lead, and was configured (or asked) not to forward. Nothing was done.
+/// This node is not the leader, and was configured, or requested by the caller, not to forward. Nothing was
+/// done.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NotLeader {
+  /// Id of the leader, if this node knows one.
   pub leader_id: Option<i64>,
+  /// Endpoint at which clients reach the leader, if this node knows it.
   pub leader_endpoint: Option<String>,
 }
 
@@ -3722,12 +3788,14 @@ impl Display for NotLeader {
 // Unavailable
 //
 
-/// No quorum, no room on the disk, overload or shutdown.
+/// The request cannot be served now: there is no quorum, no room on the disk, overload or a shutdown.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Unavailable {
   pub message: String,
-  /// false: certainly not applied, a retry is safe. true: unknown; retry only with the same Session.
+  /// Whether the request may have been applied. false: it was certainly not applied, and a retry is safe.
+  /// true: the outcome is unknown; retry only with the same Session.
   pub maybe_applied: bool,
+  /// Time to wait before a retry, in milliseconds.
   pub retry_after_ms: Option<i64>,
 }
 
@@ -3819,7 +3887,8 @@ impl Display for Unavailable {
 // InvalidRequest
 //
 
-/// The request itself is wrong (empty key, too large, future revision...). Nothing was done.
+/// The request itself is invalid: an empty key, a size over a limit, a future revision and others. Nothing
+/// was done.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct InvalidRequest {
   pub message: String,
@@ -3890,9 +3959,10 @@ impl Display for InvalidRequest {
 // Compacted
 //
 
-/// The asked-for revision was compacted away.
+/// The requested revision was compacted away.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Compacted {
+  /// Oldest revision that can still be read.
   pub compacted_revision: i64,
 }
 
@@ -3961,11 +4031,12 @@ impl Display for Compacted {
 // Conflict
 //
 
-/// A key that the transaction had read was changed after its read revision. Nothing was done: read again and send the
-/// transaction anew, with the next number of its session (this one is used up).
+/// A key that the transaction had read was changed after its read revision. Nothing was done. The client
+/// reads again and sends the transaction with the next number of its session, because this number is used up.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Conflict {
   pub key: Vec<u8>,
+  /// Revision of the change.
   pub mod_revision: i64,
 }
 
@@ -4045,8 +4116,9 @@ impl Display for Conflict {
 // NoSession
 //
 
-/// The cluster has no session of this id: it was never opened, or was forgotten because it was idle the longest of too many.
-/// This call did nothing. Whether an earlier attempt with the same sequence was executed is not known any more.
+/// The cluster has no session with this id. The session was never opened, or the cluster removed it: of too
+/// many sessions, it removes the one that was idle longest. This call did nothing. Whether an earlier attempt
+/// with the same sequence was executed is not known any more.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NoSession {
   pub client_id: i64,
@@ -4117,8 +4189,8 @@ impl Display for NoSession {
 // SequenceOver
 //
 
-/// A later number of the session was executed. This call did nothing. Its number may have been executed before; the answer
-/// is no longer kept.
+/// A later number of the session was executed. This call did nothing. Its number may have been executed
+/// before, but the result is no longer kept.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SequenceOver {
   pub client_id: i64,
@@ -4214,7 +4286,7 @@ impl Display for SequenceOver {
 // NoLease
 //
 
-/// The lease was never granted, or has ended. Nothing was done.
+/// The lease was never granted, or it has ended. Nothing was done.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NoLease {
   pub lease_id: i64,
@@ -4285,7 +4357,7 @@ impl Display for NoLease {
 // LeaseExists
 //
 
-/// There is a lease of this id already. Nothing was done.
+/// There is already a lease with this id. Nothing was done.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LeaseExists {
   pub lease_id: i64,
@@ -4356,7 +4428,7 @@ impl Display for LeaseExists {
 // NoData
 //
 
-/// The node is a witness: it votes and has no data.
+/// The node is a witness: it votes, but has no data.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NoData {
   pub message: String,

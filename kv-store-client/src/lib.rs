@@ -1,10 +1,15 @@
-//! The client's side of the key-value service: `idl/kv.thrift` and `idl/admin.thrift` over framed, binary Thrift.
+//! The client side of the key-value service: `idl/kv.thrift` and `idl/admin.thrift` over framed, binary
+//! Thrift.
 //!
-//! * [`KvClient`] - what programs use: finds the leader, follows it, retries, and never applies a write twice.
-//! * [`Watch`] - changes of keys as a stream that resumes by itself; [`Lease`] - keeps itself alive, and knows when it is lost;
-//!   [`Lock`], [`Leadership`] - locks and elections, which exclude etcd's clients of the same names, too.
-//! * [`Connection`] - one connection, many calls in flight; no retries.
-//! * [`idl`], [`admin`] - the generated types; [`protocol`] - calls and replies as frames, for both sides.
+//! * [`KvClient`] - the client for programs. It finds the leader, follows it when it changes, retries, and
+//!   never applies a write twice.
+//! * [`Watch`] - a stream of changes of keys that resumes automatically.
+//! * [`Lease`] - a lease that renews itself and detects its loss.
+//! * [`Lock`], [`Leadership`] - locks and elections. They exclude etcd's clients that use the same names,
+//!   too.
+//! * [`Connection`] - one connection with many calls in flight, without retries.
+//! * [`idl`], [`admin`] - the generated types.
+//! * [`protocol`] - calls and replies as frames, for clients and servers.
 //!
 //! ```no_run
 //! # async fn f() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,7 +37,7 @@ pub use client::{
 pub use connection::{CallError, Connection};
 pub use requests::prefix_end;
 
-// The example of the README is compiled.
+// Compiles the examples of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

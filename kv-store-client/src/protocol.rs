@@ -1,4 +1,4 @@
-//! The calls of the service and their replies, as frames; for clients and servers.
+//! Calls of the service and their replies, as frames, for clients and servers.
 
 use bytes::Bytes;
 use consensus_transport_thrift::framing;
@@ -26,7 +26,7 @@ use crate::idl::{
     SequenceOver, StatusResponse, TxnRequest, TxnResponse, Unavailable, WatchRequest, WatchResponse,
 };
 
-/// A call.
+/// A call of a method.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the methods of the IDL, documented there")]
 pub enum Call {
@@ -52,7 +52,7 @@ pub enum Call {
     BetweenNodes(Vec<u8>),
 }
 
-/// What a call was answered with.
+/// Reply to a call.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the methods of the IDL, documented there")]
 pub enum Reply {
@@ -78,7 +78,7 @@ pub enum Reply {
     BetweenNodes(Vec<u8>),
 }
 
-/// The exceptions of the IDL, and errors of the protocol itself.
+/// An exception of the IDL, or an error of the protocol itself.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs, reason = "the exceptions of the IDL, documented there")]
 pub enum Fault {
@@ -113,7 +113,7 @@ pub enum Fault {
 }
 
 impl Call {
-    /// Its method.
+    /// Returns the name of the method.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -140,10 +140,10 @@ impl Call {
         }
     }
 
-    /// As a frame.
+    /// Encodes the call as a frame.
     ///
     /// # Errors
-    /// It is longer than a frame can say.
+    /// The call is longer than the length field of a frame can express.
     pub fn encode(self, sequence: i32) -> thrift::Result<Bytes> {
         framing::encode(self.name(), TMessageType::Call, sequence, |out| match self {
             Self::Put(request) => KvPutArgs { request }.write_to_out_protocol(out),
@@ -170,21 +170,21 @@ impl Call {
     }
 }
 
-/// A call as a server finds it in a frame.
+/// A call as a server receives it in a frame.
 #[derive(Debug)]
 pub struct Incoming {
-    /// Comes back with the reply.
+    /// Sequence number, which the reply repeats.
     pub sequence: i32,
-    /// Method as it was called.
+    /// Name of the method in the frame.
     pub name: String,
-    /// The call, or why it is none.
+    /// The call, or the fault to reply with if the frame has no valid call.
     pub call: Result<Call, Fault>,
 }
 
 /// Reads a call.
 ///
 /// # Errors
-/// The frame is not a Thrift message at all; there is nobody to answer.
+/// The frame is not a Thrift message, so that no reply is possible.
 pub fn read_call(frame: &[u8]) -> thrift::Result<Incoming> {
     let (identifier, mut protocol) = framing::open(frame)?;
     let call = read_arguments(&identifier.name, &mut protocol);
@@ -250,10 +250,10 @@ macro_rules! result_struct {
     }};
 }
 
-/// As a frame, the reply to the call of that name and sequence.
+/// Encodes the reply to the call with this name and sequence number as a frame.
 ///
 /// # Errors
-/// It is longer than a frame can say.
+/// The reply is longer than the length field of a frame can express.
 pub fn encode_reply(name: &str, sequence: i32, outcome: Result<Reply, Fault>) -> thrift::Result<Bytes> {
     let written =
         framing::encode(name, TMessageType::Reply, sequence, |out| write_result(name, outcome, out));
@@ -337,7 +337,7 @@ fn write_result(
     }
 }
 
-/// An exception that the method does not declare goes as one of the protocol.
+/// Returns an exception that the method does not declare as an application exception of the protocol.
 fn undeclared(outcome: Result<Reply, Fault>) -> thrift::Result<()> {
     Err(match outcome {
         Err(Fault::Application { kind, message }) => thrift::new_application_error(kind, message),
@@ -348,7 +348,7 @@ fn undeclared(outcome: Result<Reply, Fault>) -> thrift::Result<()> {
     })
 }
 
-/// Reads back what [`result_struct`] builds.
+/// Reads the outcome from a result struct of the IDL; the reverse of [`result_struct`].
 macro_rules! outcome {
     ($type:ident, $input:expr, $reply:ident, $($field:ident: $fault:ident),*) => {{
         let result = $type::read_from_in_protocol($input)?;
@@ -359,10 +359,10 @@ macro_rules! outcome {
     }};
 }
 
-/// Reads a reply: its sequence, and the outcome.
+/// Reads a reply. Returns its sequence number and the outcome.
 ///
 /// # Errors
-/// The frame is not a reply of this service; the connection is of no more use.
+/// The frame is not a reply of this service. The connection cannot be used any more.
 pub fn read_reply(frame: &[u8]) -> thrift::Result<(i32, Result<Reply, Fault>)> {
     let (identifier, mut protocol) = framing::open(frame)?;
     let outcome = if identifier.message_type == TMessageType::Exception {

@@ -1,9 +1,9 @@
-//! Requests with what they must have; the rest is set by name.
+//! Constructors of requests with their required fields. Optional fields are set by name.
 
 use crate::idl::{DeleteRequest, PutRequest, RangeRequest, WatchRequest};
 
 impl PutRequest {
-    /// A write of a key without anything optional.
+    /// A write of a key, without optional fields.
     #[must_use]
     pub fn of(key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Self {
         Self::new(key.into(), value.into(), None, None, None, None, None, None)
@@ -11,7 +11,7 @@ impl PutRequest {
 }
 
 impl DeleteRequest {
-    /// A removal of `key`, or of the keys from there up to `range_end`.
+    /// A deletion of `key`, or of the keys in `[key, range_end)`.
     #[must_use]
     pub fn of(key: impl Into<Vec<u8>>, range_end: Option<Vec<u8>>) -> Self {
         Self::new(key.into(), range_end, None, None, None)
@@ -19,7 +19,7 @@ impl DeleteRequest {
 }
 
 impl RangeRequest {
-    /// A read of `key`, or of the keys from there up to `range_end`: the newest revision, linearizable.
+    /// A linearizable read of `key`, or of the keys in `[key, range_end)`, at the newest revision.
     #[must_use]
     pub fn of(key: impl Into<Vec<u8>>, range_end: Option<Vec<u8>>) -> Self {
         Self::new(key.into(), range_end, None, None, None, None, None, None, None, None, None, None, None)
@@ -27,18 +27,19 @@ impl RangeRequest {
 }
 
 impl WatchRequest {
-    /// A watch of `key`, or of the keys from there up to `range_end`, from the next revision on.
+    /// A watch of `key`, or of the keys in `[key, range_end)`, from the next revision on.
     #[must_use]
     pub fn of(key: impl Into<Vec<u8>>, range_end: Option<Vec<u8>>) -> Self {
         Self::new(key.into(), range_end, None, None, None, None, None, None)
     }
 }
 
-/// The end of the range of all keys that begin with `prefix`; for every key if it is empty.
+/// Returns the `range_end` of all keys that start with `prefix`. An empty prefix stands for all keys.
 #[must_use]
 pub fn prefix_end(prefix: impl Into<Vec<u8>>) -> Vec<u8> {
     let mut end = prefix.into();
-    // The first text after all that begin so: its last byte, if there is one that can be, goes up by one.
+    // The result is the first key after all keys with the prefix: the last byte that is less than 255 grows
+    // by one, and the bytes after it are dropped. Without such a byte, the range has no upper bound.
     while let Some(last) = end.pop() {
         if last < u8::MAX {
             end.push(last + 1);

@@ -1,4 +1,5 @@
-//! How a call finds a server that answers it: attempts, retries, and what the caller is told when none did.
+//! Attempts to make a call at one server after the other, until a server responds. If no server does, the
+//! caller gets an error that names the failures.
 
 use std::{
     io,
@@ -21,47 +22,48 @@ use crate::{
     protocol::{Call, Fault, Reply},
 };
 
-/// Why an attempt has no reply.
+/// Reason that an attempt has no reply.
 enum Ending {
-    /// The server said so.
+    /// The server responded with a fault.
     Fault(Endpoint, Fault),
-    /// The server never got the call.
+    /// The server did not receive the call.
     NotSent(Failure),
     /// The server may have executed the call.
     NoAnswer(Failure),
 }
 
-/// Why a call that was made once has no reply.
+/// Reason that a single attempt at a call has no reply.
 #[derive(Debug)]
 pub(super) enum Attempted {
-    /// The store refused it.
+    /// The store refused the call.
     Refused(Fault),
-    /// No server did it.
+    /// No server executed the call.
     Failed(Failure),
 }
 
-/// What a server has to do before a call is sent to it.
+/// Condition under which a call is sent to a server that was just connected to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Proof {
-    /// Answer a question for its status, unless it is the only server there is.
+    /// The server has responded to a status call, unless the client knows no other server.
     IfOthers,
-    /// Answer a question for its status: the call cannot be repeated once it was sent.
+    /// The server has responded to a status call, because the call cannot be repeated once it was sent.
     Always,
 }
 
 impl KvClient {
-    /// Makes a call that may be repeated as it is.
+    /// Makes a call that may be repeated unchanged.
     pub(super) async fn read(&self, call: Call) -> Result<Reply, ClientError> {
         let deadline = Instant::now() + self.config.timeout;
         let read = self.repeat(&call, deadline, &mut false).await;
-        // Whether the server came to it makes no difference.
+        // For such a call it does not matter whether a server executed it.
         read.map_err(|error| match error {
             ClientError::Unknown(why) => ClientError::Unavailable(why),
             error => error,
         })
     }
 
-    /// Makes a write in a session: one write at a time in each, with the next number, which is never used for another.
+    /// Makes a write in a session. A session has one write in flight at a time. The write has the next number
+    /// of the session, which no other write uses.
     pub(super) async fn write(&self, call: impl Fn(Session) -> Call) -> Result<Reply, ClientError> {
         let deadline = Instant::now() + self.config.timeout;
         loop {
@@ -70,7 +72,8 @@ impl KvClient {
             let mut maybe_applied = false;
             let result = self.repeat(&call(session.clone()), deadline, &mut maybe_applied).await;
             match &result {
-                // The session was idle for too long. No attempt was executed: the write goes in a new session.
+                // The session was idle for too long. No attempt was executed, so a new session can take the
+                // write.
                 Err(ClientError::Rejected(Fault::NoSession(_))) if !maybe_applied => {}
                 Err(ClientError::Rejected(Fault::NoSession(_))) => {
                     return Err(ClientError::Unknown("the session was forgotten meanwhile".to_owned()));
@@ -89,15 +92,15 @@ impl KvClient {
         }
         match self.repeat(&Call::OpenSession, deadline, &mut false).await {
             Ok(Reply::OpenSession(client_id)) => Ok(Session { client_id, sequence: 0 }),
-            // A session that was opened and never used is forgotten by the store in time.
+            // If the store opened a session, it removes it again after some time, because it is never used.
             Err(ClientError::Unknown(why)) => Err(ClientError::Unavailable(why)),
             Err(error) => Err(error),
             Ok(reply) => Err(ClientError::Unavailable(format!("a session was asked for, {reply:?} came"))),
         }
     }
 
-    /// Calls until there is an outcome, or the time is over; at another server when one fails. `maybe_applied` is set as
-    /// soon as an attempt may have been executed.
+    /// Repeats a call until it has an outcome or the deadline has passed, at another server when one fails.
+    /// Sets `maybe_applied` as soon as an attempt may have been executed.
     async fn repeat(
         &self,
         call: &Call,
@@ -137,8 +140,9 @@ impl KvClient {
         }
     }
 
-    /// Makes a call once that may be repeated as it is; its answer may be so much later than that of others. Without an answer
-    /// it may be made again, at once at another server.
+    /// Makes one attempt at a call that may be repeated unchanged. Its reply may take longer than that of
+    /// other calls by `later`. If there is no reply, the caller may make the call again immediately, which
+    /// then uses another server.
     pub(super) async fn try_once(
         &self,
         call: &Call,
@@ -185,7 +189,7 @@ impl KvClient {
         Err(ending)
     }
 
-    /// Makes a call of an operator. It is repeated only while no server can have taken it on.
+    /// Makes a call of an operator. It is repeated only while no server can have accepted it.
     pub(super) async fn administer(&self, call: Call) -> Result<Reply, ClientError> {
         let deadline = Instant::now() + self.config.timeout;
         let mut failures = Failures::default();
@@ -220,14 +224,15 @@ impl KvClient {
         outcome
     }
 
-    /// Asks one server, and no other, within the time for one server.
+    /// Makes a call at one server only, within the time limit for one server.
     pub(super) async fn ask(&self, endpoint: &Endpoint, call: Call) -> Result<Reply, ClientError> {
         let until = Instant::now() + self.server_timeout();
         let connection = self.open(endpoint, until).await.map_err(unavailable)?;
         self.call(&connection, call, until).await.map_err(only_servers_word)
     }
 
-    /// Asks one server, and no other, for what may take it long. A server that is at work says so by its status.
+    /// Makes a call at one server only, where the call may take long. The server must respond to a status
+    /// call within the time limit for one server; the call itself may take the whole timeout.
     pub(super) async fn ask_patiently(&self, endpoint: &Endpoint, call: Call) -> Result<Reply, ClientError> {
         let start = Instant::now();
         let connection = self.open(endpoint, start + self.server_timeout()).await.map_err(unavailable)?;
@@ -254,13 +259,13 @@ impl KvClient {
         }
     }
 
-    /// Whether no further attempt is made.
+    /// Returns whether no further attempt is made.
     fn is_over(&self, failures: &Failures, pause: Duration, deadline: Instant) -> bool {
         let nobody_listens = !self.config.wait_for_servers && failures.all_refuse(&self.config.endpoints);
         nobody_listens || Instant::now() + pause >= deadline
     }
 
-    /// How long one server is waited for: so that each has its turn within the time for all.
+    /// Time limit for one server. Each server gets an equal share of the timeout, so that all can be tried.
     fn server_timeout(&self) -> Duration {
         let share = self.config.timeout / u32::try_from(self.config.endpoints.len()).unwrap_or(u32::MAX);
         self.config.attempt_timeout.min(share)
@@ -270,7 +275,7 @@ impl KvClient {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next attempt goes to another server.
+    /// Stops using a connection, so that the next attempt goes to another server.
     fn give_up(&self, connection: &Arc<Connection>) {
         let mut shared = self.shared();
         if shared.connection.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
@@ -278,7 +283,8 @@ impl KvClient {
         }
     }
 
-    /// The connection in use, or one to the next server, or to the leader that it names.
+    /// Returns the current connection, or opens one to the next server, or to the leader that this server
+    /// names.
     async fn connection(&self, until: Instant, proof: Proof) -> Result<Arc<Connection>, Failure> {
         if let Some(connection) = self.shared().connection.clone().filter(|connection| connection.is_open()) {
             return Ok(connection);
@@ -305,7 +311,8 @@ impl KvClient {
         })
     }
 
-    /// A server forwards, but the way is shorter without: goes on to the leader, if the server knows one that answers.
+    /// Connects to the leader, if the server at `connection` knows a leader that can be reached; otherwise
+    /// returns `connection`. Servers forward calls to the leader, but the direct way is shorter.
     async fn to_leader(
         &self,
         connection: Connection,
@@ -313,7 +320,8 @@ impl KvClient {
         proof: Proof,
     ) -> Result<Connection, Failure> {
         let start = Instant::now();
-        // Half of what is left, so that a server that does not tell its status may yet answer the call.
+        // The status may take half of the remaining time, so that a server that does not return its status
+        // has time to respond to the call.
         let half = start + until.saturating_duration_since(start) / 2;
         let patience = half.min(start + self.config.connect_timeout);
         let Ok(status) = timeout_at(patience, connection.call(Call::Status)).await else {
@@ -327,14 +335,14 @@ impl KvClient {
         let Some(Ok(endpoint)) = elsewhere.map(|leader| leader.client_endpoint.parse()) else {
             return Ok(connection);
         };
-        // A leader that has as many clients as it takes serves those that come through another server.
+        // A leader that has reached its limit of clients still serves calls that another server forwards.
         if self.is_unavailable(&endpoint) {
             return Ok(connection);
         }
         Ok(self.open(&endpoint, until).await.unwrap_or(connection))
     }
 
-    /// Whether the server at `endpoint` said a moment ago that it cannot serve.
+    /// Returns whether the server at `endpoint` responded within [`UNAVAILABLE_FOR`] that it cannot serve.
     fn is_unavailable(&self, endpoint: &Endpoint) -> bool {
         let shared = self.shared();
         shared
@@ -343,7 +351,7 @@ impl KvClient {
             .is_some_and(|(server, until)| server == endpoint && Instant::now() < *until)
     }
 
-    /// Goes where a server that does not forward said the leader is.
+    /// Connects to the leader at the endpoint that a server returned instead of forwarding a call.
     async fn follow(&self, leader: Option<&str>, deadline: Instant) {
         let Some(Ok(endpoint)) = leader.map(str::parse::<Endpoint>) else { return };
         if let Ok(connection) = self.open(&endpoint, deadline).await {
@@ -352,7 +360,8 @@ impl KvClient {
     }
 }
 
-/// What follows from a refusal: another server is tried, with the leader's endpoint if it is known, or the call ends.
+/// Decides how a call continues after a refusal. `Ok`: another server is tried, with the leader's endpoint if
+/// it is known. `Err`: the call ends.
 fn refused(server: Endpoint, why: Refused) -> Result<(Failure, Option<String>), ClientError> {
     if why.maybe_done {
         return Err(ClientError::Unknown(why.message));
@@ -365,7 +374,8 @@ fn refused(server: Endpoint, why: Refused) -> Result<(Failure, Option<String>), 
     }
 }
 
-/// Why the only server that was asked has no reply, to a call that changes nothing.
+/// Returns the error of a call at a single server. The call changes nothing, so it cannot have an unknown
+/// outcome.
 fn only_servers_word(ending: Ending) -> ClientError {
     match ending {
         Ending::Fault(_, fault) => ClientError::Rejected(fault),
@@ -377,12 +387,12 @@ fn unavailable(failure: Failure) -> ClientError {
     ClientError::Unavailable(failure.to_string())
 }
 
-/// An error of a connection names the endpoint, and so does a [`Failure`].
+/// Removes the endpoint from the error of a connection, because a [`Failure`] names it, too.
 fn without_prefix(error: &str, endpoint: &Endpoint) -> String {
     error.strip_prefix(&format!("{endpoint}: ")).unwrap_or(error).to_owned()
 }
 
-/// With jitter, so that the clients of a failed server do not come back in step.
+/// Waits with jitter, so that the clients of a failed server do not all return at the same time.
 pub(super) async fn wait(pause: Duration) {
     let jitter = rand::rng().random_range(0.5..1.0);
     tokio::time::sleep(pause.mul_f64(jitter)).await;
@@ -390,7 +400,7 @@ pub(super) async fn wait(pause: Duration) {
 
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(20);
 pub(super) const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// How long a server that said it cannot serve is not gone to in place of one that forwards.
+/// Time for which the client does not prefer a server that cannot serve over one that forwards.
 const UNAVAILABLE_FOR: Duration = Duration::from_secs(2);
-/// Between the attempts of an operator's call.
+/// Time between the attempts at an operator's call.
 const ADMIN_PAUSE: Duration = Duration::from_millis(200);

@@ -1,10 +1,10 @@
-//! What went wrong at each server, for the error of a call that none of them answered.
+//! Failures at each server, for the error of a call to which no server responded.
 
 use std::{fmt, time::Duration};
 
 use consensus_core::Endpoint;
 
-/// Why one server did not do a call.
+/// Reason that one server did not execute a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) server: Endpoint,
@@ -12,24 +12,24 @@ pub(super) struct Failure {
     pub(super) why: String,
 }
 
-/// How much a failure tells of the cluster; a greater one tells more.
+/// Amount of information that a failure has about the cluster. A greater value has more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Told {
-    /// Nobody listens there.
+    /// The endpoint refuses connections.
     Refused,
-    /// The server, or the way to it, is silent.
+    /// The server does not respond, or the network to it does not work.
     Nothing,
-    /// The server itself said why.
+    /// The server itself gave the reason.
     Word,
 }
 
 impl Failure {
-    /// The server said why.
+    /// Failure for which the server gave the reason.
     pub(super) fn said(server: Endpoint, why: String) -> Self {
         Self { server, told: Told::Word, why }
     }
 
-    /// The server did not answer for so long.
+    /// Failure of a server that did not respond for the time `waited`.
     pub(super) fn late(server: Endpoint, waited: Duration) -> Self {
         let why =
             format!("no answer in time ({:.1} s): it hangs, is paused, or is cut off", waited.as_secs_f64());
@@ -43,7 +43,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The last failure of each server that was tried, in the order of the first one.
+/// Last failure of each server that was tried, ordered by the servers' first failures.
 #[derive(Debug, Default)]
 pub(super) struct Failures(Vec<Failure>);
 
@@ -55,14 +55,15 @@ impl Failures {
         }
     }
 
-    /// Notes that the time for the call ended before the server answered. What is known of the server already tells more.
+    /// Records that the time limit of the call ended before the server responded. An earlier failure of the
+    /// server stays, because it has more information.
     pub(super) fn note_end_of_time(&mut self, failure: Failure) {
         if self.0.iter().all(|known| known.server != failure.server) {
             self.0.push(failure);
         }
     }
 
-    /// Whether nobody listens at any of these places, as far as was tried.
+    /// Returns whether each of these servers was tried and refused the last connection.
     pub(super) fn all_refuse(&self, servers: &[Endpoint]) -> bool {
         let refuses = |server: &Endpoint| {
             self.0.iter().any(|known| known.server == *server && known.told == Told::Refused)
@@ -71,7 +72,7 @@ impl Failures {
     }
 }
 
-/// The most telling failure first; servers that fail alike share a line.
+/// Lists the failure with the most information first. Servers with the same failure are listed together.
 impl fmt::Display for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut known: Vec<&Failure> = self.0.iter().collect();
@@ -92,7 +93,7 @@ impl fmt::Display for Failures {
     }
 }
 
-/// Different failures that one error names.
+/// Maximum number of different failures in one error.
 const GROUPS_MAX: usize = 5;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Leases that keep themselves alive.
+//! Leases that renew themselves.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,8 +22,8 @@ use crate::{
 };
 
 impl KvClient {
-    /// Grants a lease of `ttl`, in whole seconds and at least one, and keeps it alive until the last clone of the handle is
-    /// dropped or it is lost.
+    /// Grants a lease with the time to live `ttl`, rounded down to whole seconds, but at least one second.
+    /// The lease is renewed until the last clone of the handle is dropped or the lease is lost.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -34,21 +34,22 @@ impl KvClient {
         Ok(Lease::keep(self.clone(), granted.lease_id, granted.ttl_seconds, sent))
     }
 
-    /// Keeps alive a lease that exists, such as one that another program has granted, until the last clone of the handle is
-    /// dropped or it is lost.
+    /// Renews an existing lease, for example one that was granted to another program, until the last clone of
+    /// the handle is dropped or the lease is lost.
     ///
     /// # Errors
-    /// See [`ClientError`]; [`Fault::NoLease`]: there is none.
+    /// See [`ClientError`]. [`Fault::NoLease`]: the lease does not exist.
     pub async fn adopt_lease(&self, lease_id: i64) -> Result<Lease, ClientError> {
         let sent = clock::now();
         let ttl_seconds = self.keep_alive(lease_id).await?;
         Ok(Lease::keep(self.clone(), lease_id, ttl_seconds, sent))
     }
 
-    /// Grants a lease that lives so many seconds without being renewed; without an id one is drawn.
+    /// Grants a lease with a time to live of `ttl_seconds` without renewal. Without an id, the client draws
+    /// one.
     ///
     /// # Errors
-    /// See [`ClientError`]; [`Fault::LeaseExists`]: the id is that of another lease.
+    /// See [`ClientError`]. [`Fault::LeaseExists`]: another lease has the id.
     pub async fn grant_lease(
         &self,
         ttl_seconds: i64,
@@ -60,11 +61,11 @@ impl KvClient {
         expect(reply, |reply| if let Reply::LeaseGrant(response) = reply { Some(response) } else { None })
     }
 
-    /// Ends a lease. When it answers, the keys of the lease are deleted: up to 10,000 at one revision,
+    /// Ends a lease. When the call returns, the keys of the lease are deleted: up to 10,000 at one revision,
     /// and if there are more, the others at later revisions.
     ///
     /// # Errors
-    /// See [`ClientError`]; [`Fault::NoLease`]: there is none.
+    /// See [`ClientError`]. [`Fault::NoLease`]: the lease does not exist.
     pub async fn revoke_lease(&self, lease_id: i64) -> Result<ResponseHeader, ClientError> {
         let call = |session| Call::LeaseRevoke(LeaseRevokeRequest::new(lease_id, session));
         let reply = self.write(call).await?;
@@ -74,10 +75,11 @@ impl KvClient {
         )
     }
 
-    /// Gives a lease its whole time again; returns its seconds. A [`Lease`] does so by itself.
+    /// Renews a lease, so that it has its whole time to live again. Returns the time to live in seconds. A
+    /// [`Lease`] renews itself.
     ///
     /// # Errors
-    /// See [`ClientError`]; [`Fault::NoLease`]: there is none.
+    /// See [`ClientError`]. [`Fault::NoLease`]: the lease does not exist.
     pub async fn keep_alive(&self, lease_id: i64) -> Result<i64, ClientError> {
         let reply = self.read(Call::LeaseKeepAlive(LeaseKeepAliveRequest::new(lease_id))).await?;
         expect(reply, |reply| {
@@ -85,10 +87,10 @@ impl KvClient {
         })
     }
 
-    /// How long a lease lives, and with `keys` which keys go with it.
+    /// Returns the time to live of a lease, and with `keys` the keys that are attached to it.
     ///
     /// # Errors
-    /// See [`ClientError`]; [`Fault::NoLease`]: there is none.
+    /// See [`ClientError`]. [`Fault::NoLease`]: the lease does not exist.
     pub async fn time_to_live(
         &self,
         lease_id: i64,
@@ -101,7 +103,7 @@ impl KvClient {
         )
     }
 
-    /// The ids of all leases, in ascending order.
+    /// Returns the ids of all leases, in ascending order.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -123,12 +125,15 @@ impl KvClient {
     }
 }
 
-/// A lease that keeps itself alive, by a task of its own. Clones are handles of the same lease; with the last one its renewal
-/// ends, and the lease itself a little later, unless it is [revoked](Self::revoke).
+/// A lease that a background task renews. Clones are handles of the same lease. When the last clone is
+/// dropped, the renewal stops, and the lease ends after its time to live. [`revoke`](Self::revoke) ends it
+/// immediately.
 ///
-/// Whether it is held is told by this client's own clock: a lease is held for its time from when the grant or the last
-/// renewal that succeeded was *sent*, less a hundredth for clocks that do not run alike. So nobody else can have what it protects
-/// while it is held, however late answers come and however long this program is stopped. Once lost it stays lost.
+/// This client's own clock decides whether the lease is held. It is held for its time to live, counted from
+/// the moment at which the grant or the last successful renewal was *sent*. One percent is subtracted,
+/// because clocks may run at different speeds. While the lease is held, no other client can therefore hold
+/// what it protects, however late responses arrive and however long this program is stopped. A lease that was
+/// lost stays lost.
 #[derive(Clone, Debug)]
 pub struct Lease(Arc<Held>);
 
@@ -141,7 +146,7 @@ struct Held {
     renewal: JoinHandle<()>,
 }
 
-/// Until when a lease is held, by [`clock::now`]; `None`: it is lost.
+/// Time until which a lease is held, by [`clock::now`]. `None`: the lease is lost.
 #[derive(Clone, Debug)]
 struct Term(watch::Sender<Option<Duration>>);
 
@@ -150,7 +155,7 @@ impl Term {
         Self(watch::Sender::new(Some(until)))
     }
 
-    /// What is left; `None`: it is lost.
+    /// Returns the remaining time. `None`: the lease is lost.
     fn left(&self) -> Option<Duration> {
         let now = clock::now();
         let left = self.0.borrow().and_then(|until| until.checked_sub(now)).filter(|left| !left.is_zero());
@@ -160,7 +165,7 @@ impl Term {
         left
     }
 
-    /// Whether it was held until now, and is until then.
+    /// Extends the time to `until`, if the lease is still held. Returns whether it is.
     fn extend(&self, until: Duration) -> bool {
         let mut is_held = false;
         self.0.send_modify(|held| {
@@ -176,7 +181,7 @@ impl Term {
 }
 
 impl Lease {
-    /// Keeps alive a lease that was granted, or renewed, when it was `sent` at the earliest.
+    /// Starts the renewal of a lease. `sent` is the time at which its grant or renewal was sent.
     fn keep(client: KvClient, id: i64, ttl_seconds: i64, sent: Duration) -> Self {
         let ttl = Duration::from_secs(ttl_seconds.unsigned_abs());
         let term = Term::new(sent + safe(ttl));
@@ -184,35 +189,38 @@ impl Lease {
         Self(Arc::new(Held { client, id, ttl, term, renewal }))
     }
 
-    /// Its id.
+    /// Returns the id of the lease.
     #[must_use]
     pub fn id(&self) -> i64 {
         self.0.id
     }
 
-    /// How long it lives without being renewed.
+    /// Returns the time to live without renewal.
     #[must_use]
     pub fn ttl(&self) -> Duration {
         self.0.ttl
     }
 
-    /// Whether it is held for certain. What it protects is to be touched only in the time that is [left](Self::left).
+    /// Returns whether the lease is certainly held. A program may use what the lease protects only within the
+    /// time that is [left](Self::left).
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.0.term.left().is_some()
     }
 
-    /// How long it is held for certain, should no renewal succeed any more; zero when it is lost.
+    /// Returns the time for which the lease is certainly held, even if no further renewal succeeds. Zero if
+    /// the lease is lost.
     #[must_use]
     pub fn left(&self) -> Duration {
         self.0.term.left().unwrap_or_default()
     }
 
-    /// Waits until it is lost: until its time is over by this client's clock, or a server says that it has ended.
+    /// Waits until the lease is lost: its time is over by this client's clock, or a server responds that it
+    /// has ended.
     pub async fn lost(&self) {
         let mut changes = self.0.term.0.subscribe();
         while let Some(left) = self.0.term.left() {
-            // Timers do not go on while the machine is suspended, so that the clock is looked at now and then.
+            // Timers are paused while the machine is suspended. Therefore the clock is read at intervals.
             tokio::select! {
                 _ = changes.changed() => {}
                 () = sleep(left.min(LOOK)) => {}
@@ -220,10 +228,10 @@ impl Lease {
         }
     }
 
-    /// Ends the lease: its keys are deleted. One that has ended already is no error.
+    /// Ends the lease, which deletes its keys. It is not an error if the lease has ended already.
     ///
     /// # Errors
-    /// See [`ClientError`]; if it was not revoked it ends when its time is over.
+    /// See [`ClientError`]. A lease that could not be revoked ends after its time to live.
     pub async fn revoke(self) -> Result<(), ClientError> {
         self.0.renewal.abort();
         self.0.term.lose();
@@ -266,14 +274,14 @@ async fn renew(client: KvClient, id: i64, ttl: Duration, term: Term) {
     }
 }
 
-/// What of the time of a lease can be relied on: the server's clock may be faster.
+/// Returns the part of a time to live that is safe to rely on, because the server's clock may run faster.
 fn safe(ttl: Duration) -> Duration {
     ttl - ttl / 100
 }
 
-/// How often the clock is looked at.
+/// Maximum time between two reads of the clock.
 const LOOK: Duration = Duration::from_millis(500);
-/// Shortest time that a renewal is waited for.
+/// Minimum time limit of a renewal.
 const ATTEMPT_MIN: Duration = Duration::from_millis(300);
 
 #[cfg(test)]

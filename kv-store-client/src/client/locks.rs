@@ -9,11 +9,11 @@ use super::{
 };
 use crate::idl::{KeyValue, Operation, PutRequest, WatchRequest};
 
-/// Why a lock is not held, or an election not won.
+/// Reason that a lock is not held, or that an election was not won.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
-    /// The lease has ended, or somebody has deleted the key: another one may hold the lock.
+    /// The lease has ended, or the key was deleted. Another client may hold the lock.
     #[error("the lock is lost: its lease has ended, or its key was deleted")]
     Lost,
     /// A request failed.
@@ -22,8 +22,9 @@ pub enum LockError {
 }
 
 impl KvClient {
-    /// Waits for the lock of a name; whoever asked first has it first. The lock excludes those that clients of etcd take by the
-    /// same name. Two locks of one name with one lease are the same lock. If this is dropped while it waits, the place is given up.
+    /// Waits for the lock of a name. Clients get the lock in the order of their requests. The lock excludes
+    /// locks that etcd's clients take by the same name. Two locks of one name with one lease are the same
+    /// lock. If the caller drops this future while it waits, the request is withdrawn.
     ///
     /// # Errors
     /// The lease was lost before the lock was held, or a request failed.
@@ -47,8 +48,9 @@ impl KvClient {
         Ok(Lock(place))
     }
 
-    /// Stands for election under a name, with a value that tells the others about the candidate; waits until it has won. The
-    /// first candidate leads until it resigns or loses its lease. Candidates of etcd's clients take part.
+    /// Campaigns in the election of a name, and waits until the election is won. Other clients can read
+    /// `value`, which describes the candidate. The first candidate is leader until it resigns or loses its
+    /// lease. Candidates of etcd's clients take part.
     ///
     /// # Errors
     /// The lease was lost before the election was won, or a request failed.
@@ -68,7 +70,8 @@ impl KvClient {
         Ok(leadership)
     }
 
-    /// Who leads under a name: the key, and the value that the leader proclaims. `None`: nobody.
+    /// Returns the leader of an election: the key, and the value that the leader proclaims. `None`: there is
+    /// no leader.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -76,8 +79,9 @@ impl KvClient {
         Ok(queue::first(self, name.as_ref()).await?.0)
     }
 
-    /// Who leads under a name, now and whenever it is another one or proclaims something else. Of changes that follow each
-    /// other closely only the last one is told. It goes on over outages, and ends only with an error of the store's.
+    /// Returns a stream of the leaders of an election: the present leader first, then each time that the
+    /// leader or its value changes. Of several changes in quick succession the stream may have only the last
+    /// one. It continues after outages, and ends only with an error of the store.
     pub fn observe(
         &self,
         name: impl Into<Vec<u8>>,
@@ -94,76 +98,78 @@ impl KvClient {
     }
 }
 
-/// A lock that is held as long as its lease is. Dropping it unlocks, in the background.
+/// A lock that is held as long as its lease is held. Dropping it releases the lock in the background.
 #[derive(Debug)]
 pub struct Lock(Place);
 
 impl Lock {
-    /// The key that stands for it.
+    /// Returns the key of this holder in the queue of the name.
     #[must_use]
     pub fn key(&self) -> &[u8] {
         &self.0.key
     }
 
-    /// A number that is greater than that of everyone who held the lock before: who writes elsewhere sends it along, so that
-    /// a holder that has lost the lock and does not know it yet can be told (a fencing token).
+    /// Returns a fencing token: a number that is greater than that of each earlier holder of the lock. A
+    /// holder sends it with its writes to other systems, so that these can detect a holder that has lost the
+    /// lock and does not know it yet.
     #[must_use]
     pub fn revision(&self) -> i64 {
         self.0.revision
     }
 
-    /// Its lease.
+    /// Returns the lease.
     #[must_use]
     pub fn lease(&self) -> &Lease {
         self.0.lease()
     }
 
-    /// Whether it is held, for certain as long as nobody deletes its key; see [`Lease::is_held`]. A deleted key is noticed by
-    /// [`lost`](Self::lost) alone.
+    /// Returns whether the lock is held. The result is certain unless the key was deleted, which only
+    /// [`lost`](Self::lost) detects. See [`Lease::is_held`].
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.0.is_held()
     }
 
-    /// Waits until it is lost: its lease has ended, or its key was deleted.
+    /// Waits until the lock is lost: its lease has ended, or its key was deleted.
     pub async fn lost(&self) {
         self.0.lost().await;
     }
 
-    /// Unlocks. A lock that was lost before is no error.
+    /// Releases the lock. It is not an error if the lock was lost before.
     ///
     /// # Errors
-    /// See [`ClientError`]; the lock may stay until its lease ends.
+    /// See [`ClientError`]. The lock may then exist until its lease ends.
     pub async fn unlock(self) -> Result<(), ClientError> {
         self.0.give_up().await
     }
 }
 
-/// An election that was won, as long as its lease is held. Dropping it resigns, in the background.
+/// Leadership after a won election. It lasts as long as its lease is held. Dropping it resigns in the
+/// background.
 #[derive(Debug)]
 pub struct Leadership(Place);
 
 impl Leadership {
-    /// The key that stands for it.
+    /// Returns the key of this holder in the queue of the name.
     #[must_use]
     pub fn key(&self) -> &[u8] {
         &self.0.key
     }
 
-    /// A number that is greater than that of every leader before; see [`Lock::revision`].
+    /// Returns a number that is greater than that of each earlier leader. See [`Lock::revision`].
     #[must_use]
     pub fn revision(&self) -> i64 {
         self.0.revision
     }
 
-    /// Its lease.
+    /// Returns the lease.
     #[must_use]
     pub fn lease(&self) -> &Lease {
         self.0.lease()
     }
 
-    /// Whether this is the leader, for certain as long as nobody deletes its key; see [`Lease::is_held`]. A deleted key is noticed
-    /// by [`lost`](Self::lost) alone.
+    /// Returns whether this client is leader. The result is certain unless the key was deleted, which only
+    /// [`lost`](Self::lost) detects. See [`Lease::is_held`].
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.0.is_held()
@@ -174,32 +180,34 @@ impl Leadership {
         self.0.lost().await;
     }
 
-    /// Tells observers something else.
+    /// Replaces the value that observers receive.
     ///
     /// # Errors
-    /// [`LockError::Lost`]: another one may lead. Nothing was written. Else a request failed.
+    /// [`LockError::Lost`]: another client may be leader, and nothing was written. Otherwise a request
+    /// failed.
     pub async fn proclaim(&self, value: impl Into<Vec<u8>>) -> Result<(), LockError> {
         let lease_id = Some(self.lease().id());
         let put = PutRequest { lease_id, ..PutRequest::of(self.0.key.clone(), value) };
         self.0.while_there(Operation::Put(put)).await
     }
 
-    /// Resigns. A leadership that was lost before is no error.
+    /// Resigns. It is not an error if leadership was lost before.
     ///
     /// # Errors
-    /// See [`ClientError`]; it may stay until its lease ends.
+    /// See [`ClientError`]. Leadership may then last until its lease ends.
     pub async fn resign(self) -> Result<(), ClientError> {
         self.0.give_up().await
     }
 }
 
-/// What an observer knows.
+/// State of an observer.
 struct Observed {
     client: KvClient,
     name: Vec<u8>,
-    /// Of the keys below the name.
+    /// Watch of the keys below the name; `None` before the first read of the queue, and after the watch has
+    /// ended.
     watch: Option<Watch>,
-    /// The leader that was told last: its key, and when that was written.
+    /// Leader that the stream returned last: its key, and the revision of the key's last write.
     told: Option<(Vec<u8>, i64)>,
 }
 
@@ -231,7 +239,7 @@ impl Observed {
         }
     }
 
-    /// Waits until something may be different.
+    /// Waits until the keys below the name may have changed.
     async fn changed(&mut self) {
         let Some(watch) = &mut self.watch else { return };
         let mut event = watch.next().await;
@@ -241,7 +249,7 @@ impl Observed {
                 None => return,
             }
         }
-        // It has ended: another one begins with what is there now.
+        // The watch has ended. A new one starts with the present state.
         self.watch = None;
     }
 }

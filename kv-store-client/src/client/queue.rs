@@ -1,5 +1,6 @@
-//! What locks and elections are made of: a queue of keys `NAME/LEASE` below a name. The key that was created first counts. It is
-//! the scheme of etcd's clients, with whom those of this library share their queues.
+//! The queue behind locks and elections: keys `NAME/LEASE` below a name. The client whose key was created
+//! first holds the lock, or is leader. Etcd's clients use the same scheme, so that they share queues with the
+//! clients of this library.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,7 +20,7 @@ use crate::{
     protocol::Fault,
 };
 
-/// A key in the queue of a name. It is given up when this is dropped.
+/// A key in the queue of a name. The key is deleted when this is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     client: KvClient,
@@ -28,14 +29,14 @@ pub(super) struct Place {
     pub(super) key: Vec<u8>,
     /// Revision at which the key was created.
     pub(super) revision: i64,
-    /// Whether [`lost`](Self::lost) has found that the key was deleted.
+    /// Whether [`lost`](Self::lost) has detected that the key was deleted.
     was_deleted: AtomicBool,
     is_given_up: bool,
 }
 
 impl Place {
-    /// Puts the key of a lease into the queue of a name, with a value. The key may be there already: then it keeps its value
-    /// and its place.
+    /// Adds the key of a lease to the queue of a name, with a value. If the key exists already, it keeps its
+    /// value and its place. Returns the place, and the value of the key.
     pub(super) async fn take(
         client: &KvClient,
         name: Vec<u8>,
@@ -53,7 +54,8 @@ impl Place {
             None,
         );
         let (client, lease) = (client.clone(), lease.clone());
-        // Before it is asked for, so that it is given up whenever the caller goes away.
+        // The place exists before the request is sent, so that the key is deleted if the caller drops this
+        // future.
         let mut place = Self {
             client,
             lease,
@@ -78,7 +80,7 @@ impl Place {
         &self.lease
     }
 
-    /// Waits until no key of the queue is older.
+    /// Waits until no key of the queue is older than this one.
     pub(super) async fn wait_for_turn(&self) -> Result<(), LockError> {
         tokio::select! {
             () = self.lease.lost() => Err(LockError::Lost),
@@ -103,12 +105,12 @@ impl Place {
                 without_puts: Some(true),
                 ..WatchRequest::of(before.key, None)
             };
-            // Whatever comes of the watch, the queue is looked at again.
+            // Whatever the watch returns, the loop reads the queue again.
             let _ = self.client.watch(deleted).await?.next().await;
         }
     }
 
-    /// Checks that the key still exists: without it there is no place in the queue.
+    /// Checks that the key still exists. Without its key, the client has no place in the queue.
     async fn check(&self) -> Result<(), LockError> {
         let found = self.read(self.own_key()).await?;
         if self.is_in(&found) && self.lease.is_held() { Ok(()) } else { Err(LockError::Lost) }
@@ -125,12 +127,12 @@ impl Place {
         }
     }
 
-    /// Whether the place is not lost, as far as is known.
+    /// Returns whether the place is held, as far as is known.
     pub(super) fn is_held(&self) -> bool {
         self.lease.is_held() && !self.was_deleted.load(Ordering::Relaxed)
     }
 
-    /// Waits until the key was deleted. An operator or another client may do that while the lease goes on.
+    /// Waits until the key is deleted. An operator or another client may delete it while the lease is held.
     async fn deleted(&self) {
         let mut start_revision = self.revision + 1;
         loop {
@@ -144,7 +146,7 @@ impl Place {
             {
                 return;
             }
-            // The revision may be compacted: the key itself says whether it was deleted in the meantime.
+            // The revision may be compacted. A read of the key shows whether it was deleted in the meantime.
             match self.read(self.own_key()).await {
                 Ok(found) if !self.is_in(&found) => return,
                 Ok(found) => start_revision = found.header.revision + 1,
@@ -162,7 +164,8 @@ impl Place {
         found.kvs.first().is_some_and(|kv| kv.create_revision == self.revision)
     }
 
-    /// Reads, for as long as it takes while no server answers: the lease says how long that makes sense.
+    /// Reads, and repeats the read until a server responds. There is no time limit, because callers stop when
+    /// the lease is lost.
     async fn read(&self, request: RangeRequest) -> Result<RangeResponse, ClientError> {
         loop {
             match self.client.range(request.clone()).await {
@@ -173,7 +176,7 @@ impl Place {
         }
     }
 
-    /// Does something as long as the key is there.
+    /// Executes an operation, on the condition that the key still exists.
     pub(super) async fn while_there(&self, operation: Operation) -> Result<(), LockError> {
         let condition = vec![created(&self.key, self.revision)];
         let request = TxnRequest::new(condition, vec![operation], Vec::new(), None, None, None);
@@ -181,7 +184,7 @@ impl Place {
         if response.succeeded { Ok(()) } else { Err(LockError::Lost) }
     }
 
-    /// Leaves the queue. Who is in it no more has left it already.
+    /// Leaves the queue. It is not an error if the key does not exist any more.
     pub(super) async fn give_up(mut self) -> Result<(), ClientError> {
         self.is_given_up = true;
         self.client.delete(self.key.clone()).await.map(|_| ())
@@ -194,7 +197,7 @@ impl Drop for Place {
         if self.is_given_up {
             return;
         }
-        // The lease is kept until the key is gone, so that a name does not look free before.
+        // The task holds the lease until the key is deleted, so that the name does not look free before.
         let (client, lease, key) = (self.client.clone(), self.lease.clone(), self.key.clone());
         runtime.spawn(async move {
             if let Err(error) = client.delete(key).await {
@@ -204,14 +207,14 @@ impl Drop for Place {
     }
 }
 
-/// The first of a queue, and the revision of the store.
+/// Returns the first key of a queue, and the revision of the store.
 pub(super) async fn first(client: &KvClient, name: &[u8]) -> Result<(Option<KeyValue>, i64), ClientError> {
     let oldest = RangeRequest { limit: Some(1), sort_by: Some(SortBy::CREATE_REVISION), ..queue(name) };
     let mut found = client.range(oldest).await?;
     Ok((found.kvs.pop(), found.header.revision))
 }
 
-/// The keys below a name.
+/// Returns the range of the keys below a name.
 pub(super) fn below(name: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
     let prefix = [name, b"/"].concat();
     let end = prefix_end(prefix.clone());
@@ -223,7 +226,7 @@ fn queue(name: &[u8]) -> RangeRequest {
     RangeRequest::of(prefix, end)
 }
 
-/// The condition that a key was created at a revision; 0: that it is not there.
+/// Returns the condition that a key was created at a revision. 0: that the key does not exist.
 fn created(key: &[u8], revision: i64) -> Compare {
     Compare::new(key.to_vec(), CompareTarget::CREATE_REVISION, CompareResult::EQUAL, revision, None, None)
 }

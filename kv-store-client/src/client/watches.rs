@@ -1,4 +1,4 @@
-//! Watches that resume by themselves.
+//! Watches that resume automatically.
 
 use std::{
     collections::VecDeque,
@@ -20,29 +20,32 @@ use crate::{
     protocol::{Call, Fault, Reply},
 };
 
-/// Why a watch has ended.
+/// Reason that a watch has ended.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WatchError {
-    /// What the watch had to read next was compacted away: there is a gap. Read the keys anew and watch from there.
+    /// The next revisions were compacted away, so that events are missing. The caller has to read the keys
+    /// again, and to watch from the revision after that of the read.
     #[error("revisions below {oldest} were compacted away before they were watched")]
     Compacted {
-        /// The oldest revision that can still be watched from.
+        /// Oldest revision that can still be watched from.
         oldest: i64,
     },
-    /// The request is wrong.
+    /// The request is invalid.
     #[error(transparent)]
     Rejected(Fault),
 }
 
-/// The changes of some keys as a stream: every event once, in the order of revisions; events of one revision follow each other.
+/// A stream of the changes of some keys. It has every event once, in the order of revisions. Events of one
+/// revision follow each other.
 ///
-/// The stream outlives connections and servers: it goes on from the next revision at whatever server answers, for as long as it
-/// takes. It ends with an error only if there is a gap, or the request is wrong. While a watch waits it has a poll under way;
-/// 512 watches of one client may wait at once.
+/// The stream survives failures of connections and servers. It continues with the next revision at any server
+/// that responds, without a time limit. It ends with an error only if events are missing or the request is
+/// invalid. While a watch waits, it has a poll in flight. At most 512 watches of one client can wait at the
+/// same time.
 pub struct Watch {
     client: KvClient,
-    /// The next poll.
+    /// Request of the next poll.
     request: WatchRequest,
     events: VecDeque<WatchEvent>,
     poll: Option<BoxFuture<'static, Result<WatchResponse, WatchError>>>,
@@ -50,11 +53,14 @@ pub struct Watch {
 }
 
 impl KvClient {
-    /// Watches the keys of a request. Without `start_revision` the watch begins with the first write that follows; every write
-    /// that was acknowledged before this returns is not part of it. `request.wait_ms` is set by the client.
+    /// Watches the keys of a request. Without `start_revision`, this method reads the present revision with
+    /// linearizable consistency, and the watch starts with the next write. It then omits all writes that were
+    /// acknowledged before this call, and has all writes that start after it returns. The client sets
+    /// `request.wait_ms`.
     ///
     /// # Errors
-    /// See [`ClientError`]: the present revision cannot be learned. With a `start_revision` none.
+    /// See [`ClientError`]. Without `start_revision`: the present revision cannot be read. With it, there are
+    /// no errors.
     ///
     /// # Examples
     /// ```no_run
@@ -77,7 +83,7 @@ impl KvClient {
         Ok(Watch { client: self.clone(), request, events: VecDeque::new(), poll: None, is_ended: false })
     }
 
-    /// Polls until a server answers.
+    /// Polls until a server responds.
     async fn poll(self, request: WatchRequest) -> Result<WatchResponse, WatchError> {
         let (call, mut pause) = (Call::Watch(request), PAUSE_MIN);
         loop {
@@ -99,9 +105,10 @@ impl KvClient {
 }
 
 impl Watch {
-    /// The `start_revision` of another watch that would go on where this one is. It grows with the store's revision, be the keys
-    /// changed or not: who notes it now and then can resume after a compaction. If only a part of the events of a revision was
-    /// taken, another watch begins with the first of them again.
+    /// Returns the `start_revision` with which another watch continues after the events of this one. It grows
+    /// with the revision of the store, even if the keys do not change. A program that saves it regularly can
+    /// resume after a compaction. If this watch has returned only a part of the events of a revision, the
+    /// other watch starts with the first of them again.
     #[must_use]
     pub fn next_revision(&self) -> i64 {
         let next = self.request.start_revision.unwrap_or(0);
@@ -150,6 +157,7 @@ impl fmt::Debug for Watch {
     }
 }
 
-/// How long a server waits for events before it answers without any. A server that is silent for longer, and for
-/// [`attempt_timeout`](super::ClientConfig::attempt_timeout), is given up.
+/// Time for which a server waits for events before it responds without any. If a server does not respond
+/// within this time plus [`attempt_timeout`](super::ClientConfig::attempt_timeout), the client polls another
+/// server.
 const POLL_WAIT: Duration = Duration::from_secs(4);

@@ -1,4 +1,4 @@
-//! Alarms: conditions in which the store refuses requests until an operator has seen to it.
+//! Alarms: conditions in which the store refuses requests until an operator resolves them.
 
 use clap::{Subcommand, ValueEnum};
 use kv_store_client::{
@@ -60,7 +60,7 @@ fn row(alarm: &Alarm) -> String {
     format!("{node}  {}", name(alarm))
 }
 
-/// Kind of an alarm, as etcd's tools name it.
+/// Name of the kind of an alarm, as in etcd's tools.
 fn name(alarm: &Alarm) -> String {
     match alarm.kind {
         AlarmKind::NO_SPACE => "NOSPACE".to_owned(),

@@ -1,4 +1,4 @@
-//! Load, for a rough idea of what a cluster can do.
+//! A write load, for a rough estimate of a cluster's throughput and latency.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ pub(crate) async fn run(
     value_bytes: usize,
     show: Show,
 ) -> Result<u8, Failure> {
-    // Sessions and connection first: they are made once in the life of a client.
+    // Each client opens its connection and sessions once. These writes open them before the measurement.
     let warm_up = (0..clients).map(|id| client.put(format!("bench/warm-up/{id}"), "x"));
     futures::future::try_join_all(warm_up).await?;
     let (start, value) = (Instant::now(), vec![b'x'; value_bytes]);

@@ -1,4 +1,4 @@
-//! Whether each endpoint serves clients.
+//! Health of each endpoint: whether it serves clients.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,11 @@ pub(crate) enum Command {
     Health,
 }
 
-/// How one endpoint is.
+/// Health of one endpoint.
 struct Health {
-    /// How long the read took, with connecting; `None`: the endpoint has said who leads instead.
+    /// Time that the read took, including the connection. `None`: the endpoint returned the leader instead.
     read: Option<Duration>,
-    /// Why it is not healthy; empty if it is.
+    /// Reasons that the endpoint is not healthy; empty if it is.
     problems: Vec<String>,
 }
 
@@ -41,7 +41,7 @@ async fn health(client: &KvClient, endpoint: &Endpoint) -> Health {
     let request = RangeRequest { count_only: Some(true), ..RangeRequest::of("health", None) };
     let read = match client.range_through(endpoint, request).await {
         Ok(_) => Some(start.elapsed()),
-        // A node that does not forward does its part if it knows the leader.
+        // A node that does not forward is healthy if it knows the leader.
         Err(ClientError::Rejected(Fault::NotLeader(why))) if why.leader_endpoint.is_some() => None,
         Err(error) => return Health { read: None, problems: vec![nodes::silence(endpoint, &error)] },
     };

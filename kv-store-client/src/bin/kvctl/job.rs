@@ -1,4 +1,4 @@
-//! A command of the user that kvctl runs, passes signals on to, and ends.
+//! A command of the user. kvctl runs it, passes signals on to it, and ends it.
 
 use std::{
     ffi::OsString,
@@ -17,21 +17,21 @@ use tokio::{
 
 use crate::{Failure, signals};
 
-/// A command that runs.
+/// A running command.
 ///
-/// It has a process group of its own, so that whatever it starts gets the signals too. At a terminal it shares kvctl's group:
-/// only that group may read from the terminal.
+/// It has its own process group, so that the processes that it starts get the signals, too. At a terminal it
+/// shares kvctl's group, because only that group may read from the terminal.
 pub(crate) struct Job {
     name: String,
     child: Child,
-    /// `None`: the system gave it no number, as it has ended already.
+    /// Process id of the command. `None`: the command has ended already, so that the system returned no id.
     id: Option<Pid>,
     has_own_group: bool,
 }
 
 impl Job {
-    /// Starts a command with these variables in its environment, or without those that are `None`; with `input` as its standard
-    /// input, or kvctl's own.
+    /// Starts a command. Variables of `environment` that are `None` are removed from its environment, the
+    /// others are set. Its standard input is `input`, or kvctl's own if `input` is `None`.
     pub(crate) fn start(
         words: &[OsString],
         environment: impl IntoIterator<Item = (&'static str, Option<OsString>)>,
@@ -54,27 +54,28 @@ impl Job {
         }
         let mut child = command.spawn().map_err(|error| not_started(&name, &error))?;
         if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
-            // A command that does not read it is no failure.
+            // It is not a failure if the command does not read its input.
             tokio::spawn(async move { stdin.write_all(&input).await });
         }
         let id = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         Ok(Self { name, child, id, has_own_group })
     }
 
-    /// Waits until the command has ended; its exit code, or 128 and the number of the signal that has ended it.
+    /// Waits until the command has ended. Returns its exit code, or 128 plus the number of the signal that
+    /// has ended it.
     pub(crate) async fn ended(&mut self) -> Result<u8, Failure> {
         let status = self.child.wait().await;
         status.map(code).map_err(|error| Failure::Usage(format!("{}: {error}", self.name)))
     }
 
-    /// Passes a signal on, unless the terminal has sent it to the command as well.
+    /// Passes a signal on to the command, unless the terminal has sent it to the command, too.
     pub(crate) fn pass_on(&self, signal: Signal) {
         if signal != Signal::INT || self.has_own_group || !is_at_terminal() {
             self.signal(signal);
         }
     }
 
-    /// Ends the command: SIGTERM, and SIGKILL for what is left after `grace`.
+    /// Ends the command with SIGTERM. After `grace`, the processes that still exist get SIGKILL.
     pub(crate) async fn end(&mut self, grace: Duration) -> Result<(), Failure> {
         self.signal(Signal::TERM);
         let deadline = Instant::now() + grace;
@@ -89,14 +90,16 @@ impl Job {
         self.ended().await.map(|_| ())
     }
 
-    /// Whether the command, or what it has started, is still there, as far as its group tells.
+    /// Returns whether a process of the command's own group still exists: the command, or a process that it
+    /// started.
     fn group_lives(&self) -> bool {
         self.has_own_group && self.id.is_some_and(|id| process::test_kill_process_group(id).is_ok())
     }
 
     fn signal(&self, signal: Signal) {
         let Some(id) = self.id else { return };
-        // It may have ended just now. Its number cannot be another's: it is a child that was not waited for, or leads a group.
+        // The command may have ended just now. No other process can have its id yet: the command is a child
+        // that was not waited for, or its process group still exists.
         let _ = if self.has_own_group && self.group_lives() {
             process::kill_process_group(id, signal)
         } else if self.child.id().is_some() {
@@ -114,15 +117,17 @@ fn code(status: ExitStatus) -> u8 {
     }
 }
 
-/// Whether the terminal, if there is one, sends the signals of its keys to kvctl's process group.
+/// Returns whether kvctl has a terminal that sends signals of the keyboard, such as that of Ctrl+C, to
+/// kvctl's process group.
 fn is_at_terminal() -> bool {
     rustix::termios::tcgetpgrp(io::stdin()).is_ok_and(|group| group == process::getpgrp())
 }
 
-/// The command, started by kvctl itself, which has the system end it should kvctl be killed.
+/// Returns the command, started through a second kvctl process. That process has the system end the command
+/// if kvctl is killed.
 #[cfg(target_os = "linux")]
 fn guarded(words: &[OsString]) -> Command {
-    // The program that runs, even if its file was replaced.
+    // This path is the running program, even if its file was replaced.
     let mut command = Command::new("/proc/self/exe");
     command.arg(GUARD).arg(std::process::id().to_string()).args(words);
     command
@@ -135,14 +140,16 @@ fn guarded(words: &[OsString]) -> Command {
     command
 }
 
-/// What kvctl is asked to become by [`guarded`], if it is: the number of the process that asks, and the command.
+/// Returns the request of [`guarded`], if the arguments have one: the id of the requesting process, and the
+/// command to become.
 pub(crate) fn asked_to_become(mut arguments: impl Iterator<Item = OsString>) -> Option<(u32, Vec<OsString>)> {
     arguments.next().filter(|word| word == GUARD)?;
     let parent = arguments.next()?.to_str()?.parse().ok()?;
     Some((parent, arguments.collect()))
 }
 
-/// Becomes the command, which gets SIGTERM when the process `parent` ends. A command with rights of its own (set-user-ID) does not.
+/// Replaces this process with the command. The command gets SIGTERM when the process `parent` ends, unless it
+/// has its own privileges (set-user-ID).
 pub(crate) fn become_command(parent: u32, words: &[OsString]) -> Failure {
     #[cfg(target_os = "linux")]
     {
@@ -166,7 +173,7 @@ fn not_started(name: &str, error: &io::Error) -> Failure {
     Failure::NotRun { why: format!("{name} cannot be run: {error}"), code }
 }
 
-/// First argument of a kvctl that is to become a command.
+/// First argument of a kvctl process that becomes a command.
 const GUARD: &str = "--become-command";
-/// How often an ending process group is looked at.
+/// Time between two checks of a process group that is ending.
 const LOOK: Duration = Duration::from_millis(20);

@@ -116,7 +116,7 @@ async fn time_to_live(client: &KvClient, id: i64, with_keys: bool, show: Show) -
     })
 }
 
-/// An id as etcd's tools and the keys of locks have it.
+/// Returns an id as text, in the format of etcd's tools and of the keys of locks.
 pub(crate) fn id_text(id: i64) -> String {
     format!("{id:x}")
 }
@@ -129,7 +129,7 @@ pub(crate) fn parse_id(text: &str) -> Result<i64, String> {
     }
 }
 
-/// Longest time that the store grants, in seconds.
+/// Maximum time to live that the store grants, in seconds.
 pub(crate) const TTL_SECONDS_MAX: i64 = 9_000_000_000;
 
 #[cfg(test)]

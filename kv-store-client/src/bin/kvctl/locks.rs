@@ -45,7 +45,7 @@ pub(crate) struct Elect {
     listen: bool,
 }
 
-/// Holds a lock, and runs a command meanwhile.
+/// Waits for a lock, and runs a command while it is held.
 pub(crate) async fn lock(client: &KvClient, arguments: &LockCommand, show: Show) -> Result<u8, Failure> {
     let mut signals = Signals::listen()?;
     let lease = tokio::select! {
@@ -90,7 +90,7 @@ async fn run(lock: &Lock, arguments: &LockCommand, signals: &mut Signals) -> Res
     let why = "the lock was lost: its lease has ended, could not be renewed in time, or its key was deleted";
     match ended {
         Some(code) if lock.is_held() => Ok(code),
-        // It may have gone on while another one held the lock.
+        // The command may have run while another client held the lock.
         Some(code) => Err(Failure::Lost(format!("{why}; the command ended with {code}, perhaps too late"))),
         None => {
             eprintln!("kvctl: {why}; the command is ended");
@@ -100,7 +100,7 @@ async fn run(lock: &Lock, arguments: &LockCommand, signals: &mut Signals) -> Res
     }
 }
 
-/// Stands for election and leads, or tells who leads.
+/// Campaigns and is leader until it is interrupted, or prints the leaders of an election.
 pub(crate) async fn elect(client: &KvClient, arguments: &Elect, show: Show) -> Result<u8, Failure> {
     let mut signals = Signals::listen()?;
     let Some(value) = &arguments.value else {
@@ -148,12 +148,13 @@ async fn listen(client: &KvClient, name: &str, signals: &mut Signals, show: Show
     }
 }
 
-/// A lease that is kept alive. If the caller goes away meanwhile, one that was granted ends by itself.
+/// Grants a lease that renews itself. If the caller drops this future, a lease that was granted ends after
+/// its time to live.
 async fn hold_lease(client: &KvClient, ttl_seconds: i64) -> Result<Lease, Failure> {
     Ok(client.hold_lease(Duration::from_secs(ttl_seconds.unsigned_abs())).await?)
 }
 
-/// Waits until it is interrupted, which ends it well, or lost.
+/// Waits for a signal, which is a success, or for the loss of what is held, which is a failure.
 async fn until_lost(
     lost: impl Future<Output = ()>,
     signals: &mut Signals,
@@ -167,7 +168,7 @@ async fn until_lost(
     }
 }
 
-/// Gives up what is held, unless it was lost.
+/// Releases what is held, unless it was lost.
 async fn finish(lease: Lease, what: &str, outcome: Result<u8, Failure>) -> Result<u8, Failure> {
     if !matches!(outcome, Err(Failure::Lost(_))) {
         release(lease, what).await;
@@ -175,7 +176,8 @@ async fn finish(lease: Lease, what: &str, outcome: Result<u8, Failure>) -> Resul
     outcome
 }
 
-/// Ends the lease, and with it what it holds. If no server does that, the lease ends by itself.
+/// Revokes the lease, which releases what it holds. If no server responds, the lease ends after its time to
+/// live.
 async fn release(lease: Lease, what: &str) {
     let ttl = lease.ttl().as_secs();
     if let Err(error) = lease.revoke().await {

@@ -1,4 +1,4 @@
-//! `kvctl`: the key-value store from a shell.
+//! `kvctl`: use of the key-value store from a shell.
 
 mod alarms;
 mod bench;
@@ -188,17 +188,17 @@ enum Command {
     },
 }
 
-/// What ends the program otherwise than well.
+/// Failure that ends the program with an exit code other than 0 and 1.
 enum Failure {
     Usage(String),
     Client(ClientError),
-    /// Standard output takes no more.
+    /// Standard output cannot be written.
     Output(io::Error),
-    /// A watch has a gap.
+    /// History that a watch needs was compacted away, so that events are missing.
     Compacted(String),
-    /// What was held with a lease is held no more.
+    /// A lock, leadership or a lease was lost.
     Lost(String),
-    /// A command of the user was not run.
+    /// A command of the user could not be run.
     NotRun {
         why: String,
         code: u8,
@@ -248,7 +248,7 @@ fn main() {
     let outcome = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             let outcome = runtime.block_on(run(&arguments));
-            // A thread may still wait for a reader of standard output that does not read.
+            // A thread may still wait until the reader of standard output reads.
             runtime.shutdown_background();
             outcome
         }
@@ -257,11 +257,11 @@ fn main() {
     exit(outcome.unwrap_or_else(|failure| tell(&failure, Show(arguments.output))));
 }
 
-/// Prints a failure; the exit code.
+/// Prints a failure, and returns the exit code.
 fn tell(failure: &Failure, show: Show) -> u8 {
     let (code, message) = (failure.code(), failure.to_string());
     if !matches!(failure, Failure::Output(_)) {
-        // Whatever becomes of it, standard error has the same.
+        // An error is ignored, because standard error gets the same message.
         let _ = show.whole(|| json!({ "error": message, "code": code }));
     }
     let _ = writeln!(io::stderr(), "kvctl: {message}");
@@ -357,7 +357,7 @@ fn show_range(found: &RangeResponse, keys_only: bool, count_only: bool, show: Sh
     })
 }
 
-/// One key, up to another, or all that begin so.
+/// Returns the end of a range: none for a single key, `to`, or the end of all keys with the prefix `key`.
 fn range_end(key: &str, to: Option<&str>, prefix: bool) -> Option<Vec<u8>> {
     if !prefix {
         return to.map(|to| to.as_bytes().to_vec());

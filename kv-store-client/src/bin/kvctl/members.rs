@@ -1,4 +1,4 @@
-//! The members of the cluster, and its leader.
+//! Members of the cluster, and its leader.
 
 use clap::{Args, Subcommand};
 use consensus_core::Endpoint;
@@ -122,7 +122,7 @@ async fn list(client: &KvClient, endpoints: &[Endpoint], show: Show) -> Result<u
     Ok(0)
 }
 
-/// A member, for programs.
+/// Returns a member as JSON, for programs.
 pub(crate) fn value(member: &MemberStatus) -> Value {
     json!({
         "node_id": member.node_id, "kind": member.kind, "healthy": member.healthy, "problem": member.problem,

@@ -1,4 +1,4 @@
-//! What each node says of itself.
+//! Status and checksum of each node.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::{Failure, members, show::Show};
 
-/// Asks every endpoint how it is. The exit code: 6 if they are of different clusters, 4 if one does not answer.
+/// Prints the status of every endpoint. Returns the exit code: 6 if the endpoints belong to different
+/// clusters, 4 if one does not respond, otherwise 0.
 pub(crate) async fn status(client: &KvClient, endpoints: &[Endpoint], show: Show) -> Result<u8, Failure> {
     let ask = async |endpoint| client.status_of(endpoint).await;
     let answers = show_all(endpoints, ask, status_rows, status_value, show).await?;
@@ -24,8 +25,9 @@ pub(crate) async fn status(client: &KvClient, endpoints: &[Endpoint], show: Show
     Ok(if answers.iter().all(Result::is_ok) { 0 } else { 4 })
 }
 
-/// Asks every endpoint for the checksum of its state. The exit code: 6 if two have applied the same and differ, or the endpoints
-/// are of different clusters; 4 if one does not answer. A witness, which has no state, is none of these.
+/// Prints the checksum of every endpoint's state. Returns the exit code: 6 if two nodes have applied the same
+/// entries and differ, or if the endpoints belong to different clusters; 4 if one does not respond; otherwise
+/// 0. A witness, which has no state, does not affect the exit code.
 pub(crate) async fn hash(client: &KvClient, endpoints: &[Endpoint], show: Show) -> Result<u8, Failure> {
     let ask = async |endpoint| match client.hash_of(endpoint).await {
         Err(ClientError::Rejected(Fault::NoData(_))) => Ok(None),
@@ -47,7 +49,7 @@ pub(crate) async fn hash(client: &KvClient, endpoints: &[Endpoint], show: Show) 
     Ok(if answers.iter().all(Result::is_ok) { 0 } else { 4 })
 }
 
-/// Reads what one server has: the first endpoint that answers.
+/// Reads from the state of one server: the first endpoint that responds.
 pub(crate) async fn read_of_one(
     client: &KvClient,
     endpoints: &[Endpoint],
@@ -57,7 +59,7 @@ pub(crate) async fn read_of_one(
     for endpoint in endpoints {
         match client.range_of(endpoint, request.clone()).await {
             Err(ClientError::Unavailable(why)) => silent.push(why),
-            // A witness, which has no data.
+            // The endpoint is a witness, which has no data.
             Err(ClientError::Rejected(Fault::NotLeader(why))) => silent.push(format!("{endpoint}: {why:?}")),
             outcome => return Ok(outcome?),
         }
@@ -65,7 +67,8 @@ pub(crate) async fn read_of_one(
     Err(ClientError::Unavailable(silent.join("; ")).into())
 }
 
-/// What the leader says of the cluster, or else the best informed of those that answer.
+/// Returns the leader's status. If the leader is not among the endpoints that respond, returns the status of
+/// the best informed one.
 pub(crate) async fn best_status(
     client: &KvClient,
     endpoints: &[Endpoint],
@@ -84,14 +87,16 @@ pub(crate) async fn best_status(
     best.ok_or_else(|| ClientError::Unavailable(silent.join("; ")).into())
 }
 
-/// How much a node can know of the cluster: one that is not a member, or follows nobody, may know an old configuration.
+/// Rank of a node's information about the cluster. A node that is not a member, or that knows no leader, may
+/// have an old configuration.
 fn information(status: &StatusResponse) -> (bool, bool, i64) {
     let is_member = !matches!(status.role.as_str(), "removed" | "waiting");
     (is_member, status.leader_id.is_some(), status.header.term)
 }
 
-/// Says on standard error of which clusters the endpoints are if there are several; returns whether there are. `clusters` has
-/// the cluster of each endpoint: `None` if it is not known, `Some(None)` for a server that stands alone.
+/// Prints to standard error which endpoint belongs to which cluster, if there are several clusters. Returns
+/// whether there are. `clusters` has the cluster of each endpoint: `None` if it is not known, `Some(None)`
+/// for a standalone server.
 fn tell_of_clusters<'a>(
     endpoints: &[Endpoint],
     clusters: impl Iterator<Item = Option<Option<&'a str>>>,
@@ -104,7 +109,7 @@ fn tell_of_clusters<'a>(
     true
 }
 
-/// The clusters that endpoints are of, if there are several.
+/// Lists the endpoints of each cluster, if there are several clusters.
 fn describe_clusters<'a>(
     endpoints: &[Endpoint],
     clusters: impl Iterator<Item = Option<Option<&'a str>>>,
@@ -112,7 +117,7 @@ fn describe_clusters<'a>(
     let (mut known, mut alone): (BTreeMap<&str, Vec<String>>, Vec<String>) = Default::default();
     for (endpoint, cluster) in endpoints.iter().zip(clusters) {
         match cluster {
-            // Its cluster has just begun, or it waits to be added to one.
+            // The cluster of this server has just started, or the server waits to be added to a cluster.
             None | Some(Some("none")) => {}
             Some(Some(cluster)) => known.entry(cluster).or_default().push(endpoint.to_string()),
             Some(None) => alone.push(endpoint.to_string()),
@@ -120,15 +125,15 @@ fn describe_clusters<'a>(
     }
     let of_cluster =
         |(cluster, endpoints): (&str, Vec<String>)| format!("{} of cluster {cluster}", endpoints.join(", "));
-    // Servers that stand alone may be compared with each other: one may have a copy of another's data.
+    // Standalone servers may be compared with each other, because one may have a copy of another's data.
     let alone = Some(alone.join(", ")).filter(|alone| !alone.is_empty());
     let alone = alone.map(|alone| format!("{alone} of none, as it stands alone"));
     let all: Vec<String> = known.into_iter().map(of_cluster).chain(alone).collect();
     (all.len() > 1).then(|| all.join("; "))
 }
 
-/// Two nodes that differ although they have applied the same. Nodes that were asked under load may be apart, and then
-/// say nothing of each other.
+/// Returns two nodes that have applied the same entries and have different checksums. Under load, nodes may
+/// respond at different applied indexes; their checksums are not comparable.
 fn differing<'a>(hashes: impl Iterator<Item = &'a HashResponse>) -> Option<(i64, i64)> {
     let mut seen = BTreeMap::new();
     for HashResponse { header, hash, .. } in hashes {
@@ -140,7 +145,8 @@ fn differing<'a>(hashes: impl Iterator<Item = &'a HashResponse>) -> Option<(i64,
     None
 }
 
-/// Asks all endpoints at once and prints each answer when it comes; returns the answers in the endpoints' order.
+/// Sends a request to all endpoints at once and prints each response when it arrives. Returns the responses
+/// in the order of the endpoints.
 pub(crate) async fn show_all<'a, T>(
     endpoints: &'a [Endpoint],
     ask: impl AsyncFn(&'a Endpoint) -> Result<T, ClientError>,
@@ -165,7 +171,7 @@ pub(crate) async fn show_all<'a, T>(
     Ok(answers)
 }
 
-/// Why an endpoint has no row, without the endpoint: the row begins with it.
+/// Returns the reason that an endpoint has no row. It omits the endpoint, with which the row starts already.
 pub(crate) fn silence(endpoint: &Endpoint, error: &ClientError) -> String {
     match error {
         ClientError::Unavailable(why) => why.strip_prefix(&format!("{endpoint}: ")).unwrap_or(why).to_owned(),
@@ -189,13 +195,13 @@ fn status_rows(status: &StatusResponse) -> String {
     )];
     rows.extend(status.problems.iter().flatten().cloned());
     let others = status.members.iter().filter(|member| member.node_id != header.node_id);
-    // The leader knows how far each member is; others know who is not well.
+    // The leader knows the matched index of each member. Other nodes only know which members are not healthy.
     let told = others.filter(|member| member.matched_index.is_some() || !member.healthy);
     rows.extend(told.map(|member| format!("node {}  {}{}", member.node_id, member.kind, condition(member))));
     rows.join("\n    ")
 }
 
-/// How a member is, in words: how far it is behind, and what is wrong.
+/// Describes the condition of a member: its distance from the leader's log, and its problem.
 pub(crate) fn condition(member: &MemberStatus) -> String {
     let mut words = String::new();
     match (member.snapshot_bytes, member.matched_index, member.lag_entries) {

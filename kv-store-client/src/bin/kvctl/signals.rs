@@ -1,11 +1,11 @@
-//! SIGINT and SIGTERM, which end a command that runs until it is told to stop.
+//! SIGINT and SIGTERM, which end a command that runs until it is interrupted.
 
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind, signal};
 
 use crate::Failure;
 
-/// The signals, from when it is made on.
+/// Receiver of the signals that arrive after its creation.
 pub(crate) struct Signals {
     interrupt: unix::Signal,
     terminate: unix::Signal,
@@ -28,7 +28,7 @@ impl Signals {
     }
 }
 
-/// Exit code of a program that a signal has ended, as shells have it.
+/// Exit code of a program that a signal has ended, by the convention of shells.
 pub(crate) fn exit_code(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }

@@ -97,7 +97,7 @@ struct CompareLine {
     key: String,
     target: Target,
     result: Relation,
-    /// A text for `value`, a number for the others.
+    /// Operand: a string for the target `value`, a number for the others.
     value: Value,
 }
 

@@ -70,7 +70,7 @@ pub(crate) async fn run(client: &KvClient, arguments: &Watch, show: Show) -> Res
             }
             continue;
         }
-        // A reader that does not read holds up the output, and not a signal.
+        // A reader that does not read delays the output, but not the handling of a signal.
         tokio::select! {
             is_read = show.event(line(&event, arguments.previous), || value(&event)) => if !is_read? { return Ok(0) },
             _ = signals.next() => return Ok(0),
@@ -78,7 +78,7 @@ pub(crate) async fn run(client: &KvClient, arguments: &Watch, show: Show) -> Res
     }
 }
 
-/// Runs the command for an event. The exit code of kvctl, if it ends.
+/// Runs the command for an event. Returns the exit code of kvctl if kvctl has to end.
 async fn execute(
     command: &[OsString],
     event: &WatchEvent,
@@ -106,7 +106,7 @@ async fn execute(
     Ok(is_interrupted.then_some(0))
 }
 
-/// The event for the command. What the system cannot pass on is `None`.
+/// Returns the variables that describe an event. A value that the system cannot pass on is `None`.
 fn environment(event: &WatchEvent) -> [(&'static str, Option<OsString>); 4] {
     let fits = |text: &[u8]| text.len() <= VARIABLE_BYTES_MAX && !text.contains(&0);
     let text = |text: &Vec<u8>| fits(text).then(|| OsString::from_vec(text.clone()));
@@ -118,7 +118,7 @@ fn environment(event: &WatchEvent) -> [(&'static str, Option<OsString>); 4] {
     ]
 }
 
-/// Why a watch has ended.
+/// Returns the failure for a watch that has ended.
 fn ended(error: WatchError) -> Failure {
     match error {
         WatchError::Compacted { oldest } => Failure::Compacted(format!(
@@ -134,7 +134,8 @@ fn kind(event: &WatchEvent) -> &'static str {
     if event.deleted { "delete" } else { "put" }
 }
 
-/// An event as one line, whatever is in its key and values. A deletion has no value; with its previous value that is empty.
+/// Returns an event as one line, whatever its key and values contain. A deletion has no value; if the
+/// previous value is included, the column of the value is empty.
 fn line(event: &WatchEvent, with_previous: bool) -> String {
     let mut fields = vec![event.kv.mod_revision.to_string(), kind(event).to_owned(), escaped(&event.kv.key)];
     if !event.deleted || with_previous {
@@ -146,7 +147,7 @@ fn line(event: &WatchEvent, with_previous: bool) -> String {
     fields.join("\t")
 }
 
-/// An event, for programs.
+/// Returns an event as JSON, for programs.
 fn value(event: &WatchEvent) -> Value {
     let mut kv = pair(&event.kv);
     if event.deleted
@@ -161,7 +162,8 @@ fn value(event: &WatchEvent) -> Value {
     value
 }
 
-/// Longest variable of a command's environment; Linux takes less than 128 KiB, the name included.
+/// Maximum length of a variable of a command's environment, in bytes. Linux accepts less than 128 KiB,
+/// including the name.
 const VARIABLE_BYTES_MAX: usize = 64 << 10;
 
 #[cfg(test)]

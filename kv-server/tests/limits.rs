@@ -114,32 +114,66 @@ async fn expect_bounded_memory_of_unread(path: &'static str) {
         client.put(format!("k{key}"), vec![b'v'; 1 << 20]).await.unwrap();
     }
     let before = server.memory();
-    let mut greedy = Vec::new();
-    for _ in 0..3 {
-        let channel = etcd_member::channel(server.port).await;
-        for _ in 0..100 {
-            let mut kv = Grpc::new(channel.clone());
-            greedy.push(tokio::spawn(async move {
-                let all = pb::RangeRequest { key: "a".into(), range_end: "z".into(), ..Default::default() };
-                kv.ready().await.unwrap();
-                let codec = ProstCodec::<pb::RangeRequest, pb::RangeResponse>::default();
-                let path = path.parse().unwrap();
-                // The response begins, and is not read.
-                let response = kv.server_streaming(tonic::Request::new(all), path, codec).await;
-                std::future::pending::<()>().await;
-                drop(response);
-            }));
-        }
-    }
-    expect_bounded_memory(&server, &client, before, Greedy(greedy)).await;
+    let greedy = Greedy::connect(server.port, path).await;
+    expect_bounded_memory(&server, &client, before, greedy).await;
 }
 
+/// Three clients, each with 100 calls whose responses it does not read.
 struct Greedy(Vec<tokio::task::JoinHandle<()>>);
+
+impl Greedy {
+    async fn connect(port: u16, path: &'static str) -> Self {
+        let mut greedy = Vec::new();
+        for _ in 0..3 {
+            let channel = etcd_member::channel(port).await;
+            for _ in 0..100 {
+                let mut kv = Grpc::new(channel.clone());
+                greedy.push(tokio::spawn(async move {
+                    let all =
+                        pb::RangeRequest { key: "a".into(), range_end: "z".into(), ..Default::default() };
+                    kv.ready().await.unwrap();
+                    let codec = ProstCodec::<pb::RangeRequest, pb::RangeResponse>::default();
+                    let path = path.parse().unwrap();
+                    // The response begins, and is not read.
+                    let response = kv.server_streaming(tonic::Request::new(all), path, codec).await;
+                    std::future::pending::<()>().await;
+                    drop(response);
+                }));
+            }
+        }
+        Self(greedy)
+    }
+}
 
 impl Drop for Greedy {
     fn drop(&mut self) {
         self.0.iter().for_each(tokio::task::JoinHandle::abort);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_over_grpc_that_read_nothing_do_not_stop_the_reads_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = ["--responses-size", "16MiB", "--connection-responses-size", "8MiB"];
+    let server = Server::standalone_with(dir.path(), &sizes);
+    let client = server.client();
+    for key in 0..8 {
+        client.put(format!("k{key}"), vec![b'v'; 1 << 20]).await.unwrap();
+    }
+    let greedy = Greedy::connect(server.port, "/etcdserverpb.KV/Range").await;
+    // By then they hold all room.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(60) {
+        let connection = connect(server.port).await;
+        let range = connection.call(Call::Range(all_pairs()));
+        if let Ok(Ok(Ok(_))) = tokio::time::timeout(Duration::from_secs(20), range).await {
+            println!("served after {:?}", began.elapsed());
+            drop(greedy);
+            return;
+        }
+    }
+    panic!("a range is not served");
 }
 
 /// Expects that three greedy clients take what three connections may, that others are served, and that the memory is given

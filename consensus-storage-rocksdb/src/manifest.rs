@@ -1,7 +1,7 @@
-//! A check of RocksDB's list of tables, the `MANIFEST`, before RocksDB reads it: some damage to it keeps RocksDB (11, as
-//! of the crate rocksdb 0.25) from ever returning.
+//! Checks of RocksDB's list of tables, the `MANIFEST`, and of its logs, before RocksDB reads them: some damage keeps RocksDB
+//! (11, as of the crate rocksdb 0.25) from ever returning.
 //!
-//! The file consists of blocks of 32 KiB, with records of a checksum (4 bytes), a length (2), a type (1) and content,
+//! These files consist of blocks of 32 KiB, with records of a checksum (4 bytes), a length (2), a type (1) and content,
 //! all little-endian. Zeros at the end of a block are padding. An incomplete record at the end of the file is
 //! left to RocksDB, which takes it for an interrupted write.
 
@@ -42,6 +42,51 @@ pub(crate) fn check(path: &Path) -> Result<(), StorageError> {
     }
 }
 
+/// Checks that the logs of the database in the directory `path` have no records of a kind that RocksDB writes only into logs
+/// that it uses again, which no storage here allows. Other damage is left to RocksDB: it may come from an interrupted write.
+pub(crate) fn check_logs(path: &Path) -> Result<(), StorageError> {
+    let Ok(entries) = std::fs::read_dir(path) else { return Ok(()) };
+    for place in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if place.extension().is_none_or(|extension| extension != "log") {
+            continue;
+        }
+        let io = |source| StorageError::Io { context: format!("reading {}", place.display()), source };
+        let mut file = File::open(&place).map_err(io)?;
+        let mut offset = 0;
+        loop {
+            let mut block = Vec::with_capacity(BLOCK_LEN);
+            file.by_ref().take(BLOCK_LEN as u64).read_to_end(&mut block).map_err(io)?;
+            if let Some(at) = reused_record(&block) {
+                let position = format!("{} at offset {}", place.display(), offset + at);
+                let why = "a record is of a kind that is never written".to_owned();
+                return Err(StorageError::Corrupt { position, why });
+            }
+            if block.len() < BLOCK_LEN {
+                break;
+            }
+            offset += BLOCK_LEN;
+        }
+    }
+    Ok(())
+}
+
+/// Offset of the first record of a reused log in a block.
+fn reused_record(block: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Some((header, rest)) = block[at..].split_first_chunk::<HEADER_LEN>() {
+        if REUSED_KINDS.contains(&header[6]) {
+            return Some(at);
+        }
+        let len = usize::from(u16::from_le_bytes([header[4], header[5]]));
+        let is_padding = header == &[0; HEADER_LEN];
+        if is_padding || rest.len() < len {
+            return None;
+        }
+        at += HEADER_LEN + len;
+    }
+    None
+}
+
 /// Checks the records of a block. An error has an offset and says what is wrong.
 fn check_block(block: &[u8]) -> Result<(), (usize, &'static str)> {
     let is_last = block.len() < BLOCK_LEN;
@@ -69,6 +114,8 @@ fn mask(sum: u32) -> u32 {
     sum.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
+/// Kinds of records in logs that are used again.
+const REUSED_KINDS: [u8; 6] = [5, 6, 7, 8, 11, 131];
 const BLOCK_LEN: usize = 32 << 10;
 const HEADER_LEN: usize = 7;
 
@@ -77,6 +124,23 @@ mod tests {
     use rocksdb::{DB, Options};
 
     use super::*;
+
+    #[test]
+    fn log_of_database_is_accepted_and_record_of_reused_log_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        let db = DB::open(&options, dir.path()).unwrap();
+        for number in 0..2000u32 {
+            db.put(number.to_be_bytes(), [7; 100]).unwrap();
+        }
+        check_logs(dir.path()).unwrap();
+        drop(db);
+        check_logs(dir.path()).unwrap();
+        let record = |kind: u8| [&[0, 0, 0, 0, 2, 0, kind][..], &[1, 1]].concat();
+        assert_eq!(reused_record(&[record(1), record(4), vec![0; 20]].concat()), None);
+        assert_eq!(reused_record(&[record(1), record(REUSED_KINDS[0])].concat()), Some(9));
+    }
 
     #[test]
     fn list_of_tables_is_accepted_and_its_damage_is_refused_with_its_name() {

@@ -62,6 +62,7 @@ impl MarkedDb {
         let mut options = options.clone();
         options.set_max_open_files(open_files_max());
         manifest::check(path)?;
+        manifest::check_logs(path)?;
         options.create_if_missing(recorded.is_none() && expected == Expected::MaybeAbsent);
         match &recorded {
             Some(recorded) => check_complete(&options, path, recorded.mark())?,

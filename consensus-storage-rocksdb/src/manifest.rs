@@ -22,24 +22,7 @@ pub(crate) fn check(path: &Path) -> Result<(), StorageError> {
         return Ok(());
     }
     let place = path.join(name);
-    let io = |source| StorageError::Io { context: format!("reading {}", place.display()), source };
-    let mut file = match File::open(&place) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        file => file.map_err(io)?,
-    };
-    let mut offset = 0;
-    loop {
-        let mut block = Vec::with_capacity(BLOCK_LEN);
-        file.by_ref().take(BLOCK_LEN as u64).read_to_end(&mut block).map_err(io)?;
-        if let Err((at, why)) = check_block(&block) {
-            let position = format!("{} at offset {}", place.display(), offset + at);
-            return Err(StorageError::Corrupt { position, why: why.to_owned() });
-        }
-        if block.len() < BLOCK_LEN {
-            return Ok(());
-        }
-        offset += BLOCK_LEN;
-    }
+    check_blocks(&place, check_block)
 }
 
 /// Checks that the logs of the database in the directory `path` have no records of a kind that RocksDB writes only into logs
@@ -50,24 +33,37 @@ pub(crate) fn check_logs(path: &Path) -> Result<(), StorageError> {
         if place.extension().is_none_or(|extension| extension != "log") {
             continue;
         }
-        let io = |source| StorageError::Io { context: format!("reading {}", place.display()), source };
-        let mut file = File::open(&place).map_err(io)?;
-        let mut offset = 0;
-        loop {
-            let mut block = Vec::with_capacity(BLOCK_LEN);
-            file.by_ref().take(BLOCK_LEN as u64).read_to_end(&mut block).map_err(io)?;
-            if let Some(at) = reused_record(&block) {
-                let position = format!("{} at offset {}", place.display(), offset + at);
-                let why = "a record is of a kind that is never written".to_owned();
-                return Err(StorageError::Corrupt { position, why });
-            }
-            if block.len() < BLOCK_LEN {
-                break;
-            }
-            offset += BLOCK_LEN;
-        }
+        check_blocks(&place, |block| match reused_record(block) {
+            Some(at) => Err((at, "a record is of a kind that is never written")),
+            None => Ok(()),
+        })?;
     }
     Ok(())
+}
+
+/// Checks each block of a file, if there is such a file. `check` returns an offset in the block, and says what is wrong.
+fn check_blocks(
+    place: &Path,
+    check: impl Fn(&[u8]) -> Result<(), (usize, &'static str)>,
+) -> Result<(), StorageError> {
+    let io = |source| StorageError::Io { context: format!("reading {}", place.display()), source };
+    let mut file = match File::open(place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(io)?,
+    };
+    let mut offset = 0;
+    loop {
+        let mut block = Vec::with_capacity(BLOCK_LEN);
+        file.by_ref().take(BLOCK_LEN as u64).read_to_end(&mut block).map_err(io)?;
+        if let Err((at, why)) = check(&block) {
+            let position = format!("{} at offset {}", place.display(), offset + at);
+            return Err(StorageError::Corrupt { position, why: why.to_owned() });
+        }
+        if block.len() < BLOCK_LEN {
+            return Ok(());
+        }
+        offset += BLOCK_LEN;
+    }
 }
 
 /// Offset of the first record of a reused log in a block.

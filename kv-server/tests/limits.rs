@@ -23,6 +23,13 @@ fn all_pairs() -> RangeRequest {
     RangeRequest::of("a", Some(b"z".to_vec()))
 }
 
+/// Puts eight pairs of 1 MiB each.
+async fn put_pairs(client: &KvClient) {
+    for key in 0..8 {
+        client.put(format!("k{key}"), vec![b'v'; 1 << 20]).await.unwrap();
+    }
+}
+
 async fn connect(port: u16) -> Connection {
     let endpoint = format!("127.0.0.1:{port}").parse().unwrap();
     Connection::open(&endpoint, Duration::from_secs(5)).await.unwrap()
@@ -79,9 +86,7 @@ async fn answers_that_nobody_reads_take_bounded_memory_and_give_it_back() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::standalone(dir.path());
     let client = server.client();
-    for key in 0..8 {
-        client.put(format!("k{key}"), vec![b'v'; 1 << 20]).await.unwrap();
-    }
+    put_pairs(&client).await;
     let before = server.memory();
     // Written by hand: nothing is read.
     let mut greedy = Vec::new();
@@ -110,9 +115,7 @@ async fn expect_bounded_memory_of_unread(path: &'static str) {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::standalone(dir.path());
     let client = server.client();
-    for key in 0..8 {
-        client.put(format!("k{key}"), vec![b'v'; 1 << 20]).await.unwrap();
-    }
+    put_pairs(&client).await;
     let before = server.memory();
     let greedy = Greedy::connect(server.port, path).await;
     expect_bounded_memory(&server, &client, before, greedy).await;
@@ -157,9 +160,7 @@ async fn clients_over_grpc_that_read_nothing_do_not_stop_the_reads_of_others() {
     let sizes = ["--responses-size", "16MiB", "--connection-responses-size", "8MiB"];
     let server = Server::standalone_with(dir.path(), &sizes);
     let client = server.client();
-    for key in 0..8 {
-        client.put(format!("k{key}"), vec![b'v'; 1 << 20]).await.unwrap();
-    }
+    put_pairs(&client).await;
     let greedy = Greedy::connect(server.port, "/etcdserverpb.KV/Range").await;
     // By then they hold all room.
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -2,17 +2,13 @@
 
 mod common;
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{path::Path, time::Duration};
 
-use common::{Cluster, Server};
+use common::{
+    Cluster, Server,
+    disk::{free_mib, give_back, take_mib},
+};
 use kv_store_client::{ClientConfig, KvClient};
-
-/// MiB that a normal user may still write on the disk of `dir`.
-fn free_mib(dir: &Path) -> u64 {
-    let output = Command::new("df").args(["--output=avail", "-BM"]).arg(dir).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().last().unwrap().trim().trim_end_matches('M').parse().unwrap()
-}
 
 /// These tests move the very number that they go by: one at a time, in whatever process.
 fn alone() -> std::fs::File {
@@ -26,16 +22,6 @@ fn reserve(dir: &Path) -> String {
     (free_mib(dir) - BALLAST_MIB / 2).to_string()
 }
 
-fn take_room(dir: &Path) {
-    let ballast = dir.join("ballast");
-    let size = format!("{BALLAST_MIB}MiB");
-    assert!(Command::new("fallocate").args(["-l", &size]).arg(ballast).status().unwrap().success());
-}
-
-fn give_room(dir: &Path) {
-    std::fs::remove_file(dir.join("ballast")).unwrap();
-}
-
 fn impatient(ports: &[u16]) -> KvClient {
     let endpoints = ports.iter().map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
     KvClient::new(ClientConfig { timeout: Duration::from_secs(2), ..ClientConfig::new(endpoints) }).unwrap()
@@ -44,13 +30,13 @@ fn impatient(ports: &[u16]) -> KvClient {
 async fn refused_while_full_and_taken_afterwards(dir: &Path, ports: &[u16]) {
     let (client, hasty) = (common::client(ports), impatient(ports));
     client.put("k", "before").await.unwrap();
-    take_room(dir);
+    take_mib(dir, BALLAST_MIB);
     for _ in 0..2 {
         let refused = hasty.put("k", "refused").await.unwrap_err().to_string();
         assert!(refused.contains("MiB free") || refused.contains("room"), "{refused}");
     }
     client.get("k").await.expect("reads go on");
-    give_room(dir);
+    give_back(dir);
     // The same processes, without a restart.
     client.put("k", "after").await.unwrap();
     assert_eq!(client.get("k").await.unwrap().unwrap().value, b"after");

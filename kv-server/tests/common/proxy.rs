@@ -23,6 +23,9 @@ pub enum Link {
     Delay(Duration),
     /// It does not arrive as long as this lasts, and then all of it: packets are lost, and TCP sends them again.
     Hold,
+    /// It is lost, and repeated as TCP does it: after 200 ms, and then in growing intervals. So a connection that lost something
+    /// can stay silent for seconds after the link works again; a new one does not.
+    Lose,
     /// Connections end, and no new ones are made.
     Cut,
 }
@@ -106,6 +109,7 @@ async fn pump(
             if let Some(Link::Delay(delay)) = link {
                 tokio::time::sleep(delay).await;
             }
+            repeat_until_not_lost(&links, direction).await;
             to.write_all(&bytes).await?;
             bytes.resize(64 << 10, 0);
             let len = from.read(&mut bytes).await?;
@@ -121,6 +125,15 @@ async fn pump(
     }
 }
 
+/// Returns when one of the attempts of TCP to send the same bytes would succeed.
+async fn repeat_until_not_lost(links: &watch::Receiver<Links>, direction: Direction) {
+    let mut pause = FIRST_RETRANSMISSION;
+    while links.borrow().get(&direction) == Some(&Link::Lose) {
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+}
+
 /// With its length.
 async fn first_frame(stream: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; 4];
@@ -130,3 +143,6 @@ async fn first_frame(stream: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
     stream.read_exact(&mut frame[4..]).await?;
     Ok(frame)
 }
+
+/// Linux: the least time after which it sends lost bytes again.
+const FIRST_RETRANSMISSION: Duration = Duration::from_millis(200);

@@ -1,0 +1,273 @@
+//! The configurations in use, and handshakes.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    Error,
+    pki_types::{ServerName, UnixTime},
+    server::Acceptor,
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    sync::Semaphore,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
+
+use crate::{
+    configs::{Configs, handshake_error},
+    failures::Failures,
+    files::{Sources, TlsError, seconds},
+    settings::{PlainConnections, TlsSettings},
+    stream::Stream,
+};
+
+/// TLS with the settings of one port. Clones share the configurations.
+#[derive(Clone)]
+pub struct Tls(Arc<Shared>);
+
+struct Shared {
+    settings: TlsSettings,
+    configs: ArcSwap<Configs>,
+    /// Bounds the handshakes whose computations are under way.
+    handshakes: Semaphore,
+    failures: Failures,
+    /// What the last look at the files found.
+    looked: Mutex<Looked>,
+}
+
+#[derive(Default)]
+struct Looked {
+    /// Reason that the files are bad, as it was logged last.
+    refused: Option<String>,
+    /// Hash of the files that were refused last.
+    refused_fingerprint: Option<u64>,
+    /// When the log said last that the certificate expires soon.
+    warned: Option<std::time::Instant>,
+}
+
+/// Result of a look at the files.
+#[derive(Debug)]
+pub enum Checked {
+    /// They are the ones in use.
+    Unchanged,
+    /// They were replaced, and are in use for new connections.
+    Reloaded,
+    /// They are bad. What was in use before is used further.
+    Refused(TlsError),
+}
+
+impl Tls {
+    /// Reads and checks the files.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is wrong, or does not fit another one. The error names the file.
+    pub fn load(settings: TlsSettings) -> Result<Self, TlsError> {
+        let configs = Configs::build(&settings, &Sources::read(&settings)?)?;
+        Ok(Self(Arc::new(Shared {
+            settings,
+            configs: ArcSwap::from_pointee(configs),
+            handshakes: Semaphore::new(HANDSHAKES_MAX),
+            failures: Failures::default(),
+            looked: Mutex::default(),
+        })))
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn settings(&self) -> &TlsSettings {
+        &self.0.settings
+    }
+
+    /// Whether connections without TLS are accepted, and made where a server speaks no TLS.
+    #[must_use]
+    pub fn accepts_plain(&self) -> bool {
+        self.0.settings.plain == PlainConnections::Accepted
+    }
+
+    /// Performs the handshake of a connection that was accepted, on the caller's task, within [`HANDSHAKE_TIMEOUT`]. Where plain
+    /// connections are accepted, a silent client may take longer, as it may be one of those. `None`: the client closed the connection
+    /// before it sent anything, as probes of a port do.
+    ///
+    /// # Errors
+    /// The handshake failed. It was logged.
+    pub async fn accept(&self, stream: TcpStream, from: SocketAddr) -> io::Result<Option<Stream>> {
+        let accepted = self.accept_silently(stream).await;
+        if let Err(error) = &accepted {
+            self.0.failures.failed(self.0.settings.peers, from, &handshake_error(error));
+        }
+        accepted
+    }
+
+    async fn accept_silently(&self, mut stream: TcpStream) -> io::Result<Option<Stream>> {
+        let mut first = [0];
+        let peeked = if self.accepts_plain() {
+            stream.peek(&mut first).await
+        } else {
+            timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await.map_err(|_| silent())?
+        };
+        match peeked {
+            Ok(0) | Err(_) => return Ok(None), // Nobody was there yet.
+            Ok(_) if first == [HANDSHAKE] => {}
+            Ok(_) if self.accepts_plain() => return Ok(Some(Stream::Plain(stream))),
+            Ok(_) => {
+                if first[0].is_ascii_uppercase() {
+                    let _ = timeout(Duration::from_secs(1), stream.write_all(HTTPS_EXPECTED)).await;
+                }
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the client speaks no TLS, which is required",
+                ));
+            }
+        }
+        let handshake = async {
+            let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+            // Taken after the first message, so that silent clients hold no place.
+            let _place = self.0.handshakes.acquire().await.map_err(io::Error::other)?;
+            let config = self.0.configs.load().server.clone();
+            let config = config.ok_or_else(|| io::Error::other("there is no certificate to accept with"))?;
+            start.into_stream(config).await
+        };
+        let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| silent())??;
+        Ok(Some(Stream::Tls(Box::new(stream.into()))))
+    }
+
+    /// Performs the handshake with the server at the other end of `stream`, which must be `host`.
+    ///
+    /// # Errors
+    /// The handshake failed, or the server's certificate is not accepted. The reason is in words for an operator.
+    /// [`io::ErrorKind::Unsupported`]: the server speaks no TLS, as far as can be told.
+    pub async fn connect(&self, stream: TcpStream, host: &str, time_limit: Duration) -> io::Result<Stream> {
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{host} cannot be the name of a server: {error}"),
+            )
+        })?;
+        let connector = TlsConnector::from(self.0.configs.load().client.clone());
+        let deadline = Instant::now() + time_limit;
+        let connected = timeout_at(deadline, connector.connect(name, stream)).await.unwrap_or_else(|_| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the server did not finish the handshake in time"))
+        });
+        match connected {
+            Ok(stream) => Ok(Stream::Tls(Box::new(stream.into()))),
+            Err(error) => {
+                let kind = if speaks_no_tls(&error) { io::ErrorKind::Unsupported } else { error.kind() };
+                Err(io::Error::new(kind, format!("TLS: {}", handshake_error(&error))))
+            }
+        }
+    }
+
+    /// Reads all files again. If they have changed and are good, new connections use them. With `always` unchanged ones are read
+    /// again too, and those that were refused are refused again with a line in the log.
+    pub async fn check_files(&self, always: bool) -> Checked {
+        let own = self.clone();
+        // Files may be on a slow network.
+        let checked = tokio::task::spawn_blocking(move || own.check_files_now(always)).await;
+        checked.unwrap_or(Checked::Unchanged) // The runtime ends.
+    }
+
+    fn check_files_now(&self, always: bool) -> Checked {
+        let settings = &self.0.settings;
+        self.warn_before_expiry();
+        let (current, mut fingerprint) = (self.0.configs.load().fingerprint, None);
+        let built = Sources::read(settings).and_then(|sources| {
+            fingerprint = Some(sources.fingerprint());
+            let is_known = fingerprint == Some(current) || fingerprint == self.looked().refused_fingerprint;
+            match is_known && !always {
+                true => Ok(None),
+                false => Configs::build(settings, &sources).map(Some),
+            }
+        });
+        match built {
+            Ok(None) => Checked::Unchanged,
+            Ok(Some(configs)) => {
+                let certificate = configs.certificate.as_ref();
+                tracing::info!(
+                    peers = settings.peers,
+                    certificate = certificate.map(|of| of.subject.as_str()),
+                    valid_until = certificate.map(|of| of.not_after_text.as_str()),
+                    "certificates, keys, CAs and revocation lists were read again; new connections use them"
+                );
+                self.0.configs.store(Arc::new(configs));
+                *self.looked() = Looked::default();
+                Checked::Reloaded
+            }
+            Err(error) => {
+                let (mut looked, why) = (self.looked(), error.to_string());
+                if always || looked.refused.as_ref() != Some(&why) {
+                    tracing::error!(
+                        peers = settings.peers,
+                        "the new certificates are not used, those from before stay in use: {why}"
+                    );
+                }
+                looked.refused = Some(why);
+                looked.refused_fingerprint = fingerprint;
+                Checked::Refused(error)
+            }
+        }
+    }
+
+    fn warn_before_expiry(&self) {
+        let configs = self.0.configs.load();
+        let Some(certificate) = &configs.certificate else { return };
+        let left = certificate.not_after - seconds(UnixTime::now());
+        let mut looked = self.looked();
+        if left > EXPIRY_WARNING_SECONDS
+            || looked.warned.is_some_and(|at| at.elapsed() < EXPIRY_WARNING_EVERY)
+        {
+            return;
+        }
+        looked.warned = Some(std::time::Instant::now());
+        let (peers, valid_until) = (self.0.settings.peers, &certificate.not_after_text);
+        tracing::warn!(
+            peers,
+            certificate = certificate.subject,
+            valid_until,
+            "the certificate expires soon, or has expired: replace it"
+        );
+    }
+
+    fn looked(&self) -> std::sync::MutexGuard<'_, Looked> {
+        self.0.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("settings", &self.0.settings).finish_non_exhaustive()
+    }
+}
+
+fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))
+}
+
+/// Whether a failed handshake means that the server speaks no TLS: it takes the first message for something else, and answers
+/// in its own protocol or closes the connection.
+fn speaks_no_tls(error: &io::Error) -> bool {
+    let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => true,
+        _ => matches!(of_tls, Some(Error::InvalidMessage(_))),
+    }
+}
+
+/// Time for the handshake of a client.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes that are computed at the same time. More wait, within their timeout.
+const HANDSHAKES_MAX: usize = 256;
+/// First byte of a connection with TLS: a record of the type `handshake`.
+const HANDSHAKE: u8 = 22;
+const HTTPS_EXPECTED: &[u8] =
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\nThis port speaks TLS: use https.\n";
+/// A certificate that expires within this time is warned of.
+const EXPIRY_WARNING_SECONDS: i64 = 7 * 24 * 60 * 60;
+const EXPIRY_WARNING_EVERY: Duration = Duration::from_secs(24 * 60 * 60);

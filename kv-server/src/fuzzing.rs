@@ -37,7 +37,7 @@ pub fn configuration(flags: &[&str], file: &str) -> Result<String, String> {
 /// As the client is told.
 pub fn command(call: Call) -> Result<Option<KvCommand>, Fault> {
     Ok(match routing::request(call, 10_000)? {
-        Request::Operation { operation, session, .. } => Some(KvCommand { session, operation }),
+        Request::Operation { operation, session, .. } => Some(KvCommand::new(session, operation)),
         _ => None,
     })
 }

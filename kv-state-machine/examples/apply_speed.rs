@@ -40,7 +40,7 @@ impl Load {
 
     fn entry(&mut self, session: Option<Session>, operation: KvOperation) -> Entry {
         self.index += 1;
-        Entry::command(LogId::new(1, self.index), codec::encode(1, &KvCommand { session, operation }))
+        Entry::command(LogId::new(1, self.index), codec::encode(1, &KvCommand::new(session, operation)))
     }
 
     fn random(&mut self) -> u64 {

@@ -134,7 +134,8 @@ impl KvOperation {
             | Self::CheckpointLeases { .. }
             | Self::ReserveMemberIds { .. }
             | Self::RaiseAlarm(_)
-            | Self::DisarmAlarm(_) => false,
+            | Self::DisarmAlarm(_)
+            | Self::Auth(_) => false,
         }
     }
 

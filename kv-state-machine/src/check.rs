@@ -2,8 +2,8 @@
 //! when it is applied, because the log may contain commands that another version accepted.
 
 use crate::{
-    Delete, KEY_BYTES_MAX, KeyRange, KvOperation, KvRejection, LEASE_TTL_MAX, OPERATIONS_MAX, Put, Range,
-    Session, TXN_DEPTH_MAX, Txn, VALUE_BYTES_MAX, Versionstamp,
+    AuthOperation, Delete, KEY_BYTES_MAX, KeyRange, KvOperation, KvRejection, LEASE_TTL_MAX, OPERATIONS_MAX,
+    Put, Range, SECRET_BYTES_MIN, Session, TXN_DEPTH_MAX, Txn, VALUE_BYTES_MAX, Versionstamp,
 };
 
 type Check = Result<(), KvRejection>;
@@ -52,6 +52,16 @@ fn operation(operation: &KvOperation) -> Check {
         | KvOperation::ReserveMemberIds { .. }
         | KvOperation::RaiseAlarm(_)
         | KvOperation::DisarmAlarm(_) => Ok(()),
+        KvOperation::Auth(operation) => auth(operation),
+    }
+}
+
+fn auth(operation: &AuthOperation) -> Check {
+    match operation {
+        AuthOperation::Enable { secret } if secret.0.len() < SECRET_BYTES_MIN => Err(KvRejection::invalid(
+            format!("the key for tokens has {} bytes; the minimum is {SECRET_BYTES_MIN}", secret.0.len()),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The database: an engine and a store.
 
+mod auth;
 mod leases;
 mod space;
 
@@ -24,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    AutoCompaction, Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult,
+    AutoCompaction, Caller, Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult,
     KvStateMachine, KvStoreExecutor, Limits, Range, RangePages, Session, StateHash, WatchRequest,
     auto_compaction, check,
     concurrency::{CancelOnDrop, ConcurrencyLimits},
@@ -299,11 +300,26 @@ impl ConsensusKvDatabase {
         session: Option<Session>,
         consistency: Consistency,
     ) -> Result<KvAnswer, KvError> {
+        self.execute_as(&Caller::Server, operation, session, consistency).await
+    }
+
+    /// Same as [`execute`](Self::execute), with the permissions of a caller.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn execute_as(
+        &self,
+        caller: &Caller,
+        operation: KvOperation,
+        session: Option<Session>,
+        consistency: Consistency,
+    ) -> Result<KvAnswer, KvError> {
         // In a session a read also goes through the log, because its response is kept like any other.
         if operation.is_read_only() && session.is_none() {
-            return self.begin_read(operation, consistency).await?.finish().await;
+            return self.begin_read_as(caller, operation, consistency).await?.finish().await;
         }
         self.check(session.as_ref(), &operation)?;
+        self.check_permission(caller, &operation).await?;
         if let Some(reserve) = &self.reserve {
             reserve.check(0).map_err(|why| KvError::Unavailable { why, maybe_applied: false })?;
         }
@@ -312,7 +328,7 @@ impl ConsensusKvDatabase {
             KvOperation::RevokeLease { id } => Some(id),
             _ => None,
         };
-        let answer = self.commit(session, operation).await?;
+        let answer = self.commit(caller, session, operation).await?;
         match (&answer.result, ending) {
             (KvResult::LeaseEnding, Some(id)) => self.wait_for_end_of_lease(id, answer).await,
             _ => Ok(answer),
@@ -320,9 +336,15 @@ impl ConsensusKvDatabase {
     }
 
     /// Proposes a command and waits until it is applied.
-    async fn commit(&self, session: Option<Session>, operation: KvOperation) -> Result<KvAnswer, KvError> {
+    async fn commit(
+        &self,
+        caller: &Caller,
+        session: Option<Session>,
+        operation: KvOperation,
+    ) -> Result<KvAnswer, KvError> {
         let _permit = self.admit_heavy_command(session.as_ref(), &operation).await?;
-        let committed = propose(&self.engine, session, operation).await.map_err(propose_error)?;
+        let command = KvCommand { session, operation, caller: caller.clone() };
+        let committed = propose_command(&self.engine, &command).await.map_err(propose_error)?;
         let response: Result<KvAnswer, KvRejection> =
             codec::decode("response", ANSWER_VERSION, &committed.response)
                 .map_err(|error| KvError::Unavailable { why: error.to_string(), maybe_applied: true })?;
@@ -398,6 +420,19 @@ impl ConsensusKvDatabase {
         operation: KvOperation,
         consistency: Consistency,
     ) -> Result<PendingRead, KvError> {
+        self.begin_read_as(&Caller::Server, operation, consistency).await
+    }
+
+    /// Same as [`begin_read`](Self::begin_read), with the permissions of a caller.
+    ///
+    /// # Errors
+    /// See [`KvError`]; nothing was executed.
+    pub async fn begin_read_as(
+        &self,
+        caller: &Caller,
+        operation: KvOperation,
+        consistency: Consistency,
+    ) -> Result<PendingRead, KvError> {
         self.check(None, &operation)?;
         let Some(executor) = self.executor.clone() else {
             return Err(KvError::NotLeader { leader: self.engine.status().borrow().leader });
@@ -408,7 +443,8 @@ impl ConsensusKvDatabase {
             Consistency::Stale => ReadConsistency::Stale,
         };
         self.engine.read_barrier(consistency).await.map_err(read_error)?;
-        Ok(PendingRead { executor, operation: Arc::new(operation), concurrency: self.concurrency.clone() })
+        let (caller, concurrency) = (caller.clone(), self.concurrency.clone());
+        Ok(PendingRead { executor, caller, operation: Arc::new(operation), concurrency })
     }
 
     /// Waits until this node has applied everything that was acknowledged before.
@@ -425,8 +461,22 @@ impl ConsensusKvDatabase {
     /// # Errors
     /// See [`KvError`]; ranges in another order than that of ascending keys, or with bounds of revisions, are rejected.
     pub async fn range_pages(&self, range: Range, consistency: Consistency) -> Result<RangePages, KvError> {
-        let read = self.begin_read(KvOperation::Range(range.clone()), consistency).await?;
-        Ok(RangePages::start(read.executor.store(), range, self.concurrency.clone(), PIN_DURATION)?)
+        self.range_pages_as(&Caller::Server, range, consistency).await
+    }
+
+    /// Same as [`range_pages`](Self::range_pages), with the permissions of a caller, which are checked for each page.
+    ///
+    /// # Errors
+    /// See [`range_pages`](Self::range_pages).
+    pub async fn range_pages_as(
+        &self,
+        caller: &Caller,
+        range: Range,
+        consistency: Consistency,
+    ) -> Result<RangePages, KvError> {
+        let read = self.begin_read_as(caller, KvOperation::Range(range.clone()), consistency).await?;
+        let (store, concurrency) = (read.executor.store().clone(), self.concurrency.clone());
+        Ok(RangePages::start(store, caller.clone(), range, concurrency, PIN_DURATION)?)
     }
 
     /// Computes a checksum of this node's current state.
@@ -510,6 +560,7 @@ impl ConsensusKvDatabase {
 #[derive(Debug)]
 pub struct PendingRead {
     executor: KvStoreExecutor,
+    caller: Caller,
     operation: Arc<KvOperation>,
     concurrency: ConcurrencyLimits,
 }
@@ -522,7 +573,7 @@ impl PendingRead {
     /// See [`KvError`].
     #[must_use]
     pub fn in_memory(&self) -> Option<Result<KvAnswer, KvError>> {
-        let answer = self.executor.read_in_memory(&self.operation)?;
+        let answer = self.executor.read_in_memory_as(&self.caller, &self.operation)?;
         Some(answer.map_err(failure).and_then(|answer| Ok(answer?)))
     }
 
@@ -568,10 +619,10 @@ impl PendingRead {
 
     async fn read(&self, bound: Amount) -> Result<Result<KvAnswer, ExecuteError>, KvError> {
         let executor = self.executor.clone();
-        let operation = self.operation.clone();
+        let (caller, operation) = (self.caller.clone(), self.operation.clone());
         let cancel = CancelOnDrop::default();
         let cancelled = cancel.flag();
-        blocking(move || Ok(executor.read_within(&operation, bound, &cancelled))).await
+        blocking(move || Ok(executor.read_within(&caller, &operation, bound, &cancelled))).await
     }
 }
 
@@ -581,8 +632,14 @@ pub(crate) async fn propose(
     session: Option<Session>,
     operation: KvOperation,
 ) -> Result<Committed, ProposeError> {
-    let command = codec::encode(COMMAND_VERSION, &KvCommand { session, operation });
-    engine.propose(command.into()).await
+    propose_command(engine, &KvCommand::new(session, operation)).await
+}
+
+async fn propose_command(
+    engine: &Arc<dyn ConsensusEngine>,
+    command: &KvCommand,
+) -> Result<Committed, ProposeError> {
+    engine.propose(codec::encode(COMMAND_VERSION, command).into()).await
 }
 
 fn witness() -> KvError {

@@ -1,11 +1,16 @@
 //! Reads of the store.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use consensus_core::StateMachineError;
 
 use crate::{
-    Alarm, KeysHash, KvAnswer, KvOperation, KvRejection, REPLY_BYTES_MAX, StateHash, WHOLE_REPLY_BYTES_MAX,
+    Alarm, AuthState, Caller, KeysHash, KvAnswer, KvOperation, KvRejection, REPLY_BYTES_MAX, StateHash,
+    WHOLE_REPLY_BYTES_MAX,
+    auth::RangeSet,
     check,
     execute::{ExecuteError, Execution, History, too_much_work},
     hash, keys,
@@ -14,7 +19,7 @@ use crate::{
     range_deletions::RangeDeletions,
     segments::Segments,
     store::{Generation, Meta, Published, Store, read_meta},
-    view::{Base, Failure, disk},
+    view::{Base, Failure, Overlay, View, disk},
 };
 
 /// Result of a read with a work limit.
@@ -40,14 +45,20 @@ impl KvStoreExecutor {
     /// Outer result: the disk failed. Inner result: the store rejected the operation.
     pub fn read(&self, operation: &KvOperation) -> Result<Result<KvAnswer, KvRejection>, Failure> {
         read_result(
-            self.read_within(operation, Amount::of_read(operation), &AtomicBool::new(false)),
+            self.read_within(&Caller::Server, operation, Amount::of_read(operation), &AtomicBool::new(false)),
             operation,
         )
     }
 
     /// Same as [`read`](Self::read) with another work limit. Stops early when `cancelled` is set.
-    pub(crate) fn read_within(&self, operation: &KvOperation, bound: Amount, cancelled: &AtomicBool) -> Read {
-        self.read_with(operation, |generation, state| {
+    pub(crate) fn read_within(
+        &self,
+        caller: &Caller,
+        operation: &KvOperation,
+        bound: Amount,
+        cancelled: &AtomicBool,
+    ) -> Read {
+        self.read_with(caller, operation, |generation, state| {
             read_at(&Base::new(generation), state, operation, bound, cancelled)
         })
     }
@@ -81,11 +92,20 @@ impl KvStoreExecutor {
         &self,
         operation: &KvOperation,
     ) -> Option<Result<Result<KvAnswer, KvRejection>, Failure>> {
+        self.read_in_memory_as(&Caller::Server, operation)
+    }
+
+    /// Same as [`read_in_memory`](Self::read_in_memory), with the permissions of a caller.
+    pub(crate) fn read_in_memory_as(
+        &self,
+        caller: &Caller,
+        operation: &KvOperation,
+    ) -> Option<Result<Result<KvAnswer, KvRejection>, Failure>> {
         if !is_of_one_key(operation) {
             return None;
         }
         let mut incomplete = false;
-        let answer = self.read_with(operation, |generation, state| {
+        let answer = self.read_with(caller, operation, |generation, state| {
             let base = Base::in_memory(generation);
             let never = AtomicBool::new(false);
             let answer = read_at(&base, state, operation, Amount::OF_SHORT_READS, &never);
@@ -95,8 +115,10 @@ impl KvStoreExecutor {
         (!incomplete).then(|| read_result(answer, operation))
     }
 
+    /// The caller's permissions are those of the state that is read, or of a newer one.
     fn read_with(
         &self,
+        caller: &Caller,
         operation: &KvOperation,
         mut read: impl FnMut(&Generation, ReadState) -> Read,
     ) -> Read {
@@ -107,6 +129,9 @@ impl KvStoreExecutor {
         let generation = self.store.current();
         for _ in 0..READS_MAX {
             let state = ReadState::of(&generation, operation);
+            if let Some(auth) = self.store.auth().enabled() {
+                auth.check_operation(caller, operation, &|_, _| Ok(true))?.map_err(KvRejection::from)?;
+            }
             let meta = state.meta;
             let answer = read(&generation, state);
             // The versions may have been compacted and removed during the read.
@@ -165,6 +190,20 @@ impl KvStoreExecutor {
     /// Alarms that are raised.
     pub(crate) fn alarms(&self) -> Vec<Alarm> {
         self.store.current().alarms().get().iter().copied().collect()
+    }
+
+    /// Users and roles as of the last batch.
+    pub(crate) fn auth(&self) -> Arc<AuthState> {
+        self.store.auth().get()
+    }
+
+    /// Whether all keys attached to a lease are in a set. Blocks on the disk.
+    pub(crate) fn are_attached_keys_in(&self, lease_id: i64, keys: &RangeSet) -> Result<bool, Failure> {
+        let generation = self.store.current();
+        let (base, nothing) = (Base::new(&generation), Overlay::new());
+        let deletions = generation.deletions();
+        let view = View { source: &base, overlay: &nothing, deletions: &deletions };
+        view.are_attached_keys_in(lease_id, keys, &BTreeMap::new())
     }
 
     /// Rewrites the tables of RocksDB without garbage. Blocks on the disk.

@@ -9,6 +9,7 @@ use rocksdb::{IteratorMode, ReadOptions};
 
 use crate::{
     alarm::Alarms,
+    auth,
     collect::GarbageFilter,
     keys::{self, Record},
     range_deletions::RangeDeletions,
@@ -18,7 +19,8 @@ use crate::{
 /// Checksum of the state at a log position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateHash {
-    /// CRC-32C over all live and historic versions in key order, newest first, and over the leases and alarms.
+    /// CRC-32C over all live and historic versions in key order, newest first, and over the leases, alarms, users and
+    /// roles.
     pub hash: u32,
     /// Store revision.
     pub revision: u64,
@@ -45,6 +47,7 @@ pub(crate) fn hash(source: &dyn Source, compacted: u64, cancelled: &AtomicBool) 
     let mut add = |bytes: &[u8]| sum = crc32c::crc32c_append(sum, bytes);
     hash_leases(source, &mut add)?;
     Alarms::hash(source, &mut add)?;
+    auth::hash(source, &mut add)?;
     Ok(sum)
 }
 

@@ -13,6 +13,7 @@
 //! "r" revision (8) number (4)                      keys changed by the revisions up to this one: oldest first
 //! "t" revision (8)                                 deletion of a range that is being carried out
 //! "g"                                              revision up to which garbage was collected
+//! "u" kind (1) name                                users, roles, and whether they count
 //! ```
 //! The RocksDB key of a record is called its *place*, to distinguish it from the keys of the store. In an escaped key
 //! 00 becomes 00 FF, so that no escaped key is a prefix of another and their order is kept.
@@ -53,6 +54,14 @@ pub(crate) fn segment(start: &[u8]) -> Vec<u8> {
 /// Start of a segment from the place of its counts.
 pub(crate) fn segment_start(place: &[u8]) -> Bytes {
     Bytes::copy_from_slice(place.get(1..).unwrap_or_default())
+}
+
+/// The range of the records of users and roles.
+pub(crate) const AUTH: Range<&[u8]> = b"u"..b"v";
+
+/// Place of a record of users and roles.
+pub(crate) fn auth(kind: u8, name: &str) -> Vec<u8> {
+    [AUTH.start, &[kind], name.as_bytes()].concat()
 }
 
 /// The range of all leases.

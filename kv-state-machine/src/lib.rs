@@ -39,6 +39,7 @@
 //! ```
 
 mod alarm;
+mod auth;
 mod auto_compaction;
 mod changes;
 mod check;
@@ -74,6 +75,10 @@ mod watch;
 mod work;
 
 pub use alarm::{Alarm, AlarmKind};
+pub use auth::{
+    Admission, AuthOperation, AuthRejection, AuthSecret, AuthState, AuthUser, Caller, Password, Permission,
+    PermissionKind, ROOT, SECRET_BYTES_MIN,
+};
 pub use auto_compaction::AutoCompaction;
 pub use changes::WatchEvent;
 pub use consensus_core::session::Session;

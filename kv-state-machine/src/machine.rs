@@ -1,6 +1,6 @@
 //! The store as a [`StateMachine`].
 
-use std::{io::Read, path::Path, sync::Arc};
+use std::{borrow::Cow, io::Read, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use consensus_core::{
@@ -11,9 +11,10 @@ use consensus_storage_rocksdb::Reserve;
 use rocksdb::{DB, WriteBatch};
 
 use crate::{
-    KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStoreExecutor, REPLY_BYTES_MAX,
+    Caller, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStoreExecutor, REPLY_BYTES_MAX,
     SESSION_REPLY_BYTES_MAX,
     alarm::Alarms,
+    auth::AuthState,
     changes, check,
     collect::{self, Collector},
     execute::{ExecuteError, Execution, History, too_much_work},
@@ -39,6 +40,7 @@ pub struct KvStateMachine {
     segments: Segments,
     sessions: Sessions,
     alarms: Alarms,
+    auth: AuthState,
     collector: Collector,
     deleter: Deleter,
     reserve: Reserve,
@@ -49,6 +51,7 @@ struct Loaded {
     published: Published,
     sessions: Sessions,
     alarms: Alarms,
+    auth: AuthState,
     /// Revision up to which garbage was collected.
     collected: u64,
 }
@@ -57,7 +60,8 @@ impl Loaded {
     fn of(generation: &Generation) -> Result<Self, Failure> {
         let db = generation.db();
         let (published, sessions) = (generation.published(), Sessions::load(db)?);
-        Ok(Self { published, sessions, alarms: Alarms::load(db)?, collected: collect::collected(db)? })
+        let (alarms, auth) = (Alarms::load(db)?, AuthState::load(db)?);
+        Ok(Self { published, sessions, alarms, auth, collected: collect::collected(db)? })
     }
 }
 
@@ -121,6 +125,7 @@ impl KvStateMachine {
             segments,
             sessions: Sessions::default(),
             alarms: Alarms::default(),
+            auth: AuthState::default(),
             collector: Collector::default(),
             deleter: Deleter::default(),
             reserve,
@@ -144,7 +149,7 @@ impl KvStateMachine {
         if !loaded.published.deletions.is_empty() {
             self.deleter.start(&self.store);
         }
-        (self.sessions, self.alarms) = (loaded.sessions, loaded.alarms);
+        (self.sessions, self.alarms, self.auth) = (loaded.sessions, loaded.alarms, loaded.auth);
         if loaded.collected < self.meta.compacted {
             self.collector.start(self.store.current(), self.store.dispatcher().clone(), self.meta.compacted);
         }
@@ -173,7 +178,7 @@ impl KvStateMachine {
         let db = generation.db();
         let base = Base::new(generation);
         let deletions_max = self.store.tuning().deletions_max;
-        let Self { meta, segments, sessions, alarms, .. } = self;
+        let Self { meta, segments, sessions, alarms, auth, .. } = self;
         let mut batch = Batch {
             db,
             base,
@@ -184,6 +189,7 @@ impl KvStateMachine {
             deletions_max,
             sessions,
             alarms,
+            auth,
             work_bytes: 0,
         };
         let (mut responses, mut response_bytes) = (Vec::with_capacity(entries.len()), 0);
@@ -220,6 +226,7 @@ impl KvStateMachine {
         changes::write(&written.changes, &mut write);
         lease::write(written, &mut write);
         written.alarms.iter().for_each(|alarms| alarms.write(&mut write));
+        let auth_changed = self.auth.write(&mut write);
         self.sessions.write(&mut write);
         write.put(keys::META, codec::encode(META_VERSION, &self.meta));
         let _exclusive = generation.exclusive_for_batch();
@@ -235,6 +242,9 @@ impl KvStateMachine {
         // versions.
         generation.leases().publish(written);
         written.alarms.iter().for_each(|alarms| generation.alarms().publish(alarms.clone()));
+        if auth_changed {
+            self.store.auth().publish(self.auth.clone());
+        }
         generation.add_written_bytes(written_bytes);
         let deletion = written.range_deletion.as_ref().map(|write| write.deletion.clone());
         generation.publish(self.meta, self.segments.clone(), deletion);
@@ -303,6 +313,7 @@ struct Batch<'a> {
     deletions_max: u64,
     sessions: &'a mut Sessions,
     alarms: &'a mut Alarms,
+    auth: &'a mut AuthState,
     /// Bytes read and written so far.
     work_bytes: u64,
 }
@@ -311,10 +322,15 @@ impl Batch<'_> {
     /// Executes one command. Returns the encoded response.
     fn command(&mut self, id: LogId, bytes: &[u8]) -> Result<Bytes, Failure> {
         let command: KvCommand = codec::decode("command", COMMAND_VERSION, bytes)?;
-        let KvCommand { session, operation } = command;
-        let outcome = match (check::command(session.as_ref(), &operation), session) {
+        let identity = identity(&command, bytes);
+        let KvCommand { session, operation, caller } = command;
+        let checked = match check::command(session.as_ref(), &operation) {
+            Ok(()) if self.auth.is_enabled() => self.check_permission(&caller, &operation)?,
+            checked => checked,
+        };
+        let outcome = match (checked, session) {
             (Err(rejection), _) => SessionOutcome::Refused(rejection),
-            (Ok(()), Some(session)) => self.sessions.admit(self.db, session, id.index.0, bytes)?,
+            (Ok(()), Some(session)) => self.sessions.admit(self.db, session, id.index.0, &identity)?,
             (Ok(()), None) => SessionOutcome::Execute,
         };
         let response = match outcome {
@@ -326,7 +342,7 @@ impl Batch<'_> {
         };
         let response = Bytes::from(codec::encode(ANSWER_VERSION, &response));
         if let Some(session) = session {
-            self.sessions.record(session, id.index.0, bytes, response.clone());
+            self.sessions.record(session, id.index.0, &identity, response.clone());
         }
         Ok(response)
     }
@@ -375,6 +391,10 @@ impl Batch<'_> {
                 self.written.alarms = Some(self.alarms.clone());
                 KvResult::Alarm(was_raised)
             }
+            KvOperation::Auth(change) => match self.auth.execute(change) {
+                Ok(()) => KvResult::Auth,
+                Err(rejection) => return Ok(Err(rejection.into())),
+            },
             operation => {
                 if let Some(rejection) = self.alarms.refusal(operation) {
                     return Ok(Err(rejection));
@@ -387,6 +407,19 @@ impl Batch<'_> {
         };
         let (applied_index, term) = (id.index.0, id.term.0);
         Ok(Ok(KvAnswer { revision: self.meta.revision, applied_index, term, result }))
+    }
+
+    /// Checks the permissions of a caller in the state to which the command is applied.
+    fn check_permission(
+        &self,
+        caller: &Caller,
+        operation: &KvOperation,
+    ) -> Result<Result<(), KvRejection>, Failure> {
+        let view = View { source: &self.base, overlay: &self.written.versions, deletions: &self.deletions };
+        let checked = self.auth.check_operation(caller, operation, &|lease, keys| {
+            view.are_attached_keys_in(lease, keys, &self.written.attached)
+        })?;
+        Ok(checked.map_err(KvRejection::from))
     }
 
     fn execute_on_keys(
@@ -455,6 +488,17 @@ impl Batch<'_> {
     }
 }
 
+/// The bytes by which a session knows a repetition: the command without the revision at which its caller was admitted.
+fn identity<'a>(command: &KvCommand, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+    match (&command.session, &command.caller) {
+        (Some(_), Caller::User(admission)) => {
+            let caller = Caller::user(&admission.user, 0);
+            Cow::Owned(codec::encode(COMMAND_VERSION, &KvCommand { caller, ..command.clone() }))
+        }
+        _ => Cow::Borrowed(bytes),
+    }
+}
+
 impl Drop for KvStateMachine {
     fn drop(&mut self) {
         self.deleter.stop();
@@ -512,7 +556,9 @@ impl StateMachine for KvStateMachine {
         // Before the switch nothing is changed.
         let generation = snapshot::receive_generation(&self.store, stream, &self.reserve)?;
         let loaded = Loaded::of(&generation).inspect_err(|_| generation.discard())?;
-        self.store.switch(generation)?;
+        // First, so that no reader sees the new state by old permissions.
+        self.store.auth().publish(loaded.auth.clone());
+        self.store.switch(generation).inspect_err(|_| self.store.auth().publish(self.auth.clone()))?;
         self.deleter.stop();
         self.collector.stop();
         self.adopt(loaded);
@@ -562,7 +608,7 @@ mod tests {
     };
 
     fn entry(index: u64, operation: KvOperation) -> Entry {
-        let command = KvCommand { session: None, operation };
+        let command = KvCommand::new(None, operation);
         Entry::command(LogId::new(1, index), codec::encode(COMMAND_VERSION, &command))
     }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use consensus_core::session::Session;
 use serde::{Deserialize, Serialize};
 
-use crate::Alarm;
+use crate::{Alarm, AuthOperation, AuthRejection, Caller};
 
 /// An operation. Its fields are those of the client-facing IDL (`kv.thrift`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +69,8 @@ pub enum KvOperation {
         /// Number of ids to reserve, above all that were in use or reserved; may be 0.
         more: u64,
     },
+    /// Changes users, roles, or whether they count.
+    Auth(AuthOperation),
 }
 
 /// An operation as it is stored in the log.
@@ -78,6 +80,16 @@ pub struct KvCommand {
     pub session: Option<Session>,
     /// The operation.
     pub operation: KvOperation,
+    /// Origin of the operation. While authentication is enabled, it decides whether the operation is executed.
+    pub caller: Caller,
+}
+
+impl KvCommand {
+    /// An operation of the program itself, which may do everything.
+    #[must_use]
+    pub fn new(session: Option<Session>, operation: KvOperation) -> Self {
+        Self { session, operation, caller: Caller::Server }
+    }
 }
 
 /// Writes a key.
@@ -319,6 +331,8 @@ pub enum KvResult {
     Alarm(bool),
     /// A lease has ended, but still has keys. The leader proposes their deletion, for which a database waits.
     LeaseEnding,
+    /// Users, roles, or whether they count, were changed.
+    Auth,
 }
 
 /// Result of a put.
@@ -460,6 +474,9 @@ pub enum KvRejection {
          hash`), replace the one that differs, then disarm the alarm"
     )]
     Corrupt,
+    /// The caller may not do this, or users and roles cannot be changed like this.
+    #[error(transparent)]
+    Auth(#[from] AuthRejection),
 }
 
 impl KvOperation {

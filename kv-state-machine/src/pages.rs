@@ -8,7 +8,8 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    KeyValue, KvAnswer, KvError, KvOperation, KvRejection, KvResult, Range, RevisionBounds, SortBy,
+    Caller, KeyRange, KeyValue, KvAnswer, KvError, KvOperation, KvRejection, KvResult, Range, RevisionBounds,
+    SortBy,
     concurrency::{CancelOnDrop, ConcurrencyLimits},
     database::{blocking, failure},
     execute::{ExecuteError, Execution, History},
@@ -27,6 +28,8 @@ use crate::{
 /// with [`KvRejection::Compacted`].
 #[derive(Debug)]
 pub struct RangePages {
+    store: Arc<Store>,
+    caller: Caller,
     generation: Arc<Generation>,
     concurrency: ConcurrencyLimits,
     /// State of the store when the read started.
@@ -60,7 +63,8 @@ pub struct RangeEnd {
 impl RangePages {
     /// Starts a read of the current state. `range` is in ascending order of keys, without bounds of revisions.
     pub(crate) fn start(
-        store: &Store,
+        store: Arc<Store>,
+        caller: Caller,
         range: Range,
         concurrency: ConcurrencyLimits,
         pin_duration: Duration,
@@ -83,7 +87,7 @@ impl RangePages {
         if rest.revision != 0 && rest.revision < compacted {
             return Err(KvRejection::Compacted { compacted });
         }
-        Ok(Self { generation, concurrency, state, pin, rest, read: 0, is_done: false })
+        Ok(Self { store, caller, generation, concurrency, state, pin, rest, read: 0, is_done: false })
     }
 
     /// Revision of the store when the read started.
@@ -102,6 +106,10 @@ impl RangePages {
     pub async fn next(&mut self) -> Result<Option<RangePage>, KvError> {
         if self.is_done {
             return Ok(None);
+        }
+        if let Some(auth) = self.store.auth().enabled() {
+            let keys = KeyRange { key: self.rest.key.clone(), range_end: self.rest.range_end.clone() };
+            auth.check_read(&self.caller, &keys).map_err(KvRejection::from)?;
         }
         let limit = Some(self.rest.limit).filter(|limit| *limit > 0);
         let left = limit.map_or(u64::MAX, |limit| limit - self.read);
@@ -229,7 +237,14 @@ mod tests {
         }
 
         fn pages(&self, range: Range, pin_duration: Duration) -> RangePages {
-            RangePages::start(self.executor.store(), range, ConcurrencyLimits::new(), pin_duration).unwrap()
+            RangePages::start(
+                self.executor.store().clone(),
+                Caller::Server,
+                range,
+                ConcurrencyLimits::new(),
+                pin_duration,
+            )
+            .unwrap()
         }
 
         fn collected(&self) -> u64 {

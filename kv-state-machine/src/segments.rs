@@ -470,7 +470,7 @@ mod tests {
         fn apply(&mut self, operations: impl Iterator<Item = KvOperation>) {
             for operation in operations {
                 self.index += 1;
-                let command = codec::encode(1, &KvCommand { session: None, operation });
+                let command = codec::encode(1, &KvCommand::new(None, operation));
                 let entry = Entry::command(LogId::new(1, self.index), command);
                 self.machine.apply(&[entry]).unwrap();
             }
@@ -491,8 +491,11 @@ mod tests {
         fn read(&self, range: KeysRange) -> Found {
             let bound = Amount { keys: 2 * SEGMENT_KEYS_MAX, bytes: 1 << 20 };
             let never = AtomicBool::new(false);
-            let answer =
-                self.machine.executor().read_within(&KvOperation::Range(range), bound, &never).unwrap();
+            let answer = self
+                .machine
+                .executor()
+                .read_within(&crate::Caller::Server, &KvOperation::Range(range), bound, &never)
+                .unwrap();
             let KvResult::Range(found) = answer.result else { panic!("{answer:?}") };
             found
         }

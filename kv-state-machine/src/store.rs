@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     alarm::{AlarmTable, Alarms},
+    auth::{AuthState, AuthTable},
     keys,
     lease::LeaseTable,
     pins::Pins,
@@ -74,6 +75,9 @@ pub(crate) struct Store {
     /// Bytes to leave free on the disk.
     reserve_bytes: AtomicU64,
     dispatcher: Arc<Dispatcher>,
+    /// Users and roles. They are not part of a generation, so that the permissions of a generation that is replaced do not
+    /// outlive it.
+    auth: AuthTable,
 }
 
 /// Sizes that no response depends on. Nodes may differ in them.
@@ -335,6 +339,10 @@ impl Store {
         for leftover in leftovers(dir.path(), name).map_err(|error| io("reading", error))? {
             fs::remove_dir_all(leftover).map_err(|error| io("removing leftovers in", error))?;
         }
+        let auth = AuthState::load(generation.db()).map_err(|error| StorageError::Corrupt {
+            position: format!("{}/{name}", path.display()),
+            why: error.to_string(),
+        })?;
         let current = RwLock::new(Arc::new(generation));
         Ok(Self {
             dir,
@@ -344,6 +352,7 @@ impl Store {
             are_deletions_held: AtomicBool::new(false),
             reserve_bytes: AtomicU64::new(0),
             dispatcher: Arc::default(),
+            auth: AuthTable::new(auth),
         })
     }
 
@@ -367,6 +376,11 @@ impl Store {
 
     pub(crate) fn tuning(&self) -> Tuning {
         self.tuning
+    }
+
+    /// Users and roles as of the last batch.
+    pub(crate) fn auth(&self) -> &AuthTable {
+        &self.auth
     }
 
     /// Dispatcher of changes to watches.
@@ -498,7 +512,7 @@ fn has_prefix(place: &[u8]) -> bool {
 
 /// Name of the prefix function, stored in every table. A different function needs a different name.
 const PREFIX_NAME: &str = "kv.place.1";
-const KIND: DirKind = DirKind { name: "kv-state", oldest_format: 4, format: 4 };
+const KIND: DirKind = DirKind { name: "kv-state", oldest_format: 5, format: 5 };
 /// Time between two looks at whether a batch waits.
 const BATCH_POLL_INTERVAL: Duration = Duration::from_micros(50);
 const CURRENT: &str = "CURRENT";

@@ -125,7 +125,7 @@ impl Harness {
     fn apply(&mut self, session: Option<Session>, operation: KvOperation) -> Result<KvAnswer, KvRejection> {
         self.index += 1;
         let id = LogId { term: Term(1), index: LogIndex(self.index) };
-        let command = codec::encode(1, &KvCommand { session, operation });
+        let command = codec::encode(1, &KvCommand::new(session, operation));
         let entry = Entry { id, payload: Payload::Command(Bytes::from(command)) };
         codec::decode("answer", 1, &self.machine.apply(&[entry]).unwrap()[0]).unwrap()
     }

@@ -30,7 +30,7 @@ impl Harness {
     fn entries(&mut self, commands: Vec<(Option<Session>, KvOperation)>) -> Vec<Entry> {
         let entry = |(session, operation)| {
             self.last += 1;
-            let command = KvCommand { session, operation };
+            let command = KvCommand::new(session, operation);
             Entry::command(LogId::new(1, self.last), codec::encode(1, &command))
         };
         commands.into_iter().map(entry).collect()

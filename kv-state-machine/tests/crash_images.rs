@@ -25,7 +25,7 @@ fn entry(index: u64) -> Entry {
             KvOperation::Put(Put { key, value: value.into(), ..Put::default() })
         }
     };
-    Entry::command(LogId::new(1, index), codec::encode(1, &KvCommand { session, operation }))
+    Entry::command(LogId::new(1, index), codec::encode(1, &KvCommand::new(session, operation)))
 }
 
 /// States after no entry, after entry 1, and so on.

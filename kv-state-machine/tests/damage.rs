@@ -18,7 +18,7 @@ fn command(n: u64) -> Bytes {
             KvOperation::Put(Put { key, value: value.into(), return_previous: true, ..Put::default() })
         }
     };
-    codec::encode(1, &KvCommand { session, operation }).into()
+    codec::encode(1, &KvCommand::new(session, operation)).into()
 }
 
 fn apply(machine: &mut KvStateMachine, index: u64, command: u64) -> Result<Bytes, String> {

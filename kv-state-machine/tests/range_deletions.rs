@@ -153,7 +153,7 @@ fn crash_during_a_deletion_leaves_no_key_attached_to_a_lease_that_it_does_not_ha
     let mut index = 0;
     let mut apply = |machine: &mut KvStateMachine, operation| {
         index += 1;
-        let command = codec::encode(1, &KvCommand { session: None, operation });
+        let command = codec::encode(1, &KvCommand::new(None, operation));
         machine.apply(&[Entry::command(LogId::new(1, index), command)]).unwrap();
     };
     let put = |key: &'static str, lease_id| {
@@ -191,7 +191,7 @@ fn deletion_of_range_waits_while_disk_has_too_little_space() {
     let put = |key: &'static str| KvOperation::Put(Put { key: key.into(), ..Put::default() });
     let delete = Delete { key: "a".into(), range_end: Some("z".into()), ..Delete::default() };
     for (index, operation) in (1..).zip([put("a"), put("b"), KvOperation::Delete(delete)]) {
-        let command = codec::encode(1, &KvCommand { session: None, operation });
+        let command = codec::encode(1, &KvCommand::new(None, operation));
         machine.apply(&[Entry::command(LogId::new(1, index), command)]).unwrap();
     }
     // The thread has looked at the disk many times by then.

@@ -51,7 +51,7 @@ impl Guest for Store {
             8..10 | 15..21 => KvOperation::Txn(transaction(random)),
             _ => simple(random),
         };
-        codec::encode(1, &KvCommand { session, operation }).into()
+        codec::encode(1, &KvCommand::new(session, operation)).into()
     }
 
     fn digest(&self, placed: &mut Placed) -> Option<Vec<u8>> {

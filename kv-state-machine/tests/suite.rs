@@ -30,7 +30,7 @@ impl Fixture for Place {
             4 => KvOperation::Delete(Delete { key, ..Delete::default() }),
             _ => KvOperation::Put(Put { key, value: format!("value {n}").into(), ..Put::default() }),
         };
-        codec::encode(1, &KvCommand { session: None, operation }).into()
+        codec::encode(1, &KvCommand::new(None, operation)).into()
     }
 
     fn digest(&self, machine: &mut KvStateMachine) -> Vec<u8> {
@@ -65,7 +65,7 @@ impl Harness {
 
     fn apply(&mut self, session: Option<Session>, operation: KvOperation) -> Answer {
         self.last += 1;
-        let command = codec::encode(1, &KvCommand { session, operation });
+        let command = codec::encode(1, &KvCommand::new(session, operation));
         let entry = Entry::command(LogId::new(1, self.last), command);
         codec::decode("answer", 1, &self.machine.apply(&[entry]).unwrap()[0]).unwrap()
     }

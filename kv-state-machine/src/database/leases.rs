@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConsensusKvDatabase, KvError, blocking, propose, propose_error, read_error};
 use crate::{
-    KvOperation,
+    Caller, KeyRange, KvOperation, KvRejection,
+    auth::AccessKind,
     lessor::{self, Renewal},
     store::{Generation, Store},
     view::{Base, Overlay, View},
@@ -79,7 +80,16 @@ impl ConsensusKvDatabase {
     /// # Errors
     /// See [`KvError`]. A lease that is not renewed in time expires.
     pub async fn keep_alive(&self, id: i64) -> Result<Option<u64>, KvError> {
+        self.keep_alive_as(&Caller::Server, id).await
+    }
+
+    /// Same as [`keep_alive`](Self::keep_alive), by a caller that must be permitted to write all keys of the lease.
+    ///
+    /// # Errors
+    /// See [`keep_alive`](Self::keep_alive).
+    pub async fn keep_alive_as(&self, caller: &Caller, id: i64) -> Result<Option<u64>, KvError> {
         let (store, term) = self.leases_of_leader().await?;
+        self.check_leases(caller, AccessKind::Write, vec![id]).await?;
         let (generation, status) = (store.current(), self.engine.status());
         let mut replaced = None;
         while lessor::is_leader_of_term(&status, term) {
@@ -108,15 +118,30 @@ impl ConsensusKvDatabase {
     /// # Errors
     /// See [`KvError`].
     pub async fn time_to_live(&self, id: i64, with_keys: bool) -> Result<Option<LeaseState>, KvError> {
+        self.time_to_live_as(&Caller::Server, id, with_keys).await
+    }
+
+    /// Same as [`time_to_live`](Self::time_to_live), by a caller that must be a user, and be permitted to read all keys that it
+    /// requests.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn time_to_live_as(
+        &self,
+        caller: &Caller,
+        id: i64,
+        with_keys: bool,
+    ) -> Result<Option<LeaseState>, KvError> {
         let (store, _) = self.leases_of_leader().await?;
         let generation = store.current();
+        self.check_user(caller).map_err(KvRejection::from)?;
         let (ttl, left) = {
             let leases = generation.leases().lock();
             let Some(lease) = leases.get(id) else { return Ok(None) };
             let Some(left) = leases.clock.as_ref().and_then(|clock| clock.left(id)) else { return Ok(None) };
             (lease.ttl, left)
         };
-        let keys = if with_keys { attached_keys(generation, id).await? } else { Vec::new() };
+        let keys = if with_keys { self.readable_keys(caller, generation, id).await? } else { Vec::new() };
         Ok(Some(LeaseState { ttl, left, keys }))
     }
 
@@ -125,9 +150,33 @@ impl ConsensusKvDatabase {
     /// # Errors
     /// See [`KvError`].
     pub async fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, KvError> {
+        self.lease_keys_as(&Caller::Server, id).await
+    }
+
+    /// Same as [`lease_keys`](Self::lease_keys), by a caller that must be permitted to read all of them.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn lease_keys_as(&self, caller: &Caller, id: i64) -> Result<Vec<Bytes>, KvError> {
         let executor = self.executor.as_ref().ok_or_else(|| self.witness_error())?;
         self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
-        attached_keys(executor.store().current(), id).await
+        self.readable_keys(caller, executor.store().current(), id).await
+    }
+
+    async fn readable_keys(
+        &self,
+        caller: &Caller,
+        generation: Arc<Generation>,
+        id: i64,
+    ) -> Result<Vec<Bytes>, KvError> {
+        let keys = attached_keys(generation, id).await?;
+        if self.is_auth_enabled() {
+            for key in &keys {
+                let key = KeyRange { key: key.clone(), range_end: None };
+                self.check_read(caller, &key).map_err(KvRejection::from)?;
+            }
+        }
+        Ok(keys)
     }
 
     /// Returns the ids of all leases in ascending order.
@@ -135,11 +184,23 @@ impl ConsensusKvDatabase {
     /// # Errors
     /// See [`KvError`].
     pub async fn leases(&self) -> Result<Vec<i64>, KvError> {
+        self.leases_as(&Caller::Server).await
+    }
+
+    /// Same as [`leases`](Self::leases), by a caller that must be permitted to read all keys of all leases.
+    ///
+    /// # Errors
+    /// See [`KvError`].
+    pub async fn leases_as(&self, caller: &Caller) -> Result<Vec<i64>, KvError> {
         let executor = self.executor.as_ref().ok_or_else(|| self.witness_error())?;
         self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
-        let generation = executor.store().current();
-        let leases = generation.leases().lock();
-        Ok(leases.all.iter().filter(|(_, lease)| !lease.is_ending).map(|(id, _)| *id).collect())
+        let ids: Vec<_> = {
+            let generation = executor.store().current();
+            let leases = generation.leases().lock();
+            leases.all.iter().filter(|(_, lease)| !lease.is_ending).map(|(id, _)| *id).collect()
+        };
+        self.check_leases(caller, AccessKind::Read, ids.clone()).await?;
+        Ok(ids)
     }
 
     /// Error of a witness, which has no leases but knows the leader.

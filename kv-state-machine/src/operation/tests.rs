@@ -106,7 +106,7 @@ fn operation() -> impl Strategy<Value = KvOperation> {
 fn command() -> impl Strategy<Value = KvCommand> {
     let session = any::<(u64, u64)>().prop_map(|(client_id, sequence)| Session { client_id, sequence });
     let parts = (prop::option::of(session), operation());
-    parts.prop_map(|(session, operation)| KvCommand { session, operation })
+    parts.prop_map(|(session, operation)| KvCommand::new(session, operation))
 }
 
 fn key_value() -> impl Strategy<Value = KeyValue> {

@@ -32,7 +32,7 @@ impl Replica {
     ) -> Vec<Bytes> {
         let first = self.log.len();
         for (session, operation) in commands {
-            let command = codec::encode(1, &KvCommand { session, operation });
+            let command = codec::encode(1, &KvCommand::new(session, operation));
             self.log.push(Entry::command(LogId::new(1, self.log.len() as u64 + 1), command));
         }
         let entries = self.log[first..].to_vec();

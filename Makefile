@@ -89,6 +89,9 @@ clients: build ## suites of other people's etcd clients, against etcd and kv-ser
 patroni: build ## PostgreSQL's Patroni on three kv-servers: switchover, both leaders killed at once
 	clients/patroni
 
+metrics: build ## asks a Prometheus (apt-get install prometheus) what dashboards and alerts ask for, on a cluster under load
+	scripts/check-metrics $(BIN)
+
 # In a minute, where there is an etcd or a Go to build one.
 etcd-compat-quick: build
 	cargo build -p kv-etcd-compat
@@ -107,7 +110,7 @@ STATES ?= 20000000
 modelcheck: ## so many STATES of each scenario, release build
 	cargo run --release --quiet -p consensus-raft-simulator --bin raft-sim -- model-check --states $(STATES) --seconds 3600 $(ARGS)
 
-.PHONY: clients patroni etcd-compat etcd-compat-quick etcd-api bench instructions page model-check simulate states sim leases mutants mutants-check soak modelcheck fuzz
+.PHONY: clients patroni metrics etcd-compat etcd-compat-quick etcd-api bench instructions page model-check simulate states sim leases mutants mutants-check soak modelcheck fuzz
 model-check: modelcheck
 
 doc:

@@ -66,6 +66,7 @@ pub(crate) struct Driver {
     /// The same time on the system's clock, for metrics.
     turn_began: std::time::Instant,
     stages: measure::Stages,
+    round_trips: measure::RoundTrips,
     transport: Arc<dyn NetworkTransport>,
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
@@ -180,6 +181,7 @@ impl Driver {
             now: Duration::ZERO,
             turn_began: std::time::Instant::now(),
             stages: measure::Stages::new(),
+            round_trips: measure::RoundTrips::default(),
             transport,
             storage,
             inbox,

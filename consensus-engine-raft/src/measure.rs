@@ -8,6 +8,7 @@
 //! | `raft_proposal_seconds{stage}` | duration of a command's stages `queue` (until appended), `commit` (until passed to the state machine), `apply` (until the client has the response) |
 //! | `raft_log_write_seconds`, `raft_log_write_entries` | duration of each log write with its sync, and its number of entries |
 //! | `raft_apply_entries` | entries applied in one call |
+//! | `raft_peer_round_trip_seconds{peer}` | as leader: time between a heartbeat and its response |
 //! | `raft_elections_total` | elections in which this node was a candidate |
 //! | `raft_leader_changes_total` | changes of the leader that this node observed |
 //! | `raft_snapshots_sent_total`, `raft_snapshot_bytes_sent_total`, `raft_snapshots_installed_total` | snapshots |
@@ -24,6 +25,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -95,6 +97,42 @@ impl Stages {
         is_read.get()
     }
 }
+
+/// Times of the heartbeats that wait for a response, by node.
+#[derive(Default)]
+pub(crate) struct RoundTrips(BTreeMap<NodeId, RoundTrip>);
+
+struct RoundTrip {
+    histogram: Histogram,
+    /// Round of the heartbeat, and the time at which it was sent.
+    pending: Option<(u64, Instant)>,
+}
+
+impl RoundTrips {
+    /// Records that a heartbeat was sent. A later one does not replace one that waits for its response.
+    pub(crate) fn heartbeat_sent(&mut self, to: NodeId, round: u64, now: Instant) {
+        let trip = self.0.entry(to).or_insert_with(|| RoundTrip {
+            histogram: histogram!("raft_peer_round_trip_seconds", "peer" => to.to_string()),
+            pending: None,
+        });
+        let is_lost =
+            trip.pending.is_some_and(|(_, sent)| now.saturating_duration_since(sent) > RESPONSE_MAX);
+        if trip.pending.is_none() || is_lost {
+            trip.pending = Some((round, now));
+        }
+    }
+
+    pub(crate) fn response_received(&mut self, from: NodeId, round: u64, now: Instant) {
+        if let Some(trip) = self.0.get_mut(&from)
+            && let Some((_, sent)) = trip.pending.take_if(|(pending, _)| *pending <= round)
+        {
+            trip.histogram.record(now.saturating_duration_since(sent));
+        }
+    }
+}
+
+/// Time after which the response to a heartbeat counts as lost.
+const RESPONSE_MAX: Duration = Duration::from_secs(10);
 
 pub(crate) fn refused(reason: &'static str) {
     counter!("raft_proposals_refused_total", "reason" => reason).increment(1);

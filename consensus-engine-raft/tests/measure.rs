@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::Cluster;
-use consensus_core::{ProposeError, Role};
+use consensus_core::{ProposeError, ReadConsistency, Role};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -20,6 +20,10 @@ async fn all_stages_of_a_command_are_measured() {
     }
     let too_large = cluster.engine(leader).propose(vec![0; 101].into()).await;
     assert!(matches!(too_large, Err(ProposeError::TooLarge { .. })));
+    // A read without a lease needs a round of heartbeats.
+    for _ in 0..3 {
+        cluster.engine(leader).read_barrier(ReadConsistency::Linearizable).await.unwrap();
+    }
     let follower =
         cluster.nodes.iter().find(|node| node.engine.status().borrow().role != Role::Leader).unwrap();
     assert!(matches!(follower.engine.propose("x".into()).await, Err(ProposeError::NotLeader { .. })));
@@ -51,5 +55,7 @@ async fn all_stages_of_a_command_are_measured() {
         measured["raft_elections_total"] >= 1 && measured["raft_leader_changes_total"] >= 3,
         "{measured:?}"
     );
+    let trips = measured.iter().filter(|(name, _)| name.starts_with("raft_peer_round_trip_seconds"));
+    assert!(trips.map(|(_, count)| count).sum::<usize>() >= 2, "{measured:?}");
     assert!(measured["raft_log_write_seconds"] >= 3 && measured["raft_apply_entries"] >= 3, "{measured:?}");
 }

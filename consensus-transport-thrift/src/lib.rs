@@ -38,6 +38,7 @@ pub mod fuzzing;
 #[rustfmt::skip]
 mod generated;
 mod identity;
+mod measure;
 mod peer;
 mod probe;
 mod receipts;

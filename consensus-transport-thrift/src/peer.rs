@@ -28,6 +28,7 @@ use crate::{
     framing,
     generated::{Hello, SnapshotAck},
     identity::LocalNode,
+    measure::PeerMeasures,
     receipts::{ByteCounter, CountingHalf, RECEIPTS_PER_STALL_TIMEOUT, ResponseReader, next_frame},
     transport::lock,
 };
@@ -58,6 +59,7 @@ struct PeerLink {
     queued_bytes: AtomicU64,
     /// Ends the pause before the next attempt to connect.
     connect_now: Notify,
+    measures: PeerMeasures,
 }
 
 /// Whether this node connects to the other one.
@@ -98,8 +100,18 @@ impl Peer {
         let (storage, queue) = Default::default();
         let (queued_bytes, connect_now) = (AtomicU64::new(0), Notify::new());
         let dial_state = std::sync::Mutex::new(dial_state);
-        let link =
-            Arc::new(PeerLink { node, endpoint, dial_state, own, storage, queue, queued_bytes, connect_now });
+        let measures = PeerMeasures::new(node);
+        let link = Arc::new(PeerLink {
+            node,
+            endpoint,
+            dial_state,
+            own,
+            storage,
+            queue,
+            queued_bytes,
+            connect_now,
+            measures,
+        });
         let task = tokio::spawn(link.clone().keep_connected(report));
         Self { link, task, snapshot_connection: Mutex::new(None), disconnected: watch::Sender::new(None) }
     }
@@ -142,6 +154,10 @@ impl Peer {
 
     /// Queues a frame.
     pub(crate) fn send(&self, frame: Bytes) -> Result<(), SendError> {
+        self.enqueue(frame).inspect_err(|_| self.link.measures.send_failures.increment(1))
+    }
+
+    fn enqueue(&self, frame: Bytes) -> Result<(), SendError> {
         let node = self.link.node;
         let bytes = frame.len() as u64;
         let queue = self.link.lock_queue();
@@ -216,6 +232,7 @@ impl SnapshotConnection {
         self.sequence = self.sequence.wrapping_add(1);
         let frame = calls::encode_snapshot_chunk(self.sequence, chunk_to_wire(chunk), link.own.cluster())
             .map_err(|error| link.thrift(&error))?;
+        link.measures.sent_bytes.increment(frame.len() as u64);
         let Connection { answers, writer, .. } = &mut self.connection;
         let write = async {
             writer.write_all(&frame).await.map_err(|source| link.io("sending a snapshot chunk", source))
@@ -340,6 +357,7 @@ impl PeerLink {
         }
         let cluster = ClusterId(unsigned(callee.cluster));
         let storage = StorageId(unsigned(callee.storage));
+        self.measures.connections.increment(1);
         let answers = ResponseReader::new(reader, sent, self.own.config.stall_timeout, cluster);
         Ok(Connection { answers, writer, storage })
     }
@@ -350,6 +368,7 @@ impl PeerLink {
         let callee_cluster = answers.callee_cluster();
         let written = |bytes| {
             self.queued_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+            self.measures.sent_bytes.increment(bytes as u64);
         };
         tokio::select! {
             result = framing::write_all(writer, frames, written, || false) => {

@@ -28,6 +28,7 @@ use crate::{
     framing,
     generated::Hello,
     identity::LocalNode,
+    measure,
     receipts::{ByteCounter, CountingHalf, INTERVAL_MAX, INTERVAL_MIN, acknowledge, next_frame},
     repeated_events::{OVER_AFTER, Occurrences, RepeatedEvents},
     transport::PeerTable,
@@ -173,8 +174,11 @@ impl IncomingConnection {
             caller_cluster.send_if_modified(|known| std::mem::replace(known, cluster) != cluster);
             self.own.cluster_refusal(from, cluster).map_or(Ok(()), |why| Err(self.refuse(from, why)))
         };
+        let received_bytes = measure::received_bytes(from);
         while let Some(frame) = frames.next().await {
-            let (sequence, call) = calls::read_call(&frame?).map_err(invalid)?;
+            let frame = frame?;
+            received_bytes.increment(frame.len() as u64);
+            let (sequence, call) = calls::read_call(&frame).map_err(invalid)?;
             match call {
                 Call::Deliver(message, cluster) => {
                     check(cluster)?;

@@ -24,6 +24,7 @@ mod file;
 mod layers;
 mod limits;
 mod log;
+mod metrics;
 mod once;
 #[cfg(test)]
 mod page;
@@ -48,6 +49,7 @@ pub(crate) use self::{
     file::NodeEntry,
     limits::Limits,
     log::{Log, LogKind},
+    metrics::Metrics,
     once::Once,
     program::Program,
     topology::{NodeEndpoints, Topology},
@@ -81,6 +83,8 @@ pub(crate) struct Arguments {
     pub(crate) log: Log,
     #[command(flatten)]
     pub(crate) limits: Limits,
+    #[command(flatten)]
+    pub(crate) metrics: Metrics,
 }
 
 /// Actions instead of serving.
@@ -135,6 +139,7 @@ pub(crate) struct Settings {
     pub(crate) cluster: Cluster,
     pub(crate) log: Log,
     pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
 }
 
 /// Description of itself that a node sends to the cluster when it starts.
@@ -283,7 +288,7 @@ fn check(arguments: &Arguments, merged: &Merged<'_>) -> Result<(), ConfigError> 
 }
 
 fn resolve(resolver: &Resolver<'_>) -> Result<Settings, ConfigError> {
-    let Arguments { command: _, program, once, deployment, cluster, log, limits } =
+    let Arguments { command: _, program, once, deployment, cluster, log, limits, metrics } =
         resolver.arguments.clone();
     let has_nodes = !deployment.replica_endpoints.is_empty() || !resolver.entries.is_empty();
     let by_default = if has_nodes { Mode::Replicated } else { Mode::Standalone };
@@ -302,7 +307,7 @@ fn resolve(resolver: &Resolver<'_>) -> Result<Settings, ConfigError> {
         data_dir,
         client_listen,
         client_listen_also: Vec::new(),
-        health_listen: Vec::new(),
+        health_listen: metrics.metrics_listen.clone(),
         publication: Publication::IfUnknown,
         topology,
         program,
@@ -311,6 +316,7 @@ fn resolve(resolver: &Resolver<'_>) -> Result<Settings, ConfigError> {
         cluster,
         log,
         limits,
+        metrics,
     })
 }
 

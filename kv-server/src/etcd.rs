@@ -45,7 +45,7 @@ use tonic::Status;
 use self::held::Answered;
 pub(crate) use self::{
     maintenance::ETCD_VERSION,
-    serve::{Scope, serve},
+    serve::{Scope, descriptors, serve},
 };
 use crate::{
     answers::{ConnectionBudget, Room},
@@ -98,6 +98,10 @@ impl Etcd {
             Some(AlarmKind::NoSpace) if adds_data => Err(error::no_space()),
             _ => Ok(()),
         }
+    }
+
+    fn router(&self) -> &RoutingManager {
+        &self.router
     }
 
     fn database(&self) -> &ConsensusKvDatabase {
@@ -253,7 +257,7 @@ fn cluster_id(status: &EngineStatus) -> u64 {
 }
 
 /// Member id for etcd's clients: never 0, which means no member, with the node's number in the lowest bytes.
-fn member_id(node: NodeId) -> u64 {
+pub(crate) fn member_id(node: NodeId) -> u64 {
     if node.0 < 1 << TAG_SHIFT { MEMBER_TAG | node.0 } else { node.0 }
 }
 

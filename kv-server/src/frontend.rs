@@ -17,6 +17,7 @@ use tokio::{
 use crate::{
     answers::NodeBudget,
     etcd::{self, ApiLimits, Etcd, Scope},
+    measure::OpenConnection,
     polls::NodePolls,
     routing::RoutingManager,
 };
@@ -93,6 +94,7 @@ impl Frontend {
             refusals.note(place.is_none(), clients.available_permits());
             let beyond = if place.is_none() { beyond.clone().try_acquire_owned().ok() } else { None };
             connections.spawn(async move {
+                let _open = OpenConnection::new();
                 let served = async {
                     match is_for_health {
                         true => client.serve_health(stream, place).await,

@@ -30,7 +30,7 @@ use crate::{
     etcd::ApiLimits,
     founding::{Loaded, announce_members, explain, may_bootstrap, newest_membership},
     frontend::{Frontend, Limits},
-    members, memory,
+    measure, members, memory,
     mode::{self, ModeError},
     quota, removal,
     routing::RoutingManager,
@@ -90,6 +90,8 @@ pub(crate) enum NodeError {
 impl Node {
     pub(crate) async fn start(settings: Settings) -> Result<Self, NodeError> {
         claim_data_dir(&settings)?;
+        // The libraries look up their metrics when they start.
+        measure::install(settings.metrics.metrics, &settings.data_dir);
         let (limits, peers_max) = limits(&settings)?;
         let (database, transport, cluster) = match &settings.topology {
             None => {
@@ -136,6 +138,7 @@ impl Node {
         if bounds.quota_bytes > 0 {
             tokio::spawn(quota::watch(router.clone(), stopping.clone()));
         }
+        tokio::spawn(measure::maintain(stopping.clone()));
         let published = publish(&settings, router, stopping.clone());
         let frontend = tokio::spawn(frontend.run(stopping));
         let mode = if settings.topology.is_some() { "replicated" } else { "standalone" };

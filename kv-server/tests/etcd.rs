@@ -11,5 +11,6 @@ mod etcd {
     mod lock;
     mod maintenance;
     mod members;
+    mod metrics;
     mod watch;
 }

@@ -26,8 +26,8 @@ use tokio::{
 
 use crate::{
     AutoCompaction, Caller, Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult,
-    KvStateMachine, KvStoreExecutor, Limits, Range, RangePages, Session, StateHash, WatchRequest,
-    auto_compaction, check,
+    KvStateMachine, KvStoreExecutor, Limits, Range, RangePages, Session, StateHash, StoreStatistics,
+    WatchRequest, auto_compaction, check,
     concurrency::{CancelOnDrop, ConcurrencyLimits},
     execute::ExecuteError,
     executor::{Read, read_result},
@@ -509,6 +509,15 @@ impl ConsensusKvDatabase {
     /// The disk failed.
     pub fn disk_bytes(&self) -> Result<u64, KvError> {
         self.executor.as_ref().map_or(Ok(0), KvStoreExecutor::disk_bytes).map_err(failure)
+    }
+
+    /// Numbers that describe the store on this node; all are 0 on a witness.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn statistics(&self) -> Result<StoreStatistics, KvError> {
+        let executor = self.executor.as_ref();
+        executor.map_or_else(|| Ok(StoreStatistics::default()), KvStoreExecutor::statistics).map_err(failure)
     }
 
     /// Whether this is the database of a witness.

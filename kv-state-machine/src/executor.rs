@@ -126,6 +126,7 @@ impl KvStoreExecutor {
         if !operation.is_read_only() {
             return Err(KvRejection::invalid("a write cannot be executed as a read").into());
         }
+        self.store.measures().ranges.increment(1);
         let generation = self.store.current();
         for _ in 0..READS_MAX {
             let state = ReadState::of(&generation, operation);

@@ -1,6 +1,6 @@
 //! The store as a [`StateMachine`].
 
-use std::{borrow::Cow, io::Read, path::Path, sync::Arc};
+use std::{borrow::Cow, io::Read, path::Path, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use consensus_core::{
@@ -361,6 +361,7 @@ impl Batch<'_> {
             }
             KvOperation::ExpireLeases { ids, term } => {
                 if *term == id.term.0 {
+                    self.written.expired += ids.len() as u64;
                     self.expire(ids)?;
                 }
                 KvResult::Lease
@@ -399,6 +400,7 @@ impl Batch<'_> {
                 if let Some(rejection) = self.alarms.refusal(operation) {
                     return Ok(Err(rejection));
                 }
+                self.written.transactions += u64::from(matches!(operation, KvOperation::Txn(_)));
                 match self.execute_on_keys(operation, in_session)? {
                     Ok(result) => result,
                     Err(rejection) => return Ok(Err(rejection)),
@@ -518,7 +520,9 @@ impl StateMachine for KvStateMachine {
         let (mut responses, mut response_bytes) = (Vec::with_capacity(entries.len()), 0);
         while responses.len() < entries.len() && response_bytes < RESPONSES_BYTES_MAX {
             let (written, more) = self.execute(&generation, &entries[responses.len()..])?;
+            let start = Instant::now();
             self.commit(&generation, &written)?;
+            self.store.measures().batch_written(&written, more.len(), start.elapsed());
             response_bytes += more.iter().map(Bytes::len).sum::<usize>();
             responses.extend(more);
         }

@@ -35,6 +35,10 @@ pub(crate) struct PendingWrites {
     pub(crate) range_deletion: Option<RangeDeletionWrite>,
     /// Alarms, if they were changed.
     pub(crate) alarms: Option<Alarms>,
+    /// Number of transactions.
+    pub(crate) transactions: u64,
+    /// Number of leases that have expired.
+    pub(crate) expired: u64,
 }
 
 /// Deletion of a range with many keys, to be written.

@@ -88,6 +88,11 @@ impl RangeDeletions {
         self.0.is_none()
     }
 
+    /// Number of deletions.
+    pub(crate) fn len(&self) -> usize {
+        self.all().len()
+    }
+
     /// Revision of the first deletion.
     pub(crate) fn first_revision(&self) -> Option<u64> {
         self.all().first().map(|deletion| deletion.revision)

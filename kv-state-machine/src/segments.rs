@@ -148,6 +148,11 @@ impl Segments {
         (start <= end).then_some(WholeSegments { places: start..end, living })
     }
 
+    /// Number of living keys.
+    pub(crate) fn living_keys(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.living).sum()
+    }
+
     /// Sum of the living keys of the segments from `first` up to `after`, which is excluded.
     fn living_between(&self, first: Position, after: Position) -> u64 {
         let of = |counts: &[Count]| counts.iter().map(|count| count.living).sum::<u64>();

@@ -27,6 +27,7 @@ use crate::{
     auth::{AuthState, AuthTable},
     keys,
     lease::LeaseTable,
+    measure::Measures,
     pins::Pins,
     range_deletions::{RangeDeletion, RangeDeletions},
     recent::VersionCache,
@@ -78,6 +79,7 @@ pub(crate) struct Store {
     /// Users and roles. They are not part of a generation, so that the permissions of a generation that is replaced do not
     /// outlive it.
     auth: AuthTable,
+    measures: Measures,
 }
 
 /// Sizes that no response depends on. Nodes may differ in them.
@@ -353,6 +355,7 @@ impl Store {
             reserve_bytes: AtomicU64::new(0),
             dispatcher: Arc::default(),
             auth: AuthTable::new(auth),
+            measures: Measures::new(),
         })
     }
 
@@ -386,6 +389,10 @@ impl Store {
     /// Dispatcher of changes to watches.
     pub(crate) fn dispatcher(&self) -> &Arc<Dispatcher> {
         &self.dispatcher
+    }
+
+    pub(crate) fn measures(&self) -> &Measures {
+        &self.measures
     }
 
     /// Opens a generation that was received into the directory `path`.

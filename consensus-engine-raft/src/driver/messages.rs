@@ -13,7 +13,10 @@ impl Driver {
         match message {
             Message::VoteRequest(request) => self.step(Event::VoteRequest(from, request)),
             Message::VoteResponse(response) => self.step(Event::VoteResponse(from, response)),
-            Message::AppendResponse(response) => self.step(Event::AppendResponse(from, response)),
+            Message::AppendResponse(response) => {
+                self.round_trips.response_received(from, response.round, self.turn_began);
+                self.step(Event::AppendResponse(from, response));
+            }
             Message::AppendEntries(append) => self.on_append(from, append),
             Message::TimeoutNow(request) => self.step(Event::TimeoutNow(from, request)),
             Message::ReadIndexRequest(request) => self.step(Event::ReadIndexRequest(from, request)),
@@ -61,6 +64,7 @@ impl Driver {
         }
         let (after, last) = (append.prev.index, append.last);
         if after == last {
+            self.round_trips.heartbeat_sent(to, append.round, self.turn_began);
             return self.send(to, Message::AppendEntries(with_entries(append, Vec::new())));
         }
         if let Some(entries) = self.cache.get(after, last) {

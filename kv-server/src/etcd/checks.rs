@@ -6,6 +6,7 @@ use kv_state_machine::{AlarmKind, KvOperation, Range};
 use tonic::{Status, body::Body};
 
 use super::{Etcd, error, http};
+use crate::measure;
 
 /// A check of health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +113,7 @@ async fn health(etcd: &Etcd, query: &str) -> hyper::Response<Body> {
     };
     let status = if problem.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let is_healthy = problem.is_none();
+    measure::health_checked(is_healthy);
     let reason = serde_json::Value::from(problem.unwrap_or_default());
     http::json(status, format!(r#"{{"health":"{is_healthy}","reason":{reason}}}"#))
 }

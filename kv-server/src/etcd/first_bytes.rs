@@ -11,11 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use metrics::Counter;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::timeout,
 };
+
+use crate::measure;
 
 /// A connection whose first bytes were read. They are read again.
 pub(super) struct Opened {
@@ -24,6 +27,8 @@ pub(super) struct Opened {
     /// Bytes of `first` that are still to be read again.
     left: std::ops::Range<usize>,
     written: Arc<LastWrite>,
+    received_bytes: Counter,
+    sent_bytes: Counter,
 }
 
 /// Time of the last write of more than answers to pings and the like.
@@ -48,6 +53,13 @@ impl LastWrite {
 }
 
 impl Opened {
+    fn note(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.sent_bytes.increment(*bytes as u64);
+        }
+        self.written.note(written);
+    }
+
     pub(super) fn last_write(&self) -> Arc<LastWrite> {
         self.written.clone()
     }
@@ -73,7 +85,8 @@ pub(super) async fn read(mut stream: TcpStream) -> io::Result<Opened> {
         |_| io::Error::new(io::ErrorKind::TimedOut, "the client does not say which HTTP it speaks");
     timeout(FIRST_BYTES_TIMEOUT, reading).await.map_err(too_slow)??;
     let written = Arc::new(LastWrite { opened: Instant::now(), millis: AtomicU64::new(0) });
-    Ok(Opened { stream, first, left: 0..length, written })
+    let (received_bytes, sent_bytes) = (measure::received_bytes(), measure::sent_bytes());
+    Ok(Opened { stream, first, left: 0..length, written, received_bytes, sent_bytes })
 }
 
 impl AsyncRead for Opened {
@@ -83,7 +96,10 @@ impl AsyncRead for Opened {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.left.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(context, buffer);
+            let before = buffer.filled().len();
+            let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+            self.received_bytes.increment((buffer.filled().len() - before) as u64);
+            return read;
         }
         let length = self.left.len().min(buffer.remaining());
         buffer.put_slice(&self.first[self.left.start..][..length]);
@@ -99,7 +115,7 @@ impl AsyncWrite for Opened {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.written.note(&written);
+        self.note(&written);
         written
     }
 
@@ -109,7 +125,7 @@ impl AsyncWrite for Opened {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
-        self.written.note(&written);
+        self.note(&written);
         written
     }
 

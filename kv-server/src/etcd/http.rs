@@ -1,4 +1,4 @@
-//! Requests over HTTP without gRPC: version, health, and calls of the gateway.
+//! Requests over HTTP without gRPC: version, health, metrics, and calls of the gateway.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -6,6 +6,7 @@ use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
 use tonic::body::Body;
 
 use super::{Etcd, checks::Probe, gateway, maintenance::ETCD_VERSION};
+use crate::measure;
 
 /// Serves a request.
 pub(super) async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
@@ -15,10 +16,15 @@ pub(super) async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<B
     }
 }
 
-/// Serves a request for version or health.
+/// Serves a request for version, health or metrics.
 pub(super) async fn answer_of_health(etcd: &Etcd, request: &Request<Incoming>) -> Response<Body> {
     let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
     match request.method() {
+        &Method::GET | &Method::HEAD if path == "/metrics" => {
+            if let Some(text) = measure::text(etcd.router()) {
+                return respond(StatusCode::OK, PROMETHEUS, text);
+            }
+        }
         &Method::GET | &Method::HEAD if path == "/version" => return json(StatusCode::OK, version()),
         &Method::GET | &Method::HEAD => {
             if let Some(probe) = Probe::of(path) {
@@ -29,6 +35,9 @@ pub(super) async fn answer_of_health(etcd: &Etcd, request: &Request<Incoming>) -
     }
     json(StatusCode::NOT_FOUND, r#"{"code":5,"message":"Not Found"}"#.to_owned())
 }
+
+/// Prometheus' text format.
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Clients parse these as numbers.
 fn version() -> String {

@@ -41,7 +41,7 @@ use super::{
     held::until_written,
     http, required_leader,
 };
-use crate::{answers::ConnectionBudget, frontend::stopped};
+use crate::{answers::ConnectionBudget, frontend::stopped, measure::measured};
 
 /// Requests that a connection serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,14 +140,18 @@ async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
 
 /// Calls the service of the request's path.
 pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    measured(&path, dispatch(etcd, request, &path)).await
+}
+
+async fn dispatch(etcd: Etcd, request: Request<Body>, path: &str) -> Response<Body> {
     let message_bytes_max = etcd.limits.message_bytes();
     macro_rules! served_by {
         ($server:ident) => {
             $server::new(etcd).max_decoding_message_size(message_bytes_max).call(request).await
         };
     }
-    let path = request.uri().path().to_owned();
-    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((&path, ""));
+    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
     if let Some(status) = unknown(service, method) {
         return status.into_http();
     }
@@ -192,7 +196,7 @@ fn unknown(service: &str, method: &str) -> Option<Status> {
 }
 
 /// Descriptors of the API.
-pub(super) fn descriptors() -> &'static DescriptorPool {
+pub(crate) fn descriptors() -> &'static DescriptorPool {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     POOL.get_or_init(|| DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap_or_default())
 }

@@ -29,6 +29,7 @@ use tokio_util::codec::FramedRead;
 use super::stopped;
 use crate::{
     answers::{ConnectionBudget, Room},
+    measure::{self, ThriftMeasures},
     polls::ConnectionPolls,
     routing::RoutingManager,
 };
@@ -98,6 +99,8 @@ pub(super) async fn answer(
     room: &mut Room,
 ) -> Bytes {
     let Incoming { sequence, name, call } = incoming;
+    let measures = measure::thrift_calls(&name);
+    let start = measures.and_then(ThriftMeasures::start_time);
     let outcome = match call {
         Ok(Call::NoForwarding(expected)) => router.identify(&expected).map(Reply::NoForwarding),
         // On the heap, so that other calls take no room for it.
@@ -105,6 +108,9 @@ pub(super) async fn answer(
         Ok(call) => router.execute(call, may_forward, room).await,
         Err(fault) => Err(fault),
     };
+    if let Some(measures) = measures {
+        measures.done(start, &outcome);
+    }
     let frame = encode(&name, sequence, outcome);
     room.settle(frame.len());
     frame

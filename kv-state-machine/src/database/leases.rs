@@ -100,7 +100,10 @@ impl ConsensusKvDatabase {
                 (lease.ttl, clock.renew(id, lease, replaced))
             };
             match renewal {
-                Renewal::Renewed => return Ok(Some(ttl)),
+                Renewal::Renewed => {
+                    store.measures().leases_renewed.increment(1);
+                    return Ok(Some(ttl));
+                }
                 Renewal::Expired => return Ok(None),
                 Renewal::CheckpointPending => tokio::time::sleep(CHECKPOINT_POLL_INTERVAL).await,
                 Renewal::ReplaceCheckpoints(checkpoints) => {

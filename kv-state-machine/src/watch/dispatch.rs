@@ -5,7 +5,7 @@ use std::{
     ops::ControlFlow::{Break, Continue},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -33,6 +33,23 @@ pub(crate) struct Dispatcher {
     written: Condvar,
     stopped: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
+    pub(super) counts: Counts,
+}
+
+/// Numbers of watches at a moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WatchCounts {
+    pub(crate) sessions: usize,
+    pub(crate) watches: usize,
+    /// Those that have caught up.
+    pub(crate) current: usize,
+}
+
+/// Numbers of watches.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(super) sessions: AtomicUsize,
+    pub(super) watches: AtomicUsize,
 }
 
 /// Watches that have caught up, and the progress of the dispatcher.
@@ -67,6 +84,13 @@ impl Registry {
 impl Dispatcher {
     pub(super) fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Number of sessions, of their watches, and of those watches that have caught up.
+    pub(crate) fn counts(&self) -> WatchCounts {
+        let of = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        let current = self.registry().index.len();
+        WatchCounts { sessions: of(&self.counts.sessions), watches: of(&self.counts.watches), current }
     }
 
     /// Notifies the dispatcher. Called when a batch is readable.

@@ -12,13 +12,20 @@ use super::Watch;
 /// Index of the watches that have caught up.
 #[derive(Debug, Default)]
 pub(super) struct Index {
+    /// Number of watches.
+    len: usize,
     /// Watches of one key, sorted by their addresses.
     single_keys: HashMap<Bytes, Vec<Arc<Watch>>>,
     ranges: Ranges,
 }
 
 impl Index {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(super) fn insert(&mut self, watch: Arc<Watch>) {
+        self.len += usize::from(!watch.is_indexed.load(Ordering::Relaxed));
         watch.is_indexed.store(true, Ordering::Relaxed);
         let keys = &watch.request.keys;
         if keys.range_end.is_none() {
@@ -32,6 +39,7 @@ impl Index {
 
     /// Removes a watch that has ended or is behind.
     pub(super) fn remove(&mut self, watch: &Arc<Watch>) {
+        self.len -= usize::from(watch.is_indexed.load(Ordering::Relaxed));
         watch.is_indexed.store(false, Ordering::Relaxed);
         let keys = &watch.request.keys;
         if keys.range_end.is_some() {

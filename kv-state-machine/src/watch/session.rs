@@ -139,6 +139,7 @@ impl Watches {
             maybe_applied: false,
         };
         store.dispatcher().start(&store).map_err(error)?;
+        store.dispatcher().counts.sessions.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             store,
             concurrency,
@@ -177,6 +178,7 @@ impl Watches {
             queue: self.queue.clone(),
         });
         self.watches.insert(watch.id, watch.clone());
+        self.store.dispatcher().counts.watches.fetch_add(1, Ordering::Relaxed);
         *self.starts.entry(next).or_default() += 1;
         if next > registry.decided {
             registry.index.insert(watch.clone());
@@ -198,6 +200,7 @@ impl Watches {
     /// Takes a watch that ends out of the maps of this session.
     fn forget(&mut self, id: WatchId) -> Option<Arc<Watch>> {
         let watch = self.watches.remove(&id)?;
+        self.store.dispatcher().counts.watches.fetch_sub(1, Ordering::Relaxed);
         watch.ended.store(true, Ordering::Relaxed);
         if let Some(count) = self.starts.get_mut(&watch.start) {
             *count -= 1;
@@ -326,6 +329,9 @@ impl Watches {
 
 impl Drop for Watches {
     fn drop(&mut self) {
+        let counts = &self.store.dispatcher().counts;
+        counts.sessions.fetch_sub(1, Ordering::Relaxed);
+        counts.watches.fetch_sub(self.watches.len(), Ordering::Relaxed);
         let mut registry = self.store.dispatcher().registry();
         for watch in self.watches.values() {
             watch.ended.store(true, Ordering::Relaxed);

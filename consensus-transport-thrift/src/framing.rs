@@ -179,7 +179,7 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
 }
 
 /// Bytes of the length before a frame.
-const LENGTH_BYTES: usize = 4;
+pub const LENGTH_BYTES: usize = 4;
 /// Bytes reserved at first for the body of a frame, if it is that long.
 const RESERVE_BYTES: usize = 64 << 10;
 /// Most elements that a list may claim; the Thrift library allocates them before it reads them.

@@ -1,17 +1,70 @@
 //! Requests between nodes, beside those of clients: requests that only the leader can execute.
 
+use bytes::Bytes;
 use consensus_core::{Endpoint, Member, NodeId, codec};
 use kv_state_machine::{
-    ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, KvRejection, LeaseState,
+    AuthState, Caller, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, KvRejection,
+    LeaseState,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{cluster::ClusterManager, members};
+use crate::{
+    auth::{self, Seal},
+    cluster::ClusterManager,
+    members,
+};
+
+/// A request, and who made it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FromNode {
+    /// The client, or the node itself. A node that has the key of the cluster's tokens is believed.
+    pub(crate) caller: Caller,
+    pub(crate) request: NodeRequest,
+}
+
+impl FromNode {
+    /// Encodes the request, with a seal if authentication is enabled as far as this node knows.
+    pub(crate) fn encode(&self, auth: &AuthState) -> Vec<u8> {
+        let mut bytes = encode(self);
+        let seal = if auth.is_enabled() { auth::seal(auth.secret(), &bytes) } else { None };
+        bytes.extend_from_slice(seal.as_ref().map_or(&[], |seal| &seal[..]));
+        bytes.push(if seal.is_some() { SEALED } else { UNSEALED });
+        bytes
+    }
+
+    /// Decodes a request.
+    ///
+    /// # Errors
+    /// It is no request, or authentication is enabled and no node of this cluster has sealed it.
+    pub(crate) fn decode(bytes: &[u8], auth: &AuthState) -> Result<Self, String> {
+        let (request, seal) = match bytes.split_last() {
+            Some((&UNSEALED, request)) => (request, None),
+            Some((&SEALED, rest)) => {
+                let (request, seal) =
+                    rest.split_last_chunk().ok_or("the request between nodes is too short")?;
+                (request, Some(seal))
+            }
+            _ => return Err("it is no request between nodes".to_owned()),
+        };
+        let is_sealed = |seal: &Seal| auth::is_sealed(auth.secret(), request, seal);
+        if auth.is_enabled() && !seal.is_some_and(is_sealed) {
+            return Err("the request was not made by a node of this cluster that knows that authentication is enabled; \
+                        clients cannot call between_nodes"
+                .to_owned());
+        }
+        decode(request)
+    }
+}
+
+const UNSEALED: u8 = 0;
+const SEALED: u8 = 1;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum NodeRequest {
     Execute(KvOperation),
+    /// A call of a client, as the client sent it.
+    Call(Bytes),
     KeepAlive {
         id: i64,
     },
@@ -72,6 +125,8 @@ impl OwnMember {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum NodeAnswer {
     Executed(KvAnswer),
+    /// Reply to a call, as the client gets it.
+    Reply(Bytes),
     /// Seconds that the lease lives from now; `None`: there is no such lease.
     KeptAlive(Option<u64>),
     TimeToLive(Option<LeaseState>),
@@ -140,15 +195,24 @@ impl From<KvError> for NodeFault {
 pub(crate) async fn execute(
     database: &ConsensusKvDatabase,
     cluster: Option<&ClusterManager>,
-    request: &NodeRequest,
+    FromNode { caller, request }: &FromNode,
 ) -> Result<NodeAnswer, NodeFault> {
     Ok(match request {
         NodeRequest::Execute(operation) => {
-            NodeAnswer::Executed(database.execute(operation.clone(), None, Consistency::Linearizable).await?)
+            let consistency = Consistency::Linearizable;
+            NodeAnswer::Executed(database.execute_as(caller, operation.clone(), None, consistency).await?)
         }
-        NodeRequest::KeepAlive { id } => NodeAnswer::KeptAlive(database.keep_alive(*id).await?),
-        NodeRequest::TimeToLive { id } => NodeAnswer::TimeToLive(database.time_to_live(*id, false).await?),
+        NodeRequest::Call(_) => {
+            let why = "a call of a client is executed by the router".to_owned();
+            return Err(NodeFault::Unavailable { why, maybe_applied: false });
+        }
+        NodeRequest::KeepAlive { id } => NodeAnswer::KeptAlive(database.keep_alive_as(caller, *id).await?),
+        NodeRequest::TimeToLive { id } => {
+            NodeAnswer::TimeToLive(database.time_to_live_as(caller, *id, false).await?)
+        }
         NodeRequest::Member(request) => {
+            let checked = database.check_root(caller).map_err(KvRejection::from);
+            checked.map_err(NodeFault::Rejected)?;
             if cluster.is_none() {
                 return Err(NodeFault::Member(standalone(database, request)));
             }
@@ -185,12 +249,49 @@ const VERSION: u8 = 1;
 #[cfg(test)]
 mod tests {
     use consensus_core::MemberKind;
+    use kv_state_machine::{AuthOperation, AuthSecret, Password};
 
     use super::*;
 
     fn own(name: Option<&str>, replaces: bool) -> OwnMember {
         let endpoint = Endpoint::new("h", 1).unwrap();
         OwnMember { node: NodeId(1), endpoint, name: name.map(str::to_owned), replaces }
+    }
+
+    fn auth(is_enabled: bool, secret: u8) -> AuthState {
+        let (mut auth, root) = (AuthState::default(), || "root".to_owned());
+        let secret = AuthSecret(vec![secret; 32].into());
+        if is_enabled {
+            for change in [
+                AuthOperation::AddUser { user: root(), password: Password::None },
+                AuthOperation::GrantRole { user: root(), role: root() },
+                AuthOperation::Enable { secret },
+            ] {
+                auth.execute(&change).unwrap();
+            }
+        }
+        auth
+    }
+
+    #[test]
+    fn request_is_taken_from_nodes_with_the_same_key_only() {
+        let request = NodeRequest::KeepAlive { id: 7 };
+        let request = FromNode { caller: Caller::Server, request };
+        let sealed = request.encode(&auth(true, 1));
+        assert_eq!(FromNode::decode(&sealed, &auth(true, 1)), Ok(request.clone()));
+        assert!(FromNode::decode(&sealed, &auth(true, 2)).is_err(), "the key of another cluster");
+        let mut unsealed = request.encode(&auth(false, 0));
+        assert!(FromNode::decode(&unsealed, &auth(true, 1)).is_err(), "a client made it");
+        assert_eq!(FromNode::decode(&unsealed, &auth(false, 0)), Ok(request.clone()));
+        unsealed.pop();
+        unsealed.extend_from_slice(&[0; 32]);
+        unsealed.push(SEALED);
+        assert!(FromNode::decode(&unsealed, &auth(true, 1)).is_err());
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 2;
+            assert!(FromNode::decode(&changed, &auth(true, 1)).is_err(), "byte {at}");
+        }
     }
 
     #[test]

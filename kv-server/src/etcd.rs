@@ -23,6 +23,7 @@ mod lock;
 mod maintenance;
 #[cfg(test)]
 mod page;
+mod permissions;
 mod queue;
 mod range_stream;
 mod required_leader;
@@ -36,7 +37,7 @@ use std::{sync::Arc, time::Duration};
 use consensus_core::{EngineStatus, MemberKind, NodeId};
 use kv_etcd_api::etcdserverpb::ResponseHeader;
 use kv_state_machine::{
-    AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Range, RangePages,
+    AlarmKind, Caller, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Range, RangePages,
     SHORT_READ_BYTES_MAX,
 };
 use tokio::{sync::watch as channel, time::Instant};
@@ -53,13 +54,17 @@ use crate::{
     routing::{LEADER_WAIT, RoutingManager},
 };
 
-/// Context of the services of one connection. Cheap to clone.
+/// Context of the services of one connection, or of one call. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Etcd {
     router: Arc<RoutingManager>,
     budget: ConnectionBudget,
     limits: ApiLimits,
     stop: channel::Receiver<bool>,
+    /// Who makes the call.
+    caller: Caller,
+    /// Whether the call has a token that is not valid. Only calls of `Watch` get so far.
+    has_invalid_token: bool,
 }
 
 /// Limits of the API, and the interval of progress notifications.
@@ -87,7 +92,7 @@ impl Etcd {
         limits: ApiLimits,
         stop: channel::Receiver<bool>,
     ) -> Self {
-        Self { router, budget, limits, stop }
+        Self { router, budget, limits, stop, caller: Caller::Anonymous, has_invalid_token: false }
     }
 
     /// Refuses a request by an alarm that is raised. It is called before a request is refused that is not executed, as etcd looks at
@@ -161,7 +166,8 @@ impl Etcd {
     /// Same as [`write`](Self::write), with the room for the response.
     async fn write_held(&self, operation: KvOperation) -> Result<Answered, Status> {
         let mut room = self.budget.room();
-        let led = self.router.lead(&NodeRequest::Execute(operation), &mut room).await;
+        let request = NodeRequest::Execute(operation);
+        let led = self.router.lead(&self.caller, &request, &mut room).await;
         match led.map_err(error::of_node)? {
             NodeAnswer::Executed(answer) => Ok(Answered { answer, room }),
             other => Err(unexpected(&other)),
@@ -170,7 +176,7 @@ impl Etcd {
 
     async fn lead(&self, request: &NodeRequest) -> Result<NodeAnswer, Status> {
         let mut room = self.budget.room();
-        self.router.lead(request, &mut room).await.map_err(error::of_node)
+        self.router.lead(&self.caller, request, &mut room).await.map_err(error::of_node)
     }
 
     /// Reads on this node.
@@ -183,7 +189,8 @@ impl Etcd {
         let bytes_max = operation.answer_bytes_max(false);
         let consistency = consistency(serializable);
         let database = self.data()?;
-        let read = self.when_led(|| database.begin_read(operation.clone(), consistency)).await?;
+        let read =
+            self.when_led(|| database.begin_read_as(&self.caller, operation.clone(), consistency)).await?;
         let mut room = self.budget.room();
         if let Some(answer) = read.in_memory() {
             return Ok(Answered { answer: answer.map_err(error::of_read)?, room });
@@ -204,7 +211,7 @@ impl Etcd {
     async fn range_pages(&self, range: Range, serializable: bool) -> Result<RangePages, Status> {
         let consistency = consistency(serializable);
         let database = self.data()?;
-        self.when_led(|| database.range_pages(range.clone(), consistency)).await
+        self.when_led(|| database.range_pages_as(&self.caller, range.clone(), consistency)).await
     }
 
     /// Starts a read. Retries while this node knows no leader, so that a read during an election succeeds, like a write.

@@ -10,6 +10,7 @@
 //! The program is [`run`]; the other public items are for the crate `fuzz`.
 
 mod answers;
+mod auth;
 mod between;
 mod cluster;
 mod config;

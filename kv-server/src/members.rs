@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use consensus_core::{
     ChangeError, Endpoint, EngineStatus, Member, MemberChange, MemberKind, Membership, NodeId,
 };
-use kv_state_machine::{ConsensusKvDatabase, KvError, KvOperation, KvResult};
+use kv_state_machine::{Caller, ConsensusKvDatabase, KvError, KvOperation, KvResult};
 use tokio::{
     sync::watch as channel,
     time::{Instant, sleep, timeout},
@@ -196,7 +196,7 @@ pub(crate) async fn publish(router: Arc<RoutingManager>, own: OwnMember, mut sto
                 let _ = status.wait_for(|status| status.leader.is_some()).await;
                 return;
             }
-            match router.lead(&request, &mut budget.room()).await {
+            match router.lead(&Caller::Server, &request, &mut budget.room()).await {
                 Ok(_) => {}
                 Err(NodeFault::Member(MemberFault::EndpointTaken)) => {
                     let found = endpoint_conflict(&own, &status.borrow().membership);

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kv_state_machine::{Alarm, AlarmKind, KvOperation};
+use kv_state_machine::{Alarm, AlarmKind, Caller, KvOperation};
 use tokio::sync::watch as channel;
 
 use crate::{
@@ -25,7 +25,7 @@ pub(crate) async fn watch(router: Arc<RoutingManager>, mut stop: channel::Receiv
         match router.database().exceeds_quota() {
             Ok(true) if !router.database().alarms().contains(&alarm) => {
                 let request = NodeRequest::Execute(KvOperation::RaiseAlarm(alarm));
-                match router.lead(&request, &mut budget.room()).await {
+                match router.lead(&Caller::Server, &request, &mut budget.room()).await {
                     Ok(_) => {
                         let failed_attempts = outage.end();
                         tracing::warn!(

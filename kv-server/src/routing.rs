@@ -6,17 +6,21 @@ mod request;
 use std::{sync::Arc, time::Duration};
 
 use consensus_core::{ChangeError, Endpoint, EngineStatus, NodeId, TransferError};
-use kv_state_machine::{Alarm, AlarmKind, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation};
+use consensus_transport_thrift::framing;
+use kv_state_machine::{
+    Alarm, AlarmKind, Caller, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, KvRejection,
+};
 use kv_store_client::{
     admin::{MemberChange, NodeIdentity, RefusedReason},
     idl,
-    protocol::{Call, Fault, Reply},
+    protocol::{self, Call, Fault, Incoming, Reply},
 };
 use tokio::time::Instant;
 
 use crate::{
     answers::Room,
-    between::{self, NodeAnswer, NodeFault, NodeRequest},
+    auth::Passwords,
+    between::{self, FromNode, NodeAnswer, NodeFault, NodeRequest},
     cluster::{ClusterManager, number},
     config::Routing,
     convert, identity, members,
@@ -35,6 +39,7 @@ pub(crate) struct RoutingManager {
     sessions_max: u64,
     listen: Option<Endpoint>,
     to_leader: LeaderConnection,
+    passwords: Passwords,
 }
 
 /// Why it was not done here.
@@ -65,6 +70,7 @@ impl RoutingManager {
             sessions_max,
             listen: None,
             to_leader: LeaderConnection::default(),
+            passwords: Passwords::default(),
         }
     }
 
@@ -75,10 +81,11 @@ impl RoutingManager {
         self
     }
 
-    /// Executes one call. `may_forward`: the caller did not ask to be told who leads instead. The answer is made when `room`
-    /// has as much as it may take.
+    /// Executes one call of a client. `may_forward`: the caller did not ask to be told who leads instead. The answer is made
+    /// when `room` has as much as it may take.
     pub(crate) async fn execute(
         &self,
+        caller: &Caller,
         call: Call,
         may_forward: bool,
         room: &mut Room,
@@ -91,30 +98,51 @@ impl RoutingManager {
                 | Call::DisarmAlarm(_)
                 | Call::BetweenNodes(_)
         );
-        let outcome = self.execute_anywhere(call, may_forward, room).await;
+        let outcome = self.execute_anywhere(caller, call, may_forward, room).await;
         if is_admins { outcome.map_err(convert::admins_fault) } else { outcome }
     }
 
-    async fn execute_anywhere(&self, call: Call, may_forward: bool, room: &mut Room) -> Result<Reply, Fault> {
-        match call {
+    async fn execute_anywhere(
+        &self,
+        caller: &Caller,
+        call: Call,
+        may_forward: bool,
+        room: &mut Room,
+    ) -> Result<Reply, Fault> {
+        let request = match &call {
             Call::Status => return self.status(),
-            Call::Hash => {
-                if self.database.is_witness() {
-                    let message = format!("node {} is a witness: it votes, and has no data", self.node);
-                    return Err(Fault::NoData(idl::NoData { message }));
-                }
-                let hash = self.database.hash().await.map_err(convert::fault)?;
-                return Ok(convert::hash(&self.identity(), &hash));
+            Call::Hash => return self.hash(caller).await,
+            Call::BetweenNodes(bytes) => {
+                let request = FromNode::decode(bytes, &self.database.auth());
+                Request::OfNode(request.map_err(|why| convert::unavailable(why, false))?)
             }
-            _ => {}
+            call => request(call.clone(), self.sessions_max)?,
+        };
+        let reply = self.route(caller, &request, Some(call), may_forward, room).await?;
+        match (&request, reply) {
+            // The leader has executed the call for a caller of this node.
+            (request, Reply::BetweenNodes(bytes)) if !matches!(request, Request::OfNode(_)) => {
+                reply_of(&bytes)
+            }
+            (_, reply) => Ok(reply),
         }
-        let request = request(call.clone(), self.sessions_max)?;
+    }
+
+    /// Executes a request here or on the leader. `call` is the request as it was received; `None` if this node made it.
+    async fn route(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        call: Option<Call>,
+        may_forward: bool,
+        room: &mut Room,
+    ) -> Result<Reply, Fault> {
         let deadline = Instant::now() + LEADER_WAIT;
         // A request of this server itself has no client that could be redirected.
         let may_forward =
             may_forward && (self.routing == Routing::Forward || matches!(request, Request::OfNode(_)));
         loop {
-            let leader = match self.execute_here(&request, may_forward, room).await {
+            let leader = match self.execute_here(caller, request, may_forward, room).await {
                 Ok(reply) => return Ok(reply),
                 Err(Refusal::NotLeader(leader)) => leader,
                 Err(Refusal::Fault(fault)) => return Err(fault),
@@ -129,7 +157,10 @@ impl RoutingManager {
                 Some(leader) if leader == self.node && Instant::now() < deadline => {} // It is this node now.
                 Some(leader) if may_forward && leader != self.node => {
                     room.reserve(request.answer_bytes_max()).await;
-                    return self.to_leader.forward(cluster, leader, call).await;
+                    let transfer_to =
+                        if let Some(Call::TransferLeader(to)) = &call { Some(*to) } else { None };
+                    let call = self.forwarded(caller, request, call)?;
+                    return self.to_leader.forward(cluster, leader, call, transfer_to).await;
                 }
                 Some(leader) if leader != self.node => return Err(self.not_leader(Some(leader))),
                 _ => return Err(convert::unavailable(cluster.why_no_leader(), false)),
@@ -137,8 +168,75 @@ impl RoutingManager {
         }
     }
 
+    /// The call by which the leader executes a request. While authentication is enabled, it names the caller.
+    fn forwarded(&self, caller: &Caller, request: &Request, call: Option<Call>) -> Result<Call, Fault> {
+        let auth = self.database.auth();
+        match (request, call) {
+            (Request::OfNode(request), _) => Ok(Call::BetweenNodes(request.encode(&auth))),
+            (_, Some(call)) if auth.is_enabled() => {
+                let frame = call.encode(0).map_err(|error| convert::invalid(framing::error_text(&error)))?;
+                let request = FromNode { caller: caller.clone(), request: NodeRequest::Call(frame) };
+                Ok(Call::BetweenNodes(request.encode(&auth)))
+            }
+            (_, Some(call)) => Ok(call),
+            (_, None) => {
+                Err(convert::unavailable("this node made a request that cannot be forwarded", false))
+            }
+        }
+    }
+
+    /// Executes a call that another node received.
+    async fn execute_frame(
+        &self,
+        caller: &Caller,
+        frame: &[u8],
+        room: &mut Room,
+    ) -> Result<NodeAnswer, NodeFault> {
+        let unreadable = |why: String| NodeFault::Unavailable { why, maybe_applied: false };
+        let text = |error| unreadable(framing::error_text(&error));
+        let frame = frame.get(framing::LENGTH_BYTES..).unwrap_or_default();
+        let Incoming { name, call, .. } = protocol::read_call(frame).map_err(text)?;
+        let request = match call {
+            Ok(call) => request(call, self.sessions_max),
+            Err(fault) => Err(fault),
+        };
+        let outcome = match request {
+            Ok(Request::OfNode(_)) => return Err(unreadable("the call is not that of a client".to_owned())),
+            Ok(request) => match Box::pin(self.execute_here(caller, &request, true, room)).await {
+                Err(Refusal::NotLeader(leader)) => {
+                    return Err(NodeFault::NotLeader(leader.map(|node| node.0)));
+                }
+                Err(Refusal::Fault(fault)) => Err(fault),
+                Ok(reply) => Ok(reply),
+            },
+            Err(fault) => Err(fault),
+        };
+        Ok(NodeAnswer::Reply(protocol::encode_reply(&name, 0, outcome).map_err(text)?))
+    }
+
+    fn check_root(&self, caller: &Caller) -> Result<(), Fault> {
+        let rejection = |rejection| convert::fault(KvError::Rejected(KvRejection::Auth(rejection)));
+        self.database.check_root(caller).map_err(rejection)
+    }
+
+    fn check_user(&self, caller: &Caller) -> Result<(), Fault> {
+        let rejection = |rejection| convert::fault(KvError::Rejected(KvRejection::Auth(rejection)));
+        self.database.check_user(caller).map_err(rejection)
+    }
+
+    async fn hash(&self, caller: &Caller) -> Result<Reply, Fault> {
+        self.check_root(caller)?;
+        if self.database.is_witness() {
+            let message = format!("node {} is a witness: it votes, and has no data", self.node);
+            return Err(Fault::NoData(idl::NoData { message }));
+        }
+        let hash = self.database.hash().await.map_err(convert::fault)?;
+        Ok(convert::hash(&self.identity(), &hash))
+    }
+
     async fn execute_here(
         &self,
+        caller: &Caller,
         request: &Request,
         may_forward: bool,
         room: &mut Room,
@@ -151,10 +249,10 @@ impl RoutingManager {
                     return Err(Refusal::NotLeader(leader));
                 }
                 let outcome = if operation.is_read_only() && session.is_none() {
-                    self.read(operation.clone(), *consistency, room).await
+                    self.read(caller, operation.clone(), *consistency, room).await
                 } else {
                     room.reserve(request.answer_bytes_max()).await;
-                    self.database.execute(operation.clone(), *session, *consistency).await
+                    self.database.execute_as(caller, operation.clone(), *session, *consistency).await
                 };
                 let answer = outcome.map_err(refusal)?;
                 Ok(match operation {
@@ -163,13 +261,13 @@ impl RoutingManager {
                 })
             }
             Request::KeepAlive { id } => {
-                let ttl = self.database.keep_alive(*id).await.map_err(refusal)?;
+                let ttl = self.database.keep_alive_as(caller, *id).await.map_err(refusal)?;
                 let ttl = ttl.ok_or_else(|| convert::no_lease(*id))?;
                 Ok(convert::kept_alive(self.header()?, ttl))
             }
             Request::TimeToLive { id, with_keys } => {
                 room.reserve(request.answer_bytes_max()).await;
-                let state = self.database.time_to_live(*id, *with_keys).await.map_err(refusal)?;
+                let state = self.database.time_to_live_as(caller, *id, *with_keys).await.map_err(refusal)?;
                 let state = state.ok_or_else(|| convert::no_lease(*id))?;
                 Ok(convert::time_to_live(self.header()?, state, *with_keys))
             }
@@ -179,27 +277,38 @@ impl RoutingManager {
                     return Err(Refusal::NotLeader(leader));
                 }
                 room.reserve(request.answer_bytes_max()).await;
-                let leases = self.database.leases().await.map_err(refusal)?;
+                let leases = self.database.leases_as(caller).await.map_err(refusal)?;
                 Ok(convert::leases(self.header()?, leases, *after, *limit))
             }
-            Request::ChangeMembers(changes) => self.change_members(changes).await,
-            Request::TransferLeader(to) => self.transfer_leader(*to).await,
+            Request::ChangeMembers(changes) => {
+                self.check_root(caller)?;
+                self.change_members(changes).await
+            }
+            Request::TransferLeader(to) => {
+                self.check_root(caller)?;
+                self.transfer_leader(*to).await
+            }
             Request::Alarms => {
                 let leader = self.database.status().borrow().leader;
                 if !may_forward && leader != Some(self.node) {
                     return Err(Refusal::NotLeader(leader));
                 }
+                self.check_user(caller)?;
                 room.reserve(request.answer_bytes_max()).await;
                 Ok(convert::alarms(self.database.current_alarms().await.map_err(refusal)?))
             }
             Request::DisarmAlarm(alarm) => {
                 let disarm = KvOperation::DisarmAlarm(*alarm);
-                let answer = self.database.execute(disarm, None, Consistency::Linearizable).await;
+                let answer = self.database.execute_as(caller, disarm, None, Consistency::Linearizable).await;
                 convert::disarmed(&answer.map_err(refusal)?).map_err(Refusal::Fault)
             }
             Request::OfNode(of_node) => {
                 room.reserve(request.answer_bytes_max()).await;
-                match between::execute(&self.database, self.cluster.as_deref(), of_node).await {
+                let outcome = match &of_node.request {
+                    NodeRequest::Call(frame) => self.execute_frame(&of_node.caller, frame, room).await,
+                    _ => between::execute(&self.database, self.cluster.as_deref(), of_node).await,
+                };
+                match outcome {
                     Err(NodeFault::NotLeader(leader)) => Err(Refusal::NotLeader(leader.map(NodeId))),
                     outcome => Ok(Reply::BetweenNodes(between::encode(&outcome))),
                 }
@@ -211,8 +320,15 @@ impl RoutingManager {
     ///
     /// # Errors
     /// It was not done, or it is not known whether.
-    pub(crate) async fn lead(&self, request: &NodeRequest, room: &mut Room) -> Result<NodeAnswer, NodeFault> {
-        match self.execute(Call::BetweenNodes(between::encode(request)), true, room).await {
+    pub(crate) async fn lead(
+        &self,
+        caller: &Caller,
+        request: &NodeRequest,
+        room: &mut Room,
+    ) -> Result<NodeAnswer, NodeFault> {
+        let request = FromNode { caller: caller.clone(), request: request.clone() };
+        let routed = self.route(caller, &Request::OfNode(request), None, true, room).await;
+        match routed.map_err(convert::admins_fault) {
             Ok(Reply::BetweenNodes(bytes)) => between::decode::<Result<NodeAnswer, NodeFault>>(&bytes)
                 .unwrap_or_else(|why| Err(NodeFault::Unavailable { why, maybe_applied: true })),
             Err(Fault::Refused(refused)) => {
@@ -245,6 +361,11 @@ impl RoutingManager {
         leader::identify(self.identity(), expected)
     }
 
+    /// Where passwords are hashed and verified.
+    pub(crate) fn passwords(&self) -> &Passwords {
+        &self.passwords
+    }
+
     pub(crate) fn database(&self) -> &ConsensusKvDatabase {
         &self.database
     }
@@ -257,12 +378,13 @@ impl RoutingManager {
     /// Waits for room when the read is about to be done, not while it waits for a quorum.
     async fn read(
         &self,
+        caller: &Caller,
         operation: KvOperation,
         consistency: Consistency,
         room: &mut Room,
     ) -> Result<KvAnswer, KvError> {
         let bytes_max = operation.answer_bytes_max(false);
-        let read = self.database.begin_read(operation, consistency).await?;
+        let read = self.database.begin_read_as(caller, operation, consistency).await?;
         room.reserve(bytes_max).await;
         read.finish().await
     }
@@ -359,6 +481,22 @@ impl RoutingManager {
             problems: Some(self.problems(&engine)),
             cluster_id: self.identity().cluster_id,
         }))
+    }
+}
+
+/// The reply to a call that the leader has executed for a caller of this node.
+fn reply_of(answer: &[u8]) -> Result<Reply, Fault> {
+    let strange = |why: String| convert::unavailable(format!("the leader's answer: {why}"), true);
+    match between::decode::<Result<NodeAnswer, NodeFault>>(answer).map_err(strange)? {
+        Ok(NodeAnswer::Reply(frame)) => {
+            let frame = frame.get(framing::LENGTH_BYTES..).unwrap_or_default();
+            protocol::read_reply(frame).map_err(|error| strange(framing::error_text(&error)))?.1
+        }
+        Ok(other) => Err(strange(format!("{other:?}"))),
+        Err(fault) => Err(convert::unavailable(
+            fault.reason(),
+            matches!(fault, NodeFault::Unavailable { maybe_applied: true, .. }),
+        )),
     }
 }
 

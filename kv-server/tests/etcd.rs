@@ -3,6 +3,7 @@
 mod common;
 
 mod etcd {
+    mod auth;
     pub(crate) mod clients;
     mod cluster;
     mod gateway;

@@ -25,9 +25,9 @@ use tokio::{
 };
 
 use crate::{
-    AutoCompaction, Caller, Durability, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult,
-    KvStateMachine, KvStoreExecutor, Limits, Range, RangePages, Session, StateHash, StoreStatistics,
-    WatchRequest, auto_compaction, check,
+    AutoCompaction, Caller, Durability, KeyRange, KeysHash, KvAnswer, KvCommand, KvOperation, KvRejection,
+    KvResult, KvStateMachine, KvStoreExecutor, Limits, Range, RangePages, Session, StateHash,
+    StoreStatistics, WatchRequest, auto_compaction, check,
     concurrency::{CancelOnDrop, ConcurrencyLimits},
     execute::ExecuteError,
     executor::{Read, read_result},
@@ -475,6 +475,8 @@ impl ConsensusKvDatabase {
         consistency: Consistency,
     ) -> Result<RangePages, KvError> {
         let read = self.begin_read_as(caller, KvOperation::Range(range.clone()), consistency).await?;
+        let keys = KeyRange { key: range.key.clone(), range_end: range.range_end.clone() };
+        self.check_read(caller, &keys).map_err(KvRejection::from)?;
         let (store, concurrency) = (read.executor.store().clone(), self.concurrency.clone());
         Ok(RangePages::start(store, caller.clone(), range, concurrency, PIN_DURATION)?)
     }

@@ -243,6 +243,10 @@ impl KvStateMachine {
         generation.leases().publish(written);
         written.alarms.iter().for_each(|alarms| generation.alarms().publish(alarms.clone()));
         if auth_changed {
+            // A node that restarts without the others must not serve what it has by permissions that were taken away.
+            if self.durability == Durability::FromLog {
+                generation.db().flush_synced()?;
+            }
             self.store.auth().publish(self.auth.clone());
         }
         generation.add_written_bytes(written_bytes);

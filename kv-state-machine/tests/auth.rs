@@ -302,3 +302,28 @@ fn users_and_roles_survive_a_restart_and_are_in_snapshots() {
         assert_eq!(machine.apply(ann, None, KvOperation::Put(put("b"))), Err(DENIED.into()));
     }
 }
+
+/// As after a crash: what is in memory is lost, and no log replays it yet.
+#[test]
+fn node_that_restarts_alone_knows_the_last_permissions() {
+    let machine = Machine::new();
+    let copy = TempDir::new().unwrap();
+    copy_dir(machine.dir.path(), copy.path());
+    let crashed = KvStateMachine::open(copy.path(), NodeId(1), Durability::FromLog).unwrap();
+    let mut crashed = Machine { machine: crashed, index: machine.index, dir: copy };
+    let anonymous = crashed.apply(Caller::Anonymous, None, KvOperation::Put(put("n")));
+    assert_eq!(anonymous, Err(AuthRejection::NoUser.into()));
+}
+
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}

@@ -130,6 +130,9 @@ impl Observed {
     async fn next(&mut self) -> Result<LeaderResponse> {
         let mut stop = self.etcd.stop.clone();
         loop {
+            // Before events are sent: users or roles may have changed while the stream waited.
+            let keys = below(&self.name);
+            self.etcd.database().check_read(&self.etcd.caller, &keys).map_err(error::of_auth)?;
             while let Some(event) = self.events.pop_front() {
                 if let Some(told) = self.take(&event) {
                     return Ok(told);

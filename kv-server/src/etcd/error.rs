@@ -1,9 +1,12 @@
 //! Errors with etcd's codes and texts, which clients match on.
 
-use kv_state_machine::{KvError, KvRejection};
+use kv_state_machine::{AuthRejection, KvError, KvRejection};
 use tonic::{Code, Status};
 
-use crate::between::{MemberFault, NodeFault};
+use crate::{
+    auth::LoginError,
+    between::{MemberFault, NodeFault},
+};
 
 macro_rules! errors {
     ($($name:ident: $code:ident, $text:literal;)*) => {
@@ -44,6 +47,12 @@ errors! {
     corrupt: DataLoss, "etcdserver: corrupt cluster";
     too_many_requests: ResourceExhausted, "etcdserver: too many requests";
     auth_not_enabled: FailedPrecondition, "etcdserver: authentication is not enabled";
+    permission_not_given: InvalidArgument, "etcdserver: permission not given";
+    invalid_auth_token: Unauthenticated, "etcdserver: invalid auth token";
+    permission_denied: PermissionDenied, "etcdserver: permission denied";
+    user_empty: InvalidArgument, "etcdserver: user name is empty";
+    auth_old_revision: InvalidArgument, "etcdserver: revision of auth store is old";
+    not_a_hash: InvalidArgument, "etcdserver: hashedPassword is not a hash of bcrypt in base64";
     wrong_downgrade_version: InvalidArgument, "etcdserver: wrong downgrade target version format";
     invalid_downgrade_version: InvalidArgument, "etcdserver: invalid downgrade target version";
 }
@@ -115,6 +124,47 @@ fn of_rejection(rejection: KvRejection) -> Status {
         KvRejection::NoSpace => no_space(),
         KvRejection::Corrupt => corrupt(),
         KvRejection::AnswerTooLarge { .. } => Status::resource_exhausted(format!("etcdserver: {rejection}")),
+        KvRejection::Auth(rejection) => of_auth(rejection),
         other => Status::invalid_argument(format!("etcdserver: {other}")),
     }
+}
+
+/// Error of a call whose caller may not make it, or of a change of users and roles.
+pub(super) fn of_auth(rejection: AuthRejection) -> Status {
+    let precondition = |text: &str| Status::failed_precondition(format!("etcdserver: {text}"));
+    match rejection {
+        AuthRejection::NoUser | AuthRejection::EmptyUser => user_empty(),
+        AuthRejection::PermissionDenied => permission_denied(),
+        AuthRejection::OutdatedAdmission => auth_old_revision(),
+        AuthRejection::NoRootUser => precondition("root user does not exist"),
+        AuthRejection::NoRootRole => precondition("root user does not have root role"),
+        AuthRejection::UserExists => precondition("user name already exists"),
+        AuthRejection::UserNotFound => precondition("user name not found"),
+        AuthRejection::RoleExists => precondition("role name already exists"),
+        AuthRejection::RoleNotFound => precondition("role name not found"),
+        AuthRejection::EmptyRole => Status::invalid_argument("etcdserver: role name is empty"),
+        AuthRejection::RoleNotGranted => precondition("role is not granted to the user"),
+        AuthRejection::PermissionNotGranted => precondition("permission is not granted to the role"),
+        AuthRejection::InvalidChange => Status::invalid_argument("etcdserver: invalid auth management"),
+        other => Status::permission_denied(format!("etcdserver: {other}")),
+    }
+}
+
+/// Error of a login.
+pub(super) fn of_login(error: LoginError) -> Status {
+    match error {
+        LoginError::NotEnabled => auth_not_enabled(),
+        LoginError::Failed => {
+            Status::invalid_argument("etcdserver: authentication failed, invalid user ID or password")
+        }
+        LoginError::NoPassword => {
+            Status::unknown("auth: authentication failed, password was given for no password user")
+        }
+        LoginError::TooMany => too_many_requests(),
+    }
+}
+
+/// Reason for which a watch is refused or ends, as clients read it.
+pub(super) fn reason_of_watch(status: &Status) -> String {
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }

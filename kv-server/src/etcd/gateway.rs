@@ -26,6 +26,7 @@ use super::{
     documents::Documents,
     held::take_room,
     http,
+    permissions::TOKEN,
     required_leader::HAS_LEADER,
     serve::{call, descriptors},
 };
@@ -87,7 +88,7 @@ pub(super) async fn answer(
     }
     inner.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     if let Some(token) = token {
-        inner.headers_mut().insert("token", token);
+        inner.headers_mut().insert(TOKEN, token);
     }
     if let Some(value) = has_leader {
         inner.headers_mut().insert(HAS_LEADER, value);
@@ -96,7 +97,13 @@ pub(super) async fn answer(
     let with_room = take_room(&mut answered);
     let mut answers = Answers::new(answered);
     if method.is_server_streaming() {
-        return stream(answers, method.output());
+        return match answers.status.take_if(|status| status.code() != Code::Ok) {
+            // The call was refused before its first message.
+            Some(status) => {
+                http::json(http_status(status.code()), format!("{{\"error\":{}}}", described(&status)))
+            }
+            None => stream(answers, method.output()),
+        };
     }
     match answers.next().await {
         Ok(Some(message)) => match text(&method.output(), &message) {

@@ -66,7 +66,7 @@ impl Lease for Etcd {
         let keys = match &state {
             Some(_) if keys => {
                 let database = self.data()?;
-                self.when_led(|| database.lease_keys(id)).await?
+                self.when_led(|| database.lease_keys_as(&self.caller, id)).await?
             }
             _ => Vec::new(),
         };
@@ -85,7 +85,7 @@ impl Lease for Etcd {
 
     async fn lease_leases(&self, _: Request<LeaseLeasesRequest>) -> Result<LeaseLeasesResponse> {
         let database = self.data()?;
-        let ids = self.when_led(|| database.leases()).await?;
+        let ids = self.when_led(|| database.leases_as(&self.caller)).await?;
         let leases = ids.into_iter().map(|id| LeaseStatus { id }).collect();
         Ok(Response::new(LeaseLeasesResponse { header: Some(self.header_now()?), leases }))
     }

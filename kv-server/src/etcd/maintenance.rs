@@ -37,7 +37,10 @@ impl Maintenance for Etcd {
                 all.retain(|alarm| kind.is_none_or(|kind| alarm.kind == kind));
                 all
             }
-            (_, None) => Vec::new(),
+            (_, None) => {
+                self.database().check_root(&self.caller).map_err(error::of_auth)?;
+                Vec::new()
+            }
             (AlarmAction::Activate, Some(kind)) => {
                 self.change_alarm(KvOperation::RaiseAlarm, Alarm { kind, node: alarm_node(member_id) })
                     .await?
@@ -130,7 +133,11 @@ impl Maintenance for Etcd {
             return Err(error::bad_leader_transferee());
         }
         let mut room = self.budget.room();
-        match self.router.execute(Call::TransferLeader(number(target.0)), false, &mut room).await {
+        match self
+            .router
+            .execute(&self.caller, Call::TransferLeader(number(target.0)), false, &mut room)
+            .await
+        {
             Ok(Reply::TransferLeader(_)) => {
                 Ok(Response::new(MoveLeaderResponse { header: Some(self.header_without_revision()) }))
             }

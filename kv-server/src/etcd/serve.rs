@@ -39,7 +39,9 @@ use super::{
     first_bytes::{self, LastWrite},
     health::reflection,
     held::until_written,
-    http, required_leader,
+    http,
+    permissions::{certificate_name, in_words_of_locks, is_named},
+    required_leader,
 };
 use crate::{answers::ConnectionBudget, frontend::stopped, measure::measured};
 
@@ -147,8 +149,8 @@ pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
 async fn dispatch(etcd: Etcd, request: Request<Body>, path: &str) -> Response<Body> {
     let message_bytes_max = etcd.limits.message_bytes();
     macro_rules! served_by {
-        ($server:ident) => {
-            $server::new(etcd).max_decoding_message_size(message_bytes_max).call(request).await
+        ($server:ident, $etcd:expr) => {
+            $server::new($etcd).max_decoding_message_size(message_bytes_max).call(request).await
         };
     }
     let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
@@ -159,16 +161,26 @@ async fn dispatch(etcd: Etcd, request: Request<Body>, path: &str) -> Response<Bo
     if requires_leader.as_ref().is_some_and(Etcd::has_no_leader) {
         return error::no_leader().into_http();
     }
+    let name = certificate_name(request.extensions());
+    let etcd = if etcd.database().is_auth_enabled() || is_named(request.headers(), name.as_ref()) {
+        // On the heap, so that calls without authentication take no room for it.
+        match Box::pin(etcd.admit(service, method, request.headers(), name)).await {
+            Ok(etcd) => etcd,
+            Err(status) => return in_words_of_locks(service, status.into_http()),
+        }
+    } else {
+        etcd
+    };
     let response = match service {
-        "etcdserverpb.KV" => served_by!(KvServer),
-        "etcdserverpb.Watch" => served_by!(WatchServer),
-        "etcdserverpb.Lease" => served_by!(LeaseServer),
-        "etcdserverpb.Cluster" => served_by!(ClusterServer),
-        "etcdserverpb.Maintenance" => served_by!(MaintenanceServer),
-        "etcdserverpb.Auth" => served_by!(AuthServer),
-        "v3lockpb.Lock" => served_by!(LockServer),
-        "v3electionpb.Election" => served_by!(ElectionServer),
-        "grpc.health.v1.Health" => served_by!(HealthServer),
+        "etcdserverpb.KV" => served_by!(KvServer, etcd),
+        "etcdserverpb.Watch" => served_by!(WatchServer, etcd),
+        "etcdserverpb.Lease" => served_by!(LeaseServer, etcd),
+        "etcdserverpb.Cluster" => served_by!(ClusterServer, etcd),
+        "etcdserverpb.Maintenance" => served_by!(MaintenanceServer, etcd),
+        "etcdserverpb.Auth" => served_by!(AuthServer, etcd),
+        "v3lockpb.Lock" => served_by!(LockServer, etcd),
+        "v3electionpb.Election" => served_by!(ElectionServer, etcd),
+        "grpc.health.v1.Health" => served_by!(HealthServer, etcd),
         "grpc.reflection.v1.ServerReflection" => reflection::of_v1().call(request).await,
         "grpc.reflection.v1alpha.ServerReflection" => reflection::of_v1alpha().call(request).await,
         _ => return Status::unimplemented(format!("unknown service {service}")).into_http(),
@@ -177,6 +189,7 @@ async fn dispatch(etcd: Etcd, request: Request<Body>, path: &str) -> Response<Bo
         Ok(response) => response,
         Err(never) => match never {},
     };
+    let response = in_words_of_locks(service, response);
     match requires_leader {
         Some(etcd) => required_leader::end_without_leader(&etcd, response),
         None => response,

@@ -17,7 +17,7 @@ use kv_etcd_api::{
 use kv_state_machine::{KeyRange, WatchEvent, WatchId, WatchNews, Watches};
 use prost::Message;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch as channel},
     time::{Instant, sleep_until},
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -46,6 +46,7 @@ impl Watch for Etcd {
             clients: Clients::default(),
             progress_wanted: None,
             progress_not_before: Instant::now(),
+            auth_changes: self.database().auth_changes(),
         };
         tokio::spawn(stream.run(request.into_inner()));
         let answers = futures::stream::unfold(answers, |mut answers| async move {
@@ -59,6 +60,7 @@ impl Watch for Etcd {
 /// The client's view of a watch.
 struct Client {
     watch: WatchId,
+    keys: KeyRange,
     previous: bool,
     fragment: bool,
     /// Time of the next progress notification, unless events are sent before.
@@ -133,6 +135,8 @@ struct Stream {
     progress_wanted: Option<ProgressWanted>,
     /// Time at which due progress notifications are tried again.
     progress_not_before: Instant,
+    /// Changes of users and roles.
+    auth_changes: Option<channel::Receiver<u64>>,
 }
 
 impl Stream {
@@ -154,6 +158,7 @@ impl Stream {
                     }
                     Err(status) => Err(Some(status)),
                 },
+                () = changed(&mut self.auth_changes) => self.check_permissions().await.map_err(|_| None),
                 news = self.watches.next() => match news {
                     Ok(news) => self.news(news).await.map_err(|_| None),
                     Err(failure) => Err(Some(error::of_read(failure))),
@@ -215,8 +220,11 @@ impl Stream {
         if keys.range_end.as_ref().is_some_and(|end| end[..] != [0] && *end <= keys.key) {
             return self.refuse("mvcc: watcher range is empty").await;
         }
+        if let Err(status) = self.permission(&keys) {
+            return self.refuse(&error::reason_of_watch(&status)).await;
+        }
         let (watch, revision) = self.watches.add(kv_state_machine::WatchRequest {
-            keys,
+            keys: keys.clone(),
             start_revision,
             previous: request.prev_kv,
             without_puts: filters.contains(&FilterType::Noput),
@@ -224,6 +232,7 @@ impl Stream {
         });
         let client = Client {
             watch,
+            keys,
             previous: request.prev_kv,
             fragment: request.fragment,
             progress_at: request
@@ -250,6 +259,33 @@ impl Stream {
         self.out.send(Ok(response)).await
     }
 
+    /// Why the caller may not watch keys.
+    fn permission(&self, keys: &KeyRange) -> Result<(), Status> {
+        if self.etcd.has_invalid_token {
+            return Err(error::invalid_auth_token());
+        }
+        self.etcd.database().check_read(&self.etcd.caller, keys).map_err(error::of_auth)
+    }
+
+    /// Ends the watches that their caller may not have any more, after users or roles have changed.
+    async fn check_permissions(&mut self) -> Result<(), Gone> {
+        let refused = |(id, client): (&i64, &Client)| Some((*id, self.permission(&client.keys).err()?));
+        let refused: Vec<_> = self.clients.all.iter().filter_map(refused).collect();
+        for (id, status) in refused {
+            let Some(client) = self.clients.remove(id) else { continue };
+            self.watches.remove(client.watch);
+            let response = WatchResponse {
+                header: Some(self.etcd.header(self.watches.revision())),
+                watch_id: id,
+                canceled: true,
+                cancel_reason: error::reason_of_watch(&status),
+                ..Default::default()
+            };
+            self.out.send(Ok(response)).await?;
+        }
+        Ok(())
+    }
+
     async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
         let Some(client) = self.clients.remove(id) else { return Ok(()) };
         self.watches.remove(client.watch);
@@ -258,6 +294,13 @@ impl Stream {
     }
 
     async fn news(&mut self, news: WatchNews) -> Result<(), Gone> {
+        // The news may be newer than a change of permissions.
+        if self.auth_changes.as_mut().is_some_and(|changes| changes.has_changed().unwrap_or(false)) {
+            if let Some(changes) = &mut self.auth_changes {
+                changes.mark_unchanged();
+            }
+            self.check_permissions().await?;
+        }
         match news {
             WatchNews::Events { watch, events } => {
                 let Some((id, client)) = self.clients.of(watch) else { return Ok(()) };
@@ -338,6 +381,17 @@ impl Stream {
             self.out.send(Ok(WatchResponse { header, watch_id: id, ..Default::default() })).await?;
         }
         Ok(())
+    }
+}
+
+/// Returns when users or roles have changed.
+async fn changed(changes: &mut Option<channel::Receiver<u64>>) {
+    let is_over = match changes {
+        Some(changes) => changes.changed().await.is_err(),
+        None => true,
+    };
+    if is_over {
+        std::future::pending::<()>().await;
     }
 }
 

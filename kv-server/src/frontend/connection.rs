@@ -16,6 +16,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use consensus_transport_thrift::framing;
 use futures::{StreamExt, stream::FuturesUnordered};
+use kv_state_machine::Caller;
 use kv_store_client::protocol::{self, Call, Fault, Incoming, Reply};
 use thrift::ApplicationErrorKind;
 use tokio::{
@@ -105,7 +106,7 @@ pub(super) async fn answer(
         Ok(Call::NoForwarding(expected)) => router.identify(&expected).map(Reply::NoForwarding),
         // On the heap, so that other calls take no room for it.
         Ok(Call::Watch(request)) => Box::pin(polls.poll(router, request, room)).await,
-        Ok(call) => router.execute(call, may_forward, room).await,
+        Ok(call) => router.execute(&Caller::Anonymous, call, may_forward, room).await,
         Err(fault) => Err(fault),
     };
     if let Some(measures) = measures {

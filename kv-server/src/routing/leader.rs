@@ -35,7 +35,7 @@ enum NoConnection {
 }
 
 impl LeaderConnection {
-    /// Has the leader execute the call; its answer is the answer. Never sent twice: whether it was executed is for the caller to
+    /// Has the leader execute the call, which transfers leadership to `transfer_to`, if that is not `None`; its answer is the answer. Never sent twice: whether it was executed is for the caller to
     /// find out, with its session.
     ///
     /// # Errors
@@ -45,9 +45,9 @@ impl LeaderConnection {
         cluster: &ClusterManager,
         leader: NodeId,
         call: Call,
+        transfer_to: Option<i64>,
     ) -> Result<Reply, Fault> {
         let connection = self.connection_to(cluster, leader).await?;
-        let transfer_to = if let Call::TransferLeader(to) = &call { Some(*to) } else { None };
         let mut called = std::pin::pin!(timeout(FORWARD_TIMEOUT, connection.call(call)));
         let answer = tokio::select! {
             answer = &mut called => answer,

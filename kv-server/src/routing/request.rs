@@ -8,7 +8,7 @@ use kv_store_client::{
 };
 
 use crate::{
-    between::{self, NodeRequest},
+    between::{FromNode, NodeRequest},
     convert,
 };
 
@@ -22,7 +22,7 @@ pub(crate) enum Request {
     TransferLeader(Option<NodeId>),
     Alarms,
     DisarmAlarm(Alarm),
-    OfNode(NodeRequest),
+    OfNode(FromNode),
 }
 
 impl Request {
@@ -30,7 +30,9 @@ impl Request {
     pub(super) fn answer_bytes_max(&self) -> usize {
         match self {
             Self::Operation { operation, session, .. } => operation.answer_bytes_max(session.is_some()),
-            Self::OfNode(NodeRequest::Execute(operation)) => operation.answer_bytes_max(false),
+            Self::OfNode(FromNode { request: NodeRequest::Execute(operation), .. }) => {
+                operation.answer_bytes_max(false)
+            }
             Self::TimeToLive { with_keys: true, .. } => convert::LEASE_KEYS_BYTES_MAX,
             Self::ListLeases { limit, .. } => limit * LEASE_ID_BYTES,
             Self::KeepAlive { .. } | Self::TimeToLive { .. } => 0,
@@ -82,9 +84,6 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
         Call::ChangeMembers(changes) => return Ok(Request::ChangeMembers(changes)),
         Call::Alarms => return Ok(Request::Alarms),
         Call::DisarmAlarm(alarm) => return Ok(Request::DisarmAlarm(convert::alarm(&alarm)?)),
-        Call::BetweenNodes(bytes) => {
-            return between::decode(&bytes).map(Request::OfNode).map_err(convert::invalid);
-        }
         Call::TransferLeader(-1) => return Ok(Request::TransferLeader(None)),
         Call::TransferLeader(to) => {
             let to = u64::try_from(to).map_err(|_| {
@@ -92,7 +91,7 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
             })?;
             return Ok(Request::TransferLeader(Some(NodeId(to))));
         }
-        Call::Status | Call::Hash | Call::NoForwarding(_) | Call::Watch(_) => {
+        Call::Status | Call::Hash | Call::NoForwarding(_) | Call::Watch(_) | Call::BetweenNodes(_) => {
             return Err(convert::invalid("not an operation"));
         }
     };

@@ -10,7 +10,10 @@ type Changed = Result<(), AuthRejection>;
 
 impl AuthState {
     /// Executes a change: completely, or without any effect.
-    pub(crate) fn execute(&mut self, operation: &AuthOperation) -> Changed {
+    ///
+    /// # Errors
+    /// The change is not possible in this state.
+    pub fn execute(&mut self, operation: &AuthOperation) -> Changed {
         match operation {
             AuthOperation::Enable { secret } => {
                 if self.head.is_enabled {

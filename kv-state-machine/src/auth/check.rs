@@ -130,11 +130,10 @@ impl Rights<'_> {
             }
             KvOperation::Txn(txn) => self.check_txn(txn, lease_keys),
             KvOperation::RevokeLease { id } => self.check_lease(*id, lease_keys),
-            KvOperation::OpenSession { .. }
-            | KvOperation::GrantLease { .. }
-            | KvOperation::RaiseAlarm(_)
-            | KvOperation::DisarmAlarm(_) => Ok(Ok(())),
+            KvOperation::OpenSession { .. } | KvOperation::GrantLease { .. } => Ok(Ok(())),
             KvOperation::Compact { .. }
+            | KvOperation::RaiseAlarm(_)
+            | KvOperation::DisarmAlarm(_)
             | KvOperation::ExpireLeases { .. }
             | KvOperation::CheckpointLeases { .. }
             | KvOperation::ReserveMemberIds { .. }

@@ -1,0 +1,360 @@
+//! Users, roles and permissions.
+
+use kv_etcd_api::{
+    authpb::{Permission, UserAddOptions, permission::Type},
+    etcdserverpb::{
+        AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest,
+        AuthStatusRequest, AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest,
+        AuthUserGetRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest, AuthenticateRequest,
+        CompactionRequest, HashKvRequest, LeaseGrantRequest, MemberListRequest, PutRequest, RangeRequest,
+        RequestOp, TxnRequest, WatchCreateRequest, auth_client::AuthClient, cluster_client::ClusterClient,
+        kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
+        request_op::Request as Part,
+    },
+    v3lockpb::{LockRequest, lock_client::LockClient},
+};
+use tonic::{
+    Code, Request, Status, service::Interceptor, service::interceptor::InterceptedService, transport::Channel,
+};
+
+use super::{
+    clients::{Alone, PATIENCE, Watching, channel, get, keys, put, refusal},
+    gateway::ask_with,
+};
+use crate::common::Cluster;
+
+/// A client, with the token of a user or without.
+#[derive(Clone)]
+struct Client {
+    channel: Channel,
+    token: Option<String>,
+}
+
+impl Interceptor for Client {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("token", token.parse().unwrap());
+        }
+        Ok(request)
+    }
+}
+
+impl Client {
+    async fn new(port: u16) -> Self {
+        Self { channel: channel(port).await, token: None }
+    }
+
+    async fn of(port: u16, user: &str, password: &str) -> Self {
+        let mut client = Self::new(port).await;
+        client.token = Some(client.login(user, password).await.unwrap());
+        client
+    }
+
+    async fn login(&self, user: &str, password: &str) -> Result<String, Status> {
+        let request = AuthenticateRequest { name: user.to_owned(), password: password.to_owned() };
+        Ok(AuthClient::new(self.channel.clone()).authenticate(request).await?.into_inner().token)
+    }
+
+    fn kv(&self) -> KvClient<InterceptedService<Channel, Self>> {
+        KvClient::with_interceptor(self.channel.clone(), self.clone())
+    }
+
+    fn auth(&self) -> AuthClient<InterceptedService<Channel, Self>> {
+        AuthClient::with_interceptor(self.channel.clone(), self.clone())
+    }
+
+    fn lease(&self) -> LeaseClient<InterceptedService<Channel, Self>> {
+        LeaseClient::with_interceptor(self.channel.clone(), self.clone())
+    }
+
+    fn maintenance(&self) -> MaintenanceClient<InterceptedService<Channel, Self>> {
+        MaintenanceClient::with_interceptor(self.channel.clone(), self.clone())
+    }
+
+    async fn add_user(&self, name: &str, password: &str, role: &str) {
+        let (name, password) = (name.to_owned(), password.to_owned());
+        let add = AuthUserAddRequest { name: name.clone(), password, ..Default::default() };
+        self.auth().user_add(add).await.unwrap();
+        let grant = AuthUserGrantRoleRequest { user: name, role: role.to_owned() };
+        self.auth().user_grant_role(grant).await.unwrap();
+    }
+
+    async fn grant(&self, role: &str, kind: Type, key: &str, end: &str) {
+        let perm = Permission {
+            perm_type: kind.into(),
+            key: key.to_owned().into(),
+            range_end: end.to_owned().into(),
+        };
+        let request = AuthRoleGrantPermissionRequest { name: role.to_owned(), perm: Some(perm) };
+        self.auth().role_grant_permission(request).await.unwrap();
+    }
+
+    /// Adds the users `root`, and `ann` who may read `[a,m)` and write `[g,t)`; enables authentication.
+    async fn enable(&self) {
+        self.auth().role_add(AuthRoleAddRequest { name: "r".to_owned() }).await.unwrap();
+        self.grant("r", Type::Read, "a", "g").await;
+        self.grant("r", Type::Readwrite, "g", "m").await;
+        self.grant("r", Type::Write, "m", "t").await;
+        self.add_user("root", "secret", "root").await;
+        self.add_user("ann", "word", "r").await;
+        self.auth().auth_enable(AuthEnableRequest {}).await.unwrap();
+    }
+}
+
+fn denied() -> (Code, String) {
+    (Code::PermissionDenied, "etcdserver: permission denied".to_owned())
+}
+
+fn no_user() -> (Code, String) {
+    (Code::InvalidArgument, "etcdserver: user name is empty".to_owned())
+}
+
+fn invalid_token() -> (Code, String) {
+    (Code::Unauthenticated, "etcdserver: invalid auth token".to_owned())
+}
+
+/// A server with authentication, and the clients of nobody, `ann` and `root`.
+async fn started() -> (Alone, Client, Client, Client) {
+    let alone = Alone::start().await;
+    let port = alone.server.port;
+    let nobody = Client::new(port).await;
+    nobody.enable().await;
+    let (ann, root) = (Client::of(port, "ann", "word").await, Client::of(port, "root", "secret").await);
+    (alone, nobody, ann, root)
+}
+
+#[tokio::test]
+async fn user_does_what_its_roles_allow_and_nothing_else() {
+    let (_alone, nobody, ann, root) = started().await;
+    assert_eq!(refusal(nobody.kv().put(put("n", "1")).await), no_user());
+    assert_eq!(refusal(nobody.kv().range(get("a")).await), no_user());
+    ann.kv().put(put("n", "1")).await.unwrap();
+    assert_eq!(refusal(ann.kv().put(put("b", "1")).await), denied());
+    assert_eq!(refusal(ann.kv().put(PutRequest { prev_kv: true, ..put("n", "2") }).await), denied());
+    ann.kv().range(RangeRequest { range_end: "m".into(), ..get("a") }).await.unwrap();
+    assert_eq!(refusal(ann.kv().range(RangeRequest { range_end: "n".into(), ..get("a") }).await), denied());
+    assert_eq!(refusal(ann.kv().range_stream(get("n")).await), denied());
+    root.kv().put(PutRequest { prev_kv: true, ..put("zz", "1") }).await.unwrap();
+    let compact = CompactionRequest { revision: 2, physical: false };
+    assert_eq!(refusal(ann.kv().compact(compact).await), denied());
+    root.kv().compact(compact).await.unwrap();
+    assert_eq!(refusal(ann.maintenance().hash_kv(HashKvRequest::default()).await), denied());
+    root.maintenance().hash_kv(HashKvRequest::default()).await.unwrap();
+    for (client, expected) in [(&nobody, Some(no_user())), (&ann, None)] {
+        let mut cluster = ClusterClient::with_interceptor(client.channel.clone(), client.clone());
+        let members = cluster.member_list(MemberListRequest::default()).await;
+        assert_eq!(members.err().map(|status| (status.code(), status.message().to_owned())), expected);
+    }
+    let own = ann.auth().user_get(AuthUserGetRequest { name: "ann".to_owned() }).await.unwrap();
+    assert_eq!(own.into_inner().roles, ["r"]);
+    assert_eq!(refusal(ann.auth().user_get(AuthUserGetRequest { name: "root".to_owned() }).await), denied());
+    let status = nobody.auth().auth_status(AuthStatusRequest {}).await.unwrap().into_inner();
+    assert!(status.enabled);
+    assert_eq!(refusal(ann.auth().auth_disable(AuthDisableRequest {}).await), denied());
+    root.auth().auth_disable(AuthDisableRequest {}).await.unwrap();
+    nobody.kv().put(put("b", "2")).await.unwrap();
+}
+
+#[tokio::test]
+async fn wrong_password_and_invalid_token_are_refused_in_etcds_words() {
+    let alone = Alone::start().await;
+    let client = Client::new(alone.server.port).await;
+    let not_enabled = "etcdserver: authentication is not enabled".to_owned();
+    assert_eq!(refusal(client.login("ann", "word").await), (Code::FailedPrecondition, not_enabled));
+    let certificate_only = AuthUserAddRequest {
+        name: "cert".to_owned(),
+        options: Some(UserAddOptions { no_password: true }),
+        ..Default::default()
+    };
+    client.auth().user_add(certificate_only).await.unwrap();
+    client.enable().await;
+    let failed = "etcdserver: authentication failed, invalid user ID or password".to_owned();
+    for (user, password) in [("ann", "wrong"), ("ann", ""), ("nobody", "word"), ("", "")] {
+        assert_eq!(refusal(client.login(user, password).await), (Code::InvalidArgument, failed.clone()));
+    }
+    let none = "auth: authentication failed, password was given for no password user".to_owned();
+    assert_eq!(refusal(client.login("cert", "x").await), (Code::Unknown, none));
+    let token = client.login("ann", "word").await.unwrap();
+    for wrong in ["", "x", "x.1", &token[1..], &format!("{token}A")] {
+        let client = Client { token: Some(wrong.to_owned()), ..client.clone() };
+        assert_eq!(refusal(client.kv().range(get("a")).await), invalid_token(), "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn hash_of_bcrypt_is_taken_for_a_password() {
+    let (alone, _, _, root) = started().await;
+    // Of the password "imported", cost 4.
+    let hash = bcrypt::hash("imported", 4).unwrap();
+    let hashed_password = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, hash);
+    let add = AuthUserAddRequest { name: "old".to_owned(), hashed_password, ..Default::default() };
+    root.auth().user_add(add).await.unwrap();
+    Client::of(alone.server.port, "old", "imported").await;
+    let add =
+        AuthUserAddRequest { name: "x".to_owned(), hashed_password: "eA==".to_owned(), ..Default::default() };
+    assert_eq!(refusal(root.auth().user_add(add).await).0, Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn token_ends_with_the_password_and_the_user_but_not_with_a_role() {
+    let (alone, _, ann, root) = started().await;
+    let revoke = AuthUserRevokeRoleRequest { name: "ann".to_owned(), role: "r".to_owned() };
+    root.auth().user_revoke_role(revoke).await.unwrap();
+    assert_eq!(refusal(ann.kv().range(get("a")).await), denied());
+    let grant = AuthUserGrantRoleRequest { user: "ann".to_owned(), role: "r".to_owned() };
+    root.auth().user_grant_role(grant.clone()).await.unwrap();
+    ann.kv().range(get("a")).await.unwrap();
+    let change = AuthUserChangePasswordRequest {
+        name: "ann".to_owned(),
+        password: "new".to_owned(),
+        ..Default::default()
+    };
+    root.auth().user_change_password(change).await.unwrap();
+    assert_eq!(refusal(ann.kv().range(get("a")).await), invalid_token());
+    let again = Client::of(alone.server.port, "ann", "new").await;
+    again.kv().range(get("a")).await.unwrap();
+    root.auth().user_delete(AuthUserDeleteRequest { name: "ann".to_owned() }).await.unwrap();
+    root.add_user("ann", "new", "r").await;
+    assert_eq!(refusal(again.kv().range(get("a")).await), invalid_token(), "it is another user");
+}
+
+#[tokio::test]
+async fn put_in_a_transaction_with_previous_pair_or_lease_is_authorised_like_any_other() {
+    let (_alone, _, ann, root) = started().await;
+    root.lease().lease_grant(LeaseGrantRequest { ttl: 600, id: 7 }).await.unwrap();
+    root.kv().put(PutRequest { lease: 7, ..put("zz", "1") }).await.unwrap();
+    let txn = |put: PutRequest| {
+        let part = RequestOp { request: Some(Part::RequestPut(put)) };
+        let inner = TxnRequest { success: vec![part], ..Default::default() };
+        let nested = RequestOp { request: Some(Part::RequestTxn(inner.clone())) };
+        [inner, TxnRequest { failure: vec![nested], ..Default::default() }]
+    };
+    let refused = [PutRequest { prev_kv: true, ..put("n", "1") }, PutRequest { lease: 7, ..put("n", "1") }];
+    for request in refused.into_iter().flat_map(txn) {
+        assert_eq!(refusal(ann.kv().txn(request.clone()).await), denied(), "{request:?}");
+    }
+    for request in txn(put("n", "1")) {
+        ann.kv().txn(request).await.unwrap();
+    }
+}
+
+async fn watching(port: u16, client: &Client) -> Watching {
+    let token: &'static str = client.token.clone().unwrap_or_default().leak();
+    let metadata = [("token", token)];
+    Watching::open_with(port, if token.is_empty() { &[] } else { &metadata }).await
+}
+
+fn watch(key: &str, end: &str) -> WatchCreateRequest {
+    WatchCreateRequest { key: key.to_owned().into(), range_end: end.to_owned().into(), ..Default::default() }
+}
+
+#[tokio::test]
+async fn watch_on_one_key_delivers_no_later_keys_and_a_range_needs_permission_for_all_of_it() {
+    let (alone, nobody, ann, root) = started().await;
+    let port = alone.server.port;
+    let mut stream = watching(port, &ann).await;
+    assert!(!stream.create(watch("l", "")).await.canceled);
+    for (key, end) in [("l", "n"), ("l", "\0"), ("n", "")] {
+        let refused = stream.create(watch(key, end)).await;
+        let reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+        assert_eq!((refused.watch_id, refused.canceled, &refused.cancel_reason[..]), (-1, true, reason));
+    }
+    for key in ["l0", "l\0", "m", "z", "l"] {
+        root.kv().put(put(key, "1")).await.unwrap();
+    }
+    let events = stream.next().await.events;
+    let keys: Vec<_> = events.iter().map(|event| event.kv.clone().unwrap().key).collect();
+    assert_eq!(keys, ["l"]);
+    let refused = watching(port, &nobody).await.create(watch("l", "")).await;
+    let reason = "rpc error: code = InvalidArgument desc = etcdserver: user name is empty";
+    assert_eq!((refused.canceled, &refused.cancel_reason[..]), (true, reason));
+    let wrong = Client { token: Some("x".to_owned()), ..nobody };
+    let refused = watching(port, &wrong).await.create(watch("l", "")).await;
+    let reason = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
+    assert_eq!((refused.canceled, &refused.cancel_reason[..]), (true, reason));
+}
+
+#[tokio::test]
+async fn running_watch_ends_when_its_permission_does() {
+    let (alone, _, ann, root) = started().await;
+    let mut stream = watching(alone.server.port, &ann).await;
+    let id = stream.create(watch("a", "m")).await.watch_id;
+    root.kv().put(put("b", "1")).await.unwrap();
+    assert_eq!(stream.next().await.events.len(), 1);
+    let revoke = AuthUserRevokeRoleRequest { name: "ann".to_owned(), role: "r".to_owned() };
+    root.auth().user_revoke_role(revoke).await.unwrap();
+    root.kv().put(put("b", "2")).await.unwrap();
+    let ended = stream.next().await;
+    let reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+    assert_eq!((ended.watch_id, ended.canceled, &ended.cancel_reason[..]), (id, true, reason));
+    assert!(ended.events.is_empty());
+}
+
+#[tokio::test]
+async fn lock_is_taken_with_the_permissions_of_its_caller() {
+    let (_alone, _, ann, root) = started().await;
+    let lock = |client: &Client| LockClient::with_interceptor(client.channel.clone(), client.clone());
+    let request = |name: &'static str| LockRequest { name: name.into(), lease: 0 };
+    let refused = refusal(lock(&ann).lock(request("z")).await);
+    assert_eq!(refused, (Code::Unknown, "etcdserver: permission denied".to_owned()));
+    lock(&ann).lock(request("h")).await.unwrap();
+    lock(&root).lock(request("z")).await.unwrap();
+}
+
+#[tokio::test]
+async fn gateway_takes_the_token_of_the_header_authorization() {
+    let (alone, _, ann, _) = started().await;
+    let token = ann.token.unwrap();
+    let range = |header: String| {
+        let body = r#"{"key":"YQ=="}"#;
+        async move { ask_with(alone.server.port, "POST", "/v3/kv/range", &header, body).await }
+    };
+    let range = &range;
+    assert_eq!(range(format!("authorization: {token}\r\n")).await.0, 200);
+}
+
+#[tokio::test]
+async fn thrift_client_without_login_is_refused() {
+    let (alone, _, _, root) = started().await;
+    let client = alone.server.client();
+    let refused = client.get("a").await.unwrap_err();
+    assert!(refused.to_string().contains("log in"), "{refused}");
+    assert!(client.put("a", "1").await.is_err());
+    root.auth().auth_disable(AuthDisableRequest {}).await.unwrap();
+    client.put("a", "1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn token_counts_on_every_node_and_after_a_restart_and_followers_name_the_caller() {
+    let mut cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    let nobody = Client::new(cluster.servers[leader].port).await;
+    nobody.enable().await;
+    let ann = Client::of(cluster.servers[leader].port, "ann", "word").await;
+    let at_follower =
+        Client { channel: channel(cluster.servers[follower].port).await, token: ann.token.clone() };
+    at_follower.kv().put(put("n", "1")).await.unwrap();
+    assert_eq!(refusal(at_follower.kv().put(put("b", "1")).await), denied());
+    at_follower.lease().lease_grant(LeaseGrantRequest { ttl: 600, id: 7 }).await.unwrap();
+    let nobody_at_follower = Client { token: None, ..at_follower };
+    assert_eq!(refusal(nobody_at_follower.kv().put(put("n", "1")).await), no_user());
+    cluster.servers[follower].kill();
+    cluster.servers[follower].start();
+    let begun = std::time::Instant::now();
+    let port = cluster.servers[follower].port;
+    let again = loop {
+        assert!(begun.elapsed() < PATIENCE, "{}", cluster.servers[follower].log());
+        let Ok(endpoint) = Channel::from_shared(format!("http://127.0.0.1:{port}")).unwrap().connect().await
+        else {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            continue;
+        };
+        let client = Client { channel: endpoint, token: ann.token.clone() };
+        match client.kv().range(RangeRequest { range_end: "m".into(), ..get("a") }).await {
+            Ok(found) => break keys(&found.into_inner()),
+            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+        }
+    };
+    assert!(again.is_empty());
+}

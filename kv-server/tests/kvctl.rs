@@ -7,6 +7,7 @@ mod kvctl {
     mod locks;
     mod operators;
     mod page;
+    mod status;
     mod watches;
 }
 

@@ -2,13 +2,17 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use common::{Cluster, Server, etcd_member, kvctl::Kvctl};
+use futures::{StreamExt, TryStreamExt};
 use kv_etcd_api::etcdserverpb as pb;
 use kv_store_client::{
     ClientError, Connection, KvClient,
-    idl::{Operation, PutRequest, RangeRequest, TxnRequest},
+    idl::{Operation, PutRequest, RangeRequest, TxnRequest, WatchRequest},
     protocol::{Call, Fault},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -206,46 +210,136 @@ async fn expect_bounded_memory<T>(server: &Server, client: &KvClient, before: u6
     }
 }
 
+/// Puts keys `k` with a number, many at once.
+async fn put_keys(client: &KvClient, keys: usize, value: &[u8]) {
+    const EACH: usize = 100;
+    let fill = (0..keys / EACH).map(|part| {
+        let puts = (0..EACH).map(|n| put(format!("k{:07}", part * EACH + n), value.to_vec())).collect();
+        client.txn(TxnRequest::new(Vec::new(), puts, Vec::new(), None, None, None))
+    });
+    let mut filled = futures::stream::iter(fill).buffer_unordered(64);
+    while filled.try_next().await.unwrap().is_some() {}
+}
+
+/// A client that writes all the while, one put after the other, and the longest time that one took.
+struct Bystander {
+    stop: tokio::sync::oneshot::Sender<()>,
+    puts: tokio::task::JoinHandle<Duration>,
+}
+
+impl Bystander {
+    fn start(client: KvClient) -> Self {
+        let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+        let puts = tokio::spawn(async move {
+            let mut longest = Duration::ZERO;
+            while stopped.try_recv().is_err_and(|why| why == tokio::sync::oneshot::error::TryRecvError::Empty)
+            {
+                let began = Instant::now();
+                client.put("other", "v").await.unwrap();
+                longest = longest.max(began.elapsed());
+            }
+            longest
+        });
+        Self { stop, puts }
+    }
+
+    async fn longest(self) -> Duration {
+        self.stop.send(()).unwrap();
+        self.puts.await.unwrap()
+    }
+}
+
+/// Memory of servers, as it grows.
+struct Memory {
+    before: Vec<u64>,
+    most_grown: u64,
+}
+
+impl Memory {
+    fn of(servers: &[Server]) -> Self {
+        Self { before: servers.iter().map(Server::memory).collect(), most_grown: 0 }
+    }
+
+    fn look(&mut self, servers: &[Server]) {
+        for (server, before) in servers.iter().zip(&self.before) {
+            self.most_grown = self.most_grown.max(server.memory().saturating_sub(*before));
+        }
+    }
+}
+
+/// `KV_TEST_DELETED_KEYS=3000000` deletes as many.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_delete_is_one_revision_and_holds_nobody_up() {
-    const KEYS: usize = 30_000;
+async fn large_delete_is_one_revision_takes_bounded_memory_and_holds_nobody_up() {
+    let keys =
+        std::env::var("KV_TEST_DELETED_KEYS").ok().and_then(|keys| keys.parse().ok()).unwrap_or(100_000);
     let cluster = Cluster::start(3, "", "");
     cluster.leader().await;
     let client = cluster.client();
-    let fill = (0..KEYS / 100).map(|part| {
-        let puts = (0..100).map(|n| put(format!("k{:06}", part * 100 + n), b"v".to_vec())).collect();
-        client.txn(TxnRequest::new(Vec::new(), puts, Vec::new(), None, None, None))
-    });
-    futures::future::try_join_all(fill).await.unwrap();
+    put_keys(&client, keys, b"v").await;
     let whole = kv_store_client::idl::DeleteRequest::new(b"k".to_vec(), b"l".to_vec(), true, None, None);
     match client.delete_range(whole).await {
         Err(ClientError::Rejected(Fault::Invalid(why))) => assert!(why.message.contains("return_previous")),
         other => panic!("{other:?}"),
     }
-    // Others write meanwhile.
-    let other = common::client(&cluster.ports());
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let writer = tokio::spawn(async move {
-        let (mut worst, mut stopped) = (Duration::ZERO, stopped);
-        while stopped.try_recv().is_err_and(|why| why == tokio::sync::oneshot::error::TryRecvError::Empty) {
-            let began = Instant::now();
-            other.put("other", "v").await.unwrap();
-            worst = worst.max(began.elapsed());
+    let mut watch = client.watch(WatchRequest::of("k", Some(b"l".to_vec()))).await.unwrap();
+    let watcher = tokio::spawn(async move {
+        let (mut deleted, mut revisions) = (0, BTreeSet::new());
+        while deleted < keys {
+            let event = watch.try_next().await.unwrap().expect("the watch goes on");
+            revisions.insert(event.kv.mod_revision);
+            deleted += 1;
         }
-        worst
+        revisions.len()
     });
+    let bystander = Bystander::start(common::client(&cluster.ports()));
+    let mut memory = Memory::of(&cluster.servers);
     let endpoints: Vec<String> = cluster.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
-    let (code, out, error) = tokio::task::spawn_blocking(move || {
-        Kvctl::new(endpoints.join(",")).run(&["del", "k", "--prefix"], "")
-    })
-    .await
-    .unwrap();
-    assert_eq!((code, &out[..]), (0, &format!("{KEYS} deleted")[..]), "{error}");
-    stop.send(()).unwrap();
-    let worst = writer.await.unwrap();
-    println!("the slowest put meanwhile took {worst:?}");
-    assert!(worst < Duration::from_secs(1), "{worst:?}");
+    let delete = tokio::task::spawn_blocking(move || {
+        let began = Instant::now();
+        (Kvctl::new(endpoints.join(",")).run(&["del", "k", "--prefix"], ""), began.elapsed())
+    });
+    // Until the watcher has been told of every key: the nodes are at work until then.
+    while !(delete.is_finished() && watcher.is_finished()) {
+        memory.look(&cluster.servers);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ((code, out, error), took) = delete.await.unwrap();
+    assert_eq!((code, &out[..]), (0, &format!("{keys} deleted")[..]), "{error}");
+    assert_eq!(watcher.await.unwrap(), 1, "one revision");
+    let (longest, grown) = (bystander.longest().await, memory.most_grown >> 20);
+    println!(
+        "{keys} keys deleted in {took:?}; the slowest put meanwhile took {longest:?}; a node grew by {grown} MiB at most"
+    );
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+    assert!(grown < 256, "{grown} MiB");
     cluster.same_hash().await;
+}
+
+/// Within the limit of operations, and beyond the one of the bytes that a command may read; beyond both if there are more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transaction_with_too_much_work_is_refused_and_holds_nobody_up() {
+    let cluster = Cluster::start(3, "", "");
+    cluster.leader().await;
+    let client = cluster.client();
+    put_keys(&client, 1500, &[b'v'; 10 << 10]).await;
+    let bystander = Bystander::start(common::client(&cluster.ports()));
+    let mut memory = Memory::of(&cluster.servers);
+    for (ranges, words) in [(2000, "128"), (128, "the limit of one command")] {
+        let ranges = (0..ranges).map(|_| Operation::Range(all_pairs())).collect();
+        let began = Instant::now();
+        match client.txn(TxnRequest::new(Vec::new(), ranges, Vec::new(), None, None, None)).await {
+            Err(ClientError::Rejected(Fault::Invalid(why))) => {
+                println!("after {:?}: {}", began.elapsed(), why.message);
+                assert!(why.message.contains(words), "{}", why.message);
+            }
+            other => panic!("{:?}", other.map(|response| response.responses.len())),
+        }
+        memory.look(&cluster.servers);
+    }
+    let (longest, grown) = (bystander.longest().await, memory.most_grown >> 20);
+    println!("the slowest put meanwhile took {longest:?}; a node grew by {grown} MiB at most");
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+    assert!(grown < 256, "{grown} MiB");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,8 +1,8 @@
-//! Recovery after a majority of the voters is permanently lost.
+//! Recovery after a majority of the voters is permanently lost, and clusters that start from a restored state.
 
 use consensus_core::{
-    Entry, HardState, LogBatch, LogId, LogIndex, LogStorage, Member, MemberKind, Membership, NodeId, Payload,
-    StorageError, StorageId,
+    ClusterId, Entry, HardState, LogBatch, LogId, LogIndex, LogStorage, Member, MemberKind, Membership,
+    NodeId, Payload, SnapshotMeta, StorageError, StorageId,
 };
 
 use crate::config::new_cluster;
@@ -105,4 +105,39 @@ pub fn force_new_cluster(storage: &dyn LogStorage, node: NodeId) -> Result<Recov
         ..LogBatch::default()
     })?;
     Ok(Recovered { before, last, by })
+}
+
+/// Draws the identity of a cluster that starts from a restored state. No other cluster has it.
+#[must_use]
+pub fn new_cluster_id() -> ClusterId {
+    new_cluster()
+}
+
+/// Prepares a new, empty log for a state machine that was restored from a backup: the log starts after entry `applied`, which the
+/// state machine reflects, and `node` is the only member of the new cluster `cluster`. Other nodes join it with empty disks, and
+/// receive the restored state from it. No engine may use the log meanwhile.
+///
+/// # Errors
+/// The log cannot be read or written, or is not empty.
+pub fn found_cluster_on_state(
+    storage: &dyn LogStorage,
+    node: NodeId,
+    member: Member,
+    applied: LogId,
+    cluster: ClusterId,
+) -> Result<(), StorageError> {
+    let state = storage.load()?;
+    if !state.is_new() {
+        let position = format!("the log of node {node}");
+        let why = "it is not empty: a restored state needs a new log".to_owned();
+        return Err(StorageError::Corrupt { position, why });
+    }
+    let own_storage = Some(state.storage).filter(|storage| *storage != StorageId::UNKNOWN);
+    let alone = Membership::new([(node, Member { storage: own_storage, ..member })].into());
+    let membership = alone.with_cluster(cluster);
+    storage.write(LogBatch {
+        hard_state: Some(HardState { term: applied.term, cluster, ..HardState::default() }),
+        purge: Some(SnapshotMeta { last: applied, membership }),
+        ..LogBatch::default()
+    })
 }

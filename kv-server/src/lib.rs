@@ -2,7 +2,7 @@
 //!
 //! `config` reads what to start, `mode` keeps a data directory to standalone or replicated use, `node` composes engine,
 //! transport, storage and state machine, `founding` decides whether a node may start a new cluster, `removal` finds out whether a member
-//! was removed, `quota` watches the size of the store, `frontend` serves clients over Thrift, `routing` decides which node executes an
+//! was removed, `restore` makes a data directory from a backup, `quota` watches the size of the store, `frontend` serves clients over Thrift, `routing` decides which node executes an
 //! operation, `identity` says who a server is, `cluster` tracks members and their health, `members` changes them for etcd's clients, `measure` counts and serves metrics, `serve` runs a node until it is
 //! stopped, `etcd_start` starts one with etcd's flags, and `dev` runs a cluster on one machine. Consensus and storage are in the other
 //! crates.
@@ -34,6 +34,7 @@ mod polls;
 mod quota;
 mod record;
 mod removal;
+mod restore;
 mod routing;
 mod serve;
 
@@ -43,6 +44,7 @@ use crate::{
     config::{ConfigError, Settings, Task},
     etcd_start::EtcdStart,
     node::Node,
+    restore::RestoreError,
     serve::{End, Ready},
 };
 
@@ -72,6 +74,13 @@ pub fn run() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+    if let Some(backup) = &settings.once.check_backup {
+        return exit_with(restore::describe_backup(backup));
+    }
+    if let Some(backup) = &settings.once.restore {
+        let restored = restore::restore(&settings, backup);
+        return exit_with(restored.map(|restored| restore::describe(&settings, &restored)));
+    }
     if settings.once.force_new_cluster {
         return match node::force_new_cluster(&settings) {
             Ok(recovered) => {
@@ -91,6 +100,20 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(code) => code,
+    }
+}
+
+/// Prints the outcome of a start that serves nothing.
+fn exit_with(outcome: Result<String, RestoreError>) -> ExitCode {
+    match outcome {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("kv-server: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

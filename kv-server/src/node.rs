@@ -291,7 +291,12 @@ fn log_kind(settings: &Settings) -> LogKind {
 }
 
 fn open_log(settings: &Settings) -> Result<Arc<dyn LogStorage>, StorageError> {
-    let (path, node, reserve) = (settings.data_dir.join(LOG), settings.node, settings.limits.disk_reserve);
+    open_log_in(settings, &settings.data_dir)
+}
+
+/// Opens the log of a data directory.
+pub(crate) fn open_log_in(settings: &Settings, data_dir: &Path) -> Result<Arc<dyn LogStorage>, StorageError> {
+    let (path, node, reserve) = (data_dir.join(LOG), settings.node, settings.limits.disk_reserve);
     Ok(match log_kind(settings) {
         LogKind::Wal => Arc::new(WalLogStorage::open(&path, node)?.with_reserve(reserve)),
         LogKind::Rocksdb => Arc::new(RocksLogStorage::open(&path, node)?.with_reserve(reserve)),
@@ -381,8 +386,8 @@ fn claim_data_dir(settings: &Settings) -> Result<(), NodeError> {
 }
 
 /// Directories within the data directory.
-const LOG: &str = "log";
+pub(crate) const LOG: &str = "log";
 const FLIGHT: &str = "flight";
-const STATE: &str = "state";
+pub(crate) const STATE: &str = "state";
 /// Calls in hand get this long at shutdown.
 const CALLS_MAX: std::time::Duration = std::time::Duration::from_secs(2);

@@ -41,6 +41,7 @@
 mod alarm;
 mod auth;
 mod auto_compaction;
+mod backup;
 mod changes;
 mod check;
 mod collect;
@@ -82,6 +83,7 @@ pub use auth::{
     PermissionKind, ROOT, SECRET_BYTES_MIN,
 };
 pub use auto_compaction::AutoCompaction;
+pub use backup::Restore;
 pub use changes::WatchEvent;
 pub use consensus_core::session::Session;
 pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError, LeaseState, random_lease_id};

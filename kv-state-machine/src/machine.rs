@@ -280,6 +280,17 @@ impl KvStateMachine {
         full_segments
     }
 
+    /// Changes the metadata of the store apart from a batch of commands.
+    pub(crate) fn rewrite_meta(&mut self, change: impl FnOnce(&mut Meta)) -> Result<(), Failure> {
+        change(&mut self.meta);
+        let generation = self.store.current();
+        let mut write = WriteBatch::default();
+        write.put(keys::META, codec::encode(META_VERSION, &self.meta));
+        self.write(&generation, write)?;
+        generation.publish(self.meta, self.segments.clone(), None);
+        Ok(())
+    }
+
     fn write(&self, generation: &Generation, write: WriteBatch) -> Result<(), Failure> {
         match self.durability {
             Durability::FromLog => write_unlogged(generation.db(), write),

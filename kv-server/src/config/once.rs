@@ -1,6 +1,10 @@
 //! Flags for one start. They are neither keys of the file nor environment variables, where they would stay in place.
 
+use std::path::PathBuf;
+
 use clap::Args;
+
+use super::values::number;
 
 /// Flags for one start.
 #[derive(Clone, Debug, Args)]
@@ -26,7 +30,23 @@ pub(crate) struct Once {
     /// other nodes acknowledged beyond the end of this node's log are lost.
     #[arg(long)]
     pub(crate) force_new_cluster: bool,
+    /// Makes a new data directory from this backup, prints what that means, and exits.
+    ///
+    /// The data directory must not exist, or be empty. A node of a cluster becomes the only member of a new cluster, with a new
+    /// identity; the others join it.
+    #[arg(long, value_name = "FILE", conflicts_with = "force_new_cluster")]
+    pub(crate) restore: Option<PathBuf>,
+    /// Number by which `--restore` raises the revision of the store. All revisions before count as compacted then, so that clients that
+    /// saw later revisions than the backup has notice it. 0: the revision of the backup, and its history.
+    #[arg(long, default_value_t = 1_000_000_000, value_name = "COUNT", value_parser = number(0_u64..=MAX_BUMP))]
+    pub(crate) bump_revision: u64,
+    /// Checks this backup, prints its revision and number of keys, and exits.
+    #[arg(long, value_name = "FILE", conflicts_with = "restore")]
+    pub(crate) check_backup: Option<PathBuf>,
 }
+
+/// Greatest number by which a revision is raised.
+const MAX_BUMP: u64 = 1 << 48;
 
 /// Heading of these flags in `--help`.
 pub(crate) const ONCE: &str = "Flags for one start";

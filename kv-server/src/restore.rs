@@ -1,0 +1,174 @@
+//! `--restore FILE`: a new data directory from a backup, for a standalone server or for the first node of a new cluster.
+//!
+//! The directory is made beside its place and renamed at the end, so that a restore that fails leaves nothing that a server would start
+//! from. The node is the only member of the new cluster. The other nodes join it with empty disks: a node that started with an
+//! empty log as a founding member would lack the restored data, which no log has.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufReader},
+    path::{Path, PathBuf},
+};
+
+use consensus_core::{ClusterId, Member, MemberKind, StorageError};
+use consensus_engine_raft::recover::{found_cluster_on_state, new_cluster_id};
+use consensus_storage_dir::sync_parent_dirs;
+use kv_state_machine::{Durability, KvStateMachine, Restore, StoreStatistics};
+
+use crate::{
+    config::{Mode, Settings, Topology},
+    mode::{self, ModeError},
+    node::{self, LOG, STATE},
+};
+
+/// Why a backup is not restored. The data directory was not changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RestoreError {
+    #[error("cannot read the backup {path}: {error}")]
+    Backup { path: String, error: io::Error },
+    #[error(
+        "{path} is not empty: a backup is restored into a new data directory only; choose another --data-dir, or move the old one away"
+    )]
+    InUse { path: String },
+    #[error(
+        "node {node} is not among the listed nodes, or it is a witness: restore on a node that keeps data"
+    )]
+    NoSuchNode { node: u64 },
+    #[error("{backup} is not restored: {why}")]
+    Refused { backup: String, why: String },
+    #[error("{doing} {path}: {error}")]
+    Io { doing: &'static str, path: String, error: io::Error },
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Mode(#[from] ModeError),
+}
+
+/// A restored node.
+pub(crate) struct Restored {
+    data_dir: PathBuf,
+    /// `None` for a standalone server.
+    cluster: Option<ClusterId>,
+    statistics: StoreStatistics,
+}
+
+/// Restores a backup into the data directory of the settings.
+pub(crate) fn restore(settings: &Settings, backup: &Path) -> Result<Restored, RestoreError> {
+    let data_dir = &settings.data_dir;
+    require_unused(data_dir)?;
+    let own = settings.topology.as_ref().map(|topology| own_member(settings, topology)).transpose()?;
+    let mut aside = data_dir.clone().into_os_string();
+    aside.push(ASIDE);
+    let aside = PathBuf::from(aside);
+    let io = |doing, path: &Path| {
+        let path = path.display().to_string();
+        move |error| RestoreError::Io { doing, path, error }
+    };
+    if aside.exists() {
+        // An earlier restore failed, or was killed.
+        fs::remove_dir_all(&aside).map_err(io("removing", &aside))?;
+    }
+    let restored = restore_aside(settings, own, backup, &aside).inspect_err(|_| {
+        let _ = fs::remove_dir_all(&aside); // If this fails, the next restore removes it.
+    })?;
+    if data_dir.exists() {
+        fs::remove_dir(data_dir).map_err(io("removing", data_dir))?;
+    }
+    fs::rename(&aside, data_dir).map_err(io("renaming the restored directory to", data_dir))?;
+    sync_parent_dirs(data_dir).map_err(io("syncing the parent of", data_dir))?;
+    Ok(restored)
+}
+
+/// Makes a data directory at `aside`.
+fn restore_aside(
+    settings: &Settings,
+    own: Option<Member>,
+    backup: &Path,
+    aside: &Path,
+) -> Result<Restored, RestoreError> {
+    let unreadable = |error| RestoreError::Backup { path: backup.display().to_string(), error };
+    let mut file = BufReader::with_capacity(READ_BYTES, File::open(backup).map_err(unreadable)?);
+    let (mode, durability) = match own {
+        Some(_) => (Mode::Replicated, Durability::FromLog),
+        None => (Mode::Standalone, Durability::EachBatch),
+    };
+    mode::claim(aside, mode, LOG, STATE)?;
+    let cluster = own.as_ref().map(|_| new_cluster_id());
+    let machine = KvStateMachine::open(&aside.join(STATE), settings.node, durability)?;
+    let mut machine = machine.with_reserve(settings.limits.disk_reserve);
+    let wanted =
+        Restore { cluster: cluster.unwrap_or(ClusterId::NONE), bump_revision: settings.once.bump_revision };
+    let refused = |why: String| RestoreError::Refused { backup: backup.display().to_string(), why };
+    let applied = machine.restore_backup(&mut file, wanted).map_err(|error| refused(error.to_string()))?;
+    let statistics = machine.executor().statistics().map_err(|error| refused(error.to_string()))?;
+    drop(machine);
+    if let (Some(own), Some(cluster)) = (own, cluster) {
+        let log = node::open_log_in(settings, aside)?;
+        found_cluster_on_state(&*log, settings.node, own, applied, cluster)?;
+    }
+    Ok(Restored { data_dir: settings.data_dir.clone(), cluster, statistics })
+}
+
+fn require_unused(data_dir: &Path) -> Result<(), RestoreError> {
+    let path = data_dir.display().to_string();
+    match fs::read_dir(data_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(RestoreError::Io { doing: "reading", path, error }),
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(RestoreError::InUse { path }),
+        },
+    }
+}
+
+/// This node as the only member of the new cluster.
+fn own_member(settings: &Settings, topology: &Topology) -> Result<Member, RestoreError> {
+    let node = settings.node;
+    let own = topology.nodes.get(&node).filter(|_| !topology.witnesses.contains(&node));
+    let own = own.cloned().ok_or(RestoreError::NoSuchNode { node: node.0 })?;
+    Ok(Member {
+        endpoint: Some(own.consensus),
+        client_endpoint: own.client,
+        name: own.name,
+        ..Member::new(MemberKind::Voter)
+    })
+}
+
+/// Message about a restored node.
+pub(crate) fn describe(settings: &Settings, restored: &Restored) -> String {
+    let Restored { data_dir, cluster, statistics: StoreStatistics { revision, keys, leases, .. } } = restored;
+    let restored =
+        format!("{} has {keys} keys and {leases} leases, at revision {revision}", data_dir.display());
+    match cluster {
+        None => format!("{restored}\n- start the server as before"),
+        Some(cluster) => format!(
+            "{restored}\n\
+             - node {} is the only member of the new cluster {cluster}: start it as before; a file that lists the others does no harm\n\
+             - add the others with empty data directories: kv-server --join, then kvctl member add; they receive the data from this node\n\
+             - nodes of the old cluster are refused: they must not be started with their old data beside this cluster",
+            settings.node
+        ),
+    }
+}
+
+/// Describes a backup without restoring it: it is read into a scratch directory, which needs as much room as the backup.
+pub(crate) fn describe_backup(backup: &Path) -> Result<String, RestoreError> {
+    let unreadable = |error| RestoreError::Backup { path: backup.display().to_string(), error };
+    let mut file = BufReader::with_capacity(READ_BYTES, File::open(backup).map_err(unreadable)?);
+    let bytes = file.get_ref().metadata().map_err(unreadable)?.len();
+    let scratch = tempfile::tempdir().map_err(unreadable)?;
+    let mut machine =
+        KvStateMachine::open(&scratch.path().join(STATE), consensus_core::NodeId(0), Durability::FromLog)?;
+    let refused = |why: String| RestoreError::Refused { backup: backup.display().to_string(), why };
+    machine.restore_backup(&mut file, Restore::default()).map_err(|error| refused(error.to_string()))?;
+    let StoreStatistics { revision, compacted, keys, leases, .. } =
+        machine.executor().statistics().map_err(|error| refused(error.to_string()))?;
+    Ok(format!(
+        "{}: complete, {bytes} bytes\nrevision {revision}, compacted {compacted}, {keys} keys, {leases} leases",
+        backup.display()
+    ))
+}
+
+/// End of the name of the directory in which a restore works.
+const ASIDE: &str = ".restoring";
+const READ_BYTES: usize = 1 << 20;

@@ -173,6 +173,9 @@ pub(crate) enum ConfigError {
         /// Allowed values.
         why: String,
     },
+    /// The command line has several tasks.
+    #[error("give one of --force-new-cluster, --restore and --check-backup: each is a task of its own")]
+    Tasks,
     /// Several settings are wrong.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Several(Vec<Self>),
@@ -284,6 +287,15 @@ fn check(arguments: &Arguments, merged: &Merged<'_>) -> Result<(), ConfigError> 
     }
     let retention = arguments.limits.auto_compaction();
     retention.map_err(|why| merged.error("auto_compaction_retention", why))?;
+    let Once { force_new_cluster, restore, check_backup, .. } = &arguments.once;
+    if [*force_new_cluster, restore.is_some(), check_backup.is_some()]
+        .iter()
+        .filter(|is_set| **is_set)
+        .count()
+        > 1
+    {
+        return Err(ConfigError::Tasks);
+    }
     Ok(())
 }
 

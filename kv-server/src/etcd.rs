@@ -9,6 +9,7 @@ mod checks;
 mod cluster;
 mod convert;
 mod documents;
+mod download;
 mod election;
 mod error;
 mod first_bytes;
@@ -45,6 +46,7 @@ use tonic::Status;
 
 use self::held::Answered;
 pub(crate) use self::{
+    download::KeptCopy,
     maintenance::ETCD_VERSION,
     serve::{Scope, descriptors, serve},
 };

@@ -23,7 +23,9 @@ use crate::{
     between::{self, FromNode, NodeAnswer, NodeFault, NodeRequest},
     cluster::{ClusterManager, number},
     config::Routing,
-    convert, identity, members,
+    convert,
+    etcd::KeptCopy,
+    identity, members,
 };
 
 use self::leader::LeaderConnection;
@@ -39,6 +41,7 @@ pub(crate) struct RoutingManager {
     sessions_max: u64,
     listen: Option<Endpoint>,
     to_leader: LeaderConnection,
+    kept_copy: KeptCopy,
     passwords: Passwords,
 }
 
@@ -70,8 +73,14 @@ impl RoutingManager {
             sessions_max,
             listen: None,
             to_leader: LeaderConnection::default(),
+            kept_copy: KeptCopy::default(),
             passwords: Passwords::default(),
         }
+    }
+
+    /// Copy of the store that was downloaded last.
+    pub(crate) fn kept_copy(&self) -> &KeptCopy {
+        &self.kept_copy
     }
 
     /// Says where clients come to.

@@ -312,7 +312,7 @@ pub(super) fn text(kind: &MessageDescriptor, message: &[u8]) -> Result<String, S
     String::from_utf8(text).map_err(|error| wrong(error.to_string()))
 }
 
-fn failed(status: &Status) -> Response<Body> {
+pub(super) fn failed(status: &Status) -> Response<Body> {
     http::json(http_status(status.code()), described(status))
 }
 

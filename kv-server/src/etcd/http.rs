@@ -1,17 +1,20 @@
-//! Requests over HTTP without gRPC: version, health, metrics, and calls of the gateway.
+//! Requests over HTTP without gRPC: version, health, metrics, backups, and calls of the gateway.
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
 use tonic::body::Body;
 
-use super::{Etcd, checks::Probe, gateway, maintenance::ETCD_VERSION};
+use super::{Etcd, checks::Probe, download, gateway, maintenance::ETCD_VERSION};
 use crate::measure;
 
 /// Serves a request.
 pub(super) async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
     match gateway::method_of(request.uri().path()) {
         Some(method) => gateway::answer(etcd, method, request).await,
+        None if request.uri().path() == "/snapshot" && request.method() == Method::GET => {
+            download::answer(etcd, &request).await
+        }
         None => answer_of_health(&etcd, &request).await,
     }
 }

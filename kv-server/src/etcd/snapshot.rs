@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use futures::stream::BoxStream;
+use bytes::{Buf, Bytes, BytesMut};
+use futures::{Stream, stream::BoxStream};
 use kv_etcd_api::etcdserverpb::SnapshotResponse;
 use kv_state_machine::StoreSnapshot;
 use sha2::{Digest, Sha256};
@@ -24,41 +24,67 @@ pub(super) type Answers = BoxStream<'static, Result<SnapshotResponse, Status>>;
 /// Sends a copy of the store to a client, as fast as the client takes it.
 pub(super) fn send(snapshot: StoreSnapshot, stop: channel::Receiver<bool>) -> Answers {
     let (sender, receiver) = mpsc::channel(PIECES_MAX);
-    let mut out = Pieces::new(snapshot.size_bytes(), sender, Handle::current());
+    let message = |blob, remaining_bytes| {
+        Ok(SnapshotResponse { header: None, remaining_bytes, blob, version: ETCD_VERSION.to_owned() })
+    };
+    let mut out = Pieces::new(snapshot.size_bytes(), 0, sender, message, Handle::current());
     tokio::task::spawn_blocking(move || {
         let written = snapshot.write_to(&mut out).and_then(|()| out.end());
         if let Err(error) = written {
             tracing::warn!(%error, "a snapshot for a client was not sent to its end");
-            out.fail(&error);
+            // The client, if it is still there, is told that its copy is incomplete.
+            out.fail(Status::internal(format!("etcdserver: snapshot: {error}")));
         }
     });
-    Box::pin(futures::stream::unfold(Some((receiver, stop)), |state| async move {
+    Box::pin(until_stopped(receiver, stop))
+}
+
+/// The messages of a channel, and an error when the server stops: the client must not treat the messages so far as the whole.
+pub(super) fn until_stopped<T: Send + 'static>(
+    receiver: mpsc::Receiver<Result<T, Status>>,
+    stop: channel::Receiver<bool>,
+) -> impl Stream<Item = Result<T, Status>> + Send {
+    futures::stream::unfold(Some((receiver, stop)), |state| async move {
         let (mut receiver, mut stop) = state?;
         tokio::select! {
             piece = receiver.recv() => Some((piece?, Some((receiver, stop)))),
-            // The client must not treat the messages so far as the whole.
             () = stopped(&mut stop) => Some((Err(error::stopped()), None)),
         }
-    }))
+    })
+}
+
+/// Bytes of a copy with its padding and its checksum.
+pub(super) fn saved_bytes(size_bytes: u64) -> u64 {
+    size_bytes.next_multiple_of(BLOCK_BYTES) + DIGEST_BYTES
 }
 
 /// Divides written bytes into messages.
-struct Pieces {
-    sender: mpsc::Sender<Result<SnapshotResponse, Status>>,
+pub(super) struct Pieces<T> {
+    sender: mpsc::Sender<Result<T, Status>>,
+    /// Makes a message of bytes, and of the number of bytes that follow without the checksum.
+    message: fn(Bytes, u64) -> Result<T, Status>,
     runtime: Handle,
     buffer: BytesMut,
     digest: Sha256,
     /// Number of bytes left to send, without the checksum.
     left: u64,
+    /// Number of bytes at the beginning that the client has already.
+    skip: u64,
     /// Number of zeros at the end.
     padding: usize,
 }
 
-impl Pieces {
-    fn new(size_bytes: u64, sender: mpsc::Sender<Result<SnapshotResponse, Status>>, runtime: Handle) -> Self {
+impl<T> Pieces<T> {
+    pub(super) fn new(
+        size_bytes: u64,
+        skip: u64,
+        sender: mpsc::Sender<Result<T, Status>>,
+        message: fn(Bytes, u64) -> Result<T, Status>,
+        runtime: Handle,
+    ) -> Self {
         let left = size_bytes.next_multiple_of(BLOCK_BYTES);
         let padding = usize::try_from(left - size_bytes).unwrap_or_default();
-        Self { sender, runtime, buffer: BytesMut::new(), digest: Sha256::new(), left, padding }
+        Self { sender, message, runtime, buffer: BytesMut::new(), digest: Sha256::new(), left, skip, padding }
     }
 
     /// Sends the buffered bytes.
@@ -69,19 +95,25 @@ impl Pieces {
         self.send(blob)
     }
 
-    fn send(&self, blob: Bytes) -> io::Result<()> {
-        let (remaining_bytes, version) = (self.left, ETCD_VERSION.to_owned());
-        let response = SnapshotResponse { header: None, remaining_bytes, blob, version };
-        let sent = tokio::time::timeout(STALL_MAX, self.sender.send(Ok(response)));
+    fn send(&mut self, mut blob: Bytes) -> io::Result<()> {
+        let skipped = blob.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
+        self.skip -= skipped as u64;
+        blob.advance(skipped);
+        if blob.is_empty() {
+            // Without messages it would go unnoticed.
+            let is_gone = self.sender.is_closed();
+            return if is_gone { Err(client_is_gone()) } else { Ok(()) };
+        }
+        let sent = tokio::time::timeout(STALL_MAX, self.sender.send((self.message)(blob, self.left)));
         match self.runtime.block_on(sent) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone")),
+            Ok(Err(_)) => Err(client_is_gone()),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")),
         }
     }
 
     /// Sends the rest, and the checksum in a message of its own.
-    fn end(&mut self) -> io::Result<()> {
+    pub(super) fn end(&mut self) -> io::Result<()> {
         let zeros = vec![0; self.padding];
         self.write_all(&zeros)?;
         self.send_buffer()?;
@@ -89,13 +121,17 @@ impl Pieces {
         self.send(Bytes::copy_from_slice(&digest))
     }
 
-    /// Tells the client, if it is still there, that its copy is incomplete.
-    fn fail(&self, error: &io::Error) {
-        let _ = self.sender.try_send(Err(Status::internal(format!("etcdserver: snapshot: {error}"))));
+    /// Ends the messages with an error, if the client is still there.
+    pub(super) fn fail(&self, status: Status) {
+        let _ = self.sender.try_send(Err(status));
     }
 }
 
-impl Write for Pieces {
+fn client_is_gone() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone")
+}
+
+impl<T> Write for Pieces<T> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = bytes.len().min(PIECE_BYTES - self.buffer.len());
         self.buffer.extend_from_slice(&bytes[..taken]);
@@ -113,9 +149,10 @@ impl Write for Pieces {
 /// Bytes of one message, as in etcd.
 const PIECE_BYTES: usize = 32 << 10;
 /// Maximum number of messages that wait for the client.
-const PIECES_MAX: usize = 4;
+pub(super) const PIECES_MAX: usize = 4;
 /// etcd's clients check that the length is a multiple of this, plus a checksum.
 const BLOCK_BYTES: u64 = 512;
+const DIGEST_BYTES: u64 = 32;
 /// Time after which a client that reads nothing is given up, because its copy takes disk space.
 const STALL_MAX: Duration = Duration::from_secs(60);
 
@@ -127,7 +164,8 @@ mod tests {
     async fn pieces_count_down_to_the_checksum_of_a_padded_whole() {
         let (sender, mut receiver) = mpsc::channel(64);
         let bytes: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
-        let mut out = Pieces::new(bytes.len() as u64, sender, Handle::current());
+        let message = |blob, left: u64| Ok::<(Bytes, u64), Status>((blob, left));
+        let mut out = Pieces::new(bytes.len() as u64, 0, sender, message, Handle::current());
         let sent = bytes.clone();
         let writing = tokio::task::spawn_blocking(move || out.write_all(&sent).and_then(|()| out.end()));
         writing.await.unwrap().unwrap();
@@ -136,15 +174,38 @@ mod tests {
             messages.push(message.unwrap());
         }
         let digest = messages.pop().unwrap();
-        assert_eq!((digest.blob.len(), digest.remaining_bytes), (32, 0));
-        let whole: Vec<u8> = messages.iter().flat_map(|message| message.blob.to_vec()).collect();
+        assert_eq!((digest.0.len(), digest.1), (32, 0));
+        let whole: Vec<u8> = messages.iter().flat_map(|message| message.0.to_vec()).collect();
         assert_eq!(whole.len(), 100_352);
         assert!(whole.starts_with(&bytes) && whole[bytes.len()..].iter().all(|byte| *byte == 0));
-        assert_eq!(Sha256::digest(&whole)[..], digest.blob[..]);
+        assert_eq!(Sha256::digest(&whole)[..], digest.0[..]);
         let mut left = whole.len() as u64;
         for message in &messages {
-            left -= message.blob.len() as u64;
-            assert_eq!((message.remaining_bytes, &message.version[..]), (left, ETCD_VERSION));
+            left -= message.0.len() as u64;
+            assert_eq!(message.1, left);
+        }
+    }
+
+    #[tokio::test]
+    async fn resumed_copy_continues_where_the_client_is() {
+        let bytes: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
+        let received = async |skip: u64| {
+            let (sender, mut receiver) = mpsc::channel(64);
+            let message = |blob: Bytes, _| Ok::<Bytes, Status>(blob);
+            let mut out = Pieces::new(bytes.len() as u64, skip, sender, message, Handle::current());
+            let sent = bytes.clone();
+            let writing = tokio::task::spawn_blocking(move || out.write_all(&sent).and_then(|()| out.end()));
+            writing.await.unwrap().unwrap();
+            let mut all = Vec::new();
+            while let Some(blob) = receiver.recv().await {
+                all.extend_from_slice(&blob.unwrap());
+            }
+            all
+        };
+        let whole = received(0).await;
+        assert_eq!(whole.len() as u64, saved_bytes(100_000));
+        for skip in [1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 100_000, 100_352, whole.len() - 1] {
+            assert_eq!(received(skip as u64).await, whole[skip..], "{skip}");
         }
     }
 
@@ -152,7 +213,8 @@ mod tests {
     async fn client_that_goes_ends_the_writing() {
         let (sender, receiver) = mpsc::channel(1);
         drop(receiver);
-        let mut out = Pieces::new(1 << 20, sender, Handle::current());
+        let message = |blob: Bytes, _| Ok::<Bytes, Status>(blob);
+        let mut out = Pieces::new(1 << 20, 0, sender, message, Handle::current());
         let writing = tokio::task::spawn_blocking(move || out.write_all(&[0; PIECE_BYTES]));
         assert_eq!(writing.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }

@@ -1,0 +1,179 @@
+//! `GET /snapshot`: a backup of the store over HTTP. A download that breaks off is resumed.
+//!
+//! The bytes are those of `Snapshot` of the service `Maintenance`. The copy that was downloaded last is kept for a while, so that a
+//! client asks for the rest of it: with `Range: bytes=N-` and the `ETag` of its first response in `If-Range` (RFC 9110, section 13.1.5).
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http_body_util::StreamBody;
+use hyper::{
+    HeaderMap, Request, Response, StatusCode,
+    body::{Frame, Incoming},
+    header,
+};
+use kv_state_machine::StoreSnapshot;
+use tokio::{runtime::Handle, sync::mpsc};
+use tonic::{Status, body::Body};
+
+use super::{
+    Etcd, error, gateway, http,
+    permissions::certificate_name,
+    snapshot::{PIECES_MAX, Pieces, saved_bytes, until_stopped},
+};
+
+/// The copy that was downloaded last.
+#[derive(Default)]
+pub(crate) struct KeptCopy(Mutex<Option<Kept>>);
+
+#[derive(Clone)]
+struct Kept {
+    /// Identifies the copy, as an entity tag without quotes.
+    tag: String,
+    copy: Arc<StoreSnapshot>,
+    until: Instant,
+}
+
+impl KeptCopy {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, tag: &str) -> Option<Arc<StoreSnapshot>> {
+        self.lock().as_ref().filter(|kept| kept.tag == tag).map(|kept| kept.copy.clone())
+    }
+
+    /// Keeps a copy in place of the previous one, for [`KEEP`] from now.
+    fn keep(&self, tag: &str, copy: &Arc<StoreSnapshot>) {
+        let until = Instant::now() + KEEP;
+        *self.lock() = Some(Kept { tag: tag.to_owned(), copy: copy.clone(), until });
+    }
+
+    /// Gives the space of a copy back whose time is over.
+    fn expire(&self) {
+        self.lock().take_if(|kept| kept.until <= Instant::now());
+    }
+
+    fn clear(&self) {
+        self.lock().take();
+    }
+}
+
+/// Serves a download to a client that has the role `root`, if users are checked.
+pub(super) async fn answer(etcd: Etcd, request: &Request<Incoming>) -> Response<Body> {
+    let name = certificate_name(request.extensions());
+    match etcd.admit("etcdserverpb.Maintenance", "Snapshot", request.headers(), name).await {
+        Ok(etcd) => {
+            download(&etcd, request.headers()).await.unwrap_or_else(|status| gateway::failed(&status))
+        }
+        Err(status) => gateway::failed(&status),
+    }
+}
+
+async fn download(etcd: &Etcd, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    let database = etcd.data()?;
+    let kept = etcd.router().kept_copy();
+    let resumed = resumption(headers).and_then(|(tag, from)| Some((kept.find(&tag)?, tag, from)));
+    let (copy, tag, from) = match resumed {
+        Some(resumed) => resumed,
+        None => {
+            // The number of copies is limited: another one would wait for the kept one.
+            kept.clear();
+            let copy = Arc::new(database.snapshot().await.map_err(error::of_read)?);
+            (copy, draw_tag()?, 0)
+        }
+    };
+    let bytes = saved_bytes(copy.size_bytes());
+    if from >= bytes {
+        let mut response = http::respond(StatusCode::RANGE_NOT_SATISFIABLE, "text/plain", String::new());
+        insert(response.headers_mut(), header::CONTENT_RANGE, format!("bytes */{bytes}"));
+        return Ok(response);
+    }
+    keep_for_a_while(etcd, &tag, &copy);
+    let (sender, receiver) = mpsc::channel(PIECES_MAX);
+    let message = |blob: Bytes, _| Ok::<_, Status>(Frame::data(blob));
+    let mut out = Pieces::new(copy.size_bytes(), from, sender, message, Handle::current());
+    tokio::task::spawn_blocking(move || {
+        let written = copy.write_to(&mut out).and_then(|()| out.end());
+        if let Err(error) = written {
+            tracing::warn!(%error, "a backup was not sent to its end; its client can resume it for {} s", KEEP.as_secs());
+            out.fail(Status::unavailable(error.to_string()));
+        }
+    });
+    let frames = until_stopped(receiver, etcd.stop.clone());
+    let mut response = Response::new(Body::new(StreamBody::new(frames.boxed())));
+    let all = response.headers_mut();
+    insert(all, header::CONTENT_TYPE, "application/octet-stream".to_owned());
+    insert(all, header::CONTENT_LENGTH, (bytes - from).to_string());
+    insert(all, header::ACCEPT_RANGES, "bytes".to_owned());
+    insert(all, header::ETAG, format!("\"{tag}\""));
+    if from > 0 {
+        insert(all, header::CONTENT_RANGE, format!("bytes {from}-{}/{bytes}", bytes - 1));
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    Ok(response)
+}
+
+/// Draws the tag of a copy.
+fn draw_tag() -> Result<String, Status> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| Status::internal(error.to_string()))?;
+    Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
+}
+
+fn keep_for_a_while(etcd: &Etcd, tag: &str, copy: &Arc<StoreSnapshot>) {
+    etcd.router().kept_copy().keep(tag, copy);
+    let router = Arc::downgrade(&etcd.router);
+    tokio::spawn(async move {
+        tokio::time::sleep(KEEP).await;
+        if let Some(router) = router.upgrade() {
+            router.kept_copy().expire();
+        }
+    });
+}
+
+/// Tag and position of a request for the rest of a download.
+fn resumption(headers: &HeaderMap) -> Option<(String, u64)> {
+    let text = |name| headers.get(name)?.to_str().ok();
+    let tag = text(header::IF_RANGE)?.strip_prefix('"')?.strip_suffix('"')?;
+    let from = text(header::RANGE)?.strip_prefix("bytes=")?.strip_suffix('-')?;
+    Some((tag.to_owned(), from.parse().ok()?))
+}
+
+fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: String) {
+    if let Ok(value) = header::HeaderValue::try_from(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// Time for which the copy that was downloaded last is kept. It keeps disk space that later changes would free.
+const KEEP: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resumption_needs_tag_and_open_range() {
+        let of = |tag: &'static str, range: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::IF_RANGE, header::HeaderValue::from_static(tag));
+            headers.insert(header::RANGE, header::HeaderValue::from_static(range));
+            resumption(&headers)
+        };
+        assert_eq!(of("\"a1\"", "bytes=512-"), Some(("a1".to_owned(), 512)));
+        for (tag, range) in [
+            ("a1", "bytes=512-"),
+            ("\"a1\"", "bytes=512-600"),
+            ("\"a1\"", "bytes=-5"),
+            ("\"a1\"", "pages=1-"),
+        ] {
+            assert_eq!(of(tag, range), None, "{tag} {range}");
+        }
+        assert_eq!(resumption(&HeaderMap::new()), None);
+    }
+}

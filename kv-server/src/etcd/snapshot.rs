@@ -68,7 +68,7 @@ pub(super) struct Pieces<T> {
     digest: Sha256,
     /// Number of bytes left to send, without the checksum.
     left: u64,
-    /// Number of bytes at the beginning that the client has already.
+    /// Number of bytes at the start that the client has already.
     skip: u64,
     /// Number of zeros at the end.
     padding: usize,

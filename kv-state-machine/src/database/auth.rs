@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{ConsensusKvDatabase, KvError, blocking, read_error, witness};
 use crate::{
-    AuthRejection, AuthState, Caller, KeyRange, KvOperation, KvRejection,
+    AuthRejection, AuthState, Caller, KeyRange, KvOperation, KvRejection, KvStoreExecutor,
     auth::{AccessKind, Demand},
 };
 
@@ -21,7 +21,7 @@ impl ConsensusKvDatabase {
     /// Users and roles in the state that this node has applied; none on a witness.
     #[must_use]
     pub fn auth(&self) -> Arc<AuthState> {
-        self.executor.as_ref().map_or_else(Arc::default, |executor| executor.auth())
+        self.executor.as_ref().map_or_else(Arc::default, KvStoreExecutor::auth)
     }
 
     /// Users and roles, as of a linearizable read.

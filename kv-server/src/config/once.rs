@@ -33,14 +33,14 @@ pub(crate) struct Once {
     /// Makes a new data directory from this backup, prints what that means, and exits.
     ///
     /// The data directory must not exist, or be empty. A node of a cluster becomes the only member of a new cluster, with a new
-    /// identity; the others join it.
+    /// identity; the others join it. Default: none.
     #[arg(long, value_name = "FILE")]
     pub(crate) restore: Option<PathBuf>,
     /// Number by which `--restore` raises the revision of the store. All revisions before count as compacted then, so that clients that
     /// saw later revisions than the backup has notice it. 0: the revision of the backup, and its history.
     #[arg(long, default_value_t = 1_000_000_000, value_name = "COUNT", value_parser = number(0_u64..=MAX_BUMP))]
     pub(crate) bump_revision: u64,
-    /// Checks this backup, prints its revision and number of keys, and exits.
+    /// Checks this backup, prints its revision and number of keys, and exits. Default: none.
     #[arg(long, value_name = "FILE")]
     pub(crate) check_backup: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! Authentication: who a client is. What it may do is decided by the store.
+//! Authentication of clients. The store decides about their permissions.
 //!
 //! Passwords are hashed and verified here, beside the tasks that serve others; only hashes are replicated. A client that has
 //! authenticated itself gets a token, which every node accepts, also after a restart: it is signed with a key from the

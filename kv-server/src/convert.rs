@@ -2,13 +2,14 @@
 //! compare without its operand), the answer is InvalidRequest.
 
 mod alarms;
+mod auth;
 mod leases;
 
 use consensus_core::{Endpoint, EndpointError, Member, MemberChange, MemberKind, Membership, NodeId};
 use kv_state_machine::{
-    Compare, CompareResult, CompareTarget, Consistency, Delete, Deleted, Found, Keep, KeyRange, KeyValue,
-    KvAnswer, KvError, KvOperation, KvRejection, KvResult, Put, PutDone, Range, RevisionBounds, Session,
-    Sort, SortBy, StateHash, Txn, Versionstamp,
+    AuthRejection, Compare, CompareResult, CompareTarget, Consistency, Delete, Deleted, Found, Keep,
+    KeyRange, KeyValue, KvAnswer, KvError, KvOperation, KvRejection, KvResult, Put, PutDone, Range,
+    RevisionBounds, Session, Sort, SortBy, StateHash, Txn, Versionstamp,
 };
 use kv_store_client::{
     admin::{self, RefusedReason},
@@ -16,7 +17,10 @@ use kv_store_client::{
     protocol::{Fault, Reply},
 };
 
+use crate::auth::LoginError;
+
 pub(crate) use self::alarms::{alarm, alarms, disarmed};
+pub(crate) use self::auth::{auth_change, auth_status};
 pub(crate) use self::leases::{
     LEASE_KEYS_BYTES_MAX, grant, granted, kept_alive, lease_limit, leases, no_lease, time_to_live,
 };
@@ -43,7 +47,7 @@ pub(crate) fn admins_fault(fault: Fault) -> Fault {
     match fault {
         Fault::Unavailable(why) if why.maybe_applied => refused(why.message, RefusedReason::UNKNOWN),
         Fault::Unavailable(why) => refused(why.message, RefusedReason::UNAVAILABLE),
-        Fault::Invalid(_) => refused(message, RefusedReason::REJECTED),
+        Fault::Invalid(_) | Fault::Denied(_) => refused(message, RefusedReason::REJECTED),
         Fault::NotLeader(idl::NotLeader { leader_id, leader_endpoint }) => Fault::Refused(admin::Refused {
             message,
             maybe_done: false,
@@ -433,10 +437,31 @@ pub(crate) fn fault(error: KvError) -> Fault {
         KvError::Rejected(KvRejection::LeaseExists { id }) => {
             Fault::LeaseExists(idl::LeaseExists { lease_id: id })
         }
+        KvError::Rejected(KvRejection::Auth(rejection)) => denied(rejection),
         KvError::Rejected(rejection) => invalid(rejection.to_string()),
         KvError::Unavailable { why, maybe_applied } => unavailable(why, maybe_applied),
         other => unavailable(other.to_string(), false),
     }
+}
+
+/// A refusal because of users and permissions.
+pub(crate) fn denied(rejection: AuthRejection) -> Fault {
+    let reason = match rejection {
+        AuthRejection::NoUser => idl::DeniedReason::NO_USER,
+        AuthRejection::OutdatedAdmission => idl::DeniedReason::LOGIN_AGAIN,
+        _ => idl::DeniedReason::PERMISSION,
+    };
+    Fault::Denied(idl::Denied { message: rejection.to_string(), reason })
+}
+
+/// A login that failed.
+pub(crate) fn login_fault(error: LoginError) -> Fault {
+    let reason = match error {
+        LoginError::TooMany => return unavailable(error.to_string(), false),
+        LoginError::NotEnabled => idl::DeniedReason::NOT_ENABLED,
+        LoginError::Failed | LoginError::NoPassword => idl::DeniedReason::LOGIN_FAILED,
+    };
+    Fault::Denied(idl::Denied { message: error.to_string(), reason })
 }
 
 pub(crate) fn unavailable(message: impl Into<String>, maybe_applied: bool) -> Fault {

@@ -63,7 +63,7 @@ pub(crate) struct Etcd {
     budget: ConnectionBudget,
     limits: ApiLimits,
     stop: channel::Receiver<bool>,
-    /// Who makes the call.
+    /// The caller.
     caller: Caller,
     /// Whether the call has a token that is not valid. Only calls of `Watch` get so far.
     has_invalid_token: bool,

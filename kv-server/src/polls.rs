@@ -6,7 +6,9 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use kv_state_machine::{ConsensusKvDatabase, KeyRange, KeyValue, WatchEvent, WatchRequest, WatchStream};
+use kv_state_machine::{
+    Caller, ConsensusKvDatabase, KeyRange, KeyValue, WatchEvent, WatchRequest, WatchStream,
+};
 use kv_store_client::{
     idl,
     protocol::{Fault, Reply},
@@ -57,6 +59,7 @@ impl ConnectionPolls {
     pub(crate) async fn poll(
         &self,
         router: &RoutingManager,
+        caller: &Caller,
         request: idl::WatchRequest,
         room: &mut Room,
     ) -> Result<Reply, Fault> {
@@ -66,7 +69,8 @@ impl ConnectionPolls {
             return Err(Fault::NoData(idl::NoData { message }));
         }
         let Poll { request, known_events, wait } = checked(request)?;
-        let start = request.start_revision;
+        let (start, keys) = (request.start_revision, request.keys.clone());
+        database.check_read(caller, &keys).map_err(convert::denied)?;
         let _places = [
             place(&self.connection, CONNECTION_POLLS_MAX, "of this connection")?,
             place(&self.node, NODE_POLLS_MAX, "of this node")?,
@@ -91,6 +95,8 @@ impl ConnectionPolls {
         let rest = (stream.next_revision().max(start), 0);
         let (next_revision, next_event) = part.next.unwrap_or(rest);
         drop(stream);
+        // Users or roles may have changed while the poll waited.
+        database.check_read(caller, &keys).map_err(convert::denied)?;
         room.reserve(part.bytes).await;
         Ok(Reply::Watch(idl::WatchResponse {
             header: router.header()?,

@@ -8,10 +8,10 @@ use std::{sync::Arc, time::Duration};
 use consensus_core::{ChangeError, Endpoint, EngineStatus, NodeId, TransferError};
 use consensus_transport_thrift::framing;
 use kv_state_machine::{
-    Alarm, AlarmKind, Caller, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, KvRejection,
+    Alarm, AlarmKind, Caller, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation,
 };
 use kv_store_client::{
-    admin::{MemberChange, NodeIdentity, RefusedReason},
+    admin::{AuthChange, MemberChange, NodeIdentity, RefusedReason},
     idl,
     protocol::{self, Call, Fault, Incoming, Reply},
 };
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::{
     answers::Room,
-    auth::Passwords,
+    auth::{self, LoginError, Passwords},
     between::{self, FromNode, NodeAnswer, NodeFault, NodeRequest},
     cluster::{ClusterManager, number},
     config::Routing,
@@ -105,6 +105,8 @@ impl RoutingManager {
                 | Call::TransferLeader(_)
                 | Call::Alarms
                 | Call::DisarmAlarm(_)
+                | Call::ChangeAuth(_)
+                | Call::Auth
                 | Call::BetweenNodes(_)
         );
         let outcome = self.execute_anywhere(caller, call, may_forward, room).await;
@@ -121,6 +123,8 @@ impl RoutingManager {
         let request = match &call {
             Call::Status => return self.status(),
             Call::Hash => return self.hash(caller).await,
+            Call::Auth => return self.auth(caller).await,
+            Call::ChangeAuth(change) => return self.change_auth(caller, change.clone(), room).await,
             Call::BetweenNodes(bytes) => {
                 let request = FromNode::decode(bytes, &self.database.auth());
                 Request::OfNode(request.map_err(|why| convert::unavailable(why, false))?)
@@ -223,14 +227,66 @@ impl RoutingManager {
         Ok(NodeAnswer::Reply(protocol::encode_reply(&name, 0, outcome).map_err(text)?))
     }
 
+    /// Verifies a login. Returns the caller that the connection has from then on, and the reply.
+    pub(crate) async fn log_in(&self, request: idl::LoginRequest) -> Result<(Caller, Reply), Fault> {
+        let auth = self.database.current_auth().await.map_err(convert::fault)?;
+        let caller = match &request.token {
+            Some(_) if !auth.is_enabled() => Err(LoginError::NotEnabled),
+            Some(token) => auth::caller_of(&auth, token.as_bytes()).ok_or(LoginError::Failed),
+            None => {
+                let (user, password) =
+                    (request.user.unwrap_or_default(), request.password.unwrap_or_default());
+                auth::login(&self.passwords, &auth, &user, &password).await
+            }
+        };
+        let caller = caller.map_err(convert::login_fault)?;
+        let token = request.token.or_else(|| auth::token_for(&auth, &caller)).unwrap_or_default();
+        Ok((caller, Reply::Login(idl::LoginResponse { header: self.header()?, token })))
+    }
+
+    async fn auth(&self, caller: &Caller) -> Result<Reply, Fault> {
+        let auth = self.database.current_auth().await.map_err(convert::fault)?;
+        self.check_root(caller)?;
+        Ok(Reply::Auth(convert::auth_status(&auth)))
+    }
+
+    /// Changes users and roles. A password is hashed here: the leader gets the hash.
+    async fn change_auth(
+        &self,
+        caller: &Caller,
+        change: AuthChange,
+        room: &mut Room,
+    ) -> Result<Reply, Fault> {
+        self.check_root(caller)?;
+        let unavailable = |why: String| convert::refused(why, RefusedReason::UNAVAILABLE);
+        let secret = auth::new_secret().map_err(|error| unavailable(error.to_string()))?;
+        let hash = match change.password.clone() {
+            Some(password) => {
+                let hashed = self.passwords.hash(password).await;
+                let hashed = hashed.ok_or_else(|| unavailable(LoginError::TooMany.to_string()))?;
+                Some(hashed.map_err(unavailable)?)
+            }
+            None => None,
+        };
+        let request = NodeRequest::Execute(KvOperation::Auth(convert::auth_change(change, secret, hash)?));
+        match self.lead(caller, &request, room).await {
+            Ok(_) => Ok(Reply::ChangeAuth),
+            Err(NodeFault::Rejected(rejection)) => {
+                Err(convert::refused(rejection.to_string(), RefusedReason::REJECTED))
+            }
+            Err(NodeFault::Unavailable { why, maybe_applied: true }) => {
+                Err(convert::refused(why, RefusedReason::UNKNOWN))
+            }
+            Err(fault) => Err(unavailable(fault.reason())),
+        }
+    }
+
     fn check_root(&self, caller: &Caller) -> Result<(), Fault> {
-        let rejection = |rejection| convert::fault(KvError::Rejected(KvRejection::Auth(rejection)));
-        self.database.check_root(caller).map_err(rejection)
+        self.database.check_root(caller).map_err(convert::denied)
     }
 
     fn check_user(&self, caller: &Caller) -> Result<(), Fault> {
-        let rejection = |rejection| convert::fault(KvError::Rejected(KvRejection::Auth(rejection)));
-        self.database.check_user(caller).map_err(rejection)
+        self.database.check_user(caller).map_err(convert::denied)
     }
 
     async fn hash(&self, caller: &Caller) -> Result<Reply, Fault> {

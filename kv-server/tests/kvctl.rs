@@ -8,6 +8,7 @@ mod kvctl {
     mod operators;
     mod page;
     mod status;
+    mod users;
     mod watches;
 }
 

@@ -126,7 +126,49 @@ def standalone(port):
     sessions(client)
     leases(client)
     watch(client, connect(port))
+    users(client, port)
     assert client.status().role == "standalone"
+
+
+def users(nobody, port):
+    operator = connect(port, admin.Admin)
+    not_enabled = raises(kv.Denied, nobody.login, kv.LoginRequest(user="root", password="x"))
+    assert not_enabled.reason == kv.DeniedReason.NOT_ENABLED, not_enabled
+    change = lambda action, **more: operator.change_auth(admin.AuthChange(action=action, **more))
+    actions = admin.AuthAction
+    refused = raises(admin.Refused, change, actions.ENABLE)
+    assert "no user root" in refused.message and refused.reason == admin.RefusedReason.REJECTED, refused
+    change(actions.ADD_USER, user="root", password="secret")
+    change(actions.GRANT_ROLE, user="root", role="root")
+    change(actions.ADD_USER, user="ann", password="word")
+    change(actions.ADD_ROLE, role="r")
+    keys = admin.KeyPermission(kind=admin.PermissionKind.READ_WRITE, key=b"u/", range_end=b"u0")
+    change(actions.GRANT_PERMISSION, role="r", permission=keys)
+    change(actions.GRANT_ROLE, user="ann", role="r")
+    change(actions.ENABLE)
+    raises(admin.Refused, operator.auth)
+    assert raises(kv.Denied, nobody.put, put(b"u/1", b"x")).reason == kv.DeniedReason.NO_USER
+    ann = connect(port)
+    for wrong in ["", "Word"]:
+        assert raises(kv.Denied, ann.login, kv.LoginRequest(user="ann", password=wrong)).reason == kv.DeniedReason.LOGIN_FAILED
+    token = ann.login(kv.LoginRequest(user="ann", password="word")).token
+    again = connect(port)
+    again.login(kv.LoginRequest(token=token))
+    for client in [ann, again]:
+        client.put(put(b"u/1", b"x"))
+        denied = [raises(kv.Denied, call, *arguments) for call, *arguments in [
+            (client.put, put(b"v", b"x")), (client.delete_range, kv.DeleteRequest(key=b"v")),
+            (client.range, kv.RangeRequest(key=b"v")), (client.watch, kv.WatchRequest(key=b"v")), (client.compact, 3),
+            (client.hash,), (client.txn, kv.TxnRequest(
+                compare=[], success=[], failure=[kv.Operation(put=put(b"v", b"x"))]))]]
+        assert all(one.reason == kv.DeniedReason.PERMISSION for one in denied), denied
+    raises(admin.LoginDenied, operator.login, admin.LoginRequest(user="root", password="wrong"))
+    operator.login(admin.LoginRequest(user="root", password="secret"))
+    status = operator.auth()
+    assert status.enabled and [user.name for user in status.users] == ["ann", "root"], status
+    assert status.roles[0].permissions == [keys], status
+    change(actions.DISABLE)
+    nobody.put(put(b"v", b"x"))
 
 
 def sessions(client):

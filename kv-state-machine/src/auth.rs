@@ -30,10 +30,9 @@ pub(crate) use self::{
 };
 
 /// The origin of an operation, which decides what it may do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Caller {
     /// The program itself: everything is permitted.
-    #[default]
     Server,
     /// A client without a user. While authentication is enabled, nothing is permitted.
     Anonymous,
@@ -41,7 +40,7 @@ pub enum Caller {
     User(Arc<Admission>),
 }
 
-/// A user whom a node has admitted.
+/// A user that a node has admitted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admission {
     /// Name of the user.
@@ -67,7 +66,7 @@ impl Caller {
     }
 }
 
-/// What a permission allows.
+/// Kind of access that a permission allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PermissionKind {
     /// Reads.
@@ -81,7 +80,7 @@ pub enum PermissionKind {
 /// A permission of a role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Permission {
-    /// What is allowed.
+    /// Kind of access.
     pub kind: PermissionKind,
     /// Keys on which it is allowed.
     pub keys: KeyRange,

@@ -81,6 +81,77 @@ struct Alarm {
   2: optional i64 node_id
 }
 
+/** What a permission allows. */
+enum PermissionKind {
+  READ = 1,
+  WRITE = 2,
+  READ_WRITE = 3
+}
+
+/** A permission on a key, or on the keys in [key, range_end). A range_end of one zero byte means all keys from key on. */
+struct KeyPermission {
+  1: required PermissionKind kind
+  2: required binary key
+  3: optional binary range_end
+}
+
+/** A change of users and roles; the fields of AuthChange that each one uses are in parentheses. */
+enum AuthAction {
+  /** Enables authentication. There must be a user root with the role root. */
+  ENABLE = 1,
+  DISABLE = 2,
+  /** Adds a user without roles (user, password). Without a password it can authenticate itself by a certificate only. */
+  ADD_USER = 3,
+  /** (user) */
+  DELETE_USER = 4,
+  /** Sets another password, which ends all logins of the user (user, password). */
+  CHANGE_PASSWORD = 5,
+  /** (user, role) */
+  GRANT_ROLE = 6,
+  /** (user, role) */
+  REVOKE_ROLE = 7,
+  /** (role) */
+  ADD_ROLE = 8,
+  /** (role) */
+  DELETE_ROLE = 9,
+  /** Adds a permission, or changes its kind if there is one on exactly these keys (role, permission). */
+  GRANT_PERMISSION = 10,
+  /** Removes the permission on exactly these keys, whatever its kind (role, permission). */
+  REVOKE_PERMISSION = 11
+}
+
+/** A change of users and roles. */
+struct AuthChange {
+  1: required AuthAction action
+  2: optional string user
+  3: optional string role
+  4: optional string password
+  5: optional KeyPermission permission
+}
+
+/** A user. */
+struct UserStatus {
+  1: required string name
+  2: required list<string> roles
+  3: required bool has_password
+}
+
+/** A role. */
+struct RoleStatus {
+  1: required string name
+  2: required list<KeyPermission> permissions
+}
+
+/** Users and roles. */
+struct AuthStatus {
+  /** Whether authentication is enabled. */
+  1: required bool enabled
+  /** Number of changes of users and roles, plus one. */
+  2: required i64 revision
+  3: required list<UserStatus> users
+  4: required list<RoleStatus> roles
+}
+
 /** A server and the cluster to which it belongs. */
 struct NodeIdentity {
   1: required i64 node_id
@@ -103,7 +174,35 @@ exception Refused {
   5: optional string leader_endpoint
 }
 
+/** See kv.thrift. */
+struct LoginRequest {
+  1: optional string user
+  2: optional string password
+  3: optional string token
+}
+
+/** See kv.thrift, where it has more fields. */
+struct LoginResponse {
+  2: required string token
+}
+
+/** See kv.thrift. The values of `reason` are those of its DeniedReason. */
+exception LoginDenied {
+  1: required string message
+  2: required i32 reason
+}
+
+/** See Unavailable in kv.thrift. */
+exception LoginUnavailable {
+  1: required string message
+}
+
 service Admin {
+  /**
+   * Gives the connection a user, as login of the service Kv does: most generated clients have one service for each
+   * connection.
+   */
+  LoginResponse login(1: LoginRequest request) throws (2: LoginUnavailable unavailable, 11: LoginDenied denied),
   /** Applies all changes in one step. It returns when the new configuration is committed. */
   void change_members(1: list<MemberChange> changes) throws (1: Refused refused),
   /**
@@ -118,6 +217,10 @@ service Admin {
    * quota.
    */
   bool disarm_alarm(1: Alarm alarm) throws (1: Refused refused),
+  /** Changes users and roles. While authentication is enabled, only users with the role root may do so. */
+  void change_auth(1: AuthChange change) throws (1: Refused refused),
+  /** Returns users and roles. While authentication is enabled, only users with the role root may see them. */
+  AuthStatus auth() throws (1: Refused refused),
   /**
    * Disables forwarding for later calls on this connection: their caller gets the leader's endpoint instead.
    * Servers call it on each other, so that a forwarded call is never forwarded again. The caller names the

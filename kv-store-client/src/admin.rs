@@ -214,6 +214,150 @@ impl From<&AlarmKind> for i32 {
   }
 }
 
+/// What a permission allows.
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PermissionKind(pub i32);
+
+impl PermissionKind {
+  pub const READ: PermissionKind = PermissionKind(1);
+  pub const WRITE: PermissionKind = PermissionKind(2);
+  pub const READ_WRITE: PermissionKind = PermissionKind(3);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::READ,
+    Self::WRITE,
+    Self::READ_WRITE,
+  ];
+}
+
+impl TSerializable for PermissionKind {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<PermissionKind> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(PermissionKind::from(enum_value))
+  }
+}
+
+impl From<i32> for PermissionKind {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => PermissionKind::READ,
+      2 => PermissionKind::WRITE,
+      3 => PermissionKind::READ_WRITE,
+      _ => PermissionKind(i)
+    }
+  }
+}
+
+impl From<&i32> for PermissionKind {
+  fn from(i: &i32) -> Self {
+    PermissionKind::from(*i)
+  }
+}
+
+impl From<PermissionKind> for i32 {
+  fn from(e: PermissionKind) -> i32 {
+    e.0
+  }
+}
+
+impl From<&PermissionKind> for i32 {
+  fn from(e: &PermissionKind) -> i32 {
+    e.0
+  }
+}
+
+/// A change of users and roles; the fields of AuthChange that each one uses are in parentheses.
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AuthAction(pub i32);
+
+impl AuthAction {
+  /// Enables authentication. There must be a user root with the role root.
+  pub const ENABLE: AuthAction = AuthAction(1);
+  pub const DISABLE: AuthAction = AuthAction(2);
+  /// Adds a user without roles (user, password). Without a password it can authenticate itself by a certificate only.
+  pub const ADD_USER: AuthAction = AuthAction(3);
+  /// (user)
+  pub const DELETE_USER: AuthAction = AuthAction(4);
+  /// Sets another password, which ends all logins of the user (user, password).
+  pub const CHANGE_PASSWORD: AuthAction = AuthAction(5);
+  /// (user, role)
+  pub const GRANT_ROLE: AuthAction = AuthAction(6);
+  /// (user, role)
+  pub const REVOKE_ROLE: AuthAction = AuthAction(7);
+  /// (role)
+  pub const ADD_ROLE: AuthAction = AuthAction(8);
+  /// (role)
+  pub const DELETE_ROLE: AuthAction = AuthAction(9);
+  /// Adds a permission, or changes its kind if there is one on exactly these keys (role, permission).
+  pub const GRANT_PERMISSION: AuthAction = AuthAction(10);
+  /// Removes the permission on exactly these keys, whatever its kind (role, permission).
+  pub const REVOKE_PERMISSION: AuthAction = AuthAction(11);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::ENABLE,
+    Self::DISABLE,
+    Self::ADD_USER,
+    Self::DELETE_USER,
+    Self::CHANGE_PASSWORD,
+    Self::GRANT_ROLE,
+    Self::REVOKE_ROLE,
+    Self::ADD_ROLE,
+    Self::DELETE_ROLE,
+    Self::GRANT_PERMISSION,
+    Self::REVOKE_PERMISSION,
+  ];
+}
+
+impl TSerializable for AuthAction {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AuthAction> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(AuthAction::from(enum_value))
+  }
+}
+
+impl From<i32> for AuthAction {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => AuthAction::ENABLE,
+      2 => AuthAction::DISABLE,
+      3 => AuthAction::ADD_USER,
+      4 => AuthAction::DELETE_USER,
+      5 => AuthAction::CHANGE_PASSWORD,
+      6 => AuthAction::GRANT_ROLE,
+      7 => AuthAction::REVOKE_ROLE,
+      8 => AuthAction::ADD_ROLE,
+      9 => AuthAction::DELETE_ROLE,
+      10 => AuthAction::GRANT_PERMISSION,
+      11 => AuthAction::REVOKE_PERMISSION,
+      _ => AuthAction(i)
+    }
+  }
+}
+
+impl From<&i32> for AuthAction {
+  fn from(i: &i32) -> Self {
+    AuthAction::from(*i)
+  }
+}
+
+impl From<AuthAction> for i32 {
+  fn from(e: AuthAction) -> i32 {
+    e.0
+  }
+}
+
+impl From<&AuthAction> for i32 {
+  fn from(e: &AuthAction) -> i32 {
+    e.0
+  }
+}
+
 //
 // MemberChange
 //
@@ -410,6 +554,482 @@ impl TSerializable for Alarm {
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KeyPermission
+//
+
+/// A permission on a key, or on the keys in [key, range_end). A range_end of one zero byte means all keys from key on.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct KeyPermission {
+  pub kind: PermissionKind,
+  pub key: Vec<u8>,
+  pub range_end: Option<Vec<u8>>,
+}
+
+impl KeyPermission {
+  pub fn new<F3>(kind: PermissionKind, key: Vec<u8>, range_end: F3) -> KeyPermission where F3: Into<Option<Vec<u8>>> {
+    KeyPermission {
+      kind,
+      key,
+      range_end: range_end.into(),
+    }
+  }
+}
+
+impl TSerializable for KeyPermission {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KeyPermission> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<PermissionKind> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    let mut f_3: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = PermissionKind::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bytes()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("KeyPermission.kind", &f_1)?;
+    verify_required_field_exists("KeyPermission.key", &f_2)?;
+    let ret = KeyPermission {
+      kind: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      key: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      range_end: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("KeyPermission");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::I32, 1))?;
+    self.kind.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("key", TType::String, 2))?;
+    o_prot.write_bytes(&self.key)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.range_end {
+      o_prot.write_field_begin(&TFieldIdentifier::new("range_end", TType::String, 3))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AuthChange
+//
+
+/// A change of users and roles.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AuthChange {
+  pub action: AuthAction,
+  pub user: Option<String>,
+  pub role: Option<String>,
+  pub password: Option<String>,
+  pub permission: Option<KeyPermission>,
+}
+
+impl AuthChange {
+  pub fn new<F2, F3, F4, F5>(action: AuthAction, user: F2, role: F3, password: F4, permission: F5) -> AuthChange where F2: Into<Option<String>>, F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<KeyPermission>> {
+    AuthChange {
+      action,
+      user: user.into(),
+      role: role.into(),
+      password: password.into(),
+      permission: permission.into(),
+    }
+  }
+}
+
+impl TSerializable for AuthChange {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AuthChange> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<AuthAction> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<String> = None;
+    let mut f_5: Option<KeyPermission> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = AuthAction::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_string()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = KeyPermission::read_from_in_protocol(i_prot)?;
+          f_5 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("AuthChange.action", &f_1)?;
+    let ret = AuthChange {
+      action: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      user: f_2,
+      role: f_3,
+      password: f_4,
+      permission: f_5,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AuthChange");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("action", TType::I32, 1))?;
+    self.action.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.user {
+      o_prot.write_field_begin(&TFieldIdentifier::new("user", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.role {
+      o_prot.write_field_begin(&TFieldIdentifier::new("role", TType::String, 3))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.password {
+      o_prot.write_field_begin(&TFieldIdentifier::new("password", TType::String, 4))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.permission {
+      o_prot.write_field_begin(&TFieldIdentifier::new("permission", TType::Struct, 5))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// UserStatus
+//
+
+/// A user.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct UserStatus {
+  pub name: String,
+  pub roles: Vec<String>,
+  pub has_password: bool,
+}
+
+impl UserStatus {
+  pub fn new(name: String, roles: Vec<String>, has_password: bool) -> UserStatus {
+    UserStatus {
+      name,
+      roles,
+      has_password,
+    }
+  }
+}
+
+impl TSerializable for UserStatus {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<UserStatus> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Vec<String>> = None;
+    let mut f_3: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity((list_ident.size as usize).min(64));
+          for _ in 0..list_ident.size {
+            let list_elem_0 = i_prot.read_string()?;
+            val.push(list_elem_0);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bool()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("UserStatus.name", &f_1)?;
+    verify_required_field_exists("UserStatus.roles", &f_2)?;
+    verify_required_field_exists("UserStatus.has_password", &f_3)?;
+    let ret = UserStatus {
+      name: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      roles: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      has_password: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("UserStatus");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("name", TType::String, 1))?;
+    o_prot.write_string(&self.name)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("roles", TType::List, 2))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.roles.len() as i32))?;
+    for e in &self.roles {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("has_password", TType::Bool, 3))?;
+    o_prot.write_bool(self.has_password)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// RoleStatus
+//
+
+/// A role.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct RoleStatus {
+  pub name: String,
+  pub permissions: Vec<KeyPermission>,
+}
+
+impl RoleStatus {
+  pub fn new(name: String, permissions: Vec<KeyPermission>) -> RoleStatus {
+    RoleStatus {
+      name,
+      permissions,
+    }
+  }
+}
+
+impl TSerializable for RoleStatus {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<RoleStatus> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Vec<KeyPermission>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<KeyPermission> = Vec::with_capacity((list_ident.size as usize).min(64));
+          for _ in 0..list_ident.size {
+            let list_elem_1 = KeyPermission::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_1);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("RoleStatus.name", &f_1)?;
+    verify_required_field_exists("RoleStatus.permissions", &f_2)?;
+    let ret = RoleStatus {
+      name: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      permissions: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("RoleStatus");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("name", TType::String, 1))?;
+    o_prot.write_string(&self.name)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("permissions", TType::List, 2))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.permissions.len() as i32))?;
+    for e in &self.permissions {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AuthStatus
+//
+
+/// Users and roles.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AuthStatus {
+  /// Whether authentication is enabled.
+  pub enabled: bool,
+  /// Number of changes of users and roles, plus one.
+  pub revision: i64,
+  pub users: Vec<UserStatus>,
+  pub roles: Vec<RoleStatus>,
+}
+
+impl AuthStatus {
+  pub fn new(enabled: bool, revision: i64, users: Vec<UserStatus>, roles: Vec<RoleStatus>) -> AuthStatus {
+    AuthStatus {
+      enabled,
+      revision,
+      users,
+      roles,
+    }
+  }
+}
+
+impl TSerializable for AuthStatus {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AuthStatus> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<bool> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<Vec<UserStatus>> = None;
+    let mut f_4: Option<Vec<RoleStatus>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bool()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<UserStatus> = Vec::with_capacity((list_ident.size as usize).min(64));
+          for _ in 0..list_ident.size {
+            let list_elem_2 = UserStatus::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_2);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<RoleStatus> = Vec::with_capacity((list_ident.size as usize).min(64));
+          for _ in 0..list_ident.size {
+            let list_elem_3 = RoleStatus::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_3);
+          }
+          i_prot.read_list_end()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("AuthStatus.enabled", &f_1)?;
+    verify_required_field_exists("AuthStatus.revision", &f_2)?;
+    verify_required_field_exists("AuthStatus.users", &f_3)?;
+    verify_required_field_exists("AuthStatus.roles", &f_4)?;
+    let ret = AuthStatus {
+      enabled: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      revision: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      users: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      roles: f_4.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AuthStatus");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("enabled", TType::Bool, 1))?;
+    o_prot.write_bool(self.enabled)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("revision", TType::I64, 2))?;
+    o_prot.write_i64(self.revision)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("users", TType::List, 3))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.users.len() as i32))?;
+    for e in &self.users {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("roles", TType::List, 4))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.roles.len() as i32))?;
+    for e in &self.roles {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -613,6 +1233,450 @@ impl Display for Refused {
 }
 
 //
+// LoginRequest
+//
+
+/// See kv.thrift.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LoginRequest {
+  pub user: Option<String>,
+  pub password: Option<String>,
+  pub token: Option<String>,
+}
+
+impl LoginRequest {
+  pub fn new<F1, F2, F3>(user: F1, password: F2, token: F3) -> LoginRequest where F1: Into<Option<String>>, F2: Into<Option<String>>, F3: Into<Option<String>> {
+    LoginRequest {
+      user: user.into(),
+      password: password.into(),
+      token: token.into(),
+    }
+  }
+}
+
+impl TSerializable for LoginRequest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LoginRequest> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = LoginRequest {
+      user: f_1,
+      password: f_2,
+      token: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LoginRequest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.user {
+      o_prot.write_field_begin(&TFieldIdentifier::new("user", TType::String, 1))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.password {
+      o_prot.write_field_begin(&TFieldIdentifier::new("password", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.token {
+      o_prot.write_field_begin(&TFieldIdentifier::new("token", TType::String, 3))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for LoginRequest {
+  fn default() -> Self {
+    LoginRequest{
+      user: Some("".to_owned()),
+      password: Some("".to_owned()),
+      token: Some("".to_owned()),
+    }
+  }
+}
+
+//
+// LoginResponse
+//
+
+/// See kv.thrift, where it has more fields.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LoginResponse {
+  pub token: String,
+}
+
+impl LoginResponse {
+  pub fn new(token: String) -> LoginResponse {
+    LoginResponse {
+      token,
+    }
+  }
+}
+
+impl TSerializable for LoginResponse {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LoginResponse> {
+    i_prot.read_struct_begin()?;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LoginResponse.token", &f_2)?;
+    let ret = LoginResponse {
+      token: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LoginResponse");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("token", TType::String, 2))?;
+    o_prot.write_string(&self.token)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// LoginDenied
+//
+
+/// See kv.thrift. The values of `reason` are those of its DeniedReason.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LoginDenied {
+  pub message: String,
+  pub reason: i32,
+}
+
+impl LoginDenied {
+  pub fn new(message: String, reason: i32) -> LoginDenied {
+    LoginDenied {
+      message,
+      reason,
+    }
+  }
+}
+
+impl TSerializable for LoginDenied {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LoginDenied> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<i32> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i32()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LoginDenied.message", &f_1)?;
+    verify_required_field_exists("LoginDenied.reason", &f_2)?;
+    let ret = LoginDenied {
+      message: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      reason: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LoginDenied");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 1))?;
+    o_prot.write_string(&self.message)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("reason", TType::I32, 2))?;
+    o_prot.write_i32(self.reason)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Error for LoginDenied {}
+
+impl From<LoginDenied> for thrift::Error {
+  fn from(e: LoginDenied) -> Self {
+    thrift::Error::User(Box::new(e))
+  }
+}
+
+impl Display for LoginDenied {
+  fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+    write!(f, "remote service threw LoginDenied")
+  }
+}
+
+//
+// LoginUnavailable
+//
+
+/// See Unavailable in kv.thrift.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LoginUnavailable {
+  pub message: String,
+}
+
+impl LoginUnavailable {
+  pub fn new(message: String) -> LoginUnavailable {
+    LoginUnavailable {
+      message,
+    }
+  }
+}
+
+impl TSerializable for LoginUnavailable {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LoginUnavailable> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LoginUnavailable.message", &f_1)?;
+    let ret = LoginUnavailable {
+      message: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LoginUnavailable");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 1))?;
+    o_prot.write_string(&self.message)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Error for LoginUnavailable {}
+
+impl From<LoginUnavailable> for thrift::Error {
+  fn from(e: LoginUnavailable) -> Self {
+    thrift::Error::User(Box::new(e))
+  }
+}
+
+impl Display for LoginUnavailable {
+  fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+    write!(f, "remote service threw LoginUnavailable")
+  }
+}
+
+//
+// AdminLoginArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct AdminLoginArgs {
+  pub(crate) request: LoginRequest,
+}
+
+impl AdminLoginArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AdminLoginArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<LoginRequest> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = LoginRequest::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("AdminLoginArgs.request", &f_1)?;
+    let ret = AdminLoginArgs {
+      request: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("login_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    self.request.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AdminLoginResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct AdminLoginResult {
+  pub(crate) result_value: Option<LoginResponse>,
+  pub(crate) unavailable: Option<LoginUnavailable>,
+  pub(crate) denied: Option<LoginDenied>,
+}
+
+impl AdminLoginResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<LoginResponse> {
+    if self.unavailable.is_some() {
+      Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for AdminLogin"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AdminLoginResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<LoginResponse> = None;
+    let mut f_2: Option<LoginUnavailable> = None;
+    let mut f_11: Option<LoginDenied> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = LoginResponse::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        2 => {
+          let val = LoginUnavailable::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        11 => {
+          let val = LoginDenied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = AdminLoginResult {
+      result_value: f_0,
+      unavailable: f_2,
+      denied: f_11,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AdminLoginResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.unavailable {
+      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // AdminChangeMembersArgs
 //
 
@@ -636,8 +1700,8 @@ impl AdminChangeMembersArgs {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<MemberChange> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
-            let list_elem_0 = MemberChange::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_0);
+            let list_elem_4 = MemberChange::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_4);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -929,8 +1993,8 @@ impl AdminAlarmsResult {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Alarm> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
-            let list_elem_1 = Alarm::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_1);
+            let list_elem_5 = Alarm::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_5);
           }
           i_prot.read_list_end()?;
           f_0 = Some(val);
@@ -1087,6 +2151,223 @@ impl AdminDisarmAlarmResult {
     if let Some(fld_var) = self.result_value {
       o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Bool, 0))?;
       o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.refused {
+      o_prot.write_field_begin(&TFieldIdentifier::new("refused", TType::Struct, 1))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AdminChangeAuthArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct AdminChangeAuthArgs {
+  pub(crate) change: AuthChange,
+}
+
+impl AdminChangeAuthArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AdminChangeAuthArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<AuthChange> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = AuthChange::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("AdminChangeAuthArgs.change", &f_1)?;
+    let ret = AdminChangeAuthArgs {
+      change: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("change_auth_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("change", TType::Struct, 1))?;
+    self.change.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AdminChangeAuthResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct AdminChangeAuthResult {
+  pub(crate) refused: Option<Refused>,
+}
+
+impl AdminChangeAuthResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<()> {
+    if self.refused.is_some() {
+      Err(thrift::Error::User(Box::new(self.refused.unwrap())))
+    } else {
+      Ok(())
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AdminChangeAuthResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Refused> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Refused::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = AdminChangeAuthResult {
+      refused: f_1,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AdminChangeAuthResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.refused {
+      o_prot.write_field_begin(&TFieldIdentifier::new("refused", TType::Struct, 1))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AdminAuthArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct AdminAuthArgs {
+}
+
+impl AdminAuthArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AdminAuthArgs> {
+    i_prot.read_struct_begin()?;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = AdminAuthArgs {};
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("auth_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AdminAuthResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct AdminAuthResult {
+  pub(crate) result_value: Option<AuthStatus>,
+  pub(crate) refused: Option<Refused>,
+}
+
+impl AdminAuthResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<AuthStatus> {
+    if self.refused.is_some() {
+      Err(thrift::Error::User(Box::new(self.refused.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for AdminAuth"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AdminAuthResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<AuthStatus> = None;
+    let mut f_1: Option<Refused> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = AuthStatus::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        1 => {
+          let val = Refused::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = AdminAuthResult {
+      result_value: f_0,
+      refused: f_1,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AdminAuthResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.refused {

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     Connection,
-    admin::{Alarm, MemberChange},
+    admin::{Alarm, AuthChange, AuthStatus, MemberChange},
     idl::{
         Consistency, DeleteRequest, DeleteResponse, HashResponse, KeyValue, PutRequest, PutResponse,
         RangeRequest, RangeResponse, ResponseHeader, Session, StatusResponse, TxnRequest, TxnResponse,
@@ -47,6 +47,33 @@ pub struct ClientConfig {
     /// Whether an operation is repeated until its time limit if all endpoints refuse connections, for example
     /// while servers restart. `false`: it fails immediately. Default `true`.
     pub wait_for_servers: bool,
+    /// User as whom the client logs in on each connection. Default `None`: it does not log in.
+    pub credentials: Option<Credentials>,
+}
+
+/// A user and its password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// Name of the user.
+    pub user: String,
+    /// Its password. It is sent as it is: use it on networks that nobody else reads.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl std::str::FromStr for Credentials {
+    type Err = &'static str;
+
+    /// Parses `NAME:PASSWORD`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (user, password) = text.split_once(':').ok_or("expected NAME:PASSWORD")?;
+        Ok(Self { user: user.to_owned(), password: password.to_owned() })
+    }
 }
 
 impl ClientConfig {
@@ -59,6 +86,7 @@ impl ClientConfig {
             attempt_timeout: Duration::from_secs(3),
             connect_timeout: Duration::from_secs(1),
             wait_for_servers: true,
+            credentials: None,
         }
     }
 }
@@ -103,6 +131,8 @@ struct Shared {
     /// Server that responded that it cannot serve now, and the time until which the client does not prefer it
     /// over a server that forwards.
     unavailable: Option<(Endpoint, Instant)>,
+    /// Token of the last login.
+    token: Option<String>,
 }
 
 impl KvClient {
@@ -275,6 +305,23 @@ impl KvClient {
     pub async fn alarms(&self) -> Result<Vec<Alarm>, ClientError> {
         let reply = self.administer(Call::Alarms).await?;
         expect(reply, |reply| if let Reply::Alarms(alarms) = reply { Some(alarms) } else { None })
+    }
+
+    /// Changes users and roles.
+    ///
+    /// # Errors
+    /// As for [`change_members`](Self::change_members).
+    pub async fn change_auth(&self, change: AuthChange) -> Result<(), ClientError> {
+        self.administer(Call::ChangeAuth(change)).await.map(|_| ())
+    }
+
+    /// Returns users and roles.
+    ///
+    /// # Errors
+    /// As for [`change_members`](Self::change_members).
+    pub async fn auth(&self) -> Result<AuthStatus, ClientError> {
+        let reply = self.administer(Call::Auth).await?;
+        expect(reply, |reply| if let Reply::Auth(status) = reply { Some(status) } else { None })
     }
 
     /// Disarms an alarm. Returns whether it was raised. An alarm whose cause persists is raised again.

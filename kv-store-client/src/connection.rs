@@ -23,6 +23,8 @@ pub struct Connection {
     frames: mpsc::Sender<Bytes>,
     pending: Arc<Mutex<Pending>>,
     reader: tokio::task::JoinHandle<()>,
+    /// Reason that the login failed.
+    login_fault: Option<Fault>,
 }
 
 #[derive(Debug, Default)]
@@ -89,7 +91,16 @@ impl Connection {
             pending.ended = Some(why);
             pending.waiting.clear();
         });
-        Ok(Self { endpoint: endpoint.clone(), frames, pending, reader })
+        Ok(Self { endpoint: endpoint.clone(), frames, pending, reader, login_fault: None })
+    }
+
+    pub(crate) fn with_login_fault(mut self, fault: Option<Fault>) -> Self {
+        self.login_fault = fault;
+        self
+    }
+
+    pub(crate) fn login_fault(&self) -> Option<&Fault> {
+        self.login_fault.as_ref()
     }
 
     /// Returns the endpoint of the server.

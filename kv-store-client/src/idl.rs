@@ -319,6 +319,72 @@ impl From<&CompareResult> for i32 {
   }
 }
 
+/// Reason of Denied.
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct DeniedReason(pub i32);
+
+impl DeniedReason {
+  /// The connection has no user: call login.
+  pub const NO_USER: DeniedReason = DeniedReason(1);
+  /// The user may not do this.
+  pub const PERMISSION: DeniedReason = DeniedReason(2);
+  /// The user was deleted, or its password was changed, since it logged in: call login again.
+  pub const LOGIN_AGAIN: DeniedReason = DeniedReason(3);
+  /// The user does not exist, or the password or token is wrong.
+  pub const LOGIN_FAILED: DeniedReason = DeniedReason(4);
+  /// Authentication is not enabled, so nobody needs to log in.
+  pub const NOT_ENABLED: DeniedReason = DeniedReason(5);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::NO_USER,
+    Self::PERMISSION,
+    Self::LOGIN_AGAIN,
+    Self::LOGIN_FAILED,
+    Self::NOT_ENABLED,
+  ];
+}
+
+impl TSerializable for DeniedReason {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<DeniedReason> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(DeniedReason::from(enum_value))
+  }
+}
+
+impl From<i32> for DeniedReason {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => DeniedReason::NO_USER,
+      2 => DeniedReason::PERMISSION,
+      3 => DeniedReason::LOGIN_AGAIN,
+      4 => DeniedReason::LOGIN_FAILED,
+      5 => DeniedReason::NOT_ENABLED,
+      _ => DeniedReason(i)
+    }
+  }
+}
+
+impl From<&i32> for DeniedReason {
+  fn from(i: &i32) -> Self {
+    DeniedReason::from(*i)
+  }
+}
+
+impl From<DeniedReason> for i32 {
+  fn from(e: DeniedReason) -> i32 {
+    e.0
+  }
+}
+
+impl From<&DeniedReason> for i32 {
+  fn from(e: &DeniedReason) -> i32 {
+    e.0
+  }
+}
+
 //
 // Session
 //
@@ -4496,6 +4562,394 @@ impl Display for NoData {
 }
 
 //
+// Denied
+//
+
+/// The user of the connection may not do this, or there is none. Nothing was done.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Denied {
+  pub message: String,
+  pub reason: DeniedReason,
+}
+
+impl Denied {
+  pub fn new(message: String, reason: DeniedReason) -> Denied {
+    Denied {
+      message,
+      reason,
+    }
+  }
+}
+
+impl TSerializable for Denied {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Denied> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<DeniedReason> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = DeniedReason::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Denied.message", &f_1)?;
+    verify_required_field_exists("Denied.reason", &f_2)?;
+    let ret = Denied {
+      message: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      reason: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Denied");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 1))?;
+    o_prot.write_string(&self.message)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("reason", TType::I32, 2))?;
+    self.reason.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Error for Denied {}
+
+impl From<Denied> for thrift::Error {
+  fn from(e: Denied) -> Self {
+    thrift::Error::User(Box::new(e))
+  }
+}
+
+impl Display for Denied {
+  fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+    write!(f, "remote service threw Denied")
+  }
+}
+
+//
+// LoginRequest
+//
+
+/// A user with its password, or a token.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LoginRequest {
+  /// Name of the user. Not needed with a token.
+  pub user: Option<String>,
+  /// Its password.
+  pub password: Option<String>,
+  /// Token that an earlier login returned, on any node. It is used instead of user and password.
+  pub token: Option<String>,
+}
+
+impl LoginRequest {
+  pub fn new<F1, F2, F3>(user: F1, password: F2, token: F3) -> LoginRequest where F1: Into<Option<String>>, F2: Into<Option<String>>, F3: Into<Option<String>> {
+    LoginRequest {
+      user: user.into(),
+      password: password.into(),
+      token: token.into(),
+    }
+  }
+}
+
+impl TSerializable for LoginRequest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LoginRequest> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = LoginRequest {
+      user: f_1,
+      password: f_2,
+      token: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LoginRequest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.user {
+      o_prot.write_field_begin(&TFieldIdentifier::new("user", TType::String, 1))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.password {
+      o_prot.write_field_begin(&TFieldIdentifier::new("password", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.token {
+      o_prot.write_field_begin(&TFieldIdentifier::new("token", TType::String, 3))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for LoginRequest {
+  fn default() -> Self {
+    LoginRequest{
+      user: Some("".to_owned()),
+      password: Some("".to_owned()),
+      token: Some("".to_owned()),
+    }
+  }
+}
+
+//
+// LoginResponse
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct LoginResponse {
+  pub header: ResponseHeader,
+  /// Token for further logins. It is valid until the user is deleted or gets another password.
+  pub token: String,
+}
+
+impl LoginResponse {
+  pub fn new(header: ResponseHeader, token: String) -> LoginResponse {
+    LoginResponse {
+      header,
+      token,
+    }
+  }
+}
+
+impl TSerializable for LoginResponse {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<LoginResponse> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<ResponseHeader> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = ResponseHeader::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("LoginResponse.header", &f_1)?;
+    verify_required_field_exists("LoginResponse.token", &f_2)?;
+    let ret = LoginResponse {
+      header: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      token: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("LoginResponse");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("header", TType::Struct, 1))?;
+    self.header.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("token", TType::String, 2))?;
+    o_prot.write_string(&self.token)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLoginArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLoginArgs {
+  pub(crate) request: LoginRequest,
+}
+
+impl KvLoginArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLoginArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<LoginRequest> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = LoginRequest::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("KvLoginArgs.request", &f_1)?;
+    let ret = KvLoginArgs {
+      request: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("login_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 1))?;
+    self.request.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KvLoginResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct KvLoginResult {
+  pub(crate) result_value: Option<LoginResponse>,
+  pub(crate) unavailable: Option<Unavailable>,
+  pub(crate) denied: Option<Denied>,
+}
+
+impl KvLoginResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<LoginResponse> {
+    if self.unavailable.is_some() {
+      Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for KvLogin"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KvLoginResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<LoginResponse> = None;
+    let mut f_2: Option<Unavailable> = None;
+    let mut f_11: Option<Denied> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = LoginResponse::read_from_in_protocol(i_prot)?;
+          f_0 = Some(val);
+        },
+        2 => {
+          let val = Unavailable::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = KvLoginResult {
+      result_value: f_0,
+      unavailable: f_2,
+      denied: f_11,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("KvLoginResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::Struct, 0))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.unavailable {
+      o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // KvPutArgs
 //
 
@@ -4556,6 +5010,7 @@ pub(crate) struct KvPutResult {
   pub(crate) no_session: Option<NoSession>,
   pub(crate) sequence_over: Option<SequenceOver>,
   pub(crate) no_lease: Option<NoLease>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvPutResult {
@@ -4572,6 +5027,8 @@ impl KvPutResult {
       Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
     } else if self.no_lease.is_some() {
       Err(thrift::Error::User(Box::new(self.no_lease.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -4594,6 +5051,7 @@ impl KvPutResult {
     let mut f_6: Option<NoSession> = None;
     let mut f_7: Option<SequenceOver> = None;
     let mut f_8: Option<NoLease> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -4629,6 +5087,10 @@ impl KvPutResult {
           let val = NoLease::read_from_in_protocol(i_prot)?;
           f_8 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -4644,6 +5106,7 @@ impl KvPutResult {
       no_session: f_6,
       sequence_over: f_7,
       no_lease: f_8,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -4682,6 +5145,11 @@ impl KvPutResult {
     }
     if let Some(ref fld_var) = self.no_lease {
       o_prot.write_field_begin(&TFieldIdentifier::new("no_lease", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -4750,6 +5218,7 @@ pub(crate) struct KvDeleteRangeResult {
   pub(crate) invalid: Option<InvalidRequest>,
   pub(crate) no_session: Option<NoSession>,
   pub(crate) sequence_over: Option<SequenceOver>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvDeleteRangeResult {
@@ -4764,6 +5233,8 @@ impl KvDeleteRangeResult {
       Err(thrift::Error::User(Box::new(self.no_session.unwrap())))
     } else if self.sequence_over.is_some() {
       Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -4785,6 +5256,7 @@ impl KvDeleteRangeResult {
     let mut f_3: Option<InvalidRequest> = None;
     let mut f_6: Option<NoSession> = None;
     let mut f_7: Option<SequenceOver> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -4816,6 +5288,10 @@ impl KvDeleteRangeResult {
           let val = SequenceOver::read_from_in_protocol(i_prot)?;
           f_7 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -4830,6 +5306,7 @@ impl KvDeleteRangeResult {
       invalid: f_3,
       no_session: f_6,
       sequence_over: f_7,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -4863,6 +5340,11 @@ impl KvDeleteRangeResult {
     }
     if let Some(ref fld_var) = self.sequence_over {
       o_prot.write_field_begin(&TFieldIdentifier::new("sequence_over", TType::Struct, 7))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -4930,6 +5412,7 @@ pub(crate) struct KvRangeResult {
   pub(crate) unavailable: Option<Unavailable>,
   pub(crate) invalid: Option<InvalidRequest>,
   pub(crate) compacted: Option<Compacted>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvRangeResult {
@@ -4942,6 +5425,8 @@ impl KvRangeResult {
       Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
     } else if self.compacted.is_some() {
       Err(thrift::Error::User(Box::new(self.compacted.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -4962,6 +5447,7 @@ impl KvRangeResult {
     let mut f_2: Option<Unavailable> = None;
     let mut f_3: Option<InvalidRequest> = None;
     let mut f_4: Option<Compacted> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -4989,6 +5475,10 @@ impl KvRangeResult {
           let val = Compacted::read_from_in_protocol(i_prot)?;
           f_4 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -5002,6 +5492,7 @@ impl KvRangeResult {
       unavailable: f_2,
       invalid: f_3,
       compacted: f_4,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -5030,6 +5521,11 @@ impl KvRangeResult {
     }
     if let Some(ref fld_var) = self.compacted {
       o_prot.write_field_begin(&TFieldIdentifier::new("compacted", TType::Struct, 4))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -5101,6 +5597,7 @@ pub(crate) struct KvTxnResult {
   pub(crate) no_session: Option<NoSession>,
   pub(crate) sequence_over: Option<SequenceOver>,
   pub(crate) no_lease: Option<NoLease>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvTxnResult {
@@ -5121,6 +5618,8 @@ impl KvTxnResult {
       Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
     } else if self.no_lease.is_some() {
       Err(thrift::Error::User(Box::new(self.no_lease.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -5145,6 +5644,7 @@ impl KvTxnResult {
     let mut f_6: Option<NoSession> = None;
     let mut f_7: Option<SequenceOver> = None;
     let mut f_8: Option<NoLease> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -5188,6 +5688,10 @@ impl KvTxnResult {
           let val = NoLease::read_from_in_protocol(i_prot)?;
           f_8 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -5205,6 +5709,7 @@ impl KvTxnResult {
       no_session: f_6,
       sequence_over: f_7,
       no_lease: f_8,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -5253,6 +5758,11 @@ impl KvTxnResult {
     }
     if let Some(ref fld_var) = self.no_lease {
       o_prot.write_field_begin(&TFieldIdentifier::new("no_lease", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -5320,6 +5830,7 @@ pub(crate) struct KvCompactResult {
   pub(crate) unavailable: Option<Unavailable>,
   pub(crate) invalid: Option<InvalidRequest>,
   pub(crate) compacted: Option<Compacted>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvCompactResult {
@@ -5332,6 +5843,8 @@ impl KvCompactResult {
       Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
     } else if self.compacted.is_some() {
       Err(thrift::Error::User(Box::new(self.compacted.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -5352,6 +5865,7 @@ impl KvCompactResult {
     let mut f_2: Option<Unavailable> = None;
     let mut f_3: Option<InvalidRequest> = None;
     let mut f_4: Option<Compacted> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -5379,6 +5893,10 @@ impl KvCompactResult {
           let val = Compacted::read_from_in_protocol(i_prot)?;
           f_4 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -5392,6 +5910,7 @@ impl KvCompactResult {
       unavailable: f_2,
       invalid: f_3,
       compacted: f_4,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -5420,6 +5939,11 @@ impl KvCompactResult {
     }
     if let Some(ref fld_var) = self.compacted {
       o_prot.write_field_begin(&TFieldIdentifier::new("compacted", TType::Struct, 4))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -5473,6 +5997,7 @@ pub(crate) struct KvOpenSessionResult {
   pub(crate) result_value: Option<i64>,
   pub(crate) not_leader: Option<NotLeader>,
   pub(crate) unavailable: Option<Unavailable>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvOpenSessionResult {
@@ -5481,6 +6006,8 @@ impl KvOpenSessionResult {
       Err(thrift::Error::User(Box::new(self.not_leader.unwrap())))
     } else if self.unavailable.is_some() {
       Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -5499,6 +6026,7 @@ impl KvOpenSessionResult {
     let mut f_0: Option<i64> = None;
     let mut f_1: Option<NotLeader> = None;
     let mut f_2: Option<Unavailable> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -5518,6 +6046,10 @@ impl KvOpenSessionResult {
           let val = Unavailable::read_from_in_protocol(i_prot)?;
           f_2 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -5529,6 +6061,7 @@ impl KvOpenSessionResult {
       result_value: f_0,
       not_leader: f_1,
       unavailable: f_2,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -5547,6 +6080,11 @@ impl KvOpenSessionResult {
     }
     if let Some(ref fld_var) = self.unavailable {
       o_prot.write_field_begin(&TFieldIdentifier::new("unavailable", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -5616,6 +6154,7 @@ pub(crate) struct KvLeaseGrantResult {
   pub(crate) no_session: Option<NoSession>,
   pub(crate) sequence_over: Option<SequenceOver>,
   pub(crate) lease_exists: Option<LeaseExists>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvLeaseGrantResult {
@@ -5632,6 +6171,8 @@ impl KvLeaseGrantResult {
       Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
     } else if self.lease_exists.is_some() {
       Err(thrift::Error::User(Box::new(self.lease_exists.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -5654,6 +6195,7 @@ impl KvLeaseGrantResult {
     let mut f_6: Option<NoSession> = None;
     let mut f_7: Option<SequenceOver> = None;
     let mut f_9: Option<LeaseExists> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -5689,6 +6231,10 @@ impl KvLeaseGrantResult {
           let val = LeaseExists::read_from_in_protocol(i_prot)?;
           f_9 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -5704,6 +6250,7 @@ impl KvLeaseGrantResult {
       no_session: f_6,
       sequence_over: f_7,
       lease_exists: f_9,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -5742,6 +6289,11 @@ impl KvLeaseGrantResult {
     }
     if let Some(ref fld_var) = self.lease_exists {
       o_prot.write_field_begin(&TFieldIdentifier::new("lease_exists", TType::Struct, 9))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -5811,6 +6363,7 @@ pub(crate) struct KvLeaseRevokeResult {
   pub(crate) no_session: Option<NoSession>,
   pub(crate) sequence_over: Option<SequenceOver>,
   pub(crate) no_lease: Option<NoLease>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvLeaseRevokeResult {
@@ -5827,6 +6380,8 @@ impl KvLeaseRevokeResult {
       Err(thrift::Error::User(Box::new(self.sequence_over.unwrap())))
     } else if self.no_lease.is_some() {
       Err(thrift::Error::User(Box::new(self.no_lease.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -5849,6 +6404,7 @@ impl KvLeaseRevokeResult {
     let mut f_6: Option<NoSession> = None;
     let mut f_7: Option<SequenceOver> = None;
     let mut f_8: Option<NoLease> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -5884,6 +6440,10 @@ impl KvLeaseRevokeResult {
           let val = NoLease::read_from_in_protocol(i_prot)?;
           f_8 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -5899,6 +6459,7 @@ impl KvLeaseRevokeResult {
       no_session: f_6,
       sequence_over: f_7,
       no_lease: f_8,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -5937,6 +6498,11 @@ impl KvLeaseRevokeResult {
     }
     if let Some(ref fld_var) = self.no_lease {
       o_prot.write_field_begin(&TFieldIdentifier::new("no_lease", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6004,6 +6570,7 @@ pub(crate) struct KvLeaseKeepAliveResult {
   pub(crate) unavailable: Option<Unavailable>,
   pub(crate) invalid: Option<InvalidRequest>,
   pub(crate) no_lease: Option<NoLease>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvLeaseKeepAliveResult {
@@ -6016,6 +6583,8 @@ impl KvLeaseKeepAliveResult {
       Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
     } else if self.no_lease.is_some() {
       Err(thrift::Error::User(Box::new(self.no_lease.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -6036,6 +6605,7 @@ impl KvLeaseKeepAliveResult {
     let mut f_2: Option<Unavailable> = None;
     let mut f_3: Option<InvalidRequest> = None;
     let mut f_8: Option<NoLease> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -6063,6 +6633,10 @@ impl KvLeaseKeepAliveResult {
           let val = NoLease::read_from_in_protocol(i_prot)?;
           f_8 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -6076,6 +6650,7 @@ impl KvLeaseKeepAliveResult {
       unavailable: f_2,
       invalid: f_3,
       no_lease: f_8,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -6104,6 +6679,11 @@ impl KvLeaseKeepAliveResult {
     }
     if let Some(ref fld_var) = self.no_lease {
       o_prot.write_field_begin(&TFieldIdentifier::new("no_lease", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6171,6 +6751,7 @@ pub(crate) struct KvLeaseTimeToLiveResult {
   pub(crate) unavailable: Option<Unavailable>,
   pub(crate) invalid: Option<InvalidRequest>,
   pub(crate) no_lease: Option<NoLease>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvLeaseTimeToLiveResult {
@@ -6183,6 +6764,8 @@ impl KvLeaseTimeToLiveResult {
       Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
     } else if self.no_lease.is_some() {
       Err(thrift::Error::User(Box::new(self.no_lease.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -6203,6 +6786,7 @@ impl KvLeaseTimeToLiveResult {
     let mut f_2: Option<Unavailable> = None;
     let mut f_3: Option<InvalidRequest> = None;
     let mut f_8: Option<NoLease> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -6230,6 +6814,10 @@ impl KvLeaseTimeToLiveResult {
           let val = NoLease::read_from_in_protocol(i_prot)?;
           f_8 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -6243,6 +6831,7 @@ impl KvLeaseTimeToLiveResult {
       unavailable: f_2,
       invalid: f_3,
       no_lease: f_8,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -6271,6 +6860,11 @@ impl KvLeaseTimeToLiveResult {
     }
     if let Some(ref fld_var) = self.no_lease {
       o_prot.write_field_begin(&TFieldIdentifier::new("no_lease", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6337,6 +6931,7 @@ pub(crate) struct KvLeaseListResult {
   pub(crate) not_leader: Option<NotLeader>,
   pub(crate) unavailable: Option<Unavailable>,
   pub(crate) invalid: Option<InvalidRequest>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvLeaseListResult {
@@ -6347,6 +6942,8 @@ impl KvLeaseListResult {
       Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
     } else if self.invalid.is_some() {
       Err(thrift::Error::User(Box::new(self.invalid.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -6366,6 +6963,7 @@ impl KvLeaseListResult {
     let mut f_1: Option<NotLeader> = None;
     let mut f_2: Option<Unavailable> = None;
     let mut f_3: Option<InvalidRequest> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -6389,6 +6987,10 @@ impl KvLeaseListResult {
           let val = InvalidRequest::read_from_in_protocol(i_prot)?;
           f_3 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -6401,6 +7003,7 @@ impl KvLeaseListResult {
       not_leader: f_1,
       unavailable: f_2,
       invalid: f_3,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -6424,6 +7027,11 @@ impl KvLeaseListResult {
     }
     if let Some(ref fld_var) = self.invalid {
       o_prot.write_field_begin(&TFieldIdentifier::new("invalid", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6491,6 +7099,7 @@ pub(crate) struct KvWatchResult {
   pub(crate) invalid: Option<InvalidRequest>,
   pub(crate) compacted: Option<Compacted>,
   pub(crate) no_data: Option<NoData>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvWatchResult {
@@ -6503,6 +7112,8 @@ impl KvWatchResult {
       Err(thrift::Error::User(Box::new(self.compacted.unwrap())))
     } else if self.no_data.is_some() {
       Err(thrift::Error::User(Box::new(self.no_data.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -6523,6 +7134,7 @@ impl KvWatchResult {
     let mut f_3: Option<InvalidRequest> = None;
     let mut f_4: Option<Compacted> = None;
     let mut f_10: Option<NoData> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -6550,6 +7162,10 @@ impl KvWatchResult {
           let val = NoData::read_from_in_protocol(i_prot)?;
           f_10 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -6563,6 +7179,7 @@ impl KvWatchResult {
       invalid: f_3,
       compacted: f_4,
       no_data: f_10,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -6591,6 +7208,11 @@ impl KvWatchResult {
     }
     if let Some(ref fld_var) = self.no_data {
       o_prot.write_field_begin(&TFieldIdentifier::new("no_data", TType::Struct, 10))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -6743,6 +7365,7 @@ pub(crate) struct KvHashResult {
   pub(crate) result_value: Option<HashResponse>,
   pub(crate) unavailable: Option<Unavailable>,
   pub(crate) no_data: Option<NoData>,
+  pub(crate) denied: Option<Denied>,
 }
 
 impl KvHashResult {
@@ -6751,6 +7374,8 @@ impl KvHashResult {
       Err(thrift::Error::User(Box::new(self.unavailable.unwrap())))
     } else if self.no_data.is_some() {
       Err(thrift::Error::User(Box::new(self.no_data.unwrap())))
+    } else if self.denied.is_some() {
+      Err(thrift::Error::User(Box::new(self.denied.unwrap())))
     } else if self.result_value.is_some() {
       Ok(self.result_value.unwrap())
     } else {
@@ -6769,6 +7394,7 @@ impl KvHashResult {
     let mut f_0: Option<HashResponse> = None;
     let mut f_1: Option<Unavailable> = None;
     let mut f_2: Option<NoData> = None;
+    let mut f_11: Option<Denied> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -6788,6 +7414,10 @@ impl KvHashResult {
           let val = NoData::read_from_in_protocol(i_prot)?;
           f_2 = Some(val);
         },
+        11 => {
+          let val = Denied::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -6799,6 +7429,7 @@ impl KvHashResult {
       result_value: f_0,
       unavailable: f_1,
       no_data: f_2,
+      denied: f_11,
     };
     Ok(ret)
   }
@@ -6817,6 +7448,11 @@ impl KvHashResult {
     }
     if let Some(ref fld_var) = self.no_data {
       o_prot.write_field_begin(&TFieldIdentifier::new("no_data", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.denied {
+      o_prot.write_field_begin(&TFieldIdentifier::new("denied", TType::Struct, 11))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }

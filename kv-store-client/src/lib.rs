@@ -32,7 +32,7 @@ pub mod protocol;
 mod requests;
 
 pub use client::{
-    ClientConfig, ClientError, KvClient, Leadership, Lease, Lock, LockError, Watch, WatchError,
+    ClientConfig, ClientError, Credentials, KvClient, Leadership, Lease, Lock, LockError, Watch, WatchError,
 };
 pub use connection::{CallError, Connection};
 pub use requests::prefix_end;

@@ -8,22 +8,24 @@ use thrift::{
 };
 
 use crate::admin::{
-    AdminAlarmsArgs, AdminAlarmsResult, AdminBetweenNodesArgs, AdminBetweenNodesResult,
-    AdminChangeMembersArgs, AdminChangeMembersResult, AdminDisarmAlarmArgs, AdminDisarmAlarmResult,
-    AdminNoForwardingArgs, AdminNoForwardingResult, AdminTransferLeaderArgs, AdminTransferLeaderResult,
-    Alarm, MemberChange, NodeIdentity, Refused,
+    AdminAlarmsArgs, AdminAlarmsResult, AdminAuthArgs, AdminAuthResult, AdminBetweenNodesArgs,
+    AdminBetweenNodesResult, AdminChangeAuthArgs, AdminChangeAuthResult, AdminChangeMembersArgs,
+    AdminChangeMembersResult, AdminDisarmAlarmArgs, AdminDisarmAlarmResult, AdminNoForwardingArgs,
+    AdminNoForwardingResult, AdminTransferLeaderArgs, AdminTransferLeaderResult, Alarm, AuthChange,
+    AuthStatus, MemberChange, NodeIdentity, Refused,
 };
 use crate::idl::{
-    Compacted, Conflict, DeleteRequest, DeleteResponse, HashResponse, InvalidRequest, KvCompactArgs,
+    Compacted, Conflict, DeleteRequest, DeleteResponse, Denied, HashResponse, InvalidRequest, KvCompactArgs,
     KvCompactResult, KvDeleteRangeArgs, KvDeleteRangeResult, KvHashArgs, KvHashResult, KvLeaseGrantArgs,
     KvLeaseGrantResult, KvLeaseKeepAliveArgs, KvLeaseKeepAliveResult, KvLeaseListArgs, KvLeaseListResult,
-    KvLeaseRevokeArgs, KvLeaseRevokeResult, KvLeaseTimeToLiveArgs, KvLeaseTimeToLiveResult,
-    KvOpenSessionArgs, KvOpenSessionResult, KvPutArgs, KvPutResult, KvRangeArgs, KvRangeResult, KvStatusArgs,
-    KvStatusResult, KvTxnArgs, KvTxnResult, KvWatchArgs, KvWatchResult, LeaseExists, LeaseGrantRequest,
-    LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseListRequest, LeaseListResponse,
-    LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, NoData,
-    NoLease, NoSession, NotLeader, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader,
-    SequenceOver, StatusResponse, TxnRequest, TxnResponse, Unavailable, WatchRequest, WatchResponse,
+    KvLeaseRevokeArgs, KvLeaseRevokeResult, KvLeaseTimeToLiveArgs, KvLeaseTimeToLiveResult, KvLoginArgs,
+    KvLoginResult, KvOpenSessionArgs, KvOpenSessionResult, KvPutArgs, KvPutResult, KvRangeArgs,
+    KvRangeResult, KvStatusArgs, KvStatusResult, KvTxnArgs, KvTxnResult, KvWatchArgs, KvWatchResult,
+    LeaseExists, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    LeaseListRequest, LeaseListResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse, LoginRequest, LoginResponse, NoData, NoLease, NoSession, NotLeader, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, ResponseHeader, SequenceOver, StatusResponse, TxnRequest,
+    TxnResponse, Unavailable, WatchRequest, WatchResponse,
 };
 
 /// A call of a method.
@@ -48,8 +50,11 @@ pub enum Call {
     TransferLeader(i64),
     Alarms,
     DisarmAlarm(Alarm),
+    ChangeAuth(AuthChange),
+    Auth,
     NoForwarding(NodeIdentity),
     BetweenNodes(Vec<u8>),
+    Login(LoginRequest),
 }
 
 /// Reply to a call.
@@ -74,8 +79,11 @@ pub enum Reply {
     TransferLeader(i64),
     Alarms(Vec<Alarm>),
     DisarmAlarm(bool),
+    ChangeAuth,
+    Auth(AuthStatus),
     NoForwarding(NodeIdentity),
     BetweenNodes(Vec<u8>),
+    Login(LoginResponse),
 }
 
 /// An exception of the IDL, or an error of the protocol itself.
@@ -106,6 +114,8 @@ pub enum Fault {
     #[error("{}", .0.message)]
     NoData(NoData),
     #[error("{}", .0.message)]
+    Denied(Denied),
+    #[error("{}", .0.message)]
     Refused(Refused),
     /// A `TApplicationException`.
     #[error("{message}")]
@@ -135,8 +145,11 @@ impl Call {
             Self::TransferLeader(_) => "transfer_leader",
             Self::Alarms => "alarms",
             Self::DisarmAlarm(_) => "disarm_alarm",
+            Self::ChangeAuth(_) => "change_auth",
+            Self::Auth => "auth",
             Self::NoForwarding(_) => "no_forwarding",
             Self::BetweenNodes(_) => "between_nodes",
+            Self::Login(_) => "login",
         }
     }
 
@@ -164,8 +177,11 @@ impl Call {
             Self::TransferLeader(node_id) => AdminTransferLeaderArgs { node_id }.write_to_out_protocol(out),
             Self::Alarms => AdminAlarmsArgs {}.write_to_out_protocol(out),
             Self::DisarmAlarm(alarm) => AdminDisarmAlarmArgs { alarm }.write_to_out_protocol(out),
+            Self::ChangeAuth(change) => AdminChangeAuthArgs { change }.write_to_out_protocol(out),
+            Self::Auth => AdminAuthArgs {}.write_to_out_protocol(out),
             Self::NoForwarding(expected) => AdminNoForwardingArgs { expected }.write_to_out_protocol(out),
             Self::BetweenNodes(request) => AdminBetweenNodesArgs { request }.write_to_out_protocol(out),
+            Self::Login(request) => KvLoginArgs { request }.write_to_out_protocol(out),
         })
     }
 }
@@ -216,6 +232,7 @@ fn read_arguments(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<
         }
         "lease_list" => Call::LeaseList(KvLeaseListArgs::read_from_in_protocol(input)?.request),
         "watch" => Call::Watch(KvWatchArgs::read_from_in_protocol(input)?.request),
+        "login" => Call::Login(KvLoginArgs::read_from_in_protocol(input)?.request),
         "status" => Call::Status,
         "hash" => Call::Hash,
         "change_members" => {
@@ -226,6 +243,8 @@ fn read_arguments(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<
         }
         "alarms" => Call::Alarms,
         "disarm_alarm" => Call::DisarmAlarm(AdminDisarmAlarmArgs::read_from_in_protocol(input)?.alarm),
+        "change_auth" => Call::ChangeAuth(AdminChangeAuthArgs::read_from_in_protocol(input)?.change),
+        "auth" => Call::Auth,
         "no_forwarding" => Call::NoForwarding(AdminNoForwardingArgs::read_from_in_protocol(input)?.expected),
         "between_nodes" => Call::BetweenNodes(AdminBetweenNodesArgs::read_from_in_protocol(input)?.request),
         name => {
@@ -273,48 +292,50 @@ fn write_result(
     match name {
         "put" => result_struct!(KvPutResult, outcome, Put,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
-            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease)
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease, denied: Denied)
         .write_to_out_protocol(out),
         "delete_range" => result_struct!(KvDeleteRangeResult, outcome, DeleteRange,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
-            no_session: NoSession, sequence_over: SequenceOver)
+            no_session: NoSession, sequence_over: SequenceOver, denied: Denied)
         .write_to_out_protocol(out),
         "range" => result_struct!(KvRangeResult, outcome, Range,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted)
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, denied: Denied)
         .write_to_out_protocol(out),
         "txn" => result_struct!(KvTxnResult, outcome, Txn,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, conflict: Conflict,
-            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease)
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease, denied: Denied)
         .write_to_out_protocol(out),
         "compact" => result_struct!(KvCompactResult, outcome, Compact,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted)
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, denied: Denied)
         .write_to_out_protocol(out),
         "open_session" => result_struct!(KvOpenSessionResult, outcome, OpenSession,
-            not_leader: NotLeader, unavailable: Unavailable)
+            not_leader: NotLeader, unavailable: Unavailable, denied: Denied)
         .write_to_out_protocol(out),
         "lease_grant" => result_struct!(KvLeaseGrantResult, outcome, LeaseGrant,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
-            no_session: NoSession, sequence_over: SequenceOver, lease_exists: LeaseExists)
+            no_session: NoSession, sequence_over: SequenceOver, lease_exists: LeaseExists, denied: Denied)
         .write_to_out_protocol(out),
         "lease_revoke" => result_struct!(KvLeaseRevokeResult, outcome, LeaseRevoke,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
-            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease)
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease, denied: Denied)
         .write_to_out_protocol(out),
         "lease_keep_alive" => result_struct!(KvLeaseKeepAliveResult, outcome, LeaseKeepAlive,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease)
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease, denied: Denied)
         .write_to_out_protocol(out),
         "lease_time_to_live" => result_struct!(KvLeaseTimeToLiveResult, outcome, LeaseTimeToLive,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease)
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease, denied: Denied)
         .write_to_out_protocol(out),
         "lease_list" => result_struct!(KvLeaseListResult, outcome, LeaseList,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid)
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, denied: Denied)
         .write_to_out_protocol(out),
         "watch" => result_struct!(KvWatchResult, outcome, Watch,
-            unavailable: Unavailable, invalid: Invalid, compacted: Compacted, no_data: NoData)
+            unavailable: Unavailable, invalid: Invalid, compacted: Compacted, no_data: NoData, denied: Denied)
         .write_to_out_protocol(out),
+        "login" => result_struct!(KvLoginResult, outcome, Login, unavailable: Unavailable, denied: Denied)
+            .write_to_out_protocol(out),
         "status" => result_struct!(KvStatusResult, outcome, Status,)
             .write_to_out_protocol(out),
-        "hash" => result_struct!(KvHashResult, outcome, Hash, unavailable: Unavailable, no_data: NoData)
+        "hash" => result_struct!(KvHashResult, outcome, Hash, unavailable: Unavailable, no_data: NoData, denied: Denied)
             .write_to_out_protocol(out),
         "transfer_leader" => result_struct!(AdminTransferLeaderResult, outcome, TransferLeader, refused: Refused)
             .write_to_out_protocol(out),
@@ -324,6 +345,15 @@ fn write_result(
             .write_to_out_protocol(out),
         "between_nodes" => result_struct!(AdminBetweenNodesResult, outcome, BetweenNodes, refused: Refused)
             .write_to_out_protocol(out),
+        "auth" => result_struct!(AdminAuthResult, outcome, Auth, refused: Refused)
+            .write_to_out_protocol(out),
+        "change_auth" => match outcome {
+            Ok(Reply::ChangeAuth) => AdminChangeAuthResult { refused: None }.write_to_out_protocol(out),
+            Err(Fault::Refused(refused)) => {
+                AdminChangeAuthResult { refused: Some(refused) }.write_to_out_protocol(out)
+            }
+            other => undeclared(other),
+        },
         "change_members" => match outcome {
             Ok(Reply::ChangeMembers) => AdminChangeMembersResult { refused: None }.write_to_out_protocol(out),
             Err(Fault::Refused(refused)) => {
@@ -378,39 +408,47 @@ fn read_outcome(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<Re
     let reply = match name {
         "put" => outcome!(KvPutResult, input, Put,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
-            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease),
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease, denied: Denied),
         "delete_range" => outcome!(KvDeleteRangeResult, input, DeleteRange,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
-            no_session: NoSession, sequence_over: SequenceOver),
+            no_session: NoSession, sequence_over: SequenceOver, denied: Denied),
         "range" => outcome!(KvRangeResult, input, Range,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted),
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, denied: Denied),
         "txn" => outcome!(KvTxnResult, input, Txn,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, conflict: Conflict,
-            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease),
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease, denied: Denied),
         "compact" => outcome!(KvCompactResult, input, Compact,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted),
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, compacted: Compacted, denied: Denied),
         "open_session" => outcome!(KvOpenSessionResult, input, OpenSession,
-            not_leader: NotLeader, unavailable: Unavailable),
+            not_leader: NotLeader, unavailable: Unavailable, denied: Denied),
         "lease_grant" => outcome!(KvLeaseGrantResult, input, LeaseGrant,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
-            no_session: NoSession, sequence_over: SequenceOver, lease_exists: LeaseExists),
+            no_session: NoSession, sequence_over: SequenceOver, lease_exists: LeaseExists, denied: Denied),
         "lease_revoke" => outcome!(KvLeaseRevokeResult, input, LeaseRevoke,
             not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid,
-            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease),
+            no_session: NoSession, sequence_over: SequenceOver, no_lease: NoLease, denied: Denied),
         "lease_keep_alive" => outcome!(KvLeaseKeepAliveResult, input, LeaseKeepAlive,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease),
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease, denied: Denied),
         "lease_time_to_live" => outcome!(KvLeaseTimeToLiveResult, input, LeaseTimeToLive,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease),
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, no_lease: NoLease, denied: Denied),
         "lease_list" => outcome!(KvLeaseListResult, input, LeaseList,
-            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid),
+            not_leader: NotLeader, unavailable: Unavailable, invalid: Invalid, denied: Denied),
         "watch" => outcome!(KvWatchResult, input, Watch,
-            unavailable: Unavailable, invalid: Invalid, compacted: Compacted, no_data: NoData),
+            unavailable: Unavailable, invalid: Invalid, compacted: Compacted, no_data: NoData, denied: Denied),
+        "login" => outcome!(KvLoginResult, input, Login, unavailable: Unavailable, denied: Denied),
         "status" => outcome!(KvStatusResult, input, Status,),
-        "hash" => outcome!(KvHashResult, input, Hash, unavailable: Unavailable, no_data: NoData),
+        "hash" => {
+            outcome!(KvHashResult, input, Hash, unavailable: Unavailable, no_data: NoData, denied: Denied)
+        }
         "transfer_leader" => outcome!(AdminTransferLeaderResult, input, TransferLeader, refused: Refused),
         "change_members" => match AdminChangeMembersResult::read_from_in_protocol(input)?.refused {
             Some(refused) => return Ok(Err(Fault::Refused(refused))),
             None => Some(Reply::ChangeMembers),
+        },
+        "auth" => outcome!(AdminAuthResult, input, Auth, refused: Refused),
+        "change_auth" => match AdminChangeAuthResult::read_from_in_protocol(input)?.refused {
+            Some(refused) => return Ok(Err(Fault::Refused(refused))),
+            None => Some(Reply::ChangeAuth),
         },
         "alarms" => outcome!(AdminAlarmsResult, input, Alarms, refused: Refused),
         "disarm_alarm" => outcome!(AdminDisarmAlarmResult, input, DisarmAlarm, refused: Refused),

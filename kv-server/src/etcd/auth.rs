@@ -204,7 +204,7 @@ impl Etcd {
         Ok((auth, Some(self.header_now()?)))
     }
 
-    /// Checks that the caller has the role `root`, or is a user of whom something is true.
+    /// Checks that the caller has the role `root`, or that `is_permitted` is true of its name.
     fn check_root_unless(&self, is_permitted: impl Fn(&str) -> bool) -> std::result::Result<(), Status> {
         match self.database().check_root(&self.caller) {
             Err(AuthRejection::PermissionDenied) if self.caller.name().is_some_and(is_permitted) => Ok(()),

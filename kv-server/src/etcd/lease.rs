@@ -25,6 +25,7 @@ impl Lease for Etcd {
         let LeaseGrantRequest { ttl, id } = request.into_inner();
         let ttl = u64::try_from(ttl).unwrap_or(0).max(TTL_MIN);
         if ttl > LEASE_TTL_MAX {
+            self.database().check_user(&self.caller).map_err(error::of_auth)?;
             self.check_alarms(true)?;
             return Err(error::lease_ttl_too_large());
         }

@@ -1,4 +1,4 @@
-//! Who makes a call, and what it needs. Permissions on keys are checked where the keys are read or written.
+//! Callers, and the permissions that each call needs. Those on keys are checked where the keys are read or written.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tonic::{Code, Status, body::Body};
 use super::{Etcd, error};
 use crate::auth;
 
-/// What a call needs while authentication is enabled.
+/// Permission that a call needs while authentication is enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
     /// Nothing.
@@ -26,7 +26,7 @@ enum Need {
     Root,
 }
 
-/// What each call needs.
+/// Returns the permission that a call needs.
 fn need(service: &str, method: &str) -> Need {
     match (service, method) {
         ("etcdserverpb.Auth", "Authenticate") => Need::Nothing,
@@ -82,7 +82,7 @@ impl Etcd {
         Ok(self)
     }
 
-    /// Who makes a call that has a token or a certificate, although authentication is not enabled as far as this node knows:
+    /// Returns the caller of a call that has a token or a certificate, although authentication is not enabled as far as this node knows:
     /// the node may not have applied yet that it is, and the call may be executed in a state where it is.
     async fn caller_before(&self, headers: &HeaderMap, certificate_name: Option<String>) -> Caller {
         if let Some(token) = token_of(headers) {
@@ -97,7 +97,7 @@ impl Etcd {
         certificate_name.map_or(Caller::Anonymous, |name| Caller::user(name, revision()))
     }
 
-    /// Who makes a call: the user of its token, else the user that its certificate names.
+    /// Returns the caller of a call: the user of its token, else the user that its certificate names.
     async fn caller_of(
         &self,
         headers: &HeaderMap,

@@ -6,7 +6,7 @@ use std::{
     io,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -17,7 +17,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use consensus_transport_thrift::framing;
 use futures::{StreamExt, stream::FuturesUnordered};
 use kv_state_machine::Caller;
-use kv_store_client::protocol::{self, Call, Fault, Incoming, Reply};
+use kv_store_client::{
+    idl::LoginRequest,
+    protocol::{self, Call, Fault, Incoming, Reply},
+};
 use thrift::ApplicationErrorKind;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
@@ -62,14 +65,15 @@ pub(super) async fn serve(
         stalled: None,
     };
     let may_forward = AtomicBool::new(may_forward);
+    let caller = ConnectionCaller::default();
     let answer = |incoming: Incoming, request_bytes: usize| {
         if matches!(incoming.call, Ok(Call::NoForwarding(_))) {
             may_forward.store(false, Ordering::Relaxed);
         }
         let (may_forward, mut room) = (may_forward.load(Ordering::Relaxed), budget.room());
-        let (router, polls) = (router.clone(), polls.clone());
+        let (router, polls, caller) = (router.clone(), polls.clone(), caller.clone());
         async move {
-            let frame = answer(&router, &polls, may_forward, incoming, &mut room).await;
+            let frame = answer(&router, &polls, &caller, may_forward, incoming, &mut room).await;
             Answer { frame, room, request_bytes }
         }
     };
@@ -91,10 +95,32 @@ pub(super) async fn serve(
     connection.received.unwrap_or(Ok(()))
 }
 
+/// The caller of a connection: the user that it has logged in as.
+#[derive(Clone, Default)]
+pub(super) struct ConnectionCaller(Arc<OnceLock<Mutex<Caller>>>);
+
+impl ConnectionCaller {
+    fn get(&self) -> Caller {
+        match self.0.get() {
+            None => Caller::Anonymous, // As most connections: nobody has logged in.
+            Some(caller) => caller.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// A login that fails leaves the connection as it was.
+    async fn log_in(&self, router: &RoutingManager, request: LoginRequest) -> Result<Reply, Fault> {
+        let (caller, reply) = router.log_in(request).await?;
+        let place = self.0.get_or_init(|| Mutex::new(Caller::Anonymous));
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = caller;
+        Ok(reply)
+    }
+}
+
 /// The answer to a call, as a frame; in `room` what it takes.
 pub(super) async fn answer(
     router: &RoutingManager,
     polls: &ConnectionPolls,
+    caller: &ConnectionCaller,
     may_forward: bool,
     incoming: Incoming,
     room: &mut Room,
@@ -103,10 +129,11 @@ pub(super) async fn answer(
     let measures = measure::thrift_calls(&name);
     let start = measures.and_then(ThriftMeasures::start_time);
     let outcome = match call {
+        Ok(Call::Login(request)) => Box::pin(caller.log_in(router, request)).await,
         Ok(Call::NoForwarding(expected)) => router.identify(&expected).map(Reply::NoForwarding),
         // On the heap, so that other calls take no room for it.
-        Ok(Call::Watch(request)) => Box::pin(polls.poll(router, request, room)).await,
-        Ok(call) => router.execute(&Caller::Anonymous, call, may_forward, room).await,
+        Ok(Call::Watch(request)) => Box::pin(polls.poll(router, &caller.get(), request, room)).await,
+        Ok(call) => router.execute(&caller.get(), call, may_forward, room).await,
         Err(fault) => Err(fault),
     };
     if let Some(measures) = measures {

@@ -15,7 +15,7 @@ use tokio::{io::AsyncWriteExt, net::tcp::OwnedWriteHalf};
 
 use super::{
     Client,
-    connection::{self, Frames},
+    connection::{self, ConnectionCaller, Frames},
 };
 
 /// Answers what operators ask, refuses the first call of a client. Whether it is another node, which is to be served.
@@ -25,6 +25,7 @@ pub(super) async fn is_node(
     client: &Client,
 ) -> io::Result<bool> {
     frames.decoder_mut().set_frame_bytes_max(FRAME_BYTES_MAX);
+    let (polls, caller) = (client.polls.connection(), ConnectionCaller::default());
     while let Some(frame) = tokio::time::timeout(CALL_TIMEOUT, frames.next()).await? {
         let incoming = connection::read_call(&frame?)?;
         let is_handshake = matches!(incoming.call, Ok(Call::NoForwarding(_)));
@@ -32,15 +33,18 @@ pub(super) async fn is_node(
         let is_operators = matches!(
             incoming.call,
             Ok(Call::Status
+                | Call::Login(_)
                 | Call::Hash
                 | Call::ChangeMembers(_)
                 | Call::TransferLeader(_)
                 | Call::Alarms
-                | Call::DisarmAlarm(_))
+                | Call::DisarmAlarm(_)
+                | Call::ChangeAuth(_)
+                | Call::Auth)
         );
         let answer = if is_handshake || is_operators {
             let mut room = client.budget.connection().room();
-            connection::answer(&client.router, &client.polls.connection(), true, incoming, &mut room).await
+            connection::answer(&client.router, &polls, &caller, true, incoming, &mut room).await
         } else {
             refuse(&incoming, client.limits.clients_max)
         };

@@ -73,7 +73,7 @@ impl Server {
     }
 
     async fn poll(&mut self, request: idl::WatchRequest) -> Result<idl::WatchResponse, Fault> {
-        match self.polls.poll(&self.router, request, &mut self.room).await {
+        match self.polls.poll(&self.router, &Caller::Server, request, &mut self.room).await {
             Ok(Reply::Watch(response)) => Ok(response),
             Ok(other) => panic!("{other:?}"),
             Err(fault) => Err(fault),

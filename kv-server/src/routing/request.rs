@@ -91,7 +91,14 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
             })?;
             return Ok(Request::TransferLeader(Some(NodeId(to))));
         }
-        Call::Status | Call::Hash | Call::NoForwarding(_) | Call::Watch(_) | Call::BetweenNodes(_) => {
+        Call::Status
+        | Call::Hash
+        | Call::NoForwarding(_)
+        | Call::Watch(_)
+        | Call::BetweenNodes(_)
+        | Call::Login(_)
+        | Call::ChangeAuth(_)
+        | Call::Auth => {
             return Err(convert::invalid("not an operation"));
         }
     };

@@ -1,5 +1,6 @@
 //! Users, roles and permissions.
 
+use consensus_core::Endpoint;
 use kv_etcd_api::{
     authpb::{Permission, UserAddOptions, permission::Type},
     etcdserverpb::{
@@ -8,10 +9,15 @@ use kv_etcd_api::{
         AuthUserGetRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest, AuthenticateRequest,
         CompactionRequest, HashKvRequest, LeaseGrantRequest, MemberListRequest, PutRequest, RangeRequest,
         RequestOp, TxnRequest, WatchCreateRequest, auth_client::AuthClient, cluster_client::ClusterClient,
-        kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
-        request_op::Request as Part,
+        kv_client::KvClient as EtcdKvClient, lease_client::LeaseClient,
+        maintenance_client::MaintenanceClient, request_op::Request as Part,
     },
     v3lockpb::{LockRequest, lock_client::LockClient},
+};
+use kv_store_client::{
+    ClientConfig, ClientError, Connection, Credentials, KvClient,
+    idl::{self, DeniedReason, LoginRequest},
+    protocol::{Call, Fault, Reply},
 };
 use tonic::{
     Code, Request, Status, service::Interceptor, service::interceptor::InterceptedService, transport::Channel,
@@ -55,8 +61,8 @@ impl Client {
         Ok(AuthClient::new(self.channel.clone()).authenticate(request).await?.into_inner().token)
     }
 
-    fn kv(&self) -> KvClient<InterceptedService<Channel, Self>> {
-        KvClient::with_interceptor(self.channel.clone(), self.clone())
+    fn kv(&self) -> EtcdKvClient<InterceptedService<Channel, Self>> {
+        EtcdKvClient::with_interceptor(self.channel.clone(), self.clone())
     }
 
     fn auth(&self) -> AuthClient<InterceptedService<Channel, Self>> {
@@ -314,6 +320,14 @@ async fn gateway_takes_the_token_of_the_header_authorization() {
 }
 
 #[tokio::test]
+async fn probes_of_health_need_no_user() {
+    let (alone, _, _, _) = started().await;
+    for path in ["/health", "/livez", "/readyz", "/version"] {
+        assert_eq!(ask_with(alone.server.port, "GET", path, "", "").await.0, 200, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn thrift_client_without_login_is_refused() {
     let (alone, _, _, root) = started().await;
     let client = alone.server.client();
@@ -357,4 +371,85 @@ async fn token_counts_on_every_node_and_after_a_restart_and_followers_name_the_c
         }
     };
     assert!(again.is_empty());
+}
+
+/// A client over Thrift that logs in.
+fn thrift(port: u16, user: &str, password: &str) -> KvClient {
+    let mut config = ClientConfig::new(vec![endpoint(port)]);
+    config.credentials = Some(Credentials { user: user.to_owned(), password: password.to_owned() });
+    KvClient::new(config).unwrap()
+}
+
+fn endpoint(port: u16) -> Endpoint {
+    format!("127.0.0.1:{port}").parse().unwrap()
+}
+
+#[tokio::test]
+async fn thrift_client_acts_as_the_user_that_it_logs_in_as() {
+    let alone = Alone::start().await;
+    let port = alone.server.port;
+    thrift(port, "ann", "word").put("x", "1").await.expect("authentication is not enabled yet");
+    let nobody = Client::new(port).await;
+    nobody.enable().await;
+    let (ann, root) = (thrift(port, "ann", "word"), thrift(port, "root", "secret"));
+    ann.put("n", "1").await.unwrap();
+    let reason = |error: ClientError| match error {
+        ClientError::Rejected(Fault::Denied(denied)) => denied.reason,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(reason(ann.put("b", "1").await.unwrap_err()), DeniedReason::PERMISSION);
+    assert_eq!(reason(ann.get("n").await.unwrap_err()), DeniedReason::PERMISSION);
+    assert_eq!(reason(ann.hash_of(&endpoint(port)).await.unwrap_err()), DeniedReason::PERMISSION);
+    root.hash_of(&endpoint(port)).await.unwrap();
+    for (user, password) in [("ann", "wrong"), ("eve", "word")] {
+        let refused = thrift(port, user, password).get("a").await.unwrap_err();
+        assert_eq!(reason(refused), DeniedReason::LOGIN_FAILED, "{user}");
+    }
+    // The connection of a user whose password was changed is void; the client makes a new one, in vain.
+    let root = Client::of(port, "root", "secret").await;
+    let password = "new".to_owned();
+    let change = AuthUserChangePasswordRequest { name: "ann".to_owned(), password, ..Default::default() };
+    root.auth().user_change_password(change).await.unwrap();
+    assert_eq!(reason(ann.put("n", "2").await.unwrap_err()), DeniedReason::LOGIN_AGAIN);
+    assert_eq!(reason(ann.put("n", "2").await.unwrap_err()), DeniedReason::LOGIN_FAILED);
+}
+
+#[tokio::test]
+async fn poll_of_a_user_delivers_only_keys_that_it_may_read() {
+    let (alone, _, _, _) = started().await;
+    let connection = logged_in(alone.server.port, "ann", "word").await;
+    let poll = |key: &str| {
+        let request = idl::WatchRequest::of(key, None);
+        Call::Watch(idl::WatchRequest { wait_ms: Some(1), ..request })
+    };
+    assert!(matches!(connection.call(poll("a")).await.unwrap(), Ok(Reply::Watch(_))));
+    let refused = connection.call(poll("n")).await.unwrap();
+    assert!(matches!(refused, Err(Fault::Denied(_))), "{refused:?}");
+}
+
+async fn logged_in(port: u16, user: &str, password: &str) -> Connection {
+    let connection = Connection::open(&endpoint(port), PATIENCE).await.unwrap();
+    let request =
+        LoginRequest { user: Some(user.to_owned()), password: Some(password.to_owned()), token: None };
+    connection.call(Call::Login(request)).await.unwrap().unwrap();
+    connection
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn call_that_a_follower_forwards_has_the_permissions_of_its_caller() {
+    let cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let port = cluster.servers[(leader + 1) % 3].port;
+    Client::new(cluster.servers[leader].port).await.enable().await;
+    let (ann, root) = (logged_in(port, "ann", "word").await, logged_in(port, "root", "secret").await);
+    let put = |key: &str| Call::Put(idl::PutRequest::of(key, "1"));
+    assert!(matches!(ann.call(put("n")).await.unwrap(), Ok(Reply::Put(_))));
+    let refused = ann.call(put("b")).await.unwrap();
+    assert!(matches!(refused, Err(Fault::Denied(_))), "{refused:?}");
+    let refused = ann.call(Call::TransferLeader(-1)).await.unwrap();
+    assert!(matches!(refused, Err(Fault::Refused(_))), "{refused:?}");
+    let forged = root.call(Call::BetweenNodes(vec![0; 40])).await.unwrap();
+    assert!(forged.is_err(), "{forged:?}");
+    assert!(matches!(root.call(Call::Alarms).await.unwrap(), Ok(Reply::Alarms(_))));
+    assert!(matches!(root.call(Call::TransferLeader(-1)).await.unwrap(), Ok(Reply::TransferLeader(_))));
 }

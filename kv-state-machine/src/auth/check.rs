@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{AuthRejection, AuthState, AuthUser, Caller, RangeSet};
 use crate::{Delete, KeyRange, KvOperation, Put, Range, Txn, Versionstamp, view::Failure};
 
-/// What a request needs.
+/// Permission that a request needs, apart from those on keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Demand {
     /// Any user.

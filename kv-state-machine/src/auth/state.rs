@@ -25,7 +25,7 @@ pub struct AuthState {
     unwritten: BTreeSet<Record>,
 }
 
-/// What is not about one user or role.
+/// State that does not belong to one user or role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Head {
     pub(super) is_enabled: bool,

@@ -12,13 +12,13 @@ use rand::Rng;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    ClientError, KvClient, Shared,
+    ClientError, Credentials, KvClient, Shared,
     failures::{Failure, Failures, Told},
 };
 use crate::{
     CallError, Connection,
     admin::{Refused, RefusedReason},
-    idl::Session,
+    idl::{DeniedReason, LoginRequest, Session},
     protocol::{Call, Fault, Reply},
 };
 
@@ -178,7 +178,7 @@ impl KvClient {
         let is_the_stores_word = matches!(
             &ending,
             Ending::Fault(_, fault)
-                if !matches!(fault, Fault::Unavailable(_) | Fault::NotLeader(_) | Fault::NoData(_))
+                if !matches!(fault, Fault::Unavailable(_) | Fault::NotLeader(_) | Fault::NoData(_)) && !is_over(fault)
         );
         if let Ending::Fault(server, Fault::Unavailable(_)) = &ending {
             self.shared().unavailable = Some((server.clone(), Instant::now() + UNAVAILABLE_FOR));
@@ -246,7 +246,13 @@ impl KvClient {
         let start = Instant::now();
         match timeout_at(until, connection.call(call)).await {
             Ok(Ok(Ok(reply))) => Ok(reply),
-            Ok(Ok(Err(fault))) => Err(Ending::Fault(server, fault)),
+            Ok(Ok(Err(fault))) => {
+                // Without a user because the login failed: that is the reason to tell.
+                let has_no_user =
+                    matches!(&fault, Fault::Denied(denied) if denied.reason == DeniedReason::NO_USER);
+                let of_login = connection.login_fault().filter(|_| has_no_user);
+                Err(Ending::Fault(server, of_login.cloned().unwrap_or(fault)))
+            }
             Ok(Err(CallError::NotSent { why, .. })) => {
                 Err(Ending::NotSent(Failure { server, told: Told::Nothing, why }))
             }
@@ -304,11 +310,53 @@ impl KvClient {
     async fn open(&self, endpoint: &Endpoint, until: Instant) -> Result<Connection, Failure> {
         let left = until.saturating_duration_since(Instant::now());
         let opened = Connection::open(endpoint, self.config.connect_timeout.min(left)).await;
-        opened.map_err(|error| Failure {
+        let connection = opened.map_err(|error| Failure {
             server: endpoint.clone(),
             told: if error.kind() == io::ErrorKind::TimedOut { Told::Nothing } else { Told::Refused },
             why: without_prefix(&error.to_string(), endpoint),
-        })
+        })?;
+        match &self.config.credentials {
+            Some(credentials) => self.log_in(connection, credentials, until).await,
+            None => Ok(connection),
+        }
+    }
+
+    /// Gives a connection its user: by the token of the last login, else by password. A login that the server refuses leaves
+    /// the connection without a user.
+    async fn log_in(
+        &self,
+        connection: Connection,
+        credentials: &Credentials,
+        until: Instant,
+    ) -> Result<Connection, Failure> {
+        let token = self.shared().token.clone();
+        let by_token = token.map(|token| LoginRequest { user: None, password: None, token: Some(token) });
+        let Credentials { user, password } = credentials.clone();
+        let by_password = LoginRequest { user: Some(user), password: Some(password), token: None };
+        let mut refused = None;
+        for request in by_token.into_iter().chain([by_password]) {
+            let (server, start) = (connection.endpoint().clone(), Instant::now());
+            match timeout_at(until, connection.call(Call::Login(request))).await {
+                Ok(Ok(Ok(Reply::Login(response)))) => {
+                    self.shared().token = Some(response.token);
+                    return Ok(connection);
+                }
+                Ok(Ok(Err(Fault::Denied(denied)))) if denied.reason == DeniedReason::NOT_ENABLED => {
+                    return Ok(connection);
+                }
+                Ok(Ok(Err(fault @ Fault::Unavailable(_)))) => {
+                    return Err(Failure::said(server, fault.to_string()));
+                }
+                Ok(Ok(Err(fault))) => refused = Some(fault),
+                Ok(Ok(Ok(_))) => return Err(Failure::said(server, "it answered another call".to_owned())),
+                Ok(Err(error)) => {
+                    return Err(Failure { server, told: Told::Nothing, why: error.to_string() });
+                }
+                Err(_) => return Err(Failure::late(server, start.elapsed())),
+            }
+        }
+        self.shared().token = None;
+        Ok(connection.with_login_fault(refused))
     }
 
     /// Connects to the leader, if the server at `connection` knows a leader that can be reached; otherwise
@@ -358,6 +406,11 @@ impl KvClient {
             self.shared().connection = Some(Arc::new(connection));
         }
     }
+}
+
+/// Whether the login of a connection has become void, so that a new connection is needed.
+fn is_over(fault: &Fault) -> bool {
+    matches!(fault, Fault::Denied(denied) if denied.reason == DeniedReason::LOGIN_AGAIN)
 }
 
 /// Decides how a call continues after a refusal. `Ok`: another server is tried, with the leader's endpoint if

@@ -33,9 +33,9 @@ pub(super) const FLAGS: &[Flag] = flags! {
         "cipher-suites" Text, "" => Unneeded; WITH_TLS;
         "tls-min-version" Text, "TLS1.2" => Unneeded; WITH_TLS;
         "tls-max-version" Text, "" => Unneeded; WITH_TLS;
-        "auth-token" Text, "simple" => Absent; "there are no users; restrict the network instead";
-        "auth-token-ttl" Number, "300" => Unneeded; "there are no users";
-        "bcrypt-cost" Number, "10" => Unneeded; "there are no users";
+        "auth-token" Text, "simple" => Absent; "its tokens are of the kind simple; every member accepts them, also after a restart";
+        "auth-token-ttl" Number, "300" => Unneeded; "a token is valid until its user is deleted or gets another password";
+        "bcrypt-cost" Number, "10" => Unneeded; "passwords are hashed by argon2id";
     }
 };
 

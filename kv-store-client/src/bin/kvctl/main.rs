@@ -11,6 +11,7 @@ mod nodes;
 mod show;
 mod signals;
 mod transaction;
+mod users;
 mod watch;
 
 use std::{
@@ -23,7 +24,7 @@ use std::{
 use clap::{Parser, Subcommand, ValueEnum};
 use consensus_core::Endpoint;
 use kv_store_client::{
-    ClientConfig, ClientError, KvClient,
+    ClientConfig, ClientError, Credentials, KvClient,
     idl::{DeleteRequest, PutRequest, RangeRequest, RangeResponse},
     prefix_end,
 };
@@ -49,6 +50,9 @@ struct Arguments {
         global = true
     )]
     endpoints: Vec<Endpoint>,
+    /// User and password, as NAME:PASSWORD. Other users of this machine can see arguments, so set the variable instead.
+    #[arg(long, env = "KVCTL_USER", hide_env_values = true, global = true)]
+    user: Option<Credentials>,
     /// How to print.
     #[arg(long, value_enum, default_value = "text", global = true)]
     output: Output,
@@ -171,6 +175,15 @@ enum Command {
     /// Lists and disarms alarms: conditions in which the store refuses requests.
     #[command(subcommand)]
     Alarm(alarms::Command),
+    /// Whether users have to log in.
+    #[command(subcommand)]
+    Auth(users::Auth),
+    /// Users, and their roles.
+    #[command(subcommand)]
+    User(users::User),
+    /// Roles, and what they permit.
+    #[command(subcommand)]
+    Role(users::Role),
     /// Asks every endpoint for the checksum of its state, and compares those that have applied the same. A witness has no
     /// state.
     Hash,
@@ -274,6 +287,7 @@ fn exit(code: u8) -> ! {
 
 async fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let mut config = ClientConfig::new(arguments.endpoints.clone());
+    config.credentials.clone_from(&arguments.user);
     config.timeout = Duration::from_millis(arguments.timeout_ms);
     config.wait_for_servers = false;
     let client = KvClient::new(config)?;
@@ -340,6 +354,9 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Status => nodes::status(&client, &arguments.endpoints, show).await,
         Command::Endpoint(command) => health::execute(&client, &arguments.endpoints, command, show).await,
         Command::Alarm(command) => alarms::execute(&client, command, show).await,
+        Command::Auth(command) => users::auth(&client, command, show).await,
+        Command::User(command) => users::user(&client, command, show).await,
+        Command::Role(command) => users::role(&client, command, show).await,
         Command::Hash => nodes::hash(&client, &arguments.endpoints, show).await,
         Command::Bench { clients, seconds, value_bytes } => {
             bench::run(&client, *clients, Duration::from_secs(*seconds), *value_bytes, show).await

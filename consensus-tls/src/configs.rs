@@ -3,8 +3,8 @@
 use std::{io, sync::Arc};
 
 use rustls::{
-    CipherSuite, ClientConfig, ConfigBuilder, Error, RootCertStore, ServerConfig, SupportedProtocolVersion,
-    WantsVerifier,
+    AlertDescription, CertificateError, CipherSuite, ClientConfig, ConfigBuilder, Error, RootCertStore,
+    ServerConfig, SupportedProtocolVersion, WantsVerifier,
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::CryptoProvider,
     pki_types::CertificateRevocationListDer,
@@ -270,7 +270,23 @@ pub(crate) fn handshake_error(error: &io::Error) -> String {
             "the client shows no certificate, and one is required".to_owned()
         }
         Some(Error::InvalidMessage(_)) => format!("the other side speaks no TLS ({error})"),
-        Some(Error::AlertReceived(alert)) => format!("the other side refused: alert {alert:?}"),
+        Some(Error::AlertReceived(alert)) => match alert {
+            // The second one is sent where a trusted authority has the name of the issuer, and another key.
+            AlertDescription::UnknownCA
+            | AlertDescription::DecryptError
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnsupportedCertificate => {
+                format!("the other side does not accept the certificate of this one (alert {alert:?})")
+            }
+            alert => format!("the other side refused: alert {alert:?}"),
+        },
+        Some(Error::InvalidCertificate(CertificateError::BadSignature)) => {
+            "invalid peer certificate: a trusted authority has the name of its issuer, and another key"
+                .to_owned()
+        }
         _ if error.kind() == io::ErrorKind::UnexpectedEof => {
             "the other side closed the connection during the handshake".to_owned()
         }

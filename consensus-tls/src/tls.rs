@@ -14,7 +14,7 @@ use rustls::{
     server::Acceptor,
 };
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::Semaphore,
     time::{Instant, timeout, timeout_at},
@@ -119,7 +119,7 @@ impl Tls {
             Ok(_) if self.accepts_plain() => return Ok(Some(Stream::Plain(stream))),
             Ok(_) => {
                 if first[0].is_ascii_uppercase() {
-                    let _ = timeout(Duration::from_secs(1), stream.write_all(HTTPS_EXPECTED)).await;
+                    let _ = timeout(PLAIN_RESPONSE_TIMEOUT, tell_to_use_https(&mut stream)).await;
                 }
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -246,6 +246,21 @@ impl fmt::Debug for Tls {
     }
 }
 
+/// Tells a client of HTTP without TLS why it is not served. Its request is read, or the system would reset the connection, and the
+/// client might not see the response.
+async fn tell_to_use_https(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(HTTPS_EXPECTED).await?;
+    stream.shutdown().await?;
+    let (mut read, mut buffer) = (0, [0; 1024]);
+    while read < PLAIN_REQUEST_BYTES_MAX {
+        match stream.read(&mut buffer).await? {
+            0 => break,
+            bytes => read += bytes,
+        }
+    }
+    Ok(())
+}
+
 fn silent() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))
 }
@@ -268,6 +283,9 @@ const HANDSHAKES_MAX: usize = 256;
 const HANDSHAKE: u8 = 22;
 const HTTPS_EXPECTED: &[u8] =
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\nThis port speaks TLS: use https.\n";
+/// Time, and bytes of its request, that a client of HTTP without TLS is given.
+const PLAIN_RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
+const PLAIN_REQUEST_BYTES_MAX: usize = 64 << 10;
 /// A certificate that expires within this time is warned of.
 const EXPIRY_WARNING_SECONDS: i64 = 7 * 24 * 60 * 60;
 const EXPIRY_WARNING_EVERY: Duration = Duration::from_secs(24 * 60 * 60);

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, io, net::SocketAddr, time::Duration};
 
 use consensus_core::Endpoint;
+use consensus_tls::{Stream, Tls};
 use futures::{StreamExt, stream::FuturesUnordered};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -28,6 +29,29 @@ pub async fn connect(endpoint: &Endpoint, time_limit: Duration) -> io::Result<Tc
     let stream = connect_to_any(found.map_err(named)?, time_limit, deadline).await.map_err(named)?;
     configure(&stream).map_err(named)?;
     Ok(stream)
+}
+
+/// [Connects](connect) with TLS, if there is any, all within `time_limit`. The certificate of the server must be for the host of
+/// `endpoint`. Where plain connections are accepted, a server that speaks no TLS gets one.
+///
+/// # Errors
+/// As [`connect`], or the handshake failed.
+pub async fn connect_with(
+    endpoint: &Endpoint,
+    time_limit: Duration,
+    tls: Option<&Tls>,
+) -> io::Result<Stream> {
+    let deadline = Instant::now() + time_limit;
+    let stream = connect(endpoint, time_limit).await?;
+    let Some(tls) = tls else { return Ok(stream.into()) };
+    let left = deadline.saturating_duration_since(Instant::now());
+    match tls.connect(stream, endpoint.host(), left).await {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported && tls.accepts_plain() => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            connect(endpoint, left).await.map(Stream::from)
+        }
+        connected => connected.map_err(|error| io::Error::new(error.kind(), format!("{endpoint}: {error}"))),
+    }
 }
 
 /// Connects to the first of `addresses` that accepts.

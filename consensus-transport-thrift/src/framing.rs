@@ -174,6 +174,7 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
             written(frame.len());
         }
         io.write_all_buf(&mut buffer).await?;
+        io.flush().await?;
     }
     io.shutdown().await
 }

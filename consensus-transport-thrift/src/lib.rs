@@ -13,7 +13,8 @@
 //! with back-off; names are resolved again for every attempt. The memory that a peer can make this node allocate is bounded
 //! by the frame limit, and by 4 KiB before the peer has identified itself.
 //!
-//! What this is *not*: authenticated or encrypted. Use it only on a network that no one but the nodes can reach.
+//! With [`ThriftConfig::tls`] connections are encrypted, and nodes show each other certificates. Without it anybody who reaches
+//! the port can claim to be a node: use it only on a network that no one but the nodes can reach.
 //!
 //! ```no_run
 //! # async fn start() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,7 +48,7 @@ mod server;
 pub mod testing;
 mod transport;
 
-pub use connection::{configure, connect};
+pub use connection::{configure, connect, connect_with};
 pub use identity::{ClusterHistory, Founders, MemberAtEndpoint, PeerIdentity, PeerState};
 pub use probe::{find_member, probe};
 pub use transport::{ThriftConfig, ThriftTransport};

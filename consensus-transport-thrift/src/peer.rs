@@ -11,18 +11,18 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{ClusterId, Endpoint, NodeId, Reachability, SendError, StorageId, TransportError};
+use consensus_tls::{Stream, WriteHalf};
 use futures::{StreamExt, stream::FuturesUnordered};
 use rand::Rng;
 use tokio::{
     io::AsyncWriteExt,
-    net::{TcpStream, tcp::OwnedWriteHalf},
     sync::{Mutex, Notify, mpsc, watch},
     time::Instant,
 };
 
 use crate::{
     calls,
-    connection::connect,
+    connection::connect_with,
     connection_log::ConnectionLog,
     convert::{ack_from_wire, chunk_to_wire, signed, unsigned},
     framing,
@@ -77,7 +77,7 @@ pub(crate) enum DialState {
 #[derive(Debug)]
 struct Connection {
     answers: ResponseReader,
-    writer: CountingHalf<OwnedWriteHalf>,
+    writer: CountingHalf<WriteHalf>,
     /// Storage of the other node.
     storage: StorageId,
 }
@@ -235,7 +235,11 @@ impl SnapshotConnection {
         link.measures.sent_bytes.increment(frame.len() as u64);
         let Connection { answers, writer, .. } = &mut self.connection;
         let write = async {
-            writer.write_all(&frame).await.map_err(|source| link.io("sending a snapshot chunk", source))
+            let written = async {
+                writer.write_all(&frame).await?;
+                writer.flush().await
+            };
+            written.await.map_err(|source| link.io("sending a snapshot chunk", source))
         };
         let read = async { answers.next().await.map_err(|source| link.io("reading a response", source)) };
         let ((), answer) = tokio::try_join!(write, read)?;
@@ -326,7 +330,8 @@ impl PeerLink {
 
     async fn attempt(&self) -> Result<Connection, TransportError> {
         let start = Instant::now();
-        let stream = connect(&self.endpoint, self.own.config.connect_timeout).await;
+        let config = &self.own.config;
+        let stream = connect_with(&self.endpoint, config.connect_timeout, config.tls.as_ref()).await;
         let stream = stream.map_err(|source| self.io("connecting", source))?;
         let left = self.own.config.connect_timeout.saturating_sub(start.elapsed());
         let timed_out = |_| self.io("exchanging hellos", io::ErrorKind::TimedOut.into());
@@ -334,7 +339,7 @@ impl PeerLink {
     }
 
     /// Sends this node's hello and checks the identity of the other one, which may refuse the connection.
-    async fn exchange_hellos(&self, stream: TcpStream) -> Result<Connection, TransportError> {
+    async fn exchange_hellos(&self, stream: Stream) -> Result<Connection, TransportError> {
         let (reader, writer) = stream.into_split();
         let mut reader = framing::reader(reader, self.own.config.frame_bytes_max);
         let sent = Arc::new(ByteCounter::default());
@@ -348,6 +353,7 @@ impl PeerLink {
         };
         let frame = calls::encode_hello(hello).map_err(|error| self.thrift(&error))?;
         writer.write_all(&frame).await.map_err(|source| self.io("sending the hello", source))?;
+        writer.flush().await.map_err(|source| self.io("sending the hello", source))?;
         let answer = next_frame(&mut reader)
             .await
             .map_err(|source| self.io("reading the response to the hello", source))?;

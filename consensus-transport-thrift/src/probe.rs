@@ -3,11 +3,12 @@
 use std::{io, time::Duration};
 
 use consensus_core::{ClusterId, Endpoint, NodeId, StorageId, TransportError};
+use consensus_tls::Tls;
 use tokio::{io::AsyncWriteExt, time::timeout};
 
 use crate::{
     PeerIdentity, calls,
-    connection::connect,
+    connection::connect_with,
     convert::signed,
     framing, generated as wire,
     identity::{FORMATS, LocalNode, description_from_wire},
@@ -19,8 +20,12 @@ use crate::{
 ///
 /// # Errors
 /// No answer arrived, or the answer is not one of a node of this library.
-pub async fn probe(endpoint: &Endpoint, time_limit: Duration) -> Result<PeerIdentity, TransportError> {
-    ask(nobody(), None, endpoint, time_limit).await
+pub async fn probe(
+    endpoint: &Endpoint,
+    tls: Option<&Tls>,
+    time_limit: Duration,
+) -> Result<PeerIdentity, TransportError> {
+    ask(nobody(), None, endpoint, tls, time_limit).await
 }
 
 /// Like [`probe`], asking for the member of the probed node's cluster that other nodes reach at `member`: the answer has it as
@@ -31,9 +36,10 @@ pub async fn probe(endpoint: &Endpoint, time_limit: Duration) -> Result<PeerIden
 pub async fn find_member(
     endpoint: &Endpoint,
     member: &Endpoint,
+    tls: Option<&Tls>,
     time_limit: Duration,
 ) -> Result<PeerIdentity, TransportError> {
-    ask(nobody(), Some(member), endpoint, time_limit).await
+    ask(nobody(), Some(member), endpoint, tls, time_limit).await
 }
 
 fn nobody() -> wire::Identity {
@@ -53,22 +59,24 @@ pub(crate) async fn probe_as(
     endpoint: &Endpoint,
     time_limit: Duration,
 ) -> Result<PeerIdentity, TransportError> {
-    ask(own.identity(), None, endpoint, time_limit).await
+    ask(own.identity(), None, endpoint, own.config.tls.as_ref(), time_limit).await
 }
 
 async fn ask(
     asker: wire::Identity,
     member: Option<&Endpoint>,
     endpoint: &Endpoint,
+    tls: Option<&Tls>,
     time_limit: Duration,
 ) -> Result<PeerIdentity, TransportError> {
     let io = |source| TransportError::Io { context: format!("probing {endpoint}"), source };
     let exchange = async {
-        let stream = connect(endpoint, time_limit).await?;
+        let stream = connect_with(endpoint, time_limit, tls).await?;
         let (reader, mut writer) = stream.into_split();
         let frame = calls::encode_describe(asker, member.map(Endpoint::to_string))
             .map_err(|error| invalid(framing::error_text(&error)))?;
         writer.write_all(&frame).await?;
+        writer.flush().await?;
         let mut answers = framing::reader(reader, ANSWER_BYTES_MAX);
         let answer = next_frame(&mut answers).await?;
         let answer =

@@ -22,10 +22,10 @@ use std::{
 
 use bytes::BytesMut;
 use consensus_core::ClusterId;
+use consensus_tls::{ReadHalf, WriteHalf};
 use futures::StreamExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
     sync::{Mutex, Notify, watch},
     time::{sleep, timeout},
 };
@@ -105,7 +105,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for CountingHalf<T> {
 /// The caller's reading half of a connection: reads responses and receipts.
 #[derive(Debug)]
 pub(crate) struct ResponseReader {
-    frames: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
+    frames: FramedRead<ReadHalf, framing::FrameDecoder>,
     sent: Arc<ByteCounter>,
     /// Bytes received by the callee, according to its last receipt.
     received: u64,
@@ -116,7 +116,7 @@ pub(crate) struct ResponseReader {
 
 impl ResponseReader {
     pub(crate) fn new(
-        frames: FramedRead<OwnedReadHalf, framing::FrameDecoder>,
+        frames: FramedRead<ReadHalf, framing::FrameDecoder>,
         sent: Arc<ByteCounter>,
         stall_timeout: Duration,
         callee_cluster: ClusterId,
@@ -168,7 +168,7 @@ impl ResponseReader {
 /// Returns when the connection ends.
 pub(crate) async fn acknowledge(
     received: &ByteCounter,
-    writer: &Mutex<OwnedWriteHalf>,
+    writer: &Mutex<WriteHalf>,
     interval: Duration,
     mut cluster: watch::Receiver<ClusterId>,
 ) -> io::Result<()> {
@@ -180,7 +180,10 @@ pub(crate) async fn acknowledge(
         let receipt = Receipt { bytes: received.bytes(), cluster: *cluster.borrow_and_update() };
         let frame = calls::encode_receipt(receipt)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, framing::error_text(&error)))?;
-        writer.lock().await.write_all(&frame).await?;
+        let mut writer = writer.lock().await;
+        writer.write_all(&frame).await?;
+        writer.flush().await?;
+        drop(writer);
         sleep(interval).await;
     }
 }

@@ -2,19 +2,18 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use consensus_core::{ClusterId, MessageHandler, NodeId, StorageId};
+use consensus_tls::{HANDSHAKE_TIMEOUT, ReadHalf, Stream, WriteHalf};
 use futures::StreamExt;
 use tokio::{
     io::AsyncWriteExt,
-    net::{
-        TcpListener, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    net::{TcpListener, TcpStream},
     sync::{Mutex, Semaphore, watch},
     task::JoinSet,
     time::timeout,
@@ -61,7 +60,7 @@ pub(crate) async fn accept(
                 let (own, peers, refusals) = (own.clone(), peers.clone(), refusals.clone());
                 let callee = IncomingConnection { own, peers, refusals, handler: handler.clone() };
                 connections.spawn(async move {
-                    if let Err(error) = callee.serve(stream).await {
+                    if let Err(error) = callee.serve(stream, from).await {
                         tracing::debug!(%from, %error, "a node's connection ended");
                     }
                     drop(place);
@@ -89,8 +88,15 @@ struct IncomingConnection {
 }
 
 impl IncomingConnection {
-    async fn serve(mut self, stream: TcpStream) -> io::Result<()> {
+    async fn serve(mut self, stream: TcpStream, from: SocketAddr) -> io::Result<()> {
         connection::configure(&stream)?;
+        let stream = match &self.own.config.tls {
+            None => Stream::from(stream),
+            Some(tls) => match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream, from)).await?? {
+                Some(stream) => stream,
+                None => return Ok(()),
+            },
+        };
         let (reader, mut writer) = stream.into_split();
         let received = Arc::new(ByteCounter::default());
         // Little memory for a peer that has not identified itself.
@@ -102,7 +108,8 @@ impl IncomingConnection {
             (sequence, Call::Describe(asker, endpoint)) => {
                 let description = self.own.describe(NodeId(unsigned(asker.node_id)), endpoint.as_deref());
                 let answer = calls::encode_describe_reply(sequence, description).map_err(invalid)?;
-                return writer.write_all(&answer).await;
+                writer.write_all(&answer).await?;
+                return writer.shutdown().await;
             }
             _ => return Err(invalid_text("the first call is neither hello nor describe".to_owned())),
         };
@@ -112,10 +119,12 @@ impl IncomingConnection {
         if let Some(why) = self.refusal_reason(from, &hello) {
             let answer = calls::encode_hello_reply(sequence, Err(why.clone())).map_err(invalid)?;
             writer.write_all(&answer).await?;
+            writer.flush().await?;
             return Err(self.refuse(from, why));
         }
         let answer = calls::encode_hello_reply(sequence, Ok(self.own.identity())).map_err(invalid)?;
         writer.write_all(&answer).await?;
+        writer.flush().await?;
         self.refusals.accepted(from);
         frames.decoder_mut().set_frame_bytes_max(self.own.config.frame_bytes_max);
         self.peers.add_caller(from, hello.endpoint.and_then(|text| text.parse().ok()));
@@ -164,8 +173,8 @@ impl IncomingConnection {
     async fn deliver(
         &self,
         from: NodeId,
-        mut frames: FramedRead<CountingHalf<OwnedReadHalf>, framing::FrameDecoder>,
-        writer: &Mutex<OwnedWriteHalf>,
+        mut frames: FramedRead<CountingHalf<ReadHalf>, framing::FrameDecoder>,
+        writer: &Mutex<WriteHalf>,
         handler: &dyn MessageHandler,
         caller_cluster: &watch::Sender<ClusterId>,
     ) -> io::Result<()> {
@@ -237,8 +246,10 @@ impl Refusals {
     }
 }
 
-async fn reply(writer: &Mutex<OwnedWriteHalf>, frame: thrift::Result<Bytes>) -> io::Result<()> {
-    writer.lock().await.write_all(&frame.map_err(invalid)?).await
+async fn reply(writer: &Mutex<WriteHalf>, frame: thrift::Result<Bytes>) -> io::Result<()> {
+    let mut writer = writer.lock().await;
+    writer.write_all(&frame.map_err(invalid)?).await?;
+    writer.flush().await
 }
 
 fn invalid(error: thrift::Error) -> io::Error {

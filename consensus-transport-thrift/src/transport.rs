@@ -12,6 +12,7 @@ use consensus_core::{
     ClusterId, Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SendError,
     SnapshotAck, SnapshotChunk, StorageId, TransportError,
 };
+use consensus_tls::Tls;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
@@ -37,6 +38,9 @@ pub struct ThriftConfig {
     pub cluster: String,
     /// Identity of the node's log storage, sent to the other nodes. 0, the default: not sent.
     pub storage: StorageId,
+    /// TLS of the connections from and to other nodes. `None`, the default: they are plain, and anybody who reaches the port can
+    /// claim to be a node.
+    pub tls: Option<Tls>,
     /// Longest frame that is sent or accepted, in bytes. Must hold an `AppendEntries` and a snapshot chunk. Default 64 MiB.
     pub frame_bytes_max: usize,
     /// Most bytes queued to one node. Default 64 MiB.
@@ -70,6 +74,7 @@ impl ThriftConfig {
             advertise: None,
             cluster: "default".to_owned(),
             storage: StorageId(0),
+            tls: None,
             frame_bytes_max: 64 << 20,
             queue_bytes_max: 64 << 20,
             connections_max: 256,

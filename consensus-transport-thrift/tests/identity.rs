@@ -74,7 +74,7 @@ async fn probe_is_answered_before_the_start_with_what_was_announced() {
     let place = transport.local_endpoint().clone();
     transport.announce(ClusterHistory::Empty { founders: founders(1..4) });
     transport.answer_probes();
-    let answer = probe(&place, TIME_LIMIT).await.unwrap();
+    let answer = probe(&place, None, TIME_LIMIT).await.unwrap();
     assert_eq!((answer.node, answer.storage, answer.cluster), (NodeId(2), StorageId(20), ClusterId::NONE));
     assert_eq!(answer.cluster_name, "default");
     assert_eq!((answer.state, answer.knows_asker), (PeerState::Empty { founders: founders(1..4) }, None));
@@ -83,15 +83,15 @@ async fn probe_is_answered_before_the_start_with_what_was_announced() {
     let storages = BTreeMap::new();
     transport.announce(ClusterHistory::Founding { founders: founders(1..3), storages });
     assert_eq!(
-        probe(&place, TIME_LIMIT).await.unwrap().state,
+        probe(&place, None, TIME_LIMIT).await.unwrap().state,
         PeerState::Founding { founders: founders(1..3) }
     );
     // A node that knows its cluster has a history, even if another history was announced.
     transport.set_cluster(ClusterId(7));
-    let answer = probe(&place, TIME_LIMIT).await.unwrap();
+    let answer = probe(&place, None, TIME_LIMIT).await.unwrap();
     assert_eq!((answer.state, answer.cluster), (PeerState::Member, ClusterId(7)));
     transport.shutdown().await;
-    assert!(probe(&place, TIME_LIMIT).await.unwrap_err().to_string().contains(&place.to_string()));
+    assert!(probe(&place, None, TIME_LIMIT).await.unwrap_err().to_string().contains(&place.to_string()));
 }
 
 #[tokio::test]
@@ -110,11 +110,11 @@ async fn probe_finds_the_member_at_an_endpoint() {
         (at("[::1]:6"), Some((NodeId(6), None))),
         (at("h:6"), None),
     ] {
-        let answer = find_member(&place, &endpoint, TIME_LIMIT).await.unwrap();
+        let answer = find_member(&place, &endpoint, None, TIME_LIMIT).await.unwrap();
         let found = answer.member_at_endpoint.map(|member| (member.node, member.storage));
         assert_eq!(found, expected, "{endpoint}");
     }
-    assert_eq!(probe(&place, TIME_LIMIT).await.unwrap().member_at_endpoint, None);
+    assert_eq!(probe(&place, None, TIME_LIMIT).await.unwrap().member_at_endpoint, None);
 }
 
 #[test]

@@ -14,7 +14,10 @@ use kv_store_client::idl;
 use tokio::{sync::watch, task::JoinHandle};
 
 use self::health::{Check, Checker, Seen};
-use crate::config::{NodeEndpoints, Settings, Topology};
+use crate::{
+    config::{NodeEndpoints, Settings, Topology},
+    tls::Security,
+};
 
 /// Knows the members, tracks the leader, and asks the others regularly how they are.
 #[derive(Debug)]
@@ -44,6 +47,7 @@ impl ClusterManager {
         settings: &Settings,
         topology: &Topology,
         status: watch::Receiver<Arc<EngineStatus>>,
+        security: &Security,
     ) -> Arc<Self> {
         let node = settings.node;
         let seen = Seen::new(settings.cluster.node_timeout);
@@ -53,6 +57,7 @@ impl ClusterManager {
             cluster_name: name.clone(),
             interval: settings.cluster.health_check_interval,
             seen: seen.clone(),
+            tls: security.forwarding().cloned(),
         };
         let watching = tokio::spawn(watch_members(node, configured.clone(), status.clone(), checker));
         Arc::new(Self { node, name, configured, status, seen, watching })

@@ -1,7 +1,7 @@
 //! Settings of the server. The first of these that has a value counts: flag, environment variable, file, default.
 //!
-//! A setting is defined in one place, a field of the struct of its section: [`Deployment`], [`Cluster`], [`Log`] or
-//! [`Limits`] ([`Program`] for what the file cannot have, [`Once`] for flags alone). Flag, environment variable, key of the file, `--help` and the
+//! A setting is defined in one place, a field of the struct of its section: [`Deployment`], [`Cluster`], [`Log`],
+//! [`Limits`] or [`TlsSection`] ([`Program`] for what the file cannot have, [`Once`] for flags alone). Flag, environment variable, key of the file, `--help` and the
 //! table of docs/configuration.md follow from the field:
 //!
 //! | of the field | is |
@@ -31,6 +31,7 @@ mod page;
 mod program;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod topology;
 mod values;
 
@@ -52,6 +53,7 @@ pub(crate) use self::{
     metrics::Metrics,
     once::Once,
     program::Program,
+    tls::{CertificateUse, TlsMode, TlsSection},
     topology::{NodeEndpoints, Topology},
 };
 use self::{
@@ -85,6 +87,8 @@ pub(crate) struct Arguments {
     pub(crate) limits: Limits,
     #[command(flatten)]
     pub(crate) metrics: Metrics,
+    #[command(flatten)]
+    pub(crate) tls: TlsSection,
 }
 
 /// Actions instead of serving.
@@ -140,6 +144,11 @@ pub(crate) struct Settings {
     pub(crate) log: Log,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
+    pub(crate) tls: TlsSection,
+    /// Listeners for clients that speak no TLS although there is TLS.
+    pub(crate) plain_listeners: Vec<Endpoint>,
+    /// Whether the endpoint for clients that the other members know speaks no TLS although there is TLS.
+    pub(crate) advertises_plain: bool,
 }
 
 /// Description of itself that a node sends to the cluster when it starts.
@@ -287,6 +296,9 @@ fn check(arguments: &Arguments, merged: &Merged<'_>) -> Result<(), ConfigError> 
     }
     let retention = arguments.limits.auto_compaction();
     retention.map_err(|why| merged.error("auto_compaction_retention", why))?;
+    if let Some((setting, why)) = arguments.tls.conflict() {
+        return Err(merged.error(setting, why));
+    }
     let Once { force_new_cluster, restore, check_backup, .. } = &arguments.once;
     if [*force_new_cluster, restore.is_some(), check_backup.is_some()]
         .iter()
@@ -300,7 +312,7 @@ fn check(arguments: &Arguments, merged: &Merged<'_>) -> Result<(), ConfigError> 
 }
 
 fn resolve(resolver: &Resolver<'_>) -> Result<Settings, ConfigError> {
-    let Arguments { command: _, program, once, deployment, cluster, log, limits, metrics } =
+    let Arguments { command: _, program, once, deployment, cluster, log, limits, metrics, tls } =
         resolver.arguments.clone();
     let has_nodes = !deployment.replica_endpoints.is_empty() || !resolver.entries.is_empty();
     let by_default = if has_nodes { Mode::Replicated } else { Mode::Standalone };
@@ -328,7 +340,10 @@ fn resolve(resolver: &Resolver<'_>) -> Result<Settings, ConfigError> {
         cluster,
         log,
         limits,
+        plain_listeners: metrics.metrics_listen.clone(),
         metrics,
+        tls,
+        advertises_plain: false,
     })
 }
 

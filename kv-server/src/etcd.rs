@@ -24,6 +24,7 @@ mod lock;
 mod maintenance;
 #[cfg(test)]
 mod page;
+mod peer_certificate;
 mod permissions;
 mod queue;
 mod range_stream;

@@ -40,7 +40,10 @@ use self::{
     member::{Initial, Member, State},
     values::{Given, Values},
 };
-use crate::config::{ConfigError, Given as Setting, NodeEntry, Publication, Settings};
+use crate::{
+    config::{ConfigError, Given as Setting, NodeEntry, Publication, Settings},
+    tls::{Security, SecurityError},
+};
 
 /// A start in place of etcd, checked as far as that is possible without looking at the data directory.
 #[derive(Debug)]
@@ -61,6 +64,8 @@ pub(crate) enum EtcdStartError {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Join(#[from] JoinError),
+    #[error(transparent)]
+    Security(#[from] SecurityError),
     #[error(transparent)]
     Force(#[from] ForceError),
 }
@@ -144,7 +149,10 @@ impl EtcdStart {
         }
         let others = members.into_iter().filter(|(name, _)| *name != member.name);
         let others: Vec<_> = others.map(|(_, endpoint)| endpoint).collect();
-        let identity = find_own_id(&member.name, &member.peer, &others).await?;
+        // Which member it is does not matter to TLS.
+        let settings = self.settings_of(NodeId(0), "", vec![member.entry(NodeId(0))], true)?;
+        let security = Security::load(&settings)?;
+        let identity = find_own_id(&member.name, &member.peer, &others, &security).await?;
         identity.store(&member.data_dir)?;
         Ok(self.settings_of(
             identity.node,
@@ -187,6 +195,9 @@ impl EtcdStart {
             ("quota_size", derived("quota-backend-bytes", self.quota()?.into())),
         ];
         settings.extend(self.same_settings());
+        if self.values.is_set(CLIENT_CERT_AUTH) {
+            settings.push(("tls_client_certificates", derived(CLIENT_CERT_AUTH, "required".into())));
+        }
         let environment = |name: &str| self.environment.get(name).cloned();
         let mut settings = Settings::of_node(settings, environment, nodes)?;
         let (listen, also) = self.member.listen_clients.split_first().ok_or_else(|| {
@@ -195,6 +206,8 @@ impl EtcdStart {
         settings.client_listen = listen.clone();
         settings.client_listen_also = also.to_vec();
         settings.health_listen.clone_from(&self.member.listen_health);
+        settings.plain_listeners.clone_from(&self.member.plain_listeners);
+        settings.advertises_plain = self.member.advertises_plain && settings.tls.has_client_tls();
         settings.publication = Publication::Always;
         if let Some(topology) = &mut settings.topology {
             topology.consensus_listen = self.member.listen_peer.clone();
@@ -247,6 +260,7 @@ fn native(kind: Kind, value: &str) -> String {
     match kind {
         Kind::Milliseconds => format!("{value}ms"),
         Kind::Bytes => format!("{value}B"),
+        Kind::Bool => (flags::boolean(value) == Some(true)).to_string(),
         Kind::Retention if value.parse::<u64>().is_ok() => value.to_owned(),
         Kind::Duration | Kind::Retention => match duration::parse_duration(value) {
             Ok(Duration::ZERO) => "0".to_owned(),
@@ -291,6 +305,7 @@ const FEATURES: [&str; 8] = [
     "StopGRPCServiceOnDefrag",
     "TxnModeWriteWithSharedBuffer",
 ];
+const CLIENT_CERT_AUTH: &str = "client-cert-auth";
 const FORCE: &str = "force-new-cluster";
 /// As in etcd.
 const QUOTA_BY_DEFAULT: &str = "2GiB";

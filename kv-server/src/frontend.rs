@@ -6,6 +6,7 @@ mod refusal;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use consensus_core::Endpoint;
+use consensus_tls::{Stream, Tls};
 use consensus_transport_thrift::configure;
 use futures::future::select_all;
 use tokio::{
@@ -37,25 +38,26 @@ pub(crate) struct Limits {
 
 /// Listens for clients.
 pub(crate) struct Frontend {
-    listeners: Vec<TcpListener>,
-    /// Listeners that tell of the node's health alone.
-    health_listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     router: Arc<RoutingManager>,
     limits: Limits,
 }
 
 impl Frontend {
     pub(crate) async fn bind(
-        endpoints: impl IntoIterator<Item = &Endpoint>,
+        places: Vec<Place>,
         router: Arc<RoutingManager>,
         limits: Limits,
     ) -> io::Result<Self> {
-        Ok(Self { listeners: listen(endpoints).await?, health_listeners: Vec::new(), router, limits })
-    }
-
-    /// Tells of the node's health at other endpoints, too.
-    pub(crate) async fn with_health_at(self, endpoints: &[Endpoint]) -> io::Result<Self> {
-        Ok(Self { health_listeners: listen(endpoints).await?, ..self })
+        let mut listeners = Vec::new();
+        for Place { endpoint, tls, is_for_health } in places {
+            let named = |error: io::Error| {
+                io::Error::new(error.kind(), format!("listening for clients at {endpoint}: {error}"))
+            };
+            let socket = TcpListener::bind((endpoint.host(), endpoint.port())).await.map_err(named)?;
+            listeners.push(Listener { socket, tls, is_for_health });
+        }
+        Ok(Self { listeners, router, limits })
     }
 
     /// Serves until `stop` says so; then no call is taken any more, and those in hand are finished.
@@ -71,10 +73,9 @@ impl Frontend {
             while connections.try_join_next().is_some() {}
             let accepted = tokio::select! {
                 () = stopped(&mut stop) => break,
-                accepted = accept(&self.listeners) => accepted.map(|accepted| (accepted, false)),
-                accepted = accept(&self.health_listeners) => accepted.map(|accepted| (accepted, true)),
+                accepted = accept(&self.listeners) => accepted,
             };
-            let ((stream, from), is_for_health) = match accepted {
+            let (stream, from, listener) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     failures.failed(&error);
@@ -90,15 +91,23 @@ impl Frontend {
                 limits: self.limits,
                 stop: stop.clone(),
             };
+            let (tls, is_for_health) = (listener.tls.clone(), listener.is_for_health);
             let place = clients.clone().try_acquire_owned().ok();
             refusals.note(place.is_none(), clients.available_permits());
             let beyond = if place.is_none() { beyond.clone().try_acquire_owned().ok() } else { None };
             connections.spawn(async move {
                 let _open = OpenConnection::new();
                 let served = async {
+                    if place.is_none() && beyond.is_none() {
+                        return Ok(());
+                    }
+                    configure(&stream)?;
+                    let Some(stream) = client.secure(stream, from, tls, place.is_some()).await? else {
+                        return Ok(());
+                    };
                     match is_for_health {
                         true => client.serve_health(stream, place).await,
-                        false => client.serve(stream, place, beyond).await,
+                        false => client.serve(stream, place).await,
                     }
                 };
                 if let Err(error) = served.await {
@@ -110,22 +119,30 @@ impl Frontend {
     }
 }
 
-async fn listen(endpoints: impl IntoIterator<Item = &Endpoint>) -> io::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    for endpoint in endpoints {
-        let named = |error: io::Error| {
-            io::Error::new(error.kind(), format!("listening for clients at {endpoint}: {error}"))
-        };
-        listeners.push(TcpListener::bind((endpoint.host(), endpoint.port())).await.map_err(named)?);
+/// Place where the server listens for clients.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) endpoint: Endpoint,
+    /// TLS of its connections; `None` if they are plain.
+    pub(crate) tls: Option<Tls>,
+    /// Whether it tells of the node's health alone.
+    pub(crate) is_for_health: bool,
+}
+
+struct Listener {
+    socket: TcpListener,
+    tls: Option<Tls>,
+    is_for_health: bool,
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr, &Self)> {
+        self.socket.accept().await.map(|(stream, from)| (stream, from, self))
     }
-    Ok(listeners)
 }
 
 /// Accepts a connection at any of the listeners.
-async fn accept(listeners: &[TcpListener]) -> io::Result<(TcpStream, SocketAddr)> {
-    if listeners.is_empty() {
-        return std::future::pending().await;
-    }
+async fn accept(listeners: &[Listener]) -> io::Result<(TcpStream, SocketAddr, &Listener)> {
     select_all(listeners.iter().map(|listener| Box::pin(listener.accept()))).await.0
 }
 
@@ -139,30 +156,38 @@ struct Client {
 }
 
 impl Client {
+    /// Performs the handshake, if there is TLS. `None`: the client has gone without a word, or the server stops.
+    async fn secure(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+        tls: Option<Tls>,
+        has_place: bool,
+    ) -> io::Result<Option<Stream>> {
+        let Some(tls) = tls else { return Ok(Some(Stream::Plain(stream))) };
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            () = stopped(&mut stop) => Ok(None),
+            // A client without a place is given little time.
+            () = tokio::time::sleep(BEYOND_WAIT), if !has_place => Ok(None),
+            accepted = tls.accept(stream, from) => accepted,
+        }
+    }
+
     /// Tells a connection that has a `place` of the node's health.
-    async fn serve_health(self, stream: TcpStream, place: Option<OwnedSemaphorePermit>) -> io::Result<()> {
+    async fn serve_health(self, stream: Stream, place: Option<OwnedSemaphorePermit>) -> io::Result<()> {
         if place.is_none() {
             return Ok(());
         }
-        configure(&stream)?;
         let etcd = Etcd::new(self.router, self.budget.connection(), self.limits.api, self.stop.clone());
         etcd::serve(stream, etcd, Scope::Health, self.stop).await
     }
 
-    /// Serves a connection that has a `place`; one `beyond` the limit is told so at its first call. With neither it is closed.
-    async fn serve(
-        self,
-        stream: TcpStream,
-        place: Option<OwnedSemaphorePermit>,
-        beyond: Option<OwnedSemaphorePermit>,
-    ) -> io::Result<()> {
-        if place.is_none() && beyond.is_none() {
-            return Ok(());
-        }
-        configure(&stream)?;
+    /// Serves a connection that has a `place`; one beyond the limit is told so at its first call.
+    async fn serve(self, mut stream: Stream, place: Option<OwnedSemaphorePermit>) -> io::Result<()> {
         // A client without a place is given little time.
         let wait = if place.is_some() { Duration::MAX } else { BEYOND_WAIT };
-        match tokio::time::timeout(wait, protocol_of(&stream, &self.stop)).await?? {
+        match tokio::time::timeout(wait, protocol_of(&mut stream, &self.stop)).await?? {
             Protocol::Thrift => {}
             // An HTTP client without a place is closed without a reason.
             Protocol::Http if place.is_none() => return Ok(()),
@@ -196,16 +221,16 @@ enum Protocol {
 }
 
 /// Finds out from the first byte, which stays to be read.
-async fn protocol_of(stream: &TcpStream, stop: &watch::Receiver<bool>) -> io::Result<Protocol> {
-    let (mut first, mut stop) = ([0], stop.clone());
-    let peeked = tokio::select! {
+async fn protocol_of(stream: &mut Stream, stop: &watch::Receiver<bool>) -> io::Result<Protocol> {
+    let mut stop = stop.clone();
+    let first = tokio::select! {
         () = stopped(&mut stop) => return Ok(Protocol::None),
-        peeked = stream.peek(&mut first) => peeked?,
+        first = stream.peek() => first?,
     };
     Ok(match first {
-        _ if peeked == 0 => Protocol::None,
-        [byte] if byte.is_ascii_uppercase() => Protocol::Http,
-        _ => Protocol::Thrift,
+        None => Protocol::None,
+        Some(byte) if byte.is_ascii_uppercase() => Protocol::Http,
+        Some(_) => Protocol::Thrift,
     })
 }
 

@@ -3,7 +3,7 @@
 //! `config` reads what to start, `mode` keeps a data directory to standalone or replicated use, `node` composes engine,
 //! transport, storage and state machine, `founding` decides whether a node may start a new cluster, `removal` finds out whether a member
 //! was removed, `restore` makes a data directory from a backup, `quota` watches the size of the store, `frontend` serves clients over Thrift, `routing` decides which node executes an
-//! operation, `identity` says who a server is, `cluster` tracks members and their health, `members` changes them for etcd's clients, `measure` counts and serves metrics, `serve` runs a node until it is
+//! operation, `identity` says who a server is, `cluster` tracks members and their health, `members` changes them for etcd's clients, `measure` counts and serves metrics, `tls` keeps certificates current, `serve` runs a node until it is
 //! stopped, `etcd_start` starts one with etcd's flags, and `dev` runs a cluster on one machine. Consensus and storage are in the other
 //! crates.
 //!
@@ -37,6 +37,7 @@ mod removal;
 mod restore;
 mod routing;
 mod serve;
+mod tls;
 
 use std::{process::ExitCode, time::Duration};
 

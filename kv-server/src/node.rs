@@ -8,8 +8,8 @@ use std::{
 };
 
 use consensus_core::{
-    ClusterId, ConsensusEngine, Health, LogIndex, LogState, LogStorage, Member, MemberKind, Membership,
-    NetworkTransport, NodeId, StateMachine, StorageError, TransportError,
+    ClusterId, ConsensusEngine, Endpoint, Health, LogIndex, LogState, LogStorage, Member, MemberKind,
+    Membership, NetworkTransport, NodeId, StateMachine, StorageError, TransportError,
 };
 use consensus_engine_raft::{
     RaftConfig, RaftEngine, StartError,
@@ -29,11 +29,12 @@ use crate::{
     descriptors,
     etcd::ApiLimits,
     founding::{Loaded, announce_members, explain, may_bootstrap, newest_membership},
-    frontend::{Frontend, Limits},
+    frontend::{Frontend, Limits, Place},
     measure, members, memory,
     mode::{self, ModeError},
     quota, removal,
     routing::RoutingManager,
+    tls::{Security, SecurityError},
 };
 
 /// A running node.
@@ -74,6 +75,8 @@ pub(crate) enum NodeError {
     )]
     Removed { name: String, path: String },
     #[error(transparent)]
+    Security(#[from] SecurityError),
+    #[error(transparent)]
     Mode(#[from] ModeError),
     #[error(
         "{path} holds the data of a node that is no witness; remove the node from the cluster, and add it again as a \
@@ -90,6 +93,7 @@ pub(crate) enum NodeError {
 impl Node {
     pub(crate) async fn start(settings: Settings) -> Result<Self, NodeError> {
         claim_data_dir(&settings)?;
+        let security = Security::load(&settings)?;
         // The libraries look up their metrics when they start.
         measure::install(settings.metrics.metrics, &settings.data_dir);
         let (limits, peers_max) = limits(&settings)?;
@@ -101,7 +105,7 @@ impl Node {
                 (database.with_reserve(reserve), None, None)
             }
             Some(topology) => {
-                let (database, transport) = replicated(&settings, topology, peers_max).await?;
+                let (database, transport) = replicated(&settings, topology, peers_max, &security).await?;
                 let membership = database.status().borrow().membership.clone();
                 if settings.publication == Publication::Always {
                     if let Some(difference) =
@@ -116,7 +120,7 @@ impl Node {
                         tokio::spawn(endpoints::rewrite(engine, settings.node, membership, file));
                     }
                 }
-                let manager = ClusterManager::start(&settings, topology, database.status());
+                let manager = ClusterManager::start(&settings, topology, database.status(), &security);
                 (database, Some(transport), Some(manager))
             }
         };
@@ -128,17 +132,17 @@ impl Node {
         let database = database.with_limits(bounds).with_auto_compaction(auto_compaction);
         let (routing, sessions_max) = (settings.deployment.routing, settings.limits.sessions_max);
         let router = RoutingManager::new(settings.node, database.clone(), cluster, routing, sessions_max)
-            .listening_at(settings.client_listen.clone());
+            .listening_at(settings.client_listen.clone())
+            .secured_by(security.clone());
         let router = Arc::new(router);
-        let listen = std::iter::once(&settings.client_listen).chain(&settings.client_listen_also);
-        let frontend = Frontend::bind(listen, router.clone(), limits).await?;
-        let frontend = frontend.with_health_at(&settings.health_listen).await?;
+        let frontend = Frontend::bind(places(&settings, &security), router.clone(), limits).await?;
         database.start().await?;
         let (stop, stopping) = watch::channel(false);
         if bounds.quota_bytes > 0 {
             tokio::spawn(quota::watch(router.clone(), stopping.clone()));
         }
         tokio::spawn(measure::maintain(stopping.clone()));
+        tokio::spawn(security.keep_current(settings.tls.clone(), stopping.clone()));
         let published = publish(&settings, router, stopping.clone());
         let frontend = tokio::spawn(frontend.run(stopping));
         let mode = if settings.topology.is_some() { "replicated" } else { "standalone" };
@@ -179,6 +183,17 @@ impl Node {
     }
 }
 
+/// Where the node listens for clients.
+fn places(settings: &Settings, security: &Security) -> Vec<Place> {
+    let place = |endpoint: &Endpoint, is_for_health| {
+        let tls = security.clients.clone().filter(|_| !settings.plain_listeners.contains(endpoint));
+        Place { endpoint: endpoint.clone(), tls, is_for_health }
+    };
+    let clients = std::iter::once(&settings.client_listen).chain(&settings.client_listen_also);
+    let clients = clients.map(|endpoint| place(endpoint, false));
+    clients.chain(settings.health_listen.iter().map(|endpoint| place(endpoint, true))).collect()
+}
+
 /// Tells the cluster of this node what it does not know; the result becomes true when it knows.
 fn publish(
     settings: &Settings,
@@ -202,10 +217,13 @@ async fn replicated(
     settings: &Settings,
     topology: &Topology,
     peers_max: usize,
+    security: &Security,
 ) -> Result<(ConsensusKvDatabase, Arc<ThriftTransport>), NodeError> {
     let (storage, log) = Loaded::load(open_log(settings)?)?;
     // As in etcd. Without etcd's flags the node stays, and tells those who ask that it was removed.
-    if settings.publication == Publication::Always && removal::was_removed(settings, topology, &log).await {
+    if settings.publication == Publication::Always
+        && removal::was_removed(settings, topology, &log, security).await
+    {
         let own = topology.nodes.get(&settings.node);
         let name = own.and_then(|own| own.name.clone()).unwrap_or_else(|| settings.node.to_string());
         return Err(NodeError::Removed { name, path: settings.data_dir.display().to_string() });
@@ -215,6 +233,7 @@ async fn replicated(
     thrift.cluster.clone_from(&settings.deployment.cluster_name);
     thrift.storage = log.storage;
     thrift.connections_max = peers_max;
+    thrift.tls.clone_from(&security.peers);
     thrift.advertise = topology.nodes.get(&settings.node).map(|endpoints| endpoints.consensus.clone());
     let transport = Arc::new(ThriftTransport::bind(thrift).await?);
     let mut config = raft_config(settings, topology);

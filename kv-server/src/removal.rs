@@ -12,15 +12,21 @@ use futures::future::join_all;
 use crate::{
     config::{Settings, Topology},
     founding::newest_membership,
+    tls::Security,
 };
 
 /// Whether the member was removed, by its own log and by the answers of the others.
-pub(crate) async fn was_removed(settings: &Settings, topology: &Topology, log: &LogState) -> bool {
+pub(crate) async fn was_removed(
+    settings: &Settings,
+    topology: &Topology,
+    log: &LogState,
+    security: &Security,
+) -> bool {
     let node = settings.node;
     let Some(own) = topology.nodes.get(&node).filter(|_| log_has_removal(log, node)) else { return false };
     let members = newest_membership(log).all_members();
     let others: Vec<&Endpoint> = members.filter_map(|(_, member)| member.endpoint.as_ref()).collect();
-    let ask = |other| find_member(other, &own.consensus, ANSWER_MAX);
+    let ask = |other| find_member(other, &own.consensus, security.peers.as_ref(), ANSWER_MAX);
     let answers = join_all(others.into_iter().map(ask)).await;
     let answers: Vec<PeerIdentity> = answers.into_iter().flatten().collect();
     let cluster = newest_membership(log).cluster();

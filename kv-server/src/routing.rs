@@ -26,6 +26,7 @@ use crate::{
     convert,
     etcd::KeptCopy,
     identity, members,
+    tls::Security,
 };
 
 use self::leader::LeaderConnection;
@@ -40,6 +41,7 @@ pub(crate) struct RoutingManager {
     routing: Routing,
     sessions_max: u64,
     listen: Option<Endpoint>,
+    security: Security,
     to_leader: LeaderConnection,
     kept_copy: KeptCopy,
     passwords: Passwords,
@@ -72,6 +74,7 @@ impl RoutingManager {
             routing,
             sessions_max,
             listen: None,
+            security: Security::default(),
             to_leader: LeaderConnection::default(),
             kept_copy: KeptCopy::default(),
             passwords: Passwords::default(),
@@ -88,6 +91,18 @@ impl RoutingManager {
     pub(crate) fn listening_at(mut self, listen: Endpoint) -> Self {
         self.listen = Some(listen);
         self
+    }
+
+    /// Sets TLS of the node's ports, with which it also connects to the leader.
+    #[must_use]
+    pub(crate) fn secured_by(mut self, security: Security) -> Self {
+        self.security = security;
+        self
+    }
+
+    /// TLS of the node's ports.
+    pub(crate) fn security(&self) -> &Security {
+        &self.security
     }
 
     /// Executes one call of a client. `may_forward`: the caller did not ask to be told who leads instead. The answer is made
@@ -173,7 +188,10 @@ impl RoutingManager {
                     let transfer_to =
                         if let Some(Call::TransferLeader(to)) = &call { Some(*to) } else { None };
                     let call = self.forwarded(caller, request, call)?;
-                    return self.to_leader.forward(cluster, leader, call, transfer_to).await;
+                    return self
+                        .to_leader
+                        .forward(cluster, self.security.forwarding(), leader, call, transfer_to)
+                        .await;
                 }
                 Some(leader) if leader != self.node => return Err(self.not_leader(Some(leader))),
                 _ => return Err(convert::unavailable(cluster.why_no_leader(), false)),

@@ -142,7 +142,7 @@ fn wrong_flags_end_the_program_and_name_what_to_do() {
     let refused = run(&["--cert-file=/a", "--wal-dir=/b"]);
     let text = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1));
-    for words in ["--cert-file: ", "no TLS", "--wal-dir: ", "folders of the data directory"] {
+    for words in ["--cors: ", "put a proxy", "--wal-dir: ", "folders of the data directory"] {
         assert!(text.contains(words), "{text}");
     }
     let help = run(&["--help"]);

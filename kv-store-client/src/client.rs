@@ -14,6 +14,7 @@ use std::{
 };
 
 use consensus_core::Endpoint;
+use consensus_tls::Tls;
 use tokio::time::Instant;
 
 use crate::{
@@ -49,6 +50,8 @@ pub struct ClientConfig {
     pub wait_for_servers: bool,
     /// User as whom the client logs in on each connection. Default `None`: it does not log in.
     pub credentials: Option<Credentials>,
+    /// TLS of the connections. `None`, the default: they are plain.
+    pub tls: Option<Tls>,
 }
 
 /// A user and its password.
@@ -56,7 +59,7 @@ pub struct ClientConfig {
 pub struct Credentials {
     /// Name of the user.
     pub user: String,
-    /// Its password. It is sent as it is: use it on networks that nobody else reads.
+    /// Its password. It is sent as it is: use it with TLS, or on networks that nobody else reads.
     pub password: String,
 }
 
@@ -87,6 +90,7 @@ impl ClientConfig {
             connect_timeout: Duration::from_secs(1),
             wait_for_servers: true,
             credentials: None,
+            tls: None,
         }
     }
 }

@@ -9,7 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::Endpoint;
-use consensus_transport_thrift::{connect, framing};
+use consensus_tls::Tls;
+use consensus_transport_thrift::{connect_with, framing};
 use futures::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 
@@ -62,7 +63,15 @@ impl Connection {
     /// # Errors
     /// The connection cannot be opened in time. The error names the endpoint.
     pub async fn open(endpoint: &Endpoint, timeout: Duration) -> io::Result<Self> {
-        let (reader, writer) = connect(endpoint, timeout).await?.into_split();
+        Self::open_with(endpoint, timeout, None).await
+    }
+
+    /// Opens a connection within `timeout`, with TLS if there is any.
+    ///
+    /// # Errors
+    /// The connection cannot be opened in time, or the server's certificate is not accepted. The error names the endpoint.
+    pub async fn open_with(endpoint: &Endpoint, timeout: Duration, tls: Option<&Tls>) -> io::Result<Self> {
+        let (reader, writer) = connect_with(endpoint, timeout, tls).await?.into_split();
         let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
         let pending = Arc::new(Mutex::new(Pending::default()));
         let shared = pending.clone();

@@ -7,6 +7,7 @@ use std::{
 };
 
 use consensus_core::{Endpoint, EngineStatus, NodeId};
+use consensus_tls::Tls;
 use kv_store_client::{
     Connection,
     admin::NodeIdentity,
@@ -106,6 +107,8 @@ pub(super) struct Checker {
     pub(super) cluster_name: String,
     pub(super) interval: Duration,
     pub(super) seen: Arc<Seen>,
+    /// TLS of the connections to the ports for clients.
+    pub(super) tls: Option<Tls>,
 }
 
 impl Checker {
@@ -159,7 +162,8 @@ impl HealthCheck {
 
     async fn status(&mut self) -> Result<StatusResponse, String> {
         if self.connection.as_ref().is_none_or(|connection| !connection.is_open()) {
-            let opened = Connection::open(&self.endpoint, self.checker.interval).await;
+            let opened =
+                Connection::open_with(&self.endpoint, self.checker.interval, self.checker.tls.as_ref()).await;
             self.connection = Some(opened.map_err(|error| error.to_string())?);
         }
         let connection = self.connection.as_ref().ok_or("no connection")?;

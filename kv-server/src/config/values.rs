@@ -9,6 +9,7 @@ use std::{
 
 use bytesize::ByteSize;
 use consensus_core::Endpoint;
+use consensus_tls::TlsVersion;
 use tracing_subscriber::{filter::Directive, filter::LevelFilter};
 
 /// Bounds for [`duration`] and [`size`].
@@ -74,6 +75,15 @@ pub(crate) fn retention(text: &str) -> Result<Retention, String> {
     match text.parse() {
         Ok(number) => Ok(Retention::Number(number)),
         Err(_) => duration(SECOND..)(text).map(Retention::Time),
+    }
+}
+
+/// Parses a version of TLS, as a number or as etcd writes it.
+pub(crate) fn tls_version(text: &str) -> Result<TlsVersion, String> {
+    match text {
+        "1.2" | "TLS1.2" => Ok(TlsVersion::Tls12),
+        "1.3" | "TLS1.3" => Ok(TlsVersion::Tls13),
+        _ => Err("it must be 1.2 or 1.3; older versions are broken".to_owned()),
     }
 }
 

@@ -65,8 +65,11 @@ impl Cluster for Etcd {
 impl Etcd {
     fn members(&self) -> Vec<Member> {
         let status = self.status();
+        let security = self.router.security();
+        let (client_scheme, peer_scheme) = (security.client_scheme(), security.peer_scheme());
         let Some(cluster) = self.router.cluster() else {
             let id = member_id(self.router.node());
+            let url = |endpoint| format!("{client_scheme}://{endpoint}");
             let urls = self.router.client_endpoint().map(url).into_iter().collect();
             return vec![Member {
                 id,
@@ -77,13 +80,14 @@ impl Etcd {
         };
         let membership = &status.membership;
         let member = |status: kv_store_client::idl::MemberStatus| {
-            let urls = |endpoint: String| {
-                if endpoint.is_empty() { Vec::new() } else { vec![format!("http://{endpoint}")] }
+            let urls = |scheme: &str, endpoint: String| {
+                if endpoint.is_empty() { Vec::new() } else { vec![format!("{scheme}://{endpoint}")] }
             };
             let node = NodeId(u64::try_from(status.node_id).unwrap_or_default());
             // A witness has no data, and clients go to every URL that is listed.
             let is_witness = status.kind == MemberKind::Witness.to_string();
-            let client_ur_ls = if is_witness { Vec::new() } else { urls(status.client_endpoint.clone()) };
+            let client_ur_ls =
+                if is_witness { Vec::new() } else { urls(client_scheme, status.client_endpoint.clone()) };
             let name = membership.get(node).and_then(|member| member.name.clone());
             let name = name.unwrap_or_else(|| match &status {
                 // It was added and has not started yet.
@@ -94,7 +98,7 @@ impl Etcd {
             Member {
                 id: member_id(node),
                 name,
-                peer_ur_ls: urls(status.consensus_endpoint),
+                peer_ur_ls: urls(peer_scheme, status.consensus_endpoint),
                 client_ur_ls,
                 is_learner: status.kind == MemberKind::Learner.to_string(),
             }
@@ -114,15 +118,12 @@ impl Etcd {
     }
 }
 
-/// The endpoint of a member's peer URLs. A member has one, without TLS.
+/// The endpoint of a member's peer URLs. A member has one. Whether nodes use TLS is a setting of each node, so either scheme will do.
 fn peer_endpoint(urls: &[String]) -> std::result::Result<Endpoint, Status> {
     let [url] = urls else { return Err(error::bad_member_urls()) };
-    let endpoint = url.strip_prefix("http://").and_then(|rest| rest.parse().ok());
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let endpoint = rest.and_then(|rest| rest.parse().ok());
     endpoint.ok_or_else(error::bad_member_urls)
-}
-
-fn url(endpoint: &Endpoint) -> String {
-    format!("http://{endpoint}")
 }
 
 /// Maximum time that the response to a change waits until this node knows the change.
@@ -140,11 +141,11 @@ mod tests {
         };
         assert_eq!(endpoint(&["http://db:2380"]).as_deref(), Some("db:2380"));
         assert_eq!(endpoint(&["http://[::1]:2380"]).as_deref(), Some("[::1]:2380"));
+        assert_eq!(endpoint(&["https://db:2380"]).as_deref(), Some("db:2380"));
         for wrong in [
             &[][..],
             &["http://db:1", "http://db:2"],
             &["db:2380"],
-            &["https://db:2380"],
             &["http://db"],
             &["http://db:99999"],
             &["http://db:2380/x"],

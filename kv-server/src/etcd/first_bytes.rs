@@ -11,10 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use consensus_tls::Stream;
 use metrics::Counter;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    net::TcpStream,
     time::timeout,
 };
 
@@ -22,7 +22,7 @@ use crate::measure;
 
 /// A connection whose first bytes were read. They are read again.
 pub(super) struct Opened {
-    stream: TcpStream,
+    stream: Stream,
     first: [u8; PREFACE.len()],
     /// Bytes of `first` that are still to be read again.
     left: std::ops::Range<usize>,
@@ -70,7 +70,7 @@ impl Opened {
 ///
 /// # Errors
 /// The connection failed, or the client is too slow.
-pub(super) async fn read(mut stream: TcpStream) -> io::Result<Opened> {
+pub(super) async fn read(mut stream: Stream) -> io::Result<Opened> {
     let (mut first, mut length) = ([0; PREFACE.len()], 0);
     let reading = async {
         while length < first.len() && PREFACE.starts_with(&first[..length]) {
@@ -151,7 +151,10 @@ const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncWriteExt, net::TcpListener};
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+    };
 
     use super::*;
 
@@ -169,7 +172,7 @@ mod tests {
             client.write_all(request).await.unwrap();
             client.shutdown().await.unwrap();
             let mut seen = Vec::new();
-            read(server).await.unwrap().read_to_end(&mut seen).await.unwrap();
+            read(server.into()).await.unwrap().read_to_end(&mut seen).await.unwrap();
             assert_eq!(seen, request);
         }
     }
@@ -178,7 +181,7 @@ mod tests {
     async fn client_that_sends_one_letter_is_given_up() {
         let (mut client, server) = connection().await;
         client.write_all(b"P").await.unwrap();
-        let error = read(server).await.err().expect("it is given up");
+        let error = read(server.into()).await.err().expect("it is given up");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

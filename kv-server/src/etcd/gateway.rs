@@ -26,6 +26,7 @@ use super::{
     documents::Documents,
     held::take_room,
     http,
+    peer_certificate::PeerCertificate,
     permissions::TOKEN,
     required_leader::HAS_LEADER,
     serve::{call, descriptors},
@@ -70,6 +71,7 @@ pub(super) async fn answer(
     }
     let token = request.headers().get(AUTHORIZATION).cloned();
     let has_leader = request.headers().get(HAS_LEADER_HEADER).cloned();
+    let certificate = request.extensions().get::<PeerCertificate>().cloned();
     // base64 is a third longer.
     let json_bytes_max = etcd.limits.message_bytes() * 3 / 2;
     let body = if method.is_client_streaming() {
@@ -92,6 +94,9 @@ pub(super) async fn answer(
     }
     if let Some(value) = has_leader {
         inner.headers_mut().insert(HAS_LEADER, value);
+    }
+    if let Some(certificate) = certificate {
+        inner.extensions_mut().insert(certificate);
     }
     let mut answered = call(etcd, inner).await;
     let with_room = take_room(&mut answered);

@@ -10,7 +10,7 @@ use hyper::{
 use kv_state_machine::Caller;
 use tonic::{Code, Status, body::Body};
 
-use super::{Etcd, error};
+use super::{Etcd, error, peer_certificate::PeerCertificate};
 use crate::auth;
 
 /// Permission that a call needs while authentication is enabled.
@@ -127,8 +127,8 @@ fn token_of(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// The name in the client's certificate, if the connection has one.
-pub(super) fn certificate_name(_: &Extensions) -> Option<String> {
-    None
+pub(super) fn certificate_name(extensions: &Extensions) -> Option<String> {
+    extensions.get::<PeerCertificate>()?.common_name.clone()
 }
 
 /// Changes the code of a refusal by the services of locks and elections, which have another one than the others.

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use consensus_tls::Stream;
 use hyper::{
     Request, Response,
     body::Incoming,
@@ -28,7 +29,7 @@ use kv_etcd_api::{
     v3lockpb::lock_server::LockServer,
 };
 use prost_reflect::DescriptorPool;
-use tokio::{net::TcpStream, sync::watch as channel};
+use tokio::sync::watch as channel;
 use tonic::{Code, Status, body::Body, codegen::Service};
 use tonic_health::pb::health_server::HealthServer;
 
@@ -40,6 +41,7 @@ use super::{
     health::reflection,
     held::until_written,
     http,
+    peer_certificate::PeerCertificate,
     permissions::{certificate_name, in_words_of_locks, is_named},
     required_leader,
 };
@@ -56,14 +58,18 @@ pub(crate) enum Scope {
 
 /// Serves a connection until the client closes it or `stop` is set. Then streams end, and pending calls are finished.
 pub(crate) async fn serve(
-    stream: TcpStream,
+    stream: Stream,
     etcd: Etcd,
     scope: Scope,
     mut stop: channel::Receiver<bool>,
 ) -> io::Result<()> {
     let (streams_max, budget) = (etcd.limits.streams_max, etcd.budget.clone());
-    let service = service_fn(move |request| {
+    let certificate = PeerCertificate::of(&stream);
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let etcd = etcd.clone();
+        if let Some(certificate) = &certificate {
+            request.extensions_mut().insert(certificate.clone());
+        }
         async move {
             Ok::<_, Infallible>(match scope {
                 Scope::Api => answer(etcd, request).await,

@@ -8,13 +8,14 @@ use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::identity::Identity;
+use crate::tls::Security;
 
 /// Why the member has no id.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum JoinError {
     #[error(
-        "--initial-cluster-state=existing: no other member of --initial-cluster knows a member at http://{peer}: {answers}. Add it first: \
-         etcdctl member add {name} --peer-urls=http://{peer}"
+        "--initial-cluster-state=existing: no other member of --initial-cluster knows a member at {peer}: {answers}. Add it first: \
+         etcdctl member add {name} --peer-urls={peer}"
     )]
     Unknown { name: String, peer: String, answers: String },
     #[error(
@@ -25,7 +26,7 @@ pub(crate) enum JoinError {
     #[error("--initial-cluster-state=existing: --initial-cluster has no other member that could be asked")]
     Alone,
     #[error(
-        "the member at http://{peer} had data before, and --data-dir has none: check whether the disk is mounted. If the data is lost: \
+        "the member at {peer} had data before, and --data-dir has none: check whether the disk is mounted. If the data is lost: \
          etcdctl member remove, then etcdctl member add {name} --peer-urls=http://{peer}, and start it again"
     )]
     DataLost { name: String, peer: String },
@@ -41,21 +42,23 @@ pub(super) async fn find_own_id(
     name: &str,
     peer: &Endpoint,
     others: &[Endpoint],
+    security: &Security,
 ) -> Result<Identity, JoinError> {
     if others.is_empty() {
         return Err(JoinError::Alone);
     }
     let deadline = Instant::now() + PATIENCE;
+    let url = |endpoint: &Endpoint| format!("{}://{endpoint}", security.peer_scheme());
     let ask = |other: &Endpoint| {
         let other = other.clone();
         async move {
-            let result = find_member(&other, peer, ANSWER_MAX).await;
-            Answer { other, result }
+            let result = find_member(&other, peer, security.peers.as_ref(), ANSWER_MAX).await;
+            Answer { other: url(&other), result }
         }
     };
     loop {
         let answers = join_all(others.iter().map(ask)).await;
-        match identity_from(name, peer, &answers) {
+        match identity_from(name, &url(peer), &answers) {
             Err(_) if Instant::now() < deadline => sleep(PAUSE).await,
             result => return result,
         }
@@ -64,13 +67,14 @@ pub(super) async fn find_own_id(
 
 /// Response of another member.
 struct Answer {
-    other: Endpoint,
+    /// URL of that member.
+    other: String,
     result: Result<PeerIdentity, TransportError>,
 }
 
 /// The member at the peer endpoint, from one answer of each other member. Members that lag behind may still answer with a former member
 /// there. Ids are not used again, so the highest id is the newest.
-fn identity_from(name: &str, peer: &Endpoint, answers: &[Answer]) -> Result<Identity, JoinError> {
+fn identity_from(name: &str, peer: &str, answers: &[Answer]) -> Result<Identity, JoinError> {
     let clusters: BTreeSet<ClusterId> = answers.iter().filter_map(Answer::cluster).collect();
     if clusters.len() > 1 {
         return Err(JoinError::SeveralClusters { answers: describe_clusters(answers) });
@@ -80,7 +84,7 @@ fn identity_from(name: &str, peer: &Endpoint, answers: &[Answer]) -> Result<Iden
         Some((identity.member_at_endpoint?, &identity.cluster_name))
     });
     let newest = found.max_by_key(|(member, _)| (member.node, member.storage.is_some()));
-    let (name, peer) = (name.to_owned(), peer.to_string());
+    let (name, peer) = (name.to_owned(), peer.to_owned());
     match newest {
         Some((member, cluster_name)) if member.storage.is_none() => {
             Ok(Identity { node: member.node, cluster_name: cluster_name.clone() })
@@ -90,7 +94,7 @@ fn identity_from(name: &str, peer: &Endpoint, answers: &[Answer]) -> Result<Iden
             Err(JoinError::Unknown { name, peer, answers: describe(answers) })
         }
         None => {
-            let urls: Vec<String> = answers.iter().map(|answer| format!("http://{}", answer.other)).collect();
+            let urls: Vec<String> = answers.iter().map(|answer| answer.other.clone()).collect();
             Err(JoinError::NoMember { urls: urls.join(", "), answers: describe(answers) })
         }
     }
@@ -109,15 +113,14 @@ impl Answer {
 }
 
 fn describe_clusters(answers: &[Answer]) -> String {
-    let describe =
-        |answer: &Answer| Some(format!("http://{} of cluster {}", answer.other, answer.cluster()?));
+    let describe = |answer: &Answer| Some(format!("{} of cluster {}", answer.other, answer.cluster()?));
     answers.iter().filter_map(describe).collect::<Vec<_>>().join("; ")
 }
 
 fn describe(answers: &[Answer]) -> String {
     let describe = |answer: &Answer| match &answer.result {
-        Ok(_) if answer.is_of_member() => format!("http://{} does not know it", answer.other),
-        Ok(_) => format!("http://{} is not in a cluster yet", answer.other),
+        Ok(_) if answer.is_of_member() => format!("{} does not know it", answer.other),
+        Ok(_) => format!("{} is not in a cluster yet", answer.other),
         Err(error) => error.to_string(),
     };
     answers.iter().map(describe).collect::<Vec<_>>().join("; ")
@@ -153,18 +156,17 @@ mod tests {
             knows_asker: None,
             member_at_endpoint,
         });
-        Answer { other: "10.0.0.1:2380".parse().unwrap(), result }
+        Answer { other: "http://10.0.0.1:2380".to_owned(), result }
     }
 
     fn silent() -> Answer {
         let source = std::io::ErrorKind::ConnectionRefused.into();
         let error = TransportError::Io { context: "probing 10.0.0.2:2380".to_owned(), source };
-        Answer { other: "10.0.0.2:2380".parse().unwrap(), result: Err(error) }
+        Answer { other: "http://10.0.0.2:2380".to_owned(), result: Err(error) }
     }
 
     fn identity(answers: &[Answer]) -> Result<u64, JoinError> {
-        let peer = "10.0.0.9:2380".parse().unwrap();
-        identity_from("m", &peer, answers).map(|identity| identity.node.0)
+        identity_from("m", "http://10.0.0.9:2380", answers).map(|identity| identity.node.0)
     }
 
     #[test]

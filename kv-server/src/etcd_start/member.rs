@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     flags::is_of_no_use_elsewhere,
-    urls::{endpoint, endpoints, listen_endpoints},
+    urls::{Url, endpoints, listen_urls, url, urls},
     values::Values,
 };
 use crate::config::{ConfigError, NodeEntry};
@@ -25,6 +25,10 @@ pub(super) struct Member {
     pub(super) listen_peer: Endpoint,
     /// Where it tells of its health alone.
     pub(super) listen_health: Vec<Endpoint>,
+    /// Listeners of clients without TLS, if there is TLS.
+    pub(super) plain_listeners: Vec<Endpoint>,
+    /// Whether `client` is without TLS, if there is TLS.
+    pub(super) advertises_plain: bool,
 }
 
 /// Settings that matter at the first start of a member only.
@@ -64,21 +68,28 @@ impl Member {
             let why = "--advertise-client-urls is required beside it";
             return Err(values.error("listen-client-urls", why));
         }
-        let mut listen_clients = listen_endpoints(values, "listen-client-urls")?;
-        for http in listen_endpoints(values, "listen-client-http-urls")? {
-            if !listen_clients.contains(&http) {
-                listen_clients.push(http);
+        check_schemes(values)?;
+        let mut client_urls = listen_urls(values, "listen-client-urls")?;
+        for http in listen_urls(values, "listen-client-http-urls")? {
+            if !client_urls.iter().any(|url| url.endpoint == http.endpoint) {
+                client_urls.push(http);
             }
         }
+        let health_urls = listen_urls(values, "listen-metrics-urls")?;
+        let plain_listeners = plain_listeners(values, &client_urls, &health_urls);
+        let listen_clients: Vec<Endpoint> = client_urls.into_iter().map(|url| url.endpoint).collect();
         let peers = endpoints(values, "initial-advertise-peer-urls")?;
         let peer = peers.first().cloned();
         let peer = peer.ok_or_else(|| values.error("initial-advertise-peer-urls", "there must be one"))?;
+        let client = client_url(values, &listen_clients, &peer)?;
         let data_dir = values.given("data-dir").map(|given| PathBuf::from(&given.value));
         let member = Self {
             data_dir: data_dir.unwrap_or_else(|| PathBuf::from(format!("{name}.etcd"))),
-            client: client_endpoint(values, &listen_clients, &peer)?,
+            client: client.endpoint,
             listen_peer: listen_peer(values)?,
-            listen_health: listen_endpoints(values, "listen-metrics-urls")?,
+            listen_health: health_urls.into_iter().map(|url| url.endpoint).collect(),
+            plain_listeners,
+            advertises_plain: !client.has_tls,
             name,
             peer,
             listen_clients,
@@ -146,9 +157,9 @@ impl Member {
 fn initial_cluster(text: &str) -> Result<BTreeMap<String, Endpoint>, String> {
     let mut members = BTreeMap::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let (name, url) =
+        let (name, text) =
             part.split_once('=').ok_or_else(|| format!("{part:?} must be NAME=http://HOST:PORT"))?;
-        if members.insert(name.to_owned(), endpoint(url)?).is_some() {
+        if members.insert(name.to_owned(), url(text)?.endpoint).is_some() {
             return Err(format!("{name} is there twice; {ONE_PEER_URL}"));
         }
     }
@@ -156,13 +167,14 @@ fn initial_cluster(text: &str) -> Result<BTreeMap<String, Endpoint>, String> {
 }
 
 /// Where clients and other members reach the member: what it advertises, unless that is of use on its own machine alone.
-fn client_endpoint(values: &Values, listen: &[Endpoint], peer: &Endpoint) -> Result<Endpoint, ConfigError> {
-    let advertised = endpoints(values, "advertise-client-urls")?;
-    if let Some(usable) = advertised.iter().find(|endpoint| !is_of_no_use_elsewhere(endpoint.host())) {
+fn client_url(values: &Values, listen: &[Endpoint], peer: &Endpoint) -> Result<Url, ConfigError> {
+    let advertised = urls(values, "advertise-client-urls")?;
+    if let Some(usable) = advertised.iter().find(|url| !is_of_no_use_elsewhere(url.endpoint.host())) {
         return Ok(usable.clone());
     }
     let first = advertised.first();
     let first = first.ok_or_else(|| values.error("advertise-client-urls", "there must be one"))?;
+    let Url { endpoint: first, has_tls } = first.clone();
     let is_remote = |endpoint: &&Endpoint| {
         let address = endpoint.host().parse::<std::net::IpAddr>();
         address.is_ok_and(|address| !address.is_loopback())
@@ -174,12 +186,13 @@ fn client_endpoint(values: &Values, listen: &[Endpoint], peer: &Endpoint) -> Res
         _ => None,
     };
     let at_peer_host = at_peer_host.and_then(|port| Endpoint::new(peer.host(), port).ok());
-    Ok(at_peer_host.unwrap_or_else(|| first.clone()))
+    Ok(Url { endpoint: at_peer_host.unwrap_or(first), has_tls })
 }
 
 /// Where the member listens for other members.
 fn listen_peer(values: &Values) -> Result<Endpoint, ConfigError> {
-    let listen = listen_endpoints(values, "listen-peer-urls")?;
+    let listen = listen_urls(values, "listen-peer-urls")?;
+    let listen: Vec<Endpoint> = listen.into_iter().map(|url| url.endpoint).collect();
     let is_unspecified = |endpoint: &&Endpoint| endpoint.host() == "0.0.0.0" || endpoint.host() == "::";
     match &listen[..] {
         [one] => Ok(one.clone()),
@@ -188,6 +201,50 @@ fn listen_peer(values: &Values) -> Result<Endpoint, ConfigError> {
             values.error("listen-peer-urls", why)
         }),
     }
+}
+
+/// Checks that URLs with TLS have certificates, and that peer URLs without TLS have none.
+fn check_schemes(values: &Values) -> Result<(), ConfigError> {
+    let has = |file: &str, auto: &str| values.given(file).is_some() || values.is_set(auto);
+    let (clients, peers) = (has("cert-file", "auto-tls"), has("peer-cert-file", "peer-auto-tls"));
+    for flag in
+        ["listen-client-urls", "listen-client-http-urls", "advertise-client-urls", "listen-metrics-urls"]
+    {
+        if !clients && urls(values, flag)?.iter().any(|url| url.has_tls) {
+            return Err(values.error(flag, "https:// needs --cert-file and --key-file, or --auto-tls"));
+        }
+    }
+    for flag in ["listen-peer-urls", "initial-advertise-peer-urls"] {
+        let urls = urls(values, flag)?;
+        if !peers && urls.iter().any(|url| url.has_tls) {
+            let why = "https:// needs --peer-cert-file, --peer-key-file and --peer-trusted-ca-file, or --peer-auto-tls";
+            return Err(values.error(flag, why));
+        }
+        if peers && urls.iter().any(|url| !url.has_tls) {
+            let why = "with --peer-cert-file or --peer-auto-tls it must be https://. While a cluster changes to TLS, the variable \
+                       KV_PEER_TLS_MODE=optional lets members without TLS connect, too";
+            return Err(values.error(flag, why));
+        }
+    }
+    Ok(())
+}
+
+/// Listeners without TLS beside others with TLS, which is noted.
+fn plain_listeners(values: &mut Values, clients: &[Url], health: &[Url]) -> Vec<Endpoint> {
+    if values.given("cert-file").is_none() && !values.is_set("auto-tls") {
+        return Vec::new();
+    }
+    let plain = |urls: &[Url]| -> Vec<Endpoint> {
+        urls.iter().filter(|url| !url.has_tls).map(|url| url.endpoint.clone()).collect()
+    };
+    let mut listeners = plain(clients);
+    for endpoint in &listeners {
+        values
+            .notes
+            .push(format!("clients at http://{endpoint} use no TLS, although there is a certificate"));
+    }
+    listeners.extend(plain(health));
+    listeners
 }
 
 /// Names stand in the configuration of the cluster and in a file of the data directory.

@@ -1,3 +1,5 @@
+mod tls;
+
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use consensus_core::Endpoint;
@@ -191,11 +193,10 @@ fn wrong_command_lines_are_refused() {
 
 #[test]
 fn refused_flags_are_named_together_with_what_to_do() {
-    let error = wrong(&["--cert-file=a", "--key-file=b", "--client-cert-auth", "--discovery=http://c"]);
+    let error = wrong(&["--cors=a", "--enable-pprof", "--discovery=http://c"]);
     for words in [
-        "command line: --cert-file: kv-server does not have this; there is no TLS",
-        "--key-file: ",
-        "--client-cert-auth: ",
+        "command line: --cors: kv-server does not have this; put a proxy before the server",
+        "--enable-pprof: ",
         "--discovery: kv-server does not have this; name the members with --initial-cluster",
     ] {
         assert!(error.contains(words), "{error}");
@@ -356,11 +357,11 @@ fn wrong_files_are_refused_with_their_name() {
         ("name: {a: 1}", "name must be a value"),
         ("client-transport-security: 5", "client-transport-security must have"),
         ("heartbeat-interval: soon", "etcd.yaml: heartbeat-interval: soon: it must be a whole number"),
+        ("peer-transport-security: {cert-file: x}", "it must be https://"),
         (
-            "peer-transport-security: {cert-file: x}",
-            "peer-transport-security.cert-file: kv-server does not have",
+            "client-transport-security: {allowed-hostname: [a, b]}",
+            "client-transport-security.allowed-hostname: a,b: it has no effect without a certificate",
         ),
-        ("client-transport-security: {allowed-hostname: [a, b]}", "allowed-hostname: kv-server does not"),
         ("discovery-config: {endpoints: [a]}", "discovery-config.endpoints: kv-server does not"),
         ("socket-options: {reuse-port: true}", "socket-options.reuse-port: kv-server does not"),
     ] {
@@ -484,7 +485,7 @@ fn help_lists_flags_in_groups_and_those_that_are_refused() {
     }
     let refused = help.split("Not supported").nth(1).unwrap();
     assert!(!refused.contains("no effect:"), "they come last: {refused}");
-    assert!(refused.contains("--cert-file") && refused.contains("refused: there is no TLS"), "{refused}");
+    assert!(refused.contains("--cors") && refused.contains("refused: put a proxy"), "{refused}");
     let version = wrong(&["--version"]);
     assert!(version.starts_with("etcd Version: 3.7.") && version.contains("kv-server"), "{version}");
 }

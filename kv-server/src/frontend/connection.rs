@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use consensus_tls::{ReadHalf, WriteHalf};
 use consensus_transport_thrift::framing;
 use futures::{StreamExt, stream::FuturesUnordered};
 use kv_state_machine::Caller;
@@ -24,7 +25,6 @@ use kv_store_client::{
 use thrift::ApplicationErrorKind;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
     sync::watch,
     time::{Instant, Sleep},
 };
@@ -39,16 +39,16 @@ use crate::{
 };
 
 /// Frames from a client.
-pub(super) type Frames = FramedRead<OwnedReadHalf, framing::FrameDecoder>;
+pub(super) type Frames = FramedRead<ReadHalf, framing::FrameDecoder>;
 
-pub(super) fn frames(reader: OwnedReadHalf) -> Frames {
+pub(super) fn frames(reader: ReadHalf) -> Frames {
     framing::reader(reader, FRAME_BYTES_MAX)
 }
 
 /// Serves a connection until the client ends it or `stop` says so.
 pub(super) async fn serve(
     frames: Frames,
-    writer: OwnedWriteHalf,
+    writer: WriteHalf,
     router: Arc<RoutingManager>,
     budget: ConnectionBudget,
     polls: ConnectionPolls,
@@ -171,7 +171,7 @@ struct Answer {
 /// in one write.
 struct Connection {
     frames: Frames,
-    writer: OwnedWriteHalf,
+    writer: WriteHalf,
     budget: ConnectionBudget,
     answers: Outgoing,
     /// Of the calls in hand.
@@ -283,6 +283,8 @@ struct Outgoing {
     written: u64,
     /// Up to where which answers go, for those that occupy room.
     rooms: VecDeque<(u64, Room)>,
+    /// Whether the connection may hold written bytes that it has not sent.
+    is_unflushed: bool,
 }
 
 impl Outgoing {
@@ -313,6 +315,9 @@ impl Outgoing {
         context: &mut Context<'_>,
     ) -> io::Result<bool> {
         if self.is_empty() {
+            if self.is_unflushed && pin!(writer).poll_flush(context)?.is_ready() {
+                self.is_unflushed = false;
+            }
             return Ok(false);
         }
         let piece = self.ready.front().map_or(&self.gathered[..], |front| &front[..]);
@@ -321,6 +326,7 @@ impl Outgoing {
             Poll::Ready(written) => written,
             Poll::Pending => return Ok(false),
         };
+        self.is_unflushed = true;
         self.forget(written);
         Ok(true)
     }

@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use consensus_tls::WriteHalf;
 use futures::StreamExt;
 use kv_store_client::{
     idl::Unavailable,
     protocol::{Call, Fault, Incoming},
 };
-use tokio::{io::AsyncWriteExt, net::tcp::OwnedWriteHalf};
+use tokio::io::AsyncWriteExt;
 
 use super::{
     Client,
@@ -21,7 +22,7 @@ use super::{
 /// Answers what operators ask, refuses the first call of a client. Whether it is another node, which is to be served.
 pub(super) async fn is_node(
     frames: &mut Frames,
-    writer: &mut OwnedWriteHalf,
+    writer: &mut WriteHalf,
     client: &Client,
 ) -> io::Result<bool> {
     frames.decoder_mut().set_frame_bytes_max(FRAME_BYTES_MAX);
@@ -48,7 +49,11 @@ pub(super) async fn is_node(
         } else {
             refuse(&incoming, client.limits.clients_max)
         };
-        tokio::time::timeout(CALL_TIMEOUT, writer.write_all(&answer)).await??;
+        let written = async {
+            writer.write_all(&answer).await?;
+            writer.flush().await
+        };
+        tokio::time::timeout(CALL_TIMEOUT, written).await??;
         if is_node {
             frames.decoder_mut().set_frame_bytes_max(connection::FRAME_BYTES_MAX);
             return Ok(true);

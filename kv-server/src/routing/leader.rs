@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use consensus_core::{ClusterId, Endpoint, NodeId};
+use consensus_tls::Tls;
 use kv_store_client::{
     CallError, Connection,
     admin::NodeIdentity,
@@ -43,11 +44,12 @@ impl LeaderConnection {
     pub(super) async fn forward(
         &self,
         cluster: &ClusterManager,
+        tls: Option<&Tls>,
         leader: NodeId,
         call: Call,
         transfer_to: Option<i64>,
     ) -> Result<Reply, Fault> {
-        let connection = self.connection_to(cluster, leader).await?;
+        let connection = self.connection_to(cluster, tls, leader).await?;
         let mut called = std::pin::pin!(timeout(FORWARD_TIMEOUT, connection.call(call)));
         let answer = tokio::select! {
             answer = &mut called => answer,
@@ -83,6 +85,7 @@ impl LeaderConnection {
     async fn connection_to(
         &self,
         cluster: &ClusterManager,
+        tls: Option<&Tls>,
         leader: NodeId,
     ) -> Result<Arc<Connection>, Fault> {
         let endpoint = cluster.client_endpoint(leader);
@@ -94,7 +97,7 @@ impl LeaderConnection {
             return Ok(connection.clone());
         }
         let opened = match endpoint {
-            Some(endpoint) => open(cluster, leader, &endpoint).await,
+            Some(endpoint) => open(cluster, tls, leader, &endpoint).await,
             None => Err(NoConnection::Unreachable("its endpoint is unknown".to_owned())),
         };
         let why = match opened {
@@ -125,6 +128,7 @@ impl LeaderConnection {
 /// Connects to the leader, which must say that it is that node of this cluster.
 async fn open(
     cluster: &ClusterManager,
+    tls: Option<&Tls>,
     leader: NodeId,
     endpoint: &Endpoint,
 ) -> Result<Connection, NoConnection> {
@@ -133,8 +137,8 @@ async fn open(
     let Some(id) = cluster.identity_within(CONNECT_TIMEOUT).await else {
         return Err(unreachable("this node has not heard yet which cluster it is in".to_owned()));
     };
-    let connection =
-        Connection::open(endpoint, CONNECT_TIMEOUT).await.map_err(|error| unreachable(error.to_string()))?;
+    let connection = Connection::open_with(endpoint, CONNECT_TIMEOUT, tls).await;
+    let connection = connection.map_err(|error| unreachable(error.to_string()))?;
     let expected = identity::of(leader, Some(id));
     // A forwarded request is not forwarded again if the leader has changed.
     let asked = timeout(CONNECT_TIMEOUT, connection.call(Call::NoForwarding(expected.clone()))).await;

@@ -1,6 +1,7 @@
 //! Real servers for tests: processes of their own, on free ports, killed when the test ends.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
+pub mod certificates;
 pub mod disk;
 pub mod etcd_member;
 pub mod history;

@@ -309,7 +309,8 @@ impl KvClient {
 
     async fn open(&self, endpoint: &Endpoint, until: Instant) -> Result<Connection, Failure> {
         let left = until.saturating_duration_since(Instant::now());
-        let opened = Connection::open(endpoint, self.config.connect_timeout.min(left)).await;
+        let tls = self.config.tls.as_ref();
+        let opened = Connection::open_with(endpoint, self.config.connect_timeout.min(left), tls).await;
         let connection = opened.map_err(|error| Failure {
             server: endpoint.clone(),
             told: if error.kind() == io::ErrorKind::TimedOut { Told::Nothing } else { Told::Refused },

@@ -2,12 +2,14 @@
 
 mod alarms;
 mod bench;
+mod cert;
 mod health;
 mod job;
 mod leases;
 mod locks;
 mod members;
 mod nodes;
+mod security;
 mod show;
 mod signals;
 mod transaction;
@@ -28,6 +30,7 @@ use kv_store_client::{
     idl::{DeleteRequest, PutRequest, RangeRequest, RangeResponse},
     prefix_end,
 };
+use security::{Security, Server};
 use serde_json::{Value, json};
 use show::{Show, line, pair};
 
@@ -41,18 +44,21 @@ use show::{Show, line, pair};
 #[derive(Parser)]
 #[command(name = "kvctl", version, about)]
 struct Arguments {
-    /// Servers, separated by commas.
+    /// Servers, separated by commas: HOST:PORT, or with https:// before it for TLS.
     #[arg(
         long,
         env = "KVCTL_ENDPOINTS",
         default_value = "localhost:9090",
         value_delimiter = ',',
+        value_parser = security::server,
         global = true
     )]
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Server>,
     /// User and password, as NAME:PASSWORD. Other users of this machine can see arguments, so set the variable instead.
     #[arg(long, env = "KVCTL_USER", hide_env_values = true, global = true)]
     user: Option<Credentials>,
+    #[command(flatten)]
+    security: Security,
     /// How to print.
     #[arg(long, value_enum, default_value = "text", global = true)]
     output: Output,
@@ -187,6 +193,9 @@ enum Command {
     /// Asks every endpoint for the checksum of its state, and compares those that have applied the same. A witness has no
     /// state.
     Hash,
+    /// Makes certificates for TLS: an authority, nodes and clients. No server is asked.
+    #[command(subcommand)]
+    Cert(cert::Command),
     /// Writes random keys for a while and prints writes per second and latencies. It leaves its keys (`bench/...`).
     Bench {
         /// Clients, each with one write in flight.
@@ -286,7 +295,12 @@ fn exit(code: u8) -> ! {
 }
 
 async fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let mut config = ClientConfig::new(arguments.endpoints.clone());
+    if let Command::Cert(command) = &arguments.command {
+        return cert::execute(command, Show(arguments.output));
+    }
+    let endpoints: Vec<Endpoint> = arguments.endpoints.iter().map(|server| server.endpoint.clone()).collect();
+    let mut config = ClientConfig::new(endpoints.clone());
+    config.tls = arguments.security.load(&arguments.endpoints)?;
     config.credentials.clone_from(&arguments.user);
     config.timeout = Duration::from_millis(arguments.timeout_ms);
     config.wait_for_servers = false;
@@ -303,7 +317,7 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Get { key, stale, revision } => {
             let request = RangeRequest { revision: Some(*revision), ..RangeRequest::of(key.as_str(), None) };
             let found = if *stale {
-                nodes::read_of_one(&client, &arguments.endpoints, request).await?
+                nodes::read_of_one(&client, &endpoints, request).await?
             } else {
                 client.range(request).await?
             };
@@ -339,6 +353,7 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
             show_range(&client.range(request).await?, *keys_only, *count_only, show)?;
             Ok(0)
         }
+        Command::Cert(command) => cert::execute(command, show),
         Command::Txn { file } => transaction::execute(&client, file, show).await,
         Command::Compact { revision } => {
             client.compact(*revision).await?;
@@ -349,15 +364,15 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Lease(command) => leases::execute(&client, command, show).await,
         Command::Lock(arguments) => locks::lock(&client, arguments, show).await,
         Command::Elect(arguments) => locks::elect(&client, arguments, show).await,
-        Command::Member(command) => members::execute(&client, &arguments.endpoints, command, show).await,
+        Command::Member(command) => members::execute(&client, &endpoints, command, show).await,
         Command::Transfer { node_id } => members::transfer(&client, *node_id, show).await,
-        Command::Status => nodes::status(&client, &arguments.endpoints, show).await,
-        Command::Endpoint(command) => health::execute(&client, &arguments.endpoints, command, show).await,
+        Command::Status => nodes::status(&client, &endpoints, show).await,
+        Command::Endpoint(command) => health::execute(&client, &endpoints, command, show).await,
         Command::Alarm(command) => alarms::execute(&client, command, show).await,
         Command::Auth(command) => users::auth(&client, command, show).await,
         Command::User(command) => users::user(&client, command, show).await,
         Command::Role(command) => users::role(&client, command, show).await,
-        Command::Hash => nodes::hash(&client, &arguments.endpoints, show).await,
+        Command::Hash => nodes::hash(&client, &endpoints, show).await,
         Command::Bench { clients, seconds, value_bytes } => {
             bench::run(&client, *clients, Duration::from_secs(*seconds), *value_bytes, show).await
         }

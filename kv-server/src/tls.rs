@@ -1,0 +1,197 @@
+//! TLS of the node's ports: built from the settings, and kept current while the node runs.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use consensus_core::Endpoint;
+use consensus_tls::{
+    AllowedNames, ClientCertificates, Identity, PlainConnections, ServerTrust, Tls, TlsError, TlsSettings,
+    issue::{self, Days},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    config::{CertificateUse, Settings, TlsMode, TlsSection},
+    frontend::stopped,
+};
+
+/// TLS of a node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Security {
+    /// Of the port for clients, and of connections to the ports for clients of other nodes.
+    pub(crate) clients: Option<Tls>,
+    /// Of the port for nodes, and of connections to those of other nodes.
+    pub(crate) peers: Option<Tls>,
+    /// Whether this node advertises its port for clients without TLS although it has TLS, as another one of its listeners has.
+    pub(crate) advertises_plain: bool,
+}
+
+/// Why the node has no TLS.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SecurityError {
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
+    #[error("TLS: making a certificate: {0}")]
+    Issue(String),
+}
+
+impl Security {
+    /// Reads and checks the files.
+    pub(crate) fn load(settings: &Settings) -> Result<Self, SecurityError> {
+        let section = &settings.tls;
+        let clients = section.has_client_tls().then(|| of_clients(section, settings)).transpose()?;
+        let peers = section.has_peer_tls().then(|| of_peers(section, settings)).transpose()?;
+        Ok(Self { clients, peers, advertises_plain: settings.advertises_plain })
+    }
+
+    /// TLS of connections to the ports for clients of other nodes.
+    pub(crate) fn forwarding(&self) -> Option<&Tls> {
+        self.clients.as_ref().filter(|_| !self.advertises_plain)
+    }
+
+    /// Scheme of URLs of ports for clients.
+    pub(crate) fn client_scheme(&self) -> &'static str {
+        scheme(self.forwarding())
+    }
+
+    /// Scheme of URLs of ports for nodes.
+    pub(crate) fn peer_scheme(&self) -> &'static str {
+        scheme(self.peers.as_ref())
+    }
+
+    /// Looks at the files at an interval and at SIGHUP, until the node stops.
+    pub(crate) async fn keep_current(self, section: TlsSection, mut stop: watch::Receiver<bool>) {
+        let all: Vec<Tls> = [self.clients, self.peers].into_iter().flatten().collect();
+        if all.is_empty() {
+            return;
+        }
+        let mut hangup = match signal(SignalKind::hangup()) {
+            Ok(hangup) => hangup,
+            Err(error) => {
+                tracing::error!(%error, "cannot listen for SIGHUP; certificates are not read again");
+                return;
+            }
+        };
+        let mut looks = interval(section.tls_reload_interval);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let is_requested = tokio::select! {
+                () = stopped(&mut stop) => return,
+                _ = looks.tick() => false,
+                received = hangup.recv() => received.is_some(),
+            };
+            for tls in &all {
+                tls.check_files(is_requested).await;
+            }
+        }
+    }
+}
+
+fn scheme(tls: Option<&Tls>) -> &'static str {
+    if tls.is_some() { "https" } else { "http" }
+}
+
+fn of_clients(section: &TlsSection, settings: &Settings) -> Result<Tls, SecurityError> {
+    let mut tls = TlsSettings::new("clients");
+    tls.identity = identity(section.tls_cert_file.as_ref(), section.tls_key_file.as_ref());
+    tls.outgoing_identity =
+        identity(section.tls_outgoing_cert_file.as_ref(), section.tls_outgoing_key_file.as_ref());
+    tls.ca_file.clone_from(&section.tls_ca_file);
+    tls.crl_file.clone_from(&section.tls_crl_file);
+    tls.client_certificates = match section.client_certificates() {
+        CertificateUse::Ignored => ClientCertificates::Ignored,
+        CertificateUse::Optional => ClientCertificates::Optional,
+        CertificateUse::Required => ClientCertificates::Required,
+    };
+    tls.allowed = AllowedNames {
+        common_names: section.tls_allowed_names.clone(),
+        host_names: section.tls_allowed_hostnames.clone(),
+        node_usage: false,
+    };
+    tls.plain = plain(section.tls_mode);
+    // Clients of gRPC insist on h2. Those of Thrift offer nothing.
+    tls.protocols = vec!["h2", "http/1.1"];
+    if tls.identity.is_none() {
+        tls.identity = Some(make(&settings.data_dir, "clients", &hosts(settings))?);
+        tls.server_trust = ServerTrust::Unverified;
+    }
+    common(&mut tls, section);
+    Ok(Tls::load(tls)?)
+}
+
+fn of_peers(section: &TlsSection, settings: &Settings) -> Result<Tls, SecurityError> {
+    let mut tls = TlsSettings::new("nodes");
+    tls.identity = identity(section.peer_tls_cert_file.as_ref(), section.peer_tls_key_file.as_ref());
+    tls.outgoing_identity =
+        identity(section.peer_tls_outgoing_cert_file.as_ref(), section.peer_tls_outgoing_key_file.as_ref());
+    tls.ca_file.clone_from(&section.peer_tls_ca_file);
+    tls.crl_file.clone_from(&section.peer_tls_crl_file);
+    tls.client_certificates = ClientCertificates::Required;
+    tls.allowed = AllowedNames {
+        common_names: section.peer_tls_allowed_names.clone(),
+        host_names: section.peer_tls_allowed_hostnames.clone(),
+        node_usage: true,
+    };
+    tls.plain = plain(section.peer_tls_mode);
+    if tls.identity.is_none() {
+        tracing::warn!(
+            "nodes encrypt their connections and do not verify each other (peer_tls_auto): anybody who reaches the port can be one"
+        );
+        tls.identity = Some(make(&settings.data_dir, "nodes", &hosts(settings))?);
+        tls.client_certificates = ClientCertificates::Ignored;
+        tls.allowed = AllowedNames::default();
+        tls.server_trust = ServerTrust::Unverified;
+    }
+    common(&mut tls, section);
+    Ok(Tls::load(tls)?)
+}
+
+fn common(tls: &mut TlsSettings, section: &TlsSection) {
+    (tls.version_min, tls.version_max) = (section.tls_min_version, section.tls_max_version);
+    tls.cipher_suites.clone_from(&section.tls_cipher_suites);
+}
+
+fn plain(mode: TlsMode) -> PlainConnections {
+    match mode {
+        TlsMode::Required => PlainConnections::Refused,
+        TlsMode::Optional => PlainConnections::Accepted,
+    }
+}
+
+fn identity(certificate: Option<&PathBuf>, key: Option<&PathBuf>) -> Option<Identity> {
+    Some(Identity::new(certificate?, key?))
+}
+
+/// Hosts of a certificate that the node makes.
+fn hosts(settings: &Settings) -> Vec<String> {
+    let own = settings.topology.as_ref().and_then(|all| all.nodes.get(&settings.node));
+    let of_node = own.into_iter().flat_map(|own| own.client.iter().chain([&own.consensus]));
+    let mut hosts: Vec<String> =
+        of_node.chain([&settings.client_listen]).map(Endpoint::host).map(str::to_owned).collect();
+    hosts.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+    hosts.sort();
+    hosts.dedup();
+    hosts
+}
+
+/// Makes a certificate in the data directory. It is made again at each start, so that it never expires for long.
+fn make(data_dir: &Path, name: &str, hosts: &[String]) -> Result<Identity, SecurityError> {
+    let folder = data_dir.join("tls");
+    let file = |ending: &str| folder.join(format!("{name}.{ending}"));
+    let identity = Identity::new(file("crt"), file("key"));
+    let issued = issue::self_signed("kv-server", hosts, AUTO_VALID)
+        .map_err(|error| SecurityError::Issue(error.to_string()))?;
+    let written = std::fs::create_dir_all(&folder)
+        .and_then(|()| issued.write(&identity.certificate_file, &identity.key_file));
+    written.map_err(|error: io::Error| SecurityError::Issue(format!("{}: {error}", folder.display())))?;
+    Ok(identity)
+}
+
+/// Validity of certificates that the node makes.
+const AUTO_VALID: Days = Days(365);

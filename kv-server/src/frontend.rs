@@ -198,15 +198,17 @@ impl Client {
             }
             Protocol::None => return Ok(()),
         }
+        let certificate = stream.peer_certificate();
+        let caller = connection::ConnectionCaller::new(certificate.and_then(|of| of.common_name));
         let (reader, mut writer) = stream.into_split();
         let mut frames = connection::frames(reader);
         let is_client = place.is_some();
-        if !is_client && !refusal::is_node(&mut frames, &mut writer, &self).await? {
+        if !is_client && !refusal::is_node(&mut frames, &mut writer, &self, &caller).await? {
             return Ok(());
         }
         // Of a node it is known already what to do with what only the leader can do.
         let (budget, polls) = (self.budget.connection(), self.polls.connection());
-        connection::serve(frames, writer, self.router, budget, polls, is_client, self.stop).await
+        connection::serve(frames, writer, self.router, budget, polls, caller, is_client, self.stop).await
     }
 }
 

@@ -161,6 +161,12 @@ async fn common_name_of_a_certificate_is_the_user_of_the_client() {
     user("root").await.put(put()).await.unwrap();
     let refused = user("alice").await.put(put()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused}");
+    certificates.client(&[server.port], Some("root")).put("k", "w").await.unwrap();
+    let refused = certificates.client(&[server.port], Some("alice")).put("k", "w").await.unwrap_err();
+    assert!(
+        matches!(&refused, ClientError::Rejected(fault) if fault.to_string().contains("permission")),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -52,6 +52,7 @@ pub(super) async fn serve(
     router: Arc<RoutingManager>,
     budget: ConnectionBudget,
     polls: ConnectionPolls,
+    caller: ConnectionCaller,
     may_forward: bool,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
@@ -65,7 +66,6 @@ pub(super) async fn serve(
         stalled: None,
     };
     let may_forward = AtomicBool::new(may_forward);
-    let caller = ConnectionCaller::default();
     let answer = |incoming: Incoming, request_bytes: usize| {
         if matches!(incoming.call, Ok(Call::NoForwarding(_))) {
             may_forward.store(false, Ordering::Relaxed);
@@ -95,22 +95,32 @@ pub(super) async fn serve(
     connection.received.unwrap_or(Ok(()))
 }
 
-/// The caller of a connection: the user that it has logged in as.
+/// The caller of a connection: the user that it has logged in as, else the user that the client's certificate names.
 #[derive(Clone, Default)]
-pub(super) struct ConnectionCaller(Arc<OnceLock<Mutex<Caller>>>);
+pub(super) struct ConnectionCaller {
+    logged_in: Arc<OnceLock<Mutex<Caller>>>,
+    certificate_name: Option<Arc<str>>,
+}
 
 impl ConnectionCaller {
-    fn get(&self) -> Caller {
-        match self.0.get() {
-            None => Caller::Anonymous, // As most connections: nobody has logged in.
-            Some(caller) => caller.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+    pub(super) fn new(certificate_name: Option<String>) -> Self {
+        Self { certificate_name: certificate_name.map(Arc::from), ..Self::default() }
+    }
+
+    fn get(&self, router: &RoutingManager) -> Caller {
+        if let Some(caller) = self.logged_in.get() {
+            return caller.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        }
+        match &self.certificate_name {
+            None => Caller::Anonymous,
+            Some(name) => Caller::user(&**name, router.database().auth().revision()),
         }
     }
 
     /// A login that fails leaves the connection as it was.
     async fn log_in(&self, router: &RoutingManager, request: LoginRequest) -> Result<Reply, Fault> {
         let (caller, reply) = router.log_in(request).await?;
-        let place = self.0.get_or_init(|| Mutex::new(Caller::Anonymous));
+        let place = self.logged_in.get_or_init(|| Mutex::new(Caller::Anonymous));
         *place.lock().unwrap_or_else(PoisonError::into_inner) = caller;
         Ok(reply)
     }
@@ -132,8 +142,8 @@ pub(super) async fn answer(
         Ok(Call::Login(request)) => Box::pin(caller.log_in(router, request)).await,
         Ok(Call::NoForwarding(expected)) => router.identify(&expected).map(Reply::NoForwarding),
         // On the heap, so that other calls take no room for it.
-        Ok(Call::Watch(request)) => Box::pin(polls.poll(router, &caller.get(), request, room)).await,
-        Ok(call) => router.execute(&caller.get(), call, may_forward, room).await,
+        Ok(Call::Watch(request)) => Box::pin(polls.poll(router, &caller.get(router), request, room)).await,
+        Ok(call) => router.execute(&caller.get(router), call, may_forward, room).await,
         Err(fault) => Err(fault),
     };
     if let Some(measures) = measures {

@@ -24,9 +24,10 @@ pub(super) async fn is_node(
     frames: &mut Frames,
     writer: &mut WriteHalf,
     client: &Client,
+    caller: &ConnectionCaller,
 ) -> io::Result<bool> {
     frames.decoder_mut().set_frame_bytes_max(FRAME_BYTES_MAX);
-    let (polls, caller) = (client.polls.connection(), ConnectionCaller::default());
+    let polls = client.polls.connection();
     while let Some(frame) = tokio::time::timeout(CALL_TIMEOUT, frames.next()).await? {
         let incoming = connection::read_call(&frame?)?;
         let is_handshake = matches!(incoming.call, Ok(Call::NoForwarding(_)));
@@ -45,7 +46,7 @@ pub(super) async fn is_node(
         );
         let answer = if is_handshake || is_operators {
             let mut room = client.budget.connection().room();
-            connection::answer(&client.router, &polls, &caller, true, incoming, &mut room).await
+            connection::answer(&client.router, &polls, caller, true, incoming, &mut room).await
         } else {
             refuse(&incoming, client.limits.clients_max)
         };

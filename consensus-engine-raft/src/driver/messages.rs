@@ -59,7 +59,7 @@ impl Driver {
 
     pub(super) fn send_append(&mut self, to: NodeId, append: Append) -> Option<NodeId> {
         if let Some(queue) = self.loading.get_mut(&to) {
-            queue.push_back(append);
+            enqueue(queue, append);
             return None;
         }
         let (after, last) = (append.prev.index, append.last);
@@ -157,6 +157,18 @@ pub(super) fn message_of(reply: ControlMessage) -> Message {
     }
 }
 
+/// Adds a message to those for one peer that wait for a read of the log. If it repeats entries that wait already, it replaces all
+/// that wait. Without this rule, lost messages and a slow disk delay a peer for long:
+/// 1. Messages with entries wait for the disk one after the other. Some that were sent are lost, or arrive in another order.
+/// 2. The leader starts again after the last acknowledged entry, while the first messages still wait.
+/// 3. Each restart adds all the entries to the queue once more, and a new entry waits until all repetitions are read and sent.
+fn enqueue(waiting: &mut VecDeque<Append>, append: Append) {
+    if waiting.back().is_some_and(|newest| append.prev.index < newest.last) {
+        waiting.clear();
+    }
+    waiting.push_back(append);
+}
+
 fn with_entries(append: Append, entries: Vec<Entry>) -> AppendEntries {
     let Append { term, prev, commit, round, .. } = append;
     AppendEntries { term, prev, entries, commit, round }
@@ -172,4 +184,30 @@ fn info_of(entry: &Entry) -> EntryInfo {
         _ => None,
     };
     EntryInfo { term: entry.id.term, size_bytes: entry.size_bytes(), membership }
+}
+
+#[cfg(test)]
+mod tests {
+    use consensus_core::{LogId, LogIndex, Term};
+
+    use super::*;
+
+    fn append(prev: u64, last: u64, round: u64) -> Append {
+        let prev = LogId { term: Term(1), index: LogIndex(prev) };
+        Append { term: Term(1), prev, last: LogIndex(last), commit: LogIndex(0), round }
+    }
+
+    #[test]
+    fn message_that_repeats_entries_replaces_those_that_wait() {
+        let mut waiting = VecDeque::new();
+        // Entries in sequence, a heartbeat, and the next entry.
+        let in_sequence = [append(0, 2, 1), append(2, 3, 1), append(3, 3, 2), append(3, 4, 2)];
+        in_sequence.into_iter().for_each(|append| enqueue(&mut waiting, append));
+        assert!(waiting.iter().eq(&in_sequence));
+        let again = append(1, 2, 3);
+        enqueue(&mut waiting, again);
+        assert!(waiting.iter().eq(&[again]));
+        enqueue(&mut waiting, append(2, 4, 3));
+        assert_eq!(waiting.len(), 2);
+    }
 }

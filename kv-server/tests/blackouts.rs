@@ -22,7 +22,7 @@ async fn cluster_serves_again_soon_after_a_blackout_of_all_links() {
     for blackout in [7000, 8000, 9000].map(Duration::from_millis) {
         proxy.set(directions().filter(|(from, to)| from != to).map(|direction| (direction, Link::Lose)));
         let began = Instant::now();
-        // By then nobody leads; what is acknowledged was under way before.
+        // By then there is no leader, and writes that were proposed before have their results.
         tokio::time::sleep(blackout / 2).await;
         let acknowledged = writers.count();
         tokio::time::sleep(blackout.saturating_sub(began.elapsed())).await;

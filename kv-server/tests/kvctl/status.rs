@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Cluster, kvctl::Kvctl};
 
-/// What `kvctl status` prints of one server.
+/// Runs `kvctl status` for one server; returns its output.
 fn status_of(cluster: &Cluster, id: usize) -> String {
     let kvctl = Kvctl::new(cluster.servers[id].endpoint());
     tokio::task::block_in_place(|| kvctl.run(&["status"], "").1)

@@ -175,7 +175,7 @@ impl Driver {
             incarnation: config.protocol.seed,
             forwarding: Forwarding::new(raft.term()),
             proposals,
-            background_latency: config.simulated_latency.as_ref().map(|simulated| Latency::new(simulated, 3)),
+            background_latency: config.simulated_latency.as_ref().map(Latency::of_background),
             config,
             started: Instant::now(),
             now: Duration::ZERO,

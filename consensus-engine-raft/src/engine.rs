@@ -189,8 +189,8 @@ impl RaftEngine {
             )
         } else if let Some(simulated) = &config.simulated_latency {
             (
-                Worker::late(Latency::new(simulated, 1), inbox.clone(), writer),
-                Worker::late(Latency::new(simulated, 2), inbox.clone(), applier),
+                Worker::late(Latency::of_writes(simulated), inbox.clone(), writer),
+                Worker::late(Latency::of_machine(simulated), inbox.clone(), applier),
             )
         } else {
             (Worker::inline(writer), Worker::inline(applier))

@@ -54,7 +54,7 @@ mod worker;
 pub use builder::RaftBuilder;
 pub use config::RaftConfig;
 pub use engine::{RaftEngine, StartError};
-pub use latency::SimulatedLatency;
+pub use latency::{SimulatedHangs, SimulatedLatency};
 
 // Compiles the example of the README.
 #[cfg(doctest)]

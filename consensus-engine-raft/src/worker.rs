@@ -225,7 +225,7 @@ async fn run_simulated<J>(
 ) {
     let mut report = |input| inbox.send(input).is_ok();
     while let Some(mut job) = queue.recv().await {
-        sleep(latency.draw()).await;
+        latency.pass().await;
         loop {
             match work.work(job, &mut report) {
                 Next::Ready => break,

@@ -29,6 +29,8 @@ const SEEDS: u64 = 400;
 
 /// Events that must occur in a set of runs.
 const RARE: &[&str] = &[
+    "apply beyond its time limit",
+    "cluster went on without the stalled node",
     "committed entries read in several pages",
     "damage found while an earlier one is repaired",
     "damaged log truncated",
@@ -36,6 +38,7 @@ const RARE: &[&str] = &[
     "entries applied during a flush",
     "interrupted install finished at the start",
     "interrupted install discarded at the start",
+    "leader replaced while it was stalled",
     "log purged while entries wait to be applied",
     "member added",
     "member altered that stays",
@@ -51,6 +54,7 @@ const RARE: &[&str] = &[
     "snapshot brought a configuration that the log did not have",
     "snapshot installed",
     "snapshot installed over entries that are not applied",
+    "snapshot not taken",
     "snapshot taken before a newer configuration in the log",
     "snapshot taken before the end of the log",
     "stale read",
@@ -58,4 +62,5 @@ const RARE: &[&str] = &[
     "fault: machine panicked",
     "unknown outcome",
     "voter demoted",
+    "write beyond its time limit",
 ];

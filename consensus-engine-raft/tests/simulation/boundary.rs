@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use consensus_core::{
@@ -25,6 +28,8 @@ pub(crate) struct Boundary {
     pub(crate) dir: SimDir,
     record: Arc<Mutex<Record>>,
     known: Mutex<Known>,
+    /// Whether snapshots cannot be taken.
+    refuses_snapshots: AtomicBool,
 }
 
 /// State of the log and the machine according to the engine's calls.
@@ -77,7 +82,7 @@ impl Boundary {
         crash: Option<Crash>,
     ) -> Arc<Self> {
         let known = Mutex::new(Known { crash, ..Known::default() });
-        Arc::new(Self { node, log, dir, record, known })
+        Arc::new(Self { node, log, dir, record, known, refuses_snapshots: AtomicBool::new(false) })
     }
 
     pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
@@ -99,6 +104,15 @@ impl Boundary {
     /// Whether the log lacks entries that it had before.
     pub(crate) fn is_damaged(&self) -> bool {
         self.known().hard_state.lost_through.is_some()
+    }
+
+    /// Makes snapshots fail from now on, or succeed again.
+    pub(crate) fn refuse_snapshots(&self, refuse: bool) {
+        self.refuses_snapshots.store(refuse, Ordering::Relaxed);
+    }
+
+    pub(crate) fn refuses_snapshots(&self) -> bool {
+        self.refuses_snapshots.load(Ordering::Relaxed)
     }
 
     pub(crate) fn power_is_lost(&self) -> bool {

@@ -261,7 +261,11 @@ pub(crate) async fn read_everything(world: &World) -> Result<(), String> {
                 sleep(Duration::from_millis(500)).await;
             }
             let Answer::Done(value) = value else {
-                return Err(format!("node {} does not serve reads long after the last fault", node.id));
+                let told: Vec<_> = world.nodes().iter().map(Node::status).collect();
+                return Err(format!(
+                    "node {} does not serve reads long after the last fault\n{told:#?}",
+                    node.id
+                ));
             };
             let mut record = world.record();
             let ended = Some((record.moment(world.now_ms()), value));

@@ -11,7 +11,7 @@ use std::{
 use consensus_core::{
     ConsensusEngine, EngineStatus, Health, LogId, Membership, NetworkTransport, NodeId, Role, StorageError,
 };
-use consensus_engine_raft::{RaftEngine, StartError};
+use consensus_engine_raft::{RaftEngine, SimulatedHangs, StartError};
 use consensus_raft_simulator::Random;
 use consensus_testkit::SimDir;
 use consensus_transport_mem::MemNetwork;
@@ -37,6 +37,8 @@ pub(crate) struct World {
     pub(crate) damaging: tokio::sync::Mutex<()>,
     /// Held by the procedure that changes members; one at a time.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// Held while a node is stalled; one at a time.
+    pub(crate) stalling: tokio::sync::Mutex<()>,
 }
 
 /// A node and its disks, running or not.
@@ -59,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) view: Arc<Mutex<View>>,
     pub(crate) panics: Arc<Panics>,
     pub(crate) boundary: Arc<Boundary>,
+    /// Switches of calls that hang, without an effect if calls have no latency.
+    pub(crate) hangs: SimulatedHangs,
     transport: Arc<Addressed>,
 }
 
@@ -102,6 +106,7 @@ impl World {
             addresses: Arc::default(),
             damaging: tokio::sync::Mutex::default(),
             changing: tokio::sync::Mutex::default(),
+            stalling: tokio::sync::Mutex::default(),
         });
         (0..world.plan.nodes).for_each(|id| world.addresses.set(id, Plan::port(id, 0)));
         for id in 0..world.plan.voters {
@@ -174,6 +179,8 @@ impl World {
             seat.lives += 1;
             (self.plan.config(id, seat.lives), seat.log.clone(), seat.machine.clone(), seat.lives)
         };
+        let hangs =
+            config.simulated_latency.as_ref().map(|latency| latency.hangs.clone()).unwrap_or_default();
         let random = Random::new(self.plan.seed, 1000 * (1 + id) + incarnation);
         let log = LogDisk::open(NodeId(id), &files, random)?;
         let boundary = Boundary::new(id, log, dir, self.record.clone(), crash);
@@ -193,7 +200,7 @@ impl World {
                 return if interrupted { Box::pin(self.up(id)).await } else { Err(error) };
             }
         };
-        self.seats()[id as usize].node = Some(Node { id, engine, view, panics, boundary, transport });
+        self.seats()[id as usize].node = Some(Node { id, engine, view, panics, boundary, hangs, transport });
         Ok(())
     }
 

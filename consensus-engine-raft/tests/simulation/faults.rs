@@ -11,11 +11,14 @@ use super::{
     boundary::Crash,
     cluster::{Node, World},
     log_disk::{self, LEFT},
-    members,
+    members, stalls,
 };
 
 /// Injects one fault, and waits for its end.
 pub(crate) async fn any(world: Arc<World>, mut random: Random) {
+    if world.plan.stalls.alone || random.percent(15) {
+        return stalls::any(&world, random).await;
+    }
     let kind = random.below(20);
     match kind {
         0 | 1 => return partition(&world, random).await,
@@ -187,6 +190,10 @@ async fn damage(world: &World, node: &Node, mut random: Random) {
     let Ok(_alone) = world.damaging.try_lock() else { return };
     // There is none either if the others are no quorum for another reason.
     let Ok(_unchanged) = world.changing.try_lock() else { return };
+    // Nor if a node does not find another one that has moved.
+    if !world.restart_lost().await {
+        return;
+    }
     for _ in 0..1 + random.below(3) {
         if random.percent(50) {
             world.shut_down_one(node.id).await; // The state machine has applied the whole log, including the part that is truncated.

@@ -23,6 +23,7 @@ mod machine;
 mod members;
 mod plan;
 mod record;
+mod stalls;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

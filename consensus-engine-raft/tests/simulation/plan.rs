@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use consensus_core::{Endpoint, Member, MemberKind, Membership, NodeId};
-use consensus_engine_raft::{RaftConfig, SimulatedLatency};
+use consensus_engine_raft::{RaftConfig, SimulatedHangs, SimulatedLatency};
 use consensus_raft_simulator::{Random, mix};
 use consensus_transport_mem::Link;
 
@@ -42,6 +42,36 @@ pub(crate) struct Plan {
     /// Time that a client waits for a result before it asks another node.
     pub(crate) time_limit: Duration,
     pub(crate) reads_percent: u64,
+    pub(crate) stalls: Stalls,
+}
+
+/// Switches of the faults in `stalls.rs`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stalls {
+    /// A write of the log does not return before the fault ends.
+    pub(crate) writes: bool,
+    /// A call of the state machine does not return before the fault ends.
+    pub(crate) machine: bool,
+    /// A snapshot for a follower cannot be taken before the fault ends.
+    pub(crate) snapshots: bool,
+    /// There are no other faults but those of the network's messages, and the cluster must go on without the stalled node.
+    pub(crate) alone: bool,
+    /// Time limit of a write and of an apply, if it is not the default.
+    pub(crate) limit: Option<Duration>,
+}
+
+impl Stalls {
+    /// Only calls with a simulated latency can hang.
+    fn of(random: &mut Random, has_latency: bool) -> Self {
+        let switch = |random: &mut Random| random.percent(70);
+        Self {
+            writes: switch(random) && has_latency,
+            machine: switch(random) && has_latency,
+            snapshots: switch(random),
+            alone: random.percent(15),
+            limit: random.of(&[None, Some(Duration::from_secs(1))]),
+        }
+    }
 }
 
 impl Plan {
@@ -52,7 +82,7 @@ impl Plan {
         let percent = |random: &mut Random, most| random.below(most) as f64 / 100.0;
         let voters = random.of(&[1, 3, 3, 3, 3, 3, 3, 3, 4, 5]);
         let clients = 4 + random.below(5);
-        Self {
+        let mut plan = Self {
             seed,
             voters,
             nodes: voters + random.below(3),
@@ -83,7 +113,10 @@ impl Plan {
             cache_bytes: random.of(&[0, 500, 4_000, 1 << 20]),
             time_limit: ms(random.of(&[300, 2_000])),
             reads_percent: random.of(&[20, 50]),
-        }
+            stalls: Stalls { writes: false, machine: false, snapshots: false, alone: false, limit: None },
+        };
+        plan.stalls = Stalls::of(&mut random, plan.latency.is_some());
+        plan
     }
 
     /// Endpoint of node `id` after `moves` moves.
@@ -112,7 +145,9 @@ impl Plan {
         config.bootstrap = (id < self.voters).then(|| self.first_members());
         config.threads = false;
         let seed = config.protocol.seed;
-        config.simulated_latency = self.latency.map(|max| SimulatedLatency { seed, max });
+        let hangs = SimulatedHangs::default();
+        config.simulated_latency = self.latency.map(|max| SimulatedLatency { seed, max, hangs });
+        (config.storage_stall_limit, config.apply_stall_limit) = (self.stalls.limit, self.stalls.limit);
         config.forward_proposals = self.forward;
         config.proposals_max = self.proposals_max;
         config.reads_max = self.reads_max;

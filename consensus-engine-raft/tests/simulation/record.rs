@@ -279,6 +279,10 @@ impl StateMachine for Watched {
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
+        if self.boundary.refuses_snapshots() {
+            self.boundary.record().count("snapshot not taken");
+            return Err(StateMachineError::Other("the simulation lets no snapshot be taken".to_owned()));
+        }
         self.boundary.note_snapshot_taken();
         self.machine.snapshot()
     }

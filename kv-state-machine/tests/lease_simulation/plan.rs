@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use consensus_core::{Member, MemberKind, Membership, NodeId};
-use consensus_engine_raft::{RaftConfig, SimulatedLatency};
+use consensus_engine_raft::{RaftConfig, SimulatedHangs, SimulatedLatency};
 use consensus_raft_simulator::{Random, mix};
 use consensus_transport_mem::Link;
 
@@ -66,7 +66,8 @@ impl Plan {
         config.bootstrap = Some(Membership::new(members.collect::<BTreeMap<_, _>>()));
         config.threads = false;
         let seed = config.protocol.seed;
-        config.simulated_latency = self.latency.map(|max| SimulatedLatency { seed, max });
+        let hangs = SimulatedHangs::default();
+        config.simulated_latency = self.latency.map(|max| SimulatedLatency { seed, max, hangs });
         config.compact_after_entries = self.compact_log_after;
         config.compact_keep_entries = 3;
         config.compact_keep_bytes = 1_000;

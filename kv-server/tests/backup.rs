@@ -15,6 +15,7 @@ use std::{
 use common::{
     Cluster, Server,
     kvctl::Kvctl,
+    page::Page,
     writers::{Writers, check},
 };
 use kv_store_client::KvClient;
@@ -53,6 +54,16 @@ fn run(arguments: &[&str]) -> Output {
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn page_saves_and_restores_a_backup() {
+    Page("backup.md").run("Saving and restoring");
+}
+
+#[test]
+fn page_makes_a_cluster_from_a_backup() {
+    Page("backup.md").run("A new cluster from a backup");
 }
 
 async fn value(client: &KvClient, key: &str) -> Option<Vec<u8>> {

@@ -12,6 +12,7 @@ mod nodes;
 mod security;
 mod show;
 mod signals;
+mod snapshot;
 mod transaction;
 mod users;
 mod watch;
@@ -38,7 +39,7 @@ use show::{Show, line, pair};
 ///
 /// Exit codes: 0 done; 1 the key is not there, or a transaction's compares do not hold; 2 wrong usage; 3 refused by the
 /// store (nothing was done); 4 unavailable (nothing was done); 5 the outcome is unknown; 6 nodes' states differ; 7 the
-/// result could not be written to standard output (a write was done); 8 history that a watch needs was compacted; 120
+/// result could not be written to standard output (a write was done) or a file; 8 history that a watch needs was compacted; 120
 /// a lock, leadership or a lease was lost; 126 a command could not be run, 127 it was not found; 130 and 143 ended by SIGINT or
 /// SIGTERM before the lock was held. `lock` and `watch --exec` pass on the exit code of their command.
 #[derive(Parser)]
@@ -178,6 +179,9 @@ enum Command {
     /// Checks the endpoints.
     #[command(subcommand)]
     Endpoint(health::Command),
+    /// Saves, checks and restores backups of the store.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// Lists and disarms alarms: conditions in which the store refuses requests.
     #[command(subcommand)]
     Alarm(alarms::Command),
@@ -220,6 +224,12 @@ enum Failure {
     Compacted(String),
     /// A lock, leadership or a lease was lost.
     Lost(String),
+    /// A server refuses: nothing was done.
+    Refused(String),
+    /// No server did it: nothing was done.
+    Unavailable(String),
+    /// A file cannot be written or read.
+    File(String),
     /// A command of the user could not be run.
     NotRun {
         why: String,
@@ -231,10 +241,10 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Client(ClientError::Rejected(_)) => 3,
+            Self::Client(ClientError::Rejected(_)) | Self::Refused(_) => 3,
             Self::Client(ClientError::Unknown(_)) => 5,
-            Self::Client(_) => 4,
-            Self::Output(_) => 7,
+            Self::Client(_) | Self::Unavailable(_) => 4,
+            Self::Output(_) | Self::File(_) => 7,
             Self::Compacted(_) => 8,
             Self::Lost(_) => 120,
             Self::NotRun { code, .. } => *code,
@@ -245,9 +255,13 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(why) | Self::Compacted(why) | Self::Lost(why) | Self::NotRun { why, .. } => {
-                f.write_str(why)
-            }
+            Self::Usage(why)
+            | Self::Compacted(why)
+            | Self::Lost(why)
+            | Self::Refused(why)
+            | Self::Unavailable(why)
+            | Self::File(why)
+            | Self::NotRun { why, .. } => f.write_str(why),
             Self::Client(error) => error.fmt(f),
             Self::Output(error) => write!(f, "the result could not be written to standard output: {error}"),
         }
@@ -304,7 +318,7 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
     config.credentials.clone_from(&arguments.user);
     config.timeout = Duration::from_millis(arguments.timeout_ms);
     config.wait_for_servers = false;
-    let client = KvClient::new(config)?;
+    let client = KvClient::new(config.clone())?;
     let show = Show(arguments.output);
     match &arguments.command {
         Command::Put { key, value, lease } => {
@@ -372,6 +386,7 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Auth(command) => users::auth(&client, command, show).await,
         Command::User(command) => users::user(&client, command, show).await,
         Command::Role(command) => users::role(&client, command, show).await,
+        Command::Snapshot(command) => snapshot::execute(&config, &endpoints, command, show).await,
         Command::Hash => nodes::hash(&client, &endpoints, show).await,
         Command::Bench { clients, seconds, value_bytes } => {
             bench::run(&client, *clients, Duration::from_secs(*seconds), *value_bytes, show).await

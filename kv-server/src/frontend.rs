@@ -208,7 +208,8 @@ impl Client {
         }
         // Of a node it is known already what to do with what only the leader can do.
         let (budget, polls) = (self.budget.connection(), self.polls.connection());
-        connection::serve(frames, writer, self.router, budget, polls, caller, is_client, self.stop).await
+        let halves = connection::Halves { frames, writer };
+        connection::serve(halves, self.router, budget, polls, caller, is_client, self.stop).await
     }
 }
 

@@ -45,10 +45,15 @@ pub(super) fn frames(reader: ReadHalf) -> Frames {
     framing::reader(reader, FRAME_BYTES_MAX)
 }
 
+/// Both directions of a connection.
+pub(super) struct Halves {
+    pub(super) frames: Frames,
+    pub(super) writer: WriteHalf,
+}
+
 /// Serves a connection until the client ends it or `stop` says so.
 pub(super) async fn serve(
-    frames: Frames,
-    writer: WriteHalf,
+    Halves { frames, writer }: Halves,
     router: Arc<RoutingManager>,
     budget: ConnectionBudget,
     polls: ConnectionPolls,

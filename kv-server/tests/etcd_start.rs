@@ -139,7 +139,7 @@ fn wrong_flags_end_the_program_and_name_what_to_do() {
     let text = String::from_utf8_lossy(&unknown.stderr);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(text.contains("unexpected argument '--nam'") && text.contains("--name"), "{text}");
-    let refused = run(&["--cert-file=/a", "--wal-dir=/b"]);
+    let refused = run(&["--cors=a", "--wal-dir=/b"]);
     let text = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1));
     for words in ["--cors: ", "put a proxy", "--wal-dir: ", "folders of the data directory"] {

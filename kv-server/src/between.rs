@@ -32,7 +32,8 @@ impl FromNode {
         bytes
     }
 
-    /// Decodes a request.
+    /// Decodes a request. The caller of a request without a valid seal is [`Caller::Anonymous`], whatever the request says:
+    /// authentication may be enabled between now and the time at which the request is executed.
     ///
     /// # Errors
     /// It is no request, or authentication is enabled and no node of this cluster has sealed it.
@@ -46,13 +47,19 @@ impl FromNode {
             }
             _ => return Err("it is no request between nodes".to_owned()),
         };
-        let is_sealed = |seal: &Seal| auth::is_sealed(auth.secret(), request, seal);
-        if auth.is_enabled() && !seal.is_some_and(is_sealed) {
+        let is_sealed = seal.is_some_and(|seal: &Seal| auth::is_sealed(auth.secret(), request, seal));
+        if auth.is_enabled() && !is_sealed {
             return Err("the request was not made by a node of this cluster that knows that authentication is enabled; \
                         clients cannot call between_nodes"
                 .to_owned());
         }
-        decode(request)
+        let decoded: Self = decode(request)?;
+        Ok(if is_sealed { decoded } else { Self { caller: Caller::Anonymous, ..decoded } })
+    }
+
+    /// Whether a request claims to have a seal.
+    pub(crate) fn claims_seal(bytes: &[u8]) -> bool {
+        bytes.last() == Some(&SEALED)
     }
 }
 
@@ -211,6 +218,10 @@ pub(crate) async fn execute(
             NodeAnswer::TimeToLive(database.time_to_live_as(caller, *id, false).await?)
         }
         NodeRequest::Member(request) => {
+            // Nothing in the log says whether the caller may do this, so that this node's state must be current.
+            if *caller != Caller::Server {
+                database.read_barrier().await?;
+            }
             let checked = database.check_root(caller).map_err(KvRejection::from);
             checked.map_err(NodeFault::Rejected)?;
             if cluster.is_none() {
@@ -282,7 +293,9 @@ mod tests {
         assert!(FromNode::decode(&sealed, &auth(true, 2)).is_err(), "the key of another cluster");
         let mut unsealed = request.encode(&auth(false, 0));
         assert!(FromNode::decode(&unsealed, &auth(true, 1)).is_err(), "a client made it");
-        assert_eq!(FromNode::decode(&unsealed, &auth(false, 0)), Ok(request.clone()));
+        let anonymous = FromNode { caller: Caller::Anonymous, ..request };
+        assert_eq!(FromNode::decode(&unsealed, &auth(false, 0)), Ok(anonymous.clone()), "anybody may say so");
+        assert_eq!(FromNode::decode(&sealed, &auth(false, 0)), Ok(anonymous), "the key is not known yet");
         unsealed.pop();
         unsealed.extend_from_slice(&[0; 32]);
         unsealed.push(SEALED);

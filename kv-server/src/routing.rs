@@ -2,6 +2,8 @@
 
 mod leader;
 mod request;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
@@ -141,7 +143,12 @@ impl RoutingManager {
             Call::Auth => return self.auth(caller).await,
             Call::ChangeAuth(change) => return self.change_auth(caller, change.clone(), room).await,
             Call::BetweenNodes(bytes) => {
-                let request = FromNode::decode(bytes, &self.database.auth());
+                let mut auth = self.database.auth();
+                if FromNode::claims_seal(bytes) && !auth.is_enabled() {
+                    // The node that sealed it has applied more than this one.
+                    auth = self.database.current_auth().await.map_err(convert::fault)?;
+                }
+                let request = FromNode::decode(bytes, &auth);
                 Request::OfNode(request.map_err(|why| convert::unavailable(why, false))?)
             }
             call => request(call.clone(), self.sessions_max)?,
@@ -303,6 +310,18 @@ impl RoutingManager {
         self.database.check_root(caller).map_err(convert::denied)
     }
 
+    /// Checks, before a change that is no command, that a caller has the role `root` in the current state.
+    async fn check_root_on_leader(&self, caller: &Caller) -> Result<(), Refusal> {
+        let leader = self.database.status().borrow().leader;
+        if self.cluster.is_some() && leader != Some(self.node) {
+            return Err(Refusal::NotLeader(leader));
+        }
+        if *caller != Caller::Server {
+            self.database.read_barrier().await.map_err(refusal)?;
+        }
+        Ok(self.check_root(caller)?)
+    }
+
     fn check_user(&self, caller: &Caller) -> Result<(), Fault> {
         self.database.check_user(caller).map_err(convert::denied)
     }
@@ -314,6 +333,8 @@ impl RoutingManager {
             return Err(Fault::NoData(idl::NoData { message }));
         }
         let hash = self.database.hash().await.map_err(convert::fault)?;
+        // Authentication may have been enabled while this call waited for its turn.
+        self.check_root(caller)?;
         Ok(convert::hash(&self.identity(), &hash))
     }
 
@@ -364,11 +385,11 @@ impl RoutingManager {
                 Ok(convert::leases(self.header()?, leases, *after, *limit))
             }
             Request::ChangeMembers(changes) => {
-                self.check_root(caller)?;
+                self.check_root_on_leader(caller).await?;
                 self.change_members(changes).await
             }
             Request::TransferLeader(to) => {
-                self.check_root(caller)?;
+                self.check_root_on_leader(caller).await?;
                 self.transfer_leader(*to).await
             }
             Request::Alarms => {

@@ -72,15 +72,17 @@ fn hash(password: &str) -> Result<String, String> {
 fn is_right(hash: &str, password: &str) -> bool {
     if hash.starts_with("$2") {
         // Longer passwords were never accepted with these hashes; the algorithm would ignore the rest.
-        return password.len() <= BCRYPT_BYTES_MAX && bcrypt::verify(password, hash).unwrap_or(false);
+        return password.len() <= BCRYPT_BYTES_MAX
+            && is_bcrypt(hash)
+            && bcrypt::verify(password, hash).unwrap_or(false);
     }
     PasswordHash::new(hash)
         .is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok())
 }
 
-/// Whether a text is a hash that can be imported.
+/// Whether a text is a hash that can be imported, and verified in a bounded time.
 pub(crate) fn is_bcrypt(hash: &str) -> bool {
-    hash.parse::<bcrypt::HashParts>().is_ok()
+    hash.parse::<bcrypt::HashParts>().is_ok_and(|parts| parts.get_cost() <= BCRYPT_COST_MAX)
 }
 
 /// The hash of some password, for users that do not exist.
@@ -90,6 +92,8 @@ fn stand_in() -> &'static str {
 }
 
 const BCRYPT_BYTES_MAX: usize = 72;
+/// Logarithm of the number of rounds: at 14, a login takes about a second of a processor; at 31, it would take a day.
+const BCRYPT_COST_MAX: u32 = 14;
 /// Passwords that are verified at once at most: each takes a thread and 19 MiB.
 const RUNNING_MAX: usize = 4;
 /// Logins that wait for their turn.
@@ -119,6 +123,15 @@ mod tests {
         assert!(is_bcrypt(&hash) && !is_bcrypt("$2a$") && !is_bcrypt("x"));
         assert!(is_right(&hash, &long));
         assert!(!is_right(&hash, &format!("{long}y")), "the algorithm ignores what follows");
+    }
+
+    #[test]
+    fn hash_of_bcrypt_that_takes_too_long_is_refused() {
+        let hash = bcrypt::hash("secret", 4).unwrap();
+        let of_cost = |cost: &str| hash.replacen("$04$", cost, 1);
+        assert!(is_bcrypt(&of_cost("$14$")));
+        assert!(!is_bcrypt(&of_cost("$15$")) && !is_bcrypt(&of_cost("$31$")));
+        assert!(!is_right(&of_cost("$31$"), "secret"), "it is not computed");
     }
 
     #[tokio::test]

@@ -87,6 +87,7 @@ async fn download(etcd: &Etcd, headers: &HeaderMap) -> Result<Response<Body>, St
             (copy, draw_tag()?, 0)
         }
     };
+    etcd.check_root_again()?;
     let bytes = saved_bytes(copy.size_bytes());
     if from >= bytes {
         let mut response = http::respond(StatusCode::RANGE_NOT_SATISFIABLE, "text/plain", String::new());

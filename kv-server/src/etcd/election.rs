@@ -132,7 +132,7 @@ impl Observed {
         loop {
             // Before events are sent: users or roles may have changed while the stream waited.
             let keys = below(&self.name);
-            self.etcd.database().check_read(&self.etcd.caller, &keys).map_err(error::of_auth)?;
+            self.etcd.database().check_read(&self.etcd.caller, &keys).map_err(error::of_watcher)?;
             while let Some(event) = self.events.pop_front() {
                 if let Some(told) = self.take(&event) {
                     return Ok(told);

@@ -150,6 +150,15 @@ pub(super) fn of_auth(rejection: AuthRejection) -> Status {
     }
 }
 
+/// Error of a watch whose caller may not read its keys. As many clients make a new token only if they are told that theirs is
+/// invalid, a watch of an outdated one ends so.
+pub(super) fn of_watcher(rejection: AuthRejection) -> Status {
+    match rejection {
+        AuthRejection::OutdatedAdmission => invalid_auth_token(),
+        other => of_auth(other),
+    }
+}
+
 /// Error of a login.
 pub(super) fn of_login(error: LoginError) -> Status {
     match error {

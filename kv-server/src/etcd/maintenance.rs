@@ -96,6 +96,7 @@ impl Maintenance for Etcd {
 
     async fn hash(&self, _: Request<HashRequest>) -> Result<HashResponse> {
         let hash = self.data()?.hash().await.map_err(error::of_read)?;
+        self.check_root_again()?;
         Ok(Response::new(HashResponse { header: Some(self.header(hash.revision)), hash: hash.hash }))
     }
 
@@ -103,6 +104,7 @@ impl Maintenance for Etcd {
         let revision = request.into_inner().revision;
         let hash =
             self.data()?.hash_at(u64::try_from(revision).unwrap_or(0)).await.map_err(error::of_read)?;
+        self.check_root_again()?;
         // etcd accepts a negative revision, at which there are no keys.
         let (hash_value, hash_revision) =
             if revision < 0 { (0, revision) } else { (hash.hash, signed(hash.revision)) };
@@ -118,6 +120,7 @@ impl Maintenance for Etcd {
 
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Self::SnapshotStream> {
         let copy = self.data()?.snapshot().await.map_err(error::of_read)?;
+        self.check_root_again()?;
         Ok(Response::new(snapshot::send(copy, self.stop.clone())))
     }
 

@@ -70,7 +70,9 @@ impl Etcd {
         match self.caller_of(headers, certificate_name).await {
             Ok(caller) => self.caller = caller,
             // As in etcd, each watch is refused, and not the stream.
-            Err(_) if service == "etcdserverpb.Watch" => self.has_invalid_token = true,
+            Err(status) if service == "etcdserverpb.Watch" && status.code() == Code::Unauthenticated => {
+                self.has_invalid_token = true;
+            }
             Err(status) => return Err(status),
         }
         let checked = match need {
@@ -80,6 +82,12 @@ impl Etcd {
         };
         checked.map_err(error::of_auth)?;
         Ok(self)
+    }
+
+    /// Checks the role `root` of the caller again, in a state that is not older than the data that the call is about to
+    /// send: authentication may have been enabled, or the role revoked, while the call waited.
+    pub(super) fn check_root_again(&self) -> Result<(), Status> {
+        self.database().check_root(&self.caller).map_err(error::of_auth)
     }
 
     /// Returns the caller of a call that has a token or a certificate, although authentication is not enabled as far as this node knows:
@@ -114,9 +122,10 @@ impl Etcd {
             return Ok(caller);
         }
         // Another node may have issued it by a state that this node has not applied yet.
-        let current = self.database().current_auth().await;
-        let caller = current.ok().and_then(|current| auth::caller_of(&current, token));
-        caller.ok_or_else(error::invalid_auth_token)
+        let current = tokio::time::timeout(CHECK_MAX, self.database().current_auth()).await;
+        // A client that is told that its token is invalid removes it, so that must be certain.
+        let current = current.map_err(|_| error::timed_out())?.map_err(error::of_read)?;
+        auth::caller_of(&current, token).ok_or_else(error::invalid_auth_token)
     }
 }
 
@@ -156,6 +165,8 @@ pub(super) fn is_named(headers: &HeaderMap, certificate_name: Option<&String>) -
 
 /// Maximum time in which a node without a leader tries to find out whether authentication is enabled.
 const CURRENT_MAX: Duration = Duration::from_secs(1);
+/// Maximum time in which a node finds out whether a token is valid by a state that it has not applied yet.
+const CHECK_MAX: Duration = Duration::from_secs(5);
 /// Name of the metadata with a token.
 pub(super) const TOKEN: &str = "token";
 

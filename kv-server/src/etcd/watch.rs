@@ -264,7 +264,7 @@ impl Stream {
         if self.etcd.has_invalid_token {
             return Err(error::invalid_auth_token());
         }
-        self.etcd.database().check_read(&self.etcd.caller, keys).map_err(error::of_auth)
+        self.etcd.database().check_read(&self.etcd.caller, keys).map_err(error::of_watcher)
     }
 
     /// Ends the watches that their caller may not have any more, after users or roles have changed.

@@ -36,6 +36,7 @@ impl KvStateMachine {
         self.restore(&mut stream)?;
         stream.check_end()?;
         let applied = self.applied();
+        self.auth.separate(restore.cluster.0, restore.bump_revision);
         let applied = LogId { term: applied.term.max(Term(1)), index: applied.index.max(LogIndex(1)) };
         self.rewrite_meta(|meta| {
             (meta.applied, meta.cluster) = (applied, restore.cluster);
@@ -101,7 +102,10 @@ mod tests {
     use consensus_core::{Entry, NodeId, codec};
 
     use super::*;
-    use crate::{Durability, KvCommand, KvOperation, KvResult, Put, Range, machine::COMMAND_VERSION};
+    use crate::{
+        AuthOperation, AuthSecret, Durability, KvCommand, KvOperation, KvResult, Password, Put, Range,
+        machine::COMMAND_VERSION,
+    };
 
     fn machine(dir: &std::path::Path) -> KvStateMachine {
         KvStateMachine::open(dir, NodeId(1), Durability::FromLog).unwrap()
@@ -148,6 +152,36 @@ mod tests {
         assert_eq!((&found.kvs[0].value[..], found.kvs[0].mod_revision), (&b"b"[..], 3));
         let (_, revision, _) = restored(&bytes, Restore::default()).unwrap();
         assert_eq!(revision, 3);
+    }
+
+    #[test]
+    fn restored_store_has_another_key_for_tokens_and_a_later_revision_of_auth() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut old = machine(dir.path());
+        let (root, secret) = ("root".to_owned(), AuthSecret(vec![1; 32].into()));
+        let changes = [
+            AuthOperation::AddUser { user: root.clone(), password: Password::None },
+            AuthOperation::GrantRole { user: root.clone(), role: root },
+            AuthOperation::Enable { secret },
+        ];
+        for (index, change) in (1..).zip(changes) {
+            let command = KvCommand::new(None, KvOperation::Auth(change));
+            let entry = Entry::command(LogId::new(3, index), codec::encode(COMMAND_VERSION, &command));
+            old.apply(&[entry]).unwrap();
+        }
+        let (bytes, before) = (backup(&mut old), old.executor().auth());
+        let restored = |cluster: u64| {
+            let dir = tempfile::tempdir().unwrap();
+            let restore = Restore { cluster: ClusterId(cluster), bump_revision: 5 };
+            machine(dir.path()).restore_backup(&mut &bytes[..], restore).unwrap();
+            let auth = machine(dir.path()).executor().auth();
+            (auth.secret().clone(), auth.revision())
+        };
+        let (secret, revision) = restored(7);
+        assert_ne!(&secret, before.secret());
+        assert_eq!((secret.0.len(), revision), (32, before.revision() + 6));
+        assert_eq!(restored(7).0, secret, "all nodes of the new cluster have the same key");
+        assert_ne!(restored(8).0, secret);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rocksdb::{DB, WriteBatch};
 
 use crate::{
     Caller, KvAnswer, KvCommand, KvOperation, KvRejection, KvResult, KvStoreExecutor, REPLY_BYTES_MAX,
-    SESSION_REPLY_BYTES_MAX,
+    SESSION_REPLY_BYTES_MAX, Session,
     alarm::Alarms,
     auth::AuthState,
     changes, check,
@@ -40,7 +40,7 @@ pub struct KvStateMachine {
     segments: Segments,
     sessions: Sessions,
     alarms: Alarms,
-    auth: AuthState,
+    pub(crate) auth: AuthState,
     collector: Collector,
     deleter: Deleter,
     reserve: Reserve,
@@ -280,13 +280,17 @@ impl KvStateMachine {
         full_segments
     }
 
-    /// Changes the metadata of the store apart from a batch of commands.
+    /// Changes the metadata of the store apart from a batch of commands, and writes changes of users and roles.
     pub(crate) fn rewrite_meta(&mut self, change: impl FnOnce(&mut Meta)) -> Result<(), Failure> {
         change(&mut self.meta);
         let generation = self.store.current();
         let mut write = WriteBatch::default();
         write.put(keys::META, codec::encode(META_VERSION, &self.meta));
+        let auth_changed = self.auth.write(&mut write);
         self.write(&generation, write)?;
+        if auth_changed {
+            self.store.auth().publish(self.auth.clone());
+        }
         generation.publish(self.meta, self.segments.clone(), None);
         Ok(())
     }
@@ -345,6 +349,9 @@ impl Batch<'_> {
         };
         let outcome = match (checked, session) {
             (Err(rejection), _) => SessionOutcome::Refused(rejection),
+            (Ok(()), Some(Session { client_id, .. })) if !self.may_use_session(&caller, client_id) => {
+                SessionOutcome::Refused(KvRejection::NoSession { client_id })
+            }
             (Ok(()), Some(session)) => self.sessions.admit(self.db, session, id.index.0, &identity)?,
             (Ok(()), None) => SessionOutcome::Execute,
         };
@@ -353,7 +360,7 @@ impl Batch<'_> {
             SessionOutcome::Refused(rejection) => {
                 return Ok(codec::encode(ANSWER_VERSION, &Err::<KvAnswer, _>(rejection)).into());
             }
-            SessionOutcome::Execute => self.execute(id, &operation, session.is_some())?,
+            SessionOutcome::Execute => self.execute(id, &caller, &operation, session.is_some())?,
         };
         let response = Bytes::from(codec::encode(ANSWER_VERSION, &response));
         if let Some(session) = session {
@@ -365,13 +372,15 @@ impl Batch<'_> {
     fn execute(
         &mut self,
         id: LogId,
+        caller: &Caller,
         operation: &KvOperation,
         in_session: bool,
     ) -> Result<Result<KvAnswer, KvRejection>, Failure> {
         let result = match operation {
             KvOperation::OpenSession { sessions_max } => {
                 self.meta.last_client_id += 1;
-                self.sessions.open(self.meta.last_client_id, id.index.0, *sessions_max);
+                let owner = if self.auth.is_enabled() { caller.name() } else { None };
+                self.sessions.open(self.meta.last_client_id, id.index.0, *sessions_max, owner);
                 KvResult::OpenSession(self.meta.last_client_id)
             }
             KvOperation::ExpireLeases { ids, term } => {
@@ -424,6 +433,13 @@ impl Batch<'_> {
         };
         let (applied_index, term) = (id.index.0, id.term.0);
         Ok(Ok(KvAnswer { revision: self.meta.revision, applied_index, term, result }))
+    }
+
+    /// Whether a session is that of a caller. A user of another session could use up its sequence numbers, and guess the
+    /// last command to get the response.
+    fn may_use_session(&self, caller: &Caller, client_id: u64) -> bool {
+        let is_checked = self.auth.is_enabled() && *caller != Caller::Server;
+        !is_checked || self.sessions.owner(client_id) == caller.name()
     }
 
     /// Checks the permissions of a caller in the state to which the command is applied.

@@ -23,12 +23,16 @@ struct Stored {
     response: Bytes,
     /// CRC-32C of the command with the last number, as it was in the log. A repetition has the same checksum.
     command: u32,
+    /// Name of the user that opened the session while authentication was enabled.
+    owner: Option<String>,
 }
 
 /// All sessions. Their last numbers are in memory, their last responses in the store.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     numbers: session::Sessions,
+    /// Names of the users that own sessions, by session.
+    owners: BTreeMap<u64, String>,
     /// Sessions that the batch in progress changed; `None` if the session was removed.
     changed: BTreeMap<u64, Option<Stored>>,
 }
@@ -56,17 +60,27 @@ impl Sessions {
                 id.map_err(|_| StateMachineError::Other(format!("session key {key:02x?} is damaged")))?;
             let stored: Stored = codec::decode("session", VERSION, &bytes)?;
             sessions.numbers.set(id, stored.last);
+            sessions.owners.extend(stored.owner.map(|owner| (id, owner)));
         }
         Ok(sessions)
     }
 
-    /// Opens a session at log index `index`. Removes the sessions that were idle longest if there are more than `max`.
-    pub(crate) fn open(&mut self, id: u64, index: u64, max: u64) {
+    /// Opens a session of a user at log index `index`. Removes the sessions that were idle longest if there are more than
+    /// `max`.
+    pub(crate) fn open(&mut self, id: u64, index: u64, max: u64, owner: Option<&str>) {
         for idle in self.numbers.open(id, index, max) {
+            self.owners.remove(&idle);
             self.changed.insert(idle, None);
         }
+        let owner = owner.map(str::to_owned);
+        self.owners.extend(owner.clone().map(|owner| (id, owner)));
         let last = LastUse { sequence: 0, index };
-        self.changed.insert(id, Some(Stored { last, response: Bytes::new(), command: 0 }));
+        self.changed.insert(id, Some(Stored { last, response: Bytes::new(), command: 0, owner }));
+    }
+
+    /// Name of the user that opened a session while authentication was enabled.
+    pub(crate) fn owner(&self, id: u64) -> Option<&str> {
+        self.owners.get(&id).map(String::as_str)
     }
 
     /// Decides about a request at log index `index`. `command` is the request as it is in the log.
@@ -123,7 +137,8 @@ impl Sessions {
     pub(crate) fn record(&mut self, session: Session, index: u64, command: &[u8], response: Bytes) {
         let last = LastUse { sequence: session.sequence, index };
         let command = crc32c::crc32c(command);
-        self.changed.insert(session.client_id, Some(Stored { last, response, command }));
+        let owner = self.owners.get(&session.client_id).cloned();
+        self.changed.insert(session.client_id, Some(Stored { last, response, command, owner }));
     }
 
     /// Adds the changed sessions to a RocksDB write.
@@ -164,7 +179,8 @@ mod tests {
             last: LastUse { sequence: 3, index: 300 },
             response: Bytes::from_static(&[1, 251, 255]),
             command: 7,
+            owner: Some("a".to_owned()),
         };
-        assert_eq!(codec::encode(VERSION, &stored), [1, 3, 251, 44, 1, 3, 1, 251, 255, 7]);
+        assert_eq!(codec::encode(VERSION, &stored), [1, 3, 251, 44, 1, 3, 1, 251, 255, 7, 1, 1, 97]);
     }
 }

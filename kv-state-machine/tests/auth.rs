@@ -2,10 +2,10 @@
 
 use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
 use kv_state_machine::{
-    AuthOperation, AuthRejection, AuthSecret, Caller, Compare, CompareResult, CompareTarget,
-    ConsensusKvDatabase, Consistency, Delete, Durability, KeyRange, KvAnswer, KvCommand, KvError,
-    KvOperation, KvRejection, KvResult, KvStateMachine, Password, Permission, PermissionKind, Put, Range,
-    Session, Txn, Versionstamp,
+    Alarm, AlarmKind, AuthOperation, AuthRejection, AuthSecret, Caller, Compare, CompareResult,
+    CompareTarget, ConsensusKvDatabase, Consistency, Delete, Durability, KeyRange, KvAnswer, KvCommand,
+    KvError, KvOperation, KvRejection, KvResult, KvStateMachine, Password, Permission, PermissionKind, Put,
+    Range, Session, Txn, Versionstamp,
 };
 use tempfile::TempDir;
 
@@ -117,6 +117,7 @@ async fn put_delete_and_range_need_their_own_permission() {
         let KeyRange { key, range_end } = keys(key, end);
         KvOperation::Delete(Delete { key, range_end, return_previous, ..Delete::default() })
     };
+    let of = |KeyRange { key, range_end }| Delete { key, range_end, ..Delete::default() };
     for (expected, operation) in [
         (None, KvOperation::Put(put("n"))),
         (Some(DENIED), KvOperation::Put(put("b"))),
@@ -128,6 +129,10 @@ async fn put_delete_and_range_need_their_own_permission() {
         (None, delete("g", "t", false)),
         (Some(DENIED), delete("g", "t", true)),
         (Some(DENIED), delete("f", "h", false)),
+        (None, KvOperation::Delete(Delete { limit: 1, ..of(keys("g", "m")) })),
+        (Some(DENIED), KvOperation::Delete(Delete { limit: 1, ..of(keys("g", "t")) })),
+        (None, KvOperation::DisarmAlarm(Alarm { kind: AlarmKind::NoSpace, node: None })),
+        (Some(DENIED), KvOperation::RaiseAlarm(Alarm { kind: AlarmKind::NoSpace, node: None })),
         (Some(DENIED), KvOperation::Compact { revision: 1 }),
         (Some(DENIED), KvOperation::Auth(AuthOperation::Disable)),
     ] {
@@ -276,7 +281,41 @@ fn repetition_in_a_session_is_known_after_the_user_logged_in_again_but_not_by_an
     let first = machine.apply(ann(9), session, KvOperation::Put(put("n"))).unwrap();
     assert_eq!(machine.apply(ann(10), session, KvOperation::Put(put("n"))), Ok(first));
     let root = machine.apply(Caller::user("root", 10), session, KvOperation::Put(put("n")));
-    assert!(matches!(root, Err(KvRejection::Invalid(_))), "{root:?}");
+    assert_eq!(root, Err(KvRejection::NoSession { client_id }));
+}
+
+#[test]
+fn session_of_another_user_is_not_used_up() {
+    let mut machine = Machine::new();
+    let root = Caller::user("root", 9);
+    let opened = machine.apply(root.clone(), None, KvOperation::OpenSession { sessions_max: 9 }).unwrap();
+    let KvResult::OpenSession(client_id) = opened.result else { panic!() };
+    let session = |sequence| Some(Session { client_id, sequence });
+    let ann = machine.apply(Caller::user("ann", 9), session(u64::MAX), KvOperation::Put(put("n")));
+    assert_eq!(ann, Err(KvRejection::NoSession { client_id }));
+    let path = machine.dir.path().to_owned();
+    machine.apply(root.clone(), session(1), KvOperation::Put(put("n"))).unwrap();
+    machine.machine.flush().unwrap();
+    let Machine { machine: closed, index, dir } = machine;
+    drop(closed);
+    let reopened = KvStateMachine::open(&path, NodeId(1), Durability::FromLog).unwrap();
+    let mut machine = Machine { machine: reopened, index, dir };
+    let ann = machine.apply(Caller::user("ann", 9), session(2), KvOperation::Put(put("n")));
+    assert_eq!(ann, Err(KvRejection::NoSession { client_id }), "also after a restart");
+    machine.apply(root, session(2), KvOperation::Put(put("n"))).unwrap();
+}
+
+#[test]
+fn admission_ends_when_authentication_is_disabled_and_enabled_again() {
+    let mut machine = Machine::new();
+    let (ann, put) = (Caller::user("ann", 9), KvOperation::Put(put("n")));
+    machine.apply(ann.clone(), None, put.clone()).unwrap();
+    for change in [AuthOperation::Disable, AuthOperation::Enable { secret: AuthSecret(vec![2; 32].into()) }] {
+        machine.apply(Caller::Server, None, KvOperation::Auth(change)).unwrap();
+    }
+    let outdated = AuthRejection::OutdatedAdmission;
+    assert_eq!(machine.apply(ann, None, put.clone()), Err(outdated.into()));
+    machine.apply(Caller::user("ann", 10), None, put).unwrap();
 }
 
 #[test]

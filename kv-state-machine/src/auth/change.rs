@@ -1,7 +1,9 @@
 //! Changes of users and roles.
 
+use sha2::{Digest, Sha256};
+
 use super::{
-    AuthOperation, AuthRejection, AuthState, Password, Permission, ROOT,
+    AuthOperation, AuthRejection, AuthSecret, AuthState, Password, Permission, ROOT,
     state::{Record, Role, StoredUser},
 };
 use crate::KeyRange;
@@ -24,6 +26,7 @@ impl AuthState {
                     return Err(AuthRejection::NoRootRole);
                 }
                 self.head.is_enabled = true;
+                self.head.since = self.head.revision;
                 self.head.secret = secret.clone();
                 self.note(Record::Head);
                 Ok(())
@@ -61,6 +64,21 @@ impl AuthState {
             AuthOperation::GrantPermission { role, permission } => self.grant_permission(role, permission),
             AuthOperation::RevokePermission { role, keys } => self.revoke_permission(role, keys),
         }
+    }
+
+    /// Changes the state of a store that is restored from a backup, so that tokens of the old cluster are not valid in the new
+    /// one. All nodes that restore the same backup for the same cluster get the same state.
+    pub(crate) fn separate(&mut self, cluster: u64, bump_revision: u64) {
+        if self.head.secret.0.is_empty() {
+            return;
+        }
+        let mut derived = Sha256::new_with_prefix(b"kv secret of a restored store");
+        derived.update(&self.head.secret.0);
+        derived.update(cluster.to_be_bytes());
+        derived.update(bump_revision.to_be_bytes());
+        self.head.secret = AuthSecret(derived.finalize().to_vec().into());
+        self.head.revision = self.head.revision.saturating_add(bump_revision);
+        self.count();
     }
 
     /// Counts a change. Returns its revision of auth.

@@ -82,7 +82,7 @@ impl AuthState {
             Caller::Anonymous => Err(AuthRejection::NoUser),
             Caller::User(admission) => {
                 let user = self.user(&admission.user).ok_or(AuthRejection::PermissionDenied)?;
-                if admission.revision < user.since() {
+                if admission.revision < user.since().max(self.head.since) {
                     return Err(AuthRejection::OutdatedAdmission);
                 }
                 Ok(Rights::Of(user))
@@ -117,10 +117,11 @@ impl Rights<'_> {
         }
         match operation {
             KvOperation::Put(put) => self.check_put(put, lease_keys),
-            KvOperation::Delete(Delete { key, range_end, return_previous, .. }) => {
+            KvOperation::Delete(Delete { key, range_end, return_previous, limit }) => {
                 let keys = KeyRange { key: key.clone(), range_end: range_end.clone() };
+                // With a limit, the response has the first key that was not processed.
                 let reads = || {
-                    if *return_previous { self.check(AccessKind::Read, &keys) } else { Ok(()) }
+                    if *return_previous || *limit > 0 { self.check(AccessKind::Read, &keys) } else { Ok(()) }
                 };
                 Ok(self.check(AccessKind::Write, &keys).and_then(|()| reads()))
             }
@@ -130,10 +131,12 @@ impl Rights<'_> {
             }
             KvOperation::Txn(txn) => self.check_txn(txn, lease_keys),
             KvOperation::RevokeLease { id } => self.check_lease(*id, lease_keys),
-            KvOperation::OpenSession { .. } | KvOperation::GrantLease { .. } => Ok(Ok(())),
+            // As in etcd, any user disarms alarms.
+            KvOperation::OpenSession { .. }
+            | KvOperation::GrantLease { .. }
+            | KvOperation::DisarmAlarm(_) => Ok(Ok(())),
             KvOperation::Compact { .. }
             | KvOperation::RaiseAlarm(_)
-            | KvOperation::DisarmAlarm(_)
             | KvOperation::ExpireLeases { .. }
             | KvOperation::CheckpointLeases { .. }
             | KvOperation::ReserveMemberIds { .. }

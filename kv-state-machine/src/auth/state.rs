@@ -31,11 +31,13 @@ pub(super) struct Head {
     pub(super) is_enabled: bool,
     pub(super) revision: u64,
     pub(super) secret: AuthSecret,
+    /// Revision of auth at which authentication was enabled. Earlier admissions are outdated.
+    pub(super) since: u64,
 }
 
 impl Default for Head {
     fn default() -> Self {
-        Self { is_enabled: false, revision: 1, secret: AuthSecret::default() }
+        Self { is_enabled: false, revision: 1, secret: AuthSecret::default(), since: 0 }
     }
 }
 

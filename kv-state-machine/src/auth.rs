@@ -105,6 +105,17 @@ impl std::fmt::Debug for Password {
     }
 }
 
+/// Hash of a password, in PHC or bcrypt format.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PasswordHash(pub String);
+
+impl std::fmt::Debug for PasswordHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PasswordHash(..)")
+    }
+}
+
 /// Key with which nodes sign tokens. Random; at least [`SECRET_BYTES_MIN`] bytes.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthSecret(pub Bytes);
@@ -145,7 +156,7 @@ pub enum AuthOperation {
         /// Name.
         user: String,
         /// Hash of the password. A user without a password stays without one.
-        hash: String,
+        hash: PasswordHash,
     },
     /// Gives a user a role.
     GrantRole {

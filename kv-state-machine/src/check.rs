@@ -3,7 +3,7 @@
 
 use crate::{
     AuthOperation, Delete, KEY_BYTES_MAX, KeyRange, KvOperation, KvRejection, LEASE_TTL_MAX, OPERATIONS_MAX,
-    Put, Range, SECRET_BYTES_MIN, Session, TXN_DEPTH_MAX, Txn, VALUE_BYTES_MAX, Versionstamp,
+    Permission, Put, Range, SECRET_BYTES_MIN, Session, TXN_DEPTH_MAX, Txn, VALUE_BYTES_MAX, Versionstamp,
 };
 
 type Check = Result<(), KvRejection>;
@@ -61,9 +61,30 @@ fn auth(operation: &AuthOperation) -> Check {
         AuthOperation::Enable { secret } if secret.0.len() < SECRET_BYTES_MIN => Err(KvRejection::invalid(
             format!("the key for tokens has {} bytes; the minimum is {SECRET_BYTES_MIN}", secret.0.len()),
         )),
+        AuthOperation::AddUser { user: name, .. } | AuthOperation::AddRole { role: name }
+            if name.len() > AUTH_NAME_BYTES_MAX =>
+        {
+            let bytes = name.len();
+            Err(KvRejection::invalid(format!(
+                "the name of the user or role has {bytes} bytes; the maximum is {AUTH_NAME_BYTES_MAX}"
+            )))
+        }
+        AuthOperation::GrantPermission { permission: Permission { keys, .. }, .. } => {
+            let end = keys.range_end.as_deref().unwrap_or_default();
+            let bytes = keys.key.len().max(end.len());
+            if bytes <= KEY_BYTES_MAX {
+                return Ok(());
+            }
+            Err(KvRejection::invalid(format!(
+                "a key of the permission has {bytes} bytes; the maximum is {KEY_BYTES_MAX}"
+            )))
+        }
         _ => Ok(()),
     }
 }
+
+/// Maximum bytes of the name of a user or role.
+const AUTH_NAME_BYTES_MAX: usize = 1 << 10;
 
 fn put(put: &Put) -> Check {
     let stamp = if put.versionstamp == Versionstamp::KeySuffix { 10 } else { 0 };

@@ -79,8 +79,8 @@ mod work;
 
 pub use alarm::{Alarm, AlarmKind};
 pub use auth::{
-    Admission, AuthOperation, AuthRejection, AuthSecret, AuthState, AuthUser, Caller, Password, Permission,
-    PermissionKind, ROOT, SECRET_BYTES_MIN,
+    Admission, AuthOperation, AuthRejection, AuthSecret, AuthState, AuthUser, Caller, Password, PasswordHash,
+    Permission, PermissionKind, ROOT, SECRET_BYTES_MIN,
 };
 pub use auto_compaction::AutoCompaction;
 pub use backup::Restore;

@@ -249,6 +249,19 @@ impl Machine {
         codec::decode("response", 1, &responses[0]).unwrap()
     }
 
+    /// Applies commands in one batch. Returns the response to the last one.
+    fn apply_together(&mut self, commands: &[(Caller, KvOperation)]) -> Result<KvAnswer, KvRejection> {
+        let entry = |(caller, operation): &(Caller, KvOperation)| {
+            self.index += 1;
+            let (operation, caller) = (operation.clone(), caller.clone());
+            let command = codec::encode(1, &KvCommand { session: None, operation, caller });
+            Entry::command(LogId::new(1, self.index), command)
+        };
+        let entries: Vec<_> = commands.iter().map(entry).collect();
+        let responses = self.machine.apply(&entries).unwrap();
+        codec::decode("response", 1, responses.last().unwrap()).unwrap()
+    }
+
     fn hash(&self) -> u32 {
         self.machine.executor().hash().unwrap().hash
     }
@@ -269,6 +282,37 @@ fn command_that_was_admitted_before_a_change_is_applied_by_the_permissions_after
     let outdated = AuthRejection::OutdatedAdmission;
     assert_eq!(machine.apply(ann, None, put.clone()), Err(outdated.into()), "another user of this name");
     machine.apply(Caller::user("ann", 12), None, put).unwrap();
+}
+
+#[test]
+fn changes_earlier_in_a_batch_count() {
+    let mut machine = Machine::new();
+    let ann = || Caller::user("ann", 9);
+    let with_lease = |key: &str| KvOperation::Put(Put { lease_id: 7, ..put(key) });
+    machine.apply(Caller::Server, None, KvOperation::GrantLease { id: 7, ttl: 600 }).unwrap();
+    let attached = [(Caller::Server, with_lease("zz")), (ann(), with_lease("n"))];
+    assert_eq!(machine.apply_together(&attached), Err(DENIED.into()));
+    let detached = [(Caller::Server, KvOperation::Put(put("zz"))), (ann(), with_lease("n"))];
+    machine.apply_together(&detached).unwrap();
+    let revoke = AuthOperation::RevokeRole { user: text("ann"), role: text("r") };
+    let revoked = [(Caller::Server, KvOperation::Auth(revoke)), (ann(), KvOperation::Put(put("n")))];
+    assert_eq!(machine.apply_together(&revoked), Err(DENIED.into()));
+}
+
+#[tokio::test]
+async fn names_and_keys_of_permissions_have_maximums() {
+    let database = Database::start().await;
+    let long = "x".repeat((16 << 10) + 1);
+    for change in [
+        add_user(&long[..1025]),
+        AuthOperation::AddRole { role: text(&long[..1025]) },
+        grant("r", PermissionKind::Read, keys(&long, "y")),
+        grant("r", PermissionKind::Read, keys("a", &long)),
+    ] {
+        let refused = database.database.execute_operation(KvOperation::Auth(change)).await;
+        assert!(matches!(refused, Err(KvError::Rejected(KvRejection::Invalid(_)))), "{refused:?}");
+    }
+    database.change(add_user(&long[..1024])).await;
 }
 
 #[test]

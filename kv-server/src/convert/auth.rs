@@ -1,7 +1,7 @@
 //! Users and roles.
 
 use kv_state_machine::{
-    AuthOperation, AuthSecret, AuthState, KeyRange, Password, Permission, PermissionKind,
+    AuthOperation, AuthSecret, AuthState, KeyRange, Password, PasswordHash, Permission, PermissionKind,
 };
 use kv_store_client::{
     admin::{self, AuthAction, AuthChange, KeyPermission, RefusedReason},
@@ -34,7 +34,7 @@ pub(crate) fn auth_change(
         AuthAction::DELETE_USER => AuthOperation::DeleteUser { user: user()? },
         AuthAction::CHANGE_PASSWORD => {
             let hash = hash.ok_or_else(|| missing("password"))?;
-            AuthOperation::ChangePassword { user: user()?, hash }
+            AuthOperation::ChangePassword { user: user()?, hash: PasswordHash(hash) }
         }
         AuthAction::GRANT_ROLE => AuthOperation::GrantRole { user: user()?, role: role()? },
         AuthAction::REVOKE_ROLE => AuthOperation::RevokeRole { user: user()?, role: role()? },

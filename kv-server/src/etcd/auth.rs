@@ -18,8 +18,8 @@ use kv_etcd_api::{
     },
 };
 use kv_state_machine::{
-    AuthOperation, AuthRejection, AuthState, KeyRange, KvOperation, Password, Permission, PermissionKind,
-    ROOT,
+    AuthOperation, AuthRejection, AuthState, KeyRange, KvOperation, Password, PasswordHash, Permission,
+    PermissionKind, ROOT,
 };
 use tonic::{Request, Response, Status};
 
@@ -99,7 +99,8 @@ impl Auth for Etcd {
     ) -> Result<AuthUserChangePasswordResponse> {
         let AuthUserChangePasswordRequest { name, password, hashed_password } = request.into_inner();
         let hash = self.hash(password, &hashed_password).await?;
-        let header = self.change_auth(AuthOperation::ChangePassword { user: name, hash }).await?;
+        let change = AuthOperation::ChangePassword { user: name, hash: PasswordHash(hash) };
+        let header = self.change_auth(change).await?;
         Ok(Response::new(AuthUserChangePasswordResponse { header }))
     }
 

@@ -5,7 +5,6 @@ use consensus_core::{
     Committed, ConsensusEngine, LogIndex, MemberChange as Change, Membership, ProposeError, ReadConsistency,
     ReadError, ShutdownError, SnapshotError, codec,
 };
-use consensus_mock::MockConsensusEngine;
 use kv_state_machine::{
     AuthOperation, AuthRejection, AuthSecret, Durability, KvCommand, KvRejection, KvStateMachine, Password,
     Permission, PermissionKind, Put,
@@ -18,7 +17,7 @@ use crate::answers::NodeBudget;
 /// An engine whose log has commands that its node has not applied: it applies them with the next command, or when it is
 /// asked for the current state.
 struct Late {
-    engine: MockConsensusEngine,
+    engine: Arc<dyn ConsensusEngine>,
     pending: Mutex<Vec<Bytes>>,
 }
 
@@ -83,7 +82,7 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let machine = KvStateMachine::open(dir.path(), NodeId(0), Durability::EachBatch).unwrap();
         let executor = machine.executor();
-        let engine = MockConsensusEngine::new(NodeId(0), Box::new(machine)).unwrap();
+        let engine = ConsensusKvDatabase::new_with_mock_on(NodeId(0), machine).unwrap().engine().clone();
         let engine = Arc::new(Late { engine, pending: Mutex::default() });
         let database = ConsensusKvDatabase::new(engine.clone(), executor);
         database.start().await.unwrap();

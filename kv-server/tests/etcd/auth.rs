@@ -466,6 +466,23 @@ async fn poll_of_a_user_delivers_only_keys_that_it_may_read() {
     assert!(matches!(connection.call(poll("a")).await.unwrap(), Ok(Reply::Watch(_))));
     let refused = connection.call(poll("n")).await.unwrap();
     assert!(matches!(refused, Err(Fault::Denied(_))), "{refused:?}");
+    let nobody = Connection::open(&endpoint(alone.server.port), PATIENCE).await.unwrap();
+    let refused = nobody.call(poll("a")).await.unwrap();
+    assert!(matches!(refused, Err(Fault::Denied(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn poll_that_waits_while_its_permission_is_revoked_delivers_nothing() {
+    let (alone, _, _, root) = started().await;
+    let connection = logged_in(alone.server.port, "ann", "word").await;
+    let request = idl::WatchRequest { wait_ms: Some(60_000), ..idl::WatchRequest::of("b", None) };
+    let mut waiting = std::pin::pin!(connection.call(Call::Watch(request)));
+    assert!(futures::poll!(&mut waiting).is_pending());
+    let revoke = AuthUserRevokeRoleRequest { name: "ann".to_owned(), role: "r".to_owned() };
+    root.auth().user_revoke_role(revoke).await.unwrap();
+    root.kv().put(put("b", "1")).await.unwrap();
+    let refused = waiting.await.unwrap();
+    assert!(matches!(refused, Err(Fault::Denied(_))), "{refused:?}");
 }
 
 async fn logged_in(port: u16, user: &str, password: &str) -> Connection {

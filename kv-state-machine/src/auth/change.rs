@@ -51,7 +51,7 @@ impl AuthState {
             AuthOperation::ChangePassword { user, hash } => {
                 let mut stored = self.stored_user(user)?;
                 if stored.password != Password::None {
-                    stored.password = Password::Hash(hash.clone());
+                    stored.password = Password::Hash(hash.0.clone());
                 }
                 stored.since = self.count();
                 self.set_user(user, Some(stored));

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Caller, PermissionKind};
+use crate::{Caller, PasswordHash, PermissionKind};
 
 fn keys(key: &str, end: Option<&str>) -> KeyRange {
     KeyRange { key: key.to_owned().into(), range_end: end.map(|end| end.to_owned().into()) }
@@ -10,7 +10,7 @@ fn hash(text: &str) -> Password {
 }
 
 fn enable() -> AuthOperation {
-    AuthOperation::Enable { secret: crate::AuthSecret(vec![7; 32].into()) }
+    AuthOperation::Enable { secret: AuthSecret(vec![7; 32].into()) }
 }
 
 fn add_user(user: &str) -> AuthOperation {
@@ -115,7 +115,9 @@ fn admission_ends_with_the_password_and_the_user_but_not_with_roles() {
     state.execute(&AuthOperation::AddRole { role: "other".to_owned() }).unwrap();
     state.execute(&grant_role("ann", "other")).unwrap();
     assert_eq!(state.check_read(&ann, &range), Ok(()));
-    let change = AuthOperation::ChangePassword { user: "ann".to_owned(), hash: "new".to_owned() };
+    let change =
+        AuthOperation::ChangePassword { user: "ann".to_owned(), hash: PasswordHash("new".to_owned()) };
+    assert!(!format!("{change:?}").contains("new"), "{change:?}");
     state.execute(&change).unwrap();
     assert_eq!(state.check_read(&ann, &range), Err(AuthRejection::OutdatedAdmission));
     let ann = Caller::user("ann", state.revision());

@@ -116,16 +116,7 @@ impl RoutingManager {
         may_forward: bool,
         room: &mut Room,
     ) -> Result<Reply, Fault> {
-        let is_admins = matches!(
-            call,
-            Call::ChangeMembers(_)
-                | Call::TransferLeader(_)
-                | Call::Alarms
-                | Call::DisarmAlarm(_)
-                | Call::ChangeAuth(_)
-                | Call::Auth
-                | Call::BetweenNodes(_)
-        );
+        let is_admins = is_admins_call(&call);
         let outcome = self.execute_anywhere(caller, call, may_forward, room).await;
         if is_admins { outcome.map_err(convert::admins_fault) } else { outcome }
     }
@@ -234,6 +225,7 @@ impl RoutingManager {
         let text = |error| unreadable(framing::error_text(&error));
         let frame = frame.get(framing::LENGTH_BYTES..).unwrap_or_default();
         let Incoming { name, call, .. } = protocol::read_call(frame).map_err(text)?;
+        let is_admins = call.as_ref().is_ok_and(is_admins_call);
         let request = match call {
             Ok(call) => request(call, self.sessions_max),
             Err(fault) => Err(fault),
@@ -249,6 +241,7 @@ impl RoutingManager {
             },
             Err(fault) => Err(fault),
         };
+        let outcome = if is_admins { outcome.map_err(convert::admins_fault) } else { outcome };
         Ok(NodeAnswer::Reply(protocol::encode_reply(&name, 0, outcome).map_err(text)?))
     }
 
@@ -586,6 +579,20 @@ impl RoutingManager {
             cluster_id: self.identity().cluster_id,
         }))
     }
+}
+
+/// Whether a call is one of operators, whose faults are all of the kind `Refused`.
+fn is_admins_call(call: &Call) -> bool {
+    matches!(
+        call,
+        Call::ChangeMembers(_)
+            | Call::TransferLeader(_)
+            | Call::Alarms
+            | Call::DisarmAlarm(_)
+            | Call::ChangeAuth(_)
+            | Call::Auth
+            | Call::BetweenNodes(_)
+    )
 }
 
 /// The reply to a call that the leader has executed for a caller of this node.

@@ -274,3 +274,28 @@ fn help_shows_sections_and_no_old_names() {
     }
     assert!(!help.contains("-ms"), "{help}");
 }
+
+#[test]
+fn restriction_of_clients_that_show_no_certificate_is_refused() {
+    let tls = ["--tls-cert-file=n.crt", "--tls-key-file=n.key"];
+    let with = |more: &[&'static str]| [&tls[..], more].concat();
+    let ca = "--tls-ca-file=ca.crt";
+    for (flags, setting, words) in [
+        (with(&["--tls-allowed-names=alice"]), "tls-allowed-names", "not asked for a certificate"),
+        (with(&["--tls-allowed-hostnames=a.example"]), "tls-allowed-hostnames", "not asked"),
+        (with(&["--tls-crl-file=crl.pem"]), "tls-crl-file", "tls_ca_file"),
+        (with(&[ca, "--tls-client-certificates=ignored", "--tls-crl-file=c"]), "tls-crl-file", "not asked"),
+        (
+            with(&[ca, "--tls-client-certificates=optional", "--tls-allowed-names=alice"]),
+            "tls-allowed-names",
+            "clients without a certificate",
+        ),
+        (vec!["--tls-auto", "--tls-allowed-names=alice"], "tls-allowed-names", "not asked"),
+        (vec!["--tls-mode=optional"], "tls-mode", "without a certificate of the server"),
+        (vec!["--peer-tls-mode=optional"], "peer-tls-mode", "without a certificate of this node"),
+    ] {
+        refuses(&[(&flags, "", &[setting, words])]);
+    }
+    assert!(settings(&with(&[ca, "--tls-allowed-names=alice", "--tls-crl-file=c"]), "").is_ok());
+    assert!(settings(&with(&[ca, "--tls-client-certificates=optional", "--tls-crl-file=c"]), "").is_ok());
+}

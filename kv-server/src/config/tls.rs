@@ -26,13 +26,13 @@ pub(crate) struct TlsSection {
     /// Default: clients show no certificate, and servers are verified by the authorities of the system and `tls_cert_file`.
     #[arg(long, value_name = "FILE")]
     pub(crate) tls_ca_file: Option<PathBuf>,
-    /// Lists of revoked certificates of clients (CRL; PEM or DER). Default: none is revoked.
+    /// Lists of revoked certificates of clients (CRL; PEM or DER). It needs `tls_ca_file`. Default: none is revoked.
     #[arg(long, value_name = "FILE")]
     pub(crate) tls_crl_file: Option<PathBuf>,
     /// Whether clients show a certificate. Default: `required` if there is a `tls_ca_file`, else `ignored`.
     #[arg(long)]
     pub(crate) tls_client_certificates: Option<CertificateUse>,
-    /// Common names that certificates of clients may have. Default: any.
+    /// Common names that certificates of clients may have. It needs `tls_ca_file`. Default: any.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub(crate) tls_allowed_names: Vec<String>,
     /// Host names or addresses that certificates of clients may be for. A certificate needs one of these, or of
@@ -148,7 +148,19 @@ impl TlsSection {
     }
 
     /// The first setting that is wrong beside the others, with the reason.
-    pub(crate) fn conflict(&self) -> Option<(&'static str, &'static str)> {
+    pub(crate) fn conflict(&self) -> Option<Conflict> {
+        self.key_conflict()
+            .or_else(|| self.client_conflict())
+            .or_else(|| self.restriction_conflict())
+            .or_else(|| self.peer_conflict())
+            .or_else(|| {
+                (self.tls_min_version > self.tls_max_version)
+                    .then_some(("tls_min_version", "it must not be newer than tls_max_version"))
+            })
+    }
+
+    /// A certificate without its key, or the reverse.
+    fn key_conflict(&self) -> Option<Conflict> {
         let pairs = [
             ("tls_cert_file", &self.tls_cert_file, "tls_key_file", &self.tls_key_file),
             (
@@ -165,51 +177,81 @@ impl TlsSection {
                 &self.peer_tls_outgoing_key_file,
             ),
         ];
-        for (certificate_name, certificate, key_name, key) in pairs {
+        pairs.into_iter().find_map(|(certificate_name, certificate, key_name, key)| {
             match (certificate, key) {
-                (Some(_), None) => return Some((certificate_name, "its key file must be given, too")),
-                (None, Some(_)) => return Some((key_name, "its certificate file must be given, too")),
-                _ => {}
+                (Some(_), None) => Some((certificate_name, "its key file must be given, too")),
+                (None, Some(_)) => Some((key_name, "its certificate file must be given, too")),
+                _ => None,
             }
-        }
+        })
+    }
+
+    /// A setting of the clients' port that lacks another one.
+    fn client_conflict(&self) -> Option<Conflict> {
         if self.client_certificates() != CertificateUse::Ignored && self.tls_ca_file.is_none() {
             return Some((
                 "tls_client_certificates",
                 "the CA that signs the certificates of clients must be given, too",
             ));
         }
-        let needs_cert = "it has no effect without a certificate of the server";
-        if !self.has_client_tls() {
-            let set = [
-                ("tls_ca_file", self.tls_ca_file.is_some()),
-                ("tls_crl_file", self.tls_crl_file.is_some()),
-                ("tls_outgoing_cert_file", self.tls_outgoing_cert_file.is_some()),
-                ("tls_allowed_names", !self.tls_allowed_names.is_empty()),
-                ("tls_allowed_hostnames", !self.tls_allowed_hostnames.is_empty()),
-            ];
-            if let Some((name, _)) = set.into_iter().find(|(_, is_set)| *is_set) {
-                return Some((name, needs_cert));
-            }
+        if self.has_client_tls() {
+            return None;
         }
-        if self.peer_tls_cert_file.is_some() && self.peer_tls_ca_file.is_none() {
-            return Some((
-                "peer_tls_cert_file",
-                "the CA that signs the certificates of nodes must be given, too: nodes verify each other",
-            ));
-        }
-        if self.peer_tls_cert_file.is_none() {
-            let set = [
-                ("peer_tls_ca_file", self.peer_tls_ca_file.is_some()),
-                ("peer_tls_crl_file", self.peer_tls_crl_file.is_some()),
-                ("peer_tls_outgoing_cert_file", self.peer_tls_outgoing_cert_file.is_some()),
-                ("peer_tls_allowed_names", !self.peer_tls_allowed_names.is_empty()),
-                ("peer_tls_allowed_hostnames", !self.peer_tls_allowed_hostnames.is_empty()),
-            ];
-            if let Some((name, _)) = set.into_iter().find(|(_, is_set)| *is_set) {
-                return Some((name, "it has no effect without a certificate of this node for other nodes"));
-            }
-        }
-        (self.tls_min_version > self.tls_max_version)
-            .then_some(("tls_min_version", "it must not be newer than tls_max_version"))
+        let set = [
+            ("tls_ca_file", self.tls_ca_file.is_some()),
+            ("tls_crl_file", self.tls_crl_file.is_some()),
+            ("tls_outgoing_cert_file", self.tls_outgoing_cert_file.is_some()),
+            ("tls_allowed_names", !self.tls_allowed_names.is_empty()),
+            ("tls_allowed_hostnames", !self.tls_allowed_hostnames.is_empty()),
+            ("tls_mode", self.tls_mode != TlsMode::Required),
+        ];
+        first_set(&set, "it has no effect without a certificate of the server")
     }
+
+    /// A setting that restricts who may connect, although clients without a certificate may.
+    fn restriction_conflict(&self) -> Option<Conflict> {
+        let names = [
+            ("tls_allowed_names", !self.tls_allowed_names.is_empty()),
+            ("tls_allowed_hostnames", !self.tls_allowed_hostnames.is_empty()),
+        ];
+        match self.client_certificates() {
+            CertificateUse::Required => None,
+            CertificateUse::Optional => first_set(
+                &names,
+                "clients without a certificate would be served all the same; set tls_client_certificates to required",
+            ),
+            CertificateUse::Ignored => {
+                let revocations = [("tls_crl_file", self.tls_crl_file.is_some())];
+                let why = "clients are not asked for a certificate, so all of them would be served; give the CA that signs their \
+                           certificates (tls_ca_file), and do not set tls_client_certificates to ignored";
+                first_set(&names, why).or_else(|| first_set(&revocations, why))
+            }
+        }
+    }
+
+    /// A setting of the nodes' port that lacks another one.
+    fn peer_conflict(&self) -> Option<Conflict> {
+        if self.peer_tls_cert_file.is_some() {
+            let why =
+                "the CA that signs the certificates of nodes must be given, too: nodes verify each other";
+            return self.peer_tls_ca_file.is_none().then_some(("peer_tls_cert_file", why));
+        }
+        let set = [
+            ("peer_tls_ca_file", self.peer_tls_ca_file.is_some()),
+            ("peer_tls_crl_file", self.peer_tls_crl_file.is_some()),
+            ("peer_tls_outgoing_cert_file", self.peer_tls_outgoing_cert_file.is_some()),
+            ("peer_tls_allowed_names", !self.peer_tls_allowed_names.is_empty()),
+            ("peer_tls_allowed_hostnames", !self.peer_tls_allowed_hostnames.is_empty()),
+            ("peer_tls_mode", self.peer_tls_mode != TlsMode::Required && !self.peer_tls_auto),
+        ];
+        first_set(&set, "it has no effect without a certificate of this node for other nodes")
+    }
+}
+
+/// Name of a setting that is wrong beside others, and the reason.
+type Conflict = (&'static str, &'static str);
+
+/// The first of these settings that is set.
+fn first_set(settings: &[(&'static str, bool)], why: &'static str) -> Option<Conflict> {
+    settings.iter().find(|(_, is_set)| *is_set).map(|(name, _)| (*name, why))
 }

@@ -19,6 +19,7 @@ use consensus_transport_thrift::framing;
 use futures::{StreamExt, stream::FuturesUnordered};
 use kv_state_machine::Caller;
 use kv_store_client::{
+    admin::NodeIdentity,
     idl::LoginRequest,
     protocol::{self, Call, Fault, Incoming, Reply},
 };
@@ -100,10 +101,12 @@ pub(super) async fn serve(
     connection.received.unwrap_or(Ok(()))
 }
 
-/// The caller of a connection: the user that it has logged in as, else the user that the client's certificate names.
+/// The caller of a connection: the user that it has logged in as, else the user that the client's certificate names. The
+/// certificate of another node names no user, because the node forwards calls of its own clients.
 #[derive(Clone, Default)]
 pub(super) struct ConnectionCaller {
     logged_in: Arc<OnceLock<Mutex<Caller>>>,
+    is_node: Arc<AtomicBool>,
     certificate_name: Option<Arc<str>>,
 }
 
@@ -116,10 +119,22 @@ impl ConnectionCaller {
         if let Some(caller) = self.logged_in.get() {
             return caller.lock().unwrap_or_else(PoisonError::into_inner).clone();
         }
-        match &self.certificate_name {
+        match self.user_name() {
             None => Caller::Anonymous,
-            Some(name) => Caller::user(&**name, router.database().auth().revision()),
+            Some(name) => Caller::user(name, router.database().auth().revision()),
         }
+    }
+
+    /// Name of the user that the certificate is for.
+    fn user_name(&self) -> Option<&str> {
+        self.certificate_name.as_deref().filter(|_| !self.is_node.load(Ordering::Relaxed))
+    }
+
+    /// Checks that the caller, another node, has connected to the node that it expects.
+    fn identify(&self, router: &RoutingManager, expected: &NodeIdentity) -> Result<Reply, Fault> {
+        let own = router.identify(expected)?;
+        self.is_node.store(true, Ordering::Relaxed);
+        Ok(Reply::NoForwarding(own))
     }
 
     /// A login that fails leaves the connection as it was.
@@ -145,7 +160,7 @@ pub(super) async fn answer(
     let start = measures.and_then(ThriftMeasures::start_time);
     let outcome = match call {
         Ok(Call::Login(request)) => Box::pin(caller.log_in(router, request)).await,
-        Ok(Call::NoForwarding(expected)) => router.identify(&expected).map(Reply::NoForwarding),
+        Ok(Call::NoForwarding(expected)) => caller.identify(router, &expected),
         // On the heap, so that other calls take no room for it.
         Ok(Call::Watch(request)) => Box::pin(polls.poll(router, &caller.get(router), request, room)).await,
         Ok(call) => router.execute(&caller.get(router), call, may_forward, room).await,
@@ -434,5 +449,13 @@ mod tests {
         }
         assert!(writer.0 == expected);
         assert!(outgoing.is_empty() && outgoing.rooms.is_empty());
+    }
+
+    #[test]
+    fn certificate_of_a_caller_that_is_a_node_names_no_user() {
+        let caller = ConnectionCaller::new(Some("root".to_owned()));
+        assert_eq!(caller.user_name(), Some("root"));
+        caller.is_node.store(true, Ordering::Relaxed);
+        assert_eq!(caller.clone().user_name(), None, "calls in hand share it");
     }
 }

@@ -18,7 +18,8 @@ pub(super) struct File {
     pub(super) notes: Vec<String>,
 }
 
-/// Parses the text of the file `path`. Keys that etcd does not know are ignored, as etcd does, and noted.
+/// Parses the text of the file `path`. Keys that etcd does not know are ignored, as etcd does, and noted;
+/// those of TLS are refused.
 pub(super) fn parse(path: &str, text: &str) -> Result<File, ConfigError> {
     let wrong = |why: String| ConfigError::File { path: path.to_owned(), why };
     let value: Value =
@@ -34,7 +35,11 @@ pub(super) fn parse(path: &str, text: &str) -> Result<File, ConfigError> {
         match (SECTIONS.iter().find(|section| section.name == key), value) {
             (Some(section), Value::Object(keys)) => {
                 for (inner, value) in keys {
-                    file.add(path, &format!("{key}.{inner}"), &section.flag(inner), value)?;
+                    let (key, flag) = (format!("{key}.{inner}"), section.flag(inner));
+                    if section.is_security && Flag::find(&flag).is_none() && has_effect(value) {
+                        return Err(wrong(ignored_restriction(&key)));
+                    }
+                    file.add(path, &key, &flag, value)?;
                 }
             }
             (Some(_), Value::Null) => {}
@@ -61,6 +66,27 @@ impl File {
     }
 }
 
+/// Whether a value is other than that of a key which is absent.
+fn has_effect(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(values) => values.iter().any(has_effect),
+        Value::Object(keys) => !keys.is_empty(),
+        Value::Bool(true) | Value::Number(_) => true,
+    }
+}
+
+/// Error for a key of TLS that would be ignored.
+fn ignored_restriction(key: &str) -> String {
+    let why = if key == CLIENT_NAMES {
+        "no flag has its meaning: remove it here, and set the variable KV_TLS_ALLOWED_NAMES to the names, separated by commas"
+    } else {
+        "the key is unknown. In this section it is refused, as ignoring it could let in clients or members that it is to keep out"
+    };
+    format!("{key}: {why}")
+}
+
 /// A value as a flag has it; `None` if no flag can have it.
 fn text(kind: Kind, value: &Value) -> Option<String> {
     match value {
@@ -84,6 +110,8 @@ struct Section {
     prefix: &'static str,
     /// Keys that are named otherwise, with their flags.
     others: &'static [(&'static str, &'static str)],
+    /// Whether the keys say who may connect. A key that would be ignored could let in others, so it is refused.
+    is_security: bool,
 }
 
 impl Section {
@@ -93,21 +121,26 @@ impl Section {
     }
 }
 
+/// Common names that certificates of clients may have: etcd has them in its file alone.
+const CLIENT_NAMES: &str = "client-transport-security.allowed-cn";
 const SECTIONS: [Section; 4] = [
     Section {
         name: "client-transport-security",
         prefix: "",
         others: &[("allowed-hostname", "client-cert-allowed-hostname")],
+        is_security: true,
     },
     Section {
         name: "peer-transport-security",
         prefix: "peer-",
         others: &[("allowed-cn", "peer-cert-allowed-cn"), ("allowed-hostname", "peer-cert-allowed-hostname")],
+        is_security: true,
     },
-    Section { name: "discovery-config", prefix: "discovery-", others: &[] },
+    Section { name: "discovery-config", prefix: "discovery-", others: &[], is_security: false },
     Section {
         name: "socket-options",
         prefix: "socket-",
         others: &[("reuse-port", "socket-reuse-port"), ("reuse-address", "socket-reuse-address")],
+        is_security: false,
     },
 ];

@@ -203,8 +203,16 @@ fn listen_peer(values: &Values) -> Result<Endpoint, ConfigError> {
     }
 }
 
-/// Checks that URLs with TLS have certificates, and that peer URLs without TLS have none.
+/// Checks that URLs with TLS have certificates, that peer URLs without TLS have none, and that members which are to verify each
+/// other can.
 fn check_schemes(values: &Values) -> Result<(), ConfigError> {
+    let can_verify =
+        values.given("peer-cert-file").is_some() && values.given("peer-trusted-ca-file").is_some();
+    if values.is_set(PEER_CERT_AUTH) && !can_verify {
+        let why = "members cannot verify each other without --peer-cert-file, --peer-key-file and --peer-trusted-ca-file; with \
+                   --peer-auto-tls they never do";
+        return Err(values.error(PEER_CERT_AUTH, why));
+    }
     let has = |file: &str, auto: &str| values.given(file).is_some() || values.is_set(auto);
     let (clients, peers) = (has("cert-file", "auto-tls"), has("peer-cert-file", "peer-auto-tls"));
     for flag in
@@ -257,5 +265,6 @@ fn check_text(values: &Values, flag: &str, text: &str) -> Result<(), ConfigError
     Err(values.error(flag, why))
 }
 
+const PEER_CERT_AUTH: &str = "peer-client-cert-auth";
 const ONE_PEER_URL: &str = "a member has one peer URL";
 const NAME_BYTES_MAX: usize = 256;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{settings, wrong};
+use super::{settings, start_with, wrong};
 use crate::config::CertificateUse;
 
 const TLS_FLAGS: [&str; 8] = [
@@ -43,6 +43,8 @@ fn incomplete_flags_of_tls_are_refused_with_what_is_missing() {
         (vec!["--listen-peer-urls=https://10.0.1.11:2380"], "--peer-cert-file"),
         (vec!["--listen-client-urls=https://10.0.1.11:2379", TLS_FLAGS[7]], "--cert-file and --key-file"),
         (with(&["--listen-peer-urls=http://10.0.1.11:2380"]), "KV_PEER_TLS_MODE=optional"),
+        (vec!["--peer-client-cert-auth"], "cannot verify each other"),
+        (vec!["--peer-auto-tls", "--peer-client-cert-auth"], "with --peer-auto-tls they never do"),
         (vec!["--cert-file=a"], "key file must be given"),
         (vec!["--key-file=a"], "certificate file must be given"),
         (vec!["--cert-file=a", "--key-file=b", "--client-cert-auth"], "the CA that signs"),
@@ -51,5 +53,22 @@ fn incomplete_flags_of_tls_are_refused_with_what_is_missing() {
     ] {
         let error = wrong(&flags);
         assert!(error.contains(words), "{flags:?}: {error}");
+    }
+}
+
+#[test]
+fn unknown_key_of_a_section_of_tls_is_refused_unless_it_says_nothing() {
+    let read = |file: &str| start_with(&["--config-file=etcd.yaml"], &[], file);
+    for (file, words) in [
+        ("client-transport-security:\n  allowed-cn: [alice]", "KV_TLS_ALLOWED_NAMES"),
+        ("client-transport-security:\n  allowed-cn: alice", "client-transport-security.allowed-cn"),
+        ("client-transport-security:\n  client-cert-autt: true", "client-cert-autt: the key is unknown"),
+        ("peer-transport-security:\n  Allowed-CN: a", "peer-transport-security.Allowed-CN"),
+    ] {
+        let error = read(file).unwrap_err();
+        assert!(error.contains("etcd.yaml") && error.contains(words), "{file}: {error}");
+    }
+    for nothing in ["allowed-cn: []", "allowed-cn:", "other: false"] {
+        assert!(read(&format!("client-transport-security:\n  {nothing}")).is_ok(), "{nothing}");
     }
 }

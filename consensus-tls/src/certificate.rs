@@ -70,6 +70,17 @@ pub(crate) fn check_validity(der: &[u8]) -> Result<Description, String> {
     Ok(Description { subject, not_after, not_after_text: validity.not_after.to_string() })
 }
 
+/// Seconds since 1970 at which a certificate becomes valid, and from which it has expired.
+pub(crate) fn validity_changes(der: &[u8]) -> Vec<i64> {
+    X509Certificate::from_der(der).map_or_else(
+        |_| Vec::new(),
+        |(_, certificate)| {
+            let validity = certificate.validity();
+            vec![validity.not_before.timestamp(), validity.not_after.timestamp().saturating_add(1)]
+        },
+    )
+}
+
 /// Whether a certificate is one of an authority.
 pub(crate) fn is_authority(der: &[u8]) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certificate.is_ca())

@@ -14,7 +14,7 @@ use rustls::{
 
 use crate::{
     certificate::{self, Description},
-    files::{Source, Sources, TlsError},
+    files::{Findings, Source, Sources, TlsError},
     settings::{ClientCertificates, ServerTrust, TlsSettings, TlsVersion},
     verify::{AllowedClients, AllowedServers, AnyServer},
 };
@@ -27,24 +27,28 @@ pub(crate) struct Configs {
     pub(crate) client: Arc<ClientConfig>,
     /// The certificate of this program; `None` if it has none.
     pub(crate) certificate: Option<Description>,
-    /// Hash of the files.
-    pub(crate) fingerprint: u64,
+    /// The certificate for connections that this program opens; `None` if it has no other one for them.
+    pub(crate) outgoing_certificate: Option<Description>,
+    /// The files.
+    pub(crate) findings: Findings,
 }
 
 impl Configs {
     pub(crate) fn build(settings: &TlsSettings, sources: &Sources) -> Result<Self, TlsError> {
         let provider = Arc::new(provider(settings)?);
         let builder = Builder { settings, sources, versions: versions(settings)?, provider };
-        let certificate =
-            sources.identity.as_ref().map(|(certificate, _)| check_identity(certificate)).transpose()?;
-        if let Some((certificate, _)) = &sources.outgoing_identity {
-            check_identity(certificate)?;
-        }
+        let findings = sources.findings(); // First, as time goes on.
+        let check = |identity: &Option<(Source, Source)>| {
+            identity.as_ref().map(|(certificate, _)| check_identity(certificate)).transpose()
+        };
+        let (certificate, outgoing_certificate) =
+            (check(&sources.identity)?, check(&sources.outgoing_identity)?);
         Ok(Self {
             server: builder.server()?.map(Arc::new),
             client: Arc::new(builder.client()?),
             certificate,
-            fingerprint: sources.fingerprint(),
+            outgoing_certificate,
+            findings,
         })
     }
 }

@@ -208,8 +208,19 @@ impl Sources {
         })
     }
 
+    /// What is known of the files now.
+    pub(crate) fn findings(&self) -> Findings {
+        let now = seconds(UnixTime::now());
+        let own = self.identity.iter().chain(&self.outgoing_identity).map(|(certificate, _)| certificate);
+        let certificates =
+            own.chain(&self.authorities).filter_map(|source| source.certificates().ok()).flatten();
+        let changes = certificates.flat_map(|der| certificate::validity_changes(&der));
+        let stale_at = changes.filter(|at| *at > now).min().unwrap_or(i64::MAX);
+        Findings { fingerprint: self.fingerprint(), stale_at }
+    }
+
     /// Hash of the contents, by which a change is noticed.
-    pub(crate) fn fingerprint(&self) -> u64 {
+    fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         let pairs = self.identity.iter().chain(&self.outgoing_identity).flat_map(|(one, two)| [one, two]);
         for source in pairs.chain(&self.authorities).chain(&self.revocations) {
@@ -217,6 +228,21 @@ impl Sources {
             hasher.write(&source.content);
         }
         hasher.finish()
+    }
+}
+
+/// State of all files at some time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Findings {
+    fingerprint: u64,
+    /// Seconds since 1970 at which the next certificate becomes valid or expires, so that the files must be checked again.
+    stale_at: i64,
+}
+
+impl Findings {
+    /// Whether these are the files of `earlier`, and what was found out of them then still holds.
+    pub(crate) fn is_still(self, earlier: Self) -> bool {
+        self.fingerprint == earlier.fingerprint && self.stale_at == earlier.stale_at
     }
 }
 

@@ -16,7 +16,6 @@ use rustls::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::Semaphore,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
@@ -24,7 +23,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use crate::{
     configs::{Configs, handshake_error},
     failures::Failures,
-    files::{Sources, TlsError, seconds},
+    files::{Findings, Sources, TlsError, seconds},
     settings::{PlainConnections, TlsSettings},
     stream::Stream,
 };
@@ -36,8 +35,6 @@ pub struct Tls(Arc<Shared>);
 struct Shared {
     settings: TlsSettings,
     configs: ArcSwap<Configs>,
-    /// Bounds the handshakes whose computations are under way.
-    handshakes: Semaphore,
     failures: Failures,
     /// What the last look at the files found.
     looked: Mutex<Looked>,
@@ -47,8 +44,8 @@ struct Shared {
 struct Looked {
     /// Reason that the files are bad, as it was logged last.
     refused: Option<String>,
-    /// Hash of the files that were refused last.
-    refused_fingerprint: Option<u64>,
+    /// The files that were refused last.
+    refused_files: Option<Findings>,
     /// When the log said last that the certificate expires soon.
     warned: Option<std::time::Instant>,
 }
@@ -74,7 +71,6 @@ impl Tls {
         Ok(Self(Arc::new(Shared {
             settings,
             configs: ArcSwap::from_pointee(configs),
-            handshakes: Semaphore::new(HANDSHAKES_MAX),
             failures: Failures::default(),
             looked: Mutex::default(),
         })))
@@ -99,20 +95,51 @@ impl Tls {
     /// # Errors
     /// The handshake failed. It was logged.
     pub async fn accept(&self, stream: TcpStream, from: SocketAddr) -> io::Result<Option<Stream>> {
-        let accepted = self.accept_silently(stream).await;
+        let first_within = (!self.accepts_plain()).then_some(HANDSHAKE_TIMEOUT);
+        self.accept_within(stream, from, first_within, HANDSHAKE_TIMEOUT).await
+    }
+
+    /// As [`accept`](Self::accept), where a client must finish the handshake within `time_limit`, and one that may connect without
+    /// TLS must send something in that time.
+    ///
+    /// # Errors
+    /// The handshake failed. It was logged.
+    pub async fn accept_soon(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+        time_limit: Duration,
+    ) -> io::Result<Option<Stream>> {
+        self.accept_within(stream, from, Some(time_limit), time_limit).await
+    }
+
+    async fn accept_within(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+        first_within: Option<Duration>,
+        time_limit: Duration,
+    ) -> io::Result<Option<Stream>> {
+        let accepted = self.accept_silently(stream, first_within, time_limit).await;
         if let Err(error) = &accepted {
             self.0.failures.failed(self.0.settings.peers, from, &handshake_error(error));
         }
         accepted
     }
 
-    async fn accept_silently(&self, mut stream: TcpStream) -> io::Result<Option<Stream>> {
+    async fn accept_silently(
+        &self,
+        mut stream: TcpStream,
+        first_within: Option<Duration>,
+        time_limit: Duration,
+    ) -> io::Result<Option<Stream>> {
+        let start = Instant::now();
         let mut first = [0];
-        let peeked = if self.accepts_plain() {
-            stream.peek(&mut first).await
-        } else {
-            timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await.map_err(|_| silent())?
+        let peeked = match first_within {
+            None => stream.peek(&mut first).await,
+            Some(limit) => timeout(limit, stream.peek(&mut first)).await.map_err(|_| silent(limit))?,
         };
+        let deadline = if first_within.is_some() { start } else { Instant::now() } + time_limit;
         match peeked {
             Ok(0) | Err(_) => return Ok(None), // Nobody was there yet.
             Ok(_) if first == [HANDSHAKE] => {}
@@ -127,15 +154,15 @@ impl Tls {
                 ));
             }
         }
+        // No number bounds the handshakes: clients that stop in the middle of them would keep out the others. Only as many are
+        // computed at a time as the runtime has threads.
         let handshake = async {
             let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-            // Taken after the first message, so that silent clients hold no place.
-            let _place = self.0.handshakes.acquire().await.map_err(io::Error::other)?;
             let config = self.0.configs.load().server.clone();
             let config = config.ok_or_else(|| io::Error::other("there is no certificate to accept with"))?;
             start.into_stream(config).await
         };
-        let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| silent())??;
+        let stream = timeout_at(deadline, handshake).await.map_err(|_| silent(time_limit))??;
         Ok(Some(Stream::Tls(Box::new(stream.into()))))
     }
 
@@ -177,11 +204,17 @@ impl Tls {
     fn check_files_now(&self, always: bool) -> Checked {
         let settings = &self.0.settings;
         self.warn_before_expiry();
-        let (current, mut fingerprint) = (self.0.configs.load().fingerprint, None);
+        let (current, mut found) = (self.0.configs.load().findings, None);
         let built = Sources::read(settings).and_then(|sources| {
-            fingerprint = Some(sources.fingerprint());
-            let is_known = fingerprint == Some(current) || fingerprint == self.looked().refused_fingerprint;
-            match is_known && !always {
+            let findings = found.insert(sources.findings());
+            let mut looked = self.looked();
+            let is_refused = looked.refused_files.is_some_and(|refused| findings.is_still(refused));
+            if !is_refused && findings.is_still(current) {
+                // What was bad has gone. If it comes again, the log says so again.
+                (looked.refused, looked.refused_files) = (None, None);
+            }
+            drop(looked);
+            match (is_refused || findings.is_still(current)) && !always {
                 true => Ok(None),
                 false => Configs::build(settings, &sources).map(Some),
             }
@@ -209,7 +242,7 @@ impl Tls {
                     );
                 }
                 looked.refused = Some(why);
-                looked.refused_fingerprint = fingerprint;
+                looked.refused_files = found;
                 Checked::Refused(error)
             }
         }
@@ -217,7 +250,8 @@ impl Tls {
 
     fn warn_before_expiry(&self) {
         let configs = self.0.configs.load();
-        let Some(certificate) = &configs.certificate else { return };
+        let own = configs.certificate.iter().chain(&configs.outgoing_certificate);
+        let Some(certificate) = own.min_by_key(|certificate| certificate.not_after) else { return };
         let left = certificate.not_after - seconds(UnixTime::now());
         let mut looked = self.looked();
         if left > EXPIRY_WARNING_SECONDS
@@ -261,8 +295,8 @@ async fn tell_to_use_https(stream: &mut TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-fn silent() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("no handshake within {HANDSHAKE_TIMEOUT:?}"))
+fn silent(time_limit: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no handshake within {time_limit:?}"))
 }
 
 /// Whether a failed handshake means that the server speaks no TLS: it takes the first message for something else, and answers
@@ -277,8 +311,6 @@ fn speaks_no_tls(error: &io::Error) -> bool {
 
 /// Time for the handshake of a client.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes that are computed at the same time. More wait, within their timeout.
-const HANDSHAKES_MAX: usize = 256;
 /// First byte of a connection with TLS: a record of the type `handshake`.
 const HANDSHAKE: u8 = 22;
 const HTTPS_EXPECTED: &[u8] =

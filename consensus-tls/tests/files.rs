@@ -105,6 +105,52 @@ async fn all_files_are_replaced_together_and_open_connections_stay() {
 }
 
 #[tokio::test]
+async fn files_that_are_bad_a_second_time_are_refused_a_second_time() {
+    let (folder, ca) = (Folder::new(), authority("ca"));
+    let settings = node(&folder, &ca);
+    let server = Tls::load(settings.clone()).unwrap();
+    let ca_file = settings.ca_file.unwrap();
+    for _ in 0..2 {
+        std::fs::write(&ca_file, "text").unwrap();
+        assert!(matches!(server.check_files(false).await, Checked::Refused(_)));
+        std::fs::write(&ca_file, ca.certificate_pem()).unwrap();
+        assert!(matches!(server.check_files(false).await, Checked::Unchanged));
+    }
+}
+
+/// A certificate of the same key and name, valid from `from` seconds after now.
+fn certificate_from(key: &rcgen::KeyPair, from: i64) -> String {
+    let mut params = rcgen::CertificateParams::new(hosts()).unwrap();
+    params.not_before = time::OffsetDateTime::now_utc() + time::Duration::seconds(from);
+    params.self_signed(key).unwrap().pem()
+}
+
+#[tokio::test]
+async fn certificate_that_was_not_valid_yet_is_used_as_soon_as_it_is() {
+    let folder = Folder::new();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let identity = Identity::new(
+        folder.write("node.crt", certificate_from(&key, -60)),
+        folder.write("node.key", key.serialize_pem()),
+    );
+    let mut settings = TlsSettings::new("clients");
+    settings.identity = Some(identity);
+    let server = Tls::load(settings).unwrap();
+    folder.write("node.crt", certificate_from(&key, 3));
+    let Checked::Refused(error) = server.check_files(false).await else { panic!("it is refused") };
+    assert!(error.to_string().contains("is not valid before"), "{error}");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        match server.check_files(false).await {
+            Checked::Reloaded => break,
+            Checked::Unchanged => assert!(std::time::Instant::now() < deadline, "it is never used"),
+            Checked::Refused(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
 async fn swap_of_a_symlink_in_the_path_is_noticed() {
     let (folder, ca, other) = (Folder::new(), authority("ca"), authority("other"));
     for (name, authority) in [("1", &ca), ("2", &other)] {

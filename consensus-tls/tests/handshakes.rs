@@ -223,3 +223,59 @@ async fn silent_client_is_given_up() {
     let (stream, from) = listener.accept().await.unwrap();
     assert!(server.accept(stream, from).await.unwrap().is_none(), "a probe of the port is no failure");
 }
+
+#[tokio::test]
+async fn clients_that_stop_in_the_middle_of_the_handshake_keep_nobody_out() {
+    let (folder, ca) = (Folder::new(), authority("ca"));
+    let server = load(node(&folder, &ca));
+    let alice = load(client(&folder, &ca, Some(&ca.issue_client("alice", VALID).unwrap())));
+    let hello = first_message(&alice).await;
+    let (listener, address) = listener().await;
+    let mut stalled = Vec::new();
+    for _ in 0..300 {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(&hello).await.unwrap();
+        let (stream, from) = listener.accept().await.unwrap();
+        let server = server.clone();
+        tokio::spawn(async move { server.accept(stream, from).await });
+        // The server has answered, and waits for the certificate.
+        client.read_exact(&mut [0]).await.unwrap();
+        stalled.push(client);
+    }
+    let served = tokio::time::timeout(Duration::from_secs(5), exchange(&server, &alice)).await;
+    assert!(served.expect("a place for the handshake").1.is_ok());
+}
+
+/// The first message of a client.
+async fn first_message(client: &Tls) -> Vec<u8> {
+    let (listener, address) = listener().await;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let reading = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut header = [0; 5];
+        stream.read_exact(&mut header).await.unwrap();
+        let mut message = vec![0; usize::from(u16::from_be_bytes([header[3], header[4]]))];
+        stream.read_exact(&mut message).await.unwrap();
+        [&header[..], &message].concat()
+    };
+    let (_, message) = tokio::join!(client.connect(stream, "localhost", Duration::from_secs(5)), reading);
+    message
+}
+
+#[tokio::test(start_paused = true)]
+async fn caller_sets_the_time_in_which_the_handshake_must_end() {
+    let (folder, ca) = (Folder::new(), authority("ca"));
+    let limit = Duration::from_secs(2);
+    for plain in [PlainConnections::Refused, PlainConnections::Accepted] {
+        let server = load(TlsSettings { plain, ..node(&folder, &ca) });
+        let (listener, address) = listener().await;
+        for first in [&b""[..], &[22, 3, 1]] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(first).await.unwrap();
+            let (stream, from) = listener.accept().await.unwrap();
+            let start = tokio::time::Instant::now();
+            let error = server.accept_soon(stream, from, limit).await.unwrap_err();
+            assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::TimedOut, 2));
+        }
+    }
+}

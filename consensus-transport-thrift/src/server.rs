@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{ClusterId, MessageHandler, NodeId, StorageId};
-use consensus_tls::{HANDSHAKE_TIMEOUT, ReadHalf, Stream, WriteHalf};
+use consensus_tls::{ReadHalf, Stream, WriteHalf};
 use futures::StreamExt;
 use tokio::{
     io::AsyncWriteExt,
@@ -92,7 +92,7 @@ impl IncomingConnection {
         connection::configure(&stream)?;
         let stream = match &self.own.config.tls {
             None => Stream::from(stream),
-            Some(tls) => match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream, from)).await?? {
+            Some(tls) => match tls.accept_soon(stream, from, self.own.config.connect_timeout).await? {
                 Some(stream) => stream,
                 None => return Ok(()),
             },

@@ -60,7 +60,12 @@ impl Security {
         }
         let is_set =
             self.ca.is_some() || self.certificate.is_some() || self.key.is_some() || self.is_insecure;
-        if any_plain || !(any_tls || is_set) {
+        if any_plain && is_set {
+            let why = "--cacert, --cert, --key and --insecure-skip-tls-verify (and KVCTL_CACERT, KVCTL_CERT, KVCTL_KEY) are for TLS, but \
+                       an endpoint is http://, which would not be encrypted; write https:// or HOST:PORT";
+            return Err(Failure::Usage(why.to_owned()));
+        }
+        if !(any_tls || is_set) {
             return Ok(None);
         }
         let mut settings = TlsSettings::new("servers");
@@ -74,5 +79,34 @@ impl Security {
             settings.server_trust = ServerTrust::Unverified;
         }
         Tls::load(settings).map(Some).map_err(|error| Failure::Usage(format!("TLS: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(security: &Security, servers: &[&str]) -> Result<bool, String> {
+        let servers: Vec<Server> = servers.iter().map(|text| server(text).unwrap()).collect();
+        security.load(&servers).map(|tls| tls.is_some()).map_err(|failure| match failure {
+            Failure::Usage(why) => why,
+            _ => "another failure".to_owned(),
+        })
+    }
+
+    fn security(is_insecure: bool) -> Security {
+        Security { ca: None, certificate: None, key: None, is_insecure }
+    }
+
+    #[test]
+    fn plain_endpoint_beside_options_of_tls_is_refused() {
+        for servers in [&["http://a:1"][..], &["http://a:1", "b:1"], &["b:1", "http://a:1"]] {
+            let why = load(&security(true), servers).unwrap_err();
+            assert!(why.contains("would not be encrypted"), "{why}");
+            assert_eq!(load(&security(false), servers), Ok(false));
+        }
+        assert_eq!(load(&security(true), &["a:1"]), Ok(true));
+        assert_eq!(load(&security(true), &["https://a:1", "b:1"]), Ok(true));
+        assert!(load(&security(false), &["https://a:1", "http://b:1"]).is_err());
     }
 }

@@ -149,6 +149,35 @@ async fn client_with_certificate_is_served_on_each_protocol_and_others_are_refus
     alice.get("thrift").await.unwrap();
 }
 
+#[test]
+fn kvctl_cert_replaces_no_files_unless_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let certificates = Certificates::make(dir.path());
+    let cert = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(common::kvctl::program());
+        let output = command.arg("cert").args(arguments).arg("--dir").arg(dir.path()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let read = |name: &str| std::fs::read(certificates.path(name)).unwrap();
+    let files = ["ca.crt", "node.crt", "node.key", "alice.crt"];
+    let before = files.map(read);
+    for arguments in [&["client", "ca"][..], &["client", "CA"], &["node", "ca", "--host=a"], &["init"]] {
+        let (code, error) = cert(arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {error}");
+    }
+    let (code, error) = cert(&["client", "node"]);
+    assert!(code == Some(2) && error.contains("--renew"), "{error}");
+    assert_eq!(cert(&["client", "alice"]).0, Some(2));
+    // The key of the authority is kept elsewhere.
+    std::fs::rename(certificates.path("ca.key"), certificates.path("away")).unwrap();
+    let (code, error) = cert(&["init"]);
+    assert!(code == Some(2) && error.contains("ca.crt is there already"), "{error}");
+    std::fs::rename(certificates.path("away"), certificates.path("ca.key")).unwrap();
+    assert!(before == files.map(read));
+    assert_eq!(cert(&["client", "alice", "--renew"]).0, Some(0));
+    assert!(before[3] != read("alice.crt"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn common_name_of_a_certificate_is_the_user_of_the_client() {
     let dir = tempfile::tempdir().unwrap();

@@ -14,9 +14,9 @@ pub(super) enum Command {
     /// Makes a certificate authority: ca.crt, which everybody may have, and ca.key, which signs certificates. Keep ca.key off the
     /// servers.
     Init {
-        /// Name of the authority.
-        #[arg(long, default_value = "kv-server CA")]
-        name: String,
+        /// Name of the authority, which no other one that servers trust may have. Default: `kv-server CA` and a random number.
+        #[arg(long)]
+        name: Option<String>,
         /// Days in which it is valid.
         #[arg(long, default_value_t = 3650, value_parser = clap::value_parser!(i64).range(1..=36_500))]
         days: i64,
@@ -54,36 +54,51 @@ pub(super) struct Issue {
     /// Days in which it is valid.
     #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(i64).range(1..=36_500))]
     days: i64,
+    /// Replaces the certificate and the key if they exist.
+    #[arg(long)]
+    renew: bool,
     #[command(flatten)]
     folder: Folder,
 }
 
 /// Makes the files, and prints which.
 pub(super) fn execute(command: &Command, show: Show) -> Result<u8, Failure> {
-    let (dir, name, issued) = match command {
+    match command {
         Command::Init { name, days, folder } => {
-            let key = folder.dir.join("ca.key");
-            if key.exists() {
-                let why =
-                    "it is there already; with a new key all certificates that it signed would be invalid";
-                return Err(Failure::Usage(format!("{}: {why}", key.display())));
-            }
+            let files = Files::of(&folder.dir, AUTHORITY)?;
+            files.check_absent("with a new key all certificates that it signed would be invalid")?;
             std::fs::create_dir_all(&folder.dir).map_err(|error| file_error(&folder.dir, &error))?;
-            (&folder.dir, "ca", Authority::create(name, Days(*days)).map_err(issue_error)?.1)
+            // Revocation lists tell authorities apart by their names.
+            let name = name.clone().unwrap_or_else(|| format!("kv-server CA {:08x}", rand::random::<u32>()));
+            files.write(&Authority::create(&name, Days(*days)).map_err(issue_error)?.1, show)
         }
         Command::Node { name, hosts, issue } => {
+            let files = issue.files(name)?;
             let issued = issue.authority()?.issue_node(name, hosts, Days(issue.days));
-            (&issue.folder.dir, name.as_str(), issued.map_err(issue_error)?)
+            files.write(&issued.map_err(issue_error)?, show)
         }
         Command::Client { name, issue } => {
+            let files = issue.files(name)?;
             let issued = issue.authority()?.issue_client(name, Days(issue.days));
-            (&issue.folder.dir, name.as_str(), issued.map_err(issue_error)?)
+            files.write(&issued.map_err(issue_error)?, show)
         }
-    };
-    write(dir, name, &issued, show)
+    }
 }
 
 impl Issue {
+    /// The files of a node or client, which may be written.
+    fn files(&self, name: &str) -> Result<Files, Failure> {
+        if name.eq_ignore_ascii_case(AUTHORITY) {
+            let why = "that is the name of the files of the authority; use another one";
+            return Err(Failure::Usage(format!("{name}: {why}")));
+        }
+        let files = Files::of(&self.folder.dir, name)?;
+        if !self.renew {
+            files.check_absent("it may be in use; --renew replaces it")?;
+        }
+        Ok(files)
+    }
+
     fn authority(&self) -> Result<Authority, Failure> {
         let read = |name: &str| {
             let path = self.folder.dir.join(name);
@@ -98,15 +113,36 @@ impl Issue {
     }
 }
 
-fn write(dir: &Path, name: &str, issued: &Issued, show: Show) -> Result<u8, Failure> {
-    if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
-        return Err(Failure::Usage(format!("{name:?} cannot be the name of a file")));
+/// Files of a certificate and its key.
+struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Files {
+    fn of(dir: &Path, name: &str) -> Result<Self, Failure> {
+        if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+            return Err(Failure::Usage(format!("{name:?} cannot be the name of a file")));
+        }
+        let file = |ending: &str| dir.join(format!("{name}.{ending}"));
+        Ok(Self { certificate: file("crt"), key: file("key") })
     }
-    let (certificate, key) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
-    issued.write(&certificate, &key).map_err(|error| Failure::Usage(error.to_string()))?;
-    let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
-    show.either(&format!("{certificate}\n{key}"), || json!({ "certificate": certificate, "key": key }))?;
-    Ok(0)
+
+    /// Checks that neither file exists, not even as a link to nothing.
+    fn check_absent(&self, why: &str) -> Result<(), Failure> {
+        let is_there = |path: &&PathBuf| path.symlink_metadata().is_ok();
+        match [&self.certificate, &self.key].into_iter().find(is_there) {
+            None => Ok(()),
+            Some(path) => Err(Failure::Usage(format!("{} is there already; {why}", path.display()))),
+        }
+    }
+
+    fn write(&self, issued: &Issued, show: Show) -> Result<u8, Failure> {
+        issued.write(&self.certificate, &self.key).map_err(|error| Failure::Usage(error.to_string()))?;
+        let (certificate, key) = (self.certificate.display().to_string(), self.key.display().to_string());
+        show.either(&format!("{certificate}\n{key}"), || json!({ "certificate": certificate, "key": key }))?;
+        Ok(0)
+    }
 }
 
 fn file_error(path: &Path, error: &std::io::Error) -> Failure {
@@ -116,3 +152,6 @@ fn file_error(path: &Path, error: &std::io::Error) -> Failure {
 fn issue_error(error: impl std::fmt::Display) -> Failure {
     Failure::Usage(format!("the certificate cannot be made: {error}"))
 }
+
+/// Name of the files of the authority, without their endings.
+const AUTHORITY: &str = "ca";

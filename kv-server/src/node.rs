@@ -94,6 +94,8 @@ impl Node {
     pub(crate) async fn start(settings: Settings) -> Result<Self, NodeError> {
         claim_data_dir(&settings)?;
         let security = Security::load(&settings)?;
+        let (stop, stopping) = watch::channel(false);
+        tokio::spawn(security.clone().keep_current(settings.tls.clone(), stopping.clone()));
         // The libraries look up their metrics when they start.
         measure::install(settings.metrics.metrics, &settings.data_dir);
         let (limits, peers_max) = limits(&settings)?;
@@ -137,12 +139,10 @@ impl Node {
         let router = Arc::new(router);
         let frontend = Frontend::bind(places(&settings, &security), router.clone(), limits).await?;
         database.start().await?;
-        let (stop, stopping) = watch::channel(false);
         if bounds.quota_bytes > 0 {
             tokio::spawn(quota::watch(router.clone(), stopping.clone()));
         }
         tokio::spawn(measure::maintain(stopping.clone()));
-        tokio::spawn(security.keep_current(settings.tls.clone(), stopping.clone()));
         let published = publish(&settings, router, stopping.clone());
         let frontend = tokio::spawn(frontend.run(stopping));
         let mode = if settings.topology.is_some() { "replicated" } else { "standalone" };

@@ -39,14 +39,21 @@ pub(crate) enum SecurityError {
     Tls(#[from] TlsError),
     #[error("TLS: making a certificate: {0}")]
     Issue(String),
+    #[error("TLS: cannot listen for SIGHUP: {0}")]
+    Signal(io::Error),
 }
 
 impl Security {
-    /// Reads and checks the files.
+    /// Reads and checks the files. From then on SIGHUP does not end the process, which may take long to start.
     pub(crate) fn load(settings: &Settings) -> Result<Self, SecurityError> {
         let section = &settings.tls;
         let clients = section.has_client_tls().then(|| of_clients(section, settings)).transpose()?;
         let peers = section.has_peer_tls().then(|| of_peers(section, settings)).transpose()?;
+        if clients.is_some() || peers.is_some() {
+            // The handler stays installed after this value is dropped.
+            drop(signal(SignalKind::hangup()).map_err(SecurityError::Signal)?);
+        }
+        warn_of_plain(section);
         Ok(Self { clients, peers, advertises_plain: settings.advertises_plain })
     }
 
@@ -90,6 +97,23 @@ impl Security {
                 tls.check_files(is_requested).await;
             }
         }
+    }
+}
+
+/// Warns of ports that do not require TLS or certificates, although there are some.
+fn warn_of_plain(section: &TlsSection) {
+    let why = "connections without TLS are accepted, so an attacker in the network can prevent encryption; remove the setting when all \
+               others use TLS";
+    if section.has_client_tls() && section.tls_mode == TlsMode::Optional {
+        tracing::warn!("tls_mode = optional: {why}");
+    }
+    if section.has_peer_tls() && section.peer_tls_mode == TlsMode::Optional {
+        tracing::warn!(
+            "peer_tls_mode = optional: {why}; a node without TLS shows no certificate, so anybody can be one"
+        );
+    }
+    if section.client_certificates() == CertificateUse::Optional {
+        tracing::warn!("tls_client_certificates = optional: clients without a certificate are served, too");
     }
 }
 

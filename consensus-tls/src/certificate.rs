@@ -86,14 +86,22 @@ pub(crate) fn is_authority(der: &[u8]) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certificate.is_ca())
 }
 
-/// Whether a certificate may be that of a node, which is both a client and a server.
-pub(crate) fn is_for_nodes(der: &[u8]) -> bool {
-    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
+/// What the extended key usages of a certificate allow; `None` if it has none.
+pub(crate) fn usages(der: &[u8]) -> Option<Usages> {
+    let refused = Some(Usages { server: false, client: false });
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return refused };
     match certificate.extended_key_usage() {
-        Ok(None) => true,
-        Ok(Some(usage)) => usage.value.any || usage.value.server_auth,
-        Err(_) => false,
+        Ok(None) => None,
+        Ok(Some(usage)) => Some(Usages { server: usage.value.server_auth, client: usage.value.client_auth }),
+        Err(_) => refused,
     }
+}
+
+/// Extended key usages. `any` is not among them, as the verifiers refuse certificates that have only that one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usages {
+    pub(crate) server: bool,
+    pub(crate) client: bool,
 }
 
 fn common_name(certificate: &X509Certificate<'_>) -> Option<String> {

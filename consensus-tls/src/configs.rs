@@ -43,6 +43,7 @@ impl Configs {
         };
         let (certificate, outgoing_certificate) =
             (check(&sources.identity)?, check(&sources.outgoing_identity)?);
+        check_own_usages(settings, sources)?;
         Ok(Self {
             server: builder.server()?.map(Arc::new),
             client: Arc::new(builder.client()?),
@@ -196,6 +197,27 @@ fn check_identity(source: &Source) -> Result<Description, TlsError> {
             nodes refuse for a server; issue one for this server: kvctl cert node");
     }
     certificate::check_validity(leaf).map_err(|why| source.error(why))
+}
+
+/// Checks that other nodes accept the certificates of this one, which are for both uses.
+fn check_own_usages(settings: &TlsSettings, sources: &Sources) -> Result<(), TlsError> {
+    if !settings.allowed.node_usage {
+        return Ok(());
+    }
+    for (source, _) in sources.identity.iter().chain(&sources.outgoing_identity) {
+        let leaf = source.certificates()?.into_iter().next();
+        let is_fit = match leaf.and_then(|leaf| certificate::usages(&leaf)) {
+            Some(usages) => usages.server && usages.client,
+            None => settings.allowed.has_names(),
+        };
+        if !is_fit {
+            return Err(source.error(
+                "other nodes would refuse it: the extended key usages of a node are serverAuth and clientAuth. Without any, the \
+                 allowed names must say which certificates are those of nodes",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn key_error(key: &Source, certificate: &Source, error: &Error) -> TlsError {

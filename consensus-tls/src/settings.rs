@@ -112,8 +112,8 @@ pub struct AllowedNames {
     pub common_names: Vec<String>,
     /// Host names or addresses that the certificate is for.
     pub host_names: Vec<String>,
-    /// Refuses certificates that are for clients alone: those with extended key usages, but without server authentication. So
-    /// a stolen certificate of a client is no node, even if one authority signs both.
+    /// Refuses certificates that are not for servers by their extended key usages. One without such usages is accepted only if
+    /// names are allowed. So a stolen certificate of a client is no node, even if one authority signs both.
     pub node_usage: bool,
 }
 

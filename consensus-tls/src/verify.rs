@@ -32,18 +32,13 @@ fn not_allowed(why: String) -> Error {
 
 /// Checks the names of a certificate that was verified.
 fn check(allowed: &AllowedNames, der: &CertificateDer<'_>) -> Result<(), Error> {
-    let names = || PeerCertificate::of(der);
-    if allowed.node_usage && !certificate::is_for_nodes(der) {
-        let names = names();
-        return Err(not_allowed(format!(
-            "the certificate of {} is for clients alone (extended key usage without serverAuth), and this is a port for nodes",
-            names.common_name.unwrap_or_default()
-        )));
+    if allowed.node_usage {
+        check_node_usage(allowed, der)?;
     }
     if !allowed.has_names() {
         return Ok(());
     }
-    let PeerCertificate { common_name, host_names } = names();
+    let PeerCertificate { common_name, host_names } = PeerCertificate::of(der);
     if common_name.as_ref().is_some_and(|name| allowed.common_names.contains(name)) {
         return Ok(());
     }
@@ -58,6 +53,22 @@ fn check(allowed: &AllowedNames, der: &CertificateDer<'_>) -> Result<(), Error> 
         "the certificate with the common name {:?}, for the hosts {host_names:?}, is not among the allowed names",
         common_name.unwrap_or_default()
     )))
+}
+
+/// Checks that a certificate is not one of a client: by its extended key usages, or if it has none by the allowed names.
+fn check_node_usage(allowed: &AllowedNames, der: &CertificateDer<'_>) -> Result<(), Error> {
+    let why = match certificate::usages(der) {
+        Some(usages) if usages.server => return Ok(()),
+        Some(_) => {
+            "is for clients alone (extended key usage without serverAuth), and this is a port for nodes"
+        }
+        None if allowed.has_names() => return Ok(()),
+        None => {
+            "has no extended key usage, so it may be one of a client: nodes need serverAuth and clientAuth, or allowed names"
+        }
+    };
+    let name = PeerCertificate::of(der).common_name.unwrap_or_default();
+    Err(not_allowed(format!("the certificate of {name} {why}")))
 }
 
 /// Accepts clients with allowed names.

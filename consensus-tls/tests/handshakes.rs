@@ -7,9 +7,9 @@ use std::{io, time::Duration};
 
 use common::{Folder, VALID, authority, client, exchange, hosts, listener, node};
 use consensus_tls::{
-    AllowedNames, ClientCertificates, PeerCertificate, PlainConnections, ServerTrust, Tls, TlsSettings,
-    TlsVersion, cipher_suite_names,
-    issue::{Days, self_signed},
+    AllowedNames, ClientCertificates, Identity, PeerCertificate, PlainConnections, ServerTrust, Tls,
+    TlsSettings, TlsVersion, cipher_suite_names,
+    issue::{Authority, Days, Issued, self_signed},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -278,4 +278,39 @@ async fn caller_sets_the_time_in_which_the_handshake_must_end() {
             assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::TimedOut, 2));
         }
     }
+}
+
+/// A certificate without extended key usages.
+fn without_usages(folder: &Folder, name: &str, ca: &Issued) -> Identity {
+    let issuer_key = rcgen::KeyPair::from_pem(&ca.key_pem).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&ca.certificate_pem, issuer_key).unwrap();
+    let mut params = rcgen::CertificateParams::new(hosts()).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate_pem = params.signed_by(&key, &issuer).unwrap().pem();
+    folder.identity(name, &Issued { certificate_pem, key_pem: key.serialize_pem() })
+}
+
+#[tokio::test]
+async fn certificate_without_usages_is_a_node_only_by_its_name() {
+    let folder = Folder::new();
+    let (ca, issued) = Authority::create("ca", VALID).unwrap();
+    let identity = without_usages(&folder, "n2", &issued);
+    let by = |names: &[&str]| AllowedNames {
+        common_names: names.iter().map(|name| (*name).to_owned()).collect(),
+        node_usage: true,
+        ..AllowedNames::default()
+    };
+    let peer = TlsSettings { identity: Some(identity), ..client(&folder, &ca, None) };
+    for (names, passes) in [(&[][..], false), (&["n2"], true), (&["n1"], false)] {
+        let server = load(TlsSettings { allowed: by(names), ..node(&folder, &ca) });
+        let (accepted, _) = exchange(&server, &load(peer.clone())).await;
+        assert_eq!(accepted.is_ok(), passes, "{names:?} {accepted:?}");
+        let own = Tls::load(TlsSettings { allowed: by(names), ..peer.clone() });
+        assert_eq!(own.is_ok(), !names.is_empty(), "its own certificate: {own:?}");
+    }
+    let for_clients = ca.issue_client("n2", VALID).unwrap();
+    let own = TlsSettings { allowed: by(&["n2"]), ..client(&folder, &ca, Some(&for_clients)) };
+    let error = Tls::load(own).unwrap_err().to_string();
+    assert!(error.contains("serverAuth and clientAuth"), "{error}");
 }

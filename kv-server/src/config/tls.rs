@@ -56,14 +56,14 @@ pub(crate) struct TlsSection {
     pub(crate) tls_mode: TlsMode,
     /// Certificate of this node for other nodes, followed by those of intermediate authorities. With it nodes use TLS among each other.
     ///
-    /// A node is both client and server, so the certificate must be for both uses, or for any. Default: nodes use no TLS.
+    /// A node is both client and server, so the extended key usages must have both. Default: nodes use no TLS.
     #[arg(long, value_name = "FILE")]
     pub(crate) peer_tls_cert_file: Option<PathBuf>,
     /// Private key of `peer_tls_cert_file`, without a password. Default: none.
     #[arg(long, value_name = "FILE")]
     pub(crate) peer_tls_key_file: Option<PathBuf>,
     /// Certificates of the authorities that sign those of nodes. A node without such a certificate is refused, and so is a certificate
-    /// that is for clients alone.
+    /// that is for clients alone, or for no use in particular unless names are allowed.
     ///
     /// Default: none; it is required with `peer_tls_cert_file`.
     #[arg(long, value_name = "FILE")]

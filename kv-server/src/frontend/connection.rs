@@ -97,7 +97,8 @@ pub(super) async fn serve(
         polled
     })
     .await?;
-    connection.writer.shutdown().await?;
+    // A connection with TLS first sends the bytes that it holds, for which the client must read.
+    tokio::time::timeout(STALLED_MAX, connection.writer.shutdown()).await??;
     connection.received.unwrap_or(Ok(()))
 }
 
@@ -265,9 +266,12 @@ impl Connection {
                 self.stalled = None;
                 continue;
             }
-            if self.answers.is_empty() {
-                let done = self.received.is_some() && calls.is_empty();
-                return if done { Poll::Ready(Ok(())) } else { Poll::Pending };
+            if self.answers.is_empty() && self.received.is_some() && calls.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.answers.is_sent() {
+                self.stalled = None;
+                return Poll::Pending;
             }
             return self.poll_stalled(context);
         }
@@ -320,6 +324,11 @@ struct Outgoing {
 impl Outgoing {
     fn is_empty(&self) -> bool {
         self.bytes == 0
+    }
+
+    /// Whether the connection holds nothing either that the client does not take.
+    fn is_sent(&self) -> bool {
+        self.is_empty() && !self.is_unflushed
     }
 
     fn push(&mut self, frame: Bytes, room: Room) {
@@ -449,6 +458,35 @@ mod tests {
         }
         assert!(writer.0 == expected);
         assert!(outgoing.is_empty() && outgoing.rooms.is_empty());
+    }
+
+    /// Takes what is written, and sends nothing of it.
+    struct Unsent;
+
+    impl AsyncWrite for Unsent {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_that_a_connection_holds_are_not_sent() {
+        let (mut outgoing, mut context) = (Outgoing::default(), Context::from_waker(Waker::noop()));
+        assert!(outgoing.is_sent());
+        let room = NodeBudget::new(1 << 20, 1 << 20).connection().room();
+        outgoing.push(Bytes::from_static(b"answer"), room);
+        while outgoing.poll_write(&mut Unsent, &mut context).unwrap() {}
+        assert!(outgoing.is_empty() && !outgoing.is_sent());
+        while outgoing.poll_write(&mut Slow(Vec::new(), 1), &mut context).unwrap() {}
+        assert!(outgoing.is_sent());
     }
 
     #[test]

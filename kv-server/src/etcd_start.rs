@@ -195,6 +195,7 @@ impl EtcdStart {
             ("quota_size", derived("quota-backend-bytes", self.quota()?.into())),
         ];
         settings.extend(self.same_settings());
+        self.check_variables()?;
         if self.values.is_set(CLIENT_CERT_AUTH) {
             settings.push(("tls_client_certificates", derived(CLIENT_CERT_AUTH, "required".into())));
         }
@@ -213,6 +214,23 @@ impl EtcdStart {
             topology.consensus_listen = self.member.listen_peer.clone();
         }
         Ok(settings)
+    }
+
+    /// Checks that no variable of kv-server chooses the certificates: the schemes of the URLs are checked by the flags alone.
+    fn check_variables(&self) -> Result<(), ConfigError> {
+        for flag in ["cert-file", "auto-tls", "peer-cert-file", "peer-auto-tls"] {
+            let Some(Effect::Sets(name)) = flags::all().find(|row| row.name == flag).map(|row| row.effect)
+            else {
+                continue;
+            };
+            let variable = format!("KV_{}", name.to_uppercase());
+            if self.environment.get(&variable).is_some_and(|value| !value.is_empty()) {
+                let why = format!("the URLs of a member would contradict it; use --{flag}");
+                let place = "environment".to_owned();
+                return Err(ConfigError::Setting { place, setting: variable, why });
+            }
+        }
+        Ok(())
     }
 
     /// The settings that have the value of a flag.

@@ -72,3 +72,11 @@ fn unknown_key_of_a_section_of_tls_is_refused_unless_it_says_nothing() {
         assert!(read(&format!("client-transport-security:\n  {nothing}")).is_ok(), "{nothing}");
     }
 }
+
+#[test]
+fn variable_that_chooses_a_certificate_is_refused_with_the_flag_to_use() {
+    for (variable, flag) in [("KV_TLS_CERT_FILE", "--cert-file"), ("KV_PEER_TLS_AUTO", "--peer-auto-tls")] {
+        let error = start_with(&[], &[(variable, "true")], "").unwrap_err();
+        assert!(error.contains(variable) && error.contains(flag), "{error}");
+    }
+}

@@ -154,7 +154,7 @@ fn kvctl_cert_replaces_no_files_unless_told_to() {
     let dir = tempfile::tempdir().unwrap();
     let certificates = Certificates::make(dir.path());
     let cert = |arguments: &[&str]| {
-        let mut command = std::process::Command::new(common::kvctl::program());
+        let mut command = Command::new(common::kvctl::program());
         let output = command.arg("cert").args(arguments).arg("--dir").arg(dir.path()).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };

@@ -132,7 +132,7 @@ impl RoundTrips {
 }
 
 /// Time after which the response to a heartbeat counts as lost.
-const RESPONSE_MAX: Duration = Duration::from_secs(10);
+const RESPONSE_MAX: Duration = Duration::from_secs(2);
 
 pub(crate) fn refused(reason: &'static str) {
     counter!("raft_proposals_refused_total", "reason" => reason).increment(1);

@@ -34,6 +34,10 @@ pub(crate) enum RestoreError {
         "node {node} is not among the listed nodes, or it is a witness: restore on a node that keeps data"
     )]
     NoSuchNode { node: u64 },
+    #[error(
+        "{path} cannot be replaced: it is a mount point or a link; name a directory within it that does not exist yet as --data-dir"
+    )]
+    Fixed { path: String },
     #[error("{backup} is not restored: {why}")]
     Refused { backup: String, why: String },
     #[error("{doing} {path}: {error}")]
@@ -54,10 +58,14 @@ pub(crate) struct Restored {
 
 /// Restores a backup into the data directory of the settings.
 pub(crate) fn restore(settings: &Settings, backup: &Path) -> Result<Restored, RestoreError> {
-    let data_dir = &settings.data_dir;
-    require_unused(data_dir)?;
+    let unnamed =
+        |error| RestoreError::Io { doing: "finding", path: settings.data_dir.display().to_string(), error };
+    // Without a separator at the end, to which the end of the name could not be added.
+    let data_dir = std::path::absolute(&settings.data_dir).map_err(unnamed)?;
+    let data_dir: &Path = &data_dir.components().collect::<PathBuf>();
+    let is_there = require_unused(data_dir)?;
     let own = settings.topology.as_ref().map(|topology| own_member(settings, topology)).transpose()?;
-    let mut aside = data_dir.clone().into_os_string();
+    let mut aside = data_dir.as_os_str().to_owned();
     aside.push(ASIDE);
     let aside = PathBuf::from(aside);
     let io = |doing, path: &Path| {
@@ -68,13 +76,21 @@ pub(crate) fn restore(settings: &Settings, backup: &Path) -> Result<Restored, Re
         // An earlier restore failed, or was killed.
         fs::remove_dir_all(&aside).map_err(io("removing", &aside))?;
     }
-    let restored = restore_aside(settings, own, backup, &aside).inspect_err(|_| {
-        let _ = fs::remove_dir_all(&aside); // If this fails, the next restore removes it.
-    })?;
-    if data_dir.exists() {
-        fs::remove_dir(data_dir).map_err(io("removing", data_dir))?;
+    if is_there {
+        // It is found out now, and not after the work, that it is a mount point or a link.
+        let fixed = |_| RestoreError::Fixed { path: data_dir.display().to_string() };
+        fs::remove_dir(data_dir).map_err(fixed)?;
     }
-    fs::rename(&aside, data_dir).map_err(io("renaming the restored directory to", data_dir))?;
+    let restored = restore_aside(settings, own, backup, &aside).and_then(|restored| {
+        fs::rename(&aside, data_dir).map_err(io("renaming the restored directory to", data_dir))?;
+        Ok(restored)
+    });
+    let restored = restored.inspect_err(|_| {
+        let _ = fs::remove_dir_all(&aside); // If this fails, the next restore removes it.
+        if is_there {
+            let _ = fs::create_dir(data_dir); // An empty one was there.
+        }
+    })?;
     sync_parent_dirs(data_dir).map_err(io("syncing the parent of", data_dir))?;
     Ok(restored)
 }
@@ -109,13 +125,14 @@ fn restore_aside(
     Ok(Restored { data_dir: settings.data_dir.clone(), cluster, statistics })
 }
 
-fn require_unused(data_dir: &Path) -> Result<(), RestoreError> {
+/// Refuses a directory with content. Returns whether there is one.
+fn require_unused(data_dir: &Path) -> Result<bool, RestoreError> {
     let path = data_dir.display().to_string();
     match fs::read_dir(data_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(RestoreError::Io { doing: "reading", path, error }),
         Ok(mut entries) => match entries.next() {
-            None => Ok(()),
+            None => Ok(true),
             Some(_) => Err(RestoreError::InUse { path }),
         },
     }

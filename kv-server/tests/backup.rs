@@ -89,8 +89,9 @@ async fn standalone_server_starts_from_its_backup_with_raised_revision() {
         assert!(text(&checked).contains(words), "{}", text(&checked));
     }
     let new = dir.path().join("new");
-    fs::create_dir(&new).unwrap();
-    let restored = run(&["--restore", &path, "--data-dir", &new.join("data").display().to_string()]);
+    fs::create_dir_all(new.join("data")).unwrap();
+    // An empty directory, with a separator at its end.
+    let restored = run(&["--restore", &path, "--data-dir", &format!("{}/", new.join("data").display())]);
     assert!(restored.status.success(), "{}", text(&restored));
     assert!(text(&restored).contains("100 keys"), "{}", text(&restored));
     let server = Server::standalone(&new);

@@ -40,6 +40,8 @@ impl KvStateMachine {
         let applied = LogId { term: applied.term.max(Term(1)), index: applied.index.max(LogIndex(1)) };
         self.rewrite_meta(|meta| {
             (meta.applied, meta.cluster) = (applied, restore.cluster);
+            // Clients of the old cluster may have later sessions than the backup. Their ids are not drawn again.
+            meta.last_client_id = meta.last_client_id.saturating_add(SESSIONS_BUMP);
             if restore.bump_revision > 0 {
                 meta.revision = meta.revision.saturating_add(restore.bump_revision);
                 meta.compacted = meta.revision;
@@ -94,6 +96,8 @@ impl Hashed<'_> {
     }
 }
 
+/// Number by which the id of the last session is raised.
+const SESSIONS_BUMP: u64 = 1 << 32;
 const DIGEST_BYTES: usize = 32;
 const BLOCK_BYTES: u64 = 512;
 

@@ -385,7 +385,6 @@ impl Batch<'_> {
             }
             KvOperation::ExpireLeases { ids, term } => {
                 if *term == id.term.0 {
-                    self.written.expired += ids.len() as u64;
                     self.expire(ids)?;
                 }
                 KvResult::Lease
@@ -499,7 +498,9 @@ impl Batch<'_> {
             let revoke = KvOperation::RevokeLease { id: *id };
             let (result, work) = self.execute_within(&revoke, REPLY_BYTES_MAX, left)?;
             match result {
-                Ok(_) | Err(KvRejection::NoLease { .. }) => {}
+                // The rest of its keys is deleted by a later command.
+                Ok(KvResult::LeaseEnding) | Err(KvRejection::NoLease { .. }) => {}
+                Ok(_) => self.written.expired += 1,
                 Err(rejection) => {
                     let why = format!("lease {id} cannot be expired: {rejection}");
                     return Err(StateMachineError::Other(why));

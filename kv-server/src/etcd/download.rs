@@ -4,8 +4,8 @@
 //! client asks for the rest of it: with `Range: bytes=N-` and the `ETag` of its first response in `If-Range` (RFC 9110, section 13.1.5).
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use super::{
     permissions::certificate_name,
     snapshot::{PIECES_MAX, Pieces, saved_bytes, until_stopped},
 };
+use crate::routing::RoutingManager;
 
 /// The copy that was downloaded last.
 #[derive(Default)]
@@ -35,7 +36,8 @@ struct Kept {
     /// Identifies the copy, as an entity tag without quotes.
     tag: String,
     copy: Arc<StoreSnapshot>,
-    until: Instant,
+    /// Number of downloads that were begun.
+    downloads: u64,
 }
 
 impl KeptCopy {
@@ -47,15 +49,21 @@ impl KeptCopy {
         self.lock().as_ref().filter(|kept| kept.tag == tag).map(|kept| kept.copy.clone())
     }
 
-    /// Keeps a copy in place of the previous one, for [`KEEP`] from now.
+    /// Keeps a copy in place of the previous one, and counts a download of it.
     fn keep(&self, tag: &str, copy: &Arc<StoreSnapshot>) {
-        let until = Instant::now() + KEEP;
-        *self.lock() = Some(Kept { tag: tag.to_owned(), copy: copy.clone(), until });
+        let mut kept = self.lock();
+        let downloads = kept.as_ref().filter(|kept| kept.tag == tag).map_or(0, |kept| kept.downloads);
+        *kept = Some(Kept { tag: tag.to_owned(), copy: copy.clone(), downloads: downloads + 1 });
     }
 
-    /// Gives the space of a copy back whose time is over.
-    fn expire(&self) {
-        self.lock().take_if(|kept| kept.until <= Instant::now());
+    /// Number of downloads of a copy; `None` if it is not kept.
+    fn downloads(&self, tag: &str) -> Option<u64> {
+        self.lock().as_ref().filter(|kept| kept.tag == tag).map(|kept| kept.downloads)
+    }
+
+    /// Gives the space of a copy back that has had no more downloads.
+    fn expire(&self, tag: &str, downloads: u64) {
+        self.lock().take_if(|kept| kept.tag == tag && kept.downloads == downloads);
     }
 
     fn clear(&self) {
@@ -94,18 +102,22 @@ async fn download(etcd: &Etcd, headers: &HeaderMap) -> Result<Response<Body>, St
         insert(response.headers_mut(), header::CONTENT_RANGE, format!("bytes */{bytes}"));
         return Ok(response);
     }
-    keep_for_a_while(etcd, &tag, &copy);
     let (sender, receiver) = mpsc::channel(PIECES_MAX);
     let message = |blob: Bytes, _| Ok::<_, Status>(Frame::data(blob));
     let mut out = Pieces::new(copy.size_bytes(), from, sender, message, Handle::current());
+    let failure = out.failure();
+    kept.keep(&tag, &copy);
+    let (router, own_tag) = (Arc::downgrade(&etcd.router), tag.clone());
     tokio::task::spawn_blocking(move || {
         let written = copy.write_to(&mut out).and_then(|()| out.end());
         if let Err(error) = written {
             tracing::warn!(%error, "a backup was not sent to its end; its client can resume it for {} s", KEEP.as_secs());
             out.fail(Status::unavailable(error.to_string()));
         }
+        drop((out, copy));
+        Handle::current().spawn(give_back(router, own_tag));
     });
-    let frames = until_stopped(receiver, etcd.stop.clone());
+    let frames = until_stopped(receiver, failure, etcd.stop.clone());
     let mut response = Response::new(Body::new(StreamBody::new(frames.boxed())));
     let all = response.headers_mut();
     insert(all, header::CONTENT_TYPE, "application/octet-stream".to_owned());
@@ -126,15 +138,13 @@ fn draw_tag() -> Result<String, Status> {
     Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
 }
 
-fn keep_for_a_while(etcd: &Etcd, tag: &str, copy: &Arc<StoreSnapshot>) {
-    etcd.router().kept_copy().keep(tag, copy);
-    let router = Arc::downgrade(&etcd.router);
-    tokio::spawn(async move {
-        tokio::time::sleep(KEEP).await;
-        if let Some(router) = router.upgrade() {
-            router.kept_copy().expire();
-        }
-    });
+/// Gives the space of a copy back, [`KEEP`] after a download of it has ended, unless another one has begun.
+async fn give_back(router: Weak<RoutingManager>, tag: String) {
+    let downloads = router.upgrade().and_then(|router| router.kept_copy().downloads(&tag));
+    tokio::time::sleep(KEEP).await;
+    if let (Some(router), Some(downloads)) = (router.upgrade(), downloads) {
+        router.kept_copy().expire(&tag, downloads);
+    }
 }
 
 /// Tag and position of a request for the rest of a download.
@@ -151,7 +161,7 @@ fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: String) {
     }
 }
 
-/// Time for which the copy that was downloaded last is kept. It keeps disk space that later changes would free.
+/// Time for which the copy that was downloaded last is kept after its download has ended. It keeps disk space that later changes would free.
 const KEEP: Duration = Duration::from_secs(300);
 
 #[cfg(test)]

@@ -134,22 +134,26 @@ async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
         return http::answer(etcd, request).await;
     }
     let message_bytes_max = etcd.limits.message_bytes();
-    let timeout = request.headers().get("grpc-timeout").and_then(|value| timeout_of(value.to_str().ok()?));
-    let call = call(etcd, request.map(Body::new));
-    let response = match timeout {
-        None => call.await,
-        Some(timeout) => match tokio::time::timeout(timeout, call).await {
-            Ok(response) => response,
-            Err(_) => error::deadline_exceeded().into_http(),
-        },
-    };
+    let response = call(etcd, request.map(Body::new)).await;
     in_words_of_etcd(until_written(response), message_bytes_max)
 }
 
 /// Calls the service of the request's path.
 pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
     let path = request.uri().path().to_owned();
-    measured(&path, dispatch(etcd, request, &path)).await
+    let timeout = request.headers().get("grpc-timeout").and_then(|value| timeout_of(value.to_str().ok()?));
+    let call = dispatch(etcd, request, &path);
+    // The timeout is inside, so that a call that takes too long is counted as such.
+    match timeout {
+        None => measured(&path, call).await,
+        Some(timeout) => {
+            let call = async {
+                let in_time = tokio::time::timeout(timeout, call).await;
+                in_time.unwrap_or_else(|_| error::deadline_exceeded().into_http())
+            };
+            measured(&path, call).await
+        }
+    }
 }
 
 async fn dispatch(etcd: Etcd, request: Request<Body>, path: &str) -> Response<Body> {

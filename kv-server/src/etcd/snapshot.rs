@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -28,6 +29,7 @@ pub(super) fn send(snapshot: StoreSnapshot, stop: channel::Receiver<bool>) -> An
         Ok(SnapshotResponse { header: None, remaining_bytes, blob, version: ETCD_VERSION.to_owned() })
     };
     let mut out = Pieces::new(snapshot.size_bytes(), 0, sender, message, Handle::current());
+    let failure = out.failure();
     tokio::task::spawn_blocking(move || {
         let written = snapshot.write_to(&mut out).and_then(|()| out.end());
         if let Err(error) = written {
@@ -36,18 +38,22 @@ pub(super) fn send(snapshot: StoreSnapshot, stop: channel::Receiver<bool>) -> An
             out.fail(Status::internal(format!("etcdserver: snapshot: {error}")));
         }
     });
-    Box::pin(until_stopped(receiver, stop))
+    Box::pin(until_stopped(receiver, failure, stop))
 }
 
 /// The messages of a channel, and an error when the server stops: the client must not treat the messages so far as the whole.
 pub(super) fn until_stopped<T: Send + 'static>(
     receiver: mpsc::Receiver<Result<T, Status>>,
+    failure: Failure,
     stop: channel::Receiver<bool>,
 ) -> impl Stream<Item = Result<T, Status>> + Send {
-    futures::stream::unfold(Some((receiver, stop)), |state| async move {
-        let (mut receiver, mut stop) = state?;
+    futures::stream::unfold(Some((receiver, failure, stop)), |state| async move {
+        let (mut receiver, failure, mut stop) = state?;
         tokio::select! {
-            piece = receiver.recv() => Some((piece?, Some((receiver, stop)))),
+            piece = receiver.recv() => match piece {
+                Some(piece) => Some((piece, Some((receiver, failure, stop)))),
+                None => failure.take().map(|status| (Err(status), None)),
+            },
             () = stopped(&mut stop) => Some((Err(error::stopped()), None)),
         }
     })
@@ -56,6 +62,20 @@ pub(super) fn until_stopped<T: Send + 'static>(
 /// Bytes of a copy with its padding and its checksum.
 pub(super) fn saved_bytes(size_bytes: u64) -> u64 {
     size_bytes.next_multiple_of(BLOCK_BYTES) + DIGEST_BYTES
+}
+
+/// The reason that the messages end before their end. It is not among the messages: a client that takes nothing leaves no room there.
+#[derive(Clone, Default)]
+pub(super) struct Failure(Arc<Mutex<Option<Status>>>);
+
+impl Failure {
+    fn take(&self) -> Option<Status> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn set(&self, status: Status) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
 }
 
 /// Divides written bytes into messages.
@@ -72,6 +92,7 @@ pub(super) struct Pieces<T> {
     skip: u64,
     /// Number of zeros at the end.
     padding: usize,
+    failure: Failure,
 }
 
 impl<T> Pieces<T> {
@@ -84,7 +105,17 @@ impl<T> Pieces<T> {
     ) -> Self {
         let left = size_bytes.next_multiple_of(BLOCK_BYTES);
         let padding = usize::try_from(left - size_bytes).unwrap_or_default();
-        Self { sender, message, runtime, buffer: BytesMut::new(), digest: Sha256::new(), left, skip, padding }
+        Self {
+            sender,
+            message,
+            runtime,
+            buffer: BytesMut::new(),
+            digest: Sha256::new(),
+            left,
+            skip,
+            padding,
+            failure: Failure::default(),
+        }
     }
 
     /// Sends the buffered bytes.
@@ -121,9 +152,14 @@ impl<T> Pieces<T> {
         self.send(Bytes::copy_from_slice(&digest))
     }
 
-    /// Ends the messages with an error, if the client is still there.
+    /// Where the reason is found if the messages end before their end.
+    pub(super) fn failure(&self) -> Failure {
+        self.failure.clone()
+    }
+
+    /// Ends the messages with an error.
     pub(super) fn fail(&self, status: Status) {
-        let _ = self.sender.try_send(Err(status));
+        self.failure.set(status);
     }
 }
 

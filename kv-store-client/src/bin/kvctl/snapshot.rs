@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, IsTerminal, Read, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process,
     time::{Duration, Instant},
@@ -55,6 +56,9 @@ pub(crate) async fn execute(
     match command {
         Command::Save { file } => {
             let bytes = save(config, endpoints, file).await?;
+            if io::stderr().is_terminal() {
+                let _ = write!(io::stderr(), "\r\x1b[K"); // The line of the progress.
+            }
             let path = file.display().to_string();
             show.either(
                 &format!("saved {bytes} bytes to {path}"),
@@ -91,7 +95,13 @@ async fn save(config: &ClientConfig, endpoints: &[Endpoint], file: &Path) -> Res
     let part = PathBuf::from(part);
     let local =
         |doing: &str, error: &io::Error| Failure::File(format!("{doing} {}: {error}", part.display()));
-    let opened = File::options().read(true).write(true).create(true).truncate(true).open(&part);
+    if part.exists() {
+        // An earlier one was interrupted. It is of no use without the server's copy.
+        fs::remove_file(&part).map_err(|error| local("cannot remove", &error))?;
+    }
+    // It has the hashes of passwords, and the key that signs tokens.
+    let opened = File::options().read(true).write(true).create_new(true).mode(0o600).open(&part);
+    let _unfinished = Unfinished(part.clone());
     let mut download = Download {
         file: opened.map_err(|error| local("cannot create", &error))?,
         tag: String::new(),
@@ -116,8 +126,16 @@ async fn save(config: &ClientConfig, endpoints: &[Endpoint], file: &Path) -> Res
             Err(Interruption::Connection(why)) => failures.push(format!("{endpoint}: {why}")),
         }
     }
-    let _ = fs::remove_file(&part); // It is of no use without the server's copy.
     Err(Failure::Unavailable(format!("no server sent a whole backup: {}", failures.join("; "))))
+}
+
+/// A file that is removed, unless it was renamed.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// Why a download ends before its end.
@@ -137,12 +155,18 @@ async fn download_from(
     download: &mut Download,
 ) -> Result<(), Interruption> {
     download.tag.clear(); // Other servers do not have this copy.
+    let mut restarts = 0;
     loop {
         let before = (download.bytes, download.tag.clone());
         match attempt(config, endpoint, download).await {
-            Err(Interruption::Connection(_))
-                if !download.tag.is_empty() && (download.bytes, &download.tag) != (before.0, &before.1) =>
-            {
+            Err(Interruption::Connection(why)) => {
+                let is_same = download.tag == before.1;
+                restarts += u32::from(!is_same);
+                // A copy that the server has given up is downloaded from its start again, but not for ever.
+                let goes_on = if is_same { download.bytes > before.0 } else { restarts <= RESTARTS_MAX };
+                if download.tag.is_empty() || !goes_on {
+                    return Err(Interruption::Connection(why));
+                }
                 tokio::time::sleep(RETRY).await;
             }
             outcome => return outcome,
@@ -216,7 +240,10 @@ fn refusal(status: StatusCode, answer: &serde_json::Value) -> Interruption {
     let why = answer["message"].as_str().map_or_else(|| status.to_string(), str::to_owned);
     match status {
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => Interruption::Connection(why),
-        _ => Interruption::Refused(why),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
+            Interruption::Refused(why)
+        }
+        _ => Interruption::Connection(why),
     }
 }
 
@@ -241,7 +268,7 @@ impl Download {
             StatusCode::PARTIAL_CONTENT if text(header::ETAG) == self.tag => return Ok(()),
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => {
-                return Err(Interruption::Refused("it serves no backups over HTTP".to_owned()));
+                return Err(Interruption::Connection("it serves no backups over HTTP".to_owned()));
             }
             status => return Err(refusal(status, &serde_json::Value::Null)),
         }
@@ -289,5 +316,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Maximum time without a byte.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_millis(500);
+/// Copies of one server that are begun, besides the first.
+const RESTARTS_MAX: u32 = 3;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const DIGEST_BYTES: u64 = 32;

@@ -48,7 +48,7 @@ fn node_tls(authority: &Authority, folder: &Path, is_node: bool, plain: PlainCon
     settings.identity = Some(Identity::new(file("crt"), file("key")));
     settings.ca_file = Some(file("ca"));
     settings.client_certificates = ClientCertificates::Required;
-    settings.allowed = AllowedNames { node_usage: true, ..AllowedNames::default() };
+    settings.allowed = AllowedNames { node_usage: is_node, ..AllowedNames::default() };
     settings.plain = plain;
     Tls::load(settings).unwrap()
 }

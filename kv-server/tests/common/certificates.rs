@@ -20,7 +20,8 @@ impl Certificates {
     /// Makes an authority in a folder, and the certificates of a node and of the client `alice`.
     pub fn make(dir: impl Into<PathBuf>) -> Self {
         let own = Self { dir: dir.into() };
-        own.kvctl(&["init"]);
+        // Authorities of one name, so that only the key tells them apart.
+        own.kvctl(&["init", "--name", "authority"]);
         own.kvctl(&["node", "node", "--host", "127.0.0.1,localhost"]);
         own.kvctl(&["client", "alice"]);
         own

@@ -179,7 +179,7 @@ impl ServerCertVerifier for AllowedServers {
     }
 }
 
-/// Accepts any server. Its signature is checked, so that the connection is encrypted for whoever has the key.
+/// Accepts any server. Its signature is checked, so that only the owner of the certificate's key can read the connection.
 #[derive(Debug)]
 pub(crate) struct AnyServer(pub(crate) Arc<CryptoProvider>);
 

@@ -23,6 +23,8 @@ mod founding;
 mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(test)]
+mod generated_tables;
 mod identity;
 mod leaderless;
 mod measure;

@@ -20,7 +20,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use metrics::{Counter, gauge};
+use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
@@ -100,10 +100,6 @@ impl Drop for OpenConnection {
 pub(crate) fn health_checked(is_healthy: bool) {
     let name = if is_healthy { "etcd_server_health_success" } else { "etcd_server_health_failures" };
     metrics::counter!(name).increment(1);
-}
-
-fn no_counter() -> Counter {
-    Counter::noop()
 }
 
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use consensus_core::{ClusterId, Member, MemberKind, StorageError};
+use consensus_core::{ClusterId, LogId, Member, MemberKind, NodeId, StorageError};
 use consensus_engine_raft::recover::{found_cluster_on_state, new_cluster_id};
 use consensus_storage_dir::sync_parent_dirs;
 use kv_state_machine::{Durability, KvStateMachine, Restore, StoreStatistics};
@@ -102,8 +102,7 @@ fn restore_aside(
     backup: &Path,
     aside: &Path,
 ) -> Result<Restored, RestoreError> {
-    let unreadable = |error| RestoreError::Backup { path: backup.display().to_string(), error };
-    let mut file = BufReader::with_capacity(READ_BYTES, File::open(backup).map_err(unreadable)?);
+    let file = open(backup)?;
     let (mode, durability) = match own {
         Some(_) => (Mode::Replicated, Durability::FromLog),
         None => (Mode::Standalone, Durability::EachBatch),
@@ -111,18 +110,37 @@ fn restore_aside(
     mode::claim(aside, mode, LOG, STATE)?;
     let cluster = own.as_ref().map(|_| new_cluster_id());
     let machine = KvStateMachine::open(&aside.join(STATE), settings.node, durability)?;
-    let mut machine = machine.with_reserve(settings.limits.disk_reserve);
+    let machine = machine.with_reserve(settings.limits.disk_reserve);
     let wanted =
         Restore { cluster: cluster.unwrap_or(ClusterId::NONE), bump_revision: settings.once.bump_revision };
-    let refused = |why: String| RestoreError::Refused { backup: backup.display().to_string(), why };
-    let applied = machine.restore_backup(&mut file, wanted).map_err(|error| refused(error.to_string()))?;
-    let statistics = machine.executor().statistics().map_err(|error| refused(error.to_string()))?;
-    drop(machine);
+    let (applied, statistics) = read_into(machine, file, backup, wanted)?;
     if let (Some(own), Some(cluster)) = (own, cluster) {
         let log = node::open_log_in(settings, aside)?;
         found_cluster_on_state(&*log, settings.node, own, applied, cluster)?;
     }
     Ok(Restored { data_dir: settings.data_dir.clone(), cluster, statistics })
+}
+
+fn open(backup: &Path) -> Result<File, RestoreError> {
+    File::open(backup).map_err(|error| RestoreError::Backup { path: backup.display().to_string(), error })
+}
+
+/// Reads a backup into a new store, and closes it. Returns the last entry that the store reflects, and what it has.
+fn read_into(
+    mut machine: KvStateMachine,
+    file: File,
+    backup: &Path,
+    wanted: Restore,
+) -> Result<(LogId, StoreStatistics), RestoreError> {
+    let mut file = BufReader::with_capacity(READ_BYTES, file);
+    let read = machine.restore_backup(&mut file, wanted).and_then(|applied| {
+        let statistics = machine.executor().statistics()?;
+        Ok((applied, statistics))
+    });
+    read.map_err(|error| RestoreError::Refused {
+        backup: backup.display().to_string(),
+        why: error.to_string(),
+    })
 }
 
 /// Refuses a directory with content. Returns whether there is one.
@@ -171,15 +189,12 @@ pub(crate) fn describe(settings: &Settings, restored: &Restored) -> String {
 /// Describes a backup without restoring it: it is read into a scratch directory, which needs as much room as the backup.
 pub(crate) fn describe_backup(backup: &Path) -> Result<String, RestoreError> {
     let unreadable = |error| RestoreError::Backup { path: backup.display().to_string(), error };
-    let mut file = BufReader::with_capacity(READ_BYTES, File::open(backup).map_err(unreadable)?);
-    let bytes = file.get_ref().metadata().map_err(unreadable)?.len();
+    let file = open(backup)?;
+    let bytes = file.metadata().map_err(unreadable)?.len();
     let scratch = tempfile::tempdir().map_err(unreadable)?;
-    let mut machine =
-        KvStateMachine::open(&scratch.path().join(STATE), consensus_core::NodeId(0), Durability::FromLog)?;
-    let refused = |why: String| RestoreError::Refused { backup: backup.display().to_string(), why };
-    machine.restore_backup(&mut file, Restore::default()).map_err(|error| refused(error.to_string()))?;
-    let StoreStatistics { revision, compacted, keys, leases, .. } =
-        machine.executor().statistics().map_err(|error| refused(error.to_string()))?;
+    let machine = KvStateMachine::open(&scratch.path().join(STATE), NodeId(0), Durability::FromLog)?;
+    let (_, StoreStatistics { revision, compacted, keys, leases, .. }) =
+        read_into(machine, file, backup, Restore::default())?;
     Ok(format!(
         "{}: complete, {bytes} bytes\nrevision {revision}, compacted {compacted}, {keys} keys, {leases} leases",
         backup.display()

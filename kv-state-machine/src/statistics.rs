@@ -1,6 +1,10 @@
 //! Numbers that describe a store at a moment, for metrics.
 
-use crate::{KvStoreExecutor, store::Published, view::Failure};
+use crate::{
+    KvStoreExecutor,
+    store::{MEMTABLE_BYTES, Published, TABLE_BYTES},
+    view::Failure,
+};
 
 /// Numbers that describe a store. They are read from memory, one after another: changes may happen in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,10 +66,7 @@ impl KvStoreExecutor {
         let generation = store.current();
         let Published { meta, segments, deletions } = generation.published();
         let watches = store.dispatcher().counts();
-        let property = |name: &str| -> Result<u64, Failure> {
-            let value = generation.db().property_int_value(name).map_err(crate::view::disk)?;
-            Ok(value.unwrap_or(0))
-        };
+        let property = |name| generation.property(name);
         Ok(StoreStatistics {
             revision: meta.revision,
             compacted: meta.compacted,
@@ -76,8 +77,8 @@ impl KvStoreExecutor {
             watches_behind: watches.watches.saturating_sub(watches.current) as u64,
             range_deletions: deletions.len() as u64,
             rocksdb: RocksDbStatistics {
-                table_bytes: property("rocksdb.total-sst-files-size")?,
-                memtable_bytes: property("rocksdb.cur-size-all-mem-tables")?,
+                table_bytes: property(TABLE_BYTES)?,
+                memtable_bytes: property(MEMTABLE_BYTES)?,
                 cache_bytes: property("rocksdb.block-cache-usage")?,
                 reader_bytes: property("rocksdb.estimate-table-readers-mem")?,
                 pending_compaction_bytes: property("rocksdb.estimate-pending-compaction-bytes")?,

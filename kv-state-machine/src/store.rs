@@ -62,6 +62,9 @@ impl Default for Meta {
     }
 }
 
+/// Properties of RocksDB: bytes of tables on disk, and of memtables.
+pub(crate) const TABLE_BYTES: &str = "rocksdb.total-sst-files-size";
+pub(crate) const MEMTABLE_BYTES: &str = "rocksdb.cur-size-all-mem-tables";
 pub(crate) const META_VERSION: u8 = 1;
 
 /// Shared by the state machine, its readers and its snapshots.
@@ -194,10 +197,12 @@ impl Generation {
 
     /// Bytes of the database on disk and in memtables.
     pub(crate) fn disk_bytes(&self) -> Result<u64, Failure> {
-        let bytes = |name: &str| self.db().property_int_value(name).map_err(crate::view::disk);
-        let (tables, memory) =
-            (bytes("rocksdb.total-sst-files-size")?, bytes("rocksdb.cur-size-all-mem-tables")?);
-        Ok(tables.unwrap_or(0) + memory.unwrap_or(0))
+        Ok(self.property(TABLE_BYTES)? + self.property(MEMTABLE_BYTES)?)
+    }
+
+    /// A number of RocksDB; 0 if it has none of this name.
+    pub(crate) fn property(&self, name: &str) -> Result<u64, Failure> {
+        Ok(self.db().property_int_value(name).map_err(crate::view::disk)?.unwrap_or(0))
     }
 
     /// Metadata as of the last batch.

@@ -48,7 +48,7 @@ pub struct ClientConfig {
     /// Whether an operation is repeated until its time limit if all endpoints refuse connections, for example
     /// while servers restart. `false`: it fails immediately. Default `true`.
     pub wait_for_servers: bool,
-    /// User as whom the client logs in on each connection. Default `None`: it does not log in.
+    /// User and password with which the client logs in on each connection. Default `None`: it does not log in.
     pub credentials: Option<Credentials>,
     /// TLS of the connections. `None`, the default: they are plain.
     pub tls: Option<Tls>,

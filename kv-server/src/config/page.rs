@@ -66,27 +66,12 @@ fn row(arg: &Arg) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const UPDATE: &str = "UPDATE_CONFIGURATION_PAGE";
-    const BEGIN: &str = "<!-- settings: begin -->\n";
-    const END: &str = "<!-- settings: end -->\n";
+    use crate::generated_tables;
 
     #[test]
     fn configuration_page_has_the_table_of_the_definitions() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
-        let page = std::fs::read_to_string(path).unwrap();
-        let (before, rest) = page.split_once(BEGIN).expect("the mark where the table begins");
-        let (found, after) = rest.split_once(END).expect("the mark where the table ends");
-        let table = table();
-        if std::env::var_os(UPDATE).is_some() {
-            std::fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
-            return;
-        }
-        assert!(
-            found == table,
-            "the table of docs/configuration.md is not that of the definitions; renew it with\n\
-             {UPDATE}=1 cargo test -p kv-server --lib configuration_page\n\n{table}"
-        );
+        let update = "UPDATE_CONFIGURATION_PAGE";
+        generated_tables::check("configuration.md", "settings", &table(), update, "configuration_page");
     }
 
     #[test]

@@ -144,16 +144,16 @@ pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
     let timeout = request.headers().get("grpc-timeout").and_then(|value| timeout_of(value.to_str().ok()?));
     let call = dispatch(etcd, request, &path);
     // The timeout is inside, so that a call that takes too long is counted as such.
-    match timeout {
-        None => measured(&path, call).await,
-        Some(timeout) => {
-            let call = async {
+    let call = async {
+        match timeout {
+            None => call.await,
+            Some(timeout) => {
                 let in_time = tokio::time::timeout(timeout, call).await;
                 in_time.unwrap_or_else(|_| error::deadline_exceeded().into_http())
-            };
-            measured(&path, call).await
+            }
         }
-    }
+    };
+    measured(&path, call).await
 }
 
 async fn dispatch(etcd: Etcd, request: Request<Body>, path: &str) -> Response<Body> {

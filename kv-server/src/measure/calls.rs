@@ -16,7 +16,7 @@ use hyper::{
 use metrics::{Counter, Histogram, counter, histogram};
 use tonic::{Code, Status, body::Body};
 
-use super::{Level, no_counter};
+use super::Level;
 use crate::etcd::descriptors;
 
 /// Metrics of one method.
@@ -59,12 +59,12 @@ fn path(method: &prost_reflect::MethodDescriptor) -> String {
 
 /// Counter of the bytes received over HTTP.
 pub(crate) fn received_bytes() -> Counter {
-    REGISTERED.get().map_or_else(no_counter, |registered| registered.received_bytes.clone())
+    REGISTERED.get().map_or_else(Counter::noop, |registered| registered.received_bytes.clone())
 }
 
 /// Counter of the bytes sent over HTTP.
 pub(crate) fn sent_bytes() -> Counter {
-    REGISTERED.get().map_or_else(no_counter, |registered| registered.sent_bytes.clone())
+    REGISTERED.get().map_or_else(Counter::noop, |registered| registered.sent_bytes.clone())
 }
 
 impl Method {

@@ -4,6 +4,7 @@ use super::{
     names::{COUNTED, EtcdName, Kind},
     node::NODE,
 };
+use crate::generated_tables;
 
 fn kind(kind: Kind) -> &'static str {
     match kind {
@@ -33,24 +34,7 @@ fn table() -> String {
     table
 }
 
-const UPDATE: &str = "UPDATE_METRICS_PAGE";
-const BEGIN: &str = "<!-- metrics: begin -->\n";
-const END: &str = "<!-- metrics: end -->\n";
-
 #[test]
 fn metrics_page_has_the_tables_of_the_definitions() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
-    let page = std::fs::read_to_string(path).unwrap();
-    let (before, rest) = page.split_once(BEGIN).expect("the mark where the tables begin");
-    let (found, after) = rest.split_once(END).expect("the mark where the tables end");
-    let table = table();
-    if std::env::var_os(UPDATE).is_some() {
-        std::fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
-        return;
-    }
-    assert!(
-        found == table,
-        "the tables of docs/metrics.md are not those of the definitions; renew them with\n\
-         {UPDATE}=1 cargo test -p kv-server --lib metrics_page\n\n{table}"
-    );
+    generated_tables::check("metrics.md", "metrics", &table(), "UPDATE_METRICS_PAGE", "metrics_page");
 }

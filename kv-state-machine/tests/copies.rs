@@ -57,11 +57,12 @@ async fn copy_of_store_under_load_restores_one_revision() {
     for round in 0..5 {
         let before = database.revision().unwrap();
         let copy = database.snapshot().await.unwrap();
-        let after = database.revision().unwrap();
+        // A copy may hold a command that is written and not yet visible to reads; never one that is proposed later.
+        let later = database.execute_operation(put("later", "")).await.unwrap().revision;
         let machine = restored(&copy, &dir.path().join(format!("copy-{round}")));
-        let range = Range { key: "\0".into(), range_end: Some("\0".into()), ..Range::default() };
+        let range = Range { key: "a".into(), range_end: Some("c".into()), ..Range::default() };
         let answer = machine.executor().read(&KvOperation::Range(range)).unwrap().unwrap();
-        assert!((before..=after).contains(&answer.revision), "{before} to {after}: {}", answer.revision);
+        assert!((before..later).contains(&answer.revision), "{before} to {later}: {}", answer.revision);
         let KvResult::Range(found) = answer.result else { panic!() };
         let values: Vec<_> = found.kvs.iter().map(|kv| (&kv.value, kv.mod_revision)).collect();
         assert!(values.is_empty() || values.len() == 2 && values[0] == values[1], "{values:?}");

@@ -1,5 +1,7 @@
 //! Requests between nodes, beside those of clients: requests that only the leader can execute.
 
+mod seals;
+
 use bytes::Bytes;
 use consensus_core::{Endpoint, Member, NodeId, codec};
 use kv_state_machine::{
@@ -8,11 +10,10 @@ use kv_state_machine::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{
-    auth::{self, Seal},
-    cluster::ClusterManager,
-    members,
-};
+use crate::{cluster::ClusterManager, members};
+
+use self::seals::SealError;
+pub(crate) use self::seals::{Challenge, Channel, Sealer};
 
 /// A request, and who made it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,37 +25,50 @@ pub(crate) struct FromNode {
 
 impl FromNode {
     /// Encodes the request, with a seal if authentication is enabled as far as this node knows.
-    pub(crate) fn encode(&self, auth: &AuthState) -> Vec<u8> {
+    pub(crate) fn encode(&self, auth: &AuthState, sealer: &Sealer) -> Vec<u8> {
         let mut bytes = encode(self);
-        let seal = if auth.is_enabled() { auth::seal(auth.secret(), &bytes) } else { None };
-        bytes.extend_from_slice(seal.as_ref().map_or(&[], |seal| &seal[..]));
+        let seal = if auth.is_enabled() { sealer.seal(auth.secret(), &bytes) } else { None };
+        if let Some((number, seal)) = seal {
+            bytes.extend_from_slice(&number.to_be_bytes());
+            bytes.extend_from_slice(&seal);
+        }
         bytes.push(if seal.is_some() { SEALED } else { UNSEALED });
         bytes
     }
 
-    /// Decodes a request. The caller of a request without a valid seal is [`Caller::Anonymous`], whatever the request says:
-    /// authentication may be enabled between now and the time at which the request is executed.
+    /// Decodes a request to the node `own`. The caller of a request without a valid seal is [`Caller::Anonymous`], whatever the
+    /// request says: authentication may be enabled between now and the time at which the request is executed.
     ///
     /// # Errors
-    /// It is no request, or authentication is enabled and no node of this cluster has sealed it.
-    pub(crate) fn decode(bytes: &[u8], auth: &AuthState) -> Result<Self, String> {
-        let (request, seal) = match bytes.split_last() {
-            Some((&UNSEALED, request)) => (request, None),
+    /// It is no request, it was received before, or authentication is enabled and no node of this cluster has sealed it.
+    pub(crate) fn decode(
+        bytes: &[u8],
+        auth: &AuthState,
+        own: NodeId,
+        channel: &Channel,
+    ) -> Result<Self, String> {
+        let (request, sealed) = match bytes.split_last() {
+            Some((&UNSEALED, request)) => (request, Err(SealError::Wrong)),
             Some((&SEALED, rest)) => {
-                let (request, seal) =
-                    rest.split_last_chunk().ok_or("the request between nodes is too short")?;
-                (request, Some(seal))
+                let parts = rest.split_last_chunk().and_then(|(rest, seal)| {
+                    let (request, number) = rest.split_last_chunk()?;
+                    Some((request, u64::from_be_bytes(*number), seal))
+                });
+                let (request, number, seal) = parts.ok_or("the request between nodes is too short")?;
+                (request, channel.receive(own, auth.secret(), request, (number, seal)))
             }
             _ => return Err("it is no request between nodes".to_owned()),
         };
-        let is_sealed = seal.is_some_and(|seal: &Seal| auth::is_sealed(auth.secret(), request, seal));
-        if auth.is_enabled() && !is_sealed {
-            return Err("the request was not made by a node of this cluster that knows that authentication is enabled; \
-                        clients cannot call between_nodes"
-                .to_owned());
+        match sealed {
+            Ok(()) => decode(request),
+            Err(SealError::Wrong) if !auth.is_enabled() => {
+                Ok(Self { caller: Caller::Anonymous, ..decode(request)? })
+            }
+            Err(why) => Err(format!(
+                "the request was not made by a node of this cluster that knows that authentication is enabled ({why}); \
+                 clients cannot call between_nodes"
+            )),
         }
-        let decoded: Self = decode(request)?;
-        Ok(if is_sealed { decoded } else { Self { caller: Caller::Anonymous, ..decoded } })
     }
 
     /// Whether a request claims to have a seal.
@@ -63,6 +77,9 @@ impl FromNode {
     }
 }
 
+/// The message by which a node asks another one for the challenge of their connection.
+pub(crate) const CHALLENGE_REQUEST: &[u8] = &[ASKS_FOR_CHALLENGE];
+const ASKS_FOR_CHALLENGE: u8 = 2;
 const UNSEALED: u8 = 0;
 const SEALED: u8 = 1;
 
@@ -284,27 +301,59 @@ mod tests {
         auth
     }
 
+    const NODE: NodeId = NodeId(1);
+
+    fn connection() -> (Sealer, Channel) {
+        let channel = Channel::default();
+        (Sealer::new(NODE, channel.challenge().unwrap()), channel)
+    }
+
     #[test]
     fn request_is_taken_from_nodes_with_the_same_key_only() {
+        let (sealer, channel) = connection();
         let request = NodeRequest::KeepAlive { id: 7 };
         let request = FromNode { caller: Caller::Server, request };
-        let sealed = request.encode(&auth(true, 1));
-        assert_eq!(FromNode::decode(&sealed, &auth(true, 1)), Ok(request.clone()));
-        assert!(FromNode::decode(&sealed, &auth(true, 2)).is_err(), "the key of another cluster");
-        let mut unsealed = request.encode(&auth(false, 0));
-        assert!(FromNode::decode(&unsealed, &auth(true, 1)).is_err(), "a client made it");
-        let anonymous = FromNode { caller: Caller::Anonymous, ..request };
-        assert_eq!(FromNode::decode(&unsealed, &auth(false, 0)), Ok(anonymous.clone()), "anybody may say so");
-        assert_eq!(FromNode::decode(&sealed, &auth(false, 0)), Ok(anonymous), "the key is not known yet");
-        unsealed.pop();
-        unsealed.extend_from_slice(&[0; 32]);
-        unsealed.push(SEALED);
-        assert!(FromNode::decode(&unsealed, &auth(true, 1)).is_err());
+        let decode = |bytes: &[u8], auth: &AuthState| FromNode::decode(bytes, auth, NODE, &channel);
+        let sealed = request.encode(&auth(true, 1), &sealer);
         for at in 0..sealed.len() {
             let mut changed = sealed.clone();
-            changed[at] ^= 2;
-            assert!(FromNode::decode(&changed, &auth(true, 1)).is_err(), "byte {at}");
+            changed[at] ^= 4;
+            assert!(decode(&changed, &auth(true, 1)).is_err(), "byte {at}");
         }
+        assert!(decode(&sealed, &auth(true, 2)).is_err(), "the key of another cluster");
+        assert_eq!(decode(&sealed, &auth(true, 1)), Ok(request.clone()));
+        let mut unsealed = request.encode(&auth(false, 0), &sealer);
+        assert!(decode(&unsealed, &auth(true, 1)).is_err(), "a client made it");
+        let anonymous = FromNode { caller: Caller::Anonymous, ..request };
+        assert_eq!(decode(&unsealed, &auth(false, 0)), Ok(anonymous.clone()), "anybody may say so");
+        assert_eq!(decode(&sealed, &auth(false, 0)), Ok(anonymous), "the key is not known yet");
+        unsealed.pop();
+        unsealed.extend_from_slice(&[0; 40]);
+        unsealed.push(SEALED);
+        assert!(decode(&unsealed, &auth(true, 1)).is_err());
+        assert!(decode(&[SEALED], &auth(true, 1)).is_err());
+    }
+
+    #[test]
+    fn recorded_request_is_refused_when_it_is_sent_again() {
+        let (sealer, channel) = connection();
+        let request = FromNode { caller: Caller::Server, request: NodeRequest::KeepAlive { id: 7 } };
+        let sealed = request.encode(&auth(true, 1), &sealer);
+        let decode = |own: NodeId, channel: &Channel| FromNode::decode(&sealed, &auth(true, 1), own, channel);
+        assert!(decode(NODE, &connection().1).is_err(), "on another connection");
+        assert!(decode(NodeId(2), &channel).is_err(), "to another node");
+        assert_eq!(decode(NODE, &channel), Ok(request));
+        let again = decode(NODE, &channel).unwrap_err();
+        assert!(again.contains("received before"), "{again}");
+    }
+
+    #[test]
+    fn message_of_another_version_is_refused_with_both_versions() {
+        let request = FromNode { caller: Caller::Server, request: NodeRequest::KeepAlive { id: 7 } };
+        let mut bytes = encode(&request);
+        bytes[0] = VERSION + 1;
+        let why = decode::<FromNode>(&bytes).unwrap_err();
+        assert_eq!(why, "message between nodes has format version 2, this program reads version 1");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use crate::{
     answers::Room,
     auth::{self, LoginError, Passwords},
-    between::{self, FromNode, NodeAnswer, NodeFault, NodeRequest},
+    between::{self, Channel, FromNode, NodeAnswer, NodeFault, NodeRequest, Sealer},
     cluster::{ClusterManager, number},
     config::Routing,
     convert,
@@ -121,6 +121,32 @@ impl RoutingManager {
         if is_admins { outcome.map_err(convert::admins_fault) } else { outcome }
     }
 
+    /// Executes a request of another node, which was received on a connection.
+    pub(crate) async fn execute_for_node(
+        &self,
+        channel: &Channel,
+        bytes: &[u8],
+        may_forward: bool,
+        room: &mut Room,
+    ) -> Result<Reply, Fault> {
+        let executed = async {
+            let unavailable = |why: String| convert::unavailable(why, false);
+            if bytes == between::CHALLENGE_REQUEST {
+                let challenge = channel.challenge().map_err(|error| unavailable(error.to_string()))?;
+                return Ok(Reply::BetweenNodes(between::encode(&challenge)));
+            }
+            let mut auth = self.database.auth();
+            if FromNode::claims_seal(bytes) && !auth.is_enabled() {
+                // The node that sealed it has applied more than this one.
+                auth = self.database.current_auth().await.map_err(convert::fault)?;
+            }
+            let request = FromNode::decode(bytes, &auth, self.node, channel).map_err(unavailable)?;
+            let caller = Caller::Anonymous; // The request says who the caller is.
+            self.route(&caller, &Request::OfNode(request), None, may_forward, room).await
+        };
+        executed.await.map_err(convert::admins_fault)
+    }
+
     async fn execute_anywhere(
         &self,
         caller: &Caller,
@@ -133,15 +159,6 @@ impl RoutingManager {
             Call::Hash => return self.hash(caller).await,
             Call::Auth => return self.auth(caller).await,
             Call::ChangeAuth(change) => return self.change_auth(caller, change.clone(), room).await,
-            Call::BetweenNodes(bytes) => {
-                let mut auth = self.database.auth();
-                if FromNode::claims_seal(bytes) && !auth.is_enabled() {
-                    // The node that sealed it has applied more than this one.
-                    auth = self.database.current_auth().await.map_err(convert::fault)?;
-                }
-                let request = FromNode::decode(bytes, &auth);
-                Request::OfNode(request.map_err(|why| convert::unavailable(why, false))?)
-            }
             call => request(call.clone(), self.sessions_max)?,
         };
         let reply = self.route(caller, &request, Some(call), may_forward, room).await?;
@@ -185,7 +202,7 @@ impl RoutingManager {
                     room.reserve(request.answer_bytes_max()).await;
                     let transfer_to =
                         if let Some(Call::TransferLeader(to)) = &call { Some(*to) } else { None };
-                    let call = self.forwarded(caller, request, call)?;
+                    let call = |sealer: &Sealer| self.forwarded(caller, request, call, sealer);
                     return self
                         .to_leader
                         .forward(cluster, self.security.forwarding(), leader, call, transfer_to)
@@ -198,14 +215,20 @@ impl RoutingManager {
     }
 
     /// The call by which the leader executes a request. While authentication is enabled, it names the caller.
-    fn forwarded(&self, caller: &Caller, request: &Request, call: Option<Call>) -> Result<Call, Fault> {
+    fn forwarded(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        call: Option<Call>,
+        sealer: &Sealer,
+    ) -> Result<Call, Fault> {
         let auth = self.database.auth();
         match (request, call) {
-            (Request::OfNode(request), _) => Ok(Call::BetweenNodes(request.encode(&auth))),
+            (Request::OfNode(request), _) => Ok(Call::BetweenNodes(request.encode(&auth, sealer))),
             (_, Some(call)) if auth.is_enabled() => {
                 let frame = call.encode(0).map_err(|error| convert::invalid(framing::error_text(&error)))?;
                 let request = FromNode { caller: caller.clone(), request: NodeRequest::Call(frame) };
-                Ok(Call::BetweenNodes(request.encode(&auth)))
+                Ok(Call::BetweenNodes(request.encode(&auth, sealer)))
             }
             (_, Some(call)) => Ok(call),
             (_, None) => {
@@ -591,7 +614,6 @@ fn is_admins_call(call: &Call) -> bool {
             | Call::DisarmAlarm(_)
             | Call::ChangeAuth(_)
             | Call::Auth
-            | Call::BetweenNodes(_)
     )
 }
 

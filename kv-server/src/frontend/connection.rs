@@ -34,6 +34,7 @@ use tokio_util::codec::FramedRead;
 use super::stopped;
 use crate::{
     answers::{ConnectionBudget, Room},
+    between::Channel,
     measure::{self, ThriftMeasures},
     polls::ConnectionPolls,
     routing::RoutingManager,
@@ -109,6 +110,8 @@ pub(super) struct ConnectionCaller {
     logged_in: Arc<OnceLock<Mutex<Caller>>>,
     is_node: Arc<AtomicBool>,
     certificate_name: Option<Arc<str>>,
+    /// For the requests of another node.
+    channel: Arc<Channel>,
 }
 
 impl ConnectionCaller {
@@ -164,6 +167,9 @@ pub(super) async fn answer(
         Ok(Call::NoForwarding(expected)) => caller.identify(router, &expected),
         // On the heap, so that other calls take no room for it.
         Ok(Call::Watch(request)) => Box::pin(polls.poll(router, &caller.get(router), request, room)).await,
+        Ok(Call::BetweenNodes(bytes)) => {
+            Box::pin(router.execute_for_node(&caller.channel, &bytes, may_forward, room)).await
+        }
         Ok(call) => router.execute(&caller.get(router), call, may_forward, room).await,
         Err(fault) => Err(fault),
     };

@@ -12,6 +12,7 @@ use kv_store_client::{
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
+    between::{self, Challenge, Sealer},
     cluster::{ClusterManager, number},
     convert, identity,
 };
@@ -22,10 +23,16 @@ pub(super) struct LeaderConnection(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// The node that answers over the connection.
-    current: Option<(NodeId, Arc<Connection>)>,
+    current: Option<Arc<Leader>>,
     /// The wrong server at the leader's endpoint that was logged last; `None` when the right one was there since.
     logged: Option<String>,
+}
+
+/// A connection to the node that leads.
+struct Leader {
+    node: NodeId,
+    connection: Connection,
+    sealer: Sealer,
 }
 
 /// Why there is no connection to the leader.
@@ -46,11 +53,12 @@ impl LeaderConnection {
         cluster: &ClusterManager,
         tls: Option<&Tls>,
         leader: NodeId,
-        call: Call,
+        call: impl FnOnce(&Sealer) -> Result<Call, Fault>,
         transfer_to: Option<i64>,
     ) -> Result<Reply, Fault> {
-        let connection = self.connection_to(cluster, tls, leader).await?;
-        let mut called = std::pin::pin!(timeout(FORWARD_TIMEOUT, connection.call(call)));
+        let current = self.connection_to(cluster, tls, leader).await?;
+        let call = call(&current.sealer)?;
+        let mut called = std::pin::pin!(timeout(FORWARD_TIMEOUT, current.connection.call(call)));
         let answer = tokio::select! {
             answer = &mut called => answer,
             successor = cluster.superseded(leader) => match transfer_to {
@@ -87,25 +95,26 @@ impl LeaderConnection {
         cluster: &ClusterManager,
         tls: Option<&Tls>,
         leader: NodeId,
-    ) -> Result<Arc<Connection>, Fault> {
+    ) -> Result<Arc<Leader>, Fault> {
         let endpoint = cluster.client_endpoint(leader);
         let mut state = self.0.lock().await;
-        if let Some((node, connection)) = &state.current
-            && (*node, connection.is_open()) == (leader, true)
-            && Some(connection.endpoint()) == endpoint.as_ref()
+        if let Some(current) = &state.current
+            && (current.node, current.connection.is_open()) == (leader, true)
+            && Some(current.connection.endpoint()) == endpoint.as_ref()
+            && !current.sealer.is_old()
         {
-            return Ok(connection.clone());
+            return Ok(current.clone());
         }
         let opened = match endpoint {
             Some(endpoint) => open(cluster, tls, leader, &endpoint).await,
             None => Err(NoConnection::Unreachable("its endpoint is unknown".to_owned())),
         };
         let why = match opened {
-            Ok(connection) => {
-                let connection = Arc::new(connection);
-                state.current = Some((leader, connection.clone()));
+            Ok(opened) => {
+                let current = Arc::new(opened);
+                state.current = Some(current.clone());
                 state.logged = None;
-                return Ok(connection);
+                return Ok(current);
             }
             Err(NoConnection::Unreachable(why)) => why,
             Err(NoConnection::OtherServer(why)) => {
@@ -131,7 +140,7 @@ async fn open(
     tls: Option<&Tls>,
     leader: NodeId,
     endpoint: &Endpoint,
-) -> Result<Connection, NoConnection> {
+) -> Result<Leader, NoConnection> {
     let unreachable = |error: String| NoConnection::Unreachable(error);
     // A follower may hear of its first leader before it has the first entry of the log, which names the cluster.
     let Some(id) = cluster.identity_within(CONNECT_TIMEOUT).await else {
@@ -144,7 +153,8 @@ async fn open(
     let asked = timeout(CONNECT_TIMEOUT, connection.call(Call::NoForwarding(expected.clone()))).await;
     let why = match asked {
         Ok(Ok(Ok(Reply::NoForwarding(found)))) if identity::is_same(&expected, &found) => {
-            return Ok(connection);
+            let challenge = challenge_of(&connection).await.map_err(unreachable)?;
+            return Ok(Leader { node: leader, connection, sealer: Sealer::new(leader, challenge) });
         }
         Ok(Ok(Ok(Reply::NoForwarding(found)))) => {
             return Err(other_server(leader, endpoint, &describe(&expected, &found)));
@@ -156,6 +166,19 @@ async fn open(
         Err(_) => format!("{endpoint}: no answer within {CONNECT_TIMEOUT:?}"),
     };
     Err(unreachable(why))
+}
+
+/// Asks for the challenge to which the seals on a connection are bound.
+async fn challenge_of(connection: &Connection) -> Result<Challenge, String> {
+    let endpoint = connection.endpoint();
+    let call = connection.call(Call::BetweenNodes(between::CHALLENGE_REQUEST.to_vec()));
+    match timeout(CONNECT_TIMEOUT, call).await {
+        Ok(Ok(Ok(Reply::BetweenNodes(challenge)))) => between::decode(&challenge),
+        Ok(Ok(Ok(_))) => Err(format!("{endpoint}: it answered something else")),
+        Ok(Ok(Err(fault))) => Err(format!("{endpoint}: {fault}")),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("{endpoint}: no answer within {CONNECT_TIMEOUT:?}")),
+    }
 }
 
 /// Message if another server listens at the endpoint of the leader.

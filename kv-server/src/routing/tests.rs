@@ -73,6 +73,9 @@ impl ConsensusEngine for Late {
 struct Server {
     router: RoutingManager,
     engine: Arc<Late>,
+    channel: Channel,
+    /// For requests to this server.
+    sealer: tokio::sync::OnceCell<Sealer>,
     _dir: tempfile::TempDir,
 }
 
@@ -101,7 +104,7 @@ impl Server {
         }
         engine.append(AuthOperation::Enable { secret: AuthSecret(vec![1; 32].into()) });
         let router = RoutingManager::new(NodeId(0), database, None, Routing::Forward, 10);
-        Self { router, engine, _dir: dir }
+        Self { router, engine, channel: Channel::default(), sealer: tokio::sync::OnceCell::new(), _dir: dir }
     }
 
     async fn enabled() -> Self {
@@ -115,9 +118,27 @@ impl Server {
         self.router.execute(caller, call, true, &mut room).await
     }
 
+    async fn received(&self, bytes: &[u8]) -> Result<Reply, Fault> {
+        let mut room = NodeBudget::new(64 << 20, 16 << 20).connection().room();
+        self.router.execute_for_node(&self.channel, bytes, true, &mut room).await
+    }
+
+    /// Seals requests to this server on its connection.
+    async fn sealer(&self) -> &Sealer {
+        let challenged = async {
+            match self.received(between::CHALLENGE_REQUEST).await {
+                Ok(Reply::BetweenNodes(challenge)) => {
+                    Sealer::new(NodeId(0), between::decode(&challenge).unwrap())
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        self.sealer.get_or_init(|| challenged).await
+    }
+
     /// Has a request executed as another node or a client sends it.
     async fn between(&self, bytes: Vec<u8>) -> Result<NodeAnswer, NodeFault> {
-        match self.call(&Caller::Anonymous, Call::BetweenNodes(bytes)).await {
+        match self.received(&bytes).await {
             Ok(Reply::BetweenNodes(answer)) => {
                 between::decode::<Result<NodeAnswer, NodeFault>>(&answer).unwrap()
             }
@@ -129,8 +150,14 @@ impl Server {
         Caller::user("ann", self.router.database().auth().revision())
     }
 
-    fn sealed(&self, caller: Caller, request: NodeRequest) -> Vec<u8> {
-        FromNode { caller, request }.encode(&self.router.database().auth())
+    /// A request that a node with the state of this one seals for the server `to`.
+    async fn sealed_for(&self, to: &Self, caller: Caller, request: NodeRequest) -> Vec<u8> {
+        let sealer = to.sealer().await;
+        FromNode { caller, request }.encode(&self.router.database().auth(), sealer)
+    }
+
+    async fn sealed(&self, caller: Caller, request: NodeRequest) -> Vec<u8> {
+        self.sealed_for(self, caller, request).await
     }
 }
 
@@ -145,7 +172,7 @@ fn rejected(rejection: AuthRejection) -> NodeFault {
 #[tokio::test]
 async fn unsealed_request_is_not_executed_as_the_server_once_authentication_is_enabled() {
     let server = Server::start().await;
-    let unsealed = server.sealed(Caller::Server, put("x"));
+    let unsealed = server.sealed(Caller::Server, put("x")).await;
     assert!(!FromNode::claims_seal(&unsealed));
     assert_eq!(server.between(unsealed).await.unwrap_err(), rejected(AuthRejection::NoUser));
 }
@@ -153,16 +180,33 @@ async fn unsealed_request_is_not_executed_as_the_server_once_authentication_is_e
 #[tokio::test]
 async fn sealed_request_is_believed_by_a_node_that_has_not_applied_the_key_yet() {
     let (ahead, server) = (Server::enabled().await, Server::start().await);
-    server.between(ahead.sealed(ahead.ann(), put("n"))).await.unwrap();
+    server.between(ahead.sealed_for(&server, ahead.ann(), put("n")).await).await.unwrap();
 }
 
 #[tokio::test]
 async fn forged_request_between_nodes_is_refused() {
     let server = Server::enabled().await;
     let forged = FromNode { caller: Caller::Server, request: put("x") };
-    let unsealed = forged.encode(&kv_state_machine::AuthState::default());
-    let refused = server.call(&Caller::Anonymous, Call::BetweenNodes(unsealed)).await;
+    let unsealed = forged.encode(&kv_state_machine::AuthState::default(), server.sealer().await);
+    let refused = server.received(&unsealed).await;
     assert!(matches!(refused, Err(Fault::Refused(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn recorded_request_between_nodes_is_refused_on_its_connection_and_on_others() {
+    let mut server = Server::enabled().await;
+    let recorded = server.sealed(Caller::Server, put("x")).await;
+    server.between(recorded.clone()).await.unwrap();
+    let revision = server.router.database().revision().unwrap();
+    for channel in [None, Some(Channel::default())] {
+        server.channel = channel.unwrap_or(server.channel);
+        let refused = server.received(&recorded).await;
+        assert!(matches!(refused, Err(Fault::Refused(_))), "{refused:?}");
+        server.received(between::CHALLENGE_REQUEST).await.unwrap();
+        let refused = server.received(&recorded).await;
+        assert!(matches!(refused, Err(Fault::Refused(_))), "{refused:?}");
+    }
+    assert_eq!(server.router.database().revision().unwrap(), revision);
 }
 
 #[tokio::test]
@@ -172,15 +216,15 @@ async fn leader_executes_a_forwarded_call_with_the_permissions_of_its_caller() {
     for (caller, key, is_permitted) in
         [(server.ann(), "n", true), (server.ann(), "b", false), (Caller::Anonymous, "n", false)]
     {
-        let answer = server.between(server.sealed(caller.clone(), call(key))).await.unwrap();
+        let answer = server.between(server.sealed(caller.clone(), call(key)).await).await.unwrap();
         let NodeAnswer::Reply(frame) = answer else { panic!("{answer:?}") };
         let (_, outcome) = protocol::read_reply(&frame[framing::LENGTH_BYTES..]).unwrap();
         assert_eq!(outcome.is_ok(), is_permitted, "{caller:?} {key}: {outcome:?}");
     }
     let denied = rejected(AuthRejection::PermissionDenied);
-    assert_eq!(server.between(server.sealed(server.ann(), put("b"))).await.unwrap_err(), denied);
+    assert_eq!(server.between(server.sealed(server.ann(), put("b")).await).await.unwrap_err(), denied);
     let remove = || NodeRequest::Member(between::MemberRequest::Remove(NodeId(7)));
-    assert_eq!(server.between(server.sealed(server.ann(), remove())).await.unwrap_err(), denied);
+    assert_eq!(server.between(server.sealed(server.ann(), remove()).await).await.unwrap_err(), denied);
 }
 
 #[tokio::test]
@@ -194,6 +238,6 @@ async fn calls_that_are_no_commands_are_checked_in_the_current_state() {
     }
     let server = Server::start().await;
     let remove = NodeRequest::Member(between::MemberRequest::Remove(NodeId(7)));
-    let unsealed = server.sealed(Caller::Anonymous, remove);
+    let unsealed = server.sealed(Caller::Anonymous, remove).await;
     assert_eq!(server.between(unsealed).await.unwrap_err(), rejected(AuthRejection::NoUser));
 }

@@ -8,14 +8,21 @@
 mod password;
 mod seal;
 mod token;
+mod verify;
+mod waiting;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use kv_state_machine::{AuthSecret, AuthState, Caller, Password, SECRET_BYTES_MIN};
 
 pub(crate) use self::{
-    password::{Passwords, Verified, is_bcrypt},
+    password::{Passwords, Verified},
     seal::{Seal, is_sealed, seal},
+    verify::is_bcrypt,
+    waiting::Origin,
 };
 
 /// Reason that a client was not admitted.
@@ -27,7 +34,7 @@ pub(crate) enum LoginError {
     Failed,
     #[error("authentication failed: the user has no password, and authenticates itself by a certificate")]
     NoPassword,
-    #[error("too many logins at once; try again later")]
+    #[error("too many logins wait on this node, in all, from this address or as this user; try again later")]
     TooMany,
 }
 
@@ -37,19 +44,18 @@ pub(crate) enum LoginError {
 /// See [`LoginError`].
 pub(crate) async fn login(
     passwords: &Passwords,
-    auth: &AuthState,
+    auth: &Arc<AuthState>,
+    origin: Origin,
     user: &str,
-    password: &str,
+    password: String,
 ) -> Result<Caller, LoginError> {
     if !auth.is_enabled() {
         return Err(LoginError::NotEnabled);
     }
-    let hash = match auth.user(user).map(kv_state_machine::AuthUser::password) {
-        Some(Password::Hash(hash)) => Some(hash.clone()),
-        Some(Password::None) => return Err(LoginError::NoPassword),
-        None => None,
-    };
-    match passwords.verify(hash, password.to_owned()).await {
+    if auth.user(user).is_some_and(|user| *user.password() == Password::None) {
+        return Err(LoginError::NoPassword);
+    }
+    match passwords.verify(auth.clone(), origin, user, password).await {
         Verified::Right => Ok(Caller::user(user, auth.revision())),
         Verified::Wrong => Err(LoginError::Failed),
         Verified::TooMany => Err(LoginError::TooMany),

@@ -53,6 +53,7 @@ pub(crate) use self::{
 };
 use crate::{
     answers::{ConnectionBudget, Room},
+    auth::Origin,
     between::{NodeAnswer, NodeRequest},
     routing::{LEADER_WAIT, RoutingManager},
 };
@@ -64,6 +65,8 @@ pub(crate) struct Etcd {
     budget: ConnectionBudget,
     limits: ApiLimits,
     stop: channel::Receiver<bool>,
+    /// Where the client connects from.
+    origin: Origin,
     /// The caller.
     caller: Caller,
     /// Whether the call has a token that is not valid. Only calls of `Watch` get so far.
@@ -94,8 +97,9 @@ impl Etcd {
         budget: ConnectionBudget,
         limits: ApiLimits,
         stop: channel::Receiver<bool>,
+        origin: Origin,
     ) -> Self {
-        Self { router, budget, limits, stop, caller: Caller::Anonymous, has_invalid_token: false }
+        Self { router, budget, limits, stop, origin, caller: Caller::Anonymous, has_invalid_token: false }
     }
 
     /// Refuses a request by an alarm that is raised. It is called before a request is refused that is not executed, as etcd looks at

@@ -17,6 +17,7 @@ use tokio::{
 
 use crate::{
     answers::NodeBudget,
+    auth::Origin,
     etcd::{self, ApiLimits, Etcd, Scope},
     measure::OpenConnection,
     polls::NodePolls,
@@ -90,6 +91,7 @@ impl Frontend {
                 polls: polls.clone(),
                 limits: self.limits,
                 stop: stop.clone(),
+                origin: from.ip().into(),
             };
             let (tls, is_for_health) = (listener.tls.clone(), listener.is_for_health);
             let place = clients.clone().try_acquire_owned().ok();
@@ -153,6 +155,7 @@ struct Client {
     polls: NodePolls,
     limits: Limits,
     stop: watch::Receiver<bool>,
+    origin: Origin,
 }
 
 impl Client {
@@ -174,12 +177,17 @@ impl Client {
         }
     }
 
+    fn etcd(&self) -> Etcd {
+        let Self { router, budget, limits, stop, origin, .. } = self;
+        Etcd::new(router.clone(), budget.connection(), limits.api, stop.clone(), *origin)
+    }
+
     /// Tells a connection that has a `place` of the node's health.
     async fn serve_health(self, stream: Stream, place: Option<OwnedSemaphorePermit>) -> io::Result<()> {
         if place.is_none() {
             return Ok(());
         }
-        let etcd = Etcd::new(self.router, self.budget.connection(), self.limits.api, self.stop.clone());
+        let etcd = self.etcd();
         etcd::serve(stream, etcd, Scope::Health, self.stop).await
     }
 
@@ -192,14 +200,14 @@ impl Client {
             // An HTTP client without a place is closed without a reason.
             Protocol::Http if place.is_none() => return Ok(()),
             Protocol::Http => {
-                let etcd =
-                    Etcd::new(self.router, self.budget.connection(), self.limits.api, self.stop.clone());
+                let etcd = self.etcd();
                 return etcd::serve(stream, etcd, Scope::Api, self.stop).await;
             }
             Protocol::None => return Ok(()),
         }
         let certificate = stream.peer_certificate();
-        let caller = connection::ConnectionCaller::new(certificate.and_then(|of| of.common_name));
+        let caller =
+            connection::ConnectionCaller::new(self.origin, certificate.and_then(|of| of.common_name));
         let (reader, mut writer) = stream.into_split();
         let mut frames = connection::frames(reader);
         let is_client = place.is_some();

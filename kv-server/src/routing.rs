@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::{
     answers::Room,
-    auth::{self, LoginError, Passwords},
+    auth::{self, LoginError, Origin, Passwords},
     between::{self, Channel, FromNode, NodeAnswer, NodeFault, NodeRequest, Sealer},
     cluster::{ClusterManager, number},
     config::Routing,
@@ -158,7 +158,6 @@ impl RoutingManager {
             Call::Status => return self.status(),
             Call::Hash => return self.hash(caller).await,
             Call::Auth => return self.auth(caller).await,
-            Call::ChangeAuth(change) => return self.change_auth(caller, change.clone(), room).await,
             call => request(call.clone(), self.sessions_max)?,
         };
         let reply = self.route(caller, &request, Some(call), may_forward, room).await?;
@@ -269,7 +268,11 @@ impl RoutingManager {
     }
 
     /// Verifies a login. Returns the caller that the connection has from then on, and the reply.
-    pub(crate) async fn log_in(&self, request: idl::LoginRequest) -> Result<(Caller, Reply), Fault> {
+    pub(crate) async fn log_in(
+        &self,
+        request: idl::LoginRequest,
+        origin: Origin,
+    ) -> Result<(Caller, Reply), Fault> {
         let auth = self.database.current_auth().await.map_err(convert::fault)?;
         let caller = match &request.token {
             Some(_) if !auth.is_enabled() => Err(LoginError::NotEnabled),
@@ -277,7 +280,7 @@ impl RoutingManager {
             None => {
                 let (user, password) =
                     (request.user.unwrap_or_default(), request.password.unwrap_or_default());
-                auth::login(&self.passwords, &auth, &user, &password).await
+                auth::login(&self.passwords, &auth, origin, &user, password).await
             }
         };
         let caller = caller.map_err(convert::login_fault)?;
@@ -292,9 +295,21 @@ impl RoutingManager {
     }
 
     /// Changes users and roles. A password is hashed here: the leader gets the hash.
-    async fn change_auth(
+    pub(crate) async fn change_auth(
         &self,
         caller: &Caller,
+        origin: Origin,
+        change: AuthChange,
+        room: &mut Room,
+    ) -> Result<Reply, Fault> {
+        let changed = self.change_users(caller, origin, change, room).await;
+        changed.map_err(convert::admins_fault)
+    }
+
+    async fn change_users(
+        &self,
+        caller: &Caller,
+        origin: Origin,
         change: AuthChange,
         room: &mut Room,
     ) -> Result<Reply, Fault> {
@@ -303,7 +318,7 @@ impl RoutingManager {
         let secret = auth::new_secret().map_err(|error| unavailable(error.to_string()))?;
         let hash = match change.password.clone() {
             Some(password) => {
-                let hashed = self.passwords.hash(password).await;
+                let hashed = self.passwords.hash(origin, password).await;
                 let hashed = hashed.ok_or_else(|| unavailable(LoginError::TooMany.to_string()))?;
                 Some(hashed.map_err(unavailable)?)
             }
@@ -608,12 +623,7 @@ impl RoutingManager {
 fn is_admins_call(call: &Call) -> bool {
     matches!(
         call,
-        Call::ChangeMembers(_)
-            | Call::TransferLeader(_)
-            | Call::Alarms
-            | Call::DisarmAlarm(_)
-            | Call::ChangeAuth(_)
-            | Call::Auth
+        Call::ChangeMembers(_) | Call::TransferLeader(_) | Call::Alarms | Call::DisarmAlarm(_) | Call::Auth
     )
 }
 

@@ -53,7 +53,7 @@ impl Auth for Etcd {
     async fn authenticate(&self, request: Request<AuthenticateRequest>) -> Result<AuthenticateResponse> {
         let AuthenticateRequest { name, password } = request.into_inner();
         let (auth, header) = self.auth_now().await?;
-        let login = auth::login(self.router.passwords(), &auth, &name, &password).await;
+        let login = auth::login(self.router.passwords(), &auth, self.origin, &name, password).await;
         let caller = login.map_err(error::of_login)?;
         let token = auth::token_for(&auth, &caller).unwrap_or_default();
         Ok(Response::new(AuthenticateResponse { header, token }))
@@ -219,7 +219,8 @@ impl Etcd {
             let hash = STANDARD.decode(hashed).ok().and_then(|hash| String::from_utf8(hash).ok());
             return hash.filter(|hash| auth::is_bcrypt(hash)).ok_or_else(error::not_a_hash);
         }
-        let hash = self.router.passwords().hash(password).await.ok_or_else(error::too_many_requests)?;
+        let hash =
+            self.router.passwords().hash(self.origin, password).await.ok_or_else(error::too_many_requests)?;
         hash.map_err(|error| Status::internal(format!("etcdserver: the password cannot be hashed: {error}")))
     }
 }

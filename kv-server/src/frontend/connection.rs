@@ -34,6 +34,7 @@ use tokio_util::codec::FramedRead;
 use super::stopped;
 use crate::{
     answers::{ConnectionBudget, Room},
+    auth::Origin,
     between::Channel,
     measure::{self, ThriftMeasures},
     polls::ConnectionPolls,
@@ -105,8 +106,9 @@ pub(super) async fn serve(
 
 /// The caller of a connection: the user that it has logged in as, else the user that the client's certificate names. The
 /// certificate of another node names no user, because the node forwards calls of its own clients.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct ConnectionCaller {
+    origin: Origin,
     logged_in: Arc<OnceLock<Mutex<Caller>>>,
     is_node: Arc<AtomicBool>,
     certificate_name: Option<Arc<str>>,
@@ -115,8 +117,14 @@ pub(super) struct ConnectionCaller {
 }
 
 impl ConnectionCaller {
-    pub(super) fn new(certificate_name: Option<String>) -> Self {
-        Self { certificate_name: certificate_name.map(Arc::from), ..Self::default() }
+    pub(super) fn new(origin: Origin, certificate_name: Option<String>) -> Self {
+        Self {
+            origin,
+            logged_in: Arc::default(),
+            is_node: Arc::default(),
+            certificate_name: certificate_name.map(Arc::from),
+            channel: Arc::default(),
+        }
     }
 
     fn get(&self, router: &RoutingManager) -> Caller {
@@ -143,7 +151,7 @@ impl ConnectionCaller {
 
     /// A login that fails leaves the connection as it was.
     async fn log_in(&self, router: &RoutingManager, request: LoginRequest) -> Result<Reply, Fault> {
-        let (caller, reply) = router.log_in(request).await?;
+        let (caller, reply) = router.log_in(request, self.origin).await?;
         let place = self.logged_in.get_or_init(|| Mutex::new(Caller::Anonymous));
         *place.lock().unwrap_or_else(PoisonError::into_inner) = caller;
         Ok(reply)
@@ -167,6 +175,9 @@ pub(super) async fn answer(
         Ok(Call::NoForwarding(expected)) => caller.identify(router, &expected),
         // On the heap, so that other calls take no room for it.
         Ok(Call::Watch(request)) => Box::pin(polls.poll(router, &caller.get(router), request, room)).await,
+        Ok(Call::ChangeAuth(change)) => {
+            Box::pin(router.change_auth(&caller.get(router), caller.origin, change, room)).await
+        }
         Ok(Call::BetweenNodes(bytes)) => {
             Box::pin(router.execute_for_node(&caller.channel, &bytes, may_forward, room)).await
         }
@@ -497,7 +508,8 @@ mod tests {
 
     #[test]
     fn certificate_of_a_caller_that_is_a_node_names_no_user() {
-        let caller = ConnectionCaller::new(Some("root".to_owned()));
+        let caller =
+            ConnectionCaller::new(std::net::IpAddr::from([127, 0, 0, 1]).into(), Some("root".to_owned()));
         assert_eq!(caller.user_name(), Some("root"));
         caller.is_node.store(true, Ordering::Relaxed);
         assert_eq!(caller.clone().user_name(), None, "calls in hand share it");

@@ -19,7 +19,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::KeyRange;
+use crate::{
+    KeyRange,
+    limits::{PERMISSIONS_MAX, ROLES_MAX, ROLES_OF_USER_MAX, USERS_MAX},
+};
 
 pub use self::state::{AuthState, AuthUser};
 pub(crate) use self::{
@@ -247,6 +250,18 @@ pub enum AuthRejection {
          key, and a range that is not empty"
     )]
     InvalidChange,
+    /// The store has as many users as it can.
+    #[error("there are {USERS_MAX} users, the maximum: delete one that is not needed")]
+    TooManyUsers,
+    /// The store has as many roles as it can.
+    #[error("there are {ROLES_MAX} roles, the maximum: delete one that is not needed")]
+    TooManyRoles,
+    /// The user has as many roles as it can.
+    #[error("the user has {ROLES_OF_USER_MAX} roles, the maximum: put their permissions into one role")]
+    TooManyRolesOfUser,
+    /// The role has as many permissions as it can.
+    #[error("the role has {PERMISSIONS_MAX} permissions, the maximum: grant ranges, or use another role")]
+    TooManyPermissions,
 }
 
 /// Name of the user that must exist, and of the role that permits everything.

@@ -16,6 +16,14 @@ pub const OPERATIONS_MAX: usize = 4096;
 pub const TXN_DEPTH_MAX: usize = 16;
 /// Maximum time to live of a lease in seconds, as in etcd.
 pub const LEASE_TTL_MAX: u64 = 9_000_000_000;
+/// Maximum number of users. Part of the rules of the replicated state, as are the next three.
+pub const USERS_MAX: usize = 10_000;
+/// Maximum number of roles.
+pub const ROLES_MAX: usize = 10_000;
+/// Maximum number of roles of a user.
+pub const ROLES_OF_USER_MAX: usize = 100;
+/// Maximum number of permissions of a role.
+pub const PERMISSIONS_MAX: usize = 1_000;
 /// Maximum number of bytes of pairs in one response. If a range has more pairs, its response sets `more`.
 pub const REPLY_BYTES_MAX: usize = 4 << 20;
 /// Maximum number of bytes of pairs in the response to a [whole](crate::Range::whole) range that is read without the log.

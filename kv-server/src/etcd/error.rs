@@ -146,6 +146,10 @@ pub(super) fn of_auth(rejection: AuthRejection) -> Status {
         AuthRejection::RoleNotGranted => precondition("role is not granted to the user"),
         AuthRejection::PermissionNotGranted => precondition("permission is not granted to the role"),
         AuthRejection::InvalidChange => Status::invalid_argument("etcdserver: invalid auth management"),
+        AuthRejection::TooManyUsers
+        | AuthRejection::TooManyRoles
+        | AuthRejection::TooManyRolesOfUser
+        | AuthRejection::TooManyPermissions => Status::resource_exhausted(format!("etcdserver: {rejection}")),
         other => Status::permission_denied(format!("etcdserver: {other}")),
     }
 }
@@ -176,4 +180,16 @@ pub(super) fn of_login(error: LoginError) -> Status {
 /// Reason for which a watch is refused or ends, as clients read it.
 pub(super) fn reason_of_watch(status: &Status) -> String {
     format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maximums_of_users_and_roles_exhaust_a_resource() {
+        let status = of_auth(AuthRejection::TooManyRolesOfUser);
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.message().contains("the user has 100 roles, the maximum"), "{status}");
+    }
 }

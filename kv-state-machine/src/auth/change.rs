@@ -6,7 +6,10 @@ use super::{
     AuthOperation, AuthRejection, AuthSecret, AuthState, Password, Permission, ROOT,
     state::{Record, Role, StoredUser},
 };
-use crate::KeyRange;
+use crate::{
+    KeyRange,
+    limits::{PERMISSIONS_MAX, ROLES_MAX, ROLES_OF_USER_MAX, USERS_MAX},
+};
 
 type Changed = Result<(), AuthRejection>;
 
@@ -105,6 +108,9 @@ impl AuthState {
         if self.users.contains_key(user) {
             return Err(AuthRejection::UserExists);
         }
+        if self.users.len() >= USERS_MAX {
+            return Err(AuthRejection::TooManyUsers);
+        }
         let since = self.count();
         let stored =
             StoredUser { roles: std::collections::BTreeSet::new(), password: password.clone(), since };
@@ -119,6 +125,9 @@ impl AuthState {
             self.stored_role(role)?;
         }
         if stored.roles.insert(role.to_owned()) {
+            if stored.roles.len() > ROLES_OF_USER_MAX {
+                return Err(AuthRejection::TooManyRolesOfUser);
+            }
             self.set_user(user, Some(stored));
             self.count();
         }
@@ -144,6 +153,9 @@ impl AuthState {
         }
         if self.roles.contains_key(role) {
             return Err(AuthRejection::RoleExists);
+        }
+        if self.roles.len() >= ROLES_MAX {
+            return Err(AuthRejection::TooManyRoles);
         }
         self.set_role(role, Some(Role::new()));
         self.count();
@@ -174,6 +186,9 @@ impl AuthState {
         }
         let mut stored = self.stored_role(role)?;
         stored.insert((key.clone(), range_end.clone()), permission.kind);
+        if stored.len() > PERMISSIONS_MAX {
+            return Err(AuthRejection::TooManyPermissions);
+        }
         self.set_role(role, Some(stored));
         self.count();
         Ok(())

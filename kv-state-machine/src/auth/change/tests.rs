@@ -140,3 +140,52 @@ fn empty_range_and_empty_key_are_no_permission() {
     let absent = AuthOperation::RevokePermission { role: "r".to_owned(), keys: keys("a", None) };
     assert_eq!(state.execute(&absent), Err(AuthRejection::PermissionNotGranted));
 }
+
+/// Executes changes until one is refused. Returns how many were executed, and why the next one was not.
+fn fill(
+    state: &mut AuthState,
+    change: impl Fn(usize) -> Vec<AuthOperation>,
+) -> (usize, Option<AuthRejection>) {
+    for done in 0..20_000 {
+        for change in change(done) {
+            if let Err(rejection) = state.execute(&change) {
+                return (done, Some(rejection));
+            }
+        }
+    }
+    (20_000, None)
+}
+
+#[test]
+fn users_and_roles_have_maximums_and_room_again_after_a_deletion() {
+    let mut state = state();
+    let user = |n| vec![add_user(&format!("u{n}"))];
+    assert_eq!(fill(&mut state, user), (USERS_MAX - 2, Some(AuthRejection::TooManyUsers)));
+    assert_eq!(state.execute(&add_user("ann")), Err(AuthRejection::UserExists));
+    state.execute(&AuthOperation::DeleteUser { user: "u0".to_owned() }).unwrap();
+    state.execute(&add_user("u0")).unwrap();
+    let mut state = self::state();
+    let role = |n| vec![AuthOperation::AddRole { role: format!("r{n}") }];
+    assert_eq!(fill(&mut state, role), (ROLES_MAX - 1, Some(AuthRejection::TooManyRoles)));
+    state.execute(&AuthOperation::DeleteRole { role: "r0".to_owned() }).unwrap();
+    state.execute(&AuthOperation::AddRole { role: "r0".to_owned() }).unwrap();
+}
+
+#[test]
+fn roles_of_a_user_and_permissions_of_a_role_have_maximums() {
+    let mut state = state();
+    let role = |n| {
+        let role = format!("r{n}");
+        vec![AuthOperation::AddRole { role: role.clone() }, grant_role("ann", &role)]
+    };
+    let (roles, refused) = fill(&mut state, role);
+    assert_eq!((roles, refused), (ROLES_OF_USER_MAX - 1, Some(AuthRejection::TooManyRolesOfUser)));
+    state.execute(&grant_role("ann", "r0")).unwrap();
+    assert_eq!(state.user("ann").unwrap().roles().count(), ROLES_OF_USER_MAX);
+    let permission = |n| vec![grant("r", PermissionKind::Read, keys(&format!("k{n}"), None))];
+    let (permissions, refused) = fill(&mut state, permission);
+    assert_eq!((permissions, refused), (PERMISSIONS_MAX, Some(AuthRejection::TooManyPermissions)));
+    state.execute(&grant("r", PermissionKind::Write, keys("k0", None))).unwrap();
+    assert!(refused.unwrap().to_string().contains("the role has 1000 permissions"));
+    assert_eq!(state.permissions("r").unwrap().len(), PERMISSIONS_MAX);
+}

@@ -272,6 +272,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     codec::decode("message between nodes", VERSION, bytes).map_err(|error| error.to_string())
 }
 
+/// Format of messages between nodes. It may change without another number until the first release.
 const VERSION: u8 = 1;
 
 #[cfg(test)]

@@ -605,7 +605,8 @@ impl StateMachine for KvStateMachine {
 
 /// Greatest id of a member. etcd's clients see the id with a tag in the bytes above.
 const MEMBER_ID_MAX: u64 = (1 << 48) - 1;
-/// Format of commands in the log. A second format must distinguish a repetition in the other format from another
+/// Format of commands in the log. It may change without another number until the first release; from then on, each change
+/// needs one, so that a program of another version refuses a log that it would misread. A second format must distinguish a repetition in the other format from another
 /// request (`Sessions::admit`).
 pub(crate) const COMMAND_VERSION: u8 = 1;
 /// Format of the responses to commands.
@@ -678,6 +679,18 @@ mod tests {
         let (base, nothing, none) = (Base::new(&generation), Overlay::new(), RangeDeletions::default());
         let view = View { source: &base, overlay: &nothing, deletions: &none };
         assert_eq!(view.attached_keys(7, usize::MAX).unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn command_of_another_version_is_refused_with_both_versions() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut machine =
+            KvStateMachine::open_with(dir.path(), NodeId(1), Durability::FromLog, TUNING).unwrap();
+        let mut bytes = codec::encode(COMMAND_VERSION, &KvCommand::new(None, put("a")));
+        bytes[0] = COMMAND_VERSION + 1;
+        let refused = machine.apply(&[Entry::command(LogId::new(1, 1), bytes)]).unwrap_err();
+        let text = "command has format version 2, this program reads version 1";
+        assert!(refused.to_string().contains(text), "{refused}");
     }
 
     #[test]

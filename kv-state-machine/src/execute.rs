@@ -695,13 +695,12 @@ impl<'a> Execution<'a> {
     /// First keys attached to a lease, including the changes of this batch: at least one more than may be deleted, if there
     /// are so many.
     fn attached(&self, id: i64) -> Result<BTreeSet<Bytes>, ExecuteError> {
-        let changed =
-            || self.written.attached.range((id, Bytes::new())..).take_while(|((of, _), _)| *of == id);
+        let changed = || self.written.attached.of_lease(id);
         let max = usize::try_from(self.work.keys_left()).unwrap_or(usize::MAX);
         let max = max.saturating_add(changed().count()).saturating_add(1);
         let mut keys: BTreeSet<_> = self.view().attached_keys(id, max)?.into_iter().collect();
-        for ((_, key), is_attached) in changed() {
-            if *is_attached {
+        for (key, is_attached) in changed() {
+            if is_attached {
                 keys.insert(key.clone());
             } else {
                 keys.remove(key);

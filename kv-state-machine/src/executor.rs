@@ -1,9 +1,6 @@
 //! Reads of the store.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::sync::{Arc, atomic::AtomicBool};
 
 use consensus_core::StateMachineError;
 
@@ -14,8 +11,10 @@ use crate::{
     check,
     execute::{ExecuteError, Execution, History, too_much_work},
     hash, keys,
+    lease::LeaseTable,
+    lease_checks::LeaseChecks,
     limits::Amount,
-    pending_writes::PendingWrites,
+    pending_writes::{Attachments, PendingWrites},
     range_deletions::RangeDeletions,
     segments::Segments,
     store::{Generation, Meta, Published, Store, read_meta},
@@ -199,12 +198,32 @@ impl KvStoreExecutor {
     }
 
     /// Whether all keys attached to a lease are in a set. Blocks on the disk.
-    pub(crate) fn are_attached_keys_in(&self, lease_id: i64, keys: &RangeSet) -> Result<bool, Failure> {
+    pub(crate) fn are_attached_keys_in(
+        &self,
+        checks: &LeaseChecks,
+        lease_id: i64,
+        keys: &RangeSet,
+    ) -> Result<bool, Failure> {
+        self.in_view(|view, _| checks.are_attached_keys_in(view, lease_id, keys, &Attachments::default()))
+    }
+
+    /// Whether all keys attached to leases that have not ended are in a set. Blocks on the disk.
+    pub(crate) fn are_keys_of_all_leases_in(
+        &self,
+        checks: &LeaseChecks,
+        keys: &RangeSet,
+    ) -> Result<bool, Failure> {
+        self.in_view(|view, leases| {
+            let counts = |id| leases.get(id).is_some_and(|lease| !lease.is_ending);
+            checks.are_keys_of_all_in(view, keys, counts)
+        })
+    }
+
+    fn in_view<T>(&self, f: impl FnOnce(&View<'_>, &LeaseTable) -> T) -> T {
         let generation = self.store.current();
         let (base, nothing) = (Base::new(&generation), Overlay::new());
         let deletions = generation.deletions();
-        let view = View { source: &base, overlay: &nothing, deletions: &deletions };
-        view.are_attached_keys_in(lease_id, keys, &BTreeMap::new())
+        f(&View { source: &base, overlay: &nothing, deletions: &deletions }, generation.leases())
     }
 
     /// Rewrites the tables of RocksDB without garbage. Blocks on the disk.

@@ -71,6 +71,9 @@ pub(crate) fn lease(id: i64) -> Vec<u8> {
     [b"l", &id.to_be_bytes()[..]].concat()
 }
 
+/// The range of all records that attach keys to leases.
+pub(crate) const ATTACHED: Range<&[u8]> = b"a"..b"b";
+
 /// Place of the record that attaches a key to a lease.
 pub(crate) fn attached(lease_id: i64, key: &[u8]) -> Vec<u8> {
     [b"a", &lease_id.to_be_bytes()[..], key].concat()
@@ -87,6 +90,19 @@ pub(crate) fn attached_to(lease_id: i64) -> Range<Vec<u8>> {
 /// Key in a place of [`attached_to`].
 pub(crate) fn attached_key(place: &[u8]) -> Bytes {
     Bytes::copy_from_slice(place.get(9..).unwrap_or_default())
+}
+
+/// Lease in a place of [`ATTACHED`].
+pub(crate) fn attached_lease(place: &[u8]) -> Result<i64, CodecError> {
+    let id = place.get(1..9).and_then(|id| id.try_into().ok()).map(i64::from_be_bytes);
+    let malformed = || CodecError::Malformed { what: "attachment to a lease", why: format!("{place:02x?}") };
+    id.ok_or_else(malformed)
+}
+
+/// First place after all records that attach keys to a lease.
+pub(crate) fn after_attached_to(lease_id: i64) -> Vec<u8> {
+    // -1 is the last one in the order of places.
+    if lease_id == -1 { ATTACHED.end.to_vec() } else { attached(lease_id.wrapping_add(1), b"") }
 }
 
 /// Place of the changes of revisions up to `revision`. If they need several records, `number` differs.

@@ -107,9 +107,9 @@ pub(crate) fn write(written: &PendingWrites, write: &mut WriteBatch) {
             None => write.delete(keys::lease(*id)),
         }
     }
-    for ((lease, key), is_attached) in &written.attached {
-        let place = keys::attached(*lease, key);
-        if *is_attached { write.put(place, []) } else { write.delete(place) }
+    for (lease, key, is_attached) in written.attached.iter() {
+        let place = keys::attached(lease, key);
+        if is_attached { write.put(place, []) } else { write.delete(place) }
     }
 }
 

@@ -55,6 +55,7 @@ mod hash;
 mod keys;
 
 mod lease;
+mod lease_checks;
 mod lessor;
 mod limits;
 mod machine;

@@ -20,6 +20,7 @@ use crate::{
     execute::{ExecuteError, Execution, History, too_much_work},
     keys,
     lease::{self, Lease},
+    lease_checks::LeaseChecks,
     limits::Amount,
     pending_writes::{PendingWrites, RangeDeletionWrite},
     range_deletions::{Deleter, RangeDeletions},
@@ -173,6 +174,11 @@ impl KvStateMachine {
         KvStoreExecutor::new(self.store.clone())
     }
 
+    #[cfg(test)]
+    pub(crate) fn current_generation(&self) -> Arc<Generation> {
+        self.store.current()
+    }
+
     /// Executes entries in order until they have done as much work as one write to the disk should contain.
     fn execute(&mut self, generation: &Generation, entries: &[Entry]) -> Result<Executed, Failure> {
         let db = generation.db();
@@ -190,6 +196,7 @@ impl KvStateMachine {
             sessions,
             alarms,
             auth,
+            lease_checks: LeaseChecks::unbounded(),
             work_bytes: 0,
         };
         let (mut responses, mut response_bytes) = (Vec::with_capacity(entries.len()), 0);
@@ -333,6 +340,7 @@ struct Batch<'a> {
     sessions: &'a mut Sessions,
     alarms: &'a mut Alarms,
     auth: &'a mut AuthState,
+    lease_checks: LeaseChecks,
     /// Bytes read and written so far.
     work_bytes: u64,
 }
@@ -449,7 +457,7 @@ impl Batch<'_> {
     ) -> Result<Result<(), KvRejection>, Failure> {
         let view = View { source: &self.base, overlay: &self.written.versions, deletions: &self.deletions };
         let checked = self.auth.check_operation(caller, operation, &|lease, keys| {
-            view.are_attached_keys_in(lease, keys, &self.written.attached)
+            self.lease_checks.are_attached_keys_in(&view, lease, keys, &self.written.attached)
         })?;
         Ok(checked.map_err(KvRejection::from))
     }

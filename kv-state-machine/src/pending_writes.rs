@@ -25,8 +25,8 @@ pub(crate) struct PendingWrites {
     pub(crate) changes: Vec<Change>,
     /// Keys that were created or deleted, in order.
     pub(crate) counts: Vec<CountChange>,
-    /// Changed attachments of keys to leases: whether the key is attached now.
-    pub(crate) attached: BTreeMap<(i64, Bytes), bool>,
+    /// Changed attachments of keys to leases.
+    pub(crate) attached: Attachments,
     /// Leases that were granted, changed or ended (`None`).
     pub(crate) leases: BTreeMap<i64, Option<Lease>>,
     /// Leases that were granted.
@@ -60,6 +60,69 @@ pub(crate) struct Change {
     pub(crate) replaced: Option<Bytes>,
 }
 
+/// Attachments of keys to leases that a batch changed.
+#[derive(Debug, Default)]
+pub(crate) struct Attachments {
+    /// Whether the key is attached now, by lease and key.
+    changed: BTreeMap<(i64, Bytes), bool>,
+    /// Keys of each lease that were attached by the batch, or again by a rollback, in the order of these events.
+    log: BTreeMap<i64, Vec<Bytes>>,
+}
+
+impl Attachments {
+    /// Sets whether a key is attached to a lease. Returns what the batch had set before.
+    pub(crate) fn set(&mut self, place: (i64, Bytes), is_attached: bool) -> Option<bool> {
+        if is_attached {
+            self.note(&place);
+        }
+        self.changed.insert(place, is_attached)
+    }
+
+    /// Undoes a [`set`](Self::set), which returned `before`.
+    pub(crate) fn restore(&mut self, place: (i64, Bytes), before: Option<bool>) {
+        // Without a change it is as in the store, where it may be attached.
+        if before != Some(false) {
+            self.note(&place);
+        }
+        match before {
+            Some(is_attached) => self.changed.insert(place, is_attached),
+            None => self.changed.remove(&place),
+        };
+    }
+
+    fn note(&mut self, (lease, key): &(i64, Bytes)) {
+        self.log.entry(*lease).or_default().push(key.clone());
+    }
+
+    /// Whether a key is attached to a lease, if the batch has changed that.
+    pub(crate) fn get(&self, lease: i64, key: &Bytes) -> Option<bool> {
+        self.changed.get(&(lease, key.clone())).copied()
+    }
+
+    /// Returns the first changed key of a lease at `from` or after it, and whether it is attached.
+    pub(crate) fn first_of(&self, lease: i64, from: &Bytes) -> Option<(&Bytes, bool)> {
+        let ((of, key), is_attached) = self.changed.range((lease, from.clone())..).next()?;
+        (*of == lease).then_some((key, *is_attached))
+    }
+
+    /// All changes, in the order of leases and keys.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (i64, &Bytes, bool)> {
+        self.changed.iter().map(|((lease, key), is_attached)| (*lease, key, *is_attached))
+    }
+
+    /// The changes of a lease, in the order of keys.
+    pub(crate) fn of_lease(&self, lease: i64) -> impl Iterator<Item = (&Bytes, bool)> {
+        let changed = self.changed.range((lease, Bytes::new())..);
+        let changed = changed.take_while(move |((of, _), _)| *of == lease);
+        changed.map(|((_, key), is_attached)| (key, *is_attached))
+    }
+
+    /// Keys that may have become attached to a lease, oldest first. Grows only, until the batch ends.
+    pub(crate) fn log(&self, lease: i64) -> &[Bytes] {
+        self.log.get(&lease).map_or(&[], Vec::as_slice)
+    }
+}
+
 impl PendingWrites {
     /// Records that a key moved from lease `before` to lease `after`; 0 means no lease.
     pub(crate) fn attach(&mut self, key: &Bytes, before: i64, after: i64, undo: &mut Option<Undo>) {
@@ -71,7 +134,7 @@ impl PendingWrites {
                 continue;
             }
             let place = (lease, key.clone());
-            let replaced = self.attached.insert(place.clone(), is_attached);
+            let replaced = self.attached.set(place.clone(), is_attached);
             if let Some(undo) = undo {
                 undo.attached.push((place, replaced));
             }
@@ -103,10 +166,7 @@ impl PendingWrites {
             };
         }
         for (place, before) in undo.attached.into_iter().rev() {
-            match before {
-                Some(is_attached) => self.attached.insert(place, is_attached),
-                None => self.attached.remove(&place),
-            };
+            self.attached.restore(place, before);
         }
         self.changes.truncate(undo.changes);
         self.counts.truncate(undo.counts);

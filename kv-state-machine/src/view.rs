@@ -18,7 +18,6 @@ use rocksdb::{
 };
 
 use crate::{
-    auth::{Place, RangeSet},
     keys::{self, Record},
     lease::{self, Lease, LeaseTable},
     range_deletions::RangeDeletions,
@@ -299,49 +298,8 @@ impl View<'_> {
         Ok(keys)
     }
 
-    /// Whether all keys attached to a lease are in a set. `pending` are the attachments that the batch changed. Passes over the
-    /// keys that are in the set without reading them.
-    pub(crate) fn are_attached_keys_in(
-        &self,
-        lease_id: i64,
-        set: &RangeSet,
-        pending: &BTreeMap<(i64, Bytes), bool>,
-    ) -> Result<bool, Failure> {
-        let of_lease = pending.range((lease_id, Bytes::new())..);
-        let of_lease = of_lease.take_while(|((lease, _), _)| *lease == lease_id);
-        if of_lease
-            .filter(|(_, is_attached)| **is_attached)
-            .any(|((_, key), _)| matches!(set.place_of(key), Place::Outside))
-        {
-            return Ok(false);
-        }
-        let mut read = ReadOptions::default();
-        read.set_total_order_seek(true);
-        let bounds = keys::attached_to(lease_id);
-        read.set_iterate_lower_bound(bounds.start.clone());
-        read.set_iterate_upper_bound(bounds.end);
-        let mut found = self.source.raw(read);
-        found.seek(bounds.start);
-        while let Some(place) = found.key() {
-            let key = keys::attached_key(place);
-            match set.place_of(&key) {
-                Place::InsideFromHereOn => break,
-                Place::InsideUpTo(end) => found.seek(keys::attached(lease_id, end)),
-                Place::Outside => {
-                    let is_detached = pending.get(&(lease_id, key.clone())) == Some(&false);
-                    if !is_detached && self.is_attached(lease_id, &key)? {
-                        return Ok(false);
-                    }
-                    found.next();
-                }
-            }
-        }
-        found.status().map_err(disk)?;
-        Ok(true)
-    }
-
     /// Whether a key that is attached to a lease on disk exists: the deletion of a range leaves attachments for a moment.
-    fn is_attached(&self, lease_id: i64, key: &[u8]) -> Result<bool, Failure> {
+    pub(crate) fn is_attached(&self, lease_id: i64, key: &[u8]) -> Result<bool, Failure> {
         if self.deletions.is_empty() {
             return Ok(true);
         }

@@ -1,12 +1,14 @@
 //! Sets of keys as ranges.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::KeyRange;
 
 /// A set of keys: ranges in ascending order that neither overlap nor adjoin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RangeSet(Vec<Interval>);
+pub(crate) struct RangeSet(Arc<[Interval]>);
 
 /// The keys from `start` up to `end`, exclusive; without an end, all keys from `start` on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl RangeSet {
                 _ => merged.push(interval),
             }
         }
-        Self(merged)
+        Self(merged.into())
     }
 
     /// Whether the set contains all keys of a range. A range whose end is not after its start counts as its first key.
@@ -68,6 +70,11 @@ impl RangeSet {
             (None, _) | (_, None) => true,
             (Some(wanted), Some(end)) => wanted[..] != [0] && wanted <= end,
         }
+    }
+
+    /// A number that no other set has while this one or a clone of it exists.
+    pub(crate) fn identity(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 
     pub(crate) fn place_of(&self, key: &[u8]) -> Place<'_> {

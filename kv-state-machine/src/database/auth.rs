@@ -9,6 +9,7 @@ use super::{ConsensusKvDatabase, KvError, blocking, read_error, witness};
 use crate::{
     AuthRejection, AuthState, Caller, KeyRange, KvOperation, KvRejection, KvStoreExecutor,
     auth::{AccessKind, Demand},
+    lease_checks::{LeaseChecks, STEPS_MAX},
 };
 
 impl ConsensusKvDatabase {
@@ -106,19 +107,21 @@ impl ConsensusKvDatabase {
         }
         let (caller, operation) = (caller.clone(), operation.clone());
         blocking(move || {
+            let checks = LeaseChecks::unbounded();
             auth.check_operation(&caller, &operation, &|lease, keys| {
-                executor.are_attached_keys_in(lease, keys)
+                executor.are_attached_keys_in(&checks, lease, keys)
             })
         })
         .await
     }
 
-    /// Checks that a caller may access all keys that are attached to leases.
+    /// Checks that a caller may access all keys that are attached to a lease, or to all leases. Looks at a bounded number of
+    /// attachments.
     pub(super) async fn check_leases(
         &self,
         caller: &Caller,
         kind: AccessKind,
-        ids: Vec<i64>,
+        leases: LeasesOf,
     ) -> Result<(), KvError> {
         let (Some(executor), Some(auth)) = (self.executor.clone(), self.enabled_auth()) else {
             return Ok(());
@@ -128,17 +131,32 @@ impl ConsensusKvDatabase {
         }
         let caller = caller.clone();
         let permitted = blocking(move || {
-            let Ok(Some(keys)) = auth.accessible(&caller, kind) else { return Ok(false) };
-            for id in ids {
-                if !executor.are_attached_keys_in(id, keys)? {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
+            let Ok(Some(keys)) = auth.accessible(&caller, kind) else { return Ok((false, false)) };
+            let checks = LeaseChecks::bounded();
+            let is_permitted = match leases {
+                LeasesOf::Lease(id) => executor.are_attached_keys_in(&checks, id, keys)?,
+                LeasesOf::All => executor.are_keys_of_all_leases_in(&checks, keys)?,
+            };
+            Ok((is_permitted, checks.is_exhausted()))
         });
-        let refused = || KvRejection::from(AuthRejection::PermissionDenied);
-        if permitted.await? { Ok(()) } else { Err(refused().into()) }
+        match permitted.await? {
+            (true, _) => Ok(()),
+            (false, true) => Err(KvRejection::invalid(format!(
+                "more than {STEPS_MAX} keys attached to leases would have to be compared with the permissions of the user; \
+                 a user with a permission for all keys can do this"
+            ))
+            .into()),
+            (false, false) => Err(KvRejection::from(AuthRejection::PermissionDenied).into()),
+        }
     }
+}
+
+/// Leases whose keys are checked.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LeasesOf {
+    Lease(i64),
+    /// All that have not ended.
+    All,
 }
 
 impl KvOperation {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use consensus_core::{ReadConsistency, Role};
 use serde::{Deserialize, Serialize};
 
-use super::{ConsensusKvDatabase, KvError, blocking, propose, propose_error, read_error};
+use super::{ConsensusKvDatabase, KvError, auth::LeasesOf, blocking, propose, propose_error, read_error};
 use crate::{
     Caller, KeyRange, KvOperation, KvRejection,
     auth::AccessKind,
@@ -89,7 +89,7 @@ impl ConsensusKvDatabase {
     /// See [`keep_alive`](Self::keep_alive).
     pub async fn keep_alive_as(&self, caller: &Caller, id: i64) -> Result<Option<u64>, KvError> {
         let (store, term) = self.leases_of_leader().await?;
-        self.check_leases(caller, AccessKind::Write, vec![id]).await?;
+        self.check_leases(caller, AccessKind::Write, LeasesOf::Lease(id)).await?;
         let (generation, status) = (store.current(), self.engine.status());
         let mut replaced = None;
         while lessor::is_leader_of_term(&status, term) {
@@ -172,6 +172,8 @@ impl ConsensusKvDatabase {
         generation: Arc<Generation>,
         id: i64,
     ) -> Result<Vec<Bytes>, KvError> {
+        // Before they are read: there may be many.
+        self.check_leases(caller, AccessKind::Read, LeasesOf::Lease(id)).await?;
         let keys = attached_keys(generation, id).await?;
         if self.is_auth_enabled() {
             for key in &keys {
@@ -197,12 +199,14 @@ impl ConsensusKvDatabase {
     pub async fn leases_as(&self, caller: &Caller) -> Result<Vec<i64>, KvError> {
         let executor = self.executor.as_ref().ok_or_else(|| self.witness_error())?;
         self.engine.read_barrier(ReadConsistency::Linearizable).await.map_err(read_error)?;
+        // Before they are read: there may be many.
+        self.check_leases(caller, AccessKind::Read, LeasesOf::All).await?;
         let ids: Vec<_> = {
             let generation = executor.store().current();
             let leases = generation.leases().lock();
             leases.all.iter().filter(|(_, lease)| !lease.is_ending).map(|(id, _)| *id).collect()
         };
-        self.check_leases(caller, AccessKind::Read, ids.clone()).await?;
+        self.check_leases(caller, AccessKind::Read, LeasesOf::All).await?;
         Ok(ids)
     }
 

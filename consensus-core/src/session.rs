@@ -143,6 +143,13 @@ impl Sessions {
         if sequence > last.sequence { SessionDecision::Apply } else { SessionDecision::Repeat }
     }
 
+    /// Removes a session, for a machine that chooses itself which ones.
+    pub fn remove(&mut self, client_id: u64) {
+        if let Some(last) = self.by_id.remove(&client_id) {
+            self.by_last_use.remove(&(last.index, client_id));
+        }
+    }
+
     /// Sets the last use of a session, for a machine that loads its sessions from disk.
     pub fn set(&mut self, client_id: u64, last: LastUse) {
         if let Some(old) = self.by_id.insert(client_id, last) {

@@ -1,5 +1,6 @@
 //! The port of the clients: Thrift (framed, binary protocol, many calls in flight per connection), and etcd's API over HTTP.
 
+mod caller;
 mod connection;
 mod refusal;
 
@@ -206,8 +207,7 @@ impl Client {
             Protocol::None => return Ok(()),
         }
         let certificate = stream.peer_certificate();
-        let caller =
-            connection::ConnectionCaller::new(self.origin, certificate.and_then(|of| of.common_name));
+        let caller = caller::ConnectionCaller::new(self.origin, certificate.and_then(|of| of.common_name));
         let (reader, mut writer) = stream.into_split();
         let mut frames = connection::frames(reader);
         let is_client = place.is_some();

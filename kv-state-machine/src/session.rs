@@ -1,5 +1,7 @@
 //! Exactly-once sessions: part of the replicated state, and of its snapshots.
 
+mod owners;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -10,6 +12,7 @@ use consensus_core::{
 use rocksdb::{DB, IteratorMode, ReadOptions, WriteBatch};
 use serde::{Deserialize, Serialize};
 
+use self::owners::Owners;
 use crate::{
     KvRejection, Session, keys,
     view::{Failure, disk},
@@ -31,8 +34,7 @@ struct Stored {
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     numbers: session::Sessions,
-    /// Names of the users that own sessions, by session.
-    owners: BTreeMap<u64, String>,
+    owners: Owners,
     /// Sessions that the batch in progress changed; `None` if the session was removed.
     changed: BTreeMap<u64, Option<Stored>>,
 }
@@ -60,27 +62,31 @@ impl Sessions {
                 id.map_err(|_| StateMachineError::Other(format!("session key {key:02x?} is damaged")))?;
             let stored: Stored = codec::decode("session", VERSION, &bytes)?;
             sessions.numbers.set(id, stored.last);
-            sessions.owners.extend(stored.owner.map(|owner| (id, owner)));
+            sessions.owners.insert(id, stored.owner.as_deref(), stored.last.index);
         }
         Ok(sessions)
     }
 
-    /// Opens a session of a user at log index `index`. Removes the sessions that were idle longest if there are more than
-    /// `max`.
+    /// Opens a session of a user at log index `index`. If there are `max` sessions or more, removes sessions of the user that has
+    /// most, which may be this one: those that were idle longest, but few in one call.
     pub(crate) fn open(&mut self, id: u64, index: u64, max: u64, owner: Option<&str>) {
-        for idle in self.numbers.open(id, index, max) {
-            self.owners.remove(&idle);
+        for _ in 0..REMOVED_AT_ONCE_MAX {
+            let is_full = self.owners.len() as u64 >= max;
+            let Some(idle) = self.owners.first_to_remove(owner).filter(|_| is_full) else { break };
+            self.numbers.remove(idle);
+            self.owners.remove(idle);
             self.changed.insert(idle, None);
         }
-        let owner = owner.map(str::to_owned);
-        self.owners.extend(owner.clone().map(|owner| (id, owner)));
         let last = LastUse { sequence: 0, index };
+        self.numbers.set(id, last);
+        self.owners.insert(id, owner, index);
+        let owner = owner.map(str::to_owned);
         self.changed.insert(id, Some(Stored { last, response: Bytes::new(), command: 0, owner }));
     }
 
     /// Name of the user that opened a session while authentication was enabled.
     pub(crate) fn owner(&self, id: u64) -> Option<&str> {
-        self.owners.get(&id).map(String::as_str)
+        self.owners.get(id)
     }
 
     /// Decides about a request at log index `index`. `command` is the request as it is in the log.
@@ -91,7 +97,11 @@ impl Sessions {
         index: u64,
         command: &[u8],
     ) -> Result<SessionOutcome, Failure> {
-        Ok(match self.numbers.admit(session, index) {
+        let decision = self.numbers.admit(session, index);
+        if !matches!(decision, session::SessionDecision::Refuse(_)) {
+            self.owners.touch(session.client_id, index);
+        }
+        Ok(match decision {
             session::SessionDecision::Apply => SessionOutcome::Execute,
             session::SessionDecision::Repeat => self.repeat(db, session, index, command)?,
             session::SessionDecision::Refuse(refusal) => SessionOutcome::Refused(rejection(refusal)),
@@ -137,7 +147,7 @@ impl Sessions {
     pub(crate) fn record(&mut self, session: Session, index: u64, command: &[u8], response: Bytes) {
         let last = LastUse { sequence: session.sequence, index };
         let command = crc32c::crc32c(command);
-        let owner = self.owners.get(&session.client_id).cloned();
+        let owner = self.owners.get(session.client_id).map(str::to_owned);
         self.changed.insert(session.client_id, Some(Stored { last, response, command, owner }));
     }
 
@@ -168,6 +178,9 @@ pub(crate) fn reread(bytes: &[u8]) -> Result<Vec<u8>, codec::CodecError> {
 }
 
 const VERSION: u8 = 1;
+/// Most sessions that are removed when one is opened, so that the log is not delayed after the maximum was lowered. All nodes
+/// must use the same number.
+const REMOVED_AT_ONCE_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {

@@ -350,6 +350,26 @@ fn session_of_another_user_is_not_used_up() {
 }
 
 #[test]
+fn user_that_opens_sessions_in_a_loop_does_not_remove_those_of_others() {
+    let mut machine = Machine::new();
+    let open = |machine: &mut Machine, user: &str| {
+        let opened = machine.apply(Caller::user(user, 9), None, KvOperation::OpenSession { sessions_max: 5 });
+        let KvResult::OpenSession(client_id) = opened.unwrap().result else { panic!() };
+        client_id
+    };
+    let roots = open(&mut machine, "root");
+    let anns: Vec<_> = (0..20).map(|_| open(&mut machine, "ann")).collect();
+    let mut write = |user: &str, client_id: u64| {
+        let session = Some(Session { client_id, sequence: 1 });
+        machine.apply(Caller::user(user, 9), session, KvOperation::Put(put("n"))).map(drop)
+    };
+    write("root", roots).unwrap();
+    write("ann", anns[19]).unwrap();
+    let client_id = anns[15];
+    assert_eq!(write("ann", client_id), Err(KvRejection::NoSession { client_id }));
+}
+
+#[test]
 fn admission_ends_when_authentication_is_disabled_and_enabled_again() {
     let mut machine = Machine::new();
     let (ann, put) = (Caller::user("ann", 9), KvOperation::Put(put("n")));

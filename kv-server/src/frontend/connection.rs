@@ -6,7 +6,7 @@ use std::{
     io,
     pin::pin,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -17,12 +17,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use consensus_tls::{ReadHalf, WriteHalf};
 use consensus_transport_thrift::framing;
 use futures::{StreamExt, stream::FuturesUnordered};
-use kv_state_machine::Caller;
-use kv_store_client::{
-    admin::NodeIdentity,
-    idl::LoginRequest,
-    protocol::{self, Call, Fault, Incoming, Reply},
-};
+use kv_store_client::protocol::{self, Call, Fault, Incoming, Reply};
 use thrift::ApplicationErrorKind;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
@@ -31,11 +26,9 @@ use tokio::{
 };
 use tokio_util::codec::FramedRead;
 
-use super::stopped;
+use super::{caller::ConnectionCaller, stopped};
 use crate::{
     answers::{ConnectionBudget, Room},
-    auth::Origin,
-    between::Channel,
     measure::{self, ThriftMeasures},
     polls::ConnectionPolls,
     routing::RoutingManager,
@@ -104,60 +97,6 @@ pub(super) async fn serve(
     connection.received.unwrap_or(Ok(()))
 }
 
-/// The caller of a connection: the user that it has logged in as, else the user that the client's certificate names. The
-/// certificate of another node names no user, because the node forwards calls of its own clients.
-#[derive(Clone)]
-pub(super) struct ConnectionCaller {
-    origin: Origin,
-    logged_in: Arc<OnceLock<Mutex<Caller>>>,
-    is_node: Arc<AtomicBool>,
-    certificate_name: Option<Arc<str>>,
-    /// For the requests of another node.
-    channel: Arc<Channel>,
-}
-
-impl ConnectionCaller {
-    pub(super) fn new(origin: Origin, certificate_name: Option<String>) -> Self {
-        Self {
-            origin,
-            logged_in: Arc::default(),
-            is_node: Arc::default(),
-            certificate_name: certificate_name.map(Arc::from),
-            channel: Arc::default(),
-        }
-    }
-
-    fn get(&self, router: &RoutingManager) -> Caller {
-        if let Some(caller) = self.logged_in.get() {
-            return caller.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        }
-        match self.user_name() {
-            None => Caller::Anonymous,
-            Some(name) => Caller::user(name, router.database().auth().revision()),
-        }
-    }
-
-    /// Name of the user that the certificate is for.
-    fn user_name(&self) -> Option<&str> {
-        self.certificate_name.as_deref().filter(|_| !self.is_node.load(Ordering::Relaxed))
-    }
-
-    /// Checks that the caller, another node, has connected to the node that it expects.
-    fn identify(&self, router: &RoutingManager, expected: &NodeIdentity) -> Result<Reply, Fault> {
-        let own = router.identify(expected)?;
-        self.is_node.store(true, Ordering::Relaxed);
-        Ok(Reply::NoForwarding(own))
-    }
-
-    /// A login that fails leaves the connection as it was.
-    async fn log_in(&self, router: &RoutingManager, request: LoginRequest) -> Result<Reply, Fault> {
-        let (caller, reply) = router.log_in(request, self.origin).await?;
-        let place = self.logged_in.get_or_init(|| Mutex::new(Caller::Anonymous));
-        *place.lock().unwrap_or_else(PoisonError::into_inner) = caller;
-        Ok(reply)
-    }
-}
-
 /// The answer to a call, as a frame; in `room` what it takes.
 pub(super) async fn answer(
     router: &RoutingManager,
@@ -176,12 +115,15 @@ pub(super) async fn answer(
         // On the heap, so that other calls take no room for it.
         Ok(Call::Watch(request)) => Box::pin(polls.poll(router, &caller.get(router), request, room)).await,
         Ok(Call::ChangeAuth(change)) => {
-            Box::pin(router.change_auth(&caller.get(router), caller.origin, change, room)).await
+            Box::pin(router.change_auth(&caller.get(router), caller.origin(), change, room)).await
         }
         Ok(Call::BetweenNodes(bytes)) => {
-            Box::pin(router.execute_for_node(&caller.channel, &bytes, may_forward, room)).await
+            Box::pin(router.execute_for_node(caller.channel(), &bytes, may_forward, room)).await
         }
-        Ok(call) => router.execute(&caller.get(router), call, may_forward, room).await,
+        Ok(call) => match caller.count_session(router, &call) {
+            Ok(()) => router.execute(&caller.get(router), call, may_forward, room).await,
+            Err(fault) => Err(fault),
+        },
         Err(fault) => Err(fault),
     };
     if let Some(measures) = measures {
@@ -504,14 +446,5 @@ mod tests {
         assert!(outgoing.is_empty() && !outgoing.is_sent());
         while outgoing.poll_write(&mut Slow(Vec::new(), 1), &mut context).unwrap() {}
         assert!(outgoing.is_sent());
-    }
-
-    #[test]
-    fn certificate_of_a_caller_that_is_a_node_names_no_user() {
-        let caller =
-            ConnectionCaller::new(std::net::IpAddr::from([127, 0, 0, 1]).into(), Some("root".to_owned()));
-        assert_eq!(caller.user_name(), Some("root"));
-        caller.is_node.store(true, Ordering::Relaxed);
-        assert_eq!(caller.clone().user_name(), None, "calls in hand share it");
     }
 }

@@ -16,7 +16,8 @@ use tokio::io::AsyncWriteExt;
 
 use super::{
     Client,
-    connection::{self, ConnectionCaller, Frames},
+    caller::ConnectionCaller,
+    connection::{self, Frames},
 };
 
 /// Answers what operators ask, refuses the first call of a client. Whether it is another node, which is to be served.

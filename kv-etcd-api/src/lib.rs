@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+mod secrets;
+
 /// Declares a module with the generated code of a proto package.
 macro_rules! package {
     ($(#[$doc:meta])* $name:ident, $file:literal) => {

@@ -13,3 +13,25 @@ fn bytes_of_a_put_are_those_of_the_specification() {
     };
     assert_eq!(put.encode_to_vec(), [0x0a, 1, b'k', 0x12, 2, b'v', b'v', 0x18, 5]);
 }
+
+#[test]
+fn passwords_and_tokens_are_not_shown() {
+    use kv_etcd_api::etcdserverpb::{
+        AuthUserAddRequest, AuthUserChangePasswordRequest, AuthenticateRequest, AuthenticateResponse,
+    };
+    let (name, secret) = (|| "ann".to_owned(), || "Secret".to_owned());
+    for shown in [
+        format!("{:?}", AuthenticateRequest { name: name(), password: secret() }),
+        format!("{:?}", AuthenticateResponse { header: None, token: secret() }),
+        format!(
+            "{:?}",
+            AuthUserAddRequest { password: secret(), hashed_password: secret(), ..Default::default() }
+        ),
+        format!(
+            "{:?}",
+            AuthUserChangePasswordRequest { name: name(), password: secret(), hashed_password: secret() }
+        ),
+    ] {
+        assert!(!shown.contains("Secret") && shown.starts_with("Auth"), "{shown}");
+    }
+}

@@ -10,6 +10,7 @@ mod etcd {
     mod kv;
     mod lease;
     mod lock;
+    mod logins;
     mod maintenance;
     mod members;
     mod metrics;

@@ -646,7 +646,7 @@ impl TSerializable for KeyPermission {
 //
 
 /// A change of users and roles.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AuthChange {
   pub action: AuthAction,
   pub user: Option<String>,
@@ -1237,7 +1237,7 @@ impl Display for Refused {
 //
 
 /// See kv.thrift.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LoginRequest {
   pub user: Option<String>,
   pub password: Option<String>,
@@ -1331,7 +1331,7 @@ impl Default for LoginRequest {
 //
 
 /// See kv.thrift, where it has more fields.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LoginResponse {
   pub token: String,
 }

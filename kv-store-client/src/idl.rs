@@ -4649,7 +4649,7 @@ impl Display for Denied {
 //
 
 /// A user with its password, or a token.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LoginRequest {
   /// Name of the user. Not needed with a token.
   pub user: Option<String>,
@@ -4745,7 +4745,7 @@ impl Default for LoginRequest {
 // LoginResponse
 //
 
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct LoginResponse {
   pub header: ResponseHeader,
   /// Token for further logins. It is valid until the user is deleted or gets another password.

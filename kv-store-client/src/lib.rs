@@ -30,6 +30,7 @@ pub mod admin;
 pub mod idl;
 pub mod protocol;
 mod requests;
+mod secrets;
 
 pub use client::{
     ClientConfig, ClientError, Credentials, KvClient, Leadership, Lease, Lock, LockError, Watch, WatchError,

@@ -7,6 +7,13 @@ const FILES: [&str; 3] = [
     "etcd/server/etcdserver/api/v3lock/v3lockpb/v3lock.proto",
     "etcd/server/etcdserver/api/v3election/v3electionpb/v3election.proto",
 ];
+/// Messages with passwords or tokens, whose `Debug` the crate implements without them.
+const SECRET: [&str; 4] = [
+    "etcdserverpb.AuthenticateRequest",
+    "etcdserverpb.AuthenticateResponse",
+    "etcdserverpb.AuthUserAddRequest",
+    "etcdserverpb.AuthUserChangePasswordRequest",
+];
 /// Packages of options only, for which no code is needed.
 const WITHOUT_CODE: [&str; 3] =
     ["google.api.rs", "grpc.gateway.protoc_gen_openapiv2.options.rs", "versionpb.rs"];
@@ -47,6 +54,7 @@ fn generate(protos: &Path, out: &Path) {
     tonic_prost_build::configure()
         .build_transport(false)
         .bytes(".")
+        .skip_debug(SECRET)
         .out_dir(out)
         .compile_fds(descriptors)
         .unwrap();

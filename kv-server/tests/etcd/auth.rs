@@ -31,9 +31,9 @@ use crate::common::Cluster;
 
 /// A client, with the token of a user or without.
 #[derive(Clone)]
-struct Client {
+pub(super) struct Client {
     channel: Channel,
-    token: Option<String>,
+    pub(super) token: Option<String>,
 }
 
 impl Interceptor for Client {
@@ -46,26 +46,26 @@ impl Interceptor for Client {
 }
 
 impl Client {
-    async fn new(port: u16) -> Self {
+    pub(super) async fn new(port: u16) -> Self {
         Self { channel: channel(port).await, token: None }
     }
 
-    async fn of(port: u16, user: &str, password: &str) -> Self {
+    pub(super) async fn of(port: u16, user: &str, password: &str) -> Self {
         let mut client = Self::new(port).await;
         client.token = Some(client.login(user, password).await.unwrap());
         client
     }
 
-    async fn login(&self, user: &str, password: &str) -> Result<String, Status> {
+    pub(super) async fn login(&self, user: &str, password: &str) -> Result<String, Status> {
         let request = AuthenticateRequest { name: user.to_owned(), password: password.to_owned() };
         Ok(AuthClient::new(self.channel.clone()).authenticate(request).await?.into_inner().token)
     }
 
-    fn kv(&self) -> EtcdKvClient<InterceptedService<Channel, Self>> {
+    pub(super) fn kv(&self) -> EtcdKvClient<InterceptedService<Channel, Self>> {
         EtcdKvClient::with_interceptor(self.channel.clone(), self.clone())
     }
 
-    fn auth(&self) -> AuthClient<InterceptedService<Channel, Self>> {
+    pub(super) fn auth(&self) -> AuthClient<InterceptedService<Channel, Self>> {
         AuthClient::with_interceptor(self.channel.clone(), self.clone())
     }
 
@@ -77,7 +77,7 @@ impl Client {
         MaintenanceClient::with_interceptor(self.channel.clone(), self.clone())
     }
 
-    async fn add_user(&self, name: &str, password: &str, role: &str) {
+    pub(super) async fn add_user(&self, name: &str, password: &str, role: &str) {
         let (name, password) = (name.to_owned(), password.to_owned());
         let add = AuthUserAddRequest { name: name.clone(), password, ..Default::default() };
         self.auth().user_add(add).await.unwrap();
@@ -96,7 +96,7 @@ impl Client {
     }
 
     /// Adds the users `root`, and `ann` who may read `[a,m)` and write `[g,t)`; enables authentication.
-    async fn enable(&self) {
+    pub(super) async fn enable(&self) {
         self.auth().role_add(AuthRoleAddRequest { name: "r".to_owned() }).await.unwrap();
         self.grant("r", Type::Read, "a", "g").await;
         self.grant("r", Type::Readwrite, "g", "m").await;
@@ -120,7 +120,7 @@ fn invalid_token() -> (Code, String) {
 }
 
 /// A server with authentication, and the clients of nobody, `ann` and `root`.
-async fn started() -> (Alone, Client, Client, Client) {
+pub(super) async fn started() -> (Alone, Client, Client, Client) {
     let alone = Alone::start().await;
     let port = alone.server.port;
     let nobody = Client::new(port).await;
@@ -244,13 +244,13 @@ async fn put_in_a_transaction_with_previous_pair_or_lease_is_authorised_like_any
     }
 }
 
-async fn watching(port: u16, client: &Client) -> Watching {
+pub(super) async fn watching(port: u16, client: &Client) -> Watching {
     let token: &'static str = client.token.clone().unwrap_or_default().leak();
     let metadata = [("token", token)];
     Watching::open_with(port, if token.is_empty() { &[] } else { &metadata }).await
 }
 
-fn watch(key: &str, end: &str) -> WatchCreateRequest {
+pub(super) fn watch(key: &str, end: &str) -> WatchCreateRequest {
     WatchCreateRequest { key: key.to_owned().into(), range_end: end.to_owned().into(), ..Default::default() }
 }
 
@@ -485,7 +485,7 @@ async fn poll_that_waits_while_its_permission_is_revoked_delivers_nothing() {
     assert!(matches!(refused, Err(Fault::Denied(_))), "{refused:?}");
 }
 
-async fn logged_in(port: u16, user: &str, password: &str) -> Connection {
+pub(super) async fn logged_in(port: u16, user: &str, password: &str) -> Connection {
     let connection = Connection::open(&endpoint(port), PATIENCE).await.unwrap();
     let request =
         LoginRequest { user: Some(user.to_owned()), password: Some(password.to_owned()), token: None };

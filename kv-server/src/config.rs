@@ -20,6 +20,7 @@
 mod cluster;
 mod definitions;
 mod deployment;
+mod faults;
 mod file;
 mod layers;
 mod limits;
@@ -40,7 +41,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
 use consensus_core::{Endpoint, NodeId};
 
 pub(crate) use self::{
@@ -58,11 +60,12 @@ pub(crate) use self::{
 };
 use self::{
     definitions::Definitions,
+    faults::Faults,
     file::File,
     layers::{Layer, Merged},
     topology::Resolver,
 };
-use crate::{dev::Dev, etcd_start::EtcdStart};
+use crate::{dev::Dev, etcd_start::EtcdStart, shell};
 
 /// A replicated key-value server. Without a list of nodes it runs standalone.
 ///
@@ -96,6 +99,17 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Dev(Dev),
     Etcd(EtcdArguments),
+    /// Prints completions for a shell, for example for `source <(kv-server completions bash)`.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Writes the manual pages into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory, which is made if it does not exist.
+        dir: PathBuf,
+    },
 }
 
 /// Runs a member in place of etcd, with etcd's flags, `ETCD_` variables and configuration file.
@@ -112,12 +126,16 @@ pub(crate) struct EtcdArguments {
 pub(crate) enum Task {
     /// Runs a node with these settings.
     Serve(Box<Settings>),
+    /// Says what is wrong with the settings.
+    Check(Box<Findings>),
     /// Runs a cluster on this machine.
     Dev(Dev),
     /// Runs a member in place of etcd, unless its flags are wrong.
     Etcd(Result<Box<EtcdStart>, ConfigError>),
     /// Prints this.
     Say(String),
+    /// Writes the manual pages into this directory.
+    WriteManual(PathBuf),
 }
 
 /// Checked settings of a server to start.
@@ -149,6 +167,17 @@ pub(crate) struct Settings {
     pub(crate) plain_listeners: Vec<Endpoint>,
     /// Whether the endpoint for clients that the other members know speaks no TLS although there is TLS.
     pub(crate) advertises_plain: bool,
+}
+
+/// Result of reading the settings to check them.
+#[derive(Debug)]
+pub(crate) struct Findings {
+    /// The settings, if nothing is wrong with them.
+    pub(crate) settings: Result<Settings, Vec<ConfigError>>,
+    /// The data directory, as far as it is known.
+    pub(crate) data_dir: PathBuf,
+    /// The files of TLS, as far as they are known.
+    pub(crate) tls: TlsSection,
 }
 
 /// Description of itself that a node sends to the cluster when it starts.
@@ -183,7 +212,9 @@ pub(crate) enum ConfigError {
         why: String,
     },
     /// The command line has several tasks.
-    #[error("give one of --force-new-cluster, --restore and --check-backup: each is a task of its own")]
+    #[error(
+        "give one of --check-config, --force-new-cluster, --restore and --check-backup: each is a task of its own"
+    )]
     Tasks,
     /// Several settings are wrong.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
@@ -214,26 +245,19 @@ impl Settings {
     ) -> Result<Self, ConfigError> {
         let definitions = Definitions::new();
         let mut settings = Layer::default();
+        let mut faults = Faults::default();
         for (name, given) in given {
-            settings.add(&definitions, name, given)?;
+            settings.add(&definitions, name, given, &mut faults);
         }
-        let environment = layers::environment(&definitions, environment)?;
+        let environment = layers::environment(&definitions, environment, &mut faults);
         let once = definitions.command().try_get_matches_from(["kv-server"])?;
         let merged = Merged::new(&definitions, [settings, environment, Layer::default()]);
-        Self::of_merged(&merged, Once::from_arg_matches(&once)?, &nodes, "the members")
-    }
-
-    /// Checks what the layers say.
-    fn of_merged(
-        merged: &Merged<'_>,
-        once: Once,
-        entries: &[NodeEntry],
-        place: &str,
-    ) -> Result<Self, ConfigError> {
         let mut arguments = merged.arguments()?;
-        arguments.once = once;
-        check(&arguments, merged)?;
-        resolve(&Resolver { arguments: &arguments, merged, entries, place })
+        arguments.once = Once::from_arg_matches(&once)?;
+        let resolver =
+            Resolver { arguments: &arguments, merged: &merged, entries: &nodes, place: "the members" };
+        let settings = resolve(&resolver, &mut faults);
+        faults.outcome(settings)
     }
 
     fn load_with(
@@ -242,29 +266,60 @@ impl Settings {
         read: impl Fn(&str) -> Result<String, ConfigError>,
     ) -> Result<Task, ConfigError> {
         let definitions = Definitions::new();
-        let matches = definitions.command().try_get_matches_from(command_line)?;
+        let matches = parse(&definitions, command_line.into_iter().collect())?;
         if matches.subcommand().is_some() {
-            return match Arguments::from_arg_matches(&matches)?.command {
-                Some(Command::Dev(dev)) => Ok(Task::Dev(dev)),
-                Some(Command::Etcd(arguments)) => Ok(etcd(arguments.flags)),
-                None => Err(clap::Error::new(clap::error::ErrorKind::MissingSubcommand).into()),
-            };
+            return Ok(match Command::from_arg_matches(&matches)? {
+                Command::Dev(dev) => Task::Dev(dev),
+                Command::Etcd(arguments) => etcd(arguments.flags),
+                Command::Completions { shell } => Task::Say(shell::completions(shell)),
+                Command::Man { dir } => Task::WriteManual(dir),
+            });
         }
-        let flags = layers::command_line(&definitions, &matches)?;
-        let environment = layers::environment(&definitions, environment)?;
+        let mut faults = Faults::default();
+        let flags = layers::command_line(&definitions, &matches, &mut faults);
+        let environment = layers::environment(&definitions, environment, &mut faults);
         let path = [&flags, &environment]
             .into_iter()
             .find_map(|layer| Some(layer.0.get("config")?.values[0].clone()));
         let path = path.map(|path| path.to_string_lossy().into_owned());
-        let File { settings, nodes } = match &path {
-            Some(path) => File::parse(&definitions, path, &read(path)?)?,
+        let File { settings, nodes } = match path.as_ref().map(|path| (path, read(path))) {
+            Some((path, Ok(text))) => File::parse(&definitions, path, &text, &mut faults),
+            Some((_, Err(error))) => {
+                faults.refuse_file(error);
+                File::default()
+            }
             None => File::default(),
         };
         let merged = Merged::new(&definitions, [flags, environment, settings]);
+        let mut arguments = merged.arguments()?;
+        arguments.once = Once::from_arg_matches(&matches)?;
         let place = path.as_deref().unwrap_or("settings");
-        let settings = Self::of_merged(&merged, Once::from_arg_matches(&matches)?, &nodes, place)?;
-        Ok(Task::Serve(Box::new(settings)))
+        let resolver = Resolver { arguments: &arguments, merged: &merged, entries: &nodes, place };
+        let settings = resolve(&resolver, &mut faults);
+        if arguments.once.check_config {
+            let settings = settings.filter(|_| faults.is_empty()).ok_or_else(|| faults.into_errors());
+            let (data_dir, tls) = (data_dir(&arguments.deployment), arguments.tls);
+            return Ok(Task::Check(Box::new(Findings { settings, data_dir, tls })));
+        }
+        faults.outcome(settings).map(|settings| Task::Serve(Box::new(settings)))
     }
+}
+
+/// Parses the command line. If only values of settings are wrong, they are left to the layer of the flags, which says all of them.
+fn parse(definitions: &Definitions, command_line: Vec<OsString>) -> Result<ArgMatches, ConfigError> {
+    use clap::error::ErrorKind::{InvalidValue, ValueValidation};
+    let parsed = definitions.command().try_get_matches_from(&command_line);
+    Ok(parsed.or_else(|error| match error.kind() {
+        InvalidValue | ValueValidation => {
+            definitions.command_of_any_values().try_get_matches_from(command_line).map_err(|_| error)
+        }
+        _ => Err(error),
+    })?)
+}
+
+/// The definition of the command line.
+pub(crate) fn command() -> clap::Command {
+    Definitions::new().command()
 }
 
 /// The start of a member with etcd's flags and the variables of this process.
@@ -280,55 +335,74 @@ fn read_file(path: &str) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(error)
 }
 
-/// Checks settings against each other.
-fn check(arguments: &Arguments, merged: &Merged<'_>) -> Result<(), ConfigError> {
+/// Checks settings against each other, as far as their values are known.
+fn check(arguments: &Arguments, merged: &Merged<'_>, faults: &mut Faults) {
     let Cluster { health_check_interval, node_timeout, election_timeout, heartbeat_interval, .. } =
         arguments.cluster;
     let at_least = |setting, words, bound| {
         let bound = humantime::format_duration(bound);
-        Err(merged.error(setting, format!("it must be at least {words} ({bound})")))
+        merged.error(setting, format!("it must be at least {words} ({bound})"))
     };
-    if node_timeout < health_check_interval {
-        return at_least("node_timeout", "health_check_interval", health_check_interval);
+    if node_timeout < health_check_interval && faults.are_known(&["node_timeout", "health_check_interval"]) {
+        faults.add(at_least("node_timeout", "health_check_interval", health_check_interval));
     }
-    if election_timeout < heartbeat_interval * 2 {
-        return at_least("election_timeout", "twice heartbeat_interval", heartbeat_interval);
-    }
-    let retention = arguments.limits.auto_compaction();
-    retention.map_err(|why| merged.error("auto_compaction_retention", why))?;
-    if let Some((setting, why)) = arguments.tls.conflict() {
-        return Err(merged.error(setting, why));
-    }
-    let Once { force_new_cluster, restore, check_backup, .. } = &arguments.once;
-    if [*force_new_cluster, restore.is_some(), check_backup.is_some()]
-        .iter()
-        .filter(|is_set| **is_set)
-        .count()
-        > 1
+    if election_timeout < heartbeat_interval * 2
+        && faults.are_known(&["election_timeout", "heartbeat_interval"])
     {
-        return Err(ConfigError::Tasks);
+        faults.add(at_least("election_timeout", "twice heartbeat_interval", heartbeat_interval));
     }
-    Ok(())
+    if faults.are_known(&["auto_compaction_mode", "auto_compaction_retention"]) {
+        let retention = arguments.limits.auto_compaction();
+        faults.note(retention.map_err(|why| merged.error("auto_compaction_retention", why)));
+    }
+    if faults.are_known(&TLS_CHOICES) {
+        for (setting, why) in arguments.tls.conflicts() {
+            faults.add(merged.error(setting, why));
+        }
+    }
+    let Once { check_config, force_new_cluster, restore, check_backup, .. } = &arguments.once;
+    let tasks = [*check_config, *force_new_cluster, restore.is_some(), check_backup.is_some()];
+    if tasks.iter().filter(|is_set| **is_set).count() > 1 {
+        faults.add(ConfigError::Tasks);
+    }
 }
 
-fn resolve(resolver: &Resolver<'_>) -> Result<Settings, ConfigError> {
+/// Settings on whose values the conditions of TLS depend.
+const TLS_CHOICES: [&str; 7] = [
+    "tls_client_certificates",
+    "tls_auto",
+    "tls_mode",
+    "peer_tls_auto",
+    "peer_tls_mode",
+    "tls_min_version",
+    "tls_max_version",
+];
+
+fn data_dir(deployment: &Deployment) -> PathBuf {
+    let by_default = || PathBuf::from(format!("./data/node-{}", deployment.node_id));
+    deployment.data_dir.clone().unwrap_or_else(by_default)
+}
+
+/// The settings of a server; `None` after the errors were added.
+fn resolve(resolver: &Resolver<'_>, faults: &mut Faults) -> Option<Settings> {
+    check(resolver.arguments, resolver.merged, faults);
     let Arguments { command: _, program, once, deployment, cluster, log, limits, metrics, tls } =
         resolver.arguments.clone();
+    if !faults.are_known(&["mode"]) {
+        return None;
+    }
     let has_nodes = !deployment.replica_endpoints.is_empty() || !resolver.entries.is_empty();
     let by_default = if has_nodes { Mode::Replicated } else { Mode::Standalone };
     let (client_listen, topology) = match deployment.mode.unwrap_or(by_default) {
-        Mode::Standalone => (resolver.listen("127.0.0.1", program.port.unwrap_or(9090))?, None),
+        Mode::Standalone => (faults.note(resolver.listen("127.0.0.1", program.port.unwrap_or(9090)))?, None),
         Mode::Replicated => {
-            let (listen, topology) = resolver.topology()?;
+            let (listen, topology) = resolver.topology(faults)?;
             (listen, Some(topology))
         }
     };
-    let node = NodeId(deployment.node_id);
-    let by_default = || PathBuf::from(format!("./data/node-{node}"));
-    let data_dir = deployment.data_dir.clone().unwrap_or_else(by_default);
-    Ok(Settings {
-        node,
-        data_dir,
+    Some(Settings {
+        node: NodeId(deployment.node_id),
+        data_dir: data_dir(&deployment),
         client_listen,
         client_listen_also: Vec::new(),
         health_listen: metrics.metrics_listen.clone(),
@@ -361,7 +435,7 @@ fn from_layers(
 ) -> Result<Settings, ConfigError> {
     match Settings::load_with(command_line, environment, |_| Ok(file.to_owned()))? {
         Task::Serve(settings) => Ok(*settings),
-        Task::Dev(_) | Task::Etcd(_) | Task::Say(_) => {
+        Task::Check(_) | Task::Dev(_) | Task::Etcd(_) | Task::Say(_) | Task::WriteManual(_) => {
             Err(clap::Error::raw(clap::error::ErrorKind::InvalidSubcommand, "it has no settings").into())
         }
     }

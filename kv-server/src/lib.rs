@@ -1,11 +1,13 @@
 //! The replicated key-value server.
 //!
-//! `config` reads what to start, `mode` keeps a data directory to standalone or replicated use, `node` composes engine,
-//! transport, storage and state machine, `founding` decides whether a node may start a new cluster, `removal` finds out whether a member
-//! was removed, `restore` makes a data directory from a backup, `quota` watches the size of the store, `frontend` serves clients over Thrift, `routing` decides which node executes an
-//! operation, `identity` says who a server is, `cluster` tracks members and their health, `members` changes them for etcd's clients, `measure` counts and serves metrics, `tls` keeps certificates current, `serve` runs a node until it is
-//! stopped, `etcd_start` starts one with etcd's flags, and `dev` runs a cluster on one machine. Consensus and storage are in the other
-//! crates.
+//! `config` reads what to start, `preflight` checks it without a start, `mode` keeps a data directory to standalone or replicated use,
+//! `node` composes engine, transport, storage and state machine, `founding` decides whether a node may start a new cluster, `removal`
+//! finds out whether a member was removed, `restore` makes a data directory from a backup, `quota` watches the size of the store,
+//! `frontend` serves clients over Thrift, `routing` decides which node executes an operation, `identity` says who a server is, `cluster`
+//! tracks members and their health, `members` changes them for etcd's clients, `measure` counts and serves metrics, `tls` keeps
+//! certificates current, `serve` runs a node until it is stopped, `shell` prints completions and manual pages, `exit` says how it ends,
+//! `watchdog` tells the service manager that it works, `etcd_start` starts one with etcd's flags, and `dev` runs a cluster on one
+//! machine. Consensus and storage are in the other crates.
 //!
 //! The program is [`run`]; the other public items are for the crate `fuzz`.
 
@@ -19,6 +21,7 @@ mod descriptors;
 mod dev;
 mod etcd;
 mod etcd_start;
+mod exit;
 mod founding;
 mod frontend;
 #[doc(hidden)]
@@ -33,19 +36,23 @@ mod memory;
 mod mode;
 mod node;
 mod polls;
+mod preflight;
 mod quota;
 mod record;
 mod removal;
 mod restore;
 mod routing;
 mod serve;
+mod shell;
 mod tls;
+mod watchdog;
 
 use std::{process::ExitCode, time::Duration};
 
 use crate::{
-    config::{ConfigError, Settings, Task},
+    config::{ConfigError, Findings, Settings, Task},
     etcd_start::EtcdStart,
+    exit::Exit,
     node::Node,
     restore::RestoreError,
     serve::{End, Ready},
@@ -55,6 +62,7 @@ use crate::{
 pub fn run() -> ExitCode {
     let settings = match Settings::load(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(Task::Serve(settings)) => *settings,
+        Ok(Task::Check(findings)) => return say_findings(*findings),
         Ok(Task::Dev(dev)) => return run_to_end(dev.run()).unwrap_or_else(|code| code),
         Ok(Task::Etcd(Ok(start))) => return run_in_place_of_etcd(&start),
         Ok(Task::Etcd(Err(ConfigError::CommandLine(error)))) => error.exit(),
@@ -66,10 +74,16 @@ pub fn run() -> ExitCode {
             print!("{text}");
             return ExitCode::SUCCESS;
         }
+        Ok(Task::WriteManual(dir)) => {
+            let written = shell::write_manual(&dir);
+            let error =
+                written.err().map(|error| eprintln!("kv-server: manual pages in {}: {error}", dir.display()));
+            return error.map_or(ExitCode::SUCCESS, |()| ExitCode::FAILURE);
+        }
         Err(ConfigError::CommandLine(error)) => error.exit(),
         Err(error) => {
             eprintln!("kv-server: {error}");
-            return ExitCode::from(2);
+            return Exit::Settings.code();
         }
     };
     tracing_subscriber::fmt()
@@ -98,11 +112,30 @@ pub fn run() -> ExitCode {
     }
     match run_to_end(serve::serve(Node::start(settings), Ready::Started)) {
         Ok(End::Signal(_)) => ExitCode::SUCCESS,
-        Ok(End::Failed(why)) => {
-            eprintln!("kv-server: {why}");
-            ExitCode::FAILURE
+        Ok(End::Failed(failure)) => {
+            eprintln!("kv-server: {failure}");
+            failure.exit.code()
         }
         Err(code) => code,
+    }
+}
+
+/// Prints the outcome of a check of the settings.
+fn say_findings(findings: Findings) -> ExitCode {
+    match preflight::report(findings) {
+        Ok(line) => {
+            println!("kv-server: {line}");
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            for error in &errors {
+                eprintln!("kv-server: {error}");
+            }
+            let what =
+                if errors.len() == 1 { "1 error".to_owned() } else { format!("{} errors", errors.len()) };
+            eprintln!("kv-server: {what}; nothing was changed");
+            Exit::Settings.code()
+        }
     }
 }
 
@@ -137,8 +170,8 @@ fn run_in_place_of_etcd(start: &EtcdStart) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Ok(End::Failed(why)) => {
-            tracing::error!("{why}");
+        Ok(End::Failed(failure)) => {
+            tracing::error!("{failure}");
             ExitCode::FAILURE
         }
         Err(code) => code,

@@ -33,20 +33,24 @@ pub(crate) enum ModeError {
 /// Checks that the data directory is used in this mode; records the mode in a new one. `log` and `state` are the names of
 /// the directories in it.
 pub(crate) fn claim(dir: &Path, wanted: Mode, log: &str, state: &'static str) -> Result<(), ModeError> {
+    if verify(dir, wanted, log, state)? {
+        return Ok(());
+    }
+    Ok(record(dir, MODE, &format!("mode = {}\n", word(wanted)), "recording the mode in")?)
+}
+
+/// Checks that the data directory can be used in this mode, and returns whether that is recorded. Changes nothing.
+pub(crate) fn verify(dir: &Path, wanted: Mode, log: &str, state: &'static str) -> Result<bool, ModeError> {
     let recorded = recorded(dir)?;
     // Only a node of a cluster has a log.
     let known = recorded.or_else(|| dir.join(log).exists().then_some(Mode::Replicated));
     match known {
-        Some(known) if known != wanted => return Err(other(dir, known, wanted)),
+        Some(known) if known != wanted => Err(other(dir, known, wanted)),
         None if dir.join(state).exists() => {
-            return Err(ModeError::Missing { path: dir.display().to_string(), data: state });
+            Err(ModeError::Missing { path: dir.display().to_string(), data: state })
         }
-        _ => {}
+        _ => Ok(recorded.is_some()),
     }
-    if recorded.is_some() {
-        return Ok(());
-    }
-    Ok(record(dir, MODE, &format!("mode = {}\n", word(wanted)), "recording the mode in")?)
 }
 
 /// Checks that the data directory is one of a node of a cluster. Changes nothing.

@@ -5,11 +5,13 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use consensus_core::{
     ClusterId, ConsensusEngine, Endpoint, Health, LogIndex, LogState, LogStorage, Member, MemberKind,
-    Membership, NetworkTransport, NodeId, StateMachine, StorageError, TransportError,
+    Membership, NetworkTransport, NodeId, ReadConsistency, ReadError, StateMachine, StorageError,
+    TransportError,
 };
 use consensus_engine_raft::{
     RaftConfig, RaftEngine, StartError,
@@ -164,6 +166,20 @@ impl Node {
             Ok(Health::Fatal(why)) => why,
             _ => "the engine is gone".to_owned(),
         }
+    }
+
+    /// Waits until the engine's task answers. Returns whether no call of the state machine takes longer than `limit`; one that waits for a
+    /// disk that is stalled does not count. The engine of a standalone server has no task, and answers at once.
+    pub(crate) async fn responds(&self, limit: Duration) -> bool {
+        let engine = self.database.engine();
+        // It is decided by the engine's task from its clock, without other nodes. Its result does not matter.
+        let question = ReadConsistency::StaleWithin(Duration::MAX);
+        while let Err(ReadError::Overloaded { .. }) = engine.read_barrier(question).await {
+            tokio::time::sleep(OVERLOAD_PAUSE).await;
+        }
+        let status = self.database.status().borrow().clone();
+        let is_stuck = status.apply_stalled_since.is_some_and(|since| since.elapsed() > limit);
+        !is_stuck || status.storage_stalled_since.is_some()
     }
 
     /// Takes no more calls, finishes those in hand, stops the engine, closes the connections.
@@ -395,8 +411,22 @@ pub(crate) fn describe_recovery(node: NodeId, recovered: &Recovered) -> String {
 
 /// Checks that the data directory is one of this mode, and of a node that is a witness or not; a new one gets the mode.
 fn claim_data_dir(settings: &Settings) -> Result<(), NodeError> {
-    let wanted = if settings.topology.is_some() { Mode::Replicated } else { Mode::Standalone };
-    mode::claim(&settings.data_dir, wanted, LOG, STATE)?;
+    mode::claim(&settings.data_dir, mode_of(settings), LOG, STATE)?;
+    require_kind(settings)
+}
+
+/// The same check of a data directory that may not exist. Changes nothing.
+pub(crate) fn verify_data_dir(settings: &Settings) -> Result<(), NodeError> {
+    mode::verify(&settings.data_dir, mode_of(settings), LOG, STATE)?;
+    require_kind(settings)
+}
+
+fn mode_of(settings: &Settings) -> Mode {
+    if settings.topology.is_some() { Mode::Replicated } else { Mode::Standalone }
+}
+
+/// Refuses a witness the data of a node that is none.
+fn require_kind(settings: &Settings) -> Result<(), NodeError> {
     let is_witness = settings.topology.as_ref().is_some_and(|all| all.witnesses.contains(&settings.node));
     if is_witness && settings.data_dir.join(STATE).exists() {
         return Err(NodeError::NoWitness { path: settings.data_dir.display().to_string() });
@@ -409,4 +439,6 @@ pub(crate) const LOG: &str = "log";
 const FLIGHT: &str = "flight";
 pub(crate) const STATE: &str = "state";
 /// Calls in hand get this long at shutdown.
-const CALLS_MAX: std::time::Duration = std::time::Duration::from_secs(2);
+const CALLS_MAX: Duration = Duration::from_secs(2);
+/// Pause before an engine that has too many reads is asked again.
+const OVERLOAD_PAUSE: Duration = Duration::from_millis(50);

@@ -1,11 +1,15 @@
 //! Runs a node until a signal or a failure ends it.
 
-use std::{fmt::Display, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::node::Node;
+use crate::{
+    exit::{Exit, Failure},
+    node::Node,
+    watchdog,
+};
 
 /// How a node ended.
 #[derive(Debug)]
@@ -13,7 +17,7 @@ pub(crate) enum End {
     /// A signal with this number stopped it, gracefully.
     Signal(i32),
     /// It did not start, or could not go on.
-    Failed(String),
+    Failed(Failure),
 }
 
 /// When a node counts as ready.
@@ -25,11 +29,15 @@ pub(crate) enum Ready {
     Published,
 }
 
-/// Starts a node and serves until a signal or a failure. A service manager that waits for it is told when the node is ready.
-pub(crate) async fn serve<E: Display>(start: impl Future<Output = Result<Node, E>>, ready: Ready) -> End {
+/// Starts a node and serves until a signal or a failure. A service manager that waits for it is told when the node is ready, and its
+/// watchdog while the node makes progress.
+pub(crate) async fn serve<E: Into<Failure>>(
+    start: impl Future<Output = Result<Node, E>>,
+    ready: Ready,
+) -> End {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
-        Err(error) => return End::Failed(format!("cannot listen for signals: {error}")),
+        Err(error) => return End::Failed(format!("cannot listen for signals: {error}").into()),
     };
     // A start may wait for other nodes.
     let started = tokio::select! {
@@ -38,7 +46,7 @@ pub(crate) async fn serve<E: Display>(start: impl Future<Output = Result<Node, E
     };
     let node = match started {
         Ok(node) => node,
-        Err(error) => return End::Failed(error.to_string()),
+        Err(error) => return End::Failed(error.into()),
     };
     if ready == Ready::Started {
         notify(NotifyState::Ready);
@@ -49,12 +57,13 @@ pub(crate) async fn serve<E: Display>(start: impl Future<Output = Result<Node, E
             tracing::info!("ready to serve client requests");
             notify(NotifyState::Ready);
         }
-        std::future::pending::<()>().await;
+        std::future::pending::<Infallible>().await
     };
     let end = tokio::select! {
         number = signals.next() => End::Signal(number),
-        why = node.failed() => End::Failed(format!("stopping: {why}")),
-        () = announced => End::Failed("stopping".to_owned()), // It does not end.
+        why = node.failed() => End::Failed(Failure { why: format!("stopping: {why}"), exit: Exit::Failed }),
+        never = announced => match never {},
+        never = feed_watchdog(&node) => match never {},
     };
     notify(NotifyState::Stopping);
     tracing::info!("stopping");
@@ -62,6 +71,16 @@ pub(crate) async fn serve<E: Display>(start: impl Future<Output = Result<Node, E
         tracing::warn!("not everything ended in time; what is acknowledged is on disk");
     }
     end
+}
+
+/// Tells the watchdog of the service manager, if there is one, that the node makes progress.
+async fn feed_watchdog(node: &Node) -> Infallible {
+    match sd_notify::watchdog_enabled() {
+        Some(limit) => {
+            watchdog::feed(limit, async || node.responds(limit).await, || notify(NotifyState::Watchdog)).await
+        }
+        None => std::future::pending().await,
+    }
 }
 
 /// The signals that stop the program.

@@ -1,13 +1,16 @@
 //! TLS of the node's ports: built from the settings, and kept current while the node runs.
 
 use std::{
-    io,
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use consensus_core::Endpoint;
 use consensus_tls::{
-    AllowedNames, ClientCertificates, Identity, PlainConnections, ServerTrust, Tls, TlsError, TlsSettings,
+    AllowedNames, ClientCertificates, FileRole, Identity, PlainConnections, ServerTrust, Tls, TlsError,
+    TlsSettings,
     issue::{self, Days},
 };
 use tokio::{
@@ -122,6 +125,16 @@ fn scheme(tls: Option<&Tls>) -> &'static str {
 }
 
 fn of_clients(section: &TlsSection, settings: &Settings) -> Result<Tls, SecurityError> {
+    let mut tls = client_settings(section);
+    if tls.identity.is_none() {
+        tls.identity = Some(make(&settings.data_dir, "clients", &hosts(settings))?);
+        tls.server_trust = ServerTrust::Unverified;
+    }
+    Ok(Tls::load(tls)?)
+}
+
+/// TLS of the port for clients, without a certificate that the node makes.
+fn client_settings(section: &TlsSection) -> TlsSettings {
     let mut tls = TlsSettings::new("clients");
     tls.identity = identity(section.tls_cert_file.as_ref(), section.tls_key_file.as_ref());
     tls.outgoing_identity =
@@ -141,15 +154,26 @@ fn of_clients(section: &TlsSection, settings: &Settings) -> Result<Tls, Security
     tls.plain = plain(section.tls_mode);
     // Clients of gRPC insist on h2. Those of Thrift offer nothing.
     tls.protocols = vec!["h2", "http/1.1"];
-    if tls.identity.is_none() {
-        tls.identity = Some(make(&settings.data_dir, "clients", &hosts(settings))?);
-        tls.server_trust = ServerTrust::Unverified;
-    }
     common(&mut tls, section);
-    Ok(Tls::load(tls)?)
+    tls
 }
 
 fn of_peers(section: &TlsSection, settings: &Settings) -> Result<Tls, SecurityError> {
+    let mut tls = peer_settings(section);
+    if tls.identity.is_none() {
+        tracing::warn!(
+            "nodes encrypt their connections and do not verify each other (peer_tls_auto): anybody who reaches the port can be one"
+        );
+        tls.identity = Some(make(&settings.data_dir, "nodes", &hosts(settings))?);
+        tls.client_certificates = ClientCertificates::Ignored;
+        tls.allowed = AllowedNames::default();
+        tls.server_trust = ServerTrust::Unverified;
+    }
+    Ok(Tls::load(tls)?)
+}
+
+/// TLS of the port for nodes, without a certificate that the node makes.
+fn peer_settings(section: &TlsSection) -> TlsSettings {
     let mut tls = TlsSettings::new("nodes");
     tls.identity = identity(section.peer_tls_cert_file.as_ref(), section.peer_tls_key_file.as_ref());
     tls.outgoing_identity =
@@ -163,17 +187,62 @@ fn of_peers(section: &TlsSection, settings: &Settings) -> Result<Tls, SecurityEr
         node_usage: true,
     };
     tls.plain = plain(section.peer_tls_mode);
-    if tls.identity.is_none() {
-        tracing::warn!(
-            "nodes encrypt their connections and do not verify each other (peer_tls_auto): anybody who reaches the port can be one"
-        );
-        tls.identity = Some(make(&settings.data_dir, "nodes", &hosts(settings))?);
-        tls.client_certificates = ClientCertificates::Ignored;
-        tls.allowed = AllowedNames::default();
-        tls.server_trust = ServerTrust::Unverified;
-    }
     common(&mut tls, section);
-    Ok(Tls::load(tls)?)
+    tls
+}
+
+/// Errors of the files of TLS and of its cipher suites, all of them. No certificate is made.
+pub(crate) fn faults(section: &TlsSection) -> Vec<String> {
+    let of_port = |has_tls: bool, settings: TlsSettings| {
+        let peers = settings.peers;
+        let errors = if has_tls { faults_of(&settings) } else { Vec::new() };
+        errors.into_iter().map(move |error| format!("TLS of {peers}: {error}"))
+    };
+    of_port(section.has_client_tls(), client_settings(section))
+        .chain(of_port(section.has_peer_tls(), peer_settings(section)))
+        .collect()
+}
+
+/// Loads each part by itself, because a load ends at its first error; and the whole if no part has one.
+fn faults_of(settings: &TlsSettings) -> Vec<String> {
+    let part = |fill: &dyn Fn(&mut TlsSettings)| {
+        let mut part = TlsSettings::new(settings.peers);
+        fill(&mut part);
+        part
+    };
+    let identities = [&settings.identity, &settings.outgoing_identity].into_iter().flatten();
+    let mut parts: Vec<TlsSettings> =
+        identities.map(|identity| part(&|part| part.identity = Some(identity.clone()))).collect();
+    parts.push(part(&|part| part.ca_file.clone_from(&settings.ca_file)));
+    parts.push(part(&|part| {
+        part.cipher_suites.clone_from(&settings.cipher_suites);
+        (part.version_min, part.version_max) = (settings.version_min, settings.version_max);
+    }));
+    let mut errors: Vec<String> = parts.into_iter().filter_map(load_error).collect();
+    for Identity { key_file, .. } in [&settings.identity, &settings.outgoing_identity].into_iter().flatten() {
+        // The load of an identity ends at the error of its certificate.
+        errors.extend(read_error(FileRole::Key, key_file));
+    }
+    match &settings.crl_file {
+        _ if errors.is_empty() => errors.extend(load_error(settings.clone())),
+        // It cannot be loaded without the rest.
+        Some(path) => errors.extend(read_error(FileRole::Revocations, path)),
+        None => {}
+    }
+    let mut seen = BTreeSet::new();
+    errors.retain(|error| seen.insert(error.clone()));
+    errors
+}
+
+/// Why a file cannot be read.
+fn read_error(role: FileRole, path: &Path) -> Option<String> {
+    let read = File::open(path).and_then(|mut file| file.read(&mut [0]));
+    let error = |source| TlsError::Read { role, path: path.to_owned(), source };
+    read.err().map(|source| error(source).to_string())
+}
+
+fn load_error(settings: TlsSettings) -> Option<String> {
+    Tls::load(settings).err().map(|error| error.to_string())
 }
 
 fn common(tls: &mut TlsSettings, section: &TlsSection) {

@@ -17,7 +17,7 @@ async fn serves(cluster: &Cluster, key: &str) -> Duration {
 fn refuses_to_start(server: &mut Server) -> String {
     let before = server.log().len();
     server.start();
-    assert_eq!(server.ended(), Some(1), "{}", server.log());
+    assert_eq!(server.ended(), Some(3), "{}", server.log());
     server.log()[before..].to_owned()
 }
 
@@ -82,7 +82,7 @@ async fn nodes_added_by_editing_the_file_do_not_start_and_the_data_stays() {
     three.servers[1].says("waiting for node 0");
     three.servers[0].start();
     for id in [1, 2] {
-        assert_eq!(three.servers[id].ended(), Some(1));
+        assert_eq!(three.servers[id].ended(), Some(3));
         let (history, add) = ("belongs to a cluster with a history", format!("kvctl member add {id}"));
         assert_says(&three.servers[id].log(), &["node 0", history, "--join", &add]);
     }
@@ -124,7 +124,7 @@ async fn two_of_three_emptied_nodes_do_not_begin_a_second_cluster() {
     cluster.servers[2].start();
     cluster.servers[1].says("waiting for node 0");
     cluster.servers[0].start();
-    assert_eq!((cluster.servers[1].ended(), cluster.servers[2].ended()), (Some(1), Some(1)));
+    assert_eq!((cluster.servers[1].ended(), cluster.servers[2].ended()), (Some(3), Some(3)));
     let left = cluster.eventually("node 0 answers", async |cluster| cluster.status(0).await).await;
     assert!(left.last_log_index >= before.last_log_index, "its data is intact");
 }

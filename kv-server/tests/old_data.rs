@@ -233,7 +233,7 @@ async fn state_of_another_cluster_beside_a_log_is_refused() {
     let [mut one, other] = clusters;
     put_back(&other.data(0).join("state"), &one.data(0).join("state"));
     one.servers[0].start();
-    assert_eq!(one.servers[0].ended(), Some(1));
+    assert_eq!(one.servers[0].ended(), Some(3));
     let log = one.servers[0].log();
     assert!(
         log.contains("has applied entries of the cluster") && log.contains("is a log of the cluster"),

@@ -206,12 +206,12 @@ async fn a_data_directory_is_not_served_in_the_other_mode() {
     assert!(code == Some(1) && error.contains("in use by another process"), "{error}");
     standalone.terminate();
     let (code, error) = start(&["--replica-endpoints", "127.0.0.1:1", "--data-dir", data]);
-    assert!(code == Some(1) && error.contains("holds the data of a standalone server"), "{error}");
+    assert!(code == Some(3) && error.contains("holds the data of a standalone server"), "{error}");
     let (code, error) = start(&["--port", "1", "--node-id", "3", "--data-dir", data]);
-    assert!(code == Some(1) && error.contains("belongs to node 0, not to node 3"), "{error}");
+    assert!(code == Some(3) && error.contains("belongs to node 0, not to node 3"), "{error}");
     std::fs::remove_file(dir.path().join("data/MODE")).unwrap();
     let (code, error) = start(&["--port", "1", "--data-dir", data]);
-    assert!(code == Some(1) && error.contains("its file MODE is missing"), "{error}");
+    assert!(code == Some(3) && error.contains("its file MODE is missing"), "{error}");
     let (code, error) = start(&["--config", "/nowhere.toml"]);
     assert!(code == Some(2) && error.contains("/nowhere.toml: cannot be read"), "{error}");
 }
@@ -229,7 +229,7 @@ async fn node_of_a_cluster_without_its_log_is_not_served_standalone() {
     let error = String::from_utf8(output.stderr).unwrap();
     let says =
         error.contains("holds the data of a node of a cluster") && error.contains("a standalone server");
-    assert!(output.status.code() == Some(1) && says, "{error}");
+    assert!(output.status.code() == Some(3) && says, "{error}");
 }
 
 #[tokio::test]

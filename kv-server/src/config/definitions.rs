@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ffi::OsString};
 
-use clap::{Arg, ArgAction, Command, CommandFactory, error::ContextKind, value_parser};
+use clap::{Arg, ArgAction, Command, CommandFactory, builder::ValueParser, error::ContextKind, value_parser};
 
 use super::{Arguments, ConfigError, once::ONCE};
 
@@ -73,6 +73,15 @@ impl Definitions {
     /// Parser of the command line.
     pub(crate) fn command(&self) -> Command {
         self.command.clone()
+    }
+
+    /// The same parser, which takes every value of a setting: [`check`](Self::check) says what is wrong with each of them.
+    pub(crate) fn command_of_any_values(&self) -> Command {
+        let any = |arg: Arg| {
+            let is_setting = arg.get_help_heading() != Some(ONCE) && arg.get_action().takes_values();
+            if is_setting { arg.value_parser(ValueParser::os_string()) } else { arg }
+        };
+        self.command.clone().mut_args(any)
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = (&str, &Name)> {

@@ -6,12 +6,13 @@ use consensus_core::Endpoint;
 use serde::Deserialize;
 use toml::{
     Spanned,
-    de::{DeTable, DeValue},
+    de::{DeTable, DeValue, ValueDeserializer},
 };
 
 use super::{
     ConfigError,
     definitions::{Definitions, Given},
+    faults::Faults,
     layers::Layer,
 };
 
@@ -36,25 +37,26 @@ pub(crate) struct NodeEntry {
     pub(crate) name: Option<String>,
 }
 
-/// The part of the file that has no sections.
-#[derive(Deserialize)]
-struct Nodes {
-    #[serde(default)]
-    nodes: Vec<NodeEntry>,
-}
-
 impl File {
     /// Parses the text of the file `path`.
-    pub(crate) fn parse(definitions: &Definitions, path: &str, text: &str) -> Result<Self, ConfigError> {
-        let syntax =
-            |error: toml::de::Error| ConfigError::File { path: path.to_owned(), why: error.to_string() };
-        let table = DeTable::parse(text).map_err(syntax)?;
-        let Nodes { nodes } = toml::from_str(text).map_err(syntax)?;
-        let mut parser = Parser { definitions, path, text, settings: Layer::default() };
-        for (name, value) in table.get_ref().iter().filter(|(name, _)| name.get_ref() != NODES) {
-            parser.section(name, value)?;
+    pub(crate) fn parse(definitions: &Definitions, path: &str, text: &str, faults: &mut Faults) -> Self {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let is_complete = errors.is_empty();
+        for error in errors.into_iter().take(SYNTAX_ERRORS_MAX) {
+            faults.refuse_file(ConfigError::File { path: path.to_owned(), why: error.to_string() });
         }
-        Ok(Self { settings: parser.settings, nodes })
+        if !is_complete {
+            return Self::default();
+        }
+        let mut parser =
+            Parser { definitions, path, text, settings: Layer::default(), nodes: Vec::new(), faults };
+        for (name, value) in table.get_ref() {
+            match name.get_ref().as_ref() {
+                NODES => parser.nodes(name, value),
+                _ => parser.section(name, value),
+            }
+        }
+        Self { settings: parser.settings, nodes: parser.nodes }
     }
 }
 
@@ -63,42 +65,63 @@ struct Parser<'a> {
     path: &'a str,
     text: &'a str,
     settings: Layer,
+    nodes: Vec<NodeEntry>,
+    faults: &'a mut Faults,
 }
 
 type Name<'a> = Spanned<toml::de::DeString<'a>>;
 
 impl Parser<'_> {
     fn place<T>(&self, at: &Spanned<T>) -> String {
-        let before = &self.text.as_bytes()[..at.span().start.min(self.text.len())];
+        self.place_of(at.span().start)
+    }
+
+    fn place_of(&self, byte: usize) -> String {
+        let before = &self.text.as_bytes()[..byte.min(self.text.len())];
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
         format!("{}, line {line}", self.path)
     }
 
-    fn section(&mut self, name: &Name<'_>, value: &Spanned<DeValue<'_>>) -> Result<(), ConfigError> {
-        let error =
-            |setting: String, why| Err(ConfigError::Setting { place: self.place(name), setting, why });
+    fn nodes(&mut self, name: &Name<'_>, value: &Spanned<DeValue<'_>>) {
+        let setting = "[[nodes]]".to_owned();
+        let DeValue::Array(entries) = value.get_ref() else {
+            let why =
+                "it is a list: [[nodes]] and the keys of a node below it, once for each node".to_owned();
+            let place = self.place(name);
+            return self.faults.refuse(NODES, ConfigError::Setting { place, setting, why });
+        };
+        for entry in entries {
+            match NodeEntry::deserialize(ValueDeserializer::from(entry.clone())) {
+                Ok(node) => self.nodes.push(node),
+                Err(error) => {
+                    let place = self.place_of(error.span().unwrap_or(entry.span()).start);
+                    let (setting, why) = (setting.clone(), error.message().to_owned());
+                    self.faults.refuse(NODES, ConfigError::Setting { place, setting, why });
+                }
+            }
+        }
+    }
+
+    fn section(&mut self, name: &Name<'_>, value: &Spanned<DeValue<'_>>) {
         let mut sections: Vec<&str> = self.definitions.of_the_file().map(|(section, _)| section).collect();
         sections.dedup();
         sections.push(NODES);
         let section = name.get_ref().as_ref();
+        let place = self.place(name);
         if !sections.contains(&section) {
-            return error(format!("[{section}]"), unknown("section", section, &sections));
+            let (setting, why) = (format!("[{section}]"), unknown("section", section, &sections));
+            return self.faults.add(ConfigError::Setting { place, setting, why });
         }
         let DeValue::Table(table) = value.get_ref() else {
-            return error(section.to_owned(), format!("it is a section: [{section}] and its keys below it"));
+            let why = format!("it is a section: [{section}] and its keys below it");
+            return self.faults.add(ConfigError::Setting { place, setting: section.to_owned(), why });
         };
         for (key, value) in table {
-            self.key(section, key, value)?;
+            self.key(section, key, value);
         }
-        Ok(())
     }
 
-    fn key(
-        &mut self,
-        section: &str,
-        key: &Name<'_>,
-        value: &Spanned<DeValue<'_>>,
-    ) -> Result<(), ConfigError> {
+    fn key(&mut self, section: &str, key: &Name<'_>, value: &Spanned<DeValue<'_>>) {
         let (place, name) = (self.place(key), key.get_ref().as_ref());
         let texts = texts(value.get_ref());
         let shown = match value.get_ref() {
@@ -107,17 +130,21 @@ impl Parser<'_> {
         };
         let values = texts.clone().unwrap_or_default().into_iter().map(OsString::from).collect();
         let given = Given { place, written: format!("{name} = {shown}"), values };
-        let belongs_to = self.definitions.name(name).and_then(|name| name.section.as_deref());
+        let known = self.definitions.name(name);
+        let belongs_to = known.and_then(|name| name.section.as_deref());
         if belongs_to != Some(section) && !MOVED.contains(&(section, name)) {
-            return Err(given.error(match belongs_to {
+            let why = match belongs_to {
                 Some(other) => format!("this key belongs to [{other}]"),
                 None => unknown("key", name, &self.keys(section)),
-            }));
+            };
+            // The operator meant to set it.
+            return self.faults.refuse(known.map_or(name, |name| &name.setting), given.error(why));
         }
         if texts.is_none() {
-            return Err(given.error("it must be a value, or a list of values"));
+            let error = given.error("it must be a value, or a list of values");
+            return self.faults.refuse(known.map_or(name, |name| &name.setting), error);
         }
-        self.settings.add(self.definitions, name, given)
+        self.settings.add(self.definitions, name, given, self.faults);
     }
 
     /// The keys of a section, as they are documented.
@@ -153,7 +180,10 @@ fn texts(value: &DeValue<'_>) -> Option<Vec<String>> {
     }
 }
 
-const NODES: &str = "nodes";
+/// Name of the list of nodes.
+pub(crate) const NODES: &str = "nodes";
+/// Greatest number of syntax errors that are shown. One mistake may cause many.
+const SYNTAX_ERRORS_MAX: usize = 10;
 /// Names less alike than this are not offered in place of each other. As in clap.
 const NEAR: f64 = 0.7;
 /// Keys that are accepted in another section than their own.

@@ -7,6 +7,7 @@ use clap::{ArgMatches, FromArgMatches, parser::ValueSource};
 use super::{
     Arguments, ConfigError,
     definitions::{Definitions, Given, flags},
+    faults::Faults,
 };
 
 /// Values of one layer, by setting.
@@ -20,26 +21,23 @@ impl Layer {
         definitions: &Definitions,
         name: &str,
         mut given: Given,
-    ) -> Result<(), ConfigError> {
+        faults: &mut Faults,
+    ) {
         let Some(name) = definitions.name(name) else {
-            return Err(given.error("there is no such setting"));
+            return faults.add(given.error("there is no such setting"));
         };
-        definitions.check(name, &mut given)?;
-        match self.0.insert(name.setting.clone(), given) {
-            Some(other) => {
-                let why = format!(
-                    "{} ({}) gives the same setting another value; remove one",
-                    other.written, other.place
-                );
-                Err(self.0[&name.setting].error(why))
-            }
-            None => Ok(()),
+        if let Err(error) = definitions.check(name, &mut given) {
+            return faults.refuse(&name.setting, error);
         }
+        let Some(other) = self.0.insert(name.setting.clone(), given) else { return };
+        let why =
+            format!("{} ({}) gives the same setting another value; remove one", other.written, other.place);
+        faults.refuse(&name.setting, self.0[&name.setting].error(why));
     }
 }
 
 /// Values of the flags.
-pub(crate) fn command_line(definitions: &Definitions, matches: &ArgMatches) -> Result<Layer, ConfigError> {
+pub(crate) fn command_line(definitions: &Definitions, matches: &ArgMatches, faults: &mut Faults) -> Layer {
     let mut layer = Layer::default();
     for (name, _) in definitions.names() {
         let is_flag = matches.try_contains_id(name).unwrap_or(false)
@@ -49,26 +47,27 @@ pub(crate) fn command_line(definitions: &Definitions, matches: &ArgMatches) -> R
         }
         let values: Vec<OsString> = matches.get_raw(name).into_iter().flatten().map(OsString::from).collect();
         let written = format!("--{}={}", name.replace('_', "-"), shown(&values));
-        layer.add(definitions, name, Given { place: "command line".to_owned(), written, values })?;
+        layer.add(definitions, name, Given { place: "command line".to_owned(), written, values }, faults);
     }
-    Ok(layer)
+    layer
 }
 
 /// Values of the environment. An empty variable counts as not set.
 pub(crate) fn environment(
     definitions: &Definitions,
     variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<Layer, ConfigError> {
+    faults: &mut Faults,
+) -> Layer {
     let mut layer = Layer::default();
     for (name, _) in definitions.names() {
         let key = variable_name(name);
         if let Some(value) = variable(&key).filter(|value| !value.is_empty()) {
             let values = vec![value];
             let written = format!("{key}={}", shown(&values));
-            layer.add(definitions, name, Given { place: "environment".to_owned(), written, values })?;
+            layer.add(definitions, name, Given { place: "environment".to_owned(), written, values }, faults);
         }
     }
-    Ok(layer)
+    layer
 }
 
 /// The environment variable of a setting.

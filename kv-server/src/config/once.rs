@@ -24,6 +24,12 @@ pub(crate) struct Once {
     /// each with the new file.
     #[arg(long)]
     pub(crate) rewrite_endpoints: bool,
+    /// Checks the settings of all layers, and the files that they name; prints all errors at once, or one line; and exits.
+    ///
+    /// Nothing is changed, and no port is opened: whether ports are free, hosts have addresses and other nodes answer is not checked. The
+    /// exit code is 0 if a start would find nothing wrong, otherwise 2.
+    #[arg(long)]
+    pub(crate) check_config: bool,
     /// Makes this node the only member of its cluster, prints what that means, and exits.
     ///
     /// It is for a cluster that has lost a majority of its nodes for ever. The node must not run. Writes that the

@@ -299,3 +299,22 @@ fn restriction_of_clients_that_show_no_certificate_is_refused() {
     assert!(settings(&with(&[ca, "--tls-allowed-names=alice", "--tls-crl-file=c"]), "").is_ok());
     assert!(settings(&with(&[ca, "--tls-client-certificates=optional", "--tls-crl-file=c"]), "").is_ok());
 }
+
+#[test]
+fn all_layers_are_told_of_at_once_and_what_depends_on_a_refused_value_is_not() {
+    let file = "[cluster]\nhealth_check_interval = \"1x\"\nnode_timeout = \"1ms\"\n[[nodes]]\nid = \"a\"\n[[nodes]]\nclient = 1";
+    let error = settings_with_environment(&["--node-id=x"], &[("KV_SESSIONS_MAX", "0")], file).unwrap_err();
+    let lines: Vec<&str> = error.lines().collect();
+    let expected = [
+        "command line: --node-id=x: ",
+        "environment: KV_SESSIONS_MAX=0: ",
+        "cluster.toml, line 2: health_check_interval = 1x: ",
+        "cluster.toml, line 5: [[nodes]]: ",
+        "cluster.toml, line 7: [[nodes]]: ",
+    ];
+    assert!(
+        lines.len() == expected.len()
+            && expected.iter().zip(&lines).all(|(start, line)| line.starts_with(start)),
+        "{lines:#?}"
+    );
+}

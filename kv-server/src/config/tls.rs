@@ -1,6 +1,6 @@
 //! Section `[tls]`: encryption of the ports, and who may connect.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use consensus_tls::TlsVersion;
@@ -147,20 +147,23 @@ impl TlsSection {
         self.tls_client_certificates.unwrap_or(by_default)
     }
 
-    /// The first setting that is wrong beside the others, with the reason.
-    pub(crate) fn conflict(&self) -> Option<Conflict> {
-        self.key_conflict()
-            .or_else(|| self.client_conflict())
-            .or_else(|| self.restriction_conflict())
-            .or_else(|| self.peer_conflict())
-            .or_else(|| {
-                (self.tls_min_version > self.tls_max_version)
-                    .then_some(("tls_min_version", "it must not be newer than tls_max_version"))
-            })
+    /// The settings that are wrong beside the others, each with the reason.
+    pub(crate) fn conflicts(&self) -> Vec<Conflict> {
+        let mut conflicts = self.key_conflicts();
+        conflicts.extend(self.client_conflicts());
+        conflicts.extend(self.restriction_conflicts());
+        conflicts.extend(self.peer_conflicts());
+        if self.tls_min_version > self.tls_max_version {
+            conflicts.push(("tls_min_version", "it must not be newer than tls_max_version"));
+        }
+        // The first reason says what to do; another one for the same setting follows from it.
+        let mut names = BTreeSet::new();
+        conflicts.retain(|(name, _)| names.insert(*name));
+        conflicts
     }
 
-    /// A certificate without its key, or the reverse.
-    fn key_conflict(&self) -> Option<Conflict> {
+    /// Certificates without their keys, or the reverse.
+    fn key_conflicts(&self) -> Vec<Conflict> {
         let pairs = [
             ("tls_cert_file", &self.tls_cert_file, "tls_key_file", &self.tls_key_file),
             (
@@ -177,25 +180,25 @@ impl TlsSection {
                 &self.peer_tls_outgoing_key_file,
             ),
         ];
-        pairs.into_iter().find_map(|(certificate_name, certificate, key_name, key)| {
-            match (certificate, key) {
-                (Some(_), None) => Some((certificate_name, "its key file must be given, too")),
-                (None, Some(_)) => Some((key_name, "its certificate file must be given, too")),
-                _ => None,
-            }
-        })
+        let conflict = |(certificate_name, certificate, key_name, key): (_, &Option<_>, _, &Option<_>)| match (
+            certificate,
+            key,
+        ) {
+            (Some(_), None) => Some((certificate_name, "its key file must be given, too")),
+            (None, Some(_)) => Some((key_name, "its certificate file must be given, too")),
+            _ => None,
+        };
+        pairs.into_iter().filter_map(conflict).collect()
     }
 
-    /// A setting of the clients' port that lacks another one.
-    fn client_conflict(&self) -> Option<Conflict> {
+    /// Settings of the clients' port that lack another one.
+    fn client_conflicts(&self) -> Vec<Conflict> {
         if self.client_certificates() != CertificateUse::Ignored && self.tls_ca_file.is_none() {
-            return Some((
-                "tls_client_certificates",
-                "the CA that signs the certificates of clients must be given, too",
-            ));
+            let why = "the CA that signs the certificates of clients must be given, too";
+            return vec![("tls_client_certificates", why)];
         }
         if self.has_client_tls() {
-            return None;
+            return Vec::new();
         }
         let set = [
             ("tls_ca_file", self.tls_ca_file.is_some()),
@@ -205,18 +208,18 @@ impl TlsSection {
             ("tls_allowed_hostnames", !self.tls_allowed_hostnames.is_empty()),
             ("tls_mode", self.tls_mode != TlsMode::Required),
         ];
-        first_set(&set, "it has no effect without a certificate of the server")
+        all_set(&set, "it has no effect without a certificate of the server")
     }
 
-    /// A setting that restricts who may connect, although clients without a certificate may.
-    fn restriction_conflict(&self) -> Option<Conflict> {
+    /// Settings that restrict who may connect, although clients without a certificate may.
+    fn restriction_conflicts(&self) -> Vec<Conflict> {
         let names = [
             ("tls_allowed_names", !self.tls_allowed_names.is_empty()),
             ("tls_allowed_hostnames", !self.tls_allowed_hostnames.is_empty()),
         ];
         match self.client_certificates() {
-            CertificateUse::Required => None,
-            CertificateUse::Optional => first_set(
+            CertificateUse::Required => Vec::new(),
+            CertificateUse::Optional => all_set(
                 &names,
                 "clients without a certificate would be served all the same; set tls_client_certificates to required",
             ),
@@ -224,17 +227,17 @@ impl TlsSection {
                 let revocations = [("tls_crl_file", self.tls_crl_file.is_some())];
                 let why = "clients are not asked for a certificate, so all of them would be served; give the CA that signs their \
                            certificates (tls_ca_file), and do not set tls_client_certificates to ignored";
-                first_set(&names, why).or_else(|| first_set(&revocations, why))
+                [all_set(&names, why), all_set(&revocations, why)].concat()
             }
         }
     }
 
-    /// A setting of the nodes' port that lacks another one.
-    fn peer_conflict(&self) -> Option<Conflict> {
+    /// Settings of the nodes' port that lack another one.
+    fn peer_conflicts(&self) -> Vec<Conflict> {
         if self.peer_tls_cert_file.is_some() {
             let why =
                 "the CA that signs the certificates of nodes must be given, too: nodes verify each other";
-            return self.peer_tls_ca_file.is_none().then_some(("peer_tls_cert_file", why));
+            return all_set(&[("peer_tls_cert_file", self.peer_tls_ca_file.is_none())], why);
         }
         let set = [
             ("peer_tls_ca_file", self.peer_tls_ca_file.is_some()),
@@ -244,14 +247,14 @@ impl TlsSection {
             ("peer_tls_allowed_hostnames", !self.peer_tls_allowed_hostnames.is_empty()),
             ("peer_tls_mode", self.peer_tls_mode != TlsMode::Required && !self.peer_tls_auto),
         ];
-        first_set(&set, "it has no effect without a certificate of this node for other nodes")
+        all_set(&set, "it has no effect without a certificate of this node for other nodes")
     }
 }
 
 /// Name of a setting that is wrong beside others, and the reason.
 type Conflict = (&'static str, &'static str);
 
-/// The first of these settings that is set.
-fn first_set(settings: &[(&'static str, bool)], why: &'static str) -> Option<Conflict> {
-    settings.iter().find(|(_, is_set)| *is_set).map(|(name, _)| (*name, why))
+/// Those of these settings that are set.
+fn all_set(settings: &[(&'static str, bool)], why: &'static str) -> Vec<Conflict> {
+    settings.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| (*name, why)).collect()
 }

@@ -4,7 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use consensus_core::{Endpoint, NodeId};
 
-use super::{Arguments, ConfigError, file::NodeEntry, layers::Merged};
+use super::{
+    Arguments, ConfigError,
+    faults::Faults,
+    file::{NODES, NodeEntry},
+    layers::Merged,
+};
 
 /// The nodes of a cluster as the settings list them.
 #[derive(Clone, Debug)]
@@ -54,30 +59,55 @@ impl Resolver<'_> {
             .map_err(|error| self.merged.error("listen_host", error.to_string()))
     }
 
-    /// The nodes, and where this one listens for clients.
-    pub(crate) fn topology(&self) -> Result<(Endpoint, Topology), ConfigError> {
-        let (nodes, node) = (self.nodes()?, NodeId(self.arguments.deployment.node_id));
+    /// The nodes, and where this one listens for clients; `None` after the errors were added.
+    pub(crate) fn topology(&self, faults: &mut Faults) -> Option<(Endpoint, Topology)> {
+        if !faults.are_known(&["replica_endpoints", NODES]) {
+            return None;
+        }
+        let (nodes, node) = (self.nodes(faults)?, NodeId(self.arguments.deployment.node_id));
+        let witnesses = faults.note(self.witnesses(&nodes));
+        let founding_peers_missing = faults.note(self.founding_peers_missing(node, &nodes));
+        let (client_listen, consensus_listen) = self.own_endpoints(node, &nodes, faults)?;
+        let topology = Topology {
+            nodes,
+            witnesses: witnesses?,
+            founding_peers_missing: founding_peers_missing?,
+            consensus_listen,
+        };
+        Some((client_listen, topology))
+    }
+
+    /// Where this node listens for clients and for other nodes.
+    fn own_endpoints(
+        &self,
+        node: NodeId,
+        nodes: &BTreeMap<NodeId, NodeEndpoints>,
+        faults: &mut Faults,
+    ) -> Option<(Endpoint, Endpoint)> {
+        if !faults.are_known(&["node_id", "port", "listen_host"]) {
+            return None;
+        }
         let Some(own) = nodes.get(&node) else {
             let known: Vec<String> = nodes.keys().map(NodeId::to_string).collect();
             let why = format!("the nodes of this cluster ({}) are {}", self.place, known.join(", "));
-            return Err(self.merged.error("node_id", why));
+            faults.add(self.merged.error("node_id", why));
+            return None;
         };
         let Some(client) = &own.client else {
             let why = "the node that is started needs a client_endpoint; only other nodes can be without";
-            return Err(self.error(format!("nodes.id = {node}"), why));
+            faults.add(self.error(format!("nodes.id = {node}"), why));
+            return None;
         };
         if self.arguments.program.port.is_some_and(|port| port != client.port()) {
             let why = format!(
                 "the other nodes look for node {node} at {client}, as the list of nodes says ({})",
                 self.place
             );
-            return Err(self.merged.error("port", why));
+            faults.add(self.merged.error("port", why));
         }
-        let witnesses = self.witnesses(&nodes)?;
-        let founding_peers_missing = self.founding_peers_missing(node, &nodes)?;
-        let client_listen = self.listen(client.host(), client.port())?;
-        let consensus_listen = self.listen(own.consensus.host(), own.consensus.port())?;
-        Ok((client_listen, Topology { nodes, witnesses, founding_peers_missing, consensus_listen }))
+        let client_listen = faults.note(self.listen(client.host(), client.port()))?;
+        let consensus_listen = faults.note(self.listen(own.consensus.host(), own.consensus.port()))?;
+        Some((client_listen, consensus_listen))
     }
 
     fn witnesses(&self, nodes: &BTreeMap<NodeId, NodeEndpoints>) -> Result<BTreeSet<NodeId>, ConfigError> {
@@ -112,20 +142,17 @@ impl Resolver<'_> {
         }
     }
 
-    /// All nodes: `[[nodes]]`, or `replica_endpoints` numbered from 0. `[[nodes]]` replace the list.
-    fn nodes(&self) -> Result<BTreeMap<NodeId, NodeEndpoints>, ConfigError> {
-        let listed = &self.arguments.deployment.replica_endpoints;
-        let mut nodes = BTreeMap::new();
-        for (id, client) in (0..).map(NodeId).zip(listed) {
-            let consensus = self.consensus_endpoint(client)?;
-            nodes.insert(id, NodeEndpoints { client: Some(client.clone()), consensus, name: None });
-        }
-        if !self.entries.is_empty() {
-            nodes = self.entries()?;
-        }
+    /// All nodes: `[[nodes]]`, or `replica_endpoints` numbered from 0. `[[nodes]]` replace the list. `None` after the errors were
+    /// added.
+    fn nodes(&self, faults: &mut Faults) -> Option<BTreeMap<NodeId, NodeEndpoints>> {
+        let nodes = match self.entries.is_empty() {
+            true => self.listed(faults)?,
+            false => self.entries(faults)?,
+        };
         if nodes.is_empty() {
             let why = "a replicated deployment lists its nodes in replica_endpoints or in [[nodes]]";
-            return Err(self.error("replica_endpoints = []".to_owned(), why));
+            faults.add(self.error("replica_endpoints = []".to_owned(), why));
+            return None;
         }
         let mut places: Vec<&Endpoint> =
             nodes.values().flat_map(|node| node.client.iter().chain([&node.consensus])).collect();
@@ -133,29 +160,46 @@ impl Resolver<'_> {
         if let Some(twice) = places.windows(2).find(|pair| pair[0] == pair[1]) {
             let why = "two nodes, or the client side and the consensus side of a node, cannot listen at the same place (the \
                        consensus port is the client port + 1000 unless [[nodes]] has a consensus_endpoint)";
-            return Err(self.error(format!("endpoint = {}", twice[0]), why));
+            faults.add(self.error(format!("endpoint = {}", twice[0]), why));
         }
-        Ok(nodes)
+        Some(nodes)
     }
 
-    fn entries(&self) -> Result<BTreeMap<NodeId, NodeEndpoints>, ConfigError> {
+    /// The nodes of `replica_endpoints`.
+    fn listed(&self, faults: &mut Faults) -> Option<BTreeMap<NodeId, NodeEndpoints>> {
+        let listed = &self.arguments.deployment.replica_endpoints;
+        let endpoints = |(id, client): (NodeId, &Endpoint)| {
+            let consensus = faults.note(self.consensus_endpoint(client))?;
+            Some((id, NodeEndpoints { client: Some(client.clone()), consensus, name: None }))
+        };
+        let nodes: Vec<Option<_>> = (0..).map(NodeId).zip(listed).map(endpoints).collect();
+        nodes.into_iter().collect()
+    }
+
+    /// The nodes of `[[nodes]]`.
+    fn entries(&self, faults: &mut Faults) -> Option<BTreeMap<NodeId, NodeEndpoints>> {
         let mut nodes = BTreeMap::new();
+        let mut is_whole = true;
         for entry in self.entries {
             let client = entry.client_endpoint.clone();
             let consensus = match (&entry.consensus_endpoint, &client) {
-                (Some(endpoint), _) => endpoint.clone(),
-                (None, Some(client)) => self.consensus_endpoint(client)?,
+                (Some(endpoint), _) => Ok(endpoint.clone()),
+                (None, Some(client)) => self.consensus_endpoint(client),
                 (None, None) => {
                     let why = "it needs a client_endpoint or a consensus_endpoint";
-                    return Err(self.error(format!("nodes.id = {}", entry.id), why));
+                    Err(self.error(format!("nodes.id = {}", entry.id), why))
                 }
+            };
+            let Some(consensus) = faults.note(consensus) else {
+                is_whole = false;
+                continue;
             };
             let endpoints = NodeEndpoints { client, consensus, name: entry.name.clone() };
             if nodes.insert(NodeId(entry.id), endpoints).is_some() {
-                return Err(self.error(format!("nodes.id = {}", entry.id), "two [[nodes]] have this id"));
+                faults.add(self.error(format!("nodes.id = {}", entry.id), "two [[nodes]] have this id"));
             }
         }
-        Ok(nodes)
+        is_whole.then_some(nodes)
     }
 
     fn consensus_endpoint(&self, client: &Endpoint) -> Result<Endpoint, ConfigError> {

@@ -10,6 +10,7 @@ mod locks;
 mod members;
 mod nodes;
 mod security;
+mod shell;
 mod show;
 mod signals;
 mod snapshot;
@@ -200,6 +201,17 @@ enum Command {
     /// Makes certificates for TLS: an authority, nodes and clients. No server is asked.
     #[command(subcommand)]
     Cert(cert::Command),
+    /// Prints completions for a shell, for example for `source <(kvctl completions bash)`. No server is asked.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Writes the manual pages into a directory. No server is asked.
+    #[command(hide = true)]
+    Man {
+        /// The directory, which is made if it does not exist.
+        dir: PathBuf,
+    },
     /// Writes random keys for a while and prints writes per second and latencies. It leaves its keys (`bench/...`).
     Bench {
         /// Clients, each with one write in flight.
@@ -309,8 +321,11 @@ fn exit(code: u8) -> ! {
 }
 
 async fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    if let Command::Cert(command) = &arguments.command {
-        return cert::execute(command, Show(arguments.output));
+    match &arguments.command {
+        Command::Cert(command) => return cert::execute(command, Show(arguments.output)),
+        Command::Completions { shell } => return shell::complete(*shell),
+        Command::Man { dir } => return shell::write_manual(dir),
+        _ => {}
     }
     let endpoints: Vec<Endpoint> = arguments.endpoints.iter().map(|server| server.endpoint.clone()).collect();
     let mut config = ClientConfig::new(endpoints.clone());
@@ -368,6 +383,8 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
             Ok(0)
         }
         Command::Cert(command) => cert::execute(command, show),
+        Command::Completions { shell } => shell::complete(*shell),
+        Command::Man { dir } => shell::write_manual(dir),
         Command::Txn { file } => transaction::execute(&client, file, show).await,
         Command::Compact { revision } => {
             client.compact(*revision).await?;

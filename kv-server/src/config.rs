@@ -165,6 +165,8 @@ pub(crate) struct Settings {
     pub(crate) tls: TlsSection,
     /// Listeners for clients that speak no TLS although there is TLS.
     pub(crate) plain_listeners: Vec<Endpoint>,
+    /// All settings with their places, for people.
+    pub(crate) listing: String,
     /// Whether the endpoint for clients that the other members know speaks no TLS although there is TLS.
     pub(crate) advertises_plain: bool,
 }
@@ -417,6 +419,7 @@ fn resolve(resolver: &Resolver<'_>, faults: &mut Faults) -> Option<Settings> {
         plain_listeners: metrics.metrics_listen.clone(),
         metrics,
         tls,
+        listing: resolver.merged.listing(),
         advertises_plain: false,
     })
 }

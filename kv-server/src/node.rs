@@ -137,7 +137,8 @@ impl Node {
         let (routing, sessions_max) = (settings.deployment.routing, settings.limits.sessions_max);
         let router = RoutingManager::new(settings.node, database.clone(), cluster, routing, sessions_max)
             .listening_at(settings.client_listen.clone())
-            .secured_by(security.clone());
+            .secured_by(security.clone())
+            .configured_as(settings.listing.clone());
         let router = Arc::new(router);
         let frontend = Frontend::bind(places(&settings, &security), router.clone(), limits).await?;
         database.start().await?;

@@ -44,6 +44,8 @@ pub(crate) struct RoutingManager {
     sessions_max: u64,
     listen: Option<Endpoint>,
     security: Security,
+    /// Settings of the node, for operators.
+    settings: String,
     to_leader: LeaderConnection,
     kept_copy: KeptCopy,
     passwords: Passwords,
@@ -77,6 +79,7 @@ impl RoutingManager {
             sessions_max,
             listen: None,
             security: Security::default(),
+            settings: String::new(),
             to_leader: LeaderConnection::default(),
             kept_copy: KeptCopy::default(),
             passwords: Passwords::default(),
@@ -100,6 +103,18 @@ impl RoutingManager {
     pub(crate) fn secured_by(mut self, security: Security) -> Self {
         self.security = security;
         self
+    }
+
+    /// Sets the text about the settings of the node.
+    #[must_use]
+    pub(crate) fn configured_as(mut self, settings: String) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// Settings of the node, for operators.
+    pub(crate) fn settings(&self) -> &str {
+        &self.settings
     }
 
     /// TLS of the node's ports.

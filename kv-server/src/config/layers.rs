@@ -1,6 +1,6 @@
 //! Where values come from. The first layer that has a value for a setting counts: flags, environment, file, defaults.
 
-use std::{collections::BTreeMap, ffi::OsString};
+use std::{collections::BTreeMap, ffi::OsString, fmt::Write};
 
 use clap::{ArgMatches, FromArgMatches, parser::ValueSource};
 
@@ -102,6 +102,24 @@ impl<'a> Merged<'a> {
         let line = std::iter::once(OsString::from("kv-server")).chain(given);
         let matches = self.definitions.command().try_get_matches_from(line)?;
         Ok(Arguments::from_arg_matches(&matches)?)
+    }
+
+    /// All settings in force, one on each line, with the place where each was given. They have paths of keys, and no secrets.
+    pub(crate) fn listing(&self) -> String {
+        let mut text = String::new();
+        for arg in
+            self.definitions.shown().filter(|arg| self.definitions.name(arg.get_id().as_str()).is_some())
+        {
+            let setting = arg.get_id().as_str();
+            let (place, values) = match self.given.0.get(setting) {
+                Some(given) => (given.place.as_str(), given.values.clone()),
+                None => ("default", arg.get_default_values().iter().map(OsString::from).collect()),
+            };
+            // One without a value has a default that depends on other settings.
+            let value = if values.is_empty() { "-".to_owned() } else { shown(&values) };
+            let _ = writeln!(text, "{setting} = {value}  ({place})");
+        }
+        text
     }
 
     /// Why the value of a setting is wrong, with the place where it was given.

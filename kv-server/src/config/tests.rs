@@ -138,7 +138,11 @@ fn old_names_with_units_are_accepted() {
                [log]\nlog_storage = \"rocksdb\"\ncompact_after_size = \"2MiB\"\ncompact_keep_size = \"4MiB\"\n\
                compact_hold_size = \"5MiB\"\nflight_recorder_size = \"6MiB\"\nsnapshot_rate = \"7MiB/s\"\n\
                [limits]\nsessions_max = 5\ndisk_reserve = \"1MiB\"\n";
-    let (old, new) = (settings(&[], old).unwrap(), settings(&[], new).unwrap());
+    let (mut old, mut new) = (settings(&[], old).unwrap(), settings(&[], new).unwrap());
+    // The lists have the lines of the file.
+    assert!(old.listing.contains("node_id = 4  (cluster.toml, line 2)"), "{}", old.listing);
+    old.listing.clear();
+    new.listing.clear();
     assert_eq!(format!("{old:?}"), format!("{new:?}"));
     assert_eq!((new.log.snapshot_rate, new.limits.disk_reserve), (7 << 20, 1 << 20));
     for flag in ["--compact-hold-mib=6", "--compact-hold-size=6MiB"] {

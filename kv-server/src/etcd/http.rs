@@ -1,11 +1,13 @@
-//! Requests over HTTP without gRPC: version, health, metrics, backups, and calls of the gateway.
+//! Requests over HTTP without gRPC: version, health, metrics, settings, backups, and calls of the gateway.
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
 use tonic::body::Body;
 
-use super::{Etcd, checks::Probe, download, gateway, maintenance::ETCD_VERSION};
+use super::{
+    Etcd, checks::Probe, download, gateway, maintenance::ETCD_VERSION, permissions::certificate_name,
+};
 use crate::measure;
 
 /// Serves a request.
@@ -15,7 +17,20 @@ pub(super) async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<B
         None if request.uri().path() == "/snapshot" && request.method() == Method::GET => {
             download::answer(etcd, &request).await
         }
+        None if request.uri().path() == "/debug/settings" && request.method() == Method::GET => {
+            settings(etcd, &request).await
+        }
         None => answer_of_health(&etcd, &request).await,
+    }
+}
+
+/// Settings of the node, for a client that has the role `root`, if users are checked.
+async fn settings(etcd: Etcd, request: &Request<Incoming>) -> Response<Body> {
+    let name = certificate_name(request.extensions());
+    // It needs what a copy of the store needs.
+    match etcd.admit("etcdserverpb.Maintenance", "Snapshot", request.headers(), name).await {
+        Ok(etcd) => respond(StatusCode::OK, "text/plain; charset=utf-8", etcd.router().settings().to_owned()),
+        Err(status) => gateway::failed(&status),
     }
 }
 

@@ -69,6 +69,6 @@ fn name(alarm: &Alarm) -> String {
     }
 }
 
-fn value(alarm: &Alarm) -> Value {
+pub(crate) fn value(alarm: &Alarm) -> Value {
     json!({ "node_id": alarm.node_id, "kind": name(alarm) })
 }

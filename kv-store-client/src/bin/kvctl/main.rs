@@ -3,7 +3,9 @@
 mod alarms;
 mod bench;
 mod cert;
+mod debug;
 mod health;
+mod http;
 mod job;
 mod leases;
 mod locks;
@@ -201,6 +203,9 @@ enum Command {
     /// Makes certificates for TLS: an authority, nodes and clients. No server is asked.
     #[command(subcommand)]
     Cert(cert::Command),
+    /// Collects what is needed to find out why a cluster fails.
+    #[command(subcommand)]
+    Debug(debug::Command),
     /// Prints completions for a shell, for example for `source <(kvctl completions bash)`. No server is asked.
     Completions {
         /// The shell.
@@ -404,6 +409,7 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::User(command) => users::user(&client, command, show).await,
         Command::Role(command) => users::role(&client, command, show).await,
         Command::Snapshot(command) => snapshot::execute(&config, &endpoints, command, show).await,
+        Command::Debug(command) => debug::execute(&client, &config, &endpoints, command, show).await,
         Command::Hash => nodes::hash(&client, &endpoints, show).await,
         Command::Bench { clients, seconds, value_bytes } => {
             bench::run(&client, *clients, Duration::from_secs(*seconds), *value_bytes, show).await

@@ -29,10 +29,7 @@ pub(crate) async fn status(client: &KvClient, endpoints: &[Endpoint], show: Show
 /// entries and differ, or if the endpoints belong to different clusters; 4 if one does not respond; otherwise
 /// 0. A witness, which has no state, does not affect the exit code.
 pub(crate) async fn hash(client: &KvClient, endpoints: &[Endpoint], show: Show) -> Result<u8, Failure> {
-    let ask = async |endpoint| match client.hash_of(endpoint).await {
-        Err(ClientError::Rejected(Fault::NoData(_))) => Ok(None),
-        answer => answer.map(Some),
-    };
+    let ask = async |endpoint| hash_of(client, endpoint).await;
     let answers = show_all(endpoints, ask, hash_row, hash_value, show).await?;
     let cluster = |answer: &HashResponse| answer.cluster_id.clone();
     let ids: Vec<_> = answers.iter().map(|answer| answer.as_ref().ok()?.as_ref().map(cluster)).collect();
@@ -47,6 +44,17 @@ pub(crate) async fn hash(client: &KvClient, endpoints: &[Endpoint], show: Show) 
         return Ok(6);
     }
     Ok(if answers.iter().all(Result::is_ok) { 0 } else { 4 })
+}
+
+/// The checksum of a server's state; `None` for a witness.
+pub(crate) async fn hash_of(
+    client: &KvClient,
+    endpoint: &Endpoint,
+) -> Result<Option<HashResponse>, ClientError> {
+    match client.hash_of(endpoint).await {
+        Err(ClientError::Rejected(Fault::NoData(_))) => Ok(None),
+        answer => answer.map(Some),
+    }
 }
 
 /// Reads from the state of one server: the first endpoint that responds.
@@ -218,7 +226,7 @@ pub(crate) fn condition(member: &MemberStatus) -> String {
     words
 }
 
-fn status_value(status: &StatusResponse) -> Value {
+pub(crate) fn status_value(status: &StatusResponse) -> Value {
     let members: Vec<Value> = status.members.iter().map(members::value).collect();
     json!({
         "node_id": status.header.node_id, "role": status.role, "term": status.header.term,
@@ -240,7 +248,7 @@ fn hash_row(hash: &Option<HashResponse>) -> String {
     )
 }
 
-fn hash_value(hash: &Option<HashResponse>) -> Value {
+pub(crate) fn hash_value(hash: &Option<HashResponse>) -> Value {
     let Some(hash) = hash else { return json!({ "witness": true }) };
     let header = &hash.header;
     json!({

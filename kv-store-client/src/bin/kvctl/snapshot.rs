@@ -13,16 +13,18 @@ use std::{
 use bytes::Bytes;
 use clap::Subcommand;
 use consensus_core::Endpoint;
-use consensus_transport_thrift::connect_with;
 use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
+use hyper::{Request, Response, StatusCode, body::Incoming, header};
 use kv_store_client::ClientConfig;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
-use crate::{Failure, show::Show};
+use crate::{
+    Failure,
+    http::{Interruption, SILENCE_MAX, exchange, refusal, token},
+    show::Show,
+};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -138,16 +140,6 @@ impl Drop for Unfinished {
     }
 }
 
-/// Why a download ends before its end.
-enum Interruption {
-    /// The file cannot be written.
-    Local(io::Error),
-    /// The server refuses; another server would, too.
-    Refused(String),
-    /// The connection broke off, or there was none.
-    Connection(String),
-}
-
 /// Downloads from one server, with a new connection as long as each one brings more.
 async fn download_from(
     config: &ClientConfig,
@@ -201,50 +193,6 @@ async fn attempt(
         }
     }
     Ok(())
-}
-
-/// Sends a request over a connection of its own.
-async fn exchange(
-    config: &ClientConfig,
-    endpoint: &Endpoint,
-    request: Request<Full<Bytes>>,
-) -> Result<Response<Incoming>, Interruption> {
-    let broken = |error: &dyn std::fmt::Display| Interruption::Connection(error.to_string());
-    let stream = connect_with(endpoint, config.timeout.min(CONNECT_MAX), config.tls.as_ref()).await;
-    let stream = stream.map_err(|error| broken(&error))?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-    tokio::spawn(connection);
-    let response = timeout(config.timeout.max(SILENCE_MAX), sender.send_request(request)).await;
-    response.map_err(|_| broken(&"no response in time"))?.map_err(|error| broken(&error))
-}
-
-/// Token of the user, if there is one.
-async fn token(config: &ClientConfig, endpoint: &Endpoint) -> Result<Option<String>, Interruption> {
-    let Some(credentials) = &config.credentials else { return Ok(None) };
-    let broken = |error: &dyn std::fmt::Display| Interruption::Connection(error.to_string());
-    let body = json!({ "name": credentials.user, "password": credentials.password }).to_string();
-    let request = Request::post("/v3/auth/authenticate").header(header::HOST, endpoint.to_string());
-    let request = request.body(Full::new(Bytes::from(body))).map_err(|error| broken(&error))?;
-    let response = exchange(config, endpoint, request).await?;
-    let status = response.status();
-    let body = response.into_body().collect().await.map_err(|error| broken(&error))?.to_bytes();
-    let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-    match answer["token"].as_str() {
-        Some(token) => Ok(Some(token.to_owned())),
-        None => Err(refusal(status, &answer)),
-    }
-}
-
-fn refusal(status: StatusCode, answer: &serde_json::Value) -> Interruption {
-    let why = answer["message"].as_str().map_or_else(|| status.to_string(), str::to_owned);
-    match status {
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => Interruption::Connection(why),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
-            Interruption::Refused(why)
-        }
-        _ => Interruption::Connection(why),
-    }
 }
 
 /// A backup that is being saved.
@@ -312,9 +260,6 @@ impl Download {
     }
 }
 
-const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// Maximum time without a byte.
-const SILENCE_MAX: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_millis(500);
 /// Copies of one server that are begun, besides the first.
 const RESTARTS_MAX: u32 = 3;

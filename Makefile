@@ -8,7 +8,7 @@ VENV := $(CARGO_TARGET_DIR)/python
 export KV_TEST_PYTHON := $(VENV)/bin/python
 BIN := $(CARGO_TARGET_DIR)/debug
 
-.PHONY: package help demo test setup build format lint unit doc examples figures fuzz generate clean
+.PHONY: deb package help demo test setup build format lint unit doc examples figures fuzz generate clean
 
 help: ## shows this
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -71,6 +71,11 @@ mutants: ## known bugs, patched in one after another: what finds each; hours, ca
 # Every patch of a known bug still applies, and one of them in turn compiles.
 package: ## the packages of all published crates, as the registry would take them; uploads nothing
 	cargo publish --workspace --dry-run --no-verify
+
+# The scripts need `cargo install cargo-deb`.
+DEB_PROFILE ?= release
+deb: ## a Debian package of kv-server and kvctl, checked; DEB_PROFILE=dev: of what `make build` builds
+	scripts/deb $(DEB_PROFILE)
 
 mutants-check:
 	scripts/mutants --check

@@ -5,9 +5,10 @@
 //! ```
 //! Both servers begin empty for each seed, so that revisions are equal and are compared as they are. Of headers only the
 //! revision is compared. The first difference of a seed ends the seed, and is shown with as few requests before it as were found
-//! to bring it about.
+//! to bring it about. After each seed a snapshot of etcd is imported by kv-server, and keys, changes and leases are compared.
 
 mod answer;
+mod import;
 mod request;
 mod server;
 
@@ -113,6 +114,10 @@ async fn check(arguments: &Arguments, seed: u64) -> Result<usize, String> {
             );
             Ok(answers)
         }
+        Outcome::NotImported(steps, why) => {
+            let steps: Vec<String> = steps.iter().map(|step| format!("  {step:?}")).collect();
+            Err(format!("after these requests, {why}\n{}", steps.join("\n")))
+        }
         Outcome::Differs(difference) => Err(shrink(arguments, *difference).await?.to_string()),
     }
 }
@@ -127,7 +132,7 @@ async fn shrink(arguments: &Arguments, mut shown: Difference) -> Result<Differen
             steps.drain(from..(from + piece).min(shown.before.len()));
             match compare(arguments, |_, number| steps.get(number).cloned()).await? {
                 Outcome::Differs(difference) => shown = *difference,
-                Outcome::Same(_) | Outcome::EtcdEnded(_) => from += piece,
+                Outcome::Same(_) | Outcome::EtcdEnded(_) | Outcome::NotImported(..) => from += piece,
             }
         }
         piece = if piece == 1 { 0 } else { piece.div_ceil(2) };
@@ -139,6 +144,8 @@ async fn shrink(arguments: &Arguments, mut shown: Difference) -> Result<Differen
 enum Outcome {
     Same(usize),
     EtcdEnded(usize),
+    /// A snapshot of etcd after these requests was not imported rightly, and why.
+    NotImported(Vec<Step>, String),
     Differs(Box<Difference>),
 }
 
@@ -187,7 +194,11 @@ async fn compare(
         before.push(step);
         answer = Some(etcd);
     }
-    Ok(Outcome::Same(before.len()))
+    match import::check(&arguments.kv_server, &mut to_theirs).await {
+        Ok(_) => Ok(Outcome::Same(before.len())),
+        Err(_) if theirs.has_ended() => Ok(Outcome::EtcdEnded(before.len())),
+        Err(why) => Ok(Outcome::NotImported(before, why)),
+    }
 }
 
 /// Starts a server, more than once if it does not answer: another program may have taken its ports meanwhile.

@@ -50,12 +50,34 @@ impl Server {
         })
     }
 
+    /// A cluster of one whose data directory, in `dir`, something else makes first; it is given the directory and the endpoint.
+    pub(crate) fn kv_after(
+        program: &Path,
+        dir: TempDir,
+        prepare: impl FnOnce(String, String) -> Result<(), String>,
+    ) -> Result<Self, String> {
+        let (data, port) = (dir.path().join("data").display().to_string(), free_port());
+        let endpoint = format!("127.0.0.1:{port}");
+        prepare(data.clone(), endpoint.clone())?;
+        Self::start_in(
+            program,
+            dir,
+            port,
+            ["--data-dir".to_owned(), data, "--replica-endpoints".to_owned(), endpoint].into(),
+        )
+    }
+
     fn start(program: &Path, arguments: impl FnOnce(String, u16) -> Vec<String>) -> Result<Self, String> {
-        let failed = |error: std::io::Error| format!("{}: {error}", program.display());
-        let dir = tempfile::tempdir().map_err(failed)?;
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let port = free_port();
+        let arguments = arguments(dir.path().join("data").display().to_string(), port);
+        Self::start_in(program, dir, port, arguments)
+    }
+
+    fn start_in(program: &Path, dir: TempDir, port: u16, arguments: Vec<String>) -> Result<Self, String> {
+        let failed = |error: std::io::Error| format!("{}: {error}", program.display());
         let child = Command::new(program)
-            .args(arguments(dir.path().join("data").display().to_string(), port))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

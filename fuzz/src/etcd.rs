@@ -28,6 +28,12 @@ pub(crate) fn json(bytes: &[u8]) {
     bounded(bytes, JSON_PER_BYTE, BESIDES, || drop(fuzzing::etcd_json(path, &bytes[end + 1..])));
 }
 
+/// A snapshot of etcd without its checksum.
+pub(crate) fn snapshot(bytes: &[u8]) {
+    let _ = bounded(bytes, SNAPSHOT_PER_BYTE, BESIDES, || fuzzing::etcd_snapshot(bytes));
+}
+
+const SNAPSHOT_PER_BYTE: usize = 200;
 const MESSAGE_PER_BYTE: usize = 200;
 const JSON_PER_BYTE: usize = 1_000;
 const BESIDES: usize = 1 << 20;

@@ -56,7 +56,11 @@ pub(crate) fn command(bytes: &[u8]) {
             KvResult::Range(_) => "range",
             KvResult::Txn(_) => "txn",
             KvResult::Lease | KvResult::LeaseEnding => "lease_revoke",
-            KvResult::Compact | KvResult::MemberId(_) | KvResult::Alarm(_) | KvResult::Auth => "compact",
+            KvResult::Compact
+            | KvResult::MemberId(_)
+            | KvResult::Alarm(_)
+            | KvResult::Auth
+            | KvResult::CheckState => "compact",
             KvResult::OpenSession(_) => "open_session",
         },
     };

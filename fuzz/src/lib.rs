@@ -62,6 +62,8 @@ pub const TARGETS: &[Target] = &[
     #[cfg(feature = "kv")]
     Target { name: "etcd_json", run: etcd::json, seeds: seeds::etcd_json },
     #[cfg(feature = "kv")]
+    Target { name: "etcd_snapshot", run: etcd::snapshot, seeds: seeds::etcd_snapshots },
+    #[cfg(feature = "kv")]
     Target { name: "configuration", run: kv::configuration, seeds: seeds::configurations },
 ];
 

@@ -10,7 +10,7 @@ use kv_state_machine::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{cluster::ClusterManager, members};
+use crate::{cluster::ClusterManager, members, state_check::StateReport};
 
 use self::seals::SealError;
 pub(crate) use self::seals::{Challenge, Channel, Sealer};
@@ -98,6 +98,8 @@ pub(crate) enum NodeRequest {
     },
     /// A change of the members.
     Member(MemberRequest),
+    /// The checksum of a node's state.
+    ReportState(StateReport),
 }
 
 /// A change of the members that only the leader can make, as it knows how they are.
@@ -156,6 +158,8 @@ pub(crate) enum NodeAnswer {
     TimeToLive(Option<LeaseState>),
     /// The member that was changed.
     Member(NodeId),
+    /// The report was taken.
+    Reported,
 }
 
 /// Why there is none.
@@ -226,8 +230,8 @@ pub(crate) async fn execute(
             let consistency = Consistency::Linearizable;
             NodeAnswer::Executed(database.execute_as(caller, operation.clone(), None, consistency).await?)
         }
-        NodeRequest::Call(_) => {
-            let why = "a call of a client is executed by the router".to_owned();
+        NodeRequest::Call(_) | NodeRequest::ReportState(_) => {
+            let why = "the router executes this".to_owned();
             return Err(NodeFault::Unavailable { why, maybe_applied: false });
         }
         NodeRequest::KeepAlive { id } => NodeAnswer::KeptAlive(database.keep_alive_as(caller, *id).await?),

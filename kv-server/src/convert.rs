@@ -357,9 +357,11 @@ pub(crate) fn reply(node: NodeId, answer: KvAnswer) -> Reply {
         KvResult::Delete(deleted) => Reply::DeleteRange(delete_done(header, deleted)),
         KvResult::Range(found) => Reply::Range(range_done(header, found)),
         // No call asks for an alarm or an id yet.
-        KvResult::Compact | KvResult::Alarm(_) | KvResult::MemberId(_) | KvResult::Auth => {
-            Reply::Compact(header)
-        }
+        KvResult::Compact
+        | KvResult::Alarm(_)
+        | KvResult::MemberId(_)
+        | KvResult::Auth
+        | KvResult::CheckState => Reply::Compact(header),
         KvResult::Lease | KvResult::LeaseEnding => Reply::LeaseRevoke(idl::LeaseRevokeResponse { header }),
         KvResult::OpenSession(id) => Reply::OpenSession(signed(id)),
         KvResult::Txn(done) => {

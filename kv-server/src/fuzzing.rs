@@ -8,7 +8,7 @@ pub use crate::etcd::fuzzing::{json as etcd_json, request as etcd_request};
 
 use crate::{
     config::{self, ConfigError},
-    convert, node,
+    convert, etcd_import, node,
     routing::{self, Request},
 };
 
@@ -40,6 +40,14 @@ pub fn command(call: Call) -> Result<Option<KvCommand>, Fault> {
         Request::Operation { operation, session, .. } => Some(KvCommand::new(session, operation)),
         _ => None,
     })
+}
+
+/// Reads a snapshot of etcd, without its checksum. Returns the number of leases, versions of keys, and changes of users.
+///
+/// # Errors
+/// The message to the operator.
+pub fn etcd_snapshot(bytes: &[u8]) -> Result<usize, String> {
+    etcd_import::read(bytes).map_err(|error| error.to_string())
 }
 
 /// Returns the response to a client.

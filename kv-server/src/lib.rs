@@ -2,7 +2,8 @@
 //!
 //! `config` reads what to start, `preflight` checks it without a start, `mode` keeps a data directory to standalone or replicated use,
 //! `node` composes engine, transport, storage and state machine, `founding` decides whether a node may start a new cluster, `removal`
-//! finds out whether a member was removed, `restore` makes a data directory from a backup, `quota` watches the size of the store,
+//! finds out whether a member was removed, `restore` makes a data directory from a backup, `etcd_import` reads one of etcd, `quota` watches the size of the store,
+//! `state_check` compares the nodes,
 //! `frontend` serves clients over Thrift, `routing` decides which node executes an operation, `identity` says who a server is, `cluster`
 //! tracks members and their health, `members` changes them for etcd's clients, `measure` counts and serves metrics, `tls` keeps
 //! certificates current, `serve` runs a node until it is stopped, `shell` prints completions and manual pages, `exit` says how it ends,
@@ -20,6 +21,7 @@ mod convert;
 mod descriptors;
 mod dev;
 mod etcd;
+mod etcd_import;
 mod etcd_start;
 mod exit;
 mod founding;
@@ -44,6 +46,7 @@ mod restore;
 mod routing;
 mod serve;
 mod shell;
+mod state_check;
 mod tls;
 mod watchdog;
 
@@ -54,7 +57,7 @@ use crate::{
     etcd_start::EtcdStart,
     exit::Exit,
     node::Node,
-    restore::RestoreError,
+    restore::{RestoreError, Source},
     serve::{End, Ready},
 };
 
@@ -94,8 +97,17 @@ pub fn run() -> ExitCode {
     if let Some(backup) = &settings.once.check_backup {
         return exit_with(restore::describe_backup(backup));
     }
-    if let Some(backup) = &settings.once.restore {
-        let restored = restore::restore(&settings, backup);
+    let once = &settings.once;
+    let source = match (&once.restore, &once.import_etcd) {
+        (Some(_), Some(_)) => {
+            eprintln!("kv-server: use either --restore or --import-etcd");
+            return ExitCode::from(2);
+        }
+        (Some(backup), None) => Some(Source::Backup(backup)),
+        (None, snapshot) => snapshot.as_deref().map(Source::Etcd),
+    };
+    if let Some(source) = source {
+        let restored = restore::restore(&settings, source);
         return exit_with(restored.map(|restored| restore::describe(&settings, &restored)));
     }
     if settings.once.force_new_cluster {

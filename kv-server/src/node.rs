@@ -36,6 +36,7 @@ use crate::{
     mode::{self, ModeError},
     quota, removal,
     routing::RoutingManager,
+    state_check,
     tls::{Security, SecurityError},
 };
 
@@ -146,6 +147,10 @@ impl Node {
             tokio::spawn(quota::watch(router.clone(), stopping.clone()));
         }
         tokio::spawn(measure::maintain(stopping.clone()));
+        if settings.topology.is_some() {
+            let interval = settings.cluster.state_check_interval;
+            tokio::spawn(state_check::run(router.clone(), interval, stopping.clone()));
+        }
         let published = publish(&settings, router, stopping.clone());
         let frontend = tokio::spawn(frontend.run(stopping));
         let mode = if settings.topology.is_some() { "replicated" } else { "standalone" };
@@ -183,8 +188,10 @@ impl Node {
         !is_stuck || status.storage_stalled_since.is_some()
     }
 
-    /// Takes no more calls, finishes those in hand, stops the engine, closes the connections.
+    /// Transfers leadership while calls are still served, takes no more calls, finishes those in hand, stops the engine, closes
+    /// the connections.
     pub(crate) async fn shutdown(mut self) {
+        self.transfer_leadership().await;
         let _ = self.stop.send(true);
         // Calls that wait for a quorum may never end.
         if tokio::time::timeout(CALLS_MAX, &mut self.frontend).await.is_err() {
@@ -196,6 +203,23 @@ impl Node {
         }
         if let Some(transport) = &self.transport {
             transport.shutdown().await;
+        }
+    }
+}
+
+impl Node {
+    /// Has another node lead, if there is one that can, so that clients of all nodes wait as short as possible.
+    async fn transfer_leadership(&self) {
+        let status = self.database.status().borrow().clone();
+        let others = status.membership.voters().filter(|id| *id != status.node_id).count();
+        if status.leader != Some(status.node_id) || others == 0 {
+            return;
+        }
+        let transfer = self.database.engine().transfer_leadership(None);
+        match tokio::time::timeout(TRANSFER_MAX, transfer).await {
+            Ok(Ok(leader)) => tracing::info!(%leader, "another node leads"),
+            Ok(Err(error)) => tracing::warn!(%error, "leadership was not transferred before the end"),
+            Err(_) => tracing::warn!("no other node has taken over leadership in time"),
         }
     }
 }
@@ -439,6 +463,8 @@ fn require_kind(settings: &Settings) -> Result<(), NodeError> {
 pub(crate) const LOG: &str = "log";
 const FLIGHT: &str = "flight";
 pub(crate) const STATE: &str = "state";
+/// The time for another node to take over leadership at shutdown.
+const TRANSFER_MAX: Duration = Duration::from_secs(1);
 /// Calls in hand get this long at shutdown.
 const CALLS_MAX: Duration = Duration::from_secs(2);
 /// Pause before an engine that has too many reads is asked again.

@@ -1,4 +1,4 @@
-//! `--restore FILE`: a new data directory from a backup, for a standalone server or for the first node of a new cluster.
+//! `--restore FILE` and `--import-etcd FILE`: a new data directory from a backup, for a standalone server or for the first node of a new cluster.
 //!
 //! The directory is made beside its place and renamed at the end, so that a restore that fails leaves nothing that a server would start
 //! from. The node is the only member of the new cluster. The other nodes join it with empty disks: a node that started with an
@@ -17,6 +17,7 @@ use kv_state_machine::{Durability, KvStateMachine, Restore, StoreStatistics};
 
 use crate::{
     config::{Mode, Settings, Topology},
+    etcd_import,
     mode::{self, ModeError},
     node::{self, LOG, STATE},
 };
@@ -48,6 +49,22 @@ pub(crate) enum RestoreError {
     Mode(#[from] ModeError),
 }
 
+/// File from which a node is restored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source<'a> {
+    Backup(&'a Path),
+    /// A snapshot of etcd.
+    Etcd(&'a Path),
+}
+
+impl Source<'_> {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Backup(path) | Self::Etcd(path) => path,
+        }
+    }
+}
+
 /// A restored node.
 pub(crate) struct Restored {
     data_dir: PathBuf,
@@ -56,8 +73,8 @@ pub(crate) struct Restored {
     statistics: StoreStatistics,
 }
 
-/// Restores a backup into the data directory of the settings.
-pub(crate) fn restore(settings: &Settings, backup: &Path) -> Result<Restored, RestoreError> {
+/// Restores a file into the data directory of the settings.
+pub(crate) fn restore(settings: &Settings, source: Source<'_>) -> Result<Restored, RestoreError> {
     let unnamed =
         |error| RestoreError::Io { doing: "finding", path: settings.data_dir.display().to_string(), error };
     // Without a separator at the end, to which the end of the name could not be added.
@@ -81,7 +98,7 @@ pub(crate) fn restore(settings: &Settings, backup: &Path) -> Result<Restored, Re
         let fixed = |_| RestoreError::Fixed { path: data_dir.display().to_string() };
         fs::remove_dir(data_dir).map_err(fixed)?;
     }
-    let restored = restore_aside(settings, own, backup, &aside).and_then(|restored| {
+    let restored = restore_aside(settings, own, source, &aside).and_then(|restored| {
         fs::rename(&aside, data_dir).map_err(io("renaming the restored directory to", data_dir))?;
         Ok(restored)
     });
@@ -99,10 +116,10 @@ pub(crate) fn restore(settings: &Settings, backup: &Path) -> Result<Restored, Re
 fn restore_aside(
     settings: &Settings,
     own: Option<Member>,
-    backup: &Path,
+    source: Source<'_>,
     aside: &Path,
 ) -> Result<Restored, RestoreError> {
-    let file = open(backup)?;
+    let file = open(source.path())?;
     let (mode, durability) = match own {
         Some(_) => (Mode::Replicated, Durability::FromLog),
         None => (Mode::Standalone, Durability::EachBatch),
@@ -113,7 +130,7 @@ fn restore_aside(
     let machine = machine.with_reserve(settings.limits.disk_reserve);
     let wanted =
         Restore { cluster: cluster.unwrap_or(ClusterId::NONE), bump_revision: settings.once.bump_revision };
-    let (applied, statistics) = read_into(machine, file, backup, wanted)?;
+    let (applied, statistics) = read_into(machine, file, source, wanted)?;
     if let (Some(own), Some(cluster)) = (own, cluster) {
         let log = node::open_log_in(settings, aside)?;
         found_cluster_on_state(&*log, settings.node, own, applied, cluster)?;
@@ -125,22 +142,24 @@ fn open(backup: &Path) -> Result<File, RestoreError> {
     File::open(backup).map_err(|error| RestoreError::Backup { path: backup.display().to_string(), error })
 }
 
-/// Reads a backup into a new store, and closes it. Returns the last entry that the store reflects, and what it has.
+/// Reads a file into a new store, and closes it. Returns the last entry that the store reflects, and what it has.
 fn read_into(
     mut machine: KvStateMachine,
     file: File,
-    backup: &Path,
+    source: Source<'_>,
     wanted: Restore,
 ) -> Result<(LogId, StoreStatistics), RestoreError> {
-    let mut file = BufReader::with_capacity(READ_BYTES, file);
-    let read = machine.restore_backup(&mut file, wanted).and_then(|applied| {
-        let statistics = machine.executor().statistics()?;
-        Ok((applied, statistics))
-    });
-    read.map_err(|error| RestoreError::Refused {
-        backup: backup.display().to_string(),
-        why: error.to_string(),
-    })
+    let applied = match source {
+        Source::Backup(_) => {
+            let mut file = BufReader::with_capacity(READ_BYTES, file);
+            machine.restore_backup(&mut file, wanted).map_err(|error| error.to_string())
+        }
+        Source::Etcd(_) => etcd_import::import(&mut machine, file, wanted).map_err(|error| error.to_string()),
+    };
+    let refused = |why| RestoreError::Refused { backup: source.path().display().to_string(), why };
+    let applied = applied.map_err(refused)?;
+    let statistics = machine.executor().statistics().map_err(|error| refused(error.to_string()))?;
+    Ok((applied, statistics))
 }
 
 /// Refuses a directory with content. Returns whether there is one.
@@ -194,7 +213,7 @@ pub(crate) fn describe_backup(backup: &Path) -> Result<String, RestoreError> {
     let scratch = tempfile::tempdir().map_err(unreadable)?;
     let machine = KvStateMachine::open(&scratch.path().join(STATE), NodeId(0), Durability::FromLog)?;
     let (_, StoreStatistics { revision, compacted, keys, leases, .. }) =
-        read_into(machine, file, backup, Restore::default())?;
+        read_into(machine, file, Source::Backup(backup), Restore::default())?;
     Ok(format!(
         "{}: complete, {bytes} bytes\nrevision {revision}, compacted {compacted}, {keys} keys, {leases} leases",
         backup.display()

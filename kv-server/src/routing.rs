@@ -28,6 +28,7 @@ use crate::{
     convert,
     etcd::KeptCopy,
     identity, members,
+    state_check::{StateReport, StateReports},
     tls::Security,
 };
 
@@ -49,6 +50,7 @@ pub(crate) struct RoutingManager {
     to_leader: LeaderConnection,
     kept_copy: KeptCopy,
     passwords: Passwords,
+    state_reports: StateReports,
 }
 
 /// Why it was not done here.
@@ -83,6 +85,7 @@ impl RoutingManager {
             to_leader: LeaderConnection::default(),
             kept_copy: KeptCopy::default(),
             passwords: Passwords::default(),
+            state_reports: StateReports::default(),
         }
     }
 
@@ -216,11 +219,14 @@ impl RoutingManager {
                     room.reserve(request.answer_bytes_max()).await;
                     let transfer_to =
                         if let Some(Call::TransferLeader(to)) = &call { Some(*to) } else { None };
-                    let call = |sealer: &Sealer| self.forwarded(caller, request, call, sealer);
-                    return self
-                        .to_leader
-                        .forward(cluster, self.security.forwarding(), leader, call, transfer_to)
-                        .await;
+                    let call = |sealer: &Sealer| self.forwarded(caller, request, call.clone(), sealer);
+                    let tls = self.security.forwarding();
+                    let outcome = self.to_leader.forward(cluster, tls, leader, call, transfer_to).await;
+                    if !outcome.as_ref().is_err_and(was_not_leader) || Instant::now() >= deadline {
+                        return outcome;
+                    }
+                    // It was not executed, and this node is about to hear who leads.
+                    let _ = tokio::time::timeout(SUCCESSOR_WAIT, cluster.superseded(leader)).await;
                 }
                 Some(leader) if leader != self.node => return Err(self.not_leader(Some(leader))),
                 _ => return Err(convert::unavailable(cluster.why_no_leader(), false)),
@@ -456,6 +462,7 @@ impl RoutingManager {
                 room.reserve(request.answer_bytes_max()).await;
                 let outcome = match &of_node.request {
                     NodeRequest::Call(frame) => self.execute_frame(&of_node.caller, frame, room).await,
+                    NodeRequest::ReportState(report) => self.take_report(&of_node.caller, *report).await,
                     _ => between::execute(&self.database, self.cluster.as_deref(), of_node).await,
                 };
                 match outcome {
@@ -587,6 +594,17 @@ impl RoutingManager {
         }
     }
 
+    /// Compares the checksum of a node's state with those of the others.
+    async fn take_report(&self, caller: &Caller, report: StateReport) -> Result<NodeAnswer, NodeFault> {
+        let leader = self.database.status().borrow().leader;
+        if leader != Some(self.node) {
+            return Err(NodeFault::NotLeader(leader.map(|node| node.0)));
+        }
+        self.database.check_root(caller).map_err(|error| NodeFault::Rejected(error.into()))?;
+        self.state_reports.take(&self.database, report).await?;
+        Ok(NodeAnswer::Reported)
+    }
+
     fn endpoint_of(&self, leader: NodeId) -> Option<Endpoint> {
         self.cluster.as_ref()?.client_endpoint(leader)
     }
@@ -601,7 +619,11 @@ impl RoutingManager {
     /// Problems of this node, and what to do about them.
     fn problems(&self, engine: &EngineStatus) -> Vec<String> {
         let cluster = self.cluster.iter().flat_map(|cluster| cluster.problems(engine));
-        cluster.chain(self.database.alarms().into_iter().map(alarm_problem)).collect()
+        let checked = self.database.checked_states().and_then(|checked| checked.borrow().clone());
+        let unreadable = checked.and_then(Result::err).map(|why| {
+            format!("its state cannot be read ({why}): remove the node from the cluster, empty its data directory, and add it again")
+        });
+        cluster.chain(unreadable).chain(self.database.alarms().into_iter().map(alarm_problem)).collect()
     }
 
     /// The header of an answer at what this node has applied.
@@ -658,6 +680,15 @@ fn reply_of(answer: &[u8]) -> Result<Reply, Fault> {
     }
 }
 
+/// Whether a server has not executed a call because it does not lead.
+fn was_not_leader(fault: &Fault) -> bool {
+    match fault {
+        Fault::NotLeader(_) => true,
+        Fault::Refused(refused) => refused.reason == Some(RefusedReason::NOT_LEADER) && !refused.maybe_done,
+        _ => false,
+    }
+}
+
 fn refusal(error: KvError) -> Refusal {
     match error {
         KvError::NotLeader { leader } => Refusal::NotLeader(leader),
@@ -683,5 +714,7 @@ fn alarm_problem(Alarm { kind, node }: Alarm) -> String {
 const STANDALONE: &str = "this server stands alone; it has no members";
 /// A change of members that no quorum confirms for so long is answered as unknown.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a call waits to hear of the successor of a leader that does not lead any more, before it asks again.
+const SUCCESSOR_WAIT: Duration = Duration::from_millis(50);
 /// How long a call waits for an election to end.
 pub(crate) const LEADER_WAIT: Duration = Duration::from_secs(2);

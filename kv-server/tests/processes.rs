@@ -190,6 +190,42 @@ async fn sigterm_ends_a_busy_node_in_time_and_in_order() {
     cluster.same_hash().await;
 }
 
+/// The leader transfers its leadership before it stops serving, so that requests of other nodes find it or its successor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_other_nodes_get_no_error_when_leaders_stop_one_after_another() {
+    let mut cluster = Cluster::start(3, "", "");
+    for round in 0..3 {
+        let leader = cluster.leader().await;
+        cluster.same_hash().await;
+        let follower = (leader + 1) % 3;
+        let endpoint = format!("127.0.0.1:{}", cluster.servers[follower].port).parse().unwrap();
+        let connection = Connection::open(&endpoint, Duration::from_secs(1)).await.unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let putting = tokio::spawn(async move {
+            let mut stopped = std::pin::pin!(stopped);
+            let mut puts = 0;
+            loop {
+                let outcome = connection.call(Call::Put(PutRequest::of("k", "v"))).await.unwrap();
+                assert!(matches!(&outcome, Ok(Reply::Put(_))), "round {round}, put {puts}: {outcome:?}");
+                puts += 1;
+                if futures::poll!(stopped.as_mut()).is_ready() {
+                    return puts;
+                }
+            }
+        });
+        tokio::task::block_in_place(|| cluster.servers[leader].terminate());
+        cluster
+            .eventually("a successor leads", async |cluster| {
+                let status = cluster.status(follower).await?;
+                status.leader_id.filter(|id| *id != leader as i64).map(|_| ())
+            })
+            .await;
+        let _ = stop.send(());
+        assert!(putting.await.unwrap() > 0);
+        cluster.servers[leader].start();
+    }
+}
+
 #[tokio::test]
 async fn a_data_directory_is_not_served_in_the_other_mode() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Cluster, Server};
+use common::{Cluster, Server, writers::Writers};
 use kv_store_client::admin::MemberChange;
 
 /// Lines of a server's log that have all these words, without colors.
@@ -102,5 +102,31 @@ async fn node_of_another_cluster_is_refused_with_one_line_on_both_sides() {
         let said = lines(server, &[" WARN ", words]);
         // As caller and as callee.
         assert!(said.len() <= 2, "{said:#?}");
+    }
+}
+
+/// The problem of the node names the free space, which changes all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_that_is_low_on_disk_is_logged_once_by_the_others() {
+    let mut cluster = Cluster::start(3, "", "");
+    let leader = cluster.leader().await;
+    let low = (leader + 1) % 3;
+    cluster.same_hash().await;
+    cluster.servers[low].terminate();
+    cluster.servers[low].set_argument("--disk-reserve", "1PiB");
+    cluster.servers[low].start();
+    let writers = Writers::start(&cluster.client(), 2);
+    cluster
+        .eventually("the node says that it is low on disk", async |cluster| {
+            let problems = cluster.status(low).await?.problems.unwrap_or_default();
+            problems.iter().any(|problem| problem.contains("low on disk")).then_some(())
+        })
+        .await;
+    many_attempts().await;
+    writers.stop().await;
+    for id in (0..3).filter(|id| *id != low) {
+        let words = ["a node is not well", "low on disk", &format!("node={low}")];
+        let unwell = lines(&cluster.servers[id], &words);
+        assert_eq!(unwell.len(), 1, "{unwell:#?}");
     }
 }

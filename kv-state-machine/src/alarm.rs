@@ -133,6 +133,7 @@ impl KvOperation {
             | Self::ExpireLeases { .. }
             | Self::CheckpointLeases { .. }
             | Self::ReserveMemberIds { .. }
+            | Self::CheckState
             | Self::RaiseAlarm(_)
             | Self::DisarmAlarm(_)
             | Self::Auth(_) => false,

@@ -50,6 +50,7 @@ fn operation(operation: &KvOperation) -> Check {
         | KvOperation::ExpireLeases { .. }
         | KvOperation::CheckpointLeases { .. }
         | KvOperation::ReserveMemberIds { .. }
+        | KvOperation::CheckState
         | KvOperation::RaiseAlarm(_)
         | KvOperation::DisarmAlarm(_) => Ok(()),
         KvOperation::Auth(operation) => auth(operation),

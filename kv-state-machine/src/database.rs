@@ -680,6 +680,7 @@ pub(crate) fn failure(error: consensus_core::StateMachineError) -> KvError {
 fn propose_error(error: ProposeError) -> KvError {
     match error {
         ProposeError::NotLeader { leader } => KvError::NotLeader { leader },
+        ProposeError::TransferringLeadership { to } => KvError::NotLeader { leader: Some(to) },
         ProposeError::TooLarge { .. } => KvRejection::Invalid(error.to_string()).into(),
         _ => KvError::Unavailable { why: error.to_string(), maybe_applied: error.maybe_applied() },
     }

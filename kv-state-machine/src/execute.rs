@@ -245,6 +245,36 @@ impl<'a> Execution<'a> {
         self.wrote = true;
     }
 
+    /// Writes a version as it was in another store. `counts` are those of a deletion, or have at least version 1.
+    pub(crate) fn import(&mut self, key: &Bytes, counts: Counts, value: &[u8]) -> Result<(), Failure> {
+        let prefix = keys::prefix(key);
+        let stored = self.view().counts(&prefix)?;
+        let lives = stored.is_some_and(|stored| stored.version > 0);
+        let (record, count) = if counts == Counts::DELETED {
+            match stored {
+                // The versions before the deletion are compacted.
+                None => {
+                    self.written.counts.push(CountChange { prefix: prefix.clone(), kind: CountKind::New });
+                }
+                Some(_) if !lives => return Ok(()), // It deletes nothing.
+                Some(_) => {}
+            }
+            (Record::Deleted.encode(), Some(CountKind::Deleted))
+        } else {
+            let count = match stored {
+                None => Some(CountKind::New),
+                Some(_) if !lives => Some(CountKind::Again),
+                Some(_) => None,
+            };
+            (keys::live(counts, value), count)
+        };
+        let lease_of = |id: i64| if self.lease(id).is_some() { id } else { 0 };
+        let (lease_before, lease_after) =
+            (lease_of(stored.map_or(0, |stored| stored.lease_id)), lease_of(counts.lease_id));
+        self.write(key, prefix, record, KeyChange { lease_before, lease_after, count });
+        Ok(())
+    }
+
     fn put(&mut self, put: &Put) -> Result<PutDone, ExecuteError> {
         let stamped = self.stamped(put);
         let (key, value) = match (put.versionstamp, &stamped) {

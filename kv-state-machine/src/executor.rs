@@ -155,7 +155,17 @@ impl KvStoreExecutor {
 
     /// Same as [`hash`](Self::hash). Stops early when `cancelled` is set; the hash is then meaningless.
     pub(crate) fn hash_cancellable(&self, cancelled: &AtomicBool) -> Result<StateHash, Failure> {
+        self.hash_from(|| {}, cancelled)
+    }
+
+    /// Same as [`hash`](Self::hash). Calls `fixed` when later changes do not count any more.
+    pub(crate) fn hash_from(
+        &self,
+        fixed: impl FnOnce(),
+        cancelled: &AtomicBool,
+    ) -> Result<StateHash, Failure> {
         self.with_snapshot(|snapshot, meta| {
+            fixed();
             let hash = hash::hash(snapshot, meta.compacted, cancelled)?;
             let (applied_index, term) = (meta.applied.index.0, meta.applied.term.0);
             Ok(StateHash { hash, revision: meta.revision, applied_index, term })

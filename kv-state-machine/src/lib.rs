@@ -52,6 +52,7 @@ mod executor;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hash;
+mod import;
 mod keys;
 
 mod lease;
@@ -72,6 +73,7 @@ mod segments;
 mod session;
 mod size;
 mod snapshot;
+mod state_check;
 mod statistics;
 mod store;
 mod view;
@@ -90,6 +92,7 @@ pub use consensus_core::session::Session;
 pub use database::{ConsensusKvDatabase, Consistency, KvError, KvStartError, LeaseState, random_lease_id};
 pub use executor::KvStoreExecutor;
 pub use hash::{KeysHash, StateHash};
+pub use import::{ImportedVersion, Importer};
 pub use lease::Lease;
 pub use lessor::TimeSource;
 pub use limits::{
@@ -105,5 +108,6 @@ pub use operation::{
 };
 pub use pages::{RangeEnd, RangePage, RangePages};
 pub use snapshot::StoreSnapshot;
+pub use state_check::CheckedState;
 pub use statistics::{RocksDbStatistics, StoreStatistics};
 pub use watch::{WatchId, WatchNews, WatchRequest, WatchStream, Watches};

@@ -28,6 +28,7 @@ use crate::{
     segments::{SEGMENT_KEYS_MAX, Segments},
     session::{SessionOutcome, Sessions},
     snapshot,
+    state_check::StateChecker,
     store::{Generation, META_VERSION, Meta, Published, Store, Tuning},
     view::{Base, Failure, Overlay, View, write_unlogged},
 };
@@ -44,6 +45,7 @@ pub struct KvStateMachine {
     pub(crate) auth: AuthState,
     collector: Collector,
     deleter: Deleter,
+    checker: StateChecker,
     reserve: Reserve,
 }
 
@@ -129,6 +131,7 @@ impl KvStateMachine {
             auth: AuthState::default(),
             collector: Collector::default(),
             deleter: Deleter::default(),
+            checker: StateChecker::default(),
             reserve,
         };
         machine.adopt(loaded);
@@ -174,11 +177,6 @@ impl KvStateMachine {
         KvStoreExecutor::new(self.store.clone())
     }
 
-    #[cfg(test)]
-    pub(crate) fn current_generation(&self) -> Arc<Generation> {
-        self.store.current()
-    }
-
     /// Executes entries in order until they have done as much work as one write to the disk should contain.
     fn execute(&mut self, generation: &Generation, entries: &[Entry]) -> Result<Executed, Failure> {
         let db = generation.db();
@@ -211,8 +209,10 @@ impl KvStateMachine {
             });
             batch.meta.applied = entry.id;
             response_bytes += responses.last().map_or(0, Bytes::len);
-            // Changes after a deletion of a range must not be in one record with changes before it.
+            // Changes after a deletion of a range must not be in one record with changes before it, nor in the state that
+            // is checked.
             let is_full = batch.written.range_deletion.is_some()
+                || batch.written.checks_state
                 || batch.written.versions.len() >= BATCH_RECORDS_MAX
                 || batch.work_bytes >= BATCH_BYTES_MAX
                 || response_bytes >= RESPONSES_BYTES_MAX;
@@ -285,6 +285,17 @@ impl KvStateMachine {
         deletion.write(write);
         self.segments.remove_living(places, *in_parts, write);
         full_segments
+    }
+
+    pub(crate) fn current_generation(&self) -> Arc<Generation> {
+        self.store.current()
+    }
+
+    /// Writes versions and leases of another store, up to a revision.
+    pub(crate) fn commit_imported(&mut self, written: &PendingWrites, revision: u64) -> Result<(), Failure> {
+        self.meta.revision = revision;
+        let generation = self.store.current();
+        self.commit(&generation, written)
     }
 
     /// Changes the metadata of the store apart from a batch of commands, and writes changes of users and roles.
@@ -423,6 +434,10 @@ impl Batch<'_> {
                 self.written.alarms = Some(self.alarms.clone());
                 KvResult::Alarm(was_raised)
             }
+            KvOperation::CheckState => {
+                self.written.checks_state = true;
+                KvResult::CheckState
+            }
             KvOperation::Auth(change) => match self.auth.execute(change) {
                 Ok(()) => KvResult::Auth,
                 Err(rejection) => return Ok(Err(rejection.into())),
@@ -543,6 +558,7 @@ fn identity<'a>(command: &KvCommand, bytes: &'a [u8]) -> Cow<'a, [u8]> {
 
 impl Drop for KvStateMachine {
     fn drop(&mut self) {
+        self.checker.stop();
         self.deleter.stop();
         self.collector.stop();
         self.store.dispatcher().stop();
@@ -563,6 +579,9 @@ impl StateMachine for KvStateMachine {
             let start = Instant::now();
             self.commit(&generation, &written)?;
             self.store.measures().batch_written(&written, more.len(), start.elapsed());
+            if written.checks_state {
+                self.checker.start(&self.store);
+            }
             response_bytes += more.iter().map(Bytes::len).sum::<usize>();
             responses.extend(more);
         }

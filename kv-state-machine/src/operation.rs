@@ -71,6 +71,8 @@ pub enum KvOperation {
     },
     /// Changes users, roles, or whether they count.
     Auth(AuthOperation),
+    /// Has every node compute the checksum of its state as of this entry, to compare them. Changes nothing.
+    CheckState,
 }
 
 /// An operation as it is stored in the log.
@@ -333,6 +335,8 @@ pub enum KvResult {
     LeaseEnding,
     /// Users, roles, or whether they count, were changed.
     Auth,
+    /// The computation of a checksum was started.
+    CheckState,
 }
 
 /// Result of a put.

@@ -35,6 +35,8 @@ pub(crate) struct PendingWrites {
     pub(crate) range_deletion: Option<RangeDeletionWrite>,
     /// Alarms, if they were changed.
     pub(crate) alarms: Option<Alarms>,
+    /// Whether the checksum of the state is to be computed as of this batch.
+    pub(crate) checks_state: bool,
     /// Number of transactions.
     pub(crate) transactions: u64,
     /// Number of leases that have expired.

@@ -32,6 +32,7 @@ use crate::{
     range_deletions::{RangeDeletion, RangeDeletions},
     recent::VersionCache,
     segments::{Recount, Segments},
+    state_check::Checked,
     view::Failure,
     watch::Dispatcher,
 };
@@ -83,6 +84,7 @@ pub(crate) struct Store {
     /// outlive it.
     auth: AuthTable,
     measures: Measures,
+    checked: Checked,
 }
 
 /// Sizes that no response depends on. Nodes may differ in them.
@@ -361,6 +363,7 @@ impl Store {
             dispatcher: Arc::default(),
             auth: AuthTable::new(auth),
             measures: Measures::new(),
+            checked: Checked::default(),
         })
     }
 
@@ -394,6 +397,11 @@ impl Store {
     /// Dispatcher of changes to watches.
     pub(crate) fn dispatcher(&self) -> &Arc<Dispatcher> {
         &self.dispatcher
+    }
+
+    /// Result of the last check of the state.
+    pub(crate) fn checked(&self) -> &Checked {
+        &self.checked
     }
 
     pub(crate) fn measures(&self) -> &Measures {

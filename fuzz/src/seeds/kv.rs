@@ -306,3 +306,69 @@ pub fn etcd_json() -> Seeds {
     ];
     seeds.into_iter().map(|seed| seed.as_bytes().to_vec()).collect()
 }
+
+/// Snapshots of etcd without their checksum: a file of bbolt with a bucket in a page of its own, and buckets within the root's page.
+pub fn etcd_snapshots() -> Seeds {
+    use prost::Message as _;
+    const PAGE: usize = 512;
+    let meta = |transaction: u64| {
+        let fields = [0xED0C_DAED_u64 | 2 << 32, PAGE as u64, 3, 0, 2, 5, transaction];
+        let mut bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
+        let fnv = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3);
+        let sum = bytes.iter().fold(0xCBF2_9CE4_8422_2325, fnv);
+        bytes.extend_from_slice(&sum.to_le_bytes());
+        [bolt_page_head(transaction % 2, 4, 0), bytes].concat()
+    };
+    let version = kv_etcd_api::mvccpb::KeyValue {
+        key: "k".into(),
+        create_revision: 2,
+        mod_revision: 2,
+        version: 1,
+        value: "v".into(),
+        ..Default::default()
+    };
+    let place =
+        |revision: u64, end: &str| [&revision.to_be_bytes()[..], b"_", &[0; 8], end.as_bytes()].concat();
+    let deleted = kv_etcd_api::mvccpb::KeyValue { key: "k".into(), ..Default::default() };
+    let keys = bolt_leaf(
+        4,
+        &[(0, place(2, ""), version.encode_to_vec()), (0, place(3, "t"), deleted.encode_to_vec())],
+    );
+    let user = kv_etcd_api::authpb::User {
+        name: "root".into(),
+        roles: vec!["root".to_owned()],
+        ..Default::default()
+    };
+    let inline = |pairs: &[(u32, Vec<u8>, Vec<u8>)]| [vec![0; 16], bolt_leaf(0, pairs)].concat();
+    let of_keys = [4_u64.to_le_bytes(), [0; 8]].concat();
+    let buckets = [
+        (1, b"authUsers".to_vec(), inline(&[(0, b"root".to_vec(), user.encode_to_vec())])),
+        (1, b"key".to_vec(), of_keys),
+        (1, b"lease".to_vec(), inline(&[(0, vec![0, 0, 0, 0, 0, 0, 0, 7], vec![8, 7, 16, 60])])),
+        (1, b"meta".to_vec(), inline(&[(0, b"finishedCompactRev".to_vec(), place(2, ""))])),
+    ];
+    // The root is page 3; page 2, the list of free pages, is not read.
+    let pages = [meta(0), meta(1), vec![], bolt_leaf(3, &buckets), keys];
+    let file = pages.into_iter().flat_map(|mut page| {
+        page.resize(PAGE, 0);
+        page
+    });
+    vec![file.collect()]
+}
+
+fn bolt_page_head(id: u64, flags: u16, count: u16) -> Vec<u8> {
+    [&id.to_le_bytes()[..], &flags.to_le_bytes(), &count.to_le_bytes(), &[0; 4]].concat()
+}
+
+/// A leaf: flags, key and value of each pair.
+fn bolt_leaf(id: u64, pairs: &[(u32, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+    let (mut elements, mut content) = (Vec::new(), Vec::new());
+    for (index, (flags, key, value)) in pairs.iter().enumerate() {
+        let offset = (pairs.len() - index) * 16 + content.len();
+        for field in [*flags, offset as u32, key.len() as u32, value.len() as u32] {
+            elements.extend_from_slice(&field.to_le_bytes());
+        }
+        content.extend_from_slice(&[&key[..], value].concat());
+    }
+    [bolt_page_head(id, 2, pairs.len() as u16), elements, content].concat()
+}

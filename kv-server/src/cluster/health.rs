@@ -126,7 +126,7 @@ struct HealthCheck {
     endpoint: Endpoint,
     checker: Checker,
     connection: Option<Connection>,
-    /// The problem that was logged last; the outer `None`: nothing yet.
+    /// The problem that was logged last, [without numbers](without_numbers); the outer `None`: nothing yet.
     told: Option<Option<String>>,
 }
 
@@ -178,7 +178,8 @@ impl HealthCheck {
     /// Logs a change; not the same problem again.
     fn tell(&mut self) {
         let problem = self.checker.seen.problem(self.node);
-        if self.told.as_ref() == Some(&problem) {
+        let kind = problem.as_deref().map(without_numbers);
+        if self.told.as_ref() == Some(&kind) {
             return;
         }
         match &problem {
@@ -187,8 +188,13 @@ impl HealthCheck {
                 tracing::warn!(node = %self.node, endpoint = %self.endpoint, problem, "a node is not well");
             }
         }
-        self.told = Some(problem);
+        self.told = Some(kind);
     }
+}
+
+/// A problem without what changes while it lasts: seconds, and free space.
+fn without_numbers(problem: &str) -> String {
+    problem.chars().filter(|c| !c.is_ascii_digit() && *c != '.').collect()
 }
 
 /// Whether the server that answered is the node that should be there. `name` is the name of this cluster.

@@ -45,6 +45,12 @@ pub(crate) struct Cluster {
     /// Default: 20 election timeouts, and at least 10s.
     #[arg(long, value_name = "DURATION", value_parser = duration(MILLISECOND..=DAY))]
     pub(crate) apply_stall_limit: Option<Duration>,
+    /// Interval at which the leader has all nodes compute the checksum of their states as of one entry of the log, and compares
+    /// them. If they differ, the alarm CORRUPT is raised for the node that differs from most, and commands are refused.
+    ///
+    /// Each check reads the whole state on each node, beside other work. 0: no checks.
+    #[arg(long, default_value = "0", value_name = "DURATION", value_parser = duration(Duration::ZERO..))]
+    pub(crate) state_check_interval: Duration,
     /// Greatest difference between the speeds of two nodes' clocks, in percent. With it, reads with the
     /// consistency `LEASE` cost no message.
     ///

@@ -42,7 +42,13 @@ pub(crate) struct Once {
     /// identity; the others join it. Default: none.
     #[arg(long, value_name = "FILE")]
     pub(crate) restore: Option<PathBuf>,
-    /// Number by which `--restore` raises the revision of the store. All revisions before count as compacted then, so that clients that
+    /// Makes a new data directory from this snapshot of etcd 3.4 to 3.7 (`etcdctl snapshot save`), prints what that means, and exits.
+    ///
+    /// Keys keep their revisions and history; leases have their whole time to live; users keep their passwords. Otherwise it is
+    /// as with `--restore`. Default: none.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) import_etcd: Option<PathBuf>,
+    /// Number by which `--restore` and `--import-etcd` raise the revision of the store. All revisions before count as compacted then, so that clients that
     /// saw later revisions than the backup has notice it. 0: the revision of the backup, and its history.
     #[arg(long, default_value_t = 1_000_000_000, value_name = "COUNT", value_parser = number(0_u64..=MAX_BUMP))]
     pub(crate) bump_revision: u64,

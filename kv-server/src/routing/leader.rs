@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use consensus_core::{ClusterId, Endpoint, NodeId};
+use consensus_core::{ClusterId, Endpoint, NodeId, Term};
 use consensus_tls::Tls;
 use kv_store_client::{
     CallError, Connection,
@@ -31,6 +31,8 @@ struct State {
 /// A connection to the node that leads.
 struct Leader {
     node: NodeId,
+    /// Term in which it was opened: in another term it may have lost something, and TCP would be silent for seconds.
+    term: Term,
     connection: Connection,
     sealer: Sealer,
 }
@@ -43,8 +45,8 @@ enum NoConnection {
 }
 
 impl LeaderConnection {
-    /// Has the leader execute the call, which transfers leadership to `transfer_to`, if that is not `None`; its answer is the answer. Never sent twice: whether it was executed is for the caller to
-    /// find out, with its session.
+    /// Has the leader execute the call, which transfers leadership to `transfer_to`, if that is not `None`; its answer is the
+    /// answer. Never sent twice: whether it was executed is for the caller to find out, with its session.
     ///
     /// # Errors
     /// It was not executed, or it is not known whether.
@@ -62,10 +64,15 @@ impl LeaderConnection {
         let answer = tokio::select! {
             answer = &mut called => answer,
             successor = cluster.superseded(leader) => match transfer_to {
-                // The leader hangs, perhaps for long; what it was to do may yet be done.
-                None => {
-                    return Err(convert::unavailable(format!("the leader, node {leader}, was replaced"), true));
-                }
+                // A leader that transferred its leadership answers at once. One that hangs may execute the call much later.
+                None => match timeout(REPLACED_GRACE, called).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        self.give_up(&current).await;
+                        let why = format!("the leader, node {leader}, was replaced");
+                        return Err(convert::unavailable(why, true));
+                    }
+                },
                 // A transfer replaces the leader, which is about to say so.
                 Some(to) => match timeout(TRANSFER_GRACE, called).await {
                     Ok(answer) => answer,
@@ -84,8 +91,17 @@ impl LeaderConnection {
             Ok(Err(error @ CallError::NotSent { .. })) => Err(convert::unavailable(error.to_string(), false)),
             Ok(Err(error)) => Err(convert::unavailable(error.to_string(), true)),
             Err(_) => {
+                self.give_up(&current).await;
                 Err(convert::unavailable(format!("the leader, node {leader}, did not answer in time"), true))
             }
+        }
+    }
+
+    /// Has the next call open another connection in place of this one.
+    async fn give_up(&self, leader: &Arc<Leader>) {
+        let mut state = self.0.lock().await;
+        if state.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, leader)) {
+            state.current = None;
         }
     }
 
@@ -96,17 +112,17 @@ impl LeaderConnection {
         tls: Option<&Tls>,
         leader: NodeId,
     ) -> Result<Arc<Leader>, Fault> {
-        let endpoint = cluster.client_endpoint(leader);
+        let (endpoint, term) = (cluster.client_endpoint(leader), cluster.status().borrow().term);
         let mut state = self.0.lock().await;
         if let Some(current) = &state.current
-            && (current.node, current.connection.is_open()) == (leader, true)
+            && (current.node, current.term, current.connection.is_open()) == (leader, term, true)
             && Some(current.connection.endpoint()) == endpoint.as_ref()
             && !current.sealer.is_old()
         {
             return Ok(current.clone());
         }
         let opened = match endpoint {
-            Some(endpoint) => open(cluster, tls, leader, &endpoint).await,
+            Some(endpoint) => open(cluster, tls, (leader, term), &endpoint).await,
             None => Err(NoConnection::Unreachable("its endpoint is unknown".to_owned())),
         };
         let why = match opened {
@@ -138,7 +154,7 @@ impl LeaderConnection {
 async fn open(
     cluster: &ClusterManager,
     tls: Option<&Tls>,
-    leader: NodeId,
+    (leader, term): (NodeId, Term),
     endpoint: &Endpoint,
 ) -> Result<Leader, NoConnection> {
     let unreachable = |error: String| NoConnection::Unreachable(error);
@@ -154,7 +170,7 @@ async fn open(
     let why = match asked {
         Ok(Ok(Ok(Reply::NoForwarding(found)))) if identity::is_same(&expected, &found) => {
             let challenge = challenge_of(&connection).await.map_err(unreachable)?;
-            return Ok(Leader { node: leader, connection, sealer: Sealer::new(leader, challenge) });
+            return Ok(Leader { node: leader, term, connection, sealer: Sealer::new(leader, challenge) });
         }
         Ok(Ok(Ok(Reply::NoForwarding(found)))) => {
             return Err(other_server(leader, endpoint, &describe(&expected, &found)));
@@ -215,6 +231,8 @@ impl ClusterManager {
     }
 }
 
+/// How long a leader that was replaced may take to answer.
+const REPLACED_GRACE: Duration = Duration::from_millis(200);
 /// How long a follower that sees a new leader waits for the word of the old one, which was to transfer leadership.
 const TRANSFER_GRACE: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

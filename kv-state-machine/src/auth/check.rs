@@ -140,6 +140,7 @@ impl Rights<'_> {
             | KvOperation::ExpireLeases { .. }
             | KvOperation::CheckpointLeases { .. }
             | KvOperation::ReserveMemberIds { .. }
+            | KvOperation::CheckState
             | KvOperation::Auth(_) => Ok(Err(AuthRejection::PermissionDenied)),
         }
     }

@@ -3,7 +3,9 @@
 use consensus_core::{ProposeError, ReadConsistency, Role};
 
 use super::{ConsensusKvDatabase, KvError, blocking, failure, propose, propose_error, read_error, witness};
-use crate::{Alarm, AlarmKind, KvOperation, KvStoreExecutor, Session, StoreSnapshot};
+use tokio::sync::watch;
+
+use crate::{Alarm, AlarmKind, CheckedState, KvOperation, KvStoreExecutor, Session, StoreSnapshot};
 
 impl ConsensusKvDatabase {
     /// Refuses a command that adds data if the store of this node, the leader, would exceed the quota, or if the alarm
@@ -90,6 +92,13 @@ impl ConsensusKvDatabase {
         let executor = self.executor.clone().ok_or_else(witness)?;
         let permit = self.concurrency.snapshot().await;
         blocking(move || StoreSnapshot::take(executor.store(), permit)).await
+    }
+
+    /// Result of the last check of this node's state ([`KvOperation::CheckState`]), and of each later one; `None` on a
+    /// witness.
+    #[must_use]
+    pub fn checked_states(&self) -> Option<watch::Receiver<CheckedState>> {
+        self.executor.as_ref().map(|executor| executor.store().checked().subscribe())
     }
 
     /// Greatest member id that is in use, was in use, or is reserved ([`KvOperation::ReserveMemberIds`]), in the state

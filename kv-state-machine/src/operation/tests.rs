@@ -75,6 +75,7 @@ fn simple_operation() -> impl Strategy<Value = KvOperation> {
         any::<(u64, u64)>().prop_map(|(through, more)| KvOperation::ReserveMemberIds { through, more }),
         any::<u64>().prop_map(|revision| KvOperation::Compact { revision }),
         any::<u64>().prop_map(|sessions_max| KvOperation::OpenSession { sessions_max }),
+        Just(KvOperation::CheckState),
     ]
 }
 
@@ -131,6 +132,7 @@ fn simple_result() -> impl Strategy<Value = KvResult> {
         Just(KvResult::LeaseEnding),
         any::<bool>().prop_map(KvResult::Alarm),
         any::<u64>().prop_map(KvResult::MemberId),
+        Just(KvResult::CheckState),
         any::<u64>().prop_map(KvResult::OpenSession),
     ]
 }

@@ -432,6 +432,8 @@ fn refused(server: Endpoint, why: Refused) -> Result<(Failure, Option<String>), 
 /// outcome.
 fn only_servers_word(ending: Ending) -> ClientError {
     match ending {
+        // Another server may be able to.
+        Ending::Fault(server, Fault::Unavailable(why)) => unavailable(Failure::said(server, why.message)),
         Ending::Fault(_, fault) => ClientError::Rejected(fault),
         Ending::NotSent(failure) | Ending::NoAnswer(failure) => unavailable(failure),
     }

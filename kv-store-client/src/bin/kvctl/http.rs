@@ -22,11 +22,12 @@ pub(crate) enum Interruption {
     Connection(String),
 }
 
-/// Sends a request over a connection of its own.
+/// Sends a request over a connection of its own. The head of the response may take `wait`.
 pub(crate) async fn exchange(
     config: &ClientConfig,
     endpoint: &Endpoint,
     request: Request<Full<Bytes>>,
+    wait: Duration,
 ) -> Result<Response<Incoming>, Interruption> {
     let broken = |error: &dyn std::fmt::Display| Interruption::Connection(error.to_string());
     let stream = connect_with(endpoint, config.timeout.min(CONNECT_MAX), config.tls.as_ref()).await;
@@ -34,7 +35,7 @@ pub(crate) async fn exchange(
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
     tokio::spawn(connection);
-    let response = timeout(config.timeout.max(SILENCE_MAX), sender.send_request(request)).await;
+    let response = timeout(wait, sender.send_request(request)).await;
     response.map_err(|_| broken(&"no response in time"))?.map_err(|error| broken(&error))
 }
 
@@ -51,7 +52,7 @@ pub(crate) async fn text(
         request = request.header(header::AUTHORIZATION, token);
     }
     let request = request.body(Full::new(Bytes::new())).map_err(|error| broken(&error))?;
-    let response = exchange(config, endpoint, request).await?;
+    let response = exchange(config, endpoint, request, config.timeout.max(SILENCE_MAX)).await?;
     let status = response.status();
     let body = timeout(SILENCE_MAX, Limited::new(response.into_body(), TEXT_BYTES_MAX).collect()).await;
     let body = body.map_err(|_| broken(&"the server is silent"))?.map_err(|error| broken(&error))?.to_bytes();
@@ -71,14 +72,26 @@ pub(crate) async fn token(
     let body = json!({ "name": credentials.user, "password": credentials.password }).to_string();
     let request = Request::post("/v3/auth/authenticate").header(header::HOST, endpoint.to_string());
     let request = request.body(Full::new(Bytes::from(body))).map_err(|error| broken(&error))?;
-    let response = exchange(config, endpoint, request).await?;
+    let response = exchange(config, endpoint, request, config.timeout).await?;
     let status = response.status();
-    let body = response.into_body().collect().await.map_err(|error| broken(&error))?.to_bytes();
-    let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let answer = answer(response, config.timeout).await?;
     match answer["token"].as_str() {
         Some(token) => Ok(Some(token.to_owned())),
         None => Err(refusal(status, &answer)),
     }
+}
+
+/// The short answer of a server, as JSON; a text that is no JSON as its `message`.
+pub(crate) async fn answer(
+    response: Response<Incoming>,
+    wait: Duration,
+) -> Result<serde_json::Value, Interruption> {
+    let broken = |why: &dyn std::fmt::Display| Interruption::Connection(why.to_string());
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
+    let body = timeout(wait, body).await.map_err(|_| broken(&"no whole response in time"))?;
+    let body = body.map_err(|error| broken(&error))?.to_bytes();
+    let text = || json!({ "message": String::from_utf8_lossy(&body).trim() });
+    Ok(serde_json::from_slice(&body).unwrap_or_else(|_| text()))
 }
 
 pub(crate) fn refusal(status: StatusCode, answer: &serde_json::Value) -> Interruption {
@@ -95,5 +108,7 @@ pub(crate) fn refusal(status: StatusCode, answer: &serde_json::Value) -> Interru
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Maximum time without a byte.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// Greatest size of a short answer.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// Greatest size of a text.
 const TEXT_BYTES_MAX: usize = 16 << 20;

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use crate::{
     Failure,
-    http::{Interruption, SILENCE_MAX, exchange, refusal, token},
+    http::{Interruption, SILENCE_MAX, answer, exchange, refusal, token},
     show::Show,
 };
 
@@ -182,7 +182,11 @@ async fn attempt(
         request = request.header(header::IF_RANGE, download.tag.clone());
     }
     let request = request.body(Full::new(Bytes::new())).map_err(|error| broken(&error))?;
-    let response = exchange(config, endpoint, request).await?;
+    // The server makes the copy first.
+    let response = exchange(config, endpoint, request, config.timeout.max(SILENCE_MAX)).await?;
+    if !matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_FOUND) {
+        return Err(refusal(response.status(), &answer(response, config.timeout).await?));
+    }
     download.begin(&response)?;
     let mut body = response.into_body();
     while download.bytes < download.total {
@@ -218,12 +222,12 @@ impl Download {
             StatusCode::NOT_FOUND => {
                 return Err(Interruption::Connection("it serves no backups over HTTP".to_owned()));
             }
-            status => return Err(refusal(status, &serde_json::Value::Null)),
+            status => return Err(Interruption::Connection(format!("its answer is {status}"))),
         }
         self.file.set_len(0).and_then(|()| self.file.rewind()).map_err(Interruption::Local)?;
         (self.bytes, self.tag) = (0, text(header::ETAG).to_owned());
         self.total = text(header::CONTENT_LENGTH).parse().map_err(|_| {
-            Interruption::Refused("the response has no length: this is no kv-server".to_owned())
+            Interruption::Connection("the response has no length: this is no kv-server".to_owned())
         })?;
         Ok(())
     }

@@ -116,6 +116,24 @@ impl DataDir {
     }
 }
 
+/// Checks that a directory, if it exists and records a node, is that of `node`. Reads its `IDENTITY` alone, and changes nothing.
+///
+/// # Errors
+/// The directory belongs to another node, or its record is damaged or cannot be read.
+pub fn require_node(path: &Path, node: NodeId) -> Result<(), StorageError> {
+    let identity = path.join("IDENTITY");
+    let Some(text) = read_with_checksum(&identity)? else { return Ok(()) };
+    let nodes = text.lines().filter_map(|line| line.strip_prefix("node = "));
+    match nodes.map(str::trim).find(|found| *found != node.to_string()) {
+        None => Ok(()),
+        Some(found) => Err(StorageError::ForeignDirectory {
+            path: path.display().to_string(),
+            found: found.to_owned(),
+            expected: node.to_string(),
+        }),
+    }
+}
+
 /// Replaces the file `path` by `text` and a checksum. The replacement is atomic, and durable on return.
 ///
 /// # Errors

@@ -11,7 +11,8 @@ mod mark;
 mod reserve;
 
 pub use data_dir::{
-    DataDir, DirKind, read_with_checksum, replace_with_checksum, sync_parent_dirs, write_durably,
+    DataDir, DirKind, read_with_checksum, replace_with_checksum, require_node, sync_parent_dirs,
+    write_durably,
 };
 pub use mark::{Mark, MarkFile};
 pub use reserve::Reserve;

@@ -18,6 +18,7 @@ use consensus_engine_raft::{
     flight::FlightRecorder,
     recover::{RecoverError, Recovered, force_new_cluster as force_new_cluster_in},
 };
+use consensus_storage_dir::require_node;
 use consensus_storage_rocksdb::{Reserve, RocksLogStorage};
 use consensus_storage_wal::WalLogStorage;
 use consensus_transport_thrift::{ThriftConfig, ThriftTransport};
@@ -443,6 +444,9 @@ fn claim_data_dir(settings: &Settings) -> Result<(), NodeError> {
 /// The same check of a data directory that may not exist. Changes nothing.
 pub(crate) fn verify_data_dir(settings: &Settings) -> Result<(), NodeError> {
     mode::verify(&settings.data_dir, mode_of(settings), LOG, STATE)?;
+    for name in [LOG, STATE] {
+        require_node(&settings.data_dir.join(name), settings.node)?;
+    }
     require_kind(settings)
 }
 

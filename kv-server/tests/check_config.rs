@@ -89,7 +89,7 @@ fn toml_line(flag: &str) -> String {
 }
 
 #[test]
-fn directory_with_data_of_another_mode_is_refused() {
+fn directory_with_data_of_another_mode_or_node_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     // It has its directory before it listens.
     common::Server::standalone(dir.path()).endpoint();
@@ -100,6 +100,9 @@ fn directory_with_data_of_another_mode_is_refused() {
     );
     let (code, _, said) = check(dir.path(), &text, &[]);
     assert!(code == 2 && said[0].contains("holds the data of a standalone server"), "{said:#?}");
+    let text = format!("[deployment]\nnode_id = 4\ndata_dir = {:?}\n", data.display().to_string());
+    let (code, _, said) = check(dir.path(), &text, &[]);
+    assert!(code == 2 && said[0].contains("belongs to node 0, not to node 4"), "{said:#?}");
 }
 
 #[test]

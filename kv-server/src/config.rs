@@ -57,6 +57,7 @@ pub(crate) use self::{
     program::Program,
     tls::{CertificateUse, TlsMode, TlsSection},
     topology::{NodeEndpoints, Topology},
+    values::log_filter,
 };
 use self::{
     definitions::Definitions,

@@ -328,10 +328,11 @@ const FORCE: &str = "force-new-cluster";
 /// As in etcd.
 const QUOTA_BY_DEFAULT: &str = "2GiB";
 /// Variables of settings that etcd's flags determine.
-const TRANSLATED: [&str; 13] = [
+const TRANSLATED: [&str; 14] = [
     "KV_CONFIG",
     "KV_PORT",
     "KV_LOG",
+    "KV_LOG_FORMAT",
     "KV_MODE",
     "KV_NODE_ID",
     "KV_INSTANCE_ID",

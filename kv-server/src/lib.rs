@@ -5,8 +5,8 @@
 //! finds out whether a member was removed, `restore` makes a data directory from a backup, `etcd_import` reads one of etcd, `quota` watches the size of the store,
 //! `state_check` compares the nodes,
 //! `frontend` serves clients over Thrift, `routing` decides which node executes an operation, `identity` says who a server is, `cluster`
-//! tracks members and their health, `members` changes them for etcd's clients, `measure` counts and serves metrics, `tls` keeps
-//! certificates current, `serve` runs a node until it is stopped, `shell` prints completions and manual pages, `exit` says how it ends,
+//! tracks members and their health, `members` changes them for etcd's clients, `measure` counts and serves metrics, `logging`
+//! writes the log, `tls` keeps certificates current, `serve` runs a node until it is stopped, `shell` prints completions and manual pages, `exit` says how it ends,
 //! `watchdog` tells the service manager that it works, `etcd_start` starts one with etcd's flags, and `dev` runs a cluster on one
 //! machine. Consensus and storage are in the other crates.
 //!
@@ -32,6 +32,7 @@ pub mod fuzzing;
 mod generated_tables;
 mod identity;
 mod leaderless;
+mod logging;
 mod measure;
 mod members;
 mod memory;
@@ -89,11 +90,10 @@ pub fn run() -> ExitCode {
             return Exit::Settings.code();
         }
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(&settings.program.log))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    if let Err(error) = logging::start(settings.program.log_format, &settings.program.log) {
+        eprintln!("kv-server: {error}");
+        return ExitCode::FAILURE;
+    }
     if let Some(backup) = &settings.once.check_backup {
         return exit_with(restore::describe_backup(backup));
     }

@@ -27,7 +27,7 @@ use crate::{
     config::Routing,
     convert,
     etcd::KeptCopy,
-    identity, members,
+    identity, logging, members,
     state_check::{StateReport, StateReports},
     tls::Security,
 };
@@ -176,6 +176,7 @@ impl RoutingManager {
             Call::Status => return self.status(),
             Call::Hash => return self.hash(caller).await,
             Call::Auth => return self.auth(caller).await,
+            Call::SetLogLevel(directives) => return self.set_log_level(caller, directives),
             call => request(call.clone(), self.sessions_max)?,
         };
         let reply = self.route(caller, &request, Some(call), may_forward, room).await?;
@@ -313,6 +314,13 @@ impl RoutingManager {
         let auth = self.database.current_auth().await.map_err(convert::fault)?;
         self.check_root(caller)?;
         Ok(Reply::Auth(convert::auth_status(&auth)))
+    }
+
+    /// Changes what this node logs. The users that it knows decide, so that this works without a leader.
+    fn set_log_level(&self, caller: &Caller, directives: &str) -> Result<Reply, Fault> {
+        self.check_root(caller)?;
+        let level = logging::set_level(directives);
+        level.map(Reply::SetLogLevel).map_err(|why| convert::refused(why, RefusedReason::REJECTED))
     }
 
     /// Changes users and roles. A password is hashed here: the leader gets the hash.
@@ -660,7 +668,12 @@ impl RoutingManager {
 fn is_admins_call(call: &Call) -> bool {
     matches!(
         call,
-        Call::ChangeMembers(_) | Call::TransferLeader(_) | Call::Alarms | Call::DisarmAlarm(_) | Call::Auth
+        Call::ChangeMembers(_)
+            | Call::TransferLeader(_)
+            | Call::Alarms
+            | Call::DisarmAlarm(_)
+            | Call::Auth
+            | Call::SetLogLevel(_)
     )
 }
 

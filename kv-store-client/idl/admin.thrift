@@ -222,6 +222,12 @@ service Admin {
   /** Returns users and roles. While authentication is enabled, only users with the role root may see them. */
   AuthStatus auth() throws (1: Refused refused),
   /**
+   * Changes what this server logs, until it restarts: a level such as "debug", or directives for single parts such as
+   * "info,kv_server=debug". An empty text restores the setting `log`. Returns the directives that are in effect. While
+   * authentication is enabled, only users with the role root may do so.
+   */
+  string set_log_level(1: string directives) throws (1: Refused refused),
+  /**
    * Disables forwarding for later calls on this connection: their caller gets the leader's endpoint instead.
    * Servers call it on each other, so that a forwarded call is never forwarded again. The caller names the
    * node and the cluster that it expects. A server with another identity refuses. Returns the identity of

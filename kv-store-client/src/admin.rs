@@ -2381,6 +2381,131 @@ impl AdminAuthResult {
 }
 
 //
+// AdminSetLogLevelArgs
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct AdminSetLogLevelArgs {
+  pub(crate) directives: String,
+}
+
+impl AdminSetLogLevelArgs {
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AdminSetLogLevelArgs> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("AdminSetLogLevelArgs.directives", &f_1)?;
+    let ret = AdminSetLogLevelArgs {
+      directives: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("set_log_level_args");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("directives", TType::String, 1))?;
+    o_prot.write_string(&self.directives)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AdminSetLogLevelResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct AdminSetLogLevelResult {
+  pub(crate) result_value: Option<String>,
+  pub(crate) refused: Option<Refused>,
+}
+
+impl AdminSetLogLevelResult {
+  pub(crate) fn ok_or(self) -> thrift::Result<String> {
+    if self.refused.is_some() {
+      Err(thrift::Error::User(Box::new(self.refused.unwrap())))
+    } else if self.result_value.is_some() {
+      Ok(self.result_value.unwrap())
+    } else {
+      Err(
+        thrift::Error::Application(
+          ApplicationError::new(
+            ApplicationErrorKind::MissingResult,
+            "no result received for AdminSetLogLevel"
+          )
+        )
+      )
+    }
+  }
+  pub(crate) fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AdminSetLogLevelResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_0: Option<String> = None;
+    let mut f_1: Option<Refused> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        0 => {
+          let val = i_prot.read_string()?;
+          f_0 = Some(val);
+        },
+        1 => {
+          let val = Refused::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = AdminSetLogLevelResult {
+      result_value: f_0,
+      refused: f_1,
+    };
+    Ok(ret)
+  }
+  pub(crate) fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AdminSetLogLevelResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.result_value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("result_value", TType::String, 0))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.refused {
+      o_prot.write_field_begin(&TFieldIdentifier::new("refused", TType::Struct, 1))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // AdminNoForwardingArgs
 //
 

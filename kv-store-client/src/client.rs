@@ -280,6 +280,24 @@ impl KvClient {
         expect(reply, |reply| if let Reply::Hash(response) = reply { Some(response) } else { None })
     }
 
+    /// Changes what one server logs, until it restarts: to `directives`, or to its setting if they are empty.
+    /// Returns the directives that are in effect.
+    ///
+    /// # Errors
+    /// The server does not respond within [`ClientConfig::attempt_timeout`], or it refuses: a directive is
+    /// wrong, or the user may not do this.
+    pub async fn set_log_level_of(
+        &self,
+        endpoint: &Endpoint,
+        directives: impl Into<String>,
+    ) -> Result<String, ClientError> {
+        let reply = self.ask(endpoint, Call::SetLogLevel(directives.into())).await?;
+        expect(
+            reply,
+            |reply| if let Reply::SetLogLevel(directives) = reply { Some(directives) } else { None },
+        )
+    }
+
     /// Applies changes of the members of the cluster, all in one step. The client repeats the call at other
     /// servers only while no server can have accepted it.
     ///

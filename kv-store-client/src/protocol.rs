@@ -11,8 +11,8 @@ use crate::admin::{
     AdminAlarmsArgs, AdminAlarmsResult, AdminAuthArgs, AdminAuthResult, AdminBetweenNodesArgs,
     AdminBetweenNodesResult, AdminChangeAuthArgs, AdminChangeAuthResult, AdminChangeMembersArgs,
     AdminChangeMembersResult, AdminDisarmAlarmArgs, AdminDisarmAlarmResult, AdminNoForwardingArgs,
-    AdminNoForwardingResult, AdminTransferLeaderArgs, AdminTransferLeaderResult, Alarm, AuthChange,
-    AuthStatus, MemberChange, NodeIdentity, Refused,
+    AdminNoForwardingResult, AdminSetLogLevelArgs, AdminSetLogLevelResult, AdminTransferLeaderArgs,
+    AdminTransferLeaderResult, Alarm, AuthChange, AuthStatus, MemberChange, NodeIdentity, Refused,
 };
 use crate::idl::{
     Compacted, Conflict, DeleteRequest, DeleteResponse, Denied, HashResponse, InvalidRequest, KvCompactArgs,
@@ -52,6 +52,7 @@ pub enum Call {
     DisarmAlarm(Alarm),
     ChangeAuth(AuthChange),
     Auth,
+    SetLogLevel(String),
     NoForwarding(NodeIdentity),
     BetweenNodes(Vec<u8>),
     Login(LoginRequest),
@@ -81,6 +82,7 @@ pub enum Reply {
     DisarmAlarm(bool),
     ChangeAuth,
     Auth(AuthStatus),
+    SetLogLevel(String),
     NoForwarding(NodeIdentity),
     BetweenNodes(Vec<u8>),
     Login(LoginResponse),
@@ -147,6 +149,7 @@ impl Call {
             Self::DisarmAlarm(_) => "disarm_alarm",
             Self::ChangeAuth(_) => "change_auth",
             Self::Auth => "auth",
+            Self::SetLogLevel(_) => "set_log_level",
             Self::NoForwarding(_) => "no_forwarding",
             Self::BetweenNodes(_) => "between_nodes",
             Self::Login(_) => "login",
@@ -179,6 +182,7 @@ impl Call {
             Self::DisarmAlarm(alarm) => AdminDisarmAlarmArgs { alarm }.write_to_out_protocol(out),
             Self::ChangeAuth(change) => AdminChangeAuthArgs { change }.write_to_out_protocol(out),
             Self::Auth => AdminAuthArgs {}.write_to_out_protocol(out),
+            Self::SetLogLevel(directives) => AdminSetLogLevelArgs { directives }.write_to_out_protocol(out),
             Self::NoForwarding(expected) => AdminNoForwardingArgs { expected }.write_to_out_protocol(out),
             Self::BetweenNodes(request) => AdminBetweenNodesArgs { request }.write_to_out_protocol(out),
             Self::Login(request) => KvLoginArgs { request }.write_to_out_protocol(out),
@@ -245,6 +249,7 @@ fn read_arguments(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<
         "disarm_alarm" => Call::DisarmAlarm(AdminDisarmAlarmArgs::read_from_in_protocol(input)?.alarm),
         "change_auth" => Call::ChangeAuth(AdminChangeAuthArgs::read_from_in_protocol(input)?.change),
         "auth" => Call::Auth,
+        "set_log_level" => Call::SetLogLevel(AdminSetLogLevelArgs::read_from_in_protocol(input)?.directives),
         "no_forwarding" => Call::NoForwarding(AdminNoForwardingArgs::read_from_in_protocol(input)?.expected),
         "between_nodes" => Call::BetweenNodes(AdminBetweenNodesArgs::read_from_in_protocol(input)?.request),
         name => {
@@ -347,6 +352,8 @@ fn write_result(
             .write_to_out_protocol(out),
         "auth" => result_struct!(AdminAuthResult, outcome, Auth, refused: Refused)
             .write_to_out_protocol(out),
+        "set_log_level" => result_struct!(AdminSetLogLevelResult, outcome, SetLogLevel, refused: Refused)
+            .write_to_out_protocol(out),
         "change_auth" => match outcome {
             Ok(Reply::ChangeAuth) => AdminChangeAuthResult { refused: None }.write_to_out_protocol(out),
             Err(Fault::Refused(refused)) => {
@@ -446,6 +453,7 @@ fn read_outcome(name: &str, input: &mut dyn TInputProtocol) -> thrift::Result<Re
             None => Some(Reply::ChangeMembers),
         },
         "auth" => outcome!(AdminAuthResult, input, Auth, refused: Refused),
+        "set_log_level" => outcome!(AdminSetLogLevelResult, input, SetLogLevel, refused: Refused),
         "change_auth" => match AdminChangeAuthResult::read_from_in_protocol(input)?.refused {
             Some(refused) => return Ok(Err(Fault::Refused(refused))),
             None => Some(Reply::ChangeAuth),
@@ -487,6 +495,7 @@ mod tests {
             Call::TransferLeader(-1),
             Call::Alarms,
             Call::DisarmAlarm(alarm.clone()),
+            Call::SetLogLevel("debug".to_owned()),
             Call::NoForwarding(identity.clone()),
         ];
         let kv = [Call::Put(put), Call::Compact(5), Call::OpenSession, Call::Status];
@@ -527,6 +536,7 @@ mod tests {
             ("change_members", Err(Fault::Refused(refused))),
             ("alarms", Ok(Reply::Alarms(vec![alarm]))),
             ("disarm_alarm", Ok(Reply::DisarmAlarm(true))),
+            ("set_log_level", Ok(Reply::SetLogLevel("debug".to_owned()))),
             ("transfer_leader", Ok(Reply::TransferLeader(2))),
             ("lease_grant", Ok(Reply::LeaseGrant(LeaseGrantResponse::new(header(), 7, 10)))),
             ("lease_grant", Err(Fault::LeaseExists(LeaseExists::new(7)))),

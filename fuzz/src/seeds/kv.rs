@@ -78,6 +78,7 @@ fn all_calls() -> Vec<Call> {
         Call::Alarms,
         Call::DisarmAlarm(Alarm::new(AlarmKind::NO_SPACE, 3)),
         Call::NoForwarding(identity()),
+        Call::SetLogLevel("info,kv_server=debug".to_owned()),
     ]
 }
 

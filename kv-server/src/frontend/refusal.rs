@@ -43,7 +43,8 @@ pub(super) async fn is_node(
                 | Call::Alarms
                 | Call::DisarmAlarm(_)
                 | Call::ChangeAuth(_)
-                | Call::Auth)
+                | Call::Auth
+                | Call::SetLogLevel(_))
         );
         let answer = if is_handshake || is_operators {
             let mut room = client.budget.connection().room();

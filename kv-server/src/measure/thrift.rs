@@ -61,7 +61,7 @@ impl ThriftMeasures {
 }
 
 /// Methods for clients and operators.
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 19] = [
     "put",
     "delete_range",
     "range",
@@ -80,4 +80,5 @@ const NAMES: [&str; 18] = [
     "transfer_leader",
     "alarms",
     "disarm_alarm",
+    "set_log_level",
 ];

@@ -98,7 +98,8 @@ pub(crate) fn request(call: Call, sessions_max: u64) -> Result<Request, Fault> {
         | Call::BetweenNodes(_)
         | Call::Login(_)
         | Call::ChangeAuth(_)
-        | Call::Auth => {
+        | Call::Auth
+        | Call::SetLogLevel(_) => {
             return Err(convert::invalid("not an operation"));
         }
     };

@@ -100,7 +100,7 @@ pub(super) const FLAGS: &[Flag] = flags! {
     }
     Logging {
         "log-level" Choice(&["debug", "info", "warn", "error", "dpanic", "panic", "fatal"]), "info" => Becomes("`--log`"); "what is logged; panic and fatal are as error";
-        "log-format" Choice(&["json", "console"]), "json" => Becomes("none"); "lines of JSON with the keys of zap, or text, as kv-server alone writes";
+        "log-format" Choice(&["json", "console"]), "json" => Becomes("`--log-format`"); "lines of JSON with the keys of zap, or text, as kv-server alone writes";
         "log-outputs" Text, "default" => Becomes("none"); "stderr, stdout, or files; default and systemd/journal are stderr, which the service manager keeps";
         "logger" Choice(&["zap"]), "zap" => Unneeded; "lines have zap's format with --log-format json";
         "enable-log-rotation" Bool, "false" => Absent; "log to stderr and let the service manager rotate";

@@ -9,6 +9,7 @@ mod http;
 mod job;
 mod leases;
 mod locks;
+mod log_level;
 mod members;
 mod nodes;
 mod security;
@@ -200,6 +201,17 @@ enum Command {
     /// Asks every endpoint for the checksum of its state, and compares those that have applied the same. A witness has no
     /// state.
     Hash,
+    /// Changes what a node logs, until it restarts, and prints the directives that are in effect then. While users have to log in,
+    /// the user needs the role root.
+    LogLevel {
+        /// Number of the node.
+        #[arg(value_parser = clap::value_parser!(i64).range(0..))]
+        node_id: i64,
+        /// A level (off, error, warn, info, debug, trace), or directives such as info,kv_server=debug; left out for the
+        /// node's setting.
+        #[arg(default_value = "", hide_default_value = true)]
+        directives: String,
+    },
     /// Makes certificates for TLS: an authority, nodes and clients. No server is asked.
     #[command(subcommand)]
     Cert(cert::Command),
@@ -410,6 +422,9 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
         Command::Role(command) => users::role(&client, command, show).await,
         Command::Snapshot(command) => snapshot::execute(&config, &endpoints, command, show).await,
         Command::Debug(command) => debug::execute(&client, &config, &endpoints, command, show).await,
+        Command::LogLevel { node_id, directives } => {
+            log_level::set(&client, &endpoints, *node_id, directives, show).await
+        }
         Command::Hash => nodes::hash(&client, &endpoints, show).await,
         Command::Bench { clients, seconds, value_bytes } => {
             bench::run(&client, *clients, Duration::from_secs(*seconds), *value_bytes, show).await

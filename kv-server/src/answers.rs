@@ -11,6 +11,8 @@ use std::sync::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::call_log::{Stage, timed};
+
 /// Memory limit of all responses of a node.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeBudget {
@@ -75,9 +77,14 @@ impl Room {
         let ConnectionBudget { node, units: connection, .. } = &self.budget;
         let count = units(bytes as u64).min(node.connection_units_max).min(node.units_max);
         // The connection's share first: a call that waits for its own connection takes nothing from others.
-        let Ok(of_connection) = connection.clone().acquire_many_owned(count).await else { return };
-        let Ok(of_node) = node.units.clone().acquire_many_owned(count).await else { return };
-        self.held = Some([of_connection, of_node]);
+        let acquired = async {
+            let of_connection = connection.clone().acquire_many_owned(count).await.ok()?;
+            let of_node = node.units.clone().acquire_many_owned(count).await.ok()?;
+            Some([of_connection, of_node])
+        };
+        if let Some(permits) = timed(Stage::Memory, acquired).await {
+            self.held = Some(permits);
+        }
     }
 
     /// Gives back what an answer of so many bytes does not need.

@@ -10,7 +10,12 @@ use kv_state_machine::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{cluster::ClusterManager, members, state_check::StateReport};
+use crate::{
+    call_log::{Stage, timed},
+    cluster::ClusterManager,
+    members,
+    state_check::StateReport,
+};
 
 use self::seals::SealError;
 pub(crate) use self::seals::{Challenge, Channel, Sealer};
@@ -228,7 +233,8 @@ pub(crate) async fn execute(
     Ok(match request {
         NodeRequest::Execute(operation) => {
             let consistency = Consistency::Linearizable;
-            NodeAnswer::Executed(database.execute_as(caller, operation.clone(), None, consistency).await?)
+            let executed = database.execute_as(caller, operation.clone(), None, consistency);
+            NodeAnswer::Executed(timed(Stage::Commit, executed).await?)
         }
         NodeRequest::Call(_) | NodeRequest::ReportState(_) => {
             let why = "the router executes this".to_owned();

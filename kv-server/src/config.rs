@@ -1,7 +1,7 @@
 //! Settings of the server. The first of these that has a value counts: flag, environment variable, file, default.
 //!
 //! A setting is defined in one place, a field of the struct of its section: [`Deployment`], [`Cluster`], [`Log`],
-//! [`Limits`] or [`TlsSection`] ([`Program`] for what the file cannot have, [`Once`] for flags alone). Flag, environment variable, key of the file, `--help` and the
+//! [`Limits`], [`Metrics`], [`Audit`] or [`TlsSection`] ([`Program`] for what the file cannot have, [`Once`] for flags alone). Flag, environment variable, key of the file, `--help` and the
 //! table of docs/configuration.md follow from the field:
 //!
 //! | of the field | is |
@@ -17,6 +17,7 @@
 //! `UPDATE_CONFIGURATION_PAGE=1 cargo test -p kv-server --lib configuration_page`. Conditions on several settings are
 //! checked in [`check`].
 
+mod audit;
 mod cluster;
 mod definitions;
 mod deployment;
@@ -46,6 +47,7 @@ use clap_complete::Shell;
 use consensus_core::{Endpoint, NodeId};
 
 pub(crate) use self::{
+    audit::Audit,
     cluster::Cluster,
     definitions::Given,
     deployment::{Deployment, Mode, Routing},
@@ -91,6 +93,8 @@ pub(crate) struct Arguments {
     pub(crate) limits: Limits,
     #[command(flatten)]
     pub(crate) metrics: Metrics,
+    #[command(flatten)]
+    pub(crate) audit: Audit,
     #[command(flatten)]
     pub(crate) tls: TlsSection,
 }
@@ -163,6 +167,7 @@ pub(crate) struct Settings {
     pub(crate) log: Log,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
+    pub(crate) audit: Audit,
     pub(crate) tls: TlsSection,
     /// Listeners for clients that speak no TLS although there is TLS.
     pub(crate) plain_listeners: Vec<Endpoint>,
@@ -389,7 +394,7 @@ fn data_dir(deployment: &Deployment) -> PathBuf {
 /// The settings of a server; `None` after the errors were added.
 fn resolve(resolver: &Resolver<'_>, faults: &mut Faults) -> Option<Settings> {
     check(resolver.arguments, resolver.merged, faults);
-    let Arguments { command: _, program, once, deployment, cluster, log, limits, metrics, tls } =
+    let Arguments { command: _, program, once, deployment, cluster, log, limits, metrics, audit, tls } =
         resolver.arguments.clone();
     if !faults.are_known(&["mode"]) {
         return None;
@@ -419,6 +424,7 @@ fn resolve(resolver: &Resolver<'_>, faults: &mut Faults) -> Option<Settings> {
         limits,
         plain_listeners: metrics.metrics_listen.clone(),
         metrics,
+        audit,
         tls,
         listing: resolver.merged.listing(),
         advertises_plain: false,

@@ -4,6 +4,7 @@
 mod alarms;
 mod auth;
 mod leases;
+mod recorded;
 
 use consensus_core::{Endpoint, EndpointError, Member, MemberChange, MemberKind, Membership, NodeId};
 use kv_state_machine::{
@@ -24,6 +25,7 @@ pub(crate) use self::auth::{auth_change, auth_status};
 pub(crate) use self::leases::{
     LEASE_KEYS_BYTES_MAX, grant, granted, kept_alive, lease_limit, leases, no_lease, time_to_live,
 };
+pub(crate) use self::recorded::{fault_name, revision_of};
 
 type Result<T> = std::result::Result<T, Fault>;
 

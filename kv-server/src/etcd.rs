@@ -34,13 +34,13 @@ mod snapshot;
 mod txn;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use consensus_core::{EngineStatus, MemberKind, NodeId};
 use kv_etcd_api::etcdserverpb::ResponseHeader;
 use kv_state_machine::{
-    AlarmKind, Caller, ConsensusKvDatabase, Consistency, KvAnswer, KvError, KvOperation, Range, RangePages,
-    SHORT_READ_BYTES_MAX,
+    AlarmKind, Caller, ConsensusKvDatabase, Consistency, KeyRange, KvAnswer, KvError, KvOperation, Range,
+    RangePages, SHORT_READ_BYTES_MAX,
 };
 use tokio::{sync::watch as channel, time::Instant};
 use tonic::Status;
@@ -55,6 +55,7 @@ use crate::{
     answers::{ConnectionBudget, Room},
     auth::Origin,
     between::{NodeAnswer, NodeRequest},
+    call_log::{self, CallOrigin, CallRecord, Protocol, Stage, timed},
     routing::{LEADER_WAIT, RoutingManager},
 };
 
@@ -65,6 +66,8 @@ pub(crate) struct Etcd {
     budget: ConnectionBudget,
     limits: ApiLimits,
     stop: channel::Receiver<bool>,
+    /// Address of the client.
+    peer: SocketAddr,
     /// Where the client connects from.
     origin: Origin,
     /// The caller.
@@ -97,9 +100,19 @@ impl Etcd {
         budget: ConnectionBudget,
         limits: ApiLimits,
         stop: channel::Receiver<bool>,
-        origin: Origin,
+        peer: SocketAddr,
     ) -> Self {
-        Self { router, budget, limits, stop, origin, caller: Caller::Anonymous, has_invalid_token: false }
+        let origin = peer.ip().into();
+        Self {
+            router,
+            budget,
+            limits,
+            stop,
+            peer,
+            origin,
+            caller: Caller::Anonymous,
+            has_invalid_token: false,
+        }
     }
 
     /// Refuses a request by an alarm that is raised. It is called before a request is refused that is not executed, as etcd looks at
@@ -144,8 +157,14 @@ impl Etcd {
         self.database().status().borrow().clone()
     }
 
+    /// Starts the record of a call.
+    fn record(&self, protocol: Protocol, method: &str) -> Option<Box<CallRecord>> {
+        self.router.call_log().start(CallOrigin { peer: self.peer, protocol }, method)
+    }
+
     /// Header of a response at a revision.
     fn header(&self, revision: u64) -> ResponseHeader {
+        call_log::note_revision(revision);
         let status = self.status();
         ResponseHeader {
             cluster_id: cluster_id(&status),
@@ -193,29 +212,31 @@ impl Etcd {
 
     /// Same as [`read`](Self::read), with the room for the answer.
     async fn read_held(&self, operation: KvOperation, serializable: bool) -> Result<Answered, Status> {
+        call_log::note_operation(&operation);
         let bytes_max = operation.answer_bytes_max(false);
         let consistency = consistency(serializable);
         let database = self.data()?;
-        let read =
-            self.when_led(|| database.begin_read_as(&self.caller, operation.clone(), consistency)).await?;
+        let started = self.when_led(|| database.begin_read_as(&self.caller, operation.clone(), consistency));
+        let read = timed(Stage::ReadBarrier, started).await?;
         let mut room = self.budget.room();
         if let Some(answer) = read.in_memory() {
             return Ok(Answered { answer: answer.map_err(error::of_read)?, room });
         }
         // Most responses are small. They do not wait for room for the largest one.
         reserve(&mut room, bytes_max.min(SHORT_READ_BYTES_MAX)).await?;
-        if let Some(answer) = read.finish_if_short().await {
+        if let Some(answer) = timed(Stage::Read, read.finish_if_short()).await {
             return Ok(Answered { answer: answer.map_err(error::of_read)?, room });
         }
         drop(room);
         let mut room = self.budget.room();
         reserve(&mut room, bytes_max).await?;
-        let answer = read.finish_long().await.map_err(error::of_read)?;
+        let answer = timed(Stage::Read, read.finish_long()).await.map_err(error::of_read)?;
         Ok(Answered { answer, room })
     }
 
     /// Starts to read a range on this node, page by page.
     async fn range_pages(&self, range: Range, serializable: bool) -> Result<RangePages, Status> {
+        call_log::note_keys(&KeyRange { key: range.key.clone(), range_end: range.range_end.clone() });
         let consistency = consistency(serializable);
         let database = self.data()?;
         self.when_led(|| database.range_pages_as(&self.caller, range.clone(), consistency)).await

@@ -52,9 +52,10 @@ impl Exit {
             NodeError::Storage(error)
             | NodeError::Database(KvStartError::Storage(error))
             | NodeError::Engine(StartError::Storage(error)) => Self::of_storage(error),
-            NodeError::Engine(StartError::Config(_)) | NodeError::Security(_) | NodeError::Descriptors(_) => {
-                Self::Settings
-            }
+            NodeError::Engine(StartError::Config(_))
+            | NodeError::Security(_)
+            | NodeError::Descriptors(_)
+            | NodeError::Audit(_) => Self::Settings,
             NodeError::Engine(
                 StartError::Mismatch { .. } | StartError::OtherHistory { .. } | StartError::OtherKind { .. },
             )

@@ -18,7 +18,6 @@ use tokio::{
 
 use crate::{
     answers::NodeBudget,
-    auth::Origin,
     etcd::{self, ApiLimits, Etcd, Scope},
     measure::OpenConnection,
     polls::NodePolls,
@@ -92,7 +91,7 @@ impl Frontend {
                 polls: polls.clone(),
                 limits: self.limits,
                 stop: stop.clone(),
-                origin: from.ip().into(),
+                peer: from,
             };
             let (tls, is_for_health) = (listener.tls.clone(), listener.is_for_health);
             let place = clients.clone().try_acquire_owned().ok();
@@ -156,7 +155,7 @@ struct Client {
     polls: NodePolls,
     limits: Limits,
     stop: watch::Receiver<bool>,
-    origin: Origin,
+    peer: SocketAddr,
 }
 
 impl Client {
@@ -179,8 +178,8 @@ impl Client {
     }
 
     fn etcd(&self) -> Etcd {
-        let Self { router, budget, limits, stop, origin, .. } = self;
-        Etcd::new(router.clone(), budget.connection(), limits.api, stop.clone(), *origin)
+        let Self { router, budget, limits, stop, peer, .. } = self;
+        Etcd::new(router.clone(), budget.connection(), limits.api, stop.clone(), *peer)
     }
 
     /// Tells a connection that has a `place` of the node's health.
@@ -207,7 +206,7 @@ impl Client {
             Protocol::None => return Ok(()),
         }
         let certificate = stream.peer_certificate();
-        let caller = caller::ConnectionCaller::new(self.origin, certificate.and_then(|of| of.common_name));
+        let caller = caller::ConnectionCaller::new(self.peer, certificate.and_then(|of| of.common_name));
         let (reader, mut writer) = stream.into_split();
         let mut frames = connection::frames(reader);
         let is_client = place.is_some();

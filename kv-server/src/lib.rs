@@ -6,7 +6,7 @@
 //! `state_check` compares the nodes,
 //! `frontend` serves clients over Thrift, `routing` decides which node executes an operation, `identity` says who a server is, `cluster`
 //! tracks members and their health, `members` changes them for etcd's clients, `measure` counts and serves metrics, `logging`
-//! writes the log, `tls` keeps certificates current, `serve` runs a node until it is stopped, `shell` prints completions and manual pages, `exit` says how it ends,
+//! writes the log, `call_log` records calls for the audit log, `tls` keeps certificates current, `serve` runs a node until it is stopped, `shell` prints completions and manual pages, `exit` says how it ends,
 //! `watchdog` tells the service manager that it works, `etcd_start` starts one with etcd's flags, and `dev` runs a cluster on one
 //! machine. Consensus and storage are in the other crates.
 //!
@@ -15,6 +15,7 @@
 mod answers;
 mod auth;
 mod between;
+mod call_log;
 mod cluster;
 mod config;
 mod convert;
@@ -92,7 +93,7 @@ pub fn run() -> ExitCode {
     };
     if let Err(error) = logging::start(settings.program.log_format, &settings.program.log) {
         eprintln!("kv-server: {error}");
-        return ExitCode::FAILURE;
+        return Exit::Settings.code();
     }
     if let Some(backup) = &settings.once.check_backup {
         return exit_with(restore::describe_backup(backup));

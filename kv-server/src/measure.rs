@@ -25,7 +25,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 pub(crate) use self::{
-    calls::{measured, received_bytes, sent_bytes},
+    calls::{code_name, measured, received_bytes, sent_bytes},
     thrift::{ThriftMeasures, thrift_calls},
 };
 use crate::{frontend::stopped, routing::RoutingManager};

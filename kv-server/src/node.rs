@@ -27,6 +27,7 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     between::OwnMember,
+    call_log::{AuditError, CallLog},
     cluster::{ClusterManager, endpoints},
     config::{LogKind, Mode, NodeEndpoints, Publication, Settings, Topology},
     descriptors,
@@ -47,6 +48,7 @@ pub(crate) struct Node {
     /// `None` standing alone.
     transport: Option<Arc<ThriftTransport>>,
     frontend: JoinHandle<()>,
+    call_log: CallLog,
     /// Whether the cluster knows of this node what it tells of itself.
     published: watch::Receiver<bool>,
     stop: watch::Sender<bool>,
@@ -82,6 +84,8 @@ pub(crate) enum NodeError {
     Security(#[from] SecurityError),
     #[error(transparent)]
     Mode(#[from] ModeError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     #[error(
         "{path} holds the data of a node that is no witness; remove the node from the cluster, and add it again as a \
          witness with another --data-dir"
@@ -102,6 +106,7 @@ impl Node {
         tokio::spawn(security.clone().keep_current(settings.tls.clone(), stopping.clone()));
         // The libraries look up their metrics when they start.
         measure::install(settings.metrics.metrics, &settings.data_dir);
+        let call_log = CallLog::open(&settings.audit, &settings.metrics)?;
         let (limits, peers_max) = limits(&settings)?;
         let (database, transport, cluster) = match &settings.topology {
             None => {
@@ -140,7 +145,8 @@ impl Node {
         let router = RoutingManager::new(settings.node, database.clone(), cluster, routing, sessions_max)
             .listening_at(settings.client_listen.clone())
             .secured_by(security.clone())
-            .configured_as(settings.listing.clone());
+            .configured_as(settings.listing.clone())
+            .recording_to(call_log.clone());
         let router = Arc::new(router);
         let frontend = Frontend::bind(places(&settings, &security), router.clone(), limits).await?;
         database.start().await?;
@@ -152,12 +158,13 @@ impl Node {
             let interval = settings.cluster.state_check_interval;
             tokio::spawn(state_check::run(router.clone(), interval, stopping.clone()));
         }
+        tokio::spawn(call_log.clone().tell_omitted(stopping.clone()));
         let published = publish(&settings, router, stopping.clone());
         let frontend = tokio::spawn(frontend.run(stopping));
         let mode = if settings.topology.is_some() { "replicated" } else { "standalone" };
         let clients_max = limits.clients_max;
         tracing::info!(node = %settings.node, mode, clients = %settings.client_listen, clients_max, data = %settings.data_dir.display(), "ready");
-        Ok(Self { database, transport, frontend, published, stop })
+        Ok(Self { database, transport, frontend, call_log, published, stop })
     }
 
     /// Waits until the cluster knows where clients reach this node, for which it needs a leader. False: it will not.
@@ -199,6 +206,7 @@ impl Node {
             tracing::warn!("some calls are left unanswered");
             self.frontend.abort();
         }
+        self.call_log.flush().await;
         if let Err(error) = self.database.shutdown().await {
             tracing::warn!(%error);
         }

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{answers::Room, convert, leaderless::leaderless, routing::RoutingManager};
+use crate::{answers::Room, call_log, convert, leaderless::leaderless, routing::RoutingManager};
 
 /// Places for the polls of a node.
 #[derive(Clone, Debug)]
@@ -70,6 +70,7 @@ impl ConnectionPolls {
         }
         let Poll { request, known_events, wait } = checked(request)?;
         let (start, keys) = (request.start_revision, request.keys.clone());
+        call_log::note_keys(&keys);
         database.check_read(caller, &keys).map_err(convert::denied)?;
         let _places = [
             place(&self.connection, CONNECTION_POLLS_MAX, "of this connection")?,

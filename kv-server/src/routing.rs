@@ -23,6 +23,7 @@ use crate::{
     answers::Room,
     auth::{self, LoginError, Origin, Passwords},
     between::{self, Channel, FromNode, NodeAnswer, NodeFault, NodeRequest, Sealer},
+    call_log::{self, CallLog, Stage, timed},
     cluster::{ClusterManager, number},
     config::Routing,
     convert,
@@ -51,6 +52,7 @@ pub(crate) struct RoutingManager {
     kept_copy: KeptCopy,
     passwords: Passwords,
     state_reports: StateReports,
+    call_log: CallLog,
 }
 
 /// Why it was not done here.
@@ -86,6 +88,7 @@ impl RoutingManager {
             kept_copy: KeptCopy::default(),
             passwords: Passwords::default(),
             state_reports: StateReports::default(),
+            call_log: CallLog::default(),
         }
     }
 
@@ -118,6 +121,18 @@ impl RoutingManager {
     /// Settings of the node, for operators.
     pub(crate) fn settings(&self) -> &str {
         &self.settings
+    }
+
+    /// Sets where calls are recorded.
+    #[must_use]
+    pub(crate) fn recording_to(mut self, call_log: CallLog) -> Self {
+        self.call_log = call_log;
+        self
+    }
+
+    /// Records of calls.
+    pub(crate) fn call_log(&self) -> &CallLog {
+        &self.call_log
     }
 
     /// TLS of the node's ports.
@@ -159,8 +174,9 @@ impl RoutingManager {
                 auth = self.database.current_auth().await.map_err(convert::fault)?;
             }
             let request = FromNode::decode(bytes, &auth, self.node, channel).map_err(unavailable)?;
-            let caller = Caller::Anonymous; // The request says who the caller is.
-            self.route(&caller, &Request::OfNode(request), None, may_forward, room).await
+            let (caller, request) = (Caller::Anonymous, Request::OfNode(request)); // The request names its caller.
+            call_log::note_request(&request);
+            self.route(&caller, &request, None, may_forward, room).await
         };
         executed.await.map_err(convert::admins_fault)
     }
@@ -179,6 +195,7 @@ impl RoutingManager {
             Call::SetLogLevel(directives) => return self.set_log_level(caller, directives),
             call => request(call.clone(), self.sessions_max)?,
         };
+        call_log::note_request(&request);
         let reply = self.route(caller, &request, Some(call), may_forward, room).await?;
         match (&request, reply) {
             // The leader has executed the call for a caller of this node.
@@ -211,7 +228,10 @@ impl RoutingManager {
             let Some(cluster) = &self.cluster else { return Err(self.not_leader(None)) };
             // During an election it is kinder to wait a moment than to have every client ask again.
             let leader = match leader {
-                None => cluster.leader_within(deadline.saturating_duration_since(Instant::now())).await,
+                None => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    timed(Stage::Election, cluster.leader_within(left)).await
+                }
                 known => known,
             };
             match leader {
@@ -222,12 +242,14 @@ impl RoutingManager {
                         if let Some(Call::TransferLeader(to)) = &call { Some(*to) } else { None };
                     let call = |sealer: &Sealer| self.forwarded(caller, request, call.clone(), sealer);
                     let tls = self.security.forwarding();
-                    let outcome = self.to_leader.forward(cluster, tls, leader, call, transfer_to).await;
+                    let forwarded = self.to_leader.forward(cluster, tls, leader, call, transfer_to);
+                    let outcome = timed(Stage::Forward, forwarded).await;
                     if !outcome.as_ref().is_err_and(was_not_leader) || Instant::now() >= deadline {
                         return outcome;
                     }
                     // It was not executed, and this node is about to hear who leads.
-                    let _ = tokio::time::timeout(SUCCESSOR_WAIT, cluster.superseded(leader)).await;
+                    let superseded = tokio::time::timeout(SUCCESSOR_WAIT, cluster.superseded(leader));
+                    let _ = timed(Stage::Election, superseded).await;
                 }
                 Some(leader) if leader != self.node => return Err(self.not_leader(Some(leader))),
                 _ => return Err(convert::unavailable(cluster.why_no_leader(), false)),
@@ -269,9 +291,10 @@ impl RoutingManager {
         let text = |error| unreadable(framing::error_text(&error));
         let frame = frame.get(framing::LENGTH_BYTES..).unwrap_or_default();
         let Incoming { name, call, .. } = protocol::read_call(frame).map_err(text)?;
+        call_log::note_forwarded_method(&name);
         let is_admins = call.as_ref().is_ok_and(is_admins_call);
         let request = match call {
-            Ok(call) => request(call, self.sessions_max),
+            Ok(call) => request(call, self.sessions_max).inspect(call_log::note_request),
             Err(fault) => Err(fault),
         };
         let outcome = match request {
@@ -302,10 +325,12 @@ impl RoutingManager {
             None => {
                 let (user, password) =
                     (request.user.unwrap_or_default(), request.password.unwrap_or_default());
+                call_log::note_login(&user);
                 auth::login(&self.passwords, &auth, origin, &user, password).await
             }
         };
         let caller = caller.map_err(convert::login_fault)?;
+        call_log::note_caller(&caller);
         let token = request.token.or_else(|| auth::token_for(&auth, &caller)).unwrap_or_default();
         Ok((caller, Reply::Login(idl::LoginResponse { header: self.header()?, token })))
     }
@@ -416,7 +441,9 @@ impl RoutingManager {
                     self.read(caller, operation.clone(), *consistency, room).await
                 } else {
                     room.reserve(request.answer_bytes_max()).await;
-                    self.database.execute_as(caller, operation.clone(), *session, *consistency).await
+                    let executed =
+                        self.database.execute_as(caller, operation.clone(), *session, *consistency);
+                    timed(Stage::Commit, executed).await
                 };
                 let answer = outcome.map_err(refusal)?;
                 Ok(match operation {
@@ -463,7 +490,8 @@ impl RoutingManager {
             }
             Request::DisarmAlarm(alarm) => {
                 let disarm = KvOperation::DisarmAlarm(*alarm);
-                let answer = self.database.execute_as(caller, disarm, None, Consistency::Linearizable).await;
+                let executed = self.database.execute_as(caller, disarm, None, Consistency::Linearizable);
+                let answer = timed(Stage::Commit, executed).await;
                 convert::disarmed(&answer.map_err(refusal)?).map_err(Refusal::Fault)
             }
             Request::OfNode(of_node) => {
@@ -491,6 +519,7 @@ impl RoutingManager {
         request: &NodeRequest,
         room: &mut Room,
     ) -> Result<NodeAnswer, NodeFault> {
+        call_log::note_node_request(request);
         let request = FromNode { caller: caller.clone(), request: request.clone() };
         let routed = self.route(caller, &Request::OfNode(request), None, true, room).await;
         match routed.map_err(convert::admins_fault) {
@@ -549,9 +578,10 @@ impl RoutingManager {
         room: &mut Room,
     ) -> Result<KvAnswer, KvError> {
         let bytes_max = operation.answer_bytes_max(false);
-        let read = self.database.begin_read_as(caller, operation, consistency).await?;
+        let started = self.database.begin_read_as(caller, operation, consistency);
+        let read = timed(Stage::ReadBarrier, started).await?;
         room.reserve(bytes_max).await;
-        read.finish().await
+        timed(Stage::Read, read.finish()).await
     }
 
     async fn change_members(&self, changes: &[MemberChange]) -> Result<Reply, Refusal> {

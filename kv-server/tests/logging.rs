@@ -104,7 +104,7 @@ fn journal_that_is_not_there_is_told_at_the_start() {
     command.args(["--log-format", "journald", "--port", "0", "--data-dir"]).arg(dir.path().join("data"));
     let output = command.stdin(Stdio::null()).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("/run/systemd/journal/socket") && error.contains("text or json"), "{error}");
 }
 

@@ -9,6 +9,7 @@ use super::{
     verify,
     waiting::{Origin, Waiting},
 };
+use crate::call_log::{Stage, timed};
 
 /// Hashes and verifies passwords. A login takes tens of milliseconds of a processor and 19 MiB of memory on purpose, so that
 /// their number is bounded, and that of those who wait.
@@ -68,12 +69,15 @@ impl Passwords {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let _place = self.waiting.enter(origin, user)?;
-        let running = self.running.clone().acquire_owned().await.ok()?;
-        let done = tokio::task::spawn_blocking(move || {
-            let _running = running; // Also if the caller has gone.
-            work()
-        });
-        done.await.ok()
+        let done = async {
+            let running = self.running.clone().acquire_owned().await.ok()?;
+            let done = tokio::task::spawn_blocking(move || {
+                let _running = running; // Also if the caller has gone.
+                work()
+            });
+            done.await.ok()
+        };
+        timed(Stage::Password, done).await
     }
 }
 

@@ -1,7 +1,11 @@
 //! Section `[metrics]`: what is measured, and where it is told.
 
+use std::time::Duration;
+
 use clap::Args;
 use consensus_core::Endpoint;
+
+use super::values::{DAY, duration};
 
 use crate::measure::Level;
 
@@ -17,4 +21,9 @@ pub(crate) struct Metrics {
     /// else. Default: none.
     #[arg(long, value_delimiter = ',', value_name = "ENDPOINTS")]
     pub(crate) metrics_listen: Vec<Endpoint>,
+    /// Duration from which on a request is logged as slow, with its keys and the stages in which the time went. 0: none is.
+    ///
+    /// Watches, other streams, and requests that wait for a lock or an election are not slow.
+    #[arg(long, default_value = "500ms", value_name = "DURATION", value_parser = duration(Duration::ZERO..=DAY))]
+    pub(crate) slow_request_limit: Duration,
 }

@@ -24,7 +24,7 @@ use kv_state_machine::{
 use tonic::{Request, Response, Status};
 
 use super::{Etcd, error};
-use crate::auth;
+use crate::{auth, call_log};
 
 type Result<T> = std::result::Result<Response<T>, Status>;
 
@@ -52,9 +52,11 @@ impl Auth for Etcd {
     /// Clients with a name and a password call this first. If authentication is not enabled, they continue without a token.
     async fn authenticate(&self, request: Request<AuthenticateRequest>) -> Result<AuthenticateResponse> {
         let AuthenticateRequest { name, password } = request.into_inner();
+        call_log::note_login(&name);
         let (auth, header) = self.auth_now().await?;
         let login = auth::login(self.router.passwords(), &auth, self.origin, &name, password).await;
         let caller = login.map_err(error::of_login)?;
+        call_log::note_caller(&caller);
         let token = auth::token_for(&auth, &caller).unwrap_or_default();
         Ok(Response::new(AuthenticateResponse { header, token }))
     }

@@ -25,7 +25,11 @@ use super::{
     permissions::certificate_name,
     snapshot::{PIECES_MAX, Pieces, saved_bytes, until_stopped},
 };
-use crate::routing::RoutingManager;
+use crate::{
+    call_log::{self, DOWNLOAD, Protocol},
+    measure::code_name,
+    routing::RoutingManager,
+};
 
 /// The copy that was downloaded last.
 #[derive(Default)]
@@ -73,13 +77,21 @@ impl KeptCopy {
 
 /// Serves a download to a client that has the role `root`, if users are checked.
 pub(super) async fn answer(etcd: Etcd, request: &Request<Incoming>) -> Response<Body> {
-    let name = certificate_name(request.extensions());
-    match etcd.admit("etcdserverpb.Maintenance", "Snapshot", request.headers(), name).await {
-        Ok(etcd) => {
-            download(&etcd, request.headers()).await.unwrap_or_else(|status| gateway::failed(&status))
-        }
-        Err(status) => gateway::failed(&status),
+    let record = etcd.record(Protocol::Http, DOWNLOAD);
+    let admitted = async {
+        let name = certificate_name(request.extensions());
+        let etcd = etcd.admit("etcdserverpb.Maintenance", "Snapshot", request.headers(), name).await?;
+        download(&etcd, request.headers()).await
+    };
+    let (downloaded, record) = call_log::recorded(record, admitted).await;
+    let (response, result) = match downloaded {
+        Ok(response) => (response, call_log::OK),
+        Err(status) => (gateway::failed(&status), code_name(status.code())),
+    };
+    if let Some(record) = record {
+        record.end(result);
     }
+    response
 }
 
 async fn download(etcd: &Etcd, headers: &HeaderMap) -> Result<Response<Body>, Status> {

@@ -31,6 +31,7 @@ use super::{
     required_leader::HAS_LEADER,
     serve::{call, descriptors},
 };
+use crate::call_log::Protocol;
 
 /// Returns the method of a path.
 pub(super) fn method_of(path: &str) -> Option<&'static MethodDescriptor> {
@@ -98,7 +99,7 @@ pub(super) async fn answer(
     if let Some(certificate) = certificate {
         inner.extensions_mut().insert(certificate);
     }
-    let mut answered = call(etcd, inner).await;
+    let mut answered = call(etcd, inner, Protocol::Http).await;
     let with_room = take_room(&mut answered);
     let mut answers = Answers::new(answered);
     if method.is_server_streaming() {

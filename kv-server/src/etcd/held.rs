@@ -12,7 +12,7 @@ use kv_state_machine::KvAnswer;
 use prost::Message;
 use tonic::body::Body;
 
-use crate::answers::Room;
+use crate::{answers::Room, call_log};
 
 /// An answer of the store, with the room for it.
 pub(super) struct Answered {
@@ -40,6 +40,7 @@ impl AsRef<[u8]> for HeldBytes {
 
 /// A response that holds the room for its message.
 pub(super) fn respond<M: Message>(message: M, mut room: Room) -> tonic::Response<M> {
+    call_log::note_response_bytes(|| message.encoded_len());
     if room.is_empty() {
         return tonic::Response::new(message);
     }

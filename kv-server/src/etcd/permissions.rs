@@ -11,7 +11,7 @@ use kv_state_machine::Caller;
 use tonic::{Code, Status, body::Body};
 
 use super::{Etcd, error, peer_certificate::PeerCertificate};
-use crate::auth;
+use crate::{auth, call_log};
 
 /// Permission that a call needs while authentication is enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +61,7 @@ impl Etcd {
     ) -> Result<Self, Status> {
         if !self.database().is_auth_enabled() {
             self.caller = self.caller_before(headers, certificate_name).await;
+            call_log::note_caller(&self.caller);
             return Ok(self);
         }
         let need = need(service, method);
@@ -75,6 +76,7 @@ impl Etcd {
             }
             Err(status) => return Err(status),
         }
+        call_log::note_caller(&self.caller);
         let checked = match need {
             Need::Nothing | Need::ByOperation => Ok(()),
             Need::User => self.database().check_user(&self.caller),

@@ -45,7 +45,7 @@ use super::{
     permissions::{certificate_name, in_words_of_locks, is_named},
     required_leader,
 };
-use crate::{answers::ConnectionBudget, frontend::stopped, measure::measured};
+use crate::{answers::ConnectionBudget, call_log::Protocol, frontend::stopped, measure::measured};
 
 /// Requests that a connection serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,13 +134,14 @@ async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
         return http::answer(etcd, request).await;
     }
     let message_bytes_max = etcd.limits.message_bytes();
-    let response = call(etcd, request.map(Body::new)).await;
+    let response = call(etcd, request.map(Body::new), Protocol::Grpc).await;
     in_words_of_etcd(until_written(response), message_bytes_max)
 }
 
 /// Calls the service of the request's path.
-pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
+pub(super) async fn call(etcd: Etcd, request: Request<Body>, protocol: Protocol) -> Response<Body> {
     let path = request.uri().path().to_owned();
+    let record = etcd.record(protocol, &path);
     let timeout = request.headers().get("grpc-timeout").and_then(|value| timeout_of(value.to_str().ok()?));
     let call = dispatch(etcd, request, &path);
     // The timeout is inside, so that a call that takes too long is counted as such.
@@ -153,7 +154,7 @@ pub(super) async fn call(etcd: Etcd, request: Request<Body>) -> Response<Body> {
             }
         }
     };
-    measured(&path, call).await
+    measured(&path, record, call).await
 }
 
 async fn dispatch(etcd: Etcd, request: Request<Body>, path: &str) -> Response<Body> {

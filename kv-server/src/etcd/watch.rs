@@ -23,7 +23,11 @@ use tokio::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Etcd, convert, error, signed};
-use crate::frontend::stopped;
+use crate::{
+    call_log::{WatchLog, WatchRecord},
+    frontend::stopped,
+    measure::code_name,
+};
 
 type Sender = mpsc::Sender<Result<WatchResponse, Status>>;
 /// The client is gone, or the stream has ended.
@@ -47,6 +51,7 @@ impl Watch for Etcd {
             progress_wanted: None,
             progress_not_before: Instant::now(),
             auth_changes: self.database().auth_changes(),
+            log: WatchLog::of_current_call(),
         };
         tokio::spawn(stream.run(request.into_inner()));
         let answers = futures::stream::unfold(answers, |mut answers| async move {
@@ -65,6 +70,8 @@ struct Client {
     fragment: bool,
     /// Time of the next progress notification, unless events are sent before.
     progress_at: Option<Instant>,
+    /// Records the end when it is dropped.
+    record: Option<WatchRecord>,
 }
 
 /// The watches of a stream. Each step takes about the same time with one watch and with thousands.
@@ -137,6 +144,7 @@ struct Stream {
     progress_not_before: Instant,
     /// Changes of users and roles.
     auth_changes: Option<channel::Receiver<u64>>,
+    log: WatchLog,
 }
 
 impl Stream {
@@ -221,6 +229,7 @@ impl Stream {
             return self.refuse("mvcc: watcher range is empty").await;
         }
         if let Err(status) = self.permission(&keys) {
+            self.log.refused(id, &keys, code_name(status.code()));
             return self.refuse(&error::reason_of_watch(&status)).await;
         }
         let (watch, revision) = self.watches.add(kv_state_machine::WatchRequest {
@@ -230,6 +239,7 @@ impl Stream {
             without_puts: filters.contains(&FilterType::Noput),
             without_deletes: filters.contains(&FilterType::Nodelete),
         });
+        let record = self.log.created(id, &keys, revision);
         let client = Client {
             watch,
             keys,
@@ -238,6 +248,7 @@ impl Stream {
             progress_at: request
                 .progress_notify
                 .then(|| Instant::now() + self.etcd.limits.watch_progress_interval),
+            record,
         };
         self.clients.insert(id, client);
         // Some clients resume after the revision of the last header, so it must not be that of later events.
@@ -274,6 +285,9 @@ impl Stream {
         for (id, status) in refused {
             let Some(client) = self.clients.remove(id) else { continue };
             self.watches.remove(client.watch);
+            if let Some(record) = client.record {
+                record.fail(code_name(status.code()));
+            }
             let response = WatchResponse {
                 header: Some(self.etcd.header(self.watches.revision())),
                 watch_id: id,
@@ -310,7 +324,9 @@ impl Stream {
             }
             WatchNews::Compacted { watch, compacted } => {
                 let Some((id, _)) = self.clients.of(watch) else { return Ok(()) };
-                self.clients.remove(id);
+                if let Some(record) = self.clients.remove(id).and_then(|client| client.record) {
+                    record.fail(code_name(error::compacted().code()));
+                }
                 let response = WatchResponse {
                     header: Some(self.etcd.header(0)),
                     watch_id: id,

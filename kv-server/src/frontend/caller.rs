@@ -1,8 +1,11 @@
 //! The caller of a connection of Thrift.
 
-use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError,
-    atomic::{AtomicBool, AtomicU32, Ordering},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
 };
 
 use kv_state_machine::Caller;
@@ -12,7 +15,13 @@ use kv_store_client::{
     protocol::{Call, Fault, Reply},
 };
 
-use crate::{auth::Origin, between::Channel, convert, routing::RoutingManager};
+use crate::{
+    auth::Origin,
+    between::Channel,
+    call_log::{CallOrigin, CallRecord, Protocol},
+    convert,
+    routing::RoutingManager,
+};
 
 /// The caller of a connection: the user that it has logged in as, else the user that the client's certificate names. The
 /// certificate of another node names no user, because the node forwards calls of its own clients.
@@ -20,7 +29,8 @@ use crate::{auth::Origin, between::Channel, convert, routing::RoutingManager};
 pub(super) struct ConnectionCaller(Arc<Shared>);
 
 struct Shared {
-    origin: Origin,
+    /// Address of the client.
+    peer: SocketAddr,
     logged_in: OnceLock<Mutex<Caller>>,
     is_node: AtomicBool,
     certificate_name: Option<String>,
@@ -31,9 +41,9 @@ struct Shared {
 }
 
 impl ConnectionCaller {
-    pub(super) fn new(origin: Origin, certificate_name: Option<String>) -> Self {
+    pub(super) fn new(peer: SocketAddr, certificate_name: Option<String>) -> Self {
         Self(Arc::new(Shared {
-            origin,
+            peer,
             logged_in: OnceLock::new(),
             is_node: AtomicBool::new(false),
             certificate_name,
@@ -52,8 +62,18 @@ impl ConnectionCaller {
         }
     }
 
+    /// Starts the record of a call.
+    pub(super) fn record(&self, router: &RoutingManager, method: &str) -> Option<Box<CallRecord>> {
+        let origin = CallOrigin { peer: self.0.peer, protocol: Protocol::Thrift };
+        let mut record = router.call_log().start(origin, method)?;
+        if self.0.is_node.load(Ordering::Relaxed) {
+            record.note_forwarded();
+        }
+        Some(record)
+    }
+
     pub(super) fn origin(&self) -> Origin {
-        self.0.origin
+        self.0.peer.ip().into()
     }
 
     pub(super) fn channel(&self) -> &Channel {
@@ -97,7 +117,7 @@ impl ConnectionCaller {
         router: &RoutingManager,
         request: LoginRequest,
     ) -> Result<Reply, Fault> {
-        let (caller, reply) = router.log_in(request, self.0.origin).await?;
+        let (caller, reply) = router.log_in(request, self.origin()).await?;
         let place = self.0.logged_in.get_or_init(|| Mutex::new(Caller::Anonymous));
         *place.lock().unwrap_or_else(PoisonError::into_inner) = caller;
         Ok(reply)
@@ -116,7 +136,7 @@ mod tests {
     use crate::config::Routing;
 
     fn caller(certificate_name: Option<String>) -> ConnectionCaller {
-        ConnectionCaller::new(std::net::IpAddr::from([127, 0, 0, 1]).into(), certificate_name)
+        ConnectionCaller::new(([127, 0, 0, 1], 9090).into(), certificate_name)
     }
 
     #[tokio::test]

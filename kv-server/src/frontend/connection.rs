@@ -29,6 +29,7 @@ use tokio_util::codec::FramedRead;
 use super::{caller::ConnectionCaller, stopped};
 use crate::{
     answers::{ConnectionBudget, Room},
+    call_log, convert,
     measure::{self, ThriftMeasures},
     polls::ConnectionPolls,
     routing::RoutingManager,
@@ -74,7 +75,8 @@ pub(super) async fn serve(
         let (may_forward, mut room) = (may_forward.load(Ordering::Relaxed), budget.room());
         let (router, polls, caller) = (router.clone(), polls.clone(), caller.clone());
         async move {
-            let frame = answer(&router, &polls, &caller, may_forward, incoming, &mut room).await;
+            let frame =
+                answer(&router, &polls, &caller, may_forward, incoming, Some(request_bytes), &mut room).await;
             Answer { frame, room, request_bytes }
         }
     };
@@ -104,32 +106,46 @@ pub(super) async fn answer(
     caller: &ConnectionCaller,
     may_forward: bool,
     incoming: Incoming,
+    request_bytes: Option<usize>,
     room: &mut Room,
 ) -> Bytes {
     let Incoming { sequence, name, call } = incoming;
     let measures = measure::thrift_calls(&name);
     let start = measures.and_then(ThriftMeasures::start_time);
-    let outcome = match call {
-        Ok(Call::Login(request)) => Box::pin(caller.log_in(router, request)).await,
-        Ok(Call::NoForwarding(expected)) => caller.identify(router, &expected),
-        // On the heap, so that other calls take no room for it.
-        Ok(Call::Watch(request)) => Box::pin(polls.poll(router, &caller.get(router), request, room)).await,
-        Ok(Call::ChangeAuth(change)) => {
-            Box::pin(router.change_auth(&caller.get(router), caller.origin(), change, room)).await
-        }
-        Ok(Call::BetweenNodes(bytes)) => {
-            Box::pin(router.execute_for_node(caller.channel(), &bytes, may_forward, room)).await
-        }
-        Ok(call) => match caller.count_session(router, &call) {
-            Ok(()) => router.execute(&caller.get(router), call, may_forward, room).await,
+    let served = async {
+        let user = caller.get(router);
+        call_log::note_caller(&user);
+        match call {
+            Ok(Call::Login(request)) => Box::pin(caller.log_in(router, request)).await,
+            Ok(Call::NoForwarding(expected)) => caller.identify(router, &expected),
+            // On the heap, so that other calls take no room for it.
+            Ok(Call::Watch(request)) => Box::pin(polls.poll(router, &user, request, room)).await,
+            Ok(Call::ChangeAuth(change)) => {
+                Box::pin(router.change_auth(&user, caller.origin(), change, room)).await
+            }
+            Ok(Call::BetweenNodes(bytes)) => {
+                Box::pin(router.execute_for_node(caller.channel(), &bytes, may_forward, room)).await
+            }
+            Ok(call) => match caller.count_session(router, &call) {
+                Ok(()) => router.execute(&user, call, may_forward, room).await,
+                Err(fault) => Err(fault),
+            },
             Err(fault) => Err(fault),
-        },
-        Err(fault) => Err(fault),
+        }
     };
+    let (outcome, record) = call_log::recorded(caller.record(router, &name), served).await;
     if let Some(measures) = measures {
         measures.done(start, &outcome);
     }
+    let record = record.map(|mut record| {
+        record.note_revision(outcome.as_ref().ok().and_then(convert::revision_of));
+        (record, outcome.as_ref().map_or_else(convert::fault_name, |_| call_log::OK))
+    });
     let frame = encode(&name, sequence, outcome);
+    if let Some((mut record, result)) = record {
+        record.note_sizes(request_bytes, frame.len());
+        record.end(result);
+    }
     room.settle(frame.len());
     frame
 }

@@ -48,7 +48,7 @@ pub(super) async fn is_node(
         );
         let answer = if is_handshake || is_operators {
             let mut room = client.budget.connection().room();
-            connection::answer(&client.router, &polls, caller, true, incoming, &mut room).await
+            connection::answer(&client.router, &polls, caller, true, incoming, None, &mut room).await
         } else {
             refuse(&incoming, client.limits.clients_max)
         };

@@ -17,7 +17,10 @@ use metrics::{Counter, Histogram, counter, histogram};
 use tonic::{Code, Status, body::Body};
 
 use super::Level;
-use crate::etcd::descriptors;
+use crate::{
+    call_log::{self, CallRecord},
+    etcd::descriptors,
+};
 
 /// Metrics of one method.
 struct Method {
@@ -99,20 +102,28 @@ impl Method {
 }
 
 /// Measures a call of a path until its response, or the last message of its stream, is there. A call that is dropped before counts
-/// as cancelled.
-pub(crate) async fn measured(path: &str, call: impl Future<Output = Response<Body>>) -> Response<Body> {
-    let Some(method) = REGISTERED.get().and_then(|registered| registered.methods.get(path)) else {
+/// as cancelled. `record` ends with the call.
+pub(crate) async fn measured(
+    path: &str,
+    record: Option<Box<CallRecord>>,
+    call: impl Future<Output = Response<Body>>,
+) -> Response<Body> {
+    let method = REGISTERED.get().and_then(|registered| registered.methods.get(path));
+    if method.is_none() && record.is_none() {
         return call.await;
-    };
-    let running = Call::start(method);
-    let response = call.await;
+    }
+    let mut running = Call::start(method);
+    let (response, record) = call_log::recorded(record, call).await;
+    let is_unary = method
+        .map_or_else(|| record.as_ref().is_none_or(|record| record.is_unary()), |method| method.is_unary);
+    running.record = record;
     if let Some(code) = code_of(response.headers()) {
         running.end(code);
         return response;
     }
-    if method.is_unary {
+    if is_unary {
         // An error of a unary call is in the headers.
-        method.sent.increment(1);
+        running.count_sent();
         running.end(Code::Ok);
         return response;
     }
@@ -121,18 +132,29 @@ pub(crate) async fn measured(path: &str, call: impl Future<Output = Response<Bod
 
 /// A call that has not ended.
 struct Call {
-    method: &'static Method,
+    /// `None` if nothing is measured.
+    method: Option<&'static Method>,
     start: Option<Instant>,
     code: Code,
+    record: Option<Box<CallRecord>>,
 }
 
 impl Call {
-    fn start(method: &'static Method) -> Self {
-        method.started.increment(1);
-        if method.is_unary {
-            method.received.increment(1);
+    fn start(method: Option<&'static Method>) -> Self {
+        if let Some(method) = method {
+            method.started.increment(1);
+            if method.is_unary {
+                method.received.increment(1);
+            }
         }
-        Self { method, start: method.seconds.as_ref().map(|_| Instant::now()), code: Code::Cancelled }
+        let start = method.and_then(|method| method.seconds.as_ref()).map(|_| Instant::now());
+        Self { method, start, code: Code::Cancelled, record: None }
+    }
+
+    fn count_sent(&self) {
+        if let Some(method) = self.method {
+            method.sent.increment(1);
+        }
     }
 
     fn end(mut self, code: Code) {
@@ -142,10 +164,14 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if let Some(handled) = self.method.handled.get(self.code as usize) {
+        if let Some(record) = self.record.take() {
+            record.end(if self.code == Code::Ok { call_log::OK } else { code_name(self.code) });
+        }
+        let Some(method) = self.method else { return };
+        if let Some(handled) = method.handled.get(self.code as usize) {
             handled.increment(1);
         }
-        if let (Some(seconds), Some(start)) = (&self.method.seconds, self.start) {
+        if let (Some(seconds), Some(start)) = (&method.seconds, self.start) {
             seconds.record(start.elapsed());
         }
     }
@@ -169,7 +195,7 @@ impl HttpBody for Measured {
         match &frame {
             Some(Ok(frame)) => match (frame.trailers_ref(), &self.call) {
                 (Some(trailers), _) => self.end(code_of(trailers).unwrap_or(Code::Ok)),
-                (None, Some(call)) => call.method.sent.increment(1),
+                (None, Some(call)) => call.count_sent(),
                 (None, None) => {}
             },
             Some(Err(status)) => self.end(status.code()),
@@ -193,6 +219,11 @@ impl Measured {
             call.end(code);
         }
     }
+}
+
+/// Name of a code.
+pub(crate) fn code_name(code: Code) -> &'static str {
+    CODES.get(code as usize).copied().unwrap_or("Unknown")
 }
 
 /// Code of a call in headers or trailers.

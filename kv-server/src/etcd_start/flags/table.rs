@@ -76,7 +76,7 @@ pub(super) const FLAGS: &[Flag] = flags! {
         "corrupt-check-time" Duration, "0s" => Sets("state_check_interval"); "interval at which the nodes compare their states";
         "compact-hash-check-time" Duration, "1m" => Unneeded; "only with the feature CompactHashCheck, which is refused";
         "warning-apply-duration" Duration, "100ms" => Unneeded; SLOW;
-        "warning-unary-request-duration" Duration, "300ms" => Unneeded; SLOW;
+        "warning-unary-request-duration" Duration, "300ms" => Sets("slow_request_limit"); "duration from which on a request is logged as slow; kv-server has 500ms by default";
         "v2-deprecation" Text, "write-only" => Unneeded; "there is no v2";
         "downgrade-check-time" Duration, "5s" => Unneeded; "there are no downgrades to check for";
         "feature-gates" Text, "" => Becomes("none"); "CompactHashCheck, InitialCorruptCheck and AllAlpha are refused: `kvctl hash` compares the nodes; the others have no effect";
@@ -114,6 +114,6 @@ const STALLED_CONNECTION: &str =
     "a connection on which a node hears nothing for an election timeout is replaced";
 const ROCKSDB: &str = "the store is RocksDB";
 const COMPACTION: &str = "compaction gives way to other work by itself";
-const SLOW: &str = "requests that take long are not logged";
+const SLOW: &str = "a slow request is logged with the time of its stages, of which applying is one";
 const KEEPALIVE: &str = "2 hours and 20 s, as etcd's defaults; TCP finds clients that are gone within 20 s";
 const TRACING: &str = "only with --enable-distributed-tracing, which is refused";

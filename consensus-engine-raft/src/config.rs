@@ -86,8 +86,8 @@ pub struct RaftConfig {
     /// block: the engine's own task calls them, without switching threads, and under tokio's paused clock a run takes no
     /// time and is repeatable. Calls that block would delay heartbeats. Default `true`. The only member of a cluster sends
     /// no heartbeats; with `true` its task still makes small calls inline, as long as they take less than a millisecond and
-    /// the runtime has another thread for other tasks. (The first write on a disk that stalls then delays reads; the next
-    /// one runs on the thread.)
+    /// the runtime has another thread for other tasks. (A call that takes longer than 50 to 100 ms is left to the runtime's
+    /// thread that makes it, and the engine goes on without it.)
     pub threads: bool,
     /// Simulated latency of storage and state machine where `threads` is `false`. Default: none.
     pub simulated_latency: Option<SimulatedLatency>,

@@ -2,6 +2,7 @@
 
 mod compaction;
 mod forward;
+mod inline;
 mod members;
 mod messages;
 mod reads;
@@ -29,6 +30,7 @@ use consensus_core::{
 use consensus_raft_protocol::{Append, Event, Output, Raft};
 use forward::Forwarding;
 pub(crate) use forward::reencode as reencode_forwarded;
+use inline::InlineWatch;
 use members::PendingRequests;
 use messages::message_of;
 use reads::{Freshness, Reads};
@@ -70,6 +72,9 @@ pub(crate) struct Driver {
     transport: Arc<dyn NetworkTransport>,
     storage: Arc<dyn LogStorage>,
     inbox: Inbox,
+    inputs: mpsc::UnboundedReceiver<Input>,
+    /// Inputs of the current turn.
+    turn: Vec<Input>,
     /// Inputs from workers that run on this task, to be processed in this turn.
     reports: Vec<Input>,
     status: watch::Sender<Arc<EngineStatus>>,
@@ -117,6 +122,8 @@ pub(crate) struct Driver {
     arrivals: VecDeque<Arrival>,
     /// Whether the runtime can run other tasks while this task blocks; known once the task runs.
     others_can_run: bool,
+    /// Watches the work that this task does inline.
+    inline: Arc<InlineWatch>,
     stop: Option<Stop>,
     /// Span of the engine, for work that outlives a turn.
     span: tracing::Span,
@@ -163,7 +170,7 @@ impl Driver {
         applied: LogIndex,
         transport: Arc<dyn NetworkTransport>,
         storage: Arc<dyn LogStorage>,
-        inbox: Inbox,
+        (inbox, inputs): (Inbox, mpsc::UnboundedReceiver<Input>),
         proposals: Arc<Admission>,
         writer: Worker<LogBatch>,
         applier: Worker<Job>,
@@ -184,7 +191,10 @@ impl Driver {
             round_trips: measure::RoundTrips::default(),
             transport,
             storage,
+            inline: Arc::new(InlineWatch::new(inbox.clone())),
             inbox,
+            inputs,
+            turn: Vec::with_capacity(TURN_INPUTS_MAX),
             reports: Vec::new(),
             status,
             writer,
@@ -226,66 +236,111 @@ impl Driver {
     }
 
     /// Runs until the engine stops. A panic, of a broken invariant or of the transport, stops it like any other error.
-    pub(crate) async fn supervised(self, inputs: mpsc::UnboundedReceiver<Input>) {
-        let status = self.status.clone();
-        let run = tokio::spawn(self.run(inputs).in_current_span());
-        let Err(Ok(panic)) = run.await.map_err(tokio::task::JoinError::try_into_panic) else { return };
+    pub(crate) async fn supervised(mut self) {
+        self.span = tracing::Span::current();
+        self.others_can_run = worker::others_can_run();
+        let (status, inline) = (self.status.clone(), self.inline.clone());
+        let watching = tokio::spawn(watch_peers(self.transport.reachability(), self.inbox.clone()));
+        let mut run = tokio::spawn(Box::new(self).run().in_current_span());
+        let ended = loop {
+            tokio::select! {
+                ended = &mut run => break ended,
+                // The former task ends with the call that it waits for.
+                driver = inline.takeover() => run = tokio::spawn(driver.go_on().in_current_span()),
+            }
+        };
+        watching.abort();
+        inline.clear();
+        let Err(Ok(panic)) = ended.map_err(tokio::task::JoinError::try_into_panic) else { return };
         let why = describe(&*panic);
         tracing::error!(why, "the engine stops");
         status.send_modify(|status| Arc::make_mut(status).health = Health::Fatal(why));
     }
 
-    async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
-        let mut turn = Vec::with_capacity(TURN_INPUTS_MAX);
-        self.span = tracing::Span::current();
-        self.others_can_run = worker::others_can_run();
-        let watching = tokio::spawn(watch_peers(self.transport.reachability(), self.inbox.clone()));
+    async fn run(mut self: Box<Self>) {
         self.step(Event::Tick); // The only voter of a cluster becomes leader at once.
-        self.end_turn();
+        self.run_turns().await;
+    }
+
+    /// Continues on another task than the one that began the turn.
+    async fn go_on(mut self: Box<Self>) {
+        self.read_clock();
+        self.run_turns().await;
+    }
+
+    /// Ends the current turn, and makes turns until the engine stops. Returns early if another task goes on.
+    async fn run_turns(self: Box<Self>) {
+        let Some(mut driver) = self.end_turn() else { return };
         let mut timer = std::pin::pin!(tokio::time::sleep(NO_DEADLINE));
-        while self.stop.is_none() {
-            let deadline = self.started + self.next_deadline().unwrap_or(self.now + NO_DEADLINE);
+        while driver.stop.is_none() {
+            let deadline = driver.started + driver.next_deadline().unwrap_or(driver.now + NO_DEADLINE);
             // The timer is reset only if it would fire too late or has fired: every message changes the deadline, and
             // resetting a timer is expensive. A timer that fires too early has no effect.
             if deadline < timer.deadline() || timer.is_elapsed() {
                 timer.as_mut().reset(deadline);
             }
+            let Self { inputs, turn, .. } = &mut *driver;
             // `biased` makes a run under a paused clock repeatable. No deadline is missed because of it: every turn checks
             // the deadlines.
             tokio::select! {
                 biased;
-                _ = inputs.recv_many(&mut turn, TURN_INPUTS_MAX) => {}
+                _ = inputs.recv_many(turn, TURN_INPUTS_MAX) => {}
                 () = &mut timer => {}
             }
-            if self.proposals.count() > 1 && turn.iter().any(|input| matches!(input, Input::Propose(..))) {
-                gather(&mut inputs, &mut turn).await;
+            if driver.proposals.count() > 1
+                && driver.turn.iter().any(|input| matches!(input, Input::Propose(..)))
+            {
+                driver.gather().await;
             }
-            let began = Instant::now();
-            (self.now, self.turn_began) = (began - self.started, began.into_std());
-            let span = tracing::debug_span!("turn", inputs = turn.len()).entered();
-            for input in turn.drain(..) {
-                self.take(input);
-            }
-            self.propose_batch();
-            if self.raft.next_deadline().is_some_and(|at| at <= self.now) {
-                self.step(Event::Tick);
-            }
-            self.applier.retry(&mut self.reports);
-            self.watch_calls();
-            self.retry_entries();
-            self.retry_work();
-            self.yield_leadership();
-            let now = self.now;
-            self.waiters.expire(now);
-            self.forwarding.expire(now);
-            self.end_turn();
-            self.finish_transfers(now);
-            self.remove_retired_endpoints();
-            drop(span);
+            let Some(next) = driver.make_turn() else { return };
+            driver = next;
         }
-        watching.abort();
-        inputs.close();
-        self.shut_down(inputs).await;
+        driver.inputs.close();
+        driver.shut_down().await;
+    }
+
+    fn read_clock(&mut self) {
+        let now = Instant::now();
+        (self.now, self.turn_began) = (now - self.started, now.into_std());
+    }
+
+    /// Processes the inputs of a turn. Returns `None` if another task goes on with it.
+    fn make_turn(mut self: Box<Self>) -> Option<Box<Self>> {
+        self.read_clock();
+        let mut turn = std::mem::take(&mut self.turn);
+        let _span = tracing::debug_span!("turn", inputs = turn.len()).entered();
+        for input in turn.drain(..) {
+            self.take(input);
+        }
+        self.turn = turn; // Reuses the allocation.
+        self.propose_batch();
+        if self.raft.next_deadline().is_some_and(|at| at <= self.now) {
+            self.step(Event::Tick);
+        }
+        self.applier.retry(&mut self.reports);
+        self.watch_calls();
+        self.retry_entries();
+        self.retry_work();
+        self.yield_leadership();
+        let now = self.now;
+        self.waiters.expire(now);
+        self.forwarding.expire(now);
+        let mut driver = self.end_turn()?;
+        let now = driver.now;
+        driver.finish_transfers(now);
+        driver.remove_retired_endpoints();
+        Some(driver)
+    }
+
+    /// Lets tasks that are ready to propose, read or respond run first, because inputs of one turn share one message and one
+    /// write. Does not wait for any task.
+    async fn gather(&mut self) {
+        tokio::task::yield_now().await;
+        while self.turn.len() < TURN_INPUTS_MAX
+            && let Ok(input) = self.inputs.try_recv()
+        {
+            self.turn.push(input);
+        }
     }
 
     fn next_deadline(&self) -> Option<Duration> {
@@ -505,30 +560,40 @@ impl Driver {
         }
     }
 
-    fn end_turn(&mut self) {
+    /// Ends the turn. Returns `None` if another task goes on with it.
+    fn end_turn(self: Box<Self>) -> Option<Box<Self>> {
+        let mut driver = self;
         loop {
-            let outputs = self.raft.finish_turn(self.now);
-            self.carry_out(outputs.into());
-            self.update_endpoints();
-            self.announce_cluster();
-            self.start_write();
-            if self.no_room.is_some() && !self.raft.lacks_room() && !self.calls.is_writing() {
-                self.room_returned(); // The entries that had no room were replaced, by a snapshot or by fewer entries.
-            }
-            self.raft.flush();
-            self.start_apply();
-            if self.reports.is_empty() {
+            driver = driver.run_inline_jobs()?;
+            if !driver.settle() {
                 break;
             }
-            for report in std::mem::take(&mut self.reports) {
-                self.take(report);
-            }
         }
-        self.answer_reads();
-        self.refuse_stuck_reads();
+        driver.answer_reads();
+        driver.refuse_stuck_reads();
         // Durable entries can be read from the log again, so a slow state machine does not fill the memory.
-        self.cache.evict(self.config.cache_bytes_max, self.raft.durable());
-        self.publish_status();
+        driver.cache.evict(driver.config.cache_bytes_max, driver.raft.durable());
+        driver.publish_status();
+        Some(driver)
+    }
+
+    /// Takes the results of inline work, and gives the workers what the protocol has for them. Returns whether there are further
+    /// results or inline jobs.
+    fn settle(&mut self) -> bool {
+        for report in std::mem::take(&mut self.reports) {
+            self.take(report);
+        }
+        let outputs = self.raft.finish_turn(self.now);
+        self.carry_out(outputs.into());
+        self.update_endpoints();
+        self.announce_cluster();
+        self.start_write();
+        if self.no_room.is_some() && !self.raft.lacks_room() && !self.calls.is_writing() {
+            self.room_returned(); // The entries that had no room were replaced, by a snapshot or by fewer entries.
+        }
+        self.raft.flush();
+        self.start_apply();
+        !self.reports.is_empty() || self.writer.has_inline_job() || self.applier.has_inline_job()
     }
 
     fn start_write(&mut self) {
@@ -666,7 +731,7 @@ impl Driver {
     }
 
     /// Ends the engine: stops its work and responds to all waiting callers.
-    async fn shut_down(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
+    async fn shut_down(mut self: Box<Self>) {
         for (_, sending) in std::mem::take(&mut self.snapshot_transfers) {
             sending.task.abort();
         }
@@ -688,7 +753,7 @@ impl Driver {
         // Dropping the sender of a read makes its caller read the status.
         self.reads = Reads::default();
         self.requests = PendingRequests::default();
-        while let Ok(input) = inputs.try_recv() {
+        while let Ok(input) = self.inputs.try_recv() {
             self.refuse(input);
         }
         for flush in self.compaction.background_flushes.drain(..) {
@@ -759,17 +824,6 @@ async fn watch_peers(mut peers: watch::Receiver<BTreeMap<NodeId, Reachability>>,
             let _ = inbox.send(Input::Disconnected(node)); // The engine is ending.
         }
         before = now;
-    }
-}
-
-/// Lets tasks that are ready to propose, read or respond run first, because inputs of one turn share one message and one
-/// write. Does not wait for any task.
-async fn gather(inputs: &mut mpsc::UnboundedReceiver<Input>, turn: &mut Vec<Input>) {
-    tokio::task::yield_now().await;
-    while turn.len() < TURN_INPUTS_MAX
-        && let Ok(input) = inputs.try_recv()
-    {
-        turn.push(input);
     }
 }
 

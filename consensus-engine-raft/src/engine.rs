@@ -217,13 +217,13 @@ impl RaftEngine {
             applied.index,
             transport.clone(),
             storage,
-            inbox.clone(),
+            (inbox.clone(), inputs),
             proposals.clone(),
             writer,
             applier,
         );
         transport.start(Arc::new(handler)).await?;
-        let task = tokio::spawn(driver.supervised(inputs).instrument(span));
+        let task = tokio::spawn(driver.supervised().instrument(span));
         Ok(Arc::new(Self {
             inbox,
             status,

@@ -7,7 +7,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
@@ -50,8 +50,9 @@ pub(crate) enum Next<J> {
 }
 
 pub(crate) enum Worker<J> {
-    /// Dropped in this order: the thread ends when the sender is dropped.
-    Thread(mpsc::Sender<J>, Joined, Arc<Shared<J>>),
+    /// The thread's queue, the thread, the shared state, and the job that is to run inline. Dropped in this order: the thread
+    /// ends when the sender is dropped.
+    Thread(mpsc::Sender<J>, Joined, Arc<Shared<J>>, Option<J>),
     /// The worker, `None` once it has stopped; a job to retry, and when; and the jobs behind it.
     Inline(Option<Box<dyn Work<Job = J>>>, Option<(Instant, J)>, VecDeque<J>),
     /// A task of its own, on which each job takes a simulated time. The sender is `None` once the task was waited for.
@@ -72,7 +73,8 @@ impl Drop for Joined {
 
 /// State shared by the thread and the engine's task.
 pub(crate) struct Shared<J> {
-    work: Mutex<Box<dyn Work<Job = J>>>,
+    /// `None` once the thread has ended.
+    work: Mutex<Option<Box<dyn Work<Job = J>>>>,
     /// Number of jobs that were given and are not done.
     given: AtomicU64,
     /// Duration of the last job in microseconds.
@@ -80,10 +82,15 @@ pub(crate) struct Shared<J> {
 }
 
 impl<J: Send + 'static> Shared<J> {
-    /// Does a job on the calling thread.
-    fn work(&self, job: J, report: Report<'_>) -> Next<J> {
+    fn lock(&self) -> MutexGuard<'_, Option<Box<dyn Work<Job = J>>>> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does a job on the calling thread. `work` is [locked](Self::lock).
+    fn work(&self, work: &mut Option<Box<dyn Work<Job = J>>>, job: J, report: Report<'_>) -> Next<J> {
+        let Some(work) = work else { return Next::Stop };
         let began = std::time::Instant::now();
-        let next = self.work.lock().unwrap_or_else(PoisonError::into_inner).work(job, report);
+        let next = work.work(job, report);
         self.took.store(began.elapsed().as_micros() as u64, Ordering::Relaxed);
         next
     }
@@ -102,14 +109,14 @@ impl<J: Send + 'static> Worker<J> {
         work: impl Work<Job = J>,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
-        let (work, given, took) = (Mutex::new(Box::new(work) as _), AtomicU64::new(0), AtomicU64::new(0));
-        let shared = Arc::new(Shared { work, given, took });
+        let work = Mutex::new(Some(Box::new(work) as _));
+        let shared = Arc::new(Shared { work, given: AtomicU64::new(0), took: AtomicU64::new(0) });
         let there = shared.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _in = span.entered();
             run(&there, &queue, &inbox);
         })?;
-        Ok(Self::Thread(jobs, Joined(Some(thread)), shared))
+        Ok(Self::Thread(jobs, Joined(Some(thread)), shared, None))
     }
 
     pub(crate) fn inline(work: impl Work<Job = J>) -> Self {
@@ -121,25 +128,24 @@ impl<J: Send + 'static> Worker<J> {
         Self::Simulated(Some(jobs), tokio::spawn(run_simulated(latency, queue, inbox, work)))
     }
 
-    /// Gives a job to the worker. Returns `false` if the worker has stopped. A job that runs inline adds its result to
-    /// `reports`. With a thread, a job runs inline only if `may_run_inline`, which requires [`others_can_run`].
+    /// Gives a job to the worker. Returns `false` if the worker has stopped. Without a thread the job runs at once and adds its
+    /// result to `reports`. With a thread, a job that `may_run_inline`, which requires [`others_can_run`], is kept for
+    /// [`next_inline`](Self::next_inline) if it will probably be short.
     pub(crate) fn give(&mut self, job: J, may_run_inline: bool, reports: &mut Vec<Input>) -> bool {
         let mut report = |input| {
             reports.push(input);
             true
         };
         match self {
-            Self::Thread(jobs, _, shared) => {
-                let mut job = job;
-                if may_run_inline && shared.is_free() {
-                    match block_in_place(|| shared.work(job, &mut report)) {
-                        // After an error the engine gives no further jobs.
-                        Next::Ready | Next::Stop => return true,
-                        Next::Retry(again, _) => job = again,
-                    }
-                }
+            Self::Thread(jobs, _, shared, inline) => {
+                let is_free = shared.is_free();
                 shared.given.fetch_add(1, Ordering::Relaxed);
-                jobs.send(job).is_ok()
+                if may_run_inline && is_free {
+                    *inline = Some(job);
+                    return true;
+                }
+                // Jobs run in order.
+                inline.take().into_iter().chain([job]).all(|job| jobs.send(job).is_ok())
             }
             Self::Simulated(jobs, _) => jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()),
             Self::Inline(work, again, waiting) => {
@@ -156,6 +162,16 @@ impl<J: Send + 'static> Worker<J> {
                 true
             }
         }
+    }
+
+    pub(crate) fn has_inline_job(&self) -> bool {
+        matches!(self, Self::Thread(_, _, _, Some(_)))
+    }
+
+    /// Returns the job that is to run inline, if there is one. It must be [run](InlineJob::run).
+    pub(crate) fn next_inline(&mut self) -> Option<InlineJob<J>> {
+        let Self::Thread(_, _, shared, inline) = self else { return None };
+        inline.take().map(|job| InlineJob { shared: shared.clone(), job })
     }
 
     /// When [`retry`](Self::retry) must be called.
@@ -185,7 +201,7 @@ impl<J: Send + 'static> Worker<J> {
     /// Ends the worker. Returns the thread to join, if there is one.
     pub(crate) fn end(self) -> Option<JoinHandle<()>> {
         match self {
-            Self::Thread(_, mut thread, _) => thread.0.take(),
+            Self::Thread(_, mut thread, ..) => thread.0.take(),
             Self::Inline(work, ..) => {
                 work.into_iter().for_each(|mut work| work.end());
                 None
@@ -195,13 +211,63 @@ impl<J: Send + 'static> Worker<J> {
     }
 }
 
+/// A job of a worker with a thread that runs on the engine's task.
+pub(crate) struct InlineJob<J> {
+    shared: Arc<Shared<J>>,
+    job: J,
+}
+
+impl<J: Send + 'static> InlineJob<J> {
+    /// Calls `begin`, runs the job, and passes what `begin` returned and the results to `end`. Later jobs of the worker wait
+    /// meanwhile. `reports` is empty; its allocation is reused.
+    pub(crate) fn run<B, T>(
+        self,
+        mut reports: Vec<Input>,
+        begin: impl FnOnce() -> B,
+        end: impl FnOnce(B, Vec<Input>) -> T,
+    ) -> T {
+        let Self { shared, job } = self;
+        let mut work = shared.lock();
+        let begun = begin();
+        block_in_place(|| work_until_done(&shared, &mut work, job, &mut reports));
+        let result = end(begun, reports);
+        drop(work);
+        shared.given.fetch_sub(1, Ordering::Release);
+        result
+    }
+}
+
+/// Does a job and its retries, which are rare: only a read of the log is retried, and short jobs read nothing.
+fn work_until_done<J: Send + 'static>(
+    shared: &Shared<J>,
+    work: &mut Option<Box<dyn Work<Job = J>>>,
+    mut job: J,
+    reports: &mut Vec<Input>,
+) {
+    let mut report = |input| {
+        reports.push(input);
+        true
+    };
+    while let Next::Retry(again, after) = shared.work(work, job, &mut report) {
+        std::thread::sleep(after);
+        job = again;
+    }
+}
+
 fn run<J: Send + 'static>(shared: &Shared<J>, queue: &mpsc::Receiver<J>, inbox: &Inbox) {
+    run_jobs(shared, queue, inbox);
+    // Dropped by this thread, which is joined, and not by the last holder of the shared state.
+    drop(shared.lock().take());
+}
+
+fn run_jobs<J: Send + 'static>(shared: &Shared<J>, queue: &mpsc::Receiver<J>, inbox: &Inbox) {
     let mut report = |input| inbox.send(input).is_ok();
     // Jobs that arrived while another one waited for its retry.
     let mut waiting = VecDeque::new();
     while let Some(mut job) = waiting.pop_front().or_else(|| queue.recv().ok()) {
         loop {
-            match shared.work(job, &mut report) {
+            let next = shared.work(&mut shared.lock(), job, &mut report);
+            match next {
                 Next::Ready => break,
                 Next::Stop => return,
                 Next::Retry(again, after) => {
@@ -214,7 +280,9 @@ fn run<J: Send + 'static>(shared: &Shared<J>, queue: &mpsc::Receiver<J>, inbox: 
         }
         shared.given.fetch_sub(1, Ordering::Release);
     }
-    shared.work.lock().unwrap_or_else(PoisonError::into_inner).end();
+    if let Some(work) = &mut *shared.lock() {
+        work.end();
+    }
 }
 
 async fn run_simulated<J>(

@@ -5,7 +5,8 @@ mod faulty;
 use std::time::{Duration, Instant};
 
 use consensus_core::{
-    ConsensusEngine, Health, NodeId, ProposeError, ReadConsistency, ReadError, Role, TransferError,
+    ConsensusEngine, Health, LogStorage, NodeId, ProposeError, ReadConsistency, ReadError, Role,
+    TransferError,
 };
 use faulty::FaultyCluster;
 
@@ -93,23 +94,86 @@ async fn leader_with_hanging_disk_steps_down_without_up_to_date_voter() {
     cluster.end().await;
 }
 
+/// On one thread the worker's thread makes the write.
 #[tokio::test]
 async fn only_voter_with_hanging_disk_stays_leader_and_refuses_commands() {
+    hang_disk_of_only_voter().await;
+}
+
+/// On several threads the engine's task makes the write inline, as the one before was quick.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_voter_whose_inline_write_hangs_stays_leader_and_refuses_commands() {
+    hang_disk_of_only_voter().await;
+}
+
+async fn hang_disk_of_only_voter() {
+    let cluster = FaultyCluster::start(1, |_| {}).await;
+    let node = &cluster.nodes[cluster.leader().await];
+    for round in 0..3 {
+        let (before, pending) = (format!("before {round}"), format!("pending {round}"));
+        node.engine.propose(before.into()).await.unwrap();
+        node.faults.writes.close();
+        let began = Instant::now();
+        let pending = node.engine.propose(pending.into()).await;
+        assert!(matches!(pending, Err(ProposeError::Unknown { .. })), "{pending:?}");
+        let refused = node.engine.propose("refused".into()).await.unwrap_err();
+        assert!(matches!(&refused, ProposeError::Stalled { why } if why.contains("disk")), "{refused:?}");
+        assert!(!refused.maybe_applied());
+        let status = node.status();
+        let since = status.storage_stalled_since.unwrap();
+        assert!(since.elapsed() <= began.elapsed() && status.role == Role::Leader, "{status:?}");
+        // Durable entries can be read.
+        node.engine.read_barrier(ReadConsistency::Linearizable).await.unwrap();
+        node.faults.writes.open();
+        node.status_when("the disk responds again", |status| status.storage_stalled_since.is_none()).await;
+    }
+    node.engine.propose("after".into()).await.unwrap();
+    let commands = node.commands();
+    let expected = (0..3).flat_map(|round| [format!("before {round}"), format!("pending {round}")]);
+    assert_eq!(commands, expected.chain(["after".to_owned()]).collect::<Vec<_>>());
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_voter_whose_inline_apply_hangs_refuses_commands_and_reads() {
+    let cluster = FaultyCluster::start(1, |_| {}).await;
+    let node = &cluster.nodes[cluster.leader().await];
+    node.engine.propose("before".into()).await.unwrap();
+    node.faults.applies.close();
+    let pending = node.engine.propose("pending".into()).await;
+    assert!(matches!(pending, Err(ProposeError::Unknown { .. })), "{pending:?}");
+    let refused = node.engine.propose("refused".into()).await.unwrap_err();
+    assert!(
+        matches!(&refused, ProposeError::Stalled { why } if why.contains("state machine")),
+        "{refused:?}"
+    );
+    let read = node.engine.read_barrier(ReadConsistency::Linearizable).await;
+    assert!(matches!(read, Err(ReadError::NotLeader { leader: None })), "{read:?}");
+    let status = node.status();
+    assert!(status.apply_stalled_since.is_some() && status.storage_stalled_since.is_none(), "{status:?}");
+    node.faults.applies.open();
+    node.status_when("the state machine responds again", |status| status.apply_stalled_since.is_none()).await;
+    node.engine.propose("after".into()).await.unwrap();
+    assert_eq!(node.commands(), ["before", "pending", "after"]);
+    cluster.end().await;
+}
+
+/// The call that hangs is part of no task that a shutdown ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_waits_for_the_inline_write_that_hangs() {
     let cluster = FaultyCluster::start(1, |_| {}).await;
     let node = &cluster.nodes[cluster.leader().await];
     node.engine.propose("before".into()).await.unwrap();
     node.faults.writes.close();
     let pending = node.engine.propose("pending".into()).await;
     assert!(matches!(pending, Err(ProposeError::Unknown { .. })), "{pending:?}");
-    let refused = node.engine.propose("refused".into()).await.unwrap_err();
-    assert!(matches!(&refused, ProposeError::Stalled { why } if why.contains("disk")), "{refused:?}");
-    assert!(!refused.maybe_applied());
-    assert!(node.status().storage_stalled_since.is_some() && node.status().role == Role::Leader);
+    let engine = node.engine.clone();
+    let shutdown = tokio::spawn(async move { engine.shutdown().await });
+    node.status_when("it is shut down", |status| status.health == Health::ShutDown).await;
+    assert!(!shutdown.is_finished(), "the call still uses the files of the log");
     node.faults.writes.open();
-    node.status_when("the disk responds again", |status| status.storage_stalled_since.is_none()).await;
-    node.engine.propose("after".into()).await.unwrap();
-    assert_eq!(node.commands(), ["before", "pending", "after"]);
-    cluster.end().await;
+    shutdown.await.unwrap().unwrap();
+    assert_eq!(node.log.load().unwrap().last().index, node.status().last_log.index);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! A disk or a state machine that does not respond: when leadership is transferred, and what clients are told.
 //!
-//! The task that owns the protocol never waits for a call of either, so it can measure how long the call takes. A leader
+//! The task that owns the protocol does not wait for a call of either, so it can measure how long the call takes. (It waits for
+//! short calls of the only member; if one of them hangs, another task takes over, see the module `inline`.) A leader
 //! whose call exceeds the limit ([`RaftConfig::storage_stall_limit`](crate::RaftConfig::storage_stall_limit),
 //! [`RaftConfig::apply_stall_limit`](crate::RaftConfig::apply_stall_limit)) transfers leadership to a voter that has the
 //! whole log. If there is none within an election timeout, it steps down, provided that the other members can elect a

@@ -7,13 +7,22 @@
 //! [`MockConsensusEngine::new_with_transport`] replicates from a fixed leader. The leader sends a command to all members as
 //! `AppendEntries`, applies it when a majority has acknowledged it, and then announces it with `CommitNotification`.
 //!
+//! A machine that does not respond for 10 s ([`with_apply_stall_limit`](MockConsensusEngine::with_apply_stall_limit)) shows in
+//! the status ([`EngineStatus::apply_stalled_since`]), also if the disk is the cause, because there is no log of its own. From
+//! then on commands are refused with [`ProposeError::Stalled`] and reads go on with what is applied, until the machine responds
+//! again. Commands that were accepted before wait for it, without a limit: here only the machine can tell whether they are done.
+//!
 //! What this is *not*: fault tolerant. There is no election, so the cluster stops when its leader fails; and there is no log
 //! on disk, so a restarted leader starts a different history. It serves tests, and as the simplest example of an engine.
 
 mod machine;
 mod replicated;
+mod stall;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -70,6 +79,15 @@ impl MockConsensusEngine {
         self
     }
 
+    /// Sets the time after which the status shows that the state machine does not respond. Default: 10 s.
+    #[must_use]
+    pub fn with_apply_stall_limit(self, limit: Duration) -> Self {
+        if let Some(jobs) = self.jobs() {
+            jobs.set_stall_limit(limit);
+        }
+        self
+    }
+
     /// Creates a node of a cluster of `members` with the fixed leader `leader`. Both must be the same on every node.
     ///
     /// # Errors
@@ -122,6 +140,11 @@ impl ConsensusEngine for MockConsensusEngine {
         }
         if let Some(leader) = self.leader_hint() {
             return Err(ProposeError::NotLeader { leader: Some(leader) });
+        }
+        if let Some(since) = self.status.borrow().apply_stalled_since {
+            let seconds = since.elapsed().as_secs_f64();
+            let why = format!("the state machine does not respond, for {seconds:.1} s now");
+            return Err(ProposeError::Stalled { why });
         }
         let mut command = command;
         if self.inline_apply {

@@ -26,6 +26,8 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
+use crate::stall::StallWatch;
+
 /// Receiver of the result of a proposal.
 pub(crate) type Reply = oneshot::Sender<ProposeResult>;
 type ProposeResult = Result<Committed, ProposeError>;
@@ -36,6 +38,7 @@ pub(crate) struct Jobs {
     queue: mpsc::Sender<Job>,
     waiting: Arc<AtomicU64>,
     worker: Arc<Mutex<Worker>>,
+    stall: Arc<StallWatch>,
 }
 
 #[derive(Debug)]
@@ -72,6 +75,11 @@ impl Jobs {
             return Err(ProposeError::Overloaded { in_flight, in_flight_bytes: 0 });
         }
         Ok(self.queue.send(Job::Command(command, reply)).is_ok())
+    }
+
+    /// Sets the time after which the status shows that the machine does not respond.
+    pub(crate) fn set_stall_limit(&self, limit: Duration) {
+        self.stall.set_limit(limit);
     }
 
     pub(crate) fn apply(&self, entry: Entry, reply: Option<Reply>) {
@@ -116,17 +124,19 @@ impl MachineThread {
             membership: Arc::new(Membership::of_voters([node_id.0])),
             peers: std::collections::BTreeMap::new(),
         }));
+        let stall = Arc::new(StallWatch::spawn(status.0.clone())?);
         let worker = Arc::new(Mutex::new(Worker {
             machine: Some(machine),
             applied,
             waiting: waiting.clone(),
+            stall: stall.clone(),
             status: status.0,
             last_duration: Duration::ZERO,
         }));
         let shared = worker.clone();
         let thread =
             std::thread::Builder::new().name("mock-apply".to_owned()).spawn(move || run(&shared, &jobs))?;
-        Ok((Self { jobs: Jobs { queue, waiting, worker }, thread: Some(thread) }, status.1))
+        Ok((Self { jobs: Jobs { queue, waiting, worker, stall }, thread: Some(thread) }, status.1))
     }
 
     pub(crate) fn jobs(&self) -> Jobs {
@@ -150,6 +160,7 @@ struct Worker {
     applied: LogId,
     /// Number of queued commands.
     waiting: Arc<AtomicU64>,
+    stall: Arc<StallWatch>,
     status: watch::Sender<Arc<EngineStatus>>,
     /// Duration of the last batch.
     last_duration: Duration,
@@ -209,7 +220,9 @@ impl Worker {
             entries.push(entry);
             replies.push(reply);
         }
+        self.stall.begin(start);
         let result = catch_unwind(AssertUnwindSafe(|| apply_all(&mut **machine, &entries)));
+        self.stall.end(&self.status);
         let result =
             result.unwrap_or_else(|_| Err(StateMachineError::Other("the state machine panicked".to_owned())));
         let results: Vec<ProposeResult> = match &result {

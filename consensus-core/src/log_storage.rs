@@ -266,9 +266,10 @@ pub enum StorageError {
     /// An earlier write failed; the storage refuses every further write.
     #[error("log storage: stopped after an earlier failure: {0}")]
     Failed(String),
-    /// There is too little disk space for `batch`. Nothing of it was written; the same batch may be written later. Batches
-    /// that free space or are small (a purge, a vote) are never refused like this, and entries without commands only when
-    /// the reserve is used up as well ([`LogBatch::must_leave_reserve`]).
+    /// There is too little disk space for `batch`. Nothing of it was written; the same batch may be written later. Entries
+    /// without commands are refused like this only when the reserve is used up as well ([`LogBatch::must_leave_reserve`]).
+    /// Batches that free space or are small (a purge, a vote) have space kept for them, and are refused only when that is used
+    /// up, too.
     #[error("log storage: {why}")]
     NoRoom {
         /// Free and required space.

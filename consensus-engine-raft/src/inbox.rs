@@ -30,7 +30,7 @@ pub(crate) enum Input {
     Transfer(Option<NodeId>, TransferReply),
     /// From the storage thread: the result of the write.
     Persisted(Result<(), StorageError>),
-    /// From the storage thread: nothing of the write was written, because its entries have no room on the disk.
+    /// From the storage thread: nothing of the write was written, because it has no room on the disk.
     NoRoom(String),
     /// From the apply thread: all entries up to this index are applied.
     Applied(Result<LogIndex, StateMachineError>),

@@ -36,9 +36,7 @@ impl Work for LogWriter {
         let result = catch_unwind(AssertUnwindSafe(|| self.storage.write(batch)))
             .unwrap_or_else(|_| Err(StorageError::Failed("it panicked".to_owned())));
         // Nothing was written. The engine builds a new batch when it retries.
-        if let Err(StorageError::NoRoom { why, .. }) = &result
-            && entries > 0
-        {
+        if let Err(StorageError::NoRoom { why, .. }) = &result {
             return if report(Input::NoRoom(why.clone())) { Next::Ready } else { Next::Stop };
         }
         measure::log_written(entries, began.elapsed());

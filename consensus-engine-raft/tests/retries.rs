@@ -2,12 +2,15 @@
 
 mod faulty;
 
-use std::sync::atomic::AtomicBool;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use consensus_core::{
     ConsensusEngine, EngineStatus, Health, LogIndex, Member, MemberChange, MemberKind, NodeId, SnapshotError,
 };
-use consensus_testkit::SmallDisk;
+use consensus_testkit::{SmallDisk, eventually};
 use faulty::{Faults, FaultyCluster, set};
 
 /// The only voter with a compacted log, and a learner that needs a snapshot from it.
@@ -179,9 +182,63 @@ async fn failed_read_of_entries_for_a_follower_is_retried() {
     add_the_learner(&cluster).await;
     leader.engine.propose("meanwhile".into()).await.unwrap();
     leader.status_when("it answers", |status| status.peers.values().any(|peer| peer.active)).await;
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await; // Time for some heartbeats, each of which retries.
+    tokio::time::sleep(Duration::from_millis(200)).await; // Time for some heartbeats, each of which retries.
     assert_eq!((leader.status().health.clone(), learner.commands().len()), (Health::Running, 0));
     set(&leader.faults.reads_fail, false);
     learner.applied("meanwhile").await;
+    cluster.end().await;
+}
+
+/// A log that cannot be read for a while delays the entries that are not in memory any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn committed_entries_are_applied_after_failed_reads() {
+    let cluster = FaultyCluster::start(1, |config| {
+        config.cache_bytes_max = 0;
+        config.apply_stall_limit = Some(Duration::from_secs(600));
+    })
+    .await;
+    let node = &cluster.nodes[cluster.leader().await];
+    node.faults.applies.close();
+    let propose = |command: &'static str| {
+        let engine = node.engine.clone();
+        tokio::spawn(async move { engine.propose(command.into()).await })
+    };
+    let first = propose("first");
+    let before = node.status_when("it is committed", |status| status.commit > status.applied).await.commit;
+    let second = propose("second");
+    node.status_when("the next one, too", |status| status.commit > before).await;
+    set(&node.faults.reads_fail, true);
+    node.faults.applies.open();
+    first.await.unwrap().unwrap();
+    eventually("the read is repeated", || {
+        let failed = node.faults.failed_reads.load(Ordering::SeqCst);
+        if failed >= 2 { Ok(()) } else { Err((failed, node.status())) }
+    })
+    .await;
+    assert_eq!((node.status().health.clone(), node.commands().len()), (Health::Running, 1));
+    set(&node.faults.reads_fail, false);
+    second.await.unwrap().unwrap();
+    assert_eq!(node.commands(), ["first", "second"]);
+    cluster.end().await;
+}
+
+/// A disk so full that not even a term can be noted: the node takes part again once it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn follower_without_room_for_a_vote_goes_on_once_there_is_room() {
+    let cluster = FaultyCluster::start(3, |_| {}).await;
+    let leader = cluster.leader().await;
+    let (full, next) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.nodes[leader].engine.propose("before".into()).await.unwrap();
+    cluster.nodes[full].applied("before").await;
+    cluster.nodes[next].applied("before").await;
+    set(&cluster.nodes[full].faults.has_no_room, true);
+    cluster.nodes[leader].engine.transfer_leadership(Some(NodeId(next as u64))).await.unwrap();
+    let status = cluster.nodes[full].status_when("it lacks room", |status| status.no_room.is_some()).await;
+    assert_eq!(status.health, Health::Running);
+    set(&cluster.nodes[full].faults.has_no_room, false);
+    cluster.nodes[full].status_when("it has room", |status| status.no_room.is_none()).await;
+    let leader = cluster.leader().await;
+    cluster.nodes[leader].engine.propose("after".into()).await.unwrap();
+    cluster.nodes[full].applied("after").await;
     cluster.end().await;
 }

@@ -271,7 +271,7 @@ impl Writer {
     }
 
     /// Whether the frame in the buffer fits in the segment. The end of a segment is reserved for batches without entries, such as
-    /// votes, in case no other segment can be allocated: the storage fails for good if one of them finds no room.
+    /// votes, in case no other segment can be allocated: a node whose votes have no room takes no part in elections.
     fn fits(&self, batch: &LogBatch, next_is_ready: bool) -> bool {
         let may_be_last = batch.entries.is_empty() && !next_is_ready;
         let kept = if may_be_last { 0 } else { RESERVED_BYTES.min(self.tail.len / 8) };
@@ -336,12 +336,8 @@ impl LogStorage for WalLogStorage {
         }
         match self.encode(&mut writer, &plan, &batch) {
             Ok(()) => {}
-            Err(AllocateError::NoRoom(why)) if !batch.entries.is_empty() => {
-                return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
-            }
             Err(AllocateError::NoRoom(why)) => {
-                let error = io::Error::new(io::ErrorKind::StorageFull, why);
-                return Err(writer.fail("allocating a segment after", error));
+                return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
             }
             Err(AllocateError::Failed(source)) => {
                 return Err(writer.fail("allocating a segment after", source));

@@ -78,6 +78,42 @@ fn write_to_full_disk_is_refused_and_not_final() {
     assert_eq!(open(&log).load().unwrap().last(), LogId::new(1, more));
 }
 
+/// The space that is kept for votes and purges ends as well: they are refused then, and can be written when there is room.
+#[test]
+fn vote_without_room_is_refused_and_not_final() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = small_disk(&dir) else { return };
+    let log = disk.path().join("log");
+    let storage = open(&log);
+    append(&storage, 1).unwrap();
+    disk.fill().unwrap();
+    let last = append_until_refused(&storage, 2);
+    let batch = |term| {
+        let hard_state = Some(HardState { term: Term(term), ..HardState::default() });
+        LogBatch { hard_state, ..LogBatch::default() }
+    };
+    let refused = (2..100_000).find(|term| match storage.write(batch(*term)) {
+        Ok(()) => false,
+        Err(StorageError::NoRoom { batch: returned, .. }) => {
+            assert_eq!(*returned, batch(*term));
+            true
+        }
+        Err(error) => panic!("{error}"),
+    });
+    let refused = refused.expect("the space that is kept has an end");
+    drop(storage);
+
+    let storage = open(&log);
+    assert_eq!(storage.load().unwrap().hard_state.term, Term(refused - 1));
+    assert!(matches!(storage.write(batch(refused)), Err(StorageError::NoRoom { .. })));
+    disk.make_room().unwrap();
+    storage.write(batch(refused)).unwrap();
+    append(&storage, last + 1).unwrap();
+    drop(storage);
+    let state = open(&log).load().unwrap();
+    assert_eq!((state.last(), state.hard_state.term), (LogId::new(1, last + 1), Term(refused)));
+}
+
 #[test]
 fn batch_too_long_for_the_disk_is_refused_and_shorter_ones_are_written() {
     let dir = tempfile::tempdir().unwrap();

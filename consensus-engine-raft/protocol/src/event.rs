@@ -83,9 +83,9 @@ pub enum Event {
     Disconnected(NodeId),
     /// The write last taken by [`take_persist`](crate::Raft::take_persist) failed because there is no room on the disk, and
     /// nothing of it was written. Until [`RetryEntries`](Self::RetryEntries), writes carry no entries, only the data that
-    /// does not depend on them.
+    /// does not depend on them. If the failed write had no entries, nothing is written until then.
     NoRoom,
-    /// Writes may carry entries again after [`NoRoom`](Self::NoRoom).
+    /// Writes may be made, and carry entries, again after [`NoRoom`](Self::NoRoom).
     RetryEntries,
     /// Whether a call of this node's disk or state machine has exceeded its time limit. While it has, the node does not
     /// campaign.

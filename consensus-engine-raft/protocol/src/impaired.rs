@@ -4,7 +4,8 @@
 //!   campaign, and a leader transfers leadership to a voter that has the whole log. If there is none, it steps down so that
 //!   another node can be elected.
 //! * *No room*: entries cannot be written, but everything else can. Data that does not depend on the entries, such as a
-//!   vote, is written ahead of them (see `persist.rs`), so leaders can still be elected. A leader transfers leadership only
+//!   vote, is written ahead of them (see `persist.rs`), so leaders can still be elected. (If even that has no room, it waits as
+//!   well, and the node neither votes nor campaigns until it is written.) A leader transfers leadership only
 //!   to a voter that has written the whole log, and only if a quorum without this node has written it too: with fewer, no
 //!   other leader could commit anything either, and reads would stop as well.
 
@@ -81,9 +82,10 @@ impl Raft {
 
     pub(crate) fn on_retry_entries(&mut self) {
         self.writes.lacks_room = false;
+        self.writes.is_blocked = false;
     }
 
-    /// Whether writes carry no entries because the disk had no room for them ([`Event::NoRoom`](crate::Event::NoRoom)).
+    /// Whether writes carry no entries, or nothing is written, because the disk had no room ([`Event::NoRoom`](crate::Event::NoRoom)).
     #[must_use]
     pub fn lacks_room(&self) -> bool {
         self.writes.lacks_room

@@ -3,7 +3,8 @@
 //! A message that depends on a write is stored with the write and released when the write is done.
 //!
 //! Entries that find no room on the disk are taken back ([`Event::NoRoom`]) and wait. Meanwhile writes carry no entries, and
-//! release only the messages that do not depend on entries: votes, and the start of a snapshot's installation.
+//! release only the messages that do not depend on entries: votes, and the start of a snapshot's installation. If not even such
+//! a write finds room, nothing is written until [`Event::RetryEntries`].
 
 use std::hash::{Hash, Hasher};
 
@@ -40,6 +41,8 @@ pub(crate) struct Writes {
     in_flight: Option<InFlight>,
     /// Whether writes leave out entries because the disk had no room for them.
     pub(crate) lacks_room: bool,
+    /// Whether nothing is written, because not even a write without entries had room.
+    pub(crate) is_blocked: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -103,8 +106,9 @@ impl Writes {
     }
 
     pub(crate) fn digest(&self, names: Names<'_>, hasher: &mut impl Hasher) {
-        let Self { hard_state, purge, truncate_after, issued, waiting, in_flight, lacks_room } = self;
-        lacks_room.hash(hasher);
+        let Self { hard_state, purge, truncate_after, issued, waiting, in_flight, lacks_room, is_blocked } =
+            self;
+        (lacks_room, is_blocked).hash(hasher);
         (hard_state, purge.as_ref().map(|meta| meta.last), truncate_after, issued, waiting.len())
             .hash(hasher);
         digest_deferred(waiting, names, hasher);
@@ -117,8 +121,9 @@ impl Writes {
     /// Takes back the write in flight, of which nothing was written; `purged` is the purged position of the log.
     pub(crate) fn take_back(&mut self, purged: LogIndex) {
         let Some(InFlight { mut deferred, request, .. }) = self.in_flight.take() else { return };
-        let Persist { hard_state, purge, truncate_after, append: (after, _) } = request;
+        let Persist { hard_state, purge, truncate_after, append: (after, last) } = request;
         self.lacks_room = true;
+        self.is_blocked = after == last;
         self.hard_state |= hard_state.is_some();
         self.purge = self.purge.take().or(purge);
         // A truncation since then matters to the disk only if the entries had been written before.
@@ -154,7 +159,8 @@ impl Raft {
     pub fn take_persist(&mut self) -> Option<Persist> {
         let log_end = self.log.last().index;
         let last = self.writes.end(log_end);
-        if self.contradicted || self.writes.in_flight.is_some() || !self.writes.is_unwritten(last) {
+        let must_wait = self.contradicted || self.writes.is_blocked || self.writes.in_flight.is_some();
+        if must_wait || !self.writes.is_unwritten(last) {
             return None;
         }
         let after = std::mem::replace(&mut self.writes.issued, last);

@@ -83,6 +83,44 @@ fn vote_in_a_write_without_room_is_written_alone() {
     assert_eq!(votes(&raft.step(SECOND, Event::Persisted)), 1);
 }
 
+/// Even the space that is kept for votes can be used up.
+#[test]
+fn vote_without_room_waits_and_is_sent_once_durable() {
+    let mut raft = node(3, 1, &[]);
+    raft.step(SECOND, vote_request(2, LOG_1));
+    for round in 0..3 {
+        // With the entries, if there are some, and then without them.
+        for _ in 0..if round == 0 { 1 } else { 2 } {
+            assert!(raft.take_persist().unwrap().hard_state.is_some());
+            raft.step(SECOND, Event::NoRoom);
+        }
+        assert!(raft.lacks_room());
+        assert_eq!(raft.take_persist(), None, "the write is not retried at once");
+        // Entries that arrive meanwhile wait as well.
+        let outputs = raft.step(SECOND, append(2, LOG_1, &[2], 0));
+        assert_eq!((votes(&outputs), raft.take_persist()), (0, None));
+        raft.step(SECOND, Event::RetryEntries);
+    }
+    let persist = raft.take_persist().unwrap();
+    assert_eq!(persist.hard_state.unwrap().voted_for, Some(NodeId(2)));
+    assert_eq!(persist.append, (LogIndex(1), LogIndex(2)));
+    assert_eq!(votes(&raft.step(SECOND, Event::Persisted)), 1);
+    assert!(!raft.lacks_room());
+}
+
+#[test]
+fn purge_without_room_is_repeated() {
+    let mut raft = node(3, 1, &[1, 1]);
+    step(&mut raft, SECOND, append(1, LogId::new(1, 3), &[], 3));
+    raft.step(SECOND, Event::Compact(LogIndex(3)));
+    let purge = raft.take_persist().unwrap().purge;
+    assert!(purge.is_some());
+    raft.step(SECOND, Event::NoRoom);
+    assert_eq!(raft.take_persist(), None);
+    raft.step(SECOND, Event::RetryEntries);
+    assert_eq!(raft.take_persist().unwrap().purge, purge);
+}
+
 #[test]
 fn entries_truncated_without_room_are_replaced_by_entries_of_next_leaders() {
     let mut raft = node(3, 1, &[1]);

@@ -7,7 +7,7 @@ use consensus_raft_protocol::Event;
 
 use super::{Driver, forward::Forwarded};
 
-/// Entries for which the disk of this node has no room.
+/// A write, usually of entries, for which the disk of this node has no room.
 pub(super) struct NoRoom {
     pub(super) why: String,
     /// When the write is retried.
@@ -23,7 +23,7 @@ pub(super) struct FullMembers {
 }
 
 impl Driver {
-    /// Handles a write whose entries have no room. A node with room should become leader, because it is unknown how long
+    /// Handles a write that has no room. A node with room should become leader, because it is unknown how long
     /// this lasts.
     pub(super) fn on_no_room(&mut self, why: String) {
         self.write_returned();
@@ -44,7 +44,7 @@ impl Driver {
         self.no_room.as_ref().filter(|_| self.raft.lacks_room()).map(|no_room| no_room.retry_at)
     }
 
-    /// Lets the protocol write entries again when the pause is over.
+    /// Lets the protocol write again when the pause is over.
     pub(super) fn retry_entries(&mut self) {
         let is_due = self.no_room.as_ref().is_some_and(|no_room| no_room.retry_at <= self.now);
         if is_due && self.raft.lacks_room() {

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -48,7 +48,11 @@ pub(crate) struct Faults {
     /// Gate of log writes.
     pub(crate) writes: Gate,
     pub(crate) applies: Gate,
+    /// No write has room, not even one without entries.
+    pub(crate) has_no_room: Arc<AtomicBool>,
     pub(crate) reads_fail: Arc<AtomicBool>,
+    /// Number of reads that failed.
+    pub(crate) failed_reads: Arc<AtomicU64>,
     pub(crate) flushes_fail: Arc<AtomicBool>,
     pub(crate) flushes_break: Arc<AtomicBool>,
     pub(crate) snapshots_fail: Arc<AtomicBool>,
@@ -77,11 +81,16 @@ impl LogStorage for FaultyStorage {
 
     fn write(&self, batch: LogBatch) -> Result<(), StorageError> {
         self.faults.writes.pass();
+        if is_on(&self.faults.has_no_room) {
+            let why = "the test filled the disk completely".to_owned();
+            return Err(StorageError::NoRoom { why, batch: Box::new(batch) });
+        }
         self.log.write(batch)
     }
 
     fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError> {
         if is_on(&self.faults.reads_fail) {
+            self.faults.failed_reads.fetch_add(1, Ordering::SeqCst);
             let source = std::io::Error::other("too many open files");
             return Err(StorageError::Io { context: "reading segment 7".to_owned(), source });
         }

@@ -1,9 +1,6 @@
 //! The public handle of an engine.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -98,14 +95,6 @@ pub enum StartError {
         /// Kind as which it was started.
         started: &'static str,
     },
-    /// The flight recorder cannot write its first file.
-    #[error("flight recorder in {dir}: {error}", dir = dir.display())]
-    FlightRecorder {
-        /// Directory of the recording.
-        dir: PathBuf,
-        /// Error of the file system.
-        error: std::io::Error,
-    },
     /// The task that loads the log was cancelled, because the runtime is shutting down.
     #[error("the runtime is shutting down")]
     Runtime,
@@ -173,11 +162,7 @@ impl RaftEngine {
             let started = if witness { "a witness" } else { "a node with data" };
             return Err(StartError::OtherKind { node, kind, started });
         }
-        let recorder = config.flight_recorder.as_ref();
-        let raft = Recorded::new(raft, recorder).map_err(|error| StartError::FlightRecorder {
-            dir: recorder.map(|recorder| recorder.dir.clone()).unwrap_or_default(),
-            error,
-        })?;
+        let raft = Recorded::new(raft, config.flight_recorder.as_ref());
         let (inbox, inputs) = mpsc::unbounded_channel();
         let span = tracing::error_span!("raft", node = %config.protocol.id);
         let writer = LogWriter::new(storage.clone());

@@ -1,8 +1,8 @@
 //! Flight recorder: records every input of the protocol in a ring of files, which `raft-replay` can step through.
 //!
 //! A recording holds no commands, because the protocol never sees them. It serves diagnosis. It
-//! is not synced, so it delays the engine only if the disk blocks even unsynced writes. When it cannot be written, recording
-//! stops with a warning and the engine continues.
+//! is not synced, so it delays the engine only if the disk blocks even unsynced writes. When it cannot be opened or written,
+//! recording stops with a warning, the engine continues, and recording is retried once a minute.
 //!
 //! # Format
 //! The directory has files `00000001.flight`, `00000002.flight` and so on; the oldest are removed as new ones are created.
@@ -86,9 +86,20 @@ impl Deref for Recorded {
 }
 
 impl Recorded {
-    pub(crate) fn new(raft: Raft, recorder: Option<&FlightRecorder>) -> io::Result<Self> {
-        let recorder = recorder.map(|settings| Recorder::start(settings, &raft)).transpose()?;
-        Ok(Self { raft, recorder, stopped: None })
+    /// Starts recording with these settings. If that fails, the engine starts without, and recording is retried.
+    pub(crate) fn new(raft: Raft, recorder: Option<&FlightRecorder>) -> Self {
+        let mut recorded = Self { raft, recorder: None, stopped: None };
+        let Some(settings) = recorder else { return recorded };
+        match Recorder::start(settings, &recorded.raft) {
+            Ok(recorder) => recorded.recorder = Some(recorder),
+            Err(error) => {
+                let dir = settings.dir.display();
+                tracing::warn!(%dir, %error, "the flight recorder cannot start; the engine starts without it, and recording is retried once a minute");
+                let retry_at = Instant::now() + RETRY;
+                recorded.stopped = Some(Stopped { settings: settings.clone(), retry_at });
+            }
+        }
+        recorded
     }
 
     pub(crate) fn step(&mut self, now: Time, event: Event) -> Vec<Output> {
@@ -427,7 +438,9 @@ impl<R: Read> FlightReader<R> {
 
 #[cfg(test)]
 mod tests {
-    use consensus_core::{LogId, LogIndex, Membership, SnapshotMeta, Term};
+    use consensus_core::{ConsensusEngine, LogId, LogIndex, Membership, SnapshotMeta, Term};
+    use consensus_testkit::{Journal, MemLogStorage};
+    use consensus_transport_mem::MemNetwork;
     use proptest::prelude::*;
 
     use super::*;
@@ -470,7 +483,7 @@ mod tests {
         let settings = FlightRecorder { dir: dir.path().join("flight"), bytes_max: 1 << 20 };
         let config = consensus_raft_protocol::Config::new(NodeId(1));
         let raft = Raft::new(config, consensus_raft_protocol::Restored::default(), Time::ZERO).unwrap();
-        let mut recorded = Recorded::new(raft, Some(&settings)).unwrap();
+        let mut recorded = Recorded::new(raft, Some(&settings));
         recorded.step(Time::ZERO, Event::Tick);
         // The directory is gone when the recorder needs the next file, and a file is in its place.
         std::fs::remove_dir_all(&settings.dir).unwrap();
@@ -492,6 +505,29 @@ mod tests {
         recorded.flush();
         assert!(recorded.recorder.is_some() && recorded.stopped.is_none());
         assert_eq!(recording(&settings.dir).unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn node_starts_without_a_recorder_that_cannot_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = FlightRecorder { dir: dir.path().join("flight"), bytes_max: 1 << 20 };
+        std::fs::write(&settings.dir, "in the way").unwrap();
+        let builder = crate::RaftEngine::builder(NodeId(1)).voters([1]).flight_recorder(settings.clone());
+        let (transport, storage) = (MemNetwork::new(1).transport(NodeId(1)), MemLogStorage::new());
+        let engine = builder.start(transport, storage, Journal::new()).await.unwrap();
+        engine.status().wait_for(|status| status.leader.is_some()).await.unwrap();
+        engine.propose("command".into()).await.unwrap();
+        engine.shutdown().await.unwrap();
+
+        let config = consensus_raft_protocol::Config::new(NodeId(1));
+        let raft = Raft::new(config, consensus_raft_protocol::Restored::default(), Time::ZERO).unwrap();
+        let mut recorded = Recorded::new(raft, Some(&settings));
+        std::fs::remove_file(&settings.dir).unwrap();
+        recorded.flush();
+        assert!(recorded.recorder.is_none(), "it is not retried at once");
+        recorded.stopped.as_mut().unwrap().retry_at = Instant::now();
+        recorded.flush();
+        assert!(recorded.recorder.is_some() && recorded.stopped.is_none());
     }
 
     /// Reads all records, and the error at which reading stopped, if any.

@@ -28,8 +28,21 @@ pub(crate) struct Boundary {
     pub(crate) dir: SimDir,
     record: Arc<Mutex<Record>>,
     known: Mutex<Known>,
-    /// Whether snapshots cannot be taken.
-    refuses_snapshots: AtomicBool,
+    /// Calls that fail without an effect until the fault ends.
+    failing: [AtomicBool; Failing::ALL.len()],
+}
+
+/// A kind of call of storage or state machine that can fail without an effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failing {
+    Snapshots,
+    Flushes,
+    Restores,
+    Reads,
+}
+
+impl Failing {
+    pub(crate) const ALL: [Self; 4] = [Self::Snapshots, Self::Flushes, Self::Restores, Self::Reads];
 }
 
 /// State of the log and the machine according to the engine's calls.
@@ -82,7 +95,7 @@ impl Boundary {
         crash: Option<Crash>,
     ) -> Arc<Self> {
         let known = Mutex::new(Known { crash, ..Known::default() });
-        Arc::new(Self { node, log, dir, record, known, refuses_snapshots: AtomicBool::new(false) })
+        Arc::new(Self { node, log, dir, record, known, failing: Default::default() })
     }
 
     pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
@@ -106,13 +119,14 @@ impl Boundary {
         self.known().hard_state.lost_through.is_some()
     }
 
-    /// Makes snapshots fail from now on, or succeed again.
-    pub(crate) fn refuse_snapshots(&self, refuse: bool) {
-        self.refuses_snapshots.store(refuse, Ordering::Relaxed);
+    /// Makes such calls fail from now on, or succeed again.
+    pub(crate) fn fail_calls(&self, kind: Failing, fail: bool) {
+        self.failing[kind as usize].store(fail, Ordering::Relaxed);
     }
 
-    pub(crate) fn refuses_snapshots(&self) -> bool {
-        self.refuses_snapshots.load(Ordering::Relaxed)
+    /// Whether such a call fails now.
+    pub(crate) fn fails(&self, kind: Failing) -> bool {
+        self.failing[kind as usize].load(Ordering::Relaxed)
     }
 
     pub(crate) fn power_is_lost(&self) -> bool {
@@ -323,6 +337,16 @@ impl LogStorage for WatchedLog {
     }
 
     fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError> {
+        if self.0.fails(Failing::Reads) {
+            let is_for_apply = max_bytes < u64::MAX;
+            self.0.record().count(if is_for_apply {
+                "committed entries not read"
+            } else {
+                "entries for a follower not read"
+            });
+            let source = std::io::Error::other("the simulation makes reads fail");
+            return Err(StorageError::Io { context: "reading the log".to_owned(), source });
+        }
         let entries = self.0.log.read(after, last, max_bytes)?;
         // Only the apply thread limits the bytes of a read.
         if max_bytes < u64::MAX && entries.last().is_some_and(|entry| entry.id.index < last) {

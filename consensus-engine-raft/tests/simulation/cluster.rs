@@ -9,7 +9,8 @@ use std::{
 };
 
 use consensus_core::{
-    ConsensusEngine, EngineStatus, Health, LogId, Membership, NetworkTransport, NodeId, Role, StorageError,
+    ConsensusEngine, Endpoint, EngineStatus, Health, LogId, Membership, NetworkTransport, NodeId, Role,
+    StorageError, StorageId,
 };
 use consensus_engine_raft::{RaftEngine, SimulatedHangs, StartError};
 use consensus_raft_simulator::Random;
@@ -48,9 +49,17 @@ struct Seat {
     machine: SimDir,
     lives: u64,
     moves: u16,
+    /// Number of times that the disks were emptied. After that the node joins.
+    wipes: u64,
     node: Option<Node>,
     /// A fault is being injected into the node.
     busy: bool,
+}
+
+/// A copy of the disks of a node.
+pub(crate) struct Disks {
+    log: Files,
+    machine: SimDir,
 }
 
 /// A running node.
@@ -88,10 +97,11 @@ impl Node {
 impl World {
     pub(crate) async fn start(plan: Plan) -> Arc<Self> {
         let seat = |id| Seat {
-            log: new_log(NodeId(id), 1 + id),
+            log: new_log(NodeId(id), Self::storage(id, 0)),
             machine: SimDir::new(),
             lives: 0,
             moves: 0,
+            wipes: 0,
             node: None,
             busy: false,
         };
@@ -177,7 +187,9 @@ impl World {
         let (config, files, dir, incarnation) = {
             let seat = &mut self.seats()[id as usize];
             seat.lives += 1;
-            (self.plan.config(id, seat.lives), seat.log.clone(), seat.machine.clone(), seat.lives)
+            let mut config = self.plan.config(id, seat.lives);
+            config.bootstrap = config.bootstrap.filter(|_| seat.wipes == 0);
+            (config, seat.log.clone(), seat.machine.clone(), seat.lives)
         };
         let hangs =
             config.simulated_latency.as_ref().map(|latency| latency.hangs.clone()).unwrap_or_default();
@@ -282,6 +294,45 @@ impl World {
 
     pub(crate) fn set_log_files(&self, id: u64, files: Files) {
         self.seats()[id as usize].log = files;
+    }
+
+    /// Copies the disks of a node that is down.
+    pub(crate) fn copy_disks(&self, id: u64) -> Disks {
+        let seat = &self.seats()[id as usize];
+        // After a shutdown the newest files are durable.
+        Disks { log: seat.log.clone(), machine: seat.machine.image(|_| 0) }
+    }
+
+    /// Replaces the disks of a node that is down by a copy.
+    pub(crate) fn restore_disks(&self, id: u64, disks: Disks) {
+        let seat = &mut self.seats()[id as usize];
+        (seat.log, seat.machine) = (disks.log, disks.machine);
+    }
+
+    /// Empties the disks of a node that is down.
+    pub(crate) fn wipe(&self, id: u64) {
+        let seat = &mut self.seats()[id as usize];
+        seat.wipes += 1;
+        (seat.log, seat.machine) = (new_log(NodeId(id), Self::storage(id, seat.wipes)), SimDir::new());
+    }
+
+    /// Identity of the present storage of a node.
+    pub(crate) fn storage_of(&self, id: u64) -> StorageId {
+        StorageId(Self::storage(id, self.seats()[id as usize].wipes))
+    }
+
+    fn storage(id: u64, wipes: u64) -> u64 {
+        1 + id + 100 * wipes
+    }
+
+    /// Cuts all links of a node, in both directions.
+    pub(crate) fn cut_off(&self, id: u64) {
+        let others: Vec<NodeId> = (0..self.plan.nodes).filter(|other| *other != id).map(NodeId).collect();
+        self.network.partition(&[&[NodeId(id)], &others]);
+    }
+
+    pub(crate) fn endpoint(&self, id: u64) -> Endpoint {
+        Plan::endpoint(id, self.seats()[id as usize].moves)
     }
 
     /// Gives a node that is down another address. Returns the number of its moves.

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     boundary::Crash,
     cluster::{Node, World},
+    disks,
     log_disk::{self, LEFT},
     members, stalls,
 };
@@ -19,10 +20,12 @@ pub(crate) async fn any(world: Arc<World>, mut random: Random) {
     if world.plan.stalls.alone || random.percent(15) {
         return stalls::any(&world, random).await;
     }
-    let kind = random.below(20);
+    let kind = random.below(26);
     match kind {
         0 | 1 => return partition(&world, random).await,
         2..=4 => return members::change(&world, random).await,
+        20 | 21 => return disks::wipe(&world, random).await,
+        22 | 23 => return disks::restore(&world, random).await,
         _ => {}
     }
     let by_chance = random.below(world.plan.nodes);
@@ -46,6 +49,7 @@ pub(crate) async fn any(world: Arc<World>, mut random: Random) {
         14 => left_behind(&world, &node, random).await,
         15 | 16 => power_in_install(&world, &node, random).await,
         17 => panicking_machine(&world, &node, random).await,
+        24 | 25 => stalls::failing_calls(&world, &node, random).await,
         _ => damage(&world, &node, random).await,
     }
     world.give_back(node.id);

@@ -96,7 +96,7 @@ async fn demote(world: &Arc<World>, membership: &Membership, id: NodeId, mut ran
 }
 
 /// Requests a change from the leader. Returns `true` if it succeeded or may have succeeded.
-async fn apply(world: &Arc<World>, changes: Vec<MemberChange>) -> bool {
+pub(super) async fn apply(world: &World, changes: Vec<MemberChange>) -> bool {
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
         let Some(leader) = world.leader() else {
@@ -115,4 +115,4 @@ async fn apply(world: &Arc<World>, changes: Vec<MemberChange>) -> bool {
 /// Time limit of a change.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time limit for the change of a member's address under faults.
-const LONGEST: Duration = Duration::from_secs(60);
+pub(super) const LONGEST: Duration = Duration::from_secs(60);

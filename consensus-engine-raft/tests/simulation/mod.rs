@@ -17,6 +17,7 @@ mod addressed;
 mod boundary;
 mod clients;
 mod cluster;
+mod disks;
 mod faults;
 mod log_disk;
 mod machine;

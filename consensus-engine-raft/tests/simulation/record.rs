@@ -18,7 +18,7 @@ use consensus_raft_simulator::{Command, KEYS, chain};
 use consensus_testkit::linearizability::{Operation, Register};
 
 use super::{
-    boundary::Boundary,
+    boundary::{Boundary, Failing},
     machine::{self, Answer, Machine, Shown},
 };
 
@@ -265,6 +265,10 @@ impl StateMachine for Watched {
         let (work, boundary) = (self.machine.flush_in_background()?, self.boundary.clone());
         let (applied, installs) = (self.machine.applied(), self.boundary.known().installs);
         Some(Box::new(move || {
+            if boundary.fails(Failing::Flushes) {
+                boundary.record().count("flush failed");
+                return Err(StateMachineError::Other("the simulation makes flushes fail".to_owned()));
+            }
             let durable = work()?;
             let known = boundary.known();
             let (now, installed) = (known.applied, known.installs != installs);
@@ -279,7 +283,7 @@ impl StateMachine for Watched {
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn Snapshot>, StateMachineError> {
-        if self.boundary.refuses_snapshots() {
+        if self.boundary.fails(Failing::Snapshots) {
             self.boundary.record().count("snapshot not taken");
             return Err(StateMachineError::Other("the simulation lets no snapshot be taken".to_owned()));
         }
@@ -288,6 +292,10 @@ impl StateMachine for Watched {
     }
 
     fn restore(&mut self, stream: &mut dyn Read) -> Result<(), StateMachineError> {
+        if self.boundary.fails(Failing::Restores) {
+            self.boundary.record().count("restore failed");
+            return Err(StateMachineError::Other("the simulation makes restores fail".to_owned()));
+        }
         let before = self.machine.applied();
         self.boundary.crash_in_restore();
         self.machine.restore(stream)?;

@@ -4,9 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use consensus_core::{ConsensusEngine, LogIndex, ReadConsistency};
 use consensus_raft_simulator::Random;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::cluster::{Node, World};
+use super::{
+    boundary::Failing,
+    cluster::{Node, World},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -73,7 +76,7 @@ async fn hang(world: &World, node: &Node, kind: Kind, random: &mut Random) {
 /// Lets a follower need a snapshot that its leader cannot take.
 async fn no_snapshots(world: &World, leader: &Node, random: &mut Random) {
     world.record().count("fault: no snapshots");
-    leader.boundary.refuse_snapshots(true);
+    leader.boundary.fail_calls(Failing::Snapshots, true);
     let behind = random.below(world.plan.nodes);
     if let Some(behind) = world.take(behind) {
         world.lose_power(behind.id).await;
@@ -86,7 +89,35 @@ async fn no_snapshots(world: &World, leader: &Node, random: &mut Random) {
         goes_on(world, None).await;
     }
     sleep(Duration::from_millis(1 + random.below(3_000))).await;
-    leader.boundary.refuse_snapshots(false);
+    leader.boundary.fail_calls(Failing::Snapshots, false);
+}
+
+/// Makes flushes, restores and reads of the log fail without an effect until the fault ends. The node must go on by itself.
+pub(crate) async fn failing_calls(world: &World, node: &Node, mut random: Random) {
+    world.record().count("fault: calls fail");
+    let kinds = [Failing::Flushes, Failing::Restores, Failing::Reads];
+    let some = 1 + random.below(7);
+    let switch = |fail| {
+        let chosen = kinds.iter().enumerate().filter(|(number, _)| some >> number & 1 == 1);
+        chosen.for_each(|(_, kind)| node.boundary.fail_calls(*kind, fail));
+    };
+    switch(true);
+    // The call waits for entries that cannot be read.
+    let compact =
+        |node: Node| async move { timeout(Duration::from_secs(1), node.engine.compact_log()).await };
+    if random.percent(60) {
+        // The others purge what the node needs, so that it must restore a snapshot.
+        world.cut_off(node.id);
+        sleep(Duration::from_millis(random.below(2_500))).await;
+        for other in world.nodes() {
+            let _ = compact(other).await;
+        }
+        world.network.heal();
+    } else {
+        let _ = compact(node.clone()).await;
+    }
+    sleep(Duration::from_millis(1 + random.below(4_000))).await;
+    switch(false);
 }
 
 /// Whether the nodes that are not stalled are a quorum, and can talk to each other.

@@ -47,6 +47,9 @@ pub(crate) async fn check(kv_server: &Path, theirs: &mut Clients) -> Result<usiz
             }
         }
     }
+    if compared == 0 {
+        return Err("nothing was compared: no revision could be read".to_owned());
+    }
     compare_leases(theirs, &mut ours).await?;
     Ok(compared)
 }

@@ -58,7 +58,7 @@ async fn status_when(engine: &MockConsensusEngine, is: impl FnMut(&Arc<EngineSta
 async fn hang(inline_apply: bool) {
     let (journal, gate) = (Journal::new(), Arc::new(Gate::default()));
     let machine = Box::new(Machine(journal, gate.clone()));
-    let limit = Duration::from_millis(100);
+    let limit = Duration::from_secs(1);
     let engine = MockConsensusEngine::new(NodeId(0), machine).unwrap().with_apply_stall_limit(limit);
     let engine = Arc::new(if inline_apply { engine.with_inline_apply() } else { engine });
     for round in 0..2 {

@@ -326,4 +326,4 @@ const METHOD_BYTES_MAX: usize = 128;
 /// Maximum bytes of the name of a user.
 const NAME_BYTES_MAX: usize = 256;
 /// Maximum time for the last lines at the end of the program.
-const FLUSH_MAX: Duration = Duration::from_secs(1);
+const FLUSH_MAX: Duration = Duration::from_secs(2);

@@ -104,10 +104,13 @@ impl ClusterManager {
         }
     }
 
-    /// Awaits that another node leads than `leader`; returns it.
+    /// Awaits that another node leads than `leader`; returns it. The node that leads now does not count: `leader` may be about
+    /// to succeed it.
     pub(crate) async fn superseded(&self, leader: NodeId) -> NodeId {
         let mut status = self.status.clone();
-        let superseded = status.wait_for(|status| status.leader.is_some_and(|now| now != leader)).await;
+        let before = status.borrow().leader;
+        let is_other = |now| now != leader && Some(now) != before;
+        let superseded = status.wait_for(|status| status.leader.is_some_and(is_other)).await;
         let successor = superseded.ok().and_then(|status| status.leader);
         match successor {
             Some(successor) => successor,

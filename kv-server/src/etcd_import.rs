@@ -179,6 +179,10 @@ fn users<F: ReadAt>(
         let User { name, password, roles, .. } = decode("user", value)?;
         let user = text("user", &name)?;
         let hash = text("password hash", &password)?;
+        if !hash.is_empty() && !auth::is_bcrypt(&hash) {
+            let why = "the hash of the password is not one of bcrypt with a cost of at most 14: give the user another password in etcd";
+            return Err(content(format!("user {user}: {why}")));
+        }
         let password = if hash.is_empty() { Password::None } else { Password::Hash(hash) };
         f(AuthOperation::AddUser { user: user.clone(), password })?;
         for role in roles {

@@ -3,10 +3,10 @@
 use std::{fmt, process::ExitCode};
 
 use consensus_core::StorageError;
-use consensus_engine_raft::StartError;
+use consensus_engine_raft::{StartError, recover::RecoverError};
 use kv_state_machine::KvStartError;
 
-use crate::node::NodeError;
+use crate::{mode::ModeError, node::NodeError};
 
 /// Why a node does not run.
 #[derive(Debug)]
@@ -51,6 +51,8 @@ impl Exit {
         match error {
             NodeError::Storage(error)
             | NodeError::Database(KvStartError::Storage(error))
+            | NodeError::Mode(ModeError::Storage(error))
+            | NodeError::Recover(RecoverError::Storage(error))
             | NodeError::Engine(StartError::Storage(error)) => Self::of_storage(error),
             NodeError::Engine(StartError::Config(_))
             | NodeError::Security(_)

@@ -10,7 +10,7 @@ use std::{
 
 use consensus_core::{
     ClusterId, ConsensusEngine, Endpoint, Health, LogIndex, LogState, LogStorage, Member, MemberKind,
-    Membership, NetworkTransport, NodeId, ReadConsistency, ReadError, StateMachine, StorageError,
+    Membership, NetworkTransport, NodeId, ReadConsistency, ReadError, Role, StateMachine, StorageError,
     TransportError,
 };
 use consensus_engine_raft::{
@@ -183,7 +183,8 @@ impl Node {
     }
 
     /// Waits until the engine's task answers. Returns whether no call of the state machine takes longer than `limit`; one that waits for a
-    /// disk that is stalled does not count. The engine of a standalone server has no task, and answers at once.
+    /// disk that is stalled does not count. The engine of a standalone server has no task, and answers at once; its calls wait for the
+    /// disk themselves, and do not count.
     pub(crate) async fn responds(&self, limit: Duration) -> bool {
         let engine = self.database.engine();
         // It is decided by the engine's task from its clock, without other nodes. Its result does not matter.
@@ -193,7 +194,7 @@ impl Node {
         }
         let status = self.database.status().borrow().clone();
         let is_stuck = status.apply_stalled_since.is_some_and(|since| since.elapsed() > limit);
-        !is_stuck || status.storage_stalled_since.is_some()
+        !is_stuck || status.storage_stalled_since.is_some() || status.role == Role::Standalone
     }
 
     /// Transfers leadership while calls are still served, takes no more calls, finishes those in hand, stops the engine, closes
@@ -226,7 +227,10 @@ impl Node {
         }
         let transfer = self.database.engine().transfer_leadership(None);
         match tokio::time::timeout(TRANSFER_MAX, transfer).await {
-            Ok(Ok(leader)) => tracing::info!(%leader, "another node leads"),
+            Ok(Ok(leader)) => {
+                tracing::info!(%leader, "another node leads");
+                tokio::time::sleep(TRANSFER_HEARD).await;
+            }
             Ok(Err(error)) => tracing::warn!(%error, "leadership was not transferred before the end"),
             Err(_) => tracing::warn!("no other node has taken over leadership in time"),
         }
@@ -477,6 +481,8 @@ const FLIGHT: &str = "flight";
 pub(crate) const STATE: &str = "state";
 /// The time for another node to take over leadership at shutdown.
 const TRANSFER_MAX: Duration = Duration::from_secs(1);
+/// The time for all nodes to hear of the new leader, so that they send nothing more to this one.
+const TRANSFER_HEARD: Duration = Duration::from_millis(300);
 /// Calls in hand get this long at shutdown.
 const CALLS_MAX: Duration = Duration::from_secs(2);
 /// Pause before an engine that has too many reads is asked again.

@@ -235,7 +235,10 @@ impl RoutingManager {
                 known => known,
             };
             match leader {
-                Some(leader) if leader == self.node && Instant::now() < deadline => {} // It is this node now.
+                Some(leader) if leader == self.node && Instant::now() < deadline => {
+                    // It is this node now; or it is this node still, and it cannot serve at the moment.
+                    timed(Stage::Election, tokio::time::sleep(AGAIN_PAUSE)).await;
+                }
                 Some(leader) if may_forward && leader != self.node => {
                     room.reserve(request.answer_bytes_max()).await;
                     let transfer_to =
@@ -248,8 +251,7 @@ impl RoutingManager {
                         return outcome;
                     }
                     // It was not executed, and this node is about to hear who leads.
-                    let superseded = tokio::time::timeout(SUCCESSOR_WAIT, cluster.superseded(leader));
-                    let _ = timed(Stage::Election, superseded).await;
+                    timed(Stage::Election, tokio::time::sleep(AGAIN_PAUSE)).await;
                 }
                 Some(leader) if leader != self.node => return Err(self.not_leader(Some(leader))),
                 _ => return Err(convert::unavailable(cluster.why_no_leader(), false)),
@@ -757,7 +759,7 @@ fn alarm_problem(Alarm { kind, node }: Alarm) -> String {
 const STANDALONE: &str = "this server stands alone; it has no members";
 /// A change of members that no quorum confirms for so long is answered as unknown.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long a call waits to hear of the successor of a leader that does not lead any more, before it asks again.
-const SUCCESSOR_WAIT: Duration = Duration::from_millis(50);
+/// Pause before a call that the leader could not execute is tried again, here or at its successor.
+const AGAIN_PAUSE: Duration = Duration::from_millis(10);
 /// How long a call waits for an election to end.
 pub(crate) const LEADER_WAIT: Duration = Duration::from_secs(2);

@@ -3,14 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use consensus_core::{MemberKind, Membership, NodeId};
-use kv_state_machine::{Alarm, AlarmKind, Caller, CheckedState, ConsensusKvDatabase, KvOperation};
+use kv_state_machine::{Alarm, AlarmKind, Caller, ConsensusKvDatabase, KvOperation, StateHash};
 use serde::{Deserialize, Serialize};
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::{
     answers::NodeBudget,
@@ -32,7 +32,7 @@ pub(crate) struct StateReport {
 /// `interval` zero: this node starts no checks.
 pub(crate) async fn run(router: Arc<RoutingManager>, interval: Duration, mut stop: watch::Receiver<bool>) {
     let Some(mut checked) = router.database().checked_states() else { return };
-    let mut due = Instant::now() + interval;
+    let (mut due, mut reports) = (Instant::now() + interval, JoinSet::new());
     loop {
         tokio::select! {
             () = stopped(&mut stop) => return,
@@ -41,9 +41,12 @@ pub(crate) async fn run(router: Arc<RoutingManager>, interval: Duration, mut sto
                     return;
                 }
                 due = Instant::now() + interval;
-                tokio::select! {
-                    () = stopped(&mut stop) => return,
-                    () = report(&router, &mut checked) => {}
+                reports.shutdown().await;
+                let outcome = checked.borrow_and_update().clone();
+                // An unreadable state is a problem of this node, and is shown as one.
+                if let Some(Ok(StateHash { applied_index: index, hash, .. })) = outcome {
+                    let report = StateReport { node: router.node(), index, hash };
+                    reports.spawn(send(router.clone(), report));
                 }
             }
             () = tokio::time::sleep_until(due), if !interval.is_zero() => {
@@ -66,14 +69,11 @@ async fn start_check(router: &RoutingManager) {
     }
 }
 
-/// Reports the newest checksum to the leader, again and again until the leader has it.
-async fn report(router: &RoutingManager, checked: &mut watch::Receiver<CheckedState>) {
+/// Sends a report to the leader, again and again until the leader has it.
+async fn send(router: Arc<RoutingManager>, report: StateReport) {
     let budget = NodeBudget::new(ANSWER_BYTES_MAX, ANSWER_BYTES_MAX).connection();
+    let request = NodeRequest::ReportState(report);
     for _ in 0..ATTEMPTS {
-        // An unreadable state is a problem of this node, and is shown as one.
-        let Some(Ok(hash)) = checked.borrow_and_update().clone() else { return };
-        let report = StateReport { node: router.node(), index: hash.applied_index, hash: hash.hash };
-        let request = NodeRequest::ReportState(report);
         match router.lead(&Caller::Server, &request, &mut budget.room()).await {
             Ok(_) => return,
             Err(fault) => tracing::debug!(why = fault.reason(), "the leader does not have the checksum yet"),
@@ -85,7 +85,15 @@ async fn report(router: &RoutingManager, checked: &mut watch::Receiver<CheckedSt
 
 /// Reports of the last checks, on the leader.
 #[derive(Debug, Default)]
-pub(crate) struct StateReports(Mutex<BTreeMap<u64, BTreeMap<NodeId, u32>>>);
+pub(crate) struct StateReports(Mutex<Checks>);
+
+#[derive(Debug, Default)]
+struct Checks {
+    /// By the index of the entry, and the node.
+    open: BTreeMap<u64, BTreeMap<NodeId, u32>>,
+    /// Index of the last check that was decided. A node may apply its entry again after a restart, and report it again.
+    decided: u64,
+}
 
 impl StateReports {
     /// Takes the report of a node, and raises the alarm CORRUPT if states differ.
@@ -96,9 +104,9 @@ impl StateReports {
     ) -> Result<(), NodeFault> {
         let membership = database.status().borrow().membership.clone();
         let data_nodes = data_nodes(&membership);
-        let reports = self.add(report);
+        let Some(reports) = self.add(report, &data_nodes) else { return Ok(()) };
         match compare(&reports, &data_nodes) {
-            Comparison::Incomplete => {}
+            Comparison::Incomplete => return Ok(()),
             Comparison::Equal => {
                 tracing::info!(
                     index = report.index,
@@ -113,18 +121,45 @@ impl StateReports {
             }
             Comparison::Undecided => raise_alarm(database, None, report.index, &reports).await?,
         }
+        self.decide(report.index);
         Ok(())
     }
 
-    /// Adds a report. Returns all reports of the same check.
-    fn add(&self, StateReport { node, index, hash }: StateReport) -> BTreeMap<NodeId, u32> {
-        let mut checks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        checks.entry(index).or_default().insert(node, hash);
-        let reports = checks[&index].clone();
-        while checks.len() > CHECKS_KEPT {
-            checks.pop_first();
+    /// Adds a report. Returns all reports of the same check; `None` if that is decided, or too old.
+    fn add(&self, report: StateReport, data_nodes: &BTreeSet<NodeId>) -> Option<BTreeMap<NodeId, u32>> {
+        let StateReport { node, index, hash } = report;
+        let Checks { open, decided } = &mut *self.lock();
+        if index <= *decided {
+            return None;
         }
-        reports
+        open.entry(index).or_default().insert(node, hash);
+        while open.len() > CHECKS_KEPT {
+            let Some((old, reports)) = open.pop_first() else { break };
+            let silent: Vec<String> =
+                data_nodes.iter().filter(|id| !reports.contains_key(id)).map(NodeId::to_string).collect();
+            let hashes: BTreeSet<u32> = reports.into_values().collect();
+            let (silent, differ) = (silent.join(", "), hashes.len() > 1);
+            tracing::warn!(
+                index = old,
+                silent,
+                differ,
+                "a check of the states had no report from some nodes"
+            );
+            *decided = old;
+        }
+        open.get(&index).cloned()
+    }
+
+    /// Removes a check, and older ones.
+    fn decide(&self, index: u64) {
+        let mut checks = self.lock();
+        checks.decided = checks.decided.max(index);
+        let decided = checks.decided;
+        checks.open.retain(|open, _| *open > decided);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Checks> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -186,8 +221,8 @@ fn compare(reports: &BTreeMap<NodeId, u32>, data_nodes: &BTreeSet<NodeId>) -> Co
     }
 }
 
-/// Checks whose reports the leader keeps.
-const CHECKS_KEPT: usize = 4;
+/// Checks for whose reports the leader waits at a time.
+const CHECKS_KEPT: usize = 2;
 /// Room for the answers of the leader.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 const ATTEMPTS: u32 = 60;
@@ -216,15 +251,19 @@ mod tests {
     }
 
     #[test]
-    fn reports_of_old_checks_are_forgotten() {
-        let reports = StateReports::default();
-        for index in 1..100 {
-            assert_eq!(reports.add(StateReport { node: NodeId(1), index, hash: 5 }).len(), 1);
+    fn report_of_a_check_that_is_decided_or_old_is_ignored() {
+        let (reports, nodes) = (StateReports::default(), BTreeSet::from([NodeId(1), NodeId(2)]));
+        let add = |node, index| {
+            let report = StateReport { node: NodeId(node), index, hash: 5 };
+            reports.add(report, &nodes).map(|reports| reports.len())
+        };
+        assert_eq!((add(1, 10), add(2, 10)), (Some(1), Some(2)));
+        reports.decide(10);
+        assert_eq!(add(2, 10), None, "it was applied again after a restart");
+        for index in 11..100 {
+            assert_eq!(add(1, index), Some(1));
         }
-        assert_eq!(reports.0.lock().unwrap().len(), CHECKS_KEPT);
-        assert_eq!(reports.add(StateReport { node: NodeId(2), index: 99, hash: 5 }).len(), 2);
-        // The checks that are kept are newer.
-        assert_eq!(reports.add(StateReport { node: NodeId(2), index: 1, hash: 5 }).len(), 1);
-        assert!(!reports.0.lock().unwrap().contains_key(&1));
+        assert_eq!(reports.lock().open.len(), CHECKS_KEPT);
+        assert_eq!((add(2, 99), add(2, 11)), (Some(2), None));
     }
 }

@@ -44,8 +44,8 @@ pub(crate) struct Once {
     pub(crate) restore: Option<PathBuf>,
     /// Makes a new data directory from this snapshot of etcd 3.4 to 3.7 (`etcdctl snapshot save`), prints what that means, and exits.
     ///
-    /// Keys keep their revisions and history; leases have their whole time to live; users keep their passwords. Otherwise it is
-    /// as with `--restore`. Default: none.
+    /// With `--bump-revision 0` keys keep their revisions and history; leases have their whole time to live; users keep their
+    /// passwords. Otherwise it is as with `--restore`. Default: none.
     #[arg(long, value_name = "FILE")]
     pub(crate) import_etcd: Option<PathBuf>,
     /// Number by which `--restore` and `--import-etcd` raise the revision of the store. All revisions before count as compacted then, so that clients that

@@ -141,12 +141,17 @@ impl RotatedFile {
     /// Renames the file to `PATH.1`, and the older ones to the next numbers.
     fn rotate(&mut self) -> io::Result<()> {
         self.sync();
+        // First, so that the older files keep their names if this one cannot be renamed.
+        let aside = self.numbered(0);
+        // An earlier attempt may have ended here. Then this file is renamed by the next one.
+        if !aside.exists() {
+            rename(&self.path, &aside)?;
+            self.open = None;
+        }
         for number in (1..self.files_max).rev() {
             rename(&self.numbered(number), &self.numbered(number + 1))?;
         }
-        rename(&self.path, &self.numbered(1))?;
-        self.open = None;
-        Ok(())
+        rename(&aside, &self.numbered(1))
     }
 
     fn numbered(&self, number: u32) -> PathBuf {
@@ -176,8 +181,8 @@ fn open(path: &Path) -> io::Result<Open> {
     }
     let mut size = metadata.len();
     // The end of the process, or a full disk, may have left a part of a line.
-    if size > 0 && !ends_with_line_break(&file, size)? {
-        file.write_all(b"\n")?;
+    // A disk that is still full is no reason not to start: what cannot be written later is counted.
+    if size > 0 && !ends_with_line_break(&file, size)? && file.write_all(b"\n").is_ok() {
         size += 1;
     }
     Ok(Open { file, size })

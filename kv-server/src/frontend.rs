@@ -97,12 +97,14 @@ impl Frontend {
             let place = clients.clone().try_acquire_owned().ok();
             refusals.note(place.is_none(), clients.available_permits());
             let beyond = if place.is_none() { beyond.clone().try_acquire_owned().ok() } else { None };
+            if place.is_none() && beyond.is_none() {
+                // Here, and not in a task: until tasks run, a burst of connections would take all descriptors.
+                drop(stream);
+                continue;
+            }
             connections.spawn(async move {
-                let _open = OpenConnection::new();
+                let (_open, _beyond) = (OpenConnection::new(), beyond);
                 let served = async {
-                    if place.is_none() && beyond.is_none() {
-                        return Ok(());
-                    }
                     configure(&stream)?;
                     let Some(stream) = client.secure(stream, from, tls, place.is_some()).await? else {
                         return Ok(());

@@ -118,7 +118,8 @@ async fn recording_replays_to_the_same_state_and_differences_are_reported() {
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("the record at byte"), "{}", text(&output.stderr));
 
-    std::fs::write(&damaged, &bytes[..middle]).unwrap();
+    // Within the last record: at another place a record may just have ended.
+    std::fs::write(&damaged, &bytes[..bytes.len() - 1]).unwrap();
     let output = replay(&[], &damaged);
     assert!(output.status.success(), "a killed process leaves such a file: {}", text(&output.stderr));
     assert!(text(&output.stdout).contains("is incomplete"));

@@ -43,9 +43,18 @@ fn purge(storage: &WalLogStorage, index: u64) {
     storage.write(LogBatch { purge, ..LogBatch::default() }).unwrap();
 }
 
-fn vote(storage: &WalLogStorage, term: u64) {
+fn vote(term: u64) -> LogBatch {
     let hard_state = Some(HardState { term: Term(term), ..HardState::default() });
-    storage.write(LogBatch { hard_state, ..LogBatch::default() }).unwrap();
+    LogBatch { hard_state, ..LogBatch::default() }
+}
+
+/// Opens a log, and fills the disk and then the log. Returns the log and its last entry.
+fn filled(disk: &SmallDisk, log: &Path) -> (WalLogStorage, u64) {
+    let storage = open(log);
+    append(&storage, 1).unwrap();
+    disk.fill().unwrap();
+    let last = append_until_refused(&storage, 2);
+    (storage, last)
 }
 
 /// Holds even without a reserve, because the space of a segment is allocated before anything is written to it.
@@ -54,12 +63,9 @@ fn write_to_full_disk_is_refused_and_not_final() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = small_disk(&dir) else { return };
     let log = disk.path().join("log");
-    let storage = open(&log);
-    append(&storage, 1).unwrap();
-    disk.fill().unwrap();
-    let last = append_until_refused(&storage, 2);
+    let (storage, last) = filled(&disk, &log);
     // Small batches without entries still fit, and are not refused.
-    (2..200).for_each(|term| vote(&storage, term));
+    (2..200).for_each(|term| storage.write(vote(term)).unwrap());
     assert_eq!(append_until_refused(&storage, last + 1), last);
     drop(storage);
 
@@ -84,18 +90,11 @@ fn vote_without_room_is_refused_and_not_final() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = small_disk(&dir) else { return };
     let log = disk.path().join("log");
-    let storage = open(&log);
-    append(&storage, 1).unwrap();
-    disk.fill().unwrap();
-    let last = append_until_refused(&storage, 2);
-    let batch = |term| {
-        let hard_state = Some(HardState { term: Term(term), ..HardState::default() });
-        LogBatch { hard_state, ..LogBatch::default() }
-    };
-    let refused = (2..100_000).find(|term| match storage.write(batch(*term)) {
+    let (storage, last) = filled(&disk, &log);
+    let refused = (2..100_000).find(|term| match storage.write(vote(*term)) {
         Ok(()) => false,
         Err(StorageError::NoRoom { batch: returned, .. }) => {
-            assert_eq!(*returned, batch(*term));
+            assert_eq!(*returned, vote(*term));
             true
         }
         Err(error) => panic!("{error}"),
@@ -105,9 +104,9 @@ fn vote_without_room_is_refused_and_not_final() {
 
     let storage = open(&log);
     assert_eq!(storage.load().unwrap().hard_state.term, Term(refused - 1));
-    assert!(matches!(storage.write(batch(refused)), Err(StorageError::NoRoom { .. })));
+    assert!(matches!(storage.write(vote(refused)), Err(StorageError::NoRoom { .. })));
     disk.make_room().unwrap();
-    storage.write(batch(refused)).unwrap();
+    storage.write(vote(refused)).unwrap();
     append(&storage, last + 1).unwrap();
     drop(storage);
     let state = open(&log).load().unwrap();
@@ -139,9 +138,9 @@ fn commands_that_need_the_reserve_are_refused() {
     let last = append_until_refused(&storage, 1);
     assert!(last > 800, "{last}");
     // The refusal is not final: votes and purges are written, and the log opens again.
-    vote(&storage, 9);
+    storage.write(vote(9)).unwrap();
     // Any number of votes may use the reserve, because elections go on while there is no room for entries.
-    (10..VOTES).for_each(|term| vote(&storage, term));
+    (10..VOTES).for_each(|term| storage.write(vote(term)).unwrap());
     purge(&storage, last);
     drop(storage);
     let state = open(&log).load().unwrap();

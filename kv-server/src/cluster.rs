@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use consensus_core::{Endpoint, EngineStatus, Member, Membership, NodeId};
+use consensus_core::{Endpoint, EngineStatus, Member, Membership, NodeId, Term};
 use kv_store_client::idl;
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -76,6 +76,11 @@ impl ClusterManager {
     /// Status of the engine.
     pub(crate) fn status(&self) -> watch::Receiver<Arc<EngineStatus>> {
         self.status.clone()
+    }
+
+    /// Current term, as far as this node knows.
+    pub(crate) fn term(&self) -> Term {
+        self.status.borrow().term
     }
 
     pub(crate) fn membership(&self) -> Arc<Membership> {

@@ -215,9 +215,7 @@ impl Node {
             transport.shutdown().await;
         }
     }
-}
 
-impl Node {
     /// Has another node lead, if there is one that can, so that clients of all nodes wait as short as possible.
     async fn transfer_leadership(&self) {
         let status = self.database.status().borrow().clone();

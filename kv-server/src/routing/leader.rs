@@ -112,7 +112,7 @@ impl LeaderConnection {
         tls: Option<&Tls>,
         leader: NodeId,
     ) -> Result<Arc<Leader>, Fault> {
-        let (endpoint, term) = (cluster.client_endpoint(leader), cluster.status().borrow().term);
+        let (endpoint, term) = (cluster.client_endpoint(leader), cluster.term());
         let mut state = self.0.lock().await;
         if let Some(current) = &state.current
             && (current.node, current.term, current.connection.is_open()) == (leader, term, true)

@@ -63,7 +63,7 @@ class Patch:
         if not self.field("Breaks").startswith(("safety", "liveness")):
             yield "the line `Breaks:` says neither safety nor liveness"
         for layer in self.layers:
-            shape = {"simulation": 1, "states": 2, "driver": 1, "test": 4}.get(layer[0])
+            shape = {"simulation": 1, "mistakes": 1, "states": 2, "driver": 1, "test": 4}.get(layer[0])
             if len(layer) != shape:
                 yield f"`Found-by: {' '.join(layer)}` is not a layer (scripts/mutants says which there are)"
             elif layer[0] == "test" and not is_test_there(layer[1], layer[2], layer[3]):

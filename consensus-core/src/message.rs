@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Entry, LogId, LogIndex, SnapshotMeta, StorageId, Term};
+use crate::{Entry, LeadershipId, LogId, LogIndex, SnapshotMeta, StorageId, Term};
 
 /// A message from one node to another. The transport names the sender ([`MessageHandler`](crate::MessageHandler)).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub struct AppendEntries {
     pub term: Term,
     /// The entry that precedes `entries`.
     pub prev: LogId,
+    /// Leadership to which `prev` belongs; [`LeadershipId::NONE`] if the leader does not know it.
+    pub prev_leadership: LeadershipId,
     /// Entries to append, contiguous from `prev.index + 1`.
     pub entries: Vec<Entry>,
     /// Leader's commit index.

@@ -75,6 +75,23 @@ impl fmt::Display for ClusterId {
     }
 }
 
+/// Random number that tells a leadership from every other one. In one term two nodes can lead only if an old copy of a disk was
+/// restored, or a disk was emptied; their entries have equal log ids and different content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LeadershipId(pub u64);
+
+impl LeadershipId {
+    /// The number of a leader that draws none.
+    pub const NONE: Self = Self(0);
+
+    /// Whether two leaderships may be the same: the numbers are equal, or one is not known.
+    #[must_use]
+    pub fn is_compatible_with(self, other: Self) -> bool {
+        self == other || self == Self::NONE || other == Self::NONE
+    }
+}
+
 impl From<u64> for ClusterId {
     fn from(value: u64) -> Self {
         Self(value)

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use consensus_core::{ClusterId, Endpoint, Membership, NodeId};
+use consensus_core::{ClusterId, Endpoint, LeadershipId, Membership, NodeId};
 use consensus_raft_protocol::{Config, ConfigError};
 
 use crate::{flight::FlightRecorder, latency::SimulatedLatency};
@@ -187,6 +187,11 @@ const STALL_LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Draws the identity of a new cluster, which no other cluster has.
 pub(crate) fn new_cluster() -> ClusterId {
     ClusterId(entropy().max(1))
+}
+
+/// Draws the number of a node's leaderships, which no other start of a node has.
+pub(crate) fn new_leadership() -> LeadershipId {
+    LeadershipId(entropy().max(1))
 }
 
 /// Random bits from the standard library's seed of hash maps.

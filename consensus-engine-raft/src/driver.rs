@@ -80,6 +80,8 @@ pub(crate) struct Driver {
     status: watch::Sender<Arc<EngineStatus>>,
     writer: Worker<LogBatch>,
     applier: Worker<Job>,
+    /// Work in the background: at most one flush for compaction, and one flush and one read of the log for each peer.
+    background: Vec<JoinHandle<()>>,
     /// Simulated latency of background work.
     background_latency: Option<Latency>,
     cache: EntryCache,
@@ -182,6 +184,7 @@ impl Driver {
             incarnation: config.protocol.seed,
             forwarding: Forwarding::new(raft.term()),
             proposals,
+            background: Vec::new(),
             background_latency: config.simulated_latency.as_ref().map(Latency::of_background),
             config,
             started: Instant::now(),
@@ -522,7 +525,10 @@ impl Driver {
         match output {
             Output::AppendedBlank(id) => self.cache.push(Entry { id, payload: Payload::Blank }),
             Output::AppendedMembership(id, membership) => {
-                tracing::info!(%id, members = %membership, "membership");
+                // Each leader's first entry is a configuration, usually that of the leader before.
+                if !self.status.borrow().membership.has_members_of(&membership) {
+                    tracing::info!(%id, members = %membership, "membership");
+                }
                 let payload = Payload::Membership(Membership::clone(&membership));
                 self.cache.push(Entry { id, payload });
             }
@@ -629,19 +635,17 @@ impl Driver {
     }
 
     /// Runs work that may block, on another thread if the engine uses threads.
-    fn run_in_background(&mut self, work: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
+    fn run_in_background(&mut self, work: impl FnOnce() + Send + 'static) {
+        self.background.retain(|work| !work.is_finished());
         if self.config.threads {
-            return Some(tokio::task::spawn_blocking(work));
+            return self.background.push(tokio::task::spawn_blocking(work));
         }
-        let Some(latency) = &mut self.background_latency else {
-            work();
-            return None;
-        };
+        let Some(latency) = &mut self.background_latency else { return work() };
         let takes = latency.draw();
-        Some(tokio::spawn(async move {
+        self.background.push(tokio::spawn(async move {
             tokio::time::sleep(takes).await;
             work();
-        }))
+        }));
     }
 
     /// Whether this task may do the work for that many entries itself, because it delays no other member and no other task.
@@ -756,8 +760,8 @@ impl Driver {
         while let Ok(input) = self.inputs.try_recv() {
             self.refuse(input);
         }
-        for flush in self.compaction.background_flushes.drain(..) {
-            let _ = flush.await; // A flush holds the files of the state machine open.
+        for work in self.background.drain(..) {
+            let _ = work.await; // It holds the files of the log or of the state machine open.
         }
         self.writer.settle().await;
         self.applier.settle().await;

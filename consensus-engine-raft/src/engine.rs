@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use consensus_core::{
-    ChangeError, Committed, ConsensusEngine, EngineStatus, Entry, HardState, Health, LogBatch, LogId,
-    LogIndex, LogState, LogStorage, MemberChange, MemberKind, Membership, Message, MessageHandler,
+    ChangeError, Committed, ConsensusEngine, EngineStatus, Entry, HardState, Health, LeadershipId, LogBatch,
+    LogId, LogIndex, LogState, LogStorage, MemberChange, MemberKind, Membership, Message, MessageHandler,
     NetworkTransport, NodeId, Payload, ProposeError, ReadConsistency, ReadError, ShutdownError, SnapshotAck,
     SnapshotChunk, SnapshotError, SnapshotOutcome, StateMachine, StorageError, TransferError, TransportError,
 };
@@ -18,6 +18,7 @@ use crate::{
     RaftBuilder, RaftConfig,
     admission::Admission,
     apply_thread::Applier,
+    config::new_leadership,
     driver::Driver,
     flight::Recorded,
     inbox::{Arrival, Inbox, Input},
@@ -146,13 +147,16 @@ impl RaftEngine {
     }
 
     async fn run(
-        config: RaftConfig,
+        mut config: RaftConfig,
         transport: Arc<dyn NetworkTransport>,
         storage: Arc<dyn LogStorage>,
         machine: Box<dyn StateMachine>,
         log: LogState,
         applied: LogId,
     ) -> Result<Arc<Self>, StartError> {
+        if config.protocol.leadership == LeadershipId::NONE {
+            config.protocol.leadership = new_leadership();
+        }
         let restored = Restored { log, applied: applied.index };
         let raft = Raft::new(config.protocol.clone(), restored, std::time::Duration::ZERO)?;
         let (node, witness) = (raft.id(), config.protocol.witness);

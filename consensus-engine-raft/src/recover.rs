@@ -1,11 +1,11 @@
 //! Recovery after a majority of the voters is permanently lost, and clusters that start from a restored state.
 
 use consensus_core::{
-    ClusterId, Entry, HardState, LogBatch, LogId, LogIndex, LogStorage, Member, MemberKind, Membership,
-    NodeId, Payload, SnapshotMeta, StorageError, StorageId,
+    ClusterId, Entry, HardState, Leadership, LogBatch, LogId, LogIndex, LogStorage, Member, MemberKind,
+    Membership, NodeId, Payload, SnapshotMeta, StorageError, StorageId,
 };
 
-use crate::config::new_cluster;
+use crate::config::{new_cluster, new_leadership};
 
 /// Result of [`force_new_cluster`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ pub fn force_new_cluster(storage: &dyn LogStorage, node: NodeId) -> Result<Recov
     let alone = Membership::new([(node, Member { storage: own_storage, ..own.clone() })].into());
     // The new identity makes it another cluster: nodes that return with the old identity are refused.
     let cluster = new_cluster();
-    let alone = alone.with_cluster(cluster);
+    let alone = alone.with_cluster(cluster).with_leadership(Leadership { first: by, id: new_leadership() });
     storage.write(LogBatch {
         hard_state: Some(HardState { term, voted_for: Some(node), cluster, ..HardState::default() }),
         entries: vec![Entry { id: by, payload: Payload::Membership(alone) }],

@@ -12,10 +12,10 @@ use std::{
 
 use async_trait::async_trait;
 use consensus_core::{
-    AppendEntries, ClusterId, ConsensusEngine, Endpoint, EngineStatus, Entry, Health, LogBatch, LogId,
-    LogIndex, LogState, LogStorage, Member, MemberChange, MemberKind, Membership, Message, MessageHandler,
-    NetworkTransport, NodeId, Payload, ProposeError, Reachability, ReadConsistency, ReadError, Role,
-    SendError, SnapshotAck, SnapshotChunk, StorageError, Term, TransportError,
+    AppendEntries, ClusterId, ConsensusEngine, Endpoint, EngineStatus, Entry, Health, LeadershipId, LogBatch,
+    LogId, LogIndex, LogState, LogStorage, Member, MemberChange, MemberKind, Membership, Message,
+    MessageHandler, NetworkTransport, NodeId, Payload, ProposeError, Reachability, ReadConsistency,
+    ReadError, Role, SendError, SnapshotAck, SnapshotChunk, StorageError, Term, TransportError,
 };
 use consensus_engine_raft::{RaftConfig, RaftEngine};
 use consensus_testkit::{Journal, MemLogStorage, eventually};
@@ -55,7 +55,14 @@ async fn commit_index_of_leader_without_commit_in_its_term_is_not_fresh() {
     let mut status = engine.status();
     let send = |prev, entry: Entry, commit| {
         let entries = vec![entry];
-        let message = AppendEntries { term: Term(2), prev, entries, commit: LogIndex(commit), round: 1 };
+        let message = AppendEntries {
+            term: Term(2),
+            prev,
+            prev_leadership: LeadershipId::NONE,
+            entries,
+            commit: LogIndex(commit),
+            round: 1,
+        };
         leader.send(NodeId(1), Message::AppendEntries(message)).unwrap();
     };
     let within_a_minute = ReadConsistency::StaleWithin(Duration::from_secs(60));

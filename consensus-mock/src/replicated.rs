@@ -9,9 +9,9 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use consensus_core::{
-    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, EngineStatus, Entry, LogId, LogIndex,
-    Membership, Message, MessageHandler, NetworkTransport, NodeId, SnapshotAck, SnapshotChunk,
-    SnapshotOutcome, StorageId, TransportError,
+    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, EngineStatus, Entry, LeadershipId,
+    LogId, LogIndex, Membership, Message, MessageHandler, NetworkTransport, NodeId, SnapshotAck,
+    SnapshotChunk, SnapshotOutcome, StorageId, TransportError,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -127,9 +127,17 @@ impl Replication {
         let commit = self.commit;
         let entries = self.log[after.0 as usize..].iter().take(APPEND_ENTRIES_MAX).cloned().collect();
         // An error is ignored, because lost entries are sent again.
-        let _ = self
-            .transport
-            .send(to, Message::AppendEntries(AppendEntries { term: TERM, prev, entries, commit, round: 0 }));
+        let _ = self.transport.send(
+            to,
+            Message::AppendEntries(AppendEntries {
+                term: TERM,
+                prev,
+                prev_leadership: LeadershipId::NONE,
+                entries,
+                commit,
+                round: 0,
+            }),
+        );
     }
 
     fn resend(&self) {

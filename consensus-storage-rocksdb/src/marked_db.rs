@@ -114,6 +114,13 @@ impl MarkedDb {
         mark.sync()
     }
 
+    /// Whether RocksDB accepts writes. After most failures of a flush or a compaction it does not, until it is opened again: it has
+    /// no call that ends this state.
+    #[must_use]
+    pub fn accepts_writes(&self) -> bool {
+        self.db.write(WriteBatch::default()).is_ok()
+    }
+
     fn mark(&self) -> MutexGuard<'_, MarkFile> {
         self.mark.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -226,7 +226,7 @@ mod tests {
         let purged = SnapshotMeta::default();
         let frame = Frame { hard_state: Some(&hard_state), purged: Some(&purged), entries: &[], ..frame };
         let bytes = encoded(&frame);
-        assert_eq!(bytes[4..8], [0, 0, 0, 14]);
+        assert_eq!(bytes[4..8], [0, 0, 0, 15]);
         assert_eq!(bytes[FIXED_LEN..], [1, 1, 7, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     }
 

@@ -15,7 +15,15 @@ impl SmallDisk {
     ///
     /// # Errors
     /// The disk cannot be mounted here, for this reason. A test prints the reason and ends.
+    ///
+    /// # Panics
+    /// The disk cannot be mounted, and the variable `TEST_DISKS` is set: it says that disks can be mounted here.
     pub fn mount(dir: &Path, mib: u64) -> Result<Self, String> {
+        Self::try_mount(dir, mib)
+            .inspect_err(|why| assert!(std::env::var_os("TEST_DISKS").is_none(), "{}: {why}", dir.display()))
+    }
+
+    fn try_mount(dir: &Path, mib: u64) -> Result<Self, String> {
         let size = format!("size={mib}m");
         let output = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir).output();
         match output {

@@ -26,12 +26,21 @@ struct Member {
   7: optional string name
 }
 
+/** A node led from this entry on. */
+struct Leadership {
+  1: required LogId first
+  /** A random number. */
+  2: required i64 id
+}
+
 struct Membership {
   1: required list<Member> members
   /** In a joint configuration the voters as they were. */
   2: required list<Member> outgoing
   /** Identity of the cluster; 0 until its first leader has drawn one. */
   3: required i64 cluster
+  /** The latest ones, in the order of the log. */
+  4: required list<Leadership> leaderships
 }
 
 /** Neither a command nor a membership, and nothing withheld: a blank entry. */
@@ -67,6 +76,8 @@ struct AppendEntries {
   3: required list<Entry> entries
   4: required i64 commit
   5: required i64 round
+  /** The leadership to which `prev` belongs; 0 if it is not known. */
+  6: required i64 prev_leadership
 }
 
 struct Rejection {

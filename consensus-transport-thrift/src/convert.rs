@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use consensus_core::{
     AppendEntries, AppendOutcome, AppendResponse, ClusterId, CommitNotification, Endpoint, EndpointError,
-    Entry, LogId, LogIndex, Member, MemberKind, Membership, Message, NodeId, Payload, ReadIndexRequest,
-    ReadIndexResponse, SnapshotAck, SnapshotChunk, SnapshotMeta, SnapshotOutcome, StorageId, Term,
-    TimeoutNow, VoteKind, VoteRequest, VoteResponse,
+    Entry, Leadership, LeadershipId, LogId, LogIndex, Member, MemberKind, Membership, Message, NodeId,
+    Payload, ReadIndexRequest, ReadIndexResponse, SnapshotAck, SnapshotChunk, SnapshotMeta, SnapshotOutcome,
+    StorageId, Term, TimeoutNow, VoteKind, VoteRequest, VoteResponse,
 };
 
 use crate::generated as wire;
@@ -38,6 +38,7 @@ pub(crate) fn message_to_wire(message: Message) -> Result<wire::Message> {
             entries: append.entries.into_iter().map(entry_to_wire).collect(),
             commit: signed(append.commit.0),
             round: signed(append.round),
+            prev_leadership: signed(append.prev_leadership.0),
         }),
         Message::AppendResponse(AppendResponse { term, round, outcome, storage, joining }) => {
             let outcome = match outcome {
@@ -91,6 +92,7 @@ pub(crate) fn message_from_wire(message: wire::Message) -> Result<Message> {
             entries: append.entries.into_iter().map(entry_from_wire).collect::<Result<_>>()?,
             commit: index(append.commit),
             round: unsigned(append.round),
+            prev_leadership: LeadershipId(unsigned(append.prev_leadership)),
         }),
         wire::Message::AppendResponse(response) => Message::AppendResponse(AppendResponse {
             term: term(response.term),
@@ -195,7 +197,16 @@ fn membership_to_wire(membership: &Membership) -> wire::Membership {
         members: members(membership.members()),
         outgoing: members(membership.outgoing()),
         cluster: signed(membership.cluster().0),
+        leaderships: membership.leaderships().iter().map(leadership_to_wire).collect(),
     }
+}
+
+fn leadership_to_wire(leadership: &Leadership) -> wire::Leadership {
+    wire::Leadership { first: id_to_wire(leadership.first), id: signed(leadership.id.0) }
+}
+
+fn leadership_from_wire(leadership: &wire::Leadership) -> Leadership {
+    Leadership { first: id_from_wire(&leadership.first), id: LeadershipId(unsigned(leadership.id)) }
 }
 
 fn member_to_wire((id, member): (&NodeId, &Member)) -> wire::Member {
@@ -220,7 +231,9 @@ fn membership_from_wire(membership: wire::Membership) -> Result<Membership> {
         members.into_iter().map(member_from_wire).collect()
     };
     let cluster = ClusterId(unsigned(membership.cluster));
-    Ok(Membership::joint(members(membership.members)?, members(membership.outgoing)?).with_cluster(cluster))
+    let leaderships = membership.leaderships.iter().map(leadership_from_wire);
+    let membership = Membership::joint(members(membership.members)?, members(membership.outgoing)?);
+    Ok(leaderships.fold(membership.with_cluster(cluster), Membership::with_leadership))
 }
 
 fn member_from_wire(member: wire::Member) -> Result<(NodeId, Member)> {
@@ -342,9 +355,15 @@ mod tests {
     }
 
     fn membership() -> impl Strategy<Value = Membership> {
-        (members(), members(), any::<u64>()).prop_map(|(members, outgoing, cluster)| {
-            Membership::joint(members, outgoing).with_cluster(ClusterId(cluster))
-        })
+        let leaderships = prop::collection::vec((id(), any::<u64>()), 0..4);
+        (members(), members(), any::<u64>(), leaderships).prop_map(
+            |(members, outgoing, cluster, leaderships)| {
+                let membership = Membership::joint(members, outgoing).with_cluster(ClusterId(cluster));
+                leaderships.into_iter().fold(membership, |membership, (first, id)| {
+                    membership.with_leadership(Leadership { first, id: LeadershipId(id) })
+                })
+            },
+        )
     }
 
     fn entry() -> impl Strategy<Value = Entry> {
@@ -359,10 +378,11 @@ mod tests {
 
     fn message() -> impl Strategy<Value = Message> {
         let samples = consensus_testkit::transport::samples();
-        let append = (any::<(u64, u64, u64)>(), id(), prop::collection::vec(entry(), 0..4));
-        let append = append.prop_map(|((term, commit, round), prev, entries)| {
+        let append = (any::<(u64, u64, u64, u64)>(), id(), prop::collection::vec(entry(), 0..4));
+        let append = append.prop_map(|((term, commit, round, leadership), prev, entries)| {
+            let prev_leadership = LeadershipId(leadership);
             let (term, commit) = (Term(term), LogIndex(commit));
-            Message::AppendEntries(AppendEntries { term, prev, entries, commit, round })
+            Message::AppendEntries(AppendEntries { term, prev, prev_leadership, entries, commit, round })
         });
         let extension = any::<Vec<u8>>().prop_map(|bytes| Message::Extension(bytes.into()));
         // For messages that consist of numbers only, the samples are enough.
@@ -432,7 +452,12 @@ mod tests {
         let entry = wire::Entry {
             id: wire::LogId { term: 1, index: 1 },
             command: Some(vec![]),
-            membership: Some(wire::Membership { members: vec![], outgoing: vec![], cluster: 0 }),
+            membership: Some(wire::Membership {
+                members: vec![],
+                outgoing: vec![],
+                cluster: 0,
+                leaderships: vec![],
+            }),
             withheld: None,
         };
         assert!(entry_from_wire(entry).is_err());

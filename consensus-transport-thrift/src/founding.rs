@@ -236,7 +236,7 @@ pub async fn await_founders(
     let mut probes: FuturesUnordered<_> =
         config.founders.keys().map(|peer| ask(*peer, Duration::ZERO)).collect();
     let mut answers = BTreeMap::new();
-    let mut reported: Option<(BTreeSet<NodeId>, Instant)> = None;
+    let mut report = WaitReport::default();
     while let Some((peer, answer)) = probes.next().await {
         answers.insert(peer, answer);
         match decide(own, storage, name, config, &answers) {
@@ -254,11 +254,8 @@ pub async fn await_founders(
                 // Reports only nodes that were asked already.
                 let nodes: BTreeSet<NodeId> =
                     nodes.into_iter().filter(|peer| answers.contains_key(peer)).collect();
-                let is_due =
-                    |(before, at): &(_, Instant)| *before != nodes || at.elapsed() >= REPORT_INTERVAL;
-                if !nodes.is_empty() && reported.as_ref().is_none_or(is_due) {
+                if !nodes.is_empty() && report.is_due(&nodes, Instant::now()) {
                     waiting(&nodes);
-                    reported = Some((nodes, Instant::now()));
                 }
             }
         }
@@ -271,12 +268,29 @@ pub(crate) fn names<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> String {
     nodes.map(NodeId::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// The sets of nodes that were reported as awaited: the time of the next report of each, and the pause after it.
+#[derive(Default)]
+struct WaitReport(BTreeMap<BTreeSet<NodeId>, (Instant, Duration)>);
+
+impl WaitReport {
+    /// Whether to report these nodes: for the first time, or again after a pause that grows.
+    fn is_due(&mut self, nodes: &BTreeSet<NodeId>, now: Instant) -> bool {
+        let (next, pause) = self.0.entry(nodes.clone()).or_insert((now, REPORT_PAUSE));
+        let is_due = now >= *next;
+        if is_due {
+            (*next, *pause) = (now + *pause, (2 * *pause).min(REPORT_PAUSE_MAX));
+        }
+        is_due
+    }
+}
+
 /// Time limit of one probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between two probes of the same node.
 const PROBE_PAUSE: Duration = Duration::from_millis(70);
-/// Interval in which an unchanged set of awaited nodes is reported again.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// An unchanged set of awaited nodes is reported again after this time, and then after twice as long each time.
+const REPORT_PAUSE: Duration = Duration::from_secs(10);
+const REPORT_PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
 
 #[cfg(test)]
 #[path = "founding_tests.rs"]

@@ -142,3 +142,21 @@ fn founding_error_names_the_peer_and_the_conflict() {
         assert!(error.contains(words), "{error}");
     }
 }
+
+#[test]
+fn wait_for_the_same_nodes_is_reported_less_and_less_often() {
+    let (start, mut report) = (Instant::now(), WaitReport::default());
+    let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+    let mut reports = |nodes: &BTreeSet<NodeId>, seconds: std::ops::Range<u64>| {
+        let is_due = |second: &u64| report.is_due(nodes, start + Duration::from_secs(*second));
+        seconds.filter(is_due).collect::<Vec<_>>()
+    };
+    assert_eq!(reports(&nodes(&[1, 2]), 0..100), [0, 10, 30, 70]);
+    assert_eq!(reports(&nodes(&[2]), 100..125), [100, 110]);
+    assert!(reports(&nodes(&[2]), 125..100_000).len() < 40);
+    // A node that answers now and then.
+    let mut flips = WaitReport::default();
+    let sets = [nodes(&[1]), nodes(&[1, 2])];
+    let is_due = |n: &u64| flips.is_due(&sets[(n % 2) as usize], start + Duration::from_secs(*n));
+    assert!((0..1000).filter(is_due).count() < 20);
+}

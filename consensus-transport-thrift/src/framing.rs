@@ -2,7 +2,7 @@
 //!
 //! A frame is a length (4 bytes, big-endian) followed by that many bytes: one message of the strict binary protocol.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use bytes::{Buf, Bytes, BytesMut};
 use thrift::{
@@ -13,12 +13,70 @@ use thrift::{
     },
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::codec::{Decoder, FramedRead};
 
 /// Creates a stream of frames of at most `frame_bytes_max` bytes. A longer frame is an error before its body is read.
 pub fn reader<R: AsyncRead>(io: R, frame_bytes_max: usize) -> FramedRead<R, FrameDecoder> {
-    FramedRead::new(io, FrameDecoder { frame_bytes_max, awaited: None })
+    FramedRead::new(io, FrameDecoder { frame_bytes_max, awaited: None, memory: None })
+}
+
+/// Like [`reader`]. The frames of all streams that share `memory` take their bytes from it, but for the first
+/// [`FREE_BYTES`] of each. If none is left, the stream fails.
+pub fn reader_within<R: AsyncRead>(
+    io: R,
+    frame_bytes_max: usize,
+    memory: FrameMemory,
+) -> FramedRead<R, FrameDecoder> {
+    let memory = Some(Share { memory, taken: FrameRoom::default() });
+    FramedRead::new(io, FrameDecoder { frame_bytes_max, awaited: None, memory })
+}
+
+/// Memory for frames, shared by streams.
+#[derive(Clone, Debug)]
+pub struct FrameMemory(Arc<Semaphore>);
+
+impl FrameMemory {
+    /// `bytes` is rounded up to a multiple of 4 KiB.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        let units = usize::try_from(bytes.div_ceil(UNIT_BYTES as u64)).unwrap_or(usize::MAX);
+        Self(Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))))
+    }
+}
+
+/// Memory that a frame takes. Dropping it gives it back.
+#[derive(Debug, Default)]
+pub struct FrameRoom(Option<OwnedSemaphorePermit>);
+
+/// A stream's share of the memory.
+#[derive(Debug)]
+struct Share {
+    memory: FrameMemory,
+    taken: FrameRoom,
+}
+
+impl Share {
+    /// Takes memory for a frame of which so many bytes are to be in memory.
+    fn cover(&mut self, bytes: usize) -> io::Result<()> {
+        let needed = bytes.saturating_sub(FREE_BYTES).div_ceil(UNIT_BYTES);
+        let taken = self.taken.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = u32::try_from(needed.saturating_sub(taken)).unwrap_or(u32::MAX);
+        if more == 0 {
+            return Ok(());
+        }
+        let more = self.memory.0.clone().try_acquire_many_owned(more).map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                "there is no memory left for large requests of all clients",
+            )
+        })?;
+        match &mut self.taken.0 {
+            Some(taken) => taken.merge(more),
+            taken => *taken = Some(more),
+        }
+        Ok(())
+    }
 }
 
 /// Splits a stream into frames, without their lengths. The memory grows with the bytes that have arrived, and not with the
@@ -28,12 +86,25 @@ pub struct FrameDecoder {
     frame_bytes_max: usize,
     /// Length of the frame whose body is being received.
     awaited: Option<usize>,
+    memory: Option<Share>,
 }
 
 impl FrameDecoder {
     /// Sets the length of the longest frame, in bytes, starting with the next frame.
     pub fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
         self.frame_bytes_max = frame_bytes_max;
+    }
+
+    /// Returns the memory that the last frame takes, or the one that is being received. To be called for each frame that was received;
+    /// otherwise its memory is counted for the next one.
+    pub fn take_room(&mut self) -> FrameRoom {
+        self.memory.as_mut().map(|share| std::mem::take(&mut share.taken)).unwrap_or_default()
+    }
+
+    /// Whether a frame that is being received takes memory that it shares with other streams.
+    #[must_use]
+    pub fn holds_memory(&self) -> bool {
+        self.memory.as_ref().is_some_and(|share| share.taken.0.is_some())
     }
 
     fn decode_length(&mut self, buffer: &mut BytesMut) -> io::Result<Option<usize>> {
@@ -61,6 +132,9 @@ impl Decoder for FrameDecoder {
             None => self.decode_length(buffer)?,
         };
         let Some(length) = awaited else { return Ok(None) };
+        if let Some(share) = &mut self.memory {
+            share.cover(length.min(buffer.len()))?;
+        }
         if buffer.len() < length {
             buffer.reserve((length - buffer.len()).min(buffer.len().max(RESERVE_BYTES)));
             return Ok(None);
@@ -181,6 +255,10 @@ pub async fn write_all<W: AsyncWrite + Unpin>(
 
 /// Bytes of the length before a frame.
 pub const LENGTH_BYTES: usize = 4;
+/// Bytes of each frame for which no shared memory is taken.
+pub const FREE_BYTES: usize = 64 << 10;
+/// Shared memory is taken in units of this size.
+const UNIT_BYTES: usize = 4 << 10;
 /// Bytes reserved at first for the body of a frame, if it is that long.
 const RESERVE_BYTES: usize = 64 << 10;
 /// Most elements that a list may claim; the Thrift library allocates them before it reads them.
@@ -199,6 +277,7 @@ mod tests {
         task::{Context, Poll},
     };
 
+    use futures::StreamExt;
     use proptest::prelude::*;
 
     use super::*;
@@ -243,7 +322,7 @@ mod tests {
     }
 
     /// Records the length of each write.
-    struct Writes(std::sync::Arc<std::sync::Mutex<Vec<usize>>>);
+    struct Writes(Arc<std::sync::Mutex<Vec<usize>>>);
 
     impl AsyncWrite for Writes {
         fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -260,9 +339,29 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn large_frames_of_all_streams_take_shared_memory_until_their_room_is_dropped() {
+        let memory = FrameMemory::new(2 * FREE_BYTES as u64);
+        let length = 2 * FREE_BYTES;
+        let frame = [&u32::try_from(length).unwrap().to_be_bytes()[..], &vec![7; length]].concat();
+        let stream = || reader_within(&frame[..], 16 << 20, memory.clone());
+        let (mut first, mut second, mut third) = (stream(), stream(), stream());
+        assert_eq!(first.next().await.unwrap().unwrap().len(), length);
+        let room = first.decoder_mut().take_room();
+        assert!(!first.decoder().holds_memory());
+        assert_eq!(second.next().await.unwrap().unwrap().len(), length);
+        assert_eq!(third.next().await.unwrap().unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        drop((room, second, third));
+        let mut fourth = stream();
+        assert_eq!(fourth.next().await.unwrap().unwrap().len(), length);
+        let small = [&[0, 0, 0, 1][..], b"x"].concat();
+        let mut fifth = reader_within(&small[..], 16 << 20, FrameMemory::new(0));
+        assert_eq!(&fifth.next().await.unwrap().unwrap()[..], b"x", "a small frame needs none");
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn frames_of_ready_tasks_go_into_one_write() {
-        let writes = Writes(std::sync::Arc::default());
+        let writes = Writes(Arc::default());
         let seen = writes.0.clone();
         let (sender, frames) = mpsc::channel(16);
         let writer = tokio::spawn(write_all(writes, frames, |_| (), || true));

@@ -453,6 +453,76 @@ impl TSerializable for Member {
 }
 
 //
+// Leadership
+//
+
+/// A node led from this entry on.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Leadership {
+  pub first: LogId,
+  /// A random number.
+  pub id: i64,
+}
+
+impl Leadership {
+  pub fn new(first: LogId, id: i64) -> Leadership {
+    Leadership {
+      first,
+      id,
+    }
+  }
+}
+
+impl TSerializable for Leadership {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Leadership> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<LogId> = None;
+    let mut f_2: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = LogId::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Leadership.first", &f_1)?;
+    verify_required_field_exists("Leadership.id", &f_2)?;
+    let ret = Leadership {
+      first: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      id: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Leadership");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("first", TType::Struct, 1))?;
+    self.first.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::I64, 2))?;
+    o_prot.write_i64(self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Membership
 //
 
@@ -463,14 +533,17 @@ pub struct Membership {
   pub outgoing: Vec<Member>,
   /// Identity of the cluster; 0 until its first leader has drawn one.
   pub cluster: i64,
+  /// The latest ones, in the order of the log.
+  pub leaderships: Vec<Leadership>,
 }
 
 impl Membership {
-  pub fn new(members: Vec<Member>, outgoing: Vec<Member>, cluster: i64) -> Membership {
+  pub fn new(members: Vec<Member>, outgoing: Vec<Member>, cluster: i64, leaderships: Vec<Leadership>) -> Membership {
     Membership {
       members,
       outgoing,
       cluster,
+      leaderships,
     }
   }
 }
@@ -481,6 +554,7 @@ impl TSerializable for Membership {
     let mut f_1: Option<Vec<Member>> = None;
     let mut f_2: Option<Vec<Member>> = None;
     let mut f_3: Option<i64> = None;
+    let mut f_4: Option<Vec<Leadership>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -512,6 +586,16 @@ impl TSerializable for Membership {
           let val = i_prot.read_i64()?;
           f_3 = Some(val);
         },
+        4 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Leadership> = Vec::with_capacity((list_ident.size as usize).min(64));
+          for _ in 0..list_ident.size {
+            let list_elem_2 = Leadership::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_2);
+          }
+          i_prot.read_list_end()?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -522,10 +606,12 @@ impl TSerializable for Membership {
     verify_required_field_exists("Membership.members", &f_1)?;
     verify_required_field_exists("Membership.outgoing", &f_2)?;
     verify_required_field_exists("Membership.cluster", &f_3)?;
+    verify_required_field_exists("Membership.leaderships", &f_4)?;
     let ret = Membership {
       members: f_1.expect("auto-generated code should have checked for presence of required fields"),
       outgoing: f_2.expect("auto-generated code should have checked for presence of required fields"),
       cluster: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      leaderships: f_4.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -548,6 +634,13 @@ impl TSerializable for Membership {
     o_prot.write_field_end()?;
     o_prot.write_field_begin(&TFieldIdentifier::new("cluster", TType::I64, 3))?;
     o_prot.write_i64(self.cluster)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("leaderships", TType::List, 4))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.leaderships.len() as i32))?;
+    for e in &self.leaderships {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -860,16 +953,19 @@ pub struct AppendEntries {
   pub entries: Vec<Entry>,
   pub commit: i64,
   pub round: i64,
+  /// The leadership to which `prev` belongs; 0 if it is not known.
+  pub prev_leadership: i64,
 }
 
 impl AppendEntries {
-  pub fn new(term: i64, prev: LogId, entries: Vec<Entry>, commit: i64, round: i64) -> AppendEntries {
+  pub fn new(term: i64, prev: LogId, entries: Vec<Entry>, commit: i64, round: i64, prev_leadership: i64) -> AppendEntries {
     AppendEntries {
       term,
       prev,
       entries,
       commit,
       round,
+      prev_leadership,
     }
   }
 }
@@ -882,6 +978,7 @@ impl TSerializable for AppendEntries {
     let mut f_3: Option<Vec<Entry>> = None;
     let mut f_4: Option<i64> = None;
     let mut f_5: Option<i64> = None;
+    let mut f_6: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -901,8 +998,8 @@ impl TSerializable for AppendEntries {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Entry> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
-            let list_elem_2 = Entry::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_2);
+            let list_elem_3 = Entry::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_3);
           }
           i_prot.read_list_end()?;
           f_3 = Some(val);
@@ -914,6 +1011,10 @@ impl TSerializable for AppendEntries {
         5 => {
           let val = i_prot.read_i64()?;
           f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
         },
         _ => {
           i_prot.skip(field_ident.field_type)?;
@@ -927,12 +1028,14 @@ impl TSerializable for AppendEntries {
     verify_required_field_exists("AppendEntries.entries", &f_3)?;
     verify_required_field_exists("AppendEntries.commit", &f_4)?;
     verify_required_field_exists("AppendEntries.round", &f_5)?;
+    verify_required_field_exists("AppendEntries.prev_leadership", &f_6)?;
     let ret = AppendEntries {
       term: f_1.expect("auto-generated code should have checked for presence of required fields"),
       prev: f_2.expect("auto-generated code should have checked for presence of required fields"),
       entries: f_3.expect("auto-generated code should have checked for presence of required fields"),
       commit: f_4.expect("auto-generated code should have checked for presence of required fields"),
       round: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      prev_leadership: f_6.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -957,6 +1060,9 @@ impl TSerializable for AppendEntries {
     o_prot.write_field_end()?;
     o_prot.write_field_begin(&TFieldIdentifier::new("round", TType::I64, 5))?;
     o_prot.write_i64(self.round)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("prev_leadership", TType::I64, 6))?;
+    o_prot.write_i64(self.prev_leadership)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -2365,8 +2471,8 @@ impl TSerializable for Description {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Founder> = Vec::with_capacity((list_ident.size as usize).min(64));
           for _ in 0..list_ident.size {
-            let list_elem_3 = Founder::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_3);
+            let list_elem_4 = Founder::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_4);
           }
           i_prot.read_list_end()?;
           f_3 = Some(val);

@@ -42,11 +42,18 @@ pub(crate) async fn accept(
 ) {
     let refusals = Arc::new(Refusals::default());
     let places = Arc::new(Semaphore::new(own.config.connections_max));
-    let mut failures = RepeatedEvents::new(1);
+    let (mut failures, mut crowded) = (RepeatedEvents::new(1), RepeatedEvents::new(1));
     let mut connections = JoinSet::new();
     let mut sweeps = tokio::time::interval(OVER_AFTER / 2);
     loop {
         while connections.try_join_next().is_some() {}
+        if places.available_permits() == 0 {
+            crowded.end_causes(Instant::now(), |()| false);
+            if let Some(so_far) = crowded.record((), Instant::now()) {
+                let connections_max = own.config.connections_max;
+                tracing::warn!(connections_max, %so_far, "there are as many connections of other nodes as may be; further ones wait");
+            }
+        }
         let Ok(place) = places.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

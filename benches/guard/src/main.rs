@@ -4,7 +4,8 @@ use std::{process::ExitCode, sync::Arc};
 
 use bytes::Bytes;
 use consensus_core::{
-    AppendEntries, ConsensusEngine, Entry, LogBatch, LogId, LogIndex, LogStorage, Message, NodeId, Term,
+    AppendEntries, ConsensusEngine, Entry, LeadershipId, LogBatch, LogId, LogIndex, LogStorage, Message,
+    NodeId, Term,
 };
 use consensus_engine_raft::RaftEngine;
 use consensus_storage_wal::WalLogStorage;
@@ -81,6 +82,7 @@ fn wire() {
     let append = AppendEntries {
         term: Term(1),
         prev: LogId::new(1, 1),
+        prev_leadership: LeadershipId::NONE,
         entries: entries(2, 64),
         commit: LogIndex(1),
         round: 1,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consensus_core::{ClusterId, NodeId};
+use consensus_core::{ClusterId, LeadershipId, NodeId};
 use serde::{Deserialize, Serialize};
 
 /// Settings of the protocol on one node. [`Raft::new`](crate::Raft::new) calls [`Config::validate`], so a running node never
@@ -41,6 +41,10 @@ pub struct Config {
     /// start, so that no two clusters share one. [`ClusterId::NONE`], the default here, gives no identity (for tests of the
     /// protocol alone).
     pub new_cluster: ClusterId,
+    /// Number of the leaderships of this node until it ends. The engine draws it at random at each start, so that a node whose
+    /// disk is an old copy does not lead under the number that it had before. [`LeadershipId::NONE`], the default here, names no
+    /// leaderships (for tests of the protocol alone).
+    pub leadership: LeadershipId,
     /// Seed of the election timeouts and of the ids of ReadIndex requests and forwarded proposals. It must differ between
     /// nodes, or they would campaign at the same times again and again. It must differ at each start, or a late response to
     /// a request of an earlier incarnation could match a new request.
@@ -63,6 +67,7 @@ impl Config {
             lease_drift_percent: 0,
             witness: false,
             new_cluster: ClusterId::NONE,
+            leadership: LeadershipId::NONE,
             seed: id.0,
         }
     }

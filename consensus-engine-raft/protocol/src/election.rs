@@ -60,9 +60,9 @@ impl Raft {
             return false;
         }
         let own = self.config.id;
-        let (at, membership) = self.log.newest_membership();
-        let may =
-            membership.can_lead(own) || (at > self.commit && self.log.membership_at(at.prev()).can_lead(own));
+        let membership = self.log.membership();
+        // The removal may be followed by the same configuration again, the first entry of a leader.
+        let may = self.log.memberships_from(self.commit).any(|membership| membership.can_lead(own));
         // Other nodes would not count its vote for itself (I14).
         let is_known = membership.trusts(own, self.storage);
         may && is_known
@@ -217,7 +217,7 @@ impl Raft {
             lease_void: false,
         }));
         self.set_leader(Some(self.config.id));
-        if let Some(membership) = self.founding_membership() {
+        if let Some(membership) = self.first_membership() {
             return self.append_membership(membership);
         }
         let id = self.log.push(EntryInfo { term: self.hard.term, size_bytes: BLANK_BYTES, membership: None });

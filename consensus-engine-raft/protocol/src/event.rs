@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use consensus_core::{
-    AppendOutcome, AppendResponse, InvalidMembership, LogId, LogIndex, MemberChange, Membership, NodeId,
-    ReadIndexRequest, ReadIndexResponse, SnapshotMeta, Term, TimeoutNow, VoteRequest, VoteResponse,
+    AppendOutcome, AppendResponse, InvalidMembership, LeadershipId, LogId, LogIndex, MemberChange,
+    Membership, NodeId, ReadIndexRequest, ReadIndexResponse, SnapshotMeta, Term, TimeoutNow, VoteRequest,
+    VoteResponse,
 };
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +135,8 @@ pub struct Append {
     pub term: Term,
     /// Entry before the first one sent.
     pub prev: LogId,
+    /// Leadership to which `prev` belongs; [`LeadershipId::NONE`] if the leader's log does not name it.
+    pub prev_leadership: LeadershipId,
     /// Index of the last entry sent; `prev.index` if there are none.
     pub last: LogIndex,
     /// Leader's commit index.
@@ -157,10 +160,12 @@ pub struct EntryInfo {
 impl std::fmt::Display for Contradiction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { own, theirs, leader } = self;
+        let what =
+            if own == theirs { "another one with the same id".to_owned() } else { format!("entry {theirs}") };
         write!(
             f,
-            "the log of this node contradicts that of leader {leader}: entry {own}, which is committed here, is entry \
-             {theirs} there. Either an old copy of a data directory was restored on one of the nodes, or the two belong to \
+            "the log of this node contradicts that of leader {leader}: entry {own}, which is committed here, is {what} \
+             there. Either an old copy of a data directory was restored on one of the nodes, or the two belong to \
              different clusters. Nothing of the leader's log was accepted. Decide which of the two histories is right; on the \
              nodes with the other one, remove the node from its cluster, move its data directory away, and add it again"
         )
@@ -176,7 +181,7 @@ pub enum Output {
     SendAppend(NodeId, Append),
     /// Send a snapshot that reaches at least the purged position of the log; report the end by [`Event::SnapshotSent`].
     SendSnapshot(NodeId),
-    /// This node became leader and appended a blank entry.
+    /// This node became leader and appended a blank entry: it [draws no number](crate::Config::leadership) of its leaderships.
     AppendedBlank(LogId),
     /// The entries after this index were removed from the log, and the entries of the current [`Event::Append`] after this
     /// index were appended in their place.
@@ -225,7 +230,7 @@ impl std::fmt::Display for TwoLeaders {
             f,
             "nodes {known} and {other} are both leaders of term {term}: either a voter voted twice, because an old copy of \
              its data directory was restored, or the two belong to different clusters. Entries that the two leaders appended \
-             in this term cannot be told apart. Decide which of the two leaders is right; on the other one and on the nodes \
+             in this term have the same ids. Decide which of the two leaders is right; on the other one and on the nodes \
              that followed it, remove the node from its cluster, move its data directory away, and add it again"
         )
     }

@@ -1,6 +1,9 @@
 //! Protection from wrong disks: old copies, emptied disks, and disks of another cluster (I17 to I20).
 //!
-//! * A node compares its committed entries with those that every leader sends, and stops if they differ (I17).
+//! * A node compares its committed entries with those that every leader sends, and stops if they differ (I17). Two entries with
+//!   one log id may differ too, after an old copy of a disk led in a term in which the disk had led before. Each leader therefore
+//!   draws a number, which the first entry of its term names: a configuration, with the numbers of the leaders before. Logs whose
+//!   entries at an index belong to leaders with different numbers differ there.
 //! * A log that starts empty may be that of a former member whose disk was emptied. That member voted, and acknowledged
 //!   entries that it no longer has. The node accepts entries, but it does not campaign until it holds everything that was
 //!   committed when it joined; if it is a founding member, it neither votes nor counts towards quorums until then (I18). A
@@ -18,7 +21,9 @@
 //!      member.
 //! * The first leader draws the identity of the cluster (I20).
 
-use consensus_core::{ClusterId, LogId, LogIndex, Membership, NodeId, SnapshotMeta, StorageId, Term};
+use consensus_core::{
+    ClusterId, Leadership, LeadershipId, LogId, LogIndex, Membership, NodeId, SnapshotMeta, StorageId, Term,
+};
 
 use crate::{Append, Contradiction, EntryInfo, Output, Raft, TwoLeaders, raft::Role};
 
@@ -73,12 +78,23 @@ impl Raft {
             if let Some(own) = self.log.id_at(append.prev.index).filter(|own| *own != append.prev) {
                 return contradiction(own, append.prev);
             }
+            let is_other = |own: &Leadership| !own.id.is_compatible_with(append.prev_leadership);
+            if let Some(own) = self.log.leadership_at(append.prev.index).filter(is_other) {
+                return contradiction(LogId { term: own.first.term, index: append.prev.index }, append.prev);
+            }
             let committed = self.commit.since(append.prev.index) as usize;
             for (index, entry) in (append.prev.index.0 + 1..).map(LogIndex).zip(entries).take(committed) {
                 let theirs = LogId { term: entry.term, index };
                 let differs = |own: &LogId| *own != theirs || !self.has_content_of(index, entry);
                 if let Some(own) = self.log.id_at(index).filter(differs) {
                     return contradiction(own, theirs);
+                }
+                // Of purged entries only the leaderships are known.
+                let named = entry.membership.as_ref().and_then(|sent| sent.leadership_at(index));
+                let own =
+                    self.log.leadership_at(index).filter(|own| named.is_some_and(|named| named != *own));
+                if let Some(own) = own {
+                    return contradiction(LogId { term: own.first.term, index }, theirs);
                 }
             }
         }
@@ -94,16 +110,23 @@ impl Raft {
         None
     }
 
-    /// Finds the contradiction between a snapshot and the committed entries or the cluster of this node (I17).
+    /// Finds the contradiction between a snapshot and the committed entries or the cluster of this node (I17). Of the entries
+    /// before the snapshot's last one, their leaderships are compared.
     pub(crate) fn contradicts_snapshot(&self, leader: NodeId, meta: &SnapshotMeta) -> Option<Contradiction> {
-        let own = if meta.last.index <= self.commit {
-            self.log.id_at(meta.last.index).filter(|own| *own != meta.last)?
-        } else if !self.is_own_cluster(&meta.membership) {
-            self.log.id_at(self.commit).unwrap_or_default()
-        } else {
-            return None;
-        };
-        Some(Contradiction { own, theirs: meta.last, leader })
+        let contradiction = |own, theirs| Some(Contradiction { own, theirs, leader });
+        let committed = self.log.id_at(self.commit).unwrap_or_default();
+        if meta.last.index <= self.commit
+            && let Some(own) = self.log.id_at(meta.last.index).filter(|own| *own != meta.last)
+        {
+            return contradiction(own, meta.last);
+        }
+        if meta.last.index > self.commit && !self.is_own_cluster(&meta.membership) {
+            return contradiction(committed, meta.last);
+        }
+        let index = self.commit.min(meta.last.index);
+        let own = self.log.leadership_at(index)?;
+        let theirs = meta.membership.leadership_at(index).filter(|theirs| *theirs != own)?;
+        contradiction(LogId { term: own.first.term, index }, LogId { term: theirs.first.term, index })
     }
 
     fn is_own_cluster(&self, membership: &Membership) -> bool {
@@ -131,13 +154,18 @@ impl Raft {
         known == from
     }
 
-    /// Returns the configuration that the first leader of a cluster appends at the start of its term: the one in force plus
-    /// an identity (I20). `None` if the cluster has an identity already.
-    pub(crate) fn founding_membership(&self) -> Option<Membership> {
-        let membership = self.log.membership();
-        let is_founded =
-            membership.cluster() != ClusterId::NONE || self.config.new_cluster == ClusterId::NONE;
-        (!is_founded).then(|| Membership::clone(membership).with_cluster(self.config.new_cluster))
+    /// Returns the configuration that a leader appends at the start of its term: the one in force, with an identity of the cluster
+    /// if it has none (I20), and with the new leadership (I17). `None` if this node draws neither.
+    pub(crate) fn first_membership(&self) -> Option<Membership> {
+        let mut membership = Membership::clone(self.log.membership());
+        if membership.cluster() == ClusterId::NONE {
+            membership = membership.with_cluster(self.config.new_cluster);
+        }
+        if self.config.leadership != LeadershipId::NONE {
+            let first = LogId { term: self.hard.term, index: self.log.last().index.next() };
+            membership = membership.with_leadership(Leadership { first, id: self.config.leadership });
+        }
+        (membership != **self.log.membership()).then_some(membership)
     }
 
     /// Marks a log that starts empty as lacking the entries that were committed before (I18).

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use consensus_core::{LogId, LogIndex, LogState, Membership, SnapshotMeta, Term};
+use consensus_core::{Leadership, LeadershipId, LogId, LogIndex, LogState, Membership, SnapshotMeta, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -192,9 +192,35 @@ impl Log {
         (*at, membership)
     }
 
+    /// Position in `memberships` of the configuration in force at `index`: for a purged index the oldest one.
+    fn membership_position(&self, index: LogIndex) -> usize {
+        self.memberships.iter().rposition(|(at, _)| *at <= index).unwrap_or(0)
+    }
+
     pub(crate) fn membership_at(&self, index: LogIndex) -> Arc<Membership> {
-        let at = self.memberships.iter().rev().find(|(at, _)| *at <= index);
-        at.unwrap_or(&self.memberships[0]).1.clone()
+        self.memberships[self.membership_position(index)].1.clone()
+    }
+
+    /// The configurations in force at `index` and after it, in order.
+    pub(crate) fn memberships_from(&self, index: LogIndex) -> impl Iterator<Item = &Membership> {
+        self.memberships.range(self.membership_position(index)..).map(|(_, membership)| &**membership)
+    }
+
+    /// The leadership to which the entry at `index` belongs, which may be purged; `None` if it is not among the latest ones.
+    pub(crate) fn leadership_at(&self, index: LogIndex) -> Option<Leadership> {
+        self.memberships[self.membership_position(index)].1.leadership_at(index)
+    }
+
+    /// Whether the log has the entry `id` of `leadership`. Every entry may be of an unknown leadership.
+    pub(crate) fn contains_from(&self, leadership: LeadershipId, id: LogId) -> bool {
+        self.contains(id)
+            && self.leadership_at(id.index).is_none_or(|own| own.id.is_compatible_with(leadership))
+    }
+
+    /// Last entry before the leadership of the entry at `index`, if it is not purged.
+    pub(crate) fn before_leadership(&self, index: LogIndex) -> LogId {
+        let before = self.leadership_at(index).map(|own| own.first.index.prev());
+        before.and_then(|before| self.id_at(before)).unwrap_or(self.purged)
     }
 }
 

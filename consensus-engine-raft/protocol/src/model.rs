@@ -211,7 +211,7 @@ pub fn hash_meta(meta: &SnapshotMeta, names: Names<'_>, hasher: &mut impl Hasher
 
 /// Hashes a configuration, with other names for nodes.
 pub fn hash_membership(membership: &Membership, names: Names<'_>, hasher: &mut impl Hasher) {
-    membership.cluster().hash(hasher);
+    (membership.cluster(), membership.leaderships()).hash(hasher);
     for members in [membership.members(), membership.outgoing()] {
         unordered(members.iter(), hasher, |(id, member), hasher| {
             let Member { kind, endpoint: _, priority, client_endpoint: _, name: _, storage } = member;

@@ -122,7 +122,9 @@ impl Raft {
 
     fn push_append(&mut self, to: NodeId, prev: LogIndex, last: LogIndex, round: u64) {
         let prev = self.log.id_at(prev).expect("a peer whose entries are purged is sent a snapshot instead");
-        let append = Append { term: self.hard.term, prev, last, commit: self.commit, round };
+        let prev_leadership = self.log.leadership_at(prev.index).map(|own| own.id).unwrap_or_default();
+        let (term, commit) = (self.hard.term, self.commit);
+        let append = Append { term, prev, prev_leadership, last, commit, round };
         self.outputs.push(Output::SendAppend(to, append));
     }
 
@@ -305,6 +307,9 @@ impl Raft {
             return Err(self.log.purged()); // The log is about to be replaced.
         }
         let mut prev = append.prev;
+        if self.log.contains(prev) && !self.log.contains_from(append.prev_leadership, prev) {
+            return Err(self.log.before_leadership(prev.index)); // Of another leader of the same term.
+        }
         if prev.index < self.commit {
             // Entries committed here are the same on every node (I6); the message may have no entries beyond them.
             let known = self.commit.since(prev.index) as usize;

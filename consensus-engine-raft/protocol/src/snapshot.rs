@@ -28,7 +28,8 @@ impl Raft {
             self.outputs.push(Output::SnapshotSettled(ArrivalOutcome::Refused));
             return self.stop_contradicted(contradiction);
         }
-        if meta.last.index <= self.commit || self.log.contains(meta.last) {
+        let leadership = meta.membership.leaderships().last().map(|last| last.id).unwrap_or_default();
+        if meta.last.index <= self.commit || self.log.contains_from(leadership, meta.last) {
             // The log has everything that the snapshot covers. A snapshot covers only committed entries.
             self.commit = self.commit.max(meta.last.index);
             self.output_when_durable(Output::SnapshotSettled(ArrivalOutcome::Accepted));

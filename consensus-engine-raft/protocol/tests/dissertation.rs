@@ -2,12 +2,14 @@
 
 mod common;
 
-use common::{LOG_1, SECOND, accepted, append, lead, node, outcome, propose, step, vote};
-use consensus_core::{
-    LogId, LogIndex, Member, MemberChange, MemberKind, Membership, NodeId, Role, StorageId, Term, TimeoutNow,
-    VoteKind, VoteRequest,
+use common::{
+    LOG_1, SECOND, accepted, append, append_configuration, lead, node, outcome, propose, step, vote,
 };
-use consensus_raft_protocol::{Append, ControlMessage, EntryInfo, Event, Output, Raft, Refusal, Time};
+use consensus_core::{
+    LeadershipId, LogId, LogIndex, Member, MemberChange, MemberKind, Membership, NodeId, Role, StorageId,
+    Term, TimeoutNow, VoteKind, VoteRequest,
+};
+use consensus_raft_protocol::{Append, ControlMessage, Event, Output, Raft, Refusal, Time};
 
 fn set(id: u64, kind: MemberKind) -> MemberChange {
     MemberChange::Set(NodeId(id), Member::new(kind))
@@ -165,10 +167,8 @@ fn d_4_2_2_removed_leader_leaves_despite_request_without_effect() {
     let mut raft = node(3, 0, &[]);
     // The joint configuration comes from another leader, so this one has no change of its own in progress.
     let left = Membership::of_voters([1, 2]);
-    let joint = Some(std::sync::Arc::new(Membership::of_voters(0..3).step_towards(&left)));
-    let append = Append { term: Term(1), prev: LOG_1, last: LogIndex(2), commit: LogIndex(1), round: 0 };
-    let entries = vec![EntryInfo { term: Term(1), size_bytes: 100, membership: joint }];
-    step(&mut raft, SECOND / 100, Event::Append { from: NodeId(1), append, entries });
+    let joint = Membership::of_voters(0..3).step_towards(&left);
+    step(&mut raft, SECOND / 100, append_configuration(1, LOG_1, joint, 1));
     lead(&mut raft, SECOND * 2);
     let acknowledged = |raft: &mut Raft, by, index| {
         step(raft, SECOND * 2, Event::AppendResponse(NodeId(by), accepted(2, index)))
@@ -195,6 +195,24 @@ fn d_4_2_2_removed_leader_campaigns_while_its_removal_is_not_committed() {
     assert_eq!(raft.role(), Role::Learner);
     lead(&mut raft, SECOND * 10);
     assert_eq!(raft.role(), Role::Leader, "it may be the only node that has the change");
+}
+
+#[test]
+fn d_4_2_2_removed_leader_campaigns_again_after_it_led_once_more() {
+    // The first entry of each leader is a configuration, which repeats the one that removes the node.
+    let mut raft = common::configured(3, 0, &[], |config| config.leadership = LeadershipId(0xA));
+    lead(&mut raft, SECOND);
+    acknowledge(&mut raft, SECOND, 1, 2);
+    change(&mut raft, SECOND, vec![MemberChange::Remove(NodeId(0))]);
+    acknowledge(&mut raft, SECOND, 1, 3);
+    acknowledge(&mut raft, SECOND, 2, 3);
+    assert!(raft.membership().get(NodeId(0)).is_none());
+    for second in [10, 20, 30] {
+        step(&mut raft, SECOND * (second - 5), Event::Tick); // No quorum responds.
+        assert_eq!(raft.role(), Role::Learner);
+        lead(&mut raft, SECOND * second);
+        assert_eq!(raft.role(), Role::Leader, "after {second} s");
+    }
 }
 
 #[test]
@@ -322,10 +340,8 @@ fn leader_with_preferred_successor() -> Raft {
     let mut raft = node(3, 0, &[]);
     let mut members = raft.membership().members().clone();
     members.insert(NodeId(2), Member { priority: 1, ..Member::new(MemberKind::Voter) });
-    let membership = Some(std::sync::Arc::new(Membership::new(members)));
-    let append = Append { term: Term(1), prev: LOG_1, last: LogIndex(2), commit: LogIndex(2), round: 0 };
-    let entries = vec![EntryInfo { term: Term(1), size_bytes: 100, membership }];
-    step(&mut raft, SECOND / 100, Event::Append { from: NodeId(1), append, entries });
+    let membership = Membership::new(members);
+    step(&mut raft, SECOND / 100, append_configuration(1, LOG_1, membership, 2));
     lead(&mut raft, SECOND * 2);
     acknowledge(&mut raft, SECOND * 2, 2, 2);
     raft
@@ -532,6 +548,7 @@ fn d_6_4_follower_read_ends_with_response_or_deadline() {
         append: Append {
             term: Term(3),
             prev: LogId::new(2, 3),
+            prev_leadership: LeadershipId::NONE,
             last: LogIndex(3),
             commit: LogIndex(1),
             round: 0,
@@ -585,11 +602,9 @@ fn with_kind(voters: u64, kind: MemberKind, committed: bool) -> Raft {
     let mut members = raft.membership().members().clone();
     members.insert(NodeId(0), Member::new(kind));
     members.insert(NodeId(1), Member::new(MemberKind::Voter));
-    let membership = Some(std::sync::Arc::new(Membership::new(members)));
-    let commit = LogIndex(1 + u64::from(committed));
-    let append = Append { term: Term(1), prev: LOG_1, last: LogIndex(2), commit, round: 0 };
-    let entries = vec![EntryInfo { term: Term(1), size_bytes: 100, membership }];
-    step(&mut raft, SECOND, Event::Append { from: NodeId(1), append, entries });
+    let membership = Membership::new(members);
+    let commit = 1 + u64::from(committed);
+    step(&mut raft, SECOND, append_configuration(1, LOG_1, membership, commit));
     raft
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use common::{SECOND, configured, lead};
 use consensus_core::{
-    AppendOutcome, AppendResponse, LogId, LogIndex, Membership, NodeId, ReadIndexRequest, ReadIndexResponse,
-    SnapshotMeta, StorageId, Term, TimeoutNow, VoteKind, VoteRequest, VoteResponse,
+    AppendOutcome, AppendResponse, LeadershipId, LogId, LogIndex, Membership, NodeId, ReadIndexRequest,
+    ReadIndexResponse, SnapshotMeta, StorageId, Term, TimeoutNow, VoteKind, VoteRequest, VoteResponse,
 };
 use consensus_raft_protocol::{Append, EntryInfo, Event, Output, Raft};
 use proptest::prelude::*;
@@ -53,7 +53,14 @@ fn event() -> impl Strategy<Value = Event> {
     let append = (peer(), number(), log_id(), number(), number(), prop::collection::vec(entry(), 0..5));
     let append = append.prop_map(|(from, term, prev, commit, round, entries)| {
         let last = LogIndex(prev.index.0.saturating_add(entries.len() as u64));
-        let append = Append { term: Term(term), prev, last, commit: LogIndex(commit), round };
+        let append = Append {
+            term: Term(term),
+            prev,
+            prev_leadership: LeadershipId::NONE,
+            last,
+            commit: LogIndex(commit),
+            round,
+        };
         Event::Append { from, append, entries }
     });
     let outcome = prop_oneof![

@@ -2,12 +2,11 @@
 
 mod common;
 
-use std::sync::Arc;
-
-use common::{accepted, append, lead, node, propose, restored, step};
+use common::{accepted, append, append_configuration, lead, membership_entry, node, propose, restored, step};
 use consensus_core::{
-    AppendResponse, ClusterId, HardState, InvalidMembership, LogId, LogIndex, LogState, Member, MemberChange,
-    MemberKind, Membership, NodeId, Role, SnapshotMeta, StorageId, Term, VoteKind, VoteRequest,
+    AppendOutcome, AppendResponse, ClusterId, HardState, InvalidMembership, Leadership, LeadershipId, LogId,
+    LogIndex, LogState, Member, MemberChange, MemberKind, Membership, NodeId, Role, SnapshotMeta, StorageId,
+    Term, VoteKind, VoteRequest,
 };
 use consensus_raft_protocol::{
     Append, ArrivalOutcome, Config, Contradiction, ControlMessage, EntryInfo, Event, Output, Raft, Refusal,
@@ -30,17 +29,6 @@ fn answer(outputs: &[Output]) -> Option<AppendResponse> {
         Output::Send(_, ControlMessage::AppendResponse(response)) => Some(*response),
         _ => None,
     })
-}
-
-fn membership_entry(term: u64, membership: Membership) -> EntryInfo {
-    EntryInfo { term: Term(term), size_bytes: 100, membership: Some(Arc::new(membership)) }
-}
-
-fn append_configuration(term: u64, prev: LogId, membership: Membership, commit: u64) -> Event {
-    let entries = vec![membership_entry(term, membership)];
-    let last = prev.index.next();
-    let append = Append { term: Term(term), prev, last, commit: LogIndex(commit), round: 0 };
-    Event::Append { from: NodeId(1), append, entries }
 }
 
 /// A node with an empty disk and no first configuration.
@@ -100,6 +88,124 @@ fn first_configurations_with_equal_log_id_are_told_apart() {
     assert_eq!(contradiction(&outputs).map(|found| found.own), Some(LogId::new(0, 1)));
 }
 
+/// A leadership of term `term` that begins with entry `index`.
+fn leadership(term: u64, index: u64, id: u64) -> Leadership {
+    Leadership { first: LogId::new(term, index), id: LeadershipId(id) }
+}
+
+/// A follower with the entries 1.2, the first one of leadership 0xA, and 1.3; of them, those up to `commit` are committed.
+fn follower_of_first_leadership(commit: u64) -> Raft {
+    let first = Membership::of_voters(0..3).with_leadership(leadership(1, 2, 0xA));
+    let mut raft = node(3, 0, &[]);
+    step(&mut raft, SECOND, append_configuration(1, LogId::new(0, 1), first, 1));
+    step(&mut raft, SECOND, append_after(1, LogId::new(1, 2), 0xA, &[1], commit));
+    assert_eq!((raft.last_log(), raft.commit()), (LogId::new(1, 3), LogIndex(commit)));
+    raft
+}
+
+/// Like [`append`], after an entry of this leadership.
+fn append_after(term: u64, prev: LogId, leadership: u64, terms: &[u64], commit: u64) -> Event {
+    let Event::Append { from, append, entries } = append(term, prev, terms, commit) else { unreachable!() };
+    Event::Append { from, append: Append { prev_leadership: LeadershipId(leadership), ..append }, entries }
+}
+
+#[test]
+fn committed_entries_of_another_leader_of_their_term_stop_the_node() {
+    // An old copy of a disk led in term 1 too, and has other entries under the ids 1.2 and 1.3.
+    let id = LogId::new(1, 3);
+    let mut raft = follower_of_first_leadership(3);
+    let outputs = step(&mut raft, SECOND, append_after(2, id, 0xB, &[2], 3));
+    let found = contradiction(&outputs).unwrap();
+    assert_eq!(found, Contradiction { own: id, theirs: id, leader: NodeId(1) });
+    assert!(
+        found
+            .to_string()
+            .contains("entry 1.3, which is committed here, is another one with the same id there")
+    );
+    for known in [0xA, 0] {
+        let mut raft = follower_of_first_leadership(3);
+        let outputs = step(&mut raft, SECOND, append_after(2, id, known, &[2], 3));
+        assert_eq!((contradiction(&outputs), raft.last_log()), (None, LogId::new(2, 4)));
+    }
+}
+
+#[test]
+fn uncommitted_entries_of_another_leader_of_their_term_are_replaced() {
+    let mut raft = follower_of_first_leadership(1);
+    let outputs = step(&mut raft, SECOND, append_after(2, LogId::new(1, 3), 0xB, &[2], 3));
+    let hint = LogId::new(0, 1);
+    let rejected = AppendOutcome::Rejected { prev: LogIndex(3), hint };
+    assert_eq!(
+        answer(&outputs).map(|answer| answer.outcome),
+        Some(rejected),
+        "before the first entry of the leader"
+    );
+    let theirs = Membership::of_voters(0..3).with_leadership(leadership(1, 2, 0xB));
+    let outputs = step(&mut raft, SECOND, append_configuration(2, hint, theirs.clone(), 1));
+    assert_eq!(contradiction(&outputs), None);
+    assert_eq!((&**raft.membership(), raft.last_log()), (&theirs, LogId::new(2, 2)));
+}
+
+#[test]
+fn snapshot_over_committed_entries_of_another_leader_of_their_term_stops_the_node() {
+    let arrives = |id: u64| {
+        let later = [leadership(1, 2, id), leadership(2, 4, 0xC)];
+        let membership = later.into_iter().fold(Membership::of_voters(0..3), Membership::with_leadership);
+        let meta = SnapshotMeta { last: LogId::new(2, 9), membership };
+        let arrived = Event::SnapshotArrived { from: NodeId(1), term: Term(2), meta };
+        contradiction(&step(&mut follower_of_first_leadership(3), SECOND, arrived))
+    };
+    let id = LogId::new(1, 3);
+    assert_eq!(arrives(0xB), Some(Contradiction { own: id, theirs: id, leader: NodeId(1) }));
+    assert_eq!(arrives(0xA), None);
+}
+
+#[test]
+fn snapshot_without_the_committed_entries_of_an_earlier_leader_stops_the_node() {
+    // Entry 1.3 is committed here. The leader of term 2 began with entry 3.
+    let later = [leadership(1, 2, 0xA), leadership(2, 3, 0xC)];
+    let membership = later.into_iter().fold(Membership::of_voters(0..3), Membership::with_leadership);
+    let meta = SnapshotMeta { last: LogId::new(2, 9), membership };
+    let arrived = Event::SnapshotArrived { from: NodeId(1), term: Term(2), meta };
+    let found = contradiction(&step(&mut follower_of_first_leadership(3), SECOND, arrived)).unwrap();
+    assert_eq!((found.own, found.theirs), (LogId::new(1, 3), LogId::new(2, 3)));
+}
+
+#[test]
+fn entries_below_the_purged_ones_of_another_leader_stop_the_node() {
+    // Entry 1.3 of leadership 0xA is purged here. The leader has another leadership from 1.2 on, and its log ends before.
+    let purged = |raft: &mut Raft| step(raft, SECOND, Event::Compact(LogIndex(3)));
+    let theirs = Membership::of_voters(0..3).with_leadership(leadership(1, 2, 0xB));
+    for message in
+        [append_after(2, LogId::new(1, 2), 0xB, &[], 2), append_configuration(2, LogId::new(0, 1), theirs, 2)]
+    {
+        let mut raft = follower_of_first_leadership(3);
+        purged(&mut raft);
+        assert_eq!(raft.purged(), LogId::new(1, 3));
+        let outputs = step(&mut raft, SECOND, message);
+        assert_eq!(contradiction(&outputs).map(|found| found.own), Some(LogId::new(1, 2)));
+        assert_eq!(answer(&outputs), None, "the node acknowledges nothing");
+    }
+    let mut raft = follower_of_first_leadership(3);
+    purged(&mut raft);
+    let outputs = step(&mut raft, SECOND, append_after(2, LogId::new(1, 2), 0xA, &[], 2));
+    assert_eq!(contradiction(&outputs), None);
+}
+
+#[test]
+fn leader_names_its_leadership_in_its_first_entry_and_in_its_messages() {
+    let mut raft = common::configured(3, 0, &[], |config| config.leadership = LeadershipId(0xA));
+    lead(&mut raft, SECOND);
+    assert_eq!(raft.membership().leaderships(), [leadership(1, 2, 0xA)]);
+    step(&mut raft, SECOND, Event::AppendResponse(NodeId(1), accepted(1, 2)));
+    let (_, outputs) = propose(&mut raft, SECOND);
+    let named = outputs.iter().any(|output| {
+        matches!(output, Output::SendAppend(_, append)
+            if append.prev == LogId::new(1, 2) && append.prev_leadership == LeadershipId(0xA))
+    });
+    assert!(named);
+}
+
 fn two_leaders(outputs: &[Output]) -> Option<TwoLeaders> {
     outputs.iter().find_map(|output| match output {
         Output::TwoLeaders(leaders) => Some(*leaders),
@@ -139,8 +245,14 @@ fn follower_stops_when_it_hears_second_leader_of_the_term() {
 fn follower_accepts_leader_of_next_term() {
     let mut raft = node(3, 0, &[]);
     step(&mut raft, SECOND, append(4, LogId::new(0, 1), &[4], 1));
-    let append =
-        Append { term: Term(5), prev: LogId::new(4, 2), last: LogIndex(2), commit: LogIndex(1), round: 0 };
+    let append = Append {
+        term: Term(5),
+        prev: LogId::new(4, 2),
+        prev_leadership: LeadershipId::NONE,
+        last: LogIndex(2),
+        commit: LogIndex(1),
+        round: 0,
+    };
     let outputs = step(&mut raft, SECOND, Event::Append { from: NodeId(2), append, entries: vec![] });
     assert_eq!((two_leaders(&outputs), raft.leader()), (None, Some(NodeId(2))));
 }
@@ -529,7 +641,14 @@ fn joining_node_skips_identity_from_before_recovery() {
     let founded = |cluster| Membership::of_voters(0..3).with_cluster(ClusterId(cluster));
     let mut raft = empty(2);
     let old = vec![membership_entry(1, founded(0xC1))];
-    let head = Append { term: Term(4), prev: LogId::ZERO, last: LogIndex(1), commit: LogIndex(9), round: 0 };
+    let head = Append {
+        term: Term(4),
+        prev: LogId::ZERO,
+        prev_leadership: LeadershipId::NONE,
+        last: LogIndex(1),
+        commit: LogIndex(9),
+        round: 0,
+    };
     step(&mut raft, SECOND, Event::Append { from: NodeId(1), append: head, entries: old });
     assert_eq!(raft.commit(), LogIndex(1));
     let new = vec![

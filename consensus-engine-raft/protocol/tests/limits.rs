@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use common::{LOG_1, SECOND, accepted, append, configured, lead, node, step, vote};
 use consensus_core::{
-    AppendOutcome, AppendResponse, LogId, LogIndex, Membership, NodeId, ReadIndexResponse, SnapshotMeta,
-    StorageId, Term, VoteKind, VoteRequest,
+    AppendOutcome, AppendResponse, LeadershipId, LogId, LogIndex, Membership, NodeId, ReadIndexResponse,
+    SnapshotMeta, StorageId, Term, VoteKind, VoteRequest,
 };
 use consensus_raft_protocol::{Append, ArrivalOutcome, Config, EntryInfo, Event, Output, Raft};
 
@@ -115,7 +115,14 @@ fn implausible_numbers_are_ignored() {
         Event::VoteRequest(NodeId(1), request)
     };
     let appended = |term, prev: LogId, last, entry| {
-        let append = Append { term, prev, last: LogIndex(last), commit: LogIndex(0), round: 1 };
+        let append = Append {
+            term,
+            prev,
+            prev_leadership: LeadershipId::NONE,
+            last: LogIndex(last),
+            commit: LogIndex(0),
+            round: 1,
+        };
         let entries = vec![EntryInfo { term: Term(entry), size_bytes: 1, membership: None }];
         Event::Append { from: NodeId(1), append, entries }
     };
@@ -189,7 +196,14 @@ fn follower_ignores_implausible_numbers_of_its_leader() {
 #[test]
 fn inconsistent_message_is_ignored() {
     let message = |last, prev, entries: &[u64]| {
-        let append = Append { term: Term(2), prev, last: LogIndex(last), commit: LogIndex(0), round: 0 };
+        let append = Append {
+            term: Term(2),
+            prev,
+            prev_leadership: LeadershipId::NONE,
+            last: LogIndex(last),
+            commit: LogIndex(0),
+            round: 0,
+        };
         let entries =
             entries.iter().map(|term| EntryInfo { term: Term(*term), size_bytes: 1, membership: None });
         Event::Append { from: NodeId(1), append, entries: entries.collect() }

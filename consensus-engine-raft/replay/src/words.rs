@@ -147,7 +147,7 @@ fn persist(persist: &Persist) -> String {
 }
 
 fn append(append: &Append) -> String {
-    let Append { term, prev, last, commit, round } = append;
+    let Append { term, prev, last, commit, round, .. } = append;
     let entries = if *last > prev.index {
         format!("entries {}", range((prev.index, *last)))
     } else {

@@ -385,7 +385,7 @@ impl World {
         });
         assert!(
             done && states.iter().all(|state| *state == agreed)
-                && (self.checks.guarantee.split_term || hashes.iter().all(|hash| *hash == hashes[0])),
+                && hashes.iter().all(|hash| *hash == hashes[0]),
             "liveness: the nodes did not converge:\n{}",
             self.overview()
         );

@@ -8,8 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use consensus_core::{
-    ClusterId, Entry, LogId, LogIndex, Membership, NodeId, Payload, SnapshotMeta, StorageError, StorageId,
-    Term,
+    ClusterId, Entry, LeadershipId, LogId, LogIndex, Membership, NodeId, Payload, SnapshotMeta, StorageError,
+    StorageId, Term,
 };
 use consensus_raft_protocol::{
     Append, Call, Config, ControlMessage, EntryInfo, Event, Output, Raft, Returned, Time,
@@ -718,6 +718,7 @@ impl World {
         config.promote_lag_entries = 3;
         config.witness = self.first.get(id).is_some_and(|m| m.kind == consensus_core::MemberKind::Witness);
         config.new_cluster = ClusterId(mix(self.seed ^ mix(self.now + id.0)) | 1);
+        config.leadership = LeadershipId(mix(config.new_cluster.0) | 1);
         config.seed = self.random.next();
         config
     }
@@ -774,7 +775,7 @@ fn info(entry: &Entry) -> EntryInfo {
 pub(crate) fn describe(packet: &Packet) -> String {
     match packet {
         Packet::Append(append, entries) => {
-            let Append { term, prev, last, commit, round } = append;
+            let Append { term, prev, last, commit, round, .. } = append;
             let what = if entries.is_empty() { "heartbeat".to_owned() } else { format!("append ..{last}") };
             format!("{what} after {prev}, term {term}, commit {commit}, round {round}")
         }

@@ -2,7 +2,7 @@
 
 use consensus_core::{FlushWork, LogId, LogIndex, SnapshotError, StateMachineError};
 use consensus_raft_protocol::Event;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::sync::oneshot;
 
 use super::{APPLY_TIME_MAX, Driver, retry::Outage};
 use crate::{
@@ -13,8 +13,6 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Compaction {
     flushing: bool,
-    /// Background flushes: at most one for compaction and one for each peer.
-    pub(super) background_flushes: Vec<JoinHandle<()>>,
     /// Applied index at the start of the last compaction.
     last_at: LogIndex,
     /// Size of the log after the last compaction.
@@ -78,9 +76,7 @@ impl Driver {
             let _flush = tracing::debug_span!(parent: &span, "flush").entered();
             let _ = inbox.send(Input::Flushed(guarded(work), why)); // The engine is ending.
         };
-        self.compaction.background_flushes.retain(|flush| !flush.is_finished());
-        let flushing = self.run_in_background(flush);
-        self.compaction.background_flushes.extend(flushing);
+        self.run_in_background(flush);
     }
 
     /// Keeps the log, and retries the flush later.

@@ -27,7 +27,7 @@ impl Driver {
     }
 
     pub(super) fn on_append(&mut self, from: NodeId, message: AppendEntries) {
-        let AppendEntries { term, prev, entries, commit, round } = message;
+        let AppendEntries { term, prev, prev_leadership, entries, commit, round } = message;
         let contiguous =
             (1..).zip(&entries).all(|(n, entry)| Some(entry.id.index.0) == prev.index.0.checked_add(n));
         if !contiguous {
@@ -37,7 +37,11 @@ impl Driver {
         let last = entries.last().map_or(prev.index, |entry| entry.id.index);
         let infos = entries.iter().map(info_of).collect();
         self.incoming = entries;
-        self.step(Event::Append { from, append: Append { term, prev, last, commit, round }, entries: infos });
+        self.step(Event::Append {
+            from,
+            append: Append { term, prev, prev_leadership, last, commit, round },
+            entries: infos,
+        });
         self.incoming = Vec::new();
         if self.raft.leader() == Some(from) && self.raft.term() == term {
             self.update_freshness(); // An earlier commit index may be applied by now.
@@ -170,8 +174,8 @@ fn enqueue(waiting: &mut VecDeque<Append>, append: Append) {
 }
 
 fn with_entries(append: Append, entries: Vec<Entry>) -> AppendEntries {
-    let Append { term, prev, commit, round, .. } = append;
-    AppendEntries { term, prev, entries, commit, round }
+    let Append { term, prev, prev_leadership, commit, round, .. } = append;
+    AppendEntries { term, prev, prev_leadership, entries, commit, round }
 }
 
 pub(super) fn is_witness(membership: &Membership, node: NodeId) -> bool {
@@ -188,13 +192,20 @@ fn info_of(entry: &Entry) -> EntryInfo {
 
 #[cfg(test)]
 mod tests {
-    use consensus_core::{LogId, LogIndex, Term};
+    use consensus_core::{LeadershipId, LogId, LogIndex, Term};
 
     use super::*;
 
     fn append(prev: u64, last: u64, round: u64) -> Append {
         let prev = LogId { term: Term(1), index: LogIndex(prev) };
-        Append { term: Term(1), prev, last: LogIndex(last), commit: LogIndex(0), round }
+        Append {
+            term: Term(1),
+            prev,
+            prev_leadership: LeadershipId::NONE,
+            last: LogIndex(last),
+            commit: LogIndex(0),
+            round,
+        }
     }
 
     #[test]

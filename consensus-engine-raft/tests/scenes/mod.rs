@@ -15,8 +15,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use consensus_core::{
-    AppendEntries, ConsensusEngine, Entry, LogBatch, LogId, LogIndex, LogState, LogStorage, Member,
-    MemberKind, Membership, Message, MessageHandler, NetworkTransport, NodeId, ReadConsistency, Role,
+    AppendEntries, ConsensusEngine, Entry, LeadershipId, LogBatch, LogId, LogIndex, LogState, LogStorage,
+    Member, MemberKind, Membership, Message, MessageHandler, NetworkTransport, NodeId, ReadConsistency, Role,
     Snapshot, SnapshotAck, SnapshotChunk, SnapshotMeta, SnapshotOutcome, StateMachine, StateMachineError,
     StorageError, Term,
 };
@@ -72,7 +72,8 @@ impl MessageHandler for Nothing {
 pub(crate) fn append(leader: &MemTransport, prev: LogId, indexes: std::ops::RangeInclusive<u64>) {
     let commit = LogIndex(*indexes.end());
     let entries = indexes.map(|index| Entry::command(LogId::new(1, index), "x")).collect();
-    let message = AppendEntries { term: Term(1), prev, entries, commit, round: 1 };
+    let message =
+        AppendEntries { term: Term(1), prev, prev_leadership: LeadershipId::NONE, entries, commit, round: 1 };
     leader.send(NodeId(1), Message::AppendEntries(message)).unwrap();
 }
 

@@ -3,18 +3,19 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock, Weak},
 };
 
 use async_trait::async_trait;
 use consensus_core::{
-    ClusterId, Endpoint, Member, Membership, Message, MessageHandler, NetworkTransport, NodeId, Reachability,
-    SendError, SnapshotAck, SnapshotChunk, TransportError,
+    ClusterId, ConsensusEngine, Endpoint, Member, Membership, Message, MessageHandler, NetworkTransport,
+    NodeId, Reachability, Role, SendError, SnapshotAck, SnapshotChunk, TransportError,
 };
+use consensus_engine_raft::RaftEngine;
 use consensus_transport_mem::MemTransport;
 use tokio::sync::watch;
 
-use super::boundary::Addresses;
+use super::{Record, boundary::Addresses};
 
 /// Transport of a node that knows the others by address: from its engine, or from the file that its operator wrote before its
 /// start, whichever is newer. (A follower whose log ends before a move of the leader does not learn the leader's address from
@@ -26,12 +27,20 @@ pub(crate) struct Addressed {
     file: BTreeMap<NodeId, u16>,
     /// `None` for nodes whose address was removed.
     told: Mutex<BTreeMap<NodeId, Option<u16>>>,
+    /// The engine of the node, once it has started.
+    pub(crate) engine: OnceLock<Weak<RaftEngine>>,
+    record: Arc<Mutex<Record>>,
 }
 
 impl Addressed {
-    pub(crate) fn new(inner: Arc<MemTransport>, addresses: Arc<Addresses>, nodes: u64) -> Self {
+    pub(crate) fn new(
+        inner: Arc<MemTransport>,
+        addresses: Arc<Addresses>,
+        nodes: u64,
+        record: Arc<Mutex<Record>>,
+    ) -> Self {
         let file = (0..nodes).map(|id| (NodeId(id), addresses.of(id))).collect();
-        Self { inner, addresses, file, told: Mutex::default() }
+        Self { inner, addresses, file, told: Mutex::default(), engine: OnceLock::new(), record }
     }
 
     /// Whether a message to the node goes to its present address.
@@ -42,6 +51,21 @@ impl Addressed {
             None => written,
         };
         port.map(|port| port == self.addresses.of(to.0)).ok_or(SendError::UnknownNode(to))
+    }
+
+    /// Checks that a part of a snapshot is sent by the leader of its term, which has not stepped down meanwhile.
+    fn check_leads(&self, chunk: &SnapshotChunk) {
+        let Some(engine) = self.engine.get().and_then(Weak::upgrade) else { return };
+        let status = engine.status().borrow().clone();
+        if (status.role, status.term) != (Role::Leader, chunk.term) {
+            self.record.lock().unwrap().fail(format!(
+                "node {} sends a snapshot of term {}, but is {} in term {}",
+                self.local(),
+                chunk.term,
+                status.role,
+                status.term
+            ));
+        }
     }
 
     /// Whether the addresses of all other nodes in the configuration are present.
@@ -85,6 +109,7 @@ impl NetworkTransport for Addressed {
         to: NodeId,
         chunk: SnapshotChunk,
     ) -> Result<SnapshotAck, TransportError> {
+        self.check_leads(&chunk);
         if !self.finds(to)? {
             let context = format!("snapshot chunk to node {to}");
             return Err(TransportError::Io { context, source: io::ErrorKind::TimedOut.into() });

@@ -30,6 +30,8 @@ pub(crate) struct Boundary {
     known: Mutex<Known>,
     /// Calls that fail without an effect until the fault ends.
     failing: [AtomicBool; Failing::ALL.len()],
+    /// Whether the engine has ended.
+    is_closed: AtomicBool,
 }
 
 /// A kind of call of storage or state machine that can fail without an effect.
@@ -95,7 +97,15 @@ impl Boundary {
         crash: Option<Crash>,
     ) -> Arc<Self> {
         let known = Mutex::new(Known { crash, ..Known::default() });
-        Arc::new(Self { node, log, dir, record, known, failing: Default::default() })
+        Arc::new(Self {
+            node,
+            log,
+            dir,
+            record,
+            known,
+            failing: Default::default(),
+            is_closed: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
@@ -127,6 +137,22 @@ impl Boundary {
     /// Whether such a call fails now.
     pub(crate) fn fails(&self, kind: Failing) -> bool {
         self.failing[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// Must be called when the engine has ended. It must not use log and state machine any more.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn check_open(&self, what: &str) {
+        if self.is_closed.load(Ordering::Relaxed) {
+            self.fail(format!("{what} after the shutdown"));
+        }
+    }
+
+    /// Last purged entry of the log.
+    pub(crate) fn purged(&self) -> LogId {
+        self.known().purged
     }
 
     pub(crate) fn power_is_lost(&self) -> bool {
@@ -323,6 +349,7 @@ impl LogStorage for WatchedLog {
 
     fn write(&self, batch: LogBatch) -> Result<(), StorageError> {
         let boundary = &*self.0;
+        boundary.check_open("a write of the log");
         if boundary.power_is_lost() {
             return Err(StorageError::Failed("the power is lost".to_owned()));
         }
@@ -337,6 +364,7 @@ impl LogStorage for WatchedLog {
     }
 
     fn read(&self, after: LogIndex, last: LogIndex, max_bytes: u64) -> Result<Vec<Entry>, StorageError> {
+        self.0.check_open("a read of the log");
         if self.0.fails(Failing::Reads) {
             let is_for_apply = max_bytes < u64::MAX;
             self.0.record().count(if is_for_apply {

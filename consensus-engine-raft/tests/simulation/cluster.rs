@@ -200,7 +200,7 @@ impl World {
             Watched::open(boundary.clone()).map_err(|error| StorageError::Failed(error.to_string()))?;
         let (view, panics) = (machine.view.clone(), machine.panics.clone());
         let (network, addresses) = (self.network.transport(NodeId(id)), self.addresses.clone());
-        let transport = Arc::new(Addressed::new(network, addresses, self.plan.nodes));
+        let transport = Arc::new(Addressed::new(network, addresses, self.plan.nodes, self.record.clone()));
         let storage = Arc::new(WatchedLog(boundary.clone()));
         let started = RaftEngine::start(config, transport.clone(), storage, Box::new(machine)).await;
         let engine = match started {
@@ -212,6 +212,7 @@ impl World {
                 return if interrupted { Box::pin(self.up(id)).await } else { Err(error) };
             }
         };
+        let _ = transport.engine.set(Arc::downgrade(&engine));
         self.seats()[id as usize].node = Some(Node { id, engine, view, panics, boundary, hangs, transport });
         Ok(())
     }
@@ -280,6 +281,7 @@ impl World {
         if node.health() == Health::Running {
             self.record().fail(format!("node {id} is still running after its shutdown"));
         }
+        node.boundary.close();
         node.transport.shutdown().await;
         let seat = &mut self.seats()[id as usize];
         seat.node = None;
@@ -375,6 +377,19 @@ impl World {
         Ok(())
     }
 
+    /// Waits until the status of each member tells of no problem, and of the state that the member has.
+    pub(crate) async fn rests(&self) -> Result<(), String> {
+        let began = Instant::now();
+        while let Some(why) = self.members().iter().find_map(unrest) {
+            self.check_health()?;
+            if began.elapsed() > RESTS_BY {
+                return Err(format!("long after the last fault, {why}"));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
     /// Restarts nodes that missed a move of others, like an operator who wrote the new addresses to the file. Returns `false` if
     /// there was such a node, or this is unknown.
     pub(crate) async fn restart_lost(&self) -> bool {
@@ -413,5 +428,31 @@ impl World {
     }
 }
 
+/// The first problem that the status of a node tells of, or the first part of it that is not true.
+fn unrest(node: &Node) -> Option<String> {
+    let (id, status) = (node.id, node.status());
+    let problem =
+        |what: &str, why: Option<String>| why.map(|why| format!("node {id} tells that {what}: {why}"));
+    let since = |began: Option<std::time::Instant>| began.map(|began| format!("{:?}", began.elapsed()));
+    let position = (status.first_index.prev(), status.applied, status.commit);
+    let last = status.last_log.index;
+    let is = (node.boundary.purged().index, last, last);
+    problem("its disk has no room", status.no_room.clone())
+        .or(problem("its disk is stalled", since(status.storage_stalled_since)))
+        .or(problem("its state machine is stalled", since(status.apply_stalled_since)))
+        .or(problem("it refuses a snapshot", status.snapshot_blocked.clone()))
+        .or(problem("a snapshot failed", status.snapshot_errors.values().next().cloned()))
+        .or_else(|| {
+            let sends = status.peers.iter().find(|(_, peer)| peer.snapshot_bytes.is_some());
+            sends.map(|(to, _)| format!("node {id} sends a snapshot to {to}"))
+        })
+        .or_else(|| {
+            (position != is)
+                .then(|| format!("node {id} tells of the log and state {position:?}, which are {is:?}"))
+        })
+}
+
+/// Longer than a failed snapshot waits for its next try.
+const RESTS_BY: Duration = Duration::from_secs(60);
 /// Far longer than any call takes, in simulated time.
 pub(crate) const FOREVER: Duration = Duration::from_secs(60);

@@ -87,6 +87,7 @@ async fn live(world: &Arc<World>) -> Result<(), String> {
     }
     converge(world).await?;
     clients::read_everything(world).await?;
+    world.rests().await?;
     check_histories(&world.record().history)?;
     world.shut_down().await
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consensus_core::{Endpoint, Member, MemberKind, Membership, NodeId};
+use consensus_core::{Endpoint, LeadershipId, Member, MemberKind, Membership, NodeId};
 use consensus_engine_raft::{RaftConfig, SimulatedHangs, SimulatedLatency};
 use consensus_raft_simulator::{Random, mix};
 use consensus_transport_mem::Link;
@@ -137,6 +137,7 @@ impl Plan {
     pub(crate) fn config(&self, id: u64, incarnation: u64) -> RaftConfig {
         let mut config = RaftConfig::new(NodeId(id));
         config.protocol.seed = mix(self.seed ^ mix(id ^ mix(incarnation)));
+        config.protocol.leadership = LeadershipId(mix(config.protocol.seed) | 1);
         config.protocol.election_timeout = ELECTION_TIMEOUT;
         config.protocol.heartbeat_interval = Duration::from_millis(100);
         config.protocol.lease_drift_percent = 10;

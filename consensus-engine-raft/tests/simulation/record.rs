@@ -229,6 +229,7 @@ impl StateMachine for Watched {
     }
 
     fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Bytes>, StateMachineError> {
+        self.boundary.check_open("an apply");
         if self.panics.called_for.load(Ordering::Relaxed) {
             self.panics.happened.store(true, Ordering::Relaxed);
             std::panic::resume_unwind(Box::new("requested by the simulation")); // Prints nothing to stderr.
@@ -270,6 +271,7 @@ impl StateMachine for Watched {
                 return Err(StateMachineError::Other("the simulation makes flushes fail".to_owned()));
             }
             let durable = work()?;
+            boundary.check_open("a flush");
             let known = boundary.known();
             let (now, installed) = (known.applied, known.installs != installs);
             drop(known);
@@ -296,6 +298,7 @@ impl StateMachine for Watched {
             self.boundary.record().count("restore failed");
             return Err(StateMachineError::Other("the simulation makes restores fail".to_owned()));
         }
+        self.boundary.check_open("a restore");
         let before = self.machine.applied();
         self.boundary.crash_in_restore();
         self.machine.restore(stream)?;

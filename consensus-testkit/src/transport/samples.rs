@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use consensus_core::{
-    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Entry, LogId, LogIndex, Member,
-    MemberKind, Membership, Message, NodeId, Payload, ReadIndexRequest, ReadIndexResponse, StorageId, Term,
-    TimeoutNow, VoteKind, VoteRequest, VoteResponse,
+    AppendEntries, AppendOutcome, AppendResponse, CommitNotification, Entry, LeadershipId, LogId, LogIndex,
+    Member, MemberKind, Membership, Message, NodeId, Payload, ReadIndexRequest, ReadIndexResponse, StorageId,
+    Term, TimeoutNow, VoteKind, VoteRequest, VoteResponse,
 };
 
 /// Returns every kind of message, with extreme values in its fields.
@@ -33,7 +33,14 @@ pub fn samples() -> Vec<Message> {
     let (term, round, storage) = (Term(u64::MAX >> 1), 3, StorageId(u64::MAX - 1));
     let rejected = AppendOutcome::Rejected { prev: LogIndex(4), hint: LogId::new(1, 2) };
     let accepted = AppendOutcome::Accepted { matched: LogIndex(8) };
-    let empty = AppendEntries { term, prev: LogId::ZERO, entries: Vec::new(), commit: LogIndex(0), round: 0 };
+    let empty = AppendEntries {
+        term,
+        prev: LogId::ZERO,
+        prev_leadership: LeadershipId::NONE,
+        entries: Vec::new(),
+        commit: LogIndex(0),
+        round: 0,
+    };
     vec![
         Message::VoteRequest(VoteRequest {
             kind: VoteKind::PreVote,
@@ -62,7 +69,14 @@ pub fn samples() -> Vec<Message> {
         Message::ReadIndexRequest(ReadIndexRequest { term, id: u64::MAX }),
         Message::ReadIndexResponse(ReadIndexResponse { term, id: 0, index: None }),
         Message::ReadIndexResponse(ReadIndexResponse { term, id: 7, index: Some(LogIndex(9)) }),
-        Message::AppendEntries(AppendEntries { term, prev: id, entries, commit: LogIndex(5), round }),
+        Message::AppendEntries(AppendEntries {
+            term,
+            prev: id,
+            prev_leadership: LeadershipId::NONE,
+            entries,
+            commit: LogIndex(5),
+            round,
+        }),
         Message::AppendEntries(empty),
         Message::AppendResponse(AppendResponse { term, round, outcome: rejected, storage, joining: false }),
         Message::AppendResponse(AppendResponse { term, round, outcome: accepted, storage, joining: true }),

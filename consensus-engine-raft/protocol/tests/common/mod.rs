@@ -2,11 +2,11 @@
 
 #![allow(dead_code, reason = "each test uses a part of the module")]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use consensus_core::{
-    AppendOutcome, AppendResponse, HardState, LogId, LogIndex, LogState, Membership, NodeId, Role, StorageId,
-    Term, VoteKind, VoteResponse,
+    AppendOutcome, AppendResponse, HardState, LeadershipId, LogId, LogIndex, LogState, Membership, NodeId,
+    Role, StorageId, Term, VoteKind, VoteResponse,
 };
 use consensus_raft_protocol::{
     Append, Config, ControlMessage, EntryInfo, Event, Output, Raft, Restored, Time,
@@ -105,10 +105,29 @@ pub(crate) fn accepted(term: u64, matched: u64) -> AppendResponse {
 }
 
 pub(crate) fn append(term: u64, prev: LogId, terms: &[u64], commit: u64) -> Event {
-    let last = LogIndex(prev.index.0 + terms.len() as u64);
-    let append = Append { term: Term(term), prev, last, commit: LogIndex(commit), round: 0 };
-    let entries =
-        terms.iter().map(|t| EntryInfo { term: Term(*t), size_bytes: 100, membership: None }).collect();
+    let entries = terms.iter().map(|t| EntryInfo { term: Term(*t), size_bytes: 100, membership: None });
+    append_entries(term, prev, entries.collect(), commit)
+}
+
+pub(crate) fn membership_entry(term: u64, membership: Membership) -> EntryInfo {
+    EntryInfo { term: Term(term), size_bytes: 100, membership: Some(Arc::new(membership)) }
+}
+
+/// AppendEntries of node 1 with one configuration.
+pub(crate) fn append_configuration(term: u64, prev: LogId, membership: Membership, commit: u64) -> Event {
+    append_entries(term, prev, vec![membership_entry(term, membership)], commit)
+}
+
+fn append_entries(term: u64, prev: LogId, entries: Vec<EntryInfo>, commit: u64) -> Event {
+    let last = LogIndex(prev.index.0 + entries.len() as u64);
+    let append = Append {
+        term: Term(term),
+        prev,
+        prev_leadership: LeadershipId::NONE,
+        last,
+        commit: LogIndex(commit),
+        round: 0,
+    };
     Event::Append { from: NodeId(1), append, entries }
 }
 

@@ -17,6 +17,8 @@ use crate::call_log::{Stage, timed};
 #[derive(Clone, Debug)]
 pub(crate) struct NodeBudget {
     units: Arc<Semaphore>,
+    /// Half of them, for responses that are collected in parts: they must not hold up all others.
+    growing_units: Arc<Semaphore>,
     units_max: u32,
     connection_units_max: u32,
 }
@@ -42,7 +44,9 @@ pub(crate) struct Room {
 impl NodeBudget {
     pub(crate) fn new(node_bytes: u64, connection_bytes: u64) -> Self {
         let (units_max, connection_units_max) = (units(node_bytes), units(connection_bytes));
-        Self { units: Arc::new(Semaphore::new(units_max as usize)), units_max, connection_units_max }
+        let semaphore = |units: u32| Arc::new(Semaphore::new(units as usize));
+        let growing_units = semaphore(units_max.div_ceil(2));
+        Self { units: semaphore(units_max), growing_units, units_max, connection_units_max }
     }
 
     pub(crate) fn connection(&self) -> ConnectionBudget {
@@ -54,6 +58,11 @@ impl NodeBudget {
 impl ConnectionBudget {
     pub(crate) fn room(&self) -> Room {
         Room { budget: self.clone(), held: None, is_unread: false }
+    }
+
+    /// Room for a response whose size is not known before it is complete.
+    pub(crate) fn growing_room(&self) -> GrowingRoom {
+        GrowingRoom { budget: self.clone(), held: [None, None], is_unread: false }
     }
 
     /// Whether calls of all connections wait for room, as there is hardly any.
@@ -108,6 +117,52 @@ impl Room {
 }
 
 impl Drop for Room {
+    fn drop(&mut self) {
+        if self.is_unread {
+            self.budget.unread.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The room for a response that is collected in parts; given back when dropped. It is a part of the node's memory alone: other
+/// calls of its connection go on meanwhile.
+#[derive(Debug)]
+pub(crate) struct GrowingRoom {
+    budget: ConnectionBudget,
+    /// Of those for responses in parts, and of all.
+    held: [Option<OwnedSemaphorePermit>; 2],
+    is_unread: bool,
+}
+
+impl GrowingRoom {
+    /// Most bytes of one room: a quarter of the node's memory.
+    pub(crate) fn bytes_max(&self) -> usize {
+        self.budget.node.units_max as usize * UNIT_BYTES as usize / 4
+    }
+
+    /// Waits until there is room for a response of so many bytes.
+    pub(crate) async fn grow(&mut self, bytes: usize) {
+        let node = &self.budget.node;
+        let wanted = units(bytes as u64).min(node.units_max / 2);
+        for (held, units) in self.held.iter_mut().zip([&node.growing_units, &node.units]) {
+            let count = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+            let more = wanted.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+            match (held, units.clone().acquire_many_owned(more).await) {
+                (Some(held), Ok(more)) => held.merge(more),
+                (held, more) => *held = more.ok(),
+            }
+        }
+    }
+
+    /// Notes that the response waits for the client from now on.
+    pub(crate) fn note_unread(&mut self) {
+        if !std::mem::replace(&mut self.is_unread, true) {
+            self.budget.unread.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for GrowingRoom {
     fn drop(&mut self) {
         if self.is_unread {
             self.budget.unread.fetch_sub(1, Ordering::Relaxed);

@@ -162,10 +162,18 @@ impl ClusterManager {
                 "low on disk ({why}): it takes no commands until there is room, and goes on by itself then"
             )
         });
-        let is_other = !status.membership.trusts(self.node, status.storage);
-        let other_disk = is_other.then(|| other_disk(self.node));
-        let unfit = other_disk.into_iter().chain(no_room).chain(stalls(status));
+        let unfit = self.other_disk(status).into_iter().chain(no_room).chain(stalls(status));
         self.why_no_member().into_iter().chain(unfit).collect()
+    }
+
+    /// The first problem that keeps this node from taking part in the cluster: a disk that is not the member's, or that stalls.
+    pub(crate) fn storage_problem(&self, status: &EngineStatus) -> Option<String> {
+        self.other_disk(status).or_else(|| hanging_calls(status).next())
+    }
+
+    fn other_disk(&self, status: &EngineStatus) -> Option<String> {
+        let is_other = !status.membership.trusts(self.node, status.storage);
+        is_other.then(|| other_disk(self.node))
     }
 
     /// The members, as the IDL shows them; before this node has heard of any, those of its file.
@@ -226,6 +234,26 @@ impl Drop for ClusterManager {
 
 /// Calls of this node that hang or fail, and what that means.
 fn stalls(status: &EngineStatus) -> impl Iterator<Item = String> {
+    let snapshot = status.snapshot_blocked.as_ref();
+    let snapshot = snapshot.map(|why| {
+        format!(
+            "it needs the leader's snapshot and does not take it ({why}); the leader sends it again later"
+        )
+    });
+    hanging_calls(status).chain(snapshot)
+}
+
+/// The call of a standalone server's store that takes longer than its limit. It has no log of its own.
+pub(crate) fn standalone_stall(status: &EngineStatus) -> Option<String> {
+    let seconds = status.apply_stalled_since?.elapsed().as_secs();
+    Some(format!(
+        "its store has not completed a write for {seconds} s: no key is read or written meanwhile, and it goes on by itself when the \
+         disk does; check the disk and the load of the processor"
+    ))
+}
+
+/// Calls of the log or the state machine that take longer than their limits.
+fn hanging_calls(status: &EngineStatus) -> impl Iterator<Item = String> {
     let seconds = |since: Instant| since.elapsed().as_secs();
     let disk = status.storage_stalled_since.map(|since| {
         format!(
@@ -241,13 +269,7 @@ fn stalls(status: &EngineStatus) -> impl Iterator<Item = String> {
             seconds(since)
         )
     });
-    let snapshot = status.snapshot_blocked.as_ref();
-    let snapshot = snapshot.map(|why| {
-        format!(
-            "it needs the leader's snapshot and does not take it ({why}); the leader sends it again later"
-        )
-    });
-    disk.into_iter().chain(apply).chain(snapshot)
+    disk.into_iter().chain(apply)
 }
 
 fn client_endpoints(

@@ -5,6 +5,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::frontend;
+
 /// The shares of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shares {
@@ -43,7 +45,7 @@ pub(crate) fn share(clients_max: usize, databases: usize) -> Result<Shares, Stri
 fn shares(limit: usize, tables: usize, clients_max: usize) -> Result<Shares, String> {
     let peers = (limit / 16).clamp(PEERS_MIN, PEERS_MAX);
     // Each connection that a node makes is one that another takes.
-    let reserve = OWN + tables + 2 * peers + crate::frontend::BEYOND_MAX;
+    let reserve = OWN + tables + 2 * peers + frontend::BEYOND_MAX + frontend::PROBES_MAX;
     let clients = limit.saturating_sub(reserve).min(clients_max);
     if clients < CLIENTS_MIN {
         let needed = reserve + CLIENTS_MIN;
@@ -61,7 +63,8 @@ const OWN: usize = 32;
 /// Two to each member of a small cluster.
 const PEERS_MIN: usize = 8;
 const PEERS_MAX: usize = 256;
-const CLIENTS_MIN: usize = 8;
+/// Fewest clients that a node serves.
+pub(crate) const CLIENTS_MIN: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -72,7 +75,12 @@ mod tests {
         for limit in [200, 256, 1024, 65_536, 1 << 20] {
             let tables = consensus_storage_rocksdb::open_files_max_for(limit as u64).unsigned_abs() as usize;
             let shares = shares(limit, tables, 10_000).unwrap();
-            let used = shares.clients + 2 * shares.peers + tables + OWN + crate::frontend::BEYOND_MAX;
+            let used = shares.clients
+                + 2 * shares.peers
+                + tables
+                + OWN
+                + frontend::BEYOND_MAX
+                + frontend::PROBES_MAX;
             assert!(used <= limit, "{used} of {limit}");
             assert!(shares.clients >= limit / 8 || shares.clients == 10_000, "{shares:?} of {limit}");
         }

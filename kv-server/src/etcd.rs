@@ -56,6 +56,7 @@ use crate::{
     auth::Origin,
     between::{NodeAnswer, NodeRequest},
     call_log::{self, CallOrigin, CallRecord, Protocol, Stage, timed},
+    cluster::standalone_stall,
     routing::{LEADER_WAIT, RoutingManager},
 };
 
@@ -151,6 +152,16 @@ impl Etcd {
     fn is_learner(&self) -> bool {
         let kind = self.status().membership.get(self.router.node()).map(|member| member.kind);
         kind == Some(MemberKind::Learner)
+    }
+
+    /// Why this node does not count in its cluster, or answers late: its disk is not the one of the member, or a write or an apply
+    /// does not return.
+    fn storage_problem(&self) -> Option<String> {
+        let status = self.status();
+        match self.router.cluster() {
+            Some(cluster) => cluster.storage_problem(&status),
+            None => standalone_stall(&status),
+        }
     }
 
     fn status(&self) -> Arc<EngineStatus> {

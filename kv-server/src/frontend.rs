@@ -2,13 +2,13 @@
 
 mod caller;
 mod connection;
-mod refusal;
+pub(crate) mod refusal;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use consensus_core::Endpoint;
 use consensus_tls::{Stream, Tls};
-use consensus_transport_thrift::configure;
+use consensus_transport_thrift::{configure, framing::FrameMemory};
 use futures::future::select_all;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -65,7 +65,9 @@ impl Frontend {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
         let clients = Arc::new(Semaphore::new(self.limits.clients_max));
         let beyond = Arc::new(Semaphore::new(BEYOND_MAX));
+        let probes = Arc::new(Semaphore::new(PROBES_MAX));
         let budget = NodeBudget::new(self.limits.responses_bytes, self.limits.connection_responses_bytes);
+        let memory = FrameMemory::new(self.limits.responses_bytes.max(REQUESTS_BYTES_MIN));
         let polls = NodePolls::default();
         let mut refusals = refusal::Refusals::new(self.limits.clients_max);
         let mut failures = AcceptFailures::default();
@@ -88,13 +90,15 @@ impl Frontend {
             let client = Client {
                 router: self.router.clone(),
                 budget: budget.clone(),
+                memory: memory.clone(),
                 polls: polls.clone(),
                 limits: self.limits,
                 stop: stop.clone(),
                 peer: from,
             };
             let (tls, is_for_health) = (listener.tls.clone(), listener.is_for_health);
-            let place = clients.clone().try_acquire_owned().ok();
+            let probe = if is_for_health { probes.clone().try_acquire_owned().ok() } else { None };
+            let place = probe.or_else(|| clients.clone().try_acquire_owned().ok());
             refusals.note(place.is_none(), clients.available_permits());
             let beyond = if place.is_none() { beyond.clone().try_acquire_owned().ok() } else { None };
             if place.is_none() && beyond.is_none() {
@@ -154,6 +158,8 @@ async fn accept(listeners: &[Listener]) -> io::Result<(TcpStream, SocketAddr, &L
 struct Client {
     router: Arc<RoutingManager>,
     budget: NodeBudget,
+    /// For requests of more than 64 KiB over Thrift.
+    memory: FrameMemory,
     polls: NodePolls,
     limits: Limits,
     stop: watch::Receiver<bool>,
@@ -199,8 +205,11 @@ impl Client {
         let wait = if place.is_some() { Duration::MAX } else { BEYOND_WAIT };
         match tokio::time::timeout(wait, protocol_of(&mut stream, &self.stop)).await?? {
             Protocol::Thrift => {}
-            // An HTTP client without a place is closed without a reason.
-            Protocol::Http if place.is_none() => return Ok(()),
+            Protocol::Http if place.is_none() => {
+                let refused = Scope::Refused { clients_max: self.limits.clients_max };
+                let served = etcd::serve(stream, self.etcd(), refused, self.stop);
+                return tokio::time::timeout(refusal::HTTP_TIMEOUT, served).await?;
+            }
             Protocol::Http => {
                 let etcd = self.etcd();
                 return etcd::serve(stream, etcd, Scope::Api, self.stop).await;
@@ -210,7 +219,7 @@ impl Client {
         let certificate = stream.peer_certificate();
         let caller = caller::ConnectionCaller::new(self.peer, certificate.and_then(|of| of.common_name));
         let (reader, mut writer) = stream.into_split();
-        let mut frames = connection::frames(reader);
+        let mut frames = connection::frames(reader, self.memory.clone());
         let is_client = place.is_some();
         if !is_client && !refusal::is_node(&mut frames, &mut writer, &self, &caller).await? {
             return Ok(());
@@ -273,6 +282,10 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 /// Connections at once that are told that there is no place for them, or come from operators and other nodes.
 pub(crate) const BEYOND_MAX: usize = 16;
+/// Places of the ports for health alone, besides those of clients.
+pub(crate) const PROBES_MAX: usize = 16;
 /// How long a connection beyond the limit may say nothing.
 const BEYOND_WAIT: Duration = Duration::from_secs(2);
+/// Least memory for large requests: a few of the largest.
+const REQUESTS_BYTES_MIN: u64 = 64 << 20;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

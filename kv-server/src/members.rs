@@ -183,7 +183,7 @@ pub(crate) async fn publish(router: Arc<RoutingManager>, own: OwnMember, mut sto
     let budget = NodeBudget::new(ANSWER_BYTES_MAX, ANSWER_BYTES_MAX).connection();
     let request = NodeRequest::Member(MemberRequest::Publish(own.clone()));
     let tell = async {
-        let mut reported = Instant::now();
+        let (mut reported, mut pause) = (Instant::now(), REPORT_PAUSE);
         let mut conflict = None;
         loop {
             let is_member = |status: &Arc<EngineStatus>| status.membership.get(node).is_some();
@@ -207,8 +207,8 @@ pub(crate) async fn publish(router: Arc<RoutingManager>, own: OwnMember, mut sto
                     // An operator has to change something.
                     sleep(CONFLICT_PAUSE).await;
                 }
-                Err(fault) if reported.elapsed() > REPORT_PAUSE => {
-                    reported = Instant::now();
+                Err(fault) if reported.elapsed() > pause => {
+                    (reported, pause) = (Instant::now(), (2 * pause).min(REPORT_PAUSE_MAX));
                     let why = fault.reason();
                     tracing::warn!(endpoint = %own.endpoint, "the cluster does not know yet where clients reach this node: {why}");
                 }
@@ -253,8 +253,9 @@ const PROMOTION_MAX: Duration = Duration::from_secs(3);
 const TELL_PAUSE: Duration = Duration::from_millis(100);
 /// Time between attempts to publish an endpoint that another member has.
 const CONFLICT_PAUSE: Duration = Duration::from_secs(2);
-/// An unchanged failure to publish is reported once in this time.
+/// A failure to publish is reported after this time, and then after twice as long each time.
 const REPORT_PAUSE: Duration = Duration::from_secs(10);
+const REPORT_PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
 /// Room for the answers of the leader.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 

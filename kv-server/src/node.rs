@@ -194,7 +194,8 @@ impl Node {
         }
         let status = self.database.status().borrow().clone();
         let is_stuck = status.apply_stalled_since.is_some_and(|since| since.elapsed() > limit);
-        !is_stuck || status.storage_stalled_since.is_some() || status.role == Role::Standalone
+        let waits_for_disk = status.storage_stalled_since.is_some() || self.database.waits_for_disk();
+        !is_stuck || waits_for_disk || status.role == Role::Standalone
     }
 
     /// Transfers leadership while calls are still served, takes no more calls, finishes those in hand, stops the engine, closes

@@ -6,9 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use kv_state_machine::{
-    Caller, ConsensusKvDatabase, KeyRange, KeyValue, WatchEvent, WatchRequest, WatchStream,
-};
+use kv_state_machine::{Caller, ConsensusKvDatabase, KeyRange, WatchEvent, WatchRequest, WatchStream};
 use kv_store_client::{
     idl,
     protocol::{Fault, Reply},
@@ -68,8 +66,8 @@ impl ConnectionPolls {
             let message = format!("node {} is a witness: it votes, and has no data", router.node());
             return Err(Fault::NoData(idl::NoData { message }));
         }
-        let Poll { request, known_events, wait } = checked(request)?;
-        let (start, keys) = (request.start_revision, request.keys.clone());
+        let Poll { request, wait } = checked(request)?;
+        let (start, known_events, keys) = (request.start_revision, request.start_event, request.keys.clone());
         call_log::note_keys(&keys);
         database.check_read(caller, &keys).map_err(convert::denied)?;
         let _places = [
@@ -77,23 +75,17 @@ impl ConnectionPolls {
             place(&self.node, NODE_POLLS_MAX, "of this node")?,
         ];
         let mut stream = database.watch(request).map_err(convert::fault)?;
-        let events = loop {
-            let mut events = self.wait_for_events(database, &mut stream, wait).await?;
-            let Some(first) = events.first() else { break events };
-            if first.kv.mod_revision == start {
-                events.drain(..known_events.min(events.len()));
-            }
-            if !events.is_empty() {
-                break events;
-            }
-        };
+        let events = self.wait_for_events(database, &mut stream, wait).await?;
         // A node that is no member hears of nothing.
         if let (true, Some(why)) = (events.is_empty(), router.cluster().and_then(|all| all.why_no_member())) {
             return Err(convert::unavailable(why, false));
         }
         let is_resumed = events.first().is_some_and(|event| event.kv.mod_revision == start);
         let part = part_of(&events, if is_resumed { known_events } else { 0 });
-        let rest = (stream.next_revision().max(start), 0);
+        let rest = match stream.next_revision() {
+            next if next < start => (start, known_events),
+            next => (next, stream.next_event()),
+        };
         let (next_revision, next_event) = part.next.unwrap_or(rest);
         drop(stream);
         // Users or roles may have changed while the poll waited.
@@ -159,8 +151,6 @@ fn place(places: &Arc<Semaphore>, max: usize, whose: &str) -> Result<OwnedSemaph
 #[derive(Debug)]
 struct Poll {
     request: WatchRequest,
-    /// Events of the first revision that the client knows.
-    known_events: usize,
     wait: Duration,
 }
 
@@ -173,16 +163,17 @@ fn checked(request: idl::WatchRequest) -> Result<Poll, Fault> {
         return Err(convert::invalid("a watch of a range that ends where it begins, or before, has no keys"));
     }
     let wait = convert::natural("wait_ms", request.wait_ms)?.min(WAIT_MS_MAX);
-    let known_events = convert::natural("start_event", request.start_event)?;
+    let start_revision = convert::natural("start_revision", request.start_revision)?;
+    let start_event = convert::natural("start_event", request.start_event)?;
     Ok(Poll {
         request: WatchRequest {
             keys: KeyRange { key: key.into(), range_end: range_end.map(Into::into) },
-            start_revision: convert::natural("start_revision", request.start_revision)?,
+            start_revision,
+            start_event: if start_revision == 0 { 0 } else { start_event },
             previous: request.return_previous.unwrap_or(false),
             without_puts: request.without_puts.unwrap_or(false),
             without_deletes: request.without_deletes.unwrap_or(false),
         },
-        known_events: usize::try_from(known_events).unwrap_or(usize::MAX),
         wait: Duration::from_millis(wait),
     })
 }
@@ -193,12 +184,12 @@ struct Part {
     len: usize,
     bytes: usize,
     /// Where the next answer begins: revision, and number of events of it that are known. `None`: after all of them.
-    next: Option<(u64, usize)>,
+    next: Option<(u64, u64)>,
 }
 
 /// As many whole revisions as fit, or as much of the first one. Of the first one `known_events` went before.
-fn part_of(events: &[Arc<WatchEvent>], known_events: usize) -> Part {
-    let sizes = || events.iter().map(|event| size_of(event));
+fn part_of(events: &[Arc<WatchEvent>], known_events: u64) -> Part {
+    let sizes = || events.iter().map(|event| event.response_bytes());
     let mut bytes = 0;
     let beyond = sizes().enumerate().position(|(place, size)| {
         bytes += size;
@@ -209,17 +200,12 @@ fn part_of(events: &[Arc<WatchEvent>], known_events: usize) -> Part {
         Some(place) => {
             let revision = events[place].kv.mod_revision;
             match events.partition_point(|event| event.kv.mod_revision < revision) {
-                0 => (place, Some((revision, known_events + place))),
+                0 => (place, Some((revision, known_events + place as u64))),
                 whole => (whole, Some((revision, 0))),
             }
         }
     };
     Part { len, bytes: sizes().take(len).sum(), next }
-}
-
-fn size_of(event: &WatchEvent) -> usize {
-    let size = |kv: &KeyValue| kv.key.len() + kv.value.len() + PAIR_BYTES;
-    size(&event.kv) + event.previous.as_ref().map_or(0, size)
 }
 
 fn converted(event: Arc<WatchEvent>) -> idl::WatchEvent {
@@ -235,8 +221,6 @@ const NODE_POLLS_MAX: usize = 16_384;
 const WAIT_MS_MAX: u64 = 60_000;
 /// Bytes of an answer; one event may have more.
 const PART_BYTES_MAX: usize = 4 << 20;
-/// Bytes of a pair in a response in addition to key and value.
-const PAIR_BYTES: usize = 80;
 /// How long a poll reads history beyond the time that its client wants to wait, and how often it looks how far it is.
 const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 const CATCH_UP_LOOK: Duration = Duration::from_millis(5);

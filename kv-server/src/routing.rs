@@ -24,7 +24,7 @@ use crate::{
     auth::{self, LoginError, Origin, Passwords},
     between::{self, Channel, FromNode, NodeAnswer, NodeFault, NodeRequest, Sealer},
     call_log::{self, CallLog, Stage, timed},
-    cluster::{ClusterManager, number},
+    cluster::{ClusterManager, number, standalone_stall},
     config::Routing,
     convert,
     etcd::KeptCopy,
@@ -658,12 +658,16 @@ impl RoutingManager {
 
     /// Problems of this node, and what to do about them.
     fn problems(&self, engine: &EngineStatus) -> Vec<String> {
-        let cluster = self.cluster.iter().flat_map(|cluster| cluster.problems(engine));
+        let of_engine = match &self.cluster {
+            Some(cluster) => cluster.problems(engine),
+            None => standalone_stall(engine).into_iter().collect(),
+        };
         let checked = self.database.checked_states().and_then(|checked| checked.borrow().clone());
         let unreadable = checked.and_then(Result::err).map(|why| {
             format!("its state cannot be read ({why}): remove the node from the cluster, empty its data directory, and add it again")
         });
-        cluster.chain(unreadable).chain(self.database.alarms().into_iter().map(alarm_problem)).collect()
+        let alarms = self.database.alarms().into_iter().map(alarm_problem);
+        of_engine.into_iter().chain(unreadable).chain(alarms).collect()
     }
 
     /// The header of an answer at what this node has applied.

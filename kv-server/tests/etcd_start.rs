@@ -7,7 +7,7 @@ use std::{os::unix::net::UnixDatagram, path::Path, process::Command, time::Durat
 use common::{
     Server,
     etcd_member::{PATIENCE, Place, READY, channel, count, eventually, members, put, run},
-    free_port,
+    free_port, get,
     page::Page,
 };
 use futures::StreamExt;
@@ -186,9 +186,9 @@ async fn file_and_a_link_named_etcd_start_a_member_whose_health_has_a_port_of_it
     let log = || std::fs::read_to_string(dir.path().join("member.log")).unwrap_or_default();
     eventually("it is ready", async || log().contains(READY)).await;
     put(place.client, "a").await;
-    assert!(get(health, "/health").await.contains(r#"{"health":"true""#));
-    assert!(get(health, "/readyz").await.contains("200 OK"));
-    assert!(get(health, "/v3/kv/range").await.contains("404"), "nothing else is served there");
+    assert!(get(health, "/health").contains(r#"{"health":"true""#));
+    assert!(get(health, "/readyz").contains("200 OK"));
+    assert!(get(health, "/v3/kv/range").contains("404"), "nothing else is served there");
     child.0.kill().unwrap();
 }
 
@@ -237,15 +237,4 @@ impl Drop for Child {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// The answer to a GET request, headers included.
-async fn get(port: u16, path: &str) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
 }

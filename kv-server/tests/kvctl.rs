@@ -13,11 +13,17 @@ mod kvctl {
 }
 
 use std::{
-    io::BufRead,
+    io::{BufRead, BufReader},
+    process::Command,
     time::{Duration, Instant},
 };
 
-use common::{Server, kvctl::Kvctl};
+use common::{
+    Server,
+    kvctl::Kvctl,
+    silent::{can_name_hosts, silent_listener, with_two_addresses},
+};
+use tokio::net::TcpStream;
 
 #[test]
 fn every_command_prints_what_came_of_it() {
@@ -92,8 +98,15 @@ fn nobody() -> String {
 fn command_where_nobody_listens_fails_at_once() {
     let places = [nobody(), nobody()];
     let kvctl = Kvctl::new(places.join(","));
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("backup").display().to_string();
     for command in [
         &["get", "a"][..],
+        &["snapshot", "save", &backup],
+        &["alarm", "list"],
+        &["user", "list"],
+        &["endpoint", "health"],
+        &["lease", "list"],
         &["put", "a", "1"],
         &["member", "remove", "1"],
         &["transfer"],
@@ -102,12 +115,56 @@ fn command_where_nobody_listens_fails_at_once() {
         let start = Instant::now();
         let (code, out, error) = kvctl.run(command, "");
         assert!(start.elapsed() < Duration::from_secs(5), "{command:?}: of 15 s took {:?}", start.elapsed());
-        assert!(
-            code == 4 && places.iter().all(|place| error.contains(place)),
-            "{command:?}: {code} {out} {error}"
-        );
-        assert!(error.contains("refused"), "{error}");
+        let said = out + &error;
+        assert!(code == 4 && places.iter().all(|place| said.contains(place)), "{command:?}: {code} {said}");
+        assert!(said.contains("refused"), "{said}");
     }
+}
+
+/// A name has two addresses, and the first one drops all packets: its listener has no room for connections.
+#[tokio::test]
+async fn server_is_reached_at_the_second_address_of_a_name_whose_first_one_drops_packets() {
+    if !can_name_hosts() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::standalone_with(dir.path(), &["--listen-host", "127.0.0.2"]);
+    while TcpStream::connect(("127.0.0.2", server.port)).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (_silent, _waiting) = silent_listener(server.port).await;
+    let kvctl = Kvctl::new(format!("two.test:{}", server.port));
+    let put = kvctl.command(&["--timeout-ms", "10000", "put", "k", "v"]);
+    let mut inside = Command::new("sh");
+    inside.args(["-c", &with_two_addresses(dir.path())]).arg(put.get_program()).args(put.get_args());
+    let began = Instant::now();
+    let output = tokio::task::spawn_blocking(move || inside.output()).await.unwrap().unwrap();
+    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out} {error}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+/// Commands that wait without a time limit give the reason.
+#[test]
+fn watch_says_when_no_server_answers_and_when_one_does_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::standalone(dir.path());
+    let kvctl = Kvctl::new(format!("{},{}", server.endpoint(), nobody()));
+    kvctl.says(&["put", "a", "1"], 0, "revision 2");
+    server.kill();
+    let mut watch = kvctl.start(&["watch", "a", "--from-revision", "1"]);
+    let mut said = BufReader::new(watch.stderr.take().unwrap()).lines();
+    let outage = said.next().unwrap().unwrap();
+    assert!(outage.contains("no server answers") && outage.contains("refused"), "{outage}");
+    server.start();
+    assert_eq!(said.next().unwrap().unwrap(), "kvctl: a server answers again");
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    let mut listener = Kvctl::new(nobody()).start(&["elect", "name", "--listen"]);
+    let outage = BufReader::new(listener.stderr.take().unwrap()).lines().next().unwrap().unwrap();
+    assert!(outage.contains("no server answers") && outage.contains("refused"), "{outage}");
+    listener.kill().unwrap();
+    listener.wait().unwrap();
 }
 
 #[test]
@@ -122,7 +179,19 @@ fn silent_server_is_passed_over_and_the_time_limit_kept() {
     both.says(&["get", "a"], 0, "1");
     both.says(&["get", "a", "--stale"], 0, "1");
     let alone = Kvctl::new(silent.clone());
-    for command in [&["get", "a"][..], &["put", "a", "1"], &["transfer"], &["status"], &["hash"]] {
+    let backup = dir.path().join("backup").display().to_string();
+    for command in [
+        &["get", "a"][..],
+        &["put", "a", "1"],
+        &["transfer"],
+        &["status"],
+        &["hash"],
+        &["snapshot", "save", &backup],
+        &["alarm", "list"],
+        &["user", "list"],
+        &["endpoint", "health"],
+        &["lease", "list"],
+    ] {
         let start = Instant::now();
         let limited: Vec<&str> = ["--timeout-ms", "1000"].iter().chain(command).copied().collect();
         let (code, out, error) = alone.run(&limited, "");
@@ -134,9 +203,35 @@ fn silent_server_is_passed_over_and_the_time_limit_kept() {
     // The row of the server that answers does not wait for the other one.
     let mut status = both.start(&["status"]);
     let mut row = String::new();
-    std::io::BufReader::new(status.stdout.take().unwrap()).read_line(&mut row).unwrap();
+    BufReader::new(status.stdout.take().unwrap()).read_line(&mut row).unwrap();
     assert!(row.starts_with(&live), "{row}");
     assert_eq!(status.wait().unwrap().code(), Some(4));
+}
+
+/// It answers, but has no place for the client.
+#[test]
+fn server_without_a_place_is_passed_over() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let full = Server::standalone_with(dirs[0].path(), &["--clients-max", "8"]);
+    let live = Server::standalone(dirs[1].path());
+    Kvctl::new(live.endpoint()).says(&["put", "a", "1"], 0, "revision 2");
+    let began = Instant::now();
+    let mut taken = Vec::new();
+    while taken.len() < 8 {
+        assert!(began.elapsed() < Duration::from_secs(20), "it does not start");
+        match std::net::TcpStream::connect(("127.0.0.1", full.port)) {
+            Ok(stream) => taken.push(stream),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+    let alone = Kvctl::new(full.endpoint());
+    while alone.run(&["get", "a", "--stale"], "").0 != 4 {
+        assert!(began.elapsed() < Duration::from_secs(20), "the place is not taken");
+    }
+    let both = Kvctl::new(format!("{},{}", full.endpoint(), live.endpoint()));
+    both.says(&["get", "a", "--stale"], 0, "1");
+    both.says(&["get", "a"], 0, "1");
+    drop(taken);
 }
 
 #[test]

@@ -382,6 +382,11 @@ async fn member_whose_disk_was_emptied_is_told_apart_and_can_be_replaced() {
             problems.iter().any(|problem| problem.contains(&words)).then_some(())
         })
         .await;
+    let checks = cluster.servers[emptied].http("/readyz");
+    assert!(checks.contains("503") && checks.contains(&format!("[-]storage failed: {words}")), "{checks}");
+    let health = cluster.servers[emptied].http("/health");
+    assert!(health.contains(r#""health":"false""#) && health.contains(&words), "{health}");
+    assert!(cluster.servers[emptied].http("/livez").contains("200 OK"), "a restart would not help");
     for id in [leader, other] {
         cluster
             .eventually("the others say so", async |cluster| {

@@ -374,6 +374,7 @@ fn member_that_makes_its_certificates_serves_tls() {
 #[test]
 fn scanner_finds_no_weak_setting() {
     if Command::new("openssl").arg("version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI needs openssl");
         eprintln!("skipped: there is no openssl");
         return;
     }

@@ -26,6 +26,15 @@ pub struct WatchEvent {
     pub previous: Option<KeyValue>,
 }
 
+impl WatchEvent {
+    /// Bytes of the event in a response: keys and values, and 80 for the rest of each pair.
+    #[must_use]
+    pub fn response_bytes(&self) -> usize {
+        let size = |kv: &KeyValue| kv.key.len() + kv.value.len() + PAIR_BYTES;
+        size(&self.kv) + self.previous.as_ref().map_or(0, size)
+    }
+}
+
 /// Adds the keys that a batch changed to a RocksDB write.
 pub(crate) fn write(changes: &[Change], write: &mut WriteBatch) {
     write_from(0, changes, write);
@@ -82,23 +91,51 @@ pub(crate) fn read(db: &DB, from: u64, to: u64, examined_max: usize) -> Result<R
     Ok(found)
 }
 
+/// Place of a change in the index of one generation. Other nodes have the same changes in other records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// Key of the record.
+    record: Vec<u8>,
+    /// Number of changes before it in the record.
+    skip: usize,
+}
+
+impl Position {
+    /// Before the first change of a revision.
+    pub(crate) fn of_revision(revision: u64) -> Self {
+        Self { record: keys::changes(revision, 0), skip: 0 }
+    }
+}
+
 /// Calls `f` with each change from revision `from` on, in order, until it returns `Break`.
-pub(crate) fn visit(db: &DB, from: u64, mut f: impl FnMut(Change) -> ControlFlow<()>) -> Result<(), Failure> {
+pub(crate) fn visit(db: &DB, from: u64, f: impl FnMut(Change) -> ControlFlow<()>) -> Result<(), Failure> {
+    let position = Position::of_revision(from);
+    visit_from(db, from, &position, f).map(drop)
+}
+
+/// Same as [`visit`], from a position. Returns the position of the change at which `f` returned `Break`.
+pub(crate) fn visit_from(
+    db: &DB,
+    from: u64,
+    position: &Position,
+    mut f: impl FnMut(Change) -> ControlFlow<()>,
+) -> Result<Option<Position>, Failure> {
     let mut read = ReadOptions::default();
     read.set_total_order_seek(true);
-    read.set_iterate_lower_bound(keys::changes(from, 0));
+    read.set_iterate_lower_bound(position.record.clone());
     read.set_iterate_upper_bound(keys::CHANGES_END.to_vec());
     for item in db.iterator_opt(IteratorMode::Start, read) {
-        let (_, bytes) = item.map_err(disk)?;
+        let (record, bytes) = item.map_err(disk)?;
         let chunk: Vec<Change> = codec::decode("changes", VERSION, &bytes)?;
-        for change in chunk {
+        let skip = if *record == *position.record { position.skip } else { 0 };
+        for (skip, change) in chunk.into_iter().enumerate().skip(skip) {
             // A record is found under its last revision. It may begin with earlier ones.
             if change.revision >= from && f(change).is_break() {
-                return Ok(());
+                return Ok(Some(Position { record: record.into(), skip }));
             }
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 fn size_of(change: &Change) -> usize {
@@ -145,6 +182,8 @@ pub(crate) fn remove_compacted(compacted: u64, write: &mut WriteBatch) {
 }
 
 const VERSION: u8 = 1;
+/// Bytes of a pair in a response in addition to key and value.
+const PAIR_BYTES: usize = 80;
 /// Maximum number of changes in one record.
 const CHUNK_LEN: usize = 256;
 /// Greatest number of changes of a revision, and of bytes of their keys and replaced values, that are read at once.

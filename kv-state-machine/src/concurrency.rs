@@ -13,6 +13,7 @@ pub(crate) struct ConcurrencyLimits {
     long_reads: Arc<Semaphore>,
     heavy_commands: Arc<Semaphore>,
     snapshots: Arc<Semaphore>,
+    hashes: Arc<Semaphore>,
 }
 
 impl ConcurrencyLimits {
@@ -21,6 +22,7 @@ impl ConcurrencyLimits {
             long_reads: Arc::new(Semaphore::new(LONG_READS_MAX)),
             heavy_commands: Arc::new(Semaphore::new(HEAVY_COMMANDS_MAX)),
             snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
+            hashes: Arc::new(Semaphore::new(HASHES_MAX)),
         }
     }
 
@@ -32,6 +34,11 @@ impl ConcurrencyLimits {
     /// Waits for a permit for a copy of the store.
     pub(crate) async fn snapshot(&self) -> Option<OwnedSemaphorePermit> {
         self.snapshots.clone().acquire_owned().await.ok()
+    }
+
+    /// Waits for a permit for a hash of the store.
+    pub(crate) async fn hash(&self) -> Option<OwnedSemaphorePermit> {
+        self.hashes.clone().acquire_owned().await.ok()
     }
 
     /// Waits for a permit for a command that is much work to apply.
@@ -62,3 +69,5 @@ const LONG_READS_MAX: usize = 2;
 const HEAVY_COMMANDS_MAX: usize = 1;
 /// Each copy takes disk space for as long as its client takes to read it.
 const SNAPSHOTS_MAX: usize = 2;
+/// A hash of a large store takes minutes, during which other long reads must go on.
+const HASHES_MAX: usize = 1;

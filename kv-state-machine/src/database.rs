@@ -487,7 +487,7 @@ impl ConsensusKvDatabase {
     /// The disk failed, or this is a witness.
     pub async fn hash(&self) -> Result<StateHash, KvError> {
         let executor = self.executor.clone().ok_or_else(witness)?;
-        let _permit = self.concurrency.long_read().await;
+        let _permit = self.concurrency.hash().await;
         let cancel = CancelOnDrop::default();
         let cancelled = cancel.flag();
         blocking(move || executor.hash_cancellable(&cancelled)).await
@@ -499,10 +499,16 @@ impl ConsensusKvDatabase {
     /// The revision is compacted or in the future, the disk failed, or this is a witness.
     pub async fn hash_at(&self, revision: u64) -> Result<KeysHash, KvError> {
         let executor = self.executor.clone().ok_or_else(witness)?;
-        let _permit = self.concurrency.long_read().await;
+        let _permit = self.concurrency.hash().await;
         let cancel = CancelOnDrop::default();
         let cancelled = cancel.flag();
         Ok(blocking(move || executor.hash_at(revision, &cancelled)).await??)
+    }
+
+    /// Whether a committed change waits until the disk takes it, and nothing is applied meanwhile.
+    #[must_use]
+    pub fn waits_for_disk(&self) -> bool {
+        self.executor.as_ref().is_some_and(|executor| executor.store().waits_for_disk())
     }
 
     /// Approximate bytes of the store on this node's disk; 0 on a witness.
@@ -697,3 +703,6 @@ fn read_error(error: ReadError) -> KvError {
 const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Maximum time that a call waits for the end of a lease with very many keys. Less than the time limit of a forwarded call.
 const LEASE_WAIT_MAX: Duration = Duration::from_secs(8);
+
+#[cfg(test)]
+mod tests;

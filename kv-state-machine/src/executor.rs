@@ -239,7 +239,8 @@ impl KvStoreExecutor {
     /// Rewrites the tables of RocksDB without garbage. Blocks on the disk.
     pub(crate) fn reclaim_space(&self) -> Result<(), Failure> {
         let generation = self.store.current();
-        generation.db().flush().map_err(disk)?;
+        generation.check_writable()?;
+        generation.db().flush().map_err(|error| generation.failed("flushing", error))?;
         generation.db().compact_range(None::<&[u8]>, None::<&[u8]>);
         Ok(())
     }

@@ -1,6 +1,12 @@
 //! The store as a [`StateMachine`].
 
-use std::{borrow::Cow, io::Read, path::Path, sync::Arc, time::Instant};
+use std::{
+    borrow::Cow,
+    io::Read,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use consensus_core::{
@@ -224,6 +230,16 @@ impl KvStateMachine {
     }
 
     fn commit(&mut self, generation: &Generation, written: &PendingWrites) -> Result<(), Failure> {
+        self.commit_with(generation, written, self.durability == Durability::FromLog)
+    }
+
+    /// `flushes_users`: changes of users are durable before they are served.
+    fn commit_with(
+        &mut self,
+        generation: &Generation,
+        written: &PendingWrites,
+        flushes_users: bool,
+    ) -> Result<(), Failure> {
         let overlay = &written.versions;
         let bytes = overlay.iter().map(|(place, record)| place.len() + record.len() + WRITE_OVERHEAD).sum();
         let mut write = WriteBatch::with_capacity_bytes(bytes);
@@ -251,8 +267,8 @@ impl KvStateMachine {
         written.alarms.iter().for_each(|alarms| generation.alarms().publish(alarms.clone()));
         if auth_changed {
             // A node that restarts without the others must not serve what it has by permissions that were taken away.
-            if self.durability == Durability::FromLog {
-                generation.db().flush_synced()?;
+            if flushes_users {
+                self.flush_when_possible(generation)?;
             }
             self.store.auth().publish(self.auth.clone());
         }
@@ -264,6 +280,30 @@ impl KvStateMachine {
         }
         self.store.dispatcher().batch_written();
         Ok(())
+    }
+
+    /// Makes all writes durable, as soon as that is possible. The batch is in the store already, so it cannot be refused; the engine
+    /// sees an apply that takes long.
+    fn flush_when_possible(&self, generation: &Generation) -> Result<(), Failure> {
+        let mut failures = 0_u64;
+        loop {
+            match generation.flush() {
+                Err(Failure::Io(error)) => {
+                    if failures == 0 {
+                        tracing::warn!(%error, "cannot make a change of users durable; nothing is applied until it is");
+                    }
+                    failures += 1;
+                    self.store.set_waits_for_disk(true);
+                    std::thread::sleep(FLUSH_RETRY);
+                }
+                Ok(()) if failures > 0 => {
+                    self.store.set_waits_for_disk(false);
+                    tracing::info!(failures, "a change of users is durable; commands are applied again");
+                    return Ok(());
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Adds the counts of segments, and a deletion of a range, to a RocksDB write. Returns the starts of the segments
@@ -295,7 +335,7 @@ impl KvStateMachine {
     pub(crate) fn commit_imported(&mut self, written: &PendingWrites, revision: u64) -> Result<(), Failure> {
         self.meta.revision = revision;
         let generation = self.store.current();
-        self.commit(&generation, written)
+        self.commit_with(&generation, written, false)
     }
 
     /// Changes the metadata of the store apart from a batch of commands, and writes changes of users and roles.
@@ -596,7 +636,7 @@ impl StateMachine for KvStateMachine {
 
     fn flush(&mut self) -> Result<LogId, StateMachineError> {
         if self.durability == Durability::FromLog {
-            self.store.current().db().flush_synced()?;
+            self.store.current().flush()?;
         }
         Ok(self.meta.applied)
     }
@@ -605,7 +645,7 @@ impl StateMachine for KvStateMachine {
     fn flush_in_background(&mut self) -> Option<FlushWork> {
         let (generation, applied) = (self.store.current(), self.meta.applied);
         let flush = move || {
-            generation.db().flush_synced()?;
+            generation.flush()?;
             Ok(applied)
         };
         (self.durability == Durability::FromLog).then(|| Box::new(flush) as FlushWork)
@@ -630,6 +670,7 @@ impl StateMachine for KvStateMachine {
     }
 }
 
+const FLUSH_RETRY: Duration = Duration::from_millis(500);
 /// Greatest id of a member. etcd's clients see the id with a tag in the bytes above.
 const MEMBER_ID_MAX: u64 = (1 << 48) - 1;
 /// Format of commands in the log. It may change without another number until the first release; from then on, each change

@@ -68,12 +68,11 @@ pub(crate) fn take(store: &Store) -> Result<Box<dyn Snapshot>, Failure> {
 fn take_checkpoint(store: &Store) -> Result<Checkpoint, Failure> {
     let path = store.checkpoint_path();
     let generation = store.current();
+    generation.check_writable()?;
     let checkpoint = rocksdb::checkpoint::Checkpoint::new(generation.db()).map_err(crate::view::disk)?;
     let taken = checkpoint.create_checkpoint(&path);
-    taken.map_err(|error| {
-        let why = format!("copying the store to {}: {error}", path.display());
-        StateMachineError::Io(io::Error::other(why))
-    })?;
+    taken
+        .map_err(|error| generation.failed(&format!("copying the store to {}, of", path.display()), error))?;
     Ok(Checkpoint { path })
 }
 

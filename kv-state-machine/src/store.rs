@@ -80,6 +80,8 @@ pub(crate) struct Store {
     /// Bytes to leave free on the disk.
     reserve_bytes: AtomicU64,
     dispatcher: Arc<Dispatcher>,
+    /// Whether a change waits until it can be flushed.
+    waits_for_disk: AtomicBool,
     /// Users and roles. They are not part of a generation, so that the permissions of a generation that is replaced do not
     /// outlive it.
     auth: AuthTable,
@@ -293,6 +295,42 @@ impl Generation {
         self.obsolete.store(true, Ordering::Release);
     }
 
+    /// Makes all writes durable.
+    ///
+    /// # Errors
+    /// The disk failed: the call can be repeated. [`StateMachineError::Broken`] if RocksDB refuses all writes from now on.
+    pub(crate) fn flush(&self) -> Result<(), StateMachineError> {
+        self.check_writable()?;
+        self.db().flush_synced().map_err(|error| self.failed("flushing", error))
+    }
+
+    /// Checks that a file can be made in the directory of the store. RocksDB accepts no writes after one flush that failed, so it is
+    /// not asked to flush where it would fail.
+    pub(crate) fn check_writable(&self) -> Result<(), StateMachineError> {
+        let probe = self.path.join(PROBE);
+        let removed = || match fs::remove_file(&probe) {
+            // Another thread checks at the same time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        fs::write(&probe, PROBE).and_then(|()| removed()).map_err(|error| {
+            let why = format!("{}: no file can be written: {error}", self.path.display());
+            StateMachineError::Io(io::Error::new(error.kind(), why))
+        })
+    }
+
+    /// Error of work that flushes the store.
+    pub(crate) fn failed(&self, work: &str, error: impl std::fmt::Display) -> StateMachineError {
+        let why = format!("{work} {}: {error}", self.path.display());
+        if self.db().accepts_writes() {
+            return StateMachineError::Io(io::Error::other(why));
+        }
+        StateMachineError::Broken(format!(
+            "{why}; RocksDB accepts no more writes until it is opened again: start this node again when the cause is gone; its log \
+             has what the store lacks"
+        ))
+    }
+
     pub(crate) fn db(&self) -> &MarkedDb {
         self.db.as_ref().expect("a generation has its database until it is dropped")
     }
@@ -361,6 +399,7 @@ impl Store {
             are_deletions_held: AtomicBool::new(false),
             reserve_bytes: AtomicU64::new(0),
             dispatcher: Arc::default(),
+            waits_for_disk: AtomicBool::new(false),
             auth: AuthTable::new(auth),
             measures: Measures::new(),
             checked: Checked::default(),
@@ -395,6 +434,14 @@ impl Store {
     }
 
     /// Dispatcher of changes to watches.
+    pub(crate) fn waits_for_disk(&self) -> bool {
+        self.waits_for_disk.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_waits_for_disk(&self, waits: bool) {
+        self.waits_for_disk.store(waits, Ordering::Relaxed);
+    }
+
     pub(crate) fn dispatcher(&self) -> &Arc<Dispatcher> {
         &self.dispatcher
     }
@@ -547,6 +594,8 @@ const COMPRESSION: [DBCompressionType; 7] = {
     use DBCompressionType::{Lz4, None};
     [None, Lz4, Lz4, Lz4, Lz4, Lz4, Lz4]
 };
+/// A file that is made and removed, to see whether that is possible.
+const PROBE: &str = "PROBE";
 
 #[cfg(test)]
 mod tests {

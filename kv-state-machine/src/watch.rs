@@ -8,14 +8,15 @@ mod dispatch;
 mod index;
 mod session;
 mod stream;
+mod within;
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, AtomicU64},
 };
 
 pub(crate) use self::dispatch::Dispatcher;
-use self::session::Queue;
+use self::{session::Queue, within::Within};
 pub use self::{
     session::{WatchNews, Watches},
     stream::WatchStream,
@@ -29,6 +30,9 @@ pub struct WatchRequest {
     pub keys: KeyRange,
     /// First revision to watch, which may be in the past; 0: the next one.
     pub start_revision: u64,
+    /// Number of events of the start revision that are skipped, because the client has them already. Without a start revision it
+    /// has no effect.
+    pub start_event: u64,
     /// Whether events include the previous pair.
     pub previous: bool,
     /// Whether puts are omitted.
@@ -49,6 +53,10 @@ struct Watch {
     start: u64,
     /// First revision that was not delivered, or the start revision.
     next: AtomicU64,
+    /// The part of revision `next` that was delivered. Only a watch that reads from disk can have a part.
+    within: Mutex<Within>,
+    /// Whether the places where it stops within a revision are remembered.
+    is_resumable: bool,
     ended: AtomicBool,
     /// Whether the watch is in the index: it has caught up, and the dispatcher adds its events to the queue.
     is_indexed: AtomicBool,
@@ -56,6 +64,10 @@ struct Watch {
 }
 
 impl Watch {
+    fn within(&self) -> MutexGuard<'_, Within> {
+        self.within.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn wants(&self, change: &crate::pending_writes::Change) -> bool {
         let keys = &self.request.keys;
         let is_in_range = match keys.range_end.as_deref() {

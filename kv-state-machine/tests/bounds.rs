@@ -159,6 +159,32 @@ fn delete_over_work_limit_is_refused_without_effect() {
     assert_eq!(harness.count(), 1);
 }
 
+/// The first copy may be in the log already, so a later one must not be executed.
+#[test]
+fn refused_command_uses_its_number_in_the_session_and_a_copy_gets_the_same_answer() {
+    let mut harness = Harness::new();
+    harness.fill(WORK_KEYS_MAX + 1);
+    let opened = harness.apply(KvOperation::OpenSession { sessions_max: 9 }).unwrap().result;
+    let KvResult::OpenSession(client_id) = opened else { panic!("{opened:?}") };
+    let delete = |harness: &mut Harness, sequence| {
+        let txn = Txn { success: vec![delete_from("k000001", 0)], ..Txn::default() };
+        let entries = harness.entries(vec![(Some(Session { client_id, sequence }), KvOperation::Txn(txn))]);
+        let responses = consensus_core::apply_all(&mut harness.machine, &entries).unwrap();
+        codec::decode::<Answer>("answer", 1, &responses[0]).unwrap()
+    };
+    harness.apply(put("kz", "v")).unwrap();
+    let first = delete(&mut harness, 1);
+    assert!(refusal(first.clone()).contains("10000 keys"));
+    // From now on the command would be within the limit.
+    assert_eq!(deleted(harness.apply(delete_from("kz", 0))).deleted, 1);
+    let revision = harness.machine.executor().revision().unwrap();
+    harness.apply(KvOperation::Compact { revision }).unwrap();
+    assert_eq!(delete(&mut harness, 1), first);
+    assert_eq!(harness.count(), WORK_KEYS_MAX + 1, "nothing was deleted");
+    delete(&mut harness, 2).unwrap();
+    assert_eq!(harness.count(), 1);
+}
+
 #[test]
 fn delete_without_previous_values_has_no_limit() {
     let mut harness = Harness::new();

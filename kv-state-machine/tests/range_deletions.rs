@@ -10,7 +10,7 @@ use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
 use futures::TryStreamExt;
 use kv_state_machine::{
     ConsensusKvDatabase, Delete, Deleted, Durability, Found, Keep, KeyRange, KvCommand, KvOperation,
-    KvResult, KvStateMachine, Put, Range, Session, Txn, WatchRequest, WatchStream,
+    KvResult, KvStateMachine, Put, Range, Session, Txn, WatchNews, WatchRequest, WatchStream, Watches,
     fuzzing::{Sizes, has_deletions, hold_deletions, open_durable_with},
 };
 use proptest::prelude::*;
@@ -270,6 +270,150 @@ async fn deletion_of_very_many_keys_reaches_watches_whole() {
         let kv = next(events).await;
         assert_eq!((kv.mod_revision, &kv.key[..]), (deleted.revision + 1, &b"x"[..]));
     }
+}
+
+/// A revision with more than 4 MiB of events comes in parts, and a client that starts a new watch for each part misses and
+/// repeats nothing.
+#[tokio::test]
+async fn deletion_of_very_many_keys_comes_in_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with_keys(&dir, VERY_MANY).await;
+    let mut watches = database.watches().unwrap();
+    let all = KeyRange { key: "a".into(), range_end: Some("z".into()) };
+    let (large, revision) =
+        watches.add(WatchRequest { keys: all.clone(), previous: true, ..WatchRequest::default() });
+    let x = KeyRange { key: "x".into(), range_end: None };
+    let (small, _) = watches.add(WatchRequest { keys: x, ..WatchRequest::default() });
+    let delete = Delete { key: "k".into(), range_end: Some("l".into()), ..Delete::default() };
+    let deleted = database.execute_operation(KvOperation::Delete(delete)).await.unwrap();
+    let put = Put { key: "x".into(), value: "w".into(), ..Put::default() };
+    let put = database.execute_operation(KvOperation::Put(put)).await.unwrap();
+    assert_eq!((deleted.revision, put.revision), (revision + 1, revision + 2));
+
+    let (mut keys, mut parts, mut puts) = (Vec::new(), Vec::new(), 0);
+    while keys.len() < VERY_MANY || puts < 2 {
+        let WatchNews::Events { watch, events, more } = next_news(&mut watches).await else {
+            panic!("compacted")
+        };
+        let (deletions, others): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.deleted);
+        assert!(others.iter().all(|event| event.kv.mod_revision == put.revision));
+        puts += others.len();
+        assert!(watch == large || deletions.is_empty() && watch == small);
+        assert!(!deletions.is_empty() || keys.is_empty() || keys.len() == VERY_MANY, "between the parts");
+        if deletions.is_empty() {
+            continue;
+        }
+        assert!(deletions.iter().map(|event| event.response_bytes()).sum::<usize>() <= 4 << 20);
+        parts.push(deletions.len());
+        keys.extend(deletions.iter().map(|event| event.kv.key.clone()));
+        assert_eq!(more, keys.len() < VERY_MANY, "{parts:?}");
+        let at = watches.next_revision(large).unwrap();
+        assert!(!more || watches.progress().is_none() && at == deleted.revision);
+    }
+    assert!(keys.iter().enumerate().all(|(number, key)| *key == format!("k{number:05}")), "each key once");
+    assert!(parts.len() > 2, "{parts:?}");
+
+    // One watch for each part, as long polls do.
+    let (mut known, mut parts) = (0, Vec::new());
+    while known < VERY_MANY {
+        let stream = stream_from(&database, &all, deleted.revision, known);
+        known += expect_part(stream, &keys[known..], deleted.revision, known).await;
+        parts.push(known);
+    }
+    assert!(parts.len() > 1, "{parts:?}");
+    // A place that is not known: the events are counted.
+    expect_part(stream_from(&database, &all, deleted.revision, 7), &keys[7..], deleted.revision, 7).await;
+}
+
+fn stream_from(database: &ConsensusKvDatabase, keys: &KeyRange, revision: u64, event: usize) -> WatchStream {
+    let (keys, start_event) = (keys.clone(), event as u64);
+    let request = WatchRequest { keys, start_revision: revision, start_event, ..WatchRequest::default() };
+    database.watch(request).unwrap()
+}
+
+/// Takes what a stream delivers at once, of which the client has `known` events. Returns the number of deletions.
+async fn expect_part(mut stream: WatchStream, keys: &[Bytes], revision: u64, known: usize) -> usize {
+    let mut taken = vec![stream.try_next().await.unwrap().unwrap().kv];
+    taken.extend(stream.take_read().iter().map(|event| event.kv.clone()));
+    let of_revision: Vec<_> = taken.iter().filter(|kv| kv.mod_revision == revision).collect();
+    assert!(of_revision.iter().zip(keys).all(|(kv, key)| kv.key == *key), "after {known} events");
+    let count = of_revision.len();
+    let next = if count < keys.len() { (revision, (known + count) as u64) } else { (revision + 1, 0) };
+    assert!(count == taken.len() && (stream.next_revision(), stream.next_event()) >= next);
+    count
+}
+
+/// The rest of one revision and the beginning of the next one are not delivered together.
+#[tokio::test]
+async fn parts_of_two_revisions_are_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with_keys(&dir, 1).await;
+    let put = |key: String| {
+        KvOperation::Put(Put { key: key.into(), value: vec![b'v'; 1 << 20].into(), ..Put::default() })
+    };
+    let mut revisions = Vec::new();
+    for _ in 0..2 {
+        let txn = Txn { success: (0..6).map(|n| put(format!("k{n}"))).collect(), ..Txn::default() };
+        revisions.push(database.execute_operation(KvOperation::Txn(txn)).await.unwrap().revision);
+    }
+    let keys = KeyRange { key: "k".into(), range_end: Some("l".into()) };
+    let mut watches = database.watches().unwrap();
+    watches.add(WatchRequest { keys, start_revision: revisions[0], ..WatchRequest::default() });
+    let mut parts = Vec::new();
+    for _ in 0..4 {
+        let WatchNews::Events { events, more, .. } = next_news(&mut watches).await else {
+            panic!("compacted")
+        };
+        let of = |revision| events.iter().filter(|event| event.kv.mod_revision == revision).count();
+        parts.push((of(revisions[0]), of(revisions[1]), more));
+    }
+    assert_eq!(parts, [(3, 0, true), (3, 0, false), (0, 3, true), (0, 3, false)]);
+}
+
+/// A node that has not reached the revision of a client, and finds nothing there that the client watches.
+#[tokio::test]
+async fn events_of_later_revisions_are_not_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with_keys(&dir, 1).await;
+    let keys = KeyRange { key: "x".into(), range_end: None };
+    let mut stream = stream_from(&database, &keys, 3, 2);
+    let mut from_now = stream_from(&database, &keys, 0, 1);
+    let put = |key: &'static str| KvOperation::Put(Put { key: key.into(), ..Put::default() });
+    database.execute_operation(put("other")).await.unwrap();
+    while stream.next_revision() == 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!((stream.next_revision(), stream.next_event()), (4, 0));
+    database.execute_operation(put("x")).await.unwrap();
+    for stream in [&mut stream, &mut from_now] {
+        let event = tokio::time::timeout(Duration::from_secs(30), stream.try_next()).await;
+        assert_eq!(event.unwrap().unwrap().unwrap().kv.mod_revision, 4);
+    }
+}
+
+/// The client knows a part of a revision that this node has yet to reach.
+#[tokio::test]
+async fn events_that_are_known_are_skipped_at_a_future_revision() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with_keys(&dir, 1).await;
+    let keys = KeyRange { key: "a".into(), range_end: Some("z".into()) };
+    let request = WatchRequest { keys, start_revision: 3, start_event: 2, ..WatchRequest::default() };
+    let mut stream = database.watch(request).unwrap();
+    assert_eq!((stream.next_revision(), stream.next_event()), (3, 2));
+    let put = |key: &'static str| KvOperation::Put(Put { key: key.into(), ..Put::default() });
+    let txn = Txn { success: ["b", "c", "d"].map(put).to_vec(), ..Txn::default() };
+    assert_eq!(database.execute_operation(KvOperation::Txn(txn)).await.unwrap().revision, 3);
+    database.execute_operation(put("e")).await.unwrap();
+    for (revision, key) in [(3, "d"), (4, "e")] {
+        let kv = stream.try_next().await.unwrap().unwrap().kv;
+        assert_eq!((kv.mod_revision, &kv.key[..]), (revision, key.as_bytes()));
+    }
+    assert_eq!((stream.next_revision(), stream.next_event()), (5, 0));
+}
+
+async fn next_news(watches: &mut Watches) -> WatchNews {
+    let news = tokio::time::timeout(Duration::from_secs(30), watches.next()).await;
+    news.expect("a notification arrives in time").unwrap()
 }
 
 async fn expect_deletions_and_a_put(mut events: WatchStream, revision: u64) {

@@ -66,7 +66,7 @@ async fn next(watches: &mut Watches) -> WatchNews {
 async fn events(watches: &mut Watches, watch: WatchId, last: u64) -> Vec<(u64, String, Option<String>)> {
     let mut all: Vec<(u64, String, Option<String>)> = Vec::new();
     while all.last().is_none_or(|(revision, ..)| *revision < last) {
-        let WatchNews::Events { watch: of, events } = next(watches).await else { panic!("compacted") };
+        let WatchNews::Events { watch: of, events, .. } = next(watches).await else { panic!("compacted") };
         assert_eq!(of, watch);
         for event in events {
             let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
@@ -136,7 +136,7 @@ async fn transaction_is_delivered_as_one_revision_with_every_write() {
     // A watch that is added later receives the same events.
     let (later, _) = watches.add(of("\0", Some("\0"), revision));
     let news = next(&mut watches).await;
-    assert_eq!(news, WatchNews::Events { watch: later, events });
+    assert_eq!(news, WatchNews::Events { watch: later, events, more: false });
     assert!(watch != later);
 }
 
@@ -152,7 +152,7 @@ async fn watch_options_select_previous_values_and_kinds_of_events() {
     store.run(delete("k", None)).await;
     let mut seen: BTreeMap<WatchId, Vec<(u64, Option<Bytes>)>> = BTreeMap::new();
     while seen.values().map(Vec::len).sum::<usize>() < 4 {
-        let WatchNews::Events { watch, events } = next(&mut watches).await else { panic!("compacted") };
+        let WatchNews::Events { watch, events, .. } = next(&mut watches).await else { panic!("compacted") };
         let of = |event: &std::sync::Arc<kv_state_machine::WatchEvent>| {
             (event.kv.mod_revision, event.previous.as_ref().map(|kv| kv.value.clone()))
         };
@@ -204,7 +204,9 @@ async fn slow_watch_uses_bounded_memory_and_misses_nothing() {
     // Several times the capacity of the queue.
     let mut seen = Vec::new();
     while seen.last() != Some(&last) {
-        let WatchNews::Events { watch: of, events } = next(&mut watches).await else { panic!("compacted") };
+        let WatchNews::Events { watch: of, events, .. } = next(&mut watches).await else {
+            panic!("compacted")
+        };
         assert_eq!(of, watch);
         assert!(events.len() <= 8, "one delivery has {} MiB", events.len());
         seen.extend(events.iter().map(|event| event.kv.mod_revision));

@@ -15,7 +15,7 @@ use std::{
 
 use consensus_core::Endpoint;
 use consensus_tls::Tls;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     Connection,
@@ -123,6 +123,8 @@ pub enum ClientError {
 pub struct KvClient {
     config: Arc<ClientConfig>,
     shared: Arc<Mutex<Shared>>,
+    /// Why no server answers the polls of watches.
+    outage: Arc<watch::Sender<Option<String>>>,
 }
 
 #[derive(Debug, Default)]
@@ -148,7 +150,28 @@ impl KvClient {
         if config.endpoints.is_empty() {
             return Err(ClientError::NoEndpoints);
         }
-        Ok(Self { config: Arc::new(config), shared: Arc::default() })
+        Ok(Self { config: Arc::new(config), shared: Arc::default(), outage: Arc::default() })
+    }
+
+    /// Returns why no server answers what waits without a time limit: watches, and with them locks and elections. `None` if a server
+    /// answers, or nothing waits.
+    #[must_use]
+    pub fn outages(&self) -> watch::Receiver<Option<String>> {
+        self.outage.subscribe()
+    }
+
+    /// Records that no server answers what waits without a time limit.
+    fn note_outage(&self, why: impl FnOnce() -> String) {
+        self.outage.send_if_modified(|outage| {
+            let is_new = outage.is_none();
+            outage.get_or_insert_with(why);
+            is_new
+        });
+    }
+
+    /// Records that a server answers it.
+    fn note_answer(&self) {
+        self.outage.send_if_modified(|outage| outage.take().is_some());
     }
 
     /// Writes a key.

@@ -2925,7 +2925,7 @@ pub struct WatchRequest {
   pub range_end: Option<Vec<u8>>,
   /// First revision to watch. 0 or absent: the revision after the newest one that this node has applied.
   pub start_revision: Option<i64>,
-  /// Number of events of `start_revision` that the client has received already.
+  /// Number of events of `start_revision` that the client has received already. Without one it has no effect.
   pub start_event: Option<i64>,
   /// Whether events contain the previous pairs.
   pub return_previous: Option<bool>,

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use kv_state_machine::{AutoCompaction, OPERATIONS_MAX};
 
 use super::values::{DAY, MILLISECOND, Retention, duration, number, retention, size};
+use crate::descriptors::CLIENTS_MIN;
 
 /// Settings of `[limits]`.
 #[derive(Clone, Debug, Args)]
@@ -18,7 +19,7 @@ pub(crate) struct Limits {
     ///
     /// The limit of open files (`ulimit -n`) may allow fewer: the node's files and the connections of other nodes come
     /// first. The node logs the number when it starts.
-    #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = number(1_usize..))]
+    #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = number(CLIENTS_MIN..))]
     pub(crate) clients_max: usize,
     /// Memory for responses that are not yet sent, on all connections together. Calls whose responses may not fit wait.
     #[arg(long, default_value = "256MiB", value_name = "SIZE", value_parser = size((1 << 20)..))]

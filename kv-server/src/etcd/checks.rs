@@ -24,6 +24,7 @@ pub(super) enum Check {
     SerializableRead,
     LinearizableRead,
     NonLearner,
+    Storage,
 }
 
 impl Probe {
@@ -63,6 +64,7 @@ impl Check {
             Self::SerializableRead => "serializable_read",
             Self::LinearizableRead => "linearizable_read",
             Self::NonLearner => "non_learner",
+            Self::Storage => "storage",
         }
     }
 
@@ -77,6 +79,7 @@ impl Check {
             Self::LinearizableRead => read(etcd, false).await,
             Self::NonLearner if etcd.is_learner() => Err("not supported for learner".to_owned()),
             Self::NonLearner => Ok(()),
+            Self::Storage => etcd.storage_problem().map_or(Ok(()), Err),
         }
     }
 }
@@ -100,16 +103,23 @@ async fn run(etcd: &Etcd, checks: impl Iterator<Item = &Check>, is_verbose: bool
     http::respond(status, "text/plain; charset=utf-8", text)
 }
 
-/// Whether no alarm is raised that is not excluded, there is a leader, and a read is answered, of this node or of the cluster.
+/// Whether no alarm is raised that is not excluded, there is a leader, the node has its disk and room on it, and a read is answered.
+/// With `serializable=true` only alarms and a read of this node count: a restart would not help against the rest.
 async fn health(etcd: &Etcd, query: &str) -> hyper::Response<Body> {
     let is_serializable = has(query, "serializable", "true");
+    let is_excluded = |alarm: &str| has(query, "exclude", alarm);
     // Of two alarms CORRUPT is told.
     let alarms = etcd.database().alarms().into_iter().rev().map(|alarm| alarm.kind.to_string());
-    let alarm = alarms.into_iter().find(|name| !has(query, "exclude", name));
-    let problem = match alarm {
-        Some(name) => Some(format!("ALARM {name}")),
-        None if !is_serializable && etcd.has_no_leader() => Some("RAFT NO LEADER".to_owned()),
+    let alarm = alarms.into_iter().find(|name| !is_excluded(name)).map(|name| format!("ALARM {name}"));
+    let of_node = || {
+        let leaderless = etcd.has_no_leader().then(|| "RAFT NO LEADER".to_owned());
+        let no_room =
+            || etcd.status().no_room.clone().filter(|_| !is_excluded(&AlarmKind::NoSpace.to_string()));
+        etcd.storage_problem().or(leaderless).or_else(no_room)
+    };
+    let problem = match alarm.or_else(|| if is_serializable { None } else { of_node() }) {
         None => read(etcd, is_serializable).await.err().map(|why| format!("RANGE ERROR:{why}")),
+        problem => problem,
     };
     let status = if problem.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let is_healthy = problem.is_none();
@@ -154,8 +164,13 @@ fn names(query: &str, name: &str) -> bool {
 }
 
 const LIVE: [Check; 1] = [Check::SerializableRead];
-const READY: [Check; 4] =
-    [Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner];
+const READY: [Check; 5] = [
+    Check::DataCorruption,
+    Check::SerializableRead,
+    Check::LinearizableRead,
+    Check::NonLearner,
+    Check::Storage,
+];
 const READ_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 #[cfg(test)]

@@ -67,6 +67,7 @@ impl Election for Etcd {
             watch: None,
             leader: None,
             events: VecDeque::new(),
+            more: false,
         };
         let leaders = futures::stream::try_unfold(observed, |mut observed| async move {
             let leader = observed.next().await?;
@@ -124,6 +125,8 @@ struct Observed {
     leader: Option<Bytes>,
     /// Events of the watch that were not processed yet.
     events: VecDeque<Arc<WatchEvent>>,
+    /// Whether more events of the last revision follow.
+    more: bool,
 }
 
 impl Observed {
@@ -150,7 +153,7 @@ impl Observed {
                 news = self.watches.next() => news.map_err(error::of_read)?,
             };
             match news {
-                WatchNews::Events { events, .. } => self.events = events.into(),
+                WatchNews::Events { events, more, .. } => (self.events, self.more) = (events.into(), more),
                 // Proclamations in between are compacted; the newest one is sent.
                 _ => self.end_watch(),
             }
@@ -171,7 +174,8 @@ impl Observed {
             let mut same = self.events.iter().filter(|other| other.kv.mod_revision == revision);
             let is_gone = same.any(|other| other.deleted && other.kv.key == *key);
             self.end_watch();
-            if !is_gone {
+            // With more to come it may be removed there: the queue is read again.
+            if !is_gone && !self.more {
                 self.watch_from(Some(key.clone()), revision + 1);
             }
         }

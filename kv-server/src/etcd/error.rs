@@ -94,6 +94,14 @@ pub(super) fn no_room() -> Status {
     )
 }
 
+/// Reason for the end of a watch that takes no fragments.
+pub(super) fn too_large_revision(bytes_max: usize) -> Status {
+    let mib = bytes_max >> 20;
+    Status::resource_exhausted(format!(
+        "etcdserver: the events of one revision take more than {mib} MiB, a quarter of responses_size; create the watch with fragments"
+    ))
+}
+
 /// Error of a read.
 pub(super) fn of_read(error: KvError) -> Status {
     match error {

@@ -12,7 +12,7 @@ use consensus_tls::Stream;
 use hyper::{
     Request, Response,
     body::Incoming,
-    header::{CONTENT_TYPE, HeaderValue},
+    header::{CONNECTION, CONTENT_TYPE, HeaderValue},
     service::service_fn,
 };
 use hyper_util::{
@@ -38,6 +38,7 @@ use super::{
     calls::{Calls, NewCalls},
     error,
     first_bytes::{self, LastWrite},
+    gateway,
     health::reflection,
     held::until_written,
     http,
@@ -45,7 +46,12 @@ use super::{
     permissions::{certificate_name, in_words_of_locks, is_named},
     required_leader,
 };
-use crate::{answers::ConnectionBudget, call_log::Protocol, frontend::stopped, measure::measured};
+use crate::{
+    answers::ConnectionBudget,
+    call_log::Protocol,
+    frontend::{refusal, stopped},
+    measure::measured,
+};
 
 /// Requests that a connection serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +60,11 @@ pub(crate) enum Scope {
     Api,
     /// Health and version only.
     Health,
+    /// Health and version; other requests are refused, because there are as many clients as there may be.
+    Refused {
+        /// Maximum number of clients.
+        clients_max: usize,
+    },
 }
 
 /// Serves a connection until the client closes it or `stop` is set. Then streams end, and pending calls are finished.
@@ -74,6 +85,13 @@ pub(crate) async fn serve(
             Ok::<_, Infallible>(match scope {
                 Scope::Api => answer(etcd, request).await,
                 Scope::Health => http::answer_of_health(&etcd, &request).await,
+                Scope::Refused { clients_max } => {
+                    let mut response = refuse(&etcd, &request, clients_max).await;
+                    if request.version() < hyper::Version::HTTP_2 {
+                        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    response
+                }
             })
         }
     });
@@ -128,9 +146,26 @@ fn builder(streams_max: u32, calls: NewCalls) -> Builder<NewCalls> {
     builder
 }
 
-async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
+/// Responds to a client without a place. Its connection ends soon.
+async fn refuse(etcd: &Etcd, request: &Request<Incoming>, clients_max: usize) -> Response<Body> {
+    let path = request.uri().path();
+    let status = || Status::unavailable(refusal::reason(clients_max));
+    if is_grpc(request) {
+        status().into_http()
+    } else if gateway::method_of(path).is_some() || ["/snapshot", "/debug/settings"].contains(&path) {
+        gateway::failed(&status())
+    } else {
+        http::answer_of_health(etcd, request).await
+    }
+}
+
+fn is_grpc(request: &Request<Incoming>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    if !content_type.starts_with(b"application/grpc") {
+    content_type.starts_with(b"application/grpc")
+}
+
+async fn answer(etcd: Etcd, request: Request<Incoming>) -> Response<Body> {
+    if !is_grpc(&request) {
         return http::answer(etcd, request).await;
     }
     let message_bytes_max = etcd.limits.message_bytes();

@@ -18,20 +18,32 @@ use kv_state_machine::{KeyRange, WatchEvent, WatchId, WatchNews, Watches};
 use prost::Message;
 use tokio::{
     sync::{mpsc, watch as channel},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Etcd, convert, error, signed};
+use super::{Etcd, ROOM_WAIT, convert, error, signed};
 use crate::{
+    answers::GrowingRoom,
     call_log::{WatchLog, WatchRecord},
     frontend::stopped,
     measure::code_name,
 };
 
-type Sender = mpsc::Sender<Result<WatchResponse, Status>>;
+/// A response, and its room if it was collected in parts.
+type Sent = (Result<WatchResponse, Status>, Option<GrowingRoom>);
 /// The client is gone, or the stream has ended.
-type Gone = mpsc::error::SendError<Result<WatchResponse, Status>>;
+type Gone = mpsc::error::SendError<Sent>;
+
+/// The responses on the way to their client.
+#[derive(Clone)]
+struct Sender(mpsc::Sender<Sent>);
+
+impl Sender {
+    async fn send(&self, response: Result<WatchResponse, Status>) -> Result<(), Gone> {
+        self.0.send((response, None)).await
+    }
+}
 
 #[tonic::async_trait]
 impl Watch for Etcd {
@@ -46,17 +58,20 @@ impl Watch for Etcd {
         let stream = Stream {
             etcd: self.clone(),
             watches,
-            out,
+            out: Sender(out),
             clients: Clients::default(),
             progress_wanted: None,
             progress_not_before: Instant::now(),
             auth_changes: self.database().auth_changes(),
             log: WatchLog::of_current_call(),
+            unfinished: None,
         };
         tokio::spawn(stream.run(request.into_inner()));
-        let answers = futures::stream::unfold(answers, |mut answers| async move {
-            let answer = answers.recv().await?;
-            Some((answer, answers))
+        let answers = futures::stream::unfold((answers, None), |(mut answers, written)| async move {
+            // The response before is written, but for what HTTP/2 buffers for a client that reads slowly.
+            drop::<Option<GrowingRoom>>(written);
+            let (answer, room) = answers.recv().await?;
+            Some((answer, (answers, room)))
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -145,6 +160,19 @@ struct Stream {
     /// Changes of users and roles.
     auth_changes: Option<channel::Receiver<u64>>,
     log: WatchLog,
+    /// The revision of which a part was read. Until its end nothing else is sent: clients join consecutive fragments.
+    unfinished: Option<Unfinished>,
+}
+
+/// A revision whose events come in parts.
+struct Unfinished {
+    /// Id of the watch for the client.
+    id: i64,
+    /// Events for a client that takes no fragments, and about how much memory they take.
+    held: Vec<Event>,
+    bytes: usize,
+    /// Part of the responses' memory, for the events that are held.
+    room: GrowingRoom,
 }
 
 impl Stream {
@@ -154,10 +182,11 @@ impl Stream {
         loop {
             let look = sleep_until(self.next_look());
             let out = self.out.clone();
+            let is_between_revisions = self.unfinished.is_none();
             let outcome = tokio::select! {
                 biased;
                 _ = stopped(&mut stop) => Err(Some(error::stopped())),
-                request = requests.message(), if has_more => match request {
+                request = requests.message(), if has_more && is_between_revisions => match request {
                     Ok(Some(request)) => self.request(request).await.map_err(|_| None),
                     Ok(None) => {
                         // A client that has sent all its requests still receives events.
@@ -166,13 +195,13 @@ impl Stream {
                     }
                     Err(status) => Err(Some(status)),
                 },
-                () = changed(&mut self.auth_changes) => self.check_permissions().await.map_err(|_| None),
+                () = changed(&mut self.auth_changes), if is_between_revisions => self.check_permissions().await.map_err(|_| None),
                 news = self.watches.next() => match news {
                     Ok(news) => self.news(news).await.map_err(|_| None),
                     Err(failure) => Err(Some(error::of_read(failure))),
                 },
-                () = look => self.tell_progress().await.map_err(|_| None),
-                () = out.closed() => Err(None),
+                () = look, if is_between_revisions => self.tell_progress().await.map_err(|_| None),
+                () = out.0.closed() => Err(None),
             };
             if let Err(end) = outcome {
                 // For some clients an end of the stream without an error is final. After an error they reconnect.
@@ -235,6 +264,7 @@ impl Stream {
         let (watch, revision) = self.watches.add(kv_state_machine::WatchRequest {
             keys: keys.clone(),
             start_revision,
+            start_event: 0,
             previous: request.prev_kv,
             without_puts: filters.contains(&FilterType::Noput),
             without_deletes: filters.contains(&FilterType::Nodelete),
@@ -283,21 +313,27 @@ impl Stream {
         let refused = |(id, client): (&i64, &Client)| Some((*id, self.permission(&client.keys).err()?));
         let refused: Vec<_> = self.clients.all.iter().filter_map(refused).collect();
         for (id, status) in refused {
-            let Some(client) = self.clients.remove(id) else { continue };
-            self.watches.remove(client.watch);
-            if let Some(record) = client.record {
-                record.fail(code_name(status.code()));
-            }
-            let response = WatchResponse {
-                header: Some(self.etcd.header(self.watches.revision())),
-                watch_id: id,
-                canceled: true,
-                cancel_reason: error::reason_of_watch(&status),
-                ..Default::default()
-            };
-            self.out.send(Ok(response)).await?;
+            self.end(id, &status).await?;
         }
         Ok(())
+    }
+
+    /// Ends a watch for a reason that its client is told.
+    async fn end(&mut self, id: i64, status: &Status) -> Result<(), Gone> {
+        self.unfinished.take_if(|unfinished| unfinished.id == id);
+        let Some(client) = self.clients.remove(id) else { return Ok(()) };
+        self.watches.remove(client.watch);
+        if let Some(record) = client.record {
+            record.fail(code_name(status.code()));
+        }
+        let response = WatchResponse {
+            header: Some(self.etcd.header(self.watches.revision())),
+            watch_id: id,
+            canceled: true,
+            cancel_reason: error::reason_of_watch(status),
+            ..Default::default()
+        };
+        self.out.send(Ok(response)).await
     }
 
     async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
@@ -310,20 +346,26 @@ impl Stream {
     async fn news(&mut self, news: WatchNews) -> Result<(), Gone> {
         // The news may be newer than a change of permissions.
         if self.auth_changes.as_mut().is_some_and(|changes| changes.has_changed().unwrap_or(false)) {
-            if let Some(changes) = &mut self.auth_changes {
-                changes.mark_unchanged();
-            }
-            self.check_permissions().await?;
+            self.check_permissions_before_news().await?;
         }
         match news {
-            WatchNews::Events { watch, events } => {
+            WatchNews::Events { watch, events, more } => {
                 let Some((id, client)) = self.clients.of(watch) else { return Ok(()) };
                 let (previous, fragment) = (client.previous, client.fragment);
                 self.clients.put_off(id, Instant::now() + self.etcd.limits.watch_progress_interval);
-                self.send_events(id, &events, previous, fragment).await?;
+                let is_rest = self.unfinished.as_ref().is_some_and(|unfinished| unfinished.id == id);
+                match (more || is_rest, fragment) {
+                    (false, _) => self.send_events(id, &events, previous, fragment, false).await?,
+                    (true, true) => {
+                        self.unfinished = more.then(|| Unfinished::new(id, &self.etcd));
+                        self.send_events(id, &events, previous, true, more).await?;
+                    }
+                    (true, false) => self.hold_events(id, &events, previous, more).await?,
+                }
             }
             WatchNews::Compacted { watch, compacted } => {
                 let Some((id, _)) = self.clients.of(watch) else { return Ok(()) };
+                self.unfinished = None;
                 if let Some(record) = self.clients.remove(id).and_then(|client| client.record) {
                     record.fail(code_name(error::compacted().code()));
                 }
@@ -338,16 +380,74 @@ impl Stream {
             }
             _ => {}
         }
-        if self.progress_wanted.is_some() { self.tell_progress().await } else { Ok(()) }
+        if self.progress_wanted.is_some() && self.unfinished.is_none() {
+            return self.tell_progress().await;
+        }
+        Ok(())
     }
 
-    /// The header has the revision of the last event: some clients resume after it.
+    /// Within a revision only the watch that receives it can be ended. The others are checked after it.
+    async fn check_permissions_before_news(&mut self) -> Result<(), Gone> {
+        if let Some(id) = self.unfinished.as_ref().map(|unfinished| unfinished.id) {
+            let refused = self.clients.all.get(&id).and_then(|client| self.permission(&client.keys).err());
+            return match refused {
+                Some(status) => self.end(id, &status).await,
+                None => Ok(()),
+            };
+        }
+        if let Some(changes) = &mut self.auth_changes {
+            changes.mark_unchanged();
+        }
+        self.check_permissions().await
+    }
+
+    /// Collects the events of a revision for a client that takes no fragments, and sends them together. Ends the watch if they
+    /// take too much memory.
+    async fn hold_events(
+        &mut self,
+        id: i64,
+        events: &[Arc<WatchEvent>],
+        previous: bool,
+        more: bool,
+    ) -> Result<(), Gone> {
+        let unfinished = self.unfinished.take();
+        let mut unfinished = unfinished.unwrap_or_else(|| Unfinished::new(id, &self.etcd));
+        unfinished.hold(events.iter().map(|event| converted(event, previous)));
+        let bytes_max = unfinished.room.bytes_max();
+        let refusal = if unfinished.bytes > bytes_max {
+            Some(error::too_large_revision(bytes_max))
+        } else {
+            tokio::select! {
+                grown = timeout(ROOM_WAIT, unfinished.room.grow(unfinished.bytes)) => grown.err().map(|_| error::no_room()),
+                // The next step of the stream sees it.
+                () = self.out.0.closed() => return Ok(()),
+                _ = stopped(&mut self.etcd.stop) => return Ok(()),
+            }
+        };
+        if let Some(status) = refusal {
+            drop(unfinished);
+            return self.end(id, &status).await;
+        }
+        if more {
+            self.unfinished = Some(unfinished);
+            return Ok(());
+        }
+        let revision = events.last().map_or(0, |event| event.kv.mod_revision);
+        let header = Some(self.etcd.header(revision));
+        let Unfinished { held: events, mut room, .. } = unfinished;
+        room.note_unread();
+        let response = WatchResponse { header, watch_id: id, events, ..Default::default() };
+        self.out.0.send((Ok(response), Some(room))).await
+    }
+
+    /// The header has the revision of the last event: some clients resume after it. `more`: the last fragment is to come.
     async fn send_events(
         &mut self,
         id: i64,
         events: &[Arc<WatchEvent>],
         previous: bool,
         fragment: bool,
+        more: bool,
     ) -> Result<(), Gone> {
         let revision = events.last().map_or(0, |event| event.kv.mod_revision);
         let response = |events: Vec<Event>, fragment: bool, etcd: &Etcd| WatchResponse {
@@ -368,7 +468,7 @@ impl Stream {
             bytes += size;
             part.push(event);
         }
-        self.out.send(Ok(response(part, false, &self.etcd))).await
+        self.out.send(Ok(response(part, more, &self.etcd))).await
     }
 
     /// Answers requests for progress once they are true of all watches, and sends due progress notifications.
@@ -397,6 +497,19 @@ impl Stream {
             self.out.send(Ok(WatchResponse { header, watch_id: id, ..Default::default() })).await?;
         }
         Ok(())
+    }
+}
+
+impl Unfinished {
+    fn new(id: i64, etcd: &Etcd) -> Self {
+        Self { id, held: Vec::new(), bytes: 0, room: etcd.budget.growing_room() }
+    }
+
+    fn hold(&mut self, events: impl Iterator<Item = Event>) {
+        for event in events {
+            self.bytes += event.encoded_len() + EVENT_BYTES;
+            self.held.push(event);
+        }
     }
 }
 
@@ -438,6 +551,8 @@ fn converted(event: &WatchEvent, previous: bool) -> Event {
 const ANSWERS_MAX: usize = 16;
 /// Bytes of a fragment.
 const FRAGMENT_BYTES_MAX: usize = 3 << 19;
+/// Memory of an event in addition to its encoded size.
+const EVENT_BYTES: usize = size_of::<Event>();
 const LOOK: Duration = Duration::from_secs(60);
 const LOOK_PROGRESS: Duration = Duration::from_millis(5);
 /// Time for which a stream looks this often. A watch may be behind for long, or start at a distant revision.

@@ -15,7 +15,7 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 use consensus_tls::{ReadHalf, WriteHalf};
-use consensus_transport_thrift::framing;
+use consensus_transport_thrift::framing::{self, FrameMemory, FrameRoom};
 use futures::{StreamExt, stream::FuturesUnordered};
 use kv_store_client::protocol::{self, Call, Fault, Incoming, Reply};
 use thrift::ApplicationErrorKind;
@@ -38,8 +38,8 @@ use crate::{
 /// Frames from a client.
 pub(super) type Frames = FramedRead<ReadHalf, framing::FrameDecoder>;
 
-pub(super) fn frames(reader: ReadHalf) -> Frames {
-    framing::reader(reader, FRAME_BYTES_MAX)
+pub(super) fn frames(reader: ReadHalf, memory: FrameMemory) -> Frames {
+    framing::reader_within(reader, FRAME_BYTES_MAX, memory)
 }
 
 /// Both directions of a connection.
@@ -66,9 +66,10 @@ pub(super) async fn serve(
         request_bytes: 0,
         received: None,
         stalled: None,
+        arrival: None,
     };
     let may_forward = AtomicBool::new(may_forward);
-    let answer = |incoming: Incoming, request_bytes: usize| {
+    let answer = |incoming: Incoming, request_bytes: usize, request_room: FrameRoom| {
         if matches!(incoming.call, Ok(Call::NoForwarding(_))) {
             may_forward.store(false, Ordering::Relaxed);
         }
@@ -77,7 +78,7 @@ pub(super) async fn serve(
         async move {
             let frame =
                 answer(&router, &polls, &caller, may_forward, incoming, Some(request_bytes), &mut room).await;
-            Answer { frame, room, request_bytes }
+            Answer { frame, room, request_bytes, _request_room: request_room }
         }
     };
     let mut calls = FuturesUnordered::new();
@@ -171,6 +172,8 @@ struct Answer {
     room: Room,
     /// Length of the request.
     request_bytes: usize,
+    /// Memory of the request.
+    _request_room: FrameRoom,
 }
 
 /// One task does everything for a connection: what comes together is taken together, and what is answered together goes out
@@ -187,6 +190,29 @@ struct Connection {
     /// Since the client takes no answers: the next moment to look whether others wait for the memory of its answers, and
     /// when it is to be taken.
     stalled: Option<Stalled>,
+    /// Set while a large request arrives.
+    arrival: Option<Arrival>,
+}
+
+/// Progress of a large request.
+struct Arrival {
+    /// Bytes that had arrived at the last look.
+    bytes: usize,
+    /// When the connection ends without more.
+    until: std::pin::Pin<Box<Sleep>>,
+}
+
+impl Arrival {
+    fn new(bytes: usize) -> Self {
+        Self { bytes, until: Box::pin(tokio::time::sleep(ARRIVAL_TIME)) }
+    }
+
+    /// Notes how many bytes of the request there are. Fewer than before: another request has begun.
+    fn note(&mut self, bytes: usize) {
+        if bytes < self.bytes || bytes >= self.bytes + ARRIVAL_BYTES {
+            *self = Self::new(bytes);
+        }
+    }
 }
 
 struct Stalled {
@@ -200,7 +226,7 @@ impl Connection {
         &mut self,
         context: &mut Context<'_>,
         calls: &mut FuturesUnordered<F>,
-        answer: impl Fn(Incoming, usize) -> F,
+        answer: impl Fn(Incoming, usize, FrameRoom) -> F,
     ) -> Poll<io::Result<()>> {
         let mut left = AT_ONCE;
         loop {
@@ -222,7 +248,7 @@ impl Connection {
                 match call {
                     Some(Ok((incoming, bytes))) => {
                         self.request_bytes += bytes;
-                        calls.push(answer(incoming, bytes));
+                        calls.push(answer(incoming, bytes, self.frames.decoder_mut().take_room()));
                     }
                     Some(Err(error)) => self.received = Some(Err(error)),
                     None => self.received = Some(Ok(())),
@@ -244,6 +270,10 @@ impl Connection {
             if self.answers.is_empty() && self.received.is_some() && calls.is_empty() {
                 return Poll::Ready(Ok(()));
             }
+            if let Err(error) = self.poll_arrival(context, calls.len()) {
+                self.received = Some(Err(error)); // Calls in hand are answered first.
+                continue;
+            }
             if self.answers.is_sent() {
                 self.stalled = None;
                 return Poll::Pending;
@@ -257,6 +287,25 @@ impl Connection {
             && in_hand < CALLS_MAX
             && self.request_bytes < REQUESTS_BYTES_MAX
             && self.answers.bytes < WRITTEN_BYTES_MAX
+    }
+
+    /// Ends a connection whose client stops in the middle of a large request, which takes memory from other clients.
+    fn poll_arrival(&mut self, context: &mut Context<'_>, in_hand: usize) -> io::Result<()> {
+        // While no call is taken, the client waits for this server.
+        if !self.takes_calls(in_hand) || !self.frames.decoder().holds_memory() {
+            self.arrival = None;
+            return Ok(());
+        }
+        let bytes = self.frames.read_buffer().len();
+        let arrival = self.arrival.get_or_insert_with(|| Arrival::new(bytes));
+        arrival.note(bytes);
+        match arrival.until.as_mut().poll(context) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(()) => {
+                let why = "a large request does not arrive";
+                Err(io::Error::new(io::ErrorKind::TimedOut, why))
+            }
+        }
     }
 
     /// Ends a connection whose client takes no answers while others wait for the memory that they occupy.
@@ -378,6 +427,9 @@ const WRITTEN_BYTES_MAX: usize = 256 << 10;
 const AT_ONCE: usize = 256;
 /// Answers that are not copied together with others into one write.
 const LARGE_BYTES: usize = 64 << 10;
+/// A large request must grow by so many bytes in this time.
+const ARRIVAL_BYTES: usize = 64 << 10;
+const ARRIVAL_TIME: Duration = Duration::from_secs(20);
 /// How long a client may take no answers while others wait for their memory, and how often that is looked at.
 const STALLED_MAX: Duration = Duration::from_secs(3);
 const STALLED_LOOK: Duration = Duration::from_millis(500);
@@ -433,6 +485,25 @@ mod tests {
         }
         assert!(writer.0 == expected);
         assert!(outgoing.is_empty() && outgoing.rooms.is_empty());
+    }
+
+    /// Each request has its own time, also if the next one begins at once.
+    #[tokio::test(start_paused = true)]
+    async fn slow_large_requests_one_after_the_other_arrive() {
+        let mut arrival = Arrival::new(0);
+        let is_over = |arrival: &mut Arrival| {
+            arrival.until.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        };
+        for request in 0..3 {
+            for bytes in (0..=16).map(|piece| piece * ARRIVAL_BYTES) {
+                arrival.note(bytes);
+                tokio::time::advance(ARRIVAL_TIME - Duration::from_secs(1)).await;
+                arrival.note(bytes + ARRIVAL_BYTES - 1);
+                assert!(!is_over(&mut arrival), "{bytes} bytes of request {request}");
+            }
+        }
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(is_over(&mut arrival), "no more came");
     }
 
     /// Takes what is written, and sends nothing of it.

@@ -70,12 +70,18 @@ pub(super) async fn is_node(
 }
 
 fn refuse(incoming: &Incoming, clients_max: usize) -> bytes::Bytes {
-    let message = format!(
-        "the server has {clients_max} clients, as many as it takes; ask another one, or raise its limit of open files (ulimit -n) or clients_max"
-    );
+    let message = reason(clients_max);
     let retry_after_ms = Some(RETRY_AFTER_MS);
     let fault = Fault::Unavailable(Unavailable { message, maybe_applied: false, retry_after_ms });
     connection::encode(&incoming.name, incoming.sequence, Err(fault))
+}
+
+/// Why a client gets no place.
+pub(crate) fn reason(clients_max: usize) -> String {
+    format!(
+        "the server has {clients_max} clients, as many as it takes; ask another one, or raise its limit of open files (ulimit -n) or \
+         clients_max"
+    )
 }
 
 /// Says once per outage that clients are refused, and how many they were when it is over.
@@ -117,6 +123,8 @@ impl Refusals {
 const FRAME_BYTES_MAX: usize = 64 << 10;
 /// How long a connection beyond the limit may wait between its calls.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection of HTTP beyond the limit may last: longer than a check of health takes.
+pub(super) const HTTP_TIMEOUT: Duration = Duration::from_secs(12);
 const RETRY_AFTER_MS: i64 = 1000;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use consensus_core::NodeId;
-use kv_state_machine::{KvOperation, Put, Txn};
+use kv_state_machine::{KeyValue, KvOperation, Put, Txn};
 
 use super::*;
 use crate::{answers::NodeBudget, config::Routing};

@@ -1,6 +1,12 @@
 //! Calls that a node has the leader execute, over one connection to the leader's endpoint for clients.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use consensus_core::{ClusterId, Endpoint, NodeId, Term};
 use consensus_tls::Tls;
@@ -9,7 +15,10 @@ use kv_store_client::{
     admin::NodeIdentity,
     protocol::{Call, Fault, Reply},
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{
     between::{self, Challenge, Sealer},
@@ -34,7 +43,38 @@ struct Leader {
     /// Term in which it was opened: in another term it may have lost something, and TCP would be silent for seconds.
     term: Term,
     connection: Connection,
+    /// The identity that the node has confirmed.
+    identity: NodeIdentity,
     sealer: Sealer,
+    /// Number of answers.
+    answers: AtomicU64,
+    proven: Mutex<Proven>,
+}
+
+/// The last moment at which a connection was known to work.
+struct Proven {
+    at: Instant,
+    answers: u64,
+}
+
+impl Leader {
+    /// Whether the connection works although a call has had no answer for a while: others have, or a probe. The calls that wait
+    /// probe it once together.
+    async fn is_alive(&self) -> bool {
+        let mut proven = self.proven.lock().await;
+        if proven.at.elapsed() < PROBE_PAUSE {
+            return true;
+        }
+        let answers = self.answers.load(Ordering::Relaxed);
+        let is_alive = answers != proven.answers || {
+            let probe = self.connection.call(Call::NoForwarding(self.identity.clone()));
+            timeout(CONNECT_TIMEOUT, probe).await.is_ok()
+        };
+        if is_alive {
+            *proven = Proven { at: Instant::now(), answers };
+        }
+        is_alive
+    }
 }
 
 /// Why there is no connection to the leader.
@@ -63,6 +103,10 @@ impl LeaderConnection {
         let mut called = std::pin::pin!(timeout(FORWARD_TIMEOUT, current.connection.call(call)));
         let answer = tokio::select! {
             answer = &mut called => answer,
+            () = self.until_lost(cluster, tls, &current) => {
+                let why = format!("the connection to the leader, node {leader}, lost the call or its answer");
+                return Err(convert::unavailable(why, true));
+            }
             successor = cluster.superseded(leader) => match transfer_to {
                 // A leader that transferred its leadership answers at once. One that hangs may execute the call much later.
                 None => match timeout(REPLACED_GRACE, called).await {
@@ -86,6 +130,7 @@ impl LeaderConnection {
                 },
             },
         };
+        current.answers.fetch_add(u64::from(answer.is_ok()), Ordering::Relaxed);
         match answer {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error @ CallError::NotSent { .. })) => Err(convert::unavailable(error.to_string(), false)),
@@ -94,6 +139,20 @@ impl LeaderConnection {
                 self.give_up(&current).await;
                 Err(convert::unavailable(format!("the leader, node {leader}, did not answer in time"), true))
             }
+        }
+    }
+
+    /// Returns when the connection is silent and another one to the leader works. TCP may repeat what was lost seconds later.
+    async fn until_lost(&self, cluster: &ClusterManager, tls: Option<&Tls>, leader: &Arc<Leader>) {
+        loop {
+            sleep(PROBE_PAUSE).await;
+            if !leader.is_alive().await {
+                break;
+            }
+        }
+        self.give_up(leader).await;
+        while self.connection_to(cluster, tls, leader.node).await.is_err() {
+            sleep(CONNECT_PAUSE).await;
         }
     }
 
@@ -170,7 +229,18 @@ async fn open(
     let why = match asked {
         Ok(Ok(Ok(Reply::NoForwarding(found)))) if identity::is_same(&expected, &found) => {
             let challenge = challenge_of(&connection).await.map_err(unreachable)?;
-            return Ok(Leader { node: leader, term, connection, sealer: Sealer::new(leader, challenge) });
+            let sealer = Sealer::new(leader, challenge);
+            let proven = Mutex::new(Proven { at: Instant::now(), answers: 0 });
+            let answers = AtomicU64::new(0);
+            return Ok(Leader {
+                node: leader,
+                term,
+                connection,
+                identity: expected,
+                sealer,
+                answers,
+                proven,
+            });
         }
         Ok(Ok(Ok(Reply::NoForwarding(found)))) => {
             return Err(other_server(leader, endpoint, &describe(&expected, &found)));
@@ -235,6 +305,10 @@ impl ClusterManager {
 const REPLACED_GRACE: Duration = Duration::from_millis(200);
 /// How long a follower that sees a new leader waits for the word of the old one, which was to transfer leadership.
 const TRANSFER_GRACE: Duration = Duration::from_secs(1);
+/// How long a call has no answer before its connection is probed, and the pause between two probes.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// Time between two attempts to connect to a leader that is silent.
+const CONNECT_PAUSE: Duration = Duration::from_millis(200);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longer than the leader itself takes to say that it does not know.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);

@@ -22,7 +22,7 @@ impl Disk {
         let image = disk.dir.path().join("image");
         std::fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
         let is_mounted = done(Command::new("mkfs.ext4").arg("-q").arg(&image))
-            && done(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path()));
+            && done(mount().args(["-o", "loop"]).arg(&image).arg(disk.path()));
         disk.if_mounted(is_mounted, "root, loop devices, mkfs.ext4 and fsfreeze")
     }
 
@@ -30,7 +30,7 @@ impl Disk {
     pub fn small(mib: u64) -> Option<Self> {
         let disk = Self::unmounted();
         let options = format!("size={mib}m");
-        let mut mount = Command::new("mount");
+        let mut mount = mount();
         let is_mounted = done(mount.args(["-t", "tmpfs", "-o", &options, "none"]).arg(disk.path()));
         disk.if_mounted(is_mounted, "root and tmpfs")
     }
@@ -43,6 +43,7 @@ impl Disk {
 
     fn if_mounted(self, is_mounted: bool, needs: &str) -> Option<Self> {
         if !is_mounted {
+            assert!(std::env::var_os("TEST_DISKS").is_none(), "this test needs {needs}");
             eprintln!("skipped: this test needs {needs}");
         }
         is_mounted.then_some(self)
@@ -90,8 +91,18 @@ impl Drop for Disk {
     fn drop(&mut self) {
         self.thaw();
         // This includes a disk that was not mounted, without an effect.
-        done(Command::new("umount").arg("--lazy").arg(self.path()));
+        unmount(&self.path());
     }
+}
+
+/// The command `mount`.
+pub fn mount() -> Command {
+    Command::new("mount")
+}
+
+/// Unmounts a file system, also while it is in use.
+pub fn unmount(path: &Path) {
+    done(Command::new("umount").arg("--lazy").arg(path));
 }
 
 /// MiB that a normal user may still write on the disk of `dir`.
@@ -112,7 +123,8 @@ pub fn give_back(dir: &Path) {
     std::fs::remove_file(dir.join(BALLAST)).unwrap();
 }
 
-fn done(command: &mut Command) -> bool {
+/// Runs a command; whether it succeeded.
+pub fn done(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 

@@ -10,6 +10,7 @@ pub mod lease_holders;
 pub mod lock_holders;
 pub mod page;
 pub mod proxy;
+pub mod silent;
 pub mod timeline;
 pub mod watchers;
 pub mod writers;
@@ -30,15 +31,15 @@ use tempfile::TempDir;
 pub struct Server {
     child: Option<Child>,
     arguments: Vec<String>,
-    /// How many files it may open, if that is not the test's own limit.
-    open_files: Option<u32>,
+    /// A command of the shell that sets its limits, if they are not the test's own.
+    pub limits: Option<String>,
     pub port: u16,
     log: PathBuf,
 }
 
 impl Server {
     fn new(dir: &Path, name: &str, port: u16, arguments: Vec<String>) -> Self {
-        Self { child: None, arguments, open_files: None, port, log: dir.join(format!("{name}.log")) }
+        Self { child: None, arguments, limits: None, port, log: dir.join(format!("{name}.log")) }
     }
 
     /// A standalone server with its data in `dir`, running.
@@ -69,9 +70,9 @@ impl Server {
         assert!(self.child.is_none(), "it runs");
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let program = env!("CARGO_BIN_EXE_kv-server");
-        let mut command = Command::new(if self.open_files.is_some() { "sh" } else { program });
-        if let Some(files) = self.open_files {
-            command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), program]);
+        let mut command = Command::new(if self.limits.is_some() { "sh" } else { program });
+        if let Some(limits) = &self.limits {
+            command.args(["-c", &format!("{limits} && exec \"$0\" \"$@\""), program]);
         }
         command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
@@ -164,12 +165,12 @@ impl Server {
 
     /// The answer to a GET over HTTP, with its head.
     pub fn http(&self, path: &str) -> String {
-        let mut stream = std::net::TcpStream::connect(self.endpoint()).unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        self.request("GET", path, "")
+    }
+
+    /// The response to a request over HTTP, with its head.
+    pub fn request(&self, method: &str, path: &str, body: &str) -> String {
+        request(&self.endpoint(), method, path, body)
     }
 
     /// Where it serves clients, as soon as it listens: `kvctl` does not wait for a server that has just been started.
@@ -181,6 +182,23 @@ impl Server {
         }
         endpoint
     }
+}
+
+/// The response to a GET over HTTP at a port, with its head.
+pub fn get(port: u16, path: &str) -> String {
+    request(&format!("127.0.0.1:{port}"), "GET", path, "")
+}
+
+fn request(endpoint: &str, method: &str, path: &str, body: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(endpoint).unwrap();
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    response
 }
 
 impl Drop for Server {
@@ -213,12 +231,12 @@ impl Cluster {
         Self::start_at(&ports, deployment, more)
     }
 
-    /// Nodes that may open so many files each.
-    pub fn start_with_open_files(size: usize, files: u32) -> Self {
+    /// Nodes with limits that a command of the shell sets.
+    pub fn start_with_limits(size: usize, limits: &str) -> Self {
         let mut cluster = Self::start(size, "", "");
         for server in &mut cluster.servers {
             server.kill();
-            server.open_files = Some(files);
+            server.limits = Some(limits.to_owned());
             server.start();
         }
         cluster
@@ -233,6 +251,20 @@ impl Cluster {
             let consensus = proxy::endpoint(port + 1000);
             format!(
                 "[[nodes]]\nid = {id}\nclient_endpoint = \"127.0.0.1:{port}\"\nconsensus_endpoint = \"{consensus}\"\n"
+            )
+        };
+        let nodes: String = ports.iter().enumerate().map(node).collect();
+        (Self::start_at(&ports, "listen_host = \"127.0.0.1\"", &nodes), proxy)
+    }
+
+    /// Nodes that know each other's ports for clients at a proxy: requests that they forward go through it.
+    pub async fn start_with_proxy_of_clients(size: usize) -> (Self, proxy::Proxy) {
+        let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
+        let proxy = proxy::Proxy::of_clients(&ports).await;
+        let node = |(id, port): (usize, &u16)| {
+            let (client, consensus) = (proxy::endpoint(*port), port + 1000);
+            format!(
+                "[[nodes]]\nid = {id}\nclient_endpoint = \"{client}\"\nconsensus_endpoint = \"127.0.0.1:{consensus}\"\n"
             )
         };
         let nodes: String = ports.iter().enumerate().map(node).collect();
@@ -265,6 +297,19 @@ impl Cluster {
     pub fn wipe(&self, id: usize) {
         assert!(self.servers[id].child.is_none(), "it runs");
         std::fs::remove_dir_all(self.data(id)).unwrap();
+    }
+
+    /// The same at 127.0.0.2, where the nodes find each other as `two.test`.
+    pub fn prepare_at_two_addresses(size: usize) -> Self {
+        let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
+        let node = |(id, port): (usize, &u16)| {
+            let consensus = port + 1000;
+            format!(
+                "[[nodes]]\nid = {id}\nclient_endpoint = \"127.0.0.2:{port}\"\nconsensus_endpoint = \"two.test:{consensus}\"\n"
+            )
+        };
+        let nodes: String = ports.iter().enumerate().map(node).collect();
+        Self::prepare_at(&ports, "listen_host = \"127.0.0.2\"", &nodes)
     }
 
     fn prepare_at(ports: &[u16], deployment: &str, more: &str) -> Self {

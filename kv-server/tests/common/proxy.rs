@@ -48,6 +48,15 @@ pub fn endpoint(port: u16) -> String {
 impl Proxy {
     /// For nodes that will listen at these ports, in the order of their ids.
     pub async fn start(ports: &[u16]) -> Self {
+        Self::start_as(ports, true).await
+    }
+
+    /// For the ports of clients, who do not say who they are: everything to and from node N is the direction (N, N).
+    pub async fn of_clients(ports: &[u16]) -> Self {
+        Self::start_as(ports, false).await
+    }
+
+    async fn start_as(ports: &[u16], is_of_nodes: bool) -> Self {
         let links = watch::Sender::new(Links::new());
         let mut listeners = Vec::new();
         for (to, port) in ports.iter().copied().enumerate() {
@@ -57,7 +66,7 @@ impl Proxy {
                 loop {
                     let Ok((stream, _)) = listener.accept().await else { continue };
                     // Ends with either side, or with the proxy; the nodes connect again.
-                    tokio::spawn(connection(stream, to, port, links.clone()));
+                    tokio::spawn(connection(stream, (to, port), is_of_nodes, links.clone()));
                 }
             }));
         }
@@ -82,10 +91,18 @@ impl Drop for Proxy {
     }
 }
 
-async fn connection(stream: TcpStream, to: usize, port: u16, links: watch::Sender<Links>) -> io::Result<()> {
+async fn connection(
+    stream: TcpStream,
+    (to, port): (usize, u16),
+    is_of_nodes: bool,
+    links: watch::Sender<Links>,
+) -> io::Result<()> {
     let (mut from_caller, to_caller) = stream.into_split();
-    let hello = first_frame(&mut from_caller).await?;
-    let from = caller(&hello[4..]).ok_or(io::ErrorKind::InvalidData)?.0 as usize;
+    let (mut from, mut hello) = (to, Vec::new());
+    if is_of_nodes {
+        hello = first_frame(&mut from_caller).await?;
+        from = caller(&hello[4..]).ok_or(io::ErrorKind::InvalidData)?.0 as usize;
+    }
     let callee = TcpStream::connect(("127.0.0.1", port)).await?;
     let (from_callee, to_callee) = callee.into_split();
     let there = pump(hello, from_caller, to_callee, (from, to), links.subscribe());

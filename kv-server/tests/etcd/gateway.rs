@@ -138,6 +138,7 @@ async fn each_check_of_health_has_a_path_and_is_told_to_who_wants_to_know() {
         "/readyz/linearizable_read",
         "/readyz/non_learner",
         "/readyz/data_corruption",
+        "/readyz/storage",
     ] {
         assert_eq!(get(path).await, ok, "{path}");
     }
@@ -147,12 +148,14 @@ async fn each_check_of_health_has_a_path_and_is_told_to_who_wants_to_know() {
     let verbose = get("/livez?verbose").await;
     assert_eq!(verbose, (200, "[+]serializable_read ok\nok\n".to_owned()));
     let some = get("/readyz?verbose&exclude=serializable_read&exclude=data_corruption&exclude=other").await;
-    assert_eq!(some, (200, "[+]linearizable_read ok\n[+]non_learner ok\nok\n".to_owned()));
+    assert_eq!(some, (200, "[+]linearizable_read ok\n[+]non_learner ok\n[+]storage ok\nok\n".to_owned()));
     // A check that fails is told of although nobody asked.
     let corrupt = json!({"action": "ACTIVATE", "memberID": "7", "alarm": "CORRUPT"});
     post(alone.server.port, "/v3/maintenance/alarm", corrupt).await;
     let failed = "[-]data_corruption failed: alarm activated: CORRUPT\n";
-    let all = format!("{failed}[+]serializable_read ok\n[+]linearizable_read ok\n[+]non_learner ok\n");
+    let all = format!(
+        "{failed}[+]serializable_read ok\n[+]linearizable_read ok\n[+]non_learner ok\n[+]storage ok\n"
+    );
     assert_eq!(get("/readyz").await, (503, all));
     assert_eq!(get("/readyz/data_corruption?exclude=data_corruption").await, (503, failed.to_owned()));
     assert_eq!(get("/livez").await, ok);

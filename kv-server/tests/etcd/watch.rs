@@ -2,9 +2,9 @@
 
 use kv_etcd_api::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, RequestOp, TxnRequest, WatchCancelRequest, WatchCreateRequest,
-    WatchProgressRequest, request_op::Request, watch_request::RequestUnion,
+    WatchProgressRequest, kv_client::KvClient, request_op::Request, watch_request::RequestUnion,
 };
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 
 use super::clients::{Alone, Watching, put, told, watch};
 use crate::common::Cluster;
@@ -213,6 +213,85 @@ async fn large_revisions_come_in_fragments_where_asked_for() {
     }
     assert!(parts.iter().any(|(fragment, _)| *fragment), "{parts:?}");
     assert!(!parts.last().unwrap().0, "the last part says that it is the last: {parts:?}");
+}
+
+/// Consecutive fragments for the one that takes them, a single response for the other. Both clients also watch another key
+/// and ask for progress, and no response comes between the fragments: Go's client would lose events.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletion_of_very_many_keys_comes_whole_or_in_consecutive_fragments() {
+    let alone = Alone::start().await;
+    let mut kv = alone.kv().await;
+    put_keys(&mut kv).await;
+    let mut streams = Vec::new();
+    for fragment in [false, true] {
+        let mut watching = Watching::open(alone.server.port).await;
+        watching.create(WatchCreateRequest { fragment, ..watch("k", "l") }).await;
+        watching.create(watch("x", "")).await;
+        streams.push((fragment, watching));
+    }
+    delete_keys(&mut kv).await;
+    for n in 0..50 {
+        kv.put(put("x", &n.to_string())).await.unwrap();
+        for (_, watching) in &streams {
+            watching.ask(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
+        }
+    }
+    for (fragment, mut watching) in streams {
+        let (mut seen, mut others, mut responses) = (0, 0, 0);
+        while seen < KEYS || others < 50 {
+            let response = watching.next().await;
+            match response.watch_id {
+                0 => {
+                    seen += response.events.len();
+                    responses += 1;
+                    assert_eq!(response.fragment, seen < KEYS);
+                }
+                1 => others += response.events.len(),
+                _ => {}
+            }
+            assert!(response.watch_id == 0 || seen == 0 || seen == KEYS, "a response between fragments");
+        }
+        assert_eq!((seen, others, responses > 1), (KEYS, 50, fragment), "{responses} responses");
+    }
+}
+
+/// More than the node may hold for all clients.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watch_without_fragments_ends_at_a_revision_that_takes_too_much_memory() {
+    let alone = Alone::start_with(&["--responses-size", "8MiB", "--connection-responses-size", "4MiB"]).await;
+    let mut kv = alone.kv().await;
+    put_keys(&mut kv).await;
+    let mut watching = Watching::open(alone.server.port).await;
+    watching.create(watch("k", "l")).await;
+    watching.create(watch("x", "")).await;
+    delete_keys(&mut kv).await;
+    let response = watching.next().await;
+    assert!(response.watch_id == 0 && response.canceled && response.events.is_empty());
+    assert!(
+        response.cancel_reason.contains("2 MiB, a quarter")
+            && response.cancel_reason.contains("with fragments")
+    );
+    kv.put(put("x", "v")).await.unwrap();
+    let response = watching.next().await;
+    assert_eq!((response.watch_id, response.events.len()), (1, 1), "the other watch goes on");
+}
+
+const KEYS: usize = 60_000;
+
+async fn put_keys(kv: &mut KvClient<Channel>) {
+    for part in (0..KEYS).collect::<Vec<_>>().chunks(100) {
+        let put = |number: &usize| RequestOp {
+            request: Some(Request::RequestPut(put(&format!("k{number:05}"), "v"))),
+        };
+        let success = part.iter().map(put).collect();
+        kv.txn(TxnRequest { success, ..Default::default() }).await.unwrap();
+    }
+}
+
+/// Deletes them in one call.
+async fn delete_keys(kv: &mut KvClient<Channel>) {
+    let delete = DeleteRangeRequest { key: "k".into(), range_end: "l".into(), ..Default::default() };
+    assert_eq!(kv.delete_range(delete).await.unwrap().into_inner().deleted, KEYS as i64);
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use super::{
     Watch,
     index::Index,
     session::{PART_BYTES_MAX, size_of},
+    within::Places,
 };
 use crate::{
     changes::{self, WatchEvent},
@@ -34,6 +35,7 @@ pub(crate) struct Dispatcher {
     stopped: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
     pub(super) counts: Counts,
+    pub(super) places: Places,
 }
 
 /// Numbers of watches at a moment.
@@ -310,7 +312,9 @@ impl Delivery {
             let next = watch.next.load(Ordering::Relaxed);
             events.retain(|event| event.kv.mod_revision >= next);
             let Some(from) = events.first().map(|event| event.kv.mod_revision) else { continue };
-            if !watch.queue.push(&watch, events) {
+            // Only a read from disk skips the events that a client has already.
+            let skips = watch.within().events > 0;
+            if skips || !watch.queue.push(&watch, events) {
                 registry.index.remove(&watch);
                 watch.queue.fall_behind(watch.clone(), from);
             }

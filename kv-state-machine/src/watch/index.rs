@@ -251,6 +251,8 @@ mod tests {
             request,
             start: 0,
             next: 0.into(),
+            within: crate::watch::Within::default().into(),
+            is_resumable: false,
             ended: false.into(),
             is_indexed: false.into(),
             queue,

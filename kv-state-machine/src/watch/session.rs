@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ops::ControlFlow::{Break, Continue},
+    ops::ControlFlow::{self, Break, Continue},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -11,11 +11,12 @@ use std::{
 
 use tokio::{sync::Notify, task::JoinHandle};
 
-use super::{Watch, WatchId, WatchRequest};
+use super::{Watch, WatchId, WatchRequest, within::Within};
 use crate::{
     KeyValue, KvError,
-    changes::{self, WatchEvent},
+    changes::{self, Position, WatchEvent},
     concurrency::ConcurrencyLimits,
+    pending_writes::Change,
     store::{Generation, Store},
     view::{Base, Failure},
 };
@@ -34,6 +35,8 @@ pub struct Watches {
     behind: VecDeque<Arc<Watch>>,
     /// Read of the watch that catches up. It outlives a call of `next` that is cancelled.
     reading: Option<Reading>,
+    /// Watch of which a part of a revision was delivered: no other is served before the rest.
+    unfinished: Option<Arc<Watch>>,
 }
 
 /// A read from disk for a watch that is behind, including the wait for a permit. Dropping it cancels the wait.
@@ -74,12 +77,16 @@ fn unavailable(why: impl ToString) -> KvError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WatchNews {
-    /// Changes in the order of revisions. The changes of one revision are never split.
+    /// Changes in the order of revisions.
     Events {
         /// Id of the watch.
         watch: WatchId,
-        /// Changes; not empty.
+        /// Changes; not empty. The changes of one revision are split only if they have more than 4 MiB
+        /// ([`WatchEvent::response_bytes`]).
         events: Vec<Arc<WatchEvent>>,
+        /// Whether there are more changes of the last revision. Then they are in the next notification of the session, unless the
+        /// revision is compacted meanwhile.
+        more: bool,
     },
     /// A watch has ended because the revision that it has to read next was compacted.
     Compacted {
@@ -126,7 +133,9 @@ impl Queue {
 
     /// Makes a watch read from disk, from this revision or from its start.
     pub(super) fn fall_behind(&self, watch: Arc<Watch>, from: u64) {
-        watch.next.fetch_max(from, Ordering::Relaxed);
+        if watch.next.fetch_max(from, Ordering::Relaxed) < from {
+            *watch.within() = Within::default();
+        }
         self.waiting().behind.push(watch);
         self.filled.notify_one();
     }
@@ -149,13 +158,14 @@ impl Watches {
             last_id: 0,
             behind: VecDeque::new(),
             reading: None,
+            unfinished: None,
         })
     }
 
     /// Starts a watch. Returns its id and the revision of the store. Without a start revision, the watch starts at the
     /// revision after that one.
     pub fn add(&mut self, request: WatchRequest) -> (WatchId, u64) {
-        let (watch, revision) = self.begin(request);
+        let (watch, revision) = self.begin(request, false);
         (watch.id, revision)
     }
 
@@ -163,16 +173,20 @@ impl Watches {
         &self.store
     }
 
-    pub(super) fn begin(&mut self, request: WatchRequest) -> (Arc<Watch>, u64) {
+    /// `is_resumable`: where it stops within a revision is remembered for the next watch of the client.
+    pub(super) fn begin(&mut self, request: WatchRequest, is_resumable: bool) -> (Arc<Watch>, u64) {
         let mut registry = self.store.dispatcher().registry();
         let revision = self.store.current().meta().revision;
         let next = if request.start_revision == 0 { revision + 1 } else { request.start_revision };
         self.last_id += 1;
+        let within = self.store.dispatcher().places.find(&request);
         let watch = Arc::new(Watch {
             id: self.last_id,
             request,
             start: next,
             next: AtomicU64::new(next),
+            within: within.into(),
+            is_resumable,
             ended: false.into(),
             is_indexed: false.into(),
             queue: self.queue.clone(),
@@ -193,7 +207,9 @@ impl Watches {
         let Some(watch) = self.forget(id) else { return false };
         self.store.dispatcher().registry().index.remove(&watch);
         self.behind.retain(|other| !Arc::ptr_eq(other, &watch));
+        self.queue.waiting().behind.retain(|other| !Arc::ptr_eq(other, &watch));
         self.reading.take_if(|reading| Arc::ptr_eq(&reading.watch, &watch));
+        self.unfinished.take_if(|other| Arc::ptr_eq(other, &watch));
         true
     }
 
@@ -266,7 +282,7 @@ impl Watches {
             // Queued events precede those that a watch has to read from disk.
             while let Some((watch, events)) = self.take() {
                 if !watch.ended.load(Ordering::Relaxed) {
-                    return Ok(WatchNews::Events { watch: watch.id, events });
+                    return Ok(WatchNews::Events { watch: watch.id, events, more: false });
                 }
             }
             let Some(reading) = self.start_reading() else {
@@ -294,6 +310,9 @@ impl Watches {
     }
 
     fn take(&mut self) -> Option<(Arc<Watch>, Vec<Arc<WatchEvent>>)> {
+        if self.unfinished.is_some() {
+            return None;
+        }
         let mut waiting = self.queue.waiting();
         self.behind.extend(waiting.behind.drain(..));
         let (watch, events) = waiting.news.pop_front()?;
@@ -304,7 +323,7 @@ impl Watches {
     /// Takes the changes that were read for a watch that is behind.
     fn catch_up(&mut self, part: Result<CatchUp, KvError>) -> Result<Option<WatchNews>, KvError> {
         let Some(watch) = self.reading.take().map(|reading| reading.watch.clone()) else { return Ok(None) };
-        let CatchUp { events, through, compacted } = match part {
+        let CatchUp { events, through, rest, compacted } = match part {
             Ok(part) => part,
             Err(error) => {
                 self.behind.push_front(watch);
@@ -312,10 +331,29 @@ impl Watches {
             }
         };
         if let Some(compacted) = compacted {
+            self.unfinished = None;
             self.forget(watch.id);
             return Ok(Some(WatchNews::Compacted { watch: watch.id, compacted }));
         }
-        watch.next.store(through + 1, Ordering::Relaxed);
+        let has_advanced = watch.next.swap(through + 1, Ordering::Relaxed) <= through;
+        if let Some(rest) = rest {
+            if watch.is_resumable {
+                self.store.dispatcher().places.remember(&watch.request, through + 1, &rest);
+            }
+            *watch.within() = rest;
+            self.unfinished = Some(watch.clone());
+            self.behind.push_front(watch.clone());
+            return Ok(Some(WatchNews::Events { watch: watch.id, events, more: true }));
+        }
+        if has_advanced {
+            *watch.within() = Within::default();
+        } else if self.unfinished.is_some() {
+            self.behind.push_front(watch);
+            return Err(unavailable(
+                "a snapshot was restored that does not have all of the revision that is being read",
+            ));
+        }
+        self.unfinished = None;
         let mut registry = self.store.dispatcher().registry();
         if through >= registry.decided {
             registry.index.insert(watch.clone());
@@ -323,7 +361,7 @@ impl Watches {
             drop(registry);
             self.behind.push_back(watch.clone());
         }
-        Ok((!events.is_empty()).then_some(WatchNews::Events { watch: watch.id, events }))
+        Ok((!events.is_empty()).then_some(WatchNews::Events { watch: watch.id, events, more: false }))
     }
 }
 
@@ -337,6 +375,9 @@ impl Drop for Watches {
             watch.ended.store(true, Ordering::Relaxed);
             registry.index.remove(watch);
         }
+        drop(registry);
+        // The queue and its watches refer to each other.
+        drop(std::mem::take(&mut *self.queue.waiting()));
     }
 }
 
@@ -355,7 +396,10 @@ pub(super) fn next_revision(store: &Store, watch: &Arc<Watch>) -> u64 {
 #[derive(Debug, Default)]
 struct CatchUp {
     events: Vec<Arc<WatchEvent>>,
+    /// Last revision that was read completely.
     through: u64,
+    /// The part of the revision after `through` that is in `events`, if more events of it follow.
+    rest: Option<Within>,
     /// Oldest readable revision if the next revision of the watch was compacted; `None` otherwise.
     compacted: Option<u64>,
 }
@@ -368,43 +412,137 @@ fn read(store: &Arc<Store>, watch: &Watch) -> Result<CatchUp, Failure> {
     if from < meta.compacted {
         return Ok(gone(meta.compacted));
     }
-    let part = read_part(&generation, watch, from)?;
+    let part = read_part(store, &generation, watch, from)?;
     // The versions may have been compacted and removed during the read.
     let compacted = generation.meta().compacted;
     Ok(if from < compacted { gone(compacted) } else { part })
 }
 
-/// Reads changes from revision `from` on, whole revisions.
-fn read_part(generation: &Arc<Generation>, watch: &Watch, from: u64) -> Result<CatchUp, Failure> {
+/// Reads changes from revision `from` on: whole revisions, or a part of one with very many changes.
+fn read_part(
+    store: &Store,
+    generation: &Arc<Generation>,
+    watch: &Watch,
+    from: u64,
+) -> Result<CatchUp, Failure> {
     let (base, to) = (Base::new(generation), generation.watchable_revision());
-    let mut part = CatchUp { through: to.max(from - 1), ..CatchUp::default() };
-    let (mut revision, mut examined, mut bytes, mut failed) = (0, 0, 0, None);
-    changes::visit(generation.db(), from, |change| {
-        if change.revision > to {
+    let mut part = Part::new(watch, from, to);
+    let start = if to < from { Position::of_revision(from) } else { start(store, generation, watch, from)? };
+    let mut failed = None;
+    let stopped = changes::visit_from(generation.db(), from, &start, |change| {
+        if part.ends_before(&change) {
             return Break(());
         }
-        if change.revision > revision && (examined >= CHANGES_PER_CATCH_UP || bytes > PART_BYTES_MAX) {
-            part.through = change.revision - 1;
-            return Break(());
-        }
-        (revision, examined) = (change.revision, examined + 1);
         if !watch.wants(&change) {
             return Continue(());
         }
         match changes::event(&base, &change, watch.request.previous) {
-            Ok(None) => {}
-            Ok(Some(event)) => {
-                bytes += size_of(&event);
-                part.events.push(Arc::new(event));
-            }
+            Ok(event) => event.map_or(Continue(()), |event| part.add(event)),
             Err(failure) => {
                 failed = Some(failure);
-                return Break(());
+                Break(())
             }
         }
-        Continue(())
     })?;
-    failed.map_or(Ok(part), Err)
+    match failed {
+        Some(failure) => Err(failure),
+        None => Ok(part.end(generation, stopped)),
+    }
+}
+
+/// Where to read on: after the events of revision `from` that the client has.
+fn start(store: &Store, generation: &Arc<Generation>, watch: &Watch, from: u64) -> Result<Position, Failure> {
+    let within = watch.within().clone();
+    if let Some(position) = within.position(generation) {
+        return Ok(position.clone());
+    }
+    let begin = Position::of_revision(from);
+    if within.events == 0 {
+        return Ok(begin);
+    }
+    let mut skip = within.events;
+    let found = changes::visit_from(generation.db(), from, &begin, |change| {
+        let is_after = change.revision > from || (skip == 0 && watch.wants(&change));
+        if !is_after {
+            skip -= u64::from(watch.wants(&change));
+        }
+        if is_after { Break(()) } else { Continue(()) }
+    })?;
+    let Some(position) = found else { return Ok(Position::of_revision(from + 1)) };
+    // A client whose time is up before the count ends continues there with its next watch.
+    let within = Within::at(within.events, generation, position.clone());
+    if watch.is_resumable {
+        store.dispatcher().places.remember(&watch.request, from, &within);
+    }
+    Ok(position)
+}
+
+/// A part that is being read.
+struct Part {
+    found: CatchUp,
+    /// First and last revision that may be read.
+    from: u64,
+    to: u64,
+    /// Whether the client has a part of revision `from`.
+    is_resumed: bool,
+    /// Revision of the last change that was examined.
+    revision: u64,
+    /// Number of events of `revision`, with those that the client has.
+    events: u64,
+    /// Bytes of the events of `revision` in this part.
+    revision_bytes: usize,
+    bytes: usize,
+    examined: usize,
+    ends_within: bool,
+}
+
+impl Part {
+    fn new(watch: &Watch, from: u64, to: u64) -> Self {
+        let found = CatchUp { through: to.max(from - 1), ..CatchUp::default() };
+        let events = watch.within().events;
+        let (revision, is_resumed) = (from, events > 0);
+        let (revision_bytes, bytes, examined, ends_within) = (0, 0, 0, false);
+        Self { found, from, to, is_resumed, revision, events, revision_bytes, bytes, examined, ends_within }
+    }
+
+    /// Whether the part ends before a change.
+    fn ends_before(&mut self, change: &Change) -> bool {
+        if change.revision > self.to {
+            return true;
+        }
+        if change.revision > self.revision {
+            // The rest of a revision comes without later ones.
+            let ends_resumed = self.is_resumed && self.revision == self.from;
+            if ends_resumed || self.examined >= CHANGES_PER_CATCH_UP || self.bytes > PART_BYTES_MAX {
+                self.found.through = change.revision - 1;
+                return true;
+            }
+            (self.revision, self.events, self.revision_bytes) = (change.revision, 0, 0);
+        }
+        self.examined += 1;
+        false
+    }
+
+    /// Adds an event, or ends the part before it.
+    fn add(&mut self, event: WatchEvent) -> ControlFlow<()> {
+        let bytes = event.response_bytes();
+        if self.revision_bytes > 0 && self.revision_bytes + bytes > REVISION_BYTES_MAX {
+            (self.found.through, self.ends_within) = (self.revision - 1, true);
+            return Break(());
+        }
+        self.revision_bytes += bytes;
+        self.bytes += size_of(&event);
+        self.events += 1;
+        self.found.events.push(Arc::new(event));
+        Continue(())
+    }
+
+    fn end(mut self, generation: &Arc<Generation>, stopped: Option<Position>) -> CatchUp {
+        if let Some(position) = stopped.filter(|_| self.ends_within) {
+            self.found.rest = Some(Within::at(self.events, generation, position));
+        }
+        self.found
+    }
 }
 
 pub(super) fn size_of(event: &WatchEvent) -> usize {
@@ -420,3 +558,10 @@ const QUEUE_BYTES_MAX: usize = 4 << 20;
 const CHANGES_PER_CATCH_UP: usize = 10_000;
 /// Maximum bytes of events in one delivery; the last revision may exceed it. Some clients accept no messages of 4 MiB.
 pub(super) const PART_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of the events of one revision in a part, as they are in a response; one event may have more. A response over Thrift
+/// may have as many.
+const REVISION_BYTES_MAX: usize = 4 << 20;
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

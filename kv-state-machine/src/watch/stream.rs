@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -29,7 +29,7 @@ pub struct WatchStream {
 
 impl WatchStream {
     pub(crate) fn new(mut watches: Watches, request: WatchRequest) -> Self {
-        let (watch, _) = watches.begin(request);
+        let (watch, _) = watches.begin(request, true);
         let store = watches.store().clone();
         Self { store, watch, events: VecDeque::new(), next: Some(Box::pin(next(watches))) }
     }
@@ -45,9 +45,17 @@ impl WatchStream {
             None => session::next_revision(&self.store, &self.watch),
         }
     }
-}
 
-impl WatchStream {
+    /// Number of events of [`next_revision`](Self::next_revision) that the client has, if no event that was read waits to be
+    /// taken. A new watch that starts at both repeats no event. It is 0 unless the stream is within a revision whose events have
+    /// more than 4 MiB, or has not reached the revision at which it was to skip some.
+    #[must_use]
+    pub fn next_event(&self) -> u64 {
+        let within = self.watch.within().events;
+        let is_within = self.next_revision() == self.watch.next.load(Ordering::Relaxed);
+        if is_within { within } else { 0 }
+    }
+
     /// Takes the events that were read together with the last one, without waiting.
     #[must_use]
     pub fn take_read(&mut self) -> Vec<Arc<WatchEvent>> {

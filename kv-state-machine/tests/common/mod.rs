@@ -1,5 +1,9 @@
 //! A state machine with its log, which can be restarted, and moved by a snapshot.
 
+#![allow(dead_code, reason = "each test uses a part of the module")]
+
+use std::path::{Path, PathBuf};
+
 use bytes::Bytes;
 use consensus_core::{Entry, LogId, StateMachine, codec};
 use kv_state_machine::{
@@ -46,6 +50,20 @@ impl Replica {
         let applied = machine.applied().index.0 as usize;
         machine.apply(&self.log[applied..]).unwrap();
         self.machine = Some(machine);
+    }
+
+    /// Makes directories that have the names of RocksDB's next files. Returns their paths.
+    pub(crate) fn block_next_files(&self) -> Vec<PathBuf> {
+        let name = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        let entries = |dir: &Path| std::fs::read_dir(dir).unwrap().map(Result::unwrap).collect::<Vec<_>>();
+        let generations = entries(self.dir.path());
+        let generation = generations.iter().find(|entry| name(entry).starts_with("gen-")).unwrap().path();
+        let number = |name: String| name.split('.').next()?.parse::<u64>().ok();
+        let last = entries(&generation).iter().filter_map(|entry| number(name(entry))).max().unwrap();
+        let blocked: Vec<_> =
+            (last + 1..last + 30).map(|number| generation.join(format!("{number:06}.sst"))).collect();
+        blocked.iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+        blocked
     }
 
     /// Replaces the machine with a new one that restores its snapshot.

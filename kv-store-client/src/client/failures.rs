@@ -63,6 +63,11 @@ impl Failures {
         }
     }
 
+    /// Returns whether each of these servers was tried.
+    pub(super) fn include_all(&self, servers: &[Endpoint]) -> bool {
+        servers.iter().all(|server| self.0.iter().any(|known| known.server == *server))
+    }
+
     /// Returns whether each of these servers was tried and refused the last connection.
     pub(super) fn all_refuse(&self, servers: &[Endpoint]) -> bool {
         let refuses = |server: &Endpoint| {

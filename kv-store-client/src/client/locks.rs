@@ -217,11 +217,13 @@ impl Observed {
             let (leader, revision) = match queue::first(&self.client, &self.name).await {
                 Err(ClientError::Unavailable(why)) => {
                     tracing::debug!(%why, "whether there is another leader is not known");
+                    self.client.note_outage(|| why);
                     wait(PAUSE_MAX).await;
                     continue;
                 }
                 found => found?,
             };
+            self.client.note_answer();
             if self.watch.is_none() {
                 let (key, range_end) = queue::below(&self.name);
                 let start_revision = Some(revision + 1);

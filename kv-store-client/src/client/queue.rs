@@ -169,8 +169,14 @@ impl Place {
     async fn read(&self, request: RangeRequest) -> Result<RangeResponse, ClientError> {
         loop {
             match self.client.range(request.clone()).await {
-                Err(ClientError::Unavailable(why)) => tracing::debug!(%why, "a queue is read again"),
-                outcome => return outcome,
+                Err(ClientError::Unavailable(why)) => {
+                    tracing::debug!(%why, "a queue is read again");
+                    self.client.note_outage(|| why);
+                }
+                outcome => {
+                    self.client.note_answer();
+                    return outcome;
+                }
             }
             wait(PAUSE_MAX).await;
         }

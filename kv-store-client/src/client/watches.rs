@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::{
     ClientError, KvClient,
     calls::{Attempted, PAUSE_MAX, PAUSE_MIN, wait},
+    failures::Failures,
 };
 use crate::{
     idl::{RangeRequest, WatchEvent, WatchRequest, WatchResponse},
@@ -86,18 +87,29 @@ impl KvClient {
     /// Polls until a server responds.
     async fn poll(self, request: WatchRequest) -> Result<WatchResponse, WatchError> {
         let (call, mut pause) = (Call::Watch(request), PAUSE_MIN);
+        let mut failures = Failures::default();
         loop {
             let deadline = Instant::now() + self.config.timeout + POLL_WAIT;
             let failure = match self.try_once(&call, deadline, POLL_WAIT).await {
-                Ok(Reply::Watch(response)) => return Ok(response),
+                Ok(Reply::Watch(response)) => {
+                    self.note_answer();
+                    return Ok(response);
+                }
                 Ok(other) => format!("a watch was asked for, {other:?} came"),
                 Err(Attempted::Refused(Fault::Compacted(why))) => {
                     return Err(WatchError::Compacted { oldest: why.compacted_revision });
                 }
                 Err(Attempted::Refused(fault)) => return Err(WatchError::Rejected(fault)),
-                Err(Attempted::Failed(failure)) => failure.to_string(),
+                Err(Attempted::Failed(failure)) => {
+                    let text = failure.to_string();
+                    failures.note(failure);
+                    text
+                }
             };
             tracing::debug!(%failure, "the watch goes on elsewhere");
+            if failures.include_all(&self.config.endpoints) {
+                self.note_outage(|| failures.to_string());
+            }
             wait(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }

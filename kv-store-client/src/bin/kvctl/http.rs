@@ -22,12 +22,20 @@ pub(crate) enum Interruption {
     Connection(String),
 }
 
-/// Sends a request over a connection of its own. The head of the response may take `wait`.
+/// Runs a request for as long as one request is tried.
+pub(crate) async fn within<T>(
+    config: &ClientConfig,
+    request: impl Future<Output = Result<T, Interruption>>,
+) -> Result<T, Interruption> {
+    let silent = || Interruption::Connection("no answer in time".to_owned());
+    timeout(config.timeout, request).await.map_err(|_| silent())?
+}
+
+/// Sends a request over a connection of its own, and waits for the head of the response.
 pub(crate) async fn exchange(
     config: &ClientConfig,
     endpoint: &Endpoint,
     request: Request<Full<Bytes>>,
-    wait: Duration,
 ) -> Result<Response<Incoming>, Interruption> {
     let broken = |error: &dyn std::fmt::Display| Interruption::Connection(error.to_string());
     let stream = connect_with(endpoint, config.timeout.min(CONNECT_MAX), config.tls.as_ref()).await;
@@ -35,8 +43,7 @@ pub(crate) async fn exchange(
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
     tokio::spawn(connection);
-    let response = timeout(wait, sender.send_request(request)).await;
-    response.map_err(|_| broken(&"no response in time"))?.map_err(|error| broken(&error))
+    sender.send_request(request).await.map_err(|error| broken(&error))
 }
 
 /// Text at a path of a server. It has at most [`TEXT_BYTES_MAX`] bytes.
@@ -52,10 +59,13 @@ pub(crate) async fn text(
         request = request.header(header::AUTHORIZATION, token);
     }
     let request = request.body(Full::new(Bytes::new())).map_err(|error| broken(&error))?;
-    let response = exchange(config, endpoint, request, config.timeout.max(SILENCE_MAX)).await?;
-    let status = response.status();
-    let body = timeout(SILENCE_MAX, Limited::new(response.into_body(), TEXT_BYTES_MAX).collect()).await;
-    let body = body.map_err(|_| broken(&"the server is silent"))?.map_err(|error| broken(&error))?.to_bytes();
+    let (status, body) = within(config, async {
+        let response = exchange(config, endpoint, request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), TEXT_BYTES_MAX).collect().await;
+        Ok((status, body.map_err(|error| broken(&error))?.to_bytes()))
+    })
+    .await?;
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST) {
         return Err(refusal(status, &serde_json::from_slice(&body).unwrap_or_default()));
     }
@@ -72,9 +82,11 @@ pub(crate) async fn token(
     let body = json!({ "name": credentials.user, "password": credentials.password }).to_string();
     let request = Request::post("/v3/auth/authenticate").header(header::HOST, endpoint.to_string());
     let request = request.body(Full::new(Bytes::from(body))).map_err(|error| broken(&error))?;
-    let response = exchange(config, endpoint, request, config.timeout).await?;
-    let status = response.status();
-    let answer = answer(response, config.timeout).await?;
+    let (status, answer) = within(config, async {
+        let response = exchange(config, endpoint, request).await?;
+        Ok((response.status(), answer(response).await?))
+    })
+    .await?;
     match answer["token"].as_str() {
         Some(token) => Ok(Some(token.to_owned())),
         None => Err(refusal(status, &answer)),
@@ -82,14 +94,9 @@ pub(crate) async fn token(
 }
 
 /// The short answer of a server, as JSON; a text that is no JSON as its `message`.
-pub(crate) async fn answer(
-    response: Response<Incoming>,
-    wait: Duration,
-) -> Result<serde_json::Value, Interruption> {
-    let broken = |why: &dyn std::fmt::Display| Interruption::Connection(why.to_string());
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
-    let body = timeout(wait, body).await.map_err(|_| broken(&"no whole response in time"))?;
-    let body = body.map_err(|error| broken(&error))?.to_bytes();
+pub(crate) async fn answer(response: Response<Incoming>) -> Result<serde_json::Value, Interruption> {
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| Interruption::Connection(error.to_string()))?.to_bytes();
     let text = || json!({ "message": String::from_utf8_lossy(&body).trim() });
     Ok(serde_json::from_slice(&body).unwrap_or_else(|_| text()))
 }

@@ -408,10 +408,10 @@ async fn run(arguments: &Arguments) -> Result<u8, Failure> {
             show.either(&format!("compacted to revision {revision}"), || json!({ "compacted": revision }))?;
             Ok(0)
         }
-        Command::Watch(arguments) => watch::run(&client, arguments, show).await,
+        Command::Watch(arguments) => told(&client, watch::run(&client, arguments, show)).await,
         Command::Lease(command) => leases::execute(&client, command, show).await,
-        Command::Lock(arguments) => locks::lock(&client, arguments, show).await,
-        Command::Elect(arguments) => locks::elect(&client, arguments, show).await,
+        Command::Lock(arguments) => told(&client, locks::lock(&client, arguments, show)).await,
+        Command::Elect(arguments) => told(&client, locks::elect(&client, arguments, show)).await,
         Command::Member(command) => members::execute(&client, &endpoints, command, show).await,
         Command::Transfer { node_id } => members::transfer(&client, *node_id, show).await,
         Command::Status => nodes::status(&client, &endpoints, show).await,
@@ -448,4 +448,29 @@ fn range_end(key: &str, to: Option<&str>, prefix: bool) -> Option<Vec<u8>> {
         return to.map(|to| to.as_bytes().to_vec());
     }
     Some(prefix_end(key))
+}
+
+/// Runs a command that may wait without a time limit, and says meanwhile when no server answers, and when one does again.
+async fn told(client: &KvClient, command: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    let mut outages = client.outages();
+    let tell = async {
+        let mut was_told = false;
+        loop {
+            let outage = outages.borrow_and_update().clone();
+            let is_told = outage.is_some();
+            match outage {
+                Some(why) => eprintln!("kvctl: no server answers, waiting until one does: {why}"),
+                None if was_told => eprintln!("kvctl: a server answers again"),
+                None => {}
+            }
+            was_told = is_told;
+            if outages.changed().await.is_err() {
+                std::future::pending::<()>().await; // Not reached: the client has the sender.
+            }
+        }
+    };
+    tokio::select! {
+        ended = command => ended,
+        never = tell => never,
+    }
 }

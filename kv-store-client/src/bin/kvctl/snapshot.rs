@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use crate::{
     Failure,
-    http::{Interruption, SILENCE_MAX, answer, exchange, refusal, token},
+    http::{Interruption, SILENCE_MAX, answer, exchange, refusal, token, within},
     show::Show,
 };
 
@@ -182,11 +182,15 @@ async fn attempt(
         request = request.header(header::IF_RANGE, download.tag.clone());
     }
     let request = request.body(Full::new(Bytes::new())).map_err(|error| broken(&error))?;
-    // The server makes the copy first.
-    let response = exchange(config, endpoint, request, config.timeout.max(SILENCE_MAX)).await?;
-    if !matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_FOUND) {
-        return Err(refusal(response.status(), &answer(response, config.timeout).await?));
-    }
+    let response = within(config, async {
+        let response = exchange(config, endpoint, request).await?; // The server makes the copy first.
+        let status = response.status();
+        if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_FOUND) {
+            return Ok(response);
+        }
+        Err(refusal(status, &answer(response).await?))
+    })
+    .await?;
     download.begin(&response)?;
     let mut body = response.into_body();
     while download.bytes < download.total {

@@ -11,5 +11,11 @@
 //! Run one with `cargo run -p examples --example counter`, all with `make examples`. `embedded_kv`, `lock_service` and
 //! `config_watcher` need `--features kv`, which builds RocksDB; the latter two are clients, and start a server for themselves.
 
+pub mod guide;
 #[cfg(feature = "kv")]
 pub mod server;
+
+// Compiles and runs the code of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guide.md")]
+struct Guide;

@@ -129,3 +129,12 @@ fn what_does_not_exist_is_found() {
     let found = problems("d", text, "struct RealType;", root());
     assert_eq!(found.len(), 4, "{found:?}");
 }
+
+/// The other programs of the guide use it from the library.
+#[test]
+fn guide_shows_its_application_as_it_is() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let (guide, source) = (read("docs/guide.md"), read("examples/src/guide.rs"));
+    let (_, code) = source.split_once("\n\n").unwrap();
+    assert!(guide.contains(code.trim_end()), "docs/guide.md differs from examples/src/guide.rs");
+}

@@ -38,9 +38,10 @@ lint:
 	@if cargo tree -e normal,build,dev -p consensus-core -p consensus-engine-raft -p consensus-storage-wal -p examples | grep -q rocksdb; then \
 	  echo "consensus-core, consensus-engine-raft, consensus-storage-wal and the examples must not build RocksDB"; exit 1; fi
 
-# nextest where it is there: it runs the tests of all crates side by side.
+# nextest where it is there: it runs the tests of all crates side by side. Else the tests have its limits all the same.
 unit:
-	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run; else cargo test --lib --bins --tests; fi
+	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run; \
+	  else cargo test --lib --bins --tests --config "target.'cfg(all())'.runner = '$(CURDIR)/scripts/test-binary'"; fi
 
 SIM := cargo run --quiet -p consensus-raft-simulator --bin raft-sim --
 

@@ -209,6 +209,10 @@ pub enum ReadError {
         /// Number of pending reads.
         waiting: u64,
     },
+    /// This node leads, but could not commit an entry of its term in time, so it may not know all that was committed
+    /// (dissertation, section 6.4). Try again a little later.
+    #[error("the read was not confirmed in time")]
+    TimedOut,
     /// The engine is shut down or shutting down.
     #[error("the engine is shut down")]
     ShutDown,

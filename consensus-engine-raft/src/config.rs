@@ -73,6 +73,11 @@ pub struct RaftConfig {
     /// Bytes that an arriving snapshot must leave free on the disk of `snapshot_dir`. A larger snapshot is refused, and the
     /// leader sends one again later. Default 0: free space is not checked.
     pub snapshot_reserve_bytes: u64,
+    /// Time for which a leader waits until a proposal is committed, or until it may answer a read. After that the outcome of
+    /// the proposal is unknown ([`ProposeError::Unknown`](consensus_core::ProposeError::Unknown)), and the read fails
+    /// ([`ReadError::TimedOut`](consensus_core::ReadError::TimedOut)). A leader without a quorum steps down sooner; this limit
+    /// counts if the disks of a quorum hang. More than 0, at most a day. Default (`None`): 5 s and two election timeouts.
+    pub wait_limit: Option<Duration>,
     /// Time limit of one log write. When it is exceeded, the disk counts as stalled: a leader transfers leadership, reports
     /// the outcome of its proposals as unknown, and the status shows the stall until the write returns. A lower limit
     /// detects a hanging disk sooner, and mistakes a slow one for hanging more often (virtual disks pause for a second now
@@ -126,6 +131,7 @@ impl RaftConfig {
             snapshot_resume: Duration::from_secs(60),
             snapshot_dir: std::env::temp_dir(),
             snapshot_reserve_bytes: 0,
+            wait_limit: None,
             storage_stall_limit: None,
             apply_stall_limit: None,
             threads: true,
@@ -153,10 +159,12 @@ impl RaftConfig {
         if self.snapshot_chunk_bytes == 0 {
             return bad("snapshot_chunk_bytes", "at least 1");
         }
-        for (key, limit) in
-            [("storage_stall_limit", self.storage_stall_limit), ("apply_stall_limit", self.apply_stall_limit)]
-        {
-            if limit.is_some_and(|limit| limit.is_zero() || limit > STALL_LIMIT_MAX) {
+        for (key, limit) in [
+            ("wait_limit", self.wait_limit),
+            ("storage_stall_limit", self.storage_stall_limit),
+            ("apply_stall_limit", self.apply_stall_limit),
+        ] {
+            if limit.is_some_and(|limit| limit.is_zero() || limit > LIMIT_MAX) {
                 return bad(key, "more than 0, and at most a day");
             }
         }
@@ -168,6 +176,11 @@ impl RaftConfig {
 }
 
 impl RaftConfig {
+    /// Time limit of a proposal or a read at the leader.
+    pub(crate) fn wait_limit(&self) -> Duration {
+        self.wait_limit.unwrap_or_else(|| Duration::from_secs(5) + 2 * self.protocol.election_timeout)
+    }
+
     /// Time limit of one log write.
     pub(crate) fn storage_limit(&self) -> Duration {
         let default = || (2 * self.protocol.election_timeout).max(Duration::from_secs(2));
@@ -182,7 +195,7 @@ impl RaftConfig {
 }
 
 /// A longer limit can only be a mistake.
-const STALL_LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Draws the identity of a new cluster, which no other cluster has.
 pub(crate) fn new_cluster() -> ClusterId {

@@ -327,6 +327,7 @@ impl Driver {
         self.yield_leadership();
         let now = self.now;
         self.waiters.expire(now);
+        self.reads.expire(now);
         self.forwarding.expire(now);
         let mut driver = self.end_turn()?;
         let now = driver.now;
@@ -352,6 +353,7 @@ impl Driver {
         [
             self.raft.next_deadline(),
             self.waiters.next_deadline(),
+            self.reads.next_deadline(),
             self.forwarding.next_deadline(),
             leaving,
             ended_transfers,
@@ -460,11 +462,12 @@ impl Driver {
         } else if let Some(leader) = leader {
             commands.drain(..).for_each(|(command, waiter)| self.forward(leader, command, waiter));
         } else if let Some(first) = self.raft.propose(self.now, &sizes_bytes) {
+            let until = self.now + self.config.wait_limit();
             for (index, (command, mut waiter)) in (first.index.0..).zip(commands.drain(..)) {
                 let id = LogId { index: LogIndex(index), ..first };
                 waiter.timing.appended(self.turn_began, &self.stages);
                 self.cache.push(Entry::command(id, command));
-                self.waiters.push(id, waiter);
+                self.waiters.push(id, until, waiter);
             }
         } else {
             let (reason, error) = match self.raft.transferring_to() {
@@ -546,12 +549,12 @@ impl Driver {
                 new.for_each(|entry| self.cache.push(entry));
             }
             Output::ReadReady(token, index) => {
-                if let Some((reply, permit)) = self.reads.pending.remove(&token) {
+                if let Some((_, Some(reply), permit)) = self.reads.pending.remove(&token) {
                     self.reads.ready.push((index, reply, permit));
                 }
             }
             Output::ReadRefused(token) => {
-                if let Some((reply, _)) = self.reads.pending.remove(&token) {
+                if let Some((_, Some(reply), _)) = self.reads.pending.remove(&token) {
                     let _ = reply.send(Err(ReadError::NotLeader { leader: self.raft.leader() }));
                 }
             }

@@ -26,25 +26,27 @@ impl Waiter {
 /// All waiting clients of this node.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
-    /// Clients whose entries are of the term in which this node is leader, in log order.
-    leading: VecDeque<(LogId, Waiter)>,
+    /// Clients whose entries are of the term in which this node is leader, in log order, with the time at which they stop
+    /// waiting.
+    leading: VecDeque<(LogId, Duration, Waiter)>,
     /// Clients whose entries are of an earlier term of this node as leader, with the time at which they stop waiting.
     /// Another leader may still commit such an entry, or replace it.
     orphaned: Vec<(LogId, Duration, Waiter)>,
 }
 
 impl Waiters {
-    pub(crate) fn push(&mut self, id: LogId, waiter: Waiter) {
-        self.leading.push_back((id, waiter));
+    pub(crate) fn push(&mut self, id: LogId, until: Duration, waiter: Waiter) {
+        self.leading.push_back((id, until, waiter));
     }
 
     /// Must be called when the node is not leader any more.
     pub(crate) fn orphan(&mut self, until: Duration) {
-        self.orphaned.extend(self.leading.drain(..).map(|(id, waiter)| (id, until, waiter)));
+        self.orphaned.extend(self.leading.drain(..).map(|(id, _, waiter)| (id, until, waiter)));
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
-        self.orphaned.iter().map(|(_, until, _)| *until).min()
+        let oldest = self.leading.front();
+        self.orphaned.iter().chain(oldest).map(|(_, until, _)| *until).min()
     }
 
     /// Reports an unknown outcome to clients whose time is over.
@@ -53,6 +55,11 @@ impl Waiters {
             waiter.answer(Err(ProposeError::Unknown {
                 why: "this node lost leadership before it was committed",
             }));
+        }
+        while self.leading.front().is_some_and(|(_, until, _)| *until <= now)
+            && let Some((_, _, waiter)) = self.leading.pop_front()
+        {
+            waiter.answer(Err(ProposeError::Unknown { why: "it was not committed in time" }));
         }
     }
 
@@ -71,8 +78,10 @@ impl Waiters {
             .map(|(id, _, waiter)| (id, waiter))
             .collect();
         due.sort_by_key(|(id, _)| id.index);
-        while self.leading.front().is_some_and(|(id, _)| id.index <= last) {
-            due.extend(self.leading.pop_front());
+        while self.leading.front().is_some_and(|(id, ..)| id.index <= last)
+            && let Some((id, _, waiter)) = self.leading.pop_front()
+        {
+            due.push((id, waiter));
         }
         let mut matching = Vec::with_capacity(due.len());
         for (id, waiter) in due {
@@ -90,7 +99,7 @@ impl Waiters {
 
     pub(crate) fn fail_all(&mut self, error: &ProposeError) {
         let orphaned = self.orphaned.drain(..).map(|(_, _, waiter)| waiter);
-        for waiter in self.leading.drain(..).map(|(_, waiter)| waiter).chain(orphaned) {
+        for waiter in self.leading.drain(..).map(|(_, _, waiter)| waiter).chain(orphaned) {
             waiter.answer(Err(error.clone()));
         }
     }
@@ -108,7 +117,7 @@ mod tests {
         let wait = |waiters: &mut Waiters, id| {
             let (reply, answer) = oneshot::channel();
             let (permit, timing) = (admission.admit(1).unwrap(), ProposalTiming::start(true));
-            waiters.push(id, Waiter { reply, permit, timing });
+            waiters.push(id, Duration::from_secs(9), Waiter { reply, permit, timing });
             answer
         };
         let mut kept = wait(&mut waiters, LogId::new(1, 5));
@@ -126,5 +135,12 @@ mod tests {
         assert!(late.try_recv().is_err());
         waiters.expire(Duration::from_secs(1));
         assert!(late.try_recv().unwrap().unwrap_err().maybe_applied());
+
+        let mut slow = wait(&mut waiters, LogId::new(3, 8));
+        assert_eq!(waiters.next_deadline(), Some(Duration::from_secs(9)));
+        waiters.expire(Duration::from_millis(8999));
+        assert!(slow.try_recv().is_err());
+        waiters.expire(Duration::from_secs(9));
+        assert!(slow.try_recv().unwrap().unwrap_err().maybe_applied());
     }
 }

@@ -94,6 +94,30 @@ async fn leader_with_hanging_disk_steps_down_without_up_to_date_voter() {
     cluster.end().await;
 }
 
+/// The followers acknowledge heartbeats during a write, so the leader keeps its quorum, but it can commit nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn proposal_ends_in_time_if_the_disks_of_all_followers_hang() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let cluster = FaultyCluster::start(3, |config| {
+        config.wait_limit = Some(LIMIT);
+        config.storage_stall_limit = Some(Duration::from_secs(60));
+    })
+    .await;
+    let leading = cluster.leader().await;
+    let leader = &cluster.nodes[leading];
+    leader.engine.propose("before".into()).await.unwrap();
+    let others: Vec<_> = (0..3).filter(|id| *id != leading).collect();
+    others.iter().for_each(|id| cluster.nodes[*id].faults.writes.close());
+    let began = Instant::now();
+    let pending = leader.engine.propose("pending".into()).await;
+    assert!(matches!(pending, Err(ProposeError::Unknown { .. })), "{pending:?}");
+    assert!((LIMIT..20 * LIMIT).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(leader.status().role, Role::Leader, "it has a quorum");
+    others.iter().for_each(|id| cluster.nodes[*id].faults.writes.open());
+    leader.engine.propose("after".into()).await.unwrap();
+    cluster.end().await;
+}
+
 /// On one thread the worker's thread makes the write.
 #[tokio::test]
 async fn only_voter_with_hanging_disk_stays_leader_and_refuses_commands() {

@@ -164,6 +164,8 @@ struct Identity {
   5: required i64 node_id
   /** Identity of its log storage; 0 if it does not say. */
   6: required i64 storage
+  /** Drawn when the process started, so that two processes on copies of one storage are told apart. */
+  7: optional i64 process
 }
 
 /** The first call on a connection for messages or snapshots. */

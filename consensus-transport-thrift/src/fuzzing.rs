@@ -35,7 +35,15 @@ impl Asker {
 
 fn identity(cluster: &str) -> Identity {
     let cluster_name = cluster.to_owned();
-    Identity { format_min: 1, format_max: 1, cluster_name, cluster: 7, node_id: 1, storage: 8 }
+    Identity {
+        format_min: 1,
+        format_max: 1,
+        cluster_name,
+        cluster: 7,
+        node_id: 1,
+        storage: 8,
+        process: Some(9),
+    }
 }
 
 /// The hello at the start of a connection.

@@ -2007,10 +2007,12 @@ pub struct Identity {
   pub node_id: i64,
   /// Identity of its log storage; 0 if it does not say.
   pub storage: i64,
+  /// Drawn when the process started, so that two processes on copies of one storage are told apart.
+  pub process: Option<i64>,
 }
 
 impl Identity {
-  pub fn new(format_min: i32, format_max: i32, cluster_name: String, cluster: i64, node_id: i64, storage: i64) -> Identity {
+  pub fn new<F7>(format_min: i32, format_max: i32, cluster_name: String, cluster: i64, node_id: i64, storage: i64, process: F7) -> Identity where F7: Into<Option<i64>> {
     Identity {
       format_min,
       format_max,
@@ -2018,6 +2020,7 @@ impl Identity {
       cluster,
       node_id,
       storage,
+      process: process.into(),
     }
   }
 }
@@ -2031,6 +2034,7 @@ impl TSerializable for Identity {
     let mut f_4: Option<i64> = None;
     let mut f_5: Option<i64> = None;
     let mut f_6: Option<i64> = None;
+    let mut f_7: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2062,6 +2066,10 @@ impl TSerializable for Identity {
           let val = i_prot.read_i64()?;
           f_6 = Some(val);
         },
+        7 => {
+          let val = i_prot.read_i64()?;
+          f_7 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2082,6 +2090,7 @@ impl TSerializable for Identity {
       cluster: f_4.expect("auto-generated code should have checked for presence of required fields"),
       node_id: f_5.expect("auto-generated code should have checked for presence of required fields"),
       storage: f_6.expect("auto-generated code should have checked for presence of required fields"),
+      process: f_7,
     };
     Ok(ret)
   }
@@ -2106,6 +2115,11 @@ impl TSerializable for Identity {
     o_prot.write_field_begin(&TFieldIdentifier::new("storage", TType::I64, 6))?;
     o_prot.write_i64(self.storage)?;
     o_prot.write_field_end()?;
+    if let Some(fld_var) = self.process {
+      o_prot.write_field_begin(&TFieldIdentifier::new("process", TType::I64, 7))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }

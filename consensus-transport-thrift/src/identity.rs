@@ -118,13 +118,16 @@ impl fmt::Display for PeerIdentity {
 #[derive(Debug)]
 pub(crate) struct LocalNode {
     pub(crate) config: Arc<ThriftConfig>,
+    /// Drawn at the start.
+    process: i64,
     cluster: watch::Sender<ClusterId>,
     history: Mutex<ClusterHistory>,
 }
 
 impl LocalNode {
     pub(crate) fn new(config: Arc<ThriftConfig>) -> Self {
-        Self { config, cluster: watch::Sender::new(ClusterId::NONE), history: Mutex::default() }
+        let process = rand::random();
+        Self { config, process, cluster: watch::Sender::new(ClusterId::NONE), history: Mutex::default() }
     }
 
     pub(crate) fn cluster(&self) -> ClusterId {
@@ -155,6 +158,7 @@ impl LocalNode {
             cluster: signed(self.cluster().0),
             node_id: signed(self.config.node.0),
             storage: signed(self.config.storage.0),
+            process: Some(self.process),
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::{ClusterId, Endpoint, NodeId, Reachability, SendError, StorageId, TransportError};
+use consensus_core::{ClusterId, Endpoint, NodeId, Reachability, SendError, TransportError};
 use consensus_tls::{Stream, WriteHalf};
 use futures::{StreamExt, stream::FuturesUnordered};
 use rand::Rng;
@@ -26,7 +26,7 @@ use crate::{
     connection_log::ConnectionLog,
     convert::{ack_from_wire, chunk_to_wire, signed, unsigned},
     framing,
-    generated::{Hello, SnapshotAck},
+    generated::{self as wire, Hello, SnapshotAck},
     identity::LocalNode,
     measure::PeerMeasures,
     receipts::{ByteCounter, CountingHalf, RECEIPTS_PER_STALL_TIMEOUT, ResponseReader, next_frame},
@@ -52,8 +52,8 @@ struct PeerLink {
     endpoint: Endpoint,
     dial_state: std::sync::Mutex<DialState>,
     own: Arc<LocalNode>,
-    /// Storage of the node on the current connection.
-    storage: std::sync::Mutex<Option<StorageId>>,
+    /// Identity of the node that answered on the current connection.
+    callee: std::sync::Mutex<Option<wire::Identity>>,
     /// Queue of the current connection; `None` without a connection.
     queue: std::sync::Mutex<Option<mpsc::Sender<Bytes>>>,
     queued_bytes: AtomicU64,
@@ -78,8 +78,7 @@ pub(crate) enum DialState {
 struct Connection {
     answers: ResponseReader,
     writer: CountingHalf<WriteHalf>,
-    /// Storage of the other node.
-    storage: StorageId,
+    callee: wire::Identity,
 }
 
 #[derive(Debug)]
@@ -97,7 +96,7 @@ impl Peer {
         own: Arc<LocalNode>,
         report: impl Fn(Reachability) + Send + 'static,
     ) -> Self {
-        let (storage, queue) = Default::default();
+        let (callee, queue) = Default::default();
         let (queued_bytes, connect_now) = (AtomicU64::new(0), Notify::new());
         let dial_state = std::sync::Mutex::new(dial_state);
         let measures = PeerMeasures::new(node);
@@ -106,7 +105,7 @@ impl Peer {
             endpoint,
             dial_state,
             own,
-            storage,
+            callee,
             queue,
             queued_bytes,
             connect_now,
@@ -135,9 +134,9 @@ impl Peer {
         *lock(&self.link.dial_state) == DialState::GivenUp
     }
 
-    /// Storage of the node on the current connection; `None` without a connection.
-    pub(crate) fn storage(&self) -> Option<StorageId> {
-        *self.link.lock_storage()
+    /// Identity of the node on the current connection; `None` without a connection.
+    pub(crate) fn identity(&self) -> Option<wire::Identity> {
+        lock(&self.link.callee).clone()
     }
 
     /// Connects at once, if there is no connection.
@@ -257,10 +256,6 @@ impl PeerLink {
         lock(&self.queue)
     }
 
-    fn lock_storage(&self) -> std::sync::MutexGuard<'_, Option<StorageId>> {
-        lock(&self.storage)
-    }
-
     /// Gives the node up if its endpoint was only learned. Returns whether the node is given up.
     fn give_up_if_learned(&self) -> bool {
         let mut dial_state = lock(&self.dial_state);
@@ -280,7 +275,7 @@ impl PeerLink {
             match self.establish().await {
                 Ok(connection) => {
                     wait = self.own.config.reconnect_min;
-                    *self.lock_storage() = Some(connection.storage);
+                    *lock(&self.callee) = Some(connection.callee.clone());
                     let (queue, frames) = mpsc::channel(QUEUE_FRAMES_MAX);
                     *self.lock_queue() = Some(queue);
                     report(Reachability::Reachable);
@@ -291,7 +286,7 @@ impl PeerLink {
                 }
                 Err(error) => connection_log.log_failure(&error),
             }
-            *self.lock_storage() = None;
+            *lock(&self.callee) = None;
             *self.lock_queue() = None;
             self.queued_bytes.store(0, Ordering::Relaxed);
             // A connection can end while the node runs on; the next attempt shows whether it is reachable. But if a connection
@@ -362,10 +357,9 @@ impl PeerLink {
             return Err(TransportError::Protocol { node: self.node, why });
         }
         let cluster = ClusterId(unsigned(callee.cluster));
-        let storage = StorageId(unsigned(callee.storage));
         self.measures.connections.increment(1);
         let answers = ResponseReader::new(reader, sent, self.own.config.stall_timeout, cluster);
-        Ok(Connection { answers, writer, storage })
+        Ok(Connection { answers, writer, callee })
     }
 
     /// Writes the queued frames until the connection ends. Returns why it ended.

@@ -50,6 +50,7 @@ fn nobody() -> wire::Identity {
         cluster: signed(ClusterId::NONE.0),
         node_id: signed(NodeId(u64::MAX).0),
         storage: signed(StorageId(0).0),
+        process: None,
     }
 }
 

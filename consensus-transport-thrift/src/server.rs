@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use consensus_core::{ClusterId, MessageHandler, NodeId, StorageId};
+use consensus_core::{ClusterId, MessageHandler, NodeId};
 use consensus_tls::{ReadHalf, Stream, WriteHalf};
 use futures::StreamExt;
 use tokio::{
@@ -162,13 +162,7 @@ impl IncomingConnection {
                 "the caller has the id of this node, {own}: the node connected to itself, or two nodes were started with one id; check the endpoints and ids"
             ));
         }
-        let storage = StorageId(unsigned(hello.caller.storage));
-        self.peers.conflicting_storage(from, storage).map(|(other, endpoint)| {
-            format!(
-                "node {from} runs at {endpoint} with the storage {other}, but this caller with the storage {storage} claims to \
-                 be node {from} as well: two nodes were started with one id; stop the one that does not belong to the cluster"
-            )
-        })
+        self.peers.other_with_id(&hello.caller)
     }
 
     fn refuse(&self, from: NodeId, why: String) -> io::Error {

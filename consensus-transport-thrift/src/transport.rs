@@ -17,8 +17,8 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
     calls,
-    convert::message_to_wire,
-    framing,
+    convert::{message_to_wire, unsigned},
+    framing, generated as wire,
     identity::{ClusterHistory, LocalNode},
     peer::{DialState, Peer, RECONNECT_FLOOR, STALL_TIMEOUT_FLOOR},
     server,
@@ -159,16 +159,30 @@ impl PeerTable {
         }
     }
 
-    /// The storage and endpoint of `node` as currently connected, if its storage differs from `storage`.
-    pub(crate) fn conflicting_storage(
-        &self,
-        node: NodeId,
-        storage: StorageId,
-    ) -> Option<(StorageId, Endpoint)> {
+    /// Why a caller is not the node of its id to which this node is connected: that one has another storage, or is another process
+    /// on a copy of it. A process that has ended loses its connections at once, or after the stall timeout.
+    pub(crate) fn other_with_id(&self, caller: &wire::Identity) -> Option<String> {
+        let node = NodeId(unsigned(caller.node_id));
         let peers = lock(&self.peers);
         let peer = peers.as_ref()?.get(&node)?;
-        let connected = peer.storage().filter(|known| *known != StorageId(0) && storage != StorageId(0))?;
-        (connected != storage).then(|| (connected, peer.endpoint().clone()))
+        let (known, endpoint) = (peer.identity()?, peer.endpoint());
+        let differ = known.storage != 0 && caller.storage != 0 && known.storage != caller.storage;
+        if differ {
+            let storages = [known.storage, caller.storage].map(|storage| StorageId(unsigned(storage)));
+            let [other, storage] = storages;
+            return Some(format!(
+                "node {node} runs at {endpoint} with the storage {other}, but this caller with the storage {storage} claims to \
+                 be node {node} as well: two nodes were started with one id; stop the one that does not belong to the cluster"
+            ));
+        }
+        let is_other =
+            matches!((known.process, caller.process), (Some(known), Some(caller)) if known != caller);
+        is_other.then(|| {
+            format!(
+                "node {node} runs at {endpoint}, but this caller is another process with the same id and a copy of the same \
+                 data: stop one of them, and replace the node if both have run for a while"
+            )
+        })
     }
 
     fn remove(&self, node: NodeId) {

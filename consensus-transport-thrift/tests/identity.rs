@@ -190,6 +190,22 @@ async fn second_node_with_one_id_is_refused_with_both_storages() {
     arrives(&other, 2, &mut at_c).await;
 }
 
+#[tokio::test]
+async fn second_process_on_a_copy_of_a_storage_is_refused() {
+    let (node, copy, peer) = (bind(1, 11).await, bind(1, 11).await, bind(2, 20).await);
+    let (_at_node, _at_copy, mut at_peer) = (start(&node).await, start(&copy).await, start(&peer).await);
+    peer.set_endpoint(NodeId(1), node.local_endpoint().clone());
+    let mut reachability = peer.reachability();
+    reachability.wait_for(|all| all[&NodeId(1)] == Reachability::Reachable).await.unwrap();
+    copy.set_endpoint(NodeId(2), peer.local_endpoint().clone());
+    let why = refusal(&copy, 2).await;
+    assert!(why.contains("another process with the same id and a copy of the same data"), "{why}");
+    node.set_endpoint(NodeId(2), peer.local_endpoint().clone());
+    arrives(&node, 2, &mut at_peer).await;
+    node.shutdown().await;
+    arrives(&copy, 2, &mut at_peer).await;
+}
+
 /// Transports of three founders that know each other's endpoints.
 async fn three_founders() -> (Vec<ThriftTransport>, FoundingConfig) {
     let transports = [bind(0, 100).await, bind(1, 101).await, bind(2, 102).await];

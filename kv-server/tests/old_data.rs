@@ -308,6 +308,32 @@ async fn removed_node_whose_id_another_machine_has_is_refused() {
     assert_eq!(client(&[port]).get("k").await.unwrap().unwrap().value, b"newest");
 }
 
+/// Node 1 and a copy of it run at once, as after the restart of a machine whose image was started elsewhere: here, at other
+/// endpoints.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copy_of_a_running_node_is_refused() {
+    let mut cluster = Cluster::start(3, "", "");
+    cluster.client().put("k", "old").await.unwrap();
+    cluster.same_hash().await;
+    cluster.servers[1].terminate();
+    let mut twin = Cluster::prepare(3);
+    copy_dir(&cluster.data(1), &twin.data(1));
+    cluster.servers[1].start();
+    cluster.client().put("k", "new").await.unwrap();
+    cluster.same_hash().await;
+    let config = std::fs::read_to_string(cluster.dir.path().join("cluster.toml")).unwrap();
+    let own = |cluster: &Cluster| format!("\"127.0.0.1:{}\"", cluster.servers[1].port);
+    std::fs::write(twin.dir.path().join("cluster.toml"), config.replace(&own(&cluster), &own(&twin)))
+        .unwrap();
+    twin.servers[1].start();
+    twin.servers[1].says("another process with the same id");
+    let read = hasty(twin.servers[1].port).get("k").await;
+    assert!(!matches!(&read, Ok(Some(kv)) if kv.value == b"old"), "{read:?}");
+    cluster.client().put("k", "newest").await.unwrap();
+    let node_1 = client(&[cluster.servers[1].port]);
+    assert_eq!(node_1.get("k").await.unwrap().unwrap().value, b"newest");
+}
+
 /// A path at which the leader's store would create a copy of itself cannot be replaced, not even by root.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn snapshot_that_cannot_be_taken_stops_nobody_and_is_told_with_path_and_error() {

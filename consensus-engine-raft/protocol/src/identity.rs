@@ -129,6 +129,15 @@ impl Raft {
         contradiction(LogId { term: own.first.term, index }, LogId { term: theirs.first.term, index })
     }
 
+    /// Whether the committed entries of this node were compared with a snapshot that has just arrived (I17). If not, too many
+    /// leaderships have begun after them: the snapshot does not name theirs any more.
+    #[must_use]
+    pub fn was_compared_with(&self, meta: &SnapshotMeta) -> bool {
+        let index = self.commit.min(meta.last.index);
+        let (own, theirs) = (self.log.leadership_at(index), &meta.membership);
+        own.is_none() || theirs.leaderships().is_empty() || theirs.leadership_at(index).is_some()
+    }
+
     fn is_own_cluster(&self, membership: &Membership) -> bool {
         self.hard.cluster.is_compatible_with(membership.cluster())
     }

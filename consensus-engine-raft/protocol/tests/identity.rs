@@ -4,9 +4,9 @@ mod common;
 
 use common::{accepted, append, append_configuration, lead, membership_entry, node, propose, restored, step};
 use consensus_core::{
-    AppendOutcome, AppendResponse, ClusterId, HardState, InvalidMembership, Leadership, LeadershipId, LogId,
-    LogIndex, LogState, Member, MemberChange, MemberKind, Membership, NodeId, Role, SnapshotMeta, StorageId,
-    Term, VoteKind, VoteRequest,
+    AppendOutcome, AppendResponse, ClusterId, HardState, InvalidMembership, LEADERSHIPS_MAX, Leadership,
+    LeadershipId, LogId, LogIndex, LogState, Member, MemberChange, MemberKind, Membership, NodeId, Role,
+    SnapshotMeta, StorageId, Term, VoteKind, VoteRequest,
 };
 use consensus_raft_protocol::{
     Append, ArrivalOutcome, Config, Contradiction, ControlMessage, EntryInfo, Event, Output, Raft, Refusal,
@@ -169,6 +169,24 @@ fn snapshot_without_the_committed_entries_of_an_earlier_leader_stops_the_node() 
     let arrived = Event::SnapshotArrived { from: NodeId(1), term: Term(2), meta };
     let found = contradiction(&step(&mut follower_of_first_leadership(3), SECOND, arrived)).unwrap();
     assert_eq!((found.own, found.theirs), (LogId::new(1, 3), LogId::new(2, 3)));
+}
+
+#[test]
+fn snapshot_after_too_many_leaderships_is_not_compared_with_committed_entries() {
+    let installs = |leaderships: u64| {
+        let later = (0..leaderships).map(|n| leadership(2 + n, 4 + n, 0xC + n));
+        let all = [leadership(1, 2, 0xA)].into_iter().chain(later);
+        let membership = all.fold(Membership::of_voters(0..3), Membership::with_leadership);
+        let meta = SnapshotMeta { last: LogId::new(1 + leaderships, 4 + leaderships), membership };
+        let term = Term(1 + leaderships);
+        let mut raft = follower_of_first_leadership(3);
+        let arrived = Event::SnapshotArrived { from: NodeId(1), term, meta: meta.clone() };
+        assert_eq!(contradiction(&step(&mut raft, SECOND, arrived)), None);
+        raft.was_compared_with(&meta)
+    };
+    let most = LEADERSHIPS_MAX as u64;
+    assert!(installs(most - 1));
+    assert!(!installs(most));
 }
 
 #[test]

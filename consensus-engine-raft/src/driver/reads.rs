@@ -15,8 +15,30 @@ pub(super) type ReadReply = oneshot::Sender<Result<LogIndex, ReadError>>;
 #[derive(Default)]
 pub(super) struct Reads {
     pub(super) next_token: u64,
-    pub(super) pending: BTreeMap<u64, (ReadReply, Permit)>,
+    /// With the time until which each waits. A read that does not wait any more keeps its permit, because the protocol
+    /// still has its token.
+    pub(super) pending: BTreeMap<u64, (Duration, Option<ReadReply>, Permit)>,
     pub(super) ready: Vec<(LogIndex, ReadReply, Permit)>,
+    /// First token of a read that may still wait.
+    waiting_from: u64,
+}
+
+impl Reads {
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        self.pending.range(self.waiting_from..).next().map(|(_, (until, ..))| *until)
+    }
+
+    /// Fails the reads whose time is over.
+    pub(super) fn expire(&mut self, now: Duration) {
+        for (token, (_, reply, _)) in
+            self.pending.range_mut(self.waiting_from..).take_while(|(_, (until, ..))| *until <= now)
+        {
+            self.waiting_from = token + 1;
+            if let Some(reply) = reply.take() {
+                let _ = reply.send(Err(ReadError::TimedOut));
+            }
+        }
+    }
 }
 
 /// How old the applied state of this node may be.
@@ -36,7 +58,8 @@ impl Driver {
         }
         let token = self.reads.next_token;
         self.reads.next_token += 1;
-        self.reads.pending.insert(token, (reply, permit));
+        let until = self.now + self.config.wait_limit();
+        self.reads.pending.insert(token, (until, Some(reply), permit));
         self.step(Event::Read { token, lease: consistency == ReadConsistency::Lease });
     }
 
@@ -75,5 +98,32 @@ impl Driver {
         for (index, reply, _) in self.reads.ready.extract_if(.., |(index, ..)| *index <= done) {
             let _ = reply.send(Ok(index));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Admission;
+
+    #[test]
+    fn read_that_is_not_confirmed_in_time_fails_and_keeps_its_permit() {
+        let admission = Admission::new(2, 0);
+        let mut reads = Reads::default();
+        let mut answers = Vec::new();
+        for token in 0..2 {
+            let (reply, answer) = oneshot::channel();
+            let until = Duration::from_secs(1 + token);
+            reads.pending.insert(token, (until, Some(reply), admission.admit(0).unwrap()));
+            answers.push(answer);
+        }
+        assert_eq!(reads.next_deadline(), Some(Duration::from_secs(1)));
+        reads.expire(Duration::from_secs(1));
+        assert_eq!(answers[0].try_recv(), Ok(Err(ReadError::TimedOut)));
+        assert!(answers[1].try_recv().is_err());
+        assert_eq!(reads.next_deadline(), Some(Duration::from_secs(2)));
+        assert!(admission.admit(0).is_err(), "the protocol still has both tokens");
+        reads.pending.remove(&0);
+        assert!(admission.admit(0).is_ok());
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use consensus_core::{
-    LogId, Membership, NodeId, Role, Snapshot, SnapshotAck, SnapshotMeta, SnapshotOutcome, StateMachineError,
+    LEADERSHIPS_MAX, LogId, Membership, NodeId, Role, Snapshot, SnapshotAck, SnapshotMeta, SnapshotOutcome,
+    StateMachineError,
 };
 use consensus_raft_protocol::{ArrivalOutcome, Event};
 
@@ -58,6 +59,13 @@ impl Driver {
             return;
         }
         tracing::info!(last = %meta.last, "installing a snapshot");
+        if !self.raft.was_compared_with(meta) {
+            tracing::warn!(
+                committed = %self.raft.commit(),
+                "over {LEADERSHIPS_MAX} leaders were elected since this node was last in touch: whether the cluster has the \
+                 entries that were committed here could not be checked"
+            );
+        }
         match arrival.file.try_clone() {
             Ok(file) => self.give(Job::Install(file, meta.last)),
             Err(error) => {

@@ -207,7 +207,7 @@ async fn damage(world: &World, node: &Node, mut random: Random) {
         }
         a_while(&mut random, 100).await;
         if !start_damaged(world, node.id, &mut random).await {
-            return;
+            break; // Earlier damage may have cost entries all the same.
         }
         a_while(&mut random, 60).await;
     }

@@ -41,7 +41,7 @@ lint:
 # nextest where it is there: it runs the tests of all crates side by side. Else the tests have its limits all the same.
 unit:
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run; \
-	  else cargo test --lib --bins --tests --config "target.'cfg(all())'.runner = '$(CURDIR)/scripts/test-binary'"; fi
+	  else cargo test --no-fail-fast --lib --bins --tests --config "target.'cfg(all())'.runner = '$(CURDIR)/scripts/test-binary'"; fi
 
 SIM := cargo run --quiet -p consensus-raft-simulator --bin raft-sim --
 

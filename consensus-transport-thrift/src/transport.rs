@@ -179,8 +179,8 @@ impl PeerTable {
             matches!((known.process, caller.process), (Some(known), Some(caller)) if known != caller);
         is_other.then(|| {
             format!(
-                "node {node} runs at {endpoint}, but this caller is another process with the same id and a copy of the same \
-                 data: stop one of them, and replace the node if both have run for a while"
+                "node {node} runs at {endpoint}, but this caller is another process with its id: two nodes were started with \
+                 one id, or one of them on a copy of the other's data; stop the one that does not belong to the cluster"
             )
         })
     }

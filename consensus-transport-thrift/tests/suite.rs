@@ -5,7 +5,7 @@ use std::{io::Write, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use consensus_core::{
     Endpoint, Message, MessageHandler, NetworkTransport, NodeId, Reachability, SnapshotAck, SnapshotChunk,
-    SnapshotOutcome, TransportError,
+    SnapshotMeta, SnapshotOutcome, Term, TransportError,
 };
 use consensus_testkit::{eventually, transport::run_suite};
 use consensus_transport_thrift::{ThriftConfig, ThriftTransport, testing::loopback_cluster};
@@ -44,6 +44,11 @@ fn anywhere() -> Endpoint {
 
 fn message(n: u8) -> Message {
     Message::Extension(vec![n].into())
+}
+
+fn chunk() -> SnapshotChunk {
+    let (meta, term) = (SnapshotMeta::default(), Term(1));
+    SnapshotChunk { term, transfer: 1, meta, offset: 0, data: "x".into(), last: None }
 }
 
 async fn arrives(
@@ -151,7 +156,8 @@ async fn advertised_endpoint_is_used_unless_another_was_set() {
     // Another node with id 1 and another endpoint does not replace it.
     let (other, _at_other) = node(1, &free().parse().unwrap()).await;
     other.set_endpoint(NodeId(2), b.local_endpoint().clone());
-    arrives(&other, 2, &mut at_b, 3).await;
+    let refused = other.send_snapshot_chunk(NodeId(2), chunk()).await.unwrap_err().to_string();
+    assert!(refused.contains("another process with its id"), "{refused}");
     arrives(&b, 1, &mut at_a, 4).await;
 }
 
@@ -168,10 +174,7 @@ async fn wrong_nodes_are_refused_with_the_reason() {
         config.cluster = cluster.to_owned();
         let a = ThriftTransport::bind(config).await.unwrap();
         a.set_endpoint(callee, place.clone());
-        let meta = consensus_core::SnapshotMeta::default();
-        let term = consensus_core::Term(1);
-        let chunk = SnapshotChunk { term, transfer: 1, meta, offset: 0, data: "x".into(), last: None };
-        let error = a.send_snapshot_chunk(callee, chunk).await.unwrap_err();
+        let error = a.send_snapshot_chunk(callee, chunk()).await.unwrap_err();
         assert!(
             matches!(error, TransportError::Protocol { .. }) && error.to_string().contains(why),
             "{error}"

@@ -1,7 +1,5 @@
 //! The audit log, and the warnings about slow requests.
 
-mod common;
-
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -10,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Cluster, Server, disk::Disk, kvctl::Kvctl};
+use crate::common::{Cluster, Server, disk::Disk, kvctl::Kvctl};
 use kv_etcd_api::etcdserverpb::{
     PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, WatchRequest,
     kv_client::KvClient as EtcdKvClient, request_op::Request as Part, watch_client::WatchClient,

@@ -1,7 +1,5 @@
 //! Backups of running servers, and servers that start from them.
 
-mod common;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -12,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use common::{
+use crate::common::{
     Cluster, Server,
     kvctl::Kvctl,
     page::Page,

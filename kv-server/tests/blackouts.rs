@@ -1,10 +1,8 @@
 //! A network that loses everything for a while.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{
+use crate::common::{
     Cluster, client,
     proxy::Link,
     silent::{can_name_hosts, silent_listener, with_two_addresses},

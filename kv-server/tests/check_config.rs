@@ -1,6 +1,6 @@
 //! `kv-server --check-config`: says everything that is wrong at once, and changes nothing.
 
-mod common;
+use crate::common;
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output},
 };
 
-use common::certificates::Certificates;
+use crate::common::certificates::Certificates;
 
 /// Exit code, standard output and the lines of standard error of a check of a file with this text.
 fn check(dir: &Path, text: &str, more: &[&str]) -> (i32, String, Vec<String>) {

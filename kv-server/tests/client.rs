@@ -1,7 +1,5 @@
 //! Watches, leases, locks and elections of the client library, on real servers.
 
-mod common;
-
 use std::{
     pin::pin,
     sync::{
@@ -11,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Cluster, Server};
+use crate::common::{Cluster, Server};
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use kv_etcd_api::v3lockpb::{LockRequest, UnlockRequest, lock_client::LockClient};
 use kv_store_client::{

@@ -1,10 +1,8 @@
 //! `kvctl debug bundle`: an archive of what the servers say of themselves, without secrets.
 
-mod common;
-
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-use common::{Cluster, Server, free_port, kvctl::Kvctl};
+use crate::common::{Cluster, Server, free_port, kvctl::Kvctl};
 
 /// Unpacks an archive, and returns the names of its files with their contents.
 fn unpack(archive: &Path, into: &Path) -> Vec<(String, Vec<u8>)> {

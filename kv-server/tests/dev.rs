@@ -1,7 +1,5 @@
 //! `kv-server dev` with real processes.
 
-mod common;
-
 use std::{
     io::{BufRead, BufReader},
     net::TcpListener,
@@ -9,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::client;
+use crate::common::client;
 
 /// Ends the cluster when the test fails.
 struct Dev(Child);

@@ -1,10 +1,10 @@
 //! Disks that fill up: real ones, by a file that takes most of what is left.
 
-mod common;
+use crate::common;
 
 use std::{path::Path, time::Duration};
 
-use common::{
+use crate::common::{
     Cluster, Server,
     disk::{free_mib, give_back, take_mib},
 };

@@ -1,18 +1,14 @@
 //! etcd's API on the port of the clients: gRPC and JSON, beside Thrift.
 
-mod common;
-
-mod etcd {
-    mod auth;
-    pub(crate) mod clients;
-    mod cluster;
-    mod gateway;
-    mod kv;
-    mod lease;
-    mod lock;
-    mod logins;
-    mod maintenance;
-    mod members;
-    mod metrics;
-    mod watch;
-}
+mod auth;
+pub(crate) mod clients;
+mod cluster;
+mod gateway;
+mod kv;
+mod lease;
+mod lock;
+mod logins;
+mod maintenance;
+mod members;
+mod metrics;
+mod watch;

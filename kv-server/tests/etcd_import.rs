@@ -1,10 +1,8 @@
 //! A snapshot of etcd 3.7.3, imported. `kv-etcd-compat` compares imports with the etcd that they came from.
 
-mod common;
-
 use std::{path::Path, process::Output};
 
-use common::Server;
+use crate::common::Server;
 use kv_store_client::{ClientConfig, Credentials, KvClient};
 
 /// Made with etcdctl: keys, a deletion, a compaction, a lease, and users `root` (password `secret`) and `reader` (password `words`).

@@ -1,10 +1,8 @@
 //! `kv-server etcd` with real processes, which are used by etcd's API.
 
-mod common;
-
 use std::{os::unix::net::UnixDatagram, path::Path, process::Command, time::Duration};
 
-use common::{
+use crate::common::{
     Server,
     etcd_member::{PATIENCE, Place, READY, channel, count, eventually, members, put, run},
     free_port, get,

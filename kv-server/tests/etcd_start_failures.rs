@@ -1,8 +1,6 @@
 //! Starts of `kv-server etcd` after a failure, and starts that are refused, with real processes.
 
-mod common;
-
-use common::{
+use crate::common::{
     Server,
     etcd_member::{Place, READY, channel, count, eventually, members, put, run},
 };

@@ -1,10 +1,8 @@
 //! First starts of clusters, and starts that only look like one.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Server, copy_dir};
+use crate::common::{Cluster, Server, copy_dir};
 
 /// Waits until a put succeeds; how long that took.
 async fn serves(cluster: &Cluster, key: &str) -> Duration {

@@ -5,14 +5,12 @@
 //! The connections of clients to servers, and the connections on which followers forward requests of clients, have no
 //! faults here.
 
-mod common;
-
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
-use common::{
+use crate::common::{
     Cluster,
     history::{Answer, Call, Cell, Histories, Key, Operation, Shared, cell},
     lease_holders::Leases,

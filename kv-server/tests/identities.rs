@@ -1,10 +1,8 @@
 //! Endpoints for clients at which another server listens than the node that should be there.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Cluster, Server, kvctl::Kvctl};
+use crate::common::{Cluster, Server, kvctl::Kvctl};
 use kv_store_client::{
     Connection,
     admin::{MemberChange, MemberKind, NodeIdentity},

@@ -1,8 +1,8 @@
 //! Runs the commands of docs/install.md.
 
-mod common;
+use crate::common;
 
-use common::page::Page;
+use crate::common::page::Page;
 
 const PAGE: Page = Page("install.md");
 

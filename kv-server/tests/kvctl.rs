@@ -1,16 +1,12 @@
 //! `kvctl` as scripts use it: what it prints, and its exit codes.
 
-mod common;
-
-mod kvctl {
-    mod leases;
-    mod locks;
-    mod operators;
-    mod page;
-    mod status;
-    mod users;
-    mod watches;
-}
+mod leases;
+mod locks;
+mod operators;
+mod page;
+mod status;
+mod users;
+mod watches;
 
 use std::{
     io::{BufRead, BufReader},
@@ -18,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{
+use crate::common::{
     Server,
     kvctl::Kvctl,
     silent::{can_name_hosts, silent_listener, with_two_addresses},

@@ -1,13 +1,13 @@
 //! No client takes from a node what others need: descriptors, memory, time.
 
-mod common;
+use crate::common;
 
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
 
-use common::{Cluster, Server, etcd_member, kvctl::Kvctl};
+use crate::common::{Cluster, Server, etcd_member, kvctl::Kvctl};
 use futures::{StreamExt, TryStreamExt};
 use kv_etcd_api::etcdserverpb::{self as pb, kv_client::KvClient as EtcdKvClient};
 use kv_store_client::{

@@ -1,6 +1,6 @@
 //! The log of a server: formats, and a level that changes while the server runs.
 
-mod common;
+use crate::common;
 
 use std::{
     io::{Read, Write},
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Cluster, Server, kvctl::Kvctl, page::Page};
+use crate::common::{Cluster, Server, kvctl::Kvctl, page::Page};
 
 const PAGE: Page = Page("logging.md");
 

@@ -1,10 +1,8 @@
 //! Nodes of which some have little room on their disks: small file systems in memory.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Server, disk::Disk};
+use crate::common::{Cluster, Server, disk::Disk};
 use kv_store_client::{
     ClientConfig, KvClient,
     idl::{Consistency, RangeRequest},

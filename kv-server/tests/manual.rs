@@ -1,7 +1,5 @@
 //! Manual pages and completions of both programs: complete, and accepted by the programs that read them.
 
-mod common;
-
 use std::{
     fmt::Write as _,
     fs,
@@ -10,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::kvctl;
+use crate::common::kvctl;
 
 fn programs() -> [(&'static str, PathBuf); 2] {
     [("kv-server", PathBuf::from(env!("CARGO_BIN_EXE_kv-server"))), ("kvctl", kvctl::program().to_owned())]

@@ -1,10 +1,10 @@
 //! Members and leaders of real clusters that change, while clients write.
 
-mod common;
+use crate::common;
 
 use std::time::{Duration, Instant};
 
-use common::{
+use crate::common::{
     Cluster, Server,
     kvctl::Kvctl,
     writers::{Writers, check},

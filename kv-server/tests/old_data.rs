@@ -1,15 +1,13 @@
 //! Nodes that are started with data of the past: an old copy, a disk of before they were removed, or of before a survivor became a
 //! cluster of its own.
 
-mod common;
-
 use std::{
     path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
-use common::{
+use crate::common::{
     Cluster, client, copy_dir,
     kvctl::Kvctl,
     writers::{Writers, check},
@@ -326,7 +324,7 @@ async fn copy_of_a_running_node_is_refused() {
     std::fs::write(twin.dir.path().join("cluster.toml"), config.replace(&own(&cluster), &own(&twin)))
         .unwrap();
     twin.servers[1].start();
-    twin.servers[1].says("another process with the same id");
+    twin.servers[1].says("another process with its id");
     let read = hasty(twin.servers[1].port).get("k").await;
     assert!(!matches!(&read, Ok(Some(kv)) if kv.value == b"old"), "{read:?}");
     cluster.client().put("k", "newest").await.unwrap();

@@ -1,8 +1,6 @@
 //! Runs the commands of docs/operations.md: one test for each section, in a directory and on ports of its own.
 
-mod common;
-
-use common::page::Page;
+use crate::common::page::Page;
 
 const PAGE: Page = Page("operations.md");
 

@@ -1,10 +1,8 @@
 //! Watches as long polls over Thrift, on real servers.
 
-mod common;
-
 use std::{sync::Arc, time::Duration};
 
-use common::{Cluster, Server};
+use crate::common::{Cluster, Server};
 use kv_store_client::{
     Connection,
     idl::{PutRequest, WatchRequest, WatchResponse},

@@ -1,10 +1,10 @@
 //! Real processes, killed and restarted.
 
-mod common;
+use crate::common;
 
 use std::time::{Duration, Instant};
 
-use common::{
+use crate::common::{
     Cluster, Server,
     writers::{Writers, check},
 };

@@ -1,10 +1,8 @@
 //! Faults that last: servers log them once, not at each attempt.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Cluster, Server, writers::Writers};
+use crate::common::{Cluster, Server, writers::Writers};
 use kv_store_client::admin::MemberChange;
 
 /// Lines of a server's log that have all these words, without colors.

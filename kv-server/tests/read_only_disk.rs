@@ -1,10 +1,8 @@
 //! A store whose directory takes no new files any more: what RocksDB has open goes on.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
-use common::{Cluster, Server, disk};
+use crate::common::{Cluster, Server, disk};
 
 /// Mounted over itself, for reading only.
 struct ReadOnly(PathBuf);

@@ -1,8 +1,6 @@
 //! The commands of docs/security.md, run as they are written.
 
-mod common;
-
-use common::page::Page;
+use crate::common::page::Page;
 
 const PAGE: Page = Page("security.md");
 

@@ -1,7 +1,5 @@
 //! A server that a service manager has started: what it tells, and its exit codes.
 
-mod common;
-
 use std::{
     os::unix::net::UnixDatagram,
     path::Path,
@@ -9,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use common::{free_port, kvctl};
+use crate::common::{free_port, kvctl};
 
 /// The socket of a service manager.
 struct Manager(UnixDatagram);

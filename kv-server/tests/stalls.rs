@@ -1,13 +1,11 @@
 //! A disk that stops completing writes: a file system of its own, frozen by the kernel.
 
-mod common;
-
 use std::{
     process::Command,
     time::{Duration, Instant},
 };
 
-use common::{Cluster, Server, disk::Disk, kvctl::Kvctl};
+use crate::common::{Cluster, Server, disk::Disk, kvctl::Kvctl};
 use kv_store_client::{
     Connection,
     idl::PutRequest,

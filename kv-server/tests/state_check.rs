@@ -1,10 +1,8 @@
 //! Nodes that compare their states.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::Cluster;
+use crate::common::Cluster;
 use consensus_core::{Entry, NodeId, StateMachine, codec};
 use kv_state_machine::{Durability, KvCommand, KvOperation, KvStateMachine, Put};
 use kv_store_client::{

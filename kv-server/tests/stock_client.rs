@@ -1,10 +1,8 @@
 //! A stock Thrift client (Python's thriftpy2) does every call of the IDL.
 
-mod common;
-
 use std::process::Command;
 
-use common::{Cluster, Server};
+use crate::common::{Cluster, Server};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_of_the_idl_from_python() {

@@ -1,6 +1,6 @@
 //! TLS on real processes: who is served, on all protocols of the port, and what the log says of those who are not.
 
-mod common;
+use crate::common;
 
 use std::{
     io::{Read, Write},
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use common::{
+use crate::common::{
     Server,
     certificates::Certificates,
     etcd_member::{Place, READY},

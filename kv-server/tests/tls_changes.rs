@@ -1,10 +1,10 @@
 //! Clusters with TLS on every port, and how they change while they serve: certificates, authorities, and from plain to TLS.
 
-mod common;
+use crate::common;
 
 use std::{path::Path, time::Duration};
 
-use common::{
+use crate::common::{
     Cluster,
     certificates::{self, Certificates, says_again},
 };

@@ -1,10 +1,8 @@
 //! Two servers with data and a witness.
 
-mod common;
-
 use std::{path::Path, process::Command};
 
-use common::{Cluster, client, kvctl::Kvctl};
+use crate::common::{Cluster, client, kvctl::Kvctl};
 use kv_etcd_api::etcdserverpb::{
     self as etcd, LeaseTimeToLiveRequest, MemberListRequest, cluster_client::ClusterClient,
     kv_client::KvClient as EtcdKvClient, lease_client::LeaseClient,

@@ -1,11 +1,9 @@
 //! Compares the store with a simple model: every response and every past revision, across restarts and snapshots.
 
-mod common;
-
 use std::collections::BTreeMap;
 
+use crate::common::Replica;
 use bytes::Bytes;
-use common::Replica;
 use consensus_core::{StateMachine, codec};
 use kv_state_machine::{
     Compare, CompareResult, CompareTarget, Delete, Deleted, Found, KeyRange, KeyValue, KvAnswer, KvOperation,

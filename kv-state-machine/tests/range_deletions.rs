@@ -1,11 +1,9 @@
 //! Deletions of ranges with many keys: no response, hash or event depends on when the deletions of the keys are written.
 
-mod common;
-
 use std::time::Duration;
 
+use crate::common::Replica;
 use bytes::Bytes;
-use common::Replica;
 use consensus_core::{Entry, LogId, NodeId, StateMachine, codec};
 use futures::TryStreamExt;
 use kv_state_machine::{

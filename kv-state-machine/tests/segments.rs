@@ -1,12 +1,10 @@
 //! Reads of the newest revision, which use the counts of segments, against a plain map: over splits and merges of
 //! segments, garbage collection, restarts, crashes and snapshots.
 
-mod common;
-
 use std::collections::BTreeSet;
 
+use crate::common::Replica;
 use bytes::Bytes;
-use common::Replica;
 use consensus_core::StateMachine;
 use kv_state_machine::{
     Delete, KvOperation, KvResult, KvStateMachine, Put, Range, Txn,

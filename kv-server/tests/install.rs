@@ -1,7 +1,5 @@
 //! Runs the commands of docs/install.md.
 
-use crate::common;
-
 use crate::common::page::Page;
 
 const PAGE: Page = Page("install.md");

@@ -109,16 +109,14 @@ async fn a_witness_joins_and_is_not_taken_for_more() {
     let add = MemberChange::new(id as i64, MemberKind::WITNESS, consensus, clients, None, false);
     cluster.client().change_members(vec![add]).await.unwrap();
     cluster
-        .eventually("the witness knows that it is one", async |cluster| {
-            cluster
-                .status(id)
-                .await?
-                .members
-                .iter()
-                .any(|m| m.node_id == id as i64 && m.kind == "witness")
-                .then_some(())
+        .eventually("the witness knows that it counts as one", async |cluster| {
+            let members = cluster.status(id).await?.members;
+            let own = members.iter().find(|member| member.node_id == id as i64)?;
+            (own.kind == "witness" && own.storage_known == Some(true)).then_some(())
         })
         .await;
+    // The entry that names its disk is committed, too.
+    cluster.client().put("k", VALUE).await.unwrap();
     let endpoints: Vec<String> = cluster.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
     let operator = Kvctl::new(endpoints.join(","));
     let (code, hashes, error) = tokio::task::block_in_place(|| operator.run(&["hash"], ""));

@@ -51,7 +51,10 @@ pub(crate) async fn wipe(world: &Arc<World>, mut random: Random) {
         }
         sleep(Duration::from_millis(100)).await;
     }
-    world.record().fail(format!("member {id} whose disk was wiped is not replaced after {LONGEST:?}"));
+    let told: Vec<_> = world.nodes().iter().map(super::cluster::Node::status).collect();
+    world
+        .record()
+        .fail(format!("member {id} whose disk was wiped is not replaced after {LONGEST:?}\n{told:#?}"));
 }
 
 /// Waits until the newest leader has committed what its log has now. Returns `false` if that takes too long.
@@ -94,12 +97,16 @@ pub(crate) async fn restore(world: &Arc<World>, mut random: Random) {
     world.give_back(id);
 }
 
-/// Chooses a voter of a cluster that has a quorum without it.
+/// Chooses a voter of a cluster that has a quorum without it, in a configuration that is committed.
 async fn a_voter(world: &Arc<World>, random: &mut Random) -> Option<u64> {
     if !world.restart_lost().await {
         return None;
     }
     let membership = world.membership()?;
+    // The others may need the voter to leave an earlier configuration.
+    if !is_committed(world).await || world.membership()? != membership {
+        return None;
+    }
     let voters: Vec<NodeId> = membership.voters().collect();
     let chosen = voters.get(random.below(voters.len().max(1) as u64) as usize)?;
     let can_do_without = voters.len() >= 3 && !membership.is_joint();

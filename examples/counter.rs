@@ -1,8 +1,8 @@
 //! A replicated counter: three nodes in one process, each with its own log, agreeing on every increment.
 
 use consensus_core::{
-    ConsensusEngine, NodeId, ReadConsistency,
-    typed::{Application, InMemory, propose},
+    NodeId, ReadConsistency,
+    typed::{Application, InMemory, TypedEngine},
 };
 use consensus_engine_raft::RaftEngine;
 use consensus_testkit::MemLogStorage;
@@ -36,21 +36,21 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let reader = machine.reader();
         let (transport, storage) = (network.transport(NodeId(id)), MemLogStorage::new());
         let engine = RaftEngine::builder(NodeId(id)).voters(1..=3).start(transport, storage, machine).await?;
-        nodes.push((engine, reader));
+        nodes.push(TypedEngine::new(engine, reader));
     }
-    let mut status = nodes[0].0.status();
+    let mut status = nodes[0].engine().status();
     let leader = status.wait_for(|status| status.leader.is_some()).await?.leader.ok_or("no leader")?;
     println!("node {leader} leads");
 
-    let (engine, reader) = &nodes[leader.0 as usize - 1];
+    let node = &nodes[leader.0 as usize - 1];
     for n in [1, 10, 100] {
-        println!("add {n}: the counter is {}", propose::<Counter>(&**engine, &Command::Add(n)).await?);
+        println!("add {n}: the counter is {}", node.propose(&Command::Add(n)).await?);
     }
-    engine.read_barrier(ReadConsistency::Linearizable).await?;
-    println!("a linearizable read: {}", reader.read(|counter| counter.0));
-    assert_eq!(reader.read(|counter| counter.0), 111);
-    for (engine, _) in &nodes {
-        engine.shutdown().await?;
+    let counter = node.read(ReadConsistency::Linearizable, |counter| counter.0).await?;
+    println!("a linearizable read: {counter}");
+    assert_eq!(counter, 111);
+    for node in &nodes {
+        node.engine().shutdown().await?;
     }
     Ok(())
 }

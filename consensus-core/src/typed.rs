@@ -1,10 +1,16 @@
 //! State machines with commands and responses as plain Rust types.
 //!
 //! Implement [`Application`] for a type that serde can serialize, and wrap it in [`InMemory`], which is a
-//! [`StateMachine`]. [`propose`] proposes a command and returns its response.
+//! [`StateMachine`]. A [`TypedEngine`] proposes its commands and reads its state; a [`TypedSession`] has each command applied
+//! once, however often it is proposed.
 //!
 //! ```
-//! use consensus_core::typed::{Application, InMemory};
+//! use std::sync::Arc;
+//!
+//! use consensus_core::{
+//!     ConsensusEngine, ReadConsistency,
+//!     typed::{Application, InMemory, TypedEngine},
+//! };
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Default, Serialize, Deserialize)]
@@ -19,15 +25,21 @@
 //!     fn apply(&mut self, Command::Add(n): Command) -> i64 { self.0 += n; self.0 }
 //! }
 //!
+//! # async fn run(start: impl FnOnce(InMemory<Counter>) -> Arc<dyn ConsensusEngine>) -> Result<(), Box<dyn std::error::Error>> {
 //! let machine = InMemory::new(Counter::default());
-//! let state = machine.reader(); // for reads, after a read barrier
-//! assert_eq!(state.read(|counter| counter.0), 0);
-//! # fn takes(_: impl consensus_core::StateMachine) {}
-//! takes(machine);
+//! let reader = machine.reader();
+//! let counter = TypedEngine::new(start(machine), reader);
+//! assert_eq!(counter.propose(&Command::Add(5)).await?, 5);
+//! let read = counter.read(ReadConsistency::Linearizable, |counter| counter.0).await?;
+//! assert_eq!(read, 5);
+//! # Ok(())
+//! # }
 //! ```
 
 use std::{
+    fmt,
     io::Read,
+    marker::PhantomData,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -35,8 +47,10 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    ConsensusEngine, Entry, LogId, Payload, ProposeError, Snapshot, StateMachine, StateMachineError,
+    ConsensusEngine, Entry, LogId, Payload, ProposeError, ReadConsistency, ReadError, Snapshot, StateMachine,
+    StateMachineError,
     codec::{self, CodecError},
+    session::{Call, Client, SessionError},
 };
 
 /// A state machine whose whole state is one serializable type.
@@ -148,6 +162,116 @@ pub async fn propose<A: Application>(
     let committed = engine.propose(codec::encode(VERSION, command).into()).await?;
     codec::decode("response", VERSION, &committed.response)
         .map_err(|error| ProposeError::Fatal { why: error.to_string() })
+}
+
+/// An engine and the state of its machine on this node, with commands and responses as Rust types. Cheap to clone.
+pub struct TypedEngine<A> {
+    engine: Arc<dyn ConsensusEngine>,
+    reader: Reader<A>,
+}
+
+impl<A: Application> TypedEngine<A> {
+    /// Creates a handle. `reader` is that of the [`InMemory`] machine that the engine was started with, alone or in
+    /// [`ExactlyOnce`](crate::session::ExactlyOnce).
+    #[must_use]
+    pub fn new(engine: Arc<dyn ConsensusEngine>, reader: Reader<A>) -> Self {
+        Self { engine, reader }
+    }
+
+    /// The engine, for its status and for changes of the membership.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<dyn ConsensusEngine> {
+        &self.engine
+    }
+
+    /// Same as [`propose`]. For a machine without sessions.
+    ///
+    /// # Errors
+    /// See [`propose`].
+    pub async fn propose(&self, command: &A::Command) -> Result<A::Response, ProposeError> {
+        propose::<A>(&*self.engine, command).await
+    }
+
+    /// Calls `f` with a state that is as new as `consistency` asks for. No command is applied while `f` runs.
+    ///
+    /// # Errors
+    /// See [`ConsensusEngine::read_barrier`].
+    pub async fn read<T>(
+        &self,
+        consistency: ReadConsistency,
+        f: impl FnOnce(&A) -> T,
+    ) -> Result<T, ReadError> {
+        self.engine.read_barrier(consistency).await?;
+        Ok(self.reader.read(f))
+    }
+
+    /// Opens a session of a machine in [`ExactlyOnce`](crate::session::ExactlyOnce). See [`Client::open`].
+    ///
+    /// # Errors
+    /// See [`Client::open`].
+    pub async fn open_session(&self, sessions_max: u64) -> Result<TypedSession<A>, SessionError> {
+        Ok(TypedSession { client: Client::open(&*self.engine, sessions_max).await?, of: PhantomData })
+    }
+}
+
+impl<A> Clone for TypedEngine<A> {
+    fn clone(&self) -> Self {
+        Self { engine: self.engine.clone(), reader: self.reader.clone() }
+    }
+}
+
+impl<A> fmt::Debug for TypedEngine<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TypedEngine").finish_non_exhaustive()
+    }
+}
+
+/// Creates the calls of one session, one after the other, from commands of `A`.
+pub struct TypedSession<A> {
+    client: Client,
+    of: PhantomData<fn(A)>,
+}
+
+impl<A: Application> TypedSession<A> {
+    /// Id of the session.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.client.id()
+    }
+
+    /// Creates the next call of the session. Once it is proposed, earlier calls are refused.
+    pub fn next(&mut self, command: &A::Command) -> TypedCall<A> {
+        TypedCall { call: self.client.next(codec::encode(VERSION, command).into()), of: PhantomData }
+    }
+}
+
+impl<A> fmt::Debug for TypedSession<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TypedSession").field("client", &self.client).finish()
+    }
+}
+
+/// A command of a session. May be proposed any number of times, at any node, until the next call of its session is proposed.
+pub struct TypedCall<A> {
+    call: Call,
+    of: PhantomData<fn(A)>,
+}
+
+impl<A: Application> TypedCall<A> {
+    /// Proposes the command. Returns the response of the one time that the command was applied.
+    ///
+    /// # Errors
+    /// See [`SessionError`].
+    pub async fn propose(&self, engine: &TypedEngine<A>) -> Result<A::Response, SessionError> {
+        let response = self.call.propose(&*engine.engine).await?;
+        Ok(codec::decode("response", VERSION, &response)?)
+    }
+}
+
+impl<A> fmt::Debug for TypedCall<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TypedCall").field("call", &self.call).finish()
+    }
 }
 
 /// Format version of commands, responses and snapshots.

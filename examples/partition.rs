@@ -56,13 +56,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("node {old} cannot commit: {}", lost.expect_err("without a majority nothing is committed"));
     let new = leader_among(&nodes, &others).await?;
     println!("node {new} was elected by the others; it commits \"third\"");
-    nodes[new].engine.propose("third".into()).await?;
+    let third = nodes[new].engine.propose("third".into()).await?;
 
     network.heal();
     println!("-- the network is whole again --");
     for (id, node) in nodes.iter().enumerate() {
-        let goal = nodes[new].engine.status().borrow().commit;
-        node.engine.status().wait_for(|status| status.applied >= goal).await?;
+        node.engine.status().wait_for(|status| status.applied >= third.log_id.index).await?;
         let commands: Vec<String> = node
             .journal
             .commands()
